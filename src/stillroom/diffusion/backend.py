@@ -98,22 +98,22 @@ class Diffusion(Backend):
     def _preset(self, model: DiffusionModel, checkpoint: Path) -> DecodingPreset | None:
         """Return the preset, checked against the fingerprint of the weights."""
         named = {"block_length", "commit", "cache"} & self.model_fields_set
-        place = Path(self.preset) if self.preset is not None else None
-        if place is None and not named:
-            place = find_preset(checkpoint)
-        if place is None or self.preset == "none":
+        path = Path(self.preset) if self.preset is not None else None
+        if path is None and not named:
+            path = find_preset(checkpoint)
+        if path is None or self.preset == "none":
             return None
-        found = read_preset(place)
+        preset = read_preset(path)
         if named:
             raise RecipeError(
-                f"preset '{found.name}' and {', '.join(sorted(named))} are both set",
+                f"preset '{preset.name}' and {', '.join(sorted(named))} are both set",
                 code="diffusion.preset",
                 expected="a preset, or single settings",
                 next="leave one of them out",
             )
-        found.check_against(model.fingerprint)
-        found.settings.check_against(model.metadata)
-        return found
+        preset.check_against(model.fingerprint)
+        preset.settings.check_against(model.metadata)
+        return preset
 
 
 class _DiffusionTextModel:
@@ -127,16 +127,16 @@ class _DiffusionTextModel:
         self.model: DiffusionModel | None = model
         self.engine = engine
         self.name = model.name
-        kept = engine.model_dump(mode="json", exclude={"num_threads", "device", "preset"})
+        settings = engine.model_dump(mode="json", exclude={"num_threads", "device", "preset"})
         mark = ""
         self.settings = DecodeSettings(
             block_length=engine.block_length, commit=engine.commit, cache=engine.cache
         )
         if preset is not None:  # the fingerprint holds the settings, not the path
             self.settings = preset.settings
-            kept |= {"preset": preset.settings.model_dump(mode="json")}
+            settings |= {"preset": preset.settings.model_dump(mode="json")}
             mark = f"{preset.name}-"
-        self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(kept)[:12]}"
+        self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(settings)[:12]}"
         self.context_length = engine.context_length or model.context_length
         model.context_length = self.context_length
         self._lock = threading.Lock()
@@ -152,13 +152,13 @@ class _DiffusionTextModel:
     ) -> list[Completion]:
         completions: list[Completion] = []
         is_stopped = is_cancelled or (lambda: False)
-        for index, (prompt, one) in enumerate(
+        for index, (prompt, prompt_sampling) in enumerate(
             zip(prompts, broadcast_sampling(prompts, sampling), strict=True)
         ):
             if is_stopped():
                 completions.append(Completion("", "cancelled", model=self.fingerprint))
                 continue
-            completions.append(self._ask(prompt, one, is_stopped))
+            completions.append(self._ask(prompt, prompt_sampling, is_stopped))
             if on_done is not None and completions[-1].finish_reason != "cancelled":
                 on_done(index, completions[-1])
         return completions
@@ -193,20 +193,20 @@ class _DiffusionTextModel:
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        given = ""
+        yielded = ""
         try:
             while True:
-                found = events.get()
-                if isinstance(found, Exception):
-                    raise found
-                if isinstance(found, StepEvent):
-                    yield self._canvas_step(found)
-                text = self._settled(found, sampling)
-                if text.startswith(given) and len(text) > len(given):
-                    yield text[len(given) :]
-                    given = text
-                if isinstance(found, Completion):
-                    return found
+                event = events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, StepEvent):
+                    yield self._canvas_step(event)
+                text = self._settled(event, sampling)
+                if text.startswith(yielded) and len(text) > len(yielded):
+                    yield text[len(yielded) :]
+                    yielded = text
+                if isinstance(event, Completion):
+                    return event
         finally:
             is_left.set()  # a closed consumer stops the sampler before its next forward pass
             thread.join()
@@ -229,13 +229,13 @@ class _DiffusionTextModel:
                 continue
             before = [token or 0 for token in build_prompt_request(model.tokenizer, prompt, 0).ids]
             limit_new_tokens(len(before) + len(after) - 1, 1, self.context_length, self.name)
-            ids, places = before + after, range(len(before), len(before) + len(after))
+            ids, positions = before + after, range(len(before), len(before) + len(after))
             with self._lock:
                 if self.engine.estimator.method_name() == "chain_rule":
-                    scorer = MaskedLikelihood(model, ids, places, rows=self.engine.rows)
+                    scorer = MaskedLikelihood(model, ids, positions, rows=self.engine.rows)
                     scores.append(Score(_causal_logprobs(scorer, torch)))
                 else:
-                    bound = score_text(model, ids, places, self.engine.estimator)
+                    bound = score_text(model, ids, positions, self.engine.estimator)
                     scores.append(Score((bound.value / len(after),) * len(after)))
         return scores
 
@@ -307,10 +307,11 @@ class _DiffusionTextModel:
         first = event.tail
         texts = decode_tokens(self._opened().tokenizer, event.ids)
         pieces = tuple(
-            None if event.is_open[at] else texts[at] for at in range(first, len(event.ids))
+            None if event.is_open[position] else texts[position]
+            for position in range(first, len(event.ids))
         )
-        written = tuple(at - first for at in event.written if at >= first)
-        changed = tuple(at - first for at in event.changed if at >= first)
+        written = tuple(position - first for position in event.written if position >= first)
+        changed = tuple(position - first for position in event.changed if position >= first)
         return DenoisingStep(event.step, event.nfe, pieces, written, changed)
 
     def _write(
@@ -341,28 +342,28 @@ class _DiffusionTextModel:
         return sample, length
 
     def _settings(self, sampling: Sampling) -> DecodeSettings:
-        drawn = {
+        overrides = {
             "temperature": max(sampling.temperature, 0.0),
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
-        return self.settings.model_copy(update=drawn)
+        return self.settings.model_copy(update=overrides)
 
     def _complete(self, sample: SampledSequence, length: int, sampling: Sampling) -> Completion:
         text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
         reason = "stop" if is_cut else sample.finish_reason
         return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
 
-    def _settled(self, found: StepEvent | Completion | str, sampling: Sampling) -> str:
+    def _settled(self, event: StepEvent | Completion | str, sampling: Sampling) -> str:
         """Return the part of the text that no later step changes."""
-        if isinstance(found, str):
-            return found
-        if isinstance(found, Completion):
-            return found.text
-        ends, stop = set(self._opened().metadata.end_token_ids), found.tail
-        while stop < len(found.ids) and not found.is_open[stop] and found.ids[stop] not in ends:
+        if isinstance(event, str):
+            return event
+        if isinstance(event, Completion):
+            return event.text
+        ends, stop = set(self._opened().metadata.end_token_ids), event.tail
+        while stop < len(event.ids) and not event.is_open[stop] and event.ids[stop] not in ends:
             stop += 1
-        settled = self._decode(found.ids[found.tail : stop]).rstrip("\ufffd")
+        settled = self._decode(event.ids[event.tail : stop]).rstrip("\ufffd")
         text, is_cut = cut_at_stop(settled, sampling.stop)
         return text if is_cut else text[: len(text) - count_held_back(text, sampling.stop)]
 

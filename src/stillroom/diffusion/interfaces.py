@@ -356,8 +356,8 @@ def compute_standard_error(values: Sequence[float], *, is_paired: bool = False) 
     if not is_paired:
         mean = math.fsum(values) / count
         return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
-    pairs = [(values[at], values[at + 1]) for at in range(0, count - 1, 2)]
-    squares = math.fsum((one - other) ** 2 for one, other in pairs)
+    pairs = [(values[index], values[index + 1]) for index in range(0, count - 1, 2)]
+    squares = math.fsum((first - second) ** 2 for first, second in pairs)
     return math.sqrt(squares * count / (2 * len(pairs))) / count
 
 

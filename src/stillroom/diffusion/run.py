@@ -56,14 +56,14 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
         split = split_records(resolve_local(recipe.records))
         start = ranks.share_path(job.scratch / "start")
-        said = ranks.on_main(partial(_prepare, recipe, split, start, job))
+        description = ranks.on_main(partial(_prepare, recipe, split, start, job))
         model = load_prepared(start)
         check_attention(model, str(start))
         recipe = _limit_context(recipe, model, job)
         lessons, counts = _encode(recipe, split, model, job)
         validation = _hold_out(recipe, split, model)
         measure = partial(_measure, recipe, split, validation, job)
-        details: dict[str, Any] = {"start": said, "records": counts}
+        details: dict[str, Any] = {"start": description, "records": counts}
         details["before"] = ranks.on_main(partial(measure, "measure before"))
         details["train"] = _train(recipe, job, model, lessons, validation, ranks)
         is_whole = ranks.count == 1 or recipe.train.sharding == "none"
@@ -84,10 +84,10 @@ def _prepare(recipe: DiffusionRecipe, split: RecordSplit, start: Path, job: Job)
     """Write the initial checkpoint, and return its description."""
     check_initial_checkpoint(recipe)
     with job.phase("start", 1, "networks") as progress:
-        said = prepare_initial_checkpoint(recipe, lambda: _count_texts(split), start)
+        description = prepare_initial_checkpoint(recipe, lambda: _count_texts(split), start)
         progress.advance()
-    job.say(f"initial checkpoint: {said}")
-    return said
+    job.say(f"initial checkpoint: {description}")
+    return description
 
 
 def _limit_context(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> DiffusionRecipe:
@@ -190,20 +190,20 @@ def _encode(
 ) -> tuple[TokenizedDataset, dict[str, Any]]:
     with job.phase("encode", len(split.train), "records") as progress:
         lessons = recipe.objective.encode(recipe, model, split.train, progress.advance)
-    found = {**lessons.counts, "passed_over": split.passed_over}
-    told = ", ".join(
+    details = {**lessons.counts, "passed_over": split.passed_over}
+    summary = ", ".join(
         f"{count} {name.replace('_', ' ')}"
         for name, count in lessons.counts.items()
         if count and name.startswith(("records_", "tokens_cut"))
     )
-    if told or split.passed_over:
+    if summary or split.passed_over:
         job.say(
-            f"max_tokens {recipe.max_tokens}: {told or 'no record truncated'}; skipped: "
+            f"max_tokens {recipe.max_tokens}: {summary or 'no record truncated'}; skipped: "
             f"{split.passed_over or 'none'}"
         )
     if not lessons.items:
         raise recipe.objective.miss(recipe, len(split.train))
-    return lessons, found
+    return lessons, details
 
 
 def _hold_out(recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel) -> Validation:
@@ -228,8 +228,8 @@ def _measure(
     if name not in journal and held_out:
         with job.phase(name, len(validation.lessons) or 1, "records") as progress:
             bound = validation.bound(progress.advance) if validation.lessons else {}
-            own = recipe.objective.measure(recipe, validation.model, held_out)
-        journal.put(name, {**bound, **validation.fixed_times(), **own})
+            metrics = recipe.objective.measure(recipe, validation.model, held_out)
+        journal.put(name, {**bound, **validation.fixed_times(), **metrics})
     return dict(journal.get(name, {}))
 
 
@@ -326,11 +326,11 @@ def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
 
 
 def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
-    found = [make_parent("records", resolve_local(recipe.records), job.out)]
+    parents = [make_parent("records", resolve_local(recipe.records), job.out)]
     if not isinstance(recipe.start, ScratchSettings):
         stored = Checkpoint.open(resolve_checkpoint(recipe.start))
-        found.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
-    return found
+        parents.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
+    return parents
 
 
 def _origin(recipe: DiffusionRecipe, split: RecordSplit) -> Origin:
@@ -355,9 +355,9 @@ def _report(details: dict[str, Any], job: Job) -> None:
             job.say(f"held-out {name}: {before[name]:.3f} before, {value:.3f} after")
     if "is_bound" not in after:
         return
-    what = "bound" if after["is_bound"] else "loss"
+    kind = "bound" if after["is_bound"] else "loss"
     job.say(
-        f"held-out {what}: {before['nats_per_token']:.3f} (error {before['error']:.3f}) before, "
+        f"held-out {kind}: {before['nats_per_token']:.3f} (error {before['error']:.3f}) before, "
         f"{after['nats_per_token']:.3f} (error {after['error']:.3f}) after, nats per token over "
         f"{after['records']} records"
     )

@@ -155,25 +155,27 @@ class CachedModel(DelegatingModel):
             Cancelled: If the job is cancelled; finished completions are stored.
         """
         samplings = broadcast_sampling(prompts, sampling)
-        places: dict[str, list[int]] = {}
-        for index, (prompt, one) in enumerate(zip(prompts, samplings, strict=True)):
-            places.setdefault(self.cache.key(self.fingerprint, prompt, one), []).append(index)
+        indices_by_key: dict[str, list[int]] = {}
+        for index, (prompt, prompt_sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            indices_by_key.setdefault(
+                self.cache.key(self.fingerprint, prompt, prompt_sampling), []
+            ).append(index)
         completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
 
         def give(key: str, completion: Completion) -> None:
-            for index in places[key]:
+            for index in indices_by_key[key]:
                 completions[index] = completion
                 if on_done is not None:
                     on_done(index, completion)
 
         missing = {}
-        for key, indexes in places.items():
-            kept = self.cache.get(key)
-            self.hits += len(indexes) - (kept is None)
-            if kept is None:
+        for key, indexes in indices_by_key.items():
+            cached = self.cache.get(key)
+            self.hits += len(indexes) - (cached is None)
+            if cached is None:
                 missing[key] = prompts[indexes[0]], samplings[indexes[0]]
             else:
-                give(key, kept)
+                give(key, cached)
         self._ask(missing, give, is_cancelled)
         return completions
 
@@ -206,11 +208,11 @@ class CachedModel(DelegatingModel):
         Streamed completions are not stored: ``generate`` may strip parts of the text that a stream
         has yielded (reasoning, Markdown fences).
         """
-        kept = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
-        if kept is not None:
+        cached = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
+        if cached is not None:
             self.hits += 1
-            yield kept.text
-            return kept
+            yield cached.text
+            return cached
         return (yield from self.model.stream(prompt, sampling))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
@@ -240,20 +242,20 @@ class CachedModel(DelegatingModel):
         """Answer from the cache, or submit; equal requests in flight are submitted once."""
         key = self.cache.key(self.fingerprint, prompt, sampling)
         with self._lock:
-            others = self._asked.get(key)
-            if others is not None:
-                others.append(done)
+            callbacks = self._asked.get(key)
+            if callbacks is not None:
+                callbacks.append(done)
                 return
             self._asked[key] = [done]
         try:
-            kept = self.cache.get(key)
-            if kept is None:
+            cached = self.cache.get(key)
+            if cached is None:
                 self._pass_on(prompt, sampling, partial(self._take, key))
                 return
         except BaseException as error:  # noqa: BLE001  # passed to all callbacks
             self._give(key, error)
             return
-        self._give(key, kept, 0)
+        self._give(key, cached, 0)
 
     def _take(self, key: str, value: Completion | BaseException) -> None:
         """Store a completion, on the model's thread, and pass it to all callbacks."""

@@ -108,7 +108,7 @@ def score_options_by_logprob(
 
 
 def _score_options(model: TextModel, prompt: Prompt, options: Sequence[str]) -> ChoiceProbabilities:
-    scores = [one.total for one in model.score([prompt] * len(options), list(options))]
+    scores = [score.total for score in model.score([prompt] * len(options), list(options))]
     highest = max(scores)
     if not math.isfinite(highest):
         return ChoiceProbabilities(None)
@@ -126,26 +126,26 @@ def _sample_options(
         "required": [_ANSWER_KEY],
         "additionalProperties": False,
     }
-    asked = [replace(_ask_for_json(prompt, options), schema=schema) for prompt in prompts]
+    questions = [replace(_ask_for_json(prompt, options), schema=schema) for prompt in prompts]
     sampling = Sampling(max_new_tokens=_ANSWER_TOKENS, seed=seed)
-    found = []
-    for completion in model.generate(asked, sampling):
-        said = _parse_option(completion.text)
-        sure = tuple(float(option == said) for option in options) if said in options else None
-        found.append(
+    results = []
+    for completion in model.generate(questions, sampling):
+        answer = _parse_option(completion.text)
+        sure = tuple(float(option == answer) for option in options) if answer in options else None
+        results.append(
             ChoiceProbabilities(
                 sure, "drawn", completion.prompt_tokens, completion.completion_tokens
             )
         )
-    return found
+    return results
 
 
 def _ask_for_json(prompt: Prompt, options: Sequence[str]) -> Prompt:
     if not prompt.messages:
         return prompt
     last = prompt.messages[-1]
-    told = f'{last.content}\n\nAnswer in JSON, as {{"{_ANSWER_KEY}": "{options[0]}"}}.'
-    return replace(prompt, messages=(*prompt.messages[:-1], Message(last.role, told)), prefix="")
+    content = f'{last.content}\n\nAnswer in JSON, as {{"{_ANSWER_KEY}": "{options[0]}"}}.'
+    return replace(prompt, messages=(*prompt.messages[:-1], Message(last.role, content)), prefix="")
 
 
 def _parse_option(text: str) -> str:
@@ -171,7 +171,7 @@ def score_first_tokens(
     Raises:
         BackendError: If the endpoint fails; ``backend.no-score`` if it has no log-probabilities.
     """
-    found: list[ChoiceProbabilities] = [ChoiceProbabilities(None)] * len(prompts)
+    results: list[ChoiceProbabilities] = [ChoiceProbabilities(None)] * len(prompts)
 
     def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
         prompt = prompts[index]
@@ -192,11 +192,11 @@ def score_first_tokens(
             if error.code == "backend.refused":  # most likely because of the logprobs setting
                 raise _no_logprobs_error(endpoint) from error
             raise
-        found[index] = _parse_logprobs(endpoint, answer, options)
+        results[index] = _parse_logprobs(endpoint, answer, options)
         return Completion("", model=name)
 
     run_in_threads(ask, len(prompts), workers, name)
-    return found
+    return results
 
 
 def _parse_logprobs(
@@ -205,7 +205,7 @@ def _parse_logprobs(
     usage = answer.get("usage") or {}
     try:
         tokens = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        pairs = [(str(one["token"]).strip(), float(one["logprob"])) for one in tokens]
+        pairs = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in tokens]
         counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise _no_logprobs_error(endpoint) from error

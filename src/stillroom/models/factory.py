@@ -77,18 +77,18 @@ def open_text_model(
         RecipeError: If backend or settings are unknown.
         BackendError: If the engine cannot open the checkpoint.
     """
-    place = reference
+    location = reference
     if not reference.startswith((*_URL_PREFIXES, "scripted:")) and backend != "scripted":
-        place = str(resolve_checkpoint(reference, say=say))
-    chosen = BACKENDS.build(
+        location = str(resolve_checkpoint(reference, say=say))
+    method = BACKENDS.build(
         {
-            "name": _choose_backend(place) if backend == "auto" else backend,
+            "name": _choose_backend(location) if backend == "auto" else backend,
             "num_threads": num_threads,
             "context_length": context_length,
             **settings,
         }
     )
-    model = chosen.open(place)
+    model = method.open(location)
     if isinstance(model, ConcurrentModel) and model.concurrency > 1:
         job = None  # servers are asked one request at a time, and units of work are journaled
     if job is not None and cache is None:
@@ -158,15 +158,15 @@ def open_reranker(
     return CrossEncoder(resolve_checkpoint(reference, say=say), **settings)
 
 
-def _choose_backend(place: str) -> str:
-    if place.startswith("scripted:"):
+def _choose_backend(location: str) -> str:
+    if location.startswith("scripted:"):
         return "scripted"
-    if place.startswith(_URL_PREFIXES):
+    if location.startswith(_URL_PREFIXES):
         return "openai"
-    named = _find_backend(Path(place))
+    named = _find_backend(Path(location))
     if named:
         return named
-    if place.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
+    if location.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
         return "llamacpp"
     return "transformers"
 
@@ -200,12 +200,12 @@ class _WorkerModel:
 
         def answer(asks: Sequence[_WorkerRequest]) -> list[Any]:
             kind = asks[0][0] if asks else "generate"
-            prompts, others = [ask[1] for ask in asks], [ask[2] for ask in asks]
+            prompts, arguments = [ask[1] for ask in asks], [ask[2] for ask in asks]
             if kind == "generate":
-                return _generate_with_errors(model, prompts, others)
+                return _generate_with_errors(model, prompts, arguments)
             if kind == "score":
-                return list(model.score(prompts, others))
-            return score_options_by_logprob(model, prompts, others[0])
+                return list(model.score(prompts, arguments))
+            return score_options_by_logprob(model, prompts, arguments[0])
 
         return WorkerResources(answer, (model.close,))
 
@@ -214,11 +214,11 @@ def _generate_with_errors(
     model: TextModel, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
 ) -> list[Completion | StillroomError]:
     """Return the completions, and the error in place of those that it prevented."""
-    found: dict[int, Completion] = {}
+    completions: dict[int, Completion] = {}
     try:
-        return list(model.generate(prompts, samplings, on_done=found.__setitem__))
+        return list(model.generate(prompts, samplings, on_done=completions.__setitem__))
     except StillroomError as error:
-        return [found.get(at, error) for at in range(len(prompts))]
+        return [completions.get(index, error) for index in range(len(prompts))]
 
 
 class RemoteModel(DelegatingModel):
@@ -246,8 +246,10 @@ class RemoteModel(DelegatingModel):
         self.engine = engine
         if isinstance(model, TemplatedModel):
             self.render = model.render
-        each = model.concurrency if isinstance(model, ConcurrentModel) else 1
-        self._work = _WorkerModel(reference, json.dumps(dict(settings), sort_keys=True), each)
+        concurrency = model.concurrency if isinstance(model, ConcurrentModel) else 1
+        self._work = _WorkerModel(
+            reference, json.dumps(dict(settings), sort_keys=True), concurrency
+        )
 
     @property
     def concurrency(self) -> int:
@@ -270,7 +272,7 @@ class RemoteModel(DelegatingModel):
             return [Completion("", "cancelled", model=self.fingerprint) for _ in prompts]
         samplings = broadcast_sampling(prompts, sampling)
         asks: list[_WorkerRequest] = [
-            ("generate", *one) for one in zip(prompts, samplings, strict=True)
+            ("generate", *request) for request in zip(prompts, samplings, strict=True)
         ]
         answers = self.engine.call(self._work, asks) if asks else []
         failed = None
@@ -290,7 +292,7 @@ class RemoteModel(DelegatingModel):
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens."""
         asks: list[_WorkerRequest] = [
-            ("score", *one) for one in zip(prompts, completions, strict=True)
+            ("score", *request) for request in zip(prompts, completions, strict=True)
         ]
         return self.engine.call(self._work, asks) if asks else []
 

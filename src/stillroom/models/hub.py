@@ -98,23 +98,23 @@ def resolve_checkpoint(
             expected=f"a folder, a .gguf file, a job's folder{near}",
             next="check the path; relative paths start at the folder of the recipe",
         )
-    found = find_output(path, "checkpoint") if path.is_dir() else path
-    if found.is_file() and found.suffix != ".gguf":
+    location = find_output(path, "checkpoint") if path.is_dir() else path
+    if location.is_file() and location.suffix != ".gguf":
         raise CheckpointError(
-            f"{found} is not a checkpoint",
+            f"{location} is not a checkpoint",
             code="checkpoint.not-a-checkpoint",
             expected="a folder with config.json, or a .gguf file",
-            next=f"use its folder: {found.parent}",
+            next=f"use its folder: {location.parent}",
         )
-    return _single_gguf(found)
+    return _single_gguf(location)
 
 
 def _resolve_address(address: str, *, weights: bool) -> Path:
     """Return the local mirror of a checkpoint, or of a published job, in an object store."""
-    whole = address.rstrip("/")
-    if not exists(f"{whole}/config.json") and exists(f"{whole}/output/config.json"):
-        whole += "/output"
-    return mirror_folder(whole, leaves=() if weights else (".safetensors",))
+    folder = address.rstrip("/")
+    if not exists(f"{folder}/config.json") and exists(f"{folder}/output/config.json"):
+        folder += "/output"
+    return mirror_folder(folder, leaves=() if weights else (".safetensors",))
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:
@@ -129,20 +129,20 @@ def find_config(reference: str, *, fetch: bool) -> Path | None:
     """
     if not reference.startswith("hub:"):
         path = Path(reference).expanduser()
-        found = _single_gguf(find_output(path, "checkpoint") if path.is_dir() else path)
-        return _config_in(found)
+        location = _single_gguf(find_output(path, "checkpoint") if path.is_dir() else path)
+        return _config_in(location)
     name, _, revision = reference.removeprefix("hub:").partition("@")
-    kept, _ = _look_in_models(name, revision)
-    places = [_config_in(_single_gguf(kept)) if kept else None]
-    places.append(_config_file(name, revision, local_files_only=True))
+    local, _ = _look_in_models(name, revision)
+    candidates = [_config_in(_single_gguf(local)) if local else None]
+    candidates.append(_config_file(name, revision, local_files_only=True))
     is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE_VALUES
-    if not any(places) and fetch and not is_offline and _hub_answers():
-        places.append(_config_file(name, revision, local_files_only=False))
+    if not any(candidates) and fetch and not is_offline and _hub_answers():
+        candidates.append(_config_file(name, revision, local_files_only=False))
     packaged = _PACKAGED.get(name.lower())
-    if packaged is not None and not any(places):
+    if packaged is not None and not any(candidates):
         carried = _find_packaged(packaged)
-        places.append(_config_in(carried) if carried else None)
-    return next((place for place in places if place is not None), None)
+        candidates.append(_config_in(carried) if carried else None)
+    return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def _config_in(path: Path) -> Path | None:
@@ -155,7 +155,7 @@ def _config_file(name: str, revision: str, *, local_files_only: bool) -> Path | 
     try:
         from huggingface_hub import hf_hub_download
 
-        found = hf_hub_download(
+        path = hf_hub_download(
             name,
             "config.json",
             revision=revision or None,
@@ -164,7 +164,7 @@ def _config_file(name: str, revision: str, *, local_files_only: bool) -> Path | 
         )
     except (ImportError, OSError, ValueError):  # bases of the hub's errors
         return None
-    return Path(found)
+    return Path(path)
 
 
 def _single_gguf(folder: Path) -> Path:
@@ -179,25 +179,25 @@ def _single_gguf(folder: Path) -> Path:
 def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
     name, _, revision = name.partition("@")
     tried = []
-    for place, look in (
+    for source, look in (
         ("$STILLROOM_MODELS", _look_in_models),
         ("the Hugging Face cache", _look_in_cache),
         ("the hub", _look_on_hub),
     ):
-        found, why = look(name, revision)
-        if found is not None:
-            say(f"hub:{name}: taken from {place} ({found})")
-            return _single_gguf(found)
-        tried.append(f"{place} ({why})")
+        path, why = look(name, revision)
+        if path is not None:
+            say(f"hub:{name}: taken from {source} ({path})")
+            return _single_gguf(path)
+        tried.append(f"{source} ({why})")
     packaged = _PACKAGED.get(name.lower())
     if packaged is not None:
-        found = _find_packaged(packaged)
-        if found is not None:
+        path = _find_packaged(packaged)
+        if path is not None:
             say(
                 f"hub:{name}: taken from the installed package {packaged.distribution}, "
-                f"{packaged.note} ({found})"
+                f"{packaged.note} ({path})"
             )
-            return found
+            return path
         tried.append(f"the package {packaged.distribution} (not installed)")
     raise CheckpointError(
         f"hub:{name} was not found: {'; '.join(tried)}",
@@ -254,10 +254,10 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
         return None, "not in it"
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         return None, str(error).strip().splitlines()[0][:160]
-    found = Path(folder)
-    if not any(found.glob("*.safetensors")):
+    path = Path(folder)
+    if not any(path.glob("*.safetensors")):
         return None, "no safetensors weights"
-    return found, ""
+    return path, ""
 
 
 @functools.cache

@@ -42,8 +42,8 @@ def broadcast_sampling(
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Return the text before the earliest stop string, and whether there was one."""
-    found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+    indices = [index for index in (text.find(stop) for stop in stops if stop) if index >= 0]
+    return (text[: min(indices)], True) if indices else (text, False)
 
 
 def count_held_back(text: str, stops: Sequence[str]) -> int:
@@ -142,20 +142,20 @@ def _collect_results(
     on_done: Callable[[int, Completion], None] | None,
     is_cancelled: Callable[[], bool] | None,
 ) -> None:
-    left = count
-    while left:
+    remaining = count
+    while remaining:
         if is_cancelled is not None and is_cancelled():
             return
         try:
-            index, given = done.get(timeout=_POLL_S)
+            index, result = done.get(timeout=_POLL_S)
         except queue.Empty:
             continue
-        left -= 1
-        if isinstance(given, BaseException):
-            raise given
-        completions[index] = given
-        if on_done is not None and given.finish_reason != "cancelled":
-            on_done(index, given)
+        remaining -= 1
+        if isinstance(result, BaseException):
+            raise result
+        completions[index] = result
+        if on_done is not None and result.finish_reason != "cancelled":
+            on_done(index, result)
 
 
 T = TypeVar("T")

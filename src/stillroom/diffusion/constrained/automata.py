@@ -83,18 +83,18 @@ def _number_states(
 
 def match_literals(values: Sequence[bytes]) -> ByteDFA:
     """Return the automaton of a set of literals."""
-    wanted = set(values)
+    literals = set(values)
 
     def step(state: _State) -> dict[int, _State]:
         begun = state if isinstance(state, bytes) else b""
         size = len(begun)
         return {
             value[size]: value[: size + 1]
-            for value in wanted
+            for value in literals
             if len(value) > size and value.startswith(begun)
         }
 
-    return _number_states(b"", step, lambda state: state in wanted)
+    return _number_states(b"", step, lambda state: state in literals)
 
 
 def match_strings(least: int = 0, most: int | None = None) -> ByteDFA:
@@ -105,19 +105,19 @@ def match_strings(least: int = 0, most: int | None = None) -> ByteDFA:
         return min(now + 1, top) if most is None else now + 1
 
     def step(state: _State) -> dict[int, _State]:
-        now, rest, low, high = state
-        if rest:
-            return {byte: (now, rest - 1, 0x80, 0xC0) for byte in range(low, high)}
+        now, pending, low, high = state
+        if pending:
+            return {byte: (now, pending - 1, 0x80, 0xC0) for byte in range(low, high)}
         if most is not None and now >= most:
             return {}
         more = count(now)
-        found: dict[int, _State] = {byte: (more, 0, 0, 0) for byte in _ASCII_TEXT}
-        found |= {lead: (more, *rule) for lead, rule in _UTF8_LEADS.items()}
-        return found
+        transitions: dict[int, _State] = {byte: (more, 0, 0, 0) for byte in _ASCII_TEXT}
+        transitions |= {lead: (more, *rule) for lead, rule in _UTF8_LEADS.items()}
+        return transitions
 
     def is_end(state: _State) -> bool:
-        now, rest, _, _ = state
-        return bool(rest == 0 and now >= least)
+        now, pending, _, _ = state
+        return bool(pending == 0 and now >= least)
 
     return _number_states((0, 0, 0, 0), step, is_end)
 
@@ -153,20 +153,20 @@ _Range = tuple[int, int] | None
 
 def _digit_transitions(state: _State, plus: _Range, minus: _Range) -> dict[int, _State]:
     """Return transitions by digit; a state is a sign and the comparison with both bounds."""
-    kind, *rest = state
-    found: dict[int, _State] = {}
+    kind, *progress = state
+    transitions: dict[int, _State] = {}
     if kind == "start":
         if minus is not None:
-            found[0x2D] = ("-",)
+            transitions[0x2D] = ("-",)
         if plus is not None:
-            found |= _start_number("+", plus)
-        return found
+            transitions |= _start_number("+", plus)
+        return transitions
     bounds = plus if kind == "+" else minus
     if bounds is None:
         return {}
-    if not rest:
+    if not progress:
         return _start_number(kind, bounds)
-    count, below, above = rest
+    count, below, above = progress
     if (count, below, above) == (1, None, None):  # no digit follows a leading zero
         return {}
     return {
@@ -177,14 +177,14 @@ def _digit_transitions(state: _State, plus: _Range, minus: _Range) -> dict[int, 
 
 
 def _start_number(kind: str, bounds: tuple[int, int]) -> dict[int, _State]:
-    found: dict[int, _State] = {}
+    transitions: dict[int, _State] = {}
     if bounds[0] <= 0:
-        found[0x30] = (kind, 1, None, None)
+        transitions[0x30] = (kind, 1, None, None)
     for digit in range(1, 10):
         following = _append_digit(kind, bounds, 0, 0, 0, digit)
         if following is not None:
-            found[0x30 + digit] = following
-    return found
+            transitions[0x30 + digit] = following
+    return transitions
 
 
 def _append_digit(
@@ -211,11 +211,11 @@ def _append_digit(
 
 
 def _is_within(state: _State, plus: _Range, minus: _Range) -> bool:
-    kind, *rest = state
+    kind, *progress = state
     bounds = plus if kind == "+" else minus
-    if len(rest) != 3 or bounds is None:
+    if len(progress) != 3 or bounds is None:
         return False
-    count, below, above = rest
+    count, below, above = progress
     if below is None:
         return bounds[0] <= 0
     least, most = len(str(bounds[0])), len(str(bounds[1]))
@@ -229,7 +229,7 @@ def match_numbers() -> ByteDFA:
     """Return the automaton of JSON numbers without an exponent."""
 
     def step(state: _State) -> dict[int, _State]:
-        ways: dict[_State, dict[int, _State]] = {
+        transitions: dict[_State, dict[int, _State]] = {
             "start": {0x2D: "sign", 0x30: "zero", **dict.fromkeys(_DIGITS[1:], "whole")},
             "sign": {0x30: "zero", **dict.fromkeys(_DIGITS[1:], "whole")},
             "zero": {0x2E: "point"},
@@ -237,7 +237,7 @@ def match_numbers() -> ByteDFA:
             "point": dict.fromkeys(_DIGITS, "part"),
             "part": dict.fromkeys(_DIGITS, "part"),
         }
-        return ways[state]
+        return transitions[state]
 
     return _number_states("start", step, lambda state: state in ("zero", "whole", "part"))
 
@@ -271,8 +271,8 @@ def match_list(element: ByteDFA, least: int, most: int) -> ByteDFA:
     accepts = np.zeros(per * most + 1, dtype=np.bool_)
     for number in range(most):
         base = 1 + number * per
-        own = np.where(element.table >= 0, element.table + base, -1)
-        table[base : base + size] = own
+        element_table = np.where(element.table >= 0, element.table + base, -1)
+        table[base : base + size] = element_table
         accepts[base : base + size] = element.accepts & (number + 1 >= least)
         if number + 1 < most:
             table[base : base + size, 0x2C] = np.where(

@@ -79,42 +79,42 @@ class TokenTransitions:
         tokens = np.flatnonzero(is_fit)
         sizes = lengths[tokens]
         widest = int(sizes.max()) if len(sizes) else 0
-        found = []
+        moves = []
         # one extra row for the dead state: state -1 indexes the last row
         steps = np.concatenate([values.table, np.full((1, 256), -1, dtype=np.int32)])
         for state in range(len(values.table)):
-            at = np.full(len(tokens), state, dtype=np.int64)
-            for place in range(widest):
-                is_longer = sizes > place
+            states = np.full(len(tokens), state, dtype=np.int64)
+            for offset in range(widest):
+                is_longer = sizes > offset
                 if not is_longer.any():
                     break
-                data = table.data[table.starts[tokens[is_longer]] + place]
-                at[is_longer] = steps[at[is_longer], data]
-            is_alive = at >= 0
-            own = {
-                int(end): torch.from_numpy(tokens[is_alive & (at == end)])
-                for end in np.unique(at[is_alive])
+                data = table.data[table.starts[tokens[is_longer]] + offset]
+                states[is_longer] = steps[states[is_longer], data]
+            is_alive = states >= 0
+            targets = {
+                int(end): torch.from_numpy(tokens[is_alive & (states == end)])
+                for end in np.unique(states[is_alive])
             }
-            found.append(own)
-        return cls(tuple(found), tuple(values.accepts.tolist()))
+            moves.append(targets)
+        return cls(tuple(moves), tuple(values.accepts.tolist()))
 
     def lengths(self, most: int) -> list[int]:
         """Return the possible token counts of a value, up to ``most``, in ascending order."""
-        reached, found = {0}, [0] if self.accepts[0] else []
+        reached, counts = {0}, [0] if self.accepts[0] else []
         for count in range(1, most + 1):
             reached = {end for state in reached for end in self.moves[state]}
             if any(self.accepts[state] for state in reached):
-                found.append(count)
-        return found
+                counts.append(count)
+        return counts
 
     def best(
-        self, count: int, given: Mapping[int, int], logprobs: Mapping[int, Tensor]
+        self, count: int, fixed: Mapping[int, int], logprobs: Mapping[int, Tensor]
     ) -> tuple[list[int], float]:
         """Return the most probable token sequence of a value and its summed log-probability.
 
         Args:
             count: Number of tokens.
-            given: Fixed tokens by position.
+            fixed: Fixed tokens by position.
             logprobs: Log-probabilities of all tokens, (V,), by position; a position in neither
                 mapping may hold any token at no cost.
 
@@ -123,12 +123,12 @@ class TokenTransitions:
         """
         scores: dict[int, float] = {0: 0.0}
         steps: list[dict[int, tuple[int, int]]] = []  # by state: previous state and token
-        for place in range(count):
+        for position in range(count):
             following: dict[int, float] = {}
             came: dict[int, tuple[int, int]] = {}
             for state, score in scores.items():
                 for end, tokens in self.moves[state].items():
-                    token, gain = _pick_token(tokens, given.get(place), logprobs.get(place))
+                    token, gain = _pick_token(tokens, fixed.get(position), logprobs.get(position))
                     if token >= 0 and score + gain > following.get(end, _NEVER):
                         following[end], came[end] = score + gain, (state, token)
             scores = following
@@ -137,22 +137,22 @@ class TokenTransitions:
         if not ends:
             raise ValueError(f"no value of {count} tokens agrees with the fixed tokens")
         state = max(ends, key=lambda end: ends[end])
-        total, found = ends[state], []
+        total, path = ends[state], []
         for came in reversed(steps):
             state, token = came[state]
-            found.append(token)
-        return found[::-1], total
+            path.append(token)
+        return path[::-1], total
 
 
-def _pick_token(tokens: Tensor, given: int | None, logprobs: Tensor | None) -> tuple[int, float]:
+def _pick_token(tokens: Tensor, fixed: int | None, logprobs: Tensor | None) -> tuple[int, float]:
     """Return the most probable of ``tokens`` and its log-probability; -1 where none is allowed."""
-    if given is not None:
-        return (given, 0.0) if bool((tokens == given).any()) else (-1, _NEVER)
+    if fixed is not None:
+        return (fixed, 0.0) if bool((tokens == fixed).any()) else (-1, _NEVER)
     if logprobs is None:
         return int(tokens[0]), 0.0
-    own = logprobs[tokens]
-    best = int(own.argmax())
-    return int(tokens[best]), max(float(own[best]), -1e30)
+    scores = logprobs[tokens]
+    best = int(scores.argmax())
+    return int(tokens[best]), max(float(scores[best]), -1e30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,27 +169,27 @@ class SlotConstraint:
     start: int
     count: int
 
-    def choose(self, ids: Tensor, is_open: Tensor, places: Tensor, logits: Tensor) -> Tensor:
+    def choose(self, ids: Tensor, is_open: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
         """Return a token for each position, (k,), consistent with the rest of the slot.
 
         Args:
             ids: Current tokens, (T,).
             is_open: Masked positions, (T,), bool.
-            places: Masked positions within the slot, (k,), ascending.
+            positions: Masked positions within the slot, (k,), ascending.
             logits: Logits at these positions, (k, V).
         """
         scores = logits.log_softmax(-1).cpu()
-        at = {int(place) - self.start: row for row, place in enumerate(places.tolist())}
-        given = {
-            place: int(ids[self.start + place])
-            for place in range(self.count)
-            if not bool(is_open[self.start + place])
+        rows = {int(position) - self.start: row for row, position in enumerate(positions.tolist())}
+        fixed = {
+            position: int(ids[self.start + position])
+            for position in range(self.count)
+            if not bool(is_open[self.start + position])
         }
-        found, _ = self.moves.best(
-            self.count, given, {place: scores[row] for place, row in at.items()}
+        values, _ = self.moves.best(
+            self.count, fixed, {position: scores[row] for position, row in rows.items()}
         )
-        chosen = [found[int(place) - self.start] for place in places.tolist()]
-        return torch.tensor(chosen, dtype=torch.long, device=logits.device)
+        selected = [values[int(position) - self.start] for position in positions.tolist()]
+        return torch.tensor(selected, dtype=torch.long, device=logits.device)
 
 
 _DENSE_LENGTHS = 8
@@ -265,7 +265,7 @@ class JsonInfiller:
                 tokens for a value.
         """
         fixed = [self._encode(part) if isinstance(part, str) else [] for part in skeleton]
-        ids, text, nfe, left = list(prompt), "", 0, room - sum(map(len, fixed))
+        ids, text, nfe, remaining = list(prompt), "", 0, room - sum(map(len, fixed))
         holes = sum(isinstance(part, Slot) for part in skeleton)
         for number, part in enumerate(skeleton):
             if isinstance(part, str):
@@ -277,15 +277,15 @@ class JsonInfiller:
             if is_cancelled is not None and is_cancelled():
                 return InfillResult(text, len(ids) - len(prompt), nfe, is_cancelled=True)
             behind = fixed[number + 1] if number + 1 < len(skeleton) else []
-            found, readings = self._fill_hole(
-                part, ids, behind, left // holes, seed + number, is_cancelled
+            tokens, readings = self._fill_hole(
+                part, ids, behind, remaining // holes, seed + number, is_cancelled
             )
             nfe += readings
-            if found is None:
+            if tokens is None:
                 return InfillResult(text, len(ids) - len(prompt), nfe, is_cancelled=True)
-            ids += found
-            left, holes = left - len(found), holes - 1
-            text += b"".join(map(self.table.of, found)).decode()
+            ids += tokens
+            remaining, holes = remaining - len(tokens), holes - 1
+            text += b"".join(map(self.table.of, tokens)).decode()
         return InfillResult(text, len(ids) - len(prompt), nfe)
 
     def _fill_hole(
@@ -315,8 +315,8 @@ class JsonInfiller:
         (sample,) = generate(self.model, [request], self.settings, is_cancelled=is_cancelled)
         if sample.finish_reason == "cancelled":
             return None, readings + sample.nfe
-        found = list(sample.ids[len(before) : len(before) + count])
-        return found, readings + sample.nfe
+        tokens = list(sample.ids[len(before) : len(before) + count])
+        return tokens, readings + sample.nfe
 
     def _choose_length(
         self,
@@ -337,8 +337,8 @@ class JsonInfiller:
             scores[length] = self._sureness(moves, length, before, behind)
         while True:  # bisect between the best length and its scored neighbors
             tried, now = sorted(scores), best()
-            at = tried.index(now)
-            low, high = tried[max(at - 1, 0)], tried[min(at + 1, len(tried) - 1)]
+            index = tried.index(now)
+            low, high = tried[max(index - 1, 0)], tried[min(index + 1, len(tried) - 1)]
             new = [n for n in lengths if low < n < high and n not in scores]
             if not new:
                 return now, len(scores)
@@ -353,18 +353,20 @@ class JsonInfiller:
         model, metadata = self.model, self.model.metadata
         start = len(before)
         ids = torch.tensor([*map(int, before), *[metadata.mask_token_id] * count, *behind])  # type: ignore[arg-type]
-        asked = count + bool(behind)
-        ids[start : start + asked] = metadata.mask_token_id
-        at = torch.arange(len(ids))
-        want = torch.arange(start, start + asked) - int(metadata.logit_shift)
-        (states,) = model.read([ForwardRequest(ids, at, model.sees(at, at), want)])
+        num_masked = count + bool(behind)
+        ids[start : start + num_masked] = metadata.mask_token_id
+        positions = torch.arange(len(ids))
+        want = torch.arange(start, start + num_masked) - int(metadata.logit_shift)
+        (states,) = model.read(
+            [ForwardRequest(ids, positions, model.sees(positions, positions), want)]
+        )
         logprobs = (
             suppress_tokens(model.logits(states), [metadata.mask_token_id]).log_softmax(-1).cpu()
         )
         _, total = moves.best(count, {}, dict(enumerate(logprobs)))
         if behind:
             total += float(logprobs[count, behind[0]])
-        return total / max(asked, 1)
+        return total / max(num_masked, 1)
 
     def _moves_of(self, hole: Slot) -> TokenTransitions:
         key = id(hole.values)  # stored with the value, so that the id is not reused
@@ -381,15 +383,15 @@ class JsonInfiller:
 
 def _spread_lengths(lengths: list[int]) -> list[int]:
     """Return the lengths to score first: all short ones, then at doubling distances."""
-    found, step = lengths[:_DENSE_LENGTHS], 2
-    at = len(found) - 1 + step
-    while at < len(lengths):
-        found.append(lengths[at])
+    spread, step = lengths[:_DENSE_LENGTHS], 2
+    index = len(spread) - 1 + step
+    while index < len(lengths):
+        spread.append(lengths[index])
         step *= 2
-        at += step
-    if found[-1] != lengths[-1]:
-        found.append(lengths[-1])
-    return found
+        index += step
+    if spread[-1] != lengths[-1]:
+        spread.append(lengths[-1])
+    return spread
 
 
 def _no_value_error(hole: Slot, lengths: list[int], room: int) -> BackendError:

@@ -122,9 +122,9 @@ class _TemplateBuilder:
             raise _unsupported_schema_error("maxItems is less than minItems", path)
         fixed, items = schema.get("prefixItems"), schema.get("items")
         if fixed:
-            each = list(fixed)[: max(most, len(fixed)) if "maxItems" not in schema else most]
+            elements = list(fixed)[: max(most, len(fixed)) if "maxItems" not in schema else most]
         elif (items in (None, True, False, {}) and least == 0) or most == 0:
-            each = []
+            elements = []
         else:
             inner = self.resolve(items or {}, path, depth + 1)
             if _type_of(inner) not in ("object", "array", None) or "enum" in inner:
@@ -133,9 +133,9 @@ class _TemplateBuilder:
                 yield Slot(path, match_list(element, least, most))
                 yield "]"
                 return
-            each = [items] * max(least, 1)
+            elements = [items] * max(least, 1)
         yield "["
-        for number, part in enumerate(each):
+        for number, part in enumerate(elements):
             yield ", " if number else ""
             yield from self.parts(part, f"{path}[{number}]", depth + 1)
         yield "]"
@@ -150,17 +150,17 @@ class _TemplateBuilder:
         choices = schema.get("anyOf") or schema.get("oneOf")
         kinds = schema.get("type")
         if choices:
-            parts = [self.resolve(one, path, depth + 1) for one in choices]
+            parts = [self.resolve(choice, path, depth + 1) for choice in choices]
         elif isinstance(kinds, list):
             parts = [{**schema, "type": kind} for kind in kinds if kind != "number"]
             parts += [{**schema, "type": "number"}] if "number" in kinds else []
             parts = [p for p in parts if p["type"] != "integer" or "number" not in kinds]
         else:
             return _single_value_dfa(schema, path)
-        found = match_union([self.single(part, path, depth + 1) for part in parts])
-        if found is None:
+        union = match_union([self.single(part, path, depth + 1) for part in parts])
+        if union is None:
             raise _unsupported_schema_error("alternatives share a first byte", path)
-        return found
+        return union
 
     def resolve(self, schema: Any, path: str, depth: int) -> Mapping[str, Any]:
         """Resolve references; refuse unsupported keywords."""
@@ -174,14 +174,14 @@ class _TemplateBuilder:
         reference = schema.get("$ref")
         if reference is None:
             return schema
-        found: Any = self.root
+        target: Any = self.root
         for part in str(reference).removeprefix("#").strip("/").split("/") if reference else ():
             part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, Mapping) or part not in found:
+            if not isinstance(target, Mapping) or part not in target:
                 raise _unsupported_schema_error(f"{reference!r} does not resolve", path)
-            found = found[part]
+            target = target[part]
         more = {key: value for key, value in schema.items() if key != "$ref"}
-        return self.resolve({**found, **more}, path, depth + 1)
+        return self.resolve({**target, **more}, path, depth + 1)
 
 
 def _type_of(schema: Mapping[str, Any]) -> str | None:
@@ -222,14 +222,14 @@ def _number_dfa(schema: Mapping[str, Any], path: str) -> ByteDFA:
     low, high = _integer_bounds(schema, 1)
     if low is None and high is None:
         return match_numbers()
-    for places in range(_DECIMALS, -1, -1):
-        scale = 10**places
+    for decimals in range(_DECIMALS, -1, -1):
+        scale = 10**decimals
         least, most = _integer_bounds(schema, scale)
         if least is None or most is None or most - least >= _MAX_DECIMALS_RANGE:
             continue
         if most < least:
             break
-        written = (f"{value / scale:.{places}f}" for value in range(least, most + 1))
+        written = (f"{value / scale:.{decimals}f}" for value in range(least, most + 1))
         return match_literals([text.encode() for text in written])
     if low is not None and high is not None and low > high:
         raise _unsupported_schema_error("no number of three decimals lies within its bounds", path)
@@ -267,9 +267,9 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _unsupported_schema_error(what: str, path: str) -> BackendError:
+def _unsupported_schema_error(reason: str, path: str) -> BackendError:
     return BackendError(
-        f"this JSON Schema is not supported by diffusion models: {what}",
+        f"this JSON Schema is not supported by diffusion models: {reason}",
         code="backend.schema",
         where=path or "the whole",
         expected="objects with named properties, arrays, strings, numbers, booleans, enums and "

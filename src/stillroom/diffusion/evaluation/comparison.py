@@ -68,14 +68,14 @@ def derive_baseline_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
             expected="the recipe of a diffusion model",
             next="set noising: independent and attention: full",
         )
-    said = recipe.model_dump(mode="json")
-    said |= {"noising": "autoregressive", "attention": "causal", "block_size": None}
-    said |= {"block_growth": [], "anneal_steps": 0, "logit_shift": None}
+    settings = recipe.model_dump(mode="json")
+    settings |= {"noising": "autoregressive", "attention": "causal", "block_size": None}
+    settings |= {"block_growth": [], "anneal_steps": 0, "logit_shift": None}
     more = _count_passes(recipe)
-    said["train"]["epochs"] *= more
-    if said["train"]["steps"] is not None:
-        said["train"]["steps"] *= more
-    return DiffusionRecipe.model_validate(said)
+    settings["train"]["epochs"] *= more
+    if settings["train"]["steps"] is not None:
+        settings["train"]["steps"] *= more
+    return DiffusionRecipe.model_validate(settings)
 
 
 def _count_passes(recipe: DiffusionRecipe) -> int:
@@ -109,15 +109,15 @@ def compare_models(
         DataError: If a set's records have no answer.
     """
     split = split_records(resolve_local(recipe.records))
-    asked = _ModelPair(diffusion, twin, recipe)
+    models = _ModelPair(diffusion, twin, recipe)
     report = Report("A diffusion model and its autoregressive baseline")
-    _add_cost(report, asked, diffusion, twin)
+    _add_cost(report, models, diffusion, twin)
     _add_likelihood(report, diffusion, twin)
-    _add_infilling(report, asked, split, most)
+    _add_infilling(report, models, split, most)
     if template:
-        _add_facts(report, asked, split, template, most)
+        _add_facts(report, models, split, template, most)
     if questions:
-        _add_questions(report, asked, split, questions, most)
+        _add_questions(report, models, split, questions, most)
     return report
 
 
@@ -144,10 +144,12 @@ class _ModelPair:
     def share(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, float]:
         """Return each model's share of correct tokens."""
         last = stop if behind else len(ids)
-        known = [None if start <= at < last else int(token) for at, token in enumerate(ids)]
+        known = [
+            None if start <= position < last else int(token) for position, token in enumerate(ids)
+        ]
         settings = DecodeSettings(commit="top_k", end={"stop_early": False})  # type: ignore[arg-type]
         (sample,) = generate(self.model, [InfillRequest(tuple(known))], settings)
-        right = [sample.ids[at] == ids[at] for at in range(start, stop)]
+        right = [sample.ids[position] == ids[position] for position in range(start, stop)]
         return {
             "diffusion": sum(right) / len(right),
             "autoregressive": self._go_on(ids, start, stop),
@@ -159,27 +161,27 @@ class _ModelPair:
         for _ in range(start, stop):
             logits = self.twin(input_ids=torch.tensor([written]), use_cache=False).logits[0, -1]
             written.append(int(logits.argmax()))
-        right = [written[at] == ids[at] for at in range(start, stop)]
+        right = [written[position] == ids[position] for position in range(start, stop)]
         return sum(right) / len(right)
 
 
-def _add_cost(report: Report, asked: _ModelPair, diffusion: Path, twin: Path) -> None:
+def _add_cost(report: Report, models: _ModelPair, diffusion: Path, twin: Path) -> None:
     """Add the training cost of both models."""
-    model = asked.model
+    model = models.model
     embedded = model.body.get_input_embeddings().weight.numel()
     inner = sum(weight.numel() for weight in model.body.parameters()) - embedded
     rows = []
     for side, folder in zip(_SIDES, (diffusion, twin), strict=True):
         details = read_artifact(folder).details
         copies = 2 if side == "diffusion" and model.metadata.block_size is not None else 1
-        places = details["train"]["tokens"] * copies
+        positions = details["train"]["tokens"] * copies
         rows.append(
             (
                 side,
                 f"{details['parameters']:,}",
                 f"{details['train']['steps']:,}",
-                f"{places:,}",
-                f"{6 * inner * places / 1e12:.3g}",
+                f"{positions:,}",
+                f"{6 * inner * positions / 1e12:.3g}",
             )
         )
     report.section(
@@ -197,11 +199,11 @@ def _add_cost(report: Report, asked: _ModelPair, diffusion: Path, twin: Path) ->
 
 
 def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
-    found = [dict(read_artifact(folder).details["after"]) for folder in (diffusion, twin)]
-    if not all(found):
+    results = [dict(read_artifact(folder).details["after"]) for folder in (diffusion, twin)]
+    if not all(results):
         return
     metrics = []
-    for side, after in zip(_SIDES, found, strict=True):
+    for side, after in zip(_SIDES, results, strict=True):
         value, error = after["nats_per_token"], after["error"]
         note = "upper bound of the model's loss" if after["is_bound"] else "exact"
         metrics.append(
@@ -224,18 +226,18 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
     )
 
 
-def _add_infilling(report: Report, asked: _ModelPair, split: RecordSplit, most: int) -> None:
+def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most: int) -> None:
     lessons, _ = tokenize_records(
-        asked.model.tokenizer,
+        models.model.tokenizer,
         split.held_out[:most],
-        max_tokens=min(asked.recipe.max_tokens, asked.model.context_length),
-        include_prompt=asked.recipe.include_prompt,
+        max_tokens=min(models.recipe.max_tokens, models.model.context_length),
+        include_prompt=models.recipe.include_prompt,
         first=1,
     )
     rows: dict[str, list[float]] = {side: [] for side in _SIDES}
-    for at, lesson in enumerate(lessons):
-        start, stop = _choose_span(lesson, np.random.default_rng([asked.recipe.seed, at]))
-        shares = asked.share(lesson.ids.tolist(), start, stop, behind=True)
+    for index, lesson in enumerate(lessons):
+        start, stop = _choose_span(lesson, np.random.default_rng([models.recipe.seed, index]))
+        shares = models.share(lesson.ids.tolist(), start, stop, behind=True)
         for side in _SIDES:
             rows[side].append(shares[side])
     if lessons:
@@ -257,20 +259,20 @@ def _choose_span(lesson: MaskableExample, rng: np.random.Generator) -> tuple[int
 
 
 def _add_facts(
-    report: Report, asked: _ModelPair, split: RecordSplit, template: str, most: int
+    report: Report, models: _ModelPair, split: RecordSplit, template: str, most: int
 ) -> None:
-    told, turned, both = find_facts(split.train, template)
-    together = count_cooccurrences(told[:most], split.train)
+    forward, turned, both = find_facts(split.train, template)
+    together = count_cooccurrences(forward[:most], split.train)
     rows: dict[str, dict[str, list[float]]] = {}
     for name, facts, slot, behind in (
-        ("forward", told, "second", False),
-        ("infill", told, "first", True),
+        ("forward", forward, "second", False),
+        ("infill", forward, "first", True),
         ("reversed", turned, "second", False),
     ):
         rows[name] = {side: [] for side in _SIDES}
         for fact in facts[:most]:
-            ids, start, stop = locate_name(asked.model.tokenizer, fact, slot)
-            for side, is_right in asked.fill(ids, start, stop, behind=behind).items():
+            ids, start, stop = locate_name(models.model.tokenizer, fact, slot)
+            for side, is_right in models.fill(ids, start, stop, behind=behind).items():
                 rows[name][side].append(float(is_right))
     _add_pair(
         report,
@@ -289,22 +291,22 @@ def _add_facts(
 
 def _add_questions(
     report: Report,
-    asked: _ModelPair,
+    models: _ModelPair,
     split: RecordSplit,
     questions: Mapping[str, Sequence[Record]],
     most: int,
 ) -> None:
-    tokenizer = asked.model.tokenizer
+    tokenizer = models.model.tokenizer
     special = set(getattr(tokenizer, "all_special_ids", ()))
     learned = {tuple(message.content for message in record.messages) for record in split.train}
     rows: dict[str, dict[str, list[float]]] = {}
-    told = []
+    overlaps = []
     for name, records in questions.items():
         known = sum(tuple(m.content for m in record.messages) in learned for record in records)
         lessons, _ = tokenize_records(
             tokenizer,
             records[:most],
-            max_tokens=min(asked.recipe.max_tokens, asked.model.context_length),
+            max_tokens=min(models.recipe.max_tokens, models.model.context_length),
             include_prompt=False,
             first=1,
         )
@@ -321,15 +323,15 @@ def _add_questions(
             ids, (start, stop) = lesson.ids.tolist(), lesson.turns[-1]
             while stop - start > 1 and ids[stop - 1] in special:
                 stop -= 1  # end tokens are not part of the answer
-            for side, is_right in asked.fill(ids, start, stop, behind=False).items():
+            for side, is_right in models.fill(ids, start, stop, behind=False).items():
                 rows[name][side].append(float(is_right))
-        told.append(f"{name}: {known} of {len(records)}")
+        overlaps.append(f"{name}: {known} of {len(records)}")
     _add_pair(
         report,
         "Answers of given records",
         "Each model generates the answer greedily; an answer is correct if all its tokens are. "
         "The diffusion model is given the length of the answer. Records that occur verbatim in "
-        f"the training data: {'; '.join(told)}.",
+        f"the training data: {'; '.join(overlaps)}.",
         rows,
     )
 
@@ -389,7 +391,7 @@ def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], li
     pattern = re.compile(f"{re.escape(before)}(.+?){re.escape(between)}(.+?){re.escape(behind)}")
     texts = {message.content for record in records for message in record.messages[-1:]}
     every = "\0".join(_texts_of(records))
-    told, turned, both = [], [], 0
+    forward, turned, both = [], [], 0
     for text in sorted(texts):
         match = pattern.fullmatch(text)
         if match is None:
@@ -398,16 +400,16 @@ def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], li
         if _contains_phrase(every, reverse):
             both += 1
             continue
-        told.append(Fact(text, match.span(1), match.span(2)))
+        forward.append(Fact(text, match.span(1), match.span(2)))
         back = pattern.fullmatch(reverse)
         start = len(before)
         middle = start + len(match[2])
         end = middle + len(between) + len(match[1])
         if back is not None:
             turned.append(Fact(reverse, (start, middle), (middle + len(between), end)))
-    if not told:
+    if not forward:
         raise _no_facts_error(f"no record matches {template!r} in one direction only")
-    return told, turned, both
+    return forward, turned, both
 
 
 def _texts_of(records: Sequence[Record]) -> list[str]:
@@ -420,13 +422,13 @@ def count_cooccurrences(facts: Sequence[Fact], records: Sequence[Record]) -> int
     Such a text may state the fact in other words.
     """
     texts = _texts_of(records)
-    found = 0
+    count = 0
     for fact in facts:
-        found += any(
+        count += any(
             text != fact.text and all(_contains_phrase(text, name) for name in fact.names)
             for text in texts
         )
-    return found
+    return count
 
 
 def _contains_phrase(text: str, words: str) -> bool:
@@ -445,16 +447,16 @@ def locate_name(tokenizer: Any, fact: Fact, slot: str) -> tuple[list[int], int, 
     encoded = tokenizer(fact.text, return_offsets_mapping=True)
     first, last = getattr(fact, slot)
     inside = [
-        at
-        for at, (start, stop) in enumerate(encoded["offset_mapping"])
+        index
+        for index, (start, stop) in enumerate(encoded["offset_mapping"])
         if stop > start and start < last and stop > first
     ]
     return list(encoded["input_ids"]), inside[0], inside[-1] + 1
 
 
-def _no_facts_error(what: str) -> RecipeError:
+def _no_facts_error(reason: str) -> RecipeError:
     return RecipeError(
-        what,
+        reason,
         code="diffusion.no-facts",
         where="--facts",
         expected="a sentence pattern that records match verbatim, e.g. '{a} is {b} .'",

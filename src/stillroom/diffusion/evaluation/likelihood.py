@@ -50,7 +50,7 @@ class MaskedLikelihood:
         self,
         model: DiffusionModel,
         ids: Sequence[int],
-        places: Sequence[int],
+        positions: Sequence[int],
         *,
         cfg_scale: float = 0.0,
         rows: int = 1,
@@ -60,7 +60,7 @@ class MaskedLikelihood:
         Args:
             model: Diffusion model.
             ids: Token ids of the text, (T,).
-            places: Positions to score, ascending; the other tokens are given.
+            positions: Positions to score, ascending; the other tokens are given.
             cfg_scale: Classifier-free guidance scale, as in sampling; 0 is none.
             rows: Sequences per forward pass; 1 makes results independent of batching, bit for bit.
 
@@ -82,7 +82,7 @@ class MaskedLikelihood:
         )
         self.model, self.cfg_scale, self.rows = model, cfg_scale, rows
         self.ids = torch.tensor(list(ids), dtype=torch.long)
-        self.places = torch.tensor(list(places), dtype=torch.long)
+        self.places = torch.tensor(list(positions), dtype=torch.long)
         self.forwards = 0
         if len(self.places) == 0:
             raise DataError(
@@ -116,32 +116,32 @@ class MaskedLikelihood:
             masks: Masked positions among those scored, (n, L), bool.
         """
         self.forwards += len(masks) * (2 if self.cfg_scale else 1)
-        found = torch.zeros(masks.shape, dtype=torch.float64)
+        logprobs = torch.zeros(masks.shape, dtype=torch.float64)
         with torch.inference_mode():
             for start in range(0, len(masks), self.rows):
                 chunk = masks[start : start + self.rows]
-                for row, own in enumerate(self._read(chunk)):
-                    found[start + row][chunk[row]] = own
-        return found
+                for row, values in enumerate(self._read(chunk)):
+                    logprobs[start + row][chunk[row]] = values
+        return logprobs
 
     def _read(self, masks: Tensor) -> list[Tensor]:
         """Return the log-probabilities of each row's masked tokens, (k,) each."""
         model, never = self.model, self.model.metadata.mask_token_id
         sides = [self._states(masks, self.ids)]
         if self.cfg_scale:
-            given = torch.ones_like(self.ids, dtype=torch.bool)
-            given[self.places] = False
-            sides.append(self._states(masks, torch.where(given, never, self.ids)))
-        found = []
+            is_given = torch.ones_like(self.ids, dtype=torch.bool)
+            is_given[self.places] = False
+            sides.append(self._states(masks, torch.where(is_given, never, self.ids)))
+        logprobs = []
         for row, mask in enumerate(masks):  # one row at a time: (k, V) logits are large
             logits = model.logits(sides[0][row])
             if self.cfg_scale:
                 bare = model.logits(sides[1][row])
                 logits = bare + (self.cfg_scale + 1) * (logits - bare)
-            own = self.ids[self.places[mask]].to(logits.device)
+            targets = self.ids[self.places[mask]].to(logits.device)
             chances = suppress_tokens(logits, [never]).log_softmax(-1)
-            found.append(chances.gather(-1, own[:, None])[:, 0].double().cpu())
-        return found
+            logprobs.append(chances.gather(-1, targets[:, None])[:, 0].double().cpu())
+        return logprobs
 
     def _states(self, masks: Tensor, ids: Tensor) -> list[Tensor]:
         """Return the states that predict each row's masked tokens, (k, D)."""
@@ -152,15 +152,19 @@ class MaskedLikelihood:
         masked = self.places[mask]
         noisy = ids.clone()
         noisy[masked] = metadata.mask_token_id
-        at, shift = torch.arange(length), int(metadata.logit_shift)
+        positions, shift = torch.arange(length), int(metadata.logit_shift)
         if metadata.attention == "full":
-            return ForwardRequest(noisy, at, self.model.sees(at, at), masked - shift)
+            return ForwardRequest(
+                noisy, positions, self.model.sees(positions, positions), masked - shift
+            )
         size = metadata.block_size or 1
         want = masked - shift
         # the state before a block's first token is that of the clean copy
         want = torch.where((masked % size == 0) & bool(shift), want + length, want)
-        seen = build_training_mask(length, size)
-        return ForwardRequest(torch.cat([noisy, ids]), torch.cat([at, at]), seen, want)
+        attention_mask = build_training_mask(length, size)
+        return ForwardRequest(
+            torch.cat([noisy, ids]), torch.cat([positions, positions]), attention_mask, want
+        )
 
 
 def choose_batch_rows(length: int) -> int:
@@ -174,7 +178,7 @@ def choose_batch_rows(length: int) -> int:
 def score_text(
     model: DiffusionModel,
     ids: Sequence[int],
-    places: Sequence[int],
+    positions: Sequence[int],
     estimator: LikelihoodEstimator,
     *,
     seed: int = 0,
@@ -185,7 +189,7 @@ def score_text(
 
     Arguments as in ``MaskedLikelihood``.
     """
-    scorer = MaskedLikelihood(model, ids, places, cfg_scale=cfg_scale, rows=rows)
+    scorer = MaskedLikelihood(model, ids, positions, cfg_scale=cfg_scale, rows=rows)
     return estimator.estimate(scorer, torch.Generator().manual_seed(seed))
 
 
@@ -239,11 +243,11 @@ def choose_answer(
         for answer in answers
     )
     scores = [(-b.per_token if per_token else b.value, b) for b in bounds]
-    order = sorted(range(len(scores)), key=lambda at: -scores[at][0])
+    order = sorted(range(len(scores)), key=lambda index: -scores[index][0])
     if len(order) < 2:
         return ChoiceResult(order[0], bounds, 0.0)
-    (first, one), (second, other) = scores[order[0]], scores[order[1]]
-    parts = [b.error / (b.tokens if per_token else 1) for b in (one, other)]
+    (first, best), (second, runner_up) = scores[order[0]], scores[order[1]]
+    parts = [b.error / (b.tokens if per_token else 1) for b in (best, runner_up)]
     error = (parts[0] ** 2 + parts[1] ** 2) ** 0.5
     return ChoiceResult(order[0], bounds, (first - second) / error if error else float("inf"))
 
@@ -280,15 +284,15 @@ class Validation:
         """Return the mean cross-entropy of masked tokens at each fixed time, in nats."""
         was_training = self.model.network.training
         self.model.network.eval()
-        found = {}
+        metrics = {}
         for t in () if self.is_causal else self.settings.times:
-            texts = [self._masked(lesson, at, t) for at, lesson in enumerate(self.lessons)]
-            found[f"validation/masked_ce/t={t:g}"] = self._mean(texts)
+            texts = [self._masked(lesson, index, t) for index, lesson in enumerate(self.lessons)]
+            metrics[f"validation/masked_ce/t={t:g}"] = self._mean(texts)
         if self.is_causal:
             texts = [self._clean(lesson) for lesson in self.lessons]
-            found["validation/loss"] = self._mean(texts)
+            metrics["validation/loss"] = self._mean(texts)
         self.model.network.train(was_training)
-        return found
+        return metrics
 
     def bound(self, on_done: Callable[[], None]) -> dict[str, Any]:
         """Return the mean bound in nats per token, its standard error, and the passes used.
@@ -299,19 +303,19 @@ class Validation:
         was_training = self.model.network.training
         self.model.network.eval()
         bounds: list[LikelihoodEstimate] = []
-        for at, lesson in enumerate(self.lessons):
-            places = np.flatnonzero(lesson.noised).tolist()
+        for index, lesson in enumerate(self.lessons):
+            positions = np.flatnonzero(lesson.noised).tolist()
             if self.is_causal:
-                nats = self._mean([self._clean(lesson)]) * len(places)
-                bounds.append(LikelihoodEstimate(-nats, 0.0, 1, 0, len(places)))
+                nats = self._mean([self._clean(lesson)]) * len(positions)
+                bounds.append(LikelihoodEstimate(-nats, 0.0, 1, 0, len(positions)))
             else:
                 bounds.append(
                     score_text(
                         self.model,
                         lesson.ids.tolist(),
-                        places,
+                        positions,
                         estimator,
-                        seed=self.seed + at,
+                        seed=self.seed + index,
                         rows=choose_batch_rows(len(lesson.ids)),
                     )
                 )

@@ -65,8 +65,8 @@ DEFAULT_GRID = (
 _MAX_ANSWER_TOKENS = 256
 
 
-def _is_exact(found: str, wanted: str) -> float:
-    return float(found.strip() == wanted.strip())
+def _is_exact(text: str, answer: str) -> float:
+    return float(text.strip() == answer.strip())
 
 
 QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
@@ -158,10 +158,10 @@ class DecodingSweepResult:
         values = [trial.quality for trial in self.trials]
         return bootstrap(values, seed=seed, name=self.candidate.label)
 
-    def loss_against(self, other: DecodingSweepResult, seed: int = 0) -> Metric:
+    def loss_against(self, baseline: DecodingSweepResult, seed: int = 0) -> Metric:
         """Return the paired loss of quality against another setting."""
         return paired_difference(
-            [trial.quality for trial in other.trials],
+            [trial.quality for trial in baseline.trials],
             [trial.quality for trial in self.trials],
             seed=seed,
             name=f"loss/{self.candidate.label}",
@@ -186,11 +186,11 @@ def expand_grid(
     rows = dict(DEFAULT_GRID)
     if model.metadata.block_size is not None:
         rows |= {"block_length": ("null",), "cache": ("null",)}  # exact by itself
-    for word in words:
-        key, _, listed = word.partition("=")
+    for row in words:
+        key, _, listed = row.partition("=")
         if not key or not listed:
             raise RecipeError(
-                f"--try {word!r} is not KEY=VALUE,VALUE",
+                f"--try {row!r} is not KEY=VALUE,VALUE",
                 code="diffusion.tune",
                 expected="a row such as commit.threshold=0.8,0.9",
                 next="see the settings in `stillroom diffusion sample --help`",
@@ -198,29 +198,29 @@ def expand_grid(
         rows[key] = tuple(listed.split(","))
     base = [f"max_new_tokens={max_new_tokens}", *fixed]
     plain = [*base, "commit.name=top_k", "commit.k=1", "cache=whole"]
-    found = [SweepCandidate(BASELINE_LABEL, parse_group(DecodeSettings, overrides=plain))]
+    candidates = [SweepCandidate(BASELINE_LABEL, parse_group(DecodeSettings, overrides=plain))]
     left_out: list[str] = []
-    seen: set[str] = set()
+    known: set[str] = set()
     for values in itertools.product(*rows.values()):
-        chosen = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
+        overrides = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
         label = _label(rows, values)
-        settings = parse_group(DecodeSettings, overrides=[*base, *chosen])
+        settings = parse_group(DecodeSettings, overrides=[*base, *overrides])
         try:
             settings.check_against(model.metadata)
         except RecipeError:
             left_out.append(label)
             continue
-        if _is_duplicate(settings, seen):
+        if _is_duplicate(settings, known):
             continue
-        found.append(SweepCandidate(label, settings))
-    if len(found) == 1:
+        candidates.append(SweepCandidate(label, settings))
+    if len(candidates) == 1:
         raise RecipeError(
             "no setting of the grid suits this model",
             code="diffusion.tune",
             expected="settings that fit the model's attention",
             next="set others with --try",
         )
-    return found, left_out
+    return candidates, left_out
 
 
 def _label(rows: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
@@ -230,11 +230,11 @@ def _label(rows: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs)
 
 
-def _is_duplicate(settings: DecodeSettings, seen: set[str]) -> bool:
+def _is_duplicate(settings: DecodeSettings, known: set[str]) -> bool:
     """Return whether settings are repeated; without blocks, block-wise caches coincide."""
     text = settings.model_dump_json()
-    is_known = text in seen
-    seen.add(text)
+    is_known = text in known
+    known.add(text)
     return is_known
 
 
@@ -304,15 +304,15 @@ def find_pareto_front(outcomes: Sequence[DecodingSweepResult]) -> list[DecodingS
     time, and better in one.
     """
 
-    def place(one: DecodingSweepResult) -> tuple[float, float, float]:
-        return -one.quality, one.nfe, one.cpu_s
+    def place(result: DecodingSweepResult) -> tuple[float, float, float]:
+        return -result.quality, result.nfe, result.cpu_s
 
-    def beats(one: DecodingSweepResult, other: DecodingSweepResult) -> bool:
-        pairs = list(zip(place(one), place(other), strict=True))
+    def beats(result: DecodingSweepResult, rival: DecodingSweepResult) -> bool:
+        pairs = list(zip(place(result), place(rival), strict=True))
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
-    kept = [one for one in outcomes if not any(beats(other, one) for other in outcomes)]
-    return sorted(kept, key=lambda one: one.cpu_s)
+    front = [result for result in outcomes if not any(beats(rival, result) for rival in outcomes)]
+    return sorted(front, key=lambda result: result.cpu_s)
 
 
 def choose_setting(
@@ -320,8 +320,8 @@ def choose_setting(
 ) -> DecodingSweepResult:
     """Return the fastest result within ``most_lost`` of the first result's quality."""
     base = outcomes[0].quality
-    good = [one for one in outcomes if one.quality >= base - most_lost - 1e-12]
-    return min(good, key=lambda one: one.cpu_s)
+    good = [result for result in outcomes if result.quality >= base - most_lost - 1e-12]
+    return min(good, key=lambda result: result.cpu_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,9 +354,9 @@ class DecodingSweepPlan:
 
     def to_text(self) -> str:
         """Return the plan as YAML."""
-        said = {**asdict(self), "records": str(self.records)}
-        said |= {"tried": list(self.tried), "fixed": list(self.fixed)}
-        return "\n".join(["# stillroom diffusion tune", *emit_yaml(said)]) + "\n"
+        settings = {**asdict(self), "records": str(self.records)}
+        settings |= {"tried": list(self.tried), "fixed": list(self.fixed)}
+        return "\n".join(["# stillroom diffusion tune", *emit_yaml(settings)]) + "\n"
 
 
 def sweep_decoding(
@@ -407,9 +407,9 @@ def sweep_decoding(
     try:
         with job.interruptible():
             outcomes = _run_trials(model, plan, cases, candidates, job)
-            chosen = choose_setting(outcomes, plan.most_lost)
-            preset = _build_preset(model, plan, chosen, outcomes[0])
-            report = _build_report(plan, outcomes, chosen, left_out)
+            choice = choose_setting(outcomes, plan.most_lost)
+            preset = _build_preset(model, plan, choice, outcomes[0])
+            report = _build_report(plan, outcomes, choice, left_out)
             report.write(job.output)
             write_preset(job.output / PRESET_FILE, preset)
             artifact = job.finish(
@@ -437,11 +437,11 @@ def _run_trials(
     journal = job.journal("trials")
 
     def key(case: SweepCase, candidate: SweepCandidate) -> str:
-        said = candidate.settings.model_dump(mode="json")
-        return digest_json([case.id, said, plan.measure, plan.seed, model.fingerprint])
+        settings = candidate.settings.model_dump(mode="json")
+        return digest_json([case.id, settings, plan.measure, plan.seed, model.fingerprint])
 
     keys = [key(case, candidate) for case in cases for candidate in candidates]
-    done = sum(one in journal for one in keys)
+    done = sum(trial_key in journal for trial_key in keys)
     if done < len(keys):  # warm-up: the first call of a process includes loading
         run_trial(model, cases[0], candidates[-1], plan.measure, plan.seed)
     with job.phase("tune", len(keys), "texts", done=done) as progress:
@@ -464,24 +464,24 @@ def _run_trials(
 def _build_preset(
     model: DiffusionModel,
     plan: DecodingSweepPlan,
-    chosen: DecodingSweepResult,
+    choice: DecodingSweepResult,
     base: DecodingSweepResult,
 ) -> DecodingPreset:
-    lost = chosen.loss_against(base, plan.seed).to_json()
+    lost = choice.loss_against(base, plan.seed).to_json()
     measured: dict[str, float | int | str] = {
         "measure": plan.measure,
-        "records": len(chosen.trials),
-        "quality": round(chosen.quality, 4),
-        "lost_against_one_a_step": round(base.quality - chosen.quality, 4),
+        "records": len(choice.trials),
+        "quality": round(choice.quality, 4),
+        "lost_against_one_a_step": round(base.quality - choice.quality, 4),
         **({"lost_at_most": round(lost["high"], 4)} if lost["high"] is not None else {}),
-        "nfe": round(chosen.nfe, 2),
-        "times_fewer_readings": round(base.nfe / max(chosen.nfe, 1e-9), 2),
-        "times_less_cpu": round(base.cpu_s / max(chosen.cpu_s, 1e-9), 2),
+        "nfe": round(choice.nfe, 2),
+        "times_fewer_readings": round(base.nfe / max(choice.nfe, 1e-9), 2),
+        "times_less_cpu": round(base.cpu_s / max(choice.cpu_s, 1e-9), 2),
     }
     return DecodingPreset(
         name=plan.name,
         checkpoint=model.fingerprint,
-        settings=chosen.candidate.settings,
+        settings=choice.candidate.settings,
         measured=measured,
     )
 
@@ -489,25 +489,25 @@ def _build_preset(
 def _build_report(
     plan: DecodingSweepPlan,
     outcomes: list[DecodingSweepResult],
-    chosen: DecodingSweepResult,
+    choice: DecodingSweepResult,
     left_out: list[str],
 ) -> Report:
     base = outcomes[0]
-    lost = chosen.loss_against(base, plan.seed)
+    lost = choice.loss_against(base, plan.seed)
     records = len(base.trials)
-    said = (
-        f"{chosen.candidate.label}: {base.nfe / max(chosen.nfe, 1e-9):.1f} times fewer forward "
+    summary = (
+        f"{choice.candidate.label}: {base.nfe / max(choice.nfe, 1e-9):.1f} times fewer forward "
         "passes "
-        f"and {base.cpu_s / max(chosen.cpu_s, 1e-9):.1f} times less processor time than one token "
+        f"and {base.cpu_s / max(choice.cpu_s, 1e-9):.1f} times less processor time than one token "
         "per "
         f"step, {100 * lost.value:+.1f} points of {plan.measure} lost ({records} records)."
     )
-    if not any(one.quality for one in outcomes):
-        said += (
+    if not any(result.quality for result in outcomes):
+        summary += (
             " No setting scores above 0 by this measure, so that the choice rests on time alone: "
             "use another measure, or records that the model can answer."
         )
-    report = Report("Decoding", f"{len(outcomes)} settings on {records} records. {said}")
+    report = Report("Decoding", f"{len(outcomes)} settings on {records} records. {summary}")
     report.add(lost, is_headline=True)
     front = find_pareto_front(outcomes)
     columns = (plan.measure, "95 %", "NFE", "CPU s", "tokens/s", "drift", "setting")
@@ -517,29 +517,31 @@ def _build_report(
         "one of them. Tokens are those before the end token. "
         + (f"{len(left_out)} settings do not suit this model." if left_out else ""),
         table=Table(
-            "cheapest first", columns, tuple(_report_row(one, plan, chosen) for one in front)
+            "cheapest first", columns, tuple(_report_row(result, plan, choice) for result in front)
         ),
     )
-    order = sorted(outcomes, key=lambda one: (-one.quality, one.cpu_s))
+    order = sorted(outcomes, key=lambda result: (-result.quality, result.cpu_s))
     report.section(
         "All settings",
         "Quality was measured on the records used for the choice: expect slightly less on others.",
-        table=Table("best first", columns, tuple(_report_row(one, plan, chosen) for one in order)),
+        table=Table(
+            "best first", columns, tuple(_report_row(result, plan, choice) for result in order)
+        ),
     )
     return report
 
 
 def _report_row(
-    one: DecodingSweepResult, plan: DecodingSweepPlan, chosen: DecodingSweepResult
+    result: DecodingSweepResult, plan: DecodingSweepPlan, choice: DecodingSweepResult
 ) -> tuple[str, ...]:
-    metric = one.interval(plan.seed).to_json()
+    metric = result.interval(plan.seed).to_json()
     low, high = metric["low"], metric["high"]
     return (
-        f"{one.quality:.3f}",
+        f"{result.quality:.3f}",
         "" if low is None else f"{low:.2f}-{high:.2f}",
-        f"{one.nfe:.1f}",
-        f"{one.cpu_s:.4f}",
-        f"{one.tokens_per_s:.0f}",
-        "" if one.drift is None else f"{one.drift:.3f}",
-        one.candidate.label + (" *" if one is chosen else ""),
+        f"{result.nfe:.1f}",
+        f"{result.cpu_s:.4f}",
+        f"{result.tokens_per_s:.0f}",
+        "" if result.drift is None else f"{result.drift:.3f}",
+        result.candidate.label + (" *" if result is choice else ""),
     )

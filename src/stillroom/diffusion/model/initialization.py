@@ -80,11 +80,13 @@ def prepare_initial_checkpoint(
     if done.is_file():
         return done.read_text(encoding="utf-8")
     if isinstance(recipe.start, ScratchSettings):
-        said = _create_checkpoint(recipe, recipe.start, texts, folder)
+        description = _create_checkpoint(recipe, recipe.start, texts, folder)
     else:
-        said = _convert_initial(recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder)
-    done.write_text(said, encoding="utf-8")
-    return said
+        description = _convert_initial(
+            recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder
+        )
+    done.write_text(description, encoding="utf-8")
+    return description
 
 
 def check_initial_checkpoint(recipe: DiffusionRecipe) -> None:
@@ -222,15 +224,17 @@ def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) 
     mask, needed = _find_mask_token(tokenizer, len(tokenizer))
     tokenizer.save_pretrained(words)
     tensors = {name: read(name) for name in names if not _is_tied_head(name, config)}
-    said = "an autoregressive checkpoint"
+    description = "an autoregressive checkpoint"
     # The autoregressive baseline gets the row, too, as it shares the tokenizer; the mask token has
     # probability 0 in training, so its loss does not change.
     tensors = _add_mask_rows(tensors, mask, max(size, needed), str(stored.folder))
-    said += f", its mask token {mask} " + ("added" if needed > size else "one it kept in reserve")
+    description += f", its mask token {mask} " + (
+        "added" if needed > size else "one it kept in reserve"
+    )
     config["vocab_size"] = max(size, needed)
     shift = True if recipe.logit_shift is None else recipe.logit_shift
     _write(folder, words, _add_metadata(recipe, config, mask, shift=shift), tensors)
-    return said
+    return description
 
 
 def _find_mask_token(tokenizer: Any, size: int) -> tuple[int, int]:
@@ -244,8 +248,8 @@ def _add_mask_rows(
     tensors: dict[str, Tensor], mask: int, size: int, where: str
 ) -> dict[str, Tensor]:
     """Return tensors with ``size`` rows; that of the mask token is the mean of all others."""
-    found = [name for name in (*_EMBEDDINGS, *_HEADS) if name in tensors]
-    if not any(name in _EMBEDDINGS for name in found):
+    present = [name for name in (*_EMBEDDINGS, *_HEADS) if name in tensors]
+    if not any(name in _EMBEDDINGS for name in present):
         raise CheckpointError(
             "no mask token can be added: the embeddings of this architecture are unknown",
             code="diffusion.layout",
@@ -253,14 +257,14 @@ def _add_mask_rows(
             expected=f"a tensor named {' or '.join(_EMBEDDINGS)}",
             next="use a Llama, Qwen2 or Qwen3 checkpoint",
         )
-    made = dict(tensors)
-    for name in found:
+    extended = dict(tensors)
+    for name in present:
         rows = tensors[name]
         mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
         grown = torch.cat([rows, mean.expand(max(size - len(rows), 0), -1)]).clone()
         grown[mask] = mean[0]
-        made[name] = grown
-    return made
+        extended[name] = grown
+    return extended
 
 
 def _is_tied_head(name: str, config: dict[str, Any]) -> bool:
@@ -306,17 +310,17 @@ def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> d
     kv = width // start.heads * int(config["num_key_value_heads"])
     shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS[0]: (int(config["vocab_size"]), width)}
     for layer in range(start.layers):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         shapes |= {
-            f"{at}.input_layernorm.weight": (width,),
-            f"{at}.self_attn.q_proj.weight": (width, width),
-            f"{at}.self_attn.k_proj.weight": (kv, width),
-            f"{at}.self_attn.v_proj.weight": (kv, width),
-            f"{at}.self_attn.o_proj.weight": (width, width),
-            f"{at}.post_attention_layernorm.weight": (width,),
-            f"{at}.mlp.gate_proj.weight": (inner, width),
-            f"{at}.mlp.up_proj.weight": (inner, width),
-            f"{at}.mlp.down_proj.weight": (width, inner),
+            f"{prefix}.input_layernorm.weight": (width,),
+            f"{prefix}.self_attn.q_proj.weight": (width, width),
+            f"{prefix}.self_attn.k_proj.weight": (kv, width),
+            f"{prefix}.self_attn.v_proj.weight": (kv, width),
+            f"{prefix}.self_attn.o_proj.weight": (width, width),
+            f"{prefix}.post_attention_layernorm.weight": (width,),
+            f"{prefix}.mlp.gate_proj.weight": (inner, width),
+            f"{prefix}.mlp.up_proj.weight": (inner, width),
+            f"{prefix}.mlp.down_proj.weight": (width, inner),
         }
     shapes["model.norm.weight"] = (width,)
     if not start.tie:
@@ -334,8 +338,8 @@ def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> d
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return dict(found)
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return dict(value)
 
 
 _BUDGETS = (
@@ -366,9 +370,9 @@ def describe_expected_quality(tokens: int, *, by_blocks: bool) -> str:
         if by_blocks
         else "published conversions to full attention took 6.5e10 (DiffuLLaMA) and 5.8e11 (Dream)"
     )
-    for most, said in _BUDGETS:
+    for most, quality in _BUDGETS:
         if tokens < most:
-            return f"expected after {tokens:,} tokens: {said}; {published}"
+            return f"expected after {tokens:,} tokens: {quality}; {published}"
     return f"{tokens:,} tokens are enough for a model that writes text: {published}"
 
 
@@ -400,11 +404,13 @@ def build_tokenizer(kind: str, texts: Iterable[str], folder: Path, context_lengt
             next="use builtin:characters for small corpora",
         )
     is_words = kind == "builtin:words"
-    found: set[str] = set()
+    symbols: set[str] = set()
     for text in texts:
-        found.update(text.split() if is_words else text)
+        symbols.update(text.split() if is_words else text)
     special = [UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN, MASK_TOKEN]
-    vocabulary = {token: at for at, token in enumerate([*special, *sorted(found - set(special))])}
+    vocabulary = {
+        token: index for index, token in enumerate([*special, *sorted(symbols - set(special))])
+    }
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN))
     if is_words:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -48,13 +48,13 @@ def open_diffusion(
     """
     path = resolve_checkpoint(reference)
     stored = Checkpoint.open(path)
-    found = DiffusionMetadata.from_config(stored.config, str(stored.folder))
-    translation = None if found is not None else convert_format(stored)
+    declared = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    translation = None if declared is not None else convert_format(stored)
     if translation is not None:
-        found = translation.metadata
-    if found is None:
+        declared = translation.metadata
+    if declared is None:
         raise _not_diffusion_error(stored)
-    metadata = _override_metadata(found, overrides or {}, str(stored.folder))
+    metadata = _override_metadata(declared, overrides or {}, str(stored.folder))
     config: Mapping[str, Any] = translation.config if translation else stored.config
     metadata.check_vocabulary(config, str(stored.folder))
     network = _load(stored, metadata, translation, dtype, device)
@@ -109,14 +109,14 @@ def check_attention(model: DiffusionModel, where: str = "") -> None:
     Raises:
         CheckpointError: If a state changes that must not, or does not change where it must.
     """
-    found = _find_mask_violation(model)
-    if found is not None and found[1] and model.dtype != torch.float32:
+    violation = _find_mask_violation(model)
+    if violation is not None and violation[1] and model.dtype != torch.float32:
         # half precision may round away the small change in a small model
-        found = _find_mask_violation(
+        violation = _find_mask_violation(
             DiffusionModel(copy.deepcopy(model.network).float(), model.metadata)
         )
-    if found is not None:
-        position, is_seen, changed = found
+    if violation is not None:
+        position, is_seen, changed = violation
         raise CheckpointError(
             f"position {position} {'does not see' if is_seen else 'sees'} position {changed}",
             code="diffusion.attention",
@@ -136,16 +136,16 @@ def _find_mask_violation(model: DiffusionModel) -> tuple[int, bool, int] | None:
     length = min(size * 2, model.context_length)
     ids = (torch.arange(length) * 7 + 3) % model.vocabulary
     positions = torch.arange(length)
-    seen = model.sees(positions, positions)
+    mask = model.sees(positions, positions)
     for changed in {length - 1, min(size, length) - 1}:
-        other = ids.clone()
-        other[changed] = (other[changed] + 1) % model.vocabulary
-        both = torch.stack([ids, other])
-        states = model.states(both, positions.expand(2, -1), seen[None].expand(2, -1, -1))
+        changed_ids = ids.clone()
+        changed_ids[changed] = (changed_ids[changed] + 1) % model.vocabulary
+        both = torch.stack([ids, changed_ids])
+        states = model.states(both, positions.expand(2, -1), mask[None].expand(2, -1, -1))
         moved = (states[0] != states[1]).any(-1).cpu()
         for position in range(changed):
-            if bool(moved[position]) != bool(seen[position, changed]):
-                return position, bool(seen[position, changed]), changed
+            if bool(moved[position]) != bool(mask[position, changed]):
+                return position, bool(mask[position, changed]), changed
     return None
 
 
@@ -172,17 +172,17 @@ def _load(
 
 
 def _override_metadata(
-    found: DiffusionMetadata, given: Mapping[str, Any], where: str
+    metadata: DiffusionMetadata, overrides: Mapping[str, Any], where: str
 ) -> DiffusionMetadata:
-    unknown = sorted(set(given) - set(DiffusionMetadata.model_fields))
+    unknown = sorted(set(overrides) - set(DiffusionMetadata.model_fields))
     if unknown:
         raise RecipeError(
             f"'{unknown[0]}' is not a field of the diffusion metadata",
             code="recipe.unknown-key",
             expected=f"one of: {', '.join(DiffusionMetadata.model_fields)}",
         )
-    said = {**found.model_dump(), **given}
-    return DiffusionMetadata.from_config({"stillroom_diffusion": said}, where) or found
+    fields = {**metadata.model_dump(), **overrides}
+    return DiffusionMetadata.from_config({"stillroom_diffusion": fields}, where) or metadata
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -80,8 +80,8 @@ class DiffusionMetadata(BaseModel):
 
     def to_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a config.json with this metadata and its text-model backend."""
-        said = self.model_dump(mode="json")
-        return {**config, CONFIG_KEY: said, "stillroom_backend": BACKEND_NAME}
+        fields = self.model_dump(mode="json")
+        return {**config, CONFIG_KEY: fields, "stillroom_backend": BACKEND_NAME}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> DiffusionMetadata | None:
@@ -90,18 +90,20 @@ class DiffusionMetadata(BaseModel):
         Raises:
             CheckpointError: If it is invalid, or contradicts the vocabulary.
         """
-        said = config.get(CONFIG_KEY)
-        if said is None:
+        stored = config.get(CONFIG_KEY)
+        if stored is None:
             return None
         try:
-            found = cls.model_validate(said)
+            metadata = cls.model_validate(stored)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            said = first["msg"].removeprefix("Value error, ")
-            raise _invalid_metadata_error(f"{place}: {said}" if place else said, where) from error
-        found.check_vocabulary(config, where)
-        return found
+            field = ".".join(str(part) for part in first["loc"])
+            stored = first["msg"].removeprefix("Value error, ")
+            raise _invalid_metadata_error(
+                f"{field}: {stored}" if field else stored, where
+            ) from error
+        metadata.check_vocabulary(config, where)
+        return metadata
 
     def check_vocabulary(self, config: Mapping[str, Any], where: str) -> None:
         """Check that the model has an embedding for the mask token.
@@ -117,9 +119,9 @@ class DiffusionMetadata(BaseModel):
             )
 
 
-def _invalid_metadata_error(what: str, where: str) -> CheckpointError:
+def _invalid_metadata_error(reason: str, where: str) -> CheckpointError:
     return CheckpointError(
-        f"invalid diffusion metadata: {what}",
+        f"invalid diffusion metadata: {reason}",
         code="diffusion.metadata",
         where=where,
         expected=f"'{CONFIG_KEY}' in config.json, as `stillroom diffusion convert` writes it",
@@ -135,24 +137,24 @@ def find_special_token(stored: StoredCheckpoint, name: str, texts: tuple[str, ..
         name: Key of config.json, e.g. ``mask_token_id``.
         texts: Possible texts of the token in tokenizer.json.
     """
-    said = stored.config.get(name)
-    if isinstance(said, int) and not isinstance(said, bool):
-        return said
+    token_id = stored.config.get(name)
+    if isinstance(token_id, int) and not isinstance(token_id, bool):
+        return token_id
     path = stored.folder / "tokenizer.json"
     if not path.is_file():
         return None
     try:
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-        found = {str(token["content"]): int(token["id"]) for token in added}
+        ids = {str(token["content"]): int(token["id"]) for token in added}
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # an unreadable tokenizer raises its own error later
-    return next((found[text] for text in texts if text in found), None)
+    return next((ids[text] for text in texts if text in ids), None)
 
 
-def unsupported_config_error(stored: StoredCheckpoint, what: str) -> CheckpointError:
+def unsupported_config_error(stored: StoredCheckpoint, reason: str) -> CheckpointError:
     """Return the error for a config that no stock architecture computes."""
     return CheckpointError(
-        f"this checkpoint cannot be loaded with stock modules: {what}",
+        f"this checkpoint cannot be loaded with stock modules: {reason}",
         code="diffusion.layout",
         where=str(stored.folder / "config.json"),
         expected="a published configuration of its format",

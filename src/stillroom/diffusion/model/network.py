@@ -155,9 +155,9 @@ class DiffusionModel:
         calls = [_slot_forward(reading) for reading in readings if reading.keys is not None]
         if calls and len(calls) < len(readings):
             raise ValueError("requests with and without a cache cannot share a forward pass")
-        seen = _join_masks(readings, width)
+        mask = _join_masks(readings, width)
         more = {self._cache_name: join_slot_caches(calls), "use_cache": True} if calls else {}
-        hidden = self._forward(ids, positions, seen, **({"use_cache": False} | more))
+        hidden = self._forward(ids, positions, mask, **({"use_cache": False} | more))
         return [hidden[row, reading.want.to(hidden.device)] for row, reading in enumerate(readings)]
 
     def _read_one(self, swift: FastLlamaBody, reading: ForwardRequest) -> Tensor:
@@ -174,30 +174,30 @@ class DiffusionModel:
         )
 
     def states(
-        self, ids: Tensor, positions: Tensor, seen: Tensor, *, network: Any = None
+        self, ids: Tensor, positions: Tensor, mask: Tensor, *, network: Any = None
     ) -> Tensor:
         """Return all states of a batch, (B, T, D), with gradients where enabled.
 
         Args:
             ids: Input tokens, (B, T).
             positions: Position of each, (B, T).
-            seen: Attention mask, (B, T, T) or (1, T, T) bool; every row has at least one True.
+            mask: Attention mask, (B, T, T) or (1, T, T) bool; every row has at least one True.
             network: Wrapper of the same network, as the training loop passes it.
         """
-        return self._forward(ids, positions, seen, network=network, use_cache=False)
+        return self._forward(ids, positions, mask, network=network, use_cache=False)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, seen: Tensor, *, network: Any = None, **more: Any
+        self, ids: Tensor, positions: Tensor, mask: Tensor, *, network: Any = None, **more: Any
     ) -> Tensor:
         body = self.body if network is None else split_body_and_head(network)[0]
         device = self.device
-        given = body(
+        output = body(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
-            attention_mask=format_mask(self.body, seen.to(device), self.dtype),
+            attention_mask=format_mask(self.body, mask.to(device), self.dtype),
             **more,
         )
-        hidden: Tensor = given.last_hidden_state
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def logits(self, states: Tensor) -> Tensor:
@@ -217,13 +217,13 @@ def _join_masks(readings: Sequence[ForwardRequest], width: int) -> Tensor:
     if len(readings) == 1:
         return readings[0].seen[None]
     span = max(reading.seen.shape[1] for reading in readings)
-    seen = torch.zeros(len(readings), width, span, dtype=torch.bool)
+    joined = torch.zeros(len(readings), width, span, dtype=torch.bool)
     for row, reading in enumerate(readings):
         count, visible = reading.seen.shape
-        seen[row, :count, :visible] = reading.seen
+        joined[row, :count, :visible] = reading.seen
         if count < width:
-            seen[row, count:, 0] = True
-    return seen
+            joined[row, count:, 0] = True
+    return joined
 
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -260,18 +260,18 @@ def build_training_mask(
     Source: Arriola et al. 2025, arXiv:2503.09573, section 3.1 and figure 4.
     """
     block = torch.arange(length, device=device) // block_size
-    own, before = block[:, None] == block[None, :], block[:, None] > block[None, :]
-    top = torch.cat([own, before], 1)  # (T, 2T)
-    bottom = torch.cat([torch.zeros_like(own), own | before], 1)
+    same_block, before = block[:, None] == block[None, :], block[:, None] > block[None, :]
+    top = torch.cat([same_block, before], 1)  # (T, 2T)
+    bottom = torch.cat([torch.zeros_like(same_block), same_block | before], 1)
     return torch.cat([top, bottom])
 
 
-def format_mask(network: Any, seen: Tensor, dtype: torch.dtype) -> Tensor:
+def format_mask(network: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a mask in the format of a network's attention function, (B, 1, n, m).
 
     Args:
         network: Transformers model.
-        seen: Attention mask, (B, n, m) bool; every row has at least one True.
+        mask: Attention mask, (B, n, m) bool; every row has at least one True.
         dtype: Dtype of the states.
 
     Raises:
@@ -279,10 +279,10 @@ def format_mask(network: Any, seen: Tensor, dtype: torch.dtype) -> Tensor:
     """
     name = str(getattr(network.config, "_attn_implementation", ""))
     if name == "sdpa":
-        return seen[:, None]
+        return mask[:, None]
     if name == "eager":
         least = torch.finfo(dtype).min
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, least)[
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, least)[
             :, None
         ]
     raise CheckpointError(
@@ -340,7 +340,7 @@ class FastLlamaBody:
         self,
         ids: Tensor,
         positions: Tensor,
-        seen: Tensor,
+        visible: Tensor,
         want: Tensor,
         keys: SlotKVCache | None,
         slots: Tensor | None,
@@ -350,7 +350,7 @@ class FastLlamaBody:
         Args:
             ids: Input tokens, (n,).
             positions: Position of each, (n,).
-            seen: Attention mask, (n, m) bool.
+            visible: Attention mask, (n, m) bool.
             want: Indices into ``ids``, (k,).
             keys: KV cache; None for none, then m = n.
             slots: Slots of the input tokens, (n,).
@@ -364,11 +364,13 @@ class FastLlamaBody:
         rotary = cos[0][:, None], sin
         is_all = len(want) == len(ids)
         last = len(body.layers) - 1
-        mask = None if bool(seen.all()) else seen
-        at = None if slots is None else _slots_as_slice(slots)
+        mask = None if bool(visible.all()) else visible
+        slot_index = None if slots is None else _slots_as_slice(slots)
         for number, layer in enumerate(body.layers):
-            chosen = want if number == last and not is_all else None
-            x = self._layer(layer, number, x, rotary, mask, (keys, at, seen.shape[1]), chosen)
+            rows = want if number == last and not is_all else None
+            x = self._layer(
+                layer, number, x, rotary, mask, (keys, slot_index, visible.shape[1]), rows
+            )
         if is_all:
             x = x[want]
         return _norm(body.norm, x)
@@ -380,25 +382,25 @@ class FastLlamaBody:
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        kept: tuple[SlotKVCache | None, slice | Tensor | None, int],
-        chosen: Tensor | None,
+        cache: tuple[SlotKVCache | None, slice | Tensor | None, int],
+        rows: Tensor | None,
     ) -> Tensor:
         """Return a layer's states, (n, D); with ``rows`` those of these tokens only, (k, D)."""
-        own, heads = layer.self_attn, self.heads
+        attention, heads = layer.self_attn, self.heads
         h = _norm(layer.input_layernorm, x)
-        k = _linear(own.k_proj, h).view(-1, self.key_heads, self.width)
-        v = _linear(own.v_proj, h).view(-1, self.key_heads, self.width)
-        k = _rotate(_head_norm(own, "k_norm", k), rotary)
-        if chosen is not None:
-            x, h = x[chosen], h[chosen]
-            rotary = rotary[0][chosen], rotary[1][chosen]
-            mask = None if mask is None else mask[chosen]
-        q = _linear(own.q_proj, h).view(-1, heads, self.width)
-        q = _rotate(_head_norm(own, "q_norm", q), rotary)
-        found = self._attend(
-            q, *_store_keys_values(k.transpose(0, 1), v.transpose(0, 1), number, kept), mask
+        k = _linear(attention.k_proj, h).view(-1, self.key_heads, self.width)
+        v = _linear(attention.v_proj, h).view(-1, self.key_heads, self.width)
+        k = _rotate(_head_norm(attention, "k_norm", k), rotary)
+        if rows is not None:
+            x, h = x[rows], h[rows]
+            rotary = rotary[0][rows], rotary[1][rows]
+            mask = None if mask is None else mask[rows]
+        q = _linear(attention.q_proj, h).view(-1, heads, self.width)
+        q = _rotate(_head_norm(attention, "q_norm", q), rotary)
+        attended = self._attend(
+            q, *_store_keys_values(k.transpose(0, 1), v.transpose(0, 1), number, cache), mask
         )
-        x = x + _linear(own.o_proj, found)
+        x = x + _linear(attention.o_proj, attended)
         h = _norm(layer.post_attention_layernorm, x)
         inner = functional.silu(_linear(layer.mlp.gate_proj, h)) * _linear(layer.mlp.up_proj, h)
         return x + _linear(layer.mlp.down_proj, inner)
@@ -411,21 +413,21 @@ class FastLlamaBody:
         q = q.reshape(1, self.key_heads, group * count, self.width)
         if mask is not None and group > 1:
             mask = mask.repeat(group, 1)
-        found = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        found = found.view(self.key_heads, group, count, self.width).permute(2, 0, 1, 3)
-        return found.reshape(count, self.heads * self.width)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = attended.view(self.key_heads, group, count, self.width).permute(2, 0, 1, 3)
+        return attended.reshape(count, self.heads * self.width)
 
 
 def _store_keys_values(
-    k: Tensor, v: Tensor, number: int, kept: tuple[SlotKVCache | None, slice | Tensor | None, int]
+    k: Tensor, v: Tensor, number: int, cache: tuple[SlotKVCache | None, slice | Tensor | None, int]
 ) -> tuple[Tensor, Tensor]:
     """Write a layer's keys and values (h, n, d) to their slots; return all visible ones."""
-    space, at, end = kept
-    if space is None or at is None:
+    space, index, end = cache
+    if space is None or index is None:
         return k[None], v[None]
     keys, values = space.ensure(number, k[None])
-    keys[0, :, at] = k
-    values[0, :, at] = v
+    keys[0, :, index] = k
+    values[0, :, index] = v
     return keys[:, :, :end], values[:, :, :end]
 
 
@@ -437,8 +439,8 @@ def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 def _norm(module: Any, x: Tensor) -> Tensor:
     if x.dtype == torch.float64:
-        found: Tensor = module(x)  # the library's norm computes in float32
-        return found
+        normalized: Tensor = module(x)  # the library's norm computes in float32
+        return normalized
     shape = module.weight.shape
     scaled: Tensor = functional.rms_norm(x, shape, None, module.variance_epsilon) * module.weight
     return scaled

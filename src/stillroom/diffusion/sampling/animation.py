@@ -45,7 +45,7 @@ class TerminalAnimation:
         is_terminal = self.stream.isatty()
         is_colored = is_terminal and not os.environ.get("NO_COLOR")
         text = self.draw(event, color=is_colored, is_flat=not is_terminal)
-        head = f"step {event.step}, {event.nfe} forward passes, {sum(event.is_open)} masked"
+        head = f"step {event.step}, {event.nfe} passes, {sum(event.is_open)} masked"
         if is_terminal and self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")
         self.stream.write(f"{head}\n{text}\n" if is_terminal else f"{head}: {text}\n")
@@ -62,12 +62,12 @@ class TerminalAnimation:
         """Return the current text with dots for masks; flat and uncolored text is a single line."""
         texts = decode_tokens(self.tokenizer, event.ids)
         written, changed, parts = set(event.written), set(event.changed), []
-        for at in range(self.first, len(event.ids)):
-            text = _OPEN_MARK if event.is_open[at] else _escape_controls(texts[at])
+        for position in range(self.first, len(event.ids)):
+            text = _OPEN_MARK if event.is_open[position] else _escape_controls(texts[position])
             mark = ""
             if color:
-                mark = _RED if at in changed else _BOLD if at in written else ""
-                mark = _DIM if event.is_open[at] and not mark else mark
+                mark = _RED if position in changed else _BOLD if position in written else ""
+                mark = _DIM if event.is_open[position] and not mark else mark
             parts.append(f"{mark}{text}{_RESET}" if mark else text)
         joined = "".join(parts)
         return joined.replace("\n", "⏎") if is_flat and not color else joined
@@ -99,7 +99,7 @@ def write_animation(
     tokenizer: Any,
     *,
     title: str,
-    given: Sequence[bool] = (),
+    given_mask: Sequence[bool] = (),
 ) -> None:
     """Write an HTML page that replays the sampling of one text.
 
@@ -111,7 +111,7 @@ def write_animation(
         events: Step events of one text, in order.
         tokenizer: Tokenizer of the model.
         title: Page title.
-        given: Which positions of the request are given, (T,); later ones are not.
+        given_mask: Which positions of the request are given, (T,); later ones are not.
     """
     frames: list[dict[str, Any]] = []
     for event in events:
@@ -121,7 +121,10 @@ def write_animation(
                 "nfe": event.nfe,
                 "new": [*event.written],
                 "changed": [*event.changed],
-                "text": [None if event.is_open[at] else texts[at] for at in range(len(event.ids))],
+                "text": [
+                    None if event.is_open[position] else texts[position]
+                    for position in range(len(event.ids))
+                ],
                 "sure": [round(value, 3) for value in event.confidence],
             }
         )
@@ -129,25 +132,27 @@ def write_animation(
     parts = {
         "@TITLE@": html.escape(title),
         "@LAST@": html.escape(last),
-        "@GIVEN@": json.dumps([at for at, is_given in enumerate(given) if is_given]),
+        "@GIVEN@": json.dumps(
+            [position for position, is_given in enumerate(given_mask) if is_given]
+        ),
         # escaped: a token must not close the script or open a comment
         "@DATA@": json.dumps(frames, ensure_ascii=False).replace("<", "\\u003c"),
     }
     # a single pass, so that inserted text is not substituted again
-    page = re.sub("|".join(parts), lambda found: parts[found[0]], _PAGE)
+    page = re.sub("|".join(parts), lambda match: parts[match[0]], _PAGE)
     with atomic_write(path) as file:
         file.write(page)
 
 
 def record_events(
-    events: list[StepEvent], *others: Callable[[StepEvent], None]
+    events: list[StepEvent], *listeners: Callable[[StepEvent], None]
 ) -> Callable[[StepEvent], None]:
     """Return a callback that appends events to a list and passes them on."""
 
     def on_step(event: StepEvent) -> None:
         events.append(event)
-        for other in others:
-            other(event)
+        for listener in listeners:
+            listener(event)
 
     return on_step
 
@@ -177,7 +182,8 @@ small { color: var(--given); }
 </style></head><body>
 <h1>@TITLE@</h1>
 <div id="bar"><button id="play" type="button">Play</button>
-<input id="step" type="range" min="0" value="0" aria-label="step"><output id="said"></output></div>
+<input id="step" type="range" min="0" value="0" aria-label="step">
+<output id="caption"></output></div>
 <div id="text" aria-live="off">@LAST@</div>
 <p><small>Green: unmasked in this step. Red: remasked or replaced. Gray: given. A gray box is a
 masked position. Point at a token to see its step and confidence.
@@ -185,7 +191,7 @@ masked position. Point at a token to see its step and confidence.
 <script>
 const frames = @DATA@, given = new Set(@GIVEN@);
 const box = document.getElementById("text"), slider = document.getElementById("step");
-const said = document.getElementById("said"), play = document.getElementById("play");
+const caption = document.getElementById("caption"), play = document.getElementById("play");
 slider.max = Math.max(frames.length - 1, 0);
 function draw(n) {
   const f = frames[n]; if (!f) return;
@@ -203,7 +209,7 @@ function draw(n) {
     }
     box.appendChild(s);
   });
-  said.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe
+  caption.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe
         + (f.nfe === 1 ? " forward pass" : " forward passes");
 }
 let timer = null;

@@ -73,37 +73,39 @@ class ApproximateCacheSession(CacheSession):
     def read(self, ask: CacheQuery) -> Reads:
         visible = self.visible(ask)
         is_due = self._is_due(ask)
-        chosen = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
+        positions = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
         needed = ask.places - self.shift
-        before = self._values_before(chosen, is_due=is_due)
-        reading = self.reading(ask, chosen, visible, want=torch.arange(len(chosen)))
+        before = self._values_before(positions, is_due=is_due)
+        reading = self.reading(ask, positions, visible, want=torch.arange(len(positions)))
         reading.keys = self.keys
-        reading.slots = torch.cat([chosen, visible + torch.arange(len(ask.shadows))])
+        reading.slots = torch.cat([positions, visible + torch.arange(len(ask.shadows))])
         states = yield reading
-        own, beside = states[: len(chosen)], states[len(chosen) :]
-        self._keep(ask, chosen, own)
+        computed, shadows = states[: len(positions)], states[len(positions) :]
+        self._keep(ask, positions, computed)
         if before is not None:
-            self._compare(chosen, _cosine_distance(before, self._values(chosen)))
+            self._compare(positions, _cosine_distance(before, self._values(positions)))
         self.ages += 1
-        self.ages[chosen] = 0
-        self.known[chosen] = True
+        self.ages[positions] = 0
+        self.known[positions] = True
         if self._states is None:
             raise ValueError("nothing was read")
         # the state before a recomputed position is the cached one
-        return torch.cat([self._states[needed.to(own.device)], beside])
+        return torch.cat([self._states[needed.to(computed.device)], shadows])
 
-    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
+    def _values_before(self, positions: Tensor, *, is_due: bool) -> Tensor | None:
         """Return the values about to be replaced, where drift is measured."""
-        return self._values(chosen) if is_due and bool(self.known.any()) else None
+        return self._values(positions) if is_due and bool(self.known.any()) else None
 
-    def _values(self, places: Tensor) -> Tensor:
+    def _values(self, positions: Tensor) -> Tensor:
         """Return the values of positions in every layer, (L, n, H d)."""
-        found = [values[0][:, places].transpose(0, 1).flatten(1) for _, values in self.keys.layers]
-        return torch.stack(found)
+        layers = [
+            values[0][:, positions].transpose(0, 1).flatten(1) for _, values in self.keys.layers
+        ]
+        return torch.stack(layers)
 
-    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
+    def _compare(self, positions: Tensor, distance: Tensor) -> None:
         """Accumulate the drift of positions, (n,), that were stale."""
-        is_stale = (self.ages[chosen] > 0) & self.known[chosen]
+        is_stale = (self.ages[positions] > 0) & self.known[positions]
         self._moved += float(distance[is_stale].sum())
         self._compared += int(is_stale.sum())
 
@@ -126,14 +128,14 @@ class ApproximateCacheSession(CacheSession):
             raise ValueError("nothing was read")
         return self._last
 
-    def _keep(self, ask: CacheQuery, chosen: Tensor, states: Tensor) -> None:
+    def _keep(self, ask: CacheQuery, positions: Tensor, states: Tensor) -> None:
         """Store the token ids and states of recomputed positions."""
         if self._last is None:
             self._last = torch.full_like(ask.ids, -1)
             self._states = states.new_zeros(len(ask.ids), states.shape[-1])
-        self._last[chosen] = ask.ids[chosen]
+        self._last[positions] = ask.ids[positions]
         if self._states is not None:
-            self._states[chosen.to(states.device)] = states
+            self._states[positions.to(states.device)] = states
 
 
 def _cosine_distance(before: Tensor, after: Tensor) -> Tensor:
@@ -164,14 +166,14 @@ class DriftCacheSession(ApproximateCacheSession):
         self._has_moved = False
 
     @override
-    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
-        return self._values(chosen) if bool(self.known.any()) else None
+    def _values_before(self, positions: Tensor, *, is_due: bool) -> Tensor | None:
+        return self._values(positions) if bool(self.known.any()) else None
 
     @override
-    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
-        super()._compare(chosen, distance)
-        ages, known = self.ages[chosen], self.known[chosen]
-        self._rates[chosen[known]] = (distance / (ages + 1))[known]
+    def _compare(self, positions: Tensor, distance: Tensor) -> None:
+        super()._compare(positions, distance)
+        ages, known = self.ages[positions], self.known[positions]
+        self._rates[positions[known]] = (distance / (ages + 1))[known]
         stale = distance[known & (ages > 0)]
         self._has_moved = len(stale) > 0 and float(stale.mean()) > self._most
 
@@ -189,9 +191,9 @@ class DriftCacheSession(ApproximateCacheSession):
         stop = len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
         is_read = (ask.ids != last)[:stop]
         is_read[ask.places - self.shift] = True
-        kept = (~is_read).nonzero()[:, 0]
-        count = round(self._share * len(kept))
+        cached = (~is_read).nonzero()[:, 0]
+        count = round(self._share * len(cached))
         if count:
-            expected = self._rates[kept] * (self.ages[kept] + 1)
-            is_read[kept[expected.topk(count).indices]] = True
+            expected = self._rates[cached] * (self.ages[cached] + 1)
+            is_read[cached[expected.topk(count).indices]] = True
         return is_read.nonzero()[:, 0]

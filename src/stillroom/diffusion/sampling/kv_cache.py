@@ -89,33 +89,35 @@ class CacheSession:
         return len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
 
     def reading(
-        self, ask: CacheQuery, chosen: Tensor, visible: int, *, want: Tensor
+        self, ask: CacheQuery, positions: Tensor, visible: int, *, want: Tensor
     ) -> ForwardRequest:
         """Return a forward request for some positions and all shadows, without a cache.
 
         Args:
             ask: Query of the step.
-            chosen: Input positions, (n,), ascending.
+            positions: Input positions, (n,), ascending.
             visible: Number of visible positions from 0.
-            want: Indices into ``chosen`` whose states are needed, (k,); shadows are added.
+            want: Indices into ``positions`` whose states are needed, (k,); shadows are added.
         """
         import torch
 
         from stillroom.diffusion.model.network import ForwardRequest
 
-        at = torch.arange(visible)
-        seen = self.model.sees(chosen, at)
+        visible_positions = torch.arange(visible)
+        mask = self.model.sees(positions, visible_positions)
         count = len(ask.shadows)
         if not count:
-            return ForwardRequest(ask.ids[chosen], chosen, seen, want)
-        own = torch.cat([seen, torch.zeros(len(chosen), count, dtype=torch.bool)], 1)
-        beside = self.model.sees(ask.shadows, at) & (ask.shadows[:, None] != at[None])
-        beside = torch.cat([beside, torch.eye(count, dtype=torch.bool)], 1)
+            return ForwardRequest(ask.ids[positions], positions, mask, want)
+        token_rows = torch.cat([mask, torch.zeros(len(positions), count, dtype=torch.bool)], 1)
+        shadow_rows = self.model.sees(ask.shadows, visible_positions) & (
+            ask.shadows[:, None] != visible_positions[None]
+        )
+        shadow_rows = torch.cat([shadow_rows, torch.eye(count, dtype=torch.bool)], 1)
         return ForwardRequest(
-            torch.cat([ask.ids[chosen], torch.full((count,), ask.mask)]),
-            torch.cat([chosen, ask.shadows]),
-            torch.cat([own, beside]),
-            torch.cat([want, len(chosen) + torch.arange(count)]),
+            torch.cat([ask.ids[positions], torch.full((count,), ask.mask)]),
+            torch.cat([positions, ask.shadows]),
+            torch.cat([token_rows, shadow_rows]),
+            torch.cat([want, len(positions) + torch.arange(count)]),
         )
 
 

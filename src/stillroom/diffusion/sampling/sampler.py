@@ -182,10 +182,12 @@ class DiffusionSampler:
         """Append mask tokens until the last ones predict the end."""
         length, canvas = self.settings.length, self.canvas
         while length.window and canvas.length - canvas.tail < self.request.max_new_tokens:
-            places = canvas.open_in(canvas.tail, canvas.length)
-            logits = yield from self._logits(places, _NO_POSITIONS, canvas.tail, canvas.length, 0)
+            positions = canvas.open_in(canvas.tail, canvas.length)
+            logits = yield from self._logits(
+                positions, _NO_POSITIONS, canvas.tail, canvas.length, 0
+            )
             room = self.request.max_new_tokens - (canvas.length - canvas.tail)
-            more = length.extend(self._end_confidence(places, logits[0]), room)
+            more = length.extend(self._end_confidence(positions, logits[0]), room)
             if not more:
                 return
             canvas.insert(canvas.length, more, self.model.metadata.mask_token_id)
@@ -196,20 +198,22 @@ class DiffusionSampler:
         remasking, looks = self.settings.remasking, 0
         number = 0
         while True:
-            places = canvas.open_in(start, stop)
-            is_full = len(places) == 0
+            positions = canvas.open_in(start, stop)
+            is_full = len(positions) == 0
             if is_full and (remasking is None or looks >= remasking.extra_steps):
                 return
             looks += is_full
             step = StepIndex(number, block, blocks, opened)
-            seen = canvas.written_in(start, stop)
-            asked = (
-                seen if remasking is not None and remasking.needs != "nothing" else _NO_POSITIONS
+            unmasked = canvas.written_in(start, stop)
+            requested = (
+                unmasked
+                if remasking is not None and remasking.needs != "nothing"
+                else _NO_POSITIONS
             )
-            logits = yield from self._logits(places, asked, start, stop, number)
-            written = self._commit(places, logits[0], step)
-            changed = self._review(seen, logits[1], step)
-            stop += yield from self._expand(logits[0], places, stop)
+            logits = yield from self._logits(positions, requested, start, stop, number)
+            written = self._commit(positions, logits[0], step)
+            changed = self._review(unmasked, logits[1], step)
+            stop += yield from self._expand(logits[0], positions, stop)
             self._tell(written, changed)
             number += 1
             if is_full and len(changed) == 0:
@@ -218,7 +222,7 @@ class DiffusionSampler:
                 return
 
     def _logits(
-        self, places: Tensor, asked: Tensor, start: int, stop: int, step: int
+        self, positions: Tensor, requested: Tensor, start: int, stop: int, step: int
     ) -> Generator[ForwardRequest, Tensor, tuple[Tensor, Tensor | None]]:
         """Return logits at masked positions, (k, V), and at requested unmasked ones, (m, V).
 
@@ -227,18 +231,18 @@ class DiffusionSampler:
         """
         canvas, mask = self.canvas, self.model.metadata.mask_token_id
         remasking = self.settings.remasking
-        beside = remasking is not None and remasking.needs == "shadows"
-        wanted = places if beside else torch.cat([places, asked]).sort().values
+        has_shadows = remasking is not None and remasking.needs == "shadows"
+        queried = positions if has_shadows else torch.cat([positions, requested]).sort().values
         sides = []
-        for at, session in enumerate(self._sessions):
-            ids = canvas.ids if at == 0 else torch.where(canvas.is_given, mask, canvas.ids)
+        for side, session in enumerate(self._sessions):
+            ids = canvas.ids if side == 0 else torch.where(canvas.is_given, mask, canvas.ids)
             ask = CacheQuery(
                 ids,
                 start,
                 stop,
-                wanted,
+                queried,
                 canvas.is_open,
-                asked if beside else _NO_POSITIONS,
+                requested if has_shadows else _NO_POSITIONS,
                 mask,
                 step,
             )
@@ -247,11 +251,13 @@ class DiffusionSampler:
         if len(sides) == 2:
             logits = sides[1] + (self.settings.cfg_scale + 1) * (sides[0] - sides[1])
         logits = self._suppress(logits)
-        if len(asked) == 0:
+        if len(requested) == 0:
             return logits, None
-        is_asked = torch.isin(wanted, asked) if not beside else torch.zeros(0, dtype=torch.bool)
-        if beside:
-            return logits[: len(places)], logits[len(places) :]
+        is_asked = (
+            torch.isin(queried, requested) if not has_shadows else torch.zeros(0, dtype=torch.bool)
+        )
+        if has_shadows:
+            return logits[: len(positions)], logits[len(positions) :]
         return logits[~is_asked], logits[is_asked]
 
     def _read(
@@ -276,25 +282,25 @@ class DiffusionSampler:
             suppress_tokens(logits, metadata.end_token_ids, end.penalty) if end.penalty else logits
         )
 
-    def _commit(self, places: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
+    def _commit(self, positions: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
         """Unmask the positions that order and rule select; return them."""
-        if len(places) == 0:
-            return places
+        if len(positions) == 0:
+            return positions
         settings = self.settings
-        tokens = self._choose(places, logits)
-        view = Candidates(places, tokens, logits, step, self.rng)
+        tokens = self._choose(positions, logits)
+        view = Candidates(positions, tokens, logits, step, self.rng)
         rank = settings.order.score(view).sort(descending=True, stable=True).indices
         ordered = view.ordered(rank)
         if settings.end.last:
             ordered = self._without_ends(ordered)
         is_taken = settings.commit.take(ordered)
         is_taken[0] = True
-        chosen = ordered.places[is_taken]
-        own = ordered.tokens[is_taken.to(tokens.device)].cpu()
-        self.canvas.commit(chosen, own, ordered.confidence[is_taken], self.steps)
-        return chosen
+        selected = ordered.places[is_taken]
+        selected_tokens = ordered.tokens[is_taken.to(tokens.device)].cpu()
+        self.canvas.commit(selected, selected_tokens, ordered.confidence[is_taken], self.steps)
+        return selected
 
-    def _choose(self, places: Tensor, logits: Tensor) -> Tensor:
+    def _choose(self, positions: Tensor, logits: Tensor) -> Tensor:
         """Return a token for each position, (k,): sampled, or constrained by the request's rule."""
         settings, rule = self.settings, self.request.rule
         if rule is None:
@@ -309,66 +315,66 @@ class DiffusionSampler:
             # argmax of perturbed logits: exact where positions are independent
             noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
             logits = logits.double() / settings.temperature - noise
-        return rule.choose(self.canvas.ids, self.canvas.is_open, places, logits)
+        return rule.choose(self.canvas.ids, self.canvas.is_open, positions, logits)
 
     def _without_ends(self, view: Candidates) -> Candidates:
         """Leave out candidates that are end tokens, unless there are no others."""
         ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
-        others = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
-        return view.ordered(others) if len(others) else view
+        continuing = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
+        return view.ordered(continuing) if len(continuing) else view
 
-    def _review(self, seen: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
+    def _review(self, unmasked: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
         """Remask or replace tokens; return the changed positions."""
         remasking, canvas = self.settings.remasking, self.canvas
-        if remasking is None or len(seen) == 0:
+        if remasking is None or len(unmasked) == 0:
             return _NO_POSITIONS
         look = CommittedTokens(
-            seen,
-            canvas.ids[seen] if logits is None else canvas.ids[seen].to(logits.device),
-            canvas.confidence[seen],
+            unmasked,
+            canvas.ids[unmasked] if logits is None else canvas.ids[unmasked].to(logits.device),
+            canvas.confidence[unmasked],
             logits,
             step,
             self.settings.commit.plan(step),
             self.rng,
         )
         is_opened, tokens = remasking.review(look)
-        is_opened = is_opened & (canvas.reopened[seen] < _MAX_REOPENED)
+        is_opened = is_opened & (canvas.reopened[unmasked] < _MAX_REOPENED)
         tokens = tokens.cpu()
-        is_replaced = ~is_opened & (tokens != canvas.ids[seen])
-        is_replaced &= canvas.reopened[seen] < _MAX_REOPENED
-        canvas.ids[seen[is_replaced]] = tokens[is_replaced]
-        canvas.reopened[seen[is_replaced]] += 1
-        canvas.reopen(seen[is_opened], self.model.metadata.mask_token_id)
-        changed = seen[is_opened | is_replaced]
+        is_replaced = ~is_opened & (tokens != canvas.ids[unmasked])
+        is_replaced &= canvas.reopened[unmasked] < _MAX_REOPENED
+        canvas.ids[unmasked[is_replaced]] = tokens[is_replaced]
+        canvas.reopened[unmasked[is_replaced]] += 1
+        canvas.reopen(unmasked[is_opened], self.model.metadata.mask_token_id)
+        changed = unmasked[is_opened | is_replaced]
         self.changes += len(changed)
         return changed
 
     def _expand(
-        self, logits: Tensor, places: Tensor, stop: int
+        self, logits: Tensor, positions: Tensor, stop: int
     ) -> Generator[ForwardRequest, Tensor, int]:
         """Insert mask tokens before the least confident position; return how many."""
         yield from ()
         length, canvas = self.settings.length, self.canvas
-        still = canvas.is_open[places]
+        still = canvas.is_open[positions]
         if not length.window or not bool(still.any()):
             return 0
         confidence = logits.double().softmax(-1).max(-1).values.cpu()
         least = int(torch.where(still, confidence, 2.0).argmin())
         room = self.request.max_new_tokens - (canvas.length - canvas.tail)
-        end = self._end_confidence(places, logits)
+        end = self._end_confidence(positions, logits)
         count = length.expand(float(confidence[least]), end, room)
         if count:
-            canvas.insert(int(places[least]), count, self.model.metadata.mask_token_id)
+            canvas.insert(int(positions[least]), count, self.model.metadata.mask_token_id)
         return count
 
-    def _end_confidence(self, places: Tensor, logits: Tensor) -> float:
+    def _end_confidence(self, positions: Tensor, logits: Tensor) -> float:
         """Return the confidence that the text has ended, over the last positions, 0 to 1."""
         canvas, ends = self.canvas, torch.tensor(list(self.model.metadata.end_token_ids))
         window = min(self.settings.length.window, canvas.length - canvas.tail)
         first = canvas.length - window
         best = logits.double().softmax(-1).max(-1)
-        is_end = torch.isin(best.indices.cpu(), ends) & (places >= first)
-        sure = float(best.values.cpu()[is_end & canvas.is_open[places]].sum())
+        is_end = torch.isin(best.indices.cpu(), ends) & (positions >= first)
+        sure = float(best.values.cpu()[is_end & canvas.is_open[positions]].sum())
         written = canvas.written_in(first, canvas.length)
         is_end = torch.isin(canvas.ids[written], ends)
         return (sure + float(canvas.confidence[written[is_end]].sum())) / max(window, 1)
@@ -442,10 +448,10 @@ def generate(
             row = waiting.pop(0)
             run = writers[row].run()
             active[row] = (run, next(run))
-        chosen = _select_call(active)
-        states = model.read([active[row][1] for row in chosen])
-        for row, own in zip(chosen, states, strict=True):
-            following = _advance(active[row][0], own)
+        rows = _select_call(active)
+        states = model.read([active[row][1] for row in rows])
+        for row, row_states in zip(rows, states, strict=True):
+            following = _advance(active[row][0], row_states)
             if following is None:
                 del active[row]
                 finish(row)

@@ -60,8 +60,8 @@ def build_prompt_request(
     tokenizer: Any, prompt: Prompt, max_new_tokens: int, seed: int | None = None
 ) -> InfillRequest:
     """Return the request for the completion of a prompt, encoded as in other backends."""
-    own = not (prompt.messages and getattr(tokenizer, "chat_template", None))
-    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=own)["input_ids"]
+    adds_special = not (prompt.messages and getattr(tokenizer, "chat_template", None))
+    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=adds_special)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     return InfillRequest(tuple(ids), max_new_tokens, seed)
@@ -85,15 +85,15 @@ def build_infill_request(tokenizer: Any, text: str) -> InfillRequest:
     return InfillRequest(tuple(ids), 0)
 
 
-def decode_sample(tokenizer: Any, sample: SampledSequence, *, whole: bool) -> str:
+def decode_sample(tokenizer: Any, sample: SampledSequence, *, include_given: bool) -> str:
     """Return the generated text, or the whole text with its given parts.
 
     Args:
         tokenizer: Tokenizer of the model.
         sample: Result of sampling.
-        whole: Return the whole text, for infilling.
+        include_given: Return the whole text, for infilling.
     """
-    ids = list(sample.ids if whole else sample.new_ids)
+    ids = list(sample.ids if include_given else sample.new_ids)
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
@@ -121,7 +121,7 @@ def _decode_ids(tokenizer: Any, ids: Sequence[int]) -> str:
 class DecodingConstraint(Protocol):
     """Joint constraint on the masked positions of a text."""
 
-    def choose(self, ids: Tensor, is_open: Tensor, places: Tensor, logits: Tensor) -> Tensor:
+    def choose(self, ids: Tensor, is_open: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
         """Return a token for each position, (k,), given logits (k, V) and the current text."""
 
 
@@ -177,15 +177,15 @@ class SequenceState:
         Raises:
             DataError: If a token id is invalid or the mask token, or nothing is masked.
         """
-        for at, token in enumerate(request.ids):
+        for position, token in enumerate(request.ids):
             if token is not None and not 0 <= token < vocabulary:
                 raise _invalid_token_error(
-                    f"token {token} is outside the vocabulary of {vocabulary}", at
+                    f"token {token} is outside the vocabulary of {vocabulary}", position
                 )
             if token == mask:
-                raise _invalid_token_error(f"the text holds the mask token {mask}", at)
-        given = torch.tensor([token is not None for token in request.ids], dtype=torch.bool)
-        is_given = torch.cat([given, torch.zeros(room, dtype=torch.bool)])
+                raise _invalid_token_error(f"the text holds the mask token {mask}", position)
+        filled = torch.tensor([token is not None for token in request.ids], dtype=torch.bool)
+        is_given = torch.cat([filled, torch.zeros(room, dtype=torch.bool)])
         if bool(is_given.all()):
             raise DataError(
                 "the request has no masked positions",
@@ -225,22 +225,22 @@ class SequenceState:
         """Return the unmasked positions of a range that are not given, (m,), ascending."""
         return (~self.is_open & ~self.is_given)[start:stop].nonzero()[:, 0] + start
 
-    def commit(self, places: Tensor, tokens: Tensor, confidence: Tensor, step: int) -> None:
+    def commit(self, positions: Tensor, tokens: Tensor, confidence: Tensor, step: int) -> None:
         """Unmask positions."""
-        self.ids[places] = tokens
-        self.is_open[places] = False
-        self.confidence[places] = confidence
-        self.chosen_at[places] = step
+        self.ids[positions] = tokens
+        self.is_open[positions] = False
+        self.confidence[positions] = confidence
+        self.chosen_at[positions] = step
 
-    def reopen(self, places: Tensor, mask: int) -> None:
+    def reopen(self, positions: Tensor, mask: int) -> None:
         """Remask positions."""
-        self.ids[places] = mask
-        self.is_open[places] = True
-        self.confidence[places] = 0.0
-        self.chosen_at[places] = -1
-        self.reopened[places] += 1
+        self.ids[positions] = mask
+        self.is_open[positions] = True
+        self.confidence[positions] = 0.0
+        self.chosen_at[positions] = -1
+        self.reopened[positions] += 1
 
-    def insert(self, at: int, count: int, mask: int) -> None:
+    def insert(self, position: int, count: int, mask: int) -> None:
         """Insert mask tokens before a position."""
         for name, value in (
             ("ids", mask),
@@ -250,9 +250,9 @@ class SequenceState:
             ("chosen_at", -1),
             ("reopened", 0),
         ):
-            own: Tensor = getattr(self, name)
-            new = torch.full((count,), value, dtype=own.dtype)
-            setattr(self, name, torch.cat([own[:at], new, own[at:]]))
+            tensor: Tensor = getattr(self, name)
+            new = torch.full((count,), value, dtype=tensor.dtype)
+            setattr(self, name, torch.cat([tensor[:position], new, tensor[position:]]))
 
     def blocks(self, size: int | None, *, aligned: bool) -> list[tuple[int, int]]:
         """Return the ranges of the blocks with masked positions, in decoding order.
@@ -279,17 +279,17 @@ class SequenceState:
             return None
         written = ~self.is_open & ~self.is_given & (torch.arange(self.length) >= self.tail)
         is_end = written & torch.isin(self.ids, torch.tensor(list(ends)))
-        found = is_end.nonzero()[:, 0]
-        if len(found) == 0 or bool(self.is_open[: int(found[0])].any()):
+        positions = is_end.nonzero()[:, 0]
+        if len(positions) == 0 or bool(self.is_open[: int(positions[0])].any()):
             return None
-        return int(found[0])
+        return int(positions[0])
 
 
-def _invalid_token_error(what: str, at: int) -> DataError:
+def _invalid_token_error(reason: str, position: int) -> DataError:
     return DataError(
-        what,
+        reason,
         code="diffusion.token",
-        where=f"position {at} of the text",
+        where=f"position {position} of the text",
         expected="token ids of the model other than the mask token",
         next="check the tokenizer, or mark the position as a hole",
     )
@@ -305,13 +305,13 @@ def suppress_tokens(logits: Tensor, tokens: Sequence[int], penalty: float = 0.0)
     """
     if not tokens:
         return logits
-    found = logits.clone()
+    suppressed = logits.clone()
     index = torch.tensor(list(tokens), device=logits.device)
     if penalty:
-        found[:, index] -= penalty
+        suppressed[:, index] -= penalty
     else:
-        found[:, index] = float("-inf")
-    return found
+        suppressed[:, index] = float("-inf")
+    return suppressed
 
 
 def draw_exponential(shape: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -401,8 +401,8 @@ class Candidates:
     @cached_property
     def confidence(self) -> Tensor:
         """Probability of each candidate token, (k,), float64, on the CPU."""
-        own = self.logits.gather(-1, self.tokens[:, None])
-        return (own - self.log_total)[:, 0].double().exp().cpu()
+        scores = self.logits.gather(-1, self.tokens[:, None])
+        return (scores - self.log_total)[:, 0].double().exp().cpu()
 
     @cached_property
     def margin(self) -> Tensor:
@@ -420,7 +420,7 @@ class Candidates:
     def ordered(self, by: Tensor) -> Candidates:
         """Return the candidates in another order, given as indices, (k,)."""
         device = self.logits.device
-        found = Candidates(
+        reordered = Candidates(
             self.places[by],
             self.tokens[by.to(device)],
             self.logits[by.to(device)],
@@ -430,10 +430,10 @@ class Candidates:
         )
         for name in ("confidence", "margin", "entropy"):
             if name in self.__dict__:
-                found.__dict__[name] = self.__dict__[name][by]
+                reordered.__dict__[name] = self.__dict__[name][by]
         if "log_total" in self.__dict__:
-            found.__dict__["log_total"] = self.log_total[by.to(device)]
-        return found
+            reordered.__dict__["log_total"] = self.log_total[by.to(device)]
+        return reordered
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,9 @@ class DecodeSettings(Settings):
         return KV_CACHES.build("block" if is_by_blocks else "whole")
 
 
-def _mismatch_error(what: str, expected: str) -> RecipeError:
+def _mismatch_error(reason: str, expected: str) -> RecipeError:
     return RecipeError(
-        what,
+        reason,
         code="diffusion.decode",
         expected=expected,
         next="change the setting, or omit it for its default",
@@ -214,16 +214,16 @@ def read_preset(path: Path) -> DecodingPreset:
     Raises:
         RecipeError: If there is none, or it is invalid; lists all problems.
     """
-    places = (path, path / PRESET_FILE, path / "output" / PRESET_FILE)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    candidates = (path, path / PRESET_FILE, path / "output" / PRESET_FILE)
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
         raise RecipeError(
             f"no preset at {path}",
             code="diffusion.preset",
             expected="a preset file, or the output folder of tune",
             next="stillroom diffusion tune CHECKPOINT --records R --out FOLDER",
         )
-    return parse_group(DecodingPreset, found.read_text(encoding="utf-8"), str(found))
+    return parse_group(DecodingPreset, file.read_text(encoding="utf-8"), str(file))
 
 
 def find_preset(checkpoint: Path) -> Path | None:
@@ -231,10 +231,10 @@ def find_preset(checkpoint: Path) -> Path | None:
 
     It is in the checkpoint's folder; for a run, next to artifact.json, outside its output.
     """
-    places = [checkpoint / PRESET_FILE]
+    candidates = [checkpoint / PRESET_FILE]
     if checkpoint.name == "output" and (checkpoint.parent / "artifact.json").is_file():
-        places.append(checkpoint.parent / PRESET_FILE)
-    return next((place for place in places if place.is_file()), None)
+        candidates.append(checkpoint.parent / PRESET_FILE)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def write_preset(path: Path, preset: DecodingPreset) -> None:

@@ -144,9 +144,9 @@ class CorruptedDataSource:
     def identity(self) -> str:
         """Digest of everything that determines the masks."""
         recipe = self.recipe
-        kept = recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
+        settings = recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
         texts = [[lesson.record_id, lesson.ids.tolist(), lesson.turns] for lesson in self.lessons]
-        return digest_json([kept, self.metadata.model_dump(mode="json"), texts, self.steps])
+        return digest_json([settings, self.metadata.model_dump(mode="json"), texts, self.steps])
 
     def __len__(self) -> int:
         """Return the number of examples per epoch."""
@@ -174,8 +174,8 @@ class CorruptedDataSource:
         texts = [self._texts[number] for number in group]
         units = max(sum(text.units for text in self._texts), 1)
         counts = [
-            sum(int((text.is_learned & _in_bucket(text.t, at)).sum()) for text in self._texts)
-            for at in range(len(TIME_BUCKETS))
+            sum(int((text.is_learned & _in_bucket(text.t, bucket)).sum()) for text in self._texts)
+            for bucket in range(len(TIME_BUCKETS))
         ]
         share = tuple(units / count if count else 0.0 for count in counts)
         return collate(
@@ -191,8 +191,8 @@ class CorruptedDataSource:
         size, growth = self.metadata.block_size, self.recipe.block_growth
         if size is None or not growth:
             return size
-        at = step * _GROWTH_DIVISOR * len(growth) // max(self.steps, 1)
-        return growth[at] if at < len(growth) else size
+        stage = step * _GROWTH_DIVISOR * len(growth) // max(self.steps, 1)
+        return growth[stage] if stage < len(growth) else size
 
     def _extra(self, step: int, length: int) -> Tensor | None:
         """Return which later positions are visible while attention is annealed, (T, T) bool."""
@@ -201,8 +201,8 @@ class CorruptedDataSource:
             return None
         rng = np.random.default_rng([self.recipe.seed, step, _TEXT + 1])
         longest = max(len(text.ids) for text in self._texts)
-        drawn = rng.random((longest, longest))[:length, :length]
-        return torch.from_numpy(drawn < (step + 1) / steps)
+        noise = rng.random((longest, longest))[:length, :length]
+        return torch.from_numpy(noise < (step + 1) / steps)
 
     def _prepare(self, step: int) -> None:
         if step == self._step:
@@ -211,10 +211,12 @@ class CorruptedDataSource:
         rng = np.random.default_rng([self.recipe.seed, step, _TIMES])
         offsets = rng.random(4096)  # one per block; longer texts wrap around
         self._texts = []
-        for place in range(size):
-            lesson = self.lessons[self._at(step * size + place)]
-            own = np.random.default_rng([self.recipe.seed, step, _TEXT, place])
-            self._texts += self._noise(lesson, (offsets, place / size), own, self.block_size(step))
+        for index in range(size):
+            lesson = self.lessons[self._at(step * size + index)]
+            text_rng = np.random.default_rng([self.recipe.seed, step, _TEXT, index])
+            self._texts += self._noise(
+                lesson, (offsets, index / size), text_rng, self.block_size(step)
+            )
         self._step = step
 
     def _noise(
@@ -225,8 +227,8 @@ class CorruptedDataSource:
         block_size: int | None,
     ) -> list[CorruptedExample]:
         ids, noised = self._cut(lesson, rng)
-        noise, places = self.recipe.noise, np.arange(len(ids))
-        block = places // block_size if block_size is not None else places * 0
+        noise, positions = self.recipe.noise, np.arange(len(ids))
+        block = positions // block_size if block_size is not None else positions * 0
         if noise.low_discrepancy:
             u = (grid[0][block % len(grid[0])] + grid[1]) % 1.0
         else:
@@ -271,12 +273,12 @@ class CorruptedDataSource:
             noised = np.concatenate([noised, np.ones(more, dtype=np.bool_)])
         return ids, noised
 
-    def _at(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self.lessons))
+    def _at(self, index: int) -> int:
+        epoch, offset = divmod(index, len(self.lessons))
         if epoch not in self._orders:
             rng = np.random.default_rng([self.recipe.seed, epoch, _ORDER, 1])
-            kept = {old: order for old, order in self._orders.items() if old == epoch - 1}
-            self._orders = {**kept, epoch: rng.permutation(len(self.lessons)).tolist()}
+            orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
+            self._orders = {**orders, epoch: rng.permutation(len(self.lessons)).tolist()}
         return self._orders[epoch][offset]
 
 
@@ -305,56 +307,61 @@ def collate(
     noisy = np.where(is_masked, metadata.mask_token_id, clean)
     is_text = torch.from_numpy(np.arange(width) < lengths[:, None])  # (B, W)
     times = 2 if block_size is not None else 1
-    at = torch.arange(width)
-    pattern = _mask(metadata, at, block_size, extra)  # (times W, times W)
+    positions = torch.arange(width)
+    pattern = _mask(metadata, positions, block_size, extra)  # (times W, times W)
     is_key = is_text.repeat(1, times)
-    seen = pattern[None] & is_key[:, None, :]
-    seen[:, :, 0] |= ~is_key  # padding attends to one key, so that no softmax is empty
-    rows, places = np.nonzero(is_learned)
-    source = places - int(metadata.logit_shift)
+    mask = pattern[None] & is_key[:, None, :]
+    mask[:, :, 0] |= ~is_key  # padding attends to one key, so that no softmax is empty
+    rows, columns = np.nonzero(is_learned)
+    source = columns - int(metadata.logit_shift)
     if block_size is not None and metadata.logit_shift:
         # the state before a block's first token is that of the clean copy, as in sampling
-        source = np.where(places % block_size == 0, source + width, source)
-    scale = _pad([text.scale for text in texts], width, np.float64)[rows, places]
-    t = _pad([text.t for text in texts], width, np.float64)[rows, places]
+        source = np.where(columns % block_size == 0, source + width, source)
+    scale = _pad([text.scale for text in texts], width, np.float64)[rows, columns]
+    t = _pad([text.t for text in texts], width, np.float64)[rows, columns]
     bucket = np.minimum((t * len(TIME_BUCKETS)).astype(np.int64), len(TIME_BUCKETS) - 1)
     read = np.concatenate([noisy, clean], 1) if times == 2 else noisy
     return CorruptedBatch(
         torch.from_numpy(read),
-        at.repeat(times).expand(len(texts), -1),
-        seen,
+        positions.repeat(times).expand(len(texts), -1),
+        mask,
         torch.from_numpy(source + rows * width * times),
-        torch.from_numpy(clean[rows, places]),
+        torch.from_numpy(clean[rows, columns]),
         torch.from_numpy(scale).float(),
         torch.from_numpy(bucket),
         bucket_scale,
         tuple(text.record_id for text in texts),
         int(lengths.sum()),
         sum(text.units for text in texts),
-        sum(told) if (told := [t.told for t in texts if t.told is not None]) else None,
+        sum(logged) if (logged := [t.told for t in texts if t.told is not None]) else None,
     )
 
 
 def _pad(parts: Sequence[npt.NDArray[Any]], width: int, dtype: type) -> npt.NDArray[Any]:
     """Stack arrays of different lengths, zero-padded on the right, (B, width)."""
-    found: npt.NDArray[Any] = np.zeros((len(parts), width), dtype=dtype)
+    padded: npt.NDArray[Any] = np.zeros((len(parts), width), dtype=dtype)
     for row, part in enumerate(parts):
-        found[row, : len(part)] = part
-    return found
+        padded[row, : len(part)] = part
+    return padded
 
 
 def _mask(
-    metadata: DiffusionMetadata, at: Tensor, block_size: int | None, extra: Tensor | None
+    metadata: DiffusionMetadata, positions: Tensor, block_size: int | None, extra: Tensor | None
 ) -> Tensor:
     if block_size is not None:
-        return build_training_mask(len(at), block_size)
+        return build_training_mask(len(positions), block_size)
     if extra is not None:
-        return build_attention_mask("causal", None, at, at) | extra[: len(at), : len(at)]
-    return build_attention_mask(metadata.attention, None, at, at)
+        return (
+            build_attention_mask("causal", None, positions, positions)
+            | extra[: len(positions), : len(positions)]
+        )
+    return build_attention_mask(metadata.attention, None, positions, positions)
 
 
-def _in_bucket(t: npt.NDArray[np.float64], at: int) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.minimum((t * len(TIME_BUCKETS)).astype(int), len(TIME_BUCKETS) - 1) == at)
+def _in_bucket(t: npt.NDArray[np.float64], bucket: int) -> npt.NDArray[np.bool_]:
+    return np.asarray(
+        np.minimum((t * len(TIME_BUCKETS)).astype(int), len(TIME_BUCKETS) - 1) == bucket
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,10 +381,10 @@ class MaskableExample:
     @property
     def noised(self) -> npt.NDArray[np.bool_]:
         """Tokens that may be masked, in any turn, (T,)."""
-        found = np.zeros(len(self.ids), dtype=np.bool_)
+        mask = np.zeros(len(self.ids), dtype=np.bool_)
         for start, stop in self.turns:
-            found[start:stop] = True
-        return found
+            mask[start:stop] = True
+        return mask
 
 
 @dataclass(slots=True)
@@ -468,7 +475,7 @@ def distribute(
 ) -> list[R]:
     """Return ``work(items)``, computed in parts by all processes."""
     every = ranks.gather(list(work(items[ranks.rank :: ranks.count])))
-    return [every[at % ranks.count][at // ranks.count] for at in range(len(items))]
+    return [every[index % ranks.count][index // ranks.count] for index in range(len(items))]
 
 
 class WeightedDataSource(ABC):
@@ -512,9 +519,9 @@ class WeightedDataSource(ABC):
     @cached_property
     def identity(self) -> str:
         """Digest of everything that determines the texts, except for the weights."""
-        kept = self.recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
-        said = self.metadata.model_dump(mode="json")
-        return digest_json([kept, said, self.ids, self.describe(), self.course.steps])
+        settings = self.recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
+        metadata = self.metadata.model_dump(mode="json")
+        return digest_json([settings, metadata, self.ids, self.describe(), self.course.steps])
 
     def __len__(self) -> int:
         """Return the number of examples per epoch."""

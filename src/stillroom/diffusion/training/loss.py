@@ -104,19 +104,19 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         rows = max(_CHUNK_ELEMENTS // weight.shape[0], 1)
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
-            own = states[part]
-            logits = torch.nn.functional.linear(own, weight, bias).float()
+            chunk = states[part]
+            logits = torch.nn.functional.linear(chunk, weight, bias).float()
             logits[:, never] = float("-inf")
             losses[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
             if not (needs_states or needs_weight or needs_bias):
                 continue
             slope = torch.softmax(logits, -1, out=logits)
-            slope[torch.arange(len(own), device=own.device), labels[part]] -= 1
+            slope[torch.arange(len(chunk), device=chunk.device), labels[part]] -= 1
             slope *= scale[part, None]
             if by_states is not None:
                 by_states[part] = (slope.to(weight.dtype) @ weight).to(states.dtype)
             if by_weight is not None:
-                by_weight += (slope.to(own.dtype).t() @ own).to(weight.dtype)
+                by_weight += (slope.to(chunk.dtype).t() @ chunk).to(weight.dtype)
             if by_bias is not None:
                 by_bias += slope.sum(0).to(by_bias.dtype)
         ctx.save_for_backward(
@@ -127,12 +127,12 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        wanted = ctx.needs_input_grad
-        found = [
-            saved * grads[0].to(saved.dtype) if wanted[at] else None
-            for at, saved in enumerate(ctx.saved_tensors)
+        needs_grad = ctx.needs_input_grad
+        scaled = [
+            saved * grads[0].to(saved.dtype) if needs_grad[index] else None
+            for index, saved in enumerate(ctx.saved_tensors)
         ]
-        return (*found, None, None, None)
+        return (*scaled, None, None, None)
 
 
 def masked_cross_entropy(
@@ -179,15 +179,15 @@ def compute_logprobs(
         micro_tokens: Maximum tokens per forward pass, padding included.
         network: Network to use instead of the model's own.
     """
-    found: dict[int, Tensor] = {}
+    by_text: dict[int, Tensor] = {}
     network = model.network if network is None else network
     size = model.metadata.block_size
     lengths = [len(text.ids) * (1 if size is None else 2) for text in texts]
     with eval_without_grad(network):
         head = split_body_and_head(network)[1]
         for group in group_by_length(range(len(texts)), lengths, micro_tokens):
-            chosen = [texts[number] for number in group]
-            batch = collate(chosen, model.metadata, block_size=size)
+            group_texts = [texts[number] for number in group]
+            batch = collate(group_texts, model.metadata, block_size=size)
             states = model.states(batch.ids, batch.positions, batch.seen, network=network)
             device = states.device
             _, losses = masked_cross_entropy(
@@ -197,10 +197,10 @@ def compute_logprobs(
                 batch.scale.to(device),
                 model.metadata.mask_token_id,
             )
-            counts = [int(text.is_learned.sum()) for text in chosen]
+            counts = [int(text.is_learned.sum()) for text in group_texts]
             parts = torch.split((-losses).double().cpu(), counts)
-            found.update(zip(group, parts, strict=True))
-    return [found[number] for number in range(len(texts))]
+            by_text.update(zip(group, parts, strict=True))
+    return [by_text[number] for number in range(len(texts))]
 
 
 class ReferenceModel:

@@ -74,9 +74,9 @@ class RolloutAnswer:
         return [self.task, list(self.ids), self.tail, self.learned, self.reward]
 
     @classmethod
-    def from_json(cls, said: Sequence[Any]) -> RolloutAnswer:
+    def from_json(cls, data: Sequence[Any]) -> RolloutAnswer:
         """Return the answer from ``to_json`` output."""
-        task, ids, tail, learned, reward = said
+        task, ids, tail, learned, reward = data
         return cls(int(task), tuple(map(int, ids)), int(tail), int(learned), float(reward))
 
 
@@ -98,21 +98,21 @@ class RolloutBatch:
         """Return a JSON object."""
         return {
             "answers": [answer.to_json() for answer in self.answers],
-            "wrote": [[one.tolist() for one in update] for update in self.wrote],
-            "reference": [[one.tolist() for one in update] for update in self.reference],
+            "wrote": [[logprobs.tolist() for logprobs in update] for update in self.wrote],
+            "reference": [[logprobs.tolist() for logprobs in update] for update in self.reference],
         }
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> RolloutBatch:
+    def from_json(cls, data: Mapping[str, Any]) -> RolloutBatch:
         """Return the batch from ``to_json`` output."""
         wrote, reference = (
             tuple(
-                tuple(torch.tensor(one, dtype=torch.float64) for one in update)
-                for update in said[name]
+                tuple(torch.tensor(logprobs, dtype=torch.float64) for logprobs in update)
+                for update in data[name]
             )
             for name in ("wrote", "reference")
         )
-        return cls(tuple(map(RolloutAnswer.from_json, said["answers"])), wrote, reference)
+        return cls(tuple(map(RolloutAnswer.from_json, data["answers"])), wrote, reference)
 
 
 def tokenize_prompts(
@@ -130,12 +130,12 @@ def tokenize_prompts(
     tasks: list[VerifiablePrompt] = []
     counts = {"records_too_long": 0, "records_unverifiable": 0, "tokens": 0}
     for record in records:
-        asked, own = list(record.messages), ""
-        if asked and asked[-1].role == "assistant":
-            own = asked.pop().content
-        fields = {"answer": own, **record.fields}
-        request = build_prompt_request(tokenizer, Prompt(tuple(asked)), 0)
-        if verifier.lacks(fields) or not asked:
+        messages, answer = list(record.messages), ""
+        if messages and messages[-1].role == "assistant":
+            answer = messages.pop().content
+        fields = {"answer": answer, **record.fields}
+        request = build_prompt_request(tokenizer, Prompt(tuple(messages)), 0)
+        if verifier.lacks(fields) or not messages:
             counts["records_unverifiable"] += 1
         elif len(request.ids) > max_tokens:
             counts["records_too_long"] += 1
@@ -163,8 +163,8 @@ def _read_reward(method: DiffuGrpo, text: str, task: VerifiablePrompt) -> float:
 def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> int:
     """Return the number of learned tokens of an answer, including its end token."""
     count = len(sample.new_ids)
-    at = tail + count
-    has_end = sample.finish_reason == "stop" and at < len(sample.ids) and sample.ids[at] in ends
+    end = tail + count
+    has_end = sample.finish_reason == "stop" and end < len(sample.ids) and sample.ids[end] in ends
     return count + int(has_end)
 
 
@@ -199,7 +199,7 @@ class RolloutDataSource(WeightedDataSource):
         wrote = self._round.wrote[update]
         now = wrote if update == 0 else self._read(texts, ranks)
         advantages = self._advantages()
-        counts = [len(one) for one in wrote]
+        counts = [len(logprobs) for logprobs in wrote]
         leaf = torch.cat(list(now)).requires_grad_(True)
         losses = self.method.loss(
             leaf,
@@ -215,10 +215,12 @@ class RolloutDataSource(WeightedDataSource):
         parts = zip(
             texts, torch.split(slope, counts), torch.split(losses * share, counts), strict=True
         )
-        for text, own, told in parts:
+        for text, text_slope, text_losses in parts:
             scale = np.zeros(len(text.ids))
-            scale[text.is_learned] = -own.detach().numpy()
-            weighed.append(replace(text, scale=scale, units=1, told=float(told.detach().sum())))
+            scale[text.is_learned] = -text_slope.detach().numpy()
+            weighed.append(
+                replace(text, scale=scale, units=1, told=float(text_losses.detach().sum()))
+            )
         drift = leaf.detach() - torch.cat(list(wrote))
         is_clipped = (drift.exp() - 1).abs() > self.method.clip
         rewards = torch.tensor([answer.reward for answer in answers]).view(-1, self.method.group)
@@ -263,58 +265,61 @@ class RolloutDataSource(WeightedDataSource):
         """Sample the answers of a round, and compute rewards and log-probabilities."""
         numbers = self._records.chosen(first // self.method.updates)
         group = self.method.group
-        wanted = [
+        draws = [
             (number, seed)
-            for place, number in enumerate(numbers)
-            for seed in _derive_seeds([self.recipe.seed, first, _SAMPLE_SEED, place], group)
+            for index, number in enumerate(numbers)
+            for seed in _derive_seeds([self.recipe.seed, first, _SAMPLE_SEED, index], group)
         ]
-        answers = tuple(distribute(ranks, wanted, self._answer))
-        made = RolloutBatch(answers, (), ())
-        self._round, self._at = made, first
+        answers = tuple(distribute(ranks, draws, self._answer))
+        rollouts = RolloutBatch(answers, (), ())
+        self._round, self._at = rollouts, first
         updates = range(self.method.updates)
-        wrote = tuple(tuple(self._read(self._texts_of(one), ranks)) for one in updates)
+        wrote = tuple(tuple(self._read(self._texts_of(update), ranks)) for update in updates)
         reference = (
             tuple(
-                tuple(self._read(self._texts_of(one), ranks, by_reference=True)) for one in updates
+                tuple(self._read(self._texts_of(update), ranks, by_reference=True))
+                for update in updates
             )
             if self.reference is not None
             else ()
         )
         return RolloutBatch(answers, wrote, reference)
 
-    def _answer(self, wanted: Sequence[tuple[int, int]]) -> list[RolloutAnswer]:
+    def _answer(self, draws: Sequence[tuple[int, int]]) -> list[RolloutAnswer]:
         model, room = self.course.model, self.method.decode.max_new_tokens
-        tasks = [self.course.lessons[number] for number, _ in wanted]
+        tasks = [self.course.lessons[number] for number, _ in draws]
         requests = [
             InfillRequest(task.ids, room, seed)
-            for task, (_, seed) in zip(tasks, wanted, strict=True)
+            for task, (_, seed) in zip(tasks, draws, strict=True)
         ]
         with eval_without_grad(model.network):
             samples = generate(model, requests, self.method.decode) if requests else []
         ends = model.metadata.end_token_ids
-        found = []
-        for (number, _), task, sample in zip(wanted, tasks, samples, strict=True):
+        answers = []
+        for (number, _), task, sample in zip(draws, tasks, samples, strict=True):
             tail = len(task.ids)
             reward = _read_reward(
-                self.method, decode_sample(model.tokenizer, sample, whole=False), task
+                self.method, decode_sample(model.tokenizer, sample, include_given=False), task
             )
             learned = max(_count_learned(sample, tail, ends), 1)
-            found.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
-        return found
+            answers.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
+        return answers
 
     def _texts_of(self, update: int) -> list[CorruptedExample]:
         """Return the answers, fully masked, after prompts masked in part for this update."""
-        found = []
-        for place, answer in enumerate(self._round.answers):
+        examples = []
+        for index, answer in enumerate(self._round.answers):
             ids = np.asarray(answer.ids, dtype=np.int64)
-            rng = np.random.default_rng([self.recipe.seed, self._at, update, _PROMPT_SEED, place])
-            at = np.arange(len(ids))
-            is_masked = (at >= answer.tail) | (rng.random(len(ids)) < self.method.prompt_mask)
+            rng = np.random.default_rng([self.recipe.seed, self._at, update, _PROMPT_SEED, index])
+            positions = np.arange(len(ids))
+            is_masked = (positions >= answer.tail) | (
+                rng.random(len(ids)) < self.method.prompt_mask
+            )
             is_masked[: int(self.metadata.logit_shift)] = False
-            is_learned = (at >= answer.tail) & (at < answer.tail + answer.learned)
+            is_learned = (positions >= answer.tail) & (positions < answer.tail + answer.learned)
             name, ones = self.ids[answer.task], np.ones(len(ids))
-            found.append(CorruptedExample(name, ids, is_masked, is_learned, ones, ones, 1))
-        return found
+            examples.append(CorruptedExample(name, ids, is_masked, is_learned, ones, ones, 1))
+        return examples
 
     def _read(
         self, texts: Sequence[CorruptedExample], ranks: ProcessGroup, *, by_reference: bool = False
@@ -338,7 +343,7 @@ def evaluate_prompts(
     with eval_without_grad(model.network):
         samples = generate(model, requests, settings)
     rewards = [
-        _read_reward(method, decode_sample(model.tokenizer, sample, whole=False), task)
+        _read_reward(method, decode_sample(model.tokenizer, sample, include_given=False), task)
         for sample, task in zip(samples, tasks, strict=True)
     ]
     return {"reward/greedy": sum(rewards) / len(rewards), "reward/tasks": float(len(tasks))}

@@ -276,12 +276,12 @@ class _LlamacppModel:
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         pieces: queue.Queue[str | BaseException | dict[str, Any]] = queue.Queue()
-        gone = threading.Event()
-        said: list[str] = []
+        is_closed = threading.Event()
+        written: list[str] = []
 
         def take(piece: str) -> bool:
             pieces.put(piece)
-            return gone.is_set()
+            return is_closed.is_set()
 
         def work() -> None:
             try:
@@ -296,11 +296,11 @@ class _LlamacppModel:
                 if isinstance(piece, BaseException):
                     raise piece
                 if piece:
-                    said.append(piece)
+                    written.append(piece)
                     yield piece
-            return self._completion("".join(said), piece, prompt)
+            return self._completion("".join(written), piece, prompt)
         finally:
-            gone.set()
+            is_closed.set()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score with transformers on the dequantized weights.
@@ -358,18 +358,18 @@ class _LlamacppModel:
         }
         with self._borrow() as engine:
             answer = engine.request("/completion", body, _READING_S)
-        found = []
-        for token, place in zip(
+        steps = []
+        for token, entry in zip(
             answer["tokens"], answer.get("completion_probabilities", ()), strict=False
         ):
-            if place["id"] != token:
+            if entry["id"] != token:
                 break
             likely = {  # JSON has no NaN: the engine writes null
                 int(top["id"]): math.nan if top["logprob"] is None else float(top["logprob"])
-                for top in place["top_logprobs"]
+                for top in entry["top_logprobs"]
             }
-            found.append((int(token), likely))
-        return found
+            steps.append((int(token), likely))
+        return steps
 
     def close(self) -> None:
         for engine in self._engines:
@@ -444,8 +444,8 @@ class _LlamacppModel:
         if not prompt.messages:
             return prompt.text + prompt.prefix
         contents = [*(message.content for message in prompt.messages), prompt.prefix]
-        whole = "\n".join(contents)
-        if engine.tokens(whole, control=True) != engine.tokens(whole, control=False):
+        joined = "\n".join(contents)
+        if engine.tokens(joined, control=True) != engine.tokens(joined, control=False):
             contents = [escape_found_controls(text, engine.controls) for text in contents]
         turns = [
             {"role": message.role, "content": content}

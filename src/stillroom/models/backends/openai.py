@@ -96,8 +96,8 @@ class Openai(Backend):
                 next="list the weight of this endpoint first, then the others in order",
             )
         members = []
-        for place, weight in zip((reference, *self.others), weights, strict=True):
-            members.append(PoolEndpoint(self._open_one(place), weight))
+        for address, weight in zip((reference, *self.others), weights, strict=True):
+            members.append(PoolEndpoint(self._open_one(address), weight))
         return LoadBalancedModel(members, hedge_after_s=self.hedge_after_s)
 
     def _open_one(self, reference: str) -> TextModel:
@@ -126,11 +126,11 @@ class Openai(Backend):
     def _find_key(self, address: str) -> str:
         if self.api_key is not None:
             return self.api_key.get_secret_value()
-        chosen = "api_key_env" in self.model_fields_set
-        if not chosen and not is_key_safe(address):
+        is_explicit = "api_key_env" in self.model_fields_set
+        if not is_explicit and not is_key_safe(address):
             return ""
         key = os.environ.get(self.api_key_env, "")
-        if chosen and self.api_key_env and not key:
+        if is_explicit and self.api_key_env and not key:
             raise BackendError(
                 f"the environment variable {self.api_key_env} is empty",
                 code="backend.unauthorized",
@@ -206,18 +206,20 @@ class _EndpointModel:
             BackendError: If the endpoint fails, refuses, or aborts the answer.
         """
         path, body = _request(self.name, prompt, sampling, self._rung)
-        pieces, told, usage = list[str](), "", None
+        pieces, finish_reason, usage = list[str](), "", None
         for event in self._events(path, {**body, "stream": True}):
             usage = event.get("usage") or usage
             choice = get_first_choice(event)
-            told = str(choice.get("finish_reason") or told)
+            finish_reason = str(choice.get("finish_reason") or finish_reason)
             delta = choice.get("delta")
             piece = (delta if isinstance(delta, dict) else {}).get("content") or choice.get("text")
             if isinstance(piece, str) and piece:
                 pieces.append(piece)
                 yield piece
         text = "".join(pieces)
-        return Completion(text, self._read_end(told, text), *_read_usage(usage), self.fingerprint)
+        return Completion(
+            text, self._read_end(finish_reason, text), *_read_usage(usage), self.fingerprint
+        )
 
     def _events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the events of a stream; usage is requested only from servers that support it."""
@@ -388,8 +390,8 @@ def _request(
         elif _RUNGS[rung] == "json_object":
             body["response_format"] = {"type": "json_object"}
         if rung and messages:
-            told = f"{messages[-1]['content']}\n\nAnswer with JSON only, valid for: {schema}"
-            messages[-1] = {**messages[-1], "content": told}
+            content = f"{messages[-1]['content']}\n\nAnswer with JSON only, valid for: {schema}"
+            messages[-1] = {**messages[-1], "content": content}
     if not prompt.messages:
         return "/completions", {**body, "prompt": prompt.text + prompt.prefix}
     if prompt.prefix:
@@ -426,8 +428,8 @@ def _without_thoughts(text: str) -> str:
     bare = text.lstrip()
     if not bare.startswith("<think>"):
         return text
-    _, closed, rest = bare.partition("</think>")
-    return rest.lstrip() if closed else ""
+    _, closed, answer = bare.partition("</think>")
+    return answer.lstrip() if closed else ""
 
 
 def _without_fence(text: str) -> str:

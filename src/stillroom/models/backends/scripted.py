@@ -72,13 +72,13 @@ class ScriptedModel:
     ) -> list[Completion]:
         """Answer all prompts in order; see ``TextModel.generate``."""
         completions = []
-        for index, (prompt, one) in enumerate(
+        for index, (prompt, prompt_sampling) in enumerate(
             zip(prompts, broadcast_sampling(prompts, sampling), strict=True)
         ):
             if is_cancelled is not None and is_cancelled():
                 completions.append(Completion("", "cancelled", model=self.fingerprint))
                 continue
-            completion = self._complete(prompt, one)
+            completion = self._complete(prompt, prompt_sampling)
             completions.append(completion)
             if on_done is not None:
                 on_done(index, completion)
@@ -115,7 +115,9 @@ class ScriptedModel:
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return messages in ChatML."""
-        turns = [f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in messages]
+        turns = [
+            f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages
+        ]
         return "".join([*turns, "<|im_start|>assistant\n"])
 
     def close(self) -> None:

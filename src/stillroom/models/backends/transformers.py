@@ -185,7 +185,9 @@ class BatchScheduler:
 
     def _drop_ended(self) -> None:
         """Remove batches without open streams."""
-        self._open = [one for one in self._open if not all(seat.is_done for seat in one.seats)]
+        self._open = [
+            batch for batch in self._open if not all(seat.is_done for seat in batch.seats)
+        ]
 
 
 _LONGEST = 1 << 20
@@ -274,7 +276,8 @@ class _TransformersModel:
     ) -> list[Completion]:
         samplings = broadcast_sampling(prompts, sampling)
         drawings = [
-            self._begin(prompt, one) for prompt, one in zip(prompts, samplings, strict=True)
+            self._begin(prompt, prompt_sampling)
+            for prompt, prompt_sampling in zip(prompts, samplings, strict=True)
         ]
         completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
         is_stopped = is_cancelled or (lambda: False)
@@ -301,7 +304,7 @@ class _TransformersModel:
         finish: Callable[[int], None],
     ) -> None:
         """Decode batch by batch, and report each completion when it has ended."""
-        for batch in _batches([len(one.prompt_ids) for one in drawings], self._batch_size):
+        for batch in _batches([len(drawing.prompt_ids) for drawing in drawings], self._batch_size):
             if is_stopped():
                 return
             reported: set[int] = set()
@@ -373,12 +376,12 @@ class _TransformersModel:
             ids = self._encode(prompt)
             limit_new_tokens(len(ids), 1, self.context_length, self.name)
             with self._lock, torch.inference_mode():
-                given = self.model(
+                output = self.model(
                     input_ids=torch.tensor([ids], device=self.model.device),
                     use_cache=False,
                     output_hidden_states=True,
                 )
-            states.append(given.hidden_states[layer][0].float().cpu().numpy())
+            states.append(output.hidden_states[layer][0].float().cpu().numpy())
         return states
 
     def count_tokens(self, text: str) -> int:
@@ -396,8 +399,8 @@ class _TransformersModel:
     def _encode(self, prompt: Prompt) -> list[int]:
         text = render_prompt(self.tokenizer, prompt)
         # Chat templates include the beginning-of-text token.
-        own = not (prompt.messages and getattr(self.tokenizer, "chat_template", None))
-        ids = list(self.tokenizer(text, add_special_tokens=own)["input_ids"])
+        adds_special = not (prompt.messages and getattr(self.tokenizer, "chat_template", None))
+        ids = list(self.tokenizer(text, add_special_tokens=adds_special)["input_ids"])
         start = self.tokenizer.bos_token_id
         return ids or [start if start is not None else self.tokenizer.pad_token_id]
 
@@ -481,7 +484,7 @@ class _TransformersModel:
         """Append (B, T) tokens to the cache; return the logits of the last position, (B, V)."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         keep = {"logits_to_keep": 1} if self._keep else {}
-        given = self.model(
+        output = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -489,7 +492,7 @@ class _TransformersModel:
             **{self._cache_name: cache},
             **keep,
         )
-        return given.logits[:, -1]
+        return output.logits[:, -1]
 
 
 def _bucket(length: int) -> int:

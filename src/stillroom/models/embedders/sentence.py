@@ -117,8 +117,8 @@ class _SentenceEmbedder:
         self._loading = threading.Lock()
         reader = self._bert or self._encoder
         self._tokenizer, self._width = reader.tokenizer, reader.width
-        own = _longest(layout, reader.max_positions, self._tokenizer)
-        self._window = min(max_tokens or own, own)
+        limit = _longest(layout, reader.max_positions, self._tokenizer)
+        self._window = min(max_tokens or limit, limit)
         self._tokenizer.model_max_length = _LONGEST  # truncation is done here, and counted
         self.truncated = 0
         self._lock = threading.Lock()
@@ -178,10 +178,10 @@ class _SentenceEmbedder:
         import torch
 
         with torch.inference_mode():
-            made = torch.from_numpy(rows).to(self._device)
+            states = torch.from_numpy(rows).to(self._device)
             for layer in self._encoder.dense:
-                made = layer(made)
-            finished: Vectors = made.cpu().numpy()
+                states = layer(states)
+            finished: Vectors = states.cpu().numpy()
             return finished
 
     @property
@@ -194,7 +194,9 @@ class _SentenceEmbedder:
 
     def _count_prompt(self) -> int:
         """Return the tokens taken by the longest prompt and by special tokens beyond two."""
-        longest = max((self.count_tokens(one) for one in self._layout.prompts.values()), default=0)
+        longest = max(
+            (self.count_tokens(prompt) for prompt in self._layout.prompts.values()), default=0
+        )
         special = int(self._tokenizer.num_special_tokens_to_add(pair=False))
         # One more, since tokenization may differ at the boundary of prompt and text.
         return longest + bool(longest) + max(special - SPECIAL_TOKENS, 0)
@@ -221,7 +223,9 @@ class _SentenceEmbedder:
         with torch.inference_mode():
             ids, states = self._read(text, count=True)
         special = set(self._tokenizer.all_special_ids)
-        rows = states.cpu().numpy()[[at for at, one in enumerate(ids) if one not in special]]
+        rows = states.cpu().numpy()[
+            [index for index, token in enumerate(ids) if token not in special]
+        ]
         return (
             normalize_rows(rows) if len(rows) else np.zeros((0, states.shape[1]), dtype=np.float32)
         )
@@ -283,8 +287,8 @@ class _TorchEncoder:
         import torch
 
         torch.set_num_threads(1)  # of the calling worker: the setting is thread-local
-        given = torch.tensor([ids], device=self._device)
-        states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
+        input_ids = torch.tensor([ids], device=self._device)
+        states = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
         return states[0][0].float()
 
 
@@ -348,13 +352,13 @@ def _read_layout(folder: Path) -> _Layout:
     poolings: tuple[str, ...] = ("mean",)
     for module in _read_json(folder / "modules.json", list):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        place = _inside(folder, str(module.get("path", "")))
+        path = _inside(folder, str(module.get("path", "")))
         if kind == "Transformer":
-            encoder = place
+            encoder = path
         elif kind == "Pooling":
-            poolings = _read_poolings(place)
+            poolings = _read_poolings(path)
         elif kind == "Dense":
-            dense.append(place)
+            dense.append(path)
         elif kind != "Normalize":  # rows are always normalized
             raise _refuse(folder, f"its module {kind!r} is unknown")
     words = folder / "sentence_bert_config.json"
@@ -374,22 +378,22 @@ def _read_layout(folder: Path) -> _Layout:
 def _read_poolings(folder: Path) -> tuple[str, ...]:
     config = _read_json(folder / "config.json")
     named = config.get("pooling_mode")
-    chosen = [how for key, how in _POOLINGS.items() if config.get(key) is True]
-    if isinstance(named, str) and not chosen:
-        chosen = [{"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}.get(named, named)]
-    if not chosen or not set(chosen) <= set(_POOLINGS.values()):
+    modes = [how for key, how in _POOLINGS.items() if config.get(key) is True]
+    if isinstance(named, str) and not modes:
+        modes = [{"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}.get(named, named)]
+    if not modes or not set(modes) <= set(_POOLINGS.values()):
         raise _refuse(folder, "its pooling is unknown")
-    return tuple(chosen)
+    return tuple(modes)
 
 
 def _read_prompts(folder: Path) -> dict[str, str]:
     path = folder / "config_sentence_transformers.json"
     prompts = (_read_json(path).get("prompts") or {}) if path.is_file() else {}
-    found = {
+    by_kind = {
         "query": prompts.get("query", ""),
         "passage": prompts.get("passage", "") or prompts.get("document", ""),
     }
-    return {kind: text for kind, text in found.items() if text}
+    return {kind: text for kind, text in by_kind.items() if text}
 
 
 def _longest(layout: _Layout, max_positions: int, tokenizer: Any) -> int:
@@ -402,10 +406,10 @@ def _longest(layout: _Layout, max_positions: int, tokenizer: Any) -> int:
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    place = (folder / relative).resolve()
-    if not place.is_relative_to(folder.resolve()):
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
         raise _refuse(folder, f"its module path {relative!r} is outside the folder")
-    return place
+    return path
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:

@@ -82,7 +82,7 @@ class _StaticEmbedder:
         hashed = [_hash(feature, self.dimensions) for feature, _ in features]
         weights = np.repeat([w * (1.0 + math.log(n)) for _, (n, w) in features], _PLACES)
         row = np.bincount(
-            np.concatenate([places for places, _ in hashed]),
+            np.concatenate([coordinates for coordinates, _ in hashed]),
             weights=np.concatenate([signs for _, signs in hashed]) * weights,
             minlength=self.dimensions,
         )
@@ -94,12 +94,12 @@ class _StaticEmbedder:
 
 
 def _features(words: list[str], settings: Static) -> dict[str, tuple[int, float]]:
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     weights: dict[str, float] = {}
     for feature, weight in _each_feature(words, settings):
-        found[feature] += 1
+        counts[feature] += 1
         weights[feature] = weight
-    return {feature: (count, weights[feature]) for feature, count in found.items()}
+    return {feature: (count, weights[feature]) for feature, count in counts.items()}
 
 
 def _each_feature(words: list[str], settings: Static) -> Iterator[tuple[str, float]]:
@@ -127,5 +127,5 @@ def _hash(feature: str, dimensions: int) -> tuple[NDArray[np.int64], NDArray[np.
     digest = blake2b(feature.encode("utf-8", "surrogatepass"), digest_size=8 * _PLACES).digest()
     values = np.frombuffer(digest, dtype="<u8")
     signs = np.where(values >> np.uint64(63), -1.0, 1.0)
-    places = (values & np.uint64((1 << 62) - 1)) % np.uint64(dimensions)
-    return places.astype(np.int64), signs
+    coordinates = (values & np.uint64((1 << 62) - 1)) % np.uint64(dimensions)
+    return coordinates.astype(np.int64), signs

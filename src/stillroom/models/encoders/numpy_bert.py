@@ -58,8 +58,8 @@ class PlainTokenizer:
         self.backend_tokenizer = backend
         self.model_max_length = model_max_length
         added = backend.get_added_tokens_decoder()
-        self._added = {one.content: number for number, one in added.items()}
-        self.all_special_ids = [number for number, one in added.items() if one.special]
+        self._added = {token.content: number for number, token in added.items()}
+        self.all_special_ids = [number for number, token in added.items() if token.special]
 
     def __call__(
         self,
@@ -78,11 +78,13 @@ class PlainTokenizer:
         if truncation and max_length is not None:
             backend.enable_truncation(max_length)
         try:
-            found = backend.encode(replace_surrogates(text), add_special_tokens=add_special_tokens)
+            encoding = backend.encode(
+                replace_surrogates(text), add_special_tokens=add_special_tokens
+            )
         finally:
             backend.no_truncation()
-        told: dict[str, list[Any]] = {"input_ids": found.ids}
-        return {**told, "offset_mapping": found.offsets} if return_offsets_mapping else told
+        output: dict[str, list[Any]] = {"input_ids": encoding.ids}
+        return {**output, "offset_mapping": encoding.offsets} if return_offsets_mapping else output
 
     def get_added_vocab(self) -> Mapping[str, int]:
         """Return the added tokens with their ids."""
@@ -111,13 +113,15 @@ class NumpyBert:
         self._heads = int(config["num_attention_heads"])
         self._epsilon = float(config.get("layer_norm_eps", 1e-12))
         start = "bert." if "bert.embeddings.word_embeddings.weight" in held else ""
-        own = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
+        names = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
         self._weights = {
             name.removeprefix(start): _read_config(held, name)
-            for name in own
+            for name in names
             if "position_ids" not in name
         }
-        self._layers = [f"encoder.layer.{at}." for at in range(int(config["num_hidden_layers"]))]
+        self._layers = [
+            f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
+        ]
         # One thread, so that results do not depend on the number of threads. The limit is
         # process-wide,
         # so texts are encoded one at a time.
@@ -128,17 +132,17 @@ class NumpyBert:
         """Return the last hidden states of a sequence, (T, D) float32."""
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
             words = self._weights["embeddings.word_embeddings.weight"][ids]
-            places = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
+            positions = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
             kind = self._weights["embeddings.token_type_embeddings.weight"][0]
-            states = self._norm(words + kind + places, "embeddings.LayerNorm.")
+            states = self._norm(words + kind + positions, "embeddings.LayerNorm.")
             for layer in self._layers:
                 states = self._read_layer(states, layer)
             return states
 
     def _read_layer(self, states: Vectors, layer: str) -> Vectors:
-        seen = self._attend(states, f"{layer}attention.self.")
+        attended = self._attend(states, f"{layer}attention.self.")
         states = self._norm(
-            self._linear(seen, f"{layer}attention.output.dense.") + states,
+            self._linear(attended, f"{layer}attention.output.dense.") + states,
             f"{layer}attention.output.LayerNorm.",
         )
         wide = self._linear(states, f"{layer}intermediate.dense.")
@@ -152,7 +156,7 @@ class NumpyBert:
             self._linear(states, f"{name}{part}.").reshape(len(states), self._heads, -1)
             for part in ("query", "key", "value")
         )
-        queries, keys, values = (one.transpose(1, 0, 2) for one in (queries, keys, values))
+        queries, keys, values = (tensor.transpose(1, 0, 2) for tensor in (queries, keys, values))
         scores = queries @ keys.transpose(0, 2, 1) / np.float32(queries.shape[-1] ** 0.5)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
@@ -160,14 +164,14 @@ class NumpyBert:
         return mixed
 
     def _linear(self, states: Vectors, name: str) -> Vectors:
-        made: Vectors = states @ self._weights[f"{name}weight"].T + self._weights[f"{name}bias"]
-        return made
+        output: Vectors = states @ self._weights[f"{name}weight"].T + self._weights[f"{name}bias"]
+        return output
 
     def _norm(self, states: Vectors, name: str) -> Vectors:
         centered = states - states.mean(axis=-1, keepdims=True)
         spread = np.sqrt((centered * centered).mean(axis=-1, keepdims=True) + self._epsilon)
-        made: Vectors = centered / spread.astype(np.float32) * self._weights[f"{name}weight"]
-        return made + self._weights[f"{name}bias"]
+        normalized: Vectors = centered / spread.astype(np.float32) * self._weights[f"{name}weight"]
+        return normalized + self._weights[f"{name}bias"]
 
 
 def open_bert(folder: Path) -> NumpyBert | None:
@@ -183,28 +187,28 @@ def open_bert(folder: Path) -> NumpyBert | None:
         held = Checkpoint.open(folder)
         if tokenizer is None or not _is_plain(held.config):
             return None
-        made = NumpyBert(held, tokenizer)
-        made.states([0])  # fails on missing tensors or wrong shapes
+        encoder = NumpyBert(held, tokenizer)
+        encoder.states([0])  # fails on missing tensors or wrong shapes
     except (CheckpointError, OSError, ValueError, LookupError, TypeError):
         return None
-    return made
+    return encoder
 
 
 def erf(values: Vectors) -> Vectors:
     """Return the error function of float32 values, exact to about 1e-7."""
     bound = np.clip(values, np.float32(-4), np.float32(4))
     square = bound * bound
-    made: Vectors = bound * _polynomial(_ERF_TOP, square) / _polynomial(_ERF_BOTTOM, square)
-    return made
+    result: Vectors = bound * _polynomial(_ERF_TOP, square) / _polynomial(_ERF_BOTTOM, square)
+    return result
 
 
-def _polynomial(coefficients: tuple[float, ...], at: Vectors) -> Vectors:
+def _polynomial(coefficients: tuple[float, ...], points: Vectors) -> Vectors:
     """Evaluate a polynomial, highest coefficient first (Horner)."""
-    made: Vectors = np.full_like(at, coefficients[0])
-    for one in coefficients[1:]:
-        made *= at
-        made += np.float32(one)
-    return made
+    values: Vectors = np.full_like(points, coefficients[0])
+    for coefficient in coefficients[1:]:
+        values *= points
+        values += np.float32(coefficient)
+    return values
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
@@ -219,10 +223,10 @@ def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
     """Open a tokenizer if its file alone determines transformers' behavior."""
     from tokenizers import Tokenizer
 
-    file, told = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not (file.is_file() and told.is_file()):
+    file, settings_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not (file.is_file() and settings_file.is_file()):
         return None
-    text, config = file.read_text(encoding="utf-8"), json.loads(told.read_bytes())
+    text, config = file.read_text(encoding="utf-8"), json.loads(settings_file.read_bytes())
     kind = config.get("tokenizer_class")
     if kind not in _PLAIN_TOKENIZERS and not (
         kind in _BERT_TOKENIZERS and _tokenizer_files_agree(json.loads(text), config)
@@ -252,5 +256,5 @@ def _read_config(held: Checkpoint, name: str) -> Vectors:
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
     data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
-    made: Vectors = data.reshape(entry.shape).astype(np.float32, copy=False)
-    return made
+    weights: Vectors = data.reshape(entry.shape).astype(np.float32, copy=False)
+    return weights

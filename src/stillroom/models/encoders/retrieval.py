@@ -188,9 +188,9 @@ class ColbertEncoder:
             "passage": _find_marker_token(tokenizer, layout.passage_marker, refuse),
         }
         self._skipped = {
-            one
+            token
             for mark in layout.skipped
-            for one in tokenizer(mark, add_special_tokens=False)["input_ids"][:1]
+            for token in tokenizer(mark, add_special_tokens=False)["input_ids"][:1]
         }
         self._mask: int | None = tokenizer.mask_token_id
         self.fingerprint = digest_json(
@@ -214,31 +214,31 @@ class ColbertEncoder:
 
     def _read_query(self, text: str) -> Vectors:
         ids = self._mark(text, "query")
-        seen = [1] * len(ids)
+        mask = [1] * len(ids)
         spare = self._rooms["query"] - len(ids)
         if self._layout.is_expanded and self._mask is not None and spare > 0:
             ids += [self._mask] * spare
-            seen += [int(self._layout.is_attended)] * spare
-        return self._project(ids, seen)
+            mask += [int(self._layout.is_attended)] * spare
+        return self._project(ids, mask)
 
     def _read_passage(self, text: str) -> Vectors:
         ids = self._mark(text, "passage")
         rows = self._project(ids, [1] * len(ids))
-        kept = [at for at, one in enumerate(ids) if one not in self._skipped]
-        return rows[kept]
+        indices = [index for index, token in enumerate(ids) if token not in self._skipped]
+        return rows[indices]
 
     def _mark(self, text: str, kind: TextKind) -> list[int]:
         """Return the token ids of a text, with the marker after the first."""
         ids = self._reader.encode(text, self._rooms[kind] - 1, count=kind == "passage")
         return [*ids[:1], self._markers[kind], *ids[1:]]
 
-    def _project(self, ids: Sequence[int], seen: Sequence[int]) -> Vectors:
+    def _project(self, ids: Sequence[int], mask: Sequence[int]) -> Vectors:
         import torch
 
         with torch.inference_mode():
             states = self._model(
                 input_ids=torch.tensor([ids], device=self._device),
-                attention_mask=torch.tensor([seen], device=self._device),
+                attention_mask=torch.tensor([mask], device=self._device),
             )[0][0].float()
             rows = torch.nn.functional.linear(states, self._weight, self._bias)
             return normalize_rows(rows.cpu().numpy())
@@ -252,17 +252,17 @@ def _read_colbert_config(folder: Path) -> _ColbertConfig:
     config = _read_json(folder / "config.json")
     if "HF_ColBERT" not in (config.get("architectures") or []):
         raise _not_colbert_error(folder, "HF_ColBERT is not among the architectures of config.json")
-    told = folder / "artifact.metadata"
-    own = _read_json(told) if told.is_file() else {}
+    metadata_file = folder / "artifact.metadata"
+    metadata = _read_json(metadata_file) if metadata_file.is_file() else {}
     return _ColbertConfig(
         folder,
         folder,
-        str(own.get("query_token_id") or "[unused0]"),
-        str(own.get("doc_token_id") or "[unused1]"),
-        int(own.get("query_maxlen") or 32),
-        int(own.get("doc_maxlen") or 220),
-        is_attended=bool(own.get("attend_to_mask_tokens")),
-        skipped=tuple(string.punctuation) if own.get("mask_punctuation", True) else (),
+        str(metadata.get("query_token_id") or "[unused0]"),
+        str(metadata.get("doc_token_id") or "[unused1]"),
+        int(metadata.get("query_maxlen") or 32),
+        int(metadata.get("doc_maxlen") or 220),
+        is_attended=bool(metadata.get("attend_to_mask_tokens")),
+        skipped=tuple(string.punctuation) if metadata.get("mask_punctuation", True) else (),
     )
 
 
@@ -270,43 +270,43 @@ def _read_pylate_config(folder: Path) -> _ColbertConfig:
     encoder, dense = folder, None
     for module in _read_json(folder / "modules.json", list):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        place = (folder / str(module.get("path", ""))).resolve()
-        if not place.is_relative_to(folder.resolve()):
+        path = (folder / str(module.get("path", ""))).resolve()
+        if not path.is_relative_to(folder.resolve()):
             raise _not_colbert_error(
                 folder, f"its module path {module.get('path')!r} is outside the folder"
             )
         if kind == "Transformer":
-            encoder = place
+            encoder = path
         elif kind == "Dense" and dense is None:
-            dense = place
+            dense = path
         else:
             raise _not_colbert_error(folder, f"its module {kind!r} is not part of a ColBERT")
     if dense is None:
         raise _not_colbert_error(folder, "it has no Dense module")
-    told = folder / "config_sentence_transformers.json"
-    own = _read_json(told) if told.is_file() else {}
+    settings_file = folder / "config_sentence_transformers.json"
+    settings = _read_json(settings_file) if settings_file.is_file() else {}
     return _ColbertConfig(
         encoder,
         dense,
-        str(own.get("query_prefix") or "[unused0]"),
-        str(own.get("document_prefix") or "[unused1]"),
-        int(own.get("query_length") or 32),
-        int(own.get("document_length") or 180),
-        bool(own.get("do_query_expansion", True)),
-        bool(own.get("attend_to_expansion_tokens")),
-        tuple(own.get("skiplist_words") or string.punctuation),
+        str(settings.get("query_prefix") or "[unused0]"),
+        str(settings.get("document_prefix") or "[unused1]"),
+        int(settings.get("query_length") or 32),
+        int(settings.get("document_length") or 180),
+        bool(settings.get("do_query_expansion", True)),
+        bool(settings.get("attend_to_expansion_tokens")),
+        tuple(settings.get("skiplist_words") or string.punctuation),
     )
 
 
 def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> int:
     """Return the token id of a marker."""
-    found = tokenizer.convert_tokens_to_ids(marker)
-    if found is None or found == tokenizer.unk_token_id:
+    token_id = tokenizer.convert_tokens_to_ids(marker)
+    if token_id is None or token_id == tokenizer.unk_token_id:
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise refuse(f"its marker {marker!r} is not a token of its tokenizer")
-        found = ids[0]
-    return int(found)
+        token_id = ids[0]
+    return int(token_id)
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:
@@ -392,16 +392,16 @@ class SparseEncoder:
         import torch
 
         ids = self._reader.encode(text, self.max_tokens)
-        given = torch.tensor([ids], device=self._device)
+        input_ids = torch.tensor([ids], device=self._device)
         with torch.inference_mode():
             logits: Any = self._model(
-                input_ids=given, attention_mask=torch.ones_like(given)
+                input_ids=input_ids, attention_mask=torch.ones_like(input_ids)
             ).logits[0]
             weights = torch.log1p(torch.relu(logits.float()).max(dim=0).values)
-        found = torch.nonzero(weights > 0)[:, 0].tolist()
-        values = weights[found].tolist()
-        order = sorted(range(len(found)), key=lambda at: (-values[at], found[at]))
-        return {self._terms[found[at]]: values[at] for at in order[: self.max_terms]}
+        term_ids = torch.nonzero(weights > 0)[:, 0].tolist()
+        values = weights[term_ids].tolist()
+        order = sorted(range(len(term_ids)), key=lambda index: (-values[index], term_ids[index]))
+        return {self._terms[term_ids[index]]: values[index] for index in order[: self.max_terms]}
 
 
 def _not_sparse_error(folder: Path, why: str) -> CheckpointError:

@@ -66,7 +66,7 @@ class CrossEncoder:
         self._tokenizer, self._model = load_sequence_classifier(folder, device, most_labels=2)
         self._device = device
         self._lock = threading.Lock()
-        own = min(
+        limit = min(
             bound
             for bound in (
                 int(getattr(self._model.config, "max_position_embeddings", 0) or _PAIR_UNLIMITED),
@@ -75,7 +75,7 @@ class CrossEncoder:
                 _PAIR_UNLIMITED,
             )
         )
-        self.max_tokens = own if own < _PAIR_UNLIMITED else 512
+        self.max_tokens = limit if limit < _PAIR_UNLIMITED else 512
         self.truncated = 0
         """Number of truncated passages."""
         self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
@@ -83,13 +83,15 @@ class CrossEncoder:
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return one score per text, in order; see ``RerankerModel``."""
         pairs = self._encode(query, texts)
-        order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
+        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
         size = _PAIR_BATCH if self._tokenizer.pad_token_id is not None else 1
         scores = [0.0] * len(pairs)
         for start in range(0, len(order), size):
             group = order[start : start + size]
-            for at, score in zip(group, self._run([pairs[at] for at in group]), strict=True):
-                scores[at] = score
+            for index, score in zip(
+                group, self._run([pairs[index] for index in group]), strict=True
+            ):
+                scores[index] = score
         return scores
 
     def close(self) -> None:
@@ -98,32 +100,36 @@ class CrossEncoder:
     def _encode(self, query: str, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         """Tokenize all pairs; a fast tokenizer must not be shared by threads."""
         with self._lock:
-            asked = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
-            room = self.max_tokens - asked - self._tokenizer.num_special_tokens_to_add(pair=True)
+            query_tokens = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
+            room = (
+                self.max_tokens
+                - query_tokens
+                - self._tokenizer.num_special_tokens_to_add(pair=True)
+            )
             if room < min(_MIN_PASSAGE_TOKENS, self.max_tokens // 2):
                 raise BackendError(
-                    f"the query has {asked} tokens; the cross-encoder reads {self.max_tokens} of "
-                    "query and passage together",
+                    f"the query has {query_tokens} tokens; the cross-encoder reads "
+                    f"{self.max_tokens} of query and passage together",
                     code="backend.context",
                     expected=f"room for {_MIN_PASSAGE_TOKENS} tokens of a passage",
                     next="shorten the question: only passages are truncated",
                 )
             pairs = []
             for text in texts:
-                whole = self._tokenizer(query, text)
-                if len(whole["input_ids"]) > self.max_tokens:
+                pair = self._tokenizer(query, text)
+                if len(pair["input_ids"]) > self.max_tokens:
                     self.truncated += 1
-                    whole = self._tokenizer(
+                    pair = self._tokenizer(
                         query, text, truncation="only_second", max_length=self.max_tokens
                     )
-                pairs.append({key: list(value) for key, value in whole.items()})
+                pairs.append({key: list(value) for key, value in pair.items()})
         return pairs
 
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()
         scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
@@ -171,10 +177,10 @@ def load_sequence_classifier(
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-            made = config.architectures or []
-            if not any(str(name).endswith("ForSequenceClassification") for name in made):
+            architectures = config.architectures or []
+            if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
                 raise _not_a_classifier_error(
-                    folder, f"its architecture is {', '.join(map(str, made)) or 'unknown'}"
+                    folder, f"its architecture is {', '.join(map(str, architectures)) or 'unknown'}"
                 )
             if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
                 raise _not_a_classifier_error(folder, f"its head has {config.num_labels} labels")
@@ -228,9 +234,9 @@ class TextClassifier:
 
         self._tokenizer, self._model = load_sequence_classifier(folder, device)
         config = self._model.config
-        self.labels = tuple(str(config.id2label[at]) for at in range(config.num_labels))
-        told = getattr(config, "problem_type", None) == "multi_label_classification"
-        self.independent = told if independent is None else independent
+        self.labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+        is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
+        self.independent = is_multi_label if independent is None else independent
         self.independent = self.independent or len(self.labels) == 1
         self._device = device
         self._lock = threading.Lock()
@@ -246,25 +252,27 @@ class TextClassifier:
 
         Results are independent of the other texts.
         """
-        rows = [(at, ids) for at, text in enumerate(texts) for ids in self._windows(text)]
+        rows = [(index, ids) for index, text in enumerate(texts) for ids in self._windows(text)]
         rows.sort(key=lambda row: (len(row[1]["input_ids"]), row[0]))
-        found: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
+        probabilities: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
         size = _TEXT_BATCH if self._tokenizer.pad_token_id is not None else 1
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
-            for (at, _), chances in zip(group, self._run([ids for _, ids in group]), strict=True):
+            for (index, _), chances in zip(
+                group, self._run([ids for _, ids in group]), strict=True
+            ):
                 for label, chance in zip(self.labels, chances, strict=True):
-                    found[at][label] = max(found[at][label], chance)
-        return found
+                    probabilities[index][label] = max(probabilities[index][label], chance)
+        return probabilities
 
-    def find_labels(self, wanted: Sequence[str]) -> tuple[str, ...]:
+    def find_labels(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the checkpoint's spelling of label names, which are case-insensitive.
 
         Raises:
             CheckpointError: If a label is missing; lists those there are.
         """
         known = {label.casefold(): label for label in self.labels}
-        missing = [name for name in wanted if name.casefold() not in known]
+        missing = [name for name in names if name.casefold() not in known]
         if missing:
             raise CheckpointError(
                 f"the classifier has no label {', '.join(missing)}",
@@ -272,32 +280,33 @@ class TextClassifier:
                 expected=f"of: {', '.join(self.labels)}",
                 next="use labels of the classifier",
             )
-        return tuple(known[name.casefold()] for name in wanted)
+        return tuple(known[name.casefold()] for name in names)
 
     def _windows(self, text: str) -> list[dict[str, list[int]]]:
         with self._lock:
-            own = self._tokenizer.num_special_tokens_to_add(pair=False)
-            given = self._tokenizer(
+            special = self._tokenizer.num_special_tokens_to_add(pair=False)
+            encoding = self._tokenizer(
                 text or " ",
                 truncation=True,
                 max_length=self.max_tokens,
-                stride=max((self.max_tokens - own) // 2, 0),
+                stride=max((self.max_tokens - special) // 2, 0),
                 return_overflowing_tokens=True,
             )
-            keys = [key for key in ("input_ids", "token_type_ids") if key in given]
+            keys = [key for key in ("input_ids", "token_type_ids") if key in encoding]
             return [
-                {key: list(given[key][at]) for key in keys} for at in range(len(given["input_ids"]))
+                {key: list(encoding[key][index]) for key in keys}
+                for index in range(len(encoding["input_ids"]))
             ]
 
     def _run(self, rows: Sequence[dict[str, list[int]]]) -> list[list[float]]:
         import torch
 
-        given = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        padded = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()  # (B, labels)
         chances = logits.sigmoid() if self.independent else logits.softmax(-1)
-        return [[float(one) for one in row] for row in chances.cpu()]
+        return [[float(probability) for probability in row] for row in chances.cpu()]
 
 
 _NLI_UNLIMITED = 1 << 20
@@ -344,23 +353,29 @@ class NLIModel:
             BackendError: If a hypothesis leaves no room for its premise.
         """
         pairs = [self._encode(*pair) for pair in zip(premises, hypotheses, strict=True)]
-        order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
+        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
         size = _NLI_BATCH if self._tokenizer.pad_token_id is not None else 1
         chances = [0.0] * len(pairs)
         for start in range(0, len(order), size):
             group = order[start : start + size]
-            for at, chance in zip(group, self._run([pairs[at] for at in group]), strict=True):
-                chances[at] = chance
+            for index, chance in zip(
+                group, self._run([pairs[index] for index in group]), strict=True
+            ):
+                chances[index] = chance
         return chances
 
     def _encode(self, premise: str, hypothesis: str) -> dict[str, list[int]]:
         with self._lock:
-            asked = len(self._tokenizer(hypothesis, add_special_tokens=False)["input_ids"])
-            own = self._tokenizer.num_special_tokens_to_add(pair=True)
-            if self.max_tokens - asked - own < min(_MIN_PREMISE_TOKENS, self.max_tokens // 2):
+            hypothesis_tokens = len(
+                self._tokenizer(hypothesis, add_special_tokens=False)["input_ids"]
+            )
+            special = self._tokenizer.num_special_tokens_to_add(pair=True)
+            if self.max_tokens - hypothesis_tokens - special < min(
+                _MIN_PREMISE_TOKENS, self.max_tokens // 2
+            ):
                 raise BackendError(
-                    f"the sentence has {asked} tokens; the model reads {self.max_tokens} of both "
-                    "texts together",
+                    f"the sentence has {hypothesis_tokens} tokens; the model reads "
+                    f"{self.max_tokens} of both texts together",
                     code="backend.context",
                     expected=f"room for {_MIN_PREMISE_TOKENS} tokens of a passage",
                     next="check by overlap, which has no limit",
@@ -376,21 +391,23 @@ class NLIModel:
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()  # (B, labels)
-        return [float(one) for one in logits.softmax(-1)[:, self._label].cpu()]
+        return [float(probability) for probability in logits.softmax(-1)[:, self._label].cpu()]
 
 
 def _find_label(folder: Path, labels: Mapping[int, str]) -> int:
-    names = {int(at): str(name).casefold() for at, name in labels.items()}
-    found = [at for at, name in names.items() if name in {"entailment", "entail", "entailed"}]
-    if len(found) != 1 or len(names) < 2:
+    names = {int(index): str(name).casefold() for index, name in labels.items()}
+    indices = [
+        index for index, name in names.items() if name in {"entailment", "entail", "entailed"}
+    ]
+    if len(indices) != 1 or len(names) < 2:
         raise CheckpointError(
             f"{folder} is not an NLI model: its labels are {', '.join(names.values())}",
             code="checkpoint.not-an-entailment-model",
             expected="a sequence-classification checkpoint with a label 'entailment'",
             next="set the labels in config.json (id2label), or check by overlap",
         )
-    return found[0]
+    return indices[0]

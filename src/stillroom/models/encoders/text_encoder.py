@@ -117,7 +117,7 @@ def load_encoder(
         raise refuse("it is not a folder")
     with silence_transformers():
         try:
-            model, told = load_pretrained(
+            model, report = load_pretrained(
                 getattr(transformers, loader),
                 folder,
                 dtype=torch.float32,
@@ -125,14 +125,14 @@ def load_encoder(
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise refuse((str(error).strip().splitlines() or ["unreadable"])[0]) from error
-    missing = sorted(str(name) for name in told["missing_keys"])
+    missing = sorted(str(name) for name in report["missing_keys"])
     return load_tokenizer(folder), model.eval().to(device), missing
 
 
-def find_max_tokens(model: Any, tokenizer: Any, wanted: int | None) -> int:
+def find_max_tokens(model: Any, tokenizer: Any, max_tokens: int | None) -> int:
     """Return the maximum number of tokens, limited by the model's positions."""
     bounds = [
-        wanted or 0,
+        max_tokens or 0,
         int(getattr(model.config, "max_position_embeddings", 0) or 0),
         int(min(tokenizer.model_max_length, _UNLIMITED)),
     ]
@@ -175,32 +175,38 @@ def split_windows(num_tokens: int, room: int, overlap: int) -> Iterator[EncoderW
 def frame_tokens(tokenizer: Any, prompt: str) -> tuple[list[int], list[int]]:
     """Return the tokens before a text, special ones and the prompt, and those after it."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    asked = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    places = range(len(whole) - len(bare) + 1)
-    at = next((one for one in places if whole[one : one + len(bare)] == bare), 0)
-    return [*whole[:at], *asked], whole[at + len(bare) :]
+    framed = list(tokenizer("a")["input_ids"])
+    prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    starts = range(len(framed) - len(bare) + 1)
+    start = next((index for index in starts if framed[index : index + len(bare)] == bare), 0)
+    return [*framed[:start], *prompt_ids], framed[start + len(bare) :]
 
 
 def locate_tokens(tokenizer: Any, text: str, lower: bool) -> tuple[list[int], list[int]]:
     """Return the token ids of a text, without special tokens, and the last character of each."""
     if lower:  # character by character, so that offsets are kept
-        text = "".join(small if len(small := one.lower()) == 1 else one for one in text)
-    told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(told["input_ids"]), [max(end - 1, start) for start, end in told["offset_mapping"]]
+        text = "".join(
+            small if len(small := character.lower()) == 1 else character for character in text
+        )
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoding["input_ids"]), [
+        max(end - 1, start) for start, end in encoding["offset_mapping"]
+    ]
 
 
-def token_ranges(places: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def token_ranges(
+    last_characters: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
     """Return (first, last + 1) of the tokens that end within each span; at least one per span.
 
     Args:
-        places: Last character of each token, ascending: some tokens begin with a space that is
-            outside the span.
+        last_characters: Last character of each token, ascending: some tokens begin with a space
+            that is outside the span.
         spans: Character spans.
     """
     ranges = []
     for start, end in spans:
-        first, last = bisect_left(places, start), bisect_left(places, end)
+        first, last = bisect_left(last_characters, start), bisect_left(last_characters, end)
         if first == last:  # the span is within a token
             first = max(first - 1, 0)
             last = first + 1
@@ -232,17 +238,17 @@ def pool_spans(
     total = windows[-1].last
     for start in range(0, len(windows), group):
         several = windows[start : start + group]
-        for window, (lead, own, tail) in zip(several, states(several), strict=True):
-            for at, (first, last) in enumerate(ranges):
+        for window, (lead, inner, tail) in zip(several, states(several), strict=True):
+            for index, (first, last) in enumerate(ranges):
                 low, high = max(first, window.begin), min(last, window.end)
-                parts = [own[low - window.first : high - window.first]] if low < high else []
+                parts = [inner[low - window.first : high - window.first]] if low < high else []
                 if first == 0 and window.first == 0:
                     parts.append(lead)
                 if last == total == window.last:
                     parts.append(tail)
                 for part in parts:
-                    sums[at] += part.sum(axis=0, dtype=np.float64)
-                    counts[at] += len(part)
+                    sums[index] += part.sum(axis=0, dtype=np.float64)
+                    counts[index] += len(part)
     return sums / counts[:, None]
 
 

@@ -42,9 +42,9 @@ class VisionModel:
         """Return one vector per image, (B, D), of normalized images (B, 3, side, side)."""
         out = self.model(pixel_values=images)
         for name in ("image_embeds", "pooler_output"):
-            found = getattr(out, name, None)
-            if isinstance(found, Tensor):
-                return found.flatten(1)
+            vectors = getattr(out, name, None)
+            if isinstance(vectors, Tensor):
+                return vectors.flatten(1)
         return torch.as_tensor(out.last_hidden_state)[:, 0]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,15 +67,15 @@ def load_vision(folder: Path) -> VisionModel:
 
     try:
         with silence_transformers():
-            whole: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-            config = getattr(whole, "vision_config", whole)
-            if whole.model_type in _CLIP_TYPES:
+            full_config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = getattr(full_config, "vision_config", full_config)
+            if full_config.model_type in _CLIP_TYPES:
                 model: Any = load_pretrained(
                     CLIPVisionModelWithProjection, folder, dtype=torch.float32, config=config
                 )
             else:
                 model = load_pretrained(AutoModel, folder, dtype=torch.float32)
-                if config is not whole:
+                if config is not full_config:
                     model = _vision_tower(model, config)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise _unloadable_error(folder, str(error)) from error
@@ -87,7 +87,7 @@ def load_vision(folder: Path) -> VisionModel:
     return vision
 
 
-def build_vision(kept: Mapping[str, Any]) -> VisionModel:
+def build_vision(settings: Mapping[str, Any]) -> VisionModel:
     """Build the network of ``VisionModel.to_json`` output, with random weights.
 
     Raises:
@@ -96,18 +96,20 @@ def build_vision(kept: Mapping[str, Any]) -> VisionModel:
     from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
     try:
-        config = dict(kept["config"])
+        config = dict(settings["config"])
         kind = str(config.pop("model_type"))
         with silence_transformers():
-            made: Any = AutoConfig.for_model(kind, **config)
+            model_config: Any = AutoConfig.for_model(kind, **config)
             untyped: Any = AutoModel
             model = (
-                CLIPVisionModelWithProjection(made)
+                CLIPVisionModelWithProjection(model_config)
                 if kind in _CLIP_TYPES
-                else untyped.from_config(made)
+                else untyped.from_config(model_config)
             )
-        mean, deviation = tuple(kept["mean"]), tuple(kept["deviation"])
-        return VisionModel(model.eval(), dict(kept["config"]), int(kept["side"]), mean, deviation)
+        mean, deviation = tuple(settings["mean"]), tuple(settings["deviation"])
+        return VisionModel(
+            model.eval(), dict(settings["config"]), int(settings["side"]), mean, deviation
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise _unloadable_error(Path("config.json"), str(error)) from error
 
@@ -129,8 +131,8 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return _HALF, _HALF
-    said = json.loads(path.read_text(encoding="utf-8"))
-    mean, deviation = said.get("image_mean", _HALF), said.get("image_std", _HALF)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    mean, deviation = settings.get("image_mean", _HALF), settings.get("image_std", _HALF)
     return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
 
 
@@ -146,12 +148,12 @@ def _check_outputs(vision: VisionModel, folder: Path) -> None:
     """Check that the model returns one vector per image."""
     with torch.inference_mode():
         try:
-            found = vision.vectors(torch.zeros(1, 3, vision.side, vision.side))
+            vectors = vision.vectors(torch.zeros(1, 3, vision.side, vision.side))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise _unloadable_error(folder, f"it does not accept images ({error})") from error
-    if found.dim() != 2:
+    if vectors.dim() != 2:
         raise _unloadable_error(
-            folder, f"it returns {tuple(found.shape)} for one image, not a vector"
+            folder, f"it returns {tuple(vectors.shape)} for one image, not a vector"
         )
 
 

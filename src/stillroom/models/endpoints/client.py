@@ -68,8 +68,8 @@ class RequestPolicy:
 class _TransientError(Exception):  # never leaves this module
     """Transient failure; ``wait_s`` is the wait requested by the server."""
 
-    def __init__(self, what: str, *, code: str = "backend.down", wait_s: float = 0.0) -> None:
-        super().__init__(what)
+    def __init__(self, message: str, *, code: str = "backend.down", wait_s: float = 0.0) -> None:
+        super().__init__(message)
         self.code = code
         self.wait_s = wait_s
 
@@ -212,15 +212,15 @@ class Endpoint:
         Raises:
             BackendError: If Retry-After exceeds the maximum wait.
         """
-        while (left := self._not_before - time.monotonic()) > 0:
-            if left > self.patience.max_wait_s:
+        while (remaining := self._not_before - time.monotonic()) > 0:
+            if remaining > self.patience.max_wait_s:
                 raise BackendError(
-                    f"{self.address} asks for a pause of {left:.0f} s",
+                    f"{self.address} asks for a pause of {remaining:.0f} s",
                     code="backend.rate-limit",
                     expected=f"a wait of at most {self.patience.max_wait_s:.0f} s",
                     next="run the command again later, with --resume",
                 )
-            await asyncio.sleep(left)
+            await asyncio.sleep(remaining)
         if self.patience.requests_per_minute > 0:
             now = time.monotonic()
             turn = max(now, self._next_turn)
@@ -241,11 +241,11 @@ class Endpoint:
         """Return unused reserved tokens; without a usage object all count as used."""
         if reserved:
             usage = answer.get("usage")
-            told = usage if isinstance(usage, dict) else {}
-            used = read_count(told.get("total_tokens"))
+            counts = usage if isinstance(usage, dict) else {}
+            used = read_count(counts.get("total_tokens"))
             if not used:
-                used = read_count(told.get("prompt_tokens"))
-                used += read_count(told.get("completion_tokens"))
+                used = read_count(counts.get("prompt_tokens"))
+                used += read_count(counts.get("completion_tokens"))
             spare = max(reserved - used, 0.0) if answer and used else 0.0
             self._next_tokens -= spare * 60.0 / self.patience.tokens_per_minute
 
@@ -349,14 +349,14 @@ class Endpoint:
         """Block requests to this endpoint for ``wait_s`` seconds."""
         self._not_before = max(self._not_before, time.monotonic() + wait_s)
 
-    def judge_failure(self, status: int, said: str, retry_after: str) -> Exception:
+    def judge_failure(self, status: int, message: str, retry_after: str) -> Exception:
         """Return the exception for an error response, transient or permanent.
 
         Blocks requests until Retry-After has passed, if the server asks for it.
         """
-        if "insufficient_quota" in said or status == 402:
+        if "insufficient_quota" in message or status == 402:
             return _fatal_error(
-                self, status, said, "backend.quota", "add credit, or use another key"
+                self, status, message, "backend.quota", "add credit, or use another key"
             )
         if status in _RETRIED_STATUSES or status >= 500:
             wait = read_retry_after(retry_after)
@@ -364,14 +364,16 @@ class Endpoint:
                 self.hold_until(wait)
             code = "backend.rate-limit" if status == 429 else "backend.unavailable"
             asks = f"; it asks to wait {wait:.0f} s" if wait else ""
-            return _TransientError(f"HTTP {status}: {said}{asks}", code=code, wait_s=wait)
+            return _TransientError(f"HTTP {status}: {message}{asks}", code=code, wait_s=wait)
         if status in {401, 403}:
             step = "set the key: export OPENAI_API_KEY=..., or api_key_env"
-            return _fatal_error(self, status, said, "backend.unauthorized", step)
+            return _fatal_error(self, status, message, "backend.unauthorized", step)
         if status == 404:
             step = f"curl {self.address}/models"
-            return _fatal_error(self, status, said, "backend.not-found", step)
-        return _fatal_error(self, status, said, "backend.refused", "change the request accordingly")
+            return _fatal_error(self, status, message, "backend.not-found", step)
+        return _fatal_error(
+            self, status, message, "backend.refused", "change the request accordingly"
+        )
 
     def redact(self, text: str) -> str:
         """Mask the API key in a text, in case the server repeats it."""
@@ -454,13 +456,13 @@ class _Exchange:
         answer, endpoint = self._answer, self._endpoint
         status = answer.status
         try:
-            said = endpoint.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
+            message = endpoint.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
         except ValueError as error:
-            said = str(error)
+            message = str(error)
         answer.release()
         if 300 <= status < 400:
             raise _redirect_error(endpoint, status, answer.headers.get("Location", ""))
-        raise endpoint.judge_failure(status, said, answer.headers.get("Retry-After", ""))
+        raise endpoint.judge_failure(status, message, answer.headers.get("Retry-After", ""))
 
 
 def _bound_tokens(body: Mapping[str, Any]) -> float:
@@ -500,9 +502,11 @@ def _shut_down(running: EventLoopThread, sessions: list[Any]) -> None:
     running.close()
 
 
-def _fatal_error(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> BackendError:
+def _fatal_error(
+    endpoint: Endpoint, status: int, message: str, code: str, step: str
+) -> BackendError:
     return BackendError(
-        f"{endpoint.address} answered HTTP {status}: {said}",
+        f"{endpoint.address} answered HTTP {status}: {message}",
         code=code,
         expected="HTTP 200",
         next=step,
@@ -511,9 +515,9 @@ def _fatal_error(endpoint: Endpoint, status: int, said: str, code: str, step: st
 
 def _redirect_error(endpoint: Endpoint, status: int, location: str) -> BackendError:
     """Return the error for a redirect; the query string is removed, as it may hold a secret."""
-    place = endpoint.redact(location.split("?", 1)[0])[:200] or "nowhere"
+    target = endpoint.redact(location.split("?", 1)[0])[:200] or "nowhere"
     return BackendError(
-        f"{endpoint.address} answered HTTP {status}: it redirects to {place}",
+        f"{endpoint.address} answered HTTP {status}: it redirects to {target}",
         code="backend.address",
         expected="an address that responds itself: redirects are not followed",
         next="use the address of the redirect, if you trust it",

@@ -87,15 +87,17 @@ class LoadBalancedModel:
         """Number of requests sent to each member."""
         first = self._members[0].model
         self.name = first.name
-        prints = [[one.model.fingerprint, one.weight] for one in self._members]
+        prints = [[member.model.fingerprint, member.weight] for member in self._members]
         self.fingerprint = f"pool:{digest_json(prints)[:16]}"
-        self.context_length = min(one.model.context_length for one in self._members)
+        self.context_length = min(member.model.context_length for member in self._members)
         self.concurrency = sum(
-            _concurrency_of(one.model) for one in self._members if one.weight > 0
+            _concurrency_of(member.model) for member in self._members if member.weight > 0
         )
-        ways = [one.model.submit for one in self._members if isinstance(one.model, AsyncModel)]
-        if len(ways) == len(self._members) and not self._is_hedged:
-            self._ways = ways
+        submit_methods = [
+            member.model.submit for member in self._members if isinstance(member.model, AsyncModel)
+        ]
+        if len(submit_methods) == len(self._members) and not self._is_hedged:
+            self._ways = submit_methods
             self.submit = self._submit
 
     def generate(
@@ -174,12 +176,12 @@ class LoadBalancedModel:
         errors: list[BackendError] = []
 
         def ask() -> None:
-            at = waiting.popleft()
-            self._begin(at)
-            self._ways[at](prompt, sampling, partial(take, at))
+            index = waiting.popleft()
+            self._begin(index)
+            self._ways[index](prompt, sampling, partial(take, index))
 
-        def take(at: int, value: Completion | BaseException) -> None:
-            self._note(at, value)
+        def take(index: int, value: Completion | BaseException) -> None:
+            self._note(index, value)
             if not isinstance(value, BackendError) or value.code not in _FAILOVER_CODES:
                 done(value)
                 return
@@ -210,9 +212,9 @@ class LoadBalancedModel:
         is_stopped: Callable[[], bool],
     ) -> Completion:
         errors: list[BackendError] = []
-        for at in order:
+        for index in order:
             try:
-                return self._send(at, prompt, sampling, is_stopped)
+                return self._send(index, prompt, sampling, is_stopped)
             except BackendError as error:
                 if error.code not in _FAILOVER_CODES:
                     raise
@@ -241,15 +243,15 @@ class LoadBalancedModel:
             while True:
                 now = time.monotonic()
                 if waiting and (not running or now >= next_at) and not is_stopped():
-                    at = waiting.pop(0)
-                    running.add(pool.submit(self._send, at, prompt, sampling, is_over))
+                    index = waiting.pop(0)
+                    running.add(pool.submit(self._send, index, prompt, sampling, is_over))
                     next_at = now + self._hedge_after_s
                 if not running:
                     if is_stopped():
                         return Completion("", "cancelled", model=self.fingerprint)
                     raise self._give_up(errors)
-                left = max(next_at - time.monotonic(), 0.0) if waiting else _POLL_S
-                done, running = wait(running, min(left, _POLL_S), FIRST_COMPLETED)
+                timeout = max(next_at - time.monotonic(), 0.0) if waiting else _POLL_S
+                done, running = wait(running, min(timeout, _POLL_S), FIRST_COMPLETED)
                 for future in done:
                     error = future.exception()
                     if error is None:
@@ -262,43 +264,43 @@ class LoadBalancedModel:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _send(
-        self, at: int, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
+        self, index: int, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
     ) -> Completion:
-        self._begin(at)
+        self._begin(index)
         try:
-            model = self._members[at].model
+            model = self._members[index].model
             (completion,) = model.generate([prompt], [sampling], is_cancelled=is_stopped)
         except BackendError as error:
-            self._note(at, error)
+            self._note(index, error)
             raise
-        self._note(at, completion)
+        self._note(index, completion)
         return completion
 
-    def _begin(self, at: int) -> None:
+    def _begin(self, index: int) -> None:
         with self._lock:
-            self.asked[at] += 1
+            self.asked[index] += 1
 
-    def _note(self, at: int, value: Completion | BaseException) -> None:
+    def _note(self, index: int, value: Completion | BaseException) -> None:
         """Start the cooldown of a failed member, or end that of a member that answered."""
         with self._lock:
             if isinstance(value, Completion):
-                self._resting.pop(at, None)
+                self._resting.pop(index, None)
             elif isinstance(value, BackendError) and value.code in _COOLDOWN_CODES:
-                self._resting[at] = time.monotonic() + _COOLDOWN_S
+                self._resting[index] = time.monotonic() + _COOLDOWN_S
 
     def _order(self, prompt: Prompt, sampling: Sampling) -> list[int]:
         """Return the order of members: by weight and request, members in cooldown last."""
         request = digest_json([prompt.to_json(), asdict(sampling)])
         now = time.monotonic()
         with self._lock:
-            resting = {at for at, until in self._resting.items() if until > now}
+            resting = {index for index, until in self._resting.items() if until > now}
         return sorted(
             range(len(self._members)),
-            key=lambda at: (
-                at in resting,
-                self._members[at].weight <= 0,
-                _weighted_distance(request, at, self._members[at].weight),
-                at,
+            key=lambda index: (
+                index in resting,
+                self._members[index].weight <= 0,
+                _weighted_distance(request, index, self._members[index].weight),
+                index,
             ),
         )
 
@@ -308,11 +310,11 @@ class LoadBalancedModel:
         return BackendError([problem for error in errors for problem in error.problems])
 
 
-def _weighted_distance(request: str, at: int, weight: float) -> float:
+def _weighted_distance(request: str, index: int, weight: float) -> float:
     """Return the weighted distance of a member from a request; the nearest is first."""
     if weight <= 0:
         return 0.0
-    share = (int(digest_json([request, at])[:13], 16) + 1) / (16**13 + 1)
+    share = (int(digest_json([request, index])[:13], 16) + 1) / (16**13 + 1)
     return -math.log(share) / weight
 
 

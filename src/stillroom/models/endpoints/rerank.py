@@ -65,27 +65,29 @@ class RerankEndpoint:
             "return_documents": False,
         }
         answer = self._endpoint.ask("/rerank", body)
-        found = self._read(answer.get("results", answer.get("data")), len(texts))
-        if len(found) != len(texts):
-            raise self._bad_answer(f"{len(found)} scores for {len(texts)} documents")
-        return [found[at] for at in range(len(texts))]
+        scores = self._read(answer.get("results", answer.get("data")), len(texts))
+        if len(scores) != len(texts):
+            raise self._bad_answer(f"{len(scores)} scores for {len(texts)} documents")
+        return [scores[index] for index in range(len(texts))]
 
     def close(self) -> None:
         """Close connections."""
         self._endpoint.close()
 
     def _read(self, rows: Any, count: int) -> dict[int, float]:
-        found: dict[int, float] = {}
+        scores: dict[int, float] = {}
         try:
             for row in rows:
-                at = int(row["index"])
+                index = int(row["index"])
                 score = float(row["relevance_score"] if "relevance_score" in row else row["score"])
-                if at in found or not 0 <= at < count or not math.isfinite(score):
-                    raise self._bad_answer(f"document {at} has an invalid or second score {score}")
-                found[at] = score
+                if index in scores or not 0 <= index < count or not math.isfinite(score):
+                    raise self._bad_answer(
+                        f"document {index} has an invalid or second score {score}"
+                    )
+                scores[index] = score
         except (KeyError, TypeError, ValueError) as error:
             raise self._bad_answer("its rows cannot be read") from error
-        return found
+        return scores
 
     def _bad_answer(self, why: str) -> BackendError:
         return BackendError(

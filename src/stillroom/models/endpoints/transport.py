@@ -193,10 +193,10 @@ class EventLoopThread:
 
 
 async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def make_cancelled_error() -> Cancelled:
@@ -307,12 +307,12 @@ def read_count(value: object) -> int:
     return int(value)
 
 
-def read_finish_reason(told: object) -> str:
+def read_finish_reason(reason: object) -> str:
     """Return ``stop``, ``length``, ``content_filter``, or ``broken``.
 
     ``broken``: the server aborted the answer.
     """
-    return _FINISH_REASONS.get(str(told or "stop").lower(), "stop")
+    return _FINISH_REASONS.get(str(reason or "stop").lower(), "stop")
 
 
 def read_retry_after(value: str) -> float:
@@ -335,9 +335,9 @@ def read_error(data: bytes) -> str:
     try:
         value = json.loads(data)
         error = value.get("error", value)
-        said = error if isinstance(error, str) else error.get("message") or json.dumps(error)
+        message = error if isinstance(error, str) else error.get("message") or json.dumps(error)
         kind = "" if isinstance(error, str) else str(error.get("code") or error.get("type") or "")
-        text = f"{said} ({kind})" if kind else str(said)
+        text = f"{message} ({kind})" if kind else str(message)
     except (ValueError, AttributeError, RecursionError):
         text = data.decode("utf-8", "replace")
     return " ".join(text.split())[:400] or "no reason given"

@@ -134,7 +134,7 @@ def compare_gguf(
         same, differences = _compare_logprobs(model, tokenizer, engine, cut)
     finally:
         engine.close()
-    found = GgufComparison(
+    comparison = GgufComparison(
         len(probes),
         len(probes) - len(unlike),
         template,
@@ -144,10 +144,10 @@ def compare_gguf(
         math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan),
     )
     if (
-        unlike or not found.mean_difference <= _MAX_DIFFERENCE_NATS[type]
+        unlike or not comparison.mean_difference <= _MAX_DIFFERENCE_NATS[type]
     ):  # no number is near no number
         raise CheckpointError(
-            f"llama.cpp disagrees with transformers: {found}",
+            f"llama.cpp disagrees with transformers: {comparison}",
             code="checkpoint.gguf-unlike",
             where=str(name or path),
             expected="equal tokens of every text, and log-probabilities that differ by rounding "
@@ -156,20 +156,20 @@ def compare_gguf(
             if unlike
             else "use llama.cpp's converter; report the architecture and config.json",
         )
-    return found
+    return comparison
 
 
 def _compare_template(tokenizer: Any, engine: _LlamacppModel) -> str:
     if not tokenizer.chat_template:
         return "none"
     turns = [message.to_json() for message in _PROBE_MESSAGES]
-    ours = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     try:
-        theirs = engine.render(_PROBE_MESSAGES)
+        rendered = engine.render(_PROBE_MESSAGES)
     except BackendError:
         return "unlike"
     mark = tokenizer.bos_token or ""
-    return "alike" if theirs.removeprefix(mark) == ours.removeprefix(mark) else "unlike"
+    return "alike" if rendered.removeprefix(mark) == expected.removeprefix(mark) else "unlike"
 
 
 def _compare_logprobs(
@@ -182,14 +182,16 @@ def _compare_logprobs(
     same: list[bool] = []
     differences: list[float] = []
     for ids in cut:
-        places = engine.continue_tokens(ids, _TOKENS, _TOP)
-        whole = torch.tensor([[*ids, *(token for token, _ in places)]])
+        steps = engine.continue_tokens(ids, _TOKENS, _TOP)
+        sequence = torch.tensor([[*ids, *(token for token, _ in steps)]])
         with torch.no_grad():
-            logits = model(whole).logits[0].float()
+            logits = model(sequence).logits[0].float()
         chances = torch.log_softmax(logits, dim=-1)  # (T, V)
-        for at, (token, likely) in enumerate(places, len(ids) - 1):
+        for position, (token, likely) in enumerate(steps, len(ids) - 1):
             if token in ends:
                 break
-            same.append(int(chances[at].argmax()) == token)
-            differences += [abs(float(chances[at, key]) - told) for key, told in likely.items()]
+            same.append(int(chances[position].argmax()) == token)
+            differences += [
+                abs(float(chances[position, key]) - logprob) for key, logprob in likely.items()
+            ]
     return same, differences

@@ -121,26 +121,31 @@ def export_gguf(
     checkpoint = Checkpoint.open(folder)
     layout = plan_gguf_layout(checkpoint, drop_quantization(resolve_config(checkpoint.folder)))
     vocabulary = _vocabulary_of(checkpoint, layout)
-    chosen = type or _type_of(checkpoint, layout)
+    gguf_type = type or _type_of(checkpoint, layout)
     counts: Counter[str] = Counter()
     with _writing(out) as work:
         writer = gguf.GGUFWriter(work, layout.architecture)
         try:
-            _describe(writer, checkpoint, artifact, name or out.stem, chosen)
+            _describe(writer, checkpoint, artifact, name or out.stem, gguf_type)
             for setting in layout.settings:
                 setting(writer)
             vocabulary.write_to(writer)
-            _write_tensors(writer, checkpoint, layout, chosen, counts)
+            _write_tensors(writer, checkpoint, layout, gguf_type, counts)
         finally:
             writer.close()
         if prove is not None:
-            prove(work, chosen)
-    made = checkpoint.dequantized_from
-    told = (f"the weights are dequantized from {made}",) if made else ()
-    notes = (*told, *layout.notes, *vocabulary.notes, *_report_unquantized(counts, chosen))
+            prove(work, gguf_type)
+    source = checkpoint.dequantized_from
+    source_notes = (f"the weights are dequantized from {source}",) if source else ()
+    notes = (
+        *source_notes,
+        *layout.notes,
+        *vocabulary.notes,
+        *_report_unquantized(counts, gguf_type),
+    )
     size = out.stat().st_size
     return GgufExport(
-        out, layout.architecture, chosen, dict(counts), size, checkpoint.fingerprint,
+        out, layout.architecture, gguf_type, dict(counts), size, checkpoint.fingerprint,
         vocabulary.splitting, layout.left_out, notes,
     )  # fmt: skip
 
@@ -150,8 +155,8 @@ def _vocabulary_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufVocabulary
     ends: list[int] = []
     generation = checkpoint.folder / "generation_config.json"
     if generation.is_file():
-        told = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
-        ends = [told] if isinstance(told, int) else list(told or ())
+        end_ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+        ends = [end_ids] if isinstance(end_ids, int) else list(end_ids or ())
     rows = checkpoint.shape(embedding)[0]
     return read_vocabulary(load_tokenizer(checkpoint.folder), rows, checkpoint.folder, ends)
 
@@ -197,7 +202,7 @@ def _describe(
     checkpoint: Checkpoint,
     artifact: Artifact | None,
     name: str,
-    chosen: GgufType,
+    gguf_type: GgufType,
 ) -> None:
     """Write name, license, origin and quantization."""
     card = read_card(checkpoint.folder)
@@ -216,8 +221,8 @@ def _describe(
     tags = [str(tag) for tag in _join_names(card.get("tags"))]
     if tags:
         writer.add_tags(tags)
-    writer.add_file_type(_FILE_TYPES[chosen])
-    if chosen == "q8_0":
+    writer.add_file_type(_FILE_TYPES[gguf_type])
+    if gguf_type == "q8_0":
         writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_string("stillroom.version", __version__)
     writer.add_string("stillroom.fingerprint", checkpoint.fingerprint)
@@ -239,7 +244,7 @@ def _write_tensors(
     writer: GGUFWriter,
     checkpoint: Checkpoint,
     layout: GgufLayout,
-    chosen: GgufType,
+    gguf_type: GgufType,
     counts: Counter[str],
 ) -> None:
     import numpy as np
@@ -247,20 +252,20 @@ def _write_tensors(
     factors = np.asarray(layout.frequencies, dtype=np.float32)
     if len(factors):
         _declare_tensors(writer, _FREQUENCIES, factors.shape, "f32", counts)
-    for theirs, ours in layout.names.items():
-        shape = checkpoint.shape(ours)
-        _declare_tensors(writer, theirs, shape, _choose_stored_type(shape, chosen), counts)
+    for gguf_name, name in layout.names.items():
+        shape = checkpoint.shape(name)
+        _declare_tensors(writer, gguf_name, shape, _choose_stored_type(shape, gguf_type), counts)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if len(factors):
         writer.write_tensor_data(factors)
-    for ours in layout.names.values():
-        values = checkpoint.tensor(ours).float().numpy()
-        if ours in layout.heads:
-            values = _interleave(values, layout.heads[ours])
+    for name in layout.names.values():
+        values = checkpoint.tensor(name).float().numpy()
+        if name in layout.heads:
+            values = _interleave(values, layout.heads[name])
         writer.write_tensor_data(
-            _encode(values, _choose_stored_type(values.shape, chosen), ours, checkpoint)
+            _encode(values, _choose_stored_type(values.shape, gguf_type), name, checkpoint)
         )
 
 
@@ -277,10 +282,10 @@ def _declare_tensors(
     counts[kind] += 1
 
 
-def _choose_stored_type(shape: tuple[int, ...], chosen: GgufType) -> GgufType:
+def _choose_stored_type(shape: tuple[int, ...], gguf_type: GgufType) -> GgufType:
     if len(shape) < 2:
         return "f32"
-    return "f16" if chosen == "q8_0" and shape[-1] % _BLOCK else chosen
+    return "f16" if gguf_type == "q8_0" and shape[-1] % _BLOCK else gguf_type
 
 
 def _interleave(values: Array, heads: int) -> Array:
@@ -312,7 +317,7 @@ def _encode(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) ->
     return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()])
 
 
-def _report_unquantized(counts: Counter[str], chosen: GgufType) -> tuple[str, ...]:
-    if chosen == "q8_0" and counts["f16"]:
+def _report_unquantized(counts: Counter[str], gguf_type: GgufType) -> tuple[str, ...]:
+    if gguf_type == "q8_0" and counts["f16"]:
         return (f"{counts['f16']} matrices have rows no multiple of {_BLOCK} long: kept as f16",)
     return ()

@@ -90,11 +90,11 @@ def plan_gguf_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> GgufL
     names, left_out = _name_tensors(checkpoint, named, int(config["num_hidden_layers"]))
     heads: dict[str, int] = {}
     if named == "llama":
-        for ours, theirs in names.items():
-            if ".attn_q." in ours:
-                heads[theirs] = shape.heads
-            elif ".attn_k." in ours:
-                heads[theirs] = shape.key_heads
+        for gguf_name, name in names.items():
+            if ".attn_q." in gguf_name:
+                heads[name] = shape.heads
+            elif ".attn_k." in gguf_name:
+                heads[name] = shape.key_heads
     rope = _rope_of(config)
     frequencies = _llama3_factors(rope, shape) if rope["rope_type"] == "llama3" else ()
     settings = [*_plain_settings(config, shape), *_rope_settings(rope, config, checkpoint)]
@@ -150,11 +150,11 @@ def _context_of(config: Mapping[str, Any]) -> int:
 
 def _collect_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     window = _window_of(config)
-    told = (
+    note = (
         f"attention is limited to {window} tokens, which llama.cpp does not apply: the file's "
         f"context length is {window}, within which both are equal"
     )
-    return (told,) if window else ()
+    return (note,) if window else ()
 
 
 def _name_tensors(
@@ -164,7 +164,7 @@ def _name_tensors(
 
     kind = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == named)
     known = get_tensor_name_map(kind, layers)
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for name in checkpoint.names():
         if name.endswith(_DERIVED):
@@ -172,8 +172,8 @@ def _name_tensors(
         elif name == _HEAD and checkpoint.is_tied and _EMBEDDING in checkpoint:
             left_out[name] = "tied to the input embedding"
         else:
-            theirs = known.get_name(name, try_suffixes=(".weight", ".bias"))
-            if theirs is None:
+            gguf_name = known.get_name(name, try_suffixes=(".weight", ".bias"))
+            if gguf_name is None:
                 raise CheckpointError(
                     f"the tensor '{name:.120}' has no equivalent in GGUF architecture {named}",
                     code="checkpoint.gguf-tensor",
@@ -181,8 +181,8 @@ def _name_tensors(
                     expected=f"the tensors of a stock {named} model of {layers} layers",
                     next="merge adapters into the weights first, or use llama.cpp's converter",
                 )
-            found[theirs] = name
-    return dict(sorted(found.items(), key=_file_order)), left_out
+            names[gguf_name] = name
+    return dict(sorted(names.items(), key=_file_order)), left_out
 
 
 def _file_order(pair: tuple[str, str]) -> tuple[int, int, str]:
@@ -267,16 +267,16 @@ def _llama3_factors(rope: Mapping[str, Any], shape: _ModelShape) -> list[float]:
     )
     before = int(rope["original_max_position_embeddings"])
     factors = []
-    for at in range(0, shape.head_dim, 2):
-        wave = 2 * math.pi * rope["rope_theta"] ** (at / shape.head_dim)
+    for dimension in range(0, shape.head_dim, 2):
+        wave = 2 * math.pi * rope["rope_theta"] ** (dimension / shape.head_dim)
         share = (before / wave - low) / (high - low)
         factors.append(1 / ((1 - min(max(share, 0), 1)) / factor + min(max(share, 0), 1)))
     return factors
 
 
-def _unsupported_error(checkpoint: Checkpoint, what: str) -> CheckpointError:
+def _unsupported_error(checkpoint: Checkpoint, setting: str) -> CheckpointError:
     return CheckpointError(
-        f"GGUF does not support {what}",
+        f"GGUF does not support {setting}",
         code="checkpoint.gguf-setting",
         where=str(checkpoint.folder / "config.json"),
         expected="a decoder with silu, full attention and plain, linear, llama3 or yarn positions",

@@ -88,39 +88,39 @@ def read_vocabulary(tokenizer: Any, rows: int, folder: Path, ends: Sequence[int]
         raise _unsupported_tokenizer_error(
             folder, f"{type(tokenizer).__name__} has no tokenizer.json"
         )
-    told = json.loads(backend.to_str())
-    model = told["model"]
+    state = json.loads(backend.to_str())
+    model = state["model"]
     if model.get("type") != "BPE":
         raise _unsupported_tokenizer_error(folder, f"its model is {model.get('type')}")
-    tokens, kinds, notes = _list_tokens(told, rows, folder)
+    tokens, kinds, notes = _list_tokens(state, rows, folder)
     special = {
         name: getattr(tokenizer, f"{name}_token_id")
         for name in _SPECIAL
         if getattr(tokenizer, f"{name}_token_id", None) is not None
     }
-    others = [token for token in ends if token != special.get("eos")]
-    if others:
-        special["eot"] = others[0]
+    other_ends = [token for token in ends if token != special.get("eos")]
+    if other_ends:
+        special["eot"] = other_ends[0]
     adds = _find_added(tokenizer, special)
     template = _template_of(tokenizer)
     merges = [_join(merge) for merge in model.get("merges") or ()]
     if model.get("byte_fallback"):
-        adds["space_prefix"] = _adds_space(told, folder)
+        adds["space_prefix"] = _adds_space(state, folder)
         scores = _score_tokens(tokens, model)
         return GgufVocabulary(
             "llama", "default", tokens, _mark_bytes(tokens, kinds, model), (), scores,
             special, adds, template, notes,
         )  # fmt: skip
-    splitting = detect_pretokenizer(told.get("pre_tokenizer"))
+    splitting = detect_pretokenizer(state.get("pre_tokenizer"))
     if not splitting:
         raise _unsupported_tokenizer_error(
-            folder, f"its pre-tokenizer is {_describe(told.get('pre_tokenizer'))}"
+            folder, f"its pre-tokenizer is {_describe(state.get('pre_tokenizer'))}"
         )
-    if (told.get("normalizer") or {}).get("type") not in {None, "NFC"}:
+    if (state.get("normalizer") or {}).get("type") not in {None, "NFC"}:
         raise _unsupported_tokenizer_error(
-            folder, f"its normalizer is {told['normalizer']['type']}"
+            folder, f"its normalizer is {state['normalizer']['type']}"
         )
-    if told.get("normalizer"):
+    if state.get("normalizer"):
         notes = (*notes, "llama.cpp does not apply the tokenizer's NFC normalization")
     return GgufVocabulary(
         "gpt2", splitting, tokens, kinds, merges, (), special, adds, template, notes
@@ -128,11 +128,11 @@ def read_vocabulary(tokenizer: Any, rows: int, folder: Path, ends: Sequence[int]
 
 
 def _list_tokens(
-    told: Mapping[str, Any], rows: int, folder: Path
+    state: Mapping[str, Any], rows: int, folder: Path
 ) -> tuple[list[str], list[int], tuple[str, ...]]:
-    numbered: dict[int, str] = {number: token for token, number in told["model"]["vocab"].items()}
+    numbered: dict[int, str] = {number: token for token, number in state["model"]["vocab"].items()}
     kinds = dict.fromkeys(numbered, int(_TokenKind.NORMAL))
-    for added in told.get("added_tokens") or ():
+    for added in state.get("added_tokens") or ():
         numbered[added["id"]] = added["content"]
         kind = _TokenKind.CONTROL if added.get("special") else _TokenKind.USER_DEFINED
         kinds[added["id"]] = int(kind)
@@ -202,20 +202,20 @@ def _mark_bytes(tokens: Sequence[str], kinds: Sequence[int], model: Mapping[str,
     ]
 
 
-def _adds_space(told: Mapping[str, Any], folder: Path) -> bool:
+def _adds_space(state: Mapping[str, Any], folder: Path) -> bool:
     """Return whether a space is prepended to texts; spaces must be replaced by ``▁``.
 
     llama.cpp prepends a space to the text and after every special token, and merges across words.
     ``Prepend`` does the same. A ``Metaspace`` that prepends one to the first piece only, or only
     where there is none, tokenizes some texts differently.
     """
-    steps = told.get("normalizer") or {}
+    steps = state.get("normalizer") or {}
     listed = steps.get("normalizers", [steps]) if steps else []
-    split = told.get("pre_tokenizer") or {}
+    split = state.get("pre_tokenizer") or {}
     if any(step not in (_PREPEND, _REPLACE) for step in listed):
         raise _unsupported_tokenizer_error(folder, f"its normalizer is {_describe(steps)}")
     if split:
-        _refuse_metaspace(split, told["model"]["vocab"], folder)
+        _refuse_metaspace(split, state["model"]["vocab"], folder)
     elif _REPLACE not in listed:
         raise _unsupported_tokenizer_error(folder, f"its normalizer is {_describe(steps)}")
     return _PREPEND in listed

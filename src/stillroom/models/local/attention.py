@@ -68,9 +68,9 @@ def join_slot_caches(calls: Sequence[SlotForward]) -> Cache:
     single sequence is passed as views, without copies.
     """
     numbers = iter(range(1 << 30))
-    places = [_slots_as_slice(call.slots) for call in calls]
+    indices = [_slots_as_slice(call.slots) for call in calls]
     return Cache(
-        layer_class_to_replicate=cast("Any", lambda: _SlotLayer(calls, places, next(numbers)))
+        layer_class_to_replicate=cast("Any", lambda: _SlotLayer(calls, indices, next(numbers)))
     )
 
 
@@ -78,27 +78,27 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers
     """One layer of a forward pass."""
 
     def __init__(
-        self, calls: Sequence[SlotForward], places: Sequence[slice | Tensor], number: int
+        self, calls: Sequence[SlotForward], indices: Sequence[slice | Tensor], number: int
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls, self._places, self._number = calls, places, number
+        self._calls, self._places, self._number = calls, indices, number
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **named: Any
     ) -> tuple[Tensor, Tensor]:
         """Write each row's new keys and values to its slots; return all visible ones."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        visible: list[tuple[Tensor, Tensor]] = []
         for row, call in enumerate(self._calls):
             count = len(call.slots)
             spaces = call.space.ensure(self._number, key_states)
             for space, new in zip(spaces, (key_states, value_states), strict=True):
                 space[:, :, self._places[row]] = new[row : row + 1, :, :count]
-            seen.append((spaces[0][:, :, : call.end], spaces[1][:, :, : call.end]))
-        if len(seen) == 1:
-            return seen[0]
+            visible.append((spaces[0][:, :, : call.end], spaces[1][:, :, : call.end]))
+        if len(visible) == 1:
+            return visible[0]
         widest = max(call.end for call in self._calls)
-        return _pad_and_join([keys for keys, _ in seen], widest), _pad_and_join(
-            [each for _, each in seen], widest
+        return _pad_and_join([keys for keys, _ in visible], widest), _pad_and_join(
+            [values for _, values in visible], widest
         )
 
     def get_seq_length(self) -> int:
@@ -144,19 +144,19 @@ def capture_attention(model: nn.Module) -> Iterator[dict[int, AttentionInputs]]:
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as FUNCTIONS
 
-    found: dict[int, AttentionInputs] = {}
+    inputs: dict[int, AttentionInputs] = {}
     name = str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "")
     if name not in FUNCTIONS and name != "eager":
-        yield found
+        yield inputs
         return
     known: Any = FUNCTIONS.get(name)
 
-    def watching(module: nn.Module, query: Tensor, key: Tensor, *rest: Any, **settings: Any) -> Any:
+    def watching(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **settings: Any) -> Any:
         number = getattr(module, "layer_idx", None)
         if number is not None:
             scale = settings.get("scaling")
-            mask = settings.get("attention_mask", rest[1] if len(rest) > 1 else None)
-            found[int(number)] = AttentionInputs(
+            mask = settings.get("attention_mask", args[1] if len(args) > 1 else None)
+            inputs[int(number)] = AttentionInputs(
                 query,
                 key,
                 float(query.shape[-1] ** -0.5 if scale is None else scale),
@@ -164,11 +164,11 @@ def capture_attention(model: nn.Module) -> Iterator[dict[int, AttentionInputs]]:
                 mask,
             )
         plain = known or sys.modules[type(module).__module__].eager_attention_forward
-        return plain(module, query, key, *rest, **settings)
+        return plain(module, query, key, *args, **settings)
 
     FUNCTIONS[name] = watching
     try:
-        yield found
+        yield inputs
     finally:
         if known is None:  # eager attention is a function of each model's module
             FUNCTIONS.pop(name)

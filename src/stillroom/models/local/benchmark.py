@@ -88,13 +88,13 @@ def _time_once(model: Any, prompt: int) -> tuple[float, float]:
     cache = {name: DynamicCache()}
     _synchronize(device)
     begun = time.perf_counter()
-    given = model(input_ids=ids, use_cache=True, **cache)
+    output = model(input_ids=ids, use_cache=True, **cache)
     _synchronize(device)
     read = time.perf_counter() - begun
     begun = time.perf_counter()
     for _ in range(_NEW_TOKENS):
-        token = given.logits[:, -1:].argmax(-1)
-        given = model(input_ids=token, use_cache=True, **cache)
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=token, use_cache=True, **cache)
     _synchronize(device)
     return read * 1000, (time.perf_counter() - begun) * 1000 / _NEW_TOKENS
 

@@ -64,8 +64,8 @@ def choose_device(device: str = "auto") -> torch.device:
 
 def _find_device(name: str) -> torch.device:
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)  # a valid name may have no device
+        device = torch.device(name)
+        torch.empty(0, device=device)  # a valid name may have no device
     except (RuntimeError, AssertionError) as error:
         there = ["cpu"]
         there += ["cuda"] if torch.cuda.is_available() else []
@@ -76,7 +76,7 @@ def _find_device(name: str) -> torch.device:
             expected=f"auto, or one of: {', '.join(there)}",
             next="use device auto",
         ) from error
-    return found
+    return device
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -128,14 +128,14 @@ def load_causal_lm(
     folder = dequantize_gguf(path) if path.suffix == ".gguf" else path
     _check_folder(folder)
     _check_backend(folder, backend)
-    place = choose_device(device)
-    wanted = choose_dtype(dtype, place)
+    target = choose_device(device)
+    torch_dtype = choose_dtype(dtype, target)
     with silence_transformers():
         try:
             model, report = load_pretrained(
                 AutoModelForCausalLM,
                 folder,
-                dtype=wanted,
+                dtype=torch_dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that all are listed below
             )
@@ -146,7 +146,7 @@ def load_causal_lm(
         _refuse_mismatched(_find_mismatched(report), str(folder))
         tokenizer = load_tokenizer(folder)
     model.eval()
-    return model.to(place), tokenizer
+    return model.to(target), tokenizer
 
 
 def build_causal_lm(
@@ -179,31 +179,31 @@ def build_causal_lm(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    place, builder = choose_device(device), cast("Any", AutoModelForCausalLM)
+    target, builder = choose_device(device), cast("Any", AutoModelForCausalLM)
     with silence_transformers():
         try:
-            made = AutoConfig.for_model(**config)
-            model: Any = builder.from_config(made, dtype=choose_dtype(dtype, place))
+            model_config = AutoConfig.for_model(**config)
+            model: Any = builder.from_config(model_config, dtype=choose_dtype(dtype, target))
             if head_bias:
                 head = model.get_output_embeddings()
                 model.set_output_embeddings(_add_bias(head))
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise _unloadable_error(Path(where), error) from error
-    own = _parameters_by_name(model)
-    given = set(names)
-    problems = [f"'{name}' is missing" for name in sorted(set(own) - given)]
-    problems += [f"'{name}' is unexpected" for name in sorted(given - set(own))]
+    parameters = _parameters_by_name(model)
+    available = set(names)
+    problems = [f"'{name}' is missing" for name in sorted(set(parameters) - available)]
+    problems += [f"'{name}' is unexpected" for name in sorted(available - set(parameters))]
     with torch.no_grad():
-        for name in sorted(given & set(own)):
-            found = tensor(name)
-            if found.shape != own[name].shape:
-                shapes = f"{tuple(found.shape)}, not {tuple(own[name].shape)}"
+        for name in sorted(available & set(parameters)):
+            value = tensor(name)
+            if value.shape != parameters[name].shape:
+                shapes = f"{tuple(value.shape)}, not {tuple(parameters[name].shape)}"
                 problems.append(f"'{name}' has shape {shapes}")
             elif not problems:
-                own[name].copy_(found)
+                parameters[name].copy_(value)
     _refuse_mismatched(problems, where)
     model.eval()
-    return model.to(place)
+    return model.to(target)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -242,9 +242,9 @@ def _tolerate_surrogates(kind: Any) -> Any:
         _, _, *state = kind.__reduce_ex__(self, protocol)
         return _blank_tokenizer, (kind,), *state
 
-    own = {name: _tolerant_method(getattr(kind, name)) for name in ("_encode_plus", "tokenize")}
+    methods = {name: _tolerant_method(getattr(kind, name)) for name in ("_encode_plus", "tokenize")}
     more = {"__reduce_ex__": reduce, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), {**own, **more})
+    return type(kind.__name__, (kind,), {**methods, **more})
 
 
 def _tolerant_method(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -262,8 +262,8 @@ def _tolerant_method(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _blank_tokenizer(kind: Any) -> Any:
     """Return an empty tokenizer for unpickling."""
-    made: Any = _tolerate_surrogates(kind)
-    return made.__new__(made)
+    subclass: Any = _tolerate_surrogates(kind)
+    return subclass.__new__(subclass)
 
 
 def resolve_config(folder: Path) -> dict[str, Any]:
@@ -286,17 +286,17 @@ def resolve_config(folder: Path) -> dict[str, Any]:
 
 def find_end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return all end tokens, of the tokenizer and of the model's configs."""
-    found: set[int] = set()
-    for given in (
+    ends: set[int] = set()
+    for setting in (
         tokenizer.eos_token_id,
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
     ):
-        if isinstance(given, int):
-            found.add(given)
-        elif isinstance(given, list | tuple):
-            found.update(int(token) for token in given)
-    return frozenset(found)
+        if isinstance(setting, int):
+            ends.add(setting)
+        elif isinstance(setting, list | tuple):
+            ends.update(int(token) for token in setting)
+    return frozenset(ends)
 
 
 def _find_mismatched(report: Mapping[str, Any]) -> list[str]:
@@ -307,8 +307,8 @@ def _find_mismatched(report: Mapping[str, Any]) -> list[str]:
     """
     problems = [f"'{name}' is missing" for name in sorted(report["missing_keys"])]
     problems += [f"'{name}' is unexpected" for name in sorted(report["unexpected_keys"])]
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        problems.append(f"'{name}' has shape {tuple(found)}, not {tuple(wanted)}")
+    for name, shape, expected in sorted(report["mismatched_keys"]):
+        problems.append(f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}")
     return problems
 
 
@@ -329,20 +329,22 @@ def _refuse_mismatched(problems: list[str], where: str) -> None:
 def _parameters_by_name(model: Any) -> dict[str, torch.nn.Parameter]:
     """Return a model's parameters by name, tied ones once; the head's as ``lm_head``."""
     head = model.get_output_embeddings()
-    own = next((name for name, module in model.named_modules() if module is head), "lm_head")
+    head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
     return {
-        f"lm_head{name.removeprefix(own)}" if name.startswith(f"{own}.") else name: parameter
+        f"lm_head{name.removeprefix(head_name)}"
+        if name.startswith(f"{head_name}.")
+        else name: parameter
         for name, parameter in model.named_parameters()
     }
 
 
 def _add_bias(head: torch.nn.Linear) -> torch.nn.Linear:
     """Return a copy of an output embedding with a zero bias."""
-    made = torch.nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
+    biased = torch.nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
     with torch.no_grad():
-        made.weight.copy_(head.weight)
-        made.bias.zero_()
-    return made
+        biased.weight.copy_(head.weight)
+        biased.bias.zero_()
+    return biased
 
 
 def _check_folder(folder: Path) -> None:
@@ -425,12 +427,12 @@ def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[in
         check_gguf(config)
     with silence_transformers():
         try:
-            found: Any = AutoConfig.from_pretrained(
+            model_config: Any = AutoConfig.from_pretrained(
                 config.parent, trust_remote_code=False, local_files_only=True, **gguf
             )
             with torch.device("meta"):
                 maker: Any = AutoModelForCausalLM
-                model = maker.from_config(found, trust_remote_code=False)
+                model = maker.from_config(model_config, trust_remote_code=False)
         except Exception as error:  # foreign configs may fail in any way
             raise CheckpointError(
                 f"transformers cannot build a model from {config}: {error!s:.160}",
@@ -440,7 +442,7 @@ def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[in
                 next="update transformers, or use another checkpoint",
             ) from error
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return dict(found.to_dict()), shapes
+    return dict(model_config.to_dict()), shapes
 
 
 def load_pretrained(loader: Any, folder: Path, **settings: Any) -> Any:

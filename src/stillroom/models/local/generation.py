@@ -45,13 +45,13 @@ _TAIL_TOKENS = 4
 
 
 def sample_token(
-    logits: torch.Tensor, seen: Sequence[int], sampling: Sampling, rng: torch.Generator
+    logits: torch.Tensor, history: Sequence[int], sampling: Sampling, rng: torch.Generator
 ) -> int:
     """Sample one token.
 
     Args:
         logits: Logits, (V,), any float dtype; not modified.
-        seen: All tokens of prompt and completion, for the repetition penalty.
+        history: All tokens of prompt and completion, for the repetition penalty.
         sampling: Sampling parameters.
         rng: Random generator of the completion, on the CPU.
 
@@ -59,9 +59,9 @@ def sample_token(
         The token id.
     """
     scores = logits.float().cpu()
-    if sampling.repetition_penalty != 1.0 and seen:
+    if sampling.repetition_penalty != 1.0 and history:
         scores = scores.clone()
-        index = torch.tensor(sorted(set(seen)))
+        index = torch.tensor(sorted(set(history)))
         old = scores[index]
         penalty = sampling.repetition_penalty
         scores[index] = torch.where(old > 0, old / penalty, old * penalty)
@@ -86,8 +86,8 @@ def _filter_nucleus(chances: torch.Tensor, top_p: float) -> torch.Tensor:
     before = ordered.cumsum(-1) - ordered
     is_left = before >= top_p
     is_left[0] = False  # also where top_p is too small for a float32
-    kept = ordered.masked_fill(is_left, 0.0)
-    return torch.zeros_like(chances).scatter_(0, index, kept)
+    filtered = ordered.masked_fill(is_left, 0.0)
+    return torch.zeros_like(chances).scatter_(0, index, filtered)
 
 
 class DecodingState:
@@ -132,16 +132,16 @@ class DecodingState:
         if self._matcher is not None:
             allowed = torch.from_numpy(self._matcher.allowed())
             logits = logits.float().cpu().masked_fill(~allowed, float("-inf"))
-        seen = self.prompt_ids + self.ids if self._sampling.repetition_penalty != 1.0 else ()
-        token = sample_token(logits, seen, self._sampling, self._rng)
+        history = self.prompt_ids + self.ids if self._sampling.repetition_penalty != 1.0 else ()
+        token = sample_token(logits, history, self._sampling, self._rng)
         if token in self._ends:
             self.finish("stop")
             return token
         self.ids.append(token)
         must_end = self._matcher is not None and self._matcher.take(token)
         if self._sampling.stop:
-            self.text, found = cut_at_stop(self._decoded(), self._sampling.stop)
-            if found:
+            self.text, is_stopped = cut_at_stop(self._decoded(), self._sampling.stop)
+            if is_stopped:
                 self.reason = "stop"
                 return token
         if must_end:
@@ -221,8 +221,8 @@ def complete_prompts(
         One Continuation per prompt, in order.
     """
     ends = sorted(find_end_tokens(model, tokenizer))
-    found: dict[int, Continuation] = {}
-    order = sorted(range(len(prompts)), key=lambda at: (len(prompts[at]), at))
+    continuations: dict[int, Continuation] = {}
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     was_training = bool(model.training)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
@@ -231,15 +231,15 @@ def complete_prompts(
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(seed)
             for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                rows = [prompts[at] for at in chosen]
+                batch = order[start : start + batch_size]
+                rows = [prompts[index] for index in batch]
                 written = _generate_batch(model, rows, ends, max_new_tokens, temperature)
-                found |= dict(zip(chosen, written, strict=True))
+                continuations |= dict(zip(batch, written, strict=True))
                 if on_done:
-                    on_done(len(chosen))
+                    on_done(len(batch))
     finally:
         model.train(was_training)
-    return [found[at] for at in range(len(prompts))]
+    return [continuations[index] for index in range(len(prompts))]
 
 
 def _generate_batch(
@@ -255,31 +255,31 @@ def _generate_batch(
     filler = ends[0] if ends else 0
     ids = torch.full((len(rows), width), filler, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for at, row in enumerate(rows):  # padding is marked by the mask, not by ids
-        ids[at, width - len(row) :] = torch.tensor(row)
-        mask[at, width - len(row) :] = 1
+    for index, row in enumerate(rows):  # padding is marked by the mask, not by ids
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
     make: Any = GenerationConfig  # untyped
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     settings = make(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(ends) or None,
         pad_token_id=filler,
-        **(drawn if temperature > 0 else {"do_sample": False}),
+        **(sampling if temperature > 0 else {"do_sample": False}),
     )
     device = next(model.parameters()).device
-    own, model.generation_config = model.generation_config, settings
+    previous, model.generation_config = model.generation_config, settings
     try:
         with silence_transformers():
-            given = model.generate(ids.to(device), attention_mask=mask.to(device))
+            output = model.generate(ids.to(device), attention_mask=mask.to(device))
     finally:
-        model.generation_config = own
-    return [_cut_at_end(row, ends) for row in given[:, width:].tolist()]
+        model.generation_config = previous
+    return [_cut_at_end(row, ends) for row in output[:, width:].tolist()]
 
 
 def _cut_at_end(row: list[int], ends: Sequence[int]) -> Continuation:
-    for at, token in enumerate(row):
+    for index, token in enumerate(row):
         if token in ends:
-            return Continuation(tuple(row[: at + 1]), has_ended=True)
+            return Continuation(tuple(row[: index + 1]), has_ended=True)
     return Continuation(tuple(row), has_ended=False)
 
 
@@ -369,14 +369,14 @@ class BatchedDecoder:
             layer.repeat(row, spare)
 
     def _call(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        given = self._body(
+        output = self._body(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
             **{self._cache_name: self._cache},
         )
-        hidden: Tensor = given.last_hidden_state[:, -1]
+        hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
 
 
@@ -402,7 +402,7 @@ class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         self._used = 0
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **named: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new columns; return all columns in use, as views."""
         block = self._block
@@ -415,8 +415,8 @@ class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         for space, new in zip(self._space, (key_states, value_states), strict=True):
             space[rows, :, start:stop] = new
         self._used = block.used = stop
-        seen = slice(start if is_reading else 0, stop)
-        keys, values = (space[rows, :, seen] for space in self._space)
+        columns = slice(start if is_reading else 0, stop)
+        keys, values = (space[rows, :, columns] for space in self._space)
         return keys, values
 
     def repeat(self, row: int, spare: int) -> None:

@@ -88,21 +88,21 @@ def list_accelerators() -> list[Accelerator]:
     """Return the accelerators that torch can use; empty on CPU-only machines."""
     import torch
 
-    found = []
+    accelerators = []
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(number)
-            found.append(
+            properties = torch.cuda.get_device_properties(number)
+            accelerators.append(
                 Accelerator(
                     f"cuda:{number}",
-                    str(about.name),
-                    int(about.total_memory),
-                    about.major >= 8,  # Ampere and later
+                    str(properties.name),
+                    int(properties.total_memory),
+                    properties.major >= 8,  # Ampere and later
                 )
             )
     elif torch.backends.mps.is_available():
-        found.append(Accelerator("mps", "Apple GPU", 0, has_bf16=True))
-    return found
+        accelerators.append(Accelerator("mps", "Apple GPU", 0, has_bf16=True))
+    return accelerators
 
 
 def explain_unused_driver() -> str:
@@ -132,7 +132,7 @@ def reserve_ports(count: int) -> list[int]:
             opened.enter_context(contextlib.closing(socket.create_server((_LOCALHOST, 0))))
             for _ in range(count)
         ]
-        ports = [one.getsockname()[1] for one in bound]
+        ports = [server.getsockname()[1] for server in bound]
     os.environ[_PORTS_VARIABLE] = ",".join(map(str, ports))
     return ports
 

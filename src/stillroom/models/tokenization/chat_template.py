@@ -63,11 +63,11 @@ def escape_found_controls(text: str, find: Callable[[str], Iterable[str]]) -> st
 
 def list_control_tokens(tokenizer: Any) -> list[str]:
     """Return the text of every control token of a tokenizer, longest first."""
-    found = {str(token) for token in tokenizer.all_special_tokens}
+    tokens = {str(token) for token in tokenizer.all_special_tokens}
     for token in getattr(tokenizer, "added_tokens_decoder", {}).values():
         if token.special or (_CONTROL_MARKS & set(token.content)):
-            found.add(token.content)
-    return sorted((token for token in found if token.strip()), key=lambda t: (-len(t), t))
+            tokens.add(token.content)
+    return sorted((token for token in tokens if token.strip()), key=lambda t: (-len(t), t))
 
 
 def render_chat(

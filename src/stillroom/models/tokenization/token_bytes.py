@@ -100,9 +100,9 @@ class TokenBytes:
         lengths = self.starts[ids + 1] - begin
         ends = lengths.cumsum()
         total = int(ends[-1]) if len(ends) else 0
-        places = np.arange(total, dtype=np.int64)
+        offsets = np.arange(total, dtype=np.int64)
         joined: npt.NDArray[np.uint8] = self.data[
-            places + np.repeat(begin - (ends - lengths), lengths)
+            offsets + np.repeat(begin - (ends - lengths), lengths)
         ]
         return joined
 
@@ -191,22 +191,22 @@ class _TokenizerReader:
         )
         pieces: list[bytes] = [b""] * size
         kinds = np.full(size, UNUSED, dtype=np.uint8)
-        for token, at in vocabulary.items():
-            found = self._bytes_of(token)
-            pieces[at], kinds[at] = found or b"", UNKNOWN if found is None else TEXT
+        for token, token_id in vocabulary.items():
+            data = self._bytes_of(token)
+            pieces[token_id], kinds[token_id] = data or b"", UNKNOWN if data is None else TEXT
         roles = dict(self.roles)
         for added in self.added:
-            at = int(added["id"])
+            token_id = int(added["id"])
             is_special = bool(added.get("special"))
-            pieces[at] = str(added["content"]).encode()
-            kinds[at] = SPECIAL if is_special or at in roles else TEXT
-        for at in roles:
-            kinds[at] = SPECIAL
+            pieces[token_id] = str(added["content"]).encode()
+            kinds[token_id] = SPECIAL if is_special or token_id in roles else TEXT
+        for token_id in roles:
+            kinds[token_id] = SPECIAL
         unknown = self._unknown_id(vocabulary)
         if unknown is not None and not self._knows_every_byte(pieces, kinds):
             pieces[unknown], kinds[unknown], roles[unknown] = b"", UNKNOWN, "unk"
-        for at in np.flatnonzero(kinds == SPECIAL).tolist():
-            roles.setdefault(at, "control")
+        for token_id in np.flatnonzero(kinds == SPECIAL).tolist():
+            roles.setdefault(token_id, "control")
         lengths = np.asarray([len(piece) for piece in pieces], dtype=np.int64)
         return TokenBytes(
             np.frombuffer(b"".join(pieces), dtype=np.uint8),
@@ -247,8 +247,8 @@ class _TokenizerReader:
     def _vocabulary(self) -> dict[str, int]:
         raw = self.model.get("vocab") or {}
         if isinstance(raw, list):  # Unigram: [[token, score], ...]
-            return {str(row[0]): at for at, row in enumerate(raw)}
-        return {str(token): int(at) for token, at in raw.items()}
+            return {str(row[0]): index for index, row in enumerate(raw)}
+        return {str(token): int(index) for token, index in raw.items()}
 
     def _unknown_id(self, vocabulary: dict[str, int]) -> int | None:
         if isinstance(self.model.get("unk_id"), int):
@@ -266,7 +266,11 @@ class _TokenizerReader:
             return False
         if self.scheme not in {"byte_level", "sentencepiece"}:
             return False
-        spelled = {pieces[at] for at in np.flatnonzero(kinds == TEXT) if len(pieces[at]) == 1}
+        spelled = {
+            pieces[token_id]
+            for token_id in np.flatnonzero(kinds == TEXT)
+            if len(pieces[token_id]) == 1
+        }
         return len(spelled) == 256
 
     def _bytes_of(self, token: str) -> bytes | None:
@@ -279,9 +283,9 @@ class _TokenizerReader:
             except KeyError:
                 return None
         if self.scheme == "sentencepiece":
-            found = _BYTE_TOKEN.fullmatch(token)
-            if found and self._has_byte_tokens():
-                return bytes([int(found.group(1), 16)])
+            match = _BYTE_TOKEN.fullmatch(token)
+            if match and self._has_byte_tokens():
+                return bytes([int(match.group(1), 16)])
             return token.replace(_SPACE, " ").encode()
         prefix = self.model.get("continuing_subword_prefix") or ""
         return (token.removeprefix(str(prefix)) or token).encode()
@@ -291,24 +295,24 @@ class _TokenizerReader:
         return bool(self.model.get("byte_fallback")) or "ByteFallback" in decoders
 
     def _lossy(self) -> tuple[str, ...]:
-        said = []
+        changes = []
         for step in (*self.steps["normalizer"], *self.steps["pre_tokenizer"]):
             if step["type"] == "BertNormalizer":
                 if step.get("lowercase"):
-                    said.append("lowercases")
+                    changes.append("lowercases")
                 if step.get("strip_accents") or (
                     step.get("strip_accents") is None and step.get("lowercase")
                 ):
-                    said.append("strips accents")
+                    changes.append("strips accents")
             if step["type"] in _LOSSY_NORMALIZERS:
-                said.append(_LOSSY_NORMALIZERS[step["type"]])
+                changes.append(_LOSSY_NORMALIZERS[step["type"]])
             if step["type"] == "Replace" and step.get("content") != _SPACE:
-                said.append(f"replaces {json.dumps(step.get('pattern'), ensure_ascii=False)}")
+                changes.append(f"replaces {json.dumps(step.get('pattern'), ensure_ascii=False)}")
             if step["type"] == "Split" and step.get("behavior") == "Removed":
-                said.append("drops what it splits at")
-        if self.scheme == "wordpiece" and "drops white space" not in said:
-            said.append("drops white space")
-        return tuple(dict.fromkeys(said))
+                changes.append("drops what it splits at")
+        if self.scheme == "wordpiece" and "drops white space" not in changes:
+            changes.append("drops white space")
+        return tuple(dict.fromkeys(changes))
 
     def _prepends(self) -> str:
         for step in self.steps["normalizer"]:
@@ -343,5 +347,5 @@ def _byte_of_stand_in() -> dict[str, int]:
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(0x100) if chr(byte) not in table]
-    return table | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+    unprintable = [byte for byte in range(0x100) if chr(byte) not in table]
+    return table | {chr(0x100 + index): byte for index, byte in enumerate(unprintable)}

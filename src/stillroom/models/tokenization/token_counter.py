@@ -73,7 +73,7 @@ class CachedWordTokenizer(TokenCounter):
         is_lower = json.loads(self._backend.to_str())["normalizer"].get("lowercase", True)
         self._fold = str.lower if is_lower else str
         # Added tokens may occur within a word, and split it.
-        is_plain = all(_EDGE.search(one) for one in self._added)
+        is_plain = all(_EDGE.search(token) for token in self._added)
         self._vocabulary = frozenset(self._backend.get_vocab()) if is_plain else frozenset[str]()
         self._known: dict[str, int] = {}
 
@@ -96,7 +96,7 @@ class CachedWordTokenizer(TokenCounter):
         # An added token such as [SEP] is one token only as a whole.
         return TokenOffsets(
             starts,
-            _never_a_boundary if any(one in text for one in self._added) else is_word_boundary,
+            _never_a_boundary if any(token in text for token in self._added) else is_word_boundary,
         )
 
     def _learn(self, words: set[str]) -> dict[str, int]:
@@ -109,10 +109,10 @@ class CachedWordTokenizer(TokenCounter):
             known, unseen = {}, words
         fold, vocabulary = self._fold, self._vocabulary
         fresh = {word: 1 for word in unseen if word.isascii() and fold(word) in vocabulary}
-        rest = list(unseen.difference(fresh))
-        whole = [replace_surrogates(word) for word in rest]
-        encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
-        for word, encoding in zip(rest, encodings, strict=True):
+        remaining = list(unseen.difference(fresh))
+        cleaned = [replace_surrogates(word) for word in remaining]
+        encodings = self._backend.encode_batch_fast(cleaned, add_special_tokens=False)
+        for word, encoding in zip(remaining, encodings, strict=True):
             is_unknown = len(encoding) == 1 and len(word) > _MAX_WORD_LENGTH
             fresh[word] = _UNKNOWN if is_unknown else len(encoding)
         if len(fresh) > _MAX_CACHED_WORDS:

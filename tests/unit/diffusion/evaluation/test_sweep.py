@@ -97,7 +97,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
     plan = DecodingSweepPlan(
         str(folder), records, tried=SMALL, fixed=("max_new_tokens=6",), measure="same"
     )
-    plain = job.measure_trial
+    plain = job.run_trial
 
     def stop(*args):
         calls.append(args[2].label)

@@ -44,8 +44,8 @@ class InverseT(LikelihoodEstimator):
             if self.is_stratified:
                 share = (torch.arange(self.samples)[:, None] + share) / self.samples
             shape = (self.samples, len(group))
-            drawn = torch.rand(*shape, generator=rng, dtype=torch.float64)
-            masks[:, group] = drawn < share
+            noise = torch.rand(*shape, generator=rng, dtype=torch.float64)
+            masks[:, group] = noise < share
             weights[:, group] = 1 / share.clamp(min=2.0**-53).expand(shape)
         used = masks.any(1)
         draws = torch.zeros(self.samples, dtype=torch.float64)

@@ -43,14 +43,14 @@ class LowVariance(LikelihoodEstimator):
         weights = torch.zeros(self.samples, len(scorer.places), dtype=torch.float64)
         for group in groups:
             size = len(group)
-            drawn = torch.rand(self.samples, generator=rng, dtype=torch.float64)
+            shares = torch.rand(self.samples, generator=rng, dtype=torch.float64)
             if self.is_stratified:
-                drawn = (torch.arange(self.samples) + drawn) / self.samples
-            for row, share in enumerate(drawn.tolist()):
+                shares = (torch.arange(self.samples) + shares) / self.samples
+            for row, share in enumerate(shares.tolist()):
                 count = min(int(share * size) + 1, size)
-                chosen = group[torch.randperm(size, generator=rng)[:count]]
-                masks[row, chosen] = True
-                weights[row, chosen] = size / count
+                masked = group[torch.randperm(size, generator=rng)[:count]]
+                masks[row, masked] = True
+                weights[row, masked] = size / count
         draws = (scorer.logprobs(masks) * weights).sum(1).tolist()
         is_paired = self.is_stratified and self.samples > 1
         return LikelihoodEstimate(

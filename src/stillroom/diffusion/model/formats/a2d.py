@@ -42,7 +42,7 @@ class A2D(CheckpointFormat):
             raise unsupported_config_error(
                 stored, "neither config.json nor tokenizer.json names a mask token"
             )
-        kept = {key: value for key, value in config.items() if key not in _DROPPED}
+        settings = {key: value for key, value in config.items() if key not in _DROPPED}
         names = list(stored.names())
         if config.get("tie_word_embeddings"):
             names = [name for name in names if name != "lm_head.weight"]
@@ -50,7 +50,7 @@ class A2D(CheckpointFormat):
         listed = ends if isinstance(ends, list) else [ends] if ends is not None else []
         pad = config.get("pad_token_id")
         return ConvertedCheckpoint(
-            {**kept, "architectures": [architecture], "model_type": kind},
+            {**settings, "architectures": [architecture], "model_type": kind},
             DiffusionMetadata(
                 mask_token_id=mask,
                 end_token_ids=tuple(int(end) for end in listed),

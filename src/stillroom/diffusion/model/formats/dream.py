@@ -34,14 +34,14 @@ class Dream(CheckpointFormat):
         mask = find_special_token(stored, "mask_token_id", ("<|mask|>",))
         if mask is None:
             raise unsupported_config_error(stored, "it names no mask token")
-        kept = {key: value for key, value in config.items() if key not in _DROPPED}
+        settings = {key: value for key, value in config.items() if key not in _DROPPED}
         names = [name for name in stored.names() if not name.endswith("rotary_emb.inv_freq")]
         if config.get("tie_word_embeddings"):
             names = [name for name in names if name != "lm_head.weight"]
         ends = config.get("eos_token_id")
         return ConvertedCheckpoint(
             {
-                **kept,
+                **settings,
                 "architectures": ["Qwen2ForCausalLM"],
                 "model_type": "qwen2",
                 "use_sliding_window": False,

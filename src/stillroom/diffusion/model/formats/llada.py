@@ -69,10 +69,10 @@ class Llada(CheckpointFormat):
         )
 
     def _check(self, stored: StoredCheckpoint) -> None:
-        for key, wanted in _NEEDED.items():
-            if stored.config.get(key, wanted) != wanted:
+        for key, expected in _NEEDED.items():
+            if stored.config.get(key, expected) != expected:
                 raise unsupported_config_error(
-                    stored, f"{key} is {stored.config[key]!r}, not {wanted!r}"
+                    stored, f"{key} is {stored.config[key]!r}, not {expected!r}"
                 )
         for key in _REFUSED:
             if stored.config.get(key):

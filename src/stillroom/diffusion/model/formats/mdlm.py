@@ -89,9 +89,9 @@ class _Folding:
 
     def __init__(self, stored: StoredCheckpoint) -> None:
         self.stored = stored
-        found = stored.names()
-        self.prefix = "backbone." if any(name.startswith("backbone.") for name in found) else ""
-        self.own = {name.removeprefix(self.prefix) for name in found if not _UNUSED.fullmatch(name)}
+        names = stored.names()
+        self.prefix = "backbone." if any(name.startswith("backbone.") for name in names) else ""
+        self.own = {name.removeprefix(self.prefix) for name in names if not _UNUSED.fullmatch(name)}
         self.heads = int(stored.config["n_heads"])
         blocks = {name.split(".")[1] for name in self.own if name.startswith("blocks.")}
         self.layers = len(blocks)
@@ -103,22 +103,22 @@ class _Folding:
 
     def names(self) -> list[str]:
         """Return the stock tensor names; tensors without an equivalent keep their names."""
-        made = [name for name in self.own if not _USED.fullmatch(name)]
+        unmapped = [name for name in self.own if not _USED.fullmatch(name)]
         sources = {"gpt_neox.embed_in.weight": "vocab_embed.embedding"}
         for layer in range(self.layers):
-            at, block = f"gpt_neox.layers.{layer}", f"blocks.{layer}"
+            target, block = f"gpt_neox.layers.{layer}", f"blocks.{layer}"
             for part, norm in (("input", "norm1"), ("post_attention", "norm2")):
-                sources[f"{at}.{part}_layernorm.weight"] = f"{block}.{norm}.weight"
-                sources[f"{at}.{part}_layernorm.bias"] = f"{block}.{norm}.weight"
-            sources[f"{at}.attention.query_key_value.weight"] = f"{block}.attn_qkv.weight"
-            sources[f"{at}.attention.dense.weight"] = f"{block}.attn_out.weight"
+                sources[f"{target}.{part}_layernorm.weight"] = f"{block}.{norm}.weight"
+                sources[f"{target}.{part}_layernorm.bias"] = f"{block}.{norm}.weight"
+            sources[f"{target}.attention.query_key_value.weight"] = f"{block}.attn_qkv.weight"
+            sources[f"{target}.attention.dense.weight"] = f"{block}.attn_out.weight"
             for part, number in (("dense_h_to_4h", 0), ("dense_4h_to_h", 2)):
                 for leaf in ("weight", "bias"):
-                    sources[f"{at}.mlp.{part}.{leaf}"] = f"{block}.mlp.{number}.{leaf}"
+                    sources[f"{target}.mlp.{part}.{leaf}"] = f"{block}.mlp.{number}.{leaf}"
         for leaf in ("weight", "bias"):
             sources[f"gpt_neox.final_layer_norm.{leaf}"] = "output_layer.norm_final.weight"
             sources[f"lm_head.{leaf}"] = f"output_layer.linear.{leaf}"
-        return made + [name for name, source in sources.items() if source in self.own]
+        return unmapped + [name for name, source in sources.items() if source in self.own]
 
     def tensor(self, name: str) -> Tensor:
         """Return one stock tensor."""
@@ -149,8 +149,8 @@ class _Folding:
         kind = leaf.rsplit(".", 1)[-1]
         if leaf.startswith("mlp.dense_h_to_4h"):
             return self._read(f"{block}.mlp.0.{kind}")
-        own = self._read(f"{block}.mlp.2.{kind}")
-        return own * (mlp_gate[:, None] if kind == "weight" else mlp_gate)
+        output = self._read(f"{block}.mlp.2.{kind}")
+        return output * (mlp_gate[:, None] if kind == "weight" else mlp_gate)
 
     def _norm(self, block: str, norm: str, leaf: str, shift: Tensor, scale: Tensor) -> Tensor:
         if leaf.endswith("bias"):
@@ -162,8 +162,8 @@ class _Folding:
         import torch
 
         if f"{owner}.adaLN_modulation.weight" not in self.own:
-            zero, one = torch.zeros(self.width), torch.ones(self.width)
-            return (zero, zero, one) * 2 if parts == 6 else (zero, zero)
+            zero, ones = torch.zeros(self.width), torch.ones(self.width)
+            return (zero, zero, ones) * 2 if parts == 6 else (zero, zero)
         weight = self._read(f"{owner}.adaLN_modulation.weight")
         bias = self._read(f"{owner}.adaLN_modulation.bias")
         return tuple((weight @ self._conditioned() + bias).chunk(parts))

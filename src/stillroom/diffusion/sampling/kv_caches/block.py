@@ -44,12 +44,12 @@ class _Session(CacheSession):
             clean.keys, clean.slots = self.keys, before
             self.edge = yield clean
             self.read_to = ask.start
-        own = torch.arange(ask.start, ask.stop)
+        positions = torch.arange(ask.start, ask.stop)
         # with shifted logits the block's first token is predicted by the last state before the
         # block
         from_edge = self.shift and len(ask.places) > 0 and int(ask.places[0]) == ask.start
-        wanted = ask.places[1:] if from_edge else ask.places
-        reading = self.reading(ask, own, ask.stop, want=wanted - self.shift - ask.start)
+        targets = ask.places[1:] if from_edge else ask.places
+        reading = self.reading(ask, positions, ask.stop, want=targets - self.shift - ask.start)
         reading.keys = self.keys
         reading.slots = torch.arange(ask.start, ask.stop + len(ask.shadows))
         states = yield reading

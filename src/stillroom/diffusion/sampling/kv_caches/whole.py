@@ -24,8 +24,8 @@ class _Session(CacheSession):
         import torch
 
         visible = self.visible(ask)
-        chosen = torch.arange(visible)
-        states = yield self.reading(ask, chosen, visible, want=ask.places - self.shift)
+        positions = torch.arange(visible)
+        states = yield self.reading(ask, positions, visible, want=ask.places - self.shift)
         return states
 
 

@@ -50,5 +50,5 @@ class Remdm(Remasking):
         if self.kind == "conf":
             shares = torch.softmax(-look.confidence, 0) * len(look.places)
             sigma = (sigma * shares).clamp(max=most)
-        drawn = torch.rand(len(look.places), generator=look.rng, dtype=torch.float64)
-        return drawn < sigma, look.tokens
+        noise = torch.rand(len(look.places), generator=look.rng, dtype=torch.float64)
+        return noise < sigma, look.tokens

@@ -44,5 +44,5 @@ class Wino(Remasking):
     def review(self, look: CommittedTokens) -> tuple[Tensor, Tensor]:
         if look.logits is None:
             raise ValueError("verification needs logits")
-        own = look.logits.log_softmax(-1).gather(-1, look.tokens[:, None])[:, 0]
-        return own.exp().cpu() < self.threshold, look.tokens
+        logprobs = look.logits.log_softmax(-1).gather(-1, look.tokens[:, None])[:, 0]
+        return logprobs.exp().cpu() < self.threshold, look.tokens

@@ -38,13 +38,13 @@ class Quota(UnmaskRule):
     def plan(self, step: StepIndex) -> int:
         if self.steps is None:
             return step.opened
-        own = self.steps // step.blocks + (step.block < self.steps % step.blocks)
-        return max(1, min(own, step.opened))
+        share = self.steps // step.blocks + (step.block < self.steps % step.blocks)
+        return max(1, min(share, step.opened))
 
     @override
     def take(self, view: Candidates) -> Tensor:
         import torch
 
-        left = self.plan(view.step) - view.step.number
-        share = -(-view.open_count // max(left, 1))
+        remaining = self.plan(view.step) - view.step.number
+        share = -(-view.open_count // max(remaining, 1))
         return torch.arange(len(view.places)) < share

@@ -37,11 +37,11 @@ class Complementary(Corruption):
 
         share, slope = schedule.share(t), schedule.slope(t)
         is_masked = (rng.random(len(t)) < share) & is_noised
-        others = ~is_masked & is_noised
+        complement = ~is_masked & is_noised
         grid = np.linspace(0, 1, 1001)
         mirrored = np.interp(1 - share, schedule.share(grid), grid)
-        rest = (1 - share).clip(min=_LEAST_SHARE)
+        complement_share = (1 - share).clip(min=_LEAST_SHARE)
         return [
             MaskedCopy(is_masked, is_masked, slope / share / 2),
-            MaskedCopy(others, others, slope / rest / 2, mirrored),
+            MaskedCopy(complement, complement, slope / complement_share / 2, mirrored),
         ]

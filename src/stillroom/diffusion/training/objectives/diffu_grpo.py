@@ -102,8 +102,8 @@ class DiffuGrpo(DiffusionObjective):
             advantage: Advantage of each token's answer, (N,).
         """
         ratio = (now - wrote).exp()
-        kept = ratio.clamp(1 - self.clip, 1 + self.clip)
-        gain = (ratio * advantage).minimum(kept * advantage)
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        gain = (ratio * advantage).minimum(clipped * advantage)
         if not self.kl_weight:
             return -gain
         apart = reference - now
