@@ -24,6 +24,7 @@ from stillroom.models.interfaces import (
     AsyncModel,
     ConcurrentModel,
     DelegatingModel,
+    OnDone,
     Score,
     TemplatedModel,
     TextModel,
@@ -34,7 +35,6 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["CachedModel", "CompletionCache", "wrap_with_cache"]
 
-OnDone = Callable[[Completion | BaseException], None]
 _CREATE_TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "DenoisingStep",
     "Embedder",
     "EmbedderMethod",
+    "OnDone",
     "OpenAIPassthroughModel",
     "RerankerModel",
     "Score",
@@ -124,6 +125,9 @@ else:
 
 TextKind = Literal["query", "passage"]
 
+OnDone = Callable[[Completion | BaseException], None]
+"""Callback of a submitted request."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -213,9 +217,7 @@ class ConcurrentModel(TextModel, Protocol):
 class AsyncModel(ConcurrentModel, Protocol):
     """ConcurrentModel with requests that do not block a thread."""
 
-    def submit(
-        self, prompt: Prompt, sampling: Sampling, done: Callable[[Completion | BaseException], None]
-    ) -> None:
+    def submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
         """Submit a request; ``done`` is called once with the completion or the exception.
 
         It is called on the model's thread, or on the caller's before ``submit`` returns if the

@@ -57,7 +57,7 @@ class TokenTransitions:
     accepts: tuple[bool, ...]
 
     @classmethod
-    def of(
+    def from_dfa(
         cls, values: ByteDFA, table: TokenBytes, vocabulary: int, longest: int | None = None
     ) -> TokenTransitions:
         """Compile a byte automaton for a tokenizer.
@@ -358,7 +358,7 @@ class JsonInfiller:
         positions = torch.arange(len(ids))
         want = torch.arange(start, start + num_masked) - int(metadata.logit_shift)
         (states,) = model.read(
-            [ForwardRequest(ids, positions, model.sees(positions, positions), want)]
+            [ForwardRequest(ids, positions, model.attention_mask(positions, positions), want)]
         )
         logprobs = (
             suppress_tokens(model.logits(states), [metadata.mask_token_id]).log_softmax(-1).cpu()
@@ -372,7 +372,9 @@ class JsonInfiller:
         key = id(hole.values)  # stored with the value, so that the id is not reused
         if key not in self._moves:
             longest = None if hole.longest is None else max(hole.longest // self.longest, 1)
-            moves = TokenTransitions.of(hole.values, self.table, self.model.vocabulary, longest)
+            moves = TokenTransitions.from_dfa(
+                hole.values, self.table, self.model.vocabulary, longest
+            )
             self._moves[key] = (hole.values, moves)
         return self._moves[key][1]
 

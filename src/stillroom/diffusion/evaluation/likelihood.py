@@ -77,7 +77,7 @@ class MaskedLikelihood:
                 expected=f"at most {model.context_length} tokens",
                 next="score a shorter text",
             )
-        SequenceState.of(
+        SequenceState.from_request(
             InfillRequest(tuple(ids), 1), metadata.mask_token_id, model.vocabulary, room=1
         )
         self.model, self.cfg_scale, self.rows = model, cfg_scale, rows
@@ -155,7 +155,7 @@ class MaskedLikelihood:
         positions, shift = torch.arange(length), int(metadata.logit_shift)
         if metadata.attention == "full":
             return ForwardRequest(
-                noisy, positions, self.model.sees(positions, positions), masked - shift
+                noisy, positions, self.model.attention_mask(positions, positions), masked - shift
             )
         size = metadata.block_size or 1
         want = masked - shift

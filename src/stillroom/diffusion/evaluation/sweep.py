@@ -304,11 +304,11 @@ def find_pareto_front(outcomes: Sequence[DecodingSweepResult]) -> list[DecodingS
     time, and better in one.
     """
 
-    def place(result: DecodingSweepResult) -> tuple[float, float, float]:
+    def costs(result: DecodingSweepResult) -> tuple[float, float, float]:
         return -result.quality, result.nfe, result.cpu_s
 
     def beats(result: DecodingSweepResult, rival: DecodingSweepResult) -> bool:
-        pairs = list(zip(place(result), place(rival), strict=True))
+        pairs = list(zip(costs(result), costs(rival), strict=True))
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
     front = [result for result in outcomes if not any(beats(rival, result) for rival in outcomes)]

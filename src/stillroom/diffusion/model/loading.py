@@ -136,7 +136,7 @@ def _find_mask_violation(model: DiffusionModel) -> tuple[int, bool, int] | None:
     length = min(size * 2, model.context_length)
     ids = (torch.arange(length) * 7 + 3) % model.vocabulary
     positions = torch.arange(length)
-    mask = model.sees(positions, positions)
+    mask = model.attention_mask(positions, positions)
     for changed in {length - 1, min(size, length) - 1}:
         changed_ids = ids.clone()
         changed_ids[changed] = (changed_ids[changed] + 1) % model.vocabulary

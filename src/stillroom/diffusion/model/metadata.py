@@ -98,9 +98,9 @@ class DiffusionMetadata(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            stored = first["msg"].removeprefix("Value error, ")
+            reason = first["msg"].removeprefix("Value error, ")
             raise _invalid_metadata_error(
-                f"{field}: {stored}" if field else stored, where
+                f"{field}: {reason}" if field else reason, where
             ) from error
         metadata.check_vocabulary(config, where)
         return metadata

@@ -12,7 +12,7 @@ A decoding step reads a few dozen tokens; the overhead of the library's modules 
 operations, rotary embeddings in six, nested calls) is then as large as the matrix products.
 ``FastLlamaBody`` computes the same layers in few operations: fused norms, keys and values written
 directly to their slots, no mask where everything is visible, and the last layer for the requested
-tokens alone. Bodies it does not know are left to the library: ``FastLlamaBody.of`` returns None.
+tokens alone. For other bodies ``FastLlamaBody.from_body`` returns None.
 Equal to the library up to rounding.
 """
 
@@ -29,7 +29,12 @@ from torch.nn import functional
 
 from stillroom.diffusion.model.metadata import AttentionKind, DiffusionMetadata
 from stillroom.errors import CheckpointError
-from stillroom.models.local.attention import SlotForward, SlotKVCache, join_slot_caches
+from stillroom.models.local.attention import (
+    SlotForward,
+    SlotKVCache,
+    join_slot_caches,
+    slots_as_slice,
+)
 from stillroom.train.lora import unwrap_model
 
 __all__ = [
@@ -104,7 +109,7 @@ class DiffusionModel:
         self.network, self.metadata, self.tokenizer = network, metadata, tokenizer
         self.name, self.fingerprint = name, fingerprint
         self.body, self.head = split_body_and_head(network)
-        self._swift = FastLlamaBody.of(self.body)
+        self._swift = FastLlamaBody.from_body(self.body)
         parameters = inspect.signature(self.body.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         length = getattr(network.config, "max_position_embeddings", None)
@@ -130,7 +135,7 @@ class DiffusionModel:
         """Vocabulary size: rows of the head."""
         return int(self.head.weight.shape[0])
 
-    def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
+    def attention_mask(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the attention mask of query positions over key positions, (n, m) bool."""
         metadata = self.metadata
         return build_attention_mask(metadata.attention, metadata.block_size, queries, keys)
@@ -316,7 +321,7 @@ class FastLlamaBody:
     width: int
 
     @classmethod
-    def of(cls, body: Any) -> FastLlamaBody | None:
+    def from_body(cls, body: Any) -> FastLlamaBody | None:
         """Return the fast path of a body, or None where equality with the library is unknown."""
         config = getattr(body, "config", None)
         if type(body).__name__ not in _BODIES or config is None:
@@ -365,7 +370,7 @@ class FastLlamaBody:
         is_all = len(want) == len(ids)
         last = len(body.layers) - 1
         mask = None if bool(visible.all()) else visible
-        slot_index = None if slots is None else _slots_as_slice(slots)
+        slot_index = None if slots is None else slots_as_slice(slots)
         for number, layer in enumerate(body.layers):
             rows = want if number == last and not is_all else None
             x = self._layer(
@@ -453,13 +458,6 @@ def _head_norm(attention: Any, name: str, x: Tensor) -> Tensor:
 
 def _linear(module: Any, x: Tensor) -> Tensor:
     return functional.linear(x, module.weight, module.bias)
-
-
-def _slots_as_slice(slots: Tensor) -> slice | Tensor:
-    """Return consecutive slots as a slice, for a write in one copy."""
-    first, count = int(slots[0]), len(slots)
-    is_run = int(slots[-1]) - first == count - 1 and bool((slots.diff() == 1).all())
-    return slice(first, first + count) if is_run else slots
 
 
 def _is_plain(layer: Any) -> bool:

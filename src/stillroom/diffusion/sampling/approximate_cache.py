@@ -76,7 +76,7 @@ class ApproximateCacheSession(CacheSession):
         positions = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
         needed = ask.places - self.shift
         before = self._values_before(positions, is_due=is_due)
-        reading = self.reading(ask, positions, visible, want=torch.arange(len(positions)))
+        reading = self.request(ask, positions, visible, want=torch.arange(len(positions)))
         reading.keys = self.keys
         reading.slots = torch.cat([positions, visible + torch.arange(len(ask.shadows))])
         states = yield reading

@@ -88,7 +88,7 @@ class CacheSession:
         """Return the number of positions from the start that the block attends to."""
         return len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
 
-    def reading(
+    def request(
         self, ask: CacheQuery, positions: Tensor, visible: int, *, want: Tensor
     ) -> ForwardRequest:
         """Return a forward request for some positions and all shadows, without a cache.
@@ -104,12 +104,12 @@ class CacheSession:
         from stillroom.diffusion.model.network import ForwardRequest
 
         visible_positions = torch.arange(visible)
-        mask = self.model.sees(positions, visible_positions)
+        mask = self.model.attention_mask(positions, visible_positions)
         count = len(ask.shadows)
         if not count:
             return ForwardRequest(ask.ids[positions], positions, mask, want)
         token_rows = torch.cat([mask, torch.zeros(len(positions), count, dtype=torch.bool)], 1)
-        shadow_rows = self.model.sees(ask.shadows, visible_positions) & (
+        shadow_rows = self.model.attention_mask(ask.shadows, visible_positions) & (
             ask.shadows[:, None] != visible_positions[None]
         )
         shadow_rows = torch.cat([shadow_rows, torch.eye(count, dtype=torch.bool)], 1)

@@ -116,7 +116,7 @@ class DiffusionSampler:
                 expected=f"at most {most} positions",
                 next="shorten the text, or lower max_new_tokens",
             )
-        self.canvas = SequenceState.of(
+        self.canvas = SequenceState.from_request(
             self.request,
             metadata.mask_token_id,
             self.model.vocabulary,
@@ -290,7 +290,7 @@ class DiffusionSampler:
         tokens = self._choose(positions, logits)
         view = Candidates(positions, tokens, logits, step, self.rng)
         rank = settings.order.score(view).sort(descending=True, stable=True).indices
-        ordered = view.ordered(rank)
+        ordered = view.reorder(rank)
         if settings.end.last:
             ordered = self._without_ends(ordered)
         is_taken = settings.commit.take(ordered)
@@ -321,7 +321,7 @@ class DiffusionSampler:
         """Leave out candidates that are end tokens, unless there are no others."""
         ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
         continuing = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
-        return view.ordered(continuing) if len(continuing) else view
+        return view.reorder(continuing) if len(continuing) else view
 
     def _review(self, unmasked: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
         """Remask or replace tokens; return the changed positions."""

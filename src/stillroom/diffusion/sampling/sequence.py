@@ -165,7 +165,9 @@ class SequenceState:
     tail: int
 
     @classmethod
-    def of(cls, request: InfillRequest, mask: int, vocabulary: int, *, room: int) -> SequenceState:
+    def from_request(
+        cls, request: InfillRequest, mask: int, vocabulary: int, *, room: int
+    ) -> SequenceState:
         """Return the initial state of a request.
 
         Args:
@@ -417,7 +419,7 @@ class Candidates:
         terms = torch.where(logprobs == float("-inf"), 0.0, logprobs.exp() * logprobs)
         return -terms.sum(-1).double().cpu()
 
-    def ordered(self, by: Tensor) -> Candidates:
+    def reorder(self, by: Tensor) -> Candidates:
         """Return the candidates in another order, given as indices, (k,)."""
         device = self.logits.device
         reordered = Candidates(

@@ -70,7 +70,7 @@ class CorruptedExample:
         scale: Weight of each token's loss, (T,), float64.
         t: Time of each token, (T,), float64.
         units: Weight of the text in the step's mean; 0 for a second copy.
-        told: Loss to log, where it is not the sum of the scaled ones.
+        logged_loss: Loss to log, where it is not the sum of the scaled ones.
     """
 
     record_id: str
@@ -80,7 +80,7 @@ class CorruptedExample:
     scale: npt.NDArray[np.float64]
     t: npt.NDArray[np.float64]
     units: int
-    told: float | None = None
+    logged_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class CorruptedBatch:
         record_ids: Records of the texts.
         tokens: Number of tokens without padding.
         valid: Sum of units.
-        told: Loss to log, where it is not the sum of the scaled ones.
+        logged_loss: Loss to log, where it is not the sum of the scaled ones.
     """
 
     ids: Tensor
@@ -114,7 +114,7 @@ class CorruptedBatch:
     record_ids: tuple[str, ...]
     tokens: int
     valid: int
-    told: float | None = None
+    logged_loss: float | None = None
 
 
 class CorruptedDataSource:
@@ -321,6 +321,7 @@ def collate(
     t = _pad([text.t for text in texts], width, np.float64)[rows, columns]
     bucket = np.minimum((t * len(TIME_BUCKETS)).astype(np.int64), len(TIME_BUCKETS) - 1)
     read = np.concatenate([noisy, clean], 1) if times == 2 else noisy
+    logged = [text.logged_loss for text in texts if text.logged_loss is not None]
     return CorruptedBatch(
         torch.from_numpy(read),
         positions.repeat(times).expand(len(texts), -1),
@@ -333,7 +334,7 @@ def collate(
         tuple(text.record_id for text in texts),
         int(lengths.sum()),
         sum(text.units for text in texts),
-        sum(logged) if (logged := [t.told for t in texts if t.told is not None]) else None,
+        sum(logged) if logged else None,
     )
 
 

@@ -75,8 +75,8 @@ class DiffusionLoss:
                 TIME_BUCKETS, sums.tolist(), batch.bucket_scale, strict=True
             ):
                 parts[f"masked_ce/t<{high:g}"] = value * scale
-        if batch.told is not None:  # gradient of the sum, value of the objective
-            total = total - total.detach() + batch.told
+        if batch.logged_loss is not None:  # gradient of the sum, value of the objective
+            total = total - total.detach() + batch.logged_loss
         return Loss(total, parts)
 
 

@@ -227,7 +227,7 @@ class PreferenceDataSource(WeightedDataSource):
                 text,
                 scale=-float(slope.flatten()[index // self.samples]) * text.scale / self.samples,
                 units=int(index % per == 0),
-                told=float(losses[index // per]) if index % per == 0 else 0.0,
+                logged_loss=float(losses[index // per]) if index % per == 0 else 0.0,
             )
             for index, text in enumerate(texts)
         ]

@@ -219,7 +219,7 @@ class RolloutDataSource(WeightedDataSource):
             scale = np.zeros(len(text.ids))
             scale[text.is_learned] = -text_slope.detach().numpy()
             weighed.append(
-                replace(text, scale=scale, units=1, told=float(text_losses.detach().sum()))
+                replace(text, scale=scale, units=1, logged_loss=float(text_losses.detach().sum()))
             )
         drift = leaf.detach() - torch.cat(list(wrote))
         is_clipped = (drift.exp() - 1).abs() > self.method.clip

@@ -55,7 +55,7 @@ class _QueuedStream:
 
     drawing: DecodingState
     bucket: int
-    told: int = 0
+    emitted: int = 0
     """Characters added to ``pieces`` so far."""
     pieces: deque[str] = field(default_factory=deque)
     is_done: bool = False
@@ -167,9 +167,9 @@ class BatchScheduler:
         except BaseException as raised:  # noqa: BLE001  # raised in this stream only
             text, error = "", raised
             seat.drawing.reason = seat.drawing.reason or "failed"
-        if len(text) > seat.told:
-            seat.pieces.append(text[seat.told :])
-            seat.told = len(text)
+        if len(text) > seat.emitted:
+            seat.pieces.append(text[seat.emitted :])
+            seat.emitted = len(text)
         seat.error = error or seat.drawing.error
         seat.is_done = is_over or bool(error or seat.drawing.reason)
 

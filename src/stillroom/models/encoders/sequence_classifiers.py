@@ -38,13 +38,11 @@ __all__ = [
 ]
 
 
-_PAIR_UNLIMITED = 1 << 20
-
-
+_UNLIMITED = 1 << 20
+_BATCH = 8
+_DEFAULT_TOKENS = 512
 _MIN_PASSAGE_TOKENS = 16
-
-
-_PAIR_BATCH = 8
+_MIN_PREMISE_TOKENS = 16
 
 
 class CrossEncoder:
@@ -69,13 +67,13 @@ class CrossEncoder:
         limit = min(
             bound
             for bound in (
-                int(getattr(self._model.config, "max_position_embeddings", 0) or _PAIR_UNLIMITED),
-                int(min(self._tokenizer.model_max_length, _PAIR_UNLIMITED)),
-                max_tokens or _PAIR_UNLIMITED,
-                _PAIR_UNLIMITED,
+                int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
+                int(min(self._tokenizer.model_max_length, _UNLIMITED)),
+                max_tokens or _UNLIMITED,
+                _UNLIMITED,
             )
         )
-        self.max_tokens = limit if limit < _PAIR_UNLIMITED else 512
+        self.max_tokens = limit if limit < _UNLIMITED else _DEFAULT_TOKENS
         self.truncated = 0
         """Number of truncated passages."""
         self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
@@ -84,7 +82,7 @@ class CrossEncoder:
         """Return one score per text, in order; see ``RerankerModel``."""
         pairs = self._encode(query, texts)
         order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
-        size = _PAIR_BATCH if self._tokenizer.pad_token_id is not None else 1
+        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
         scores = [0.0] * len(pairs)
         for start in range(0, len(order), size):
             group = order[start : start + size]
@@ -204,15 +202,6 @@ def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
     )
 
 
-_TEXT_UNLIMITED = 1 << 20
-
-
-_DEFAULT_TOKENS = 512
-
-
-_TEXT_BATCH = 8
-
-
 class TextClassifier:
     """Text classifier: a probability per label."""
 
@@ -241,10 +230,10 @@ class TextClassifier:
         self._device = device
         self._lock = threading.Lock()
         bounds = (
-            int(getattr(config, "max_position_embeddings", 0) or _TEXT_UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _TEXT_UNLIMITED)),
+            int(getattr(config, "max_position_embeddings", 0) or _UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
         )
-        self.max_tokens = min(bounds) if min(bounds) < _TEXT_UNLIMITED else _DEFAULT_TOKENS
+        self.max_tokens = min(bounds) if min(bounds) < _UNLIMITED else _DEFAULT_TOKENS
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
@@ -255,7 +244,7 @@ class TextClassifier:
         rows = [(index, ids) for index, text in enumerate(texts) for ids in self._windows(text)]
         rows.sort(key=lambda row: (len(row[1]["input_ids"]), row[0]))
         probabilities: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
-        size = _TEXT_BATCH if self._tokenizer.pad_token_id is not None else 1
+        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             for (index, _), chances in zip(
@@ -309,15 +298,6 @@ class TextClassifier:
         return [[float(probability) for probability in row] for row in chances.cpu()]
 
 
-_NLI_UNLIMITED = 1 << 20
-
-
-_MIN_PREMISE_TOKENS = 16
-
-
-_NLI_BATCH = 8
-
-
 class NLIModel:
     """NLI model: probability that a premise entails a hypothesis."""
 
@@ -338,10 +318,10 @@ class NLIModel:
         self._device = device
         self._lock = threading.Lock()
         bounds = (
-            int(getattr(self._model.config, "max_position_embeddings", 0) or _NLI_UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _NLI_UNLIMITED)),
+            int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
         )
-        self.max_tokens = min(bounds) if min(bounds) < _NLI_UNLIMITED else 512
+        self.max_tokens = min(bounds) if min(bounds) < _UNLIMITED else _DEFAULT_TOKENS
         self.truncated = 0
         """Number of truncated premises."""
         self.fingerprint = Checkpoint.open(folder).fingerprint
@@ -354,7 +334,7 @@ class NLIModel:
         """
         pairs = [self._encode(*pair) for pair in zip(premises, hypotheses, strict=True)]
         order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
-        size = _NLI_BATCH if self._tokenizer.pad_token_id is not None else 1
+        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
         chances = [0.0] * len(pairs)
         for start in range(0, len(order), size):
             group = order[start : start + size]

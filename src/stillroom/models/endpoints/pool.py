@@ -26,14 +26,13 @@ from functools import partial
 
 from stillroom.errors import BackendError
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
-from stillroom.models.interfaces import AsyncModel, ConcurrentModel, Score, TextModel
+from stillroom.models.interfaces import AsyncModel, ConcurrentModel, OnDone, Score, TextModel
 from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
 
 __all__ = ["LoadBalancedModel", "PoolEndpoint"]
 
-OnDone = Callable[[Completion | BaseException], None]
 _POLL_S = 0.1
 _COOLDOWN_S = 30.0
 _FAILOVER_CODES = {

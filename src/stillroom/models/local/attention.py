@@ -28,6 +28,7 @@ __all__ = [
     "SlotKVCache",
     "capture_attention",
     "join_slot_caches",
+    "slots_as_slice",
 ]
 
 
@@ -68,7 +69,7 @@ def join_slot_caches(calls: Sequence[SlotForward]) -> Cache:
     single sequence is passed as views, without copies.
     """
     numbers = iter(range(1 << 30))
-    indices = [_slots_as_slice(call.slots) for call in calls]
+    indices = [slots_as_slice(call.slots) for call in calls]
     return Cache(
         layer_class_to_replicate=cast("Any", lambda: _SlotLayer(calls, indices, next(numbers)))
     )
@@ -106,7 +107,7 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers
         return 0
 
 
-def _slots_as_slice(slots: Tensor) -> slice | Tensor:
+def slots_as_slice(slots: Tensor) -> slice | Tensor:
     """Return consecutive slots as a slice, for a write in one copy."""
     first, count = int(slots[0]), len(slots)
     is_run = int(slots[-1]) - first == count - 1 and bool((slots.diff() == 1).all())

@@ -40,7 +40,7 @@ class _Session(CacheSession):
             before = torch.arange(self.read_to, ask.start)
             last = torch.tensor([len(before) - 1])
             bare = replace(ask, shadows=ask.shadows[:0])
-            clean = self.reading(bare, before, ask.start, want=last)
+            clean = self.request(bare, before, ask.start, want=last)
             clean.keys, clean.slots = self.keys, before
             self.edge = yield clean
             self.read_to = ask.start
@@ -49,7 +49,7 @@ class _Session(CacheSession):
         # block
         from_edge = self.shift and len(ask.places) > 0 and int(ask.places[0]) == ask.start
         targets = ask.places[1:] if from_edge else ask.places
-        reading = self.reading(ask, positions, ask.stop, want=targets - self.shift - ask.start)
+        reading = self.request(ask, positions, ask.stop, want=targets - self.shift - ask.start)
         reading.keys = self.keys
         reading.slots = torch.arange(ask.start, ask.stop + len(ask.shadows))
         states = yield reading

@@ -25,7 +25,7 @@ class _Session(CacheSession):
 
         visible = self.visible(ask)
         positions = torch.arange(visible)
-        states = yield self.reading(ask, positions, visible, want=ask.places - self.shift)
+        states = yield self.request(ask, positions, visible, want=ask.places - self.shift)
         return states
 
 
