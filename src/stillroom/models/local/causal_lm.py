@@ -419,7 +419,6 @@ def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[in
         CheckpointError: If transformers does not support the architecture, or the file's header is
             implausible.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gguf = {"gguf_file": config.name} if config.suffix == ".gguf" else {}
@@ -464,7 +463,6 @@ def load_pretrained(loader: Any, folder: Path, **settings: Any) -> Any:
     except (ImportError, RuntimeError, ValueError):
         if stored.quantization is None:
             raise
-    import torch
     from transformers import AutoConfig
 
     config: Any = settings.pop("config", None) or AutoConfig.from_pretrained(folder, **safe)
