@@ -224,7 +224,7 @@ def test_the_length_of_a_value_is_what_the_model_is_surest_of(make_model, table)
     class Says:
         metadata, vocabulary, tokenizer = model.metadata, model.vocabulary, model.tokenizer
         context_length = model.context_length
-        sees = staticmethod(model.sees)
+        attention_mask = staticmethod(model.attention_mask)
 
         def read(self, readings):
             rows = []
