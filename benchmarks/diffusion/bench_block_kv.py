@@ -76,7 +76,7 @@ class Peer(nn.Module):
         self, ids: torch.Tensor, attention_mask: object = None, position_ids: object = None
     ) -> SimpleNamespace:
         model, at = self.model[0], torch.arange(ids.shape[1])
-        logits = model.logits(model.states(ids, at[None], model.sees(at, at)[None]))
+        logits = model.logits(model.states(ids, at[None], model.attention_mask(at, at)[None]))
         logits[..., MASK] = -1e9
         return SimpleNamespace(logits=logits)
 

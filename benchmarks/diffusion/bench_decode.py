@@ -86,7 +86,7 @@ def reference(model: DiffusionModel, request: InfillRequest, rng: torch.Generato
     mask = model.metadata.mask_token_id
     x = torch.tensor([*request.ids, *[mask] * request.max_new_tokens])
     at = torch.arange(len(x))
-    seen = model.sees(at, at)[None]
+    seen = model.attention_mask(at, at)[None]
     for _ in range(request.max_new_tokens):
         logits = model.logits(model.states(x[None], at[None], seen)[0]).double()
         logits[:, mask] = -torch.inf

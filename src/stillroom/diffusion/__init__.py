@@ -1,16 +1,16 @@
 """Masked diffusion language models: training, sampling in any order, infilling and likelihood.
 
-The idea: a network that sees every position learns to fill in masked tokens. Text is written by
-unmasking, the surest places first, many at once where they do not depend on each other; holes
-anywhere are filled with regard to what stands after them; a bound on the likelihood comes with its
-error.
+The network sees every position and learns to predict masked tokens. Sampling unmasks positions in
+order of confidence, several per step where they are nearly independent; masked spans anywhere are
+infilled from the context on both sides; the log-likelihood is bounded from below, and every
+estimate of the bound has a standard error.
 
 Papers: MDLM, Sahoo et al. 2024, arXiv:2406.07524; LLaDA, Nie et al. 2025, arXiv:2502.09992; block
 diffusion, Arriola et al. 2025, arXiv:2503.09573. Each method names its own.
 
-In: a checkpoint (ours, of a published layout, or autoregressive to be trained on) and records.
-Out: an artifact of kind checkpoint, a Hugging Face folder whose config.json says how it is read.
-The job itself is ``stillroom.diffusion.run.run``.
+Input: a checkpoint (ours, a published format, or an autoregressive model to continue training from)
+and records. Output: an artifact of kind checkpoint, a Hugging Face folder whose config.json holds
+the diffusion metadata. The job is ``stillroom.diffusion.run.run``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use; most of them need torch."""
+    """Import a public name from its module on first use; most modules import torch."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -1,8 +1,8 @@
 """Text-model backend for diffusion checkpoints, registered as ``models.backends`` ``diffusion``.
 
-It comes in by the door that plug-ins use: an entry point of the seam models.backends, chosen where
-config.json says ``stillroom_backend: diffusion``. Streamed text only grows: a place is given out
-when every place before it is written for good.
+An entry point of the seam ``models.backends``, as a plug-in would register one; selected where
+config.json has ``stillroom_backend: diffusion``. Streamed text is append-only: a token is emitted
+once every position before it is final.
 """
 
 from __future__ import annotations
@@ -47,36 +47,35 @@ __all__ = ["Diffusion"]
 
 
 class Diffusion(Backend):
-    """A masked diffusion model, embedded."""
+    """Local masked diffusion model."""
 
     paper: ClassVar[str] = ""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the weights; auto is bfloat16 where the device multiplies it"
+        "auto", description="dtype of the weights; auto: bfloat16 where the device supports it"
     )
     preset: str | None = Field(
         None,
-        description="a preset that `stillroom diffusion tune` wrote, or the folder it left: order, "
-        "commit rule, blocks, cache and the rest, in place of the three below; null is the one "
-        "that tune --write left at the checkpoint, where none of the three is given; 'none' is "
-        "none",
+        description="preset file of `stillroom diffusion tune`, or its folder; replaces "
+        "block_length, commit and cache. null: the preset that tune --write left at the "
+        "checkpoint, if none of the three is set; 'none': no preset",
     )
     block_length: int | None = Field(
-        None, ge=1, description="places written before the next ones are begun"
+        None, ge=1, description="tokens per block; blocks are decoded from left to right"
     )
     commit: Annotated[UnmaskRule, UNMASK_RULES.choice("threshold")] = Field(
         default_factory=lambda: UNMASK_RULES.build("threshold"),
-        description="how many places are written in one step",
+        description="unmasking rule: how many positions are unmasked per step",
     )
     cache: Annotated[KVCacheMethod, KV_CACHES.choice()] | None = Field(
-        None, description="what of earlier calls is used again; null is what changes nothing"
+        None, description="KV cache method; null: the exact one"
     )
     estimator: Annotated[LikelihoodEstimator, ESTIMATORS.choice("chain_rule")] = Field(
         default_factory=lambda: ESTIMATORS.build("chain_rule"),
-        description="how completions are scored: chain_rule gives every token its own number",
+        description="estimator for scoring completions; chain_rule gives a value per token",
     )
-    rows: int = Field(1, ge=1, le=1024, description="texts read in one call")
+    rows: int = Field(1, ge=1, le=1024, description="sequences per forward pass")
 
     @override
     def open(self, reference: str) -> TextModel:
@@ -91,34 +90,34 @@ class Diffusion(Backend):
             raise BackendError(
                 f"{reference} has no tokenizer",
                 code="backend.tokenizer",
-                expected="tokenizer.json beside the weights",
-                next="copy the tokenizer's files into the folder",
+                expected="tokenizer.json in the folder of the weights",
+                next="copy the tokenizer files into the folder",
             )
         return _DiffusionTextModel(model, self, self._preset(model, Path(reference)))
 
     def _preset(self, model: DiffusionModel, checkpoint: Path) -> DecodingPreset | None:
-        """Read the preset, which must have been measured on these weights."""
+        """Return the preset, checked against the fingerprint of the weights."""
         named = {"block_length", "commit", "cache"} & self.model_fields_set
-        place = Path(self.preset) if self.preset is not None else None
-        if place is None and not named:
-            place = find_preset(checkpoint)
-        if place is None or self.preset == "none":
+        path = Path(self.preset) if self.preset is not None else None
+        if path is None and not named:
+            path = find_preset(checkpoint)
+        if path is None or self.preset == "none":
             return None
-        found = read_preset(place)
+        preset = read_preset(path)
         if named:
             raise RecipeError(
-                f"preset '{found.name}' and {', '.join(sorted(named))} are both given",
+                f"preset '{preset.name}' and {', '.join(sorted(named))} are both set",
                 code="diffusion.preset",
-                expected="a preset, or settings of one's own",
+                expected="a preset, or single settings",
                 next="leave one of them out",
             )
-        found.check_against(model.fingerprint)
-        found.settings.check_against(model.metadata)
-        return found
+        preset.check_against(model.fingerprint)
+        preset.settings.check_against(model.metadata)
+        return preset
 
 
 class _DiffusionTextModel:
-    """A TextModel over a diffusion model; one request at a time."""
+    """TextModel of a diffusion checkpoint; requests run one at a time."""
 
     def __init__(
         self, model: DiffusionModel, engine: Diffusion, preset: DecodingPreset | None = None
@@ -128,16 +127,16 @@ class _DiffusionTextModel:
         self.model: DiffusionModel | None = model
         self.engine = engine
         self.name = model.name
-        kept = engine.model_dump(mode="json", exclude={"num_threads", "device", "preset"})
+        settings = engine.model_dump(mode="json", exclude={"num_threads", "device", "preset"})
         mark = ""
         self.settings = DecodeSettings(
             block_length=engine.block_length, commit=engine.commit, cache=engine.cache
         )
-        if preset is not None:  # what is recorded is what was used, wherever the file lay
+        if preset is not None:  # the fingerprint holds the settings, not the path
             self.settings = preset.settings
-            kept |= {"preset": preset.settings.model_dump(mode="json")}
+            settings |= {"preset": preset.settings.model_dump(mode="json")}
             mark = f"{preset.name}-"
-        self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(kept)[:12]}"
+        self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(settings)[:12]}"
         self.context_length = engine.context_length or model.context_length
         model.context_length = self.context_length
         self._lock = threading.Lock()
@@ -153,19 +152,19 @@ class _DiffusionTextModel:
     ) -> list[Completion]:
         completions: list[Completion] = []
         is_stopped = is_cancelled or (lambda: False)
-        for index, (prompt, one) in enumerate(
+        for index, (prompt, prompt_sampling) in enumerate(
             zip(prompts, broadcast_sampling(prompts, sampling), strict=True)
         ):
             if is_stopped():
                 completions.append(Completion("", "cancelled", model=self.fingerprint))
                 continue
-            completions.append(self._ask(prompt, one, is_stopped))
+            completions.append(self._ask(prompt, prompt_sampling, is_stopped))
             if on_done is not None and completions[-1].finish_reason != "cancelled":
                 on_done(index, completions[-1])
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the text in pieces; a piece is given out once nothing before it is open."""
+        """Yield the text in pieces; a piece is final: no position before it is still masked."""
         done = Completion("", model=self.fingerprint)
         with closing(self.stream_canvas(prompt, sampling)) as steps:
             for item in stream_with_completion(steps):
@@ -178,7 +177,7 @@ class _DiffusionTextModel:
     def stream_canvas(
         self, prompt: Prompt, sampling: Sampling
     ) -> Generator[str | DenoisingStep, None, Completion]:
-        """Yield what ``stream`` yields, and each step before the piece that it settled."""
+        """Yield the pieces of ``stream``, and each denoising step before the piece it completed."""
         import queue
 
         from stillroom.diffusion.sampling.sampler import StepEvent
@@ -189,33 +188,33 @@ class _DiffusionTextModel:
         def work() -> None:
             try:
                 events.put(self._ask(prompt, sampling, is_left.is_set, events.put))
-            except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+            except Exception as error:  # noqa: BLE001  # raised again in the consumer's thread
                 events.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        given = ""
+        yielded = ""
         try:
             while True:
-                found = events.get()
-                if isinstance(found, Exception):
-                    raise found
-                if isinstance(found, StepEvent):
-                    yield self._canvas_step(found)
-                text = self._settled(found, sampling)
-                if text.startswith(given) and len(text) > len(given):
-                    yield text[len(given) :]
-                    given = text
-                if isinstance(found, Completion):
-                    return found
+                event = events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, StepEvent):
+                    yield self._canvas_step(event)
+                text = self._settled(event, sampling)
+                if text.startswith(yielded) and len(text) > len(yielded):
+                    yield text[len(yielded) :]
+                    yielded = text
+                if isinstance(event, Completion):
+                    return event
         finally:
-            is_left.set()  # a reader that has left frees the model at the next call
+            is_left.set()  # a closed consumer stops the sampler before its next forward pass
             thread.join()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Return log-probabilities of writing each completion from left to right.
+        """Return the log-probabilities of each completion, token by token from left to right.
 
-        With another estimator than ``chain_rule`` the bound is shared out evenly over the tokens.
+        Estimators other than ``chain_rule`` give one bound, which is divided evenly by the tokens.
         """
         import torch
 
@@ -230,13 +229,13 @@ class _DiffusionTextModel:
                 continue
             before = [token or 0 for token in build_prompt_request(model.tokenizer, prompt, 0).ids]
             limit_new_tokens(len(before) + len(after) - 1, 1, self.context_length, self.name)
-            ids, places = before + after, range(len(before), len(before) + len(after))
+            ids, positions = before + after, range(len(before), len(before) + len(after))
             with self._lock:
                 if self.engine.estimator.method_name() == "chain_rule":
-                    scorer = MaskedLikelihood(model, ids, places, rows=self.engine.rows)
+                    scorer = MaskedLikelihood(model, ids, positions, rows=self.engine.rows)
                     scores.append(Score(_causal_logprobs(scorer, torch)))
                 else:
-                    bound = score_text(model, ids, places, self.engine.estimator)
+                    bound = score_text(model, ids, positions, self.engine.estimator)
                     scores.append(Score((bound.value / len(after),) * len(after)))
         return scores
 
@@ -263,7 +262,7 @@ class _DiffusionTextModel:
         is_cancelled: Callable[[], bool],
         on_news: Callable[[Any], None] | None = None,
     ) -> Completion:
-        """Complete a prompt; ``on_news`` gets the steps, or the texts of a filled skeleton."""
+        """Complete a prompt; ``on_news`` receives step events, or partial texts of a template."""
         if prompt.schema is None:
             sample, length = self._write(prompt, sampling, on_news, is_cancelled)
             return self._complete(sample, length, sampling)
@@ -278,7 +277,7 @@ class _DiffusionTextModel:
         on_text: Callable[[str], None] | None,
         is_cancelled: Callable[[], bool],
     ) -> tuple[InfillResult, int]:
-        """Fill the skeleton of a prompt's schema; stops do not cut what must parse."""
+        """Fill the JSON template of a prompt's schema; stop strings are not applied."""
         from stillroom.diffusion.constrained.infilling import JsonInfiller
         from stillroom.diffusion.constrained.json_template import build_template
         from stillroom.diffusion.sampling.sequence import build_prompt_request
@@ -308,10 +307,11 @@ class _DiffusionTextModel:
         first = event.tail
         texts = decode_tokens(self._opened().tokenizer, event.ids)
         pieces = tuple(
-            None if event.is_open[at] else texts[at] for at in range(first, len(event.ids))
+            None if event.is_open[position] else texts[position]
+            for position in range(first, len(event.ids))
         )
-        written = tuple(at - first for at in event.written if at >= first)
-        changed = tuple(at - first for at in event.changed if at >= first)
+        written = tuple(position - first for position in event.written if position >= first)
+        changed = tuple(position - first for position in event.changed if position >= first)
         return DenoisingStep(event.step, event.nfe, pieces, written, changed)
 
     def _write(
@@ -342,28 +342,28 @@ class _DiffusionTextModel:
         return sample, length
 
     def _settings(self, sampling: Sampling) -> DecodeSettings:
-        drawn = {
+        overrides = {
             "temperature": max(sampling.temperature, 0.0),
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
-        return self.settings.model_copy(update=drawn)
+        return self.settings.model_copy(update=overrides)
 
     def _complete(self, sample: SampledSequence, length: int, sampling: Sampling) -> Completion:
         text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
         reason = "stop" if is_cut else sample.finish_reason
         return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
 
-    def _settled(self, found: StepEvent | Completion | str, sampling: Sampling) -> str:
-        """Return the text that no later step changes."""
-        if isinstance(found, str):
-            return found
-        if isinstance(found, Completion):
-            return found.text
-        ends, stop = set(self._opened().metadata.end_token_ids), found.tail
-        while stop < len(found.ids) and not found.is_open[stop] and found.ids[stop] not in ends:
+    def _settled(self, event: StepEvent | Completion | str, sampling: Sampling) -> str:
+        """Return the part of the text that no later step changes."""
+        if isinstance(event, str):
+            return event
+        if isinstance(event, Completion):
+            return event.text
+        ends, stop = set(self._opened().metadata.end_token_ids), event.tail
+        while stop < len(event.ids) and not event.is_open[stop] and event.ids[stop] not in ends:
             stop += 1
-        settled = self._decode(found.ids[found.tail : stop]).rstrip("\ufffd")
+        settled = self._decode(event.ids[event.tail : stop]).rstrip("\ufffd")
         text, is_cut = cut_at_stop(settled, sampling.stop)
         return text if is_cut else text[: len(text) - count_held_back(text, sampling.stop)]
 
@@ -376,7 +376,7 @@ class _DiffusionTextModel:
 
 
 def _causal_logprobs(scorer: Any, torch: Any) -> tuple[float, ...]:
-    """Return the log-probability of each token, those before it known."""
+    """Return the log-probability of each token given the tokens before it."""
     count = len(scorer.places)
     masks = torch.ones(count, count, dtype=torch.bool).triu()
     if scorer.model.metadata.attention != "full":

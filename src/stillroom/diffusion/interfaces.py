@@ -1,27 +1,23 @@
 """Base classes and registries of the interchangeable methods of diffusion models.
 
-What each method is given and must give back is said in the module that its base class is in.
-Imports no torch, so that a recipe can name methods.
+Imports no torch, so that recipes can name methods. The base class of KV caches is in
+``sampling.kv_cache``.
 
-A layout looks at config.json, says which stock architecture computes the same, and renames (or
-folds) the tensors. No code from the checkpoint's folder is ever run.
-
-An objective says what one text, one pair or one group of answers counts for; the room draws the
-masks, reads the log-probabilities and makes micro-batches of them. Imports no torch, so that a
-recipe can name one.
-
-Imports no torch. A schedule says which share is masked at a time from 0 to 1 and how a masked token
-weighs; any schedule has the same expected loss, they differ in its spread. A noising makes noisy
-copies of one text.
-
-A diffusion model has no likelihood that one pass could read off. It has a bound, an average over
-masks; every estimator of it says how large its error is and what it cost. The bound is that of the
-model's own factorization: where attention is by blocks, the sum over blocks of each one's bound
-given the clean ones before, which one pass over a noisy and a clean copy gives.
-
-A step reads the model, lets the order rank the open places of a block, lets the commit rule take
-some of the first, and lets remasking take others back or change them. Any of each goes with any
-other; what does not go together is refused when the settings are read. Imports no torch.
+- ``CheckpointFormat`` recognizes a published format by its config.json, names the stock
+  architecture that computes the same function, and renames or folds the tensors. Code from the
+  checkpoint's folder is never run.
+- ``DiffusionObjective`` turns records into examples and gives the loss of a text, a pair or a group
+  of answers; masking, log-probabilities and micro-batches are in ``training``.
+- ``NoiseSchedule`` gives the masking ratio and token weight at time t in [0, 1]; all schedules have
+  the same expected loss and differ in its variance. ``Corruption`` draws noisy copies of a text.
+- ``LikelihoodEstimator`` estimates a lower bound of the log-likelihood, an average over masks, with
+  its standard error and cost. The bound is that of the model's factorization: with block-causal
+  attention, the sum over blocks of the bound given the clean blocks before, from one pass over a
+  noisy and a clean copy.
+- ``UnmaskOrder``, ``UnmaskRule``, ``Remasking`` and ``LengthPolicy`` make up a sampling step: a
+  forward pass, a ranking of the masked positions of a block, unmasking of the first ones, and
+  remasking or editing of earlier tokens. All combine freely; ``DecodeSettings`` refuses invalid
+  combinations.
 """
 
 from __future__ import annotations
@@ -82,7 +78,7 @@ __all__ = [
 
 
 class StoredCheckpoint(Protocol):
-    """What a layout reads: a checkpoint on disk, as ``Checkpoint`` gives it."""
+    """Checkpoint on disk, as a format reads it; ``Checkpoint`` implements it."""
 
     folder: Path
     config: dict[str, Any]
@@ -96,13 +92,14 @@ class StoredCheckpoint(Protocol):
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
-    """A foreign checkpoint in terms of a stock architecture.
+    """Checkpoint of a published format in terms of a stock architecture.
 
     Args:
         config: config.json of the stock architecture, ``model_type`` included.
-        metadata: What it is as a diffusion model.
-        names: The tensors there are, by the stock names; one that has no place keeps its own.
-        tensor: Returns one of them.
+        metadata: Diffusion metadata.
+        names: Tensor names of the stock architecture; tensors without an equivalent keep their
+            names.
+        tensor: Returns a tensor by name.
     """
 
     config: Mapping[str, Any]
@@ -112,12 +109,12 @@ class ConvertedCheckpoint:
 
 
 class CheckpointFormat(Method):
-    """A format of diffusion checkpoints, recognized by its config.json."""
+    """A published checkpoint format, recognized by its config.json."""
 
     model_types: ClassVar[tuple[str, ...]]
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Return whether a config.json is of this format."""
+        """Return whether a config.json has this format."""
         return config.get("model_type") in self.model_types
 
     @abstractmethod
@@ -125,11 +122,11 @@ class CheckpointFormat(Method):
         """Return a checkpoint of this format in terms of a stock architecture.
 
         Args:
-            stored: The checkpoint; tensors are read when they are asked for.
+            stored: Checkpoint; tensors are read lazily.
 
         Raises:
-            CheckpointError: If its config asks for what no stock architecture computes, or names no
-                mask token.
+            CheckpointError: If no stock architecture computes its config, or it names no mask
+                token.
         """
 
 
@@ -138,11 +135,11 @@ CHECKPOINT_FORMATS = Registry("stillroom.diffusion.model.formats", CheckpointFor
 
 @dataclass(frozen=True, slots=True)
 class TokenizedDataset:
-    """Records as an objective takes them, and what was cut or left out on the way.
+    """Records as examples of an objective.
 
     Args:
-        items: Texts, pairs or tasks.
-        counts: By name, for the report.
+        items: Texts, pairs or prompts.
+        counts: Records and tokens kept, truncated or skipped, by name, for the report.
     """
 
     items: Sequence[Any]
@@ -151,14 +148,14 @@ class TokenizedDataset:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveContext:
-    """What an objective is given when training begins.
+    """Arguments of an objective when training starts.
 
     Args:
-        recipe: The recipe.
-        model: The model before its first step; low-rank additions are there already.
-        lessons: What the objective itself encoded.
-        steps: Optimizer steps of the run.
-        job: Keeps what cannot be made again.
+        recipe: Recipe of the job.
+        model: Model before the first step, LoRA adapters included.
+        lessons: Examples from ``encode``.
+        steps: Number of optimizer steps.
+        job: Job, with journals for rollouts.
     """
 
     recipe: DiffusionRecipe
@@ -169,33 +166,33 @@ class ObjectiveContext:
 
     @property
     def metadata(self) -> DiffusionMetadata:
-        """What the model's config says."""
+        """Diffusion metadata of the model."""
         return self.model.metadata
 
     @property
     def network(self) -> nn.Module:
-        """What is trained."""
+        """Network that is trained."""
         network: nn.Module = self.model.network
         return network
 
 
 class DiffusionObjective(Method):
-    """What a model is trained towards."""
+    """Training objective."""
 
     needs_model: ClassVar[bool] = False
-    """Whether it must start from a diffusion checkpoint: it says what is better, not what is."""
+    """Whether the initial checkpoint must be a diffusion model."""
 
     has_times: ClassVar[bool] = False
-    """Whether learned tokens have a time that their losses are logged by."""
+    """Whether losses are logged by the time of the masked tokens."""
 
     @property
     def reads(self) -> float:
-        """How often a record is read in a step, as trainings: a reading alone is a third."""
+        """Cost per record and step in training passes; a forward pass alone is a third."""
         return 1.0
 
     @property
     def steps_per_batch(self) -> int:
-        """How many optimizer steps learn from the same records."""
+        """Number of optimizer steps per batch of records."""
         return 1
 
     @abstractmethod
@@ -206,18 +203,18 @@ class DiffusionObjective(Method):
         records: Sequence[Record],
         on_done: Callable[[], None] | None = None,
     ) -> TokenizedDataset:
-        """Return records as lessons, as many as there are; ``on_done`` is called after each record.
+        """Return records as examples; ``on_done`` is called after each record.
 
         Raises:
-            DataError: If a chat template hides the assistant's part.
+            DataError: If the chat template hides the assistant's messages.
         """
 
     @abstractmethod
     def begin(self, course: ObjectiveContext) -> BatchSource[CorruptedBatch]:
-        """Return what gives the micro-batches of every step."""
+        """Return the source of the micro-batches of every step."""
 
     def miss(self, recipe: DiffusionRecipe, records: int) -> DataError:
-        """Return the error that none of so many records makes a lesson."""
+        """Return the error for a corpus without a single example."""
         return DataError(
             f"none of {records} records has a token to learn",
             code="diffusion.no-places",
@@ -229,7 +226,7 @@ class DiffusionObjective(Method):
     def measure(
         self, recipe: DiffusionRecipe, model: DiffusionModel, records: Sequence[Record]
     ) -> dict[str, float]:
-        """Return what is measured of it on held-out records, before and after; here nothing."""
+        """Return metrics of the objective on held-out records; none by default."""
         return {}
 
 
@@ -242,15 +239,15 @@ if TYPE_CHECKING:
 
 
 class NoiseSchedule(Method):
-    """How much is masked at time t, from nothing at 0 to everything at 1."""
+    """Masking ratio as a function of time, from 0 at t = 0 to 1 at t = 1."""
 
     @abstractmethod
     def share(self, t: Floats) -> Floats:
-        """Return the chance that a token is masked at each time, (n,)."""
+        """Return the masking probability at each time, (n,)."""
 
     @abstractmethod
     def slope(self, t: Floats) -> Floats:
-        """Return the share's derivative by time, (n,); slope / share is a masked token's weight."""
+        """Return the derivative of the share by time, (n,); slope / share is the token weight."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +255,10 @@ class MaskedCopy:
     """One noisy copy of a text.
 
     Args:
-        is_masked: Which tokens the model does not see, (T,), bool.
-        is_learned: Which tokens it is asked for, (T,), bool.
-        weight: Of each asked token's loss, (T,), float64.
-        t: The time that so much is masked at, (T,), where it is not the one that was given.
+        is_masked: Masked tokens, (T,), bool.
+        is_learned: Tokens with a loss, (T,), bool.
+        weight: Weight of each token's loss, (T,), float64.
+        t: Time of each token, (T,), where it differs from the argument of ``copies``.
     """
 
     is_masked: Bools
@@ -271,10 +268,10 @@ class MaskedCopy:
 
 
 class Corruption(Method):
-    """Makes noisy copies of a text."""
+    """Draws noisy copies of a text."""
 
     is_causal: ClassVar[bool] = False
-    """Whether the copies are for a model that sees only what stands before."""
+    """Whether the copies are for a model with causal attention."""
 
     @abstractmethod
     def copies(
@@ -283,10 +280,10 @@ class Corruption(Method):
         """Return the copies whose summed losses estimate the text's bound.
 
         Args:
-            is_noised: Which tokens may be masked, (T,), bool.
-            t: The time at each token, (T,): one for the text, or one a block.
-            schedule: Says shares and weights.
-            rng: The text's own random numbers in this step.
+            is_noised: Tokens that may be masked, (T,), bool.
+            t: Time of each token, (T,): one per text, or one per block.
+            schedule: Noise schedule.
+            rng: Random generator of the text and step.
         """
 
 
@@ -298,16 +295,16 @@ CORRUPTIONS = Registry("stillroom.diffusion.training.corruptions", Corruption)
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodEstimate:
-    """A text's log-likelihood, or a lower bound of it, in nats.
+    """Log-likelihood of a text, or a lower bound of it, in nats.
 
     Args:
         value: Nats; at most 0.
-        error: Standard error of the value; 0 where nothing was drawn.
-        forwards: Texts that were read.
-        samples: Masks or orders that were drawn; 0 where nothing was.
-        tokens: How many tokens the value is about.
-        kind: ``bound`` is at most the log-likelihood; ``order`` is the log-likelihood of writing in
-            one order, whose mean over all orders is the bound.
+        error: Standard error of the value; 0 for exact values.
+        forwards: Number of sequences in forward passes.
+        samples: Number of masks or orders drawn; 0 for exact values.
+        tokens: Number of tokens scored.
+        kind: ``bound``: at most the log-likelihood; ``order``: log-likelihood of decoding in one
+            order, whose mean over all orders is the bound.
     """
 
     value: float
@@ -319,40 +316,39 @@ class LikelihoodEstimate:
 
     @property
     def per_token(self) -> float:
-        """Nats a token, as a loss: at least 0."""
+        """Negative log-likelihood in nats per token, at least 0."""
         return -self.value / self.tokens if self.tokens else 0.0
 
     def samples_for(self, error: float) -> int:
-        """Return how many samples would bring the standard error down to ``error`` nats."""
+        """Return the number of samples for a standard error of ``error`` nats."""
         if error <= 0:
-            raise ValueError("an error of 0 takes infinitely many samples")
+            raise ValueError("an error of 0 needs infinitely many samples")
         return max(1, math.ceil(self.samples * (self.error / error) ** 2))
 
 
 class LikelihoodEstimator(Method):
-    """A way to estimate the bound."""
+    """Estimator of the lower bound on the log-likelihood."""
 
     @abstractmethod
     def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
-        """Estimate one text's bound.
+        """Estimate the bound of one text.
 
         Args:
-            scorer: Gives log-probabilities of the text's own tokens under any masks.
-            rng: Draws masks.
+            scorer: Log-probabilities of the text's tokens under given masks.
+            rng: Random generator of the masks.
 
         Raises:
-            DataError: If the text is longer than the estimator can do.
+            DataError: If the text is too long for the estimator.
         """
 
 
 def compute_standard_error(values: Sequence[float], *, is_paired: bool = False) -> float:
-    """Return the standard error of the mean of draws.
+    """Return the standard error of the mean.
 
     Args:
-        values: Draws.
-        is_paired: Whether they come from strata in order, one draw each: then neighbors are
-            compared, which leaves out what differs between distant strata. It is never too small
-            in expectation.
+        values: Samples.
+        is_paired: Whether samples are from ordered strata, one each: then neighbors are compared,
+            which excludes the variance between distant strata. Never too small in expectation.
     """
     count = len(values)
     if count < 2:
@@ -360,8 +356,8 @@ def compute_standard_error(values: Sequence[float], *, is_paired: bool = False) 
     if not is_paired:
         mean = math.fsum(values) / count
         return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
-    pairs = [(values[at], values[at + 1]) for at in range(0, count - 1, 2)]
-    squares = math.fsum((one - other) ** 2 for one, other in pairs)
+    pairs = [(values[index], values[index + 1]) for index in range(0, count - 1, 2)]
+    squares = math.fsum((first - second) ** 2 for first, second in pairs)
     return math.sqrt(squares * count / (2 * len(pairs))) / count
 
 
@@ -369,77 +365,78 @@ ESTIMATORS = Registry("stillroom.diffusion.evaluation.estimators", LikelihoodEst
 
 
 class UnmaskOrder(Method):
-    """Which open place is written first."""
+    """Ranking of masked positions: which one is unmasked first."""
 
     @abstractmethod
     def score(self, view: Candidates) -> Tensor:
-        """Return a number for each candidate, (k,); the highest comes first, ties by place."""
+        """Return a score for each candidate, (k,); the highest is first, ties by position."""
 
 
 class UnmaskRule(Method):
-    """How many of the ranked candidates are written in one step."""
+    """Number of ranked candidates that are unmasked per step."""
 
     has_plan: ClassVar[bool] = False
-    """Whether the number of a block's steps is known beforehand."""
+    """Whether the number of steps of a block is known in advance."""
 
     @abstractmethod
     def take(self, view: Candidates) -> Tensor:
-        """Return which candidates are written, (k,), bool; the first always is.
+        """Return which candidates are unmasked, (k,), bool; the first one always is.
 
         Args:
-            view: Candidates by rank, the first one first.
+            view: Candidates in ranked order.
         """
 
     def plan(self, step: StepIndex) -> int:
-        """Return how many steps a block takes; 0 where that is not known beforehand."""
+        """Return the number of steps of a block; 0 if not known in advance."""
         return 0
 
 
 class Remasking(Method):
-    """What happens to tokens that were written already."""
+    """Remasking or editing of tokens that are already unmasked."""
 
     needs: ClassVar[Literal["nothing", "written", "shadows"]] = "nothing"
-    """What it looks at: nothing new; logits at written places; or logits of masks that stand
-    beside them and see all but the token in their own place."""
+    """Logits it needs: none; those at unmasked positions; or those of extra mask tokens at these
+    positions, which see every token but the one at their own position.
+    """
     needs_plan: ClassVar[bool] = False
-    """Whether it needs a commit rule whose steps are known."""
+    """Whether it needs an unmasking rule with a known number of steps."""
 
     @abstractmethod
     def review(self, look: CommittedTokens) -> tuple[Tensor, Tensor]:
-        """Return which written places are opened again, (m,) bool, and the tokens of all, (m,)."""
+        """Return the positions to remask, (m,) bool, and the tokens at all positions, (m,)."""
 
     @property
     def extra_steps(self) -> int:
-        """How often a full block is looked at again, as long as something changes."""
+        """Maximum reviews of a block without masked positions, as long as something changes."""
         return 0
 
 
 class LengthPolicy(Method):
-    """How many places there are, where the text's length is not known."""
+    """Number of mask tokens of a text of unknown length."""
 
     needs_whole: ClassVar[bool] = False
-    """Whether places are put between others, so that nothing can be cached."""
+    """Whether positions are inserted, which rules out caching."""
 
     @abstractmethod
     def start(self, max_new_tokens: int) -> int:
-        """Return how many open places the text begins with."""
+        """Return the initial number of mask tokens."""
 
     def extend(self, end_confidence: float, room: int) -> int:
-        """Return how many places to add behind before anything is written.
+        """Return the number of mask tokens to append before decoding.
 
         Args:
-            end_confidence: How sure the model is, over the last places, that the text has ended.
-            room: How many may be added.
+            end_confidence: Confidence over the last positions that the text has ended, 0 to 1.
+            room: Maximum number to append.
         """
         return 0
 
     def expand(self, least_confidence: float, end_confidence: float, room: int) -> int:
-        """Return how many places to put before the least sure candidate of a step."""
+        """Return the number of mask tokens to insert before a step's least confident candidate."""
         return 0
 
     @property
     def window(self) -> int:
-        """How many last places say whether the text has ended; 0 asks for nothing."""
+        """Number of last positions that show whether the text has ended; 0 for none."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Job of kind ``diffusion``: trains from an initial checkpoint and records, writes a checkpoint."""
+"""Job of kind ``diffusion``: trains a masked diffusion model and publishes its checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from stillroom.train.precision import limit_threads
 
 __all__ = ["estimate", "run"]
 
-_FLOPS_PER_CORE = 2.5e10  # of a training step in float32, as measured on two cores
+_FLOPS_PER_CORE = 2.5e10  # training in float32, measured on two cores
 _OVERHEAD = 500_000_000
 _DEFAULT_PARAMETERS = 135_000_000
 
@@ -49,28 +49,28 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
     """Train a diffusion model and publish its checkpoint.
 
     Raises:
-        CheckpointError: If the start is missing or cannot be made a diffusion model.
-        DataError: If there is nothing to learn.
-        Cancelled: If the user stopped it; ``--resume`` goes on.
+        CheckpointError: If the initial checkpoint is missing or cannot be made a diffusion model.
+        DataError: If no record has tokens to learn.
+        Cancelled: If the user stopped the job; ``--resume`` continues it.
     """
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
         split = split_records(resolve_local(recipe.records))
         start = ranks.share_path(job.scratch / "start")
-        said = ranks.on_main(partial(_prepare, recipe, split, start, job))
+        description = ranks.on_main(partial(_prepare, recipe, split, start, job))
         model = load_prepared(start)
         check_attention(model, str(start))
         recipe = _limit_context(recipe, model, job)
         lessons, counts = _encode(recipe, split, model, job)
         validation = _hold_out(recipe, split, model)
         measure = partial(_measure, recipe, split, validation, job)
-        details: dict[str, Any] = {"start": said, "records": counts}
+        details: dict[str, Any] = {"start": description, "records": counts}
         details["before"] = ranks.on_main(partial(measure, "measure before"))
         details["train"] = _train(recipe, job, model, lessons, validation, ranks)
         is_whole = ranks.count == 1 or recipe.train.sharding == "none"
         tensors = _gather_weights(model, ranks, is_whole=is_whole)
 
         def write_and_measure() -> Artifact:
-            """Write the checkpoint; a model in parts is measured as it was written."""
+            """Write the checkpoint, and measure it; a sharded model is loaded again first."""
             details["fingerprint"] = _write(recipe, job, model, tensors, start, split)
             if not is_whole:
                 validation.model = load_trained(job.output, model)
@@ -81,28 +81,28 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
 
 
 def _prepare(recipe: DiffusionRecipe, split: RecordSplit, start: Path, job: Job) -> str:
-    """Make what training starts from, and return what it is."""
+    """Write the initial checkpoint, and return its description."""
     check_initial_checkpoint(recipe)
     with job.phase("start", 1, "networks") as progress:
-        said = prepare_initial_checkpoint(recipe, lambda: _count_texts(split), start)
+        description = prepare_initial_checkpoint(recipe, lambda: _count_texts(split), start)
         progress.advance()
-    job.say(f"starts from {said}")
-    return said
+    job.say(f"initial checkpoint: {description}")
+    return description
 
 
 def _limit_context(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> DiffusionRecipe:
-    """Return the recipe with no more tokens a record than the model knows positions."""
+    """Return the recipe with max_tokens limited to the context length."""
     most = model.context_length
     if recipe.max_tokens <= most:
         return recipe
-    job.say(f"the model knows {most} positions: of a record as many tokens are kept")
+    job.say(f"records are truncated to the context length of {most} tokens")
     return recipe.model_copy(update={"max_tokens": most})
 
 
 def _gather_weights(
     model: DiffusionModel, ranks: ProcessGroup, *, is_whole: bool
 ) -> dict[str, torch.Tensor]:
-    """Return the weights on the main rank; where each has a part, all ranks gather them."""
+    """Return the weights on the main rank; with sharding, all ranks gather them."""
     if ranks.is_main:
         return dict(export_tensors(model.network))
     if not is_whole:
@@ -118,7 +118,7 @@ def _publish(
     split: RecordSplit,
     details: dict[str, Any],
 ) -> Artifact:
-    """Tell what the checkpoint came to, and publish it."""
+    """Log the results, and publish the checkpoint."""
     _report(details, job)
     return job.finish(
         "checkpoint",
@@ -133,7 +133,7 @@ def _publish(
 
 
 def estimate(recipe: DiffusionRecipe) -> Estimate:
-    """Return memory, disk and time of the job; a start that is not here counts as 135M."""
+    """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M."""
     parameters, vocabulary, basis = _count_parameters(recipe)
     records = _count_records(recipe)
     steps = (
@@ -161,7 +161,7 @@ def estimate(recipe: DiffusionRecipe) -> Estimate:
 
 
 def _count_parameters(recipe: DiffusionRecipe) -> tuple[int, int, str]:
-    """Return parameters, vocabulary and what they are known from."""
+    """Return parameters, vocabulary size and the basis of the estimate."""
     start = recipe.start
     if isinstance(start, ScratchSettings):
         inner = start.inner or start.width * 8 // 3
@@ -190,20 +190,20 @@ def _encode(
 ) -> tuple[TokenizedDataset, dict[str, Any]]:
     with job.phase("encode", len(split.train), "records") as progress:
         lessons = recipe.objective.encode(recipe, model, split.train, progress.advance)
-    found = {**lessons.counts, "passed_over": split.passed_over}
-    told = ", ".join(
+    details = {**lessons.counts, "passed_over": split.passed_over}
+    summary = ", ".join(
         f"{count} {name.replace('_', ' ')}"
         for name, count in lessons.counts.items()
         if count and name.startswith(("records_", "tokens_cut"))
     )
-    if told or split.passed_over:
+    if summary or split.passed_over:
         job.say(
-            f"within {recipe.max_tokens} tokens: {told or 'all records whole'}; passed over: "
+            f"max_tokens {recipe.max_tokens}: {summary or 'no record truncated'}; skipped: "
             f"{split.passed_over or 'none'}"
         )
     if not lessons.items:
         raise recipe.objective.miss(recipe, len(split.train))
-    return lessons, found
+    return lessons, details
 
 
 def _hold_out(recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel) -> Validation:
@@ -222,14 +222,14 @@ def _hold_out(recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel
 def _measure(
     recipe: DiffusionRecipe, split: RecordSplit, validation: Validation, job: Job, name: str
 ) -> dict[str, Any]:
-    """Measure, once: a resumed run takes what was measured before."""
+    """Return the validation metrics of a phase; a resumed run takes them from the journal."""
     journal = job.journal("measured")
     held_out = split.held_out[: recipe.validation.records]
     if name not in journal and held_out:
         with job.phase(name, len(validation.lessons) or 1, "records") as progress:
             bound = validation.bound(progress.advance) if validation.lessons else {}
-            own = recipe.objective.measure(recipe, validation.model, held_out)
-        journal.put(name, {**bound, **validation.fixed_times(), **own})
+            metrics = recipe.objective.measure(recipe, validation.model, held_out)
+        journal.put(name, {**bound, **validation.fixed_times(), **metrics})
     return dict(journal.get(name, {}))
 
 
@@ -269,7 +269,7 @@ def _validate(
         return None
 
     def on_step(step: int, network: nn.Module) -> None:
-        # a model in parts is read by all ranks together; else the others wait
+        # all ranks read a sharded model together; otherwise only the main rank does
         if step % every == 0 and (ranks.is_main or is_sharded):
             for name, value in validation.fixed_times().items():
                 if ranks.is_main:
@@ -286,7 +286,7 @@ def _write(
     start: Path,
     split: RecordSplit,
 ) -> str:
-    """Write the checkpoint; an autoregressive one is an ordinary one, without metadata."""
+    """Write the checkpoint; an autoregressive one has no diffusion metadata."""
     config = read_json(start / "config.json")
     if recipe.noising.is_causal:
         config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}
@@ -326,15 +326,15 @@ def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
 
 
 def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
-    found = [make_parent("records", resolve_local(recipe.records), job.out)]
+    parents = [make_parent("records", resolve_local(recipe.records), job.out)]
     if not isinstance(recipe.start, ScratchSettings):
         stored = Checkpoint.open(resolve_checkpoint(recipe.start))
-        found.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
-    return found
+        parents.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
+    return parents
 
 
 def _origin(recipe: DiffusionRecipe, split: RecordSplit) -> Origin:
-    """Return the checkpoint's origin: synthetic, under all licenses involved."""
+    """Return the checkpoint's origin: synthetic, with the licenses of all sources."""
     parts = [record.origin for record in split.train]
     fingerprint = ""
     if not isinstance(recipe.start, ScratchSettings):
@@ -352,12 +352,12 @@ def _report(details: dict[str, Any], job: Job) -> None:
     for name, value in after.items():
         is_told = name.startswith(("preference/", "reward/"))
         if is_told and name in before and not name.endswith(("/pairs", "/tasks")):
-            job.say(f"held-out {name} {before[name]:.3f} before, {value:.3f} after")
+            job.say(f"held-out {name}: {before[name]:.3f} before, {value:.3f} after")
     if "is_bound" not in after:
         return
-    what = "bound" if after["is_bound"] else "loss"
+    kind = "bound" if after["is_bound"] else "loss"
     job.say(
-        f"held-out {what} {before['nats_per_token']:.3f} (error {before['error']:.3f}) before, "
-        f"{after['nats_per_token']:.3f} (error {after['error']:.3f}) after, nats a token over "
+        f"held-out {kind}: {before['nats_per_token']:.3f} (error {before['error']:.3f}) before, "
+        f"{after['nats_per_token']:.3f} (error {after['error']:.3f}) after, nats per token over "
         f"{after['records']} records"
     )

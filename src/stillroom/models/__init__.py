@@ -1,10 +1,9 @@
-"""Language models, embedders and rerankers behind common protocols, whatever the engine.
+"""Language models, embedders and rerankers behind common protocols.
 
-``open_text_model`` and ``open_embedder`` turn a reference (a folder, a ``.gguf`` file,
-``hub:NAME``, an endpoint's address) into something that speaks the protocols of ``protocols``.
-Engines are methods of the seams ``backends`` and ``embedders``; nothing above this floor knows
-which one works.
-Importing this package imports neither torch nor transformers nor any engine.
+``open_text_model`` and ``open_embedder`` open a reference (a folder, a ``.gguf`` file,
+``hub:NAME``, an endpoint's address) as an object with the protocols of ``interfaces``. Engines are
+methods of the seams ``backends`` and ``embedders``; callers do not depend on the engine. Importing
+this package imports neither torch nor transformers nor any engine.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use."""
+    """Import a public name from its module on first use."""
     if name in _HOMES:
         from importlib import import_module
 

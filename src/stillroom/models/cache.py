@@ -1,8 +1,8 @@
-"""Completion cache in SQLite, shared between processes and safe after a kill.
+"""Completion cache in SQLite, shared between processes and crash-safe.
 
 The key is everything a completion depends on: the model's fingerprint, the prompt and the sampling
-with its seed. Kept in SQLite with a write-ahead log: a row is safe against a kill as soon as
-``put`` returns, and several processes may read and write one file.
+with its seed. With the write-ahead log a row is durable as soon as ``put`` returns, and several
+processes may share one file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stillroom.models.interfaces import (
     AsyncModel,
     ConcurrentModel,
     DelegatingModel,
+    OnDone,
     Score,
     TemplatedModel,
     TextModel,
@@ -34,12 +35,11 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["CachedModel", "CompletionCache", "wrap_with_cache"]
 
-OnDone = Callable[[Completion | BaseException], None]
 _CREATE_TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 
 class CompletionCache:
-    """A file of completions by what they depend on."""
+    """File of completions by key."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the cache at ``path``.
@@ -57,12 +57,12 @@ class CompletionCache:
             raise DataError(
                 f"{path} cannot be used as a completion cache: {error}",
                 code="data.cache",
-                expected="a file that Stillroom made, on a disk that locks files",
-                next="delete the file (completions are asked again) or give another path",
+                expected="a file written by Stillroom, on a disk with file locks",
+                next="delete the file (completions are generated again), or use another path",
             ) from error
 
     def __len__(self) -> int:
-        """Return how many completions are kept."""
+        """Return the number of completions."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
 
@@ -80,7 +80,7 @@ class CompletionCache:
         return Completion.from_json(json.loads(row[0])) if row else None
 
     def put(self, key: str, completion: Completion) -> Completion:
-        """Keep a completion; the first one kept for a key stays, and is returned."""
+        """Store a completion, unless the key has one; return the stored one."""
         row = key, canonical_json(completion.to_json())
         with self._lock, _disk_errors(self.path):
             added = self._database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?)", row)
@@ -93,8 +93,8 @@ class CompletionCache:
             self._database.close()
 
 
-class _disk_errors:  # noqa: N801  # reads as a verb at its one kind of place
-    """Turns SQLite's full disk into the error every other writer raises."""
+class _disk_errors:  # noqa: N801  # a context manager, used as a function
+    """Raises SQLite's full-disk error as ``ResourceError``, as other writers do."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -111,26 +111,25 @@ class _disk_errors:  # noqa: N801  # reads as a verb at its one kind of place
 
 
 class CachedModel(DelegatingModel):
-    """A TextModel that asks the model behind it only for what the cache does not hold.
+    """TextModel that queries the wrapped model only for completions not in the cache.
 
-    It can be asked without a thread that waits, and shows its chat template, where the model behind
-    can and does: it has ``submit`` and ``render`` then, else not.
+    It has ``submit`` and ``render`` if the wrapped model has them.
     """
 
     submit: Callable[[Prompt, Sampling, OnDone], None]
-    """See ``SubmittingModel``."""
+    """See ``AsyncModel``."""
     render: Callable[[Sequence[Message]], str]
     """See ``TemplatedModel``."""
 
     def __init__(self, model: TextModel, cache: CompletionCache, job: Job | None = None) -> None:
-        """Put ``cache`` before ``model``; where ``job`` is stopped, so is ``generate``."""
+        """Wrap ``model``; cancelling ``job`` cancels ``generate``."""
         super().__init__(model)
         self.cache = cache
         self._job = job
         self.hits = 0
-        """Completions that came from the cache, or of what was asked at the same time."""
+        """Completions from the cache, or from another request in flight."""
         self._lock = threading.Lock()
-        self._asked: dict[str, list[OnDone]] = {}  # by key, while the model behind is asked
+        self._asked: dict[str, list[OnDone]] = {}  # callbacks by key, of requests in flight
         if isinstance(model, AsyncModel):
             self._pass_on = model.submit
             self.submit = self._submit
@@ -139,7 +138,7 @@ class CachedModel(DelegatingModel):
 
     @property
     def concurrency(self) -> int:
-        """How many requests the model behind takes at once; 1 unless it is a server's."""
+        """Concurrency of the wrapped model; 1 unless it is a server."""
         return self.model.concurrency if isinstance(self.model, ConcurrentModel) else 1
 
     def generate(
@@ -150,31 +149,33 @@ class CachedModel(DelegatingModel):
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt, asking each different one once; see ``TextModel.generate``.
+        """Complete all prompts, equal ones once; see ``TextModel.generate``.
 
         Raises:
-            Cancelled: If the job is stopped meanwhile; finished completions are kept.
+            Cancelled: If the job is cancelled; finished completions are stored.
         """
         samplings = broadcast_sampling(prompts, sampling)
-        places: dict[str, list[int]] = {}
-        for index, (prompt, one) in enumerate(zip(prompts, samplings, strict=True)):
-            places.setdefault(self.cache.key(self.fingerprint, prompt, one), []).append(index)
+        indices_by_key: dict[str, list[int]] = {}
+        for index, (prompt, prompt_sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            indices_by_key.setdefault(
+                self.cache.key(self.fingerprint, prompt, prompt_sampling), []
+            ).append(index)
         completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
 
         def give(key: str, completion: Completion) -> None:
-            for index in places[key]:
+            for index in indices_by_key[key]:
                 completions[index] = completion
                 if on_done is not None:
                     on_done(index, completion)
 
         missing = {}
-        for key, indexes in places.items():
-            kept = self.cache.get(key)
-            self.hits += len(indexes) - (kept is None)
-            if kept is None:
+        for key, indexes in indices_by_key.items():
+            cached = self.cache.get(key)
+            self.hits += len(indexes) - (cached is None)
+            if cached is None:
                 missing[key] = prompts[indexes[0]], samplings[indexes[0]]
             else:
-                give(key, kept)
+                give(key, cached)
         self._ask(missing, give, is_cancelled)
         return completions
 
@@ -184,11 +185,11 @@ class CachedModel(DelegatingModel):
         give: Callable[[str, Completion], None],
         is_cancelled: Callable[[], bool] | None,
     ) -> None:
-        """Ask the model behind for what the cache does not hold; give and keep what comes."""
+        """Generate missing completions; store and return them."""
         keys = list(missing)
 
         def keep(number: int, completion: Completion) -> None:
-            # What is given is what is kept: another process may have been first.
+            # The stored completion is returned: another process may have been first.
             if completion.finish_reason != "cancelled":
                 completion = self.cache.put(keys[number], completion)
             give(keys[number], completion)
@@ -202,74 +203,74 @@ class CachedModel(DelegatingModel):
             self._job.check_cancelled()
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the kept completion whole, or a new one in pieces.
+        """Yield a cached completion in one piece, or a new one in pieces.
 
-        A streamed completion is not kept: ``generate`` may take off what a stream has shown (an
-        endpoint's thoughts and fences).
+        Streamed completions are not stored: ``generate`` may strip parts of the text that a stream
+        has yielded (reasoning, Markdown fences).
         """
-        kept = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
-        if kept is not None:
+        cached = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
+        if cached is not None:
             self.hits += 1
-            yield kept.text
-            return kept
+            yield cached.text
+            return cached
         return (yield from self.model.stream(prompt, sampling))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Score with the model behind; scores are not kept."""
+        """Score with the wrapped model; scores are not cached."""
         return self.model.score(prompts, completions)
 
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
-        """Weigh options with the model behind; chances are not kept.
+        """Return the probabilities of options by the wrapped model; they are not cached.
 
         Raises:
-            BackendError: If its engine tells none.
+            BackendError: If the engine has no log-probabilities.
         """
         return score_options_by_logprob(self.model, prompts, options)
 
     def count_tokens(self, text: str) -> int:
-        """Count with the model behind."""
+        """Count tokens with the wrapped model."""
         return self.model.count_tokens(text)
 
     def close(self) -> None:
-        """Close the model behind and the cache."""
+        """Close the wrapped model and the cache."""
         self.model.close()
         self.cache.close()
 
     def _submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
-        """Answer from the cache at once, or ask; what is in flight already is asked once."""
+        """Answer from the cache, or submit; equal requests in flight are submitted once."""
         key = self.cache.key(self.fingerprint, prompt, sampling)
         with self._lock:
-            others = self._asked.get(key)
-            if others is not None:
-                others.append(done)
+            callbacks = self._asked.get(key)
+            if callbacks is not None:
+                callbacks.append(done)
                 return
             self._asked[key] = [done]
         try:
-            kept = self.cache.get(key)
-            if kept is None:
+            cached = self.cache.get(key)
+            if cached is None:
                 self._pass_on(prompt, sampling, partial(self._take, key))
                 return
-        except BaseException as error:  # noqa: BLE001  # given to all who wait for it
+        except BaseException as error:  # noqa: BLE001  # passed to all callbacks
             self._give(key, error)
             return
-        self._give(key, kept, 0)
+        self._give(key, cached, 0)
 
     def _take(self, key: str, value: Completion | BaseException) -> None:
-        """Keep what the model behind gives, on its thread, and give it to all who wait for it."""
+        """Store a completion, on the model's thread, and pass it to all callbacks."""
         if not isinstance(value, Completion) or value.finish_reason == "cancelled":
             self._give(key, value)
             return
         try:
             value = self.cache.put(key, value)
-        except BaseException as error:  # noqa: BLE001  # as generate raises it
+        except BaseException as error:  # noqa: BLE001  # as in generate
             self._give(key, error)
         else:
-            self._give(key, value, -1)  # one of those who wait has asked
+            self._give(key, value, -1)  # all but the first callback are hits
 
     def _give(self, key: str, value: Completion | BaseException, hits: int | None = None) -> None:
-        """Give a value to all who wait for it; ``hits`` are added to their number."""
+        """Pass a value to the callbacks of a key; ``hits`` is added to their number."""
         with self._lock:
             waiting = self._asked.pop(key)
             if hits is not None:

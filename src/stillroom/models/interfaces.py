@@ -1,6 +1,6 @@
 """Protocols of text models, embedders and rerankers, and the base classes of backends.
 
-Knows no engine and no tensor: prompts and completions are records, vectors are numpy arrays.
+Independent of engines and tensors: prompts and completions are records, vectors are NumPy arrays.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
     "DenoisingStep",
     "Embedder",
     "EmbedderMethod",
+    "OnDone",
     "OpenAIPassthroughModel",
     "RerankerModel",
     "Score",
@@ -45,15 +46,15 @@ __all__ = [
 
 
 class Backend(Method, ABC):
-    """An engine behind a TextModel; its fields are the engine's settings."""
+    """Backend of a text model; its fields are the engine's settings."""
 
     paper: ClassVar[str] = ""
 
     num_threads: int | None = Field(
-        None, ge=1, description="processor threads; by default all cores this process may use"
+        None, ge=1, description="CPU threads; default: all cores of this process"
     )
     context_length: int | None = Field(
-        None, ge=64, description="tokens of prompt and completion together; by default the model's"
+        None, ge=64, description="maximum tokens of prompt and completion; default: the model's"
     )
 
     @abstractmethod
@@ -61,7 +62,7 @@ class Backend(Method, ABC):
         """Open a model.
 
         Args:
-            reference: A checkpoint's folder or ``.gguf`` file, or an endpoint's address.
+            reference: A checkpoint folder or ``.gguf`` file, or an endpoint's address.
 
         Raises:
             BackendError: If the engine cannot open it.
@@ -70,7 +71,7 @@ class Backend(Method, ABC):
 
 
 class EmbedderMethod(Method, ABC):
-    """An engine behind an Embedder; its fields are the engine's settings."""
+    """Backend of an embedder; its fields are the engine's settings."""
 
     paper: ClassVar[str] = ""
 
@@ -79,7 +80,7 @@ class EmbedderMethod(Method, ABC):
         """Open an embedder.
 
         Args:
-            reference: A checkpoint's folder, an endpoint's address, or the method's own name.
+            reference: A checkpoint folder, an endpoint's address, or the name of the method.
 
         Raises:
             BackendError: If the engine cannot open it.
@@ -94,25 +95,25 @@ EMBEDDERS = Registry("stillroom.models.embedders", EmbedderMethod)
 
 
 class DelegatingModel:
-    """What a model has of the one behind it: its name, fingerprint and context length."""
+    """Base of wrappers: name, fingerprint and context length of the wrapped model."""
 
     def __init__(self, model: TextModel) -> None:
-        """Stand before ``model``."""
+        """Wrap ``model``."""
         self.model = model
 
     @property
     def name(self) -> str:
-        """The name of the model behind."""
+        """Name of the wrapped model."""
         return self.model.name
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the model behind."""
+        """Fingerprint of the wrapped model."""
         return self.model.fingerprint
 
     @property
     def context_length(self) -> int:
-        """The context length of the model behind."""
+        """Context length of the wrapped model."""
         return self.model.context_length
 
 
@@ -124,44 +125,46 @@ else:
 
 TextKind = Literal["query", "passage"]
 
+OnDone = Callable[[Completion | BaseException], None]
+"""Callback of a submitted request."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a model finds a completion: the natural log-probability of each of its tokens."""
+    """Natural log-probabilities of a completion's tokens."""
 
     logprobs: tuple[float, ...]
 
     @property
     def total(self) -> float:
-        """The log-probability of the whole completion, in nats."""
+        """Log-probability of the completion, in nats."""
         return float(sum(self.logprobs))
 
     @property
     def mean(self) -> float:
-        """Nats per token; 0.0 for an empty completion."""
+        """Mean log-probability per token, in nats; 0.0 for an empty completion."""
         return self.total / len(self.logprobs) if self.logprobs else 0.0
 
 
 @runtime_checkable
 class TextModel(Protocol):
-    """Anything that generates and scores text.
+    """A model that generates and scores text.
 
-    What is generated for a prompt depends on that prompt, its sampling and the model alone: never
-    on the prompts asked beside it, their order, or what was asked before. A completion's text does
-    not repeat the prompt's ``prefix``.
+    A completion depends on its prompt, its sampling and the model only: not on other prompts, their
+    order, or earlier requests. Its text does not repeat the prompt's ``prefix``.
     """
 
     @property
     def name(self) -> str:
-        """A short name for people."""
+        """Display name."""
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights (or the endpoint and model name) in caches and lineage."""
+        """Identifier of the weights (or of endpoint and model name) in caches and lineage."""
 
     @property
     def context_length(self) -> int:
-        """How many tokens prompt and completion may have together."""
+        """Maximum tokens of prompt and completion together."""
 
     def generate(
         self,
@@ -171,57 +174,54 @@ class TextModel(Protocol):
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt, in order.
+        """Complete all prompts, in order.
 
         Args:
-            prompts: What to complete.
-            sampling: One for all, or one for each.
-            on_done: Called with index and completion as each is done, in any order, on the
-                caller's thread.
-            is_cancelled: Asked between completions (and within long ones where the engine can);
-                once true, what is not done comes back with ``finish_reason`` ``cancelled``.
+            prompts: Prompts.
+            sampling: One for all, or one per prompt.
+            on_done: Called with index and completion as each ends, in any order, on the caller's
+                thread.
+            is_cancelled: Polled between completions (and within long ones where the engine can);
+                once true, open completions are returned with ``finish_reason`` ``cancelled``.
 
         Raises:
-            BackendError: If the engine or endpoint fails, or a prompt does not fit the context.
+            BackendError: If the engine or endpoint fails, or a prompt exceeds the context.
         """
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion's text in pieces as it comes, and return it whole.
+        """Yield the text of a completion in pieces, and return the completion.
 
-        What is returned is accounted for as the engine counts: a count it does not tell is 0.
+        Token counts are the engine's; unknown ones are 0.
         """
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens, given its prompt."""
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens the text has, without special tokens."""
+        """Return the number of tokens of a text, without special tokens."""
 
     def close(self) -> None:
-        """Release the engine; closing twice does no harm."""
+        """Release the engine; idempotent."""
 
 
 @runtime_checkable
 class ConcurrentModel(TextModel, Protocol):
-    """A TextModel that several threads may ask at once, and gains by it: a server's."""
+    """TextModel that gains from concurrent calls of several threads: a server's."""
 
     @property
     def concurrency(self) -> int:
-        """How many requests it takes at once; more wait for their turn."""
+        """Maximum concurrent requests; more are queued."""
 
 
 @runtime_checkable
 class AsyncModel(ConcurrentModel, Protocol):
-    """A ConcurrentModel that can be asked without a thread that waits for each answer."""
+    """ConcurrentModel with requests that do not block a thread."""
 
-    def submit(
-        self, prompt: Prompt, sampling: Sampling, done: Callable[[Completion | BaseException], None]
-    ) -> None:
-        """Ask, and have ``done`` called once with the completion or the error.
+    def submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
+        """Submit a request; ``done`` is called once with the completion or the exception.
 
-        It is called on the model's own thread, or on this one before ``submit`` returns where the
-        answer is at hand, and must neither wait nor raise. A model that is closed meanwhile gives
-        ``Cancelled``.
+        It is called on the model's thread, or on the caller's before ``submit`` returns if the
+        answer is cached, and must neither block nor raise. Closing the model passes ``Cancelled``.
 
         Raises:
             BackendError: If the model is closed.
@@ -230,38 +230,38 @@ class AsyncModel(ConcurrentModel, Protocol):
 
 @runtime_checkable
 class BatchingModel(TextModel, Protocol):
-    """A TextModel in this process that works on several prompts side by side."""
+    """Local TextModel that batches the prompts of several threads."""
 
     @property
     def lanes(self) -> int:
-        """How many threads may ask it at once before one waits for another."""
+        """Maximum concurrent calls without queueing."""
 
 
 @runtime_checkable
 class OpenAIPassthroughModel(TextModel, Protocol):
-    """A TextModel that speaks OpenAI's dialect, and so takes what no Prompt says: tools."""
+    """TextModel with OpenAI's API, for requests that a Prompt cannot express, e.g. tools."""
 
     def relay_chat(self, body: Mapping[str, Any], is_stopped: Callable[[], bool]) -> dict[str, Any]:
-        """Send a chat request as it stands, but for the model's name; return the answer.
+        """Send a chat request unchanged, except for the model name; return the response.
 
         Raises:
             BackendError: If the endpoint fails or refuses.
         """
 
     def stream_chat(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send a chat request and yield the chunks of its answer."""
+        """Send a chat request and yield the chunks of the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenoisingStep:
-    """A text after one step of a model that writes in any order.
+    """State of a text after one step of a diffusion model.
 
     Args:
-        step: From 0.
-        readings: Of the model so far.
-        pieces: The text of each place behind the prompt, None where it is open.
-        written: Places that were written in this step.
-        changed: Places that were opened again or replaced.
+        step: Step, from 0.
+        readings: Forward passes so far.
+        pieces: Text at each position after the prompt, None where masked.
+        written: Positions unmasked in this step.
+        changed: Positions remasked or replaced in this step.
     """
 
     step: int
@@ -273,28 +273,28 @@ class DenoisingStep:
 
 @runtime_checkable
 class DenoisingModel(TextModel, Protocol):
-    """A TextModel that writes in any order, and can show how."""
+    """TextModel of a diffusion model, with access to its denoising steps."""
 
     def stream_canvas(
         self, prompt: Prompt, sampling: Sampling
     ) -> Generator[str | DenoisingStep, None, Completion]:
-        """Yield and return what ``stream`` does, and yield the steps between the pieces."""
+        """Yield and return as ``stream`` does, and yield the steps between the pieces."""
 
 
 @runtime_checkable
 class CountingModel(TextModel, Protocol):
-    """A TextModel that can count a prompt as it reads it: one in this process."""
+    """TextModel with an exact token count of prompts: a local one."""
 
     def count_prompt(self, prompt: Prompt) -> int:
-        """Return how many tokens are read of a prompt, those of its chat template with them."""
+        """Return the number of tokens of a prompt, including its chat template."""
 
 
 @runtime_checkable
 class TemplatedModel(TextModel, Protocol):
-    """A TextModel whose chat template can be seen: one in this process."""
+    """TextModel with access to its chat template: a local one."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return messages as the template writes them, with the assistant's turn opened.
+        """Apply the chat template to messages and open the assistant's turn.
 
         Control tokens within the messages are escaped; those of the template are not.
 
@@ -305,88 +305,88 @@ class TemplatedModel(TextModel, Protocol):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Anything that turns texts into vectors whose dot product is their likeness."""
+    """A model that embeds texts; the dot product of vectors is their similarity."""
 
     truncated: int
-    """How many texts were longer than ``max_tokens`` and embedded without their ends."""
+    """Number of texts truncated to ``max_tokens``."""
 
     @property
     def dimensions(self) -> int:
-        """Length of a vector."""
+        """Vector length."""
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text are read, two special ones included and prompts left out.
+        """Maximum tokens per text, including two special tokens, without the prompt.
 
-        The rest is cut and counted in ``truncated``.
+        Longer texts are truncated and counted in ``truncated``.
         """
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights (or the endpoint and model name)."""
+        """Identifier of the weights (or of endpoint and model name)."""
 
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
         """Return one L2-normalized row per text, (N, D) float32.
 
-        A text's row does not depend on the texts beside it.
+        Rows are independent of the other texts.
 
         Raises:
             DataError: If a text is empty: its vector would have no direction.
         """
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens the text has, without special tokens."""
+        """Return the number of tokens of a text, without special tokens."""
 
 
 @runtime_checkable
 class TokenEmbedder(Embedder, Protocol):
-    """An embedder that also gives what it knows of every token."""
+    """Embedder with access to its token states."""
 
     def embed_tokens(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
-        """Return for each text its tokens' states, L2-normalized rows, (T, D) float32.
+        """Return the token states of each text, L2-normalized rows, (T, D) float32.
 
-        Special tokens are left out; a text longer than ``max_tokens`` loses its end. What is given
-        for a text does not depend on the texts beside it.
+        Special tokens are omitted; texts beyond ``max_tokens`` are truncated. Results are
+        independent of the other texts.
         """
 
 
 @runtime_checkable
 class SpanEmbedder(Embedder, Protocol):
-    """An embedder that reads a whole text and gives a vector for each of its passages."""
+    """Embedder with late chunking: a vector per passage of a text that is read as a whole."""
 
     def embed_spans(
         self, text: str, spans: Sequence[tuple[int, int]], *, kind: TextKind
     ) -> Vectors:
-        """Return one row for each span of a text, read with all of the text around it.
+        """Return one row per span of a text, with the whole text as context.
 
         Args:
-            text: The whole text, however long; it is read in windows that overlap.
+            text: Text of any length; it is read in overlapping windows.
             spans: First and last + 1 character of each passage.
-            kind: What the spans are.
+            kind: Kind of the spans.
 
         Returns:
             L2-normalized rows, (N, D) float32.
 
         Raises:
-            CheckpointError: If the embedder's vectors are not means of token states.
+            CheckpointError: If the embedder does not use mean pooling of token states.
             DataError: If a span is empty.
         """
 
 
 @runtime_checkable
 class RerankerModel(Protocol):
-    """Anything that reads a query and a text together and says how well they fit."""
+    """A model that scores the relevance of texts to a query."""
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights (or the endpoint and model name)."""
+        """Identifier of the weights (or of endpoint and model name)."""
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """Return one score for each text, in order; higher fits better, the scale is the model's.
+        """Return one score per text, in order; higher is better, the scale is the model's.
 
         Raises:
             BackendError: If the engine or endpoint fails, or the query leaves no room for a text.
         """
 
     def close(self) -> None:
-        """Release the engine; closing twice does no harm."""
+        """Release the engine; idempotent."""

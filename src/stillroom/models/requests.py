@@ -23,18 +23,18 @@ __all__ = [
 def broadcast_sampling(
     prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
 ) -> list[Sampling]:
-    """Return one sampling for each prompt.
+    """Return one sampling per prompt.
 
     Raises:
-        BackendError: If a list of samplings is of another length than the prompts.
+        BackendError: If the number of samplings differs from that of the prompts.
     """
     if isinstance(sampling, Sampling):
         return [sampling] * len(prompts)
     if len(sampling) != len(prompts):
         raise BackendError(
-            f"{len(prompts)} prompts came with {len(sampling)} samplings",
+            f"{len(prompts)} prompts, but {len(sampling)} samplings",
             code="backend.request",
-            expected="one sampling for all, or one for each prompt",
+            expected="one sampling for all, or one per prompt",
             next="give a single Sampling",
         )
     return list(sampling)
@@ -42,12 +42,12 @@ def broadcast_sampling(
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Return the text before the earliest stop string, and whether there was one."""
-    found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+    indices = [index for index in (text.find(stop) for stop in stops if stop) if index >= 0]
+    return (text[: min(indices)], True) if indices else (text, False)
 
 
 def count_held_back(text: str, stops: Sequence[str]) -> int:
-    """Return how many last characters may be the beginning of a stop string, so must wait."""
+    """Return the number of last characters that may be the beginning of a stop string."""
     longest = 0
     for stop in stops:
         for size in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -60,15 +60,16 @@ def count_held_back(text: str, stops: Sequence[str]) -> int:
 def limit_new_tokens(
     prompt_tokens: int, max_new_tokens: int, context_length: int, name: str
 ) -> int:
-    """Return how many tokens may be generated: what was asked, or what the context has left.
+    """Return the number of new tokens, limited by the context.
 
     Raises:
-        BackendError: If the prompt leaves no room for a single token.
+        BackendError: If the prompt leaves no room for a token.
     """
     room = context_length - prompt_tokens
     if room < 1:
         raise BackendError(
-            f"the prompt has {prompt_tokens} tokens; {name} reads {context_length}",
+            f"the prompt has {prompt_tokens} tokens; the context length of {name} is "
+            f"{context_length}",
             code="backend.context",
             expected=f"at most {context_length - 1} tokens",
             next="shorten the prompt, or raise context_length where the model allows",
@@ -90,15 +91,15 @@ def run_in_threads(
     """Call ``ask(index, is_stopped)`` for every index on worker threads.
 
     Args:
-        ask: Gives one completion; may look at ``is_stopped`` and give up early.
-        count: How many there are.
-        num_workers: How many at once.
-        fingerprint: Names the model in the completions of what was cancelled.
-        on_done: Called on this thread as each is done.
-        is_cancelled: Asked on this thread several times a second.
+        ask: Returns a completion; may poll ``is_stopped`` and return early.
+        count: Number of indices.
+        num_workers: Number of threads.
+        fingerprint: Model of cancelled completions.
+        on_done: Called on the caller's thread as each ends.
+        is_cancelled: Polled on the caller's thread several times per second.
 
     Returns:
-        The completions in order; those not done are ``cancelled``.
+        The completions in order; open ones are ``cancelled``.
     """
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(count):
@@ -141,29 +142,29 @@ def _collect_results(
     on_done: Callable[[int, Completion], None] | None,
     is_cancelled: Callable[[], bool] | None,
 ) -> None:
-    left = count
-    while left:
+    remaining = count
+    while remaining:
         if is_cancelled is not None and is_cancelled():
             return
         try:
-            index, given = done.get(timeout=_POLL_S)
+            index, result = done.get(timeout=_POLL_S)
         except queue.Empty:
             continue
-        left -= 1
-        if isinstance(given, BaseException):
-            raise given
-        completions[index] = given
-        if on_done is not None and given.finish_reason != "cancelled":
-            on_done(index, given)
+        remaining -= 1
+        if isinstance(result, BaseException):
+            raise result
+        completions[index] = result
+        if on_done is not None and result.finish_reason != "cancelled":
+            on_done(index, result)
 
 
 T = TypeVar("T")
 
 
 def stream_with_completion(stream: Generator[T, None, Completion]) -> Generator[T | Completion]:
-    """Yield what a model's stream yields, and last the completion that it returns.
+    """Yield the items of a model's stream, and its completion last.
 
-    To be read where the completion matters as well as what comes before it: a ``for`` loop drops
-    what a generator returns. Who leaves midway closes the stream.
+    A ``for`` loop would drop the return value of the generator. Closing this generator closes the
+    stream.
     """
     yield (yield from stream)

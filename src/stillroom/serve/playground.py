@@ -104,7 +104,7 @@ class DiffusionStreamService:
                     "confidence": [round(one, 4) for one in event.confidence[first:]],
                 }
             yield {
-                "text": decode_sample(model.tokenizer, sample, whole=False),
+                "text": decode_sample(model.tokenizer, sample, include_given=False),
                 "nfe": sample.nfe,
                 "steps": sample.steps,
                 "reopened": sample.reopened,

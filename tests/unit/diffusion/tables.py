@@ -19,7 +19,7 @@ class TableModel:
         )
         self.say = say
 
-    def sees(self, queries, keys):
+    def attention_mask(self, queries, keys):
         return torch.ones(len(queries), len(keys), dtype=torch.bool)
 
     def read(self, readings):

@@ -152,8 +152,8 @@ def test_steps_are_shown_and_played_back(folder, tmp_path):
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("step ")]
     assert len(lines) == 5
-    assert "4 open" in lines[0]
-    assert "0 open" in lines[-1]
+    assert "4 masked" in lines[0]
+    assert "0 masked" in lines[-1]
     text = page.read_text()
     frames = json.loads(re.search(r"const frames = (\[.*?\]), given", text, re.DOTALL)[1])
     assert len(frames) == 5
@@ -222,7 +222,7 @@ def test_the_terminal_view_redraws_and_marks(folder, monkeypatch):
     drawn = stream.getvalue()
     assert "\x1b[1;32m" in drawn
     assert "\x1b[1;31m" in drawn
-    # "step 0, 1 readings, 1 open" and one line of text: no more is drawn over
+    # "step 0, 1 passes, 1 masked" and one line of text: no more is drawn over
     assert re.findall(r"\x1b\[(\d+)A\x1b\[J", drawn) == ["2"]
     ids = tuple(tokenizer("word " * 20)["input_ids"])
     view = TerminalAnimation(tokenizer, stream)
@@ -341,7 +341,7 @@ def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):
     )
     assert found["after"]["is_bound"]
     assert found["tokens"] > 0
-    assert f"after {found['tokens']:,} tokens expect this: it has begun" in found["expect"]
+    assert f"expected after {found['tokens']:,} tokens: it predicts" in found["expect"]
     assert "1e9" in found["expect"]  # what conversions by blocks took
     assert open_diffusion(str(tmp_path / "out")).metadata.block_size == 8
 
@@ -381,5 +381,5 @@ def test_what_is_written_is_told_whole_or_new(folder):
 
     ids = tuple(model.tokenizer("The still")["input_ids"])
     (sample,) = generate(model, [InfillRequest(ids, 3)], DecodeSettings(end={"never": True}))
-    assert decode_sample(model.tokenizer, sample, whole=True).startswith("The still")
-    assert not decode_sample(model.tokenizer, sample, whole=False).startswith("The still")
+    assert decode_sample(model.tokenizer, sample, include_given=True).startswith("The still")
+    assert not decode_sample(model.tokenizer, sample, include_given=False).startswith("The still")

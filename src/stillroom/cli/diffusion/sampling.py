@@ -143,9 +143,9 @@ def sample_command(
     wants_steps = watch or page is not None
     samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
     if page is not None:
-        write_animation(page, events, model.tokenizer, title="Unmasking", given=given)
+        write_animation(page, events, model.tokenizer, title="Unmasking", given_mask=given)
         click.echo(f"steps    {page}", err=True)
-    texts = [decode_sample(model.tokenizer, sample, whole=holes) for sample in samples]
+    texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
     if as_json:
         rows = [
             {

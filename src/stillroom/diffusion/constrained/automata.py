@@ -1,8 +1,8 @@
 """Deterministic finite automata over bytes for the values of a JSON Schema.
 
-A state is a number, 0 the first; a byte leads to one state or to none. Built are those of the
-values that JSON Schema names: literals, numbers within bounds, strings of a length, and lists of
-them. Knows neither tokens nor models.
+A state is an integer, 0 the initial one; a byte leads to one state or to none. Automata cover the
+values of JSON Schema: literals, bounded numbers, strings of bounded length, and lists of them.
+Independent of tokenizers and models.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = [
     "match_union",
 ]
 
-_State = Any  # whatever can be a key: the states of one kind have one form
+_State = Any  # hashable; the states of one automaton have one type
 _DIGITS = range(0x30, 0x3A)
 _ASCII_TEXT = [byte for byte in range(0x20, 0x80) if byte not in (0x22, 0x5C, 0x7F)]
-# leading bytes of UTF-8 and how many follow; E0, ED, F0 and F4 have narrower seconds
+# UTF-8 leading bytes: continuation bytes, and range of the first one (narrower for E0, ED, F0, F4)
 _UTF8_LEADS = {
     **dict.fromkeys(range(0xC2, 0xE0), (1, 0x80, 0xC0)),
     **dict.fromkeys(range(0xE1, 0xF0), (2, 0x80, 0xC0)),
@@ -42,18 +42,18 @@ _UTF8_LEADS = {
 
 @dataclass(frozen=True, slots=True)
 class ByteDFA:
-    """Which bytes lead where.
+    """Transition table over bytes.
 
     Args:
-        table: The next state of each state by byte, -1 for none, (S, 256), int32.
-        accepts: In which states a value may end, (S,), bool.
+        table: Next state by state and byte, -1 for none, (S, 256), int32.
+        accepts: Accepting states, (S,), bool.
     """
 
     table: npt.NDArray[np.int32]
     accepts: npt.NDArray[np.bool_]
 
     def reads(self, data: bytes) -> bool:
-        """Return whether bytes are a value."""
+        """Return whether the automaton accepts a byte string."""
         state = 0
         for byte in data:
             state = int(self.table[state, byte])
@@ -67,7 +67,7 @@ def _number_states(
     step: Callable[[_State], dict[int, _State]],
     is_end: Callable[[_State], bool],
 ) -> ByteDFA:
-    """Number the states that are reached from the first."""
+    """Build the automaton of all states reachable from the first."""
     numbers_, rows = {first: 0}, []
     queue = [first]
     for state in queue:
@@ -82,48 +82,48 @@ def _number_states(
 
 
 def match_literals(values: Sequence[bytes]) -> ByteDFA:
-    """Return what reads these and nothing else."""
-    wanted = set(values)
+    """Return the automaton of a set of literals."""
+    literals = set(values)
 
     def step(state: _State) -> dict[int, _State]:
         begun = state if isinstance(state, bytes) else b""
         size = len(begun)
         return {
             value[size]: value[: size + 1]
-            for value in wanted
+            for value in literals
             if len(value) > size and value.startswith(begun)
         }
 
-    return _number_states(b"", step, lambda state: state in wanted)
+    return _number_states(b"", step, lambda state: state in literals)
 
 
 def match_strings(least: int = 0, most: int | None = None) -> ByteDFA:
-    """Return what reads the inside of a JSON string without escapes, of so many characters."""
+    """Return the automaton of strings without escapes, ``least`` to ``most`` characters."""
     top = least if most is None else most
 
     def count(now: int) -> int:
         return min(now + 1, top) if most is None else now + 1
 
     def step(state: _State) -> dict[int, _State]:
-        now, rest, low, high = state
-        if rest:
-            return {byte: (now, rest - 1, 0x80, 0xC0) for byte in range(low, high)}
+        now, pending, low, high = state
+        if pending:
+            return {byte: (now, pending - 1, 0x80, 0xC0) for byte in range(low, high)}
         if most is not None and now >= most:
             return {}
         more = count(now)
-        found: dict[int, _State] = {byte: (more, 0, 0, 0) for byte in _ASCII_TEXT}
-        found |= {lead: (more, *rule) for lead, rule in _UTF8_LEADS.items()}
-        return found
+        transitions: dict[int, _State] = {byte: (more, 0, 0, 0) for byte in _ASCII_TEXT}
+        transitions |= {lead: (more, *rule) for lead, rule in _UTF8_LEADS.items()}
+        return transitions
 
     def is_end(state: _State) -> bool:
-        now, rest, _, _ = state
-        return bool(rest == 0 and now >= least)
+        now, pending, _, _ = state
+        return bool(pending == 0 and now >= least)
 
     return _number_states((0, 0, 0, 0), step, is_end)
 
 
 def match_quoted(inner: ByteDFA) -> ByteDFA:
-    """Return what reads a quotation mark, the inner, and another; the inner holds none."""
+    """Return the automaton of a quoted value; ``inner`` accepts no quotation mark."""
     size = len(inner.table)
     table = np.full((size + 2, 256), -1, dtype=np.int32)
     table[0, 0x22] = 1
@@ -133,7 +133,7 @@ def match_quoted(inner: ByteDFA) -> ByteDFA:
 
 
 def match_integers(low: int | None = None, high: int | None = None) -> ByteDFA:
-    """Return what reads integers from ``low`` to ``high``, both possible; at most 18 digits."""
+    """Return the automaton of the integers in [``low``, ``high``]; at most 18 digits."""
     limit = 10**18 - 1
     low, high = (
         max(-limit, -limit if low is None else low),
@@ -152,22 +152,22 @@ _Range = tuple[int, int] | None
 
 
 def _digit_transitions(state: _State, plus: _Range, minus: _Range) -> dict[int, _State]:
-    """Return where digits lead: a state is a sign and how the digits compare with both bounds."""
-    kind, *rest = state
-    found: dict[int, _State] = {}
+    """Return transitions by digit; a state is a sign and the comparison with both bounds."""
+    kind, *progress = state
+    transitions: dict[int, _State] = {}
     if kind == "start":
         if minus is not None:
-            found[0x2D] = ("-",)
+            transitions[0x2D] = ("-",)
         if plus is not None:
-            found |= _start_number("+", plus)
-        return found
+            transitions |= _start_number("+", plus)
+        return transitions
     bounds = plus if kind == "+" else minus
     if bounds is None:
         return {}
-    if not rest:
+    if not progress:
         return _start_number(kind, bounds)
-    count, below, above = rest
-    if (count, below, above) == (1, None, None):  # a lone zero is followed by nothing
+    count, below, above = progress
+    if (count, below, above) == (1, None, None):  # no digit follows a leading zero
         return {}
     return {
         byte: following
@@ -177,22 +177,22 @@ def _digit_transitions(state: _State, plus: _Range, minus: _Range) -> dict[int, 
 
 
 def _start_number(kind: str, bounds: tuple[int, int]) -> dict[int, _State]:
-    found: dict[int, _State] = {}
+    transitions: dict[int, _State] = {}
     if bounds[0] <= 0:
-        found[0x30] = (kind, 1, None, None)
+        transitions[0x30] = (kind, 1, None, None)
     for digit in range(1, 10):
         following = _append_digit(kind, bounds, 0, 0, 0, digit)
         if following is not None:
-            found[0x30 + digit] = following
-    return found
+            transitions[0x30 + digit] = following
+    return transitions
 
 
 def _append_digit(
     kind: str, bounds: tuple[int, int], count: int, below: int, above: int, digit: int
 ) -> _State | None:
-    """Return the state after one digit more, or None where no number within bounds begins so.
+    """Return the state after one more digit, or None where no number within bounds has the prefix.
 
-    ``below`` and ``above`` compare the digits so far with the first ones of each bound: -1, 0, 1.
+    ``below`` and ``above`` compare the digits so far with the prefix of each bound: -1, 0 or 1.
     """
     least, most = str(bounds[0]), str(bounds[1])
     if count >= len(most):
@@ -211,11 +211,11 @@ def _append_digit(
 
 
 def _is_within(state: _State, plus: _Range, minus: _Range) -> bool:
-    kind, *rest = state
+    kind, *progress = state
     bounds = plus if kind == "+" else minus
-    if len(rest) != 3 or bounds is None:
+    if len(progress) != 3 or bounds is None:
         return False
-    count, below, above = rest
+    count, below, above = progress
     if below is None:
         return bounds[0] <= 0
     least, most = len(str(bounds[0])), len(str(bounds[1]))
@@ -226,10 +226,10 @@ def _is_within(state: _State, plus: _Range, minus: _Range) -> bool:
 
 
 def match_numbers() -> ByteDFA:
-    """Return what reads any JSON number, without an exponent."""
+    """Return the automaton of JSON numbers without an exponent."""
 
     def step(state: _State) -> dict[int, _State]:
-        ways: dict[_State, dict[int, _State]] = {
+        transitions: dict[_State, dict[int, _State]] = {
             "start": {0x2D: "sign", 0x30: "zero", **dict.fromkeys(_DIGITS[1:], "whole")},
             "sign": {0x30: "zero", **dict.fromkeys(_DIGITS[1:], "whole")},
             "zero": {0x2E: "point"},
@@ -237,13 +237,13 @@ def match_numbers() -> ByteDFA:
             "point": dict.fromkeys(_DIGITS, "part"),
             "part": dict.fromkeys(_DIGITS, "part"),
         }
-        return ways[state]
+        return transitions[state]
 
     return _number_states("start", step, lambda state: state in ("zero", "whole", "part"))
 
 
 def match_union(parts: Sequence[ByteDFA]) -> ByteDFA | None:
-    """Return what reads the values of any part, or None where two may begin with the same byte."""
+    """Return the union of automata, or None where two accept the same first byte."""
     tables, accepts, first, is_end = [], [], np.full(256, -1, dtype=np.int32), False
     offset = 1
     for part in parts:
@@ -260,25 +260,26 @@ def match_union(parts: Sequence[ByteDFA]) -> ByteDFA | None:
 
 
 def match_list(element: ByteDFA, least: int, most: int) -> ByteDFA:
-    """Return what reads so many values with ", " between them; none holds a comma outside quotes.
+    """Return the automaton of ``least`` to ``most`` elements joined by ", ".
 
-    An element that ends is one after which a comma may come: its own bytes never are commas there.
+    Elements must not contain commas outside quotation marks: a comma in an accepting state of an
+    element starts the next one.
     """
     size = len(element.table)
-    per = size + 2  # the element's states, after a comma, after its space
+    per = size + 2  # states of the element, after the comma, after the space
     table = np.full((per * most + 1, 256), -1, dtype=np.int32)
     accepts = np.zeros(per * most + 1, dtype=np.bool_)
     for number in range(most):
         base = 1 + number * per
-        own = np.where(element.table >= 0, element.table + base, -1)
-        table[base : base + size] = own
+        element_table = np.where(element.table >= 0, element.table + base, -1)
+        table[base : base + size] = element_table
         accepts[base : base + size] = element.accepts & (number + 1 >= least)
         if number + 1 < most:
             table[base : base + size, 0x2C] = np.where(
                 element.accepts, base + size, table[base : base + size, 0x2C]
             )
             table[base + size, 0x20] = base + per
-    # the first state is the element's own first one, where a list may also be empty
+    # the initial state is that of the first element; accepting where the list may be empty
     table[0] = table[1]
     accepts[0] = least == 0
     return ByteDFA(table, accepts)

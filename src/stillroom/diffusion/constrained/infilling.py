@@ -1,15 +1,16 @@
-"""JSON infilling: the slots of a template, each decoded under the automaton of its values.
+"""JSON infilling: each slot of a template is decoded under the automaton of its values.
 
-How many tokens a value has is chosen by the model: each length that is possible is read once, the
-text behind the hole in its place, and the one whose likeliest value is surest a token, the first
-token behind it counted, is taken. What is fixed is never written by the model, so that the
-result parses whatever the model says.
+The length of a value is chosen by the model: candidate lengths are scored by one forward pass each,
+with the text after the slot in place, and the length with the highest log-probability per token is
+used, the first token after the slot included. Fixed text is never generated, so the result always
+parses.
 
-In every step the likeliest tokens that together are a value, those already written fixed, are found
-by dynamic programming over places and states; writing any of them leaves a value possible.
+In every step the most probable token sequence that forms a value, with the tokens already written
+held fixed, is found by dynamic programming over positions and states; unmasking any of its tokens
+keeps the value reachable.
 
 Source: Suresh et al. 2025, arXiv:2505.23061 (DINGO), Algorithm 1: the path of greatest probability
-through the automaton. Differs from the paper: automata are small ones of single values, over bytes.
+through the automaton. Differs from the paper: small automata of single values, over bytes.
 """
 
 from __future__ import annotations
@@ -45,27 +46,27 @@ _NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class TokenTransitions:
-    """Where tokens lead in an automaton of bytes.
+    """Transitions of an automaton by token instead of by byte.
 
     Args:
-        moves: From each state, by the state that is led to, the tokens that lead there, (n,).
-        accepts: In which states a value may end, (S,), bool.
+        moves: For each state, the tokens that lead to each next state, (n,).
+        accepts: Accepting states, (S,), bool.
     """
 
     moves: tuple[Mapping[int, Tensor], ...]
     accepts: tuple[bool, ...]
 
     @classmethod
-    def of(
+    def from_dfa(
         cls, values: ByteDFA, table: TokenBytes, vocabulary: int, longest: int | None = None
     ) -> TokenTransitions:
-        """Read every token's bytes from every state.
+        """Compile a byte automaton for a tokenizer.
 
         Args:
-            values: What may be held.
-            table: The tokens' bytes; special and unknown tokens lead nowhere.
-            vocabulary: Tokens that the model has logits for.
-            longest: Bytes of a token at most.
+            values: Automaton of the values.
+            table: Bytes of the tokens; special and unknown tokens have no transitions.
+            vocabulary: Number of tokens that the model has logits for.
+            longest: Maximum bytes per token.
         """
         count = min(len(table), vocabulary)
         lengths = table.lengths[:count]
@@ -78,117 +79,117 @@ class TokenTransitions:
         tokens = np.flatnonzero(is_fit)
         sizes = lengths[tokens]
         widest = int(sizes.max()) if len(sizes) else 0
-        found = []
-        # a row more for nowhere, which leads nowhere: state -1 reads the last row
+        moves = []
+        # one extra row for the dead state: state -1 indexes the last row
         steps = np.concatenate([values.table, np.full((1, 256), -1, dtype=np.int32)])
         for state in range(len(values.table)):
-            at = np.full(len(tokens), state, dtype=np.int64)
-            for place in range(widest):
-                is_longer = sizes > place
+            states = np.full(len(tokens), state, dtype=np.int64)
+            for offset in range(widest):
+                is_longer = sizes > offset
                 if not is_longer.any():
                     break
-                data = table.data[table.starts[tokens[is_longer]] + place]
-                at[is_longer] = steps[at[is_longer], data]
-            is_alive = at >= 0
-            own = {
-                int(end): torch.from_numpy(tokens[is_alive & (at == end)])
-                for end in np.unique(at[is_alive])
+                data = table.data[table.starts[tokens[is_longer]] + offset]
+                states[is_longer] = steps[states[is_longer], data]
+            is_alive = states >= 0
+            targets = {
+                int(end): torch.from_numpy(tokens[is_alive & (states == end)])
+                for end in np.unique(states[is_alive])
             }
-            found.append(own)
-        return cls(tuple(found), tuple(values.accepts.tolist()))
+            moves.append(targets)
+        return cls(tuple(moves), tuple(values.accepts.tolist()))
 
     def lengths(self, most: int) -> list[int]:
-        """Return how many tokens, at most so many, a value may have, rising."""
-        reached, found = {0}, [0] if self.accepts[0] else []
+        """Return the possible token counts of a value, up to ``most``, in ascending order."""
+        reached, counts = {0}, [0] if self.accepts[0] else []
         for count in range(1, most + 1):
             reached = {end for state in reached for end in self.moves[state]}
             if any(self.accepts[state] for state in reached):
-                found.append(count)
-        return found
+                counts.append(count)
+        return counts
 
     def best(
-        self, count: int, given: Mapping[int, int], logprobs: Mapping[int, Tensor]
+        self, count: int, fixed: Mapping[int, int], logprobs: Mapping[int, Tensor]
     ) -> tuple[list[int], float]:
-        """Return the likeliest tokens of a value and the sum of their log-probabilities.
+        """Return the most probable token sequence of a value and its summed log-probability.
 
         Args:
-            count: How many tokens.
-            given: Tokens that stand already, by place.
-            logprobs: Of all tokens, (V,), by place; a place with neither may hold any token and
-                counts for nothing.
+            count: Number of tokens.
+            fixed: Fixed tokens by position.
+            logprobs: Log-probabilities of all tokens, (V,), by position; a position in neither
+                mapping may hold any token at no cost.
 
         Raises:
-            ValueError: If no value has so many tokens, those given among them.
+            ValueError: If no value of ``count`` tokens agrees with the fixed tokens.
         """
         scores: dict[int, float] = {0: 0.0}
-        steps: list[dict[int, tuple[int, int]]] = []  # by state: from which, by which token
-        for place in range(count):
+        steps: list[dict[int, tuple[int, int]]] = []  # by state: previous state and token
+        for position in range(count):
             following: dict[int, float] = {}
             came: dict[int, tuple[int, int]] = {}
             for state, score in scores.items():
                 for end, tokens in self.moves[state].items():
-                    token, gain = _pick_token(tokens, given.get(place), logprobs.get(place))
+                    token, gain = _pick_token(tokens, fixed.get(position), logprobs.get(position))
                     if token >= 0 and score + gain > following.get(end, _NEVER):
                         following[end], came[end] = score + gain, (state, token)
             scores = following
             steps.append(came)
         ends = {state: score for state, score in scores.items() if self.accepts[state]}
         if not ends:
-            raise ValueError(f"no value of {count} tokens goes with those given")
+            raise ValueError(f"no value of {count} tokens agrees with the fixed tokens")
         state = max(ends, key=lambda end: ends[end])
-        total, found = ends[state], []
+        total, path = ends[state], []
         for came in reversed(steps):
             state, token = came[state]
-            found.append(token)
-        return found[::-1], total
+            path.append(token)
+        return path[::-1], total
 
 
-def _pick_token(tokens: Tensor, given: int | None, logprobs: Tensor | None) -> tuple[int, float]:
-    """Return the likeliest of some tokens and its log-probability; -1 where none can stand."""
-    if given is not None:
-        return (given, 0.0) if bool((tokens == given).any()) else (-1, _NEVER)
+def _pick_token(tokens: Tensor, fixed: int | None, logprobs: Tensor | None) -> tuple[int, float]:
+    """Return the most probable of ``tokens`` and its log-probability; -1 where none is allowed."""
+    if fixed is not None:
+        return (fixed, 0.0) if bool((tokens == fixed).any()) else (-1, _NEVER)
     if logprobs is None:
         return int(tokens[0]), 0.0
-    own = logprobs[tokens]
-    best = int(own.argmax())
-    return int(tokens[best]), max(float(own[best]), -1e30)
+    scores = logprobs[tokens]
+    best = int(scores.argmax())
+    return int(tokens[best]), max(float(scores[best]), -1e30)
 
 
 @dataclass(frozen=True, slots=True)
 class SlotConstraint:
-    """The rule of one hole of a text.
+    """Decoding constraint of one slot.
 
     Args:
-        moves: Of its automaton.
-        start: Its first place.
-        count: How many places.
+        moves: Token transitions of its automaton.
+        start: First position of the slot.
+        count: Number of tokens.
     """
 
     moves: TokenTransitions
     start: int
     count: int
 
-    def choose(self, ids: Tensor, is_open: Tensor, places: Tensor, logits: Tensor) -> Tensor:
-        """Return a token for each place, (k,), that goes with all others of the hole.
+    def choose(self, ids: Tensor, is_open: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
+        """Return a token for each position, (k,), consistent with the rest of the slot.
 
         Args:
-            ids: The text as it stands, (T,).
-            is_open: (T,), bool.
-            places: Open places, (k,), rising, within the hole.
-            logits: What tokens are chosen by, (k, V).
+            ids: Current tokens, (T,).
+            is_open: Masked positions, (T,), bool.
+            positions: Masked positions within the slot, (k,), ascending.
+            logits: Logits at these positions, (k, V).
         """
         scores = logits.log_softmax(-1).cpu()
-        at = {int(place) - self.start: row for row, place in enumerate(places.tolist())}
-        given = {
-            place: int(ids[self.start + place])
-            for place in range(self.count)
-            if not bool(is_open[self.start + place])
+        rows = {int(position) - self.start: row for row, position in enumerate(positions.tolist())}
+        fixed = {
+            position: int(ids[self.start + position])
+            for position in range(self.count)
+            if not bool(is_open[self.start + position])
         }
-        found, _ = self.moves.best(
-            self.count, given, {place: scores[row] for place, row in at.items()}
+        values, _ = self.moves.best(
+            self.count, fixed, {position: scores[row] for position, row in rows.items()}
         )
-        chosen = [found[int(place) - self.start] for place in places.tolist()]
-        return torch.tensor(chosen, dtype=torch.long, device=logits.device)
+        selected = [values[int(position) - self.start] for position in positions.tolist()]
+        return torch.tensor(selected, dtype=torch.long, device=logits.device)
 
 
 _DENSE_LENGTHS = 8
@@ -199,13 +200,13 @@ _MAX_VALUE_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class InfillResult:
-    """A skeleton with its holes filled.
+    """A filled JSON template.
 
     Args:
         text: JSON.
-        tokens: How many tokens stand behind the prompt, fixed and written.
-        nfe: Readings, those that chose lengths included.
-        is_cancelled: Whether it was left before its end; the text then is what was there.
+        tokens: Number of tokens after the prompt, fixed and generated.
+        nfe: Forward passes, those for choosing lengths included.
+        is_cancelled: Whether generation was cancelled; the text is then incomplete.
     """
 
     text: str
@@ -216,14 +217,14 @@ class InfillResult:
 
 @dataclass(slots=True)
 class JsonInfiller:
-    """Fills a skeleton by a model; one for each text.
+    """Fills the slots of a JSON template with a diffusion model.
 
     Args:
-        model: Writes.
-        table: The bytes of its tokens.
-        settings: Order, commit rule, cache and temperature; nothing is taken back, and a hole is
-            written as one block.
-        longest: Tokens of a value at most.
+        model: Diffusion model.
+        table: Bytes of its tokens.
+        settings: Unmasking order and rule, cache and temperature; remasking is off, and a slot is
+            decoded as one block.
+        longest: Maximum tokens per value.
     """
 
     model: DiffusionModel
@@ -233,7 +234,7 @@ class JsonInfiller:
     _moves: dict[int, tuple[ByteDFA, TokenTransitions]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Leave out of the settings what would break a value."""
+        """Remove settings that could invalidate a value."""
         changed: dict[str, Any] = {"remasking": None, "length": LENGTH_POLICIES.build("fixed")}
         if self.model.metadata.block_size is None:
             changed["block_length"] = None
@@ -249,22 +250,22 @@ class JsonInfiller:
         on_text: Callable[[str], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> InfillResult:
-        """Fill the holes from the first to the last.
+        """Fill the slots from left to right.
 
         Args:
-            prompt: Tokens before the skeleton.
-            skeleton: Fixed text and holes.
-            room: Tokens that fixed text and values may have together.
-            seed: Of draws.
-            on_text: Told the text up to the next hole, whenever that has grown.
-            is_cancelled: Asked before every call of the model.
+            prompt: Tokens before the template.
+            skeleton: Fixed text and slots.
+            room: Maximum tokens of fixed text and values together.
+            seed: Random seed.
+            on_text: Called with the text up to the next slot whenever it has grown.
+            is_cancelled: Polled before every forward pass.
 
         Raises:
             BackendError: If the room is too small for the shortest values, or the tokenizer has no
                 tokens for a value.
         """
         fixed = [self._encode(part) if isinstance(part, str) else [] for part in skeleton]
-        ids, text, nfe, left = list(prompt), "", 0, room - sum(map(len, fixed))
+        ids, text, nfe, remaining = list(prompt), "", 0, room - sum(map(len, fixed))
         holes = sum(isinstance(part, Slot) for part in skeleton)
         for number, part in enumerate(skeleton):
             if isinstance(part, str):
@@ -276,15 +277,15 @@ class JsonInfiller:
             if is_cancelled is not None and is_cancelled():
                 return InfillResult(text, len(ids) - len(prompt), nfe, is_cancelled=True)
             behind = fixed[number + 1] if number + 1 < len(skeleton) else []
-            found, readings = self._fill_hole(
-                part, ids, behind, left // holes, seed + number, is_cancelled
+            tokens, readings = self._fill_hole(
+                part, ids, behind, remaining // holes, seed + number, is_cancelled
             )
             nfe += readings
-            if found is None:
+            if tokens is None:
                 return InfillResult(text, len(ids) - len(prompt), nfe, is_cancelled=True)
-            ids += found
-            left, holes = left - len(found), holes - 1
-            text += b"".join(map(self.table.of, found)).decode()
+            ids += tokens
+            remaining, holes = remaining - len(tokens), holes - 1
+            text += b"".join(map(self.table.of, tokens)).decode()
         return InfillResult(text, len(ids) - len(prompt), nfe)
 
     def _fill_hole(
@@ -296,7 +297,7 @@ class JsonInfiller:
         seed: int,
         is_cancelled: Callable[[], bool] | None,
     ) -> tuple[list[int] | None, int]:
-        """Return a value's tokens and the readings they took; None where it was cancelled."""
+        """Return a value's tokens and the forward passes used; None if cancelled."""
         moves = self._moves_of(hole)
         lengths = moves.lengths(self.longest)
         fitting = [length for length in lengths if length <= room]
@@ -314,8 +315,8 @@ class JsonInfiller:
         (sample,) = generate(self.model, [request], self.settings, is_cancelled=is_cancelled)
         if sample.finish_reason == "cancelled":
             return None, readings + sample.nfe
-        found = list(sample.ids[len(before) : len(before) + count])
-        return found, readings + sample.nfe
+        tokens = list(sample.ids[len(before) : len(before) + count])
+        return tokens, readings + sample.nfe
 
     def _choose_length(
         self,
@@ -324,7 +325,7 @@ class JsonInfiller:
         before: list[int | None],
         behind: list[int],
     ) -> tuple[int, int]:
-        """Return how many tokens a value shall have, and the readings that told."""
+        """Return the length of a value in tokens, and the forward passes used to choose it."""
         if len(lengths) == 1:
             return lengths[0], 0
         scores: dict[int, float] = {}
@@ -334,10 +335,10 @@ class JsonInfiller:
 
         for length in _spread_lengths(lengths):
             scores[length] = self._sureness(moves, length, before, behind)
-        while True:  # between the best and its neighbors, until there is nothing between them
+        while True:  # bisect between the best length and its scored neighbors
             tried, now = sorted(scores), best()
-            at = tried.index(now)
-            low, high = tried[max(at - 1, 0)], tried[min(at + 1, len(tried) - 1)]
+            index = tried.index(now)
+            low, high = tried[max(index - 1, 0)], tried[min(index + 1, len(tried) - 1)]
             new = [n for n in lengths if low < n < high and n not in scores]
             if not new:
                 return now, len(scores)
@@ -348,28 +349,32 @@ class JsonInfiller:
     def _sureness(
         self, moves: TokenTransitions, count: int, before: list[int | None], behind: list[int]
     ) -> float:
-        """Return nats a token of the likeliest value of a length and the first token behind it."""
+        """Return the log-probability per token of the best value and the first token after it."""
         model, metadata = self.model, self.model.metadata
         start = len(before)
         ids = torch.tensor([*map(int, before), *[metadata.mask_token_id] * count, *behind])  # type: ignore[arg-type]
-        asked = count + bool(behind)
-        ids[start : start + asked] = metadata.mask_token_id
-        at = torch.arange(len(ids))
-        want = torch.arange(start, start + asked) - int(metadata.logit_shift)
-        (states,) = model.read([ForwardRequest(ids, at, model.sees(at, at), want)])
+        num_masked = count + bool(behind)
+        ids[start : start + num_masked] = metadata.mask_token_id
+        positions = torch.arange(len(ids))
+        want = torch.arange(start, start + num_masked) - int(metadata.logit_shift)
+        (states,) = model.read(
+            [ForwardRequest(ids, positions, model.attention_mask(positions, positions), want)]
+        )
         logprobs = (
             suppress_tokens(model.logits(states), [metadata.mask_token_id]).log_softmax(-1).cpu()
         )
         _, total = moves.best(count, {}, dict(enumerate(logprobs)))
         if behind:
             total += float(logprobs[count, behind[0]])
-        return total / max(asked, 1)
+        return total / max(num_masked, 1)
 
     def _moves_of(self, hole: Slot) -> TokenTransitions:
-        key = id(hole.values)  # kept beside the moves, so that no other takes its number
+        key = id(hole.values)  # stored with the value, so that the id is not reused
         if key not in self._moves:
             longest = None if hole.longest is None else max(hole.longest // self.longest, 1)
-            moves = TokenTransitions.of(hole.values, self.table, self.model.vocabulary, longest)
+            moves = TokenTransitions.from_dfa(
+                hole.values, self.table, self.model.vocabulary, longest
+            )
             self._moves[key] = (hole.values, moves)
         return self._moves[key][1]
 
@@ -379,29 +384,29 @@ class JsonInfiller:
 
 
 def _spread_lengths(lengths: list[int]) -> list[int]:
-    """Return the lengths that are tried first: each short one, then ever wider apart."""
-    found, step = lengths[:_DENSE_LENGTHS], 2
-    at = len(found) - 1 + step
-    while at < len(lengths):
-        found.append(lengths[at])
+    """Return the lengths to score first: all short ones, then at doubling distances."""
+    spread, step = lengths[:_DENSE_LENGTHS], 2
+    index = len(spread) - 1 + step
+    while index < len(lengths):
+        spread.append(lengths[index])
         step *= 2
-        at += step
-    if found[-1] != lengths[-1]:
-        found.append(lengths[-1])
-    return found
+        index += step
+    if spread[-1] != lengths[-1]:
+        spread.append(lengths[-1])
+    return spread
 
 
 def _no_value_error(hole: Slot, lengths: list[int], room: int) -> BackendError:
     if not lengths:
         return BackendError(
-            f"the tokenizer has no tokens that make up a value of {hole.path or 'the whole'}",
+            f"the tokenizer cannot encode any value of {hole.path or 'the whole'}",
             code="backend.schema",
             where=hole.path or "the whole",
             expected="tokens for digits, letters and quotation marks",
             next="use a model whose tokenizer can write JSON",
         )
     return BackendError(
-        f"{hole.path or 'the whole'} needs {lengths[0]} tokens, and {max(room, 0)} are left for it",
+        f"{hole.path or 'the whole'} needs {lengths[0]} tokens, and {max(room, 0)} are left",
         code="backend.schema",
         where=hole.path or "the whole",
         expected="room for the fixed text and the shortest values",

@@ -1,9 +1,9 @@
-"""JSON templates of a schema: fixed text with one slot for each value.
+"""JSON templates of a schema: fixed text with a slot for each value.
 
-What a schema fixes (names, brackets, constants) is text; what it leaves open becomes a hole with an
-automaton of the values it may hold. Objects have all their named properties, in order; an array of
-single values is one hole, an array of objects has as many as the least number says, one at least
-where one is allowed. Strings hold no escapes. What cannot be laid out so is refused by its keyword.
+Names, brackets and constants are fixed text; every other value is a slot with the automaton of its
+values. Objects have all named properties, in order; an array of scalars is one slot, an array of
+objects has ``minItems`` elements, or one where ``minItems`` is 0 and ``maxItems`` is not. Strings
+have no escapes. Keywords that do not fit this scheme are refused.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _MAX_DECIMALS_RANGE = 2001
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one value.
+    """Position of one value in a template.
 
     Args:
-        path: Where in the document, as ``person.age``.
-        values: What it may hold.
-        longest: Characters of a value at most, where the automaton does not count them.
+        path: Path in the document, e.g. ``person.age``.
+        values: Automaton of its values.
+        longest: Maximum characters, where the automaton does not count them.
     """
 
     path: str
@@ -67,10 +67,10 @@ JsonTemplate = tuple[str | Slot, ...]
 
 
 def build_template(schema: Mapping[str, Any]) -> JsonTemplate:
-    """Lay a schema out.
+    """Return the template of a schema.
 
     Raises:
-        BackendError: If it is no schema that can be laid out, naming the keyword and its place.
+        BackendError: If the schema has no template; names the keyword and its path.
     """
     joined: list[str | Slot] = []
     for part in _TemplateBuilder(schema).parts(schema, "", 0):
@@ -86,7 +86,7 @@ class _TemplateBuilder:
         self.root = root
 
     def parts(self, schema: Any, path: str, depth: int) -> Iterator[str | Slot]:
-        """Yield the text and holes of one value."""
+        """Yield the fixed text and slots of one value."""
         schema = self.resolve(schema, path, depth)
         kind = _type_of(schema)
         if "const" in schema:
@@ -108,7 +108,7 @@ class _TemplateBuilder:
         named = schema.get("properties") or {}
         missing = [name for name in schema.get("required") or () if name not in named]
         if missing:
-            raise _unsupported_schema_error(f"'{missing[0]}' is required and not described", path)
+            raise _unsupported_schema_error(f"'{missing[0]}' is required but not described", path)
         yield "{"
         for number, (name, part) in enumerate(named.items()):
             yield (", " if number else "") + json.dumps(name, ensure_ascii=False) + ": "
@@ -122,9 +122,9 @@ class _TemplateBuilder:
             raise _unsupported_schema_error("maxItems is less than minItems", path)
         fixed, items = schema.get("prefixItems"), schema.get("items")
         if fixed:
-            each = list(fixed)[: max(most, len(fixed)) if "maxItems" not in schema else most]
+            elements = list(fixed)[: max(most, len(fixed)) if "maxItems" not in schema else most]
         elif (items in (None, True, False, {}) and least == 0) or most == 0:
-            each = []
+            elements = []
         else:
             inner = self.resolve(items or {}, path, depth + 1)
             if _type_of(inner) not in ("object", "array", None) or "enum" in inner:
@@ -133,15 +133,15 @@ class _TemplateBuilder:
                 yield Slot(path, match_list(element, least, most))
                 yield "]"
                 return
-            each = [items] * max(least, 1)
+            elements = [items] * max(least, 1)
         yield "["
-        for number, part in enumerate(each):
+        for number, part in enumerate(elements):
             yield ", " if number else ""
             yield from self.parts(part, f"{path}[{number}]", depth + 1)
         yield "]"
 
     def single(self, schema: Mapping[str, Any], path: str, depth: int) -> ByteDFA:
-        """Return the automaton of a value that is no object and no array, as JSON."""
+        """Return the automaton of a value that is neither an object nor an array."""
         if "const" in schema or "enum" in schema:
             values = schema["enum"] if "enum" in schema else [schema["const"]]
             if not values:
@@ -150,42 +150,42 @@ class _TemplateBuilder:
         choices = schema.get("anyOf") or schema.get("oneOf")
         kinds = schema.get("type")
         if choices:
-            parts = [self.resolve(one, path, depth + 1) for one in choices]
+            parts = [self.resolve(choice, path, depth + 1) for choice in choices]
         elif isinstance(kinds, list):
             parts = [{**schema, "type": kind} for kind in kinds if kind != "number"]
             parts += [{**schema, "type": "number"}] if "number" in kinds else []
             parts = [p for p in parts if p["type"] != "integer" or "number" not in kinds]
         else:
             return _single_value_dfa(schema, path)
-        found = match_union([self.single(part, path, depth + 1) for part in parts])
-        if found is None:
-            raise _unsupported_schema_error("a choice between values that begin alike", path)
-        return found
+        union = match_union([self.single(part, path, depth + 1) for part in parts])
+        if union is None:
+            raise _unsupported_schema_error("alternatives share a first byte", path)
+        return union
 
     def resolve(self, schema: Any, path: str, depth: int) -> Mapping[str, Any]:
-        """Follow references; refuse what cannot be held."""
+        """Resolve references; refuse unsupported keywords."""
         if depth > _MAX_DEPTH:
-            raise _unsupported_schema_error("it refers to itself", path)
+            raise _unsupported_schema_error("the schema is recursive", path)
         if not isinstance(schema, Mapping):
-            raise _unsupported_schema_error(f"{schema!r:.40} describes no value", path)
+            raise _unsupported_schema_error(f"{schema!r:.40} is not a schema", path)
         for key in _REFUSED:
             if schema.get(key):
-                raise _unsupported_schema_error(f"'{key}' is not held", path)
+                raise _unsupported_schema_error(f"'{key}' is not supported", path)
         reference = schema.get("$ref")
         if reference is None:
             return schema
-        found: Any = self.root
+        target: Any = self.root
         for part in str(reference).removeprefix("#").strip("/").split("/") if reference else ():
             part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, Mapping) or part not in found:
-                raise _unsupported_schema_error(f"{reference!r} leads nowhere", path)
-            found = found[part]
+            if not isinstance(target, Mapping) or part not in target:
+                raise _unsupported_schema_error(f"{reference!r} does not resolve", path)
+            target = target[part]
         more = {key: value for key, value in schema.items() if key != "$ref"}
-        return self.resolve({**found, **more}, path, depth + 1)
+        return self.resolve({**target, **more}, path, depth + 1)
 
 
 def _type_of(schema: Mapping[str, Any]) -> str | None:
-    """Return the type of a schema with one; None where it is a choice or says nothing."""
+    """Return the type of a schema; ``choice`` for alternatives, None where it is not restricted."""
     kind = schema.get("type")
     if isinstance(kind, str):
         return kind
@@ -210,34 +210,34 @@ def _single_value_dfa(schema: Mapping[str, Any], path: str) -> ByteDFA:
     if kind == "integer":
         low, high = _integer_bounds(schema, 1)
         if low is not None and high is not None and low > high:
-            raise _unsupported_schema_error("its bounds hold no integer", path)
+            raise _unsupported_schema_error("no integer lies within its bounds", path)
         return match_integers(low, high)
     if kind == "number":
         return _number_dfa(schema, path)
-    what = "it says no type" if kind is None else f"a choice that holds '{kind}'"
-    raise _unsupported_schema_error(f"{what}, so that its structure is not fixed", path)
+    reason = "it has no type" if kind is None else f"alternatives contain '{kind}'"
+    raise _unsupported_schema_error(f"{reason}, so that its structure is not fixed", path)
 
 
 def _number_dfa(schema: Mapping[str, Any], path: str) -> ByteDFA:
     low, high = _integer_bounds(schema, 1)
     if low is None and high is None:
         return match_numbers()
-    for places in range(_DECIMALS, -1, -1):
-        scale = 10**places
+    for decimals in range(_DECIMALS, -1, -1):
+        scale = 10**decimals
         least, most = _integer_bounds(schema, scale)
         if least is None or most is None or most - least >= _MAX_DECIMALS_RANGE:
             continue
         if most < least:
             break
-        written = (f"{value / scale:.{places}f}" for value in range(least, most + 1))
+        written = (f"{value / scale:.{decimals}f}" for value in range(least, most + 1))
         return match_literals([text.encode() for text in written])
     if low is not None and high is not None and low > high:
-        raise _unsupported_schema_error("its bounds hold no number of three decimals", path)
+        raise _unsupported_schema_error("no number of three decimals lies within its bounds", path)
     return match_integers(low, high)
 
 
 def _integer_bounds(schema: Mapping[str, Any], scale: int) -> tuple[int | None, int | None]:
-    """Return the least and the greatest whole number of 1/scale within the bounds."""
+    """Return the least and the greatest integer multiple of 1/scale within the bounds."""
     lows = [math.ceil(schema["minimum"] * scale)] if "minimum" in schema else []
     highs = [math.floor(schema["maximum"] * scale)] if "maximum" in schema else []
     if "exclusiveMinimum" in schema:
@@ -250,7 +250,7 @@ def _integer_bounds(schema: Mapping[str, Any], scale: int) -> tuple[int | None, 
 def _string_dfa(schema: Mapping[str, Any], path: str) -> ByteDFA:
     least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
     if least > _MAX_COUNTED:
-        raise _unsupported_schema_error(f"minLength is held up to {_MAX_COUNTED}", path)
+        raise _unsupported_schema_error(f"minLength is supported up to {_MAX_COUNTED}", path)
     if most is not None and int(most) < least:
         raise _unsupported_schema_error("maxLength is less than minLength", path)
     return match_strings(
@@ -267,9 +267,9 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _unsupported_schema_error(what: str, path: str) -> BackendError:
+def _unsupported_schema_error(reason: str, path: str) -> BackendError:
     return BackendError(
-        f"a diffusion model cannot be held to this JSON Schema: {what}",
+        f"this JSON Schema is not supported by diffusion models: {reason}",
         code="backend.schema",
         where=path or "the whole",
         expected="objects with named properties, arrays, strings, numbers, booleans, enums and "

@@ -1,12 +1,11 @@
 """Comparison of a diffusion model with an autoregressive model trained on the same data.
 
-Asked are three things, each in the form that both can be asked in, or said to be asked of one
-alone: how likely held-out text is (a bound on one side, exact on the other); a run of tokens left
-out of the middle (the twin sees only what stands before it); and facts that were told one way,
-asked the same way, for the name before them, and the other way round.
+Three measurements: the log-likelihood of held-out text (a bound for the diffusion model, exact for
+the autoregressive baseline); infilling of a span in the middle (the baseline sees the left context
+only); and recall of facts in the trained direction, for their first name, and reversed.
 
-A fact that was told both ways says nothing of who can turn it round; nor does one whose turned
-sentence stands within a longer text. Knows no model.
+A fact that was trained in both directions is left out of the reversal test, as is one whose
+reversed sentence occurs within a longer text. Independent of the models.
 """
 
 from __future__ import annotations
@@ -46,41 +45,41 @@ __all__ = [
 ]
 
 
-_SPAN_DIVISOR = 4  # a quarter of the learned tokens is left out
+_SPAN_DIVISOR = 4  # a quarter of the learned tokens is masked
 
 
 _SIDES = ("diffusion", "autoregressive")
 
 
 def derive_baseline_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
-    """Return the recipe of the autoregressive twin: same network, records, arithmetic and seed.
+    """Return the recipe of the autoregressive baseline: same network, records, compute and seed.
 
-    It takes as many steps of as many records, and times as many as the diffusion model reads a text
-    more often: twice by blocks (noisy and clean), twice by complements.
+    The number of steps is multiplied by the passes per step of the diffusion model: two for
+    block-causal attention (noisy and clean copy), two for complementary masking.
 
     Raises:
-        RecipeError: If the recipe is a twin's already.
+        RecipeError: If the recipe is that of a baseline.
     """
     if recipe.noising.is_causal:
         raise RecipeError(
             "this recipe trains an autoregressive model",
             code="diffusion.twin",
             where="noising",
-            expected="a recipe of a diffusion model: its twin is made of it",
+            expected="the recipe of a diffusion model",
             next="set noising: independent and attention: full",
         )
-    said = recipe.model_dump(mode="json")
-    said |= {"noising": "autoregressive", "attention": "causal", "block_size": None}
-    said |= {"block_growth": [], "anneal_steps": 0, "logit_shift": None}
+    settings = recipe.model_dump(mode="json")
+    settings |= {"noising": "autoregressive", "attention": "causal", "block_size": None}
+    settings |= {"block_growth": [], "anneal_steps": 0, "logit_shift": None}
     more = _count_passes(recipe)
-    said["train"]["epochs"] *= more
-    if said["train"]["steps"] is not None:
-        said["train"]["steps"] *= more
-    return DiffusionRecipe.model_validate(said)
+    settings["train"]["epochs"] *= more
+    if settings["train"]["steps"] is not None:
+        settings["train"]["steps"] *= more
+    return DiffusionRecipe.model_validate(settings)
 
 
 def _count_passes(recipe: DiffusionRecipe) -> int:
-    """Return how often a step reads each text."""
+    """Return the number of passes over each text per step."""
     by_blocks = 2 if recipe.attention == "block_causal" else 1
     return by_blocks * (2 if recipe.noising.method_name() == "complementary" else 1)
 
@@ -97,33 +96,33 @@ def compare_models(
     """Measure both models and return the report.
 
     Args:
-        diffusion: The diffusion model's finished job.
-        twin: The autoregressive one's.
-        recipe: The diffusion model's.
-        template: A sentence with ``{a}`` and ``{b}`` that facts of the records read as; empty asks
-            for none.
-        questions: Records whose answers both models are to write, by a name of their own.
-        most: Held-out records, facts, and records of a name, that are asked about at most.
+        diffusion: Finished job of the diffusion model.
+        twin: Finished job of the autoregressive baseline.
+        recipe: Recipe of the diffusion model.
+        template: Sentence pattern with ``{a}`` and ``{b}`` for facts of the records; empty skips
+            the test.
+        questions: Named sets of records whose answers both models generate.
+        most: Maximum held-out records, facts, and records per set.
 
     Raises:
-        RecipeError: If no record has the template's form.
-        DataError: If a name's records have no answer.
+        RecipeError: If no record matches the template.
+        DataError: If a set's records have no answer.
     """
     split = split_records(resolve_local(recipe.records))
-    asked = _ModelPair(diffusion, twin, recipe)
-    report = Report("A diffusion model beside its autoregressive twin")
-    _add_cost(report, asked, diffusion, twin)
+    models = _ModelPair(diffusion, twin, recipe)
+    report = Report("A diffusion model and its autoregressive baseline")
+    _add_cost(report, models, diffusion, twin)
     _add_likelihood(report, diffusion, twin)
-    _add_infilling(report, asked, split, most)
+    _add_infilling(report, models, split, most)
     if template:
-        _add_facts(report, asked, split, template, most)
+        _add_facts(report, models, split, template, most)
     if questions:
-        _add_questions(report, asked, split, questions, most)
+        _add_questions(report, models, split, questions, most)
     return report
 
 
 class _ModelPair:
-    """Both models, asked in one way."""
+    """Both models behind one interface."""
 
     def __init__(self, diffusion: Path, twin: Path, recipe: DiffusionRecipe) -> None:
         self.recipe = recipe
@@ -131,24 +130,26 @@ class _ModelPair:
         self.twin, self.words = load_causal_lm(twin / "output", dtype="float32")
 
     def fill(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, bool]:
-        """Return who writes the tokens from ``start`` to ``stop`` rightly, all of them.
+        """Return, for each model, whether it predicts all tokens of a span correctly.
 
         Args:
-            ids: The whole text.
-            start: First token that is asked for.
-            stop: The one after the last.
-            behind: Whether the diffusion model is shown what stands behind.
+            ids: Tokens of the whole text.
+            start: First token to predict.
+            stop: Last token to predict + 1.
+            behind: Whether the diffusion model sees the text after ``stop``.
         """
         hits = self.share(ids, start, stop, behind=behind)
         return {side: hits[side] == 1.0 for side in hits}
 
     def share(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, float]:
-        """Return each model's share of right tokens."""
+        """Return each model's share of correct tokens."""
         last = stop if behind else len(ids)
-        known = [None if start <= at < last else int(token) for at, token in enumerate(ids)]
+        known = [
+            None if start <= position < last else int(token) for position, token in enumerate(ids)
+        ]
         settings = DecodeSettings(commit="top_k", end={"stop_early": False})  # type: ignore[arg-type]
         (sample,) = generate(self.model, [InfillRequest(tuple(known))], settings)
-        right = [sample.ids[at] == ids[at] for at in range(start, stop)]
+        right = [sample.ids[position] == ids[position] for position in range(start, stop)]
         return {
             "diffusion": sum(right) / len(right),
             "autoregressive": self._go_on(ids, start, stop),
@@ -160,34 +161,34 @@ class _ModelPair:
         for _ in range(start, stop):
             logits = self.twin(input_ids=torch.tensor([written]), use_cache=False).logits[0, -1]
             written.append(int(logits.argmax()))
-        right = [written[at] == ids[at] for at in range(start, stop)]
+        right = [written[position] == ids[position] for position in range(start, stop)]
         return sum(right) / len(right)
 
 
-def _add_cost(report: Report, asked: _ModelPair, diffusion: Path, twin: Path) -> None:
-    """Say what both took, so that their equality can be looked at."""
-    model = asked.model
+def _add_cost(report: Report, models: _ModelPair, diffusion: Path, twin: Path) -> None:
+    """Add the training cost of both models."""
+    model = models.model
     embedded = model.body.get_input_embeddings().weight.numel()
     inner = sum(weight.numel() for weight in model.body.parameters()) - embedded
     rows = []
     for side, folder in zip(_SIDES, (diffusion, twin), strict=True):
         details = read_artifact(folder).details
         copies = 2 if side == "diffusion" and model.metadata.block_size is not None else 1
-        places = details["train"]["tokens"] * copies
+        positions = details["train"]["tokens"] * copies
         rows.append(
             (
                 side,
                 f"{details['parameters']:,}",
                 f"{details['train']['steps']:,}",
-                f"{places:,}",
-                f"{6 * inner * places / 1e12:.3g}",
+                f"{positions:,}",
+                f"{6 * inner * positions / 1e12:.3g}",
             )
         )
     report.section(
-        "What both took",
-        "Both have the same network, and the twin so many steps that both do the same arithmetic "
-        "in the layers: 6 floating-point operations a weight and token that is read. The head "
-        "comes on top, on every token that is asked for: all of them in the twin, the masked ones, "
+        "Training cost",
+        "Both models have the same network, and the baseline takes as many steps as give both the "
+        "same compute in the layers: 6 floating-point operations per weight and token. The head "
+        "is not counted: it is applied to all tokens in the baseline, and to the masked tokens, "
         "about half, in the diffusion model.",
         table=Table(
             "Training",
@@ -198,13 +199,13 @@ def _add_cost(report: Report, asked: _ModelPair, diffusion: Path, twin: Path) ->
 
 
 def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
-    found = [dict(read_artifact(folder).details["after"]) for folder in (diffusion, twin)]
-    if not all(found):
+    results = [dict(read_artifact(folder).details["after"]) for folder in (diffusion, twin)]
+    if not all(results):
         return
     metrics = []
-    for side, after in zip(_SIDES, found, strict=True):
+    for side, after in zip(_SIDES, results, strict=True):
         value, error = after["nats_per_token"], after["error"]
-        note = "a bound: the model's own loss is at most this" if after["is_bound"] else "exact"
+        note = "upper bound of the model's loss" if after["is_bound"] else "exact"
         metrics.append(
             Metric(
                 f"{side}/nats_per_token",
@@ -217,35 +218,35 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
             )
         )
     report.section(
-        "How likely held-out text is",
-        "Nats a token, less is better. The diffusion model's is an upper bound of its loss, so the "
-        "two are not equals: that the bound is larger does not say the model is worse. The "
-        "interval is that of the masks drawn, not of the records.",
+        "Likelihood of held-out text",
+        "Nats per token, lower is better. The value of the diffusion model is an upper bound of "
+        "its loss, so the two are not comparable: a larger bound does not mean a worse model. The "
+        "interval covers the sampled masks, not the records.",
         metrics=metrics,
     )
 
 
-def _add_infilling(report: Report, asked: _ModelPair, split: RecordSplit, most: int) -> None:
+def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most: int) -> None:
     lessons, _ = tokenize_records(
-        asked.model.tokenizer,
+        models.model.tokenizer,
         split.held_out[:most],
-        max_tokens=min(asked.recipe.max_tokens, asked.model.context_length),
-        include_prompt=asked.recipe.include_prompt,
+        max_tokens=min(models.recipe.max_tokens, models.model.context_length),
+        include_prompt=models.recipe.include_prompt,
         first=1,
     )
     rows: dict[str, list[float]] = {side: [] for side in _SIDES}
-    for at, lesson in enumerate(lessons):
-        start, stop = _choose_span(lesson, np.random.default_rng([asked.recipe.seed, at]))
-        shares = asked.share(lesson.ids.tolist(), start, stop, behind=True)
+    for index, lesson in enumerate(lessons):
+        start, stop = _choose_span(lesson, np.random.default_rng([models.recipe.seed, index]))
+        shares = models.share(lesson.ids.tolist(), start, stop, behind=True)
         for side in _SIDES:
             rows[side].append(shares[side])
     if lessons:
         _add_pair(
             report,
-            "A run of tokens left out of the middle",
-            "The share of its tokens that are written rightly, a quarter of each held-out text "
-            "being left out. The diffusion model reads what stands on both sides; the "
-            "autoregressive one goes on from what stands before, which is all that it can read.",
+            "Infilling",
+            "Share of correct tokens in a span of a quarter of each held-out text. The diffusion "
+            "model sees the context on both sides; the autoregressive baseline sees the left "
+            "context only.",
             {"infilling": rows},
         )
 
@@ -258,79 +259,79 @@ def _choose_span(lesson: MaskableExample, rng: np.random.Generator) -> tuple[int
 
 
 def _add_facts(
-    report: Report, asked: _ModelPair, split: RecordSplit, template: str, most: int
+    report: Report, models: _ModelPair, split: RecordSplit, template: str, most: int
 ) -> None:
-    told, turned, both = find_facts(split.train, template)
-    together = count_cooccurrences(told[:most], split.train)
+    forward, turned, both = find_facts(split.train, template)
+    together = count_cooccurrences(forward[:most], split.train)
     rows: dict[str, dict[str, list[float]]] = {}
     for name, facts, slot, behind in (
-        ("forward", told, "second", False),
-        ("infill", told, "first", True),
+        ("forward", forward, "second", False),
+        ("infill", forward, "first", True),
         ("reversed", turned, "second", False),
     ):
         rows[name] = {side: [] for side in _SIDES}
         for fact in facts[:most]:
-            ids, start, stop = locate_name(asked.model.tokenizer, fact, slot)
-            for side, is_right in asked.fill(ids, start, stop, behind=behind).items():
+            ids, start, stop = locate_name(models.model.tokenizer, fact, slot)
+            for side, is_right in models.fill(ids, start, stop, behind=behind).items():
                 rows[name][side].append(float(is_right))
     _add_pair(
         report,
-        "Facts told one way, asked both ways",
-        f"Sentences of the form {template!r}. Forward: the second name of a sentence that was "
-        "told. Infill: its first name, the rest being shown; the autoregressive model sees nothing "
-        "before it, so its figure is a guess. Reversed: the second name of the sentence turned "
-        f"round, which stands in no text of any record. {both} sentences were told both ways and "
-        f"are not asked about; of {together} that are asked, the names also stand together in "
-        "another text, which may tell the fact in other words. What is claimed: how often each "
-        "model answers these sentences. What is not: that one of them knows the fact and the other "
-        "does not; an autoregressive model can also be asked by scoring every name.",
+        "Recall of facts, forward and reversed",
+        f"Sentences of the form {template!r}. Forward: the second name of a sentence in the "
+        "training data. Infill: its first name, given the rest; the autoregressive model has no "
+        "left context there, so its value is a guess. Reversed: the second name of the reversed "
+        f"sentence, which occurs in no record. {both} sentences were trained in both directions "
+        f"and are left out; of {together} sentences in the test, both names also occur in another "
+        "text, which may state the fact in other words. Claimed: how often each model completes "
+        "these sentences. Not claimed: that one model knows the fact and the other does not; an "
+        "autoregressive model can also be tested by scoring every name.",
         rows,
     )
 
 
 def _add_questions(
     report: Report,
-    asked: _ModelPair,
+    models: _ModelPair,
     split: RecordSplit,
     questions: Mapping[str, Sequence[Record]],
     most: int,
 ) -> None:
-    tokenizer = asked.model.tokenizer
+    tokenizer = models.model.tokenizer
     special = set(getattr(tokenizer, "all_special_ids", ()))
     learned = {tuple(message.content for message in record.messages) for record in split.train}
     rows: dict[str, dict[str, list[float]]] = {}
-    told = []
+    overlaps = []
     for name, records in questions.items():
         known = sum(tuple(m.content for m in record.messages) in learned for record in records)
         lessons, _ = tokenize_records(
             tokenizer,
             records[:most],
-            max_tokens=min(asked.recipe.max_tokens, asked.model.context_length),
+            max_tokens=min(models.recipe.max_tokens, models.model.context_length),
             include_prompt=False,
             first=1,
         )
         if not lessons:
             raise DataError(
-                f"none of {len(records)} records has an answer to be asked for",
+                f"none of {len(records)} records has an answer",
                 code="diffusion.no-places",
                 where=name,
                 expected="records whose last message is the assistant's",
-                next="look at the file by `stillroom show`",
+                next="inspect the file with `stillroom show`",
             )
         rows[name] = {side: [] for side in _SIDES}
         for lesson in lessons:
             ids, (start, stop) = lesson.ids.tolist(), lesson.turns[-1]
             while stop - start > 1 and ids[stop - 1] in special:
-                stop -= 1  # an end token is no part of the answer
-            for side, is_right in asked.fill(ids, start, stop, behind=False).items():
+                stop -= 1  # end tokens are not part of the answer
+            for side, is_right in models.fill(ids, start, stop, behind=False).items():
                 rows[name][side].append(float(is_right))
-        told.append(f"{name}: {known} of {len(records)} word for word")
+        overlaps.append(f"{name}: {known} of {len(records)}")
     _add_pair(
         report,
-        "Answers of records of your own",
-        "Each model writes the answer, the likeliest token in each place; right is an answer whose "
-        "tokens are all right. The diffusion model is given as many places as the text had. Of "
-        f"them, in what both learned from stand {'; '.join(told)}.",
+        "Answers of given records",
+        "Each model generates the answer greedily; an answer is correct if all its tokens are. "
+        "The diffusion model is given the length of the answer. Records that occur verbatim in "
+        f"the training data: {'; '.join(overlaps)}.",
         rows,
     )
 
@@ -349,13 +350,13 @@ def _add_pair(
         title,
         text,
         metrics=metrics,
-        grid=ComparisonTable("Share that is right", _SIDES, tuple(lines)),
+        grid=ComparisonTable("Share of correct predictions", _SIDES, tuple(lines)),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A sentence that was told, and where its two names stand in it, as characters."""
+    """A sentence of the training data, and the character spans of its two names."""
 
     text: str
     first: tuple[int, int]
@@ -368,29 +369,29 @@ class Fact:
 
 
 def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], list[Fact], int]:
-    """Return facts told one way, the same turned round, and how many were told both ways.
+    """Return facts trained in one direction, these reversed, and the number trained in both.
 
-    What was told both ways is in neither list: what is turned round stands in no text of any
-    record, be it as a part of one.
+    A fact trained in both directions is in neither list: no reversed sentence occurs in a record,
+    nor within a longer text.
 
     Args:
-        records: What was learned.
-        template: A sentence with ``{a}`` and ``{b}``, as "{a} is {b} .".
+        records: Training records.
+        template: Sentence pattern with ``{a}`` and ``{b}``, e.g. "{a} is {b} .".
 
     Raises:
-        RecipeError: If the template does not hold both names once, or no record fits it.
+        RecipeError: If the template lacks a name, or no record matches it.
     """
     parts = re.split(r"(\{a\}|\{b\})", template)
     names = [part for part in parts if part in ("{a}", "{b}")]
     if names != ["{a}", "{b}"]:
         raise _no_facts_error(
-            f"the template {template!r} does not hold {{a}} and then {{b}}, once each"
+            f"the template {template!r} does not have {{a}} and then {{b}}, once each"
         )
     before, between, behind = parts[0], parts[2], parts[4]
     pattern = re.compile(f"{re.escape(before)}(.+?){re.escape(between)}(.+?){re.escape(behind)}")
     texts = {message.content for record in records for message in record.messages[-1:]}
     every = "\0".join(_texts_of(records))
-    told, turned, both = [], [], 0
+    forward, turned, both = [], [], 0
     for text in sorted(texts):
         match = pattern.fullmatch(text)
         if match is None:
@@ -399,16 +400,16 @@ def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], li
         if _contains_phrase(every, reverse):
             both += 1
             continue
-        told.append(Fact(text, match.span(1), match.span(2)))
+        forward.append(Fact(text, match.span(1), match.span(2)))
         back = pattern.fullmatch(reverse)
         start = len(before)
         middle = start + len(match[2])
         end = middle + len(between) + len(match[1])
         if back is not None:
             turned.append(Fact(reverse, (start, middle), (middle + len(between), end)))
-    if not told:
-        raise _no_facts_error(f"no record reads as {template!r} and is told one way only")
-    return told, turned, both
+    if not forward:
+        raise _no_facts_error(f"no record matches {template!r} in one direction only")
+    return forward, turned, both
 
 
 def _texts_of(records: Sequence[Record]) -> list[str]:
@@ -416,48 +417,48 @@ def _texts_of(records: Sequence[Record]) -> list[str]:
 
 
 def count_cooccurrences(facts: Sequence[Fact], records: Sequence[Record]) -> int:
-    """Return of how many facts the names also stand together in another text that was learned.
+    """Return the number of facts whose names also occur together in another training text.
 
-    Such a text may have told the fact in other words.
+    Such a text may state the fact in other words.
     """
     texts = _texts_of(records)
-    found = 0
+    count = 0
     for fact in facts:
-        found += any(
+        count += any(
             text != fact.text and all(_contains_phrase(text, name) for name in fact.names)
             for text in texts
         )
-    return found
+    return count
 
 
 def _contains_phrase(text: str, words: str) -> bool:
-    """Return whether a text holds words whole, not as a part of longer ones."""
+    """Return whether a text contains a phrase at word boundaries."""
     return words in text and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 def locate_name(tokenizer: Any, fact: Fact, slot: str) -> tuple[list[int], int, int]:
-    """Return a fact's tokens, and the first and last + 1 of those that make up one of its names.
+    """Return a fact's tokens, and the first and last + 1 token of one of its names.
 
     Args:
-        tokenizer: A fast one.
-        fact: The sentence.
+        tokenizer: Fast tokenizer.
+        fact: Sentence with two names.
         slot: ``first`` or ``second``.
     """
     encoded = tokenizer(fact.text, return_offsets_mapping=True)
     first, last = getattr(fact, slot)
     inside = [
-        at
-        for at, (start, stop) in enumerate(encoded["offset_mapping"])
+        index
+        for index, (start, stop) in enumerate(encoded["offset_mapping"])
         if stop > start and start < last and stop > first
     ]
     return list(encoded["input_ids"]), inside[0], inside[-1] + 1
 
 
-def _no_facts_error(what: str) -> RecipeError:
+def _no_facts_error(reason: str) -> RecipeError:
     return RecipeError(
-        what,
+        reason,
         code="diffusion.no-facts",
         where="--facts",
-        expected="a sentence that records read as word for word, as '{a} is {b} .'",
-        next="look at the records, or leave --facts out",
+        expected="a sentence pattern that records match verbatim, e.g. '{a} is {b} .'",
+        next="inspect the records, or omit --facts",
     )

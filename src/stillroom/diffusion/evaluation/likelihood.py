@@ -1,9 +1,9 @@
 """Log-likelihood estimates of texts under a diffusion model, and validation on held-out texts.
 
-Where attention is by blocks, a pass reads a noisy and a clean copy of the text, so that the noise
-of every block is seen with clean text before it; elsewhere it reads the noisy text alone.
+With block-causal attention a forward pass reads a noisy and a clean copy of the text, so that each
+noisy block sees clean text before it; otherwise it reads the noisy text alone.
 
-The same texts, times and masks every time, so that what moves is the model.
+Validation uses the same texts, times and masks every time, so that only the model changes.
 """
 
 from __future__ import annotations
@@ -35,68 +35,68 @@ __all__ = [
 ]
 
 
-_MAX_ROWS, _MAX_TOKENS = 16, 4096  # of one call
+_MAX_ROWS, _MAX_TOKENS = 16, 4096  # per forward pass
 
 
 class MaskedLikelihood:
-    """One text and a model.
+    """Scorer of one text under a diffusion model.
 
-    ``groups`` are the runs of answer places that are masked independently of each other: one where
-    attention is full, one a block where it is by blocks, one a place where it is causal.
+    ``groups`` are the runs of scored positions that are masked independently of each other: a
+    single one with full attention, one per block with block-causal attention, one per position with
+    causal attention.
     """
 
     def __init__(
         self,
         model: DiffusionModel,
         ids: Sequence[int],
-        places: Sequence[int],
+        positions: Sequence[int],
         *,
         cfg_scale: float = 0.0,
         rows: int = 1,
     ) -> None:
-        """Stand over a text.
+        """Set the text and the positions to score.
 
         Args:
-            model: A diffusion model.
-            ids: The whole text, (T,).
-            places: Which of its tokens are scored, rising; the others are given.
-            cfg_scale: Guidance, as in sampling; 0 is none.
-            rows: Texts read in one call; 1 gives the same bits always.
+            model: Diffusion model.
+            ids: Token ids of the text, (T,).
+            positions: Positions to score, ascending; the other tokens are given.
+            cfg_scale: Classifier-free guidance scale, as in sampling; 0 is none.
+            rows: Sequences per forward pass; 1 makes results independent of batching, bit for bit.
 
         Raises:
-            DataError: If nothing is scored, a token is none of the model's, there are more tokens
-                than the model knows positions, or the first place is scored and the model's logits
+            DataError: If there is nothing to score, a token id is not in the vocabulary, the text
+                exceeds the context length, or the first position is scored and the model's logits
                 are shifted.
         """
         metadata = model.metadata
         if len(ids) > model.context_length:
             raise DataError(
-                f"the text has {len(ids)} tokens, and the model knows {model.context_length} "
-                "positions",
+                f"the text has {len(ids)} tokens; the context length is {model.context_length}",
                 code="diffusion.too-long",
                 expected=f"at most {model.context_length} tokens",
                 next="score a shorter text",
             )
-        SequenceState.of(
+        SequenceState.from_request(
             InfillRequest(tuple(ids), 1), metadata.mask_token_id, model.vocabulary, room=1
         )
         self.model, self.cfg_scale, self.rows = model, cfg_scale, rows
         self.ids = torch.tensor(list(ids), dtype=torch.long)
-        self.places = torch.tensor(list(places), dtype=torch.long)
+        self.places = torch.tensor(list(positions), dtype=torch.long)
         self.forwards = 0
         if len(self.places) == 0:
             raise DataError(
-                "there is no token to score",
+                "there are no tokens to score",
                 code="diffusion.nothing-open",
                 expected="an answer of at least one token",
-                next="check the text behind the prompt",
+                next="check the text after the prompt",
             )
         if metadata.logit_shift and int(self.places[0]) == 0:
             raise DataError(
-                "this model tells a place by the state before it, and the first has none before it",
+                "the model predicts a token from the state before it, and the first token has none",
                 code="diffusion.first-place",
-                expected="a text that begins with a given token",
-                next="begin the text with the model's beginning-of-text token",
+                expected="a text whose first token is given",
+                next="prepend the beginning-of-text token",
             )
 
     @property
@@ -113,38 +113,38 @@ class MaskedLikelihood:
         """Return the log-probability of every masked token, (n, L) float64; 0 where not masked.
 
         Args:
-            masks: Which answer places are masked, (n, L), bool.
+            masks: Masked positions among those scored, (n, L), bool.
         """
         self.forwards += len(masks) * (2 if self.cfg_scale else 1)
-        found = torch.zeros(masks.shape, dtype=torch.float64)
+        logprobs = torch.zeros(masks.shape, dtype=torch.float64)
         with torch.inference_mode():
             for start in range(0, len(masks), self.rows):
                 chunk = masks[start : start + self.rows]
-                for row, own in enumerate(self._read(chunk)):
-                    found[start + row][chunk[row]] = own
-        return found
+                for row, values in enumerate(self._read(chunk)):
+                    logprobs[start + row][chunk[row]] = values
+        return logprobs
 
     def _read(self, masks: Tensor) -> list[Tensor]:
         """Return the log-probabilities of each row's masked tokens, (k,) each."""
         model, never = self.model, self.model.metadata.mask_token_id
         sides = [self._states(masks, self.ids)]
         if self.cfg_scale:
-            given = torch.ones_like(self.ids, dtype=torch.bool)
-            given[self.places] = False
-            sides.append(self._states(masks, torch.where(given, never, self.ids)))
-        found = []
-        for row, mask in enumerate(masks):  # the logits of one row at a time: (k, V) is large
+            is_given = torch.ones_like(self.ids, dtype=torch.bool)
+            is_given[self.places] = False
+            sides.append(self._states(masks, torch.where(is_given, never, self.ids)))
+        logprobs = []
+        for row, mask in enumerate(masks):  # one row at a time: (k, V) logits are large
             logits = model.logits(sides[0][row])
             if self.cfg_scale:
                 bare = model.logits(sides[1][row])
                 logits = bare + (self.cfg_scale + 1) * (logits - bare)
-            own = self.ids[self.places[mask]].to(logits.device)
+            targets = self.ids[self.places[mask]].to(logits.device)
             chances = suppress_tokens(logits, [never]).log_softmax(-1)
-            found.append(chances.gather(-1, own[:, None])[:, 0].double().cpu())
-        return found
+            logprobs.append(chances.gather(-1, targets[:, None])[:, 0].double().cpu())
+        return logprobs
 
     def _states(self, masks: Tensor, ids: Tensor) -> list[Tensor]:
-        """Return the states behind each row's masked places, (k, D)."""
+        """Return the states that predict each row's masked tokens, (k, D)."""
         return self.model.read([self._reading(mask, ids) for mask in masks])
 
     def _reading(self, mask: Tensor, ids: Tensor) -> ForwardRequest:
@@ -152,21 +152,25 @@ class MaskedLikelihood:
         masked = self.places[mask]
         noisy = ids.clone()
         noisy[masked] = metadata.mask_token_id
-        at, shift = torch.arange(length), int(metadata.logit_shift)
+        positions, shift = torch.arange(length), int(metadata.logit_shift)
         if metadata.attention == "full":
-            return ForwardRequest(noisy, at, self.model.sees(at, at), masked - shift)
+            return ForwardRequest(
+                noisy, positions, self.model.attention_mask(positions, positions), masked - shift
+            )
         size = metadata.block_size or 1
         want = masked - shift
-        # the state before a block's first place is a clean one
+        # the state before a block's first token is that of the clean copy
         want = torch.where((masked % size == 0) & bool(shift), want + length, want)
-        seen = build_training_mask(length, size)
-        return ForwardRequest(torch.cat([noisy, ids]), torch.cat([at, at]), seen, want)
+        attention_mask = build_training_mask(length, size)
+        return ForwardRequest(
+            torch.cat([noisy, ids]), torch.cat([positions, positions]), attention_mask, want
+        )
 
 
 def choose_batch_rows(length: int) -> int:
-    """Return how many masks of a text of so many tokens are read in one call.
+    """Return the number of masks of a text of ``length`` tokens per forward pass.
 
-    They are as long as each other, so that nothing is padded; small models read twice as fast.
+    All have the same length, so nothing is padded; small models run twice as fast.
     """
     return max(1, min(_MAX_ROWS, _MAX_TOKENS // max(length, 1)))
 
@@ -174,30 +178,30 @@ def choose_batch_rows(length: int) -> int:
 def score_text(
     model: DiffusionModel,
     ids: Sequence[int],
-    places: Sequence[int],
+    positions: Sequence[int],
     estimator: LikelihoodEstimator,
     *,
     seed: int = 0,
     cfg_scale: float = 0.0,
     rows: int = 1,
 ) -> LikelihoodEstimate:
-    """Return the bound of a text's log-likelihood with its error.
+    """Estimate the bound of a text's log-likelihood.
 
-    Arguments as ``MaskedLikelihood`` has.
+    Arguments as in ``MaskedLikelihood``.
     """
-    scorer = MaskedLikelihood(model, ids, places, cfg_scale=cfg_scale, rows=rows)
+    scorer = MaskedLikelihood(model, ids, positions, cfg_scale=cfg_scale, rows=rows)
     return estimator.estimate(scorer, torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceResult:
-    """Which of several answers a model finds likeliest.
+    """Most likely of several answers.
 
     Args:
-        best: Its number.
-        bounds: Of each answer.
-        lead: By how many standard errors it is ahead of the second; infinite where nothing was
-            drawn, 0 where there is no second.
+        best: Its index.
+        bounds: Likelihood estimate of each answer.
+        lead: Distance from the second answer in standard errors; infinite if the estimates are
+            exact, 0 if there is one answer.
     """
 
     best: int
@@ -215,16 +219,16 @@ def choose_answer(
     seed: int = 0,
     cfg_scale: float = 0.0,
 ) -> ChoiceResult:
-    """Score each answer behind the prompt and say which is likeliest, and how surely.
+    """Score each answer after the prompt and return the most likely, with its lead.
 
     Args:
-        model: A diffusion model.
+        model: Diffusion model.
         prompt: Token ids.
-        answers: Token ids of each.
-        estimator: How to score; all answers are given the same seed.
-        per_token: Compare nats a token instead of nats.
-        seed: Draws masks.
-        cfg_scale: Guidance.
+        answers: Token ids of each answer.
+        estimator: Likelihood estimator; all answers share the seed.
+        per_token: Compare nats per token instead of nats.
+        seed: Random seed of the masks.
+        cfg_scale: Classifier-free guidance scale.
     """
     bounds = tuple(
         score_text(
@@ -239,11 +243,11 @@ def choose_answer(
         for answer in answers
     )
     scores = [(-b.per_token if per_token else b.value, b) for b in bounds]
-    order = sorted(range(len(scores)), key=lambda at: -scores[at][0])
+    order = sorted(range(len(scores)), key=lambda index: -scores[index][0])
     if len(order) < 2:
         return ChoiceResult(order[0], bounds, 0.0)
-    (first, one), (second, other) = scores[order[0]], scores[order[1]]
-    parts = [b.error / (b.tokens if per_token else 1) for b in (one, other)]
+    (first, best), (second, runner_up) = scores[order[0]], scores[order[1]]
+    parts = [b.error / (b.tokens if per_token else 1) for b in (best, runner_up)]
     error = (parts[0] ** 2 + parts[1] ** 2) ** 0.5
     return ChoiceResult(order[0], bounds, (first - second) / error if error else float("inf"))
 
@@ -252,7 +256,7 @@ _VALIDATION_BATCH = 8
 
 
 class Validation:
-    """Held-out texts and how they are measured."""
+    """Metrics of a model on held-out texts."""
 
     def __init__(
         self,
@@ -263,14 +267,14 @@ class Validation:
         is_causal: bool,
         seed: int,
     ) -> None:
-        """Stand over held-out texts, the first ones.
+        """Keep the first held-out texts.
 
         Args:
-            model: Is measured whenever it is asked for, in whatever state it is then.
+            model: Measured in its current state at each call.
             lessons: Held-out texts.
-            settings: How many, which times, how many masks.
-            is_causal: Whether the model is autoregressive: then there is one exact number.
-            seed: Draws masks.
+            settings: Number of texts, times, and masks per text.
+            is_causal: Whether the model is autoregressive: its loss is exact.
+            seed: Random seed of the masks.
         """
         self.model, self.settings, self.is_causal, self.seed = model, settings, is_causal, seed
         self.lessons = list(lessons[: settings.records])
@@ -280,38 +284,38 @@ class Validation:
         """Return the mean cross-entropy of masked tokens at each fixed time, in nats."""
         was_training = self.model.network.training
         self.model.network.eval()
-        found = {}
+        metrics = {}
         for t in () if self.is_causal else self.settings.times:
-            texts = [self._masked(lesson, at, t) for at, lesson in enumerate(self.lessons)]
-            found[f"validation/masked_ce/t={t:g}"] = self._mean(texts)
+            texts = [self._masked(lesson, index, t) for index, lesson in enumerate(self.lessons)]
+            metrics[f"validation/masked_ce/t={t:g}"] = self._mean(texts)
         if self.is_causal:
             texts = [self._clean(lesson) for lesson in self.lessons]
-            found["validation/loss"] = self._mean(texts)
+            metrics["validation/loss"] = self._mean(texts)
         self.model.network.train(was_training)
-        return found
+        return metrics
 
     def bound(self, on_done: Callable[[], None]) -> dict[str, Any]:
-        """Return the bound of all texts in nats a token, its error, and what it cost.
+        """Return the mean bound in nats per token, its standard error, and the passes used.
 
-        An autoregressive model's number is exact.
+        The value of an autoregressive model is exact.
         """
         estimator = ESTIMATORS.build({"name": "low_variance", "samples": self.settings.samples})
         was_training = self.model.network.training
         self.model.network.eval()
         bounds: list[LikelihoodEstimate] = []
-        for at, lesson in enumerate(self.lessons):
-            places = np.flatnonzero(lesson.noised).tolist()
+        for index, lesson in enumerate(self.lessons):
+            positions = np.flatnonzero(lesson.noised).tolist()
             if self.is_causal:
-                nats = self._mean([self._clean(lesson)]) * len(places)
-                bounds.append(LikelihoodEstimate(-nats, 0.0, 1, 0, len(places)))
+                nats = self._mean([self._clean(lesson)]) * len(positions)
+                bounds.append(LikelihoodEstimate(-nats, 0.0, 1, 0, len(positions)))
             else:
                 bounds.append(
                     score_text(
                         self.model,
                         lesson.ids.tolist(),
-                        places,
+                        positions,
                         estimator,
-                        seed=self.seed + at,
+                        seed=self.seed + index,
                         rows=choose_batch_rows(len(lesson.ids)),
                     )
                 )
@@ -331,7 +335,7 @@ class Validation:
         rng = np.random.default_rng([self.seed, number, round(t * 1e6)])
         noised = lesson.noised
         is_masked = (rng.random(len(noised)) < t) & noised
-        if not is_masked.any():  # a short text at a small time: one token is masked at least
+        if not is_masked.any():  # short text, small time: at least one masked token
             is_masked[rng.choice(np.flatnonzero(noised))] = True
         return self._text(lesson, is_masked, is_masked, t)
 

@@ -1,11 +1,10 @@
-"""Decoding sweep: quality against forward passes and seconds for a grid of settings.
+"""Decoding sweep: quality against forward passes and processor time for a grid of settings.
 
-Every setting of a grid writes every record's answer; beside them stands LLaDA's own algorithm (one
-place a step, nothing kept) as what nothing is lost against. Of what no other setting beats in all
-three respects, the Pareto set, the cheapest that loses no more than is allowed becomes the choice.
-Knows models and requests; the job around it is ``tuning_job``.
+Every setting of the grid answers every record; the baseline is LLaDA's algorithm (one token per
+step, no cache). Of the Pareto set in all three measures, the fastest setting whose loss of quality
+is within the limit is chosen.
 
-Seconds depend on the clock, so the report and the preset are no part of the artifact's digest.
+Times are not reproducible, so the report and the preset are not part of the artifact's digest.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ DEFAULT_GRID = (
 _MAX_ANSWER_TOKENS = 256
 
 
-def _is_exact(found: str, wanted: str) -> float:
-    return float(found.strip() == wanted.strip())
+def _is_exact(text: str, answer: str) -> float:
+    return float(text.strip() == answer.strip())
 
 
 QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
@@ -77,12 +76,12 @@ QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
 }
 
 
-"""How a text is compared with the record's answer: words shared, equal words, equal characters."""
+"""Metrics of a text against the record's answer: token F1, normalized match, exact match."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepCandidate:
-    """Settings that are tried, under the words that make them different."""
+    """Decoding settings and a label of what distinguishes them."""
 
     label: str
     settings: DecodeSettings
@@ -90,7 +89,7 @@ class SweepCandidate:
 
 @dataclass(frozen=True, slots=True)
 class SweepCase:
-    """A record as it is asked: the request, and the answer it should come to."""
+    """A record as a request with its reference answer."""
 
     id: str
     request: InfillRequest
@@ -99,15 +98,15 @@ class SweepCase:
 
 @dataclass(frozen=True, slots=True)
 class SweepTrial:
-    """What one setting came to on one record.
+    """Result of one setting on one record.
 
     Args:
-        quality: By the measure, 0 to 1.
-        nfe: Readings of the model.
+        quality: Metric value, 0 to 1.
+        nfe: Forward passes.
         cpu_s: Processor seconds.
-        tokens: Tokens written before the end.
-        drift: How far kept states had moved when they were read again, 0 to 2; None where nothing
-            was kept.
+        tokens: Tokens generated before the end token.
+        drift: Cosine distance of cached values from recomputed ones, 0 to 2; None without stale
+            entries.
     """
 
     quality: float
@@ -117,52 +116,52 @@ class SweepTrial:
     drift: float | None
 
     def to_json(self) -> list[Any]:
-        """Return plain values."""
+        """Return a JSON list."""
         return [self.quality, self.nfe, self.cpu_s, self.tokens, self.drift]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingSweepResult:
-    """What one setting came to on all records."""
+    """Results of one setting on all records."""
 
     candidate: SweepCandidate
     trials: tuple[SweepTrial, ...]
 
     @property
     def quality(self) -> float:
-        """Mean over the records."""
+        """Mean metric over the records."""
         return sum(trial.quality for trial in self.trials) / len(self.trials)
 
     @property
     def nfe(self) -> float:
-        """Readings a text."""
+        """Mean forward passes per record."""
         return sum(trial.nfe for trial in self.trials) / len(self.trials)
 
     @property
     def cpu_s(self) -> float:
-        """Processor seconds a text."""
+        """Mean processor seconds per record."""
         return sum(trial.cpu_s for trial in self.trials) / len(self.trials)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens before the end a processor second."""
+        """Tokens before the end token per processor second."""
         return sum(t.tokens for t in self.trials) / max(sum(t.cpu_s for t in self.trials), 1e-9)
 
     @property
     def drift(self) -> float | None:
-        """Mean over the records that kept something."""
+        """Mean over the records with stale cache entries."""
         known = [trial.drift for trial in self.trials if trial.drift is not None]
         return sum(known) / len(known) if known else None
 
     def interval(self, seed: int = 0) -> Metric:
-        """Return the quality with its interval."""
+        """Return the mean quality with its bootstrap interval."""
         values = [trial.quality for trial in self.trials]
         return bootstrap(values, seed=seed, name=self.candidate.label)
 
-    def loss_against(self, other: DecodingSweepResult, seed: int = 0) -> Metric:
-        """Return how much quality is lost against another, record by record."""
+    def loss_against(self, baseline: DecodingSweepResult, seed: int = 0) -> Metric:
+        """Return the paired loss of quality against another setting."""
         return paired_difference(
-            [trial.quality for trial in other.trials],
+            [trial.quality for trial in baseline.trials],
             [trial.quality for trial in self.trials],
             seed=seed,
             name=f"loss/{self.candidate.label}",
@@ -172,80 +171,80 @@ class DecodingSweepResult:
 def expand_grid(
     model: DiffusionModel, words: Sequence[str], fixed: Sequence[str], max_new_tokens: int
 ) -> tuple[list[SweepCandidate], list[str]]:
-    """Return the baseline and every setting of a grid that the model can do, and what it cannot.
+    """Return the baseline and the settings of a grid that suit the model, and labels of the rest.
 
     Args:
-        model: What will write.
-        words: ``KEY=VALUE,VALUE`` each, as ``commit.threshold=0.8,0.9``; in place of the default
-            grid's row of that key, or added to it.
-        fixed: ``KEY=VALUE`` that all have.
-        max_new_tokens: Places of every text, where ``fixed`` names none.
+        model: Diffusion model.
+        words: Grid rows ``KEY=VALUE,VALUE``, e.g. ``commit.threshold=0.8,0.9``; each replaces the
+            default row of its key, or adds one.
+        fixed: ``KEY=VALUE`` overrides of every setting.
+        max_new_tokens: Length of every answer, unless ``fixed`` sets it.
 
     Raises:
-        RecipeError: If a word or value is none, or nothing is left to try.
+        RecipeError: If a row is malformed or invalid, or no setting suits the model.
     """
     rows = dict(DEFAULT_GRID)
     if model.metadata.block_size is not None:
         rows |= {"block_length": ("null",), "cache": ("null",)}  # exact by itself
-    for word in words:
-        key, _, listed = word.partition("=")
+    for row in words:
+        key, _, listed = row.partition("=")
         if not key or not listed:
             raise RecipeError(
-                f"--try {word!r} is not KEY=VALUE,VALUE",
+                f"--try {row!r} is not KEY=VALUE,VALUE",
                 code="diffusion.tune",
-                expected="as commit.threshold=0.8,0.9",
+                expected="a row such as commit.threshold=0.8,0.9",
                 next="see the settings in `stillroom diffusion sample --help`",
             )
         rows[key] = tuple(listed.split(","))
     base = [f"max_new_tokens={max_new_tokens}", *fixed]
     plain = [*base, "commit.name=top_k", "commit.k=1", "cache=whole"]
-    found = [SweepCandidate(BASELINE_LABEL, parse_group(DecodeSettings, overrides=plain))]
+    candidates = [SweepCandidate(BASELINE_LABEL, parse_group(DecodeSettings, overrides=plain))]
     left_out: list[str] = []
-    seen: set[str] = set()
+    known: set[str] = set()
     for values in itertools.product(*rows.values()):
-        chosen = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
+        overrides = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
         label = _label(rows, values)
-        settings = parse_group(DecodeSettings, overrides=[*base, *chosen])
+        settings = parse_group(DecodeSettings, overrides=[*base, *overrides])
         try:
             settings.check_against(model.metadata)
         except RecipeError:
             left_out.append(label)
             continue
-        if _is_duplicate(settings, seen):
+        if _is_duplicate(settings, known):
             continue
-        found.append(SweepCandidate(label, settings))
-    if len(found) == 1:
+        candidates.append(SweepCandidate(label, settings))
+    if len(candidates) == 1:
         raise RecipeError(
-            "no setting of the grid goes with this model",
+            "no setting of the grid suits this model",
             code="diffusion.tune",
-            expected="settings that fit its attention",
-            next="give others by --try",
+            expected="settings that fit the model's attention",
+            next="set others with --try",
         )
-    return found, left_out
+    return candidates, left_out
 
 
 def _label(rows: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
-    """Return what makes settings different from the others of the grid."""
+    """Return the keys and values in which a setting differs from the others of the grid."""
     pairs = [(key, value) for key, value in zip(rows, values, strict=True) if len(rows[key]) > 1]
     pairs = pairs or list(zip(rows, values, strict=True))
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs)
 
 
-def _is_duplicate(settings: DecodeSettings, seen: set[str]) -> bool:
-    """Return whether settings were met before: without blocks, caches by the block are as one."""
+def _is_duplicate(settings: DecodeSettings, known: set[str]) -> bool:
+    """Return whether settings are repeated; without blocks, block-wise caches coincide."""
     text = settings.model_dump_json()
-    is_known = text in seen
-    seen.add(text)
+    is_known = text in known
+    known.add(text)
     return is_known
 
 
 def build_cases(
     model: DiffusionModel, records: Sequence[Record], most: int
 ) -> tuple[list[SweepCase], int]:
-    """Return records as they are asked, and how many tokens the longest answer has.
+    """Return requests with reference answers, and the length of the longest answer in tokens.
 
-    A record of one message is a text: its first half is given, the rest is what it should come to.
-    What is longer than the model knows positions is passed over.
+    A record of one message is split: its first half is the prompt, the rest the answer. Records
+    beyond the context length are skipped.
 
     Raises:
         DataError: If no record has an answer.
@@ -273,8 +272,8 @@ def build_cases(
         raise DataError(
             "no record has an answer",
             code="diffusion.tune",
-            expected="records whose last message is the assistant's, within the model's positions",
-            next="look at the file by `stillroom show`, and at --split",
+            expected="records whose last message is the assistant's, within the context length",
+            next="inspect the file with `stillroom show`, and check --split",
         )
     return cases, min(longest + 1, _MAX_ANSWER_TOKENS)
 
@@ -282,7 +281,7 @@ def build_cases(
 def run_trial(
     model: DiffusionModel, case: SweepCase, candidate: SweepCandidate, measure: str, seed: int
 ) -> SweepTrial:
-    """Write one record's answer by one setting."""
+    """Answer one record with one setting."""
     request = InfillRequest(case.request.ids, candidate.settings.max_new_tokens, seed)
     begun = time.process_time()
     (sample,) = generate(model, [request], candidate.settings)
@@ -299,47 +298,47 @@ def _decode(tokenizer: Any, ids: Sequence[int | None]) -> str:
 
 
 def find_pareto_front(outcomes: Sequence[DecodingSweepResult]) -> list[DecodingSweepResult]:
-    """Return what no other beats, cheapest first.
+    """Return the Pareto-optimal results, fastest first.
 
-    One beats another where it is as good, with as few readings and as little time, and better in
-    one of them.
+    A result dominates another if it is at least as good in quality, forward passes and processor
+    time, and better in one.
     """
 
-    def place(one: DecodingSweepResult) -> tuple[float, float, float]:
-        return -one.quality, one.nfe, one.cpu_s
+    def costs(result: DecodingSweepResult) -> tuple[float, float, float]:
+        return -result.quality, result.nfe, result.cpu_s
 
-    def beats(one: DecodingSweepResult, other: DecodingSweepResult) -> bool:
-        pairs = list(zip(place(one), place(other), strict=True))
+    def beats(result: DecodingSweepResult, rival: DecodingSweepResult) -> bool:
+        pairs = list(zip(costs(result), costs(rival), strict=True))
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
-    kept = [one for one in outcomes if not any(beats(other, one) for other in outcomes)]
-    return sorted(kept, key=lambda one: one.cpu_s)
+    front = [result for result in outcomes if not any(beats(rival, result) for rival in outcomes)]
+    return sorted(front, key=lambda result: result.cpu_s)
 
 
 def choose_setting(
     outcomes: Sequence[DecodingSweepResult], most_lost: float
 ) -> DecodingSweepResult:
-    """Return the one of least time that loses at most so much quality against the first."""
+    """Return the fastest result within ``most_lost`` of the first result's quality."""
     base = outcomes[0].quality
-    good = [one for one in outcomes if one.quality >= base - most_lost - 1e-12]
-    return min(good, key=lambda one: one.cpu_s)
+    good = [result for result in outcomes if result.quality >= base - most_lost - 1e-12]
+    return min(good, key=lambda result: result.cpu_s)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingSweepPlan:
-    """What is tuned, on what, and what counts.
+    """Parameters of a decoding sweep.
 
     Args:
-        checkpoint: A diffusion model.
-        records: A file of records with answers.
-        split: Only records of this split; empty is all.
-        most: Records at most.
-        tried: ``KEY=VALUE,VALUE``: rows of the grid.
-        fixed: ``KEY=VALUE`` that every setting has.
-        measure: One of ``QUALITY_METRICS``.
-        most_lost: Quality that may be lost against one place a step.
-        name: Of the preset.
-        seed: Of draws and intervals.
+        checkpoint: Diffusion model.
+        records: File of records with answers.
+        split: Use records of this split only; empty is all.
+        most: Maximum number of records.
+        tried: Grid rows ``KEY=VALUE,VALUE``.
+        fixed: ``KEY=VALUE`` overrides of every setting.
+        measure: Key of ``QUALITY_METRICS``.
+        most_lost: Allowed loss of quality against one token per step.
+        name: Name of the preset.
+        seed: Random seed.
     """
 
     checkpoint: str
@@ -355,9 +354,9 @@ class DecodingSweepPlan:
 
     def to_text(self) -> str:
         """Return the plan as YAML."""
-        said = {**asdict(self), "records": str(self.records)}
-        said |= {"tried": list(self.tried), "fixed": list(self.fixed)}
-        return "\n".join(["# stillroom diffusion tune", *emit_yaml(said)]) + "\n"
+        settings = {**asdict(self), "records": str(self.records)}
+        settings |= {"tried": list(self.tried), "fixed": list(self.fixed)}
+        return "\n".join(["# stillroom diffusion tune", *emit_yaml(settings)]) + "\n"
 
 
 def sweep_decoding(
@@ -369,23 +368,23 @@ def sweep_decoding(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report, DecodingPreset]:
-    """Measure the grid, and leave report.json, report.html and preset.yaml.
+    """Run the sweep and write report.json, report.html and preset.yaml.
 
     Args:
-        model: The plan's checkpoint, opened.
-        plan: What is tried.
-        out: The folder of the report.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        model: Model of the plan's checkpoint.
+        plan: Parameters of the sweep.
+        out: Output folder.
+        resume: Continue an interrupted run.
+        overwrite: Replace the results of an earlier job at ``out``.
+        reporter: Progress reporter; None is silent.
 
     Raises:
-        RecipeError: If the measure or a setting is none.
+        RecipeError: If the metric or a setting is invalid.
         DataError: If no record has an answer.
     """
     if plan.measure not in QUALITY_METRICS:
         raise RecipeError(
-            f"measure '{plan.measure}' is not known",
+            f"unknown measure '{plan.measure}'",
             code="diffusion.tune",
             expected=f"one of: {', '.join(QUALITY_METRICS)}",
             next="choose one of them",
@@ -408,9 +407,9 @@ def sweep_decoding(
     try:
         with job.interruptible():
             outcomes = _run_trials(model, plan, cases, candidates, job)
-            chosen = choose_setting(outcomes, plan.most_lost)
-            preset = _build_preset(model, plan, chosen, outcomes[0])
-            report = _build_report(plan, outcomes, chosen, left_out)
+            choice = choose_setting(outcomes, plan.most_lost)
+            preset = _build_preset(model, plan, choice, outcomes[0])
+            report = _build_report(plan, outcomes, choice, left_out)
             report.write(job.output)
             write_preset(job.output / PRESET_FILE, preset)
             artifact = job.finish(
@@ -434,16 +433,16 @@ def _run_trials(
     candidates: list[SweepCandidate],
     job: Job,
 ) -> list[DecodingSweepResult]:
-    """Write every record by every setting, record by record, so that all meet the same load."""
+    """Run all trials, record by record, so that every setting meets the same system load."""
     journal = job.journal("trials")
 
     def key(case: SweepCase, candidate: SweepCandidate) -> str:
-        said = candidate.settings.model_dump(mode="json")
-        return digest_json([case.id, said, plan.measure, plan.seed, model.fingerprint])
+        settings = candidate.settings.model_dump(mode="json")
+        return digest_json([case.id, settings, plan.measure, plan.seed, model.fingerprint])
 
     keys = [key(case, candidate) for case in cases for candidate in candidates]
-    done = sum(one in journal for one in keys)
-    if done < len(keys):  # the first call of a process pays for what is loaded: not a setting
+    done = sum(trial_key in journal for trial_key in keys)
+    if done < len(keys):  # warm-up: the first call of a process includes loading
         run_trial(model, cases[0], candidates[-1], plan.measure, plan.seed)
     with job.phase("tune", len(keys), "texts", done=done) as progress:
         for number, case in enumerate(cases):
@@ -465,24 +464,24 @@ def _run_trials(
 def _build_preset(
     model: DiffusionModel,
     plan: DecodingSweepPlan,
-    chosen: DecodingSweepResult,
+    choice: DecodingSweepResult,
     base: DecodingSweepResult,
 ) -> DecodingPreset:
-    lost = chosen.loss_against(base, plan.seed).to_json()
+    lost = choice.loss_against(base, plan.seed).to_json()
     measured: dict[str, float | int | str] = {
         "measure": plan.measure,
-        "records": len(chosen.trials),
-        "quality": round(chosen.quality, 4),
-        "lost_against_one_a_step": round(base.quality - chosen.quality, 4),
+        "records": len(choice.trials),
+        "quality": round(choice.quality, 4),
+        "lost_against_one_a_step": round(base.quality - choice.quality, 4),
         **({"lost_at_most": round(lost["high"], 4)} if lost["high"] is not None else {}),
-        "nfe": round(chosen.nfe, 2),
-        "times_fewer_readings": round(base.nfe / max(chosen.nfe, 1e-9), 2),
-        "times_less_cpu": round(base.cpu_s / max(chosen.cpu_s, 1e-9), 2),
+        "nfe": round(choice.nfe, 2),
+        "times_fewer_readings": round(base.nfe / max(choice.nfe, 1e-9), 2),
+        "times_less_cpu": round(base.cpu_s / max(choice.cpu_s, 1e-9), 2),
     }
     return DecodingPreset(
         name=plan.name,
         checkpoint=model.fingerprint,
-        settings=chosen.candidate.settings,
+        settings=choice.candidate.settings,
         measured=measured,
     )
 
@@ -490,55 +489,59 @@ def _build_preset(
 def _build_report(
     plan: DecodingSweepPlan,
     outcomes: list[DecodingSweepResult],
-    chosen: DecodingSweepResult,
+    choice: DecodingSweepResult,
     left_out: list[str],
 ) -> Report:
     base = outcomes[0]
-    lost = chosen.loss_against(base, plan.seed)
+    lost = choice.loss_against(base, plan.seed)
     records = len(base.trials)
-    said = (
-        f"{chosen.candidate.label}: {base.nfe / max(chosen.nfe, 1e-9):.1f} times fewer readings "
-        f"and {base.cpu_s / max(chosen.cpu_s, 1e-9):.1f} times less processor time than one place "
-        f"a step, {100 * lost.value:+.1f} points of {plan.measure} lost ({records} records)."
+    summary = (
+        f"{choice.candidate.label}: {base.nfe / max(choice.nfe, 1e-9):.1f} times fewer forward "
+        "passes "
+        f"and {base.cpu_s / max(choice.cpu_s, 1e-9):.1f} times less processor time than one token "
+        "per "
+        f"step, {100 * lost.value:+.1f} points of {plan.measure} lost ({records} records)."
     )
-    if not any(one.quality for one in outcomes):
-        said += (
-            " No setting gets anything right by this measure, so that the choice stands on time "
-            "alone: compare by another measure, or on records that the model can answer."
+    if not any(result.quality for result in outcomes):
+        summary += (
+            " No setting scores above 0 by this measure, so that the choice rests on time alone: "
+            "use another measure, or records that the model can answer."
         )
-    report = Report("Decoding", f"{len(outcomes)} settings on {records} records. {said}")
+    report = Report("Decoding", f"{len(outcomes)} settings on {records} records. {summary}")
     report.add(lost, is_headline=True)
     front = find_pareto_front(outcomes)
     columns = (plan.measure, "95 %", "NFE", "CPU s", "tokens/s", "drift", "setting")
     report.section(
         "Pareto set",
-        "Nothing tried is as good, as short and as quick, and better in one of them. Tokens are "
-        "those before the end. "
-        + (f"{len(left_out)} settings do not go with this model." if left_out else ""),
+        "No other setting is at least as good in quality, forward passes and time, and better in "
+        "one of them. Tokens are those before the end token. "
+        + (f"{len(left_out)} settings do not suit this model." if left_out else ""),
         table=Table(
-            "cheapest first", columns, tuple(_report_row(one, plan, chosen) for one in front)
+            "cheapest first", columns, tuple(_report_row(result, plan, choice) for result in front)
         ),
     )
-    order = sorted(outcomes, key=lambda one: (-one.quality, one.cpu_s))
+    order = sorted(outcomes, key=lambda result: (-result.quality, result.cpu_s))
     report.section(
         "All settings",
-        "Quality was measured on the records that chose: expect a little less on others.",
-        table=Table("best first", columns, tuple(_report_row(one, plan, chosen) for one in order)),
+        "Quality was measured on the records used for the choice: expect slightly less on others.",
+        table=Table(
+            "best first", columns, tuple(_report_row(result, plan, choice) for result in order)
+        ),
     )
     return report
 
 
 def _report_row(
-    one: DecodingSweepResult, plan: DecodingSweepPlan, chosen: DecodingSweepResult
+    result: DecodingSweepResult, plan: DecodingSweepPlan, choice: DecodingSweepResult
 ) -> tuple[str, ...]:
-    metric = one.interval(plan.seed).to_json()
+    metric = result.interval(plan.seed).to_json()
     low, high = metric["low"], metric["high"]
     return (
-        f"{one.quality:.3f}",
+        f"{result.quality:.3f}",
         "" if low is None else f"{low:.2f}-{high:.2f}",
-        f"{one.nfe:.1f}",
-        f"{one.cpu_s:.4f}",
-        f"{one.tokens_per_s:.0f}",
-        "" if one.drift is None else f"{one.drift:.3f}",
-        one.candidate.label + (" *" if one is chosen else ""),
+        f"{result.nfe:.1f}",
+        f"{result.cpu_s:.4f}",
+        f"{result.tokens_per_s:.0f}",
+        "" if result.drift is None else f"{result.drift:.3f}",
+        result.candidate.label + (" *" if result is choice else ""),
     )

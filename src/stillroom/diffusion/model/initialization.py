@@ -1,16 +1,18 @@
 """Initial checkpoints of training: random weights, conversion, mask token and vocabulary.
 
-A diffusion checkpoint is taken as it is, one of a published layout in stock terms; an
-autoregressive one gets a mask token whose embedding is the mean of all; a new network is drawn.
-Whatever it was, afterwards it is an ordinary checkpoint with metadata, and training knows one kind.
+A diffusion checkpoint is copied, one of a published format converted to its stock architecture; an
+autoregressive checkpoint gets a mask token whose embedding is the mean of all embeddings; a new
+network gets random weights. The result is always a checkpoint with diffusion metadata, the only
+kind that training reads.
 
-Sources: our own figures (docs/explanation/lab-notebook.md, "How far a bound is from a loss"); Wu et
-al. 2025, arXiv:2509.26328 (Fast-dLLM v2: 1e9 tokens, by blocks); Gong et al. 2024, arXiv:2410.17891
-(DiffuLLaMA: 65e9, seeing both ways); Ye et al. 2025, arXiv:2508.15487 (Dream: 580e9). Between a
-million tokens and a thousand million nothing was measured here, and it says so.
+Built-in tokenizers (characters or words of the records) are for models trained from scratch on
+small corpora, where a vocabulary of 50,000 would be most of the network.
 
-For models that are trained from nothing on small, closed worlds, where a vocabulary of 50,000 would
-be most of the network.
+Sources of the expected quality by number of tokens: our own figures
+(docs/explanation/lab-notebook.md, "How far a bound is from a loss"); Wu et al. 2025,
+arXiv:2509.26328 (Fast-dLLM v2: 1e9 tokens, block-causal); Gong et al. 2024, arXiv:2410.17891
+(DiffuLLaMA: 65e9, full attention); Ye et al. 2025, arXiv:2508.15487 (Dream: 580e9). Budgets between
+1e6 and 1e9 tokens were not measured here.
 """
 
 from __future__ import annotations
@@ -60,36 +62,38 @@ _HEADS = ("lm_head.weight", "embed_out.weight")
 def prepare_initial_checkpoint(
     recipe: DiffusionRecipe, texts: Callable[[], Iterable[str]], folder: Path
 ) -> str:
-    """Write the folder that training starts from; one that stands there already is kept.
+    """Write the initial checkpoint to a folder; an existing one is kept.
 
     Args:
-        recipe: Says what to start from, and the attention to be learned.
-        texts: The records' texts, where a tokenizer is made of them.
-        folder: Where to.
+        recipe: Initialization, attention and seed.
+        texts: Texts of the records, for a built-in tokenizer.
+        folder: Output folder.
 
     Returns:
-        In words, what was done.
+        A description of the initial checkpoint.
 
     Raises:
-        CheckpointError: If the start cannot be made a diffusion model.
-        RecipeError: If a setting contradicts the start.
+        CheckpointError: If the checkpoint cannot be made a diffusion model.
+        RecipeError: If a setting contradicts the checkpoint.
     """
     done = folder / "start.txt"
     if done.is_file():
         return done.read_text(encoding="utf-8")
     if isinstance(recipe.start, ScratchSettings):
-        said = _create_checkpoint(recipe, recipe.start, texts, folder)
+        description = _create_checkpoint(recipe, recipe.start, texts, folder)
     else:
-        said = _convert_initial(recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder)
-    done.write_text(said, encoding="utf-8")
-    return said
+        description = _convert_initial(
+            recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder
+        )
+    done.write_text(description, encoding="utf-8")
+    return description
 
 
 def check_initial_checkpoint(recipe: DiffusionRecipe) -> None:
-    """Refuse an autoregressive start where the objective needs a diffusion model.
+    """Refuse an autoregressive checkpoint where the objective needs a diffusion model.
 
     Raises:
-        CheckpointError: If it is one, or is missing.
+        CheckpointError: If it is autoregressive, or missing.
     """
     if isinstance(recipe.start, ScratchSettings) or not recipe.objective.needs_model:
         return
@@ -97,29 +101,29 @@ def check_initial_checkpoint(recipe: DiffusionRecipe) -> None:
     known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
     if known is None and convert_format(stored) is None:
         raise CheckpointError(
-            f"objective {recipe.objective.method_name()} goes on from a diffusion model, and this "
+            f"objective {recipe.objective.method_name()} starts from a diffusion model, and this "
             "is an autoregressive checkpoint",
             code="diffusion.not-diffusion",
             where=str(stored.folder / "config.json"),
-            expected="a diffusion checkpoint that answers already",
+            expected="a diffusion checkpoint trained on answers",
             next="train it first with objective: bound",
         )
 
 
 def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:
-    """Write a diffusion checkpoint of a published layout in stock terms, with its metadata.
+    """Convert a diffusion checkpoint of a published format to its stock architecture.
 
     Args:
-        reference: The checkpoint.
-        out: Where to; the folder appears when it is whole.
-        overwrite: Replace a folder that stands there.
+        reference: Checkpoint.
+        out: Output folder, written atomically.
+        overwrite: Replace an existing folder.
 
     Returns:
-        In words, what it was.
+        A description of the checkpoint.
 
     Raises:
-        CheckpointError: If it is no diffusion checkpoint: an autoregressive one has to be trained.
-        DataError: If ``out`` stands already.
+        CheckpointError: If it is not a diffusion checkpoint; an autoregressive one needs training.
+        DataError: If ``out`` exists.
     """
     if out.exists() and not overwrite:
         raise DataError(
@@ -134,7 +138,7 @@ def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) ->
     known = known if translation is None else translation.metadata
     if known is None:
         raise CheckpointError(
-            "this is an autoregressive checkpoint: it has to be trained on masked text",
+            "this is an autoregressive checkpoint: it needs training on masked text",
             code="diffusion.not-diffusion",
             where=str(stored.folder / "config.json"),
             expected="a diffusion checkpoint, or records to train on",
@@ -200,7 +204,7 @@ def _scratch_config(start: ScratchSettings, tokenizer: Any, size: int) -> dict[s
 
 
 def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) -> str:
-    """Write a checkpoint anew, with metadata; return what it was."""
+    """Write a checkpoint with diffusion metadata; return its description."""
     translation = convert_format(stored)
     config = dict(stored.config if translation is None else translation.config)
     names: Sequence[str] = stored.names() if translation is None else translation.names
@@ -220,19 +224,21 @@ def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) 
     mask, needed = _find_mask_token(tokenizer, len(tokenizer))
     tokenizer.save_pretrained(words)
     tensors = {name: read(name) for name in names if not _is_tied_head(name, config)}
-    said = "an autoregressive checkpoint"
-    # A twin that learns the next token gets the row too: it has the tokenizer, and the mask is
-    # given no probability in training, so that it costs its loss nothing.
+    description = "an autoregressive checkpoint"
+    # The autoregressive baseline gets the row, too, as it shares the tokenizer; the mask token has
+    # probability 0 in training, so its loss does not change.
     tensors = _add_mask_rows(tensors, mask, max(size, needed), str(stored.folder))
-    said += f", its mask token {mask} " + ("added" if needed > size else "one it kept in reserve")
+    description += f", its mask token {mask} " + (
+        "added" if needed > size else "one it kept in reserve"
+    )
     config["vocab_size"] = max(size, needed)
     shift = True if recipe.logit_shift is None else recipe.logit_shift
     _write(folder, words, _add_metadata(recipe, config, mask, shift=shift), tensors)
-    return said
+    return description
 
 
 def _find_mask_token(tokenizer: Any, size: int) -> tuple[int, int]:
-    """Return a tokenizer's mask token, added where it has none, and its number of tokens."""
+    """Return the mask token, added to the tokenizer if missing, and the number of tokens."""
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     return int(tokenizer.mask_token_id), max(size, len(tokenizer))
@@ -241,24 +247,24 @@ def _find_mask_token(tokenizer: Any, size: int) -> tuple[int, int]:
 def _add_mask_rows(
     tensors: dict[str, Tensor], mask: int, size: int, where: str
 ) -> dict[str, Tensor]:
-    """Return tensors with rows for ``size`` tokens; that of the mask is the mean of all others."""
-    found = [name for name in (*_EMBEDDINGS, *_HEADS) if name in tensors]
-    if not any(name in _EMBEDDINGS for name in found):
+    """Return tensors with ``size`` rows; that of the mask token is the mean of all others."""
+    present = [name for name in (*_EMBEDDINGS, *_HEADS) if name in tensors]
+    if not any(name in _EMBEDDINGS for name in present):
         raise CheckpointError(
-            "the embeddings of this architecture are not known, so no mask token can be added",
+            "no mask token can be added: the embeddings of this architecture are unknown",
             code="diffusion.layout",
             where=where,
             expected=f"a tensor named {' or '.join(_EMBEDDINGS)}",
             next="use a Llama, Qwen2 or Qwen3 checkpoint",
         )
-    made = dict(tensors)
-    for name in found:
+    extended = dict(tensors)
+    for name in present:
         rows = tensors[name]
         mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
         grown = torch.cat([rows, mean.expand(max(size - len(rows), 0), -1)]).clone()
         grown[mask] = mean[0]
-        made[name] = grown
-    return made
+        extended[name] = grown
+    return extended
 
 
 def _is_tied_head(name: str, config: dict[str, Any]) -> bool:
@@ -298,23 +304,23 @@ def _write(folder: Path, words: Path, config: dict[str, Any], tensors: dict[str,
 
 
 def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
-    """Draw a Llama network's weights: 0.02 wide, what is added to the residual less by depth."""
+    """Draw Llama weights: normal, std 0.02; residual projections scaled down by depth."""
     rng = torch.Generator().manual_seed(seed)
     width, inner = start.width, int(config["intermediate_size"])
     kv = width // start.heads * int(config["num_key_value_heads"])
     shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS[0]: (int(config["vocab_size"]), width)}
     for layer in range(start.layers):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         shapes |= {
-            f"{at}.input_layernorm.weight": (width,),
-            f"{at}.self_attn.q_proj.weight": (width, width),
-            f"{at}.self_attn.k_proj.weight": (kv, width),
-            f"{at}.self_attn.v_proj.weight": (kv, width),
-            f"{at}.self_attn.o_proj.weight": (width, width),
-            f"{at}.post_attention_layernorm.weight": (width,),
-            f"{at}.mlp.gate_proj.weight": (inner, width),
-            f"{at}.mlp.up_proj.weight": (inner, width),
-            f"{at}.mlp.down_proj.weight": (width, inner),
+            f"{prefix}.input_layernorm.weight": (width,),
+            f"{prefix}.self_attn.q_proj.weight": (width, width),
+            f"{prefix}.self_attn.k_proj.weight": (kv, width),
+            f"{prefix}.self_attn.v_proj.weight": (kv, width),
+            f"{prefix}.self_attn.o_proj.weight": (width, width),
+            f"{prefix}.post_attention_layernorm.weight": (width,),
+            f"{prefix}.mlp.gate_proj.weight": (inner, width),
+            f"{prefix}.mlp.up_proj.weight": (inner, width),
+            f"{prefix}.mlp.down_proj.weight": (width, inner),
         }
     shapes["model.norm.weight"] = (width,)
     if not start.tie:
@@ -331,43 +337,43 @@ def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> d
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return dict(found)
+    """Return the JSON object in a file."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return dict(value)
 
 
 _BUDGETS = (
     (
         1e6,
-        "it has begun to fill holes: a token or two that stand near others; no sentences "
-        "(SmolLM2-135M after 15 thousand tokens: a bound of 5.8 nats a token, 9.1 before; its "
-        "autoregressive loss was 3.7)",
+        "it predicts a token or two from their neighbors, and no sentences (SmolLM2-135M after 15 "
+        "thousand tokens: a bound of 5.8 nats per token, 9.1 before; its autoregressive loss was "
+        "3.7)",
     ),
-    (1e7, "words and phrases of the records, not sentences"),
+    (1e7, "words and phrases of the records, and no sentences"),
     (
         1e9,
-        "more than words, if the records are alike; less than the autoregressive start, and how "
-        "much was not measured here",
+        "more than phrases, if the records are similar; less than the autoregressive model (not "
+        "measured here)",
     ),
 )
 
 
 def describe_expected_quality(tokens: int, *, by_blocks: bool) -> str:
-    """Return what to expect of a model converted by so many tokens, in one sentence.
+    """Return a sentence on the expected quality of a model converted from an autoregressive one.
 
     Args:
-        tokens: That it learned from.
-        by_blocks: Whether attention is by blocks; else it sees both ways.
+        tokens: Number of training tokens.
+        by_blocks: Whether attention is block-causal, else full.
     """
     published = (
-        "a published conversion by blocks took 1e9 (Fast-dLLM v2)"
+        "a published conversion to block-causal attention took 1e9 (Fast-dLLM v2)"
         if by_blocks
-        else "published ones that see both ways took 6.5e10 (DiffuLLaMA) and 5.8e11 (Dream)"
+        else "published conversions to full attention took 6.5e10 (DiffuLLaMA) and 5.8e11 (Dream)"
     )
-    for most, said in _BUDGETS:
+    for most, quality in _BUDGETS:
         if tokens < most:
-            return f"after {tokens:,} tokens expect this: {said}; {published}"
-    return f"{tokens:,} tokens are a budget for a model that writes: {published}"
+            return f"expected after {tokens:,} tokens: {quality}; {published}"
+    return f"{tokens:,} tokens are enough for a model that writes text: {published}"
 
 
 BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, UNKNOWN_TOKEN = "<|begin|>", "<|end|>", "<|mask|>", "<|unknown|>"
@@ -377,33 +383,34 @@ BUILTIN_TOKENIZERS = ("builtin:characters", "builtin:words")
 
 
 def build_tokenizer(kind: str, texts: Iterable[str], folder: Path, context_length: int) -> int:
-    """Write tokenizer.json and tokenizer_config.json, and return how many tokens there are.
+    """Write tokenizer.json and tokenizer_config.json; return the number of tokens.
 
     Args:
-        kind: One of ``BUILTIN_TOKENIZERS``. Words are runs without white space; what stands between
-            them is
-            taken as one space.
-        texts: What the vocabulary is made of; what is not in it is one unknown token.
-        folder: Where to.
-        context_length: Positions that the model knows.
+        kind: One of ``BUILTIN_TOKENIZERS``. Words are separated by white space, which is decoded as
+            one space.
+        texts: Texts of the vocabulary; anything else becomes the unknown token.
+        folder: Output folder.
+        context_length: Context length of the model.
 
     Raises:
-        RecipeError: If there is no such kind.
+        RecipeError: If the kind is unknown.
     """
     if kind not in BUILTIN_TOKENIZERS:
         raise RecipeError(
-            f"'{kind}' is no tokenizer that is made of records",
+            f"'{kind}' is not a built-in tokenizer",
             code="diffusion.tokenizer",
             where="start.tokenizer",
             expected=f"one of: {', '.join(BUILTIN_TOKENIZERS)}, or a checkpoint",
-            next="builtin:characters for small corpora",
+            next="use builtin:characters for small corpora",
         )
     is_words = kind == "builtin:words"
-    found: set[str] = set()
+    symbols: set[str] = set()
     for text in texts:
-        found.update(text.split() if is_words else text)
+        symbols.update(text.split() if is_words else text)
     special = [UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN, MASK_TOKEN]
-    vocabulary = {token: at for at, token in enumerate([*special, *sorted(found - set(special))])}
+    vocabulary = {
+        token: index for index, token in enumerate([*special, *sorted(symbols - set(special))])
+    }
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN))
     if is_words:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,7 +1,7 @@
 """Loading of diffusion checkpoints: metadata, format conversion, and a check of the attention mask.
 
-A checkpoint that does not say it is a diffusion model is refused, however well it would load: an
-autoregressive one fed with masks gives text, and all of it is wrong.
+Checkpoints without diffusion metadata are refused: an autoregressive model fed with mask tokens
+generates text without an error, and all of it is wrong.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ def open_diffusion(
     dtype: str = "auto",
     device: str = "auto",
 ) -> DiffusionModel:
-    """Open a diffusion checkpoint: one of ours, or of any layout that is known.
+    """Load a diffusion checkpoint, ours or of a published format.
 
     Args:
         reference: A folder, a job's folder or ``hub:NAME[@revision]``.
-        overrides: Fields of ``DiffusionMetadata`` that are known better than the checkpoint says,
-            as attention and block_size of an A2D checkpoint that was trained by blocks.
+        overrides: Fields of ``DiffusionMetadata`` that replace those of the checkpoint, e.g.
+            attention and block_size of an A2D checkpoint trained by block diffusion.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     Raises:
-        CheckpointError: If it is no diffusion model, or its attention is not what it says.
+        CheckpointError: If it is not a diffusion model, or its attention differs from its metadata.
     """
     path = resolve_checkpoint(reference)
     stored = Checkpoint.open(path)
-    found = DiffusionMetadata.from_config(stored.config, str(stored.folder))
-    translation = None if found is not None else convert_format(stored)
+    declared = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    translation = None if declared is not None else convert_format(stored)
     if translation is not None:
-        found = translation.metadata
-    if found is None:
+        declared = translation.metadata
+    if declared is None:
         raise _not_diffusion_error(stored)
-    metadata = _override_metadata(found, overrides or {}, str(stored.folder))
+    metadata = _override_metadata(declared, overrides or {}, str(stored.folder))
     config: Mapping[str, Any] = translation.config if translation else stored.config
     metadata.check_vocabulary(config, str(stored.folder))
     network = _load(stored, metadata, translation, dtype, device)
@@ -71,10 +71,10 @@ def open_diffusion(
 
 
 def load_prepared(folder: Path) -> DiffusionModel:
-    """Load a folder that says what it is, in float32, to be trained; causal ones, too.
+    """Load a folder with diffusion metadata in float32, for training; causal models, too.
 
     Raises:
-        CheckpointError: If it says nothing.
+        CheckpointError: If it has no metadata.
     """
     stored = Checkpoint.open(folder)
     metadata = DiffusionMetadata.from_config(stored.config, str(folder))
@@ -85,7 +85,7 @@ def load_prepared(folder: Path) -> DiffusionModel:
 
 
 def load_trained(folder: Path, like: DiffusionModel) -> DiffusionModel:
-    """Load a checkpoint that was just written, in float32; its metadata are those of ``like``."""
+    """Load a checkpoint that was just written, in float32, with the metadata of ``like``."""
     network = _load(Checkpoint.open(folder), like.metadata, None, "float32", "auto")
     return DiffusionModel(network, like.metadata, tokenizer=like.tokenizer, name=folder.name)
 
@@ -94,7 +94,7 @@ def convert_format(stored: Checkpoint) -> ConvertedCheckpoint | None:
     """Return a checkpoint of a published format in terms of a stock architecture, else None.
 
     Raises:
-        CheckpointError: If it is of a known format and cannot be read.
+        CheckpointError: If its format is known but its config is not supported.
     """
     for name in CHECKPOINT_FORMATS.names():
         layout = CHECKPOINT_FORMATS.build(name)
@@ -104,48 +104,48 @@ def convert_format(stored: Checkpoint) -> ConvertedCheckpoint | None:
 
 
 def check_attention(model: DiffusionModel, where: str = "") -> None:
-    """Prove that positions see what the metadata says, by changing one token and looking.
+    """Check the attention mask against the metadata by changing one input token.
 
     Raises:
-        CheckpointError: If a state that must change does not, or one that must not does.
+        CheckpointError: If a state changes that must not, or does not change where it must.
     """
-    found = _find_mask_violation(model)
-    if found is not None and found[1] and model.dtype != torch.float32:
-        # what little a small model's token changes may be lost in half precision
-        found = _find_mask_violation(
+    violation = _find_mask_violation(model)
+    if violation is not None and violation[1] and model.dtype != torch.float32:
+        # half precision may round away the small change in a small model
+        violation = _find_mask_violation(
             DiffusionModel(copy.deepcopy(model.network).float(), model.metadata)
         )
-    if found is not None:
-        position, is_seen, changed = found
+    if violation is not None:
+        position, is_seen, changed = violation
         raise CheckpointError(
             f"position {position} {'does not see' if is_seen else 'sees'} position {changed}",
             code="diffusion.attention",
             where=where,
-            expected=f"attention {model.metadata.attention}, as its metadata says",
+            expected=f"attention {model.metadata.attention}, as in its metadata",
             next="use a Llama, Qwen2, Qwen3 or GPT-NeoX architecture with sdpa attention",
         )
 
 
 @torch.inference_mode()
 def _find_mask_violation(model: DiffusionModel) -> tuple[int, bool, int] | None:
-    """Return a position that sees another or not as it must, whether it must, and which other."""
+    """Return a wrong attention edge: the query, whether it must attend, and the key; else None."""
     metadata = model.metadata
     size = metadata.block_size or _PROBE_TOKENS
     if size > _MAX_PROBE_TOKENS:
-        return None  # blocks that long are proved by the shorter ones of the tests
+        return None  # longer blocks are covered by tests of shorter ones
     length = min(size * 2, model.context_length)
     ids = (torch.arange(length) * 7 + 3) % model.vocabulary
     positions = torch.arange(length)
-    seen = model.sees(positions, positions)
+    mask = model.attention_mask(positions, positions)
     for changed in {length - 1, min(size, length) - 1}:
-        other = ids.clone()
-        other[changed] = (other[changed] + 1) % model.vocabulary
-        both = torch.stack([ids, other])
-        states = model.states(both, positions.expand(2, -1), seen[None].expand(2, -1, -1))
+        changed_ids = ids.clone()
+        changed_ids[changed] = (changed_ids[changed] + 1) % model.vocabulary
+        both = torch.stack([ids, changed_ids])
+        states = model.states(both, positions.expand(2, -1), mask[None].expand(2, -1, -1))
         moved = (states[0] != states[1]).any(-1).cpu()
         for position in range(changed):
-            if bool(moved[position]) != bool(seen[position, changed]):
-                return position, bool(seen[position, changed]), changed
+            if bool(moved[position]) != bool(mask[position, changed]):
+                return position, bool(mask[position, changed]), changed
     return None
 
 
@@ -172,17 +172,17 @@ def _load(
 
 
 def _override_metadata(
-    found: DiffusionMetadata, given: Mapping[str, Any], where: str
+    metadata: DiffusionMetadata, overrides: Mapping[str, Any], where: str
 ) -> DiffusionMetadata:
-    unknown = sorted(set(given) - set(DiffusionMetadata.model_fields))
+    unknown = sorted(set(overrides) - set(DiffusionMetadata.model_fields))
     if unknown:
         raise RecipeError(
-            f"'{unknown[0]}' says nothing of a diffusion model",
+            f"'{unknown[0]}' is not a field of the diffusion metadata",
             code="recipe.unknown-key",
             expected=f"one of: {', '.join(DiffusionMetadata.model_fields)}",
         )
-    said = {**found.model_dump(), **given}
-    return DiffusionMetadata.from_config({"stillroom_diffusion": said}, where) or found
+    fields = {**metadata.model_dump(), **overrides}
+    return DiffusionMetadata.from_config({"stillroom_diffusion": fields}, where) or metadata
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -192,10 +192,10 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _not_diffusion_error(stored: Checkpoint) -> CheckpointError:
     return CheckpointError(
-        "this is an autoregressive checkpoint: nothing says that it was trained on masked text",
+        "this is an autoregressive checkpoint: its config.json has no diffusion metadata",
         code="diffusion.not-diffusion",
         where=str(stored.folder / "config.json"),
-        expected="a checkpoint that this room made, or one of model type "
+        expected="a checkpoint trained by kind: diffusion, or one of model type "
         + ", ".join(
             sorted(
                 {

@@ -1,8 +1,8 @@
 """Metadata of a diffusion checkpoint, stored in its config.json.
 
-Which positions see which, which token is the mask, and whether a position's logits predict itself
-or the next one: none of it can be told from the weights, and a wrong guess gives text that looks
-almost right. So it is written down once, under the key ``stillroom_diffusion``.
+The attention mask, the mask token, and whether logits are shifted by one position cannot be
+inferred from the weights, and a wrong guess gives text that looks almost right. They are stored
+under the key ``stillroom_diffusion``.
 """
 
 from __future__ import annotations
@@ -36,73 +36,77 @@ AttentionKind = Literal["full", "block_causal", "causal"]
 
 
 class DiffusionMetadata(BaseModel):
-    """How a checkpoint's positions see each other, and which tokens mean what."""
+    """Attention, special tokens and logit shift of a diffusion checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mask_token_id: int = Field(ge=0, description="the token that stands for an unknown one")
+    mask_token_id: int = Field(ge=0, description="mask token")
     attention: AttentionKind = Field(
         default="full",
-        description="full: every position sees every other; block_causal: those of its own block "
-        "and before; causal: those before",
+        description="full: every position attends to all; block_causal: to its own block and "
+        "those before; causal: to itself and those before",
     )
     block_size: int | None = Field(
-        default=None, ge=1, description="tokens of a block, counted from position 0"
+        default=None, ge=1, description="tokens per block, counted from position 0"
     )
     logit_shift: bool = Field(
         default=False,
-        description="whether the state at a position predicts the next position's token, as an "
-        "autoregressive model's does, or its own",
+        description="whether the state at a position predicts the next token, as in "
+        "autoregressive models, instead of its own",
     )
-    schedule: str = Field(default="linear", description="the noise schedule it was trained with")
+    schedule: str = Field(default="linear", description="noise schedule of its training")
     end_token_ids: tuple[int, ...] = Field(
-        default=(), description="tokens that end a text; what stands after them says nothing"
+        default=(), description="tokens that end a text; later tokens are ignored"
     )
-    pad_token_id: int | None = Field(default=None, ge=0, description="the padding token")
+    pad_token_id: int | None = Field(default=None, ge=0, description="padding token")
     head_bias: bool = Field(
-        default=False, description="whether the output embedding has a bias that stock ones lack"
+        default=False, description="whether the output embedding has a bias, which stock ones lack"
     )
-    layout: str = Field(default="stillroom", description="the format its weights were read from")
+    layout: str = Field(
+        default="stillroom", description="checkpoint format of the original weights"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DiffusionMetadata:
         if (self.attention == "block_causal") != (self.block_size is not None):
-            raise ValueError("block_size belongs to attention block_causal, and to no other")
+            raise ValueError("block_size is required for attention block_causal, and for no other")
         for name, ids in (("pad_token_id", (self.pad_token_id,)), ("end", self.end_token_ids)):
             if self.mask_token_id in ids:
                 raise ValueError(
                     f"the mask token {self.mask_token_id} is also the {name.split('_')[0]} token: "
-                    "the mask needs an id of its own"
+                    "the mask needs a separate id"
                 )
         return self
 
     def to_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a config.json with this metadata in it, and the backend that serves it."""
-        said = self.model_dump(mode="json")
-        return {**config, CONFIG_KEY: said, "stillroom_backend": BACKEND_NAME}
+        """Return a config.json with this metadata and its text-model backend."""
+        fields = self.model_dump(mode="json")
+        return {**config, CONFIG_KEY: fields, "stillroom_backend": BACKEND_NAME}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> DiffusionMetadata | None:
-        """Return what a config.json says, or None where it says nothing.
+        """Return the metadata in a config.json, or None without it.
 
         Raises:
-            CheckpointError: If what it says contradicts itself or the model's vocabulary.
+            CheckpointError: If it is invalid, or contradicts the vocabulary.
         """
-        said = config.get(CONFIG_KEY)
-        if said is None:
+        stored = config.get(CONFIG_KEY)
+        if stored is None:
             return None
         try:
-            found = cls.model_validate(said)
+            metadata = cls.model_validate(stored)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            said = first["msg"].removeprefix("Value error, ")
-            raise _invalid_metadata_error(f"{place}: {said}" if place else said, where) from error
-        found.check_vocabulary(config, where)
-        return found
+            field = ".".join(str(part) for part in first["loc"])
+            reason = first["msg"].removeprefix("Value error, ")
+            raise _invalid_metadata_error(
+                f"{field}: {reason}" if field else reason, where
+            ) from error
+        metadata.check_vocabulary(config, where)
+        return metadata
 
     def check_vocabulary(self, config: Mapping[str, Any], where: str) -> None:
-        """Refuse a mask token that the model has no embedding for.
+        """Check that the model has an embedding for the mask token.
 
         Raises:
             CheckpointError: If it has none.
@@ -110,48 +114,49 @@ class DiffusionMetadata(BaseModel):
         size = config.get("vocab_size")
         if isinstance(size, int) and self.mask_token_id >= size:
             raise _invalid_metadata_error(
-                f"the mask token {self.mask_token_id} is not among the model's {size} tokens", where
+                f"the mask token {self.mask_token_id} is outside the vocabulary of {size} tokens",
+                where,
             )
 
 
-def _invalid_metadata_error(what: str, where: str) -> CheckpointError:
+def _invalid_metadata_error(reason: str, where: str) -> CheckpointError:
     return CheckpointError(
-        f"the diffusion settings cannot be used: {what}",
+        f"invalid diffusion metadata: {reason}",
         code="diffusion.metadata",
         where=where,
-        expected=f"config.json with '{CONFIG_KEY}' as `stillroom diffusion convert` writes it",
+        expected=f"'{CONFIG_KEY}' in config.json, as `stillroom diffusion convert` writes it",
         next="correct config.json, or convert the checkpoint again",
     )
 
 
 def find_special_token(stored: StoredCheckpoint, name: str, texts: tuple[str, ...]) -> int | None:
-    """Return a special token's id: from config.json, else from the tokenizer's files by its text.
+    """Return a special token's id, from config.json or from the tokenizer's files.
 
     Args:
-        stored: The checkpoint.
-        name: The key of config.json, as ``mask_token_id``.
-        texts: How the token may be written in tokenizer.json.
+        stored: Checkpoint.
+        name: Key of config.json, e.g. ``mask_token_id``.
+        texts: Possible texts of the token in tokenizer.json.
     """
-    said = stored.config.get(name)
-    if isinstance(said, int) and not isinstance(said, bool):
-        return said
+    token_id = stored.config.get(name)
+    if isinstance(token_id, int) and not isinstance(token_id, bool):
+        return token_id
     path = stored.folder / "tokenizer.json"
     if not path.is_file():
         return None
     try:
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-        found = {str(token["content"]): int(token["id"]) for token in added}
+        ids = {str(token["content"]): int(token["id"]) for token in added}
     except (ValueError, TypeError, KeyError, AttributeError):
-        return None  # a tokenizer that cannot be read is the tokenizer's own error, later
-    return next((found[text] for text in texts if text in found), None)
+        return None  # an unreadable tokenizer raises its own error later
+    return next((ids[text] for text in texts if text in ids), None)
 
 
-def unsupported_config_error(stored: StoredCheckpoint, what: str) -> CheckpointError:
+def unsupported_config_error(stored: StoredCheckpoint, reason: str) -> CheckpointError:
     """Return the error for a config that no stock architecture computes."""
     return CheckpointError(
-        f"this checkpoint cannot be read with stock modules: {what}",
+        f"this checkpoint cannot be loaded with stock modules: {reason}",
         code="diffusion.layout",
         where=str(stored.folder / "config.json"),
         expected="a published configuration of its format",
-        next="stillroom list methods diffusion.model.formats shows what is read",
+        next="see the formats in `stillroom list methods diffusion.model.formats`",
     )

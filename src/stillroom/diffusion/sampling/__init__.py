@@ -1,1 +1,1 @@
-"""Sampling by iterative unmasking: settings, sequence state, KV caches, the sampler."""
+"""Sampling by iterative unmasking: settings, sequence state, KV caches and the sampler."""

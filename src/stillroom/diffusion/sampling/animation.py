@@ -1,6 +1,6 @@
 """Animation of unmasking in the terminal and as an HTML page.
 
-Knows events and a tokenizer; draws only what they say.
+Renders step events; depends on a tokenizer only.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _RESET, _DIM, _BOLD, _RED = "\x1b[0m", "\x1b[2m", "\x1b[1;32m", "\x1b[1;31m"
 
 
 class TerminalAnimation:
-    """Redraws one text after every step; without a terminal, a line a step."""
+    """Live view of one sequence during sampling; without a terminal, one line per step."""
 
     def __init__(self, tokenizer: Any, stream: TextIO | None = None, *, first: int = 0) -> None:
-        """Draw on a stream, by default standard error.
+        """Set the output stream, standard error by default.
 
         Args:
-            tokenizer: Tells tokens' texts.
-            stream: Where to.
-            first: The first place that is shown.
+            tokenizer: Tokenizer of the model.
+            stream: Output stream.
+            first: First position to show.
         """
         self.tokenizer, self.stream, self.first = tokenizer, stream or sys.stderr, first
         self._lines = 0
 
     def show(self, event: StepEvent) -> None:
-        """Draw a step: open places as dots, new tokens bold, changed ones red."""
+        """Render a step: masked positions as dots, new tokens bold, changed ones red."""
         is_terminal = self.stream.isatty()
         is_colored = is_terminal and not os.environ.get("NO_COLOR")
         text = self.draw(event, color=is_colored, is_flat=not is_terminal)
-        head = f"step {event.step}, {event.nfe} readings, {sum(event.is_open)} open"
+        head = f"step {event.step}, {event.nfe} passes, {sum(event.is_open)} masked"
         if is_terminal and self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")
         self.stream.write(f"{head}\n{text}\n" if is_terminal else f"{head}: {text}\n")
@@ -54,27 +54,27 @@ class TerminalAnimation:
 
     @staticmethod
     def _height(text: str) -> int:
-        """Return how many lines a text takes in this terminal."""
+        """Return the number of terminal rows of a text."""
         columns = max(shutil.get_terminal_size().columns, 1)
         return sum(max(-(-_display_width(line) // columns), 1) for line in text.split("\n"))
 
     def draw(self, event: StepEvent, *, color: bool, is_flat: bool = True) -> str:
-        """Return a text as it stands, open places as dots; without color on one line, if flat."""
+        """Return the current text with dots for masks; flat and uncolored text is a single line."""
         texts = decode_tokens(self.tokenizer, event.ids)
         written, changed, parts = set(event.written), set(event.changed), []
-        for at in range(self.first, len(event.ids)):
-            text = _OPEN_MARK if event.is_open[at] else _escape_controls(texts[at])
+        for position in range(self.first, len(event.ids)):
+            text = _OPEN_MARK if event.is_open[position] else _escape_controls(texts[position])
             mark = ""
             if color:
-                mark = _RED if at in changed else _BOLD if at in written else ""
-                mark = _DIM if event.is_open[at] and not mark else mark
+                mark = _RED if position in changed else _BOLD if position in written else ""
+                mark = _DIM if event.is_open[position] and not mark else mark
             parts.append(f"{mark}{text}{_RESET}" if mark else text)
         joined = "".join(parts)
         return joined.replace("\n", "⏎") if is_flat and not color else joined
 
 
 def _escape_controls(text: str) -> str:
-    """Return a text whose control characters are shown, not obeyed; lines may end."""
+    """Return a text with visible control characters, except for newlines."""
     return "".join(
         letter if letter == "\n" or unicodedata.category(letter) != "Cc" else _render_text(letter)
         for letter in text
@@ -86,7 +86,7 @@ def _render_text(letter: str) -> str:
 
 
 def _display_width(line: str) -> int:
-    """Return how many columns a line takes: wide characters two, combining ones none."""
+    """Return the columns of a line: wide characters count two, combining ones none."""
     return sum(
         2 if unicodedata.east_asian_width(letter) in "WF" else not unicodedata.combining(letter)
         for letter in line.expandtabs()
@@ -99,19 +99,19 @@ def write_animation(
     tokenizer: Any,
     *,
     title: str,
-    given: Sequence[bool] = (),
+    given_mask: Sequence[bool] = (),
 ) -> None:
-    """Write a page that plays the steps of one text.
+    """Write an HTML page that replays the sampling of one text.
 
-    The page stands alone, is usable by keyboard, and holds the text of the last step for readers
-    without scripts. Each token shows when it was chosen and how sure the model was.
+    The page has no dependencies, is usable by keyboard, and has the final text for readers without
+    scripts. Each token shows its step and confidence.
 
     Args:
-        path: Where to.
-        events: Of one text, in order.
-        tokenizer: Tells tokens' texts.
-        title: Heading.
-        given: Which places of the request's text were given, (T,); those behind were not.
+        path: Output file.
+        events: Step events of one text, in order.
+        tokenizer: Tokenizer of the model.
+        title: Page title.
+        given_mask: Which positions of the request are given, (T,); later ones are not.
     """
     frames: list[dict[str, Any]] = []
     for event in events:
@@ -121,7 +121,10 @@ def write_animation(
                 "nfe": event.nfe,
                 "new": [*event.written],
                 "changed": [*event.changed],
-                "text": [None if event.is_open[at] else texts[at] for at in range(len(event.ids))],
+                "text": [
+                    None if event.is_open[position] else texts[position]
+                    for position in range(len(event.ids))
+                ],
                 "sure": [round(value, 3) for value in event.confidence],
             }
         )
@@ -129,25 +132,27 @@ def write_animation(
     parts = {
         "@TITLE@": html.escape(title),
         "@LAST@": html.escape(last),
-        "@GIVEN@": json.dumps([at for at, is_given in enumerate(given) if is_given]),
-        # no token may close the script, nor open a comment in it
+        "@GIVEN@": json.dumps(
+            [position for position, is_given in enumerate(given_mask) if is_given]
+        ),
+        # escaped: a token must not close the script or open a comment
         "@DATA@": json.dumps(frames, ensure_ascii=False).replace("<", "\\u003c"),
     }
-    # in one pass: what a part says is never taken for the name of another
-    page = re.sub("|".join(parts), lambda found: parts[found[0]], _PAGE)
+    # a single pass, so that inserted text is not substituted again
+    page = re.sub("|".join(parts), lambda match: parts[match[0]], _PAGE)
     with atomic_write(path) as file:
         file.write(page)
 
 
 def record_events(
-    events: list[StepEvent], *others: Callable[[StepEvent], None]
+    events: list[StepEvent], *listeners: Callable[[StepEvent], None]
 ) -> Callable[[StepEvent], None]:
-    """Return a listener that keeps events and passes them on."""
+    """Return a callback that appends events to a list and passes them on."""
 
     def on_step(event: StepEvent) -> None:
         events.append(event)
-        for other in others:
-            other(event)
+        for listener in listeners:
+            listener(event)
 
     return on_step
 
@@ -177,22 +182,23 @@ small { color: var(--given); }
 </style></head><body>
 <h1>@TITLE@</h1>
 <div id="bar"><button id="play" type="button">Play</button>
-<input id="step" type="range" min="0" value="0" aria-label="step"><output id="said"></output></div>
+<input id="step" type="range" min="0" value="0" aria-label="step">
+<output id="caption"></output></div>
 <div id="text" aria-live="off">@LAST@</div>
-<p><small>Green: written in this step. Red: opened again or replaced. Gray: given. A gray box is an
-open place. Point at a token to see the step it was written in and how sure the model was.
+<p><small>Green: unmasked in this step. Red: remasked or replaced. Gray: given. A gray box is a
+masked position. Point at a token to see its step and confidence.
 </small></p>
 <script>
 const frames = @DATA@, given = new Set(@GIVEN@);
 const box = document.getElementById("text"), slider = document.getElementById("step");
-const said = document.getElementById("said"), play = document.getElementById("play");
+const caption = document.getElementById("caption"), play = document.getElementById("play");
 slider.max = Math.max(frames.length - 1, 0);
 function draw(n) {
   const f = frames[n]; if (!f) return;
   box.textContent = "";
   f.text.forEach((t, at) => {
     const s = document.createElement("span"), bare = t === null ? "\\u00b7" : t.trimStart();
-    // marks stand on the word, not on the space before it
+        // style the word, not the space before it
     if (t !== null && bare && bare !== t) box.append(t.slice(0, t.length - bare.length));
     s.textContent = bare || t;
     s.className = f.changed.includes(at) ? "changed" : t === null ? "open"
@@ -203,8 +209,8 @@ function draw(n) {
     }
     box.appendChild(s);
   });
-  said.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe
-    + (f.nfe === 1 ? " reading" : " readings");
+  caption.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe
+        + (f.nfe === 1 ? " forward pass" : " forward passes");
 }
 let timer = null;
 function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }

@@ -1,9 +1,9 @@
 """Cache sessions that reuse stale keys and values of models with bidirectional attention.
 
-Every token's keys and values follow from the whole text, so none is final. These sessions read the
-whole text at times and only a part of it in between; what they do not read is stale. Refreshed in
-every step, they are exact. How stale it had become is measured whenever it is read again: one less
-the cosine of a place's values before and after, over all layers.
+With bidirectional attention the keys and values of every token depend on the whole text, so none is
+final. These sessions recompute the whole text from time to time, and a part of it in between; the
+other entries are stale. Refreshed in every step, they are exact. Drift is measured whenever a
+position is recomputed: one minus the cosine of its old and new values, over all layers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class ApproximateCacheSession(CacheSession):
-    """Reads all places at the beginning of a block and at every refresh, and some in between."""
+    """Recomputes all positions at block starts and refreshes, and selected ones in between."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class ApproximateCacheSession(CacheSession):
         refresh: int | None,
         per_block: bool = True,
     ) -> None:
-        """Begin a text.
+        """Open a session for one text.
 
         Args:
-            model: Reads.
-            capacity: Places at most, shadows included.
-            choose: Returns the places read between refreshes, (n,), rising, given the question and
-                the text as each place was last read, (T,).
-            refresh: Steps from one full reading to the next; None is none within a block.
-            per_block: Whether each block begins with one.
+            model: Diffusion model.
+            capacity: Maximum positions, shadows included.
+            choose: Returns the positions to recompute between refreshes, (n,), ascending, given the
+                query and the token ids at their last computation, (T,).
+            refresh: Steps between full recomputations; None for none within a block.
+            per_block: Whether each block starts with a full recomputation.
         """
         super().__init__(model)
         self.keys = SlotKVCache(capacity)
@@ -59,51 +59,53 @@ class ApproximateCacheSession(CacheSession):
         self._block = -1
         self._moved, self._compared = 0.0, 0
         self.ages = torch.zeros(0, dtype=torch.long)
-        """Steps since each place was read, (T,)."""
+        """Steps since each position was computed, (T,)."""
         self.known = torch.zeros(0, dtype=torch.bool)
-        """Which places were ever read, (T,)."""
+        """Which positions were computed at least once, (T,)."""
 
     @property
     @override
     def drift(self) -> float | None:
-        """How far values had moved when stale places were read again, 0 to 2; None before that."""
+        """Mean drift of stale positions when recomputed, 0 to 2; None before the first."""
         return self._moved / self._compared if self._compared else None
 
     @override
     def read(self, ask: CacheQuery) -> Reads:
         visible = self.visible(ask)
         is_due = self._is_due(ask)
-        chosen = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
+        positions = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
         needed = ask.places - self.shift
-        before = self._values_before(chosen, is_due=is_due)
-        reading = self.reading(ask, chosen, visible, want=torch.arange(len(chosen)))
+        before = self._values_before(positions, is_due=is_due)
+        reading = self.request(ask, positions, visible, want=torch.arange(len(positions)))
         reading.keys = self.keys
-        reading.slots = torch.cat([chosen, visible + torch.arange(len(ask.shadows))])
+        reading.slots = torch.cat([positions, visible + torch.arange(len(ask.shadows))])
         states = yield reading
-        own, beside = states[: len(chosen)], states[len(chosen) :]
-        self._keep(ask, chosen, own)
+        computed, shadows = states[: len(positions)], states[len(positions) :]
+        self._keep(ask, positions, computed)
         if before is not None:
-            self._compare(chosen, _cosine_distance(before, self._values(chosen)))
+            self._compare(positions, _cosine_distance(before, self._values(positions)))
         self.ages += 1
-        self.ages[chosen] = 0
-        self.known[chosen] = True
+        self.ages[positions] = 0
+        self.known[positions] = True
         if self._states is None:
             raise ValueError("nothing was read")
-        # a state before the chosen places is taken as it was when that place was last read
-        return torch.cat([self._states[needed.to(own.device)], beside])
+        # the state before a recomputed position is the cached one
+        return torch.cat([self._states[needed.to(computed.device)], shadows])
 
-    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
-        """Return the values that are about to be replaced, where it is told how far they move."""
-        return self._values(chosen) if is_due and bool(self.known.any()) else None
+    def _values_before(self, positions: Tensor, *, is_due: bool) -> Tensor | None:
+        """Return the values about to be replaced, where drift is measured."""
+        return self._values(positions) if is_due and bool(self.known.any()) else None
 
-    def _values(self, places: Tensor) -> Tensor:
-        """Return the values of places in every layer, (L, n, H d)."""
-        found = [values[0][:, places].transpose(0, 1).flatten(1) for _, values in self.keys.layers]
-        return torch.stack(found)
+    def _values(self, positions: Tensor) -> Tensor:
+        """Return the values of positions in every layer, (L, n, H d)."""
+        layers = [
+            values[0][:, positions].transpose(0, 1).flatten(1) for _, values in self.keys.layers
+        ]
+        return torch.stack(layers)
 
-    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
-        """Note how far places moved, (n,), those that were stale."""
-        is_stale = (self.ages[chosen] > 0) & self.known[chosen]
+    def _compare(self, positions: Tensor, distance: Tensor) -> None:
+        """Accumulate the drift of positions, (n,), that were stale."""
+        is_stale = (self.ages[positions] > 0) & self.known[positions]
         self._moved += float(distance[is_stale].sum())
         self._compared += int(is_stale.sum())
 
@@ -126,27 +128,27 @@ class ApproximateCacheSession(CacheSession):
             raise ValueError("nothing was read")
         return self._last
 
-    def _keep(self, ask: CacheQuery, chosen: Tensor, states: Tensor) -> None:
-        """Note what was read, and the states of it."""
+    def _keep(self, ask: CacheQuery, positions: Tensor, states: Tensor) -> None:
+        """Store the token ids and states of recomputed positions."""
         if self._last is None:
             self._last = torch.full_like(ask.ids, -1)
             self._states = states.new_zeros(len(ask.ids), states.shape[-1])
-        self._last[chosen] = ask.ids[chosen]
+        self._last[positions] = ask.ids[positions]
         if self._states is not None:
-            self._states[chosen.to(states.device)] = states
+            self._states[positions.to(states.device)] = states
 
 
 def _cosine_distance(before: Tensor, after: Tensor) -> Tensor:
-    """Return one less the cosine of values, the mean over layers, (n,), on the processor."""
+    """Return one minus the cosine of values, the mean over layers, (n,), on the CPU."""
     cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
     return (1 - cosine).mean(0).cpu()
 
 
-_INITIAL_DRIFT_RATE = 1.0  # a place that was never read twice is taken to move at once
+_INITIAL_DRIFT_RATE = 1.0  # of positions computed less than twice
 
 
 class DriftCacheSession(ApproximateCacheSession):
-    """Reads a share of the kept places in every step, and all where they have moved too far."""
+    """Recomputes a share of the cached positions per step, and all after too much drift."""
 
     def __init__(
         self,
@@ -157,21 +159,21 @@ class DriftCacheSession(ApproximateCacheSession):
         most_drift: float,
         refresh: int | None,
     ) -> None:
-        """Begin a text; arguments as ``caches.adaptive`` describes them."""
+        """Open a session; arguments as in ``kv_caches.adaptive``."""
         super().__init__(model, capacity, self._choose_moved, refresh=refresh)
         self._share, self._most = share, most_drift
         self._rates = torch.zeros(0)
         self._has_moved = False
 
     @override
-    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
-        return self._values(chosen) if bool(self.known.any()) else None
+    def _values_before(self, positions: Tensor, *, is_due: bool) -> Tensor | None:
+        return self._values(positions) if bool(self.known.any()) else None
 
     @override
-    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
-        super()._compare(chosen, distance)
-        ages, known = self.ages[chosen], self.known[chosen]
-        self._rates[chosen[known]] = (distance / (ages + 1))[known]
+    def _compare(self, positions: Tensor, distance: Tensor) -> None:
+        super()._compare(positions, distance)
+        ages, known = self.ages[positions], self.known[positions]
+        self._rates[positions[known]] = (distance / (ages + 1))[known]
         stale = distance[known & (ages > 0)]
         self._has_moved = len(stale) > 0 and float(stale.mean()) > self._most
 
@@ -189,9 +191,9 @@ class DriftCacheSession(ApproximateCacheSession):
         stop = len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
         is_read = (ask.ids != last)[:stop]
         is_read[ask.places - self.shift] = True
-        kept = (~is_read).nonzero()[:, 0]
-        count = round(self._share * len(kept))
+        cached = (~is_read).nonzero()[:, 0]
+        count = round(self._share * len(cached))
         if count:
-            expected = self._rates[kept] * (self.ages[kept] + 1)
-            is_read[kept[expected.topk(count).indices]] = True
+            expected = self._rates[cached] * (self.ages[cached] + 1)
+            is_read[cached[expected.topk(count).indices]] = True
         return is_read.nonzero()[:, 0]

@@ -1,8 +1,8 @@
 """Base classes of KV caches for block-wise decoding.
 
-A ``CacheSession`` belongs to one text (guidance has two). It answers one question: the states
-behind the logits of some places, as the text stands now. Which tokens it reads for that, and what
-it takes from earlier calls, is the cache's business.
+A ``CacheSession`` belongs to one sequence (two with guidance). A query asks for the states that
+predict the tokens at some positions, given the current text; which tokens are recomputed, and what
+comes from earlier passes, is up to the cache.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ __all__ = ["KV_CACHES", "CacheQuery", "CacheSession", "KVCacheMethod"]
 
 @dataclass(frozen=True, slots=True)
 class CacheQuery:
-    """What a step wants to know of a text.
+    """Query of one decoding step.
 
     Args:
-        ids: The text as it stands, (T,).
-        start: The block's first place.
-        stop: The place after its last.
-        places: Places whose logits are wanted, (k,), rising, within the block.
-        is_open: Which places are open, (T,), bool.
-        shadows: Places beside which a mask shall stand that does not see them, (m,), rising.
-        mask: The mask token.
-        step: Of the block, from 0.
+        ids: Current token ids, (T,).
+        start: First position of the block.
+        stop: Last position of the block + 1.
+        places: Positions whose logits are needed, (k,), ascending, within the block.
+        is_open: Masked positions, (T,), bool.
+        shadows: Positions that get an extra mask token which does not attend to them, (m,),
+            ascending.
+        mask: Mask token id.
+        step: Step within the block, from 0.
     """
 
     ids: Tensor
@@ -51,70 +52,72 @@ class CacheQuery:
 
 
 class KVCacheMethod(Method):
-    """What of earlier calls is used again."""
+    """KV cache of sampling."""
 
     attentions: ClassVar[tuple[AttentionKind, ...]] = ("full", "block_causal", "causal")
-    """The attentions that it can be used with."""
+    """Attention kinds it supports."""
     is_exact: ClassVar[bool] = True
-    """Whether it changes nothing but the time."""
+    """Whether results equal those without a cache."""
 
     @abstractmethod
     def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
-        """Begin a text of at most ``capacity`` places, shadows included."""
+        """Open a session for a text of at most ``capacity`` positions, shadows included."""
 
 
 class CacheSession:
-    """Reads one text, step after step."""
+    """Cache of one sequence over its decoding steps."""
 
     def __init__(self, model: DiffusionModel) -> None:
-        """Stand before the first step."""
+        """Open a session for a model."""
         self.model = model
         self.shift = int(model.metadata.logit_shift)
 
     @property
     def drift(self) -> float | None:
-        """How far what was kept had moved when it was read again; None where nothing is stale."""
+        """Mean drift of cached values when recomputed; None if the cache is exact."""
         return None
 
     def read(self, ask: CacheQuery) -> Reads:
-        """Yield readings; return the states behind the logits of places and shadows, (k + m, D).
+        """Yield forward requests; return the states for places and shadows, (k + m, D).
 
-        Each reading is answered with its wanted states. Shadows come after the places.
+        The states of each request are sent back. Shadows come after the places.
         """
-        raise TypeError(f"{type(self).__name__} does not say what it reads")
+        raise TypeError(f"{type(self).__name__} does not implement read")
 
     def visible(self, ask: CacheQuery) -> int:
-        """Return how many places from the start the block can see."""
+        """Return the number of positions from the start that the block attends to."""
         return len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
 
-    def reading(
-        self, ask: CacheQuery, chosen: Tensor, visible: int, *, want: Tensor
+    def request(
+        self, ask: CacheQuery, positions: Tensor, visible: int, *, want: Tensor
     ) -> ForwardRequest:
-        """Return a reading of some places, shadows behind them, without keys.
+        """Return a forward request for some positions and all shadows, without a cache.
 
         Args:
-            ask: The question.
-            chosen: Places that are read, (n,), rising.
-            visible: Places from 0 that can be seen.
-            want: Indices of ``chosen`` whose states are wanted, (k,); shadows are added.
+            ask: Query of the step.
+            positions: Input positions, (n,), ascending.
+            visible: Number of visible positions from 0.
+            want: Indices into ``positions`` whose states are needed, (k,); shadows are added.
         """
         import torch
 
         from stillroom.diffusion.model.network import ForwardRequest
 
-        at = torch.arange(visible)
-        seen = self.model.sees(chosen, at)
+        visible_positions = torch.arange(visible)
+        mask = self.model.attention_mask(positions, visible_positions)
         count = len(ask.shadows)
         if not count:
-            return ForwardRequest(ask.ids[chosen], chosen, seen, want)
-        own = torch.cat([seen, torch.zeros(len(chosen), count, dtype=torch.bool)], 1)
-        beside = self.model.sees(ask.shadows, at) & (ask.shadows[:, None] != at[None])
-        beside = torch.cat([beside, torch.eye(count, dtype=torch.bool)], 1)
+            return ForwardRequest(ask.ids[positions], positions, mask, want)
+        token_rows = torch.cat([mask, torch.zeros(len(positions), count, dtype=torch.bool)], 1)
+        shadow_rows = self.model.attention_mask(ask.shadows, visible_positions) & (
+            ask.shadows[:, None] != visible_positions[None]
+        )
+        shadow_rows = torch.cat([shadow_rows, torch.eye(count, dtype=torch.bool)], 1)
         return ForwardRequest(
-            torch.cat([ask.ids[chosen], torch.full((count,), ask.mask)]),
-            torch.cat([chosen, ask.shadows]),
-            torch.cat([own, beside]),
-            torch.cat([want, len(chosen) + torch.arange(count)]),
+            torch.cat([ask.ids[positions], torch.full((count,), ask.mask)]),
+            torch.cat([positions, ask.shadows]),
+            torch.cat([token_rows, shadow_rows]),
+            torch.cat([want, len(positions) + torch.arange(count)]),
         )
 
 

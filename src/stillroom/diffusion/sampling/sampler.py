@@ -1,12 +1,11 @@
 """Sampler of one sequence by iterative unmasking, and batched generation.
 
-A writer is a coroutine: it yields what it wants read and is sent the states. So several texts can
-be written side by side and share calls, while each depends on nothing but itself: its own places,
-its own step counts, its own random numbers.
+A sampler is a coroutine: it yields forward requests and is sent the states. Several sequences thus
+share forward passes, and each depends on its own positions, step counts and random numbers only.
 
-With ``rows: 1`` every call reads one text, without padding: a text gets the same bits whatever is
-asked beside it. On a processor that costs nothing, as blocks keep it busy; on an accelerator raise
-``rows``, and texts agree up to rounding.
+With ``rows: 1`` every forward pass reads one sequence, without padding, and results are the same
+bits whatever the batch. On a CPU this is as fast, as blocks keep it busy; on an accelerator raise
+``rows``: results then agree up to rounding.
 """
 
 from __future__ import annotations
@@ -51,18 +50,18 @@ Reads = Generator[ForwardRequest, Tensor, None]
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """A text after one step.
+    """State of a sequence after one step.
 
     Args:
-        row: Which of the requests.
-        step: From 0, over all blocks.
-        nfe: Readings so far.
-        ids: The text, the mask token where open, (T,).
-        is_open: (T,).
-        written: Places that were written in this step.
-        changed: Places that were opened again or replaced.
-        confidence: Of every token when it was chosen, (T,).
-        tail: Where the room behind the request's text begins.
+        row: Index of the request.
+        step: Step over all blocks, from 0.
+        nfe: Forward passes so far.
+        ids: Token ids, the mask token where masked, (T,).
+        is_open: Masked positions, (T,).
+        written: Positions unmasked in this step.
+        changed: Positions remasked or replaced in this step.
+        confidence: Confidence of every token when it was chosen, (T,).
+        tail: First position after the request's own tokens.
     """
 
     row: int
@@ -78,14 +77,14 @@ class StepEvent:
 
 @dataclass(slots=True)
 class DiffusionSampler:
-    """Writes one text.
+    """Sampler of one sequence.
 
     Args:
-        model: What is read.
-        settings: How.
-        request: What.
-        row: Which of the requests, for events.
-        on_step: Told after every step.
+        model: Diffusion model.
+        settings: Decoding settings.
+        request: Infill request.
+        row: Index of the request, for events.
+        on_step: Called after every step.
     """
 
     model: DiffusionModel
@@ -102,23 +101,22 @@ class DiffusionSampler:
     _sessions: list[CacheSession] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Lay the text out.
+        """Validate the request and open the caches.
 
         Raises:
-            DataError: If nothing is open, a token is none of the model's, there are more places
-                than the model knows positions, or the first place is open and the model's logits
-                are shifted.
+            DataError: If nothing is masked, a token id is invalid, the text exceeds the context
+                length, or the first position is masked and the model's logits are shifted.
         """
         metadata, room = self.model.metadata, self.request.max_new_tokens
         length, most = len(self.request.ids) + room, self.model.context_length
         if length > most:
             raise DataError(
-                f"the text and its room have {length} places, and the model knows {most} positions",
+                f"text and max_new_tokens are {length} positions; the context length is {most}",
                 code="diffusion.too-long",
-                expected=f"at most {most} places",
-                next="give less text, or lower max_new_tokens",
+                expected=f"at most {most} positions",
+                next="shorten the text, or lower max_new_tokens",
             )
-        self.canvas = SequenceState.of(
+        self.canvas = SequenceState.from_request(
             self.request,
             metadata.mask_token_id,
             self.model.vocabulary,
@@ -126,18 +124,18 @@ class DiffusionSampler:
         )
         if metadata.logit_shift and bool(self.canvas.is_open[0]):
             raise DataError(
-                "this model tells a place by the state before it, and the first has none before it",
+                "the model predicts a token from the state before it, and the first token has none",
                 code="diffusion.first-place",
-                expected="a text that begins with a given token",
-                next="begin the prompt with the model's beginning-of-text token",
+                expected="a text whose first token is given",
+                next="start the prompt with the beginning-of-text token",
             )
         if self.settings.length.needs_whole and not bool(
             self.canvas.is_given[: self.canvas.tail].all()
         ):
             raise DataError(
-                f"length '{self.settings.length.method_name()}' is for text behind a prompt",
+                f"length '{self.settings.length.method_name()}' does not support infilling",
                 code="diffusion.holes",
-                expected="no holes in the text",
+                expected="a prompt without holes",
                 next="use length fixed",
             )
         seed = self.settings.seed if self.request.seed is None else self.request.seed
@@ -148,7 +146,7 @@ class DiffusionSampler:
         self._sessions = [cache.open(self.model, capacity) for _ in range(sides)]
 
     def run(self) -> Reads:
-        """Yield readings until the text is written."""
+        """Yield forward requests until the sequence is complete."""
         yield from self._extend()
         size = self.settings.block_length or self.model.metadata.block_size
         is_aligned = self.model.metadata.attention == "block_causal"
@@ -162,7 +160,7 @@ class DiffusionSampler:
                 return
 
     def sample(self, *, cancelled: bool = False) -> SampledSequence:
-        """Return the text as it stands."""
+        """Return the current sequence as a result."""
         canvas, metadata = self.canvas, self.model.metadata
         ids = canvas.ids.tolist()
         end = canvas.end_place(metadata.end_token_ids)
@@ -181,37 +179,41 @@ class DiffusionSampler:
         )
 
     def _extend(self) -> Reads:
-        """Add places until the last ones say that the text has ended."""
+        """Append mask tokens until the last ones predict the end."""
         length, canvas = self.settings.length, self.canvas
         while length.window and canvas.length - canvas.tail < self.request.max_new_tokens:
-            places = canvas.open_in(canvas.tail, canvas.length)
-            logits = yield from self._logits(places, _NO_POSITIONS, canvas.tail, canvas.length, 0)
+            positions = canvas.open_in(canvas.tail, canvas.length)
+            logits = yield from self._logits(
+                positions, _NO_POSITIONS, canvas.tail, canvas.length, 0
+            )
             room = self.request.max_new_tokens - (canvas.length - canvas.tail)
-            more = length.extend(self._end_confidence(places, logits[0]), room)
+            more = length.extend(self._end_confidence(positions, logits[0]), room)
             if not more:
                 return
             canvas.insert(canvas.length, more, self.model.metadata.mask_token_id)
 
     def _write(self, start: int, stop: int, block: int, blocks: int) -> Reads:
-        """Write one block."""
+        """Decode one block."""
         canvas, opened = self.canvas, len(self.canvas.open_in(start, stop))
         remasking, looks = self.settings.remasking, 0
         number = 0
         while True:
-            places = canvas.open_in(start, stop)
-            is_full = len(places) == 0
+            positions = canvas.open_in(start, stop)
+            is_full = len(positions) == 0
             if is_full and (remasking is None or looks >= remasking.extra_steps):
                 return
             looks += is_full
             step = StepIndex(number, block, blocks, opened)
-            seen = canvas.written_in(start, stop)
-            asked = (
-                seen if remasking is not None and remasking.needs != "nothing" else _NO_POSITIONS
+            unmasked = canvas.written_in(start, stop)
+            requested = (
+                unmasked
+                if remasking is not None and remasking.needs != "nothing"
+                else _NO_POSITIONS
             )
-            logits = yield from self._logits(places, asked, start, stop, number)
-            written = self._commit(places, logits[0], step)
-            changed = self._review(seen, logits[1], step)
-            stop += yield from self._expand(logits[0], places, stop)
+            logits = yield from self._logits(positions, requested, start, stop, number)
+            written = self._commit(positions, logits[0], step)
+            changed = self._review(unmasked, logits[1], step)
+            stop += yield from self._expand(logits[0], positions, stop)
             self._tell(written, changed)
             number += 1
             if is_full and len(changed) == 0:
@@ -220,27 +222,27 @@ class DiffusionSampler:
                 return
 
     def _logits(
-        self, places: Tensor, asked: Tensor, start: int, stop: int, step: int
+        self, positions: Tensor, requested: Tensor, start: int, stop: int, step: int
     ) -> Generator[ForwardRequest, Tensor, tuple[Tensor, Tensor | None]]:
-        """Return logits at open places (k, V), and at written ones (m, V) where they are asked for.
+        """Return logits at masked positions, (k, V), and at requested unmasked ones, (m, V).
 
-        With guidance both sides are read: l = l_u + (w + 1)(l_c - l_u), the given text masked in
+        Guidance takes two passes: l = l_u + (w + 1)(l_c - l_u), where the given text is masked in
         l_u (Nie et al. 2024, arXiv:2410.18514).
         """
         canvas, mask = self.canvas, self.model.metadata.mask_token_id
         remasking = self.settings.remasking
-        beside = remasking is not None and remasking.needs == "shadows"
-        wanted = places if beside else torch.cat([places, asked]).sort().values
+        has_shadows = remasking is not None and remasking.needs == "shadows"
+        queried = positions if has_shadows else torch.cat([positions, requested]).sort().values
         sides = []
-        for at, session in enumerate(self._sessions):
-            ids = canvas.ids if at == 0 else torch.where(canvas.is_given, mask, canvas.ids)
+        for side, session in enumerate(self._sessions):
+            ids = canvas.ids if side == 0 else torch.where(canvas.is_given, mask, canvas.ids)
             ask = CacheQuery(
                 ids,
                 start,
                 stop,
-                wanted,
+                queried,
                 canvas.is_open,
-                asked if beside else _NO_POSITIONS,
+                requested if has_shadows else _NO_POSITIONS,
                 mask,
                 step,
             )
@@ -249,11 +251,13 @@ class DiffusionSampler:
         if len(sides) == 2:
             logits = sides[1] + (self.settings.cfg_scale + 1) * (sides[0] - sides[1])
         logits = self._suppress(logits)
-        if len(asked) == 0:
+        if len(requested) == 0:
             return logits, None
-        is_asked = torch.isin(wanted, asked) if not beside else torch.zeros(0, dtype=torch.bool)
-        if beside:
-            return logits[: len(places)], logits[len(places) :]
+        is_asked = (
+            torch.isin(queried, requested) if not has_shadows else torch.zeros(0, dtype=torch.bool)
+        )
+        if has_shadows:
+            return logits[: len(positions)], logits[len(positions) :]
         return logits[~is_asked], logits[is_asked]
 
     def _read(
@@ -278,26 +282,26 @@ class DiffusionSampler:
             suppress_tokens(logits, metadata.end_token_ids, end.penalty) if end.penalty else logits
         )
 
-    def _commit(self, places: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
-        """Write the places that order and commit rule choose; return them."""
-        if len(places) == 0:
-            return places
+    def _commit(self, positions: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
+        """Unmask the positions that order and rule select; return them."""
+        if len(positions) == 0:
+            return positions
         settings = self.settings
-        tokens = self._choose(places, logits)
-        view = Candidates(places, tokens, logits, step, self.rng)
+        tokens = self._choose(positions, logits)
+        view = Candidates(positions, tokens, logits, step, self.rng)
         rank = settings.order.score(view).sort(descending=True, stable=True).indices
-        ordered = view.ordered(rank)
+        ordered = view.reorder(rank)
         if settings.end.last:
             ordered = self._without_ends(ordered)
         is_taken = settings.commit.take(ordered)
         is_taken[0] = True
-        chosen = ordered.places[is_taken]
-        own = ordered.tokens[is_taken.to(tokens.device)].cpu()
-        self.canvas.commit(chosen, own, ordered.confidence[is_taken], self.steps)
-        return chosen
+        selected = ordered.places[is_taken]
+        selected_tokens = ordered.tokens[is_taken.to(tokens.device)].cpu()
+        self.canvas.commit(selected, selected_tokens, ordered.confidence[is_taken], self.steps)
+        return selected
 
-    def _choose(self, places: Tensor, logits: Tensor) -> Tensor:
-        """Return what would be written at places, (k,): drawn, or as the text's rule allows."""
+    def _choose(self, positions: Tensor, logits: Tensor) -> Tensor:
+        """Return a token for each position, (k,): sampled, or constrained by the request's rule."""
         settings, rule = self.settings, self.request.rule
         if rule is None:
             return sample_tokens(
@@ -308,69 +312,69 @@ class DiffusionSampler:
                 top_p=settings.top_p,
             )
         if settings.temperature:
-            # the likeliest of perturbed logits: exact where places do not depend on each other
+            # argmax of perturbed logits: exact where positions are independent
             noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
             logits = logits.double() / settings.temperature - noise
-        return rule.choose(self.canvas.ids, self.canvas.is_open, places, logits)
+        return rule.choose(self.canvas.ids, self.canvas.is_open, positions, logits)
 
     def _without_ends(self, view: Candidates) -> Candidates:
-        """Leave out candidates that end the text, unless there are no others."""
+        """Leave out candidates that are end tokens, unless there are no others."""
         ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
-        others = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
-        return view.ordered(others) if len(others) else view
+        continuing = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
+        return view.reorder(continuing) if len(continuing) else view
 
-    def _review(self, seen: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
-        """Let remasking take tokens back or replace them; return the places that changed."""
+    def _review(self, unmasked: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
+        """Remask or replace tokens; return the changed positions."""
         remasking, canvas = self.settings.remasking, self.canvas
-        if remasking is None or len(seen) == 0:
+        if remasking is None or len(unmasked) == 0:
             return _NO_POSITIONS
         look = CommittedTokens(
-            seen,
-            canvas.ids[seen] if logits is None else canvas.ids[seen].to(logits.device),
-            canvas.confidence[seen],
+            unmasked,
+            canvas.ids[unmasked] if logits is None else canvas.ids[unmasked].to(logits.device),
+            canvas.confidence[unmasked],
             logits,
             step,
             self.settings.commit.plan(step),
             self.rng,
         )
         is_opened, tokens = remasking.review(look)
-        is_opened = is_opened & (canvas.reopened[seen] < _MAX_REOPENED)
+        is_opened = is_opened & (canvas.reopened[unmasked] < _MAX_REOPENED)
         tokens = tokens.cpu()
-        is_replaced = ~is_opened & (tokens != canvas.ids[seen])
-        is_replaced &= canvas.reopened[seen] < _MAX_REOPENED
-        canvas.ids[seen[is_replaced]] = tokens[is_replaced]
-        canvas.reopened[seen[is_replaced]] += 1
-        canvas.reopen(seen[is_opened], self.model.metadata.mask_token_id)
-        changed = seen[is_opened | is_replaced]
+        is_replaced = ~is_opened & (tokens != canvas.ids[unmasked])
+        is_replaced &= canvas.reopened[unmasked] < _MAX_REOPENED
+        canvas.ids[unmasked[is_replaced]] = tokens[is_replaced]
+        canvas.reopened[unmasked[is_replaced]] += 1
+        canvas.reopen(unmasked[is_opened], self.model.metadata.mask_token_id)
+        changed = unmasked[is_opened | is_replaced]
         self.changes += len(changed)
         return changed
 
     def _expand(
-        self, logits: Tensor, places: Tensor, stop: int
+        self, logits: Tensor, positions: Tensor, stop: int
     ) -> Generator[ForwardRequest, Tensor, int]:
-        """Put places before the least sure one; return how many."""
+        """Insert mask tokens before the least confident position; return how many."""
         yield from ()
         length, canvas = self.settings.length, self.canvas
-        still = canvas.is_open[places]
+        still = canvas.is_open[positions]
         if not length.window or not bool(still.any()):
             return 0
         confidence = logits.double().softmax(-1).max(-1).values.cpu()
         least = int(torch.where(still, confidence, 2.0).argmin())
         room = self.request.max_new_tokens - (canvas.length - canvas.tail)
-        end = self._end_confidence(places, logits)
+        end = self._end_confidence(positions, logits)
         count = length.expand(float(confidence[least]), end, room)
         if count:
-            canvas.insert(int(places[least]), count, self.model.metadata.mask_token_id)
+            canvas.insert(int(positions[least]), count, self.model.metadata.mask_token_id)
         return count
 
-    def _end_confidence(self, places: Tensor, logits: Tensor) -> float:
-        """Return how sure the last places are that the text has ended, from 0 to 1."""
+    def _end_confidence(self, positions: Tensor, logits: Tensor) -> float:
+        """Return the confidence that the text has ended, over the last positions, 0 to 1."""
         canvas, ends = self.canvas, torch.tensor(list(self.model.metadata.end_token_ids))
         window = min(self.settings.length.window, canvas.length - canvas.tail)
         first = canvas.length - window
         best = logits.double().softmax(-1).max(-1)
-        is_end = torch.isin(best.indices.cpu(), ends) & (places >= first)
-        sure = float(best.values.cpu()[is_end & canvas.is_open[places]].sum())
+        is_end = torch.isin(best.indices.cpu(), ends) & (positions >= first)
+        sure = float(best.values.cpu()[is_end & canvas.is_open[positions]].sum())
         written = canvas.written_in(first, canvas.length)
         is_end = torch.isin(canvas.ids[written], ends)
         return (sure + float(canvas.confidence[written[is_end]].sum())) / max(window, 1)
@@ -409,19 +413,20 @@ def generate(
     on_done: Callable[[int, SampledSequence], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> list[SampledSequence]:
-    """Write every request, in order.
+    """Complete all requests, and return their results in order.
 
     Args:
-        model: A diffusion model.
-        requests: What to write.
-        settings: How.
-        on_step: Told after every step of every text.
-        on_done: Told of each text as it is done, in any order.
-        is_cancelled: Asked before every call; once true, texts come back as they stand.
+        model: Diffusion model.
+        requests: Infill requests.
+        settings: Decoding settings.
+        on_step: Called after every step of every sequence.
+        on_done: Called with each finished sequence, in any order.
+        is_cancelled: Polled before every forward pass; unfinished sequences are returned as they
+            are.
 
     Raises:
-        RecipeError: If the settings ask for what the model cannot do.
-        DataError: If a request cannot be written.
+        RecipeError: If the settings do not suit the model.
+        DataError: If a request is invalid.
     """
     settings.check_against(model.metadata)
     writers = [
@@ -443,10 +448,10 @@ def generate(
             row = waiting.pop(0)
             run = writers[row].run()
             active[row] = (run, next(run))
-        chosen = _select_call(active)
-        states = model.read([active[row][1] for row in chosen])
-        for row, own in zip(chosen, states, strict=True):
-            following = _advance(active[row][0], own)
+        rows = _select_call(active)
+        states = model.read([active[row][1] for row in rows])
+        for row, row_states in zip(rows, states, strict=True):
+            following = _advance(active[row][0], row_states)
             if following is None:
                 del active[row]
                 finish(row)
@@ -458,7 +463,7 @@ def generate(
 
 
 def _select_call(active: dict[int, tuple[Reads, ForwardRequest]]) -> list[int]:
-    """Return the rows whose readings go into one call: all with keys, or all without."""
+    """Return the rows of the next forward pass: all with a cache, or all without."""
     rows = sorted(active)
     with_keys = active[rows[0]][1].keys is not None
     return [row for row in rows if (active[row][1].keys is not None) == with_keys]

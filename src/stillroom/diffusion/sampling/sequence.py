@@ -1,16 +1,16 @@
 """Requests, the state of a sequence during sampling, and its candidate tokens.
 
-Whether a place is open is never read from its token: a prompt may hold the mask token as text, and
-a model that predicted it would otherwise never come to an end. Knows no model.
+Masked positions are tracked by flags, not by the mask token: a prompt may contain it as text, and
+sampling would not terminate if the model predicted it. Independent of the model.
 
-A hole is written ``[[N]]``: N open places, whatever stands before and behind.
+Holes in a text are written ``[[N]]``: N mask tokens.
 
-Source of the sampler: the Gumbel-max trick in float64, as a race of exponential clocks: the token
-with the largest probability over exponential noise. In float32 the noise has too few steps in its
-tail, which lowers the effective temperature (Zheng et al. 2024, arXiv:2409.02908).
+Tokens are sampled with the Gumbel-max trick in float64, as a race of exponential clocks: the
+largest ratio of probability and exponential noise. In float32 the noise is too coarse in its tail,
+which lowers the effective temperature (Zheng et al. 2024, arXiv:2409.02908).
 
-All measures come from logits before temperature: after it, at low temperatures, every confidence
-rounds to 1 and the order falls back to left to right (Dream's issues 56, 72, 84 are that).
+Confidence, margin and entropy are computed from logits before temperature: at low temperatures
+every confidence rounds to 1, and the order falls back to left to right (Dream's issues 56, 72, 84).
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ def build_chat_request(tokenizer: Any, text: str, max_new_tokens: int) -> Infill
 def build_prompt_request(
     tokenizer: Any, prompt: Prompt, max_new_tokens: int, seed: int | None = None
 ) -> InfillRequest:
-    """Return the request for a completion of a prompt, as other backends encode it."""
-    own = not (prompt.messages and getattr(tokenizer, "chat_template", None))
-    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=own)["input_ids"]
+    """Return the request for the completion of a prompt, encoded as in other backends."""
+    adds_special = not (prompt.messages and getattr(tokenizer, "chat_template", None))
+    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=adds_special)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     return InfillRequest(tuple(ids), max_new_tokens, seed)
 
 
 def build_text_request(tokenizer: Any, text: str, max_new_tokens: int) -> InfillRequest:
-    """Return the request that goes on with a text, no template around it."""
+    """Return the request for the continuation of a text, without a chat template."""
     return build_prompt_request(tokenizer, Prompt(text=text), max_new_tokens)
 
 
 def build_infill_request(tokenizer: Any, text: str) -> InfillRequest:
-    """Return the request that fills the holes ``[[N]]`` of a text.
+    """Return the request for a text with holes ``[[N]]``.
 
-    Each piece between holes is tokenized by itself, the first as a text begins.
+    The pieces between holes are tokenized separately, the first with special tokens.
     """
     parts = _HOLE.split(text)
     ids: list[int | None] = list(tokenizer(parts[0])["input_ids"])
@@ -85,23 +85,23 @@ def build_infill_request(tokenizer: Any, text: str) -> InfillRequest:
     return InfillRequest(tuple(ids), 0)
 
 
-def decode_sample(tokenizer: Any, sample: SampledSequence, *, whole: bool) -> str:
-    """Return the text that was written, or all of it with what was given.
+def decode_sample(tokenizer: Any, sample: SampledSequence, *, include_given: bool) -> str:
+    """Return the generated text, or the whole text with its given parts.
 
     Args:
-        tokenizer: The model's.
-        sample: What was written.
-        whole: All of it, for texts with holes.
+        tokenizer: Tokenizer of the model.
+        sample: Result of sampling.
+        include_given: Return the whole text, for infilling.
     """
-    ids = list(sample.ids if whole else sample.new_ids)
+    ids = list(sample.ids if include_given else sample.new_ids)
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def decode_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return each token's own text, as far as a token has one.
+    """Return the text of each token.
 
-    Tokens are decoded in company of those before, so that leading spaces stay; a character that
-    several tokens make up together stands at the last of them.
+    Tokens are decoded with a few tokens before them, so that leading spaces are kept; a character
+    of several tokens is assigned to the last of them.
     """
     texts, before = [], ""
     for stop in range(1, len(ids) + 1):
@@ -119,21 +119,21 @@ def _decode_ids(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 class DecodingConstraint(Protocol):
-    """What a text's open places may hold together."""
+    """Joint constraint on the masked positions of a text."""
 
-    def choose(self, ids: Tensor, is_open: Tensor, places: Tensor, logits: Tensor) -> Tensor:
-        """Return a token for each place, (k,), by logits (k, V) and what stands already."""
+    def choose(self, ids: Tensor, is_open: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
+        """Return a token for each position, (k,), given logits (k, V) and the current text."""
 
 
 @dataclass(frozen=True, slots=True)
 class InfillRequest:
-    """What is asked for: tokens that stand, holes to be filled, and room behind.
+    """Given tokens, holes to fill, and room for new tokens after them.
 
     Args:
-        ids: The text; None is a hole of one token.
-        max_new_tokens: Open places behind the text.
-        seed: Of this text's own draws; None takes the settings'.
-        rule: What the open places may hold together; None is anything.
+        ids: Token ids; None is a hole of one token.
+        max_new_tokens: Mask tokens after the text.
+        seed: Random seed of this sequence; None: that of the settings.
+        rule: Decoding constraint; None for none.
     """
 
     ids: tuple[int | None, ...] = ()
@@ -144,16 +144,16 @@ class InfillRequest:
 
 @dataclass(slots=True)
 class SequenceState:
-    """One text while it is written.
+    """State of one sequence during sampling.
 
     Args:
-        ids: Tokens, the mask token where open, (T,), int64.
-        is_open: Where a token is still to be chosen, (T,), bool.
-        is_given: Where the request's own tokens stand, (T,), bool.
-        confidence: Of each chosen token when it was chosen, (T,), float64; 1 where given.
-        chosen_at: The step in which each token was chosen, (T,), int64; -1 where given or open.
-        reopened: How often each place was opened again, (T,), int64.
-        tail: Where the room behind the text begins.
+        ids: Token ids, the mask token where masked, (T,), int64.
+        is_open: Masked positions, (T,), bool.
+        is_given: Positions of the request's tokens, (T,), bool.
+        confidence: Confidence of each token when it was chosen, (T,), float64; 1 where given.
+        chosen_at: Step in which each token was chosen, (T,), int64; -1 where given or masked.
+        reopened: How often each position was remasked, (T,), int64.
+        tail: First position after the request's own tokens.
     """
 
     ids: Tensor
@@ -165,33 +165,35 @@ class SequenceState:
     tail: int
 
     @classmethod
-    def of(cls, request: InfillRequest, mask: int, vocabulary: int, *, room: int) -> SequenceState:
-        """Lay out a request.
+    def from_request(
+        cls, request: InfillRequest, mask: int, vocabulary: int, *, room: int
+    ) -> SequenceState:
+        """Return the initial state of a request.
 
         Args:
-            request: What is asked for.
-            mask: The mask token.
-            vocabulary: How many tokens the model knows.
-            room: Open places behind the text.
+            request: Infill request.
+            mask: Mask token id.
+            vocabulary: Vocabulary size.
+            room: Mask tokens after the text.
 
         Raises:
-            DataError: If a token is no token of the model's, is the mask token, or nothing is open.
+            DataError: If a token id is invalid or the mask token, or nothing is masked.
         """
-        for at, token in enumerate(request.ids):
+        for position, token in enumerate(request.ids):
             if token is not None and not 0 <= token < vocabulary:
                 raise _invalid_token_error(
-                    f"token {token} is not among the model's {vocabulary}", at
+                    f"token {token} is outside the vocabulary of {vocabulary}", position
                 )
             if token == mask:
-                raise _invalid_token_error(f"the text holds the mask token {mask}", at)
-        given = torch.tensor([token is not None for token in request.ids], dtype=torch.bool)
-        is_given = torch.cat([given, torch.zeros(room, dtype=torch.bool)])
+                raise _invalid_token_error(f"the text holds the mask token {mask}", position)
+        filled = torch.tensor([token is not None for token in request.ids], dtype=torch.bool)
+        is_given = torch.cat([filled, torch.zeros(room, dtype=torch.bool)])
         if bool(is_given.all()):
             raise DataError(
-                "there is nothing to write",
+                "the request has no masked positions",
                 code="diffusion.nothing-open",
                 expected="a hole in the text, or max_new_tokens of at least 1",
-                next="give max_new_tokens, or mark holes",
+                next="set max_new_tokens, or mark holes",
             )
         ids = torch.tensor(
             [mask if token is None else token for token in request.ids] + [mask] * room,
@@ -209,39 +211,39 @@ class SequenceState:
 
     @property
     def length(self) -> int:
-        """How many places there are."""
+        """Number of positions."""
         return len(self.ids)
 
     @property
     def first(self) -> int:
-        """The first place that is not given."""
+        """First position that is not given."""
         return int((~self.is_given).nonzero()[0])
 
     def open_in(self, start: int, stop: int) -> Tensor:
-        """Return the open places of a range, (k,), rising."""
+        """Return the masked positions of a range, (k,), ascending."""
         return self.is_open[start:stop].nonzero()[:, 0] + start
 
     def written_in(self, start: int, stop: int) -> Tensor:
-        """Return the places of a range that were written, not given, (m,), rising."""
+        """Return the unmasked positions of a range that are not given, (m,), ascending."""
         return (~self.is_open & ~self.is_given)[start:stop].nonzero()[:, 0] + start
 
-    def commit(self, places: Tensor, tokens: Tensor, confidence: Tensor, step: int) -> None:
-        """Write tokens at places."""
-        self.ids[places] = tokens
-        self.is_open[places] = False
-        self.confidence[places] = confidence
-        self.chosen_at[places] = step
+    def commit(self, positions: Tensor, tokens: Tensor, confidence: Tensor, step: int) -> None:
+        """Unmask positions."""
+        self.ids[positions] = tokens
+        self.is_open[positions] = False
+        self.confidence[positions] = confidence
+        self.chosen_at[positions] = step
 
-    def reopen(self, places: Tensor, mask: int) -> None:
-        """Take tokens back."""
-        self.ids[places] = mask
-        self.is_open[places] = True
-        self.confidence[places] = 0.0
-        self.chosen_at[places] = -1
-        self.reopened[places] += 1
+    def reopen(self, positions: Tensor, mask: int) -> None:
+        """Remask positions."""
+        self.ids[positions] = mask
+        self.is_open[positions] = True
+        self.confidence[positions] = 0.0
+        self.chosen_at[positions] = -1
+        self.reopened[positions] += 1
 
-    def insert(self, at: int, count: int, mask: int) -> None:
-        """Put open places before place ``at``."""
+    def insert(self, position: int, count: int, mask: int) -> None:
+        """Insert mask tokens before a position."""
         for name, value in (
             ("ids", mask),
             ("is_open", True),
@@ -250,17 +252,17 @@ class SequenceState:
             ("chosen_at", -1),
             ("reopened", 0),
         ):
-            own: Tensor = getattr(self, name)
-            new = torch.full((count,), value, dtype=own.dtype)
-            setattr(self, name, torch.cat([own[:at], new, own[at:]]))
+            tensor: Tensor = getattr(self, name)
+            new = torch.full((count,), value, dtype=tensor.dtype)
+            setattr(self, name, torch.cat([tensor[:position], new, tensor[position:]]))
 
     def blocks(self, size: int | None, *, aligned: bool) -> list[tuple[int, int]]:
-        """Return the ranges that are written one after the other; those with nothing open left out.
+        """Return the ranges of the blocks with masked positions, in decoding order.
 
         Args:
-            size: Places of a block; None is one block. The last may be shorter.
-            aligned: Count blocks from place 0, as block-causal attention does, instead of from the
-                first open one.
+            size: Block size; None for a single block. The last block may be shorter.
+            aligned: Count blocks from position 0, as block-causal attention does, instead of from
+                the first masked position.
         """
         if size is None:
             return [(0 if aligned else self.first, self.length)]
@@ -271,7 +273,7 @@ class SequenceState:
         return [(begin, stop) for begin, stop in ranges if bool(self.is_open[begin:stop].any())]
 
     def end_place(self, ends: Sequence[int]) -> int | None:
-        """Return where the text has come to its end: an end token with nothing open before it.
+        """Return the position of the end token that ends the text: nothing before it is masked.
 
         None where there is none yet, or where given text follows it.
         """
@@ -279,19 +281,19 @@ class SequenceState:
             return None
         written = ~self.is_open & ~self.is_given & (torch.arange(self.length) >= self.tail)
         is_end = written & torch.isin(self.ids, torch.tensor(list(ends)))
-        found = is_end.nonzero()[:, 0]
-        if len(found) == 0 or bool(self.is_open[: int(found[0])].any()):
+        positions = is_end.nonzero()[:, 0]
+        if len(positions) == 0 or bool(self.is_open[: int(positions[0])].any()):
             return None
-        return int(found[0])
+        return int(positions[0])
 
 
-def _invalid_token_error(what: str, at: int) -> DataError:
+def _invalid_token_error(reason: str, position: int) -> DataError:
     return DataError(
-        what,
+        reason,
         code="diffusion.token",
-        where=f"place {at} of the text",
-        expected="tokens of the model other than its mask token; holes are marked as holes",
-        next="check the tokenizer, or mark the place as a hole",
+        where=f"position {position} of the text",
+        expected="token ids of the model other than the mask token",
+        next="check the tokenizer, or mark the position as a hole",
     )
 
 
@@ -299,25 +301,25 @@ def suppress_tokens(logits: Tensor, tokens: Sequence[int], penalty: float = 0.0)
     """Return logits with some tokens made impossible, or less likely by a penalty in nats.
 
     Args:
-        logits: (k, V); not changed.
-        tokens: Which.
-        penalty: Taken off; 0 makes them impossible.
+        logits: Logits, (k, V); not modified.
+        tokens: Token ids.
+        penalty: Subtracted from their logits; 0 makes them impossible.
     """
     if not tokens:
         return logits
-    found = logits.clone()
+    suppressed = logits.clone()
     index = torch.tensor(list(tokens), device=logits.device)
     if penalty:
-        found[:, index] -= penalty
+        suppressed[:, index] -= penalty
     else:
-        found[:, index] = float("-inf")
-    return found
+        suppressed[:, index] = float("-inf")
+    return suppressed
 
 
 def draw_exponential(shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Return standard exponential noise in float64, above 0 everywhere."""
+    """Return standard exponential noise in float64, positive everywhere."""
     uniform = torch.rand(*shape, generator=rng, dtype=torch.float64)
-    # a uniform of exactly 0 would give noise of 0, which wins over every probability
+    # a uniform of 0 would give noise of 0, which wins over every probability
     return uniform.clamp_(min=2.0**-53).neg_().add_(1).log_().neg_()
 
 
@@ -329,20 +331,20 @@ def sample_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Return one token a row, (k,).
+    """Sample one token per row, (k,).
 
     Args:
-        logits: (k, V), at least float32.
-        temperature: 0 takes the likeliest; ties go to the lowest token.
-        rng: The text's own random numbers, on the processor.
-        top_k: Only so many of the likeliest; 0 is all.
-        top_p: Only the smallest set whose chances reach this; always the likeliest.
+        logits: Logits, (k, V), at least float32.
+        temperature: 0 is greedy; ties go to the lowest token id.
+        rng: Random generator of the sequence, on the CPU.
+        top_k: Sample from so many of the most probable tokens; 0 is all.
+        top_p: Nucleus sampling: cumulative probability; the most probable token is always included.
     """
     if temperature == 0:
         return logits.argmax(-1)
     scores = logits.double().cpu()
     scores = scores - scores.amax(-1, keepdim=True)
-    chances = scores.div_(temperature).exp_()  # not normalized: only ratios count
+    chances = scores.div_(temperature).exp_()  # unnormalized: only ratios matter
     if 0 < top_k < chances.shape[-1]:
         least = chances.topk(top_k, -1).values[:, -1:]
         chances = chances.masked_fill(chances < least, 0.0)
@@ -357,9 +359,9 @@ def sample_tokens(
 
 @dataclass(frozen=True)
 class StepIndex:
-    """Where a text stands: step of its block (from 0), block (from 0), and how many blocks.
+    """Progress of sampling: step within the block and block, both from 0, and number of blocks.
 
-    ``opened`` is how many places were open when the block began.
+    ``opened`` is the number of masked positions at the start of the block.
     """
 
     number: int
@@ -370,16 +372,15 @@ class StepIndex:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of a step.
+    """Candidate tokens of a step.
 
     Args:
-        places: Open places of the block, (k,), rising.
-        tokens: What would be written there, (k,).
-        logits: Untempered, what is impossible left out, (k, V), at least float32.
-        step: Where the text stands.
-        rng: The text's own random numbers.
-        open: Open places of the block, where some are no candidates in this step; 0 says that all
-            are.
+        places: Masked positions of the block, (k,), ascending.
+        tokens: Candidate token at each, (k,).
+        logits: Logits before temperature, impossible tokens at -inf, (k, V), at least float32.
+        step: Progress of sampling.
+        rng: Random generator of the sequence.
+        open: Masked positions of the block, where some are not candidates in this step; 0: all are.
     """
 
     places: Tensor
@@ -391,37 +392,37 @@ class Candidates:
 
     @property
     def open_count(self) -> int:
-        """How many places of the block are open, k or more."""
+        """Number of masked positions in the block, k or more."""
         return self.open or len(self.places)
 
     @cached_property
     def log_total(self) -> Tensor:
-        """The logarithm of the softmax's denominator, (k, 1)."""
+        """Logarithm of the softmax denominator, (k, 1)."""
         return torch.logsumexp(self.logits, -1, keepdim=True)
 
     @cached_property
     def confidence(self) -> Tensor:
-        """The probability of each candidate's token, (k,), float64, on the processor."""
-        own = self.logits.gather(-1, self.tokens[:, None])
-        return (own - self.log_total)[:, 0].double().exp().cpu()
+        """Probability of each candidate token, (k,), float64, on the CPU."""
+        scores = self.logits.gather(-1, self.tokens[:, None])
+        return (scores - self.log_total)[:, 0].double().exp().cpu()
 
     @cached_property
     def margin(self) -> Tensor:
-        """The likeliest token's probability less the second's, (k,), float64."""
+        """Difference of the two highest probabilities, (k,), float64."""
         two = (self.logits.topk(2, -1).values - self.log_total).double().exp()
         return (two[:, 0] - two[:, 1]).cpu()
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Of each candidate's distribution, in nats, (k,), float64."""
+        """Entropy of each candidate's distribution, in nats, (k,), float64."""
         logprobs = self.logits - self.log_total
         terms = torch.where(logprobs == float("-inf"), 0.0, logprobs.exp() * logprobs)
         return -terms.sum(-1).double().cpu()
 
-    def ordered(self, by: Tensor) -> Candidates:
-        """Return the view with its candidates in another order, (k,) indices."""
+    def reorder(self, by: Tensor) -> Candidates:
+        """Return the candidates in another order, given as indices, (k,)."""
         device = self.logits.device
-        found = Candidates(
+        reordered = Candidates(
             self.places[by],
             self.tokens[by.to(device)],
             self.logits[by.to(device)],
@@ -431,24 +432,24 @@ class Candidates:
         )
         for name in ("confidence", "margin", "entropy"):
             if name in self.__dict__:
-                found.__dict__[name] = self.__dict__[name][by]
+                reordered.__dict__[name] = self.__dict__[name][by]
         if "log_total" in self.__dict__:
-            found.__dict__["log_total"] = self.log_total[by.to(device)]
-        return found
+            reordered.__dict__["log_total"] = self.log_total[by.to(device)]
+        return reordered
 
 
 @dataclass(frozen=True)
 class CommittedTokens:
-    """What was written so far in a block, for remasking.
+    """Tokens unmasked in earlier steps of a block, for remasking.
 
     Args:
-        places: Places written in earlier steps, (m,), rising.
-        tokens: What stands there, (m,).
-        confidence: Of each when it was chosen, (m,), float64.
-        logits: What the model says there now, (m, V), where the method asks for it.
-        step: Where the text stands.
-        steps: How many steps the block will take, where that is known; else 0.
-        rng: The text's own random numbers.
+        places: Their positions, (m,), ascending.
+        tokens: Their ids, (m,).
+        confidence: Their confidence when chosen, (m,), float64.
+        logits: Current logits at these positions, (m, V), where the method needs them.
+        step: Progress of sampling.
+        steps: Number of steps of the block, if known; else 0.
+        rng: Random generator of the sequence.
     """
 
     places: Tensor
@@ -462,19 +463,19 @@ class CommittedTokens:
 
 @dataclass(frozen=True, slots=True)
 class SampledSequence:
-    """A finished text.
+    """Result of sampling one sequence.
 
     Args:
-        ids: All of it, as it stands; the mask token where it ended before.
-        new_ids: What was written behind the request's text, up to its end token, that left out.
+        ids: All token ids; the mask token where sampling ended before.
+        new_ids: Tokens after the request's own, up to the end token, without it.
         finish_reason: ``stop`` at an end token, ``length`` without, ``cancelled``.
-        nfe: Readings of the model.
-        steps: Steps taken.
-        confidence: Of each token when it was chosen; 1 where given.
-        chosen_at: The step each was chosen in; -1 where given or open.
-        reopened: How many tokens were taken back or replaced.
-        drift: How far kept values had moved when they were read again: one less their cosine, the
-            mean; None where nothing that is kept grows stale.
+        nfe: Forward passes.
+        steps: Decoding steps.
+        confidence: Confidence of each token when it was chosen; 1 where given.
+        chosen_at: Step in which each token was chosen; -1 where given or masked.
+        reopened: Number of tokens remasked or replaced.
+        drift: Mean cosine distance of cached values from recomputed ones; None if the cache is
+            exact.
     """
 
     ids: tuple[int, ...]

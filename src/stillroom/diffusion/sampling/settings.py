@@ -1,7 +1,7 @@
 """Decoding settings and named presets; imports no torch.
 
-``stillroom diffusion tune`` writes one; ``sample --preset`` and the backend's setting ``preset``
-read it. What is read is the file, or the folder that tune left. Imports no torch.
+``stillroom diffusion tune`` writes a preset; ``sample --preset`` and the backend's setting
+``preset`` read it, from its file or from tune's output folder.
 """
 
 from __future__ import annotations
@@ -43,81 +43,77 @@ __all__ = [
 
 
 class EndSettings(Settings):
-    """What is done about tokens that end the text."""
+    """Handling of end tokens."""
 
     stop_early: bool = Field(
-        default=True, description="end as soon as an end token has nothing open before it"
+        default=True, description="stop once an end token has no masked positions before it"
     )
     last: bool = Field(
-        default=False, description="write end tokens only where nothing else could be written"
+        default=False, description="unmask end tokens only where there are no other candidates"
     )
-    never: bool = Field(default=False, description="never write an end token")
+    never: bool = Field(default=False, description="suppress end tokens")
     penalty: float = Field(
-        default=0.0, ge=0, description="nats taken off every end token, against floods of them"
+        default=0.0, ge=0, description="penalty on the logits of end tokens, in nats"
     )
 
 
 class DecodeSettings(Settings):
-    """Order, commit rule, remasking, blocks, guidance, sampling, ends, length and cache."""
+    """Decoding settings: unmasking, remasking, blocks, guidance, sampling, ends, length, cache."""
 
-    max_new_tokens: int = Field(default=128, ge=0, description="places behind the prompt")
+    max_new_tokens: int = Field(default=128, ge=0, description="maximum number of new tokens")
     block_length: int | None = Field(
         default=None,
         ge=1,
-        description="places written before the next ones are begun; null is the attention's own "
-        "blocks, else all at once; the last block may be shorter",
+        description="tokens per block; blocks are decoded from left to right. null: the blocks of "
+        "the attention, else a single block; the last block may be shorter",
     )
     order: Annotated[UnmaskOrder, UNMASK_ORDERS.choice("confidence")] = Field(
         default_factory=lambda: UNMASK_ORDERS.build("confidence"),
-        description="which open place is written first",
+        description="unmasking order: which position is unmasked first",
     )
     commit: Annotated[UnmaskRule, UNMASK_RULES.choice("threshold")] = Field(
         default_factory=lambda: UNMASK_RULES.build("threshold"),
-        description="how many places are written in one step",
+        description="unmasking rule: how many positions are unmasked per step",
     )
     remasking: Annotated[Remasking, REMASKINGS.choice()] | None = Field(
-        default=None, description="what happens to written tokens; null keeps them"
+        default=None, description="remasking of unmasked tokens; null for none"
     )
     length: Annotated[LengthPolicy, LENGTH_POLICIES.choice("fixed")] = Field(
         default_factory=lambda: LENGTH_POLICIES.build("fixed"),
-        description="how many places there are",
+        description="number of mask tokens",
     )
     cache: Annotated[KVCacheMethod, KV_CACHES.choice()] | None = Field(
         default=None,
-        description="what of earlier calls is used again; null is what changes nothing: finished "
-        "blocks where attention is by blocks, else nothing",
+        description="KV cache method; null: the exact one (finished blocks with block-causal "
+        "attention, else none)",
     )
-    temperature: float = Field(
-        default=0.0, ge=0, description="0 takes the likeliest token; above it tokens are drawn"
-    )
-    top_k: int = Field(default=0, ge=0, description="draw among so many tokens; 0 is all")
+    temperature: float = Field(default=0.0, ge=0, description="sampling temperature; 0 is greedy")
+    top_k: int = Field(default=0, ge=0, description="sample from the k most probable; 0 is all")
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw among the tokens that make up this share"
+        default=1.0, gt=0, le=1, description="nucleus sampling: cumulative probability"
     )
     cfg_scale: float = Field(
         default=0.0,
         ge=0,
-        description="guidance: how far logits move from those without the given text; 0 is none",
+        description="classifier-free guidance scale, away from logits without the given text; 0: "
+        "none",
     )
-    end: EndSettings = Field(
-        default_factory=EndSettings, description="what is done about tokens that end the text"
-    )
-    seed: int = Field(
-        default=0, ge=0, description="of a text's draws, where it has none of its own"
-    )
+    end: EndSettings = Field(default_factory=EndSettings, description="handling of end tokens")
+    seed: int = Field(default=0, ge=0, description="random seed of sequences without their own")
     rows: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="texts read in one call; 1 gives the same bits beside any others",
+        description="sequences per forward pass; 1: results are independent of the batch, bit for "
+        "bit",
     )
 
     @model_validator(mode="after")
     def _goes_together(self) -> DecodeSettings:
         if self.remasking is not None and self.remasking.needs_plan and not self.commit.has_plan:
             raise ValueError(
-                f"remasking '{self.remasking.method_name()}' needs to know how many steps there "
-                f"are, and commit '{self.commit.method_name()}' does not: use quota or top_k"
+                f"remasking '{self.remasking.method_name()}' needs a known number of steps, which "
+                f"commit '{self.commit.method_name()}' does not have: use quota or top_k"
             )
         if (
             self.length.needs_whole
@@ -125,56 +121,56 @@ class DecodeSettings(Settings):
             and self.cache.method_name() != "whole"
         ):
             raise ValueError(
-                f"length '{self.length.method_name()}' puts places between others, so that nothing "
-                "can be cached: use cache whole"
+                f"length '{self.length.method_name()}' inserts positions, which rules out "
+                "caching: use cache whole"
             )
         return self
 
     def check_against(self, metadata: DiffusionMetadata) -> None:
-        """Refuse what a model cannot do.
+        """Check the settings against a model.
 
         Raises:
-            RecipeError: Naming the setting.
+            RecipeError: If the model does not support one; names the setting.
         """
         attention, block = metadata.attention, metadata.block_size
         if self.cache is not None and attention not in self.cache.attentions:
             raise _mismatch_error(
-                f"cache '{self.cache.method_name()}' needs attention by blocks, and this model's "
-                f"is {attention}",
+                f"cache '{self.cache.method_name()}' needs block-causal attention, and the "
+                f"model's is {attention}",
                 "prefix, dual or delayed (approximate), or whole",
             )
         if block is not None and self.block_length not in (None, block):
             raise _mismatch_error(
-                f"block_length {self.block_length} is not the {block} of the model's attention",
+                f"block_length {self.block_length} differs from the model's block size {block}",
                 f"block_length {block}, or null",
             )
         if self.length.needs_whole and attention != "full":
             raise _mismatch_error(
-                f"length '{self.length.method_name()}' needs a model that sees the whole text",
+                f"length '{self.length.method_name()}' needs a model with full attention",
                 "length fixed",
             )
         needs = self.remasking.needs if self.remasking is not None else "nothing"
         if needs == "shadows" and metadata.logit_shift:
             raise _mismatch_error(
-                "remasking 'wino' needs logits at the masks themselves, and this model's are "
-                "shifted by one",
+                "remasking 'wino' needs unshifted logits, and the model's are shifted by one "
+                "position",
                 "remasking remdm, or none",
             )
 
     def cache_for(self, metadata: DiffusionMetadata) -> KVCacheMethod:
-        """Return the cache that is used with a model."""
+        """Return the cache method for a model."""
         if self.cache is not None:
             return self.cache
         is_by_blocks = metadata.attention == "block_causal" and not self.length.needs_whole
         return KV_CACHES.build("block" if is_by_blocks else "whole")
 
 
-def _mismatch_error(what: str, expected: str) -> RecipeError:
+def _mismatch_error(reason: str, expected: str) -> RecipeError:
     return RecipeError(
-        what,
+        reason,
         code="diffusion.decode",
         expected=expected,
-        next="change the setting, or leave it to its default",
+        next="change the setting, or omit it for its default",
     )
 
 
@@ -182,63 +178,63 @@ PRESET_FILE = "preset.yaml"
 
 
 class DecodingPreset(Settings):
-    """Decoding settings under a name."""
+    """Named decoding settings."""
 
-    name: str = Field(description="for people; part of what a run records")
+    name: str = Field(description="name of the preset, recorded in runs")
     checkpoint: str = Field(
-        default="", description="fingerprint of the weights it was measured on; empty fits any"
+        default="", description="fingerprint of the weights it was tuned on; empty: any"
     )
     settings: DecodeSettings = Field(
-        default_factory=DecodeSettings, description="as `stillroom diffusion sample --set` has them"
+        default_factory=DecodeSettings, description="settings of `stillroom diffusion sample --set`"
     )
     measured: dict[str, float | int | str] = Field(
-        default_factory=dict, description="what it came to where it was chosen"
+        default_factory=dict, description="results of the sweep for these settings"
     )
 
     def check_against(self, fingerprint: str) -> None:
-        """Refuse weights that the preset was not measured on.
+        """Check that the preset was tuned on these weights.
 
         Raises:
-            RecipeError: If it names other weights.
+            RecipeError: If it was tuned on others.
         """
         if self.checkpoint and self.checkpoint != fingerprint:
             raise RecipeError(
-                f"preset '{self.name}' was measured on other weights "
+                f"preset '{self.name}' was tuned on other weights "
                 f"({self.checkpoint[:12]}, not {fingerprint[:12]})",
                 code="diffusion.preset",
-                expected="the checkpoint it was measured on",
-                next="tune this checkpoint, or take the line 'checkpoint' out of the preset to use "
-                "it unmeasured",
+                expected="the checkpoint it was tuned on",
+                next="tune this checkpoint, or remove the line 'checkpoint' from the preset to "
+                "use it untuned",
             )
 
 
 def read_preset(path: Path) -> DecodingPreset:
-    """Read a preset from its file, or from the folder that tune left.
+    """Read a preset from its file, or from tune's output folder.
 
     Raises:
-        RecipeError: If there is none, or with every problem in it.
+        RecipeError: If there is none, or it is invalid; lists all problems.
     """
-    places = (path, path / PRESET_FILE, path / "output" / PRESET_FILE)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    candidates = (path, path / PRESET_FILE, path / "output" / PRESET_FILE)
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
         raise RecipeError(
-            f"there is no preset at {path}",
+            f"no preset at {path}",
             code="diffusion.preset",
-            expected="a preset's file, or the folder that tune left",
+            expected="a preset file, or the output folder of tune",
             next="stillroom diffusion tune CHECKPOINT --records R --out FOLDER",
         )
-    return parse_group(DecodingPreset, found.read_text(encoding="utf-8"), str(found))
+    return parse_group(DecodingPreset, file.read_text(encoding="utf-8"), str(file))
 
 
 def find_preset(checkpoint: Path) -> Path | None:
     """Return the preset that ``tune --write`` left at a checkpoint, or None.
 
-    It lies in the checkpoint's folder; of a run, beside its artifact.json and not among its output.
+    It is in the checkpoint's folder; for a run, next to artifact.json, outside its output.
     """
-    places = [checkpoint / PRESET_FILE]
+    candidates = [checkpoint / PRESET_FILE]
     if checkpoint.name == "output" and (checkpoint.parent / "artifact.json").is_file():
-        places.append(checkpoint.parent / PRESET_FILE)
-    return next((place for place in places if place.is_file()), None)
+        candidates.append(checkpoint.parent / PRESET_FILE)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def write_preset(path: Path, preset: DecodingPreset) -> None:

@@ -1,11 +1,11 @@
 """Training data: tokenized records, corrupted examples, micro-batches, and their sources.
 
-Every text has a place in its step, and all its draws follow from (seed, step, place): a resumed
-run, another split into micro-batches or another number of processes sees the same masks. Times of a
-step are spread evenly over their range, one point of a shifted grid a text.
+All random draws follow from (seed, step, index within the step): a resumed run, another split into
+micro-batches or another number of processes draws the same masks. The times of a step are spread
+evenly over their range, one point of a shifted grid per text.
 
-Each step begins with a reading of all its texts without a gradient; what the objective makes of it
-stands in the texts' scales, and the loss that is logged is the objective's own.
+``WeightedDataSource`` starts each step with a forward pass over all its texts without gradients;
+the objective's result is the scale of each token, and the logged loss is the objective's own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 TIME_BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
-_GROWTH_DIVISOR = 2  # blocks grow over the first half of the steps
+_GROWTH_DIVISOR = 2  # block_growth covers the first half of the steps
 
 
 _ORDER, _TIMES, _TEXT = 0, 1, 2
@@ -63,14 +63,14 @@ class CorruptedExample:
     """One noisy copy of a text.
 
     Args:
-        record_id: The record's.
-        ids: The clean text, (T,), int64.
-        is_masked: What the model does not see, (T,), bool.
-        is_learned: What it is asked for, (T,), bool.
-        scale: Of each token's loss, (T,), float64.
-        t: The time at each token, (T,), float64.
-        units: What the text counts for in the step's mean; 0 for a second copy.
-        told: The loss that the text stands for, where that is not the sum of its scaled ones.
+        record_id: Record of the text.
+        ids: Clean token ids, (T,), int64.
+        is_masked: Masked tokens, (T,), bool.
+        is_learned: Tokens with a loss, (T,), bool.
+        scale: Weight of each token's loss, (T,), float64.
+        t: Time of each token, (T,), float64.
+        units: Weight of the text in the step's mean; 0 for a second copy.
+        logged_loss: Loss to log, where it is not the sum of the scaled ones.
     """
 
     record_id: str
@@ -80,7 +80,7 @@ class CorruptedExample:
     scale: npt.NDArray[np.float64]
     t: npt.NDArray[np.float64]
     units: int
-    told: float | None = None
+    logged_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +88,19 @@ class CorruptedBatch:
     """Several noisy texts, padded on the right.
 
     Args:
-        ids: What the model reads, (B, T); where attention is by blocks, noisy then clean.
-        positions: (B, T).
-        seen: (B, T, T), bool.
-        flat: Indices into (B * T) of the states behind the N asked tokens.
-        labels: Those tokens, (N,).
-        scale: Weight of each one's loss, (N,), float32.
-        bucket: Which of ``TIME_BUCKETS`` each one's time is in, (N,).
-        bucket_scale: What a bucket's summed loss is multiplied by to give, divided by the step's
-            units, the step's mean; (4,).
-        record_ids: The records inside.
-        tokens: Tokens, without padding.
-        valid: Units.
-        told: The loss that the texts stand for, where that is not the sum of the scaled ones.
+        ids: Input tokens, (B, T); with block-causal attention, noisy then clean.
+        positions: Position of each token, (B, T).
+        seen: Attention mask, (B, T, T), bool.
+        flat: Indices into (B * T) of the states that predict the N learned tokens.
+        labels: Learned tokens, (N,).
+        scale: Weight of each loss, (N,), float32.
+        bucket: Index into ``TIME_BUCKETS`` of each token's time, (N,).
+        bucket_scale: Factor of each bucket's summed loss that, divided by the step's units, gives
+            the step's mean; (4,).
+        record_ids: Records of the texts.
+        tokens: Number of tokens without padding.
+        valid: Sum of units.
+        logged_loss: Loss to log, where it is not the sum of the scaled ones.
     """
 
     ids: Tensor
@@ -114,11 +114,11 @@ class CorruptedBatch:
     record_ids: tuple[str, ...]
     tokens: int
     valid: int
-    told: float | None = None
+    logged_loss: float | None = None
 
 
 class CorruptedDataSource:
-    """Shuffles lessons, makes noisy copies of each step's, and joins them to micro-batches."""
+    """Source of micro-batches of noisy copies of shuffled examples."""
 
     def __init__(
         self,
@@ -127,13 +127,13 @@ class CorruptedDataSource:
         metadata: DiffusionMetadata,
         steps: int,
     ) -> None:
-        """Stand over ``lessons``.
+        """Prepare a training run.
 
         Args:
-            lessons: What is learned from.
+            lessons: Examples.
             recipe: Noise, batch and seed.
-            metadata: Attention, mask token and shift of the model.
-            steps: Optimizer steps of the run.
+            metadata: Attention, mask token and logit shift.
+            steps: Number of optimizer steps.
         """
         self.lessons, self.recipe, self.metadata, self.steps = lessons, recipe, metadata, steps
         self._step = -1
@@ -142,18 +142,18 @@ class CorruptedDataSource:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that the masks follow from."""
+        """Digest of everything that determines the masks."""
         recipe = self.recipe
-        kept = recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
+        settings = recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
         texts = [[lesson.record_id, lesson.ids.tolist(), lesson.turns] for lesson in self.lessons]
-        return digest_json([kept, self.metadata.model_dump(mode="json"), texts, self.steps])
+        return digest_json([settings, self.metadata.model_dump(mode="json"), texts, self.steps])
 
     def __len__(self) -> int:
-        """Return how many lessons one epoch has."""
+        """Return the number of examples per epoch."""
         return len(self.lessons)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
-        """Draw the step's noise."""
+        """Draw the noise of a step."""
         self._prepare(step)
         size = self.block_size(step)
         return {} if size is None or not self.recipe.block_growth else {"block_size": float(size)}
@@ -166,16 +166,16 @@ class CorruptedDataSource:
         return group_by_length(range(len(lengths)), lengths, self.recipe.train.micro_tokens)
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return what some copies count for."""
+        """Return the summed units of some copies."""
         return sum(self._texts[number].units for number in group)
 
     def load(self, group: Sequence[int]) -> CorruptedBatch:
-        """Return one micro-batch of the step that was planned last."""
+        """Return one micro-batch of the step planned last."""
         texts = [self._texts[number] for number in group]
         units = max(sum(text.units for text in self._texts), 1)
         counts = [
-            sum(int((text.is_learned & _in_bucket(text.t, at)).sum()) for text in self._texts)
-            for at in range(len(TIME_BUCKETS))
+            sum(int((text.is_learned & _in_bucket(text.t, bucket)).sum()) for text in self._texts)
+            for bucket in range(len(TIME_BUCKETS))
         ]
         share = tuple(units / count if count else 0.0 for count in counts)
         return collate(
@@ -187,34 +187,36 @@ class CorruptedDataSource:
         )
 
     def block_size(self, step: int) -> int | None:
-        """Return the block size of a step's attention; None where it is not by blocks."""
+        """Return the block size of a step's attention; None without blocks."""
         size, growth = self.metadata.block_size, self.recipe.block_growth
         if size is None or not growth:
             return size
-        at = step * _GROWTH_DIVISOR * len(growth) // max(self.steps, 1)
-        return growth[at] if at < len(growth) else size
+        stage = step * _GROWTH_DIVISOR * len(growth) // max(self.steps, 1)
+        return growth[stage] if stage < len(growth) else size
 
     def _extra(self, step: int, length: int) -> Tensor | None:
-        """Return which later places are already seen while attention is annealed, (T, T) bool."""
+        """Return which later positions are visible while attention is annealed, (T, T) bool."""
         steps = self.recipe.anneal_steps
         if not steps or step + 1 >= steps or self.metadata.attention != "full":
             return None
         rng = np.random.default_rng([self.recipe.seed, step, _TEXT + 1])
         longest = max(len(text.ids) for text in self._texts)
-        drawn = rng.random((longest, longest))[:length, :length]
-        return torch.from_numpy(drawn < (step + 1) / steps)
+        noise = rng.random((longest, longest))[:length, :length]
+        return torch.from_numpy(noise < (step + 1) / steps)
 
     def _prepare(self, step: int) -> None:
         if step == self._step:
             return
         size = self.recipe.train.batch_size
         rng = np.random.default_rng([self.recipe.seed, step, _TIMES])
-        offsets = rng.random(4096)  # one a block: texts with more blocks begin again
+        offsets = rng.random(4096)  # one per block; longer texts wrap around
         self._texts = []
-        for place in range(size):
-            lesson = self.lessons[self._at(step * size + place)]
-            own = np.random.default_rng([self.recipe.seed, step, _TEXT, place])
-            self._texts += self._noise(lesson, (offsets, place / size), own, self.block_size(step))
+        for index in range(size):
+            lesson = self.lessons[self._at(step * size + index)]
+            text_rng = np.random.default_rng([self.recipe.seed, step, _TEXT, index])
+            self._texts += self._noise(
+                lesson, (offsets, index / size), text_rng, self.block_size(step)
+            )
         self._step = step
 
     def _noise(
@@ -225,8 +227,8 @@ class CorruptedDataSource:
         block_size: int | None,
     ) -> list[CorruptedExample]:
         ids, noised = self._cut(lesson, rng)
-        noise, places = self.recipe.noise, np.arange(len(ids))
-        block = places // block_size if block_size is not None else places * 0
+        noise, positions = self.recipe.noise, np.arange(len(ids))
+        block = positions // block_size if block_size is not None else positions * 0
         if noise.low_discrepancy:
             u = (grid[0][block % len(grid[0])] + grid[1]) % 1.0
         else:
@@ -252,7 +254,7 @@ class CorruptedDataSource:
     def _cut(
         self, lesson: MaskableExample, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return a text as this step takes it: one turn, perhaps shortened, with its end padded."""
+        """Return a text as trained in this step: one turn, possibly truncated, its end padded."""
         answers, ids, noised = self.recipe.answers, lesson.ids, lesson.noised
         if answers.one_turn and not self.recipe.include_prompt and len(lesson.turns) > 1:
             start, stop = lesson.turns[int(rng.integers(len(lesson.turns)))]
@@ -271,12 +273,12 @@ class CorruptedDataSource:
             noised = np.concatenate([noised, np.ones(more, dtype=np.bool_)])
         return ids, noised
 
-    def _at(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self.lessons))
+    def _at(self, index: int) -> int:
+        epoch, offset = divmod(index, len(self.lessons))
         if epoch not in self._orders:
             rng = np.random.default_rng([self.recipe.seed, epoch, _ORDER, 1])
-            kept = {old: order for old, order in self._orders.items() if old == epoch - 1}
-            self._orders = {**kept, epoch: rng.permutation(len(self.lessons)).tolist()}
+            orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
+            self._orders = {**orders, epoch: rng.permutation(len(self.lessons)).tolist()}
         return self._orders[epoch][offset]
 
 
@@ -288,14 +290,14 @@ def collate(
     extra: Tensor | None = None,
     bucket_scale: tuple[float, ...] = (1.0,) * len(TIME_BUCKETS),
 ) -> CorruptedBatch:
-    """Join noisy texts to one batch.
+    """Collate noisy texts into one batch.
 
     Args:
-        texts: What is joined.
-        metadata: Mask token, shift and attention.
-        block_size: Of attention by blocks: then each text is read noisy and clean in one pass.
-        extra: Under annealing, which later places are seen, (T, T); the rest is causal.
-        bucket_scale: Kept in the batch.
+        texts: Noisy texts.
+        metadata: Mask token, logit shift and attention.
+        block_size: Block size of block-causal attention: noisy and clean copy in one pass.
+        extra: During annealing, visible later positions, (T, T); earlier ones are always visible.
+        bucket_scale: Copied to the batch.
     """
     lengths = np.array([len(text.ids) for text in texts])
     width = int(lengths.max())
@@ -305,66 +307,72 @@ def collate(
     noisy = np.where(is_masked, metadata.mask_token_id, clean)
     is_text = torch.from_numpy(np.arange(width) < lengths[:, None])  # (B, W)
     times = 2 if block_size is not None else 1
-    at = torch.arange(width)
-    pattern = _mask(metadata, at, block_size, extra)  # (times W, times W)
+    positions = torch.arange(width)
+    pattern = _mask(metadata, positions, block_size, extra)  # (times W, times W)
     is_key = is_text.repeat(1, times)
-    seen = pattern[None] & is_key[:, None, :]
-    seen[:, :, 0] |= ~is_key  # padding sees one key, so that no softmax is over nothing
-    rows, places = np.nonzero(is_learned)
-    source = places - int(metadata.logit_shift)
+    mask = pattern[None] & is_key[:, None, :]
+    mask[:, :, 0] |= ~is_key  # padding attends to one key, so that no softmax is empty
+    rows, columns = np.nonzero(is_learned)
+    source = columns - int(metadata.logit_shift)
     if block_size is not None and metadata.logit_shift:
-        # the state before a block's first place is a clean one, as it is in sampling
-        source = np.where(places % block_size == 0, source + width, source)
-    scale = _pad([text.scale for text in texts], width, np.float64)[rows, places]
-    t = _pad([text.t for text in texts], width, np.float64)[rows, places]
+        # the state before a block's first token is that of the clean copy, as in sampling
+        source = np.where(columns % block_size == 0, source + width, source)
+    scale = _pad([text.scale for text in texts], width, np.float64)[rows, columns]
+    t = _pad([text.t for text in texts], width, np.float64)[rows, columns]
     bucket = np.minimum((t * len(TIME_BUCKETS)).astype(np.int64), len(TIME_BUCKETS) - 1)
     read = np.concatenate([noisy, clean], 1) if times == 2 else noisy
+    logged = [text.logged_loss for text in texts if text.logged_loss is not None]
     return CorruptedBatch(
         torch.from_numpy(read),
-        at.repeat(times).expand(len(texts), -1),
-        seen,
+        positions.repeat(times).expand(len(texts), -1),
+        mask,
         torch.from_numpy(source + rows * width * times),
-        torch.from_numpy(clean[rows, places]),
+        torch.from_numpy(clean[rows, columns]),
         torch.from_numpy(scale).float(),
         torch.from_numpy(bucket),
         bucket_scale,
         tuple(text.record_id for text in texts),
         int(lengths.sum()),
         sum(text.units for text in texts),
-        sum(told) if (told := [t.told for t in texts if t.told is not None]) else None,
+        sum(logged) if logged else None,
     )
 
 
 def _pad(parts: Sequence[npt.NDArray[Any]], width: int, dtype: type) -> npt.NDArray[Any]:
-    """Return arrays as the rows of one, (B, width), zeros behind."""
-    found: npt.NDArray[Any] = np.zeros((len(parts), width), dtype=dtype)
+    """Stack arrays of different lengths, zero-padded on the right, (B, width)."""
+    padded: npt.NDArray[Any] = np.zeros((len(parts), width), dtype=dtype)
     for row, part in enumerate(parts):
-        found[row, : len(part)] = part
-    return found
+        padded[row, : len(part)] = part
+    return padded
 
 
 def _mask(
-    metadata: DiffusionMetadata, at: Tensor, block_size: int | None, extra: Tensor | None
+    metadata: DiffusionMetadata, positions: Tensor, block_size: int | None, extra: Tensor | None
 ) -> Tensor:
     if block_size is not None:
-        return build_training_mask(len(at), block_size)
+        return build_training_mask(len(positions), block_size)
     if extra is not None:
-        return build_attention_mask("causal", None, at, at) | extra[: len(at), : len(at)]
-    return build_attention_mask(metadata.attention, None, at, at)
+        return (
+            build_attention_mask("causal", None, positions, positions)
+            | extra[: len(positions), : len(positions)]
+        )
+    return build_attention_mask(metadata.attention, None, positions, positions)
 
 
-def _in_bucket(t: npt.NDArray[np.float64], at: int) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.minimum((t * len(TIME_BUCKETS)).astype(int), len(TIME_BUCKETS) - 1) == at)
+def _in_bucket(t: npt.NDArray[np.float64], bucket: int) -> npt.NDArray[np.bool_]:
+    return np.asarray(
+        np.minimum((t * len(TIME_BUCKETS)).astype(int), len(TIME_BUCKETS) - 1) == bucket
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MaskableExample:
-    """One record as tokens.
+    """One tokenized record.
 
     Args:
-        record_id: The record's.
-        ids: (T,), int64.
-        turns: First and last + 1 token of each run that may be noised: an answer each, or one.
+        record_id: Record of the text.
+        ids: Token ids, (T,), int64.
+        turns: First and last + 1 token of each maskable run: one per answer, or one in all.
     """
 
     record_id: str
@@ -373,16 +381,16 @@ class MaskableExample:
 
     @property
     def noised(self) -> npt.NDArray[np.bool_]:
-        """Which tokens may be noised, all turns together, (T,)."""
-        found = np.zeros(len(self.ids), dtype=np.bool_)
+        """Tokens that may be masked, in any turn, (T,)."""
+        mask = np.zeros(len(self.ids), dtype=np.bool_)
         for start, stop in self.turns:
-            found[start:stop] = True
-        return found
+            mask[start:stop] = True
+        return mask
 
 
 @dataclass(slots=True)
 class CorpusStats:
-    """What encoding did."""
+    """Counts of tokenization."""
 
     records: int = 0
     cut: int = 0
@@ -412,18 +420,18 @@ def tokenize_records(
     first: int,
     on_done: Callable[[], None] | None = None,
 ) -> tuple[list[MaskableExample], CorpusStats]:
-    """Return the records as lessons, and what was cut or left out.
+    """Tokenize records, and count what was truncated or skipped.
 
     Args:
-        tokenizer: A fast tokenizer.
-        records: Conversations, or plain text as a lone assistant message.
-        max_tokens: Tokens that are kept of a record, from its start.
-        include_prompt: Noise all that is said, not the answers alone.
-        first: The first place that may be noised: 1 where logits are shifted.
+        tokenizer: Fast tokenizer.
+        records: Conversations, or plain text as a single assistant message.
+        max_tokens: Maximum tokens per record; the end is truncated.
+        include_prompt: Mask all tokens, not answers alone.
+        first: First position that may be masked: 1 with shifted logits.
         on_done: Called after each record.
 
     Raises:
-        DataError: If a chat template hides the assistant's part.
+        DataError: If the chat template hides the assistant's messages.
     """
     lessons, counts = [], CorpusStats()
     for record in records:
@@ -466,20 +474,20 @@ R = TypeVar("R")
 def distribute(
     ranks: ProcessGroup, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]
 ) -> list[R]:
-    """Return ``work(items)``, each process doing its part of it."""
+    """Return ``work(items)``, computed in parts by all processes."""
     every = ranks.gather(list(work(items[ranks.rank :: ranks.count])))
-    return [every[at % ranks.count][at // ranks.count] for at in range(len(items))]
+    return [every[index % ranks.count][index // ranks.count] for index in range(len(items))]
 
 
 class WeightedDataSource(ABC):
-    """A ``Source`` whose texts are drawn and weighed when a step begins."""
+    """Source of texts that are drawn and weighted at the start of each step."""
 
     def __init__(self, course: ObjectiveContext, ids: Sequence[str]) -> None:
-        """Stand over lessons.
+        """Prepare a training run.
 
         Args:
-            course: What training begins with.
-            ids: The record of each lesson.
+            course: Arguments of the objective.
+            ids: Record of each example.
         """
         self.course, self.recipe, self.metadata = course, course.recipe, course.metadata
         settings = self.recipe.train
@@ -503,37 +511,37 @@ class WeightedDataSource(ABC):
     def weigh(
         self, step: int, ranks: ProcessGroup
     ) -> tuple[list[CorruptedExample], dict[str, float]]:
-        """Return a step's texts, their scales set, and what is logged of it."""
+        """Return the texts of a step, with their scales, and metrics to log."""
 
     @abstractmethod
     def describe(self) -> object:
-        """Return what the lessons are, as JSON, for the digest."""
+        """Return the examples as JSON, for the digest."""
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that the texts follow from, but the weights."""
-        kept = self.recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
-        said = self.metadata.model_dump(mode="json")
-        return digest_json([kept, said, self.ids, self.describe(), self.course.steps])
+        """Digest of everything that determines the texts, except for the weights."""
+        settings = self.recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
+        metadata = self.metadata.model_dump(mode="json")
+        return digest_json([settings, metadata, self.ids, self.describe(), self.course.steps])
 
     def __len__(self) -> int:
-        """Return how many lessons one epoch has."""
+        """Return the number of examples per epoch."""
         return len(self.ids)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
-        """Draw and weigh the step's texts."""
+        """Draw and weight the texts of a step."""
         self._texts, self._notes = self.weigh(step, ranks)
         self._step = step
         return self._notes
 
     def plan(self, step: int) -> Sequence[Sequence[int]]:
-        """Return the texts of each micro-batch of the step that was begun, longest first."""
+        """Return the texts of each micro-batch of the current step, longest first."""
         times = 1 if self.metadata.block_size is None else 2
         lengths = [len(text.ids) * times for text in self._texts]
         return group_by_length(range(len(lengths)), lengths, self.micro_tokens)
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return what some texts count for."""
+        """Return the summed units of some texts."""
         return sum(self._texts[number].units for number in group)
 
     def load(self, group: Sequence[int]) -> CorruptedBatch:

@@ -1,15 +1,16 @@
 """Cross-entropy at masked positions, and log-probabilities of a policy and its reference.
 
-The training loss weighs a token by 1/t and so jumps from step to step without meaning it; the mean
-cross-entropy of masked tokens by their time is what to watch.
+The weight 1/t makes the training loss noisy; the mean cross-entropy of masked tokens by time is the
+metric to watch.
 
-The head over a large vocabulary is most of a small model's work. It is put on asked places alone,
-and the gradient is made while a chunk's logits are there, so that (N, V) never exists.
+In small models the head over a large vocabulary is most of the work. It is applied to learned
+positions only, and the gradient is computed chunk by chunk with the logits, so that (N, V) is never
+stored.
 
-What an objective makes of them is a loss and its slope by each: the slope becomes the weight of the
-token's cross-entropy, and one pass with a gradient follows, a micro-batch at a time. So a loss that
-is no sum over texts (a sigmoid of two bounds of eight samples each) needs no more memory than one
-that is.
+Objectives return a loss and its gradient by log-probability, which becomes the weight of the
+token's cross-entropy; one pass with gradients follows, one micro-batch at a time. A loss that is
+not a sum over texts (a sigmoid of two bounds of eight samples each) thus needs no more memory than
+one that is.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ __all__ = [
 
 
 class DiffusionLoss:
-    """Called by the training loop with the network as it trains it."""
+    """Loss function of the training loop."""
 
     def __init__(self, model: DiffusionModel, *, has_times: bool = True) -> None:
-        """Stand over a model.
+        """Set the model.
 
         Args:
-            model: Whose network is trained.
-            has_times: Whether tokens have a time that their losses are logged by.
+            model: Diffusion model in training.
+            has_times: Whether losses are logged by the time of the masked tokens.
         """
         self.model, self.has_times = model, has_times
 
     def __call__(self, network: nn.Module, batch: CorruptedBatch) -> Loss:
-        """Return a batch's summed loss and the summed cross-entropy of each bucket of time."""
+        """Return the summed loss of a batch, and the summed cross-entropy per time bucket."""
         states = self.model.states(batch.ids, batch.positions, batch.seen, network=network)
         device = states.device
         picked = states.flatten(0, 1)[batch.flat.to(device)]
@@ -74,8 +75,8 @@ class DiffusionLoss:
                 TIME_BUCKETS, sums.tolist(), batch.bucket_scale, strict=True
             ):
                 parts[f"masked_ce/t<{high:g}"] = value * scale
-        if batch.told is not None:  # the gradient is this sum's, the loss another function of it
-            total = total - total.detach() + batch.told
+        if batch.logged_loss is not None:  # gradient of the sum, value of the objective
+            total = total - total.detach() + batch.logged_loss
         return Loss(total, parts)
 
 
@@ -83,7 +84,7 @@ _CHUNK_ELEMENTS = 2**23
 
 
 class _MaskedCrossEntropy(torch.autograd.Function):
-    """Weighted cross-entropy of a linear head, and its gradient by states, weight and bias."""
+    """Weighted cross-entropy of a linear head, with gradients of states, weight and bias."""
 
     @staticmethod
     def forward(
@@ -103,19 +104,19 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         rows = max(_CHUNK_ELEMENTS // weight.shape[0], 1)
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
-            own = states[part]
-            logits = torch.nn.functional.linear(own, weight, bias).float()
+            chunk = states[part]
+            logits = torch.nn.functional.linear(chunk, weight, bias).float()
             logits[:, never] = float("-inf")
             losses[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
             if not (needs_states or needs_weight or needs_bias):
                 continue
             slope = torch.softmax(logits, -1, out=logits)
-            slope[torch.arange(len(own), device=own.device), labels[part]] -= 1
+            slope[torch.arange(len(chunk), device=chunk.device), labels[part]] -= 1
             slope *= scale[part, None]
             if by_states is not None:
                 by_states[part] = (slope.to(weight.dtype) @ weight).to(states.dtype)
             if by_weight is not None:
-                by_weight += (slope.to(own.dtype).t() @ own).to(weight.dtype)
+                by_weight += (slope.to(chunk.dtype).t() @ chunk).to(weight.dtype)
             if by_bias is not None:
                 by_bias += slope.sum(0).to(by_bias.dtype)
         ctx.save_for_backward(
@@ -126,36 +127,34 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        wanted = ctx.needs_input_grad
-        found = [
-            saved * grads[0].to(saved.dtype) if wanted[at] else None
-            for at, saved in enumerate(ctx.saved_tensors)
+        needs_grad = ctx.needs_input_grad
+        scaled = [
+            saved * grads[0].to(saved.dtype) if needs_grad[index] else None
+            for index, saved in enumerate(ctx.saved_tensors)
         ]
-        return (*found, None, None, None)
+        return (*scaled, None, None, None)
 
 
 def masked_cross_entropy(
     states: Tensor, head: Any, labels: Tensor, scale: Tensor, never: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of cross-entropies, a scalar with a graph, and each one, (N,).
+    """Return the weighted sum of cross-entropies, differentiable, and each of them, (N,).
 
     Args:
-        states: What the head is put on, (N, D).
-        head: A linear layer, its bias optional.
-        labels: Wanted tokens, (N,).
+        states: Inputs of the head, (N, D).
+        head: Linear layer with optional bias.
+        labels: Target tokens, (N,).
         scale: Weight of each, (N,).
-        never: A token that no probability is given to: the mask.
+        never: Token of probability 0: the mask token.
     """
-    apply = cast(
-        "Any", _MaskedCrossEntropy.apply
-    )  # typed in some versions of torch, and not in others
+    apply = cast("Any", _MaskedCrossEntropy.apply)  # typed in some versions of torch only
     total, losses = apply(states, head.weight, head.bias, labels, scale.float(), never)
     return total, losses
 
 
 @contextlib.contextmanager
 def eval_without_grad(network: nn.Module) -> Iterator[None]:
-    """Take dropout off within the body, and gradients with it."""
+    """Disable dropout and gradients within the context."""
     was_training = network.training
     network.eval()
     try:
@@ -172,23 +171,23 @@ def compute_logprobs(
     micro_tokens: int,
     network: Any = None,
 ) -> list[Tensor]:
-    """Return the log-probabilities of each text's asked tokens, in order, (k,) float64 each.
+    """Return the log-probabilities of each text's learned tokens, in order, (k,) float64 each.
 
     Args:
-        model: Says how texts are read.
+        model: Diffusion model.
         texts: Noisy texts.
-        micro_tokens: Most tokens, padding included, that are read at once.
-        network: Whose they are, if not the model's own.
+        micro_tokens: Maximum tokens per forward pass, padding included.
+        network: Network to use instead of the model's own.
     """
-    found: dict[int, Tensor] = {}
+    by_text: dict[int, Tensor] = {}
     network = model.network if network is None else network
     size = model.metadata.block_size
     lengths = [len(text.ids) * (1 if size is None else 2) for text in texts]
     with eval_without_grad(network):
         head = split_body_and_head(network)[1]
         for group in group_by_length(range(len(texts)), lengths, micro_tokens):
-            chosen = [texts[number] for number in group]
-            batch = collate(chosen, model.metadata, block_size=size)
+            group_texts = [texts[number] for number in group]
+            batch = collate(group_texts, model.metadata, block_size=size)
             states = model.states(batch.ids, batch.positions, batch.seen, network=network)
             device = states.device
             _, losses = masked_cross_entropy(
@@ -198,27 +197,27 @@ def compute_logprobs(
                 batch.scale.to(device),
                 model.metadata.mask_token_id,
             )
-            counts = [int(text.is_learned.sum()) for text in chosen]
+            counts = [int(text.is_learned.sum()) for text in group_texts]
             parts = torch.split((-losses).double().cpu(), counts)
-            found.update(zip(group, parts, strict=True))
-    return [found[number] for number in range(len(texts))]
+            by_text.update(zip(group, parts, strict=True))
+    return [by_text[number] for number in range(len(texts))]
 
 
 class ReferenceModel:
-    """The network as it is now, kept while the model itself is trained.
+    """Frozen copy of the network at the start of training.
 
-    Where low-rank additions are trained it is the network without them, else a copy.
+    With LoRA it is the network without adapters, otherwise a deep copy.
     """
 
     def __init__(self, model: DiffusionModel) -> None:
-        """Keep a model's network."""
+        """Copy the network, unless it has adapters."""
         self._model = model
         self._copy: Any = None
         if not hasattr(model.network, "disable_adapter"):
             self._copy = copy.deepcopy(model.network).requires_grad_(False)
 
     def read(self, texts: Sequence[CorruptedExample], *, micro_tokens: int) -> list[Tensor]:
-        """Return the log-probabilities of each text's asked tokens, (k,) float64 each."""
+        """Return the log-probabilities of each text's learned tokens, (k,) float64 each."""
         if self._copy is not None:
             return compute_logprobs(
                 self._model, texts, micro_tokens=micro_tokens, network=self._copy

@@ -1,8 +1,8 @@
-"""Preference pairs: tokenization, bounds of both answers, and weights from the slope of the loss.
+"""Preference pairs: tokenization, bounds of both answers, and weights from the loss gradient.
 
-A record tells a pair by ``fields.chosen`` and ``fields.rejected``, as synth writes them; what is
-said before its last assistant message is the prompt of both. Where ``fields.prefix`` is there (the
-pivotal word of an answer that is not finished), what both have in common is given and not scored.
+A pair is in ``fields.chosen`` and ``fields.rejected``, as written by synth; the messages before the
+last assistant message are the common prompt. With ``fields.prefix`` (the start of an unfinished
+answer, up to a pivotal token) the common part of both answers is given and not scored.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
     "tokenize_pairs",
 ]
 
-_POLICY_SEED, _REFERENCE_SEED, _HELD_OUT_SEED = 11, 12, 13  # so that no two draws share a seed
+_POLICY_SEED, _REFERENCE_SEED, _HELD_OUT_SEED = 11, 12, 13  # distinct random streams
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two answers to one prompt, as tokens."""
+    """Two tokenized answers to one prompt."""
 
     record_id: str
     chosen: MaskableExample
@@ -68,41 +68,41 @@ def tokenize_pairs(
     first: int,
     on_done: Callable[[], None] | None = None,
 ) -> TokenizedDataset:
-    """Return the pairs that records tell, and how many tell none.
+    """Tokenize preference pairs, and count records without one.
 
     Args:
-        tokenizer: A fast tokenizer.
-        records: With ``fields.chosen`` and ``fields.rejected``.
-        max_tokens: Tokens that are kept of an answer with its prompt, from their start.
-        first: The first place that may be masked: 1 where logits are shifted.
+        tokenizer: Fast tokenizer.
+        records: Records with ``fields.chosen`` and ``fields.rejected``.
+        max_tokens: Maximum tokens of prompt and answer; the end is truncated.
+        first: First position that may be masked: 1 with shifted logits.
         on_done: Called after each record.
     """
     pairs: list[PreferencePair] = []
-    told = {"records_without_pair": 0, "records_cut": 0, "records_left_out": 0, "tokens": 0}
+    totals = {"records_without_pair": 0, "records_cut": 0, "records_left_out": 0, "tokens": 0}
     for record in records:
         if on_done:
             on_done()
         sides = _split_pair(record)
         if sides is None:
-            told["records_without_pair"] += 1
+            totals["records_without_pair"] += 1
             continue
-        made, counts = tokenize_records(
+        examples, counts = tokenize_records(
             tokenizer, sides, max_tokens=max_tokens, include_prompt=False, first=first
         )
-        told["records_cut"] += bool(counts.cut)
-        lessons = [replace(one, turns=one.turns[-1:]) for one in made]
+        totals["records_cut"] += bool(counts.cut)
+        lessons = [replace(example, turns=example.turns[-1:]) for example in examples]
         if len(lessons) == 2 and record.fields.get("prefix"):
             lessons = _strip_common(lessons[0], lessons[1])
         if len(lessons) < 2 or np.array_equal(lessons[0].ids, lessons[1].ids):
-            told["records_left_out"] += 1
+            totals["records_left_out"] += 1
             continue
         pairs.append(PreferencePair(record.id, lessons[0], lessons[1]))
-        told["tokens"] += sum(len(one.ids) for one in lessons)
-    return TokenizedDataset(pairs, {"records": len(pairs), **told})
+        totals["tokens"] += sum(len(example.ids) for example in lessons)
+    return TokenizedDataset(pairs, {"records": len(pairs), **totals})
 
 
 def _split_pair(record: Record) -> list[Record] | None:
-    """Return a record of each answer, or None where there are no two."""
+    """Return one record per answer, or None without a pair."""
     texts = [record.fields.get(name) for name in ("chosen", "rejected")]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return None
@@ -112,20 +112,20 @@ def _split_pair(record: Record) -> list[Record] | None:
     return [Record((*before, Message("assistant", str(text)))) for text in texts]
 
 
-def _strip_common(one: MaskableExample, other: MaskableExample) -> list[MaskableExample]:
-    """Return two unfinished answers with only what differs left to be scored, and nothing after."""
-    shortest = min(len(one.ids), len(other.ids))
-    same = one.ids[:shortest] == other.ids[:shortest]
+def _strip_common(chosen: MaskableExample, rejected: MaskableExample) -> list[MaskableExample]:
+    """Return two unfinished answers with the differing part as the only scored run."""
+    shortest = min(len(chosen.ids), len(rejected.ids))
+    same = chosen.ids[:shortest] == rejected.ids[:shortest]
     start = int(np.argmin(same)) if not same.all() else shortest
-    back = one.ids[::-1][: shortest - start] == other.ids[::-1][: shortest - start]
+    back = chosen.ids[::-1][: shortest - start] == rejected.ids[::-1][: shortest - start]
     end = int(np.argmin(back)) if not back.all() else len(back)
-    found = []
-    for lesson in (one, other):
+    stripped = []
+    for lesson in (chosen, rejected):
         stop = len(lesson.ids) - end
         first = max(start, lesson.turns[0][0])
         if first < stop:
-            found.append(MaskableExample(lesson.record_id, lesson.ids[:stop], ((first, stop),)))
-    return found
+            stripped.append(MaskableExample(lesson.record_id, lesson.ids[:stop], ((first, stop),)))
+    return stripped
 
 
 def draw_masks(
@@ -134,40 +134,40 @@ def draw_masks(
     metadata: DiffusionMetadata,
     rng: np.random.Generator,
 ) -> list[CorruptedExample]:
-    """Return an answer under each drawn time and mask; their mean weighed loss is minus the bound.
+    """Return an answer under each drawn mask; the mean weighted loss is minus the bound.
 
-    Every block of attention has its own time. Scales are those of the loss, and make the bound.
+    Each block has its own time. Scales are those of the bound, not of the preference loss.
     """
-    places = np.arange(len(lesson.ids))
+    positions = np.arange(len(lesson.ids))
     size = metadata.block_size
-    block = places * 0 if size is None else places // size
+    block = positions * 0 if size is None else positions // size
     noised = lesson.noised
     groups = [np.flatnonzero(noised & (block == b)) for b in np.unique(block[noised])]
     u = rng.random((method.times, len(groups)))
     if method.is_stratified:
         strata = np.stack([rng.permutation(method.times) for _ in groups], 1)
         u = (strata + u) / method.times
-    found = []
+    examples = []
     for row in u:
         for _ in range(method.masks_per_time):
-            is_masked = np.zeros(len(places), dtype=np.bool_)
-            weight = np.zeros(len(places))
+            is_masked = np.zeros(len(positions), dtype=np.bool_)
+            weight = np.zeros(len(positions))
             for group, share in zip(groups, row, strict=True):
-                chosen, own = _draw_mask(group, float(share), rng, counted=method.counted)
-                is_masked[chosen] = True
-                weight[chosen] = own
-            found.append(
+                masked, token_weight = _draw_mask(group, float(share), rng, counted=method.counted)
+                is_masked[masked] = True
+                weight[masked] = token_weight
+            examples.append(
                 CorruptedExample(
                     lesson.record_id, lesson.ids, is_masked, is_masked, weight, weight, 0
                 )
             )
-    return found
+    return examples
 
 
 def _draw_mask(
     group: npt.NDArray[np.int64], share: float, rng: np.random.Generator, *, counted: bool
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Return which places are masked, and what each weighs."""
+    """Return the masked positions, and the weight of each."""
     size = len(group)
     if counted:
         count = min(int(share * size) + 1, size)
@@ -178,19 +178,19 @@ def _draw_mask(
 def average_bounds(
     texts: Sequence[CorruptedExample], logprobs: Sequence[Tensor], samples: int
 ) -> Tensor:
-    """Return the bound of each run of ``samples`` texts, float64, nats."""
+    """Return the mean of each run of ``samples`` texts: bounds, float64, nats."""
     values = [
-        float(own @ torch.from_numpy(text.scale[text.is_learned]))
-        for text, own in zip(texts, logprobs, strict=True)
+        float(text_logprobs @ torch.from_numpy(text.scale[text.is_learned]))
+        for text, text_logprobs in zip(texts, logprobs, strict=True)
     ]
     return torch.tensor(values, dtype=torch.float64).view(-1, samples).mean(1)
 
 
 class PreferenceDataSource(WeightedDataSource):
-    """Draws the masks of each step's pairs, and weighs them by the slope of the loss."""
+    """Source of preference pairs, weighted by the gradient of the loss."""
 
     def __init__(self, method: Vrpo, course: ObjectiveContext) -> None:
-        """Stand over pairs; the reference is the model as it is now."""
+        """Prepare a training run; the reference is the current model."""
         super().__init__(course, [pair.record_id for pair in course.lessons])
         self.method = method
         self.samples = method.times * method.masks_per_time
@@ -205,16 +205,19 @@ class PreferenceDataSource(WeightedDataSource):
     def weigh(
         self, step: int, ranks: ProcessGroup
     ) -> tuple[list[CorruptedExample], dict[str, float]]:
-        """Return both answers of each pair under every mask, weighed.
+        """Return both answers of each pair under every mask, weighted.
 
-        The loss is a function of two bounds. Its slope by each, times a token's share of the bound,
-        is what the token's cross-entropy weighs: the gradient is the loss's own.
+        The loss is a function of two bounds. Its derivative by each, times a token's share of the
+        bound, is the weight of the token's cross-entropy, which gives the exact gradient of the
+        loss.
         """
-        chosen = [self.course.lessons[number] for number in self._records.chosen(step)]
-        texts = self._draw(chosen, step, _POLICY_SEED)
-        others = texts if self.method.share_noise else self._draw(chosen, step, _REFERENCE_SEED)
+        pairs = [self.course.lessons[number] for number in self._records.chosen(step)]
+        texts = self._draw(pairs, step, _POLICY_SEED)
+        reference_texts = (
+            texts if self.method.share_noise else self._draw(pairs, step, _REFERENCE_SEED)
+        )
         policy = self._bounds(texts, ranks).requires_grad_(True)
-        reference = self._bounds(others, ranks, by_reference=True)
+        reference = self._bounds(reference_texts, ranks, by_reference=True)
         losses = self.method.loss(policy, reference)
         (slope,) = torch.autograd.grad(losses.sum(), policy)  # (P, 2)
         losses, policy = losses.detach(), policy.detach()
@@ -222,11 +225,11 @@ class PreferenceDataSource(WeightedDataSource):
         weighed = [
             replace(
                 text,
-                scale=-float(slope.flatten()[at // self.samples]) * text.scale / self.samples,
-                units=int(at % per == 0),
-                told=float(losses[at // per]) if at % per == 0 else 0.0,
+                scale=-float(slope.flatten()[index // self.samples]) * text.scale / self.samples,
+                units=int(index % per == 0),
+                logged_loss=float(losses[index // per]) if index % per == 0 else 0.0,
             )
-            for at, text in enumerate(texts)
+            for index, text in enumerate(texts)
         ]
         scores = self.method.score(policy, reference)
         rise = (policy - reference).mean(0)
@@ -241,12 +244,12 @@ class PreferenceDataSource(WeightedDataSource):
     def _draw(
         self, pairs: Sequence[PreferencePair], step: int, purpose: int
     ) -> list[CorruptedExample]:
-        found: list[CorruptedExample] = []
-        for place, pair in enumerate(pairs):
+        texts: list[CorruptedExample] = []
+        for index, pair in enumerate(pairs):
             for side, lesson in enumerate(pair.sides):
-                rng = np.random.default_rng([self.recipe.seed, step, purpose, place, side])
-                found += draw_masks(lesson, self.method, self.metadata, rng)
-        return found
+                rng = np.random.default_rng([self.recipe.seed, step, purpose, index, side])
+                texts += draw_masks(lesson, self.method, self.metadata, rng)
+        return texts
 
     def _bounds(
         self, texts: Sequence[CorruptedExample], ranks: ProcessGroup, *, by_reference: bool = False
@@ -264,9 +267,9 @@ class PreferenceDataSource(WeightedDataSource):
 def evaluate_pairs(
     method: Vrpo, recipe: DiffusionRecipe, model: DiffusionModel, pairs: Sequence[PreferencePair]
 ) -> dict[str, float]:
-    """Return how often, and by how many nats, the chosen answer's bound is above the rejected's.
+    """Return how often, and by how many nats, the chosen bound exceeds the rejected one.
 
-    The same masks every time, so that what moves is the model.
+    Masks are the same at every call, so that only the model changes.
     """
     if not pairs:
         return {}

@@ -1,8 +1,8 @@
 """Rollouts for reinforcement learning: sampled answers, rewards, and token weights.
 
-A round begins with prompts; each gets a group of answers, a verifier rewards them, and several
-updates learn from them. What a round wrote is journaled before it is learned from: a resumed run
-goes on with the same answers and ends with the same bytes.
+A round starts with prompts; each gets a group of answers, a verifier rewards them, and several
+updates train on them. Answers are journaled before they are used: a resumed run continues with the
+same answers and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = [
     "tokenize_prompts",
 ]
 
-_PROMPT_SEED, _SAMPLE_SEED = 21, 22  # so that no two draws share a seed
+_PROMPT_SEED, _SAMPLE_SEED = 21, 22  # distinct random streams
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiablePrompt:
-    """A prompt as tokens, and what an answer is checked by."""
+    """A tokenized prompt, with the fields its verifier needs."""
 
     record_id: str
     ids: tuple[int, ...]
@@ -53,14 +53,14 @@ class VerifiablePrompt:
 
 @dataclass(frozen=True, slots=True)
 class RolloutAnswer:
-    """What was written for a task.
+    """Sampled answer to a prompt.
 
     Args:
-        task: Its number among the lessons.
-        ids: The whole canvas, prompt first, (T,).
-        tail: Where the answer begins.
-        learned: How many tokens it has, its end token among them.
-        reward: What the verifier gave.
+        task: Index of the prompt among the examples.
+        ids: Prompt and answer, (T,).
+        tail: First position of the answer.
+        learned: Number of its tokens, including the end token.
+        reward: Reward by the verifier.
     """
 
     task: int
@@ -70,24 +70,24 @@ class RolloutAnswer:
     reward: float
 
     def to_json(self) -> list[Any]:
-        """Return plain JSON values."""
+        """Return a JSON list."""
         return [self.task, list(self.ids), self.tail, self.learned, self.reward]
 
     @classmethod
-    def from_json(cls, said: Sequence[Any]) -> RolloutAnswer:
-        """Read what ``to_json`` wrote."""
-        task, ids, tail, learned, reward = said
+    def from_json(cls, data: Sequence[Any]) -> RolloutAnswer:
+        """Return the answer from ``to_json`` output."""
+        task, ids, tail, learned, reward = data
         return cls(int(task), tuple(map(int, ids)), int(tail), int(learned), float(reward))
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """The answers of several updates, and their tokens' log-probabilities in each of them.
+    """Answers of a round, and the log-probabilities of their tokens in each update.
 
     Args:
-        answers: Groups one after the other.
-        wrote: By the model that wrote them, for each update and answer.
-        reference: By the model before all training, likewise; empty where it is not asked.
+        answers: Groups of answers, one after the other.
+        wrote: Log-probabilities by the sampling policy, per update and answer.
+        reference: Log-probabilities by the reference, likewise; empty without one.
     """
 
     answers: tuple[RolloutAnswer, ...]
@@ -95,24 +95,24 @@ class RolloutBatch:
     reference: tuple[tuple[Tensor, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return {
             "answers": [answer.to_json() for answer in self.answers],
-            "wrote": [[one.tolist() for one in update] for update in self.wrote],
-            "reference": [[one.tolist() for one in update] for update in self.reference],
+            "wrote": [[logprobs.tolist() for logprobs in update] for update in self.wrote],
+            "reference": [[logprobs.tolist() for logprobs in update] for update in self.reference],
         }
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> RolloutBatch:
-        """Read what ``to_json`` wrote."""
+    def from_json(cls, data: Mapping[str, Any]) -> RolloutBatch:
+        """Return the batch from ``to_json`` output."""
         wrote, reference = (
             tuple(
-                tuple(torch.tensor(one, dtype=torch.float64) for one in update)
-                for update in said[name]
+                tuple(torch.tensor(logprobs, dtype=torch.float64) for logprobs in update)
+                for update in data[name]
             )
             for name in ("wrote", "reference")
         )
-        return cls(tuple(map(RolloutAnswer.from_json, said["answers"])), wrote, reference)
+        return cls(tuple(map(RolloutAnswer.from_json, data["answers"])), wrote, reference)
 
 
 def tokenize_prompts(
@@ -123,19 +123,19 @@ def tokenize_prompts(
     max_tokens: int,
     on_done: Callable[[], None] | None = None,
 ) -> TokenizedDataset:
-    """Return the tasks that records tell; what is too long or cannot be checked is left out.
+    """Tokenize prompts, and count records that are too long or cannot be verified.
 
-    A record's own answer is ``fields.answer``, or else its last assistant message.
+    The reference answer is ``fields.answer``, or else the last assistant message.
     """
     tasks: list[VerifiablePrompt] = []
     counts = {"records_too_long": 0, "records_unverifiable": 0, "tokens": 0}
     for record in records:
-        asked, own = list(record.messages), ""
-        if asked and asked[-1].role == "assistant":
-            own = asked.pop().content
-        fields = {"answer": own, **record.fields}
-        request = build_prompt_request(tokenizer, Prompt(tuple(asked)), 0)
-        if verifier.lacks(fields) or not asked:
+        messages, answer = list(record.messages), ""
+        if messages and messages[-1].role == "assistant":
+            answer = messages.pop().content
+        fields = {"answer": answer, **record.fields}
+        request = build_prompt_request(tokenizer, Prompt(tuple(messages)), 0)
+        if verifier.lacks(fields) or not messages:
             counts["records_unverifiable"] += 1
         elif len(request.ids) > max_tokens:
             counts["records_too_long"] += 1
@@ -161,18 +161,18 @@ def _read_reward(method: DiffuGrpo, text: str, task: VerifiablePrompt) -> float:
 
 
 def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> int:
-    """Return how many tokens of an answer are learned: its own, and the one that ended it."""
+    """Return the number of learned tokens of an answer, including its end token."""
     count = len(sample.new_ids)
-    at = tail + count
-    has_end = sample.finish_reason == "stop" and at < len(sample.ids) and sample.ids[at] in ends
+    end = tail + count
+    has_end = sample.finish_reason == "stop" and end < len(sample.ids) and sample.ids[end] in ends
     return count + int(has_end)
 
 
 class RolloutDataSource(WeightedDataSource):
-    """Has answers written and rewarded, and weighs their tokens by the slope of the loss."""
+    """Source of sampled answers, weighted by the gradient of the loss."""
 
     def __init__(self, method: DiffuGrpo, course: ObjectiveContext) -> None:
-        """Stand over tasks; the reference is the model as it is now."""
+        """Prepare a training run; the reference is the current model."""
         super().__init__(course, [task.record_id for task in course.lessons])
         self.method = method
         self.reference = ReferenceModel(course.model) if method.kl_weight else None
@@ -181,17 +181,17 @@ class RolloutDataSource(WeightedDataSource):
         self._round = RolloutBatch((), (), ())
 
     def __len__(self) -> int:
-        """Return how many lessons one epoch has: each task serves several updates."""
+        """Return the number of examples per epoch: each prompt serves several updates."""
         return len(self.ids) * self.method.steps_per_batch
 
     def describe(self) -> object:
-        """Return the prompts."""
+        """Return the token ids of every prompt."""
         return [list(task.ids) for task in self.course.lessons]
 
     def weigh(
         self, step: int, ranks: ProcessGroup
     ) -> tuple[list[CorruptedExample], dict[str, float]]:
-        """Return the round's answers under this update's masks, weighed."""
+        """Return the round's answers under this update's masks, weighted."""
         update = step % self.method.updates
         self._enter(step - update, ranks, is_first=update == 0)
         answers = self._round.answers
@@ -199,7 +199,7 @@ class RolloutDataSource(WeightedDataSource):
         wrote = self._round.wrote[update]
         now = wrote if update == 0 else self._read(texts, ranks)
         advantages = self._advantages()
-        counts = [len(one) for one in wrote]
+        counts = [len(logprobs) for logprobs in wrote]
         leaf = torch.cat(list(now)).requires_grad_(True)
         losses = self.method.loss(
             leaf,
@@ -215,10 +215,12 @@ class RolloutDataSource(WeightedDataSource):
         parts = zip(
             texts, torch.split(slope, counts), torch.split(losses * share, counts), strict=True
         )
-        for text, own, told in parts:
+        for text, text_slope, text_losses in parts:
             scale = np.zeros(len(text.ids))
-            scale[text.is_learned] = -own.detach().numpy()
-            weighed.append(replace(text, scale=scale, units=1, told=float(told.detach().sum())))
+            scale[text.is_learned] = -text_slope.detach().numpy()
+            weighed.append(
+                replace(text, scale=scale, units=1, logged_loss=float(text_losses.detach().sum()))
+            )
         drift = leaf.detach() - torch.cat(list(wrote))
         is_clipped = (drift.exp() - 1).abs() > self.method.clip
         rewards = torch.tensor([answer.reward for answer in answers]).view(-1, self.method.group)
@@ -239,16 +241,16 @@ class RolloutDataSource(WeightedDataSource):
         return self.method.advantages(groups).flatten()
 
     def _enter(self, first: int, ranks: ProcessGroup, *, is_first: bool) -> None:
-        """Take the round that begins at a step: from memory, from the journal, or new."""
+        """Set the round that starts at a step: the current one, from the journal, or new."""
         if first == self._at:
             return
         known = ranks.gather(self._journal.get(str(first)) if ranks.is_main else None)[0]
         if known is None and not is_first:
             raise IntegrityError(
-                f"the answers of optimizer step {first + 1} are not in the journal",
+                f"the rollouts of optimizer step {first + 1} are missing in the journal",
                 code="diffusion.rollouts-lost",
                 where=str(self._journal.path),
-                expected="every round that the saved weights have learned from",
+                expected="every round that the saved weights were trained on",
                 next="start over with --overwrite",
             )
         self._round = (
@@ -260,61 +262,64 @@ class RolloutDataSource(WeightedDataSource):
             self._journal.sync()
 
     def _write(self, first: int, ranks: ProcessGroup) -> RolloutBatch:
-        """Have a round's answers written, rewarded and read."""
+        """Sample the answers of a round, and compute rewards and log-probabilities."""
         numbers = self._records.chosen(first // self.method.updates)
         group = self.method.group
-        wanted = [
+        draws = [
             (number, seed)
-            for place, number in enumerate(numbers)
-            for seed in _derive_seeds([self.recipe.seed, first, _SAMPLE_SEED, place], group)
+            for index, number in enumerate(numbers)
+            for seed in _derive_seeds([self.recipe.seed, first, _SAMPLE_SEED, index], group)
         ]
-        answers = tuple(distribute(ranks, wanted, self._answer))
-        made = RolloutBatch(answers, (), ())
-        self._round, self._at = made, first
+        answers = tuple(distribute(ranks, draws, self._answer))
+        rollouts = RolloutBatch(answers, (), ())
+        self._round, self._at = rollouts, first
         updates = range(self.method.updates)
-        wrote = tuple(tuple(self._read(self._texts_of(one), ranks)) for one in updates)
+        wrote = tuple(tuple(self._read(self._texts_of(update), ranks)) for update in updates)
         reference = (
             tuple(
-                tuple(self._read(self._texts_of(one), ranks, by_reference=True)) for one in updates
+                tuple(self._read(self._texts_of(update), ranks, by_reference=True))
+                for update in updates
             )
             if self.reference is not None
             else ()
         )
         return RolloutBatch(answers, wrote, reference)
 
-    def _answer(self, wanted: Sequence[tuple[int, int]]) -> list[RolloutAnswer]:
+    def _answer(self, draws: Sequence[tuple[int, int]]) -> list[RolloutAnswer]:
         model, room = self.course.model, self.method.decode.max_new_tokens
-        tasks = [self.course.lessons[number] for number, _ in wanted]
+        tasks = [self.course.lessons[number] for number, _ in draws]
         requests = [
             InfillRequest(task.ids, room, seed)
-            for task, (_, seed) in zip(tasks, wanted, strict=True)
+            for task, (_, seed) in zip(tasks, draws, strict=True)
         ]
         with eval_without_grad(model.network):
             samples = generate(model, requests, self.method.decode) if requests else []
         ends = model.metadata.end_token_ids
-        found = []
-        for (number, _), task, sample in zip(wanted, tasks, samples, strict=True):
+        answers = []
+        for (number, _), task, sample in zip(draws, tasks, samples, strict=True):
             tail = len(task.ids)
             reward = _read_reward(
-                self.method, decode_sample(model.tokenizer, sample, whole=False), task
+                self.method, decode_sample(model.tokenizer, sample, include_given=False), task
             )
             learned = max(_count_learned(sample, tail, ends), 1)
-            found.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
-        return found
+            answers.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
+        return answers
 
     def _texts_of(self, update: int) -> list[CorruptedExample]:
-        """Return the answers all masked, each prompt masked in part by this update's draw."""
-        found = []
-        for place, answer in enumerate(self._round.answers):
+        """Return the answers, fully masked, after prompts masked in part for this update."""
+        examples = []
+        for index, answer in enumerate(self._round.answers):
             ids = np.asarray(answer.ids, dtype=np.int64)
-            rng = np.random.default_rng([self.recipe.seed, self._at, update, _PROMPT_SEED, place])
-            at = np.arange(len(ids))
-            is_masked = (at >= answer.tail) | (rng.random(len(ids)) < self.method.prompt_mask)
+            rng = np.random.default_rng([self.recipe.seed, self._at, update, _PROMPT_SEED, index])
+            positions = np.arange(len(ids))
+            is_masked = (positions >= answer.tail) | (
+                rng.random(len(ids)) < self.method.prompt_mask
+            )
             is_masked[: int(self.metadata.logit_shift)] = False
-            is_learned = (at >= answer.tail) & (at < answer.tail + answer.learned)
+            is_learned = (positions >= answer.tail) & (positions < answer.tail + answer.learned)
             name, ones = self.ids[answer.task], np.ones(len(ids))
-            found.append(CorruptedExample(name, ids, is_masked, is_learned, ones, ones, 1))
-        return found
+            examples.append(CorruptedExample(name, ids, is_masked, is_learned, ones, ones, 1))
+        return examples
 
     def _read(
         self, texts: Sequence[CorruptedExample], ranks: ProcessGroup, *, by_reference: bool = False
@@ -330,7 +335,7 @@ class RolloutDataSource(WeightedDataSource):
 def evaluate_prompts(
     method: DiffuGrpo, model: DiffusionModel, tasks: Sequence[VerifiablePrompt]
 ) -> dict[str, float]:
-    """Return the mean reward of the likeliest answers to held-out tasks."""
+    """Return the mean reward of greedy answers to held-out prompts."""
     if not tasks:
         return {}
     settings = method.decode.model_copy(update={"temperature": 0.0})
@@ -338,7 +343,7 @@ def evaluate_prompts(
     with eval_without_grad(model.network):
         samples = generate(model, requests, settings)
     rewards = [
-        _read_reward(method, decode_sample(model.tokenizer, sample, whole=False), task)
+        _read_reward(method, decode_sample(model.tokenizer, sample, include_given=False), task)
         for sample, task in zip(samples, tasks, strict=True)
     ]
     return {"reward/greedy": sum(rewards) / len(rewards), "reward/tasks": float(len(tasks))}

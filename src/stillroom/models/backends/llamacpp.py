@@ -1,11 +1,11 @@
-"""llama.cpp in this process: GGUF checkpoints on any processor, JSON by grammar.
+"""llama.cpp in this process: GGUF checkpoints on any processor, with JSON grammars.
 
-Opens several independent instances of the engine with one slot each and no prompt cache, because
-that is both the faster and the only reproducible way on a processor. Measured with SmolLM2-135M
-Q4_1 on 2 cores, 24 prompts (half greedy, half sampled) of 86 tokens on average, 36 tokens each:
+Opens several independent engine instances with one slot each and no prompt cache, which is both the
+fastest and the only reproducible setup on a CPU. Measured with SmolLM2-135M Q4_1 on 2 cores, 24
+prompts (half greedy, half sampled) of 86 tokens on average, 36 new tokens each:
 
 ==================================  ======  =======  ==================================
-layout                              asks/s  token/s  completions unlike one by one
+setup                               reqs/s  token/s  completions unlike one by one
 ==================================  ======  =======  ==================================
 1 instance, 1 thread, 1 slot          0.92       33  0 of 24, in any order
 1 instance, 2 threads, 1 slot         1.67       60  0 of 24
@@ -14,14 +14,14 @@ layout                              asks/s  token/s  completions unlike one by o
 1 instance, 2 threads, prompt cache   1.77       63  8 of 24; 2 of 24 change with the order
 ==================================  ======  =======  ==================================
 
-So neither the number of threads nor the order changes a byte, while shared batches and reused
-prompts do: a job that is killed and resumed would not end with the same bytes. Weights are mapped
-once and shared by all instances; each has its own key-value cache.
+The number of threads and the order of requests change no byte; shared batches and cached prompts
+do, and a resumed job would not produce the same bytes. Weights are memory-mapped once for all
+instances; each has its own KV cache.
 
-A thread that is within the engine when the interpreter ends, or when the engine is freed, takes the
-whole process with it: Python unwinds such a thread through C++ that forbids it ("FATAL: exception
-not rethrown"), or it touches memory that is gone. So an engine is freed once its call has returned,
-and at the end of the process every call is told to stop and waited for.
+A thread inside the engine crashes the process if the interpreter exits or the engine is freed:
+Python unwinds such a thread through noexcept C++ ("FATAL: exception not rethrown"), or it reads
+freed memory. An engine is therefore freed after its call has returned, and at exit all calls are
+stopped and awaited.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ _DEFAULT_CONTEXT = 8192
 _SEED_MASK = 0x7FFFFFFF  # 0xFFFFFFFF would mean a random seed
 _PATIENCE_S = 60.0
 _ANSWER_S, _READING_S = 60.0, 3600.0
-"""For an answer that needs no model, and for one that does."""
+"""Timeouts of requests without and with a forward pass."""
 _OPEN: weakref.WeakSet[_Engine] = weakref.WeakSet()
 
 
 class Llamacpp(Backend):
-    """llama.cpp, embedded."""
+    """Local llama.cpp."""
 
     paper: ClassVar[str] = ""
 
     instances: int | None = Field(
-        None, ge=1, description="engines side by side, sharing the threads; by default one a thread"
+        None,
+        ge=1,
+        description="number of engines, which share the threads; default: one per thread",
     )
-    gpu_layers: int = Field(
-        0, ge=-1, description="layers kept on an accelerator, -1 for all; 0 keeps to the processor"
-    )
+    gpu_layers: int = Field(0, ge=-1, description="layers on an accelerator; -1: all, 0: CPU only")
 
     @override
     def open(self, reference: str) -> TextModel:
@@ -110,7 +110,7 @@ class Llamacpp(Backend):
 
 
 class _Engine:
-    """One llama.cpp server in this process, reached by calls; its port wants a secret."""
+    """One llama.cpp server in this process; its port requires a secret key."""
 
     def __init__(self, library: Any, path: Path, context: int, threads: int, layers: int) -> None:
         params = library.CommonParams()
@@ -132,30 +132,30 @@ class _Engine:
             raise BackendError(
                 f"llama.cpp cannot open {path}: {str(error).strip() or type(error).__name__}",
                 code="backend.unloadable",
-                expected="a whole GGUF file of an architecture this llama.cpp knows",
+                expected="a complete GGUF file of an architecture this llama.cpp supports",
                 next="check the file's size and digest, or update xllamacpp",
             ) from error
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         self._calling = threading.Lock()
-        """Held by the one call that is within the engine, and by whoever frees it."""
+        """Held by the running completion, and by ``close``."""
         self._closing = threading.Event()
         _OPEN.add(self)
 
     @property
     def trained_context(self) -> int:
-        """Tokens the model was trained to read; 0 if the file does not say."""
+        """Context length of training; 0 if the file has none."""
         meta = self.request("/v1/models")["data"][0].get("meta") or {}
         return int(meta.get("n_ctx_train") or 0)
 
     def request(
         self, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_S
     ) -> Any:
-        """Ask one of the engine's own endpoints (tokenize, apply-template)."""
+        """Call an endpoint of the engine, e.g. /tokenize or /apply-template."""
         server = self._server
         if server is None:
             raise _closed()
         data = None if body is None else json.dumps(replace_surrogates(body)).encode()
-        request = urllib.request.Request(  # noqa: S310  # always 127.0.0.1, where the engine listens
+        request = urllib.request.Request(  # noqa: S310  # always 127.0.0.1
             server.listening_address + path,
             data,
             {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
@@ -169,12 +169,12 @@ class _Engine:
             raise _refusal(f"the engine does not answer ({error})") from error
 
     def tokens(self, text: str, *, control: bool) -> list[int]:
-        """Return token ids, reading control tokens within the text or not."""
+        """Return token ids; ``control`` parses control tokens within the text."""
         body = {"content": text, "parse_special": control, "add_special": False}
         return list(self.request("/tokenize", body)["tokens"])
 
     def controls(self, text: str) -> list[str]:
-        """Return the control tokens that the engine reads in the text."""
+        """Return the control tokens that the engine parses in a text."""
         body = {"content": text, "parse_special": True, "with_pieces": True}
         pieces = [token["piece"] for token in self.request("/tokenize", body)["tokens"]]
         marked = sorted({piece for piece in pieces if isinstance(piece, str) and len(piece) > 1})
@@ -187,10 +187,10 @@ class _Engine:
         ]
 
     def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
-        """Run one completion; ``on_piece`` gets the text as it comes and may end it by True.
+        """Run one completion; ``on_piece`` receives its text and returns True to stop it.
 
         Raises:
-            BackendError: If the engine refuses, or is closed before or meanwhile.
+            BackendError: If the engine refuses, or is closed.
         """
         last: dict[str, Any] = {}
 
@@ -209,11 +209,10 @@ class _Engine:
         return _validate_settings(last)
 
     def stop(self, until: float) -> bool:
-        """End the call that is within the engine, and let none in; return whether it has ended.
+        """Stop the running completion and refuse others; return whether it has ended.
 
         Args:
-            until: When to stop waiting, as ``time.monotonic`` counts. While a prompt is read
-                nothing can end it.
+            until: Deadline in ``time.monotonic`` seconds. Prompt processing cannot be interrupted.
         """
         self._closing.set()
         has_ended = self._calling.acquire(timeout=max(0.0, until - time.monotonic()))
@@ -222,7 +221,7 @@ class _Engine:
         return has_ended
 
     def close(self) -> None:
-        """Stop the engine's threads and release its memory, once its call has ended."""
+        """Stop the engine's threads and release its memory, after its completion has ended."""
         self._closing.set()
         with self._calling, silence_output():
             self._server = None
@@ -230,7 +229,7 @@ class _Engine:
 
 @atexit.register
 def _stop_all() -> None:
-    """Let no thread be within an engine when the interpreter ends."""
+    """Stop all engines before the interpreter exits."""
     until = time.monotonic() + _PATIENCE_S
     engines = list(_OPEN)
     for engine in engines:
@@ -240,7 +239,7 @@ def _stop_all() -> None:
 
 
 class _LlamacppModel:
-    """A TextModel over several engines; each ask goes to whichever is free."""
+    """TextModel over several engines; each request goes to a free one."""
 
     def __init__(
         self, path: Path, fingerprint: str, context_length: int, engines: list[_Engine]
@@ -277,12 +276,12 @@ class _LlamacppModel:
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         pieces: queue.Queue[str | BaseException | dict[str, Any]] = queue.Queue()
-        gone = threading.Event()
-        said: list[str] = []
+        is_closed = threading.Event()
+        written: list[str] = []
 
         def take(piece: str) -> bool:
             pieces.put(piece)
-            return gone.is_set()
+            return is_closed.is_set()
 
         def work() -> None:
             try:
@@ -297,17 +296,17 @@ class _LlamacppModel:
                 if isinstance(piece, BaseException):
                     raise piece
                 if piece:
-                    said.append(piece)
+                    written.append(piece)
                     yield piece
-            return self._completion("".join(said), piece, prompt)
+            return self._completion("".join(written), piece, prompt)
         finally:
-            gone.set()
+            is_closed.set()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score with transformers on the dequantized weights.
 
-        llama.cpp's server gives no log-probabilities of a given text. These differ from the
-        engine's own by the rounding of its quantized multiplications.
+        llama.cpp's server has no log-probabilities of given texts. The values differ from the
+        engine's by the rounding of quantized multiplications.
         """
         with self._twin_lock:
             if self._twin is None:
@@ -330,23 +329,24 @@ class _LlamacppModel:
             return self._render(engine, Prompt(tuple(messages)))
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a text, reading control tokens in it, marking no beginning."""
+        """Return the token ids of a text; control tokens are parsed, no special tokens added."""
         with self._borrow() as engine:
             return engine.tokens(text, control=True)
 
     def continue_tokens(
         self, tokens: Sequence[int], count: int, k: int
     ) -> list[tuple[int, dict[int, float]]]:
-        """Return the likeliest next tokens one by one, and the k likeliest at each place.
+        """Return greedy next tokens, each with the k most probable tokens at its position.
 
         Args:
-            tokens: What has been read so far.
-            count: How many to go on; fewer where the model ends, or where a token is a part of
-                a character: the engine tells no chances of those, and misnumbers what follows.
-            k: How many are told of each place.
+            tokens: Token ids of the context.
+            count: Number of tokens; fewer at an end token, or at a token that is part of a
+                character, for which the engine has no log-probabilities and misnumbers what
+                follows.
+            k: Number of tokens per position.
 
         Returns:
-            Each token with the log-probabilities (nats) of the k likeliest by token.
+            Each token with the log-probabilities (nats) of the k most probable, by token.
         """
         body = {
             "prompt": list(tokens),
@@ -358,18 +358,18 @@ class _LlamacppModel:
         }
         with self._borrow() as engine:
             answer = engine.request("/completion", body, _READING_S)
-        found = []
-        for token, place in zip(
+        steps = []
+        for token, entry in zip(
             answer["tokens"], answer.get("completion_probabilities", ()), strict=False
         ):
-            if place["id"] != token:
+            if entry["id"] != token:
                 break
             likely = {  # JSON has no NaN: the engine writes null
                 int(top["id"]): math.nan if top["logprob"] is None else float(top["logprob"])
-                for top in place["top_logprobs"]
+                for top in entry["top_logprobs"]
             }
-            found.append((int(token), likely))
-        return found
+            steps.append((int(token), likely))
+        return steps
 
     def close(self) -> None:
         for engine in self._engines:
@@ -407,7 +407,7 @@ class _LlamacppModel:
         return self._completion("".join(pieces), answer, prompt)
 
     def _completion(self, text: str, answer: Mapping[str, Any], prompt: Prompt) -> Completion:
-        """Return a text that is whole, as the engine's last event accounts for it."""
+        """Return a finished text as a completion, with the counts of the engine's last event."""
         reason = answer.get("finish_reason") or "stop"
         if prompt.schema is not None and reason == "stop":
             _check_json(text, prompt.schema)
@@ -444,8 +444,8 @@ class _LlamacppModel:
         if not prompt.messages:
             return prompt.text + prompt.prefix
         contents = [*(message.content for message in prompt.messages), prompt.prefix]
-        whole = "\n".join(contents)
-        if engine.tokens(whole, control=True) != engine.tokens(whole, control=False):
+        joined = "\n".join(contents)
+        if engine.tokens(joined, control=True) != engine.tokens(joined, control=False):
             contents = [escape_found_controls(text, engine.controls) for text in contents]
         turns = [
             {"role": message.role, "content": content}
@@ -506,14 +506,14 @@ def _message(data: bytes) -> str:
 
 
 def _check_json(text: str, schema: Mapping[str, Any]) -> None:
-    """Refuse text that is no JSON: llama.cpp drops a grammar it cannot read without a word."""
+    """Check that a text is JSON: llama.cpp silently drops a grammar it cannot read."""
     try:
         json.loads(text)
     except ValueError as error:
         raise BackendError(
-            "the engine could not hold the completion to the JSON Schema",
+            "the engine did not apply the JSON Schema to the completion",
             code="backend.schema",
             where=json.dumps(schema)[:120],
-            expected="a valid JSON Schema without keywords the grammar lacks",
+            expected="a valid JSON Schema, of keywords that the grammar supports",
             next="simplify the schema",
         ) from error

@@ -1,9 +1,9 @@
 """OpenAI-compatible servers: vLLM, llama.cpp, Ollama, SGLang, or a hosted API.
 
-Asks many at once, but no more than ``concurrency``; retries, rate limits and timeouts are those of
-the endpoint. JSON Schemas go down a ladder until the server takes a rung: ``json_schema``,
-``json_object`` with the schema told, the schema told alone. What a server draws may depend on its
-other work: the completion cache is what makes a repeated run the same.
+Sends at most ``concurrency`` requests at once; retries, rate limits and timeouts are those of the
+endpoint. For JSON Schemas it falls back until the server accepts one of: ``json_schema``,
+``json_object`` with the schema in the prompt, the schema in the prompt alone. Sampling may depend
+on the server's load: the completion cache makes repeated runs reproducible.
 """
 
 from __future__ import annotations
@@ -36,46 +36,46 @@ __all__ = ["Openai"]
 
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _ROW_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
-_RUNGS = ("json_schema", "json_object", "told")
+_RUNGS = ("json_schema", "json_object", "prompt")
 
 
 class Openai(Backend):
-    """An OpenAI-compatible endpoint."""
+    """OpenAI-compatible endpoint."""
 
     paper: ClassVar[str] = ""
 
-    model: str = Field("", description="the model's name; by default after # in the address")
+    model: str = Field("", description="model name; default: the part after # in the address")
     api_key_env: str = Field(
         _DEFAULT_KEY,
-        description="environment variable with the key; the default one is never sent over plain "
-        "http to another machine",
+        description="environment variable with the API key; the default one is never sent over "
+        "plain http to another machine",
     )
-    api_key: SecretStr | None = Field(None, description="the key itself; never written down")
-    concurrency: int = Field(16, ge=1, le=1024, description="requests at once")
-    requests_per_minute: float = Field(0, ge=0, description="at most; 0 for no limit")
+    api_key: SecretStr | None = Field(None, description="API key; never written to disk")
+    concurrency: int = Field(16, ge=1, le=1024, description="maximum concurrent requests")
+    requests_per_minute: float = Field(0, ge=0, description="rate limit; 0: none")
     tokens_per_minute: float = Field(
-        0, ge=0, description="of prompts and completions, at most; 0 for no limit"
+        0, ge=0, description="rate limit of prompt and completion tokens; 0: none"
     )
-    others: tuple[str, ...] = Field(
-        (), description="further endpoints (http://host/v1#model), asked when this one fails"
-    )
+    others: tuple[str, ...] = Field((), description="fallback endpoints (http://host/v1#model)")
     weights: tuple[float, ...] = Field(
         (),
-        description="shares of the requests, this one's first; by default all to this one, and the "
-        "others only when it fails",
+        description="shares of the requests, this endpoint first; default: all to this one, and "
+        "to others if it fails",
     )
     hedge_after_s: float = Field(
-        0, ge=0, description="ask another too after so many seconds without an answer; 0 never"
+        0,
+        ge=0,
+        description="seconds without an answer until another endpoint is asked, too; 0: never",
     )
-    tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
-    connect_timeout_s: float = Field(10, gt=0, description="seconds until connected")
-    read_timeout_s: float = Field(300, gt=0, description="seconds between two pieces of an answer")
+    tries: int = Field(6, ge=1, le=20, description="maximum attempts per request")
+    connect_timeout_s: float = Field(10, gt=0, description="connection timeout in seconds")
+    read_timeout_s: float = Field(300, gt=0, description="timeout between two chunks in seconds")
     answer_timeout_s: float = Field(
         900,
         gt=0,
-        description="seconds until all of an answer is there; no less than between pieces",
+        description="timeout of a whole answer in seconds; at least read_timeout_s",
     )
-    max_wait_s: float = Field(120, ge=0, description="seconds one request may wait in retries")
+    max_wait_s: float = Field(120, ge=0, description="maximum seconds of retries per request")
 
     @override
     def open(self, reference: str) -> TextModel:
@@ -92,12 +92,12 @@ class Openai(Backend):
             raise BackendError(
                 f"{len(weights)} weights for {1 + len(self.others)} endpoints",
                 code="backend.request",
-                expected="one for each, none below 0, one above",
-                next="give a weight to this endpoint first, then to the others in their order",
+                expected="one per endpoint, none negative, and at least one positive",
+                next="list the weight of this endpoint first, then the others in order",
             )
         members = []
-        for place, weight in zip((reference, *self.others), weights, strict=True):
-            members.append(PoolEndpoint(self._open_one(place), weight))
+        for address, weight in zip((reference, *self.others), weights, strict=True):
+            members.append(PoolEndpoint(self._open_one(address), weight))
         return LoadBalancedModel(members, hedge_after_s=self.hedge_after_s)
 
     def _open_one(self, reference: str) -> TextModel:
@@ -126,11 +126,11 @@ class Openai(Backend):
     def _find_key(self, address: str) -> str:
         if self.api_key is not None:
             return self.api_key.get_secret_value()
-        chosen = "api_key_env" in self.model_fields_set
-        if not chosen and not is_key_safe(address):
+        is_explicit = "api_key_env" in self.model_fields_set
+        if not is_explicit and not is_key_safe(address):
             return ""
         key = os.environ.get(self.api_key_env, "")
-        if chosen and self.api_key_env and not key:
+        if is_explicit and self.api_key_env and not key:
             raise BackendError(
                 f"the environment variable {self.api_key_env} is empty",
                 code="backend.unauthorized",
@@ -141,7 +141,7 @@ class Openai(Backend):
 
 
 class _EndpointModel:
-    """A TextModel behind an endpoint."""
+    """TextModel of an endpoint."""
 
     def __init__(self, endpoint: Endpoint, name: str, context_length: int) -> None:
         self.name = name
@@ -150,7 +150,7 @@ class _EndpointModel:
         self.concurrency = endpoint.patience.concurrency
         self._endpoint = endpoint
         self._rung, self._tells_usage = 0, True
-        self._taken: set[tuple[str, int]] = set()  # schemas that the server took, and how
+        self._taken: set[tuple[str, int]] = set()  # accepted schemas with their fallback level
 
     def generate(
         self,
@@ -160,10 +160,10 @@ class _EndpointModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt; see ``TextModel.generate``.
+        """Complete all prompts; see ``TextModel.generate``.
 
-        A prompt that the endpoint refuses does not stop the others: the error, which names all
-        refused ones, is raised when they are done (and reported to ``on_done``).
+        A refused prompt does not stop the others: the error, which lists all refused ones, is
+        raised at the end.
         """
         samplings = broadcast_sampling(prompts, sampling)
         failed: dict[int, BackendError] = {}
@@ -182,7 +182,7 @@ class _EndpointModel:
                     failed[index] = error
             return Completion("", "cancelled", model=self.fingerprint)
 
-        if len(prompts) == 1:  # on this thread: who asks one by one has threads of its own
+        if len(prompts) == 1:  # on the caller's thread
             completions = [ask(0, is_cancelled or (lambda: False))]
             if on_done is not None and not failed and completions[0].finish_reason != "cancelled":
                 on_done(0, completions[0])
@@ -200,49 +200,51 @@ class _EndpointModel:
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion's text as the endpoint sends it.
+        """Yield the text of the completion as the endpoint sends it.
 
         Raises:
-            BackendError: If the endpoint fails, refuses, or gives up on the answer midway.
+            BackendError: If the endpoint fails, refuses, or aborts the answer.
         """
         path, body = _request(self.name, prompt, sampling, self._rung)
-        pieces, told, usage = list[str](), "", None
+        pieces, finish_reason, usage = list[str](), "", None
         for event in self._events(path, {**body, "stream": True}):
             usage = event.get("usage") or usage
             choice = get_first_choice(event)
-            told = str(choice.get("finish_reason") or told)
+            finish_reason = str(choice.get("finish_reason") or finish_reason)
             delta = choice.get("delta")
             piece = (delta if isinstance(delta, dict) else {}).get("content") or choice.get("text")
             if isinstance(piece, str) and piece:
                 pieces.append(piece)
                 yield piece
         text = "".join(pieces)
-        return Completion(text, self._read_end(told, text), *_read_usage(usage), self.fingerprint)
+        return Completion(
+            text, self._read_end(finish_reason, text), *_read_usage(usage), self.fingerprint
+        )
 
     def _events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the events of a stream; who refuses to count tokens is asked without that."""
+        """Yield the events of a stream; usage is requested only from servers that support it."""
         if self._tells_usage:
             counted = {**body, "stream_options": {"include_usage": True}}
             try:
                 yield from self._endpoint.stream(path, counted)
                 return
             except BackendError as error:
-                if error.code != "backend.refused":  # which comes before anything is sent
+                if error.code != "backend.refused":  # raised before the first event
                     raise
         for event in self._endpoint.stream(path, body):
             self._tells_usage = False
             yield event
 
     def relay_chat(self, body: Mapping[str, Any], is_stopped: Callable[[], bool]) -> dict[str, Any]:
-        """Send a chat request as it stands; see ``RelayModel``."""
+        """Send a chat request unchanged; see ``OpenAIPassthroughModel``."""
         sent = {**body, "model": self.name, "stream": False}
         sent.pop("stream_options", None)
         return self._endpoint.ask("/chat/completions", sent, is_stopped)
 
     def stream_chat(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send a chat request and yield the chunks of its answer; see ``RelayModel``.
+        """Send a chat request and yield the chunks of the answer.
 
-        Who is asked for usage and refuses to count is asked without that.
+        Usage is requested only from servers that support it. See ``OpenAIPassthroughModel``.
         """
         sent = {**body, "model": self.name, "stream": True}
         if sent.get("stream_options") == {"include_usage": True}:
@@ -253,26 +255,26 @@ class _EndpointModel:
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
-        """Return the options' chances by the server's likeliest first tokens.
+        """Return the probabilities of options by the server's top first tokens.
 
         Raises:
-            BackendError: If the server tells none (``backend.no-score``).
+            BackendError: If the server returns none (``backend.no-score``).
         """
         return score_first_tokens(
             self._endpoint, self.name, prompts, options, self._endpoint.patience.concurrency
         )
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Refuse: the dialect has no dependable way to ask for a given text's log-probabilities."""
+        """Refuse: the API has no dependable request for log-probabilities of a given text."""
         raise BackendError(
-            f"{self._endpoint.address} gives no log-probabilities of a given text",
+            f"{self._endpoint.address} has no log-probabilities of given texts",
             code="backend.no-score",
-            expected="a model in this process (backend transformers or llamacpp)",
-            next="open the checkpoint itself",
+            expected="a local model (backend transformers or llamacpp)",
+            next="open the checkpoint locally",
         )
 
     def count_tokens(self, text: str) -> int:
-        """Estimate: a token for every 4 bytes of UTF-8, since the tokenizer is the server's."""
+        """Estimate the token count as one per 4 bytes of UTF-8; the tokenizer is the server's."""
         return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
     def close(self) -> None:
@@ -282,7 +284,7 @@ class _EndpointModel:
     def submit(
         self, prompt: Prompt, sampling: Sampling, done: Callable[[Completion | BaseException], None]
     ) -> None:
-        """Complete a prompt without a thread that waits; see ``SubmittingModel``."""
+        """Complete a prompt without blocking a thread; see ``AsyncModel``."""
         self._endpoint.submit(self._complete(prompt, sampling), done)
 
     async def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
@@ -297,7 +299,7 @@ class _EndpointModel:
                     error.code != "backend.refused"
                     or prompt.schema is None
                     or rung + 1 == len(_RUNGS)
-                    or (schema, rung) in self._taken  # so it is not the schema that is refused
+                    or (schema, rung) in self._taken  # accepted before: the schema is not the cause
                 ):
                     raise
                 rung += 1
@@ -327,32 +329,32 @@ class _EndpointModel:
         return Completion(text, reason, *counts, self.fingerprint)
 
     def _read_end(self, finish_reason: object, text: str, failure: object = None) -> str:
-        """Return why an answer ended, in our terms.
+        """Return the finish reason as ``stop`` or ``length``.
 
         Raises:
-            BackendError: If it was given up on, or cut by a filter.
+            BackendError: If the server aborted the answer, or a content filter cut it.
         """
         reason = read_finish_reason(finish_reason)
         if reason == "broken" or failure:
             raise BackendError(
-                f"{self._endpoint.address} gave up on the answer ({finish_reason or 'stop'}): "
+                f"{self._endpoint.address} aborted the answer ({finish_reason or 'stop'}): "
                 f"{json.dumps(failure or text)[:200]}",
                 code="backend.broken",
                 expected="finish_reason stop",
-                next="look into the server's log, and run again",
+                next="check the server's log, and run again",
             )
         if reason == "content_filter":
             raise BackendError(
-                f"the filter of {self._endpoint.address} cut the answer",
+                f"the content filter of {self._endpoint.address} cut the answer",
                 code="backend.answer",
                 expected="finish_reason stop",
-                next="ask otherwise, or another model",
+                next="change the prompt, or use another model",
             )
         return reason
 
 
 def _read_usage(usage: object) -> tuple[int, int]:
-    """Return the tokens of prompt and completion as a server tells them; 0 where it does not."""
+    """Return the prompt and completion tokens of a usage object; 0 where missing."""
     used = usage if isinstance(usage, dict) else {}
     return read_count(used.get("prompt_tokens")), read_count(used.get("completion_tokens"))
 
@@ -369,7 +371,7 @@ def _request(
     }
     if sampling.stop:
         body["stop"] = list(sampling.stop)
-    if sampling.top_k:  # no part of OpenAI's dialect, so sent only where it is asked for
+    if sampling.top_k:  # not part of OpenAI's API, so sent only if set
         body["top_k"] = sampling.top_k
     if sampling.repetition_penalty != 1.0:
         body["repetition_penalty"] = sampling.repetition_penalty
@@ -388,8 +390,8 @@ def _request(
         elif _RUNGS[rung] == "json_object":
             body["response_format"] = {"type": "json_object"}
         if rung and messages:
-            told = f"{messages[-1]['content']}\n\nAnswer with JSON only, valid for: {schema}"
-            messages[-1] = {**messages[-1], "content": told}
+            content = f"{messages[-1]['content']}\n\nAnswer with JSON only, valid for: {schema}"
+            messages[-1] = {**messages[-1], "content": content}
     if not prompt.messages:
         return "/completions", {**body, "prompt": prompt.text + prompt.prefix}
     if prompt.prefix:
@@ -399,10 +401,10 @@ def _request(
 
 
 def _text_of(content: Any) -> str:
-    """Return the text of a message, given as such, in parts, or not at all.
+    """Return the text of a message's content: a string, a list of parts, or None.
 
     Raises:
-        TypeError: If it is something else.
+        TypeError: If it is anything else.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -413,7 +415,7 @@ def _text_of(content: Any) -> str:
 
 
 def _sound(text: str) -> str:
-    """Return text that can be written: half a surrogate pair is no character, and is marked so."""
+    """Replace unpaired surrogates, which cannot be encoded."""
     return (
         text
         if text.isascii()
@@ -422,16 +424,16 @@ def _sound(text: str) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop a reasoning model's ``<think>`` block from the front; unclosed, it is all there is."""
+    """Strip a leading ``<think>`` block of a reasoning model; an unclosed one is the whole text."""
     bare = text.lstrip()
     if not bare.startswith("<think>"):
         return text
-    _, closed, rest = bare.partition("</think>")
-    return rest.lstrip() if closed else ""
+    _, closed, answer = bare.partition("</think>")
+    return answer.lstrip() if closed else ""
 
 
 def _without_fence(text: str) -> str:
-    """Return the JSON within a Markdown fence, if that is what the text is; else the text."""
+    """Return the JSON within a Markdown fence; other texts unchanged."""
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
         inner = bare[bare.index("\n") + 1 : -3].strip()

@@ -1,10 +1,8 @@
 """Scripted answers from a JSON file or a function, for dry runs and tests.
 
-The file is a list of answers, given in order, or an object from a part of the prompt to the answer
-(``*`` for everything else).
-
-For tests, for dry runs and for measuring everything but the model. Tokens are words and marks, so
-limits and stops behave as they do with a real model.
+The file is a list of answers, used in order, or an object from substrings of the prompt to answers
+(``*`` for any other prompt). Tokens are words and punctuation marks, so that limits and stop
+strings work as in a real model.
 """
 
 from __future__ import annotations
@@ -39,10 +37,10 @@ _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 
 
 class ScriptedModel:
-    """Answers from a function, a list (in order of asking) or a map.
+    """TextModel that answers from a function, a list (in order of requests) or a mapping.
 
-    A map's key answers the prompt that it equals or, failing that, the first prompt text that
-    contains it, longer keys first; the key ``*`` answers whatever nothing else does.
+    A key of a mapping matches the prompt that equals it, or else any prompt that contains it,
+    longer keys first; the key ``*`` matches all other prompts.
     """
 
     def __init__(
@@ -53,7 +51,7 @@ class ScriptedModel:
         fingerprint: str = "",
         context_length: int = 8192,
     ) -> None:
-        """Answer by ``script``."""
+        """Set the script."""
         self._script = script
         self._said = 0
         self.name = name
@@ -61,7 +59,7 @@ class ScriptedModel:
         shown = script if not callable(script) else "function"
         self.fingerprint = fingerprint or f"scripted:{digest_json(shown)[:16]}"
         self.asked: list[Prompt] = []
-        """Every prompt in order of asking."""
+        """Prompts in order of requests."""
         self.is_closed = False
 
     def generate(
@@ -72,15 +70,15 @@ class ScriptedModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Answer every prompt in order; see ``TextModel.generate``."""
+        """Answer all prompts in order; see ``TextModel.generate``."""
         completions = []
-        for index, (prompt, one) in enumerate(
+        for index, (prompt, prompt_sampling) in enumerate(
             zip(prompts, broadcast_sampling(prompts, sampling), strict=True)
         ):
             if is_cancelled is not None and is_cancelled():
                 completions.append(Completion("", "cancelled", model=self.fingerprint))
                 continue
-            completion = self._complete(prompt, one)
+            completion = self._complete(prompt, prompt_sampling)
             completions.append(completion)
             if on_done is not None:
                 on_done(index, completion)
@@ -99,7 +97,7 @@ class ScriptedModel:
         return completion
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Return made-up but fixed log-probabilities: high where the script says the same."""
+        """Return artificial, deterministic log-probabilities: high where the script agrees."""
         scores = []
         for prompt, completion in zip(prompts, completions, strict=True):
             same = completion == self._answer(prompt, listen=False)
@@ -112,16 +110,18 @@ class ScriptedModel:
         return scores
 
     def count_tokens(self, text: str) -> int:
-        """Count words and marks."""
+        """Count words and punctuation marks."""
         return len(_TOKEN.findall(text))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return messages as ChatML writes them."""
-        turns = [f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in messages]
+        """Return messages in ChatML."""
+        turns = [
+            f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages
+        ]
         return "".join([*turns, "<|im_start|>assistant\n"])
 
     def close(self) -> None:
-        """Remember that the model was closed."""
+        """Mark the model as closed."""
         self.is_closed = True
 
     def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
@@ -144,7 +144,7 @@ class ScriptedModel:
             return ""
         if self._said >= len(self._script):
             raise BackendError(
-                f"the script has {len(self._script)} answers and was asked once more",
+                f"the script has {len(self._script)} answers, and one more was requested",
                 code="backend.script",
                 expected="an answer for every prompt",
                 next="add answers to the script",
@@ -153,7 +153,7 @@ class ScriptedModel:
         return self._script[self._said - 1]
 
     def _look_up(self, prompt: Prompt) -> str:
-        assert isinstance(self._script, Mapping)  # noqa: S101  # _answer has looked
+        assert isinstance(self._script, Mapping)  # noqa: S101  # checked by _answer
         text = join_prompt_text(prompt)
         last = prompt.messages[-1].content if prompt.messages else prompt.text
         if last in self._script:
@@ -167,12 +167,12 @@ class ScriptedModel:
             f"the script has no answer for {last[:80]!r}",
             code="backend.script",
             expected=f"a prompt that contains one of its {len(self._script)} keys",
-            next="add the key, or '*' for everything else",
+            next="add the key, or '*' for any other prompt",
         )
 
 
 def join_prompt_text(prompt: Prompt) -> str:
-    """Return all text of a prompt, one message to a paragraph."""
+    """Return the text of a prompt, messages joined as paragraphs."""
     return prompt.text or "\n\n".join(message.content for message in prompt.messages)
 
 
@@ -182,7 +182,7 @@ def _token_logprob(base: str, token: str, same: bool) -> float:
 
 
 class Scripted(Backend):
-    """Answers from a JSON file."""
+    """Scripted answers from a JSON file."""
 
     paper: ClassVar[str] = ""
 
@@ -195,7 +195,7 @@ class Scripted(Backend):
             raise _invalid_script_error(path, str(error)) from error
         values = list(script.values()) if isinstance(script, dict) else script
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise _invalid_script_error(path, "its answers are not all text")
+            raise _invalid_script_error(path, "its answers are not all strings")
         return ScriptedModel(script, name=path.stem, context_length=self.context_length or 8192)
 
 
@@ -203,6 +203,6 @@ def _invalid_script_error(path: Path, why: str) -> BackendError:
     return BackendError(
         f"{path} is not a script: {why}",
         code="backend.script",
-        expected="a JSON list of answers, or an object from prompt part to answer",
+        expected="a JSON list of answers, or an object from prompt substrings to answers",
         next='write {"*": "the answer"} into it',
     )

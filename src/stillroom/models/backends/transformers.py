@@ -1,19 +1,18 @@
 """transformers in this process: any Hugging Face folder, on CPU or accelerator.
 
-Completions are drawn in batches of a fixed number of rows. A prompt is read alone, padded on the
-left to a length that follows from its own; while tokens are drawn, every batch has the same number
-of rows (spare ones repeat the last), so the shapes a completion meets depend on itself only and its
-tokens do not depend on its batch-mates. ``score`` reads one text at a time for the same reason.
-Streams of several threads (a server's clients) share batches in the same way; see ``batching``.
+Completions are decoded in batches of a fixed number of rows. A prompt is read alone, left-padded to
+a length that is a function of its own; decoding steps have a fixed number of rows (unused ones
+repeat the last), so the tensor shapes of a completion, and with them its tokens, do not depend on
+the batch. ``score`` reads one text at a time for the same reason.
 
-One thread writes while there is anything to write: a token for every open batch in turn. What comes
-in meanwhile stands in line, and each round opens one batch of it, of prompts that share a bucket. A
-batch has the shapes that each of its streams would have alone (see ``backends.transformers``), so
-that no stream depends on its company; that is why none joins a batch that has begun.
+``BatchScheduler`` decodes the streams of several threads (a server's clients) with these shapes, on
+one thread: a token per open batch, in turn. New requests are queued, and each round opens one batch
+of queued prompts of the same bucket. A running batch accepts no new rows, so that no stream depends
+on others.
 
 Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
-Models", OSDI 2022 (scheduling by iteration). Differs: batches are interleaved and never mixed, so
-that rows of batches that run out stay empty.
+Models", OSDI 2022 (iteration-level scheduling). Differs: batches are interleaved, never merged, so
+that rows of finished streams stay empty.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ _EXHAUSTED = object()
 
 @dataclass(eq=False)
 class _QueuedStream:
-    """A stream in line or in a batch: what is told next of it, and whether that is all."""
+    """A stream in the queue or in a batch, with its unread pieces."""
 
     drawing: DecodingState
     bucket: int
-    told: int = 0
-    """Characters that are in ``pieces`` or have been."""
+    emitted: int = 0
+    """Characters added to ``pieces`` so far."""
     pieces: deque[str] = field(default_factory=deque)
     is_done: bool = False
     error: BaseException | None = None
@@ -70,7 +69,7 @@ class _Batch:
 
 
 class BatchScheduler:
-    """Writes the streams of all threads that ask, on a thread of its own."""
+    """Decodes the streams of all calling threads on its own thread."""
 
     def __init__(
         self,
@@ -80,13 +79,13 @@ class BatchScheduler:
         batches: int,
         begin: Callable[[], None] = lambda: None,
     ) -> None:
-        """Write by ``draw``, which draws one token for each of its drawings between yields.
+        """Set the decoding function, which decodes one token per row between yields.
 
         Args:
-            draw: Ends when all of them have ended.
-            rows: Most streams of a batch.
-            batches: Most batches at a time; more streams wait.
-            begin: Called first on each thread that writes, for settings that are a thread's own.
+            draw: Generator over the steps of a batch; ends when all its rows have ended.
+            rows: Maximum rows per batch.
+            batches: Maximum concurrent batches; further streams wait.
+            begin: Called first on each decoding thread, for thread-local settings.
         """
         self._draw, self._rows, self._batches, self._begin = draw, rows, batches, begin
         self._state = threading.Condition()
@@ -95,14 +94,14 @@ class BatchScheduler:
         self._open: list[_Batch] = []
 
     def stream(self, drawing: DecodingState, bucket: int) -> Generator[str]:
-        """Yield a drawing's text as it settles, token by token; closing it ends the drawing.
+        """Yield the final text of a completion, token by token; closing the generator ends it.
 
         Args:
-            drawing: Not begun.
-            bucket: Those of one bucket share batches.
+            drawing: New decoding state.
+            bucket: Padded prompt length; batches have one bucket.
 
         Raises:
-            Exception: What the engine raised over its batch, or over it alone.
+            Exception: Error of the engine in its batch or row.
         """
         seat = _QueuedStream(drawing, bucket)
         try:
@@ -120,11 +119,11 @@ class BatchScheduler:
             self._leave(seat)
 
     def _join(self, seat: _QueuedStream) -> None:
-        """Stand in line, and see to it that somebody works."""
+        """Queue a stream, and start the decoding thread if needed."""
         with self._state:
             self._line.append(seat)
             if not self._is_working:
-                # No daemon: an interpreter that ends waits for a token, and ends no engine midway.
+                # Not a daemon: at exit the interpreter waits for the current token.
                 threading.Thread(target=self._work, name="stillroom-batching").start()
                 self._is_working = True
 
@@ -135,7 +134,7 @@ class BatchScheduler:
                 error: BaseException | None = None
                 try:
                     is_over = next(batch.steps, _EXHAUSTED) is _EXHAUSTED
-                except BaseException as raised:  # noqa: BLE001  # raised in every stream of it
+                except BaseException as raised:  # noqa: BLE001  # raised in its streams
                     is_over, error = True, raised
                 with self._state:
                     for seat in batch.seats:
@@ -144,14 +143,14 @@ class BatchScheduler:
                     self._state.notify_all()
 
     def _next_round(self) -> list[_Batch]:
-        """Open one more batch of those who wait; return all that are open, nothing at the end."""
+        """Open one more batch of queued streams; return the open batches, none at the end."""
         with self._state:
             self._open_batch()
             self._is_working = bool(self._open)
             return list(self._open)
 
     def _open_batch(self) -> None:
-        """Take from the line the first and those behind it of its bucket."""
+        """Move the first queued stream and those of its bucket to a new batch."""
         if not self._line or len(self._open) >= self._batches:
             return
         bucket = self._line[0].bucket
@@ -165,17 +164,17 @@ class BatchScheduler:
             return
         try:
             text = "" if error else seat.drawing.settled()
-        except BaseException as raised:  # noqa: BLE001  # raised in its stream; the others go on
+        except BaseException as raised:  # noqa: BLE001  # raised in this stream only
             text, error = "", raised
             seat.drawing.reason = seat.drawing.reason or "failed"
-        if len(text) > seat.told:
-            seat.pieces.append(text[seat.told :])
-            seat.told = len(text)
+        if len(text) > seat.emitted:
+            seat.pieces.append(text[seat.emitted :])
+            seat.emitted = len(text)
         seat.error = error or seat.drawing.error
         seat.is_done = is_over or bool(error or seat.drawing.reason)
 
     def _leave(self, seat: _QueuedStream) -> None:
-        """Forget a seat; its row is empty from the next token on."""
+        """Remove a stream; its row is empty from the next token on."""
         with self._state:
             if seat in self._line:
                 self._line.remove(seat)
@@ -185,27 +184,29 @@ class BatchScheduler:
                 self._drop_ended()
 
     def _drop_ended(self) -> None:
-        """Forget batches that nobody listens to."""
-        self._open = [one for one in self._open if not all(seat.is_done for seat in one.seats)]
+        """Remove batches without open streams."""
+        self._open = [
+            batch for batch in self._open if not all(seat.is_done for seat in batch.seats)
+        ]
 
 
 _LONGEST = 1 << 20
 
 
-_BATCHES = 4  # of streams, at a time
+_BATCHES = 4  # maximum concurrent batches
 
 
 class Transformers(Backend):
-    """transformers, embedded."""
+    """Local transformers."""
 
     paper: ClassVar[str] = ""
 
     batch_size: int = Field(
-        8, ge=1, le=256, description="rows of a batch; changing it may change completions"
+        8, ge=1, le=256, description="rows per batch; other values may change completions"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the weights; auto is bfloat16 where the device multiplies it"
+        "auto", description="dtype of the weights; auto: bfloat16 where the device supports it"
     )
 
     @override
@@ -230,7 +231,7 @@ class Transformers(Backend):
 
 
 class _TransformersModel:
-    """A TextModel over a transformers model; several threads may stream from it at once."""
+    """TextModel over a transformers model; threads may stream concurrently."""
 
     def __init__(
         self,
@@ -259,7 +260,7 @@ class _TransformersModel:
         self._keep = "logits_to_keep" in parameters
         self._grammar: Any = None
         self.lanes = _BATCHES * batch_size
-        # A thread that sets its own number of torch's threads sets that of all later threads, too.
+        # The number of torch threads of a thread becomes the default of later threads.
         begin = functools.partial(torch.set_num_threads, torch.get_num_threads())
         self._batching = BatchScheduler(
             self._draw_batch, rows=batch_size, batches=_BATCHES, begin=begin
@@ -275,7 +276,8 @@ class _TransformersModel:
     ) -> list[Completion]:
         samplings = broadcast_sampling(prompts, sampling)
         drawings = [
-            self._begin(prompt, one) for prompt, one in zip(prompts, samplings, strict=True)
+            self._begin(prompt, prompt_sampling)
+            for prompt, prompt_sampling in zip(prompts, samplings, strict=True)
         ]
         completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
         is_stopped = is_cancelled or (lambda: False)
@@ -301,8 +303,8 @@ class _TransformersModel:
         is_stopped: Callable[[], bool],
         finish: Callable[[int], None],
     ) -> None:
-        """Write completions batch by batch, and tell of each when it is done."""
-        for batch in _batches([len(one.prompt_ids) for one in drawings], self._batch_size):
+        """Decode batch by batch, and report each completion when it has ended."""
+        for batch in _batches([len(drawing.prompt_ids) for drawing in drawings], self._batch_size):
             if is_stopped():
                 return
             reported: set[int] = set()
@@ -315,7 +317,7 @@ class _TransformersModel:
                     break
 
     def _write_one(self, drawing: DecodingState, is_stopped: Callable[[], bool]) -> bool:
-        """Write one completion beside what other threads ask; return whether it was not stopped."""
+        """Decode one completion alongside other threads'; return False if it was cancelled."""
         pieces = self._batching.stream(drawing, _bucket(len(drawing.prompt_ids)))
         if is_stopped():
             return False
@@ -331,7 +333,7 @@ class _TransformersModel:
         return self._completion(drawing)
 
     def _completion(self, drawing: DecodingState) -> Completion:
-        """Return what was drawn, with its accounting."""
+        """Return a decoding state as a completion."""
         counts = len(drawing.prompt_ids), len(drawing.ids)
         return Completion(drawing.text, drawing.reason, *counts, self.fingerprint)
 
@@ -345,7 +347,7 @@ class _TransformersModel:
                 continue
             if read is None or len(after) > 1 or read[0] != prompt:
                 rows = self._chances(self._encode(prompt), after)
-                # One token is judged by what stands before it: the next one is, by the same row.
+                # A single token depends on the prompt only: the same row scores the next option.
                 read = (prompt, rows) if len(after) == 1 else None
             else:
                 rows = read[1]
@@ -355,7 +357,7 @@ class _TransformersModel:
         return scores
 
     def _chances(self, before: list[int], after: list[int]) -> Any:
-        """Return the log-probabilities of all tokens at the places of ``after``, (T, V)."""
+        """Return log-probabilities over the vocabulary at the positions of ``after``, (T, V)."""
         import torch
 
         limit_new_tokens(len(before) + len(after) - 1, 1, self.context_length, self.name)
@@ -366,7 +368,7 @@ class _TransformersModel:
             return logits[0, -len(after) - 1 : -1].float().log_softmax(-1)
 
     def hidden_states(self, prompts: Sequence[Prompt], layer: int = -1) -> list[Vectors]:
-        """Return the states of every token after one layer (0 the embeddings), (T, D) each."""
+        """Return the states of all tokens after one layer (0: embeddings), (T, D) each."""
         import torch
 
         states = []
@@ -374,12 +376,12 @@ class _TransformersModel:
             ids = self._encode(prompt)
             limit_new_tokens(len(ids), 1, self.context_length, self.name)
             with self._lock, torch.inference_mode():
-                given = self.model(
+                output = self.model(
                     input_ids=torch.tensor([ids], device=self.model.device),
                     use_cache=False,
                     output_hidden_states=True,
                 )
-            states.append(given.hidden_states[layer][0].float().cpu().numpy())
+            states.append(output.hidden_states[layer][0].float().cpu().numpy())
         return states
 
     def count_tokens(self, text: str) -> int:
@@ -396,9 +398,9 @@ class _TransformersModel:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         text = render_prompt(self.tokenizer, prompt)
-        # A chat template writes the beginning-of-text token itself.
-        own = not (prompt.messages and getattr(self.tokenizer, "chat_template", None))
-        ids = list(self.tokenizer(text, add_special_tokens=own)["input_ids"])
+        # Chat templates include the beginning-of-text token.
+        adds_special = not (prompt.messages and getattr(self.tokenizer, "chat_template", None))
+        ids = list(self.tokenizer(text, add_special_tokens=adds_special)["input_ids"])
         start = self.tokenizer.bos_token_id
         return ids or [start if start is not None else self.tokenizer.pad_token_id]
 
@@ -424,9 +426,9 @@ class _TransformersModel:
         return DecodingState(self.tokenizer, ids, sampling, self._ends, room, matcher)
 
     def _draw_batch(self, drawings: Sequence[DecodingState]) -> Iterator[None]:
-        """Draw one token for each at a time until all have ended; yields after each.
+        """Decode one token per row and step until all rows have ended; yields after each step.
 
-        The engine is free for others between tokens.
+        The engine is free for other calls between steps.
         """
         import torch
 
@@ -479,10 +481,10 @@ class _TransformersModel:
         return joined, torch.cat(masks), torch.cat(logits)
 
     def _forward(self, ids: Any, mask: Any, cache: Any) -> Any:
-        """Read (B, T) tokens after the cache; return the last position's logits, (B, V)."""
+        """Append (B, T) tokens to the cache; return the logits of the last position, (B, V)."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         keep = {"logits_to_keep": 1} if self._keep else {}
-        given = self.model(
+        output = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -490,17 +492,17 @@ class _TransformersModel:
             **{self._cache_name: cache},
             **keep,
         )
-        return given.logits[:, -1]
+        return output.logits[:, -1]
 
 
 def _bucket(length: int) -> int:
-    """Return the padded length of a prompt: at most a quarter more than its own."""
+    """Return the padded length of a prompt: at most a quarter above its own."""
     step: int = max(16, 2 ** int(math.log2(length)) // 4)
     return -(-length // step) * step
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Return indexes in batches of prompts that share a bucket, shortest first."""
+    """Return indices grouped into batches of one bucket, shortest first."""
     by_bucket: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_bucket.setdefault(_bucket(length), []).append(index)

@@ -1,7 +1,7 @@
 """OpenAI-compatible embeddings endpoints.
 
-Texts go in small groups, several at once; retries, rate limits and timeouts are those of the
-endpoint. Whether a text's vector depends on its group is up to the server.
+Texts are sent in small groups, several at once; retries, rate limits and timeouts are those of the
+endpoint. Whether a vector depends on its group is up to the server.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ __all__ = ["Openai"]
 
 
 class Openai(EmbedderMethod):
-    """An OpenAI-compatible embeddings endpoint."""
+    """OpenAI-compatible embeddings endpoint."""
 
     paper: ClassVar[str] = ""
 
-    model: str = Field("", description="the model's name; by default after # in the address")
+    model: str = Field("", description="model name; default: the part after # in the address")
     api_key_env: str = Field(
         "OPENAI_API_KEY",
-        description="environment variable with the key; never sent over plain http to another "
+        description="environment variable with the API key; never sent over plain http to another "
         "machine",
     )
-    api_key: SecretStr | None = Field(None, description="the key itself; never written down")
-    batch_size: int = Field(32, ge=1, le=2048, description="texts in one request")
-    concurrency: int = Field(4, ge=1, le=256, description="requests at once")
-    requests_per_minute: float = Field(0, ge=0, description="at most; 0 for no limit")
-    max_tokens: int = Field(8192, ge=8, description="tokens the model reads of a text")
-    query_prompt: str = Field("", description="put before every query")
-    passage_prompt: str = Field("", description="put before every passage")
-    tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
-    read_timeout_s: float = Field(120, gt=0, description="seconds until an answer comes")
+    api_key: SecretStr | None = Field(None, description="API key; never written to disk")
+    batch_size: int = Field(32, ge=1, le=2048, description="texts per request")
+    concurrency: int = Field(4, ge=1, le=256, description="maximum concurrent requests")
+    requests_per_minute: float = Field(0, ge=0, description="rate limit; 0: none")
+    max_tokens: int = Field(8192, ge=8, description="maximum tokens per text")
+    query_prompt: str = Field("", description="prefix of every query")
+    passage_prompt: str = Field("", description="prefix of every passage")
+    tries: int = Field(6, ge=1, le=20, description="maximum attempts per request")
+    read_timeout_s: float = Field(120, gt=0, description="response timeout in seconds")
 
     @override
     def open(self, reference: str) -> Embedder:
@@ -100,7 +100,7 @@ class _EndpointEmbedder:
             return normalize_rows(np.concatenate(list(workers.map(self._ask, groups))))
 
     def count_tokens(self, text: str) -> int:
-        """Estimate: a token for every 4 bytes of UTF-8, since the tokenizer is the server's."""
+        """Estimate the token count as one per 4 bytes of UTF-8; the tokenizer is the server's."""
         return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
     def close(self) -> None:
@@ -126,8 +126,8 @@ class _EndpointEmbedder:
 
     def _bad_answer(self, why: str) -> BackendError:
         return BackendError(
-            f"{self._endpoint.address} sent no usable vectors: {why}",
+            f"{self._endpoint.address} sent no valid vectors: {why}",
             code="backend.answer",
-            expected="data[i].embedding, one for each text",
-            next="check the model's name and that it is an embedding model",
+            expected="data[i].embedding, one per text",
+            next="check the model name, and that it is an embedding model",
         )

@@ -1,12 +1,12 @@
 """sentence-transformers checkpoints: BERT-like encoders with their configured pooling.
 
-Pooling, dense layers, normalization, the longest text and the prompts for queries and passages are
-read from the folder (modules.json and what it names), never assumed. Texts are embedded one at a
-time, each on one thread, with as many at once as there are threads: a row's bytes then depend on
-its text alone. Measured with all-MiniLM-L6-v2 on 2 cores, 128 passages of 175 tokens on average:
+Pooling, dense layers, normalization, the maximum length and the prompts for queries and passages
+are read from the folder (modules.json and its modules), never assumed. Texts are embedded one at a
+time, each on one thread, with as many in parallel as there are threads: a row's bytes then depend
+on its text alone. Measured with all-MiniLM-L6-v2 on 2 cores, 128 passages of 175 tokens on average:
 
 =====================================  ==========  =============================
-layout                                 passages/s  rows unlike one at a time
+setup                                  passages/s  rows unlike one at a time
 =====================================  ==========  =============================
 one at a time, 2 workers of 1 thread           35  none (the default)
 one at a time, 2 threads                       31  none, but other bits than above
@@ -14,7 +14,7 @@ batches of 8, sorted by length                 29  44 % (by up to 1.5e-7)
 batches of 32, sorted by length                12  57 % (by up to 1.5e-7)
 =====================================  ==========  =============================
 
-Rounding to float16 does not mend a batch: a third of the rows still differ.
+Rounding to float16 does not make batches reproducible: a third of the rows still differ.
 
 A query is embedded in numpy where the folder holds a plain BERT
 (``stillroom.models.encoders.numpy_bert``), so that a search does not wait for torch; torch is
@@ -72,16 +72,16 @@ _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 
 class Sentence(EmbedderMethod):
-    """Encoders in sentence-transformers' format."""
+    """Encoders in the format of sentence-transformers."""
 
     paper: ClassVar[str] = "arXiv:1908.10084"
 
     num_threads: int | None = Field(
-        None, ge=1, description="texts embedded at once; by default all cores of this process"
+        None, ge=1, description="texts embedded in parallel; default: all cores of this process"
     )
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps; an accelerator uses one worker")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps; accelerators use one worker")
     max_tokens: int | None = Field(
-        None, ge=8, description="tokens read of a text; by default what the folder says"
+        None, ge=8, description="maximum tokens per text; default: that of the folder"
     )
 
     @override
@@ -95,7 +95,7 @@ class Sentence(EmbedderMethod):
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a folder says about making a vector from a text."""
+    """Embedding pipeline of a folder."""
 
     folder: Path
     encoder: Path
@@ -120,9 +120,9 @@ class _SentenceEmbedder:
         self._loading = threading.Lock()
         reader = self._bert or self._encoder
         self._tokenizer, self._width = reader.tokenizer, reader.width
-        own = _longest(layout, reader.max_positions, self._tokenizer)
-        self._window = min(max_tokens or own, own)
-        self._tokenizer.model_max_length = _LONGEST  # lengths are handled here, with a count
+        limit = _longest(layout, reader.max_positions, self._tokenizer)
+        self._window = min(max_tokens or limit, limit)
+        self._tokenizer.model_max_length = _LONGEST  # truncation is done here, and counted
         self.truncated = 0
         self._lock = threading.Lock()
         self.count_tokens = build_token_counter(self._tokenizer, self._lock, lower=layout.lower)
@@ -161,8 +161,8 @@ class _SentenceEmbedder:
             raise CheckpointError(
                 f"{self._layout.folder} pools by {' and '.join(self._layout.poolings)}",
                 code="checkpoint.not-mean-pooling",
-                expected="an embedder whose vectors are means of token states",
-                next="set pooling: passage, or choose another embedder",
+                expected="an embedder with mean pooling of token states",
+                next="set pooling: passage, or use another embedder",
             )
         if not spans:
             return np.zeros((0, self.dimensions), dtype=np.float32)
@@ -183,25 +183,27 @@ class _SentenceEmbedder:
         import torch
 
         with torch.inference_mode():
-            made = torch.from_numpy(rows).to(self._device)
+            states = torch.from_numpy(rows).to(self._device)
             for layer in self._encoder.dense:
-                made = layer(made)
-            finished: Vectors = made.cpu().numpy()
+                states = layer(states)
+            finished: Vectors = states.cpu().numpy()
             return finished
 
     @property
     def _encoder(self) -> _TorchEncoder:
-        """The encoder in torch, loaded when first needed."""
+        """The torch encoder, loaded on first use."""
         with self._loading:
             if self._torch is None:
                 self._torch = _TorchEncoder(self._layout, self._device)
             return self._torch
 
     def _count_prompt(self) -> int:
-        """Return how many tokens prompts, and special tokens beyond the usual two, take away."""
-        longest = max((self.count_tokens(one) for one in self._layout.prompts.values()), default=0)
+        """Return the tokens taken by the longest prompt and by special tokens beyond two."""
+        longest = max(
+            (self.count_tokens(prompt) for prompt in self._layout.prompts.values()), default=0
+        )
         special = int(self._tokenizer.num_special_tokens_to_add(pair=False))
-        # One more, since a prompt's end and a text's beginning may be parted otherwise together.
+        # One more, since tokenization may differ at the boundary of prompt and text.
         return longest + bool(longest) + max(special - SPECIAL_TOKENS, 0)
 
     def _embed_query(self, text: str, count: bool = True) -> Any:
@@ -243,7 +245,7 @@ class _SentenceEmbedder:
 
     def _tokenize(self, text: str, count: bool) -> list[int]:
         text = text.lower() if self._layout.lower else text
-        # A fast tokenizer keeps truncation as its own state: two threads must not change it.
+        # Truncation is state of a fast tokenizer, which threads must not change concurrently.
         with self._lock:
             ids = list(self._tokenizer(text)["input_ids"])
             if len(ids) <= self._window:
@@ -254,7 +256,7 @@ class _SentenceEmbedder:
 
 
 class _SpanReader:
-    """The tokens of a text and their states, window by window."""
+    """Token states of a text, window by window."""
 
     def __init__(self, embedder: _SentenceEmbedder, text: str, prompt: str) -> None:
         self._embedder = embedder
@@ -276,7 +278,7 @@ class _SpanReader:
 
 
 class _TorchEncoder:
-    """A folder's tokenizer, encoder and dense layers, in torch."""
+    """Tokenizer, encoder and dense layers of a folder, in torch."""
 
     def __init__(self, layout: _Layout, device: str) -> None:
         self.tokenizer, self._model = _load_encoder(layout.encoder, device)
@@ -286,17 +288,17 @@ class _TorchEncoder:
         self._device = device
 
     def states(self, ids: list[int]) -> Any:
-        """Return the last states of a text's tokens, (T, D) float32."""
+        """Return the last hidden states of a sequence, (T, D) float32."""
         import torch
 
-        torch.set_num_threads(1)  # of the worker that calls: the setting is the thread's own
-        given = torch.tensor([ids], device=self._device)
-        states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
+        torch.set_num_threads(1)  # of the calling worker: the setting is thread-local
+        input_ids = torch.tensor([ids], device=self._device)
+        states = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
         return states[0][0].float()
 
 
 def _pool(states: Any, how: str) -> Any:
-    """Return one vector (D,) of the token states (T, D), numpy's or torch's."""
+    """Pool token states (T, D), NumPy or torch, to one vector (D,)."""
     if how == "cls":
         return states[0]
     if how == "last":
@@ -332,7 +334,7 @@ def _load_dense(folder: Path, device: str) -> Any:
     name = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
     name = name.rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
-        raise _refuse(folder, f"its activation {name!r} is not known")
+        raise _refuse(folder, f"its activation {name!r} is unknown")
     held = Checkpoint.open(folder)
     if "linear.weight" not in held:
         raise _refuse(folder, "its dense layer has no linear.weight")
@@ -355,15 +357,15 @@ def _read_layout(folder: Path) -> _Layout:
     poolings: tuple[str, ...] = ("mean",)
     for module in _read_json(folder / "modules.json", list):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        place = _inside(folder, str(module.get("path", "")))
+        path = _inside(folder, str(module.get("path", "")))
         if kind == "Transformer":
-            encoder = place
+            encoder = path
         elif kind == "Pooling":
-            poolings = _read_poolings(place)
+            poolings = _read_poolings(path)
         elif kind == "Dense":
-            dense.append(place)
-        elif kind != "Normalize":  # rows are made unit length in any case
-            raise _refuse(folder, f"its module {kind!r} is not known")
+            dense.append(path)
+        elif kind != "Normalize":  # rows are always normalized
+            raise _refuse(folder, f"its module {kind!r} is unknown")
     words = folder / "sentence_bert_config.json"
     words = words if words.is_file() else encoder / "sentence_bert_config.json"
     sizes = _read_json(words) if words.is_file() else {}
@@ -381,22 +383,22 @@ def _read_layout(folder: Path) -> _Layout:
 def _read_poolings(folder: Path) -> tuple[str, ...]:
     config = _read_json(folder / "config.json")
     named = config.get("pooling_mode")
-    chosen = [how for key, how in _POOLINGS.items() if config.get(key) is True]
-    if isinstance(named, str) and not chosen:
-        chosen = [{"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}.get(named, named)]
-    if not chosen or not set(chosen) <= set(_POOLINGS.values()):
-        raise _refuse(folder, "its pooling is not known")
-    return tuple(chosen)
+    modes = [how for key, how in _POOLINGS.items() if config.get(key) is True]
+    if isinstance(named, str) and not modes:
+        modes = [{"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}.get(named, named)]
+    if not modes or not set(modes) <= set(_POOLINGS.values()):
+        raise _refuse(folder, "its pooling is unknown")
+    return tuple(modes)
 
 
 def _read_prompts(folder: Path) -> dict[str, str]:
     path = folder / "config_sentence_transformers.json"
     prompts = (_read_json(path).get("prompts") or {}) if path.is_file() else {}
-    found = {
+    by_kind = {
         "query": prompts.get("query", ""),
         "passage": prompts.get("passage", "") or prompts.get("document", ""),
     }
-    return {kind: text for kind, text in found.items() if text}
+    return {kind: text for kind, text in by_kind.items() if text}
 
 
 def _longest(layout: _Layout, max_positions: int, tokenizer: Any) -> int:
@@ -409,10 +411,10 @@ def _longest(layout: _Layout, max_positions: int, tokenizer: Any) -> int:
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    place = (folder / relative).resolve()
-    if not place.is_relative_to(folder.resolve()):
-        raise _refuse(folder, f"its module path {relative!r} leads out of the folder")
-    return place
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise _refuse(folder, f"its module path {relative!r} is outside the folder")
+    return path
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:
@@ -421,7 +423,7 @@ def _read_json(path: Path, kind: type = dict) -> Any:
     except (OSError, ValueError) as error:
         raise _refuse(path.parent, f"{path.name} cannot be read: {error}") from error
     if not isinstance(value, kind):
-        raise _refuse(path.parent, f"{path.name} holds no {kind.__name__}")
+        raise _refuse(path.parent, f"{path.name} is not a JSON {kind.__name__}")
     return value
 
 
@@ -430,5 +432,5 @@ def _refuse(folder: Path, why: str) -> CheckpointError:
         f"{folder} cannot be used as an embedder: {why}",
         code="checkpoint.not-an-embedder",
         expected="a sentence-transformers folder (modules.json, config.json, safetensors)",
-        next="use hub:sentence-transformers/all-MiniLM-L6-v2, or 'static' without any model",
+        next="use hub:sentence-transformers/all-MiniLM-L6-v2, or 'static', which needs no model",
     )

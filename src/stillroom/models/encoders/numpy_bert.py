@@ -1,12 +1,12 @@
 """BERT forward pass in NumPy, for a few short texts without torch.
 
-Importing torch and transformers takes several CPU seconds; reading a query takes milliseconds. So
-queries are read here where a folder holds a plain BERT, and everything else is left to torch. What
-comes out differs from torch's by rounding alone: with all-MiniLM-L6-v2, over 1,290 questions, by
-1.8e-7 at most in a number of a vector of length 1, and by 2.7e-7 in a score.
+Importing torch and transformers takes several CPU seconds; encoding a query takes milliseconds.
+Queries are therefore encoded here where a folder has a plain BERT. Results differ from torch by
+rounding only: with all-MiniLM-L6-v2, over 1,290 questions, by at most 1.8e-7 per component of a
+unit vector, and 2.7e-7 in a score.
 
-Source: Devlin et al. 2019, arXiv:1810.04805. Knows absolute positions and the exact GELU; anything
-else is not opened. Does not know: batches, padding, decoders.
+Source: Devlin et al. 2019, arXiv:1810.04805. Supports absolute positions and the exact GELU; other
+models are not opened. No batches, padding or decoders.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DTYPES = {"F32": np.float32, "F16": np.float16}
 _PLAIN_TOKENIZERS = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 _BERT_TOKENIZERS = frozenset({"BertTokenizer", "BertTokenizerFast"})
 _REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
-# A rational approximation of erf on [-4, 4], as Eigen and XLA have it: exact to float32.
+# Rational approximation of erf on [-4, 4], as in Eigen and XLA: exact to float32.
 _ERF_TOP = (
     -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
     -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
@@ -46,20 +46,20 @@ _ERF_BOTTOM = (
 
 
 class PlainTokenizer:
-    """A tokenizer.json by the tokenizers library alone, asked as one of transformers' is.
+    """A tokenizer.json of the tokenizers library behind the interface of transformers.
 
-    Truncation is state of its own: threads share it under a lock.
+    Truncation is state of the tokenizer: threads share it under a lock.
     """
 
     def __init__(self, backend: Tokenizer, model_max_length: int) -> None:
-        """Take over a tokenizer; padding and truncation that its file has are switched off."""
+        """Wrap a tokenizer; padding and truncation of its file are disabled."""
         backend.no_padding()
         backend.no_truncation()
         self.backend_tokenizer = backend
         self.model_max_length = model_max_length
         added = backend.get_added_tokens_decoder()
-        self._added = {one.content: number for number, one in added.items()}
-        self.all_special_ids = [number for number, one in added.items() if one.special]
+        self._added = {token.content: number for number, token in added.items()}
+        self.all_special_ids = [number for number, token in added.items() if token.special]
 
     def __call__(
         self,
@@ -70,37 +70,39 @@ class PlainTokenizer:
         max_length: int | None = None,
         return_offsets_mapping: bool = False,
     ) -> dict[str, list[Any]]:
-        """Return the ``input_ids`` of a text, and the ``offset_mapping`` where it is asked for.
+        """Return the ``input_ids`` of a text, and optionally the ``offset_mapping``.
 
-        Half a surrogate pair, which no tokenizer takes, is read as U+FFFD.
+        Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
         """
         backend = self.backend_tokenizer
         if truncation and max_length is not None:
             backend.enable_truncation(max_length)
         try:
-            found = backend.encode(replace_surrogates(text), add_special_tokens=add_special_tokens)
+            encoding = backend.encode(
+                replace_surrogates(text), add_special_tokens=add_special_tokens
+            )
         finally:
             backend.no_truncation()
-        told: dict[str, list[Any]] = {"input_ids": found.ids}
-        return {**told, "offset_mapping": found.offsets} if return_offsets_mapping else told
+        output: dict[str, list[Any]] = {"input_ids": encoding.ids}
+        return {**output, "offset_mapping": encoding.offsets} if return_offsets_mapping else output
 
     def get_added_vocab(self) -> Mapping[str, int]:
-        """Return the tokens beside the model's own, with their numbers."""
+        """Return the added tokens with their ids."""
         return self._added
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many tokens are put around a text."""
+        """Return the number of special tokens around a text."""
         return int(self.backend_tokenizer.num_special_tokens_to_add(pair))
 
 
 class NumpyBert:
-    """A BERT encoder's weights and its tokenizer; callers use ``open_bert``."""
+    """BERT encoder with its tokenizer; use ``open_bert``."""
 
     def __init__(self, held: Checkpoint, tokenizer: PlainTokenizer) -> None:
-        """Read the weights of an opened checkpoint.
+        """Read the weights of a checkpoint.
 
         Raises:
-            ValueError: If a tensor is not of float32 or float16.
+            ValueError: If a tensor is neither float32 nor float16.
         """
         from threadpoolctl import ThreadpoolController
 
@@ -111,33 +113,36 @@ class NumpyBert:
         self._heads = int(config["num_attention_heads"])
         self._epsilon = float(config.get("layer_norm_eps", 1e-12))
         start = "bert." if "bert.embeddings.word_embeddings.weight" in held else ""
-        own = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
+        names = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
         self._weights = {
             name.removeprefix(start): _read_config(held, name)
-            for name in own
+            for name in names
             if "position_ids" not in name
         }
-        self._layers = [f"encoder.layer.{at}." for at in range(int(config["num_hidden_layers"]))]
-        # One thread, so that a row's bytes do not depend on how many there are. The limit is the
-        # process's: only one text is read at a time.
+        self._layers = [
+            f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
+        ]
+        # One thread, so that results do not depend on the number of threads. The limit is
+        # process-wide,
+        # so texts are encoded one at a time.
         self._threads = ThreadpoolController()
         self._lock = threading.Lock()
 
     def states(self, ids: list[int]) -> Vectors:
-        """Return the last states of a text's tokens, (T, D) float32."""
+        """Return the last hidden states of a sequence, (T, D) float32."""
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
             words = self._weights["embeddings.word_embeddings.weight"][ids]
-            places = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
+            positions = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
             kind = self._weights["embeddings.token_type_embeddings.weight"][0]
-            states = self._norm(words + kind + places, "embeddings.LayerNorm.")
+            states = self._norm(words + kind + positions, "embeddings.LayerNorm.")
             for layer in self._layers:
                 states = self._read_layer(states, layer)
             return states
 
     def _read_layer(self, states: Vectors, layer: str) -> Vectors:
-        seen = self._attend(states, f"{layer}attention.self.")
+        attended = self._attend(states, f"{layer}attention.self.")
         states = self._norm(
-            self._linear(seen, f"{layer}attention.output.dense.") + states,
+            self._linear(attended, f"{layer}attention.output.dense.") + states,
             f"{layer}attention.output.LayerNorm.",
         )
         wide = self._linear(states, f"{layer}intermediate.dense.")
@@ -151,7 +156,7 @@ class NumpyBert:
             self._linear(states, f"{name}{part}.").reshape(len(states), self._heads, -1)
             for part in ("query", "key", "value")
         )
-        queries, keys, values = (one.transpose(1, 0, 2) for one in (queries, keys, values))
+        queries, keys, values = (tensor.transpose(1, 0, 2) for tensor in (queries, keys, values))
         scores = queries @ keys.transpose(0, 2, 1) / np.float32(queries.shape[-1] ** 0.5)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
@@ -159,21 +164,21 @@ class NumpyBert:
         return mixed
 
     def _linear(self, states: Vectors, name: str) -> Vectors:
-        made: Vectors = states @ self._weights[f"{name}weight"].T + self._weights[f"{name}bias"]
-        return made
+        output: Vectors = states @ self._weights[f"{name}weight"].T + self._weights[f"{name}bias"]
+        return output
 
     def _norm(self, states: Vectors, name: str) -> Vectors:
         centered = states - states.mean(axis=-1, keepdims=True)
         spread = np.sqrt((centered * centered).mean(axis=-1, keepdims=True) + self._epsilon)
-        made: Vectors = centered / spread.astype(np.float32) * self._weights[f"{name}weight"]
-        return made + self._weights[f"{name}bias"]
+        normalized: Vectors = centered / spread.astype(np.float32) * self._weights[f"{name}weight"]
+        return normalized + self._weights[f"{name}bias"]
 
 
 def open_bert(folder: Path) -> NumpyBert | None:
-    """Open a folder's encoder, or return None where it is not a BERT that is known here.
+    """Open a folder's encoder, or return None if it is not a supported BERT.
 
-    Nothing is refused here: what cannot be opened so, or read by once, is left to transformers (old
-    files name some tensors otherwise), and its errors.
+    Raises nothing: folders that cannot be opened or run here (old files name some tensors
+    differently) are left to transformers and its errors.
     """
     from stillroom.checkpoints import Checkpoint
 
@@ -182,28 +187,28 @@ def open_bert(folder: Path) -> NumpyBert | None:
         held = Checkpoint.open(folder)
         if tokenizer is None or not _is_plain(held.config):
             return None
-        made = NumpyBert(held, tokenizer)
-        made.states([0])  # a tensor that is missing or of another shape shows here
+        encoder = NumpyBert(held, tokenizer)
+        encoder.states([0])  # fails on missing tensors or wrong shapes
     except (CheckpointError, OSError, ValueError, LookupError, TypeError):
         return None
-    return made
+    return encoder
 
 
 def erf(values: Vectors) -> Vectors:
     """Return the error function of float32 values, exact to about 1e-7."""
     bound = np.clip(values, np.float32(-4), np.float32(4))
     square = bound * bound
-    made: Vectors = bound * _polynomial(_ERF_TOP, square) / _polynomial(_ERF_BOTTOM, square)
-    return made
+    result: Vectors = bound * _polynomial(_ERF_TOP, square) / _polynomial(_ERF_BOTTOM, square)
+    return result
 
 
-def _polynomial(coefficients: tuple[float, ...], at: Vectors) -> Vectors:
-    """Return a polynomial's values, its highest coefficient first (Horner)."""
-    made: Vectors = np.full_like(at, coefficients[0])
-    for one in coefficients[1:]:
-        made *= at
-        made += np.float32(one)
-    return made
+def _polynomial(coefficients: tuple[float, ...], points: Vectors) -> Vectors:
+    """Evaluate a polynomial, highest coefficient first (Horner)."""
+    values: Vectors = np.full_like(points, coefficients[0])
+    for coefficient in coefficients[1:]:
+        values *= points
+        values += np.float32(coefficient)
+    return values
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
@@ -215,13 +220,13 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
-    """Open a tokenizer where its file alone says what transformers would make of it."""
+    """Open a tokenizer if its file alone determines transformers' behavior."""
     from tokenizers import Tokenizer
 
-    file, told = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not (file.is_file() and told.is_file()):
+    file, settings_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not (file.is_file() and settings_file.is_file()):
         return None
-    text, config = file.read_text(encoding="utf-8"), json.loads(told.read_bytes())
+    text, config = file.read_text(encoding="utf-8"), json.loads(settings_file.read_bytes())
     kind = config.get("tokenizer_class")
     if kind not in _PLAIN_TOKENIZERS and not (
         kind in _BERT_TOKENIZERS and _tokenizer_files_agree(json.loads(text), config)
@@ -233,7 +238,7 @@ def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
 
 
 def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Say whether a BERT tokenizer's two files say the same; transformers heeds the second."""
+    """Return whether both files of a BERT tokenizer agree; transformers uses the second."""
     normalizer = filed.get("normalizer") or {}
     kinds = [(filed.get(part) or {}).get("type") for part in ("model", "pre_tokenizer")]
     return (
@@ -251,5 +256,5 @@ def _read_config(held: Checkpoint, name: str) -> Vectors:
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
     data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
-    made: Vectors = data.reshape(entry.shape).astype(np.float32, copy=False)
-    return made
+    weights: Vectors = data.reshape(entry.shape).astype(np.float32, copy=False)
+    return weights

@@ -1,19 +1,18 @@
 """Retrieval encoders: ColBERT token vectors for late interaction, and SPLADE term weights.
 
-A ColBERT checkpoint is an encoder and a projection, in the folders of PyLate (modules.json with a
-Dense module and no pooling) or of the authors (``linear.weight`` beside the encoder). A marker
-after the first token says whether a query or a passage is read; a query is filled with mask tokens,
-whose states ask for what is not said; punctuation of passages is left out. An embedder that gives
-its tokens' states serves as well, if less well: it was trained for one vector a text.
+A ColBERT checkpoint is an encoder and a projection, in the format of PyLate (modules.json with a
+Dense module and no pooling) or of the authors (``linear.weight`` in the encoder's folder). A marker
+after the first token distinguishes queries from passages; queries are padded with mask tokens
+(query expansion); punctuation in passages is skipped. Token states of an embedder can be used
+instead, with lower quality: it was trained for one vector per text.
 
 Source: Khattab and Zaharia 2020, arXiv:2004.12832.
 
-The logits of every position are made positive and damped, log(1 + max(0, x)), and of each term the
-largest over the positions is kept: a few hundred terms a text, those that it holds and those that
-it implies. Any masked-LM checkpoint can be read so; one that was trained for it (SPLADE) finds
-more than one that was not.
+SPLADE: the logits of every position are passed through log(1 + max(0, x)), and the maximum over
+positions is the weight of a term: a few hundred terms per text, those it contains and related ones.
+Any masked-LM checkpoint can be used; those trained for it (SPLADE) retrieve better.
 
-Source: SPLADE, Formal et al. 2021, arXiv:2107.05720; the maximum, arXiv:2109.10086.
+Source: SPLADE, Formal et al. 2021, arXiv:2107.05720; max pooling, arXiv:2109.10086.
 """
 
 from __future__ import annotations
@@ -48,27 +47,27 @@ __all__ = [
 EMBEDDER_REFERENCE = "builtin:embedder"
 
 
-"""The reference that stands for the index's own embedder."""
+"""Reference to the index's own embedder."""
 
 
 _MIN_TOKENS = 8
 
 
 class MultiVectorEncoder(Protocol):
-    """Anything that gives many vectors a text."""
+    """Encoder with several vectors per text."""
 
     @property
     def width(self) -> int:
-        """Numbers a vector."""
+        """Vector length."""
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights and how they are used."""
+        """Identifier of the weights and their configuration."""
 
     def encode(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
-        """Return for each text its vectors, L2-normalized rows, (T, D) float32.
+        """Return the vectors of each text, L2-normalized rows, (T, D) float32.
 
-        What is given for a text does not depend on the texts beside it.
+        Results are independent of the other texts.
 
         Raises:
             DataError: If a text is empty.
@@ -76,25 +75,25 @@ class MultiVectorEncoder(Protocol):
 
 
 def open_multi_vector_encoder(reference: str, embedder: Embedder) -> MultiVectorEncoder:
-    """Open what gives many vectors a text.
+    """Open a multi-vector encoder.
 
     Args:
-        reference: The folder of a ColBERT checkpoint or ``hub:NAME``; or ``builtin:embedder`` for
-            the token states of ``embedder``.
-        embedder: The index's own.
+        reference: Folder of a ColBERT checkpoint or ``hub:NAME``; or ``builtin:embedder`` for the
+            token states of ``embedder``.
+        embedder: Embedder of the index.
 
     Raises:
-        DataError: If the embedder gives no token states.
-        CheckpointError: If the reference leads to no ColBERT checkpoint.
+        DataError: If the embedder has no token states.
+        CheckpointError: If the reference is not a ColBERT checkpoint.
     """
     if reference == EMBEDDER_REFERENCE:
         if not isinstance(embedder, TokenEmbedder):
             raise DataError(
-                "the index's embedder gives no token states",
+                "the index's embedder has no token states",
                 code="rag.no-token-states",
                 where="tokens.model",
-                expected="an embedder that is a sentence-transformers folder",
-                next="name a ColBERT checkpoint in tokens.model",
+                expected="a sentence-transformers folder as embedder",
+                next="set tokens.model to a ColBERT checkpoint",
             )
         return _EmbedderTokenEncoder(embedder)
     from stillroom.models.hub import resolve_checkpoint
@@ -103,7 +102,7 @@ def open_multi_vector_encoder(reference: str, embedder: Embedder) -> MultiVector
 
 
 class _EmbedderTokenEncoder:
-    """An embedder's token states."""
+    """Token states of an embedder."""
 
     def __init__(self, embedder: TokenEmbedder) -> None:
         self._embedder = embedder
@@ -117,7 +116,7 @@ class _EmbedderTokenEncoder:
 
 @dataclass(frozen=True, slots=True)
 class _ColbertConfig:
-    """What a folder says of how texts are read."""
+    """Encoding parameters of a folder."""
 
     encoder: Path
     dense: Path
@@ -130,7 +129,7 @@ class _ColbertConfig:
     skipped: tuple[str, ...] = tuple(string.punctuation)
 
     def to_json(self) -> list[Any]:
-        """Return what shapes vectors beside the weights."""
+        """Return the parameters that affect vectors, for the fingerprint."""
         return [
             self.query_marker,
             self.passage_marker,
@@ -143,17 +142,17 @@ class _ColbertConfig:
 
 
 class ColbertEncoder:
-    """A ColBERT checkpoint."""
+    """ColBERT checkpoint."""
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         """Open a folder.
 
         Args:
-            folder: Of PyLate or of ColBERT's authors.
+            folder: Folder in the format of PyLate or of ColBERT's authors.
             device: cpu, cuda, cuda:1 or mps.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint.
+            CheckpointError: If the folder is not such a checkpoint.
         """
         from stillroom.checkpoints import Checkpoint
 
@@ -163,7 +162,7 @@ class ColbertEncoder:
             return _not_colbert_error(folder, why)
 
         tokenizer, self._model, missing = load_encoder(layout.encoder, "AutoModel", device, refuse)
-        lacking = [name for name in missing if "pooler" not in name]  # which nothing here reads
+        lacking = [name for name in missing if "pooler" not in name]  # the pooler is not used
         if lacking:
             raise refuse(f"it lacks {lacking[0]}")
         held = Checkpoint.open(layout.dense)
@@ -171,7 +170,7 @@ class ColbertEncoder:
             raise refuse("it has no projection, linear.weight")
         weight = held.tensor("linear.weight").float()
         if weight.shape[1] != int(self._model.config.hidden_size):
-            raise refuse(f"its projection reads {weight.shape[1]} numbers of a state")
+            raise refuse(f"its projection has {weight.shape[1]} inputs, not those of the encoder")
         self._weight: Any = weight.to(device)
         bias = held.tensor("linear.bias").float() if "linear.bias" in held.names() else None
         self._bias: Any = bias if bias is None else bias.to(device)
@@ -189,9 +188,9 @@ class ColbertEncoder:
             "passage": _find_marker_token(tokenizer, layout.passage_marker, refuse),
         }
         self._skipped = {
-            one
+            token
             for mark in layout.skipped
-            for one in tokenizer(mark, add_special_tokens=False)["input_ids"][:1]
+            for token in tokenizer(mark, add_special_tokens=False)["input_ids"][:1]
         }
         self._mask: int | None = tokenizer.mask_token_id
         self.fingerprint = digest_json(
@@ -200,46 +199,46 @@ class ColbertEncoder:
 
     @property
     def truncated(self) -> int:
-        """How many texts were read without their ends."""
+        """Number of truncated texts."""
         return self._reader.truncated
 
     def encode(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
-        """Return for each text its vectors; see ``MultiVectorEncoder``."""
+        """Return the vectors of each text; see ``MultiVectorEncoder``."""
         check_not_empty(texts)
         read = self._read_query if kind == "query" else self._read_passage
         return self._reader.map(read, texts)
 
     def close(self) -> None:
-        """End the threads."""
+        """Shut down the worker threads."""
         self._reader.close()
 
     def _read_query(self, text: str) -> Vectors:
         ids = self._mark(text, "query")
-        seen = [1] * len(ids)
+        mask = [1] * len(ids)
         spare = self._rooms["query"] - len(ids)
         if self._layout.is_expanded and self._mask is not None and spare > 0:
             ids += [self._mask] * spare
-            seen += [int(self._layout.is_attended)] * spare
-        return self._project(ids, seen)
+            mask += [int(self._layout.is_attended)] * spare
+        return self._project(ids, mask)
 
     def _read_passage(self, text: str) -> Vectors:
         ids = self._mark(text, "passage")
         rows = self._project(ids, [1] * len(ids))
-        kept = [at for at, one in enumerate(ids) if one not in self._skipped]
-        return rows[kept]
+        indices = [index for index, token in enumerate(ids) if token not in self._skipped]
+        return rows[indices]
 
     def _mark(self, text: str, kind: TextKind) -> list[int]:
-        """Return a text's tokens with the marker after the first."""
+        """Return the token ids of a text, with the marker after the first."""
         ids = self._reader.encode(text, self._rooms[kind] - 1, count=kind == "passage")
         return [*ids[:1], self._markers[kind], *ids[1:]]
 
-    def _project(self, ids: Sequence[int], seen: Sequence[int]) -> Vectors:
+    def _project(self, ids: Sequence[int], mask: Sequence[int]) -> Vectors:
         import torch
 
         with torch.inference_mode():
             states = self._model(
                 input_ids=torch.tensor([ids], device=self._device),
-                attention_mask=torch.tensor([seen], device=self._device),
+                attention_mask=torch.tensor([mask], device=self._device),
             )[0][0].float()
             rows = torch.nn.functional.linear(states, self._weight, self._bias)
             return normalize_rows(rows.cpu().numpy())
@@ -252,18 +251,18 @@ def _read_colbert_config(folder: Path) -> _ColbertConfig:
         return _read_pylate_config(folder)
     config = _read_json(folder / "config.json")
     if "HF_ColBERT" not in (config.get("architectures") or []):
-        raise _not_colbert_error(folder, "its config.json does not name HF_ColBERT")
-    told = folder / "artifact.metadata"
-    own = _read_json(told) if told.is_file() else {}
+        raise _not_colbert_error(folder, "HF_ColBERT is not among the architectures of config.json")
+    metadata_file = folder / "artifact.metadata"
+    metadata = _read_json(metadata_file) if metadata_file.is_file() else {}
     return _ColbertConfig(
         folder,
         folder,
-        str(own.get("query_token_id") or "[unused0]"),
-        str(own.get("doc_token_id") or "[unused1]"),
-        int(own.get("query_maxlen") or 32),
-        int(own.get("doc_maxlen") or 220),
-        is_attended=bool(own.get("attend_to_mask_tokens")),
-        skipped=tuple(string.punctuation) if own.get("mask_punctuation", True) else (),
+        str(metadata.get("query_token_id") or "[unused0]"),
+        str(metadata.get("doc_token_id") or "[unused1]"),
+        int(metadata.get("query_maxlen") or 32),
+        int(metadata.get("doc_maxlen") or 220),
+        is_attended=bool(metadata.get("attend_to_mask_tokens")),
+        skipped=tuple(string.punctuation) if metadata.get("mask_punctuation", True) else (),
     )
 
 
@@ -271,43 +270,43 @@ def _read_pylate_config(folder: Path) -> _ColbertConfig:
     encoder, dense = folder, None
     for module in _read_json(folder / "modules.json", list):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        place = (folder / str(module.get("path", ""))).resolve()
-        if not place.is_relative_to(folder.resolve()):
+        path = (folder / str(module.get("path", ""))).resolve()
+        if not path.is_relative_to(folder.resolve()):
             raise _not_colbert_error(
-                folder, f"its module path {module.get('path')!r} leads out of the folder"
+                folder, f"its module path {module.get('path')!r} is outside the folder"
             )
         if kind == "Transformer":
-            encoder = place
+            encoder = path
         elif kind == "Dense" and dense is None:
-            dense = place
+            dense = path
         else:
-            raise _not_colbert_error(folder, f"its module {kind!r} is not that of a ColBERT")
+            raise _not_colbert_error(folder, f"its module {kind!r} is not part of a ColBERT")
     if dense is None:
         raise _not_colbert_error(folder, "it has no Dense module")
-    told = folder / "config_sentence_transformers.json"
-    own = _read_json(told) if told.is_file() else {}
+    settings_file = folder / "config_sentence_transformers.json"
+    settings = _read_json(settings_file) if settings_file.is_file() else {}
     return _ColbertConfig(
         encoder,
         dense,
-        str(own.get("query_prefix") or "[unused0]"),
-        str(own.get("document_prefix") or "[unused1]"),
-        int(own.get("query_length") or 32),
-        int(own.get("document_length") or 180),
-        bool(own.get("do_query_expansion", True)),
-        bool(own.get("attend_to_expansion_tokens")),
-        tuple(own.get("skiplist_words") or string.punctuation),
+        str(settings.get("query_prefix") or "[unused0]"),
+        str(settings.get("document_prefix") or "[unused1]"),
+        int(settings.get("query_length") or 32),
+        int(settings.get("document_length") or 180),
+        bool(settings.get("do_query_expansion", True)),
+        bool(settings.get("attend_to_expansion_tokens")),
+        tuple(settings.get("skiplist_words") or string.punctuation),
     )
 
 
 def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> int:
-    """Return the one token that a marker is."""
-    found = tokenizer.convert_tokens_to_ids(marker)
-    if found is None or found == tokenizer.unk_token_id:
+    """Return the token id of a marker."""
+    token_id = tokenizer.convert_tokens_to_ids(marker)
+    if token_id is None or token_id == tokenizer.unk_token_id:
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise refuse(f"its marker {marker!r} is no token of its tokenizer")
-        found = ids[0]
-    return int(found)
+            raise refuse(f"its marker {marker!r} is not a token of its tokenizer")
+        token_id = ids[0]
+    return int(token_id)
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:
@@ -316,7 +315,7 @@ def _read_json(path: Path, kind: type = dict) -> Any:
     except (OSError, ValueError) as error:
         raise _not_colbert_error(path.parent, f"{path.name} cannot be read: {error}") from error
     if not isinstance(value, kind):
-        raise _not_colbert_error(path.parent, f"{path.name} holds no {kind.__name__}")
+        raise _not_colbert_error(path.parent, f"{path.name} is not a JSON {kind.__name__}")
     return value
 
 
@@ -324,13 +323,13 @@ def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{folder} cannot be used as a ColBERT: {why}",
         code="checkpoint.not-a-colbert",
-        expected="an encoder with a projection, in PyLate's folders or its authors'",
-        next="give such a folder, or tokens.model=builtin:embedder",
+        expected="an encoder with a projection, in the format of PyLate or of the authors",
+        next="use such a folder, or tokens.model=builtin:embedder",
     )
 
 
 class SparseEncoder:
-    """Gives a text's terms with their weights; what it gives depends on the text alone."""
+    """SPLADE encoder: term weights of texts, independent of the other texts."""
 
     def __init__(
         self,
@@ -343,13 +342,13 @@ class SparseEncoder:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for masked language modelling.
-            max_tokens: Tokens read of a text; by default what the model reads.
-            max_terms: The heaviest terms that are kept of a text; by default all above 0.
+            folder: Masked-LM checkpoint of transformers.
+            max_tokens: Maximum tokens per text; default: that of the model.
+            max_terms: Maximum terms per text, heaviest first; default: all above 0.
             device: cpu, cuda, cuda:1 or mps.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint.
+            CheckpointError: If the folder is not such a checkpoint.
         """
         from stillroom.checkpoints import Checkpoint
 
@@ -360,7 +359,7 @@ class SparseEncoder:
             folder, "AutoModelForMaskedLM", device, refuse
         )
         if missing:
-            raise refuse(f"it lacks {missing[0]}, so that its terms would be drawn at random")
+            raise refuse(f"it lacks {missing[0]}, which would be initialized at random")
         self.max_tokens = find_max_tokens(self._model, tokenizer, max_tokens)
         self.max_terms, self._device = max_terms, device
         self._reader = TextReader(tokenizer, self.max_tokens, device)
@@ -373,11 +372,11 @@ class SparseEncoder:
 
     @property
     def truncated(self) -> int:
-        """How many texts were longer than ``max_tokens`` and read without their ends."""
+        """Number of texts truncated to ``max_tokens``."""
         return self._reader.truncated
 
     def encode(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Return the terms of each text with their weights above 0, heaviest first.
+        """Return the terms of each text with positive weights, heaviest first.
 
         Raises:
             DataError: If a text is empty.
@@ -386,29 +385,29 @@ class SparseEncoder:
         return self._reader.map(self._encode_one, texts)
 
     def close(self) -> None:
-        """End the threads."""
+        """Shut down the worker threads."""
         self._reader.close()
 
     def _encode_one(self, text: str) -> dict[str, float]:
         import torch
 
         ids = self._reader.encode(text, self.max_tokens)
-        given = torch.tensor([ids], device=self._device)
+        input_ids = torch.tensor([ids], device=self._device)
         with torch.inference_mode():
             logits: Any = self._model(
-                input_ids=given, attention_mask=torch.ones_like(given)
+                input_ids=input_ids, attention_mask=torch.ones_like(input_ids)
             ).logits[0]
             weights = torch.log1p(torch.relu(logits.float()).max(dim=0).values)
-        found = torch.nonzero(weights > 0)[:, 0].tolist()
-        values = weights[found].tolist()
-        order = sorted(range(len(found)), key=lambda at: (-values[at], found[at]))
-        return {self._terms[found[at]]: values[at] for at in order[: self.max_terms]}
+        term_ids = torch.nonzero(weights > 0)[:, 0].tolist()
+        values = weights[term_ids].tolist()
+        order = sorted(range(len(term_ids)), key=lambda index: (-values[index], term_ids[index]))
+        return {self._terms[term_ids[index]]: values[index] for index in order[: self.max_terms]}
 
 
 def _not_sparse_error(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder} cannot be used to weigh terms: {why}",
+        f"{folder} cannot be used as a sparse encoder: {why}",
         code="checkpoint.not-a-masked-lm",
         expected="a masked language model with its head (SPLADE or another), in safetensors",
-        next="give a SPLADE checkpoint's folder, or leave sparse out",
+        next="use the folder of a SPLADE checkpoint, or leave sparse out",
     )

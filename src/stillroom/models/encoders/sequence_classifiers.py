@@ -1,21 +1,19 @@
 """Sequence-classification checkpoints: cross-encoders, text classifiers and NLI models.
 
-One label is the score as it stands. Of two labels the score is the second less the first: the
-log-odds that the passage is relevant. Pairs are read in groups of like length, padded to the
-longest of the group; a score differs with its group only by the rounding of sums (in float32, about
-1e-6 of its size). Only the passage is ever cut.
+Cross-encoders: with one label its logit is the score; with two, the second less the first, the
+log-odds of relevance. Pairs are batched by length and padded to the longest; a score depends on its
+batch only by rounding (in float32, about 1e-6 relative). Only the passage is truncated.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085.
 
-One label of several, or several at once: the checkpoint's ``problem_type`` says which. A long text
-is read in overlapping windows and a label's chance is the highest of them, so that nothing hides
-behind the model's length.
+Text classifiers: the checkpoint's ``problem_type`` distinguishes single-label from multi-label.
+Long texts are read in overlapping windows, and the probability of a label is the maximum over
+windows.
 
 Source: Devlin et al. 2018, arXiv:1810.04805, section 4.1 (a head over the first token's state).
 
-Labels are found by name (``entailment``, ``neutral``, ``contradiction``, as the field's checkpoints
-write them); a checkpoint with other labels is refused rather than guessed at. Pairs are read in
-groups of like length. Only the premise is ever cut.
+NLI models: labels are found by name (``entailment``, ``neutral``, ``contradiction``); checkpoints
+with other labels are refused. Pairs are batched by length. Only the premise is truncated.
 
 Source: Bowman et al. 2015, "A large annotated corpus for learning natural language inference",
 arXiv:1508.05326 (the task and its labels).
@@ -40,92 +38,96 @@ __all__ = [
 ]
 
 
-_PAIR_UNLIMITED = 1 << 20
-
-
+_UNLIMITED = 1 << 20
+_BATCH = 8
+_DEFAULT_TOKENS = 512
 _MIN_PASSAGE_TOKENS = 16
-
-
-_PAIR_BATCH = 8
+_MIN_PREMISE_TOKENS = 16
 
 
 class CrossEncoder:
-    """A checkpoint that gives a pair of texts a score; higher fits better."""
+    """Cross-encoder: relevance score of a query and a text; higher is better."""
 
     def __init__(self, folder: Path, *, max_tokens: int | None = None, device: str = "cpu") -> None:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for sequence classification.
-            max_tokens: Tokens of query and passage together; by default what the model reads.
+            folder: Sequence-classification checkpoint of transformers.
+            max_tokens: Maximum tokens of query and passage; default: that of the model.
             device: cpu, cuda, cuda:1 or mps.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint, or its head has not 1 or 2 labels.
+            CheckpointError: If the folder is not such a checkpoint, or does not have 1 or 2 labels.
         """
         from stillroom.checkpoints import Checkpoint
 
         self._tokenizer, self._model = load_sequence_classifier(folder, device, most_labels=2)
         self._device = device
         self._lock = threading.Lock()
-        own = min(
+        limit = min(
             bound
             for bound in (
-                int(getattr(self._model.config, "max_position_embeddings", 0) or _PAIR_UNLIMITED),
-                int(min(self._tokenizer.model_max_length, _PAIR_UNLIMITED)),
-                max_tokens or _PAIR_UNLIMITED,
-                _PAIR_UNLIMITED,
+                int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
+                int(min(self._tokenizer.model_max_length, _UNLIMITED)),
+                max_tokens or _UNLIMITED,
+                _UNLIMITED,
             )
         )
-        self.max_tokens = own if own < _PAIR_UNLIMITED else 512
+        self.max_tokens = limit if limit < _UNLIMITED else _DEFAULT_TOKENS
         self.truncated = 0
-        """How many passages were longer than there was room, and read without their ends."""
+        """Number of truncated passages."""
         self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """Return one score for each text, in order; see ``Reranker``."""
+        """Return one score per text, in order; see ``RerankerModel``."""
         pairs = self._encode(query, texts)
-        order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
-        size = _PAIR_BATCH if self._tokenizer.pad_token_id is not None else 1
+        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
+        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
         scores = [0.0] * len(pairs)
         for start in range(0, len(order), size):
             group = order[start : start + size]
-            for at, score in zip(group, self._run([pairs[at] for at in group]), strict=True):
-                scores[at] = score
+            for index, score in zip(
+                group, self._run([pairs[index] for index in group]), strict=True
+            ):
+                scores[index] = score
         return scores
 
     def close(self) -> None:
-        """Release nothing: the weights go with the object."""
+        """Do nothing: the weights are freed with the object."""
 
     def _encode(self, query: str, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Return the tokens of every pair; a fast tokenizer must not be used by two threads."""
+        """Tokenize all pairs; a fast tokenizer must not be shared by threads."""
         with self._lock:
-            asked = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
-            room = self.max_tokens - asked - self._tokenizer.num_special_tokens_to_add(pair=True)
+            query_tokens = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
+            room = (
+                self.max_tokens
+                - query_tokens
+                - self._tokenizer.num_special_tokens_to_add(pair=True)
+            )
             if room < min(_MIN_PASSAGE_TOKENS, self.max_tokens // 2):
                 raise BackendError(
-                    f"the query has {asked} tokens; the cross-encoder reads {self.max_tokens} of "
-                    "query and passage together",
+                    f"the query has {query_tokens} tokens; the cross-encoder reads "
+                    f"{self.max_tokens} of query and passage together",
                     code="backend.context",
                     expected=f"room for {_MIN_PASSAGE_TOKENS} tokens of a passage",
-                    next="ask a shorter question: only passages are ever cut",
+                    next="shorten the question: only passages are truncated",
                 )
             pairs = []
             for text in texts:
-                whole = self._tokenizer(query, text)
-                if len(whole["input_ids"]) > self.max_tokens:
+                pair = self._tokenizer(query, text)
+                if len(pair["input_ids"]) > self.max_tokens:
                     self.truncated += 1
-                    whole = self._tokenizer(
+                    pair = self._tokenizer(
                         query, text, truncation="only_second", max_length=self.max_tokens
                     )
-                pairs.append({key: list(value) for key, value in whole.items()})
+                pairs.append({key: list(value) for key, value in pair.items()})
         return pairs
 
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()
         scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
@@ -133,9 +135,9 @@ class CrossEncoder:
 
 
 def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
-    """Return the pairs as rows of one length, padded on the right, whatever the tokenizer's side.
+    """Return the pairs as rows of equal length, padded on the right.
 
-    Encoders count positions from the left: padding there would give every token another place.
+    Encoders count positions from the left: padding there would shift all tokens.
     """
     longest = max(len(pair["input_ids"]) for pair in pairs)
     rows: dict[str, list[list[int]]] = {"attention_mask": []}
@@ -152,15 +154,15 @@ def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list
 def load_sequence_classifier(
     folder: Path, device: str, *, most_labels: int | None = None
 ) -> tuple[Any, Any]:
-    """Return tokenizer and model of a sequence-classification checkpoint, ready to be asked.
+    """Load tokenizer and model of a sequence-classification checkpoint.
 
     Args:
-        folder: The checkpoint.
+        folder: Checkpoint folder.
         device: cpu, cuda, cuda:1 or mps.
-        most_labels: Refuse a head with more; by default any number is taken.
+        most_labels: Maximum number of labels; default: any.
 
     Raises:
-        CheckpointError: If it is no such checkpoint, or its head has too many labels.
+        CheckpointError: If it is not such a checkpoint, or has too many labels.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -173,10 +175,10 @@ def load_sequence_classifier(
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-            made = config.architectures or []
-            if not any(str(name).endswith("ForSequenceClassification") for name in made):
+            architectures = config.architectures or []
+            if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
                 raise _not_a_classifier_error(
-                    folder, f"it is {', '.join(map(str, made)) or 'of no known kind'}"
+                    folder, f"its architecture is {', '.join(map(str, architectures)) or 'unknown'}"
                 )
             if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
                 raise _not_a_classifier_error(folder, f"its head has {config.num_labels} labels")
@@ -195,22 +197,13 @@ def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{folder} cannot be used as a cross-encoder: {why}",
         code="checkpoint.not-a-cross-encoder",
-        expected="a sequence-classification checkpoint with one label, or two",
-        next="give a cross-encoder's folder, or an endpoint's address",
+        expected="a sequence-classification checkpoint with one or two labels",
+        next="use the folder of a cross-encoder, or the address of an endpoint",
     )
 
 
-_TEXT_UNLIMITED = 1 << 20
-
-
-_DEFAULT_TOKENS = 512
-
-
-_TEXT_BATCH = 8
-
-
 class TextClassifier:
-    """A checkpoint that gives every label of a text a probability."""
+    """Text classifier: a probability per label."""
 
     def __init__(
         self, folder: Path, *, device: str = "cpu", independent: bool | None = None
@@ -218,112 +211,105 @@ class TextClassifier:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for sequence classification.
+            folder: Sequence-classification checkpoint of transformers.
             device: cpu, cuda, cuda:1 or mps.
-            independent: Whether labels hold beside each other (a sigmoid for each) or exclude each
-                other (one softmax); by default what the checkpoint's ``problem_type`` says, and one
-                label alone is always a sigmoid.
+            independent: Whether labels are independent (sigmoid) or exclusive (softmax); default:
+                the checkpoint's ``problem_type``. A single label is always a sigmoid.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint.
+            CheckpointError: If the folder is not such a checkpoint.
         """
         from stillroom.checkpoints import Checkpoint
 
         self._tokenizer, self._model = load_sequence_classifier(folder, device)
         config = self._model.config
-        self.labels = tuple(str(config.id2label[at]) for at in range(config.num_labels))
-        told = getattr(config, "problem_type", None) == "multi_label_classification"
-        self.independent = told if independent is None else independent
+        self.labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+        is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
+        self.independent = is_multi_label if independent is None else independent
         self.independent = self.independent or len(self.labels) == 1
         self._device = device
         self._lock = threading.Lock()
         bounds = (
-            int(getattr(config, "max_position_embeddings", 0) or _TEXT_UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _TEXT_UNLIMITED)),
+            int(getattr(config, "max_position_embeddings", 0) or _UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
         )
-        self.max_tokens = min(bounds) if min(bounds) < _TEXT_UNLIMITED else _DEFAULT_TOKENS
+        self.max_tokens = min(bounds) if min(bounds) < _UNLIMITED else _DEFAULT_TOKENS
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """Return the probability of every label for each text, in order.
 
-        A text's chances do not depend on the texts beside it.
+        Results are independent of the other texts.
         """
-        rows = [(at, ids) for at, text in enumerate(texts) for ids in self._windows(text)]
+        rows = [(index, ids) for index, text in enumerate(texts) for ids in self._windows(text)]
         rows.sort(key=lambda row: (len(row[1]["input_ids"]), row[0]))
-        found: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
-        size = _TEXT_BATCH if self._tokenizer.pad_token_id is not None else 1
+        probabilities: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
+        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
-            for (at, _), chances in zip(group, self._run([ids for _, ids in group]), strict=True):
+            for (index, _), chances in zip(
+                group, self._run([ids for _, ids in group]), strict=True
+            ):
                 for label, chance in zip(self.labels, chances, strict=True):
-                    found[at][label] = max(found[at][label], chance)
-        return found
+                    probabilities[index][label] = max(probabilities[index][label], chance)
+        return probabilities
 
-    def find_labels(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return the checkpoint's own spelling of some labels, which may be written in any case.
+    def find_labels(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the checkpoint's spelling of label names, which are case-insensitive.
 
         Raises:
-            CheckpointError: If it has no such label; those it has are named.
+            CheckpointError: If a label is missing; lists those there are.
         """
         known = {label.casefold(): label for label in self.labels}
-        missing = [name for name in wanted if name.casefold() not in known]
+        missing = [name for name in names if name.casefold() not in known]
         if missing:
             raise CheckpointError(
                 f"the classifier has no label {', '.join(missing)}",
                 code="checkpoint.labels",
                 expected=f"of: {', '.join(self.labels)}",
-                next="name labels that it has",
+                next="use labels of the classifier",
             )
-        return tuple(known[name.casefold()] for name in wanted)
+        return tuple(known[name.casefold()] for name in names)
 
     def _windows(self, text: str) -> list[dict[str, list[int]]]:
         with self._lock:
-            own = self._tokenizer.num_special_tokens_to_add(pair=False)
-            given = self._tokenizer(
+            special = self._tokenizer.num_special_tokens_to_add(pair=False)
+            encoding = self._tokenizer(
                 text or " ",
                 truncation=True,
                 max_length=self.max_tokens,
-                stride=max((self.max_tokens - own) // 2, 0),
+                stride=max((self.max_tokens - special) // 2, 0),
                 return_overflowing_tokens=True,
             )
-            keys = [key for key in ("input_ids", "token_type_ids") if key in given]
+            keys = [key for key in ("input_ids", "token_type_ids") if key in encoding]
             return [
-                {key: list(given[key][at]) for key in keys} for at in range(len(given["input_ids"]))
+                {key: list(encoding[key][index]) for key in keys}
+                for index in range(len(encoding["input_ids"]))
             ]
 
     def _run(self, rows: Sequence[dict[str, list[int]]]) -> list[list[float]]:
         import torch
 
-        given = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        padded = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()  # (B, labels)
         chances = logits.sigmoid() if self.independent else logits.softmax(-1)
-        return [[float(one) for one in row] for row in chances.cpu()]
-
-
-_NLI_UNLIMITED = 1 << 20
-
-
-_MIN_PREMISE_TOKENS = 16
-
-
-_NLI_BATCH = 8
+        return [[float(probability) for probability in row] for row in chances.cpu()]
 
 
 class NLIModel:
-    """A checkpoint that gives two texts the probability that the second follows from the first."""
+    """NLI model: probability that a premise entails a hypothesis."""
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for sequence classification.
+            folder: Sequence-classification checkpoint of transformers.
             device: cpu, cuda, cuda:1 or mps.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint, or no label names entailment.
+            CheckpointError: If the folder is not such a checkpoint, or has no entailment label.
         """
         from stillroom.checkpoints import Checkpoint
 
@@ -332,12 +318,12 @@ class NLIModel:
         self._device = device
         self._lock = threading.Lock()
         bounds = (
-            int(getattr(self._model.config, "max_position_embeddings", 0) or _NLI_UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _NLI_UNLIMITED)),
+            int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
         )
-        self.max_tokens = min(bounds) if min(bounds) < _NLI_UNLIMITED else 512
+        self.max_tokens = min(bounds) if min(bounds) < _UNLIMITED else _DEFAULT_TOKENS
         self.truncated = 0
-        """How many premises were longer than there was room, and read without their ends."""
+        """Number of truncated premises."""
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def entail(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
@@ -347,26 +333,32 @@ class NLIModel:
             BackendError: If a hypothesis leaves no room for its premise.
         """
         pairs = [self._encode(*pair) for pair in zip(premises, hypotheses, strict=True)]
-        order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
-        size = _NLI_BATCH if self._tokenizer.pad_token_id is not None else 1
+        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
+        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
         chances = [0.0] * len(pairs)
         for start in range(0, len(order), size):
             group = order[start : start + size]
-            for at, chance in zip(group, self._run([pairs[at] for at in group]), strict=True):
-                chances[at] = chance
+            for index, chance in zip(
+                group, self._run([pairs[index] for index in group]), strict=True
+            ):
+                chances[index] = chance
         return chances
 
     def _encode(self, premise: str, hypothesis: str) -> dict[str, list[int]]:
         with self._lock:
-            asked = len(self._tokenizer(hypothesis, add_special_tokens=False)["input_ids"])
-            own = self._tokenizer.num_special_tokens_to_add(pair=True)
-            if self.max_tokens - asked - own < min(_MIN_PREMISE_TOKENS, self.max_tokens // 2):
+            hypothesis_tokens = len(
+                self._tokenizer(hypothesis, add_special_tokens=False)["input_ids"]
+            )
+            special = self._tokenizer.num_special_tokens_to_add(pair=True)
+            if self.max_tokens - hypothesis_tokens - special < min(
+                _MIN_PREMISE_TOKENS, self.max_tokens // 2
+            ):
                 raise BackendError(
-                    f"the sentence has {asked} tokens; the model reads {self.max_tokens} of both "
-                    "texts together",
+                    f"the sentence has {hypothesis_tokens} tokens; the model reads "
+                    f"{self.max_tokens} of both texts together",
                     code="backend.context",
                     expected=f"room for {_MIN_PREMISE_TOKENS} tokens of a passage",
-                    next="check by overlap, which has no bound",
+                    next="check by overlap, which has no limit",
                 )
             pair = self._tokenizer(premise, hypothesis)
             if len(pair["input_ids"]) > self.max_tokens:
@@ -379,21 +371,23 @@ class NLIModel:
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()  # (B, labels)
-        return [float(one) for one in logits.softmax(-1)[:, self._label].cpu()]
+        return [float(probability) for probability in logits.softmax(-1)[:, self._label].cpu()]
 
 
 def _find_label(folder: Path, labels: Mapping[int, str]) -> int:
-    names = {int(at): str(name).casefold() for at, name in labels.items()}
-    found = [at for at, name in names.items() if name in {"entailment", "entail", "entailed"}]
-    if len(found) != 1 or len(names) < 2:
+    names = {int(index): str(name).casefold() for index, name in labels.items()}
+    indices = [
+        index for index, name in names.items() if name in {"entailment", "entail", "entailed"}
+    ]
+    if len(indices) != 1 or len(names) < 2:
         raise CheckpointError(
-            f"{folder} cannot say what follows: its labels are {', '.join(names.values())}",
+            f"{folder} is not an NLI model: its labels are {', '.join(names.values())}",
             code="checkpoint.not-an-entailment-model",
-            expected="a sequence-classification checkpoint, one of whose labels is 'entailment'",
-            next="name the labels in config.json (id2label), or check by overlap",
+            expected="a sequence-classification checkpoint with a label 'entailment'",
+            next="set the labels in config.json (id2label), or check by overlap",
         )
-    return found[0]
+    return indices[0]

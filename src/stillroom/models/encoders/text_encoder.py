@@ -1,16 +1,16 @@
 """Building blocks of text encoders: loading, threads, long-text windows, pooling, normalization.
 
-What is made of a text then depends on that text alone, to the bit: a batch would pad it, and sums
-of other lengths round otherwise.
+Texts are encoded one at a time, so that a result depends on its text alone, bit for bit: batches
+are padded, and sums of other lengths round differently.
 
-An encoder reads the text once, in windows that overlap where it is longer than the encoder reads;
-a passage's vector is the mean of the states of its own tokens, which have seen the text around
-them. Of two windows each gives its half of the tokens that they share, so that every token has
-context on both sides. Special tokens and the prompt count to the passage at the text's beginning
-or end: one passage that is all of a text has the vector it has by itself.
+Late chunking: the encoder reads a text once, in overlapping windows if it is too long; the vector
+of a passage is the mean of its token states, which have attended to the text around them. Two
+windows each contribute half of their overlap, so that every token has context on both sides.
+Special tokens and the prompt count to the passage at the beginning or end of the text: a passage
+that is the whole text has the vector of the text alone.
 
-Source: Günther et al. 2024, arXiv:2409.04701, algorithms 1 and 2. Differs: there a token of an
-overlap is given by the earlier window.
+Source: Günther et al. 2024, arXiv:2409.04701, algorithms 1 and 2. Differs: there the tokens of an
+overlap are from the earlier window.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ T = TypeVar("T")
 
 
 class TextReader:
-    """A tokenizer that threads share, and the threads that read texts.
+    """A tokenizer shared by threads, and the threads that encode texts.
 
-    ``truncated`` counts texts that were longer than ``max_tokens`` and read without their ends.
+    ``truncated`` counts texts truncated to ``max_tokens``.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, device: str) -> None:
-        """Read texts of at most ``max_tokens`` tokens, special ones included."""
+        """Set the maximum number of tokens, special tokens included."""
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.tokenizer.model_max_length = _UNLIMITED  # lengths are handled here, with a count
+        self.tokenizer.model_max_length = _UNLIMITED  # truncation is done here, and counted
         self.truncated = 0
         self._lock = threading.Lock()
         workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
         self._workers = ThreadPoolExecutor(workers, "stillroom-read", _limit_to_one_thread)
 
     def encode(self, text: str, room: int, *, count: bool = True) -> list[int]:
-        """Return a text's tokens with special ones around them, at most ``room``."""
-        # A fast tokenizer keeps truncation as its own state: two threads must not change it.
+        """Return the token ids of a text with special tokens, at most ``room``."""
+        # Truncation is state of a fast tokenizer, which threads must not change concurrently.
         with self._lock:
             ids = list(self.tokenizer(text)["input_ids"])
             if len(ids) <= room:
@@ -85,27 +85,27 @@ class TextReader:
             return list(cut["input_ids"])
 
     def map(self, read: Callable[[str], T], texts: Sequence[str]) -> list[T]:
-        """Return what is read of each text, in order."""
+        """Apply a function to each text on the worker threads, in order."""
         return list(self._workers.map(read, texts))
 
     def close(self) -> None:
-        """End the threads."""
+        """Shut down the worker threads."""
         self._workers.shutdown()
 
 
 def load_encoder(
     folder: Path, loader: str, device: str, refuse: Callable[[str], CheckpointError]
 ) -> tuple[Any, Any, list[str]]:
-    """Return tokenizer and model of a folder, and which of the model's tensors it lacks.
+    """Load tokenizer and model of a folder, and list the model's missing tensors.
 
     Args:
-        folder: A checkpoint in safetensors.
-        loader: The class of transformers that opens it.
-        device: Where it is computed.
-        refuse: Says why the folder cannot be used.
+        folder: Checkpoint in safetensors.
+        loader: Class of transformers that loads it.
+        device: Device of the model.
+        refuse: Returns the error for a reason.
 
     Raises:
-        CheckpointError: As ``refuse`` makes it.
+        CheckpointError: As returned by ``refuse``.
     """
     import torch
     import transformers
@@ -117,7 +117,7 @@ def load_encoder(
         raise refuse("it is not a folder")
     with silence_transformers():
         try:
-            model, told = load_pretrained(
+            model, report = load_pretrained(
                 getattr(transformers, loader),
                 folder,
                 dtype=torch.float32,
@@ -125,14 +125,14 @@ def load_encoder(
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise refuse((str(error).strip().splitlines() or ["unreadable"])[0]) from error
-    missing = sorted(str(name) for name in told["missing_keys"])
+    missing = sorted(str(name) for name in report["missing_keys"])
     return load_tokenizer(folder), model.eval().to(device), missing
 
 
-def find_max_tokens(model: Any, tokenizer: Any, wanted: int | None) -> int:
-    """Return how many tokens a model reads: what is wanted, within its positions."""
+def find_max_tokens(model: Any, tokenizer: Any, max_tokens: int | None) -> int:
+    """Return the maximum number of tokens, limited by the model's positions."""
     bounds = [
-        wanted or 0,
+        max_tokens or 0,
         int(getattr(model.config, "max_position_embeddings", 0) or 0),
         int(min(tokenizer.model_max_length, _UNLIMITED)),
     ]
@@ -140,7 +140,7 @@ def find_max_tokens(model: Any, tokenizer: Any, wanted: int | None) -> int:
 
 
 def _limit_to_one_thread() -> None:
-    """Keep this worker's multiplications on its own thread (the setting is the thread's own)."""
+    """Limit torch to one thread on this worker (the setting is thread-local)."""
     import torch
 
     torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def _limit_to_one_thread() -> None:
 
 @dataclass(frozen=True, slots=True)
 class EncoderWindow:
-    """Tokens [first, last) that are read together, of which [begin, end) are given."""
+    """Tokens [first, last) that are read together, of which [begin, end) are used."""
 
     first: int
     last: int
@@ -157,9 +157,9 @@ class EncoderWindow:
 
 
 def split_windows(num_tokens: int, room: int, overlap: int) -> Iterator[EncoderWindow]:
-    """Yield windows of at most ``room`` tokens that share ``overlap`` tokens with the next.
+    """Yield windows of at most ``room`` tokens that overlap the next by ``overlap`` tokens.
 
-    What they give is every token once.
+    Their used ranges cover every token once.
     """
     first = begin = 0
     step = max(room - overlap, 1)
@@ -173,35 +173,41 @@ def split_windows(num_tokens: int, room: int, overlap: int) -> Iterator[EncoderW
 
 
 def frame_tokens(tokenizer: Any, prompt: str) -> tuple[list[int], list[int]]:
-    """Return the tokens before a text, special ones and the prompt's, and those after it."""
+    """Return the tokens before a text, special ones and the prompt, and those after it."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    asked = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    places = range(len(whole) - len(bare) + 1)
-    at = next((one for one in places if whole[one : one + len(bare)] == bare), 0)
-    return [*whole[:at], *asked], whole[at + len(bare) :]
+    framed = list(tokenizer("a")["input_ids"])
+    prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    starts = range(len(framed) - len(bare) + 1)
+    start = next((index for index in starts if framed[index : index + len(bare)] == bare), 0)
+    return [*framed[:start], *prompt_ids], framed[start + len(bare) :]
 
 
 def locate_tokens(tokenizer: Any, text: str, lower: bool) -> tuple[list[int], list[int]]:
-    """Return a whole text's tokens, without special ones, and the last character of each."""
-    if lower:  # letter by letter, so that places stay
-        text = "".join(small if len(small := one.lower()) == 1 else one for one in text)
-    told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(told["input_ids"]), [max(end - 1, start) for start, end in told["offset_mapping"]]
+    """Return the token ids of a text, without special tokens, and the last character of each."""
+    if lower:  # character by character, so that offsets are kept
+        text = "".join(
+            small if len(small := character.lower()) == 1 else character for character in text
+        )
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoding["input_ids"]), [
+        max(end - 1, start) for start, end in encoding["offset_mapping"]
+    ]
 
 
-def token_ranges(places: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return (first, last + 1) of the tokens that end within each span; at least one for each.
+def token_ranges(
+    last_characters: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return (first, last + 1) of the tokens that end within each span; at least one per span.
 
     Args:
-        places: The last character of each token, rising: some tokens begin with a space that is
-            still the span's before.
-        spans: Of characters.
+        last_characters: Last character of each token, ascending: some tokens begin with a space
+            that is outside the span.
+        spans: Character spans.
     """
     ranges = []
     for start, end in spans:
-        first, last = bisect_left(places, start), bisect_left(places, end)
-        if first == last:  # nothing of it is a token of its own: the one it is part of
+        first, last = bisect_left(last_characters, start), bisect_left(last_characters, end)
+        if first == last:  # the span is within a token
             first = max(first - 1, 0)
             last = first + 1
         ranges.append((first, last))
@@ -221,47 +227,47 @@ def pool_spans(
     """Return the mean of the states of each range of tokens, (N, D) float64.
 
     Args:
-        windows: In order.
-        states: Gives for windows the states before their tokens, of their tokens, and after them.
-        ranges: First and last + 1 of each passage's tokens.
+        windows: Windows in order.
+        states: Returns, per window, the states before its tokens, of its tokens, and after them.
+        ranges: First and last + 1 token of each passage.
         dimensions: Length of a state.
-        group: Windows read at once; no more states than theirs lie in memory.
+        group: Windows read at a time; bounds the memory.
     """
     sums = np.zeros((len(ranges), dimensions))
     counts = np.zeros(len(ranges))
     total = windows[-1].last
     for start in range(0, len(windows), group):
         several = windows[start : start + group]
-        for window, (lead, own, tail) in zip(several, states(several), strict=True):
-            for at, (first, last) in enumerate(ranges):
+        for window, (lead, inner, tail) in zip(several, states(several), strict=True):
+            for index, (first, last) in enumerate(ranges):
                 low, high = max(first, window.begin), min(last, window.end)
-                parts = [own[low - window.first : high - window.first]] if low < high else []
+                parts = [inner[low - window.first : high - window.first]] if low < high else []
                 if first == 0 and window.first == 0:
                     parts.append(lead)
                 if last == total == window.last:
                     parts.append(tail)
                 for part in parts:
-                    sums[at] += part.sum(axis=0, dtype=np.float64)
-                    counts[at] += len(part)
+                    sums[index] += part.sum(axis=0, dtype=np.float64)
+                    counts[index] += len(part)
     return sums / counts[:, None]
 
 
 SPECIAL_TOKENS = 2
 
 
-"""What tokenizers of encoders put around a text, at most."""
+"""Maximum number of special tokens that encoders add to a text."""
 
 
 def get_max_text_tokens(embedder: Embedder) -> int:
-    """Return how many tokens a text may have so that an embedder reads all of it."""
+    """Return the maximum tokens of a text that an embedder reads completely."""
     return embedder.max_tokens - SPECIAL_TOKENS
 
 
 def check_not_empty(texts: Sequence[str]) -> None:
-    """Refuse texts without any visible character.
+    """Check that every text has a visible character.
 
     Raises:
-        DataError: If there is one: its vector would have no direction, and NaN would rank first.
+        DataError: If one has none: its vector would have no direction, and NaN would rank first.
     """
     for number, text in enumerate(texts):
         if not text.strip():
@@ -274,7 +280,7 @@ def check_not_empty(texts: Sequence[str]) -> None:
 
 
 def normalize_rows(rows: Vectors) -> Vectors:
-    """Return rows of length 1, (N, D) float32, computed in float64.
+    """Normalize rows to unit length, (N, D) float32, computed in float64.
 
     Raises:
         DataError: If a row is zero or not finite.
@@ -283,9 +289,9 @@ def normalize_rows(rows: Vectors) -> Vectors:
     lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
     if not np.isfinite(lengths).all() or (lengths == 0).any():
         raise DataError(
-            "the embedder gave a vector without direction (zero, or not a number)",
+            "the embedder returned a vector without direction (zero or NaN)",
             code="data.bad-vector",
-            expected="finite vectors that are not zero",
+            expected="finite nonzero vectors",
             next="check the checkpoint, or use dtype float32",
         )
     unit: Vectors = (wide / lengths).astype(np.float32)

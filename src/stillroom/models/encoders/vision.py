@@ -1,7 +1,7 @@
 """Vision encoders: any transformers checkpoint that maps an image to one vector.
 
-Of a model of pictures and texts (CLIP, SigLIP) only the half that sees is kept; CLIP's with the
-projection that its texts are compared in. Knows no labels.
+Of models of images and texts (CLIP, SigLIP) only the vision tower is loaded; CLIP's with its
+projection. Labels are not used.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True, eq=False)
 class VisionModel:
-    """A model that sees, its config as plain values, and how it wants pictures.
+    """Vision encoder with its config and image preprocessing.
 
-    ``side`` is the height and width it takes; ``mean`` and ``deviation`` what it expects taken off
-    each channel of pictures in [0, 1].
+    ``side`` is the image height and width; ``mean`` and ``deviation`` normalize the channels of
+    images in [0, 1].
     """
 
     model: Any
@@ -39,16 +39,16 @@ class VisionModel:
     deviation: tuple[float, ...]
 
     def vectors(self, images: Tensor) -> Tensor:
-        """Return one vector a picture, (B, D), of normalized pictures (B, 3, side, side)."""
+        """Return one vector per image, (B, D), of normalized images (B, 3, side, side)."""
         out = self.model(pixel_values=images)
         for name in ("image_embeds", "pooler_output"):
-            found = getattr(out, name, None)
-            if isinstance(found, Tensor):
-                return found.flatten(1)
+            vectors = getattr(out, name, None)
+            if isinstance(vectors, Tensor):
+                return vectors.flatten(1)
         return torch.as_tensor(out.last_hidden_state)[:, 0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the weights, from which ``build_vision`` makes the same network."""
+        """Return the JSON from which ``build_vision`` builds the network, without weights."""
         return {
             "config": dict(self.config),
             "side": self.side,
@@ -61,21 +61,21 @@ def load_vision(folder: Path) -> VisionModel:
     """Load a vision model from a Hugging Face folder, in float32 and evaluation mode.
 
     Raises:
-        CheckpointError: If the folder holds no model that sees, or none that can be loaded safely.
+        CheckpointError: If the folder has no vision model, or none that can be loaded safely.
     """
     from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
     try:
         with silence_transformers():
-            whole: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-            config = getattr(whole, "vision_config", whole)
-            if whole.model_type in _CLIP_TYPES:
+            full_config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = getattr(full_config, "vision_config", full_config)
+            if full_config.model_type in _CLIP_TYPES:
                 model: Any = load_pretrained(
                     CLIPVisionModelWithProjection, folder, dtype=torch.float32, config=config
                 )
             else:
                 model = load_pretrained(AutoModel, folder, dtype=torch.float32)
-                if config is not whole:
+                if config is not full_config:
                     model = _vision_tower(model, config)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise _unloadable_error(folder, str(error)) from error
@@ -87,27 +87,29 @@ def load_vision(folder: Path) -> VisionModel:
     return vision
 
 
-def build_vision(kept: Mapping[str, Any]) -> VisionModel:
-    """Return the network that ``VisionModel.to_json`` describes, with random weights.
+def build_vision(settings: Mapping[str, Any]) -> VisionModel:
+    """Build the network of ``VisionModel.to_json`` output, with random weights.
 
     Raises:
-        CheckpointError: If transformers does not know it.
+        CheckpointError: If transformers does not support it.
     """
     from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
     try:
-        config = dict(kept["config"])
+        config = dict(settings["config"])
         kind = str(config.pop("model_type"))
         with silence_transformers():
-            made: Any = AutoConfig.for_model(kind, **config)
+            model_config: Any = AutoConfig.for_model(kind, **config)
             untyped: Any = AutoModel
             model = (
-                CLIPVisionModelWithProjection(made)
+                CLIPVisionModelWithProjection(model_config)
                 if kind in _CLIP_TYPES
-                else untyped.from_config(made)
+                else untyped.from_config(model_config)
             )
-        mean, deviation = tuple(kept["mean"]), tuple(kept["deviation"])
-        return VisionModel(model.eval(), dict(kept["config"]), int(kept["side"]), mean, deviation)
+        mean, deviation = tuple(settings["mean"]), tuple(settings["deviation"])
+        return VisionModel(
+            model.eval(), dict(settings["config"]), int(settings["side"]), mean, deviation
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise _unloadable_error(Path("config.json"), str(error)) from error
 
@@ -123,14 +125,14 @@ def _vision_tower(model: Any, config: Any) -> Any:
 
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of preprocessor_config.json; halves where there is none."""
+    """Return mean and deviation of preprocessor_config.json; 0.5 without one."""
     import json
 
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return _HALF, _HALF
-    said = json.loads(path.read_text(encoding="utf-8"))
-    mean, deviation = said.get("image_mean", _HALF), said.get("image_std", _HALF)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    mean, deviation = settings.get("image_mean", _HALF), settings.get("image_std", _HALF)
     return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
 
 
@@ -138,30 +140,29 @@ def _image_size(config: Any, folder: Path) -> int:
     side = getattr(config, "image_size", None)
     side = side[0] if isinstance(side, list | tuple) else side
     if not isinstance(side, int):
-        raise _unloadable_error(folder, "its config names no image_size")
+        raise _unloadable_error(folder, "its config has no image_size")
     return side
 
 
 def _check_outputs(vision: VisionModel, folder: Path) -> None:
-    """Refuse what does not give a vector for a picture, or gives one of random weights."""
+    """Check that the model returns one vector per image."""
     with torch.inference_mode():
         try:
-            found = vision.vectors(torch.zeros(1, 3, vision.side, vision.side))
+            vectors = vision.vectors(torch.zeros(1, 3, vision.side, vision.side))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise _unloadable_error(folder, f"it does not see pictures ({error})") from error
-    if found.dim() != 2:
+            raise _unloadable_error(folder, f"it does not accept images ({error})") from error
+    if vectors.dim() != 2:
         raise _unloadable_error(
-            folder, f"it gives {tuple(found.shape)} for one picture, not a vector"
+            folder, f"it returns {tuple(vectors.shape)} for one image, not a vector"
         )
 
 
 def _unloadable_error(folder: Path, why: str) -> CheckpointError:
     first = (why.strip() or "it cannot be read").splitlines()[0]
     return CheckpointError(
-        f"{folder} holds no vision model that can be loaded: {first}",
+        f"{folder} has no loadable vision model: {first}",
         code="checkpoint.no-vision",
         where=str(folder),
-        expected="a checkpoint of transformers that sees, as CLIP, SigLIP, DINOv2 or ViT, in "
-        "safetensors",
+        expected="a vision checkpoint of transformers (CLIP, SigLIP, DINOv2, ViT) in safetensors",
         next="check that the folder is complete",
     )

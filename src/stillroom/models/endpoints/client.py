@@ -1,10 +1,10 @@
 """HTTP client of OpenAI-compatible endpoints with retries, backoff and rate limits.
 
-Retries what may pass (408, 409, 425, 429, 5xx, broken connections, broken JSON) with growing,
-jittered pauses; honors Retry-After for the whole endpoint; spaces requests where a rate is set;
-never retries what cannot pass (other 4xx, a spent quota). Every wait is bounded, an answer that
-trickles in and one that was packed small included. The key is never part of a message, and never
-sent after a redirect.
+Retries transient failures (408, 409, 425, 429, 5xx, broken connections, invalid JSON) with
+exponential backoff and jitter; honors Retry-After for the whole endpoint; spaces requests by the
+rate limits; never retries permanent failures (other 4xx, exhausted quota). Every wait is bounded,
+also for answers that trickle in or are compressed. The API key is never part of a message, and
+never sent after a redirect.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MAX_ERROR_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class RequestPolicy:
-    """How long an endpoint is waited for, and how hard it is asked."""
+    """Timeouts, retries, concurrency and rate limits of an endpoint."""
 
     tries: int = 6
     connect_timeout_s: float = 10.0
@@ -66,21 +66,21 @@ class RequestPolicy:
 
 
 class _TransientError(Exception):  # never leaves this module
-    """A failure that may pass; carries how long the server asked to wait."""
+    """Transient failure; ``wait_s`` is the wait requested by the server."""
 
-    def __init__(self, what: str, *, code: str = "backend.down", wait_s: float = 0.0) -> None:
-        super().__init__(what)
+    def __init__(self, message: str, *, code: str = "backend.down", wait_s: float = 0.0) -> None:
+        super().__init__(message)
         self.code = code
         self.wait_s = wait_s
 
 
 class Endpoint:
-    """One address with its key, its limits, and a thread that does the waiting."""
+    """An address with its API key and limits, and the thread of its event loop."""
 
     def __init__(
         self, address: str, *, api_key: str = "", patience: RequestPolicy | None = None
     ) -> None:
-        """Prepare to ask ``address`` (as ``http://host:8000/v1``); nothing is sent yet.
+        """Set up requests to ``address`` (as ``http://host:8000/v1``); nothing is sent yet.
 
         Raises:
             MissingExtraError: If aiohttp is not installed.
@@ -90,16 +90,16 @@ class Endpoint:
         except ImportError as error:
             raise MissingExtraError.of("aiohttp", "openai", "asking an endpoint") from error
         self.http = aiohttp
-        """The HTTP library (aiohttp), loaded with the first endpoint."""
+        """HTTP library (aiohttp), imported with the first endpoint."""
         self.address = address.rstrip("/")
         self.patience = patience or RequestPolicy()
         self._key = api_key
         self._not_before = 0.0
         self._next_turn = 0.0
         self._next_tokens = 0.0
-        self._sessions: list[Any] = []  # one, once the first request is sent
+        self._sessions: list[Any] = []  # at most one, from the first request on
         self._thread = EventLoopThread("stillroom-endpoint", lanes=self.patience.concurrency)
-        # Also run when the endpoint is forgotten or the interpreter ends.
+        # Also called by the garbage collector and at exit.
         self._finish = weakref.finalize(self, _shut_down, self._thread, self._sessions)
 
     def ask(
@@ -108,10 +108,10 @@ class Endpoint:
         body: Mapping[str, Any] | None = None,
         is_stopped: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
-        """POST ``body`` (or GET, without one) and return the JSON object that comes back.
+        """POST ``body`` (or GET without one) and return the JSON object of the response.
 
         Raises:
-            BackendError: If the endpoint is down, refuses, or answers with no JSON.
+            BackendError: If the endpoint is down, refuses, or the response is not JSON.
             Cancelled: If ``is_stopped`` became true.
         """
         return self.wait(self.request(path, body), is_stopped)
@@ -119,7 +119,7 @@ class Endpoint:
     def submit(
         self, work: Coroutine[Any, Any, T], done: Callable[[T | BaseException], None]
     ) -> None:
-        """Run a coroutine that requests; ``done`` is called on the endpoint's thread.
+        """Run a coroutine of this endpoint; ``done`` is called on its thread.
 
         Raises:
             BackendError: If the endpoint is closed.
@@ -130,10 +130,10 @@ class Endpoint:
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """POST ``body`` and yield the JSON of every server-sent event until ``[DONE]``.
 
-        A stream that ends without it is whole only where an event told why it ended.
+        A stream that ends without it is complete only after an event with a finish reason.
 
         Raises:
-            BackendError: As ``ask``; a stream that breaks off midway is not retried.
+            BackendError: As in ``ask``; interrupted streams are not retried.
         """
         events: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
 
@@ -144,7 +144,7 @@ class Endpoint:
                 events.put(None)
             except asyncio.CancelledError:
                 events.put(make_cancelled_error())
-            except BaseException as error:  # noqa: BLE001  # raised again on the reader's thread
+            except BaseException as error:  # noqa: BLE001  # raised again on the consumer's thread
                 events.put(error)
 
         future = asyncio.run_coroutine_threadsafe(pump(), self._thread.loop)
@@ -157,14 +157,14 @@ class Endpoint:
             future.cancel()
 
     def close(self) -> None:
-        """Close connections and end the thread; closing twice does no harm."""
+        """Close connections and stop the thread; idempotent."""
         self._finish()
 
     def wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None = None) -> T:
-        """Return what a coroutine that requests returns.
+        """Run a coroutine of this endpoint and return its result.
 
         Raises:
-            BackendError: If the endpoint is closed, or as the coroutine does.
+            BackendError: If the endpoint is closed, or raised by the coroutine.
             Cancelled: If ``is_stopped`` became true.
         """
         self._check_open(work)
@@ -184,7 +184,7 @@ class Endpoint:
         """POST ``body`` (or GET) on the endpoint's thread; see ``ask``.
 
         Raises:
-            BackendError: If the endpoint is down, refuses, or answers with no JSON.
+            BackendError: If the endpoint is down, refuses, or the response is not JSON.
         """
         begun, refused = time.monotonic(), 0
         for attempt in range(self.patience.tries):
@@ -205,22 +205,22 @@ class Endpoint:
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def _await_turn(self, body: Mapping[str, Any] | None = None) -> float:
-        """Wait until Retry-After has passed and both rates allow one more; return its tokens.
+        """Wait for Retry-After and the rate limits; return the reserved tokens.
 
-        Tokens are reserved as what the request may take at most; ``_settle`` gives back the rest.
+        Reserves the maximum that the request can use; ``_settle`` returns the rest.
 
         Raises:
-            BackendError: If Retry-After asks for more than a request may wait.
+            BackendError: If Retry-After exceeds the maximum wait.
         """
-        while (left := self._not_before - time.monotonic()) > 0:
-            if left > self.patience.max_wait_s:
+        while (remaining := self._not_before - time.monotonic()) > 0:
+            if remaining > self.patience.max_wait_s:
                 raise BackendError(
-                    f"{self.address} asks to be left alone for {left:.0f} s",
+                    f"{self.address} asks for a pause of {remaining:.0f} s",
                     code="backend.rate-limit",
-                    expected=f"a wait of {self.patience.max_wait_s:.0f} s at most",
-                    next="run the same command again then, with --resume",
+                    expected=f"a wait of at most {self.patience.max_wait_s:.0f} s",
+                    next="run the command again later, with --resume",
                 )
-            await asyncio.sleep(left)
+            await asyncio.sleep(remaining)
         if self.patience.requests_per_minute > 0:
             now = time.monotonic()
             turn = max(now, self._next_turn)
@@ -238,14 +238,14 @@ class Endpoint:
         return tokens
 
     def _settle(self, reserved: float, answer: Mapping[str, Any]) -> None:
-        """Give back what was reserved and not used; without a count, all but what was sent."""
+        """Return unused reserved tokens; without a usage object all count as used."""
         if reserved:
             usage = answer.get("usage")
-            told = usage if isinstance(usage, dict) else {}
-            used = read_count(told.get("total_tokens"))
+            counts = usage if isinstance(usage, dict) else {}
+            used = read_count(counts.get("total_tokens"))
             if not used:
-                used = read_count(told.get("prompt_tokens"))
-                used += read_count(told.get("completion_tokens"))
+                used = read_count(counts.get("prompt_tokens"))
+                used += read_count(counts.get("completion_tokens"))
             spare = max(reserved - used, 0.0) if answer and used else 0.0
             self._next_tokens -= spare * 60.0 / self.patience.tokens_per_minute
 
@@ -263,28 +263,28 @@ class Endpoint:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise _TransientError("the answer is no JSON", code="backend.malformed") from error
+            raise _TransientError("the response is not JSON", code="backend.malformed") from error
         if not isinstance(value, dict):
-            raise _TransientError("the answer is no JSON object", code="backend.malformed")
-        if value.get("error") and "choices" not in value:  # told with HTTP 200, as relays do
+            raise _TransientError("the response is not a JSON object", code="backend.malformed")
+        if value.get("error") and "choices" not in value:  # relays send errors with HTTP 200
             raise self.judge_failure(
                 parse_status(value["error"]), self.redact(read_error(data)), ""
             )
         return value
 
     async def _read_all(self, answer: Any) -> bytes:
-        """Return an answer's bytes, no more than what memory is there for.
+        """Return the body of a response, up to the size limit.
 
         Raises:
-            BackendError: If the answer is larger than any completion can be.
+            BackendError: If the body is larger than any completion.
         """
         data = await read_body(answer, _MAX_BODY_BYTES)
         if len(data) > _MAX_BODY_BYTES:
             raise BackendError(
-                f"{self.address}: the answer is larger than {_MAX_BODY_BYTES >> 20} MiB",
+                f"{self.address}: the response is larger than {_MAX_BODY_BYTES >> 20} MiB",
                 code="backend.answer",
                 expected="a completion",
-                next="lower max_new_tokens, or look at what the server sends",
+                next="lower max_new_tokens, or check what the server sends",
             )
         return data
 
@@ -306,7 +306,7 @@ class Endpoint:
                         yield value
             if not is_whole:
                 raise _TransientError(
-                    "the stream ended before its answer did", code="backend.broken"
+                    "the stream ended before the answer was complete", code="backend.broken"
                 )
         except _TransientError as problem:
             raise self._give_up(problem, 1, 0.0) from problem
@@ -322,12 +322,12 @@ class Endpoint:
         return _Exchange(self, path, body, total_s)
 
     async def open_session(self) -> Any:
-        """Return the session, made on first use within the endpoint's thread."""
+        """Return the HTTP session, created on first use on the endpoint's thread."""
         if not self._sessions:
             patience = self.patience
             session = self.http.ClientSession(
                 timeout=self.limit_wait(None),
-                auto_decompress=False,  # what is packed is unpacked here, within bounds
+                auto_decompress=False,  # decompressed with a size limit by read_body
                 connector=self.http.TCPConnector(limit=max(patience.concurrency, 1)),
                 headers={
                     "Accept-Encoding": "identity",
@@ -338,7 +338,7 @@ class Endpoint:
         return self._sessions[0]
 
     def limit_wait(self, total_s: float | None) -> Any:
-        """Return the HTTP library's timeouts; ``total_s`` bounds an answer that trickles in."""
+        """Return the HTTP library's timeouts; ``total_s`` bounds the whole response."""
         return self.http.ClientTimeout(
             total=total_s,
             sock_connect=self.patience.connect_timeout_s,
@@ -346,17 +346,17 @@ class Endpoint:
         )
 
     def hold_until(self, wait_s: float) -> None:
-        """Send nothing to this endpoint for ``wait_s`` seconds."""
+        """Block requests to this endpoint for ``wait_s`` seconds."""
         self._not_before = max(self._not_before, time.monotonic() + wait_s)
 
-    def judge_failure(self, status: int, said: str, retry_after: str) -> Exception:
-        """Return what a failure is that an answer told of: one that may pass, or one that cannot.
+    def judge_failure(self, status: int, message: str, retry_after: str) -> Exception:
+        """Return the exception for an error response, transient or permanent.
 
-        Where the server asks for it, nothing is sent until Retry-After has passed.
+        Blocks requests until Retry-After has passed, if the server asks for it.
         """
-        if "insufficient_quota" in said or status == 402:
+        if "insufficient_quota" in message or status == 402:
             return _fatal_error(
-                self, status, said, "backend.quota", "add credit, or use another key"
+                self, status, message, "backend.quota", "add credit, or use another key"
             )
         if status in _RETRIED_STATUSES or status >= 500:
             wait = read_retry_after(retry_after)
@@ -364,17 +364,19 @@ class Endpoint:
                 self.hold_until(wait)
             code = "backend.rate-limit" if status == 429 else "backend.unavailable"
             asks = f"; it asks to wait {wait:.0f} s" if wait else ""
-            return _TransientError(f"HTTP {status}: {said}{asks}", code=code, wait_s=wait)
+            return _TransientError(f"HTTP {status}: {message}{asks}", code=code, wait_s=wait)
         if status in {401, 403}:
             step = "set the key: export OPENAI_API_KEY=..., or api_key_env"
-            return _fatal_error(self, status, said, "backend.unauthorized", step)
+            return _fatal_error(self, status, message, "backend.unauthorized", step)
         if status == 404:
             step = f"curl {self.address}/models"
-            return _fatal_error(self, status, said, "backend.not-found", step)
-        return _fatal_error(self, status, said, "backend.refused", "change the request as it says")
+            return _fatal_error(self, status, message, "backend.not-found", step)
+        return _fatal_error(
+            self, status, message, "backend.refused", "change the request accordingly"
+        )
 
     def redact(self, text: str) -> str:
-        """Return the text without the key, should a server repeat it."""
+        """Mask the API key in a text, in case the server repeats it."""
         return text.replace(self._key, "***") if self._key else text
 
     def _give_up(self, problem: _TransientError, tries: int, waited: float) -> BackendError:
@@ -385,13 +387,13 @@ class Endpoint:
         return BackendError(
             f"{self.address}: {self.redact(str(problem))}, {tries} tries in {waited:.0f} s",
             code=problem.code,
-            expected="an endpoint that answers",
+            expected="a responding endpoint",
             next=steps.get(problem.code, f"start the server, then: curl {self.address}/models"),
         )
 
 
 class _Exchange:
-    """One request and its status, as an async context; the body is read by who enters it."""
+    """Async context of one request; yields the response with its status checked."""
 
     def __init__(
         self,
@@ -426,7 +428,7 @@ class _Exchange:
         except TimeoutError as error:
             raise _TransientError("no answer in time", code="backend.timeout") from error
         except http.ClientConnectionError as error:
-            # A server that was reached and hung up is not down: it may be this request's doing.
+            # A server that hung up is not down: the request may be the cause.
             if not isinstance(error, http.ClientConnectorError):
                 raise _TransientError(
                     f"hung up ({_model_name(error)})", code="backend.broken"
@@ -436,14 +438,14 @@ class _Exchange:
             ) from error
         except http.InvalidURL as error:
             raise BackendError(
-                f"{url} is not an address",
+                f"{url} is not a URL",
                 code="backend.address",
                 expected="http://host:port/v1#model",
                 next="correct the address",
             ) from error
         except http.ClientError as error:
             raise _TransientError(
-                f"speaks no HTTP ({_model_name(error)})", code="backend.broken"
+                f"not an HTTP server ({_model_name(error)})", code="backend.broken"
             ) from error
         return self._answer
 
@@ -454,26 +456,26 @@ class _Exchange:
         answer, endpoint = self._answer, self._endpoint
         status = answer.status
         try:
-            said = endpoint.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
+            message = endpoint.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
         except ValueError as error:
-            said = str(error)
+            message = str(error)
         answer.release()
         if 300 <= status < 400:
             raise _redirect_error(endpoint, status, answer.headers.get("Location", ""))
-        raise endpoint.judge_failure(status, said, answer.headers.get("Retry-After", ""))
+        raise endpoint.judge_failure(status, message, answer.headers.get("Retry-After", ""))
 
 
 def _bound_tokens(body: Mapping[str, Any]) -> float:
-    """Return how many tokens a request may take: its text at 4 bytes a token, and its limit."""
+    """Return the maximum tokens of a request: its text at 4 bytes per token, and its limit."""
     size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return size / 4 + float(body.get("max_tokens") or 0)
 
 
 def find_only_model(endpoint: Endpoint) -> str:
-    """Return the name of the one model that a server serves.
+    """Return the name of a server's only model.
 
     Raises:
-        BackendError: If it serves none or several; they are listed.
+        BackendError: If it serves none or several; lists them.
     """
     answer = endpoint.ask("/models")
     names = [
@@ -486,13 +488,13 @@ def find_only_model(endpoint: Endpoint) -> str:
     raise BackendError(
         f"{endpoint.address} serves {len(names)} models: {', '.join(names[:8])}",
         code="backend.which-model",
-        expected="a model's name",
+        expected="a model name",
         next=f"write {endpoint.address}#NAME",
     )
 
 
 def _shut_down(running: EventLoopThread, sessions: list[Any]) -> None:
-    """Break off what is asked, close the session, then the loop; not on the loop's own thread."""
+    """Cancel requests, close the session, then the loop; not on the loop's thread."""
     running.cancel()
     for session in sessions:
         with contextlib.suppress(concurrent.futures.TimeoutError):
@@ -500,9 +502,11 @@ def _shut_down(running: EventLoopThread, sessions: list[Any]) -> None:
     running.close()
 
 
-def _fatal_error(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> BackendError:
+def _fatal_error(
+    endpoint: Endpoint, status: int, message: str, code: str, step: str
+) -> BackendError:
     return BackendError(
-        f"{endpoint.address} answered HTTP {status}: {said}",
+        f"{endpoint.address} answered HTTP {status}: {message}",
         code=code,
         expected="HTTP 200",
         next=step,
@@ -510,13 +514,13 @@ def _fatal_error(endpoint: Endpoint, status: int, said: str, code: str, step: st
 
 
 def _redirect_error(endpoint: Endpoint, status: int, location: str) -> BackendError:
-    """Return the refusal to follow a server elsewhere; what comes after ? may be a secret."""
-    place = endpoint.redact(location.split("?", 1)[0])[:200] or "nowhere"
+    """Return the error for a redirect; the query string is removed, as it may hold a secret."""
+    target = endpoint.redact(location.split("?", 1)[0])[:200] or "nowhere"
     return BackendError(
-        f"{endpoint.address} answered HTTP {status}: it redirects to {place}",
+        f"{endpoint.address} answered HTTP {status}: it redirects to {target}",
         code="backend.address",
-        expected="an address that answers by itself: a redirect is not followed",
-        next="write the address that it redirects to, if it is yours",
+        expected="an address that responds itself: redirects are not followed",
+        next="use the address of the redirect, if you trust it",
     )
 
 

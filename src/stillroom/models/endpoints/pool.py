@@ -1,15 +1,15 @@
 """Load balancing over several endpoints: weights, failover and hedged requests.
 
-Which endpoint a request goes to first follows from the request alone (weighted rendezvous hashing),
-so that a repeated run asks the same one, however much is asked at once. An endpoint that fails as a
-whole (down, refused key, spent quota, over its rate) is passed over, and not asked first again for
-a while; what only this request did wrong is not asked of others. Whose answer it is stands in the
-completion's ``model``.
+The first endpoint of a request is a function of the request alone (weighted rendezvous hashing), so
+that repeated runs use the same one at any concurrency. An endpoint that fails as a whole (down,
+invalid key, exhausted quota, rate limit) is skipped, and not tried first for a while; errors of the
+request itself do not fail over. A completion's ``model`` identifies its endpoint.
 
-Of requests that are not hedged none keeps a thread waiting where the endpoints need none. A hedged
-one does: the request that comes second is broken off by who waits for it.
+Requests without hedging block no thread if the endpoints support ``submit``. Hedged requests block
+one, which cancels the slower request.
 
 Sources: Thaler and Ravishankar 1998 (rendezvous hashing); Dean and Barroso 2013, "The Tail at
+Scale" (hedged requests).
 Scale" (hedged requests).
 """
 
@@ -26,14 +26,13 @@ from functools import partial
 
 from stillroom.errors import BackendError
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
-from stillroom.models.interfaces import AsyncModel, ConcurrentModel, Score, TextModel
+from stillroom.models.interfaces import AsyncModel, ConcurrentModel, OnDone, Score, TextModel
 from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
 
 __all__ = ["LoadBalancedModel", "PoolEndpoint"]
 
-OnDone = Callable[[Completion | BaseException], None]
 _POLL_S = 0.1
 _COOLDOWN_S = 30.0
 _FAILOVER_CODES = {
@@ -49,53 +48,55 @@ _FAILOVER_CODES = {
     "backend.malformed",
     "backend.answer",
 }
-"""Errors after which another endpoint is asked; ``backend.refused`` is the request's own."""
+"""Errors that fail over to another endpoint; ``backend.refused`` does not."""
 _REQUEST_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
 _COOLDOWN_CODES = _FAILOVER_CODES - _REQUEST_CODES
 
 
 @dataclass(frozen=True, slots=True)
 class PoolEndpoint:
-    """One endpoint and its share of the requests; 0 is asked only when others fail."""
+    """An endpoint and its weight; with weight 0 it is a fallback."""
 
     model: TextModel
     weight: float = 1.0
 
 
 class LoadBalancedModel:
-    """A TextModel over several; each request goes to one, and on to the next if that one fails.
+    """TextModel over several endpoints; each request goes to one, and fails over to the next.
 
-    It has ``submit`` where all members have it and nothing is hedged.
+    It has ``submit`` if all members have it and hedging is off.
     """
 
     submit: Callable[[Prompt, Sampling, OnDone], None]
-    """See ``SubmittingModel``."""
+    """See ``AsyncModel``."""
 
     def __init__(self, members: Sequence[PoolEndpoint], *, hedge_after_s: float = 0.0) -> None:
-        """Pool members.
+        """Pool endpoints.
 
         Args:
-            members: In order of preference; at least one with a weight above 0.
-            hedge_after_s: Ask a second one too when the first has not answered after so long, and
-                take whichever comes first; 0 never does.
+            members: Endpoints in order of preference; at least one with a positive weight.
+            hedge_after_s: Seconds without an answer after which a second endpoint is asked, too,
+                and the first answer is used; 0: never.
         """
         self._members = list(members)
         self._hedge_after_s = hedge_after_s
         self._resting: dict[int, float] = {}
         self._lock = threading.Lock()
         self.asked = [0] * len(self._members)
-        """How many requests each member was sent."""
+        """Number of requests sent to each member."""
         first = self._members[0].model
         self.name = first.name
-        prints = [[one.model.fingerprint, one.weight] for one in self._members]
+        prints = [[member.model.fingerprint, member.weight] for member in self._members]
         self.fingerprint = f"pool:{digest_json(prints)[:16]}"
-        self.context_length = min(one.model.context_length for one in self._members)
+        self.context_length = min(member.model.context_length for member in self._members)
         self.concurrency = sum(
-            _concurrency_of(one.model) for one in self._members if one.weight > 0
+            _concurrency_of(member.model) for member in self._members if member.weight > 0
         )
-        ways = [one.model.submit for one in self._members if isinstance(one.model, AsyncModel)]
-        if len(ways) == len(self._members) and not self._is_hedged:
-            self._ways = ways
+        submit_methods = [
+            member.model.submit for member in self._members if isinstance(member.model, AsyncModel)
+        ]
+        if len(submit_methods) == len(self._members) and not self._is_hedged:
+            self._ways = submit_methods
             self.submit = self._submit
 
     def generate(
@@ -106,10 +107,11 @@ class LoadBalancedModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt; see ``TextModel.generate``.
+        """Complete all prompts; see ``TextModel.generate``.
 
         Raises:
-            BackendError: If every endpoint fails, or refuses a prompt; the others are done then.
+            BackendError: If all endpoints fail, or one refuses a prompt; other prompts are
+                completed.
         """
         samplings = broadcast_sampling(prompts, sampling)
         failed: dict[int, BackendError] = {}
@@ -132,7 +134,7 @@ class LoadBalancedModel:
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion of the endpoint that comes first for the prompt."""
+        """Yield the completion of the prompt's first endpoint."""
         first = self._members[self._order(prompt, sampling)[0]].model
         return (yield from first.stream(prompt, sampling))
 
@@ -140,26 +142,26 @@ class LoadBalancedModel:
         """Score with the first member.
 
         Raises:
-            BackendError: As that one does.
+            BackendError: As raised by the member.
         """
         return self._members[0].model.score(prompts, completions)
 
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
-        """Weigh options with the first member.
+        """Return the probabilities of options by the first member.
 
         Raises:
-            BackendError: If its engine tells no chances.
+            BackendError: If its engine has no log-probabilities.
         """
         return score_options_by_logprob(self._members[0].model, prompts, options)
 
     def count_tokens(self, text: str) -> int:
-        """Count with the first member."""
+        """Count tokens with the first member."""
         return self._members[0].model.count_tokens(text)
 
     def close(self) -> None:
-        """Close every member."""
+        """Close all members."""
         for member in self._members:
             member.model.close()
 
@@ -168,17 +170,17 @@ class LoadBalancedModel:
         return self._hedge_after_s > 0 and len(self._members) > 1
 
     def _submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
-        """Ask the first in order; where one fails, its thread asks the next."""
+        """Submit to the first endpoint in order; a failure submits to the next on its thread."""
         waiting = deque(self._order(prompt, sampling))
         errors: list[BackendError] = []
 
         def ask() -> None:
-            at = waiting.popleft()
-            self._begin(at)
-            self._ways[at](prompt, sampling, partial(take, at))
+            index = waiting.popleft()
+            self._begin(index)
+            self._ways[index](prompt, sampling, partial(take, index))
 
-        def take(at: int, value: Completion | BaseException) -> None:
-            self._note(at, value)
+        def take(index: int, value: Completion | BaseException) -> None:
+            self._note(index, value)
             if not isinstance(value, BackendError) or value.code not in _FAILOVER_CODES:
                 done(value)
                 return
@@ -188,7 +190,7 @@ class LoadBalancedModel:
                 return
             try:
                 ask()
-            except BackendError as error:  # it was closed meanwhile
+            except BackendError as error:  # closed in the meantime
                 done(error)
 
         ask()
@@ -209,9 +211,9 @@ class LoadBalancedModel:
         is_stopped: Callable[[], bool],
     ) -> Completion:
         errors: list[BackendError] = []
-        for at in order:
+        for index in order:
             try:
-                return self._send(at, prompt, sampling, is_stopped)
+                return self._send(index, prompt, sampling, is_stopped)
             except BackendError as error:
                 if error.code not in _FAILOVER_CODES:
                     raise
@@ -225,7 +227,7 @@ class LoadBalancedModel:
         sampling: Sampling,
         is_stopped: Callable[[], bool],
     ) -> Completion:
-        """Ask the first; after a while, or when it fails, the next too; take what comes first."""
+        """Ask the first endpoint, after a delay or failure the next; return the first answer."""
         won = threading.Event()
 
         def is_over() -> bool:
@@ -240,15 +242,15 @@ class LoadBalancedModel:
             while True:
                 now = time.monotonic()
                 if waiting and (not running or now >= next_at) and not is_stopped():
-                    at = waiting.pop(0)
-                    running.add(pool.submit(self._send, at, prompt, sampling, is_over))
+                    index = waiting.pop(0)
+                    running.add(pool.submit(self._send, index, prompt, sampling, is_over))
                     next_at = now + self._hedge_after_s
                 if not running:
                     if is_stopped():
                         return Completion("", "cancelled", model=self.fingerprint)
                     raise self._give_up(errors)
-                left = max(next_at - time.monotonic(), 0.0) if waiting else _POLL_S
-                done, running = wait(running, min(left, _POLL_S), FIRST_COMPLETED)
+                timeout = max(next_at - time.monotonic(), 0.0) if waiting else _POLL_S
+                done, running = wait(running, min(timeout, _POLL_S), FIRST_COMPLETED)
                 for future in done:
                     error = future.exception()
                     if error is None:
@@ -261,43 +263,43 @@ class LoadBalancedModel:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _send(
-        self, at: int, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
+        self, index: int, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
     ) -> Completion:
-        self._begin(at)
+        self._begin(index)
         try:
-            model = self._members[at].model
+            model = self._members[index].model
             (completion,) = model.generate([prompt], [sampling], is_cancelled=is_stopped)
         except BackendError as error:
-            self._note(at, error)
+            self._note(index, error)
             raise
-        self._note(at, completion)
+        self._note(index, completion)
         return completion
 
-    def _begin(self, at: int) -> None:
+    def _begin(self, index: int) -> None:
         with self._lock:
-            self.asked[at] += 1
+            self.asked[index] += 1
 
-    def _note(self, at: int, value: Completion | BaseException) -> None:
-        """Let a member rest that failed as a whole, and no longer where it has answered."""
+    def _note(self, index: int, value: Completion | BaseException) -> None:
+        """Start the cooldown of a failed member, or end that of a member that answered."""
         with self._lock:
             if isinstance(value, Completion):
-                self._resting.pop(at, None)
+                self._resting.pop(index, None)
             elif isinstance(value, BackendError) and value.code in _COOLDOWN_CODES:
-                self._resting[at] = time.monotonic() + _COOLDOWN_S
+                self._resting[index] = time.monotonic() + _COOLDOWN_S
 
     def _order(self, prompt: Prompt, sampling: Sampling) -> list[int]:
-        """Return in which order members are asked: by weight and the request, the resting last."""
+        """Return the order of members: by weight and request, members in cooldown last."""
         request = digest_json([prompt.to_json(), asdict(sampling)])
         now = time.monotonic()
         with self._lock:
-            resting = {at for at, until in self._resting.items() if until > now}
+            resting = {index for index, until in self._resting.items() if until > now}
         return sorted(
             range(len(self._members)),
-            key=lambda at: (
-                at in resting,
-                self._members[at].weight <= 0,
-                _weighted_distance(request, at, self._members[at].weight),
-                at,
+            key=lambda index: (
+                index in resting,
+                self._members[index].weight <= 0,
+                _weighted_distance(request, index, self._members[index].weight),
+                index,
             ),
         )
 
@@ -307,11 +309,11 @@ class LoadBalancedModel:
         return BackendError([problem for error in errors for problem in error.problems])
 
 
-def _weighted_distance(request: str, at: int, weight: float) -> float:
-    """Return how far a member is from a request; the nearest has it, in proportion to weights."""
+def _weighted_distance(request: str, index: int, weight: float) -> float:
+    """Return the weighted distance of a member from a request; the nearest is first."""
     if weight <= 0:
         return 0.0
-    share = (int(digest_json([request, at])[:13], 16) + 1) / (16**13 + 1)
+    share = (int(digest_json([request, index])[:13], 16) + 1) / (16**13 + 1)
     return -math.log(share) / weight
 
 

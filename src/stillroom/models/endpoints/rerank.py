@@ -1,6 +1,6 @@
 """Rerank endpoints: POST /rerank as served by Cohere, Jina, vLLM and Infinity.
 
-Asked with the same patience as every endpoint: what may pass is tried again, what cannot is not.
+Retries are those of all endpoints: transient failures only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["RerankEndpoint"]
 
 
 class RerankEndpoint:
-    """A server's reranker; scores are whatever the server gives, higher fits better."""
+    """Reranker of a server; the scale of scores is the server's, higher is better."""
 
     def __init__(
         self,
@@ -28,17 +28,17 @@ class RerankEndpoint:
         api_key_env: str = "OPENAI_API_KEY",
         patience: RequestPolicy | None = None,
     ) -> None:
-        """Prepare to ask; nothing is sent yet.
+        """Set up requests; nothing is sent yet.
 
         Args:
-            reference: The address with the model's name: ``http://host:8000/v1#name``.
-            api_key: The key itself; by default read from the environment.
-            api_key_env: The environment variable with the key; never sent over plain http to
+            reference: Address with the model name: ``http://host:8000/v1#name``.
+            api_key: API key; default: from the environment.
+            api_key_env: Environment variable with the API key; never sent over plain http to
                 another machine.
-            patience: How long the endpoint is waited for.
+            patience: Timeouts and retries.
 
         Raises:
-            BackendError: If the address cannot be one, or names no model.
+            BackendError: If the address is invalid, or has no model name.
         """
         address, name = split_model_address(reference)
         if not name:
@@ -54,7 +54,7 @@ class RerankEndpoint:
         self.fingerprint = f"endpoint:{self._endpoint.address}#{name}"
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """Return one score for each text, in order; see ``Reranker``."""
+        """Return one score per text, in order; see ``RerankerModel``."""
         if not texts:
             return []
         body = {
@@ -65,32 +65,34 @@ class RerankEndpoint:
             "return_documents": False,
         }
         answer = self._endpoint.ask("/rerank", body)
-        found = self._read(answer.get("results", answer.get("data")), len(texts))
-        if len(found) != len(texts):
-            raise self._bad_answer(f"{len(found)} scores for {len(texts)} documents")
-        return [found[at] for at in range(len(texts))]
+        scores = self._read(answer.get("results", answer.get("data")), len(texts))
+        if len(scores) != len(texts):
+            raise self._bad_answer(f"{len(scores)} scores for {len(texts)} documents")
+        return [scores[index] for index in range(len(texts))]
 
     def close(self) -> None:
         """Close connections."""
         self._endpoint.close()
 
     def _read(self, rows: Any, count: int) -> dict[int, float]:
-        found: dict[int, float] = {}
+        scores: dict[int, float] = {}
         try:
             for row in rows:
-                at = int(row["index"])
+                index = int(row["index"])
                 score = float(row["relevance_score"] if "relevance_score" in row else row["score"])
-                if at in found or not 0 <= at < count or not math.isfinite(score):
-                    raise self._bad_answer(f"document {at} has the score {score}, or has it twice")
-                found[at] = score
+                if index in scores or not 0 <= index < count or not math.isfinite(score):
+                    raise self._bad_answer(
+                        f"document {index} has an invalid or second score {score}"
+                    )
+                scores[index] = score
         except (KeyError, TypeError, ValueError) as error:
             raise self._bad_answer("its rows cannot be read") from error
-        return found
+        return scores
 
     def _bad_answer(self, why: str) -> BackendError:
         return BackendError(
-            f"{self._endpoint.address} sent no usable scores: {why}",
+            f"{self._endpoint.address} sent no valid scores: {why}",
             code="backend.answer",
-            expected="results[i] with index and relevance_score, one for each document",
-            next="check the model's name and that it is a reranking model",
+            expected="results[i] with index and relevance_score, one per document",
+            next="check the model name, and that it is a reranking model",
         )

@@ -1,12 +1,12 @@
 """HTTP transport: event-loop thread, addresses, bounded bodies, fields of OpenAI responses.
 
-Who waits for an answer keeps a thread busy with waiting; waking as many threads as there are
-requests costs more processor time than the requests do. So work can also be handed in with a
-function that takes what comes of it, and nobody waits. A bounded number of lanes works on what is
-handed in: an answer that has come makes room for the next request at once, and is told of when no
-more of them come, so that who goes on with the answers does not hold up the requests.
+Blocking a thread per request costs more CPU time than the requests. Work can therefore be submitted
+with a callback. A bounded number of lanes runs submitted work: a response frees its lane for the
+next request at once, and callbacks run when no more responses arrive, so that slow callbacks do not
+delay requests.
 
-A server may send without end, and a megabyte that was packed may be a gigabyte. Knows no endpoint.
+Bodies are bounded: a server may send without end, and a compressed megabyte may be a gigabyte.
+Independent of endpoints.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _GATHER_WINDOW_S = 0.001
 
 
 class EventLoopThread:
-    """Runs coroutines for threads that are not its own."""
+    """Runs coroutines on its own thread, for other threads."""
 
     def __init__(self, name: str, *, lanes: int = 16) -> None:
         """Start the thread.
 
         Args:
-            name: Of the thread.
-            lanes: How much of what is handed in is worked on at once.
+            name: Thread name.
+            lanes: Maximum concurrent submissions.
         """
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True, name=name)
@@ -70,17 +70,17 @@ class EventLoopThread:
         self._handed_in: deque[tuple[Coroutine[Any, Any, Any], Callable[[Any], None]]] = deque()
         self._is_woken = False
         self._lanes, self._at_work = lanes, 0
-        self._running: set[asyncio.Task[Any]] = set()  # which the loop itself forgets
+        self._running: set[asyncio.Task[Any]] = set()  # the loop holds weak references only
         self._finished: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._telling: asyncio.TimerHandle | None = None
 
     @property
     def is_closed(self) -> bool:
-        """Whether it can take no more."""
+        """Whether the loop is closed."""
         return self.loop.is_closed()
 
     def wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None = None) -> T:
-        """Return what a coroutine returns, or raise what it raises.
+        """Run a coroutine and return its result.
 
         Raises:
             Cancelled: If ``is_stopped`` became true, or the loop was closed.
@@ -92,7 +92,7 @@ class EventLoopThread:
             except concurrent.futures.CancelledError:
                 raise make_cancelled_error() from None
             except concurrent.futures.TimeoutError:
-                if future.done():  # just after the wait for it gave up, or by its own error
+                if future.done():  # completed just now, or raised TimeoutError itself
                     return future.result()
                 if self.is_closed:
                     raise make_cancelled_error() from None
@@ -103,18 +103,18 @@ class EventLoopThread:
     def submit(
         self, work: Coroutine[Any, Any, T], done: Callable[[T | BaseException], None]
     ) -> None:
-        """Have a coroutine run, and ``done`` called on this thread with its value or its error.
+        """Run a coroutine; ``done`` is called on this thread with its result or exception.
 
         Raises:
             RuntimeError: If the loop is closed.
         """
         self._handed_in.append((work, done))
-        if self._at_work < self._lanes and not self._is_woken:  # else a lane comes to it
+        if self._at_work < self._lanes and not self._is_woken:  # else a running lane takes it
             self._is_woken = True
             self.loop.call_soon_threadsafe(self._take)
 
     async def rest(self, seconds: float) -> None:
-        """Sleep within a coroutine that was handed in, and let another be worked on meanwhile."""
+        """Sleep within a submitted coroutine, freeing its lane meanwhile."""
         self._lanes += 1
         self._take()
         try:
@@ -123,7 +123,7 @@ class EventLoopThread:
             self._lanes -= 1
 
     def cancel(self, wait_s: float = 5.0) -> None:
-        """Break off what is at work, and have who waits for it told so.
+        """Cancel running work; its callbacks receive ``Cancelled``.
 
         Not to be called on the thread itself; nor is ``close``.
         """
@@ -131,7 +131,7 @@ class EventLoopThread:
             asyncio.run_coroutine_threadsafe(_cancel_others(), self.loop).result(wait_s)
 
     def close(self, wait_s: float = 5.0) -> None:
-        """End the thread; closing twice does no harm."""
+        """Stop the thread; idempotent."""
         if self.is_closed:
             return
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -139,7 +139,7 @@ class EventLoopThread:
         if self.thread.is_alive():
             return
         self.loop.close()
-        self._is_woken = False  # so that who hands in more is refused
+        self._is_woken = False  # so that later submissions raise
         while self._finished:
             done, value = self._finished.popleft()
             done(value)
@@ -149,8 +149,8 @@ class EventLoopThread:
             done(make_cancelled_error())
 
     def _take(self) -> None:
-        """Open as many lanes as there is work for."""
-        self._is_woken = False  # before looking: what comes after the last look wakes it again
+        """Open lanes for the submitted work."""
+        self._is_woken = False  # before the check: later submissions wake it again
         for _ in range(min(self._lanes - self._at_work, len(self._handed_in))):
             self._at_work += 1
             task = self.loop.create_task(self._work())
@@ -158,7 +158,7 @@ class EventLoopThread:
             task.add_done_callback(self._running.discard)
 
     async def _work(self) -> None:
-        """Work on what is handed in until nothing is left, or too many do."""
+        """Run submitted work until none is left, or there are too many lanes."""
         try:
             while self._handed_in and self._at_work <= self._lanes:
                 work, done = self._handed_in.popleft()
@@ -167,16 +167,16 @@ class EventLoopThread:
                 except asyncio.CancelledError:
                     self._tell(done, make_cancelled_error())
                     raise
-                except BaseException as error:  # noqa: BLE001  # told to who handed it in
+                except BaseException as error:  # noqa: BLE001  # passed to the callback
                     value = error
                 self._tell(done, value)
         finally:
             self._at_work -= 1
-        if self._handed_in:  # since the last look, when this lane still seemed to come to it
+        if self._handed_in:  # submitted since the last check
             self._take()
 
     def _tell(self, done: Callable[[Any], None], value: Any) -> None:
-        """Tell what has come of work: soon, or at once where nothing else is left to do."""
+        """Schedule a callback: soon, or at once if no work is left."""
         self._finished.append((done, value))
         if not self._handed_in:
             self._tell_all()
@@ -193,14 +193,14 @@ class EventLoopThread:
 
 
 async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def make_cancelled_error() -> Cancelled:
-    """Return what is told to who waits for work that was broken off."""
+    """Return the exception for cancelled work."""
     return Cancelled("stopped while waiting", code="job.cancelled")
 
 
@@ -208,23 +208,23 @@ def split_model_address(reference: str) -> tuple[str, str]:
     """Return address and model name of ``http://host/v1#name``.
 
     Raises:
-        BackendError: If the address has no host, or carries a user or password.
+        BackendError: If the address has no host, or contains a user or password.
     """
     address, _, model = reference.partition("#")
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         raise BackendError(
-            f"{parts.scheme}://{parts.hostname or ''} is not an endpoint's address",
+            f"{parts.scheme}://{parts.hostname or ''} is not the address of an endpoint",
             code="backend.address",
             expected="http://host:port/v1#model, without user or password",
-            next="correct the address; keys go into the environment (api_key_env)",
+            next="correct the address; set keys in the environment (api_key_env)",
         )
     return address.rstrip("/"), model
 
 
 @lru_cache(maxsize=64)
 def is_key_safe(address: str) -> bool:
-    """Whether nobody on the way can read a key: https, or this very machine."""
+    """Return whether a key cannot be intercepted: https, or this machine."""
     parts = urlsplit(address)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True
@@ -235,7 +235,7 @@ def is_key_safe(address: str) -> bool:
 
 
 def find_proxy(url: str) -> str | None:
-    """Return the environment's proxy for an address; none for plain HTTP on this machine."""
+    """Return the environment's proxy of a URL; none for plain http on this machine."""
     parts = urlsplit(url)
     if is_key_safe(url) and parts.scheme == "http":
         return None
@@ -248,27 +248,27 @@ _COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate"})
 
 
 async def read_body(answer: Any, most: int) -> bytes:
-    """Return an answer's bytes as they were before they were packed.
+    """Return the decompressed body of a response.
 
     Args:
-        answer: Of the HTTP library, which does not unpack it.
-        most: What is longer is cut somewhere above so many bytes.
+        answer: Response of the HTTP library, without automatic decompression.
+        most: Size limit in bytes; longer bodies are truncated somewhere above it.
 
     Raises:
-        ValueError: If it is packed in a way that nobody asked for, or not as it says.
+        ValueError: If the encoding is unknown, or the body is not encoded as declared.
     """
     data = await _read_up_to(answer, most)
     encoding = answer.headers.get("Content-Encoding", "").strip().lower()
     if encoding in {"", "identity"}:
         return data
     if encoding not in _COMPRESSIONS:
-        raise ValueError(f"the answer is packed as {encoding:.40}")
-    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # deflate comes with and without a head
+        raise ValueError(f"unsupported Content-Encoding {encoding:.40}")
+    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # deflate with and without a header
         try:
             return zlib.decompressobj(window).decompress(data, most + 1)
         except zlib.error:
             continue
-    raise ValueError(f"the answer is no {encoding}")
+    raise ValueError(f"the response is not valid {encoding}")
 
 
 async def _read_up_to(answer: Any, most: int) -> bytes:
@@ -290,33 +290,33 @@ _FINISH_REASONS = {
 }
 
 
-"""Why a server says that it ended, where that is not the end of the answer."""
+"""Finish reasons of servers, in our terms, other than the end of the answer."""
 
 
 def get_first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the first choice of an answer or of an event; empty where there is none."""
+    """Return the first choice of a response or event; empty if there is none."""
     choices = answer.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, dict) else {}
 
 
 def read_count(value: object) -> int:
-    """Return a count of tokens as a server tells it; 0 for what is no count."""
+    """Return a token count; 0 for anything but a valid number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 53:
         return 0
     return int(value)
 
 
-def read_finish_reason(told: object) -> str:
-    """Return why an answer ended: ``stop``, ``length``, ``content_filter``, or ``broken``.
+def read_finish_reason(reason: object) -> str:
+    """Return ``stop``, ``length``, ``content_filter``, or ``broken``.
 
-    Broken is what the server gave up on: what came is no answer.
+    ``broken``: the server aborted the answer.
     """
-    return _FINISH_REASONS.get(str(told or "stop").lower(), "stop")
+    return _FINISH_REASONS.get(str(reason or "stop").lower(), "stop")
 
 
 def read_retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After header asks for, by number or date; 0 if none."""
+    """Return the seconds of a Retry-After header, a number or a date; 0 if invalid."""
     value = value.strip()
     if not value:
         return 0.0
@@ -331,19 +331,19 @@ def read_retry_after(value: str) -> float:
 
 
 def read_error(data: bytes) -> str:
-    """Return what an answer says went wrong, on one line."""
+    """Return the error message of a response, on one line."""
     try:
         value = json.loads(data)
         error = value.get("error", value)
-        said = error if isinstance(error, str) else error.get("message") or json.dumps(error)
+        message = error if isinstance(error, str) else error.get("message") or json.dumps(error)
         kind = "" if isinstance(error, str) else str(error.get("code") or error.get("type") or "")
-        text = f"{said} ({kind})" if kind else str(said)
+        text = f"{message} ({kind})" if kind else str(message)
     except (ValueError, AttributeError, RecursionError):
         text = data.decode("utf-8", "replace")
     return " ".join(text.split())[:400] or "no reason given"
 
 
 def parse_status(error: object) -> int:
-    """Return the HTTP status that the body of an answer tells; 500 where it tells none."""
+    """Return the HTTP status in an error object; 500 without one."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500

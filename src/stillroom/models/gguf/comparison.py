@@ -1,9 +1,9 @@
 """Comparison of a GGUF file in llama.cpp with its source checkpoint in transformers.
 
-Three questions: do both cut the same texts into the same tokens; does the chat template give the
-same text; and along llama.cpp's own greedy text, how far is its log-probability of each likely
-token from transformers' in float32, and would transformers have taken the same token. The tokens
-are compared exactly; the numbers differ by rounding and by quantization and are told as they are.
+Three checks: equal token ids of the same texts; equal output of the chat template; and, along
+llama.cpp's greedy continuation, the difference of its log-probabilities from transformers' in
+float32, and whether both select the same token. Token ids are compared exactly; log-probabilities
+differ by rounding and quantization, and are reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROBES: tuple[str, ...] = (
     "emoji 🍷🧪, CAPITALS don'T matter; a\r\nb    c\u00a0d",
     "What is distilled twice is",
 )
-"""Texts in which rules of splitting differ: digits, spaces, contractions, scripts, marks."""
+"""Texts on which pre-tokenizers differ: digits, spaces, contractions, scripts, punctuation."""
 
 _PROBE_MESSAGES = (
     Message("user", "What is a still?"),
@@ -45,12 +45,13 @@ _MAX_DIFFERENCE_NATS: Mapping[GgufType, float] = {
     "bf16": 0.1,
     "q8_0": 0.4,
 }
-"""Four times and more what rounding makes of the mean: SmolLM2-135M's were 0.0018, 0.0038, 0.021
-and 0.10, over 130 places. The cache of keys and values is float16 for all of them."""
+"""At least four times the mean difference by rounding: 0.0018, 0.0038, 0.021 and 0.10 for
+SmolLM2-135M, over 130 positions. The KV cache is float16 for all types.
+"""
 
 
 class _LlamacppModel(Protocol):
-    """What llama.cpp's backend offers beyond a TextModel."""
+    """Methods of llama.cpp's model beyond those of a TextModel."""
 
     def tokenize(self, text: str) -> list[int]: ...
 
@@ -65,10 +66,10 @@ class _LlamacppModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GgufComparison:
-    """How near a file is to its checkpoint.
+    """Agreement of a GGUF file with its checkpoint.
 
     ``template`` is ``alike``, ``unlike`` or ``none``; differences are of log-probabilities, in
-    nats, over the likeliest tokens of ``positions`` places.
+    nats, over the most probable tokens at ``positions`` positions.
     """
 
     texts: int
@@ -80,15 +81,18 @@ class GgufComparison:
     largest_difference: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return a one-line summary."""
         if not self.positions:
-            return f"{self.texts_alike} of {self.texts} texts cut alike; llama.cpp wrote nothing"
+            return (
+                f"{self.texts_alike} of {self.texts} texts tokenized alike; llama.cpp wrote nothing"
+            )
         return (
-            f"{self.texts_alike} of {self.texts} texts cut alike; chat template {self.template}; "
+            f"{self.texts_alike} of {self.texts} texts tokenized alike; chat template "
+            f"{self.template}; "
             f"{self.same_token} of {self.positions} greedy tokens the same; log-probabilities "
             f"differ by {self.mean_difference:.2g} nats on average, {self.largest_difference:.2g} "
             "at most"
@@ -103,22 +107,22 @@ def compare_gguf(
     probes: Sequence[str] = PROBES,
     name: Path | None = None,
 ) -> GgufComparison:
-    """Run a GGUF file in llama.cpp beside the folder it was made from.
+    """Compare a GGUF file in llama.cpp with the folder it was exported from.
 
     Args:
-        folder: The Hugging Face folder.
-        path: The file.
-        type: Of its matrices: how much rounding is expected.
-        probes: Texts to cut, and to go on from.
-        name: What errors call the file, where it is to be renamed; default ``path``.
+        folder: Hugging Face folder.
+        path: GGUF file.
+        type: Type of its matrices, which determines the expected rounding.
+        probes: Texts to tokenize and to continue.
+        name: Name of the file in errors; default: ``path``.
 
     Raises:
-        CheckpointError: If a text is cut otherwise, or the model computes something else, no
-            number, or nothing at all.
+        CheckpointError: If a text is tokenized differently, or log-probabilities differ too much,
+            are NaN or missing.
         MissingExtraError: If xllamacpp is not installed.
     """
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
-    # One thread: llama.cpp's wait for each other by turning, and stand still on a busy machine.
+    # One thread: llama.cpp's threads spin at barriers, and stall on a busy machine.
     settings = {"name": "llamacpp", "context_length": _CONTEXT, "instances": 1, "num_threads": 1}
     engine = cast("_LlamacppModel", BACKENDS.build(settings).open(str(path)))
     try:
@@ -130,7 +134,7 @@ def compare_gguf(
         same, differences = _compare_logprobs(model, tokenizer, engine, cut)
     finally:
         engine.close()
-    found = GgufComparison(
+    comparison = GgufComparison(
         len(probes),
         len(probes) - len(unlike),
         template,
@@ -140,51 +144,54 @@ def compare_gguf(
         math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan),
     )
     if (
-        unlike or not found.mean_difference <= _MAX_DIFFERENCE_NATS[type]
+        unlike or not comparison.mean_difference <= _MAX_DIFFERENCE_NATS[type]
     ):  # no number is near no number
         raise CheckpointError(
-            f"llama.cpp does not compute what transformers does: {found}",
+            f"llama.cpp disagrees with transformers: {comparison}",
             code="checkpoint.gguf-unlike",
             where=str(name or path),
-            expected="the same tokens of every text, and log-probabilities that rounding explains",
-            next=f"use llama.cpp's own converter; the first text cut otherwise: {unlike[0]!r:.80}"
+            expected="equal tokens of every text, and log-probabilities that differ by rounding "
+            "only",
+            next=f"use llama.cpp's converter; first text tokenized differently: {unlike[0]!r:.80}"
             if unlike
-            else "use llama.cpp's own converter; report its architecture and config.json",
+            else "use llama.cpp's converter; report the architecture and config.json",
         )
-    return found
+    return comparison
 
 
 def _compare_template(tokenizer: Any, engine: _LlamacppModel) -> str:
     if not tokenizer.chat_template:
         return "none"
     turns = [message.to_json() for message in _PROBE_MESSAGES]
-    ours = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     try:
-        theirs = engine.render(_PROBE_MESSAGES)
+        rendered = engine.render(_PROBE_MESSAGES)
     except BackendError:
         return "unlike"
     mark = tokenizer.bos_token or ""
-    return "alike" if theirs.removeprefix(mark) == ours.removeprefix(mark) else "unlike"
+    return "alike" if rendered.removeprefix(mark) == expected.removeprefix(mark) else "unlike"
 
 
 def _compare_logprobs(
     model: Any, tokenizer: Any, engine: _LlamacppModel, cut: Sequence[list[int]]
 ) -> tuple[list[bool], list[float]]:
-    """Return whether each greedy token is transformers' too, and all differences, in nats."""
+    """Return, per greedy token, whether transformers agrees, and all differences in nats."""
     import torch
 
     ends = {tokenizer.eos_token_id}
     same: list[bool] = []
     differences: list[float] = []
     for ids in cut:
-        places = engine.continue_tokens(ids, _TOKENS, _TOP)
-        whole = torch.tensor([[*ids, *(token for token, _ in places)]])
+        steps = engine.continue_tokens(ids, _TOKENS, _TOP)
+        sequence = torch.tensor([[*ids, *(token for token, _ in steps)]])
         with torch.no_grad():
-            logits = model(whole).logits[0].float()
+            logits = model(sequence).logits[0].float()
         chances = torch.log_softmax(logits, dim=-1)  # (T, V)
-        for at, (token, likely) in enumerate(places, len(ids) - 1):
+        for position, (token, likely) in enumerate(steps, len(ids) - 1):
             if token in ends:
                 break
-            same.append(int(chances[at].argmax()) == token)
-            differences += [abs(float(chances[at, key]) - told) for key, told in likely.items()]
+            same.append(int(chances[position].argmax()) == token)
+            differences += [
+                abs(float(chances[position, key]) - logprob) for key, logprob in likely.items()
+            ]
     return same, differences

@@ -1,12 +1,11 @@
-"""Export of a checkpoint as one GGUF file.
+"""Export of a checkpoint to one GGUF file.
 
-Tensors go through one at a time, in the type that is asked for; vectors (norms, biases) stay
-float32, as llama.cpp wants them, and a matrix whose rows are no multiple of 32 long is kept as
-float16 where ``q8_0`` is asked for, counted in the report. What the checkpoint was made from is
-written under ``stillroom.*``, so that the file alone still tells it.
+Tensors are converted one at a time to the given type; vectors (norms, biases) stay float32, as
+llama.cpp requires, and for ``q8_0`` a matrix whose row length is not a multiple of 32 is stored as
+float16 and counted in the report. The origin of the checkpoint is stored under ``stillroom.*``.
 
-The package ``gguf`` (of the ggml project) writes the format and quantizes. Knows no llama.cpp: that
-the file is computed alike is ``models.gguf_check``'s.
+The package ``gguf`` (of the ggml project) writes the format and quantizes. Independent of
+llama.cpp: ``models.gguf.comparison`` checks the result.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _FREQUENCIES = "rope_freqs.weight"
 
 @dataclass(frozen=True, slots=True)
 class GgufExport:
-    """What was written: the file, how many tensors of which type, and what to know of it."""
+    """Exported file: tensors by type, skipped tensors and notes."""
 
     path: Path
     architecture: str
@@ -65,7 +64,7 @@ class GgufExport:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return {
             "out": str(self.path),
             "architecture": self.architecture,
@@ -89,22 +88,22 @@ def export_gguf(
     overwrite: bool = False,
     prove: Callable[[Path, GgufType], object] | None = None,
 ) -> GgufExport:
-    """Write a Hugging Face folder as one GGUF file; the same folder gives the same bytes.
+    """Export a Hugging Face folder to one GGUF file; deterministic, byte for byte.
 
     Args:
-        folder: With config.json, safetensors and a tokenizer.
-        out: The file to write. A kill while it is written leaves what was there before.
-        type: Of the matrices; by default what most of them are stored as.
-        name: What the file calls the model; by default ``out`` without its ending.
-        artifact: The job that made the folder: its origin and parents are written, too.
-        overwrite: Replace a file at ``out``.
-        prove: Shown the whole file before it takes its place, and the type of its matrices; what
-            it raises leaves what was at ``out``.
+        folder: Folder with config.json, safetensors and a tokenizer.
+        out: Output file, written atomically.
+        type: Type of the matrices; default: that of most of them.
+        name: Model name in the file; default: ``out`` without its suffix.
+        artifact: Job of the folder: its origin and parents are stored, too.
+        overwrite: Replace an existing file.
+        prove: Called with the finished file and its type before it is moved to ``out``; an
+            exception leaves ``out`` unchanged.
 
     Raises:
-        CheckpointError: If architecture, tokenizer, a setting or a tensor has no place in such a
-            file, or a number is too large for float16.
-        DataError: If ``out`` exists already.
+        CheckpointError: If the architecture, the tokenizer, a setting or a tensor is not supported,
+            or a number exceeds the range of float16.
+        DataError: If ``out`` exists.
         MissingExtraError: If the package gguf is not installed.
         ResourceError: If the disk is full.
     """
@@ -116,32 +115,37 @@ def export_gguf(
         raise DataError(
             f"{out} exists already",
             code="data.exists",
-            expected="the name of a new file",
+            expected="a new file name",
             next="give another --out, or --overwrite",
         )
     checkpoint = Checkpoint.open(folder)
     layout = plan_gguf_layout(checkpoint, drop_quantization(resolve_config(checkpoint.folder)))
     vocabulary = _vocabulary_of(checkpoint, layout)
-    chosen = type or _type_of(checkpoint, layout)
+    gguf_type = type or _type_of(checkpoint, layout)
     counts: Counter[str] = Counter()
     with _writing(out) as work:
         writer = gguf.GGUFWriter(work, layout.architecture)
         try:
-            _describe(writer, checkpoint, artifact, name or out.stem, chosen)
+            _describe(writer, checkpoint, artifact, name or out.stem, gguf_type)
             for setting in layout.settings:
                 setting(writer)
             vocabulary.write_to(writer)
-            _write_tensors(writer, checkpoint, layout, chosen, counts)
+            _write_tensors(writer, checkpoint, layout, gguf_type, counts)
         finally:
             writer.close()
         if prove is not None:
-            prove(work, chosen)
-    made = checkpoint.dequantized_from
-    told = (f"the weights are dequantized from {made}",) if made else ()
-    notes = (*told, *layout.notes, *vocabulary.notes, *_report_unquantized(counts, chosen))
+            prove(work, gguf_type)
+    source = checkpoint.dequantized_from
+    source_notes = (f"the weights are dequantized from {source}",) if source else ()
+    notes = (
+        *source_notes,
+        *layout.notes,
+        *vocabulary.notes,
+        *_report_unquantized(counts, gguf_type),
+    )
     size = out.stat().st_size
     return GgufExport(
-        out, layout.architecture, chosen, dict(counts), size, checkpoint.fingerprint,
+        out, layout.architecture, gguf_type, dict(counts), size, checkpoint.fingerprint,
         vocabulary.splitting, layout.left_out, notes,
     )  # fmt: skip
 
@@ -151,8 +155,8 @@ def _vocabulary_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufVocabulary
     ends: list[int] = []
     generation = checkpoint.folder / "generation_config.json"
     if generation.is_file():
-        told = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
-        ends = [told] if isinstance(told, int) else list(told or ())
+        end_ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+        ends = [end_ids] if isinstance(end_ids, int) else list(end_ids or ())
     rows = checkpoint.shape(embedding)[0]
     return read_vocabulary(load_tokenizer(checkpoint.folder), rows, checkpoint.folder, ends)
 
@@ -166,7 +170,7 @@ def _type_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
     stored = counted.most_common(1)[0][0]
     if stored not in _STORED:
         raise CheckpointError(
-            f"its matrices are stored as {stored}",
+            f"its matrices have dtype {stored}",
             code="checkpoint.dtype",
             where=str(checkpoint.folder),
             expected="float32, bfloat16 or float16",
@@ -177,9 +181,9 @@ def _type_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[Path]:
-    """Give a name beside ``out`` to write to; rename it when the body ends well."""
+    """Yield a temporary path beside ``out``; rename it after success."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.{os.getpid()}.tmp.gguf")  # by which llama.cpp knows it
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp.gguf")  # llama.cpp requires the suffix
     with full_disk_as_error(out):
         try:
             yield work
@@ -198,9 +202,9 @@ def _describe(
     checkpoint: Checkpoint,
     artifact: Artifact | None,
     name: str,
-    chosen: GgufType,
+    gguf_type: GgufType,
 ) -> None:
-    """Write what the file is and where it comes from."""
+    """Write name, license, origin and quantization."""
     card = read_card(checkpoint.folder)
     origin = Origin.from_json(artifact.origin) if artifact and artifact.origin else Origin()
     license = origin.license or checkpoint.license
@@ -217,8 +221,8 @@ def _describe(
     tags = [str(tag) for tag in _join_names(card.get("tags"))]
     if tags:
         writer.add_tags(tags)
-    writer.add_file_type(_FILE_TYPES[chosen])
-    if chosen == "q8_0":
+    writer.add_file_type(_FILE_TYPES[gguf_type])
+    if gguf_type == "q8_0":
         writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_string("stillroom.version", __version__)
     writer.add_string("stillroom.fingerprint", checkpoint.fingerprint)
@@ -240,7 +244,7 @@ def _write_tensors(
     writer: GGUFWriter,
     checkpoint: Checkpoint,
     layout: GgufLayout,
-    chosen: GgufType,
+    gguf_type: GgufType,
     counts: Counter[str],
 ) -> None:
     import numpy as np
@@ -248,20 +252,20 @@ def _write_tensors(
     factors = np.asarray(layout.frequencies, dtype=np.float32)
     if len(factors):
         _declare_tensors(writer, _FREQUENCIES, factors.shape, "f32", counts)
-    for theirs, ours in layout.names.items():
-        shape = checkpoint.shape(ours)
-        _declare_tensors(writer, theirs, shape, _choose_stored_type(shape, chosen), counts)
+    for gguf_name, name in layout.names.items():
+        shape = checkpoint.shape(name)
+        _declare_tensors(writer, gguf_name, shape, _choose_stored_type(shape, gguf_type), counts)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if len(factors):
         writer.write_tensor_data(factors)
-    for ours in layout.names.values():
-        values = checkpoint.tensor(ours).float().numpy()
-        if ours in layout.heads:
-            values = _interleave(values, layout.heads[ours])
+    for name in layout.names.values():
+        values = checkpoint.tensor(name).float().numpy()
+        if name in layout.heads:
+            values = _interleave(values, layout.heads[name])
         writer.write_tensor_data(
-            _encode(values, _choose_stored_type(values.shape, chosen), ours, checkpoint)
+            _encode(values, _choose_stored_type(values.shape, gguf_type), name, checkpoint)
         )
 
 
@@ -278,14 +282,14 @@ def _declare_tensors(
     counts[kind] += 1
 
 
-def _choose_stored_type(shape: tuple[int, ...], chosen: GgufType) -> GgufType:
+def _choose_stored_type(shape: tuple[int, ...], gguf_type: GgufType) -> GgufType:
     if len(shape) < 2:
         return "f32"
-    return "f16" if chosen == "q8_0" and shape[-1] % _BLOCK else chosen
+    return "f16" if gguf_type == "q8_0" and shape[-1] % _BLOCK else gguf_type
 
 
 def _interleave(values: Array, heads: int) -> Array:
-    """Return rows so that a head's two halves alternate, (heads * D, ...)."""
+    """Interleave the two halves of each head's rows, (heads * D, ...)."""
     rows = values.shape[0]
     halves = values.reshape(heads, 2, rows // heads // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
@@ -297,13 +301,13 @@ def _encode(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) ->
 
     if kind == "f16" or kind == "q8_0":
         largest = float(np.abs(values).max(initial=0.0))
-        limit = _F16_MAX if kind == "f16" else _F16_MAX * 127  # of q8_0 the scale is a float16
+        limit = _F16_MAX if kind == "f16" else _F16_MAX * 127  # scales of q8_0 are float16
         if not largest <= limit:
             raise CheckpointError(
-                f"the tensor '{name:.120}' holds {largest:g}",
+                f"the tensor '{name:.120}' has the value {largest:g}",
                 code="checkpoint.gguf-range",
                 where=str(checkpoint.folder),
-                expected=f"finite numbers up to {limit:g} for {kind}",
+                expected=f"finite values up to {limit:g} for {kind}",
                 next="export with --type bf16 or f32",
             )
     if kind == "f32":
@@ -313,7 +317,7 @@ def _encode(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) ->
     return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()])
 
 
-def _report_unquantized(counts: Counter[str], chosen: GgufType) -> tuple[str, ...]:
-    if chosen == "q8_0" and counts["f16"]:
+def _report_unquantized(counts: Counter[str], gguf_type: GgufType) -> tuple[str, ...]:
+    if gguf_type == "q8_0" and counts["f16"]:
         return (f"{counts['f16']} matrices have rows no multiple of {_BLOCK} long: kept as f16",)
     return ()

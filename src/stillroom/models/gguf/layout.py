@@ -1,15 +1,14 @@
 """GGUF metadata keys and tensor names of each supported architecture.
 
-llama.cpp turns neighbouring pairs of a head's numbers where transformers turns a number of the
-first half with one of the second; for architectures of its ``llama`` kind the rows of the query and
-key matrices are therefore put in the other order. ``qwen2`` and ``qwen3`` turn as transformers
-does. An architecture, a setting or a tensor that is not known here is refused by its name: a file
-that llama.cpp loads and computes something else from would be worse than none. Attention within a
-sliding window is full attention over as many tokens as the window has, so that a file of such a
-model says that this is its context.
+For architectures of kind ``llama``, llama.cpp rotates adjacent pairs of a head's components where
+transformers pairs the first half with the second, so the rows of the query and key matrices are
+permuted. ``qwen2`` and ``qwen3`` rotate as transformers does. Unknown architectures, settings and
+tensors are refused by name, as llama.cpp would load the file and compute something else.
+Sliding-window attention equals full attention within one window, so the file's context length is
+limited to it.
 
 Source: Su et al. 2021, arXiv:2104.09864 (rotary positions); Peng et al. 2023, arXiv:2309.00071
-(their scaling); the GGUF specification of the ggml project. Knows no tokenizer and writes nothing.
+(their scaling); the GGUF specification of the ggml project. Reads no tokenizer and writes no file.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-"""What each architecture of transformers is called in GGUF files."""
+"""GGUF name of each transformers architecture."""
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DERIVED = "rotary_emb.inv_freq"
-"""What some folders still hold and transformers computes anew."""
+"""Suffix of tensors in some folders that transformers recomputes."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
-    """How one checkpoint lies in a GGUF file.
+    """Layout of one checkpoint in a GGUF file.
 
-    ``names`` maps the file's tensors to the checkpoint's, in the file's order; ``heads`` says of
-    those whose rows change order how many heads they have; ``left_out`` are those that the config
-    makes superfluous, each with its reason; ``frequencies`` divide the rotary frequencies, (D/2,).
+    ``names`` maps the file's tensors to the checkpoint's, in file order; ``heads`` is the number of
+    heads of tensors with permuted rows; ``left_out`` maps omitted tensors to the reason;
+    ``frequencies`` divide the rotary frequencies, (D/2,).
     """
 
     architecture: str
@@ -61,7 +60,7 @@ class GgufLayout:
 
 @dataclass
 class _ModelShape:
-    """The numbers of a config that a GGUF file has keys for."""
+    """Shape settings of a config."""
 
     config: Mapping[str, Any]
     heads: int = field(init=False)
@@ -76,14 +75,14 @@ class _ModelShape:
 
 
 def plan_gguf_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> GgufLayout:
-    """Return how a checkpoint lies in a GGUF file.
+    """Return the layout of a checkpoint in a GGUF file.
 
     Args:
-        checkpoint: Whose tensors are placed; nothing of them is read but names and shapes.
-        config: What its config.json says, with all that its architecture derives from it.
+        checkpoint: Checkpoint, of which names and shapes are read.
+        config: Its config.json with all derived values.
 
     Raises:
-        CheckpointError: If the architecture, a setting or a tensor has no place in such a file.
+        CheckpointError: If the architecture, a setting or a tensor is not supported.
     """
     named = _architecture_of(checkpoint)
     shape = _ModelShape(config)
@@ -91,11 +90,11 @@ def plan_gguf_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> GgufL
     names, left_out = _name_tensors(checkpoint, named, int(config["num_hidden_layers"]))
     heads: dict[str, int] = {}
     if named == "llama":
-        for ours, theirs in names.items():
-            if ".attn_q." in ours:
-                heads[theirs] = shape.heads
-            elif ".attn_k." in ours:
-                heads[theirs] = shape.key_heads
+        for gguf_name, name in names.items():
+            if ".attn_q." in gguf_name:
+                heads[name] = shape.heads
+            elif ".attn_k." in gguf_name:
+                heads[name] = shape.key_heads
     rope = _rope_of(config)
     frequencies = _llama3_factors(rope, shape) if rope["rope_type"] == "llama3" else ()
     settings = [*_plain_settings(config, shape), *_rope_settings(rope, config, checkpoint)]
@@ -109,20 +108,20 @@ def _architecture_of(checkpoint: Checkpoint) -> str:
         raise _unsupported_error(
             checkpoint, f"a {named} model, which llama.cpp would read left to right"
         )
-    listed = checkpoint.config.get("architectures") or ["an architecture that config.json names"]
+    listed = checkpoint.config.get("architectures") or ["a config.json without architectures"]
     if listed[0] not in ARCHITECTURES:
         raise CheckpointError(
-            f"{listed[0]} cannot be written as GGUF",
+            f"{listed[0]} cannot be exported to GGUF",
             code="checkpoint.gguf-architecture",
             where=str(checkpoint.folder),
             expected=f"one of: {known}",
-            next="use llama.cpp's own converter for other architectures",
+            next="use llama.cpp's converter for other architectures",
         )
     return ARCHITECTURES[listed[0]]
 
 
 def _refuse_settings(named: str, shape: _ModelShape, checkpoint: Checkpoint) -> None:
-    """Refuse what the file has no key for and llama.cpp would compute otherwise."""
+    """Refuse settings that have no key in GGUF and change llama.cpp's results."""
     config = shape.config
     act = config.get("hidden_act", "silu")
     if act not in {"silu", "swish"}:
@@ -138,24 +137,24 @@ def _refuse_settings(named: str, shape: _ModelShape, checkpoint: Checkpoint) -> 
 
 
 def _window_of(config: Mapping[str, Any]) -> int:
-    """Return how far attention looks back where that is less than the context; else 0."""
+    """Return the attention window if shorter than the context; else 0."""
     window = config.get("sliding_window") or 0
     is_used = config.get("use_sliding_window", True)
     return int(window) if is_used and window < config["max_position_embeddings"] else 0
 
 
 def _context_of(config: Mapping[str, Any]) -> int:
-    """Return how many tokens the file is for: those over which a window changes nothing."""
+    """Return the context length of the file, at most one attention window."""
     return _window_of(config) or int(config["max_position_embeddings"])
 
 
 def _collect_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     window = _window_of(config)
-    told = (
-        f"attention looks back {window} tokens, and llama.cpp's to the beginning: the file says a "
-        f"context of {window}, over which both are the same"
+    note = (
+        f"attention is limited to {window} tokens, which llama.cpp does not apply: the file's "
+        f"context length is {window}, within which both are equal"
     )
-    return (told,) if window else ()
+    return (note,) if window else ()
 
 
 def _name_tensors(
@@ -165,29 +164,29 @@ def _name_tensors(
 
     kind = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == named)
     known = get_tensor_name_map(kind, layers)
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for name in checkpoint.names():
         if name.endswith(_DERIVED):
             left_out[name] = "computed from the settings"
         elif name == _HEAD and checkpoint.is_tied and _EMBEDDING in checkpoint:
-            left_out[name] = "the input embedding, which it is tied to, stands for it"
+            left_out[name] = "tied to the input embedding"
         else:
-            theirs = known.get_name(name, try_suffixes=(".weight", ".bias"))
-            if theirs is None:
+            gguf_name = known.get_name(name, try_suffixes=(".weight", ".bias"))
+            if gguf_name is None:
                 raise CheckpointError(
-                    f"the tensor '{name:.120}' has no place in a GGUF file of kind {named}",
+                    f"the tensor '{name:.120}' has no equivalent in GGUF architecture {named}",
                     code="checkpoint.gguf-tensor",
                     where=str(checkpoint.folder),
                     expected=f"the tensors of a stock {named} model of {layers} layers",
-                    next="merge adapters into the weights first, or use llama.cpp's own converter",
+                    next="merge adapters into the weights first, or use llama.cpp's converter",
                 )
-            found[theirs] = name
-    return dict(sorted(found.items(), key=_file_order)), left_out
+            names[gguf_name] = name
+    return dict(sorted(names.items(), key=_file_order)), left_out
 
 
 def _file_order(pair: tuple[str, str]) -> tuple[int, int, str]:
-    """Embedding first, layers by number, the end last, as such files mostly lie."""
+    """Sort key of tensors: embedding, layers by number, then the rest."""
     name = pair[0]
     if name.startswith("blk."):
         return (1, int(name.split(".")[1]), name)
@@ -195,7 +194,7 @@ def _file_order(pair: tuple[str, str]) -> tuple[int, int, str]:
 
 
 def _rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rotary settings as transformers 5 writes them, also from what 4 does."""
+    """Return the rotary settings in the form of transformers 5."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
@@ -229,7 +228,7 @@ def _rope_settings(
         lambda out: out.add_rope_freq_base(rope["rope_theta"])
     ]
     kind = rope["rope_type"]
-    if kind in {"default", "llama3"}:  # the latter's factors are a tensor of the file
+    if kind in {"default", "llama3"}:  # the factors of llama3 are a tensor of the file
         return settings
     if kind not in {"linear", "yarn"}:
         raise _unsupported_error(checkpoint, f"rope_type: {kind}")
@@ -258,28 +257,28 @@ def _yarn_settings(
 
 
 def _llama3_factors(rope: Mapping[str, Any], shape: _ModelShape) -> list[float]:
-    """Return what Llama 3.1 divides each rotary frequency by, (D/2,).
+    """Return the divisors of Llama 3.1's rotary frequencies, (D/2,).
 
-    Long waves are stretched by the whole factor, short ones left alone, those between stretched in
-    part, as Grattafiori et al. 2024 (arXiv:2407.21783, section 3.4.2) lengthen the context.
+    Long wavelengths are scaled by the whole factor, short ones not at all, those between in part:
+    Grattafiori et al. 2024 (arXiv:2407.21783, section 3.4.2).
     """
     factor, low, high = (
         float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
     )
     before = int(rope["original_max_position_embeddings"])
     factors = []
-    for at in range(0, shape.head_dim, 2):
-        wave = 2 * math.pi * rope["rope_theta"] ** (at / shape.head_dim)
+    for dimension in range(0, shape.head_dim, 2):
+        wave = 2 * math.pi * rope["rope_theta"] ** (dimension / shape.head_dim)
         share = (before / wave - low) / (high - low)
         factors.append(1 / ((1 - min(max(share, 0), 1)) / factor + min(max(share, 0), 1)))
     return factors
 
 
-def _unsupported_error(checkpoint: Checkpoint, what: str) -> CheckpointError:
+def _unsupported_error(checkpoint: Checkpoint, setting: str) -> CheckpointError:
     return CheckpointError(
-        f"a GGUF file cannot say {what}",
+        f"GGUF does not support {setting}",
         code="checkpoint.gguf-setting",
         where=str(checkpoint.folder / "config.json"),
         expected="a decoder with silu, full attention and plain, linear, llama3 or yarn positions",
-        next="use the checkpoint through transformers, or llama.cpp's own converter",
+        next="use the checkpoint with transformers, or llama.cpp's converter",
     )

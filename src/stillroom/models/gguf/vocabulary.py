@@ -1,8 +1,8 @@
 """Tokenizer section of a GGUF file: tokens, token types, merges, pre-tokenizer, chat template.
 
-Taken from the tokenizer as transformers opens it, not from the files it lies in, so that what
-llama.cpp is told is what the model was trained with. Two kinds are known: byte-level BPE (GGUF's
-``gpt2``), and SentencePiece's BPE with byte fallback (``llama``). Others are refused by name.
+Read from the tokenizer as loaded by transformers, not from its files, so that it is the one of
+training. Two kinds are supported: byte-level BPE (GGUF's ``gpt2``), and SentencePiece BPE with byte
+fallback (``llama``). Others are refused by name.
 
 Sources: Sennrich et al. 2016, arXiv:1508.07909 (BPE); Kudo and Richardson 2018, arXiv:1808.06226.
 """
@@ -27,20 +27,20 @@ __all__ = ["GgufVocabulary", "read_vocabulary"]
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 _PROBE = "a"
 _MARK = "\u2581"
-"""What stands for a space: ``▁``."""
+"""SentencePiece's space: ``▁``."""
 _PREPEND = {"type": "Prepend", "prepend": _MARK}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
 
 
 class _TokenKind(IntEnum):
-    """GGUF's numbers for kinds of tokens."""
+    """Token types of GGUF."""
 
     NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 @dataclass(frozen=True, slots=True)
 class GgufVocabulary:
-    """What goes under ``tokenizer.*``."""
+    """Values of the keys ``tokenizer.*``."""
 
     model: str
     splitting: str
@@ -54,7 +54,7 @@ class GgufVocabulary:
     notes: tuple[str, ...] = ()
 
     def write_to(self, out: GGUFWriter) -> None:
-        """Write every key."""
+        """Write all keys."""
         out.add_tokenizer_model(self.model)
         out.add_tokenizer_pre(self.splitting)
         out.add_token_list(list(self.tokens))
@@ -72,87 +72,89 @@ class GgufVocabulary:
 
 
 def read_vocabulary(tokenizer: Any, rows: int, folder: Path, ends: Sequence[int]) -> GgufVocabulary:
-    """Return a tokenizer as a GGUF file holds it.
+    """Return the tokenizer section of a GGUF file.
 
     Args:
-        tokenizer: A fast tokenizer of transformers.
-        rows: Of the embedding; those beyond the tokenizer's tokens are named as unused.
-        folder: Where it came from, for errors.
-        ends: Every token that ends a turn or a text, the tokenizer's own among them.
+        tokenizer: Fast tokenizer of transformers.
+        rows: Rows of the embedding; those without a token are marked as unused.
+        folder: Folder of the tokenizer, for errors.
+        ends: All end tokens, including the tokenizer's.
 
     Raises:
-        CheckpointError: If the tokenizer is of another kind, or has more tokens than rows.
+        CheckpointError: If the tokenizer is not supported, or has more tokens than rows.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _unsupported_tokenizer_error(
             folder, f"{type(tokenizer).__name__} has no tokenizer.json"
         )
-    told = json.loads(backend.to_str())
-    model = told["model"]
+    state = json.loads(backend.to_str())
+    model = state["model"]
     if model.get("type") != "BPE":
         raise _unsupported_tokenizer_error(folder, f"its model is {model.get('type')}")
-    tokens, kinds, notes = _list_tokens(told, rows, folder)
+    tokens, kinds, notes = _list_tokens(state, rows, folder)
     special = {
         name: getattr(tokenizer, f"{name}_token_id")
         for name in _SPECIAL
         if getattr(tokenizer, f"{name}_token_id", None) is not None
     }
-    others = [token for token in ends if token != special.get("eos")]
-    if others:
-        special["eot"] = others[0]
+    other_ends = [token for token in ends if token != special.get("eos")]
+    if other_ends:
+        special["eot"] = other_ends[0]
     adds = _find_added(tokenizer, special)
     template = _template_of(tokenizer)
     merges = [_join(merge) for merge in model.get("merges") or ()]
     if model.get("byte_fallback"):
-        adds["space_prefix"] = _adds_space(told, folder)
+        adds["space_prefix"] = _adds_space(state, folder)
         scores = _score_tokens(tokens, model)
         return GgufVocabulary(
             "llama", "default", tokens, _mark_bytes(tokens, kinds, model), (), scores,
             special, adds, template, notes,
         )  # fmt: skip
-    splitting = detect_pretokenizer(told.get("pre_tokenizer"))
+    splitting = detect_pretokenizer(state.get("pre_tokenizer"))
     if not splitting:
         raise _unsupported_tokenizer_error(
-            folder, f"it splits words by {_describe(told.get('pre_tokenizer'))}"
+            folder, f"its pre-tokenizer is {_describe(state.get('pre_tokenizer'))}"
         )
-    if (told.get("normalizer") or {}).get("type") not in {None, "NFC"}:
-        raise _unsupported_tokenizer_error(folder, f"it normalizes by {told['normalizer']['type']}")
-    if told.get("normalizer"):
-        notes = (*notes, "llama.cpp does not compose characters (NFC) before it cuts text")
+    if (state.get("normalizer") or {}).get("type") not in {None, "NFC"}:
+        raise _unsupported_tokenizer_error(
+            folder, f"its normalizer is {state['normalizer']['type']}"
+        )
+    if state.get("normalizer"):
+        notes = (*notes, "llama.cpp does not apply the tokenizer's NFC normalization")
     return GgufVocabulary(
         "gpt2", splitting, tokens, kinds, merges, (), special, adds, template, notes
     )
 
 
 def _list_tokens(
-    told: Mapping[str, Any], rows: int, folder: Path
+    state: Mapping[str, Any], rows: int, folder: Path
 ) -> tuple[list[str], list[int], tuple[str, ...]]:
-    numbered: dict[int, str] = {number: token for token, number in told["model"]["vocab"].items()}
+    numbered: dict[int, str] = {number: token for token, number in state["model"]["vocab"].items()}
     kinds = dict.fromkeys(numbered, int(_TokenKind.NORMAL))
-    for added in told.get("added_tokens") or ():
+    for added in state.get("added_tokens") or ():
         numbered[added["id"]] = added["content"]
         kind = _TokenKind.CONTROL if added.get("special") else _TokenKind.USER_DEFINED
         kinds[added["id"]] = int(kind)
     if max(numbered) >= rows:
         raise CheckpointError(
-            f"the tokenizer has tokens up to number {max(numbered)}, the embedding {rows} rows",
+            f"the tokenizer has token ids up to {max(numbered)}, the embedding {rows} rows",
             code="checkpoint.gguf-tokenizer",
             where=str(folder),
-            expected="a row of the embedding for every token",
-            next="resize the embedding with transformers, or take the tokenizer it came with",
+            expected="an embedding row for every token",
+            next="resize the embedding with transformers, or use its original tokenizer",
         )
     unused = [number for number in range(rows) if number not in numbered]
     tokens = [numbered.get(number, f"[PAD{number}]") for number in range(rows)]
     listed = [kinds.get(number, int(_TokenKind.UNUSED)) for number in range(rows)]
-    notes = (f"{len(unused)} rows of the embedding have no token: written as unused",)
+    notes = (f"{len(unused)} embedding rows have no token: marked as unused",)
     return tokens, listed, notes if unused else ()
 
 
 def _find_added(tokenizer: Any, special: Mapping[str, int]) -> dict[str, bool]:
-    """Return whether the beginning and end are marked, by what the tokenizer does.
+    """Return whether beginning and end tokens are added, as observed on a probe.
 
-    llama.cpp has defaults of its own where a file says nothing.
+    Explicit, as llama.cpp's defaults may differ.
     """
     ids = list(tokenizer(_PROBE)["input_ids"])
     return {
@@ -169,17 +171,17 @@ def _template_of(tokenizer: Any) -> str | list[dict[str, str]] | None:
 
 
 def _join(merge: str | Sequence[str]) -> str:
-    """Return a merge as one string; a space within a part is written as bytes are: ``Ġ``."""
+    """Return a merge as one string; spaces within a part are written as ``Ġ``."""
     if isinstance(merge, str):
         return merge
     return " ".join(part.replace(" ", "\u0120") for part in merge)
 
 
 def _score_tokens(tokens: Sequence[str], model: Mapping[str, Any]) -> list[float]:
-    """Return scores by which llama.cpp merges in the order of the merges.
+    """Return scores that make llama.cpp apply the merges in order.
 
-    It joins the pair whose whole has the highest score: a token's is minus the rank of the first
-    merge that makes it. What no merge makes (bytes, single characters) comes last.
+    It merges the pair whose result has the highest score: minus the rank of the first merge that
+    produces it. Tokens without a merge (bytes, single characters) are last.
     """
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model.get("merges") or ()):
@@ -200,38 +202,38 @@ def _mark_bytes(tokens: Sequence[str], kinds: Sequence[int], model: Mapping[str,
     ]
 
 
-def _adds_space(told: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether a text gets a space before it; spaces must become ``▁``.
+def _adds_space(state: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a space is prepended to texts; spaces must be replaced by ``▁``.
 
-    llama.cpp puts that space before the text and after every special token, whatever comes next,
-    and merges across words. ``Prepend`` does the same. A ``Metaspace`` that puts one before the
-    first piece alone, or none where a space stands already, cuts some texts otherwise.
+    llama.cpp prepends a space to the text and after every special token, and merges across words.
+    ``Prepend`` does the same. A ``Metaspace`` that prepends one to the first piece only, or only
+    where there is none, tokenizes some texts differently.
     """
-    steps = told.get("normalizer") or {}
+    steps = state.get("normalizer") or {}
     listed = steps.get("normalizers", [steps]) if steps else []
-    split = told.get("pre_tokenizer") or {}
+    split = state.get("pre_tokenizer") or {}
     if any(step not in (_PREPEND, _REPLACE) for step in listed):
-        raise _unsupported_tokenizer_error(folder, f"it normalizes by {_describe(steps)}")
+        raise _unsupported_tokenizer_error(folder, f"its normalizer is {_describe(steps)}")
     if split:
-        _refuse_metaspace(split, told["model"]["vocab"], folder)
+        _refuse_metaspace(split, state["model"]["vocab"], folder)
     elif _REPLACE not in listed:
-        raise _unsupported_tokenizer_error(folder, f"it splits words by {_describe(steps)}")
+        raise _unsupported_tokenizer_error(folder, f"its normalizer is {_describe(steps)}")
     return _PREPEND in listed
 
 
 def _refuse_metaspace(split: Mapping[str, Any], vocab: Mapping[str, int], folder: Path) -> None:
     if split.get("type") != "Metaspace" or split.get("replacement", _MARK) != _MARK:
-        raise _unsupported_tokenizer_error(folder, f"it splits words by {_describe(split)}")
+        raise _unsupported_tokenizer_error(folder, f"its pre-tokenizer is {_describe(split)}")
     scheme = split.get("prepend_scheme", "always")
     if scheme != "never":
-        where = "first piece alone" if scheme == "first" else "pieces that begin with none"
+        where = "first piece only" if scheme == "first" else "pieces without one"
         raise _unsupported_tokenizer_error(
-            folder, f"it puts a space before the {where} (Metaspace, prepend_scheme: {scheme})"
+            folder, f"it prepends a space to the {where} (Metaspace, prepend_scheme: {scheme})"
         )
     across = sorted(token for token in vocab if _MARK in token[1:])
     if split.get("split", True) and across:
         raise _unsupported_tokenizer_error(
-            folder, f"it cuts at each space and has the token {across[0]!r:.40}"
+            folder, f"it splits at spaces and has the token {across[0]!r:.40}"
         )
 
 
@@ -241,9 +243,9 @@ def _describe(step: Mapping[str, Any] | None) -> str:
 
 def _unsupported_tokenizer_error(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"the tokenizer cannot be written as GGUF: {why}",
+        f"the tokenizer cannot be exported to GGUF: {why}",
         code="checkpoint.gguf-tokenizer",
         where=str(folder),
-        expected="byte-level BPE as GPT-2, SmolLM, Llama 3 or Qwen 2 split, or BPE with bytes",
-        next="use llama.cpp's own converter for this tokenizer",
+        expected="byte-level BPE (GPT-2, SmolLM, Llama 3, Qwen 2), or BPE with byte fallback",
+        next="use llama.cpp's converter for this tokenizer",
     )

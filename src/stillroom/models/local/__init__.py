@@ -1,1 +1,1 @@
-"""Causal language models in this process: loading, generation, batching, grammars."""
+"""Local causal language models: loading, generation, batching, grammars."""

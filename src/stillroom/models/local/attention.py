@@ -1,14 +1,13 @@
 """Attention internals: KV cache with addressable slots, and capture of queries and keys.
 
-A causal cache only grows. A text that is written in any order is read again and again at the same
-places: each call here names the slots that its tokens' keys and values go to and how many slots it
-sees. One ``SlotKVCache`` belongs to one text; ``join_slot_caches`` joins several for one call, so
-that texts of different lengths share it without touching each other. Knows neither masks nor
+Sampling in any order recomputes the same positions repeatedly: each forward pass names the slots of
+its tokens' keys and values, and the number of visible slots. A ``SlotKVCache`` belongs to one
+sequence; ``join_slot_caches`` batches several of different lengths. Independent of masks and
 positions.
 
-They are taken where a transformers model hands them to its attention function, after rotary
-embeddings and any norm of queries and keys, so that nothing need be known of a family and the fast
-kernels stay in use. Nothing is copied; no matrix of scores is formed.
+Queries and keys are captured at transformers' attention function, after rotary embeddings and
+norms, which is independent of the architecture and keeps fast kernels in use. Nothing is copied,
+and no score matrix is computed.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ __all__ = [
     "SlotKVCache",
     "capture_attention",
     "join_slot_caches",
+    "slots_as_slice",
 ]
 
 
 @dataclass(slots=True)
 class SlotKVCache:
-    """Room for ``capacity`` tokens' keys and values in every layer; each (1, H, capacity, d)."""
+    """Keys and values of ``capacity`` tokens in every layer, (1, H, capacity, d) each."""
 
     capacity: int
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def ensure(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, made at the first call; slots never written are 0."""
+        """Return a layer's keys and values, allocated on first use; unwritten slots are 0."""
         while len(self.layers) <= layer:
             shape = (1, like.shape[1], self.capacity, like.shape[3])
             self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
@@ -49,12 +49,12 @@ class SlotKVCache:
 
 @dataclass(frozen=True, slots=True)
 class SlotForward:
-    """One text's part of a call: where its tokens go, and how many slots they may see.
+    """One sequence of a forward pass: the slots of its tokens and its visible slots.
 
     Args:
-        space: The text's own.
-        slots: Of each token, (n,), int64, distinct.
-        end: Slots from 0 that attention is given.
+        space: KV cache of the sequence.
+        slots: Slot of each token, (n,), int64, distinct.
+        end: Number of visible slots from 0.
     """
 
     space: SlotKVCache
@@ -63,43 +63,43 @@ class SlotForward:
 
 
 def join_slot_caches(calls: Sequence[SlotForward]) -> Cache:
-    """Return what a model takes as its cache for one call over these texts, one a row.
+    """Return the cache object of a forward pass over these sequences, one per row.
 
-    Attention is given (B, H, widest end, d); rows that end earlier are padded with zeros, which the
-    caller's mask must hide. A single text is given as views: nothing is copied.
+    Attention sees (B, H, max end, d); shorter rows are zero-padded, which the caller must mask. A
+    single sequence is passed as views, without copies.
     """
     numbers = iter(range(1 << 30))
-    places = [_slots_as_slice(call.slots) for call in calls]
+    indices = [slots_as_slice(call.slots) for call in calls]
     return Cache(
-        layer_class_to_replicate=cast("Any", lambda: _SlotLayer(calls, places, next(numbers)))
+        layer_class_to_replicate=cast("Any", lambda: _SlotLayer(calls, indices, next(numbers)))
     )
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is not typed
-    """One layer of one call."""
+    """One layer of a forward pass."""
 
     def __init__(
-        self, calls: Sequence[SlotForward], places: Sequence[slice | Tensor], number: int
+        self, calls: Sequence[SlotForward], indices: Sequence[slice | Tensor], number: int
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls, self._places, self._number = calls, places, number
+        self._calls, self._places, self._number = calls, indices, number
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **named: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write each row's new keys and values to its slots; return all that are seen."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        """Write each row's new keys and values to its slots; return all visible ones."""
+        visible: list[tuple[Tensor, Tensor]] = []
         for row, call in enumerate(self._calls):
             count = len(call.slots)
             spaces = call.space.ensure(self._number, key_states)
             for space, new in zip(spaces, (key_states, value_states), strict=True):
                 space[:, :, self._places[row]] = new[row : row + 1, :, :count]
-            seen.append((spaces[0][:, :, : call.end], spaces[1][:, :, : call.end]))
-        if len(seen) == 1:
-            return seen[0]
+            visible.append((spaces[0][:, :, : call.end], spaces[1][:, :, : call.end]))
+        if len(visible) == 1:
+            return visible[0]
         widest = max(call.end for call in self._calls)
-        return _pad_and_join([keys for keys, _ in seen], widest), _pad_and_join(
-            [each for _, each in seen], widest
+        return _pad_and_join([keys for keys, _ in visible], widest), _pad_and_join(
+            [values for _, values in visible], widest
         )
 
     def get_seq_length(self) -> int:
@@ -107,8 +107,8 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers
         return 0
 
 
-def _slots_as_slice(slots: Tensor) -> slice | Tensor:
-    """Return slots as they are, or as a slice where they follow each other: then it is one copy."""
+def slots_as_slice(slots: Tensor) -> slice | Tensor:
+    """Return consecutive slots as a slice, for a write in one copy."""
     first, count = int(slots[0]), len(slots)
     is_run = int(slots[-1]) - first == count - 1 and bool((slots.diff() == 1).all())
     return slice(first, first + count) if is_run else slots
@@ -121,10 +121,11 @@ def _pad_and_join(parts: Sequence[Tensor], widest: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """One layer's queries (B, H, T, d) and keys (B, K, T, d), and how scores are made of them.
+    """Queries (B, H, T, d) and keys (B, K, T, d) of one layer, and the scoring parameters.
 
-    Scores are ``scale * queries @ keys.T``, squashed to +-``cap`` where that is not 0. ``mask`` is
-    what the function was given: (B, 1, T, T), True (or 0) where a key is seen; None is causal.
+    Scores are ``scale * queries @ keys.T``, soft-capped to +-``cap`` unless 0. ``mask`` is the
+    argument of the attention function: (B, 1, T, T), True (or 0) where a key is visible; None is
+    causal.
     """
 
     queries: Tensor
@@ -136,27 +137,27 @@ class AttentionInputs:
 
 @contextmanager
 def capture_attention(model: nn.Module) -> Iterator[dict[int, AttentionInputs]]:
-    """Within the body, collect each layer's call of attention by its number, from 0.
+    """Within the context, collect the attention inputs by layer number, from 0.
 
     Args:
-        model: A transformers model, whole or its body. Layers of a model that does not go through
-            the library's table of attention functions stay out of what is collected.
+        model: Transformers model or its body. Layers that bypass the library's table of attention
+            functions are not collected.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as FUNCTIONS
 
-    found: dict[int, AttentionInputs] = {}
+    inputs: dict[int, AttentionInputs] = {}
     name = str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "")
     if name not in FUNCTIONS and name != "eager":
-        yield found
+        yield inputs
         return
     known: Any = FUNCTIONS.get(name)
 
-    def watching(module: nn.Module, query: Tensor, key: Tensor, *rest: Any, **settings: Any) -> Any:
+    def watching(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **settings: Any) -> Any:
         number = getattr(module, "layer_idx", None)
         if number is not None:
             scale = settings.get("scaling")
-            mask = settings.get("attention_mask", rest[1] if len(rest) > 1 else None)
-            found[int(number)] = AttentionInputs(
+            mask = settings.get("attention_mask", args[1] if len(args) > 1 else None)
+            inputs[int(number)] = AttentionInputs(
                 query,
                 key,
                 float(query.shape[-1] ** -0.5 if scale is None else scale),
@@ -164,13 +165,13 @@ def capture_attention(model: nn.Module) -> Iterator[dict[int, AttentionInputs]]:
                 mask,
             )
         plain = known or sys.modules[type(module).__module__].eager_attention_forward
-        return plain(module, query, key, *rest, **settings)
+        return plain(module, query, key, *args, **settings)
 
     FUNCTIONS[name] = watching
     try:
-        yield found
+        yield inputs
     finally:
-        if known is None:  # eager attention stands in each family's own module
+        if known is None:  # eager attention is a function of each model's module
             FUNCTIONS.pop(name)
         else:
             FUNCTIONS[name] = known

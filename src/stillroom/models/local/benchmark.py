@@ -1,7 +1,6 @@
 """Benchmark of prefill and decoding speed and of peak memory.
 
-One model is in memory at a time. What depends on the clock changes from run to run: it belongs
-beside an artifact, not in it. Knows a folder, not what it is compared with.
+One model is in memory at a time. Times vary between runs and do not belong in an artifact's digest.
 """
 
 from __future__ import annotations
@@ -28,14 +27,13 @@ _REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class SpeedResult:
-    """Times of each repeat, in milliseconds, and the peak of memory, in bytes (0: not known).
+    """Times per repeat in milliseconds, and peak memory in bytes (0: unknown).
 
     Args:
-        prefill_ms: To read a prompt of 128 tokens, for each repeat.
-        decode_ms: To write one token after it, for each repeat.
-        peak_bytes: The most that loading, reading and writing held at once, above what the process
-            held before.
-        dtype: Of the weights.
+        prefill_ms: Prefill of 128 tokens, per repeat.
+        decode_ms: Decoding of one token after it, per repeat.
+        peak_bytes: Peak memory of loading, prefill and decoding, above that of the process before.
+        dtype: Dtype of the weights.
     """
 
     prefill_ms: tuple[float, ...]
@@ -44,7 +42,7 @@ class SpeedResult:
     dtype: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return {
             "prefill_ms": list(self.prefill_ms),
             "decode_ms": list(self.decode_ms),
@@ -54,10 +52,10 @@ class SpeedResult:
 
 
 def measure_model_speed(folder: Path) -> SpeedResult:
-    """Load a checkpoint, read 128 tokens and write 16 one by one, five times after a first one.
+    """Time prefill of 128 and decoding of 16 tokens, five times after a warm-up.
 
     Args:
-        folder: A checkpoint, loaded as it is served: bfloat16 where the machine multiplies it.
+        folder: Checkpoint, loaded as for serving: bfloat16 where the device supports it.
     """
     gc.collect()
     _release_memory()
@@ -69,7 +67,7 @@ def measure_model_speed(folder: Path) -> SpeedResult:
     with torch.inference_mode():
         for repeat in range(_REPEATS + 1):
             read, write = _time_once(model, prompt)
-            if repeat:  # the first one warms up
+            if repeat:  # the first is a warm-up
                 reads.append(read)
                 writes.append(write)
     peak = _read_peak_memory(model, before)
@@ -90,13 +88,13 @@ def _time_once(model: Any, prompt: int) -> tuple[float, float]:
     cache = {name: DynamicCache()}
     _synchronize(device)
     begun = time.perf_counter()
-    given = model(input_ids=ids, use_cache=True, **cache)
+    output = model(input_ids=ids, use_cache=True, **cache)
     _synchronize(device)
     read = time.perf_counter() - begun
     begun = time.perf_counter()
     for _ in range(_NEW_TOKENS):
-        token = given.logits[:, -1:].argmax(-1)
-        given = model(input_ids=token, use_cache=True, **cache)
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=token, use_cache=True, **cache)
     _synchronize(device)
     return read * 1000, (time.perf_counter() - begun) * 1000 / _NEW_TOKENS
 
@@ -107,18 +105,18 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _release_memory() -> None:
-    """Hand freed memory back to the system, so that what comes next is seen to grow."""
+    """Return freed memory to the system, so that later growth is visible."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
         if trim is not None:
             trim(0)
 
 
 def _start_peak_memory() -> int:
-    """Begin to watch the peak of memory; return what is held now, 0 where it cannot be told."""
+    """Reset the peak memory; return the current memory, 0 if unknown."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return _read_process_status("VmRSS")
@@ -127,7 +125,7 @@ def _start_peak_memory() -> int:
 
 
 def _read_peak_memory(model: Any, before: int) -> int:
-    """Return the peak above ``before``, 0 where it cannot be told."""
+    """Return the peak memory above ``before``, 0 if unknown."""
     if next(model.parameters()).device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     if not before:

@@ -1,13 +1,11 @@
 """Loading of causal language models, their tokenizers, devices, dtypes and tensor shapes.
 
-Never runs code from a checkpoint's folder and never loads pickled weights.
+Never runs code from a checkpoint's folder and never loads pickled weights. Headers are validated
+first, as they may be hostile. Quantized models are loaded by transformers if its library and device
+are available; otherwise Stillroom dequantizes them.
 
-For plans that are made before weights are fetched or converted. Nothing is allocated: the model is
-made on torch's meta device.
-
-The headers are looked at first, as hostile as they may be. A model that is quantized is read by
-transformers with the library of its kind where that is installed and has the device that it needs;
-otherwise its plain tensors are, which Stillroom dequantizes itself.
+``read_tensor_shapes`` builds models on torch's meta device, without allocation, for plans made
+before weights are downloaded or converted.
 """
 
 from __future__ import annotations
@@ -43,17 +41,17 @@ __all__ = [
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-_TEXT_ARGUMENTS = frozenset({"text", "text_pair", "pair"})  # arguments of tokenizers
+_TEXT_ARGUMENTS = frozenset({"text", "text_pair", "pair"})  # of tokenizers
 
 
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Return the device asked for, or for ``auto`` the best one there is.
+    """Return the device by name; ``auto`` is the best one available.
 
     Raises:
-        RecipeError: If there is no such device.
+        RecipeError: If the device is not available.
     """
     if device != "auto":
         return _find_device(device)
@@ -66,32 +64,32 @@ def choose_device(device: str = "auto") -> torch.device:
 
 def _find_device(name: str) -> torch.device:
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)  # a device may be known by name and not be there
+        device = torch.device(name)
+        torch.empty(0, device=device)  # a valid name may have no device
     except (RuntimeError, AssertionError) as error:
         there = ["cpu"]
         there += ["cuda"] if torch.cuda.is_available() else []
         there += ["mps"] if torch.backends.mps.is_available() else []
         raise RecipeError(
-            f"there is no device {name!r}",
+            f"device {name!r} is not available",
             code="recipe.device",
             expected=f"auto, or one of: {', '.join(there)}",
             next="use device auto",
         ) from error
-    return found
+    return device
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype asked for; ``auto`` is bfloat16 where the device multiplies it natively.
+    """Return the dtype by name; ``auto`` is bfloat16 where the device supports it natively.
 
     Raises:
-        CheckpointError: If no such dtype is known.
+        CheckpointError: If the dtype is unknown.
     """
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype != "auto":
         raise CheckpointError(
-            f"dtype {dtype!r} is not known",
+            f"unknown dtype {dtype!r}",
             code="checkpoint.dtype",
             expected=f"auto, {', '.join(_DTYPES)}",
             next="use dtype auto",
@@ -106,41 +104,40 @@ def load_causal_lm(
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer from a Hugging Face folder or a ``.gguf`` file.
 
-    The model comes in evaluation mode. A GGUF file is dequantized once and cached; a quantized
-    folder is dequantized where transformers lacks what reads it.
+    The model is in evaluation mode. GGUF files are dequantized once and cached; quantized folders
+    are dequantized if transformers lacks the library.
 
     Args:
         path: A folder with config.json and safetensors, or a ``.gguf`` file.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        backend: The backend that is loading it. A checkpoint that names another in its config.json
-            is refused: read as an autoregressive model it would give numbers, all of them wrong.
+        backend: Calling backend. A checkpoint with another one in its config.json is refused: as an
+            autoregressive model all its results would be wrong.
 
     Returns:
-        The model (a transformers PreTrainedModel) and the tokenizer, which has a padding token
-        and pads on the left.
+        The model (a transformers PreTrainedModel) and the tokenizer, which has a padding token and
+        pads on the left.
 
     Raises:
-        CheckpointError: If the folder holds no model that can be loaded safely, a tensor is
-            missing, left over or of another shape, another backend reads it, or it is quantized in
-            a way that is not known.
-        RecipeError: If there is no such device.
+        CheckpointError: If the folder has no model that can be loaded safely, a tensor is missing,
+            unexpected or misshapen, another backend is required, or the quantization is unknown.
+        RecipeError: If the device is not available.
     """
     from transformers import AutoModelForCausalLM
 
     folder = dequantize_gguf(path) if path.suffix == ".gguf" else path
     _check_folder(folder)
     _check_backend(folder, backend)
-    place = choose_device(device)
-    wanted = choose_dtype(dtype, place)
+    target = choose_device(device)
+    torch_dtype = choose_dtype(dtype, target)
     with silence_transformers():
         try:
             model, report = load_pretrained(
                 AutoModelForCausalLM,
                 folder,
-                dtype=wanted,
+                dtype=torch_dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that they are named below, all of them
+                ignore_mismatched_sizes=True,  # so that all are listed below
             )
         except CheckpointError:
             raise
@@ -149,7 +146,7 @@ def load_causal_lm(
         _refuse_mismatched(_find_mismatched(report), str(folder))
         tokenizer = load_tokenizer(folder)
     model.eval()
-    return model.to(place), tokenizer
+    return model.to(target), tokenizer
 
 
 def build_causal_lm(
@@ -162,15 +159,15 @@ def build_causal_lm(
     dtype: str = "auto",
     device: str = "auto",
 ) -> Any:
-    """Build a stock model by its config and fill it with tensors that were named otherwise on disk.
+    """Build a stock model from its config and copy tensors with other names on disk.
 
     Args:
-        config: As config.json says it, ``model_type`` included.
-        names: The tensors there are, by the stock model's names; the output embedding is
-            ``lm_head`` whatever this version of transformers calls it.
-        tensor: Returns one of them, any float type.
-        where: Named in errors.
-        head_bias: Give the output embedding a bias, where the stock model has none.
+        config: Values of config.json, ``model_type`` included.
+        names: Available tensors, by the stock model's names; the output embedding is ``lm_head`` in
+            any version of transformers.
+        tensor: Returns a tensor by name, of any float dtype.
+        where: Checkpoint path, for errors.
+        head_bias: Add a bias to the output embedding.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
@@ -178,44 +175,44 @@ def build_causal_lm(
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: If a tensor is missing, left over or of another shape; every one is named.
+        CheckpointError: If tensors are missing, unexpected or misshapen; lists them.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    place, builder = choose_device(device), cast("Any", AutoModelForCausalLM)
+    target, builder = choose_device(device), cast("Any", AutoModelForCausalLM)
     with silence_transformers():
         try:
-            made = AutoConfig.for_model(**config)
-            model: Any = builder.from_config(made, dtype=choose_dtype(dtype, place))
+            model_config = AutoConfig.for_model(**config)
+            model: Any = builder.from_config(model_config, dtype=choose_dtype(dtype, target))
             if head_bias:
                 head = model.get_output_embeddings()
                 model.set_output_embeddings(_add_bias(head))
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise _unloadable_error(Path(where), error) from error
-    own = _parameters_by_name(model)
-    given = set(names)
-    problems = [f"'{name}' is missing" for name in sorted(set(own) - given)]
-    problems += [f"'{name}' has no place" for name in sorted(given - set(own))]
+    parameters = _parameters_by_name(model)
+    available = set(names)
+    problems = [f"'{name}' is missing" for name in sorted(set(parameters) - available)]
+    problems += [f"'{name}' is unexpected" for name in sorted(available - set(parameters))]
     with torch.no_grad():
-        for name in sorted(given & set(own)):
-            found = tensor(name)
-            if found.shape != own[name].shape:
-                shapes = f"{tuple(found.shape)}, not {tuple(own[name].shape)}"
+        for name in sorted(available & set(parameters)):
+            value = tensor(name)
+            if value.shape != parameters[name].shape:
+                shapes = f"{tuple(value.shape)}, not {tuple(parameters[name].shape)}"
                 problems.append(f"'{name}' has shape {shapes}")
             elif not problems:
-                own[name].copy_(found)
+                parameters[name].copy_(value)
     _refuse_mismatched(problems, where)
     model.eval()
-    return model.to(place)
+    return model.to(target)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Load a folder's tokenizer; it pads on the left and always has a padding token.
 
-    Half a surrogate pair, which no tokenizer takes, is read as U+FFFD.
+    Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
 
     Raises:
-        CheckpointError: If the folder holds no tokenizer.
+        CheckpointError: If the folder has no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -235,23 +232,23 @@ def load_tokenizer(folder: Path) -> Any:
 
 @functools.cache
 def _tolerate_surrogates(kind: Any) -> Any:
-    """Return a tokenizer's class whose texts may hold half a surrogate pair.
+    """Return a subclass of a tokenizer class that accepts unpaired surrogates.
 
-    It has the name of the other: a tokenizer that is saved is named by it. Pickles hold the other,
-    and make this one of it again.
+    It has the name of the base class, under which tokenizers are saved. Pickles store the base
+    class, and restore the subclass.
     """
 
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
         _, _, *state = kind.__reduce_ex__(self, protocol)
         return _blank_tokenizer, (kind,), *state
 
-    own = {name: _tolerant_method(getattr(kind, name)) for name in ("_encode_plus", "tokenize")}
+    methods = {name: _tolerant_method(getattr(kind, name)) for name in ("_encode_plus", "tokenize")}
     more = {"__reduce_ex__": reduce, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), {**own, **more})
+    return type(kind.__name__, (kind,), {**methods, **more})
 
 
 def _tolerant_method(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return one of the methods that all ways to encode come to, without halves of characters."""
+    """Wrap a method that all ways of encoding call, replacing unpaired surrogates."""
 
     @functools.wraps(method)
     def read(self: Any, *texts: Any, **settings: Any) -> Any:
@@ -264,16 +261,16 @@ def _tolerant_method(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _blank_tokenizer(kind: Any) -> Any:
-    """Return a tokenizer for a pickle to fill."""
-    made: Any = _tolerate_surrogates(kind)
-    return made.__new__(made)
+    """Return an empty tokenizer for unpickling."""
+    subclass: Any = _tolerate_surrogates(kind)
+    return subclass.__new__(subclass)
 
 
 def resolve_config(folder: Path) -> dict[str, Any]:
-    """Return what a folder's config.json says, with all that its architecture derives from it.
+    """Return a folder's config.json with all values derived by its architecture.
 
     Raises:
-        CheckpointError: If no architecture of transformers reads it.
+        CheckpointError: If transformers does not support the architecture.
     """
     from transformers import AutoConfig
 
@@ -288,29 +285,30 @@ def resolve_config(folder: Path) -> dict[str, Any]:
 
 
 def find_end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every token that ends a completion: tokenizer and configurations may name several."""
-    found: set[int] = set()
-    for given in (
+    """Return all end tokens, of the tokenizer and of the model's configs."""
+    ends: set[int] = set()
+    for setting in (
         tokenizer.eos_token_id,
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
     ):
-        if isinstance(given, int):
-            found.add(given)
-        elif isinstance(given, list | tuple):
-            found.update(int(token) for token in given)
-    return frozenset(found)
+        if isinstance(setting, int):
+            ends.add(setting)
+        elif isinstance(setting, list | tuple):
+            ends.update(int(token) for token in setting)
+    return frozenset(ends)
 
 
 def _find_mismatched(report: Mapping[str, Any]) -> list[str]:
-    """Return what transformers says of tensors that it drew at random, left out or could not use.
+    """Return missing, unexpected and misshapen tensors of a loading report.
 
-    It draws what is missing and says so in a warning; such a model writes, and all of it is wrong.
+    Transformers initializes missing ones at random with a warning; such a model generates text, and
+    all of it is wrong.
     """
     problems = [f"'{name}' is missing" for name in sorted(report["missing_keys"])]
-    problems += [f"'{name}' has no place" for name in sorted(report["unexpected_keys"])]
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        problems.append(f"'{name}' has shape {tuple(found)}, not {tuple(wanted)}")
+    problems += [f"'{name}' is unexpected" for name in sorted(report["unexpected_keys"])]
+    for name, shape, expected in sorted(report["mismatched_keys"]):
+        problems.append(f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}")
     return problems
 
 
@@ -320,38 +318,40 @@ def _refuse_mismatched(problems: list[str], where: str) -> None:
     shown = ", ".join(problems[:6])
     more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
     raise CheckpointError(
-        f"the tensors do not fit the architecture: {shown}{more}",
+        f"the tensors do not match the architecture: {shown}{more}",
         code="checkpoint.tensors",
         where=where,
-        expected="every tensor of the architecture, once, and no other",
-        next="check that the download is complete and that its config.json belongs to it",
+        expected="all tensors of the architecture, and no others",
+        next="check that the download is complete and has the right config.json",
     )
 
 
 def _parameters_by_name(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Return a model's parameters by name, tied ones once; those of the head as ``lm_head``."""
+    """Return a model's parameters by name, tied ones once; the head's as ``lm_head``."""
     head = model.get_output_embeddings()
-    own = next((name for name, module in model.named_modules() if module is head), "lm_head")
+    head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
     return {
-        f"lm_head{name.removeprefix(own)}" if name.startswith(f"{own}.") else name: parameter
+        f"lm_head{name.removeprefix(head_name)}"
+        if name.startswith(f"{head_name}.")
+        else name: parameter
         for name, parameter in model.named_parameters()
     }
 
 
 def _add_bias(head: torch.nn.Linear) -> torch.nn.Linear:
-    """Return an output embedding like this one, with a bias of 0."""
-    made = torch.nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
+    """Return a copy of an output embedding with a zero bias."""
+    biased = torch.nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
     with torch.no_grad():
-        made.weight.copy_(head.weight)
-        made.bias.zero_()
-    return made
+        biased.weight.copy_(head.weight)
+        biased.bias.zero_()
+    return biased
 
 
 def _check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise CheckpointError(
-            f"{folder} holds no config.json",
+            f"{folder} has no config.json",
             code="checkpoint.not-a-checkpoint",
             expected="a Hugging Face folder with config.json and *.safetensors, or a .gguf file",
             next=f"ls {folder}",
@@ -360,7 +360,7 @@ def _check_folder(folder: Path) -> None:
         return
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     raise CheckpointError(
-        f"{folder} holds no *.safetensors" + (f", only {pickles[0]}" if pickles else ""),
+        f"{folder} has no *.safetensors" + (f", only {pickles[0]}" if pickles else ""),
         code="checkpoint.pickle" if pickles else "checkpoint.not-a-checkpoint",
         expected="weights in safetensors: pickled weights can run code when loaded",
         next="convert the checkpoint to safetensors",
@@ -371,12 +371,12 @@ def _check_backend(folder: Path, backend: str) -> None:
     named = read_backend_name(folder)
     if named and named != backend:
         raise CheckpointError(
-            f"this is no autoregressive model: it is read by backend '{named}'",
+            f"this is not an autoregressive model: it requires backend '{named}'",
             code="checkpoint.other-backend",
             where=str(folder / "config.json"),
             expected="a causal language model",
-            next="ask it as a model (serve, synth, rag, evaluate), or use the commands of its own "
-            f"kind: stillroom {named} --help",
+            next="use it as a model (serve, synth, rag, evaluate), or the commands of its kind: "
+            f"stillroom {named} --help",
         )
 
 
@@ -391,15 +391,15 @@ def _unloadable_error(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{folder} cannot be loaded: {first}",
         code="checkpoint.unloadable",
-        expected="an architecture of transformers that needs no code of its own"
-        + (f" (this one says '{kind}')" if kind else ""),
-        next="check that the folder is complete and that transformers is new enough",
+        expected="an architecture of transformers that needs no custom code"
+        + (f" (model_type is '{kind}')" if kind else ""),
+        next="check that the folder is complete and transformers is recent enough",
     )
 
 
 @functools.cache
 def _has_cpu_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (without it, float32 is faster)."""
+    """Return whether the CPU multiplies bfloat16 in hardware (otherwise float32 is faster)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -410,16 +410,15 @@ def _has_cpu_bf16() -> bool:
 
 
 def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return what a configuration says, and the shape of every tensor by name; tied ones once.
+    """Return a config's values and the shape of every parameter by name; tied ones once.
 
     Args:
         config: A ``config.json``, or a ``.gguf`` file, of which only the metadata is read.
 
     Raises:
-        CheckpointError: If no architecture of transformers reads it, or the file claims more than
-            any model has.
+        CheckpointError: If transformers does not support the architecture, or the file's header is
+            implausible.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gguf = {"gguf_file": config.name} if config.suffix == ".gguf" else {}
@@ -427,36 +426,35 @@ def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[in
         check_gguf(config)
     with silence_transformers():
         try:
-            found: Any = AutoConfig.from_pretrained(
+            model_config: Any = AutoConfig.from_pretrained(
                 config.parent, trust_remote_code=False, local_files_only=True, **gguf
             )
             with torch.device("meta"):
                 maker: Any = AutoModelForCausalLM
-                model = maker.from_config(found, trust_remote_code=False)
-        except Exception as error:  # a configuration from elsewhere may break in any way
+                model = maker.from_config(model_config, trust_remote_code=False)
+        except Exception as error:  # foreign configs may fail in any way
             raise CheckpointError(
-                f"{config} describes no model that transformers makes: {error!s:.160}",
+                f"transformers cannot build a model from {config}: {error!s:.160}",
                 code="checkpoint.unloadable",
                 where=str(config),
                 expected="the configuration of a causal language model",
                 next="update transformers, or use another checkpoint",
             ) from error
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return dict(found.to_dict()), shapes
+    return dict(model_config.to_dict()), shapes
 
 
 def load_pretrained(loader: Any, folder: Path, **settings: Any) -> Any:
-    """Return what ``from_pretrained`` of a class of transformers gives for a folder.
+    """Call ``from_pretrained`` of a transformers class for a folder.
 
     Args:
-        loader: The class, such as AutoModel.
-        folder: With config.json and safetensors; no code of its own is run, no pickle read.
-        settings: Passed on.
+        loader: Class, e.g. AutoModel.
+        folder: Folder with config.json and safetensors; no custom code is run, no pickle loaded.
+        settings: Further arguments.
 
     Raises:
-        CheckpointError: If the weights are broken, or quantized in a way that neither an installed
-            library nor Stillroom reads.
-        OSError, ValueError, KeyError, RuntimeError, ImportError: As transformers raises them.
+        CheckpointError: If the weights are corrupt, or their quantization is unknown.
+        OSError, ValueError, KeyError, RuntimeError, ImportError: As raised by transformers.
     """
     stored = Checkpoint.open(folder)
     safe = {"trust_remote_code": False, "local_files_only": True}
@@ -465,13 +463,12 @@ def load_pretrained(loader: Any, folder: Path, **settings: Any) -> Any:
     except (ImportError, RuntimeError, ValueError):
         if stored.quantization is None:
             raise
-    import torch
     from transformers import AutoConfig
 
     config: Any = settings.pop("config", None) or AutoConfig.from_pretrained(folder, **safe)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    if hasattr(loader, "from_config"):  # a class that chooses another takes a folder alone
+    if hasattr(loader, "from_config"):  # an Auto class loads from a folder only
         with torch.device("meta"):
             loader = type(loader.from_config(config))
     tensors = {name: stored.tensor(name) for name in stored.names()}

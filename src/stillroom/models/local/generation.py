@@ -1,16 +1,16 @@
 """Token generation in memory: sampling, incremental decoding, and batches over one KV cache.
 
-Each completion has its own random numbers, so that what is drawn depends on nothing beside it.
+Each completion has its own random generator, so that it is independent of others.
 
-For measuring and for rollouts, which need tokens, not text: text that is tokenized anew may come
-out as other tokens. Knows ids; prompts as people write them are a backend's matter.
+``complete_prompts`` and ``BatchedDecoder``, for measurements and rollouts, return token ids, as
+tokenizing decoded text may give others.
 
-Every call has the same number of rows; spare ones repeat the last. A prompt is read alone, padded
-on the left to ``bucket_of`` its length; the texts then grow together in a lane, whose width follows
-from the length of each of their prompts too (``lane_of``). So the shapes that a text meets do not
-depend on the texts beside it, and prompts of unequal lengths are still continued together. Keys and
-values stand in one block that is made once: nothing is copied as texts grow. Positions follow from
-the mask, so that models with absolute positions read a padded prompt as they read it alone.
+``BatchedDecoder``: all forward passes have the same number of rows; unused ones repeat the last. A
+prompt is read alone, left-padded to ``round_to_bucket`` of its length; sequences then grow together
+in a lane, whose width is a function of prompt length as well (``round_to_lane``). Tensor shapes are
+thus independent of other sequences, and prompts of different lengths are still batched. Keys and
+values are in one preallocated block, which is never copied. Positions are derived from the mask, so
+that models with absolute positions read a padded prompt as they do alone.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ _TAIL_TOKENS = 4
 
 
 def sample_token(
-    logits: torch.Tensor, seen: Sequence[int], sampling: Sampling, rng: torch.Generator
+    logits: torch.Tensor, history: Sequence[int], sampling: Sampling, rng: torch.Generator
 ) -> int:
-    """Draw one token.
+    """Sample one token.
 
     Args:
-        logits: (V,), any float dtype; not changed.
-        seen: Every token of prompt and completion, for the repetition penalty.
-        sampling: How to draw.
-        rng: This completion's own random numbers, on the processor.
+        logits: Logits, (V,), any float dtype; not modified.
+        history: All tokens of prompt and completion, for the repetition penalty.
+        sampling: Sampling parameters.
+        rng: Random generator of the completion, on the CPU.
 
     Returns:
-        The token's id.
+        The token id.
     """
     scores = logits.float().cpu()
-    if sampling.repetition_penalty != 1.0 and seen:
+    if sampling.repetition_penalty != 1.0 and history:
         scores = scores.clone()
-        index = torch.tensor(sorted(set(seen)))
+        index = torch.tensor(sorted(set(history)))
         old = scores[index]
         penalty = sampling.repetition_penalty
         scores[index] = torch.where(old > 0, old / penalty, old * penalty)
@@ -69,7 +69,7 @@ def sample_token(
         return int(scores.argmax())
     likeliest = int(scores.argmax())
     scores = scores / sampling.temperature
-    if not torch.isfinite(scores.max()):  # so cold that numbers end: the limit is greedy
+    if not torch.isfinite(scores.max()):  # temperature too low for floats: greedy is the limit
         return likeliest
     if 0 < sampling.top_k < scores.numel():
         least = scores.topk(sampling.top_k).values[-1]
@@ -81,17 +81,17 @@ def sample_token(
 
 
 def _filter_nucleus(chances: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the smallest set of tokens whose chances reach ``top_p``; always the likeliest one."""
+    """Keep the smallest set of tokens whose probability reaches ``top_p``, at least one."""
     ordered, index = chances.sort(descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     is_left = before >= top_p
     is_left[0] = False  # also where top_p is too small for a float32
-    kept = ordered.masked_fill(is_left, 0.0)
-    return torch.zeros_like(chances).scatter_(0, index, kept)
+    filtered = ordered.masked_fill(is_left, 0.0)
+    return torch.zeros_like(chances).scatter_(0, index, filtered)
 
 
 class DecodingState:
-    """One completion while it is drawn: its tokens, its text, and why it ended."""
+    """State of one completion: its tokens, its text, and its finish reason."""
 
     def __init__(
         self,
@@ -102,21 +102,21 @@ class DecodingState:
         room: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """Begin after the prompt.
+        """Start after the prompt.
 
         Args:
-            tokenizer: A transformers tokenizer.
-            prompt_ids: The prompt's tokens.
-            sampling: How to draw.
-            ends: Tokens that end a completion.
-            room: At most this many tokens.
-            matcher: Holds the completion to a schema.
+            tokenizer: Transformers tokenizer.
+            prompt_ids: Token ids of the prompt.
+            sampling: Sampling parameters.
+            ends: End tokens.
+            room: Maximum new tokens.
+            matcher: Grammar constraint; None for none.
         """
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.reason = ""
         self.error: Exception | None = None
-        """What went wrong over this one, which then ended; the others of its batch go on."""
+        """Error of this completion, which has ended; others of the batch continue."""
         self.text = ""
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -128,20 +128,20 @@ class DecodingState:
         self._lead = len(self._decode(self._tail))
 
     def draw(self, logits: torch.Tensor) -> int:
-        """Draw one token from (V,) logits, note it, and return it."""
+        """Sample one token from (V,) logits, append it, and return it."""
         if self._matcher is not None:
             allowed = torch.from_numpy(self._matcher.allowed())
             logits = logits.float().cpu().masked_fill(~allowed, float("-inf"))
-        seen = self.prompt_ids + self.ids if self._sampling.repetition_penalty != 1.0 else ()
-        token = sample_token(logits, seen, self._sampling, self._rng)
+        history = self.prompt_ids + self.ids if self._sampling.repetition_penalty != 1.0 else ()
+        token = sample_token(logits, history, self._sampling, self._rng)
         if token in self._ends:
             self.finish("stop")
             return token
         self.ids.append(token)
         must_end = self._matcher is not None and self._matcher.take(token)
         if self._sampling.stop:
-            self.text, found = cut_at_stop(self._decoded(), self._sampling.stop)
-            if found:
+            self.text, is_stopped = cut_at_stop(self._decoded(), self._sampling.stop)
+            if is_stopped:
                 self.reason = "stop"
                 return token
         if must_end:
@@ -151,20 +151,20 @@ class DecodingState:
         return token
 
     def try_draw(self, logits: torch.Tensor) -> int:
-        """Draw one token as ``draw`` does; where that fails, end here and keep the error."""
+        """Sample as ``draw`` does; an exception ends the completion and is stored."""
         try:
             return self.draw(logits)
-        except Exception as error:  # noqa: BLE001  # raised where the completion is asked for
+        except Exception as error:  # noqa: BLE001  # raised for this completion only
             self.error, self.reason = error, "failed"
             return 0
 
     def finish(self, reason: str) -> None:
-        """End here."""
+        """End the completion."""
         self.text = cut_at_stop(self._decoded(), self._sampling.stop)[0]
         self.reason = reason
 
     def settled(self) -> str:
-        """Return the text that no later token can change."""
+        """Return the part of the text that later tokens cannot change."""
         if self.reason:
             return self.text
         text = self._decoded().rstrip("\ufffd")
@@ -172,7 +172,7 @@ class DecodingState:
         return text[: len(text) - held]
 
     def _decoded(self) -> str:
-        # Decoding after some of the prompt keeps the leading space that some tokenizers drop.
+        # With tokens of the prompt before it, decoding keeps a leading space that some drop.
         return self._decode(self._tail + self.ids)[self._lead :]
 
     def _decode(self, ids: list[int]) -> str:
@@ -185,7 +185,7 @@ class DecodingState:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a model wrote after one prompt: its tokens, the ending one included if it ended."""
+    """Continuation of a prompt: its tokens, including the end token if it ended."""
 
     ids: tuple[int, ...]
     has_ended: bool
@@ -202,27 +202,27 @@ def complete_prompts(
     batch_size: int = 16,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
-    """Continue prompts until an end token or a limit, nothing of the model's own settings applied.
+    """Continue prompts until an end token or the limit, ignoring the model's generation_config.
 
-    Sampling draws from the whole distribution: a generation_config's top_k, top_p or penalties
-    would give another one than the model's.
+    Sampling uses the full distribution: top_k, top_p or penalties of a generation_config would
+    change it.
 
     Args:
-        model: A causal language model; left in the mode it came in.
+        model: Causal language model; its training mode is restored.
         tokenizer: Its tokenizer.
         prompts: Token ids, none empty.
-        max_new_tokens: Most tokens of a completion.
-        temperature: 0 takes the likeliest token.
-        seed: Of the draws; the caller's random state is kept.
-        batch_size: Prompts continued side by side.
-        on_done: Hears how many more are done.
+        max_new_tokens: Maximum new tokens.
+        temperature: 0 is greedy.
+        seed: Random seed; the caller's random state is restored.
+        batch_size: Prompts per batch.
+        on_done: Called with the number of prompts finished since the last call.
 
     Returns:
         One Continuation per prompt, in order.
     """
     ends = sorted(find_end_tokens(model, tokenizer))
-    found: dict[int, Continuation] = {}
-    order = sorted(range(len(prompts)), key=lambda at: (len(prompts[at]), at))
+    continuations: dict[int, Continuation] = {}
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     was_training = bool(model.training)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
@@ -231,15 +231,15 @@ def complete_prompts(
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(seed)
             for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                rows = [prompts[at] for at in chosen]
+                batch = order[start : start + batch_size]
+                rows = [prompts[index] for index in batch]
                 written = _generate_batch(model, rows, ends, max_new_tokens, temperature)
-                found |= dict(zip(chosen, written, strict=True))
+                continuations |= dict(zip(batch, written, strict=True))
                 if on_done:
-                    on_done(len(chosen))
+                    on_done(len(batch))
     finally:
         model.train(was_training)
-    return [found[at] for at in range(len(prompts))]
+    return [continuations[index] for index in range(len(prompts))]
 
 
 def _generate_batch(
@@ -255,31 +255,31 @@ def _generate_batch(
     filler = ends[0] if ends else 0
     ids = torch.full((len(rows), width), filler, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for at, row in enumerate(rows):  # the mask tells padding, never the ids
-        ids[at, width - len(row) :] = torch.tensor(row)
-        mask[at, width - len(row) :] = 1
-    make: Any = GenerationConfig  # has no types
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    for index, row in enumerate(rows):  # padding is marked by the mask, not by ids
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    make: Any = GenerationConfig  # untyped
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     settings = make(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(ends) or None,
         pad_token_id=filler,
-        **(drawn if temperature > 0 else {"do_sample": False}),
+        **(sampling if temperature > 0 else {"do_sample": False}),
     )
     device = next(model.parameters()).device
-    own, model.generation_config = model.generation_config, settings
+    previous, model.generation_config = model.generation_config, settings
     try:
         with silence_transformers():
-            given = model.generate(ids.to(device), attention_mask=mask.to(device))
+            output = model.generate(ids.to(device), attention_mask=mask.to(device))
     finally:
-        model.generation_config = own
-    return [_cut_at_end(row, ends) for row in given[:, width:].tolist()]
+        model.generation_config = previous
+    return [_cut_at_end(row, ends) for row in output[:, width:].tolist()]
 
 
 def _cut_at_end(row: list[int], ends: Sequence[int]) -> Continuation:
-    for at, token in enumerate(row):
+    for index, token in enumerate(row):
         if token in ends:
-            return Continuation(tuple(row[: at + 1]), has_ended=True)
+            return Continuation(tuple(row[: index + 1]), has_ended=True)
     return Continuation(tuple(row), has_ended=False)
 
 
@@ -298,10 +298,9 @@ def round_to_bucket(length: int) -> int:
 
 
 def round_to_lane(length: int) -> int:
-    """Return the width of the lane of a prompt: 64, 256, 1024 and so on, at least its bucket.
+    """Return the lane width of a prompt: 64, 256, 1024 and so on, at least its bucket.
 
-    Every lane that a group of prompts needs is a pass of the whole network for each token, while
-    attention to padding costs little.
+    Every lane of a group costs a forward pass per token, while attention to padding is cheap.
     """
     lane = _MIN_LANE
     while lane < round_to_bucket(length):
@@ -310,19 +309,19 @@ def round_to_lane(length: int) -> int:
 
 
 class BatchedDecoder:
-    """A model's reading of a fixed number of texts, all of one lane."""
+    """Incremental decoding of a fixed number of sequences in one lane."""
 
     def __init__(
         self, body: nn.Module, prompts: Sequence[Sequence[int]], *, rows: int, width: int, room: int
     ) -> None:
-        """Read the prompts.
+        """Prefill the prompts.
 
         Args:
-            body: A causal transformer without its head, in evaluation mode.
-            prompts: Token ids, at most ``rows`` of them, none empty or longer than ``width``.
-            rows: Of every call, B.
-            width: Of the lane.
-            room: Tokens that will be pushed at most.
+            body: Causal transformer without its head, in evaluation mode.
+            prompts: Token ids, at most ``rows`` prompts, none empty or longer than ``width``.
+            rows: Batch size B of every forward pass.
+            width: Lane width.
+            room: Maximum tokens to push.
         """
         self._body = body
         parameters = inspect.signature(body.forward).parameters
@@ -342,10 +341,10 @@ class BatchedDecoder:
         last += [last[-1]] * (rows - len(last))
         self._block.row = None
         self.hidden: Tensor = torch.cat(last)
-        """The hidden states of each row's last token, (B, H)."""
+        """Hidden states of each row's last token, (B, H)."""
 
     def push(self, tokens: Tensor) -> Tensor:
-        """Add a token to each row, (B,); return the hidden states there, (B, H)."""
+        """Append a token to each row, (B,); return the hidden states, (B, H)."""
         used = self._block.used
         self._mask[:, used] = 1
         mask = self._mask[:, : used + 1]
@@ -370,21 +369,21 @@ class BatchedDecoder:
             layer.repeat(row, spare)
 
     def _call(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        given = self._body(
+        output = self._body(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
             **{self._cache_name: self._cache},
         )
-        hidden: Tensor = given.last_hidden_state[:, -1]
+        hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
 
 
 class _CacheBlock:
-    """What all layers share: the size of their space, the row being read, the columns in use.
+    """State shared by all layers: the block's size, the row in prefill, the columns in use.
 
-    ``first`` is the column where the padded prompt of that row begins.
+    ``first`` is the column of the padded prompt's start in that row.
     """
 
     def __init__(self, rows: int, length: int) -> None:
@@ -394,7 +393,7 @@ class _CacheBlock:
 
 
 class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is not typed
-    """Keys and values of one layer, (B, heads, length, dim), written in place."""
+    """Keys and values of one layer, (B, heads, length, dim), updated in place."""
 
     def __init__(self, block: _CacheBlock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -403,9 +402,9 @@ class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         self._used = 0
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **named: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new columns and return all that are in use, as views."""
+        """Write the new columns; return all columns in use, as views."""
         block = self._block
         if self._space is None:
             self._space = self._make(key_states), self._make(value_states)
@@ -416,20 +415,20 @@ class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         for space, new in zip(self._space, (key_states, value_states), strict=True):
             space[rows, :, start:stop] = new
         self._used = block.used = stop
-        seen = slice(start if is_reading else 0, stop)
-        keys, values = (space[rows, :, seen] for space in self._space)
+        columns = slice(start if is_reading else 0, stop)
+        keys, values = (space[rows, :, columns] for space in self._space)
         return keys, values
 
     def repeat(self, row: int, spare: int) -> None:
-        """Copy one row's prompt to another row."""
+        """Copy a row's prompt to another row."""
         for space in self._space or ():
             space[spare, :, : self._used] = space[row, :, : self._used]
 
     def get_seq_length(self) -> int:
-        """Return the columns in use; none while a prompt is read."""
+        """Return the number of columns in use; 0 during prefill."""
         return 0 if self._block.row is not None else self._used
 
     def _make(self, like: Tensor) -> Tensor:
         block = self._block
-        # Zeros, since the columns before a prompt are masked and not written: 0 times NaN is NaN.
+        # Zeros, as the columns before a prompt are masked but unwritten: 0 times NaN is NaN.
         return like.new_zeros(block.rows, like.shape[1], block.length, like.shape[3])

@@ -1,6 +1,6 @@
 """JSON Schema grammars for constrained decoding, token by token (llguidance).
 
-Knows tokens and masks only; a backend asks for the mask before it draws and reports what it drew.
+A backend requests a token mask before sampling, and reports the sampled token.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _COMPACT_SETTINGS = {
 
 
 def compact_schema(schema: Mapping[str, Any]) -> str:
-    """Return the schema as JSON that asks for one spacing, so that small models cannot run on."""
+    """Return the schema as JSON with fixed spacing, so that small models cannot add white space."""
     return json.dumps({**_COMPACT_SETTINGS, **schema})
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Refuse a schema with a type that JSON has not; engines drop such a schema without a word.
+    """Check that a schema uses JSON types only; engines silently drop other schemas.
 
     Raises:
-        BackendError: If one is found.
+        BackendError: If it has another type.
     """
     types = schema.get("type", [])
     for name in [types] if isinstance(types, str) else types:
@@ -51,14 +51,14 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 class Grammar:
-    """Schemas over one tokenizer's vocabulary."""
+    """Grammars over one tokenizer's vocabulary."""
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
-        """Prepare for a transformers tokenizer and a model with ``vocabulary`` logits.
+        """Prepare a transformers tokenizer and a model with ``vocabulary`` logits.
 
         Raises:
             MissingExtraError: If llguidance is not installed.
-            BackendError: If the tokenizer is not one that llguidance can read.
+            BackendError: If llguidance does not support the tokenizer.
         """
         try:
             import llguidance
@@ -75,7 +75,7 @@ class Grammar:
             raise _unusable(str(error), "use a fast tokenizer, or backend 'llamacpp'") from error
 
     def start(self, schema: Mapping[str, Any]) -> Matcher:
-        """Begin one completion.
+        """Return a matcher for one completion.
 
         Raises:
             BackendError: If the schema cannot be compiled.
@@ -88,30 +88,30 @@ class Grammar:
 
 
 class Matcher:
-    """Where one completion stands in its schema."""
+    """Grammar state of one completion."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
-        """Stand at the beginning."""
+        """Set the initial state."""
         self._matcher = matcher
         self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
         self._vocabulary = vocabulary
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Return which tokens may come next, (V,)."""
+        """Return the mask of allowed next tokens, (V,)."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return bits[: self._vocabulary].astype(np.bool_)
 
     def take(self, token: int) -> bool:
-        """Go on by one token; return whether the completion must end there."""
+        """Advance by one token; return whether the completion must end."""
         self._matcher.consume_token(token)
         return bool(self._matcher.is_stopped())
 
 
 def _unusable(problem: str, next_step: str) -> BackendError:
     return BackendError(
-        f"completions cannot be held to the JSON Schema: {problem}",
+        f"the JSON Schema cannot be applied: {problem}",
         code="backend.schema",
-        expected="a valid JSON Schema and a tokenizer the grammar can read",
+        expected="a valid JSON Schema, and a tokenizer that the grammar supports",
         next=next_step,
     )

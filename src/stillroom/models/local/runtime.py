@@ -1,7 +1,7 @@
 """Runtime of local engines: accelerators, reserved ports, silenced output.
 
-A fenced process may connect to the ports alone that were named before the fence went up; so some
-free ones are named first, and engines that open a port afterwards take one of those.
+A sandboxed process may connect only to ports that were named before the sandbox was set up; free
+ports are therefore reserved first, and engines use those.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings within the body, and restore them."""
+    """Silence transformers' progress bars and warnings within the context."""
     from transformers.utils import logging as engine_logging
 
     logging: Any = engine_logging  # its functions carry no types
@@ -48,9 +48,9 @@ def silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def silence_output() -> Iterator[None]:
-    """Send what native code writes to standard output and error within the body to nowhere.
+    """Discard what native code writes to standard output and error within the context.
 
-    Works on file descriptors, so it covers C and C++; other threads are silenced with it.
+    Redirects file descriptors, so it includes C and C++, and other threads.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,7 +72,7 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One device: its name for ``--device``, what it is, its memory and whether it has bfloat16."""
+    """A device: name for ``--device``, display name, memory and bfloat16 support."""
 
     device: str
     name: str
@@ -80,7 +80,7 @@ class Accelerator:
     has_bf16: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return asdict(self)
 
 
@@ -91,25 +91,25 @@ def list_accelerators() -> list[Accelerator]:
     except ImportError:
         return []
 
-    found = []
+    accelerators = []
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(number)
-            found.append(
+            properties = torch.cuda.get_device_properties(number)
+            accelerators.append(
                 Accelerator(
                     f"cuda:{number}",
-                    str(about.name),
-                    int(about.total_memory),
-                    about.major >= 8,  # Ampere was the first
+                    str(properties.name),
+                    int(properties.total_memory),
+                    properties.major >= 8,  # Ampere and later
                 )
             )
     elif torch.backends.mps.is_available():
-        found.append(Accelerator("mps", "Apple GPU", 0, has_bf16=True))
-    return found
+        accelerators.append(Accelerator("mps", "Apple GPU", 0, has_bf16=True))
+    return accelerators
 
 
 def explain_unused_driver() -> str:
-    """Return why an NVIDIA driver that is there is of no use to torch; empty where all is well."""
+    """Return why torch cannot use an installed NVIDIA driver; empty if it can or there is none."""
     try:
         import torch
     except ImportError:
@@ -118,8 +118,10 @@ def explain_unused_driver() -> str:
     if not has_driver or torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
-        return "an NVIDIA driver is there, but this torch was built for processors alone"
-    return f"an NVIDIA driver is there, but this torch (CUDA {torch.version.cuda}) cannot use it"
+        return "an NVIDIA driver is installed, but this torch is a CPU-only build"
+    return (
+        f"an NVIDIA driver is installed, but this torch (CUDA {torch.version.cuda}) cannot use it"
+    )
 
 
 _PORTS_VARIABLE = "STILLROOM_ENGINE_PORTS"
@@ -129,19 +131,19 @@ _LOCALHOST = "127.0.0.1"
 
 
 def reserve_ports(count: int) -> list[int]:
-    """Return free ports and keep them for the engines of this process and its children."""
+    """Reserve free ports for the engines of this process and its children; return them."""
     with contextlib.ExitStack() as opened:
         bound = [
             opened.enter_context(contextlib.closing(socket.create_server((_LOCALHOST, 0))))
             for _ in range(count)
         ]
-        ports = [one.getsockname()[1] for one in bound]
+        ports = [server.getsockname()[1] for server in bound]
     os.environ[_PORTS_VARIABLE] = ",".join(map(str, ports))
     return ports
 
 
 def choose_port() -> int:
-    """Return a port that was named and is free, or 0 (any) where none was named."""
+    """Return a free reserved port, or 0 (any) without reservations."""
     named = os.environ.get(_PORTS_VARIABLE, "")
     for port in map(int, named.split(",") if named else ()):
         with contextlib.suppress(OSError), socket.create_server((_LOCALHOST, port)):

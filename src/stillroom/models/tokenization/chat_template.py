@@ -1,9 +1,8 @@
 """Chat templates, with control tokens in messages escaped.
 
-A document may contain a control token's text (``<|im_start|>``), by accident or to take over the
-conversation. ``escape_control_tokens`` breaks such text with a word joiner (U+2060, no width): it
-reads the same and is ordinary text to every tokenizer. Text without control tokens is never
-changed.
+A document may contain a control token's text (``<|im_start|>``), by accident or as a prompt
+injection. ``escape_control_tokens`` inserts a word joiner (U+2060, zero width), which makes it
+ordinary text to every tokenizer and looks the same. Other text is never changed.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ _CONTROL_MARKS = frozenset("<>[]{}|｜▁")
 
 
 def escape_control_tokens(text: str, tokens: Iterable[str]) -> str:
-    """Return the text with a word joiner after the first character of every control token in it."""
+    """Insert a word joiner after the first character of every control token in a text."""
     present = sorted((token for token in tokens if len(token) > 1 and token in text), key=len)
     if not present:
         return text
     pattern = re.compile("|".join(re.escape(token) for token in reversed(present)))
     broken = pattern.sub(lambda match: match.group()[0] + _JOINER + match.group()[1:], text)
-    # The rest of a broken token may itself be one (<<s>> holds <s>): go on until none is left.
+    # The rest of an escaped token may be another one (<<s>> contains <s>): repeat.
     return escape_control_tokens(broken, present) if broken != text else broken
 
 
 def escape_found_controls(text: str, find: Callable[[str], Iterable[str]]) -> str:
-    """Return the text with every control token escaped that ``find`` still reads in it.
+    """Escape every control token that a tokenizer still finds in a text.
 
     Args:
-        text: Foreign text.
-        find: Returns the text of the control tokens that a tokenizer reads in a string.
+        text: Untrusted text.
+        find: Returns the control tokens that the tokenizer finds in a string.
 
     Raises:
         BackendError: If control tokens are left after several rounds.
@@ -54,30 +53,30 @@ def escape_found_controls(text: str, find: Callable[[str], Iterable[str]]) -> st
             return text
         text = broken
     raise BackendError(
-        "a document's text is read as control tokens however it is escaped",
+        "a document's text is parsed as control tokens even after escaping",
         code="backend.control-tokens",
         where=text[:80],
-        expected="text that is data to the tokenizer",
+        expected="text without control tokens",
         next="remove the control tokens from the document",
     )
 
 
 def list_control_tokens(tokenizer: Any) -> list[str]:
-    """Return the text of every token that a tokenizer reads as control, longest first."""
-    found = {str(token) for token in tokenizer.all_special_tokens}
+    """Return the text of every control token of a tokenizer, longest first."""
+    tokens = {str(token) for token in tokenizer.all_special_tokens}
     for token in getattr(tokenizer, "added_tokens_decoder", {}).values():
         if token.special or (_CONTROL_MARKS & set(token.content)):
-            found.add(token.content)
-    return sorted((token for token in found if token.strip()), key=lambda t: (-len(t), t))
+            tokens.add(token.content)
+    return sorted((token for token in tokens if token.strip()), key=lambda t: (-len(t), t))
 
 
 def render_chat(
     tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
 ) -> str:
-    """Return the messages as the tokenizer's chat template writes them.
+    """Apply the tokenizer's chat template to messages.
 
-    Control tokens within the messages are escaped; those of the template are not. A tokenizer
-    without a template gets plain paragraphs, each headed by its role.
+    Control tokens within the messages are escaped; those of the template are not. Without a
+    template, messages become paragraphs headed by their role.
 
     Raises:
         BackendError: If the template refuses the messages (an unknown role, a wrong order).
@@ -94,7 +93,7 @@ def render_chat(
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except Exception as error:  # a template is foreign code: any error is its refusal
+    except Exception as error:  # templates are foreign code and may raise anything
         raise BackendError(
             f"the chat template refuses these messages: {error}",
             code="backend.template",
@@ -105,10 +104,10 @@ def render_chat(
 
 
 def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
-    """Return the string a prompt stands for: raw text as it is, messages through the template.
+    """Return a prompt as a string: raw text unchanged, messages through the chat template.
 
-    The prompt's ``prefix`` follows as the beginning of the assistant's turn. Raw text keeps its
-    control tokens: who writes it has written the template too.
+    The prompt's ``prefix`` is the beginning of the assistant's turn. Raw text keeps its control
+    tokens, as its author also writes the template.
     """
     if not prompt.messages:
         return prompt.text + prompt.prefix

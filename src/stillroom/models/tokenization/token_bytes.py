@@ -1,11 +1,10 @@
 """Exact bytes of every token of a fast tokenizer, read from its tokenizer.json.
 
-Four schemes are known: byte-level BPE (each byte is a printable stand-in, as in GPT-2),
+Four schemes are supported: byte-level BPE (each byte is a printable character, as in GPT-2),
 SentencePiece (U+2581 for a space, ``<0xNN>`` for a byte), WordPiece (``##`` within a word) and
-plain words. Special tokens stand apart: they have a role, and a surface that may or may not stand
-in the text. What a normalizer does to a text (case, accents, Unicode form) is not in the bytes:
-``lossy`` states it, and whether one text is affected is found when its tokens are placed
-(``token_spans``), never assumed.
+plain words. Special tokens have a role, and a surface that may or may not occur in the text.
+Normalization (case, accents, Unicode form) is not in the bytes: ``lossy`` lists it, and whether it
+affects a text is found when its tokens are aligned (``token_spans``), never assumed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from stillroom.errors import CheckpointError
 __all__ = ["SPECIAL", "TEXT", "UNKNOWN", "UNUSED", "TokenBytes", "read_token_bytes"]
 
 TEXT, SPECIAL, UNKNOWN, UNUSED = 0, 1, 2, 3
-"""Kinds of an id: bytes of text, a control token, bytes that nobody can know, no token at all."""
+"""Kinds of ids: text, control token, unknown bytes, unused."""
 
 _SPACE = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -53,17 +52,17 @@ class TokenBytes:
     """Bytes, kind and role of each token id of one tokenizer.
 
     Args:
-        data: The bytes of all tokens, one after another, (S,), uint8.
-        starts: Where each id's bytes begin in ``data``, and the end, (V + 1,), int64.
+        data: Bytes of all tokens, concatenated, (S,), uint8.
+        starts: Offset of each id's bytes in ``data``, and the end, (V + 1,), int64.
         kinds: TEXT, SPECIAL, UNKNOWN or UNUSED of each id, (V,), uint8.
-        roles: What special ids are for: bos, eos, pad, unk, or else ``control``. An id that is both
-            eos and pad is eos.
+        roles: Role of special ids: bos, eos, pad, unk, or else ``control``. An id that is both eos
+            and pad is eos.
         scheme: ``byte_level``, ``sentencepiece``, ``wordpiece`` or ``words``.
-        lossy: What the tokenizer does to a text that no token's bytes tell, in words.
-        prepends: Whether a space that the text lacks is put before it: ``no``, ``missing`` (only
-            where the text begins with none) or ``always``.
-        eats_left: Special ids that swallow the white space before them.
-        eats_right: Special ids that swallow the white space after them.
+        lossy: Changes of the text that are not in the tokens' bytes, in words.
+        prepends: Whether a space is prepended to a text: ``no``, ``missing`` (only where the text
+            begins with none) or ``always``.
+        eats_left: Special ids that strip white space before them.
+        eats_right: Special ids that strip white space after them.
     """
 
     data: npt.NDArray[np.uint8]
@@ -77,16 +76,16 @@ class TokenBytes:
     eats_right: frozenset[int] = field(default_factory=frozenset)
 
     def __len__(self) -> int:
-        """Return how many ids there are, unused ones between them included."""
+        """Return the number of ids, including unused ones."""
         return len(self.kinds)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Bytes of each id, (V,); of a special id, those of its surface."""
+        """Number of bytes of each id, (V,); for special ids, of their surface."""
         return np.diff(self.starts)
 
     def of(self, token_id: int) -> bytes:
-        """Return the bytes of one id; of a special id its surface, of an unknown one nothing.
+        """Return the bytes of an id: for special ids their surface, for unknown ones none.
 
         Raises:
             CheckpointError: If the id is outside the vocabulary.
@@ -95,23 +94,23 @@ class TokenBytes:
         return self.data[self.starts[token_id] : self.starts[token_id + 1]].tobytes()
 
     def join(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return the bytes of many ids, one after another, (S,)."""
+        """Return the concatenated bytes of ids, (S,)."""
         self.check(ids)
         begin = self.starts[ids]
         lengths = self.starts[ids + 1] - begin
         ends = lengths.cumsum()
         total = int(ends[-1]) if len(ends) else 0
-        places = np.arange(total, dtype=np.int64)
+        offsets = np.arange(total, dtype=np.int64)
         joined: npt.NDArray[np.uint8] = self.data[
-            places + np.repeat(begin - (ends - lengths), lengths)
+            offsets + np.repeat(begin - (ends - lengths), lengths)
         ]
         return joined
 
     def check(self, ids: npt.NDArray[np.int64]) -> None:
-        """Refuse ids that the vocabulary has not.
+        """Check that ids are within the vocabulary.
 
         Raises:
-            CheckpointError: Naming the first.
+            CheckpointError: If one is not; names the first.
         """
         outside = (ids < 0) | (ids >= len(self))
         if outside.any():
@@ -119,16 +118,16 @@ class TokenBytes:
                 f"token id {int(ids[outside][0])} is outside a vocabulary of {len(self)}",
                 code="distill.token-id",
                 where="token ids",
-                expected="ids that this tokenizer made",
-                next="check that teacher's and student's ids are not mixed up",
+                expected="token ids of this tokenizer",
+                next="check that the ids of teacher and student are not mixed up",
             )
 
     def count(self, kind: int) -> int:
-        """Return how many ids are of one kind."""
+        """Return the number of ids of a kind."""
         return int((self.kinds == kind).sum())
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is known of the tokenizer, without its tokens."""
+        """Return a summary without the tokens."""
         return {
             "scheme": self.scheme,
             "tokens": len(self) - self.count(UNUSED),
@@ -143,10 +142,10 @@ def read_token_bytes(tokenizer: Any) -> TokenBytes:
     """Return the bytes of every token.
 
     Args:
-        tokenizer: A fast tokenizer of transformers, or one of the tokenizers library.
+        tokenizer: Fast tokenizer of transformers, or of the tokenizers library.
 
     Raises:
-        CheckpointError: If it is not a fast tokenizer, or of a scheme that is not known.
+        CheckpointError: If it is not a fast tokenizer, or its scheme is not supported.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
@@ -163,7 +162,7 @@ def read_token_bytes(tokenizer: Any) -> TokenBytes:
 
 
 def _read_roles(tokenizer: Any) -> dict[int, str]:
-    """Return the ids that the wrapper names as bos, eos and so on; the first role listed wins."""
+    """Return the ids of bos, eos and so on; the first role listed takes precedence."""
     roles: dict[int, str] = {}
     for role in _ROLES:
         token_id = getattr(tokenizer, f"{role}_token_id", None)
@@ -173,7 +172,7 @@ def _read_roles(tokenizer: Any) -> dict[int, str]:
 
 
 class _TokenizerReader:
-    """Reads one tokenizer.json."""
+    """Reader of one tokenizer.json."""
 
     def __init__(self, state: dict[str, Any], roles: dict[int, str]) -> None:
         self.model: dict[str, Any] = state.get("model") or {}
@@ -192,22 +191,22 @@ class _TokenizerReader:
         )
         pieces: list[bytes] = [b""] * size
         kinds = np.full(size, UNUSED, dtype=np.uint8)
-        for token, at in vocabulary.items():
-            found = self._bytes_of(token)
-            pieces[at], kinds[at] = found or b"", UNKNOWN if found is None else TEXT
+        for token, token_id in vocabulary.items():
+            data = self._bytes_of(token)
+            pieces[token_id], kinds[token_id] = data or b"", UNKNOWN if data is None else TEXT
         roles = dict(self.roles)
         for added in self.added:
-            at = int(added["id"])
+            token_id = int(added["id"])
             is_special = bool(added.get("special"))
-            pieces[at] = str(added["content"]).encode()
-            kinds[at] = SPECIAL if is_special or at in roles else TEXT
-        for at in roles:
-            kinds[at] = SPECIAL
+            pieces[token_id] = str(added["content"]).encode()
+            kinds[token_id] = SPECIAL if is_special or token_id in roles else TEXT
+        for token_id in roles:
+            kinds[token_id] = SPECIAL
         unknown = self._unknown_id(vocabulary)
         if unknown is not None and not self._knows_every_byte(pieces, kinds):
             pieces[unknown], kinds[unknown], roles[unknown] = b"", UNKNOWN, "unk"
-        for at in np.flatnonzero(kinds == SPECIAL).tolist():
-            roles.setdefault(at, "control")
+        for token_id in np.flatnonzero(kinds == SPECIAL).tolist():
+            roles.setdefault(token_id, "control")
         lengths = np.asarray([len(piece) for piece in pieces], dtype=np.int64)
         return TokenBytes(
             np.frombuffer(b"".join(pieces), dtype=np.uint8),
@@ -226,11 +225,11 @@ class _TokenizerReader:
         names = [step["type"] for steps in self.steps.values() for step in steps]
         if kind not in {"BPE", "Unigram", "WordPiece", "WordLevel"}:
             raise CheckpointError(
-                f"tokenizer of type {kind or 'unknown'!r} is not known",
+                f"tokenizer type {kind or 'unknown'!r} is not supported",
                 code="distill.tokenizer-scheme",
                 where="tokenizer.json model.type",
                 expected="BPE, Unigram, WordPiece or WordLevel",
-                next="choose a teacher and a student with such tokenizers",
+                next="use a teacher and a student with such tokenizers",
             )
         if "ByteLevel" in names:
             return "byte_level"
@@ -248,8 +247,8 @@ class _TokenizerReader:
     def _vocabulary(self) -> dict[str, int]:
         raw = self.model.get("vocab") or {}
         if isinstance(raw, list):  # Unigram: [[token, score], ...]
-            return {str(row[0]): at for at, row in enumerate(raw)}
-        return {str(token): int(at) for token, at in raw.items()}
+            return {str(row[0]): index for index, row in enumerate(raw)}
+        return {str(token): int(index) for token, index in raw.items()}
 
     def _unknown_id(self, vocabulary: dict[str, int]) -> int | None:
         if isinstance(self.model.get("unk_id"), int):
@@ -262,16 +261,20 @@ class _TokenizerReader:
         )
 
     def _knows_every_byte(self, pieces: list[bytes], kinds: npt.NDArray[np.uint8]) -> bool:
-        """Whether each byte has a token, so that nothing is ever spelled with the unknown one."""
+        """Return whether each byte has a token, so that the unknown token is never used."""
         if self.scheme == "sentencepiece" and not self._has_byte_tokens():
             return False
         if self.scheme not in {"byte_level", "sentencepiece"}:
             return False
-        spelled = {pieces[at] for at in np.flatnonzero(kinds == TEXT) if len(pieces[at]) == 1}
+        spelled = {
+            pieces[token_id]
+            for token_id in np.flatnonzero(kinds == TEXT)
+            if len(pieces[token_id]) == 1
+        }
         return len(spelled) == 256
 
     def _bytes_of(self, token: str) -> bytes | None:
-        """Return the bytes that a token of the model stands for; None where nobody can know."""
+        """Return the bytes of a token of the model; None where they are unknown."""
         token = token.removesuffix(str(self.model.get("end_of_word_suffix") or ""))
         if self.scheme == "byte_level":
             table = _byte_of_stand_in()
@@ -280,9 +283,9 @@ class _TokenizerReader:
             except KeyError:
                 return None
         if self.scheme == "sentencepiece":
-            found = _BYTE_TOKEN.fullmatch(token)
-            if found and self._has_byte_tokens():
-                return bytes([int(found.group(1), 16)])
+            match = _BYTE_TOKEN.fullmatch(token)
+            if match and self._has_byte_tokens():
+                return bytes([int(match.group(1), 16)])
             return token.replace(_SPACE, " ").encode()
         prefix = self.model.get("continuing_subword_prefix") or ""
         return (token.removeprefix(str(prefix)) or token).encode()
@@ -292,24 +295,24 @@ class _TokenizerReader:
         return bool(self.model.get("byte_fallback")) or "ByteFallback" in decoders
 
     def _lossy(self) -> tuple[str, ...]:
-        said = []
+        changes = []
         for step in (*self.steps["normalizer"], *self.steps["pre_tokenizer"]):
             if step["type"] == "BertNormalizer":
                 if step.get("lowercase"):
-                    said.append("lowercases")
+                    changes.append("lowercases")
                 if step.get("strip_accents") or (
                     step.get("strip_accents") is None and step.get("lowercase")
                 ):
-                    said.append("strips accents")
+                    changes.append("strips accents")
             if step["type"] in _LOSSY_NORMALIZERS:
-                said.append(_LOSSY_NORMALIZERS[step["type"]])
+                changes.append(_LOSSY_NORMALIZERS[step["type"]])
             if step["type"] == "Replace" and step.get("content") != _SPACE:
-                said.append(f"replaces {json.dumps(step.get('pattern'), ensure_ascii=False)}")
+                changes.append(f"replaces {json.dumps(step.get('pattern'), ensure_ascii=False)}")
             if step["type"] == "Split" and step.get("behavior") == "Removed":
-                said.append("drops what it splits at")
-        if self.scheme == "wordpiece" and "drops white space" not in said:
-            said.append("drops white space")
-        return tuple(dict.fromkeys(said))
+                changes.append("drops what it splits at")
+        if self.scheme == "wordpiece" and "drops white space" not in changes:
+            changes.append("drops white space")
+        return tuple(dict.fromkeys(changes))
 
     def _prepends(self) -> str:
         for step in self.steps["normalizer"]:
@@ -325,7 +328,7 @@ class _TokenizerReader:
 
 
 def _flatten(step: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a normalizer, pre-tokenizer or decoder, sequences unrolled."""
+    """Yield the steps of a normalizer, pre-tokenizer or decoder, with sequences unrolled."""
     if not isinstance(step, dict):
         return
     inner = step.get("normalizers") or step.get("pretokenizers") or step.get("decoders")
@@ -338,11 +341,11 @@ def _flatten(step: Any) -> Iterator[dict[str, Any]]:
 
 @cache
 def _byte_of_stand_in() -> dict[str, int]:
-    """Return which byte each printable stand-in of a byte-level tokenizer means.
+    """Return the byte of each printable character of a byte-level tokenizer.
 
-    Printable Latin-1 characters mean themselves; the other 68 bytes are moved up from U+0100.
+    Printable Latin-1 characters are their own bytes; the other 68 bytes start at U+0100.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(0x100) if chr(byte) not in table]
-    return table | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+    unprintable = [byte for byte in range(0x100) if chr(byte) not in table]
+    return table | {chr(0x100 + index): byte for index, byte in enumerate(unprintable)}

@@ -1,10 +1,9 @@
 """Token counts and token offsets of long texts, with each distinct word tokenized once.
 
-A word-piece tokenizer looks at one word at a time: white space, punctuation and Chinese characters
-part words, and what is made of a word does not depend on its neighbors. So the tokens of a text are
-those of its words, and a word that was met before, or stands whole in the vocabulary, costs a
-look-up. A cut between words then adds no token and takes none away; within a word it can, so there
-the caller counts again.
+A WordPiece tokenizer reads one word at a time: white space, punctuation and Chinese characters
+separate words, and the tokens of a word are independent of its neighbors. The tokens of a text are
+therefore those of its words, and known or in-vocabulary words cost a lookup. A cut between words
+does not change the count; within a word it can, so the caller counts again.
 """
 
 from __future__ import annotations
@@ -28,59 +27,59 @@ _CHINESE = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002cea1"
     "\U0002f800-\U0002fa1f"
 )
-# What a BERT normalizer takes for white space; other controls it removes, so they part nothing.
+# White space of the BERT normalizer; other controls are removed and separate nothing.
 _SPACE = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORDS = re.compile(f"([^{_SPACE}{_PUNCTUATION}{_CHINESE}]+|[{_PUNCTUATION}{_CHINESE}])")
 _EDGE = re.compile(f"[{_SPACE}{_PUNCTUATION}{_CHINESE}]")
-_MAX_WORD_LENGTH = 100  # a longer one is one unknown token to BERT, and many once it is cut
-_UNKNOWN = -1  # the count of a long word that is one token only while it is whole
-_MAX_CACHED_WORDS = 500_000  # words; some 100 MB
+_MAX_WORD_LENGTH = 100  # longer words are one unknown token to BERT, but many once cut
+_UNKNOWN = -1  # count of a long word, which is one token only as a whole
+_MAX_CACHED_WORDS = 500_000  # about 100 MB
 
 
 class TokenCounter:
-    """Counts a text's tokens without special ones; any tokenizer, safe between threads."""
+    """Counts the tokens of texts, without special tokens; thread-safe, for any tokenizer."""
 
     def __init__(self, tokenizer: Any, lock: threading.Lock, *, lower: bool = False) -> None:
-        """Count by ``tokenizer`` (transformers'), whose state ``lock`` guards.
+        """Set a transformers tokenizer, and the lock that guards its state.
 
-        ``lower`` makes texts lower case first, as some embedders do.
+        ``lower`` lowercases texts first, as some embedders do.
         """
         self._tokenizer, self._lock, self._lower = tokenizer, lock, lower
 
     def __call__(self, text: str) -> int:
-        """Return how many tokens the text has."""
+        """Return the number of tokens of a text."""
         with self._lock:
-            text = replace_surrogates(text)  # half a character is no text to a tokenizer
+            text = replace_surrogates(text)  # tokenizers refuse unpaired surrogates
             text = text.lower() if self._lower else text
             return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class CachedWordTokenizer(TokenCounter):
-    """Counts tokens, and locates those of a whole text; for tokenizers that look at single words.
+    """Counts and locates the tokens of texts, for tokenizers that read single words.
 
-    A LocatingCounter as ``stillroom.text`` understands it.
+    Implements ``LocatingCounter`` of ``stillroom.text``.
     """
 
     def __init__(self, tokenizer: Any, lock: threading.Lock) -> None:
-        """Begin with no word known."""
+        """Start with an empty cache of words."""
         from tokenizers import Tokenizer
 
         super().__init__(tokenizer, lock)
-        # A copy, since padding and truncation are state of the tokenizer that others set.
+        # A copy, as padding and truncation are mutable state of the tokenizer.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
         self._added = tuple(tokenizer.get_added_vocab())
         is_lower = json.loads(self._backend.to_str())["normalizer"].get("lowercase", True)
         self._fold = str.lower if is_lower else str
-        # A token that was added may stand within a word, and parts it then.
-        is_plain = all(_EDGE.search(one) for one in self._added)
+        # Added tokens may occur within a word, and split it.
+        is_plain = all(_EDGE.search(token) for token in self._added)
         self._vocabulary = frozenset(self._backend.get_vocab()) if is_plain else frozenset[str]()
         self._known: dict[str, int] = {}
 
     def locate(self, text: str) -> TokenOffsets:
-        """Return where each token of ``text`` begins, and where a cut changes no count."""
-        pieces = _WORDS.split(text)  # what is between words, and words, by turns
+        """Return the start of each token of a text, and a test for safe cuts."""
+        pieces = _WORDS.split(text)  # separators and words alternate
         words = pieces[1::2]
         known = self._learn(set(words))
         counts = np.fromiter(map(known.__getitem__, words), np.int64, len(words))
@@ -94,14 +93,14 @@ class CachedWordTokenizer(TokenCounter):
             number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             within = number * np.repeat(lengths, counts) // np.repeat(counts, counts)
             starts = array("q", (np.repeat(begins, counts) + within).tobytes())
-        # An added token such as [SEP] is one token only while it is whole.
+        # An added token such as [SEP] is one token only as a whole.
         return TokenOffsets(
             starts,
-            _never_a_boundary if any(one in text for one in self._added) else is_word_boundary,
+            _never_a_boundary if any(token in text for token in self._added) else is_word_boundary,
         )
 
     def _learn(self, words: set[str]) -> dict[str, int]:
-        """Return how many tokens these words have, and keep it of short ones."""
+        """Return the token counts of words, and cache those of short ones."""
         known = self._known
         unseen = words.difference(known)
         if not unseen:
@@ -110,15 +109,15 @@ class CachedWordTokenizer(TokenCounter):
             known, unseen = {}, words
         fold, vocabulary = self._fold, self._vocabulary
         fresh = {word: 1 for word in unseen if word.isascii() and fold(word) in vocabulary}
-        rest = list(unseen.difference(fresh))
-        whole = [replace_surrogates(word) for word in rest]
-        encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
-        for word, encoding in zip(rest, encodings, strict=True):
+        remaining = list(unseen.difference(fresh))
+        cleaned = [replace_surrogates(word) for word in remaining]
+        encodings = self._backend.encode_batch_fast(cleaned, add_special_tokens=False)
+        for word, encoding in zip(remaining, encodings, strict=True):
             is_unknown = len(encoding) == 1 and len(word) > _MAX_WORD_LENGTH
             fresh[word] = _UNKNOWN if is_unknown else len(encoding)
         if len(fresh) > _MAX_CACHED_WORDS:
             return fresh
-        # A new dictionary, since another thread may be reading the old one.
+        # A new dictionary, as other threads may be reading the old one.
         short = {word: count for word, count in fresh.items() if len(word) <= _MAX_WORD_LENGTH}
         self._known = {**known, **short}
         return {**known, **fresh}
@@ -127,12 +126,12 @@ class CachedWordTokenizer(TokenCounter):
 def build_token_counter(
     tokenizer: Any, lock: threading.Lock, *, lower: bool = False
 ) -> TokenCounter:
-    """Return what counts by a tokenizer: with places where it looks at single words, else without.
+    """Return a token counter, which also locates tokens if the tokenizer reads single words.
 
     Args:
-        tokenizer: One of transformers'.
-        lock: Held while the tokenizer is used, since truncation is state of its own.
-        lower: Count texts in lower case; changes nothing where the tokenizer does so itself.
+        tokenizer: Transformers tokenizer.
+        lock: Held while the tokenizer is used, as truncation is mutable state.
+        lower: Count texts in lower case; no effect if the tokenizer does so itself.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     config = json.loads(backend.to_str()) if backend is not None else {}
@@ -144,7 +143,7 @@ def build_token_counter(
 
 
 def is_word_boundary(text: str, position: int) -> bool:
-    """Say whether a cut at ``position`` lies between two words of a word-piece tokenizer."""
+    """Return whether a cut at ``position`` is between two words of a WordPiece tokenizer."""
     if position <= 0 or position >= len(text):
         return True
     return _split_words(text[position - 1]) or _split_words(text[position])
@@ -159,14 +158,14 @@ def _never_a_boundary(text: str, position: int) -> bool:
 
 
 def _estimate_offsets(word: str, count: int) -> list[int]:
-    """Return about where a word's tokens begin; a cut within a word is counted anew in any case."""
+    """Return approximate starts of a word's tokens; cuts within words are recounted anyway."""
     if count == _UNKNOWN:
         return find_token_starts(word).tolist()
     return [index * len(word) // count for index in range(count)]
 
 
 def _is_word_tokenizer(config: dict[str, Any]) -> bool:
-    """Say whether a tokenizer's file describes BERT's: word pieces of words parted as above."""
+    """Return whether a tokenizer is BERT's: WordPiece over words split as above."""
     kinds = [(config.get(part) or {}).get("type") for part in ("model", "pre_tokenizer")]
     normalizer = config.get("normalizer") or {}
     return (

@@ -112,10 +112,13 @@ def test_a_schema_is_laid_out_as_text_and_holes():
         ({"type": "string", "pattern": "a+"}, "pattern"),
         ({"type": "object", "required": ["x"]}, "'x'"),
         ({"anyOf": [{"type": "object"}, {"type": "object"}]}, "structure"),
-        ({"anyOf": [{"type": "string"}, {"enum": ["a"]}]}, "begin alike"),
+        ({"anyOf": [{"type": "string"}, {"enum": ["a"]}]}, "first byte"),
         ({"properties": {"a": {}}}, "no type"),
-        ({"$ref": "#/$defs/none"}, "leads nowhere"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"a": {"$ref": "#/$defs/a"}}}}}, "it"),
+        ({"$ref": "#/$defs/none"}, "does not resolve"),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"a": {"$ref": "#/$defs/a"}}}}},
+            "recursive",
+        ),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "bounds"),
         ({"type": "array", "items": {"type": "string"}, "minItems": 3, "maxItems": 2}, "maxItems"),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "uniqueItems"),
@@ -138,7 +141,7 @@ def table(make_model):
 
 
 def test_the_likeliest_value_is_found_whatever_stands_already(table):
-    moves = TokenTransitions.of(match_integers(7, 130), table, len(table))
+    moves = TokenTransitions.from_dfa(match_integers(7, 130), table, len(table))
     rng = random.Random(0)
     digits = {
         table.of(token).decode(): token
@@ -167,7 +170,7 @@ def test_the_likeliest_value_is_found_whatever_stands_already(table):
 
 
 def test_places_written_in_any_order_leave_a_value_possible(table):
-    moves = TokenTransitions.of(match_numbers(), table, len(table))
+    moves = TokenTransitions.from_dfa(match_numbers(), table, len(table))
     ids, is_open = torch.zeros(9, dtype=torch.long), torch.ones(9, dtype=torch.bool)
     rng, rule = torch.Generator().manual_seed(3), SlotConstraint(moves, 2, 5)
     order = [4, 2, 6, 3, 5]
@@ -221,7 +224,7 @@ def test_the_length_of_a_value_is_what_the_model_is_surest_of(make_model, table)
     class Says:
         metadata, vocabulary, tokenizer = model.metadata, model.vocabulary, model.tokenizer
         context_length = model.context_length
-        sees = staticmethod(model.sees)
+        attention_mask = staticmethod(model.attention_mask)
 
         def read(self, readings):
             rows = []
@@ -259,7 +262,7 @@ def test_too_little_room_and_cancelling(make_model, table):
 
 
 def test_tokens_that_lead_nowhere_are_none(table):
-    moves = TokenTransitions.of(match_strings(), table, len(table), longest=1)
+    moves = TokenTransitions.from_dfa(match_strings(), table, len(table), longest=1)
     tokens = np.unique(torch.cat([t for row in moves.moves for t in row.values()]).numpy())
     assert (table.lengths[tokens] == 1).all()
     assert (table.kinds[tokens] == 0).all()

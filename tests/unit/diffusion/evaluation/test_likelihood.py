@@ -136,7 +136,9 @@ def test_guidance_of_zero_is_none_and_otherwise_the_formula(make_model):
     at = torch.arange(8)
     rows = torch.tensor([[*IDS[:7], MASK], [MASK] * 8])
     with torch.no_grad():
-        states = model.states(rows, at.expand(2, -1), model.sees(at, at).expand(2, -1, -1))
+        states = model.states(
+            rows, at.expand(2, -1), model.attention_mask(at, at).expand(2, -1, -1)
+        )
         one, two = model.logits(states[:, 7])
     logits = two + 1.7 * (one - two)
     logits[MASK] = -torch.inf

@@ -97,7 +97,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
     plan = DecodingSweepPlan(
         str(folder), records, tried=SMALL, fixed=("max_new_tokens=6",), measure="same"
     )
-    plain = job.measure_trial
+    plain = job.run_trial
 
     def stop(*args):
         calls.append(args[2].label)
@@ -116,8 +116,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
     assert read_preset(tmp_path / "out") == preset
     assert preset.checkpoint == model.fingerprint
     assert artifact.details["preset"]["measured"]["records"] == 3
-    assert "times fewer readings" in report.summary
-    assert "by another measure" in report.summary
+    assert "times fewer forward passes" in report.summary
+    assert "use another measure" in report.summary
     table = report.sections[1].table
     assert len(table.rows) == 5
     again, _, _ = sweep_decoding(model, plan, tmp_path / "again")

@@ -24,7 +24,7 @@ def read(model, ids, want=None):
     at = torch.arange(len(ids))
     want = at if want is None else torch.as_tensor(want)
     with torch.inference_mode():
-        (states,) = model.read([ForwardRequest(ids, at, model.sees(at, at), want)])
+        (states,) = model.read([ForwardRequest(ids, at, model.attention_mask(at, at), want)])
         return model.logits(states)
 
 
@@ -63,7 +63,7 @@ def test_a_row_alone_is_the_row_beside_longer_and_shorter_ones(make_model, metad
     readings = []
     for row in rows:
         at = torch.arange(len(row))
-        readings.append(ForwardRequest(torch.tensor(row), at, model.sees(at, at), at))
+        readings.append(ForwardRequest(torch.tensor(row), at, model.attention_mask(at, at), at))
     with torch.inference_mode():
         together = model.read(readings)
         for row, states in zip(rows, together, strict=True):

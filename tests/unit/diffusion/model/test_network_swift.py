@@ -57,7 +57,7 @@ def test_states_are_those_of_the_library(kind, more):
     for name, way in (("swift", swift), ("library", None)):
         model._swift = way
         keys = SlotKVCache(len(ids))
-        seen = model.sees(at, at)
+        seen = model.attention_mask(at, at)
         whole = model.read([ForwardRequest(ids, at, seen, want)])[0]
         first = model.read([ForwardRequest(ids[:8], at[:8], seen[:8, :8], at[7:8], keys, at[:8])])[
             0
@@ -74,14 +74,14 @@ def test_states_are_those_of_the_library(kind, more):
 
 
 def test_what_is_not_known_to_be_the_same_is_left_to_the_library():
-    assert FastLlamaBody.of(build("llama").model) is not None
-    assert FastLlamaBody.of(build("llama", hidden_act="gelu").model) is None
+    assert FastLlamaBody.from_body(build("llama").model) is not None
+    assert FastLlamaBody.from_body(build("llama", hidden_act="gelu").model) is None
     eager = build("llama").model
     eager.config._attn_implementation = "eager"
-    assert FastLlamaBody.of(eager) is None
+    assert FastLlamaBody.from_body(eager) is None
     hooked = build("llama").model
     hooked.layers[1].mlp.register_forward_hook(lambda *_: None)
-    assert FastLlamaBody.of(hooked) is None
+    assert FastLlamaBody.from_body(hooked) is None
     other = build("llama").model
     other.layers[0].self_attn.q_proj = torch.nn.Sequential(other.layers[0].self_attn.q_proj)
-    assert FastLlamaBody.of(other) is None
+    assert FastLlamaBody.from_body(other) is None

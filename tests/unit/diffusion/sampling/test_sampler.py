@@ -56,7 +56,7 @@ def llada(model, prompt, length, steps, block_length):
         per = steps // blocks
         for step in range(per):
             with torch.no_grad():
-                hidden = model.states(x[None], at[None], model.sees(at, at)[None])[0]
+                hidden = model.states(x[None], at[None], model.attention_mask(at, at)[None])[0]
                 logits = model.logits(hidden)
             logits[:, MASK] = -torch.inf
             sure, tokens = logits.softmax(-1).max(-1)

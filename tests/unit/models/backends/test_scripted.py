@@ -22,7 +22,7 @@ def test_answers_from_a_function_and_remembers_what_it_was_asked():
 def test_answers_from_a_list_in_order_and_says_when_it_is_spent():
     model = scripted_model(["one", "two"])
     assert ask(model, "a", "b") == ["one", "two"]
-    with pytest.raises(BackendError, match="asked once more") as caught:
+    with pytest.raises(BackendError, match="one more was requested") as caught:
         ask(model, "c")
     assert caught.value.code == "backend.script"
 

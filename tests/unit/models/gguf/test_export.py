@@ -97,7 +97,7 @@ def test_llamacpp_computes_what_transformers_computes(tmp_path, kind):
     assert found.same_token == found.positions > 12
     assert found.mean_difference < 0.005  # the cache of keys and values is float16
     assert told.type == "f32"
-    assert any("6 rows of the embedding have no token" in note for note in told.notes)
+    assert any("6 embedding rows have no token" in note for note in told.notes)
 
 
 @pytest.mark.parametrize(("kind", "near"), [("bf16", 0.1), ("f16", 0.01), ("q8_0", 0.1)])
@@ -130,7 +130,7 @@ def test_a_model_with_a_window_says_a_context_over_which_it_changes_nothing(tmp_
     fields = gguf.GGUFReader(told.path).fields
     named = fields["general.architecture"].contents()
     assert fields[f"{named}.context_length"].contents() == 256
-    assert "a context of 256, over which both are the same" in "".join(told.notes)
+    assert "context length is 256, within which both are equal" in "".join(told.notes)
     found = compare_gguf(folder, told.path, told.type, probes=PROBES)
     assert found.positions > 12
     assert found.mean_difference < 0.005
@@ -277,12 +277,12 @@ def test_spaces_before_a_text_and_after_marks_are_cut_alike(tmp_path, values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (metaspace("first"), "before the first piece alone"),
-        (metaspace("always"), "before the pieces that begin with none"),
-        (metaspace("never", split=True), "cuts at each space and has the token"),
-        ({**metaspace("never"), "normalizer": {"type": "NFKC"}}, "normalizes by"),
-        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "normalizes by"),
-        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "splits words by"),
+        (metaspace("first"), "to the first piece only"),
+        (metaspace("always"), "to the pieces without one"),
+        (metaspace("never", split=True), "splits at spaces and has the token"),
+        ({**metaspace("never"), "normalizer": {"type": "NFKC"}}, "its normalizer is"),
+        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "its normalizer is"),
+        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "its normalizer is"),
     ],
 )
 def test_spaces_that_would_be_cut_otherwise_are_refused(tmp_path, values, said):
@@ -353,13 +353,13 @@ def test_unknown_tensors_large_numbers_and_files_in_the_way_are_refused(tmp_path
     large = {**weights, "model.norm.weight": weights["model.norm.weight"]}
     large["model.layers.0.mlp.up_proj.weight"] = torch.full((128, 64), 1e5)
     save_file(large, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="holds 100000") as caught:
+    with pytest.raises(CheckpointError, match="has the value 100000") as caught:
         export_gguf(folder, out, type="f16")
     assert caught.value.code == "checkpoint.gguf-range"
     assert not list(tmp_path.glob(".*"))
     assert not out.exists()
     save_file({**weights, "extra.weight": torch.ones(2)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"'extra\.weight' has no place") as caught:
+    with pytest.raises(CheckpointError, match=r"'extra\.weight' has no equivalent") as caught:
         export_gguf(folder, out)
     assert caught.value.code == "checkpoint.gguf-tensor"
     out.write_text("mine", encoding="utf-8")

@@ -36,7 +36,7 @@ def test_a_device_that_is_not_there_is_refused():
     assert choose_device("cpu") == torch.device("cpu")
     missing = ["gpu", "cuda:97"]
     for name in missing:
-        with pytest.raises(RecipeError, match=f"no device '{name}'") as caught:
+        with pytest.raises(RecipeError, match=f"device '{name}' is not available") as caught:
             choose_device(name)
         assert caught.value.code == "recipe.device"
 
@@ -45,7 +45,7 @@ def test_a_device_that_is_not_there_is_refused():
     ("change", "named"),
     [
         (lambda t: t.pop("model.layers.0.mlp.up_proj.weight"), "up_proj.weight' is missing"),
-        (lambda t: t.update({"model.odd": torch.zeros(2)}), "'model.odd' has no place"),
+        (lambda t: t.update({"model.odd": torch.zeros(2)}), "'model.odd' is unexpected"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"has shape \(3,\), not"),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_another_backend_reads_is_not_read_as_autoregressive(folder, tmp_pa
     path = tmp_path / "m" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "stillroom_backend": "diffusion"}))
-    with pytest.raises(CheckpointError, match="read by backend 'diffusion'") as caught:
+    with pytest.raises(CheckpointError, match="requires backend 'diffusion'") as caught:
         load_causal_lm(tmp_path / "m")
     assert caught.value.code == "checkpoint.other-backend"
     load_causal_lm(tmp_path / "m", backend="diffusion")

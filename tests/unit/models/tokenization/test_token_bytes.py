@@ -130,7 +130,7 @@ def test_an_unknown_model_is_refused():
         def to_str(self):
             return json.dumps({"model": {"type": "Syllables", "vocab": {}}})
 
-    with pytest.raises(CheckpointError, match="'Syllables' is not known") as error:
+    with pytest.raises(CheckpointError, match="'Syllables' is not supported") as error:
         read_token_bytes(Foreign())
     assert error.value.code == "distill.tokenizer-scheme"
 

@@ -1,3 +1,3 @@
 """Estimators of the evidence lower bound, one file each."""
 
-SEAM = "estimators of the bound on a text's log-likelihood"
+SEAM = "estimators of the lower bound on the log-likelihood"

@@ -26,14 +26,14 @@ __all__ = ["ChainRule"]
 
 
 class ChainRule(LikelihoodEstimator):
-    """L readings an order; the places to come are masked."""
+    """One forward pass per token and order; the tokens still to come are masked."""
 
     paper: ClassVar[str] = "arXiv:2410.18514"
 
     order: Literal["left_to_right", "random"] = Field(
-        default="left_to_right", description="which order; random orders estimate the bound"
+        default="left_to_right", description="token order; random orders estimate the bound"
     )
-    orders: int = Field(default=1, ge=1, le=10_000, description="random orders that are drawn")
+    orders: int = Field(default=1, ge=1, le=10_000, description="number of random orders")
 
     @override
     def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
@@ -57,11 +57,11 @@ class ChainRule(LikelihoodEstimator):
         )
 
     def score_order(self, scorer: MaskedLikelihood, orders: list[torch.Tensor]) -> float:
-        """Return the log-probability of writing each group in its order, in nats.
+        """Return the log-probability of decoding each group in its order, in nats.
 
         Args:
-            scorer: The text.
-            orders: A permutation of each group, the place written first at the front.
+            scorer: Text and model.
+            orders: Permutation of each group, the first position to decode first.
         """
         import torch
 

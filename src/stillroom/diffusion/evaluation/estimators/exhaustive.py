@@ -1,7 +1,7 @@
 """Exact bound by enumeration of all masks, for short answers.
 
 Source: the mean over orders, Uria et al. 2014, arXiv:1310.1757; Ou et al. 2024, arXiv:2406.03736.
-A mask of l among L tokens weighs 1 / (l C(L, l)).
+A mask of l among L tokens has weight 1 / (l C(L, l)).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["Exhaustive"]
 
 
 class Exhaustive(LikelihoodEstimator):
-    """All 2^L - 1 masks."""
+    """Enumeration of all 2^L - 1 masks."""
 
     paper: ClassVar[str] = "arXiv:2406.03736"
 
     most_tokens: int = Field(
-        default=12, ge=1, le=20, description="longest answer, or block of it, that is taken"
+        default=12, ge=1, le=20, description="maximum length of the answer, or of a block of it"
     )
 
     @override
@@ -45,7 +45,7 @@ class Exhaustive(LikelihoodEstimator):
                 expected=f"at most {self.most_tokens} tokens",
                 next="use estimator low_variance, or raise most_tokens",
             )
-        # groups do not see each other's masks, so each goes through its own at the same time
+        # groups are independent, so the masks of all groups are enumerated in parallel
         numbers = torch.arange(1, 2**longest)
         masks = torch.zeros(len(numbers), len(scorer.places), dtype=torch.bool)
         weights = torch.zeros(masks.shape, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Monte Carlo estimate with Bernoulli masks weighted by 1/t, as in the training loss.
 
 Source: Sahoo et al. 2024, arXiv:2406.07524, equation 11; Nie et al. 2025, arXiv:2502.09992,
-equation 4. It spreads far more than low_variance does, and is here to be compared with.
+equation 4. Its variance is far higher than that of low_variance; included as a baseline.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["InverseT"]
 
 
 class InverseT(LikelihoodEstimator):
-    """1 / t times the loss of tokens masked with probability t, t evenly from 0 to 1."""
+    """1 / t times the loss of tokens masked with probability t, t uniform on [0, 1]."""
 
     paper: ClassVar[str] = "arXiv:2406.07524"
 
-    samples: int = Field(default=128, ge=1, le=100_000, description="masks that are drawn")
-    is_stratified: bool = Field(default=False, description="draw t from strata, one each")
+    samples: int = Field(default=128, ge=1, le=100_000, description="number of masks")
+    is_stratified: bool = Field(default=False, description="draw t by stratified sampling")
 
     @override
     def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
@@ -44,8 +44,8 @@ class InverseT(LikelihoodEstimator):
             if self.is_stratified:
                 share = (torch.arange(self.samples)[:, None] + share) / self.samples
             shape = (self.samples, len(group))
-            drawn = torch.rand(*shape, generator=rng, dtype=torch.float64)
-            masks[:, group] = drawn < share
+            noise = torch.rand(*shape, generator=rng, dtype=torch.float64)
+            masks[:, group] = noise < share
             weights[:, group] = 1 / share.clamp(min=2.0**-53).expand(shape)
         used = masks.any(1)
         draws = torch.zeros(self.samples, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Monte Carlo estimate with a uniformly drawn number of masks: same mean, lower variance.
 
-Source: Nie et al. 2025, arXiv:2502.09992, equation 6. The l are drawn from strata, one each.
+Source: Nie et al. 2025, arXiv:2502.09992, equation 6. The number of masks l is stratified.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["LowVariance"]
 
 
 class LowVariance(LikelihoodEstimator):
-    """L / l times the loss of l masked tokens, l evenly from 1 to L."""
+    """L / l times the loss of l masked tokens, l uniform on 1 to L."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 
-    samples: int = Field(default=32, ge=1, le=100_000, description="masks that are drawn")
+    samples: int = Field(default=32, ge=1, le=100_000, description="number of masks")
     is_stratified: bool = Field(
-        default=True, description="draw the numbers of masks from strata, one each"
+        default=True, description="draw the number of masked tokens by stratified sampling"
     )
 
     @override
@@ -43,14 +43,14 @@ class LowVariance(LikelihoodEstimator):
         weights = torch.zeros(self.samples, len(scorer.places), dtype=torch.float64)
         for group in groups:
             size = len(group)
-            drawn = torch.rand(self.samples, generator=rng, dtype=torch.float64)
+            shares = torch.rand(self.samples, generator=rng, dtype=torch.float64)
             if self.is_stratified:
-                drawn = (torch.arange(self.samples) + drawn) / self.samples
-            for row, share in enumerate(drawn.tolist()):
+                shares = (torch.arange(self.samples) + shares) / self.samples
+            for row, share in enumerate(shares.tolist()):
                 count = min(int(share * size) + 1, size)
-                chosen = group[torch.randperm(size, generator=rng)[:count]]
-                masks[row, chosen] = True
-                weights[row, chosen] = size / count
+                masked = group[torch.randperm(size, generator=rng)[:count]]
+                masks[row, masked] = True
+                weights[row, masked] = size / count
         draws = (scorer.logprobs(masks) * weights).sum(1).tolist()
         is_paired = self.is_stratified and self.samples > 1
         return LikelihoodEstimate(

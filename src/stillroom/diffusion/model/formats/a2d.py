@@ -1,7 +1,7 @@
 """A2D checkpoints (autoregressive to diffusion) of Llama, Qwen2 and Qwen3, from the dllm project.
 
-Source: Zhou et al. 2026, arXiv:2602.22661. Tensors have the stock names; logits are not shifted. A
-checkpoint trained by block diffusion looks the same: say so with attention and block_size.
+Source: Zhou et al. 2026, arXiv:2602.22661. Tensors have the stock names; logits are not shifted.
+Checkpoints trained by block diffusion have the same config: override attention and block_size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DROPPED = ("architectures", "auto_map", "model_type", "mask_token_id", "transfo
 
 
 class A2D(CheckpointFormat):
-    """Stock tensors under a model type of their own."""
+    """Stock tensors under a separate model type."""
 
     paper: ClassVar[str] = "arXiv:2602.22661"
     model_types: ClassVar[tuple[str, ...]] = tuple(_STOCK)
@@ -42,7 +42,7 @@ class A2D(CheckpointFormat):
             raise unsupported_config_error(
                 stored, "neither config.json nor tokenizer.json names a mask token"
             )
-        kept = {key: value for key, value in config.items() if key not in _DROPPED}
+        settings = {key: value for key, value in config.items() if key not in _DROPPED}
         names = list(stored.names())
         if config.get("tie_word_embeddings"):
             names = [name for name in names if name != "lm_head.weight"]
@@ -50,7 +50,7 @@ class A2D(CheckpointFormat):
         listed = ends if isinstance(ends, list) else [ends] if ends is not None else []
         pad = config.get("pad_token_id")
         return ConvertedCheckpoint(
-            {**kept, "architectures": [architecture], "model_type": kind},
+            {**settings, "architectures": [architecture], "model_type": kind},
             DiffusionMetadata(
                 mask_token_id=mask,
                 end_token_ids=tuple(int(end) for end in listed),

@@ -1,7 +1,7 @@
 """Dream-7B and DiffuCoder checkpoints, loaded as Qwen2 with shifted logits.
 
 Source: Ye et al. 2025, arXiv:2508.15487; DiffuCoder, arXiv:2506.20639. The state at a position
-predicts the next one, as in the autoregressive model that both began from.
+predicts the next token, as in the autoregressive model that both were initialized from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DROPPED = ("architectures", "auto_map", "model_type", "mask_token_id", "transfo
 
 
 class Dream(CheckpointFormat):
-    """Dream's format: the tensors have Qwen2's names already."""
+    """Dream's format; tensors have Qwen2's names."""
 
     paper: ClassVar[str] = "arXiv:2508.15487"
     model_types: ClassVar[tuple[str, ...]] = ("Dream", "dream")
@@ -34,14 +34,14 @@ class Dream(CheckpointFormat):
         mask = find_special_token(stored, "mask_token_id", ("<|mask|>",))
         if mask is None:
             raise unsupported_config_error(stored, "it names no mask token")
-        kept = {key: value for key, value in config.items() if key not in _DROPPED}
+        settings = {key: value for key, value in config.items() if key not in _DROPPED}
         names = [name for name in stored.names() if not name.endswith("rotary_emb.inv_freq")]
         if config.get("tie_word_embeddings"):
             names = [name for name in names if name != "lm_head.weight"]
         ends = config.get("eos_token_id")
         return ConvertedCheckpoint(
             {
-                **kept,
+                **settings,
                 "architectures": ["Qwen2ForCausalLM"],
                 "model_type": "qwen2",
                 "use_sliding_window": False,

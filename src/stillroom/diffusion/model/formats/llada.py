@@ -1,7 +1,7 @@
 """LLaDA-8B, LLaDA 1.5 and other checkpoints of model type llada, loaded as Llama.
 
-Source: Nie et al. 2025, arXiv:2502.09992; the weights keep the names of OLMo's code. Rotary
-embeddings turn halves, as Llama's do, so no row is permuted.
+Source: Nie et al. 2025, arXiv:2502.09992; tensors are named as in OLMo. Rotary embeddings rotate
+halves, as in Llama, so no rows are permuted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PUBLISHED_VOCABULARY, _PUBLISHED_MASK, _PUBLISHED_EOT = 126464, 126336, 126348
 
 
 class Llada(CheckpointFormat):
-    """LLaDA's own format."""
+    """LLaDA's format."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
     model_types: ClassVar[tuple[str, ...]] = ("llada",)
@@ -69,10 +69,10 @@ class Llada(CheckpointFormat):
         )
 
     def _check(self, stored: StoredCheckpoint) -> None:
-        for key, wanted in _NEEDED.items():
-            if stored.config.get(key, wanted) != wanted:
+        for key, expected in _NEEDED.items():
+            if stored.config.get(key, expected) != expected:
                 raise unsupported_config_error(
-                    stored, f"{key} is {stored.config[key]!r}, not {wanted!r}"
+                    stored, f"{key} is {stored.config[key]!r}, not {expected!r}"
                 )
         for key in _REFUSED:
             if stored.config.get(key):

@@ -1,8 +1,9 @@
 """MDLM and BD3-LM checkpoints (diffusion transformers), loaded as GPT-NeoX.
 
 Source: Sahoo et al. 2024, arXiv:2406.07524; Arriola et al. 2025, arXiv:2503.09573. Without time
-conditioning the adaptive norms get the same input always, so shifts, scales and gates are numbers:
-they are folded into norms and output matrices. Folding rounds; logits agree within 1e-4, not bits.
+conditioning the input of the adaptive norms is constant, so shifts, scales and gates are constants:
+they are folded into norms and output matrices. Folding rounds; logits agree within 1e-4, not
+bitwise.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Mdlm(CheckpointFormat):
         config = stored.config
         if config.get("time_conditioning"):
             raise unsupported_config_error(
-                stored, "time_conditioning is set: the network needs the time"
+                stored, "time_conditioning is set: the network takes the time as input"
             )
         if config.get("causal"):
             raise unsupported_config_error(stored, "it is the autoregressive baseline")
@@ -84,40 +85,40 @@ class Mdlm(CheckpointFormat):
 
 
 class _Folding:
-    """Makes GPT-NeoX's tensors of a diffusion transformer's."""
+    """Converts the tensors of a diffusion transformer to GPT-NeoX."""
 
     def __init__(self, stored: StoredCheckpoint) -> None:
         self.stored = stored
-        found = stored.names()
-        self.prefix = "backbone." if any(name.startswith("backbone.") for name in found) else ""
-        self.own = {name.removeprefix(self.prefix) for name in found if not _UNUSED.fullmatch(name)}
+        names = stored.names()
+        self.prefix = "backbone." if any(name.startswith("backbone.") for name in names) else ""
+        self.own = {name.removeprefix(self.prefix) for name in names if not _UNUSED.fullmatch(name)}
         self.heads = int(stored.config["n_heads"])
         blocks = {name.split(".")[1] for name in self.own if name.startswith("blocks.")}
         self.layers = len(blocks)
         if "vocab_embed.embedding" not in self.own or "blocks.0.mlp.0.weight" not in self.own:
-            raise unsupported_config_error(stored, "it holds no vocab_embed.embedding or no blocks")
+            raise unsupported_config_error(stored, "it has no vocab_embed.embedding or no blocks")
         self.width = int(self._read("vocab_embed.embedding").shape[1])
         self.inner = int(self._read("blocks.0.mlp.0.weight").shape[0])
         self._condition: Tensor | None = None
 
     def names(self) -> list[str]:
-        """Return the stock names of what there is; what has no place keeps its own name."""
-        made = [name for name in self.own if not _USED.fullmatch(name)]
+        """Return the stock tensor names; tensors without an equivalent keep their names."""
+        unmapped = [name for name in self.own if not _USED.fullmatch(name)]
         sources = {"gpt_neox.embed_in.weight": "vocab_embed.embedding"}
         for layer in range(self.layers):
-            at, block = f"gpt_neox.layers.{layer}", f"blocks.{layer}"
+            target, block = f"gpt_neox.layers.{layer}", f"blocks.{layer}"
             for part, norm in (("input", "norm1"), ("post_attention", "norm2")):
-                sources[f"{at}.{part}_layernorm.weight"] = f"{block}.{norm}.weight"
-                sources[f"{at}.{part}_layernorm.bias"] = f"{block}.{norm}.weight"
-            sources[f"{at}.attention.query_key_value.weight"] = f"{block}.attn_qkv.weight"
-            sources[f"{at}.attention.dense.weight"] = f"{block}.attn_out.weight"
+                sources[f"{target}.{part}_layernorm.weight"] = f"{block}.{norm}.weight"
+                sources[f"{target}.{part}_layernorm.bias"] = f"{block}.{norm}.weight"
+            sources[f"{target}.attention.query_key_value.weight"] = f"{block}.attn_qkv.weight"
+            sources[f"{target}.attention.dense.weight"] = f"{block}.attn_out.weight"
             for part, number in (("dense_h_to_4h", 0), ("dense_4h_to_h", 2)):
                 for leaf in ("weight", "bias"):
-                    sources[f"{at}.mlp.{part}.{leaf}"] = f"{block}.mlp.{number}.{leaf}"
+                    sources[f"{target}.mlp.{part}.{leaf}"] = f"{block}.mlp.{number}.{leaf}"
         for leaf in ("weight", "bias"):
             sources[f"gpt_neox.final_layer_norm.{leaf}"] = "output_layer.norm_final.weight"
             sources[f"lm_head.{leaf}"] = f"output_layer.linear.{leaf}"
-        return made + [name for name, source in sources.items() if source in self.own]
+        return unmapped + [name for name, source in sources.items() if source in self.own]
 
     def tensor(self, name: str) -> Tensor:
         """Return one stock tensor."""
@@ -141,15 +142,15 @@ class _Folding:
         if leaf == "attention.query_key_value.weight":
             rows = self._read(f"{block}.attn_qkv.weight")
             shape = (3, self.heads, self.width // self.heads, self.width)
-            # (three, H, d) rows there, (H, three, d) here
+            # rows (3, H, d) -> (H, 3, d)
             return rows.reshape(shape).transpose(0, 1).reshape(rows.shape)
         if leaf == "attention.dense.weight":
             return self._read(f"{block}.attn_out.weight") * gate[:, None]
         kind = leaf.rsplit(".", 1)[-1]
         if leaf.startswith("mlp.dense_h_to_4h"):
             return self._read(f"{block}.mlp.0.{kind}")
-        own = self._read(f"{block}.mlp.2.{kind}")
-        return own * (mlp_gate[:, None] if kind == "weight" else mlp_gate)
+        output = self._read(f"{block}.mlp.2.{kind}")
+        return output * (mlp_gate[:, None] if kind == "weight" else mlp_gate)
 
     def _norm(self, block: str, norm: str, leaf: str, shift: Tensor, scale: Tensor) -> Tensor:
         if leaf.endswith("bias"):
@@ -161,14 +162,14 @@ class _Folding:
         import torch
 
         if f"{owner}.adaLN_modulation.weight" not in self.own:
-            zero, one = torch.zeros(self.width), torch.ones(self.width)
-            return (zero, zero, one) * 2 if parts == 6 else (zero, zero)
+            zero, ones = torch.zeros(self.width), torch.ones(self.width)
+            return (zero, zero, ones) * 2 if parts == 6 else (zero, zero)
         weight = self._read(f"{owner}.adaLN_modulation.weight")
         bias = self._read(f"{owner}.adaLN_modulation.bias")
         return tuple((weight @ self._conditioned() + bias).chunk(parts))
 
     def _conditioned(self) -> Tensor:
-        """Return what the adaptive norms are given where the time is always 0, (C,)."""
+        """Return the input of the adaptive norms at time 0, (C,)."""
         import torch
 
         if self._condition is None:
@@ -178,7 +179,7 @@ class _Folding:
             for number in (0, 2):
                 state = self._read(f"sigma_map.mlp.{number}.weight") @ state
                 state = silu(state + self._read(f"sigma_map.mlp.{number}.bias"))
-            self._condition = state  # both layers end in SiLU: the second one's is the network's
+            self._condition = state  # the second SiLU is that of the adaptive norms
         return self._condition
 
     def _read(self, name: str) -> Tensor:

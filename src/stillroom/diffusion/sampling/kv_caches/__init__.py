@@ -1,3 +1,3 @@
 """KV caches, one file each."""
 
-SEAM = "what of earlier calls is used again"
+SEAM = "reuse of keys and values from earlier forward passes"

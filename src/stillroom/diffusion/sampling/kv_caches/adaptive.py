@@ -1,9 +1,9 @@
 """Adaptive KV cache: recomputes the positions whose values drift most.
 
 Source: Liu et al. 2025, arXiv:2506.06295 (dLLM-Cache). Differs from the paper: there the values of
-all tokens are computed in every step to see which have moved; here a place is expected to move by
-what its values moved when they were last read, times the steps since, so that nothing is computed
-for places that are kept and any network can be read. Exact with refresh 1.
+all tokens are computed in every step to find those that drifted; here the drift of a position is
+extrapolated from its last measured drift per step, so that cached positions cost nothing and any
+network is supported. Exact with refresh 1.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ __all__ = ["Adaptive"]
 
 
 class Adaptive(KVCacheMethod):
-    """Open places of the block, those that have just changed, and a share of the most moved."""
+    """Recompute masked positions of the block, changed tokens, and those of the largest drift."""
 
     paper: ClassVar[str] = "arXiv:2506.06295"
     is_exact: ClassVar[bool] = False
 
     share: float = Field(
-        default=0.25, ge=0, le=1, description="share of the kept places that is read in every step"
+        default=0.25, ge=0, le=1, description="share of the cached positions to recompute per step"
     )
     most_drift: float = Field(
         default=0.05,
         gt=0,
         le=2,
-        description="one less the cosine of values: where those read again have moved further, the "
-        "whole text is read in the next step",
+        description="one minus the cosine of values: above this mean drift of the recomputed "
+        "positions the whole text is recomputed in the next step",
     )
     refresh: int | None = Field(
         default=16,
         ge=1,
-        description="steps from one reading of the whole text to the next; null is once a block; "
-        "1 is exact",
+        description="steps between recomputations of the whole text; null: once per block; 1 is "
+        "exact",
     )
 
     @override

@@ -1,7 +1,7 @@
 """KV cache of finished blocks: exact where attention is block-causal.
 
-Source: Arriola et al. 2025, arXiv:2503.09573, section 3.2. What stands before the block sees
-nothing of it, so its keys and values are final.
+Source: Arriola et al. 2025, arXiv:2503.09573, section 3.2. Positions before the block do not attend
+to it, so their keys and values are final.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ class _Session(CacheSession):
             before = torch.arange(self.read_to, ask.start)
             last = torch.tensor([len(before) - 1])
             bare = replace(ask, shadows=ask.shadows[:0])
-            clean = self.reading(bare, before, ask.start, want=last)
+            clean = self.request(bare, before, ask.start, want=last)
             clean.keys, clean.slots = self.keys, before
             self.edge = yield clean
             self.read_to = ask.start
-        own = torch.arange(ask.start, ask.stop)
-        # with shifted logits the block's first place is told by the last state before the block
+        positions = torch.arange(ask.start, ask.stop)
+        # with shifted logits the block's first token is predicted by the last state before the
+        # block
         from_edge = self.shift and len(ask.places) > 0 and int(ask.places[0]) == ask.start
-        wanted = ask.places[1:] if from_edge else ask.places
-        reading = self.reading(ask, own, ask.stop, want=wanted - self.shift - ask.start)
+        targets = ask.places[1:] if from_edge else ask.places
+        reading = self.request(ask, positions, ask.stop, want=targets - self.shift - ask.start)
         reading.keys = self.keys
         reading.slots = torch.arange(ask.start, ask.stop + len(ask.shadows))
         states = yield reading
@@ -58,7 +59,7 @@ class _Session(CacheSession):
 
 
 class Block(KVCacheMethod):
-    """Keys and values of finished blocks."""
+    """Cache the keys and values of finished blocks."""
 
     paper: ClassVar[str] = "arXiv:2503.09573"
     attentions: ClassVar[tuple[AttentionKind, ...]] = ("block_causal", "causal")

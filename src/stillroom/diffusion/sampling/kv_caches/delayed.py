@@ -1,7 +1,7 @@
 """KV cache of decoded tokens, filled one step after decoding; masked positions stay uncached.
 
-Source: Ma et al. 2025, arXiv:2505.15781 (dKV-Cache): a token changes most in the step it is written
-in, so it is read once more before its keys and values are kept. Exact with refresh 1.
+Source: Ma et al. 2025, arXiv:2505.15781 (dKV-Cache): a token's values change most in the step that
+unmasks it, so it is recomputed once more before it is cached. Exact with refresh 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Delayed"]
 
 
 class Delayed(KVCacheMethod):
-    """Open places and those that have just changed are read."""
+    """Recompute masked positions and tokens that have just changed."""
 
     paper: ClassVar[str] = "arXiv:2505.15781"
     is_exact: ClassVar[bool] = False
@@ -31,8 +31,7 @@ class Delayed(KVCacheMethod):
     refresh: int | None = Field(
         default=8,
         ge=1,
-        description="steps from one reading of the whole text to the next; null is never; 1 is "
-        "exact",
+        description="steps between recomputations of the whole text; null: never; 1 is exact",
     )
 
     @override

@@ -1,7 +1,7 @@
 """KV cache of the prefix and the suffix of the block that is decoded.
 
-Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2 (DualCache). The cheapest and the
-most stale; exact with refresh 1.
+Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2 (DualCache). The fastest and the
+least accurate; exact with refresh 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Dual"]
 
 
 class Dual(KVCacheMethod):
-    """Only the block itself is read again."""
+    """Recompute the block only."""
 
     paper: ClassVar[str] = "arXiv:2505.22618"
     is_exact: ClassVar[bool] = False
@@ -31,8 +31,8 @@ class Dual(KVCacheMethod):
     refresh: int | None = Field(
         default=None,
         ge=1,
-        description="steps from one reading of the whole text to the next; null is once a block; "
-        "1 is exact",
+        description="steps between recomputations of the whole text; null: once per block; 1 is "
+        "exact",
     )
 
     @override

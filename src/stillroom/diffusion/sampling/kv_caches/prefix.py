@@ -1,7 +1,7 @@
 """KV cache of the prefix of the block; the block and the suffix are recomputed.
 
-Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2. Approximate for models that see
-both ways, exact with refresh 1.
+Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2. Approximate with bidirectional
+attention, exact with refresh 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Prefix"]
 
 
 class Prefix(KVCacheMethod):
-    """What stands before the block is read at its beginning."""
+    """Cache the positions before the block at its start."""
 
     paper: ClassVar[str] = "arXiv:2505.22618"
     is_exact: ClassVar[bool] = False
@@ -31,8 +31,8 @@ class Prefix(KVCacheMethod):
     refresh: int | None = Field(
         default=None,
         ge=1,
-        description="steps from one reading of the whole text to the next; null is once a block; "
-        "1 is exact",
+        description="steps between recomputations of the whole text; null: once per block; 1 is "
+        "exact",
     )
 
     @override

@@ -1,6 +1,6 @@
 """No cache: the whole visible text is recomputed in every step.
 
-Source: none; it is what the others are measured against.
+Source: none; the baseline of the others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class _Session(CacheSession):
         import torch
 
         visible = self.visible(ask)
-        chosen = torch.arange(visible)
-        states = yield self.reading(ask, chosen, visible, want=ask.places - self.shift)
+        positions = torch.arange(visible)
+        states = yield self.request(ask, positions, visible, want=ask.places - self.shift)
         return states
 
 
 class Whole(KVCacheMethod):
-    """Read everything, every time."""
+    """Recompute everything in every step."""
 
     paper: ClassVar[str] = "none"
 

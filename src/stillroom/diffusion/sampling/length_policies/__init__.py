@@ -1,3 +1,3 @@
 """Length policies, one file each."""
 
-SEAM = "how many places a text gets"
+SEAM = "number of mask tokens of a text of unknown length"

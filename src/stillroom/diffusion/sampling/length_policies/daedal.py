@@ -1,8 +1,8 @@
 """Dynamic length: expands the text while the end is uncertain, and where confidence is lowest.
 
-Source: Li et al. 2025, arXiv:2508.00819 (DAEDAL): before writing, places are added until the last
-ones say with confidence that the text has ended; while writing, a very unsure place becomes several
-as long as the end is not sure.
+Source: Li et al. 2025, arXiv:2508.00819 (DAEDAL): before decoding, mask tokens are appended until
+the last ones predict the end with confidence; while decoding, a position of very low confidence is
+expanded to several as long as the end is uncertain.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ __all__ = ["Daedal"]
 
 
 class Daedal(LengthPolicy):
-    """Grow from ``initial`` places towards ``max_new_tokens``."""
+    """Grow from ``initial`` to at most ``max_new_tokens`` positions."""
 
     paper: ClassVar[str] = "arXiv:2508.00819"
     needs_whole: ClassVar[bool] = True
 
-    initial: int = Field(default=64, ge=1, description="places at first")
-    factor: int = Field(default=8, ge=1, description="places added at once")
-    end_window: int = Field(default=32, ge=1, description="last places that tell of the end")
+    initial: int = Field(default=64, ge=1, description="initial number of mask tokens")
+    factor: int = Field(default=8, ge=1, description="mask tokens added at a time")
+    end_window: int = Field(default=32, ge=1, description="last positions that predict the end")
     extend_below: float = Field(
-        default=0.5, ge=0, le=1, description="before writing: add while the end is less sure"
+        default=0.5, ge=0, le=1, description="append while the end confidence is below"
     )
     expand_below: float = Field(
-        default=0.1, ge=0, le=1, description="while writing: confidence of a place to be expanded"
+        default=0.1, ge=0, le=1, description="expand positions whose confidence is below"
     )
     sure_end: float = Field(
-        default=0.9, ge=0, le=1, description="while writing: expand only while the end is less sure"
+        default=0.9, ge=0, le=1, description="expand only while the end confidence is below"
     )
 
     @property

@@ -15,7 +15,7 @@ __all__ = ["Fixed"]
 
 
 class Fixed(LengthPolicy):
-    """``max_new_tokens`` from the start."""
+    """``max_new_tokens`` mask tokens."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 

@@ -1,3 +1,3 @@
 """Remasking rules, one file each."""
 
-SEAM = "what happens to tokens that were written already"
+SEAM = "remasking or editing of unmasked tokens"

@@ -1,7 +1,7 @@
 """Token-to-token editing: replaces a token where the model is confident in another one.
 
 Source: LLaDA2.1, arXiv:2602.08676 (token-to-token editing). Only for models trained for it: others
-predict at an unmasked place what stands there.
+predict the input token at an unmasked position.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["Edit"]
 
 
 class Edit(Remasking):
-    """Replace by another token whose probability is above ``threshold``."""
+    """Replace tokens by others whose probability is above ``threshold``."""
 
     paper: ClassVar[str] = "arXiv:2602.08676"
     needs: ClassVar[Literal["nothing", "written", "shadows"]] = "written"
 
     threshold: float = Field(
-        default=0.5, ge=0, le=1, description="probability above which another token replaces it"
+        default=0.5, ge=0, le=1, description="probability above which another token replaces one"
     )
-    extra: int = Field(default=16, ge=0, le=64, description="steps of editing a full block at most")
+    extra: int = Field(default=16, ge=0, le=64, description="maximum extra steps per full block")
 
     @property
     @override

@@ -1,9 +1,9 @@
 """ReMDM: random remasking of decoded tokens, bounded by the noise schedule.
 
 Source: Wang et al. 2025, arXiv:2503.00307 (ReMDM): sigma at most min(1, (1 - alpha_s) / alpha_t);
-kinds cap, rescale and conf of section 4.1. Differs from the paper: how many open places are written
-is the commit rule's, which makes up for those that were opened again; conf's shares have a mean of
-1, so that it is as strong as rescale, and sigma never exceeds its bound; the loop kind is not here.
+kinds cap, rescale and conf of section 4.1. Differs from the paper: the number of unmasked tokens is
+up to the unmasking rule, which makes up for remasked ones; shares of conf have mean 1, so that it
+is as strong as rescale, and sigma never exceeds its bound; the loop kind is not implemented.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["Remdm"]
 
 
 class Remdm(Remasking):
-    """Each written token with probability sigma; linear schedule over the block's steps."""
+    """Remask each token with probability sigma; linear schedule over the block's steps."""
 
     paper: ClassVar[str] = "arXiv:2503.00307"
     needs_plan: ClassVar[bool] = True
 
     kind: Literal["cap", "rescale", "conf"] = Field(
         default="cap",
-        description="cap: at most eta; rescale: eta times the largest allowed; conf: that, shared "
-        "out by how unsure each token was",
+        description="cap: at most eta; rescale: eta times the upper bound; conf: rescale, "
+        "weighted by low confidence",
     )
-    eta: float = Field(default=0.05, ge=0, le=1, description="strength")
+    eta: float = Field(default=0.05, ge=0, le=1, description="remasking strength")
 
     @override
     def review(self, look: CommittedTokens) -> tuple[Tensor, Tensor]:
@@ -50,5 +50,5 @@ class Remdm(Remasking):
         if self.kind == "conf":
             shares = torch.softmax(-look.confidence, 0) * len(look.places)
             sigma = (sigma * shares).clamp(max=most)
-        drawn = torch.rand(len(look.places), generator=look.rng, dtype=torch.float64)
-        return drawn < sigma, look.tokens
+        noise = torch.rand(len(look.places), generator=look.rng, dtype=torch.float64)
+        return noise < sigma, look.tokens

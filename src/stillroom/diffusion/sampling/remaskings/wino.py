@@ -1,8 +1,8 @@
 """WINO: wide-in drafting, then remasking of tokens that the rest of the text does not support.
 
-Source: Hong et al. 2025, arXiv:2507.18578 (WINO). Beside every written token of the block stands a
-mask in the same position that sees everything but that token; its probability for the token is the
-verdict. Drafting is the commit rule's part: use a low threshold.
+Source: Hong et al. 2025, arXiv:2507.18578 (WINO). Every unmasked token of the block gets an extra
+mask token at the same position that attends to everything but that token; a token is verified by
+its probability there. Drafting is up to the unmasking rule: use a low threshold.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["Wino"]
 
 
 class Wino(Remasking):
-    """Take back what is verified with less than ``threshold``."""
+    """Remask tokens that are verified with less than ``threshold``."""
 
     paper: ClassVar[str] = "arXiv:2507.18578"
     needs: ClassVar[Literal["nothing", "written", "shadows"]] = "shadows"
 
     threshold: float = Field(
-        default=0.9, ge=0, le=1, description="probability below which a token is taken back"
+        default=0.9, ge=0, le=1, description="probability below which a token is remasked"
     )
     extra: int = Field(
-        default=1, ge=0, le=64, description="times a full block is verified again at most"
+        default=1, ge=0, le=64, description="maximum extra verifications per full block"
     )
 
     @property
@@ -44,5 +44,5 @@ class Wino(Remasking):
     def review(self, look: CommittedTokens) -> tuple[Tensor, Tensor]:
         if look.logits is None:
             raise ValueError("verification needs logits")
-        own = look.logits.log_softmax(-1).gather(-1, look.tokens[:, None])[:, 0]
-        return own.exp().cpu() < self.threshold, look.tokens
+        logprobs = look.logits.log_softmax(-1).gather(-1, look.tokens[:, None])[:, 0]
+        return logprobs.exp().cpu() < self.threshold, look.tokens

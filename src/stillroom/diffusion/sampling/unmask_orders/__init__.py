@@ -1,3 +1,3 @@
 """Unmasking orders, one file each."""
 
-SEAM = "which open place is written first"
+SEAM = "ranking of masked positions for unmasking"

@@ -21,7 +21,7 @@ __all__ = ["Confidence"]
 
 
 class Confidence(UnmaskOrder):
-    """By the probability of the token that would be written."""
+    """By the probability of the candidate token."""
 
     paper: ClassVar[str] = "arXiv:2202.04200"
 

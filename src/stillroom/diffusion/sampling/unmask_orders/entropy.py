@@ -20,7 +20,7 @@ __all__ = ["Entropy"]
 
 
 class Entropy(UnmaskOrder):
-    """By entropy, the lowest first."""
+    """By entropy, lowest first."""
 
     paper: ClassVar[str] = "arXiv:2508.15487"
 

@@ -20,7 +20,7 @@ __all__ = ["LeftToRight"]
 
 
 class LeftToRight(UnmaskOrder):
-    """By place."""
+    """By position."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 

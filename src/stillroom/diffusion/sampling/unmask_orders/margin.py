@@ -20,7 +20,7 @@ __all__ = ["Margin"]
 
 
 class Margin(UnmaskOrder):
-    """By the distance between the two likeliest tokens."""
+    """By the difference of the two highest probabilities."""
 
     paper: ClassVar[str] = "arXiv:2502.06768"
 

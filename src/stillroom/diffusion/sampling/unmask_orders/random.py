@@ -20,7 +20,7 @@ __all__ = ["Random"]
 
 
 class Random(UnmaskOrder):
-    """By chance, drawn anew in every step."""
+    """Uniformly random, drawn in every step."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 

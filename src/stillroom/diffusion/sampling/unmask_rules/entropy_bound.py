@@ -1,7 +1,7 @@
 """Entropy-bounded unmasking: as many tokens as keep the joint dependence error below a bound.
 
-Source: Ben-Hamu et al. 2025, arXiv:2505.24857 (EB-Sampler): the longest run of ranks whose summed
-entropy, less the largest one, is at most gamma; that bounds the nats lost to independence.
+Source: Ben-Hamu et al. 2025, arXiv:2505.24857 (EB-Sampler): the longest prefix of the ranking whose
+summed entropy, less the largest one, is at most gamma; this bounds the nats lost to independence.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["EntropyBound"]
 
 
 class EntropyBound(UnmaskRule):
-    """The longest run of ranks whose entropies sum to ``gamma``, the largest left out."""
+    """The longest prefix whose entropies, without the largest, sum to at most ``gamma``."""
 
     paper: ClassVar[str] = "arXiv:2505.24857"
 
-    gamma: float = Field(default=0.1, ge=0, description="nats of dependence that may be lost")
+    gamma: float = Field(default=0.1, ge=0, description="bound on the ignored dependence, in nats")
 
     @override
     def take(self, view: Candidates) -> Tensor:

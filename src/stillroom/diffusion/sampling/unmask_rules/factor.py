@@ -1,7 +1,7 @@
 """Factor-based unmasking: the more tokens in parallel, the higher the required confidence.
 
 Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.3: the largest n with
-(n + 1)(1 - c_n) < f, where c_n is the confidence of the nth.
+(n + 1)(1 - c_n) < f, where c_n is the nth highest confidence.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Factor"]
 
 
 class Factor(UnmaskRule):
-    """The longest run of ranks that meets (n + 1)(1 - c_n) < ``factor``."""
+    """The longest prefix that satisfies (n + 1)(1 - c_n) < ``factor``."""
 
     paper: ClassVar[str] = "arXiv:2505.22618"
 
-    factor: float = Field(default=1.0, gt=0, description="f of the rule")
+    factor: float = Field(default=1.0, gt=0, description="factor f of the rule")
 
     @override
     def take(self, view: Candidates) -> Tensor:
@@ -35,5 +35,5 @@ class Factor(UnmaskRule):
         rank = torch.arange(1, len(view.places) + 1)
         holds = (rank + 1) * (1 - view.confidence) < self.factor
         holds[0] = True
-        # under the order of confidence the condition, once false, may hold again for no later rank
+        # in order of confidence the condition is monotonic
         return holds.cumprod(0).bool()

@@ -1,8 +1,8 @@
-"""Even share of the block in each step, for a given number of steps.
+"""Equal share of the block in each step, for a given number of steps.
 
-Source: Nie et al. 2025, arXiv:2502.09992, algorithm 5 (uniform steps). Earlier steps take the odd
-ones. Steps left over where a block has fewer places than steps are not taken. Places that have to
-wait (end tokens, where they come last) count in the share, so that the others are not held up.
+Source: Nie et al. 2025, arXiv:2502.09992, algorithm 5 (uniform steps). Earlier steps take the
+remainder. Steps beyond the number of positions in a block are skipped. Positions that are not
+candidates (end tokens, if last) count in the share, so that the others are not delayed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Quota"]
 
 
 class Quota(UnmaskRule):
-    """So many that the text takes ``steps`` steps."""
+    """As many as make the sequence take ``steps`` steps."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
     has_plan: ClassVar[bool] = True
@@ -31,20 +31,20 @@ class Quota(UnmaskRule):
     steps: int | None = Field(
         default=None,
         ge=1,
-        description="steps of the whole text, shared evenly by its blocks; null is one a place",
+        description="steps of the whole sequence, shared evenly by its blocks; null: one per token",
     )
 
     @override
     def plan(self, step: StepIndex) -> int:
         if self.steps is None:
             return step.opened
-        own = self.steps // step.blocks + (step.block < self.steps % step.blocks)
-        return max(1, min(own, step.opened))
+        share = self.steps // step.blocks + (step.block < self.steps % step.blocks)
+        return max(1, min(share, step.opened))
 
     @override
     def take(self, view: Candidates) -> Tensor:
         import torch
 
-        left = self.plan(view.step) - view.step.number
-        share = -(-view.open_count // max(left, 1))
+        remaining = self.plan(view.step) - view.step.number
+        share = -(-view.open_count // max(remaining, 1))
         return torch.arange(len(view.places)) < share

@@ -21,14 +21,14 @@ __all__ = ["Threshold"]
 
 
 class Threshold(UnmaskRule):
-    """Those with a confidence above ``threshold``; the first ``least`` by rank in any case."""
+    """Those with a confidence above ``threshold``, and at least the first ``least``."""
 
     paper: ClassVar[str] = "arXiv:2505.22618"
 
     threshold: float = Field(
-        default=0.9, ge=0, le=1, description="confidence above which a place is written"
+        default=0.9, ge=0, le=1, description="confidence above which a position is unmasked"
     )
-    least: int = Field(default=1, ge=1, description="places written in every step at least")
+    least: int = Field(default=1, ge=1, description="minimum number of positions per step")
 
     @override
     def take(self, view: Candidates) -> Tensor:

@@ -21,12 +21,12 @@ __all__ = ["TopK"]
 
 
 class TopK(UnmaskRule):
-    """The first ``k``."""
+    """The first ``k`` by rank."""
 
     paper: ClassVar[str] = "arXiv:2202.04200"
     has_plan: ClassVar[bool] = True
 
-    k: int = Field(default=1, ge=1, description="places a step")
+    k: int = Field(default=1, ge=1, description="positions per step")
 
     @override
     def plan(self, step: StepIndex) -> int:

@@ -1,3 +1,3 @@
 """Corruption processes, one file each."""
 
-SEAM = "noisy copies that a text is learned from"
+SEAM = "noisy copies of the training texts"

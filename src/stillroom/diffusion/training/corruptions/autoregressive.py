@@ -1,6 +1,6 @@
 """No masking: the next-token loss of a causal model.
 
-Source: none of diffusion's; the twin that a diffusion model is compared with.
+Source: none; the autoregressive baseline of a diffusion model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Autoregressive(Corruption):
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return that attention is causal and logits are shifted."""
+        """Return causal attention and shifted logits."""
         return {"attention": "causal", "logit_shift": True}
 
     @override

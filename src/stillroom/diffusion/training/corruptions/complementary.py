@@ -1,9 +1,9 @@
 """Complementary masking: two copies, each masked where the other is not.
 
 Source: LLaDA2.0, arXiv:2512.15745 (complementary masking); coupled sampling of DiffuCoder,
-arXiv:2506.20639. Each copy weighs half; both are unbiased, together they spread less. It costs
-twice the reading of ``independent``. Differs: the second copy's weight is bounded where nearly all
-is masked in the first, as the first one's is by the recipe's least time.
+arXiv:2506.20639. Each copy has weight 1/2; both are unbiased, and their sum has a lower variance.
+Costs twice the passes of ``independent``. Differs: the weight of the second copy is bounded where
+nearly all tokens are masked in the first, as that of the first is by the recipe's t_min.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Complementary"]
 
-_LEAST_SHARE = 1e-3  # of the second copy: else one token in a million weighs a million
+_LEAST_SHARE = 1e-3  # of the second copy; bounds its token weight
 
 
 class Complementary(Corruption):
-    """A copy and its complement."""
+    """A masked copy and its complement."""
 
     paper: ClassVar[str] = "arXiv:2512.15745"
 
@@ -37,11 +37,11 @@ class Complementary(Corruption):
 
         share, slope = schedule.share(t), schedule.slope(t)
         is_masked = (rng.random(len(t)) < share) & is_noised
-        others = ~is_masked & is_noised
+        complement = ~is_masked & is_noised
         grid = np.linspace(0, 1, 1001)
         mirrored = np.interp(1 - share, schedule.share(grid), grid)
-        rest = (1 - share).clip(min=_LEAST_SHARE)
+        complement_share = (1 - share).clip(min=_LEAST_SHARE)
         return [
             MaskedCopy(is_masked, is_masked, slope / share / 2),
-            MaskedCopy(others, others, slope / rest / 2, mirrored),
+            MaskedCopy(complement, complement, slope / complement_share / 2, mirrored),
         ]

@@ -20,7 +20,7 @@ __all__ = ["Independent"]
 
 
 class Independent(Corruption):
-    """One copy; masked tokens weigh slope / share."""
+    """One copy; masked tokens have weight slope / share."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 

@@ -1,3 +1,3 @@
 """Training objectives, one file each."""
 
-SEAM = "what the model is trained towards"
+SEAM = "training objectives"

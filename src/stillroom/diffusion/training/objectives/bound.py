@@ -1,7 +1,7 @@
 """Evidence lower bound of the log-likelihood (pretraining and supervised fine-tuning).
 
 Source: Sahoo et al. 2024, arXiv:2406.07524, equation 10; Nie et al. 2025, arXiv:2502.09992,
-equation 3. Pretraining and supervised fine-tuning both; the noise is the recipe's.
+equation 3. The noise is that of the recipe.
 """
 
 from __future__ import annotations

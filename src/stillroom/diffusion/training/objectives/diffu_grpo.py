@@ -1,9 +1,9 @@
 """diffu-GRPO: group-relative policy optimization with one-step likelihood estimates.
 
-Source: Zhao et al. 2025 (d1), arXiv:2504.12216, section 3 and algorithm 1: several answers to a
-prompt, their rewards less the group's mean as advantages, clipped ratios and a penalty by token;
-a token's log-probability is read once with the whole answer masked and the prompt masked in part,
-anew in every update, under the same masks for the model, the one that wrote, and the reference.
+Source: Zhao et al. 2025 (d1), arXiv:2504.12216, section 3 and algorithm 1: several answers per
+prompt, rewards less the group's mean as advantages, clipped ratios, and a KL penalty per token.
+Log-probabilities come from one pass with the whole answer and a part of the prompt masked, drawn
+anew in every update, under the same masks for the policy, the sampling policy and the reference.
 """
 
 from __future__ import annotations
@@ -32,60 +32,60 @@ __all__ = ["DiffuGrpo"]
 
 
 class DiffuGrpo(DiffusionObjective):
-    """Answers that a verifier finds right become likelier than their group's others."""
+    """Group-relative policy optimization of verified answers."""
 
     paper: ClassVar[str] = "arXiv:2504.12216"
     needs_model: ClassVar[bool] = True
 
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
-        "maths", validate_default=True, description="how an answer is checked: right is 1"
+        "maths", validate_default=True, description="verifier of answers; correct ones get 1"
     )
     graded: bool = Field(
-        default=True, description="reward the share that is right, where the verifier tells one"
+        default=True, description="reward partially correct answers, if the verifier scores them"
     )
-    group: int = Field(default=8, ge=2, le=512, description="answers to each prompt")
+    group: int = Field(default=8, ge=2, le=512, description="answers per prompt")
     updates: int = Field(
-        default=2, ge=1, le=64, description="optimizer steps on the same answers; 1 is on policy"
+        default=2, ge=1, le=64, description="optimizer steps per batch of answers; 1 is on-policy"
     )
     prompt_mask: float = Field(
-        default=0.15, ge=0, lt=1, description="chance that a token of the prompt is masked"
+        default=0.15, ge=0, lt=1, description="masking probability of prompt tokens"
     )
-    clip: float = Field(default=0.2, gt=0, lt=1, description="how far a ratio may leave 1")
+    clip: float = Field(default=0.2, gt=0, lt=1, description="clipping range of the ratio around 1")
     kl_weight: float = Field(
-        default=0.04, ge=0, description="penalty of leaving the reference, by token; 0 reads none"
+        default=0.04, ge=0, description="weight of the KL penalty to the reference; 0 disables it"
     )
     scale_rewards: bool = Field(
-        default=False, description="divide advantages by the group's spread, as GRPO does"
+        default=False, description="divide advantages by the group's standard deviation, as GRPO"
     )
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(max_new_tokens=64, temperature=0.9),
-        description="how answers are written",
+        description="decoding settings of the answers",
     )
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return that a start is named: a diffusion checkpoint."""
+        """Return a placeholder for the initial checkpoint."""
         return {"start": "path/to/checkpoint"}
 
     @property
     @override
     def reads(self) -> float:
-        """Each answer is trained on, read before, and written in about one reading a token."""
+        """Training, a pass before it, and sampling at about one forward pass per token."""
         written = self.decode.max_new_tokens / 3 / self.updates
         return self.group * (1 + (1 + (self.kl_weight > 0)) / 3 + written)
 
     @property
     @override
     def steps_per_batch(self) -> int:
-        """Each round of answers is learned from so often."""
+        """Number of updates on the same answers."""
         return self.updates
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Return each answer's reward less the mean of its group, (G, n).
 
         Args:
-            rewards: Of the answers to each prompt, (G, n).
+            rewards: Rewards of the answers to each prompt, (G, n).
         """
         centered = rewards - rewards.mean(-1, keepdim=True)
         if not self.scale_rewards:
@@ -93,17 +93,17 @@ class DiffuGrpo(DiffusionObjective):
         return centered / (rewards.std(-1, keepdim=True, correction=0) + 1e-4)
 
     def loss(self, now: Tensor, wrote: Tensor, reference: Tensor, advantage: Tensor) -> Tensor:
-        """Return each token's loss, (N,).
+        """Return the loss of each token, (N,).
 
         Args:
-            now: Log-probabilities by the model, (N,).
-            wrote: By the model that wrote the answer, (N,).
-            reference: By the model before all training, (N,); not looked at where kl_weight is 0.
-            advantage: Of the answer that each token belongs to, (N,).
+            now: Log-probabilities of the policy, (N,).
+            wrote: Log-probabilities of the sampling policy, (N,).
+            reference: Log-probabilities of the reference, (N,); unused if kl_weight is 0.
+            advantage: Advantage of each token's answer, (N,).
         """
         ratio = (now - wrote).exp()
-        kept = ratio.clamp(1 - self.clip, 1 + self.clip)
-        gain = (ratio * advantage).minimum(kept * advantage)
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        gain = (ratio * advantage).minimum(clipped * advantage)
         if not self.kl_weight:
             return -gain
         apart = reference - now
@@ -137,7 +137,7 @@ class DiffuGrpo(DiffusionObjective):
     def miss(self, recipe: DiffusionRecipe, records: int) -> DataError:
         needs = " or ".join(f"fields.{name}" for name in self.verifier.needs) or "nothing else"
         return DataError(
-            f"none of {records} records is a task that '{self.verifier.method_name()}' can check",
+            f"none of {records} records is a task for verifier '{self.verifier.method_name()}'",
             code="diffusion.no-tasks",
             where="records",
             expected=f"a user message within {recipe.max_tokens} tokens, and {needs}",

@@ -1,10 +1,9 @@
 """VRPO: variance-reduced preference optimization on likelihood bounds.
 
 Source: Zhu et al. 2025 (LLaDA 1.5), arXiv:2505.19223: DPO (Rafailov et al. 2023, arXiv:2305.18290)
-with each log-likelihood replaced by its bound, whose estimate takes as many times as there are
-samples, one mask a time, and the same masks for the model and its reference. Differs: of each time
-exactly as many tokens are masked as its share says (``counted``), which has the same mean and
-spreads less; times come from strata.
+with each log-likelihood replaced by its bound, estimated from several times with one mask each,
+under the same masks for policy and reference. Differs: the number of masked tokens is fixed by the
+time (``counted``), which has the same mean and a lower variance; times are stratified.
 """
 
 from __future__ import annotations
@@ -31,50 +30,50 @@ __all__ = ["Vrpo"]
 
 
 class Vrpo(DiffusionObjective):
-    """-log sigmoid of beta times how much more the chosen bound rose than the rejected one."""
+    """DPO on bounds: -log sigmoid(beta (rise of the chosen bound - rise of the rejected))."""
 
     paper: ClassVar[str] = "arXiv:2505.19223"
     needs_model: ClassVar[bool] = True
 
-    beta: float = Field(default=0.1, gt=0, description="how strongly the reference holds it back")
-    times: int = Field(default=8, ge=1, le=1024, description="times drawn for a bound")
+    beta: float = Field(default=0.1, gt=0, description="strength of the reference")
+    times: int = Field(default=8, ge=1, le=1024, description="times per bound")
     masks_per_time: int = Field(
-        default=1, ge=1, le=1024, description="masks drawn at a time; more times do better"
+        default=1, ge=1, le=1024, description="masks per time; more times are better"
     )
     share_noise: bool = Field(
-        default=True, description="read the reference under the model's own masks"
+        default=True, description="evaluate the reference under the masks of the policy"
     )
-    is_stratified: bool = Field(default=True, description="draw times from strata, one each")
+    is_stratified: bool = Field(default=True, description="draw times by stratified sampling")
     counted: bool = Field(
         default=True,
-        description="mask exactly as many tokens as the time says; false masks each by its chance",
+        description="mask a fixed number of tokens per time; false: mask each independently",
     )
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return that a start is named: a diffusion checkpoint."""
+        """Return a placeholder for the initial checkpoint."""
         return {"start": "path/to/checkpoint"}
 
     @property
     @override
     def reads(self) -> float:
-        """Two answers, each sample read twice without a gradient and once with one."""
+        """Two answers, each sample with two forward passes and one training pass."""
         return 2 * self.times * self.masks_per_time * (1 + 2 / 3)
 
     def loss(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Return each pair's loss, (P,).
+        """Return the loss of each pair, (P,).
 
         Args:
             policy: Bounds of the chosen and the rejected answer, (P, 2), nats.
-            reference: Those by the reference, (P, 2).
+            reference: Bounds by the reference, (P, 2).
         """
         import torch
 
         return -torch.nn.functional.logsigmoid(self.score(policy, reference))
 
     def score(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Return by how much more the chosen bound rose, times beta, (P,)."""
+        """Return beta times the difference of the bounds' rises, chosen less rejected, (P,)."""
         rise = policy - reference
         return self.beta * (rise[:, 0] - rise[:, 1])
 
@@ -105,12 +104,11 @@ class Vrpo(DiffusionObjective):
     @override
     def miss(self, recipe: DiffusionRecipe, records: int) -> DataError:
         return DataError(
-            f"none of {records} records tells a pair that differs within {recipe.max_tokens} "
-            "tokens",
+            f"none of {records} records has a pair that differs within {recipe.max_tokens} tokens",
             code="diffusion.no-pairs",
             where="records",
-            expected="fields.chosen and fields.rejected, two texts, as synth's preference "
-            "generators write them",
+            expected="text in fields.chosen and fields.rejected, as written by synth's preference "
+            "generators",
             next="stillroom new synth/preference_judge, or raise max_tokens",
         )
 

@@ -1,3 +1,3 @@
 """Noise schedules, one file each."""
 
-SEAM = "how much is masked at which time in training"
+SEAM = "masking ratio as a function of time"

@@ -18,7 +18,7 @@ __all__ = ["Cosine"]
 
 
 class Cosine(NoiseSchedule):
-    """share = 1 - cos(pi t / 2)."""
+    """Masking ratio 1 - cos(pi t / 2)."""
 
     paper: ClassVar[str] = "arXiv:2202.04200"
 

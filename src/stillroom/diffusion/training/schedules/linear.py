@@ -18,7 +18,7 @@ __all__ = ["Linear"]
 
 
 class Linear(NoiseSchedule):
-    """share = t."""
+    """Masking ratio t."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 

@@ -19,11 +19,11 @@ __all__ = ["Polynomial"]
 
 
 class Polynomial(NoiseSchedule):
-    """share = t ** power."""
+    """Masking ratio t ** power."""
 
     paper: ClassVar[str] = "arXiv:2406.04329"
 
-    power: float = Field(default=2.0, gt=0, le=16, description="the exponent; 1 is linear")
+    power: float = Field(default=2.0, gt=0, le=16, description="exponent; 1 is linear")
 
     @override
     def share(self, t: Floats) -> Floats:

@@ -19,7 +19,7 @@ def ours(folder, **given):
     model = open_diffusion(str(folder), dtype="float32", **given)
     at = torch.arange(T)
     with torch.inference_mode():
-        (states,) = model.read([ForwardRequest(IDS, at, model.sees(at, at), at)])
+        (states,) = model.read([ForwardRequest(IDS, at, model.attention_mask(at, at), at)])
         return model, model.logits(states)
 
 

@@ -127,7 +127,7 @@ def test_a_model_that_is_its_reference_is_told_nothing_yet(make_fresh):
     model = make_fresh()
     source = source_of(model, vrpo(times=2), pairs_of())
     notes = source.begin(0, model.network, ProcessGroup(alone=True))
-    told = sum(text.told for text in source._texts)
+    told = sum(text.logged_loss for text in source._texts)
     assert told == pytest.approx(3 * math.log(2), abs=1e-9)
     assert notes["preference/margin"] == 0
     assert notes["preference/chosen_rise"] == 0
