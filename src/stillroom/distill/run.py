@@ -139,7 +139,7 @@ def _train_student(
             job,
             seed=recipe.seed,
             on_step=on_step,
-            beside=course.beside,
+            auxiliary=course.beside,
             ranks=ranks,
         )
         details = {"train": asdict(trained), **course.details}
