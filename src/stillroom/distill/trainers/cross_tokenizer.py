@@ -150,12 +150,12 @@ class CrossTokenizerTrainer(DistillationTrainer):
                 records,
                 include_prompt=self.recipe.include_prompt,
                 on_aligned=report.add,
-                tell=self._tell,
+                add_context=self._tell,
             )
             progress.advance(len(records))
         chosen = split.held_out[: self.recipe.fidelity.records]
         self._held, _ = encode_aligned(
-            *self._readers, chosen, include_prompt=False, tell=self._tell
+            *self._readers, chosen, include_prompt=False, add_context=self._tell
         )
         compared = _count_mapped_tokens(self.crossing, self._lessons)
         positions = sum(len(lesson.positions) for lesson in self._lessons)
