@@ -4,12 +4,10 @@ Without ``sequence``, ``rationale`` and ``context`` the records are tokenized un
 generating model is opened, used and closed before the teacher is loaded, so that one model is in
 memory at a time. The training/held-out split is ``stillroom.train.data.split_records``.
 
-Context distillation: Snell et al. 2022, arXiv:2209.15189, section 2. Teacher and student may be the
-same checkpoint: the teacher reads a passage, an example or instructions before the question, and
-the student is trained to match its distributions without them. Only the assistant's tokens are
-compared; they are the same on both sides, at different positions.
-
-Source: Snell et al. 2022, arXiv:2209.15189.
+Source of context distillation: Snell et al. 2022, arXiv:2209.15189, section 2. Teacher and student
+may be the same checkpoint: the teacher reads a passage, an example or instructions before the
+question, and the student is trained to match its distributions without them. Only the assistant's
+tokens are compared; they are the same on both sides, at different positions.
 """
 
 from __future__ import annotations
