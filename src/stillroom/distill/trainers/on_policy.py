@@ -125,7 +125,7 @@ def open_rollout_training(
         policy,
         _make_generator(room, policy, voice.author),
         journal,
-        reading=voice.reading,
+        collator=voice.reading,
         size=size,
         steps=room.recipe.train.count_steps(size),
         say=room.job.say,

@@ -241,7 +241,7 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutBatchSource(
             records, lessons, prompts, writer.policy, writer, opened[-1],
-            reading=SameTokenizerCollator(), size=len(lessons), steps=steps, say=job.say,
+            collator=SameTokenizerCollator(), size=len(lessons), steps=steps, say=job.say,
             level=writer.policy.start_level,
         )  # fmt: skip
 
