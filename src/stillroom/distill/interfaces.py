@@ -536,7 +536,7 @@ class RolloutPolicy(Method):
         """Return the source of this step's text."""
         return "student"
 
-    def wants_teacher(self, place: int, share: float) -> bool:
+    def wants_teacher(self, position: int, share: float) -> bool:
         """Whether ``choose`` needs the teacher's distribution at this position of a rollout."""
         return False
 
