@@ -326,7 +326,7 @@ def test_says_which_pair_of_layers_is_not_there():
     [
         ("attention", "attention heads"),
         ({"name": "hidden_state", "projector": "none"}, "need a projector"),
-        ({"name": "relation", "relation_heads": 5}, "do not split"),
+        ({"name": "relation", "relation_heads": 5}, "cannot be split"),
     ],
 )
 def test_refuses_shapes_that_cannot_be_compared(loss, said):

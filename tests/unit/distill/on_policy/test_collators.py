@@ -255,9 +255,9 @@ def test_a_server_of_another_tokenizer_hears_each_text_once(
 
 
 def test_a_teacher_of_other_tokens_cannot_write(make_recipe):
-    with pytest.raises(ValidationError, match="its tokens are not the student's"):
+    with pytest.raises(ValidationError, match="whose tokens are not the student's"):
         make_recipe(rollouts={"name": "on_policy", "rest": "teacher"})
-    with pytest.raises(ValidationError, match="its tokens are not the student's"):
+    with pytest.raises(ValidationError, match="whose tokens are not the student's"):
         make_recipe(rollouts={"name": "speculative"})
     with pytest.raises(ValidationError, match="sampled"):
         make_recipe(method={"name": "sampled_reverse_kl"})
