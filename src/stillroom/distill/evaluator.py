@@ -96,51 +96,51 @@ class FidelityEvaluator:
     """Evaluator of all models of one job, and writer of the fidelity report.
 
     Args:
-        lane: Trainer, which provides the teachers and what is measured of them.
+        trainer: Trainer, which provides the teachers and what is measured of them.
         split: Held-out records, and training records of the baseline.
-        yardsticks: Stored references of each teacher; empty if the teacher is compared by full
+        references: Stored references of each teacher; empty if the teacher is compared by full
             distributions or was not queried.
     """
 
-    lane: DistillationTrainer
+    trainer: DistillationTrainer
     split: RecordSplit
-    yardsticks: Sequence[TeacherReference] = ()
-    sides: dict[str, ModelFidelity] = field(default_factory=dict)
-    near: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
+    references: Sequence[TeacherReference] = ()
+    fidelities: dict[str, ModelFidelity] = field(default_factory=dict)
+    distances: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Prepare the held-out records."""
-        self.recipe, self.job = self.lane.recipe, self.lane.job
-        records, teacher = self.split.held_out, self.lane.measured_teacher
-        compared_teacher = teacher if self.lane.is_compared else None
-        self._held = HeldOutEvaluator(
-            self.recipe, self.job, records, self.lane.tokenizer, compared_teacher
+        self.recipe, self.job = self.trainer.recipe, self.trainer.job
+        records, teacher = self.split.held_out, self.trainer.measured_teacher
+        compared_teacher = teacher if self.trainer.is_compared else None
+        self._evaluator = HeldOutEvaluator(
+            self.recipe, self.job, records, self.trainer.tokenizer, compared_teacher
         )
-        self._teachers_held = self._held
+        self._teacher_evaluator = self._evaluator
         if (
             teacher is not None and compared_teacher is None
         ):  # it reads the records in its own tokenization
-            self._teachers_held = HeldOutEvaluator(
+            self._teacher_evaluator = HeldOutEvaluator(
                 self.recipe, self.job, records, teacher.tokenizer
             )
 
-    def examine_start(self, student: Any) -> PreflightFinding | None:
+    def evaluate_start(self, student: Any) -> PreflightFinding | None:
         """Measure the teacher and the untrained student.
 
         Returns:
             Whether the teacher is better on these records; None if that is not measured.
         """
-        teacher = self.lane.measured_teacher
+        teacher = self.trainer.measured_teacher
         if teacher is not None:
-            side = self._teachers_held.measure(TEACHER, lambda: teacher.model)
-            self.sides[TEACHER] = side
+            side = self._teacher_evaluator.measure(TEACHER, lambda: teacher.model)
+            self.fidelities[TEACHER] = side
         self._measure(INITIAL, lambda: student, writes=False)
-        if teacher is None or not self.lane.is_compared or not self.recipe.fidelity.records:
+        if teacher is None or not self.trainer.is_compared or not self.recipe.fidelity.records:
             return None
-        sides = self.sides[TEACHER].fidelity, self.sides[INITIAL].fidelity
+        sides = self.fidelities[TEACHER].fidelity, self.fidelities[INITIAL].fidelity
         return check_teacher_advantage(*sides, seed=self.recipe.seed)
 
-    def examine_student(self, trained: TrainedStudent) -> dict[str, Any]:
+    def evaluate_student(self, trained: TrainedStudent) -> dict[str, Any]:
         """Measure the student in the job's output, train and measure its baseline, and report.
 
         The caller has released the student in memory.
@@ -156,7 +156,7 @@ class FidelityEvaluator:
             {FINAL: _measure_budget(self.job.output, trained.summary)},
         )
         self._unload()
-        teacher = self.lane.measured_teacher
+        teacher = self.trainer.measured_teacher
         if teacher is not None:
             budgets[TEACHER] = _measure_budget(teacher.checkpoint.folder, None)
         folders = {FINAL: output}
@@ -164,33 +164,33 @@ class FidelityEvaluator:
             folders[BASELINE], summary = self._train_control(trained)
             budgets[BASELINE] = _measure_budget(folders[BASELINE], summary)
         if self.recipe.fidelity.speed and self.recipe.fidelity.records:
-            self._time(output)
+            self._measure_speed(output)
         for name, folder in folders.items():
             self._measure(name, _defer_loading(folder))
         self._unload()
         return self._report(budgets)
 
     def _unload(self) -> None:
-        for teacher in self.lane.teachers:
+        for teacher in self.trainer.teachers:
             teacher.unload()
 
     def _measure(self, name: str, load: Callable[[], Any], *, writes: bool = True) -> None:
         """Measure one model by itself, or next to its teacher, and by every reference; once."""
         load = cache(load)
-        self.sides[name] = self._held.measure(name, load, writes=writes)
+        self.fidelities[name] = self._evaluator.measure(name, load, writes=writes)
         journal, key = self.job.journal("fidelity"), f"{name}, near"
-        if key not in journal and self.yardsticks:
-            with self.job.phase(f"nearness, {name}", len(self.yardsticks), "teachers") as progress:
+        if key not in journal and self.references:
+            with self.job.phase(f"nearness, {name}", len(self.references), "teachers") as progress:
                 measured = []
-                for reference in self.yardsticks:
+                for reference in self.references:
                     self.job.check_cancelled()
                     measured.append(reference.measure(load()).to_json())
                     progress.advance()
             journal.put(key, measured)
         rows = journal.get(key, [])
-        self.near[name] = [
+        self.distances[name] = [
             reference.figures.from_json(values)
-            for reference, values in zip(self.yardsticks, rows, strict=True)
+            for reference, values in zip(self.references, rows, strict=True)
         ]
 
     def _train_control(self, trained: TrainedStudent) -> tuple[Path, TrainSummary]:
@@ -198,22 +198,22 @@ class FidelityEvaluator:
             self.recipe,
             self.job,
             trained.start,
-            self._own_lessons(trained),
+            self._tokenize_records(trained),
             trained.rows,
             trained.summary,
             trained.card,
         )
 
-    def _own_lessons(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
+    def _tokenize_records(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
         """Return the records without generated text, tokenized for the baseline."""
         recipe = self.recipe
         if recipe.sequence is None and recipe.rationale is None:
             return trained.lessons
-        return tokenize_training_records(recipe, self.split, self.lane.tokenizer, self.job)[0]
+        return tokenize_training_records(recipe, self.split, self.trainer.tokenizer, self.job)[0]
 
-    def _time(self, output: Path) -> None:
+    def _measure_speed(self, output: Path) -> None:
         local_teachers = [
-            teacher for teacher in self.lane.teachers if isinstance(teacher, LocalTeacher)
+            teacher for teacher in self.trainer.teachers if isinstance(teacher, LocalTeacher)
         ]
         names = {
             "teacher"
@@ -231,19 +231,23 @@ class FidelityEvaluator:
 
     def _report(self, budgets: dict[str, TrainingBudget]) -> dict[str, Any]:
         """Write the report, log its summary, and return the details for artifact.json."""
-        sides, seed, passed_over = self.sides, self.recipe.seed, self._held.passed_over
-        names = " and ".join(teacher.name for teacher in self.lane.teachers)
+        sides, seed, passed_over = self.fidelities, self.recipe.seed, self._evaluator.passed_over
+        names = " and ".join(teacher.name for teacher in self.trainer.teachers)
         report = build_report(
             sides,
             budgets,
-            title=f"{names} and {'its' if len(self.lane.teachers) == 1 else 'their'} student",
+            title=f"{names} and {'its' if len(self.trainer.teachers) == 1 else 'their'} student",
             seed=seed,
             passed_over=passed_over,
-            near=None if self.lane.is_compared else self._near(),
+            near=None if self.trainer.is_compared else self._list_distances(),
             losses=self._losses(),
         )
         details: dict[str, Any] = {
-            **(self._whole() if self.lane.is_compared else self.lane.report(self.near)),
+            **(
+                self._summarize_models()
+                if self.trainer.is_compared
+                else self.trainer.report(self.distances)
+            ),
             "held_out": len(self.split.held_out),
             "measured": len(sides[INITIAL].fidelity.rows),
         }
@@ -256,7 +260,7 @@ class FidelityEvaluator:
                 if side.answers
             },
         }
-        if not self.lane.is_compared:
+        if not self.trainer.is_compared:
             extra["by_themselves"] = {
                 name: _list_standalone_rows(side) for name, side in sides.items()
             }
@@ -264,9 +268,9 @@ class FidelityEvaluator:
         self.job.say(report.summary)
         return details
 
-    def _whole(self) -> dict[str, Any]:
+    def _summarize_models(self) -> dict[str, Any]:
         """Return the rows and summaries of models compared with a teacher in this process."""
-        rows = {name: side.fidelity for name, side in self.sides.items() if name != TEACHER}
+        rows = {name: side.fidelity for name, side in self.fidelities.items() if name != TEACHER}
         values: dict[str, Any] = {name: fidelity.to_json() for name, fidelity in rows.items()}
         if any(fidelity.rows for fidelity in rows.values()):
             values["summary"] = {
@@ -277,23 +281,23 @@ class FidelityEvaluator:
     def _losses(self) -> dict[str, list[tuple[int, float]]]:
         """Return the training losses of student and baseline by step, under display names."""
         labels = {
-            "loss": f"student, {self.lane.loss}",
+            "loss": f"student, {self.trainer.loss}",
             f"{BASELINE}/loss": "control, cross-entropy",
         }
         curves = read_loss_curves(self.job.work / "metrics.jsonl", list(labels))
         return {labels[name]: points for name, points in curves.items() if points}
 
-    def _near(self) -> list[TeacherDistance]:
-        names = [reference.name for reference in self.yardsticks]
+    def _list_distances(self) -> list[TeacherDistance]:
+        names = [reference.name for reference in self.references]
         return [
             TeacherDistance(
                 reference.name
                 if names.count(reference.name) == 1
                 else f"{reference.name} ({index + 1})",
-                {name: measured[index] for name, measured in self.near.items()},
+                {name: measured[index] for name, measured in self.distances.items()},
                 reference.note,
             )
-            for index, reference in enumerate(self.yardsticks)
+            for index, reference in enumerate(self.references)
         ]
 
 

@@ -298,7 +298,7 @@ def _describe_records(recipe: DistillRecipe, prepared: PreparedData) -> str:
     if len(prompts) < len(prepared.records):
         description += f" of {len(prompts)} prompts"
     policy = recipe.rollouts
-    if policy is not None and not policy.learns_from_records:
+    if policy is not None and not policy.uses_records:
         return f"text alone that `{policy.method_name()}` wrote in training from {description}"
     if policy is not None:
         return f"{description}, and text that `{policy.method_name()}` wrote in training from them"

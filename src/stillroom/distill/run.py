@@ -76,7 +76,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         prepared = ranks.on_main(lambda: trainer.prepare(split))
         start, student_details = ranks.on_main(lambda: trainer.start(prepared))
         student, tokenizer = load_causal_lm(start, dtype="float32")
-        rows = ranks.on_main(partial(trainer.admit, student, tokenizer))
+        rows = ranks.on_main(partial(trainer.check_compatibility, student, tokenizer))
         card = make_student_card(recipe, trainer.teachers, prepared)
         context = DistillationContext(
             recipe,
@@ -91,14 +91,14 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
             held_out=split.held_out,
             ranks=ranks,
         )
-        with trainer.hear(context) as references:
+        with trainer.collect_targets(context) as references:
             evaluator = FidelityEvaluator(trainer, split, references)
-            _report_findings(report, ranks.on_main(partial(evaluator.examine_start, student)), job)
+            _report_findings(report, ranks.on_main(partial(evaluator.evaluate_start, student)), job)
             trained = _train_student(trainer, context, start, card)
             details = {
                 **student_details,
                 "records": prepared.counts,
-                **trainer.describe(),
+                **trainer.metadata(),
                 **trained.details,
             }
             del student, context
@@ -137,7 +137,7 @@ def _train_student(
     lora = recipe.train.lora
     if lora is not None:
         context = replace(context, student=add_lora(context.student, lora, recipe.seed))
-    with trainer.course(context) as training:
+    with trainer.build_training(context) as training:
         summary = train(
             context.student,
             training.source,
@@ -146,7 +146,7 @@ def _train_student(
             job,
             seed=recipe.seed,
             on_step=on_step,
-            auxiliary=training.beside,
+            auxiliary=training.auxiliary,
             ranks=ranks,
         )
         details = {"train": asdict(summary), **training.details}
@@ -175,9 +175,9 @@ def _finish(
     details: dict[str, Any],
 ) -> Artifact:
     """Evaluate the written student, and publish the artifact."""
-    trainer = evaluator.lane
+    trainer = evaluator.trainer
     recipe, job, teachers = trainer.recipe, trainer.job, trainer.teachers
-    fidelity = evaluator.examine_student(trained)
+    fidelity = evaluator.evaluate_student(trained)
     return job.finish(
         "checkpoint",
         parents=[*list_parents(recipe, job, teachers), *list_generator_parents(recipe)],

@@ -88,19 +88,19 @@ class AlignedRecord:
     is_own: bool = False
 
     @property
-    def taught(self) -> TokenizedRecord:
+    def teacher_view(self) -> TokenizedRecord:
         """Teacher's side: its tokens, and its positions in chunks."""
         return TokenizedRecord(self.record_id, self.teacher_ids, self.teacher_positions)
 
     @property
-    def learned(self) -> TokenizedRecord:
+    def student_view(self) -> TokenizedRecord:
         """Student's side: its tokens, and its loss positions."""
         return TokenizedRecord(self.record_id, self.student_ids, self.positions)
 
     @property
     def key(self) -> str:
         """Cache key of the teacher's scores: a digest of its tokens and positions."""
-        return self.taught.key
+        return self.teacher_view.key
 
     def rows(self, *, one_to_one: bool, by_index: bool = False) -> tuple[Ints, Ints]:
         """Return the pairs of positions to compare row by row.

@@ -95,7 +95,7 @@ class AlignedBatchLoss:
             )
             log_q = student.new_zeros(batch.chunks).index_add_(0, chunks, student)
             log_p = log_q.new_zeros(batch.chunks).index_add_(
-                0, batch.teacher_chunk_of, self._taught(batch).to(log_q.dtype)
+                0, batch.teacher_chunk_of, self._compute_teacher_logprobs(batch).to(log_q.dtype)
             )
             loss, slope, parts = criterion.compare(log_q, log_p)
         slopes = slope.new_zeros(batch.valid)
@@ -103,7 +103,7 @@ class AlignedBatchLoss:
         sums = {"divergence": float(loss.double().sum()), "chunks": float(batch.chunks), **parts}
         return _ChunkScorer(criterion, batch, loss, slopes, sums)
 
-    def _taught(self, batch: AlignedBatch) -> Tensor:
+    def _compute_teacher_logprobs(self, batch: AlignedBatch) -> Tensor:
         """Return the teacher's log-probabilities of its labels, (M,)."""
         captured = batch.teacher_logprobs
         if captured is not None:
@@ -111,14 +111,14 @@ class AlignedBatchLoss:
                 raise _shape_error(tuple(captured.shape), tuple(batch.teacher_labels.shape))
             _check_finite(captured, batch)
             return captured
-        hidden, head = self._teach(batch)
+        hidden, head = self._compute_teacher_hidden(batch)
         logprobs = compute_token_logprobs(
             hidden, head, batch.teacher_labels, self.dtype, self.chunk_rows
         )
         _check_finite(logprobs, batch)
         return logprobs
 
-    def _teach(self, batch: AlignedBatch) -> tuple[Tensor, LMHead]:
+    def _compute_teacher_hidden(self, batch: AlignedBatch) -> tuple[Tensor, LMHead]:
         if self.teacher is None or self._teacher_head is None:
             raise ValueError("a batch without teacher_logprobs needs the teacher")
         return compute_teacher_hidden(self.teacher, batch.teacher_ids, batch.teacher_flat), (
@@ -128,7 +128,7 @@ class AlignedBatchLoss:
     def _score_rows(
         self, criterion: VocabularyLoss, head: LMHead, batch: AlignedBatch
     ) -> _RowScorer:
-        hidden, teacher_head = self._teach(batch)
+        hidden, teacher_head = self._compute_teacher_hidden(batch)
         if batch.rows.shape != batch.teacher_flat.shape:
             raise _shape_error(tuple(batch.teacher_flat.shape), tuple(batch.rows.shape))
         tokens = self._tokens.cut(teacher_head.rows, head.rows)
@@ -176,7 +176,7 @@ class _ChunkScorer:
             dict(parts),
         )
         self.ce_weights = _weigh_cross_entropy(criterion, batch)
-        self._unsaid = loss.double().sum() * criterion.kd_weight
+        self._chunk_loss = loss.double().sum() * criterion.kd_weight
 
     prepare = None
 
@@ -192,8 +192,8 @@ class _ChunkScorer:
         gradient = log_q.exp_().mul_(-weight.unsqueeze(-1))
         gradient.scatter_add_(-1, labels, weight.unsqueeze(-1).to(gradient.dtype))
         loss = nats.double() * ce_weight
-        loss[0] += self._unsaid  # add the total chunk loss once
-        self._unsaid = self._unsaid * 0
+        loss[0] += self._chunk_loss  # add the total chunk loss once
+        self._chunk_loss = self._chunk_loss * 0
         return loss, gradient, {"cross_entropy": float(nats.double().sum())}
 
 

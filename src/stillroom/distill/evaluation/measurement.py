@@ -92,8 +92,8 @@ class HeldOutEvaluator:
     teacher: LocalTeacher | None = None
     passed_over: dict[str, int] = field(default_factory=dict)
     _encoded: list[EncodedConversation] | None = None
-    _asked: list[_GenerationPrompt] = field(default_factory=list)
-    _kept: CachedStates = field(default_factory=dict)
+    _prompts: list[_GenerationPrompt] = field(default_factory=list)
+    _cached_states: CachedStates = field(default_factory=dict)
 
     def measure(self, name: str, load: Callable[[], Any], *, writes: bool = True) -> ModelFidelity:
         """Measure a model, or read it from the journal.
@@ -123,14 +123,14 @@ class HeldOutEvaluator:
         model = load()
         encoded = self._encode(records, model if self.teacher is None else self.teacher.model)
         teacher = self.teacher.model if self.teacher is not None else None
-        writes = writes and bool(self._asked)
-        total = len(records) + (1 if teacher is None else 2) * len(self._asked) * writes
+        writes = writes and bool(self._prompts)
+        total = len(records) + (1 if teacher is None else 2) * len(self._prompts) * writes
         with self.job.phase(f"fidelity, {name}", total, "records") as progress:
             comparisons, temperature = compare_distributions(
-                model, teacher, encoded, calibrate=True, kept=self._room()
+                model, teacher, encoded, calibrate=True, kept=self._choose_store()
             )
             progress.advance(len(records))
-            generated = self._write(name, model, progress.advance) if writes else {}
+            generated = self._generate(name, model, progress.advance) if writes else {}
         return ModelFidelity(
             Fidelity(tuple(map(RecordFidelity.of, records, comparisons))),
             np.array([row.bins for row in comparisons if row.tokens]).reshape(-1, 3, NUM_BINS),
@@ -154,31 +154,31 @@ class HeldOutEvaluator:
             if cut:
                 self.job.say(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
             if self.recipe.context is None:
-                self._choose_asked(records, model)
+                self._select_prompts(records, model)
             elif self.teacher is not None:
-                self._hear(self.recipe.context, records, self.teacher.model)
+                self._cache_teacher_states(self.recipe.context, records, self.teacher.model)
         return self._encoded
 
-    def _choose_asked(self, records: Sequence[Record], model: Any) -> None:
+    def _select_prompts(self, records: Sequence[Record], model: Any) -> None:
         context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         limit = min(self.recipe.max_tokens, context - self.recipe.fidelity.max_new_tokens)
         for record in records:
-            if len(self._asked) == self.recipe.fidelity.answers:
+            if len(self._prompts) == self.recipe.fidelity.answers:
                 break
             messages = record.messages
             if len(messages) < 2 or messages[-1].role != "assistant":
-                self._pass_over("no question before its last answer")
+                self._skip("no question before its last answer")
                 continue
             text = render_chat(self.tokenizer, messages[:-1], add_generation_prompt=True)
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if not 0 < len(ids) <= limit:
-                self._pass_over("prompt too long to be answered")
+                self._skip("prompt too long to be answered")
                 continue
             answer = record.fields.get("answer")
             reference = answer if isinstance(answer, str) and answer else messages[-1].content
-            self._asked.append(_GenerationPrompt(record, ids, reference))
+            self._prompts.append(_GenerationPrompt(record, ids, reference))
 
-    def _hear(
+    def _cache_teacher_states(
         self, settings: TeacherContextSettings, records: Sequence[Record], teacher: Any
     ) -> None:
         """Store the teacher's hidden states in context, as the reference of its student.
@@ -188,35 +188,37 @@ class HeldOutEvaluator:
         """
         reader = LogitReader(teacher)
         if not reader.is_chunked:
-            self._pass_over("the teacher's head cannot be put on states that were kept")
+            self._skip("the teacher's head cannot be put on states that were kept")
             return
         encoded = self._encoded or []
         for index, record in enumerate(records):
             with_context = encode_with_context(settings, self.tokenizer, record, encoded[index])
             if with_context is None:
-                self._pass_over("no context that fits, or other tokens in it")
+                self._skip("no context that fits, or other tokens in it")
                 encoded[index] = EncodedConversation(
                     encoded[index].ids, (False,) * len(encoded[index].ids)
                 )
                 continue
             positions = torch.tensor(with_context.targets[: len(encoded[index].targets)]) - 1
             with torch.inference_mode():
-                self._kept[index] = reader.pick(reader.hidden([with_context]), 0, positions)
+                self._cached_states[index] = reader.pick(
+                    reader.hidden([with_context]), 0, positions
+                )
 
-    def _pass_over(self, reason: str) -> None:
+    def _skip(self, reason: str) -> None:
         self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
 
-    def _room(self) -> CachedStates | None:
+    def _choose_store(self) -> CachedStates | None:
         """Return the store of the teacher's hidden states; None if they are too large."""
-        if self._kept or self.teacher is None:
-            return self._kept
+        if self._cached_states or self.teacher is None:
+            return self._cached_states
         hidden = int(getattr(self.teacher.model.config, "hidden_size", 0) or 0)
         counted = sum(len(record.targets) for record in self._encoded or ())
-        return self._kept if 0 < 4 * hidden * counted <= _MAX_CACHED_BYTES else None
+        return self._cached_states if 0 < 4 * hidden * counted <= _MAX_CACHED_BYTES else None
 
-    def _write(self, name: str, model: Any, advance: Callable[[int], None]) -> dict[str, Any]:
+    def _generate(self, name: str, model: Any, advance: Callable[[int], None]) -> dict[str, Any]:
         """Generate answers; with a teacher, also compare both models on sampled text."""
-        prompts = [prompt.ids for prompt in self._asked]
+        prompts = [prompt.ids for prompt in self._prompts]
         answers = tuple(
             GeneratedAnswer(
                 prompt.record.id,
@@ -226,7 +228,7 @@ class HeldOutEvaluator:
                 continuation.has_ended,
             )
             for prompt, continuation in zip(
-                self._asked, self._complete(model, prompts, 0.0, advance), strict=True
+                self._prompts, self._complete(model, prompts, 0.0, advance), strict=True
             )
         )
         if self.teacher is None:
@@ -239,7 +241,8 @@ class HeldOutEvaluator:
         teacher_samples = ModelFidelity.from_json(self.job.journal("fidelity")[TEACHER]).sampled
         teacher = self.teacher.model
         free, forced = (
-            self._by_depth(model, teacher, prompts, texts) for texts in (sampled, teacher_samples)
+            self._compare_by_depth(model, teacher, prompts, texts)
+            for texts in (sampled, teacher_samples)
         )
         return {"answers": answers, "sampled": sampled, "free": free, "forced": forced}
 
@@ -260,7 +263,7 @@ class HeldOutEvaluator:
             on_done=advance,
         )
 
-    def _by_depth(
+    def _compare_by_depth(
         self,
         model: Any,
         teacher: Any,

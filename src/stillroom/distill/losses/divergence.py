@@ -273,7 +273,7 @@ def _sampled_divergence(
     log_p = target.logprobs.double()
     pair = DistributionPair(log_q.gather(-1, target.ids).double(), log_p, rollout)  # (n, m)
     term, slope = objective.terms(pair)
-    term_limit, slope_limit = objective.vanishing(pair)
+    term_limit, slope_limit = objective.control_variate(pair)
     is_sampled = target.weights > 0
     odds = (target.weights.double() / pair.p).where(is_sampled, 0.0)
     weighted = ((term - term_limit * pair.q) * odds).where(is_sampled, 0.0)

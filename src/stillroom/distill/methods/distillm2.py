@@ -60,7 +60,7 @@ class Distillm2(DistillationObjective):
         return _join(is_student, forward[0], reverse[0]), _join(is_student, forward[1], reverse[1])
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[Tensor | float, Tensor | float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[Tensor | float, Tensor | float]:
         limit = -math.log(self.alpha)
         forward = 0.0, (1 - self.alpha) * (2 - self.beta)
         reverse = limit * self.beta, (limit + self.alpha - 1) * self.beta

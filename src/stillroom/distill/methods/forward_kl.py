@@ -38,5 +38,5 @@ class ForwardKl(DistillationObjective):
         return forward_kl_terms(pair)
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.0, 1.0

@@ -65,7 +65,7 @@ class Jsd(DistillationObjective):
         return gap.mul_(pair.p).mul_(beta * self._scale).add_(slope), slope
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         if not self.beta:
             return 0.0, 1.0
         limit = -(1 - self.beta) * math.log1p(-self.beta) * self._scale

@@ -47,7 +47,7 @@ class SkewKl(DistillationObjective):
         return terms(pair, self.alpha)
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         if self.direction == "forward":
             return 0.0, 1 - self.alpha
         limit = -math.log(self.alpha)

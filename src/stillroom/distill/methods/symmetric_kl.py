@@ -48,5 +48,5 @@ class SymmetricKl(DistillationObjective):
         return term.mul_(share).add_(back, alpha=1 - share), slope
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.0, 1.0

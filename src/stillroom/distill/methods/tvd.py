@@ -43,5 +43,5 @@ class Tvd(DistillationObjective):
         return term, gap.sign_().mul_(0.5).mul_(differs).mul_(pair.q)
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.5, 0.5

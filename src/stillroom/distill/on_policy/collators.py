@@ -63,24 +63,24 @@ __all__ = [
 class RolloutCollator(Protocol):
     """Converter of rollouts to training items, and of items to micro-batches."""
 
-    def read(
+    def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: npt.NDArray[np.float32] | None
     ) -> Any | None:
         """Convert a rollout to a training item; None if it cannot be used."""
 
-    def for_teacher(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
+    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
         """Return a rollout in the teacher's tokens, with the positions to score."""
 
-    def learned(self, item: Any) -> TokenizedRecord:
+    def student_view(self, item: Any) -> TokenizedRecord:
         """Return the student's tokens and loss positions of an item."""
 
-    def hear(self, items: Sequence[Any]) -> None:
+    def fetch(self, items: Sequence[Any]) -> None:
         """Query the teacher's outputs for a step's micro-batches, unless it runs in them."""
 
     def batch(self, items: Sequence[Any], device: torch.device) -> Any:
         """Return a micro-batch."""
 
-    def describe(self, found: Sequence[Any | None]) -> Mapping[str, float]:
+    def metrics(self, found: Sequence[Any | None]) -> Mapping[str, float]:
         """Return metrics of a step's converted rollouts."""
 
 
@@ -94,33 +94,33 @@ class SameTokenizerCollator:
             words: Source of the teacher's targets, if it does not run in every step and the method
                 needs them.
         """
-        self._words = words
+        self._targets = words
 
-    def read(
+    def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: npt.NDArray[np.float32] | None
     ) -> TokenizedRecord:
         """Return the rollout as a tokenized record."""
         return rollout.lesson(prompt, credit)
 
-    def for_teacher(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord:
+    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord:
         """Return the rollout as a tokenized record: the teacher reads the same tokens."""
         return rollout.lesson(prompt)
 
-    def learned(self, item: TokenizedRecord) -> TokenizedRecord:
+    def student_view(self, item: TokenizedRecord) -> TokenizedRecord:
         """Return the item."""
         return item
 
-    def hear(self, items: Sequence[TokenizedRecord]) -> None:
+    def fetch(self, items: Sequence[TokenizedRecord]) -> None:
         """Query the endpoint for uncached items."""
-        if self._words is not None:
-            self._words.hear(items)
+        if self._targets is not None:
+            self._targets.fetch(items)
 
     def batch(self, items: Sequence[TokenizedRecord], device: torch.device) -> Batch:
         """Return a micro-batch, with targets of the endpoint if there is one."""
-        target = self._words.target(items, device) if self._words is not None else None
+        target = self._targets.target(items, device) if self._targets is not None else None
         return make_rollout_batch(items, device, target)
 
-    def describe(self, found: Sequence[TokenizedRecord | None]) -> Mapping[str, float]:
+    def metrics(self, found: Sequence[TokenizedRecord | None]) -> Mapping[str, float]:
         """Return no metrics: every rollout can be used."""
         return {}
 
@@ -153,7 +153,7 @@ def make_rollout_batch(
 
 
 class EndpointTargets:
-    """Endpoint targets of records and rollouts; call ``hear`` before ``target``."""
+    """Endpoint targets of records and rollouts; call ``fetch`` before ``target``."""
 
     def __init__(
         self, teacher: EndpointTeacher, job: Job, records: LogitCache, rollouts: LogitCache
@@ -180,10 +180,10 @@ class EndpointTargets:
         folder = job.scratch / "rollouts-told"
         with LogitCache.open(folder, records.header) as rollouts:
             teacher.check_unchanged(rollouts)
-            with teacher.billed(job), rollouts.writing():
+            with teacher.log_usage(job), rollouts.writing():
                 yield cls(teacher, job, records, rollouts)
 
-    def hear(self, records: Sequence[TokenizedRecord]) -> None:
+    def fetch(self, records: Sequence[TokenizedRecord]) -> None:
         """Query the endpoint for records in neither cache.
 
         Raises:
@@ -191,7 +191,9 @@ class EndpointTargets:
             Cancelled: If cancellation was requested; received outputs are kept.
         """
         new = [record for record in records if record not in self._records]
-        self.teacher.tell(self._rollouts.lacking(new), self._rollouts, self.job.check_cancelled)
+        self.teacher.capture_step(
+            self._rollouts.lacking(new), self._rollouts, self.job.check_cancelled
+        )
 
     def target(self, records: Sequence[TokenizedRecord], device: torch.device | None) -> Targets:
         """Return the targets of cached records, one row for each position, in order."""
@@ -235,7 +237,7 @@ class CrossTokenizerCollator:
     crossing: CrossTokenizerLoss
     is_live: bool
 
-    def read(
+    def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: Numbers | None
     ) -> AlignedRollout | None:
         """Align a rollout in both tokenizations; None if no chunk can be compared."""
@@ -246,16 +248,16 @@ class CrossTokenizerCollator:
             raise ValueError("a usable rollout has no scores of the teacher")
         return replace(aligned, heard=rollout.teacher)
 
-    def for_teacher(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
+    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
         """Return the teacher's tokens of a rollout."""
         aligned = self._align(rollout, prompt)
-        return None if aligned is None else aligned.lesson.taught
+        return None if aligned is None else aligned.lesson.teacher_view
 
-    def learned(self, item: AlignedRollout) -> TokenizedRecord:
+    def student_view(self, item: AlignedRollout) -> TokenizedRecord:
         """Return the student's tokens and loss positions."""
-        return item.lesson.learned
+        return item.lesson.student_view
 
-    def hear(self, items: Sequence[AlignedRollout]) -> None:
+    def fetch(self, items: Sequence[AlignedRollout]) -> None:
         """Do nothing: each text was scored when it was generated."""
 
     def batch(self, items: Sequence[AlignedRollout], device: torch.device) -> AlignedBatch:
@@ -268,7 +270,7 @@ class CrossTokenizerCollator:
             device=device,
         )
 
-    def describe(self, found: Sequence[AlignedRollout | None]) -> Mapping[str, float]:
+    def metrics(self, found: Sequence[AlignedRollout | None]) -> Mapping[str, float]:
         """Return the coverage of a step's rollouts, and counts of what is not compared."""
         if not found:
             return {}

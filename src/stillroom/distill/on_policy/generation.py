@@ -84,7 +84,7 @@ class GenerationModel:
         """
         self.model, self.rows, self.precision, self.is_fixed = model, rows, precision, is_fixed
         self.device = next(model.parameters()).device
-        self._twin: nn.Module | None = None
+        self._cast_copy: nn.Module | None = None
         self._head = LMHead.of(model, rows)
         self._operand: Tensor | None = None
 
@@ -99,7 +99,7 @@ class GenerationModel:
                 self._head = LMHead.of(self.model, self.rows)
                 self._operand = self._head.operand(matmul_dtype(self.precision))
                 is_plain = self.is_fixed or self.precision == "float32"
-                yield body if is_plain else self._lowered(body)
+                yield body if is_plain else self._cast_body(body)
         finally:
             self._operand = None
             self.model.train(was_training)
@@ -111,18 +111,20 @@ class GenerationModel:
         with torch.autocast(self.device.type, enabled=False):
             return self._head.shape_logits(self._head.project(hidden, self._operand))
 
-    def _lowered(self, body: nn.Module) -> nn.Module:
+    def _cast_body(self, body: nn.Module) -> nn.Module:
         """Return a copy with the current weights and linear layers cast to bfloat16."""
-        if self._twin is None:
-            self._twin = copy.deepcopy(body).requires_grad_(False)
-            for module in self._twin.modules():
+        if self._cast_copy is None:
+            self._cast_copy = copy.deepcopy(body).requires_grad_(False)
+            for module in self._cast_copy.modules():
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
         else:
-            for parameter, current in zip(self._twin.parameters(), body.parameters(), strict=True):
+            for parameter, current in zip(
+                self._cast_copy.parameters(), body.parameters(), strict=True
+            ):
                 parameter.copy_(current)
-        self._twin.eval()
-        return self._twin
+        self._cast_copy.eval()
+        return self._cast_copy
 
 
 @dataclass(slots=True)
@@ -249,7 +251,7 @@ class _GenerationBatch:
 
     def write(self, *, by_teacher: bool) -> None:
         """Generate until every text has ended."""
-        needs_teacher = self.writer.policy.wants_teacher
+        needs_teacher = self.writer.policy.needs_teacher_at
         student = self._read(self.bodies[0])
         teacher_positions = [
             position

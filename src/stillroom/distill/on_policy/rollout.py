@@ -283,9 +283,9 @@ class CollapseMonitor:
     def __init__(self) -> None:
         """Start without reference values."""
         self._first: list[tuple[float, float]] = []
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
-    def see(self, numbers: dict[str, float]) -> str:
+    def update(self, numbers: dict[str, float]) -> str:
         """Update with a step's metrics; return a warning, or an empty string."""
         if not numbers:
             return ""
@@ -302,9 +302,9 @@ class CollapseMonitor:
         news = [
             symptom
             for symptom, is_present in symptoms.items()
-            if is_present and symptom not in self._told
+            if is_present and symptom not in self._warned
         ]
-        self._told.update(news)
+        self._warned.update(news)
         if not news:
             return ""
         return (

@@ -140,18 +140,18 @@ class RolloutBatchSource:
             validate: Returns the mean loss on held-out records, if the policy needs it.
             level: Initial level of an adaptive policy.
         """
-        self._records, self._lessons, self._prompts = records, items, prompts
+        self._records, self._record_items, self._prompts = records, items, prompts
         self._by_id = {prompt.record_id: prompt for prompt in prompts}
         self.policy, self.writer, self.journal = policy, writer, journal
         self._size, self._steps, self._say = size, steps, say
         self._scorer, self._credit, self._validate = scorer, credit, validate
-        self._reading = collator
+        self._collator = collator
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
-        self._memory = _ReplayBuffer(level)
-        self._watch = CollapseMonitor()
-        self._at = -1  # first step of the newest block in memory
+        self._buffer = _ReplayBuffer(level)
+        self._monitor = CollapseMonitor()
+        self._first_step = -1  # first step of the newest block in memory
         self._block = RolloutBlock("records", level)
-        self._now: list[Any] = []
+        self._items: list[Any] = []
 
     def __len__(self) -> int:
         """Return the number of records in one epoch."""
@@ -166,54 +166,56 @@ class RolloutBatchSource:
             IntegrityError: If the journal lacks a block on which the saved weights were trained.
         """
         first = step - step % self.policy.reuse
-        if first != self._at:
-            self._recall(first, ranks)
-            stored = self._known(first, ranks)
-            self._check_known(stored is not None or step == first, first)
-            self._enter(first, stored or self._make(first, model, ranks))
+        if first != self._first_step:
+            self._restore_blocks(first, ranks)
+            stored = self._read_block(first, ranks)
+            self._check_stored(stored is not None or step == first, first)
+            self._set_block(first, stored or self._make(first, model, ranks))
             if stored is None and ranks.is_main:
                 self.journal.put(str(first), self._block.to_json())
                 self.journal.sync()
-        metrics = self._choose_lessons(step)
-        self._reading.hear(self._now)
+        metrics = self._select_items(step)
+        self._collator.fetch(self._items)
         return metrics
 
     def plan(self, step: int) -> list[list[int]]:
         """Return the micro-batches of the current step, as indices of its items."""
-        lengths = [len(self._reading.learned(item).ids) for item in self._now]
+        lengths = [len(self._collator.student_view(item).ids) for item in self._items]
         return group_by_length(range(len(lengths)), lengths, self._records.micro_tokens)
 
     def load(self, group: Sequence[int]) -> Any:
         """Return one planned micro-batch."""
-        items = [self._now[number] for number in group]
-        return self._reading.batch(items, self.writer.student.device)
+        items = [self._items[number] for number in group]
+        return self._collator.batch(items, self.writer.student.device)
 
     def valid(self, group: Sequence[int]) -> int:
         """Return the number of loss positions of a planned micro-batch."""
-        return sum(len(self._reading.learned(self._now[number]).positions) for number in group)
+        return sum(
+            len(self._collator.student_view(self._items[number]).positions) for number in group
+        )
 
-    def _choose_lessons(self, step: int) -> dict[str, float]:
+    def _select_items(self, step: int) -> dict[str, float]:
         block = self._block
-        rollouts = self._memory.find(block.again) if block.again else block.rollouts
-        items = self._as_lessons(rollouts)
-        self._now = [item for item in items if item is not None]
-        is_empty = not self._now  # no rollout is usable: the step trains on its records
+        rollouts = self._buffer.find(block.again) if block.again else block.rollouts
+        items = self._convert(rollouts)
+        self._items = [item for item in items if item is not None]
+        is_empty = not self._items  # no rollout is usable: the step trains on its records
         if is_empty or (self.policy.beside_records and rollouts):
-            self._now += [self._lessons[number] for number in self._records.chosen(step)]
-        numbers = {**summarize_rollouts(rollouts), **self._reading.describe(items)}
-        is_fresh = bool(block.rollouts) and step == self._at
-        warning = self._watch.see(numbers) if is_fresh and block.text_from == "student" else ""
+            self._items += [self._record_items[number] for number in self._records.chosen(step)]
+        numbers = {**summarize_rollouts(rollouts), **self._collator.metrics(items)}
+        is_fresh = bool(block.rollouts) and step == self._first_step
+        warning = self._monitor.update(numbers) if is_fresh and block.text_from == "student" else ""
         if warning:
             self._say(warning)
         from_student = float(block.text_from in ("student", "replay"))
         return {**numbers, "from_student": from_student, "rollout_level": block.level}
 
-    def _as_lessons(self, rollouts: Sequence[Rollout]) -> list[Any]:
+    def _convert(self, rollouts: Sequence[Rollout]) -> list[Any]:
         credits: Sequence[Any] = [None] * len(rollouts)
         if self._credit is not None and rollouts:
             credits = self._credit([_compute_gains(rollout) for rollout in rollouts])
         return [
-            self._reading.read(
+            self._collator.convert(
                 rollout,
                 self._by_id[rollout.record_id],
                 None if credit is None else np.asarray(credit, np.float32),
@@ -221,28 +223,28 @@ class RolloutBatchSource:
             for rollout, credit in zip(rollouts, credits, strict=True)
         ]
 
-    def _enter(self, first: int, block: RolloutBlock) -> None:
-        self._memory.take(first, block, self.policy.capacity)
-        self._block, self._at = block, first
+    def _set_block(self, first: int, block: RolloutBlock) -> None:
+        self._buffer.take(first, block, self.policy.capacity)
+        self._block, self._first_step = block, first
 
-    def _recall(self, first: int, ranks: ProcessGroup) -> None:
+    def _restore_blocks(self, first: int, ranks: ProcessGroup) -> None:
         """Read the blocks before ``first`` that are not in memory from the journal."""
-        begin = self._at + self.policy.reuse if self._at >= 0 else 0
+        begin = self._first_step + self.policy.reuse if self._first_step >= 0 else 0
         for start in range(begin, first, self.policy.reuse):
-            stored = self._known(start, ranks)
-            self._check_known(stored is not None, start)
+            stored = self._read_block(start, ranks)
+            self._check_stored(stored is not None, start)
             if stored is not None:
-                self._enter(start, stored)
+                self._set_block(start, stored)
                 if stored.text_from == "student":
-                    self._watch.see(summarize_rollouts(stored.rollouts))
+                    self._monitor.update(summarize_rollouts(stored.rollouts))
 
-    def _known(self, first: int, ranks: ProcessGroup) -> RolloutBlock | None:
+    def _read_block(self, first: int, ranks: ProcessGroup) -> RolloutBlock | None:
         """Return a block from the main rank's journal, if it has it."""
         stored = self.journal.get(str(first)) if ranks.is_main else None
         data = ranks.gather(stored)[0]
         return RolloutBlock.from_json(data) if data is not None else None
 
-    def _check_known(self, is_known: bool, first: int) -> None:
+    def _check_stored(self, is_known: bool, first: int) -> None:
         if not is_known:
             raise IntegrityError(
                 f"the rollouts of optimizer step {first + 1} are not in the journal",
@@ -253,7 +255,7 @@ class RolloutBatchSource:
             )
 
     def _make(self, first: int, model: nn.Module, ranks: ProcessGroup) -> RolloutBlock:
-        policy, memory = self.policy, self._memory
+        policy, memory = self.policy, self._buffer
         level, loss = memory.level, None
         if self._validate is not None and policy.validates(first, self._steps):
             loss = self._validate(model, ranks)
@@ -272,10 +274,10 @@ class RolloutBatchSource:
             names = tuple(memory.kept[int(pick)][:2] for pick in picks)
             return RolloutBlock(text_from, level, loss, again=names)
         prompts = [self._prompts[number] for number in numbers]
-        rollouts = self._write(prompts, first, state.share, ranks, text_from == "teacher")
+        rollouts = self._generate(prompts, first, state.share, ranks, text_from == "teacher")
         return RolloutBlock(text_from, level, loss, rollouts)
 
-    def _write(
+    def _generate(
         self,
         prompts: Sequence[OnPolicyPrompt],
         step: int,
@@ -287,7 +289,7 @@ class RolloutBatchSource:
         failure: StillroomError | None = None
         own_rollouts: list[Rollout] = []
         try:
-            own_rollouts = self._write_own(
+            own_rollouts = self._generate_share(
                 prompts[ranks.rank :: ranks.count], step, share, by_teacher
             )
         except StillroomError as error:
@@ -302,7 +304,7 @@ class RolloutBatchSource:
             rollouts[rank :: ranks.count] = texts
         return tuple(rollout for rollout in rollouts if rollout is not None)
 
-    def _write_own(
+    def _generate_share(
         self, prompts: Sequence[OnPolicyPrompt], step: int, share: float, by_teacher: bool
     ) -> list[Rollout]:
         if not prompts:
@@ -312,7 +314,7 @@ class RolloutBatchSource:
             return rollouts
         pairs = zip(rollouts, prompts, strict=True)
         teacher_views = [
-            self._reading.for_teacher(tokenized, prompt) for tokenized, prompt in pairs
+            self._collator.teacher_view(tokenized, prompt) for tokenized, prompt in pairs
         ]
         with torch.no_grad():
             scores = iter(

@@ -84,7 +84,8 @@ def run_preflight(
         if not recipe.teacher_only_writes:
             report.add("vocabulary", inspection.check_vocabulary)
             report.add(
-                "chat template", lambda: audit_template(inspection.tokenizer, inspection.others)
+                "chat template",
+                lambda: audit_template(inspection.tokenizer, inspection.student_tokenizer),
             )
         report.add("records", inspection.check_records)
         if is_here:
@@ -108,7 +109,7 @@ class _JobInspection:
     split: RecordSplit | None = None
     folders: list[Path] = field(default_factory=list)
     tokenizer: Any = None
-    others: Any = None
+    student_tokenizer: Any = None
 
     def read(self) -> list[PreflightFinding]:
         self.split = split_records(resolve_local(self.recipe.records))
@@ -164,7 +165,7 @@ class _JobInspection:
             self.folders.append(dequantize_gguf(path) if path.suffix == ".gguf" else path)
             findings.append(PreflightFinding("ok", name, str(reference)))
         self.tokenizer = load_tokenizer(self.folders[0])
-        self.others = load_tokenizer(self.folders[1]) if len(self.folders) > 1 else None
+        self.student_tokenizer = load_tokenizer(self.folders[1]) if len(self.folders) > 1 else None
         if not isinstance(self.recipe.teacher, str):
             message = "endpoints, and further teachers, are opened when the job starts"
             findings.append(PreflightFinding("note", "teacher", message))
@@ -189,7 +190,7 @@ class _JobInspection:
         counted = [count for count in rows if count]
         return audit_vocabulary(
             self.tokenizer,
-            self.others,
+            self.student_tokenizer,
             counted or [len(self.tokenizer)],
             crosses=self.recipe.crossing is not None,
         )
@@ -198,8 +199,8 @@ class _JobInspection:
         if self.split is None:
             return []
         limit = self.recipe.max_tokens
-        crosses = self.recipe.crossing is not None and self.others is not None
-        reader = self.others if crosses else self.tokenizer
+        crosses = self.recipe.crossing is not None and self.student_tokenizer is not None
+        reader = self.student_tokenizer if crosses else self.tokenizer
         encoded = encode_sample(reader, self.split.train, max_tokens=limit)
         return [
             *audit_labels(encoded, max_tokens=limit),
@@ -233,7 +234,7 @@ class _JobInspection:
 
     def compare(self) -> list[PreflightFinding]:
         """Load both models and compare their losses on some held-out records."""
-        if self.others is None:
+        if self.student_tokenizer is None:
             return [
                 PreflightFinding(
                     "ok", "teacher on this data", "measured in the job, after initialization"

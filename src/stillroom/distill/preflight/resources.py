@@ -76,12 +76,12 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     student, teacher = sizes.student, sizes.teacher
     work, speed = sizes.work(), sizes.speed
     out = 4 if recipe.out.dtype == "float32" else 2
-    baseline_bytes = out + 12 if sizes.has_control else 0  # its checkpoint, and its training state
+    baseline_bytes = out + 12 if sizes.has_baseline else 0  # its checkpoint, and its training state
     model_bytes = 16 * student + 4 * teacher + 8 * sizes.vocabulary * 1024
     parts = ", ".join(
         f"{name} {flops / speed / 60:.1f}" for name, flops in work.items() if flops > 0
     )
-    without = " (fidelity.control: false leaves the control out)" if sizes.has_control else ""
+    without = " (fidelity.control: false leaves the control out)" if sizes.has_baseline else ""
     counted = sizes.counted
     return Estimate(
         memory_bytes=model_bytes + sizes.step_bytes + _PROCESS_BYTES,
@@ -92,7 +92,7 @@ def estimate(recipe: DistillRecipe) -> Estimate:
         memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
         disk_knob=_DISK_SETTINGS[recipe.targets.mode],
         basis=f"{sizes.basis}; {counted.records} records, {counted.basis}, {sizes.steps} steps; "
-        f"minutes: {parts}{without}" + ("" if sizes.has_control else "; no control"),
+        f"minutes: {parts}{without}" + ("" if sizes.has_baseline else "; no control"),
     )
 
 
@@ -163,7 +163,7 @@ class ResourceEstimator:
         return min(reached / max(self.counted.records, 1), 1.0)
 
     @property
-    def has_control(self) -> bool:
+    def has_baseline(self) -> bool:
         """Whether a baseline is trained."""
         return self.recipe.fidelity.control and self.recipe.fidelity.records > 0
 
@@ -174,27 +174,27 @@ class ResourceEstimator:
         if policy is None:
             return 0, 0
         blocks = -(-self.steps // policy.reuse)
-        count = round(policy.written_share * blocks * self.recipe.train.batch_size)
+        count = round(policy.generated_share * blocks * self.recipe.train.batch_size)
         return count, count * min(policy.max_new_tokens, self.recipe.max_tokens)
 
     @property
     def cache_bytes(self) -> int:
         """Size of the cached teacher outputs in bytes."""
-        (row, token), (rows, tokens) = self._row_bytes, self._kept
+        (row, token), (rows, tokens) = self._row_bytes, self._cached
         return round(rows * row + tokens * token)
 
     @property
     def cache_rows(self) -> float:
         """Number of cached positions; records that no step reaches are not cached."""
-        return self._kept[0]
+        return self._cached[0]
 
     @property
-    def _kept(self) -> tuple[float, float]:
+    def _cached(self) -> tuple[float, float]:
         """Rows and tokens of the cached teacher outputs."""
         counted, policy = self.counted, self.recipe.rollouts
         if self.recipe.crossing is None and not self.recipe.method.asks_teacher:
             return 0.0, 0.0
-        keeps = policy is None or policy.learns_from_records
+        keeps = policy is None or policy.uses_records
         times = keeps * self.share_read
         teacher = self.recipe.teacher
         if isinstance(teacher, tuple) and teacher[0].source is None:  # each scores every record
@@ -254,14 +254,14 @@ class ResourceEstimator:
             "training": 6 * self.student * learned,
             "the teacher": 2 * (teacher * learned if is_live else teacher_work),
             "pruning": 2 * teacher * _count_measured(recipe, counted.mean),
-            "writing rollouts": self._writing(rollout_tokens),
-            "writing records": self._preparing(),
-            "features": self._comparing(learned),
-            "measuring": self._measuring(),
-            "the control": 6 * self.student * plain * self.has_control,
+            "writing rollouts": self._generation_work(rollout_tokens),
+            "writing records": self._preparation_work(),
+            "features": self._feature_work(learned),
+            "measuring": self._evaluation_work(),
+            "the control": 6 * self.student * plain * self.has_baseline,
         }
 
-    def _writing(self, tokens: int) -> float:
+    def _generation_work(self, tokens: int) -> float:
         """Return the work of rollouts: the student's, and the teacher's if it takes part."""
         policy = self.recipe.rollouts
         if policy is None:
@@ -269,7 +269,7 @@ class ResourceEstimator:
         both = self.student + (self.teacher if policy.may_need_teacher else 0)
         return 2 * both * tokens * _compute_decode_cost(policy.rows)
 
-    def _preparing(self) -> float:
+    def _preparation_work(self) -> float:
         """Return the work of generating records, by the teacher or a model of its size."""
         recipe = self.recipe
         tokens = 0
@@ -285,7 +285,7 @@ class ResourceEstimator:
             * _compute_decode_cost(_GENERATION_ROWS)
         )
 
-    def _comparing(self, tokens: float) -> float:
+    def _feature_work(self, tokens: float) -> float:
         """Return the work of feature losses: projectors, or scores between all positions."""
         (teacher_width, _), (student_width, layers) = self._shapes
         per_token = {
@@ -299,7 +299,7 @@ class ResourceEstimator:
             * tokens
         )
 
-    def _measuring(self) -> float:
+    def _evaluation_work(self) -> float:
         """Return the work of evaluation: each model reads the records, some generate answers."""
         settings, teacher, student = self.recipe.fidelity, self.teacher, self.student
         students = 3 if settings.control else 2
@@ -480,7 +480,7 @@ def _forecast_server(sizes: ResourceEstimator) -> list[PreflightFinding]:
         return []
     count, written = sizes.rollouts
     policy, asks = recipe.rollouts, recipe.method.asks_teacher or recipe.crossing is not None
-    keeps = asks and (policy is None or policy.learns_from_records)
+    keeps = asks and (policy is None or policy.uses_records)
     times = 2 if asks and recipe.method.needs_scores else 1
     held_out = min(recipe.fidelity.records, counted.held_out)
     texts = counted.records * keeps + held_out + count * times

@@ -33,7 +33,7 @@ class MixedSampling(RolloutPolicy):
 
     @property
     @override
-    def learns_from_others(self) -> bool:
+    def uses_other_text(self) -> bool:
         return self.warm_up > 0 or self.student_share < 1
 
     @property
@@ -46,7 +46,7 @@ class MixedSampling(RolloutPolicy):
         return "student" if moment.draw < self.student_share else "records"
 
     @override
-    def wants_teacher(self, position: int, share: float) -> bool:
+    def needs_teacher_at(self, position: int, share: float) -> bool:
         return self.teacher_share > 0
 
     @override

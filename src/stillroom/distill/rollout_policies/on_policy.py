@@ -33,7 +33,7 @@ class OnPolicy(RolloutPolicy):
 
     @property
     @override
-    def learns_from_others(self) -> bool:
+    def uses_other_text(self) -> bool:
         return self.warm_up > 0 or self.student_share < 1
 
     @property
@@ -43,7 +43,7 @@ class OnPolicy(RolloutPolicy):
 
     @property
     @override
-    def written_share(self) -> float:
+    def generated_share(self) -> float:
         return (1 - self.warm_up) * (1.0 if self.rest == "teacher" else self.student_share)
 
     @override

@@ -24,7 +24,7 @@ class Replay(RolloutPolicy):
     """Adaptive off-policy training: records first, then increasingly stored student text."""
 
     paper: ClassVar[str] = "arXiv:2402.03898"
-    learns_of_loss: ClassVar[bool] = True
+    adapts_to_loss: ClassVar[bool] = True
 
     level: float = Field(
         default=0.0, ge=0, le=1, description="initial share of steps on the student's text"
@@ -55,7 +55,7 @@ class Replay(RolloutPolicy):
 
     @property
     @override
-    def validated(self) -> int:
+    def validation_count(self) -> int:
         return self.validation_records
 
     @property

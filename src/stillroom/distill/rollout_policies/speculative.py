@@ -35,7 +35,7 @@ class Speculative(RolloutPolicy):
 
     @property
     @override
-    def learns_from_others(self) -> bool:
+    def uses_other_text(self) -> bool:
         return self.warm_up > 0 or self.student_share < 1
 
     @property
@@ -48,7 +48,7 @@ class Speculative(RolloutPolicy):
         return "student" if moment.draw < self.student_share else "records"
 
     @override
-    def wants_teacher(self, position: int, share: float) -> bool:
+    def needs_teacher_at(self, position: int, share: float) -> bool:
         return True
 
     @override

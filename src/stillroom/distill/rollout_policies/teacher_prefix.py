@@ -37,7 +37,7 @@ class TeacherPrefix(RolloutPolicy):
 
     @property
     @override
-    def learns_from_others(self) -> bool:
+    def uses_other_text(self) -> bool:
         return self.warm_up > 0 or self.student_share < 1 or self.may_need_teacher
 
     @property
@@ -50,7 +50,7 @@ class TeacherPrefix(RolloutPolicy):
         return "student" if moment.draw < self.student_share else "records"
 
     @override
-    def wants_teacher(self, position: int, share: float) -> bool:
+    def needs_teacher_at(self, position: int, share: float) -> bool:
         done = min(share / self.until, 1.0)
         return position < round(
             (self.first + (self.last - self.first) * done) * self.max_new_tokens
@@ -60,7 +60,7 @@ class TeacherPrefix(RolloutPolicy):
     def choose(self, turn: DecodeStep) -> SampledTokens:
         import torch
 
-        by_teacher = self.wants_teacher(turn.place, turn.share)
+        by_teacher = self.needs_teacher_at(turn.place, turn.share)
         probabilities = turn.teacher if by_teacher else turn.student
         if probabilities is None:
             raise ValueError("teacher_prefix needs the teacher")

@@ -78,7 +78,7 @@ class EndpointTeacher:
     model: str
     tokenizer: Any
     probe: EndpointCapabilities
-    bill: _Usage = field(default_factory=_Usage)
+    usage: _Usage = field(default_factory=_Usage)
 
     @classmethod
     def find(cls, settings: EndpointTeacherSettings, job: Job) -> EndpointTeacher:
@@ -192,7 +192,7 @@ class EndpointTeacher:
 
         return self._capture(records, cache, job, cache.header.width, rows)
 
-    def tell(
+    def capture_step(
         self, records: Sequence[TokenizedRecord], cache: LogitCache, check: Callable[[], None]
     ) -> None:
         """Capture some records of a step, within ``cache.writing``.
@@ -206,13 +206,13 @@ class EndpointTeacher:
             cache.add(record, _pack_top_k(record, scores, cache))
 
     @contextmanager
-    def billed(self, job: Job) -> Iterator[None]:
+    def log_usage(self, job: Job) -> Iterator[None]:
         """Log the requests made within the body, and their cost."""
-        previous = _Usage(self.bill.requests, self.bill.tokens)
+        previous = _Usage(self.usage.requests, self.usage.tokens)
         try:
             yield
         finally:
-            self._say_cost(job, previous)
+            self._log_usage(job, previous)
 
     def capture_own(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
         """Capture the log-probabilities of labels missing from the cache."""
@@ -249,7 +249,7 @@ class EndpointTeacher:
         self.check_unchanged(cache)
         if not cache.lacking(records):
             return 0
-        with self.billed(job), cache.writing():
+        with self.log_usage(job), cache.writing():
             missing = cache.lacking(records)
             tokens = sum(len(record.ids) for record in missing)
             with job.phase("teacher", tokens, "tokens") as progress:
@@ -258,10 +258,10 @@ class EndpointTeacher:
                     progress.advance(len(record.ids))
         return len(missing)
 
-    def _say_cost(self, job: Job, previous: _Usage) -> None:
+    def _log_usage(self, job: Job, previous: _Usage) -> None:
         requests, tokens = (
-            self.bill.requests - previous.requests,
-            self.bill.tokens - previous.tokens,
+            self.usage.requests - previous.requests,
+            self.usage.tokens - previous.tokens,
         )
         if not requests:
             return
@@ -303,8 +303,8 @@ class EndpointTeacher:
                 if not future.done():
                     continue
                 scores = future.result()  # completed just after the timeout
-            self.bill.requests += 1
-            self.bill.tokens += scores.tokens
+            self.usage.requests += 1
+            self.usage.tokens += scores.tokens
             return record, scores
 
     def _ask(self, record: TokenizedRecord, k: int, stopped: threading.Event) -> PromptScores:
@@ -317,7 +317,7 @@ class EndpointTeacher:
                 ask, self.model, record.ids.tolist(), positions, k
             )
         except MalformedReply as problem:
-            raise self._unfit(problem, record) from problem
+            raise self._reply_error(problem, record) from problem
         except BackendError as error:
             raise BackendError(
                 f"record {record.record_id}: {error.problems[0].what}",
@@ -327,7 +327,7 @@ class EndpointTeacher:
                 next=error.problems[0].next,
             ) from error
 
-    def _unfit(self, problem: MalformedReply, record: TokenizedRecord) -> Exception:
+    def _reply_error(self, problem: MalformedReply, record: TokenizedRecord) -> Exception:
         position = f", position {problem.position - 1}" if problem.position > 0 else ""
         where = f"record {record.record_id}{position}"
         if problem.kind == "tokenizer":

@@ -60,7 +60,7 @@ class LocalTeacher:
     name: str
     reference: str = ""
     _loaded: Any | None = field(default=None, repr=False)
-    _is_lowered: bool = field(default=False, repr=False)
+    _is_cast: bool = field(default=False, repr=False)
 
     @classmethod
     def find(cls, reference: str, job: Job) -> LocalTeacher:
@@ -99,7 +99,7 @@ class LocalTeacher:
     @property
     def model(self) -> Any:
         """Model in float32 and evaluation mode; parameters require no gradient."""
-        if self._is_lowered:
+        if self._is_cast:
             self.unload()
         if self._loaded is None:
             self._loaded, _ = load_causal_lm(self.checkpoint.folder, dtype="float32")
@@ -111,16 +111,16 @@ class LocalTeacher:
         """Tokenizer; loaded without the weights, and kept after ``unload``."""
         return load_tokenizer(self.checkpoint.folder)
 
-    def lowered(self, precision: str) -> Any:
+    def in_precision(self, precision: str) -> Any:
         """Return the model with linear layers cast to ``precision``, except the head.
 
         Modifies the loaded model; the next use of ``model`` loads float32 again.
         """
-        if self._is_lowered and precision == "bfloat16":
+        if self._is_cast and precision == "bfloat16":
             return self._loaded
         model = self.model
         if precision == "bfloat16":
-            self._is_lowered = True
+            self._is_cast = True
             head = model.get_output_embeddings()
             for module in model.modules():
                 if isinstance(module, nn.Linear) and module is not head:
@@ -129,7 +129,7 @@ class LocalTeacher:
 
     def unload(self) -> None:
         """Free the weights."""
-        self._loaded, self._is_lowered = None, False
+        self._loaded, self._is_cast = None, False
 
     def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
         """Return the header of a cache of this teacher.
@@ -192,7 +192,7 @@ class LocalTeacher:
         """Capture the records missing from the cache; see ``capture_teacher``."""
         if not cache.lacking(records):
             return 0
-        return capture_teacher(self.lowered(cache.header.precision), records, cache, job)
+        return capture_teacher(self.in_precision(cache.header.precision), records, cache, job)
 
     def capture_own(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
         """Capture missing label log-probabilities; see ``capture_token_logprobs``."""
@@ -200,7 +200,7 @@ class LocalTeacher:
         if not missing:
             return 0
         precision = cache.header.precision
-        scorer = ModelScorer(self.lowered(precision), precision=precision)
+        scorer = ModelScorer(self.in_precision(precision), precision=precision)
         return capture_token_logprobs(scorer, missing, cache, job)
 
 

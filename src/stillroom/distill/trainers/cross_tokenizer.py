@@ -76,9 +76,9 @@ class CrossTokenizerTrainer(DistillationTrainer):
     """Trainer for one teacher, local or behind an endpoint, with another vocabulary."""
 
     _lessons: list[AlignedRecord] = field(default_factory=list, init=False)
-    _held: list[AlignedRecord] = field(default_factory=list, init=False)
+    _held_out: list[AlignedRecord] = field(default_factory=list, init=False)
     _alignment: dict[str, Any] = field(default_factory=dict, init=False)
-    _heard: TeacherLogprobs = field(default_factory=dict, init=False)
+    _logprobs: TeacherLogprobs = field(default_factory=dict, init=False)
 
     closing: ClassVar[str] = (
         "The teacher has another tokenizer: `alignment.json` says how much of the text both share, "
@@ -94,7 +94,7 @@ class CrossTokenizerTrainer(DistillationTrainer):
         return self.recipe.crossing
 
     @property
-    def listens(self) -> bool:
+    def uses_logprobs(self) -> bool:
         """Whether the teacher's label log-probabilities suffice for training."""
         return isinstance(self.crossing, ChunkLoss)
 
@@ -123,7 +123,7 @@ class CrossTokenizerTrainer(DistillationTrainer):
         return self._student_tokenizer
 
     @cached_property
-    def _readers(self) -> tuple[TokenizerView, TokenizerView]:
+    def _views(self) -> tuple[TokenizerView, TokenizerView]:
         """Tokenizer views of teacher and student."""
         context, limit = self.recipe.context, self.recipe.max_tokens
         limits = (context.max_tokens if context is not None else limit, limit)
@@ -142,20 +142,20 @@ class CrossTokenizerTrainer(DistillationTrainer):
         """
         tasks, counts = generate_records(self.recipe, split, self.job)
         records = tasks.learned
-        teacher, student = self._readers
+        teacher, student = self._views
         report = AlignmentReport(teacher.tokens, student.tokens)
         with self.job.phase("align", len(records), "records") as progress:
             self._lessons, encoded = encode_aligned(
-                *self._readers,
+                *self._views,
                 records,
                 include_prompt=self.recipe.include_prompt,
                 on_aligned=report.add,
-                add_context=self._tell,
+                add_context=self._add_context,
             )
             progress.advance(len(records))
         held_out = split.held_out[: self.recipe.fidelity.records]
-        self._held, _ = encode_aligned(
-            *self._readers, held_out, include_prompt=False, add_context=self._tell
+        self._held_out, _ = encode_aligned(
+            *self._views, held_out, include_prompt=False, add_context=self._add_context
         )
         compared = _count_mapped_tokens(self.crossing, self._lessons)
         positions = sum(len(record.positions) for record in self._lessons)
@@ -173,67 +173,71 @@ class CrossTokenizerTrainer(DistillationTrainer):
             f"have a loss ({share:.1%})"
         )
         _check_coverage(self.crossing, compared, positions)
-        training = [record.learned for record in self._lessons]
+        training = [record.student_view for record in self._lessons]
         return PreparedData(
             records, training, {**encoded, "passed_over": split.passed_over, **counts}
         )
 
-    def _tell(self, record: Record) -> Record | None:
+    def _add_context(self, record: Record) -> Record | None:
         """Return the record as the teacher reads it; None if it cannot."""
         context = self.recipe.context
         return record if context is None else add_context(context, record)
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         return LMHead.of(student).rows
 
     @contextmanager
     @override
-    def hear(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
+    def collect_targets(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
         """Capture the teacher's label log-probabilities of training and held-out records.
 
         A loss on rows runs the teacher in every step, and captures only held-out records.
         """
         recipe, teacher = self.recipe, self.first
         folder = Path(recipe.targets.cache) if recipe.targets.cache else self.job.scratch / "cache"
-        training = select_reached(recipe, self._lessons) if self.listens else []
-        records = [*training, *self._held]
-        teacher_records = [aligned.taught for aligned in records]
+        training = select_reached(recipe, self._lessons) if self.uses_logprobs else []
+        records = [*training, *self._held_out]
+        teacher_records = [aligned.teacher_view for aligned in records]
         with LogitCache.open(folder, teacher.own_header(context.precision)) as cache:
             teacher.capture_own(teacher_records, cache, self.job)
             cache.verify()
-            self._heard = {
+            self._logprobs = {
                 record.key: np.array(cache.read(record)["logprob"]) for record in teacher_records
             }
-        yield [AlignedReference(teacher.name, self._held, self._heard)]
+        yield [AlignedReference(teacher.name, self._held_out, self._logprobs)]
 
     @override
-    def course(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-        teacher = None if self.listens else require_local(self.first).lowered(context.precision)
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+        teacher = (
+            None
+            if self.uses_logprobs
+            else require_local(self.first).in_precision(context.precision)
+        )
         objective = AlignedBatchLoss(
             self.crossing,
-            tokens=map_tokens(*(view.tokens for view in self._readers)),
+            tokens=map_tokens(*(view.tokens for view in self._views)),
             precision=context.precision,
             teacher=teacher,
         )
         names = [f"{record.key} {record.record_id}" for record in self._lessons]
         if self.recipe.rollouts is not None:
-            return self._write(context, objective, names)
-        if self.listens:
+            return self._open_on_policy(context, objective, names)
+        if self.uses_logprobs:
             self.first.unload()
         load = partial(self._load, device=context.device)
         source = make_record_source(self.recipe, context.lessons, self._lessons, load, names)
         return nullcontext(TrainingSetup(source, objective))
 
     @contextmanager
-    def _write(
+    def _open_on_policy(
         self, context: DistillationContext, objective: AlignedBatchLoss, names: Sequence[str]
     ) -> Iterator[TrainingSetup]:
         """Open on-policy training; the teacher scores each text once.
 
         A loss on rows runs the teacher in every step instead.
         """
-        views, is_live = self._readers, not self.listens
+        views, is_live = self._views, not self.uses_logprobs
         collator = CrossTokenizerCollator(views, self.crossing, is_live=is_live)
 
         def item(record: AlignedRecord, logprobs: TeacherLogprobs) -> AlignedRollout:
@@ -243,7 +247,7 @@ class CrossTokenizerTrainer(DistillationTrainer):
             aligned, _ = encode_aligned(*views, records, include_prompt=False)
             if is_live:
                 return [item(record, {}) for record in aligned]
-            scores = scorer.score_tokens([record.taught for record in aligned])
+            scores = scorer.score_tokens([record.teacher_view for record in aligned])
             logprobs = dict(zip((record.key for record in aligned), scores, strict=True))
             return [item(record, logprobs) for record in aligned]
 
@@ -251,23 +255,25 @@ class CrossTokenizerTrainer(DistillationTrainer):
             scorer: TeacherScorer
             if isinstance(self.first, EndpointTeacher):
                 scorer = self.first
-                stack.enter_context(self.first.billed(self.job))
+                stack.enter_context(self.first.log_usage(self.job))
             else:
-                model = require_local(self.first).lowered(context.precision)
+                model = require_local(self.first).in_precision(context.precision)
                 scorer = ModelScorer(model, precision=context.precision)
             teacher = OnPolicyTeacher(
                 objective, collator, read_records, None if is_live else scorer
             )
-            items = [item(record, self._heard) for record in self._lessons]
+            items = [item(record, self._logprobs) for record in self._lessons]
             yield stack.enter_context(open_rollout_training(context, items, names, teacher))
 
     def _load(self, records: Sequence[AlignedRecord], *, device: torch.device) -> AlignedBatch:
-        logprobs = [self._heard[record.key] for record in records] if self.listens else None
+        logprobs = (
+            [self._logprobs[record.key] for record in records] if self.uses_logprobs else None
+        )
         rows = get_row_pairing(self.crossing)
         return make_aligned_batch(records, rows=rows, teacher_logprobs=logprobs, device=device)
 
     @override
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         return {
             "teacher": self.first.fingerprint,
             "crossing": self.crossing.model_dump(mode="json"),

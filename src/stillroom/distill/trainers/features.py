@@ -84,8 +84,8 @@ class FeatureSet(nn.Module):
                 if projector is not None:
                     self.projectors[name] = projector
         self.to(next(student.parameters()).device)
-        self.student_wanted = self._wanted(0)
-        self.teacher_wanted = self._wanted(1)
+        self.student_spec = self._make_spec(0)
+        self.teacher_spec = self._make_spec(1)
         self._try(student, teacher)
 
     def forward(
@@ -145,7 +145,7 @@ class FeatureSet(nn.Module):
             student_states = projector(student_states.to(projector.weight.dtype))
         return loss.compare(_promote(student_states), _promote(teacher_states))
 
-    def _wanted(self, side: int) -> CaptureSpec:
+    def _make_spec(self, side: int) -> CaptureSpec:
         layers_by_input: dict[str, frozenset[int]] = {}
         for loss, pairs in zip(self.losses, self.pairs, strict=True):
             layers = frozenset(pair[side] for pair in pairs)
@@ -158,8 +158,8 @@ class FeatureSet(nn.Module):
         ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
         batch = Batch(ids, torch.arange(2, device=device), ids[0], ("",), 2)
         activations = (
-            capture_activations(student, ids, self.student_wanted),
-            capture_activations(teacher, ids, self.teacher_wanted),
+            capture_activations(student, ids, self.student_spec),
+            capture_activations(teacher, ids, self.teacher_spec),
         )
         for loss, pairs in zip(self.losses, self.pairs, strict=True):
             for student_layer, teacher_layer in pairs if isinstance(loss, RelationLoss) else ():

@@ -97,7 +97,7 @@ def fill_cache(
     cost = None
     missing = cache.lacking(records)
     if missing:
-        model = teacher.lowered(cache.header.precision)
+        model = teacher.in_precision(cache.header.precision)
         cost = estimate_cache_cost(model, cache.header, missing)
         job.say(str(cost))
         setting = "capture less: targets.mode sampled is the smallest"
@@ -194,15 +194,15 @@ class LocalTeacherTrainer(DistillationTrainer):
         return True
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         return count_shared_rows(self._teacher, student, tokenizer)
 
     @override
-    def course(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
         return open_training(context)
 
     @override
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         checkpoint = self._teacher.checkpoint
         return {"teacher": checkpoint.fingerprint, "teacher_parameters": checkpoint.parameters}
 

@@ -187,7 +187,7 @@ class DistillationLoss:
         if self.objective.needs_rollouts and rollout is None:
             raise missing_rollouts_error(self.objective)
         features = self.features
-        spec = features.student_wanted if features is not None else _NO_CAPTURE
+        spec = features.student_spec if features is not None else _NO_CAPTURE
         student = capture_activations(model, batch.input_ids, spec)
         teacher = self._observe_teacher(batch)
         if self.objective.kd_weight or self.objective.ce_weight or features is None:
@@ -234,7 +234,7 @@ class DistillationLoss:
         if self.teacher is None:
             raise ValueError("a batch without a target, and features, need the teacher")
         with torch.no_grad():
-            spec = self.features.teacher_wanted if self.features is not None else _NO_CAPTURE
+            spec = self.features.teacher_spec if self.features is not None else _NO_CAPTURE
             ids, _ = batch.heard or (batch.input_ids, batch.flat)
             return capture_activations(self.teacher, ids, spec)
 

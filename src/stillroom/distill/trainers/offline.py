@@ -68,8 +68,8 @@ __all__ = [
 class OfflineLogitsTrainer(DistillationTrainer):
     """Trainer for teachers whose outputs are stored before training."""
 
-    _seats: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
-    _held: list[TokenizedRecord] = field(default_factory=list, init=False)
+    _assigned: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
+    _held_out: list[TokenizedRecord] = field(default_factory=list, init=False)
     _caches: list[LogitCache] = field(default_factory=list, init=False)
     _headers: list[dict[str, Any]] = field(default_factory=list, init=False)
 
@@ -78,22 +78,22 @@ class OfflineLogitsTrainer(DistillationTrainer):
     )
 
     @property
-    def mixes(self) -> bool:
+    def combines_teachers(self) -> bool:
         """Whether every record has several teachers."""
-        return len(self.chairs) > 1 and self.chairs[0].source is None
+        return len(self.weighted_teachers) > 1 and self.weighted_teachers[0].source is None
 
     @override
     def prepare(self, split: RecordSplit) -> PreparedData:
         """Return the training data, with the teachers and the weight of every record."""
-        prepared, teachers = super().prepare(split), self.chairs
+        prepared, teachers = super().prepare(split), self.weighted_teachers
         held_out = split.held_out[: self.recipe.fidelity.records]
         assigned = assign_records(
             teachers, [*prepared.records, *held_out], self.recipe.source_field
         )
-        self._seats, tokenized, counts = assigned, prepared.lessons, prepared.counts
+        self._assigned, tokenized, counts = assigned, prepared.lessons, prepared.counts
         if len(teachers) > 1:
             records_per_teacher = [
-                len(self._of_seat(index, tokenized)) for index in range(len(teachers))
+                len(self._records_of(index, tokenized)) for index in range(len(teachers))
             ]
             counts_by_name = [
                 f"{record.teacher.name} {n}"
@@ -101,14 +101,14 @@ class OfflineLogitsTrainer(DistillationTrainer):
             ]
             self.job.say(f"records per teacher: {', '.join(counts_by_name)}")
             counts = {**counts, "taught": records_per_teacher}
-        if not self.mixes:
+        if not self.combines_teachers:
             tokenized = [
                 replace(
                     record, weight=record.weight * teachers[assigned[record.record_id][0]].weight
                 )
                 for record in tokenized
             ]
-        self._held = self._encode_held_out(held_out)
+        self._held_out = self._encode_held_out(held_out)
         return replace(prepared, lessons=tokenized, counts=counts)
 
     def _encode_held_out(self, records: Sequence[Record]) -> list[TokenizedRecord]:
@@ -126,13 +126,13 @@ class OfflineLogitsTrainer(DistillationTrainer):
             return []
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
-        return count_rows_shared_by_all(self.chairs, student, tokenizer)
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
+        return count_rows_shared_by_all(self.weighted_teachers, student, tokenizer)
 
     @contextmanager
     @override
-    def hear(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
-        if not self._tells():
+    def collect_targets(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
+        if not self._has_distributions():
             self.job.say(
                 f"{self.first.name} returns log-probabilities of labels only: the distance of the "
                 "student to it is not measured"
@@ -142,14 +142,14 @@ class OfflineLogitsTrainer(DistillationTrainer):
         with ExitStack() as stack:
             references: list[TeacherReference] = []
             for index, (weighted, headers) in enumerate(
-                zip(self.chairs, self._make(context), strict=True)
+                zip(self.weighted_teachers, self._make_locations(context), strict=True)
             ):
                 cache, held_cache = (
                     stack.enter_context(LogitCache.open(*location)) for location in headers
                 )
-                held_out = self._of_seat(index, self._held)
+                held_out = self._records_of(index, self._held_out)
                 for open_cache, records in (
-                    (cache, self._learned(index, context)),
+                    (cache, self._training_records(index, context)),
                     (held_cache, held_out),
                 ):
                     teacher_records = [lesson.by_teacher for lesson in records]
@@ -161,13 +161,13 @@ class OfflineLogitsTrainer(DistillationTrainer):
                 weighted.teacher.unload()
             yield references
 
-    def _tells(self) -> bool:
+    def _has_distributions(self) -> bool:
         """Whether distributions are available, or required by the method."""
         first = self.first
         is_mute = isinstance(first, EndpointTeacher) and not first.probe.granted
         return self.recipe.method.asks_teacher or not is_mute
 
-    def _make(
+    def _make_locations(
         self, context: DistillationContext
     ) -> list[tuple[tuple[Path, Any], tuple[Path, Any]]]:
         """Return the folder and header of each teacher's two caches: training and held-out.
@@ -187,7 +187,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
         headers = [
             [
                 teacher.teacher.header(recipe_variant, context.rows, context.precision)
-                for teacher in self.chairs
+                for teacher in self.weighted_teachers
             ]
             for recipe_variant in (recipe, measured)
         ]
@@ -196,34 +196,40 @@ class OfflineLogitsTrainer(DistillationTrainer):
             width = min(header.width for header in row)
             row[:] = [header.model_copy(update={"width": width}) for header in row]
         locations = []
-        for number, teacher in enumerate(self.chairs):
-            folder = base if len(self.chairs) == 1 else base / teacher.teacher.fingerprint[:16]
+        for number, teacher in enumerate(self.weighted_teachers):
+            folder = (
+                base
+                if len(self.weighted_teachers) == 1
+                else base / teacher.teacher.fingerprint[:16]
+            )
             held_folder = self.job.scratch / f"held-out-{number}"
             locations.append(((folder, headers[0][number]), (held_folder, headers[1][number])))
         return locations
 
-    def _learned(self, teacher_index: int, context: DistillationContext) -> list[TokenizedRecord]:
+    def _training_records(
+        self, teacher_index: int, context: DistillationContext
+    ) -> list[TokenizedRecord]:
         """Return the records whose distributions are distilled; may be empty with rollouts."""
         policy = self.recipe.rollouts
-        is_not_needed = policy is not None and not policy.learns_from_records
+        is_not_needed = policy is not None and not policy.uses_records
         if is_not_needed or not self.recipe.method.asks_teacher:
             return []
-        return self._of_seat(teacher_index, select_reached(self.recipe, context.lessons))
+        return self._records_of(teacher_index, select_reached(self.recipe, context.lessons))
 
     @override
-    def course(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
         if self.recipe.rollouts is not None:
             return open_on_policy_training(context, self._caches[0] if self._caches else None)
         method = self.recipe.method
         if not method.asks_teacher:
             return nullcontext(make_text_training(context))
         objective: Any = DistillationLoss(method, rows=context.rows, precision=context.precision)
-        if self.mixes:
-            weights = [teacher.weight for teacher in self.chairs]
+        if self.combines_teachers:
+            weights = [teacher.weight for teacher in self.weighted_teachers]
             objective = MultiTeacherLoss(
                 method, weights, rows=context.rows, precision=context.precision
             )
-        records, assigned = context.lessons, self._seats
+        records, assigned = context.lessons, self._assigned
         names = [f"{record.name} {assigned[record.record_id]}" for record in records]
         load = partial(self._load, device=context.device)
         return nullcontext(
@@ -234,25 +240,25 @@ class OfflineLogitsTrainer(DistillationTrainer):
         self, records: Sequence[TokenizedRecord], *, device: Any
     ) -> Batch | MultiTeacherBatch:
         teacher_records = [record.by_teacher for record in records]
-        if self.mixes:
+        if self.combines_teachers:
             targets = tuple(cache.target(teacher_records, device) for cache in self._caches)
             return MultiTeacherBatch(make_batch(records, targets[0], device), targets)
         parts = [
-            self._caches[self._seats[record.record_id][0]].target([record], device)
+            self._caches[self._assigned[record.record_id][0]].target([record], device)
             for record in teacher_records
         ]
         return make_batch(records, concatenate_targets(parts), device)
 
-    def _of_seat(
+    def _records_of(
         self, teacher_index: int, records: Sequence[TokenizedRecord]
     ) -> list[TokenizedRecord]:
         """Return the records of one teacher."""
-        return [record for record in records if teacher_index in self._seats[record.record_id]]
+        return [record for record in records if teacher_index in self._assigned[record.record_id]]
 
     @override
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         return {
-            "teachers": [_describe_teacher(chair) for chair in self.chairs],
+            "teachers": [_describe_teacher(chair) for chair in self.weighted_teachers],
             **({"caches": self._headers} if self._headers else {}),
         }
 
@@ -298,7 +304,7 @@ class TextOnlyTrainer(DistillationTrainer):
     )
 
     @cached_property
-    def _writer(self) -> TextOnlyTeacher:
+    def _generator(self) -> TextOnlyTeacher:
         if not isinstance(self.recipe.teacher, EndpointTeacherSettings):
             raise TypeError("a text-only teacher is behind an endpoint")
         return TextOnlyTeacher(self.recipe.teacher)
@@ -306,7 +312,7 @@ class TextOnlyTrainer(DistillationTrainer):
     @property
     @override
     def teachers(self) -> Sequence[TextOnlyTeacher]:
-        return [self._writer]
+        return [self._generator]
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -319,16 +325,16 @@ class TextOnlyTrainer(DistillationTrainer):
         return self._tokenizer
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         return LMHead.of(student).rows
 
     @override
-    def course(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
         return nullcontext(make_text_training(context))
 
     @override
-    def describe(self) -> Mapping[str, Any]:
-        return {"teacher": self._writer.fingerprint, "writer": self._writer.about}
+    def metadata(self) -> Mapping[str, Any]:
+        return {"teacher": self._generator.fingerprint, "writer": self._generator.about}
 
     @override
     def report(self, metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:

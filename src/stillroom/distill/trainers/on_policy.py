@@ -55,19 +55,19 @@ class OnPolicyTeacher:
 
     Args:
         objective: Loss function of a micro-batch.
-        reading: Collator of rollouts.
-        read_records: Converts validation records to training items.
+        collator: Collator of rollouts.
+        make_items: Converts validation records to training items.
         scorer: Scores texts by the teacher, if needed.
-        author: Teacher as a generator, if needed.
-        beside: Module trained with the student (``TrainingSetup``).
+        generator: Teacher as a generator, if needed.
+        auxiliary: Module trained with the student (``TrainingSetup``).
     """
 
     objective: Objective[Any]
-    reading: RolloutCollator
-    read_records: Callable[[Sequence[Record]], Sequence[Any]]
+    collator: RolloutCollator
+    make_items: Callable[[Sequence[Record]], Sequence[Any]]
     scorer: TeacherScorer | None = None
-    author: GenerationModel | None = None
-    beside: nn.Module | None = None
+    generator: GenerationModel | None = None
+    auxiliary: nn.Module | None = None
 
 
 @contextmanager
@@ -123,15 +123,15 @@ def open_rollout_training(
             context.recipe,
             records,
             selected,
-            lambda batch_items: teacher.reading.batch(batch_items, device),
+            lambda batch_items: teacher.collator.batch(batch_items, device),
             [names[index] for index in prompts_by_index],
         ),
         selected,
         prompts,
         policy,
-        _make_generator(context, policy, teacher.author),
+        _make_generator(context, policy, teacher.generator),
         journal,
-        collator=teacher.reading,
+        collator=teacher.collator,
         size=size,
         steps=context.recipe.train.count_steps(size),
         say=context.job.say,
@@ -141,7 +141,7 @@ def open_rollout_training(
         level=policy.start_level,
     )
     try:
-        yield TrainingSetup(source, teacher.objective, {"cache": None}, teacher.beside)
+        yield TrainingSetup(source, teacher.objective, {"cache": None}, teacher.auxiliary)
     finally:
         _save_rollouts(context, policy, journal, prompts)
 
@@ -160,14 +160,14 @@ def _open_teacher(
     """Yield the access to the teacher; an endpoint's cost is logged after the body."""
     teacher, method = context.teacher, context.recipe.method
 
-    def read_records(records: Sequence[Record]) -> Sequence[TokenizedRecord]:
+    def make_items(records: Sequence[Record]) -> Sequence[TokenizedRecord]:
         limit, with_prompt = context.recipe.max_tokens, context.recipe.include_prompt
         return tokenize_records(
             context.tokenizer, records, max_tokens=limit, include_prompt=with_prompt
         )[0]
 
     if not isinstance(teacher, EndpointTeacher):
-        model = require_local(teacher).lowered(context.precision)
+        model = require_local(teacher).in_precision(context.precision)
         generator = GenerationModel(
             model, rows=context.rows, precision=context.precision, is_fixed=True
         )
@@ -176,7 +176,7 @@ def _open_teacher(
         yield OnPolicyTeacher(
             live,
             SameTokenizerCollator(),
-            read_records,
+            make_items,
             scorer if method.needs_scores else None,
             generator if policy.may_need_teacher else None,
             live.features,
@@ -185,14 +185,12 @@ def _open_teacher(
     objective = DistillationLoss(method, rows=context.rows, precision=context.precision)
     scorer_if_needed = teacher if method.needs_scores else None
     if not method.asks_teacher or record_cache is None:
-        with teacher.billed(context.job):
-            yield OnPolicyTeacher(
-                objective, SameTokenizerCollator(), read_records, scorer_if_needed
-            )
+        with teacher.log_usage(context.job):
+            yield OnPolicyTeacher(objective, SameTokenizerCollator(), make_items, scorer_if_needed)
         return
     with EndpointTargets.open(teacher, context.job, record_cache) as targets:
         yield OnPolicyTeacher(
-            objective, SameTokenizerCollator(targets), read_records, scorer_if_needed
+            objective, SameTokenizerCollator(targets), make_items, scorer_if_needed
         )
 
 
@@ -247,9 +245,12 @@ def _make_validator(
     Raises:
         DataError: If there is no held-out record.
     """
-    if not policy.learns_of_loss:
+    if not policy.adapts_to_loss:
         return None
-    items, collator = teacher.read_records(context.held_out[: policy.validated]), teacher.reading
+    items, collator = (
+        teacher.make_items(context.held_out[: policy.validation_count]),
+        teacher.collator,
+    )
     if not items:
         raise DataError(
             f"'{policy.method_name()}' validates on held-out records, and there are none",
@@ -261,7 +262,7 @@ def _make_validator(
 
     def validate(model: nn.Module, ranks: ProcessGroup) -> float:
         sums = [0.0, 0.0]
-        collator.hear(items)
+        collator.fetch(items)
         was_training = model.training
         model.eval()
         with torch.no_grad(), autocast_body(context.precision, context.device):

@@ -61,12 +61,12 @@ class DistillationTrainer(ABC):
     Args:
         recipe: Recipe of the job.
         job: Progress, journals and scratch files.
-        chairs: Teachers with their weights, at least one.
+        weighted_teachers: Teachers with their weights, at least one.
     """
 
     recipe: DistillRecipe
     job: Job
-    chairs: list[WeightedTeacher]
+    weighted_teachers: list[WeightedTeacher]
 
     closing: ClassVar[str] = (
         "`fidelity.html` says how near it is to its teacher on held-out records."
@@ -78,12 +78,12 @@ class DistillationTrainer(ABC):
     @property
     def teachers(self) -> Sequence[AnyTeacher | TextOnlyTeacher]:
         """Teachers, in order."""
-        return [weighted.teacher for weighted in self.chairs]
+        return [weighted.teacher for weighted in self.weighted_teachers]
 
     @property
     def first(self) -> AnyTeacher:
         """First teacher, whose tokenizer and template are shared by all."""
-        return self.chairs[0].teacher
+        return self.weighted_teachers[0].teacher
 
     @property
     def loss(self) -> str:
@@ -135,7 +135,7 @@ class DistillationTrainer(ABC):
         return prepare_student(student, self.job, require_local(self.first), prepared.lessons)
 
     @abstractmethod
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         """Return the size of the shared vocabulary; reject an incompatible student.
 
         Raises:
@@ -143,7 +143,7 @@ class DistillationTrainer(ABC):
         """
 
     @contextmanager
-    def hear(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
+    def collect_targets(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
         """Store the outputs of teachers before training; yield references for evaluation.
 
         Raises:
@@ -153,10 +153,10 @@ class DistillationTrainer(ABC):
         yield []
 
     @abstractmethod
-    def course(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-        """Open the inputs of the training loop; called within ``hear``."""
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+        """Open the inputs of the training loop; called within ``collect_targets``."""
 
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """Return details of teachers and loss for artifact.json, beyond the common ones."""
         return {}
 
@@ -215,13 +215,14 @@ class DistillationContext:
 class TrainingSetup:
     """Inputs of the training loop, and details for artifact.json.
 
-    ``beside`` is trained with the student and saved in the training state, but not in checkpoints.
+    ``auxiliary`` is trained with the student and saved in the training state, but not in
+    checkpoints.
     """
 
     source: BatchSource[Any]
     objective: Objective[Any]
     details: Mapping[str, Any] = field(default_factory=dict)
-    beside: nn.Module | None = None
+    auxiliary: nn.Module | None = None
 
 
 def check_rollouts_present(recipe: DistillRecipe) -> None:
@@ -244,7 +245,7 @@ def make_text_training(context: DistillationContext) -> TrainingSetup:
 
 def make_live_loss(context: DistillationContext) -> DistillationLoss:
     """Return the loss with the teacher run in every step, including features."""
-    teacher, recipe = require_local(context.teacher).lowered(context.precision), context.recipe
+    teacher, recipe = require_local(context.teacher).in_precision(context.precision), context.recipe
     features = None
     if recipe.features:
         with autocast_body(context.precision, context.device):

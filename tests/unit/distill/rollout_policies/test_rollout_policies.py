@@ -218,7 +218,7 @@ def test_a_share_of_the_steps_is_drawn_once_a_step():
     assert set(chosen) == {"student", "records"}
     rest = ROLLOUT_POLICIES.build({"name": "on_policy", "student_share": 0.0, "rest": "teacher"})
     assert rest.decide(StepState(0, 10, 0.0)) == "teacher"
-    assert rest.learns_from_others
+    assert rest.uses_other_text
 
 
 @pytest.fixture
@@ -366,14 +366,14 @@ def test_tells_once_that_text_collapses():
         summarize_rollouts([make_rollout(range(20))]),
         summarize_rollouts([make_rollout([7] * 20, entropy=0.01)]),
     )
-    assert not any(watch.see(good) for _ in range(8))
-    told = watch.see(bad)
+    assert not any(watch.update(good) for _ in range(8))
+    told = watch.update(bad)
     assert "repeats itself" in told
     assert "certain" in told
-    assert not watch.see(bad)
-    assert "short" in watch.see(summarize_rollouts([make_rollout([1, 2])]))
+    assert not watch.update(bad)
+    assert "short" in watch.update(summarize_rollouts([make_rollout([1, 2])]))
     assert summarize_rollouts([]) == {}
-    assert not watch.see({})
+    assert not watch.update({})
 
 
 @pytest.fixture
@@ -508,7 +508,9 @@ def test_speculative_keeps_what_the_teacher_likes_and_says_how_likely_that_was()
 
 def test_a_teachers_prefix_falls_and_the_student_goes_on():
     policy = ROLLOUT_POLICIES.build({"name": "teacher_prefix", "until": 0.5, "max_new_tokens": 10})
-    lengths = [sum(policy.wants_teacher(at, share) for at in range(10)) for share in (0, 0.25, 0.6)]
+    lengths = [
+        sum(policy.needs_teacher_at(at, share) for at in range(10)) for share in (0, 0.25, 0.6)
+    ]
     assert lengths == [10, 5, 0]
 
 

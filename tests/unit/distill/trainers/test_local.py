@@ -85,7 +85,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     make_cache, loaded, lessons, job, monkeypatch
 ):
     class Known:
-        def lowered(self, precision):
+        def in_precision(self, precision):
             return loaded[0]
 
     cache = make_cache(fill=False)
