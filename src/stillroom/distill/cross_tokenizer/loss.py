@@ -267,7 +267,7 @@ def _check_finite(logprobs: Tensor, batch: AlignedBatch, first: int = 0) -> None
     index = int(batch.teacher_flat[first + int(bad.nonzero()[0, 0])])
     row, column = divmod(index, batch.teacher_ids.shape[1])
     raise DataError(
-        "the teacher returned a non-finite log-probability",
+        "the teacher's log-probability is not finite",
         code="distill.teacher-not-finite",
         where=f"record {batch.record_ids[row]}, teacher's position {column}",
         expected="finite log-probabilities",

@@ -376,7 +376,7 @@ def test_a_recipe_with_features_keeps_its_teacher(mode):
         DistillRecipe.model_validate({**fields, "targets": {"mode": mode}})
     live = {**fields, "targets": {"mode": "live"}}
     DistillRecipe.model_validate(live)
-    with pytest.raises(ValueError, match="with 'context' the teacher reads others"):
+    with pytest.raises(ValueError, match="with 'context' the teacher reads different"):
         DistillRecipe.model_validate(
             {**live, "include_prompt": False, "context": {"text": "Be brief."}}
         )
