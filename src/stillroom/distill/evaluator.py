@@ -76,7 +76,7 @@ class TrainedStudent:
 
     Args:
         start: Checkpoint of the initial student.
-        lessons: Training records.
+        tokenized: Training records.
         rows: Number of vocabulary tokens in use.
         summary: Summary of the training loop.
         card: Model card of the student.
@@ -84,7 +84,7 @@ class TrainedStudent:
     """
 
     start: Path
-    lessons: Sequence[TokenizedRecord]
+    tokenized: Sequence[TokenizedRecord]
     rows: int
     summary: TrainSummary
     card: dict[str, Any]
@@ -208,7 +208,7 @@ class FidelityEvaluator:
         """Return the records without generated text, tokenized for the baseline."""
         recipe = self.recipe
         if recipe.sequence is None and recipe.rationale is None:
-            return trained.lessons
+            return trained.tokenized
         return tokenize_training_records(recipe, self.split, self.trainer.tokenizer, self.job)[0]
 
     def _measure_speed(self, output: Path) -> None:

@@ -290,7 +290,7 @@ def describe_objective(recipe: DistillRecipe) -> str:
 
 def _describe_records(recipe: DistillRecipe, prepared: PreparedData) -> str:
     """Return a text on the number of records reached, their prompts, and generated text."""
-    count, reached = len(prepared.lessons), len(select_reached(recipe, prepared.lessons))
+    count, reached = len(prepared.tokenized), len(select_reached(recipe, prepared.tokenized))
     description = f"{count} records"
     if reached < count:
         description = f"{reached} of {description} (as many as its steps reach)"

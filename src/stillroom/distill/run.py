@@ -85,7 +85,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
             student,
             tokenizer,
             prepared.records,
-            prepared.lessons,
+            prepared.tokenized,
             rows,
             start=Checkpoint.open(start).fingerprint,
             held_out=split.held_out,
@@ -129,7 +129,7 @@ def _train_student(
     """Train the student, write it, and return the result."""
     recipe, job, ranks = context.recipe, context.job, context.ranks
     steps = choose_candidate_steps(
-        recipe.train.count_steps(len(context.lessons)), recipe.candidates
+        recipe.train.count_steps(len(context.tokenized)), recipe.candidates
     )
     on_step = make_candidate_writer(
         job.output, start, steps, recipe.out, card, writes=ranks.is_main
@@ -165,7 +165,7 @@ def _train_student(
         base, folder = str(recipe.student), job.output / ADAPTER
         write_adapter(context.student, folder, base, recipe.out, writes=ranks.is_main)
         details["adapter"] = {"folder": ADAPTER, "base": context.start}
-    return TrainedStudent(start, context.lessons, context.rows, summary, card, details)
+    return TrainedStudent(start, context.tokenized, context.rows, summary, card, details)
 
 
 def _finish(

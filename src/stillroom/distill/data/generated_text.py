@@ -294,7 +294,7 @@ class RationaleTasks:
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
-    def learned(self) -> list[Record]:
+    def records(self) -> list[Record]:
         """All records, answers first."""
         return [*self.answers, *self.rationales]
 

@@ -80,7 +80,7 @@ class PreparedData:
     """Training records, their tokenization, and counts of the preparation."""
 
     records: list[Record]
-    lessons: list[TokenizedRecord]
+    tokenized: list[TokenizedRecord]
     counts: dict[str, Any]
 
 
@@ -98,10 +98,10 @@ def prepare_data(
     tokenized, encoded = _encode(recipe, split, tasks, tokenizer, job)
     if recipe.context is not None:
         tokenized, counts["context"] = attach_teacher_context(
-            recipe.context, tokenizer, tasks.learned, tokenized
+            recipe.context, tokenizer, tasks.records, tokenized
         )
         job.say(f"{len(tokenized)} records have a teacher context; dropped: {counts['context']}")
-    return PreparedData(tasks.learned, tokenized, {**encoded, **counts})
+    return PreparedData(tasks.records, tokenized, {**encoded, **counts})
 
 
 def generate_records(
@@ -412,7 +412,7 @@ def attach_teacher_context(
             counts["other_tokens"] += 1
         else:
             truncated = replace(teacher_view, positions=positions[: len(student_record.labels)])
-            results.append(replace(student_record, heard=truncated))
+            results.append(replace(student_record, teacher_record=truncated))
     if not results:
         raise DataError(
             f"no record could be tokenized with its context: {counts}",

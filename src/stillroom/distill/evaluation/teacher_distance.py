@@ -103,7 +103,7 @@ def measure_top_k(
 
 def _measure_top_k_record(student: Any, record: TokenizedRecord, cache: LogitCache) -> TopKRecord:
     head = LMHead.of(student, cache.header.vocabulary)
-    target = cache.target([record.by_teacher], head.weight.device)
+    target = cache.target([record.teacher_view], head.weight.device)
     if not isinstance(target, TopKTargets):
         raise TypeError("fidelity is measured on the likeliest tokens and the rest")
     batch = make_batch([record], None, head.weight.device)
@@ -267,14 +267,14 @@ class TopKReference:
     """Teacher with the same vocabulary: top-k tokens at temperature 1, and the rest."""
 
     name: str
-    lessons: Sequence[TokenizedRecord]
-    told: LogitCache
+    records: Sequence[TokenizedRecord]
+    cache: LogitCache
     note: str = f"Its figures are {TOP_K_NOTE}."
     figures: type[RecordMetrics[Any]] = TopKFidelity
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
         """Return divergences over k + 1 outcomes."""
-        return measure_top_k(model, self.lessons, self.told)
+        return measure_top_k(model, self.records, self.cache)
 
 
 @dataclass(frozen=True)
@@ -282,8 +282,8 @@ class AlignedReference:
     """Teacher with another vocabulary: log-probabilities of its labels."""
 
     name: str
-    lessons: Sequence[AlignedRecord]
-    heard: Mapping[str, npt.NDArray[np.float32]]
+    records: Sequence[AlignedRecord]
+    logprobs: Mapping[str, npt.NDArray[np.float32]]
     note: str = (
         "Across tokenizers the same bytes are compared; not defined are: "
         f"{'; '.join(UNDEFINED_METRICS)}."
@@ -292,5 +292,5 @@ class AlignedReference:
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
         """Return the distance on the same bytes."""
-        teacher_logprobs = [self.heard[record.key] for record in self.lessons]
-        return measure_cross_tokenizer(model, self.lessons, teacher_logprobs)
+        teacher_logprobs = [self.logprobs[record.key] for record in self.records]
+        return measure_cross_tokenizer(model, self.records, teacher_logprobs)

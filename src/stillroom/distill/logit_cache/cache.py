@@ -189,10 +189,10 @@ class LogitCache:
         self._journal.put(key, location)
         self._index[key] = location
 
-    def lessons(self) -> Iterator[TokenizedRecord]:
+    def records(self) -> Iterator[TokenizedRecord]:
         """Yield every record as captured: its tokens and positions."""
         for location in list(self._index.values()):
-            yield self._lesson(location)
+            yield self._read_record(location)
 
     def cover(self, records: Sequence[TokenizedRecord]) -> CacheCoverage:
         """Return how many of the records and positions are cached."""
@@ -229,7 +229,7 @@ class LogitCache:
             if key in joined:
                 positions = np.union1d(joined[key].positions, positions)
             elif location is not None:
-                positions = np.union1d(self._lesson(location).positions, positions)
+                positions = np.union1d(self._read_record(location).positions, positions)
             name = joined[key].record_id if key in joined else record.record_id
             joined[key] = TokenizedRecord(name, record.ids, positions)
         return list(joined.values())
@@ -298,7 +298,7 @@ class LogitCache:
         """Release the files."""
         self._shards.forget()
 
-    def _lesson(self, location: ShardLocation) -> TokenizedRecord:
+    def _read_record(self, location: ShardLocation) -> TokenizedRecord:
         tokens = self._shards.read("tokens", location).reshape(-1).view(self.token_dtype)
         positions = np.flatnonzero(tokens["row"])
         return TokenizedRecord(location["record"], tokens["id"].astype(np.int64), positions)

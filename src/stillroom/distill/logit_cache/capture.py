@@ -383,7 +383,7 @@ def verify_cache(
         if not records:
             return CacheVerification(intact, 0, 0, 0.0, 0.0, "", allowed)
         model = _load_teacher(cache, teacher or str(cache.header.about.get("reference") or ""), say)
-        stored = list(cache.lessons())
+        stored = list(cache.records())
         sample = random.Random(seed).sample(stored, min(records, len(stored)))
         return rescore(cache, model, sample, intact=intact, tolerance=allowed)
 

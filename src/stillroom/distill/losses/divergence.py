@@ -372,7 +372,7 @@ def evaluate_policy_objective(
     target: Targets | None,
     labels: Tensor,
     rollout: Tensor | None,
-    drawn: SamplingInfo | None,
+    sampling: SamplingInfo | None,
     where: Where | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Compute loss (n,), gradient (n, V), and the sums of the loss's parts.
@@ -383,29 +383,30 @@ def evaluate_policy_objective(
         target: Teacher's targets; needed if the objective has ``needs_target``.
         labels: Tokens of the text, (n,).
         rollout: (n,), True for tokens sampled by the student.
-        drawn: Sampling statistics.
+        sampling: Sampling statistics.
         where: Returns the name of a row for an error.
 
     Raises:
         DataError: If a teacher's value is not finite; the row is named.
         RecipeError: If there are no sampling statistics.
     """
-    if rollout is None or drawn is None:
+    if rollout is None or sampling is None:
         raise missing_rollouts_error(objective)
     log_q = torch.log_softmax(logits, -1)
     label_logprobs = log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # (n,)
     weight = (
-        torch.where(rollout, drawn.importance.to(label_logprobs.dtype), 0.0) * objective.kd_weight
+        torch.where(rollout, sampling.importance.to(label_logprobs.dtype), 0.0)
+        * objective.kd_weight
     )
-    surrogate, slope, is_clipped = _clip_surrogate(label_logprobs, drawn, objective.clip)
+    surrogate, slope, is_clipped = _clip_surrogate(label_logprobs, sampling, objective.clip)
     loss, slope = weight * surrogate, weight * slope
     parts = {
         # the samples' estimate of KL(q || p), and how far q has moved since sampling
         "sampled_reverse_kl": -_sum_float64(
-            torch.where(rollout, drawn.importance * drawn.gains, 0.0)
+            torch.where(rollout, sampling.importance * sampling.gains, 0.0)
         ),
         "likelihood_gap": _sum_float64(
-            torch.where(rollout, (label_logprobs - drawn.old).abs(), 0.0)
+            torch.where(rollout, (label_logprobs - sampling.old).abs(), 0.0)
         ),
         "clipped": _sum_float64(is_clipped & rollout),
     }
@@ -424,12 +425,14 @@ def evaluate_policy_objective(
 
 
 def _clip_surrogate(
-    label_logprobs: Tensor, drawn: SamplingInfo, clip: float | None
+    label_logprobs: Tensor, sampling: SamplingInfo, clip: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return -min(r A, clip(r) A), its slope by the log-probability, and where it is clipped."""
-    credit = drawn.credit.to(label_logprobs.dtype)
+    credit = sampling.credit.to(label_logprobs.dtype)
     ratio = (
-        (label_logprobs - drawn.old.to(label_logprobs.dtype)).clamp(max=_MAX_POLICY_LOG_RATIO).exp()
+        (label_logprobs - sampling.old.to(label_logprobs.dtype))
+        .clamp(max=_MAX_POLICY_LOG_RATIO)
+        .exp()
     )
     if clip is None:
         return -ratio * credit, -ratio * credit, torch.zeros_like(label_logprobs, dtype=torch.bool)

@@ -87,24 +87,24 @@ class RolloutCollator(Protocol):
 class SameTokenizerCollator:
     """Collator for teacher and student with one vocabulary."""
 
-    def __init__(self, words: EndpointTargets | None = None) -> None:
+    def __init__(self, targets: EndpointTargets | None = None) -> None:
         """Initialize the collator.
 
         Args:
-            words: Source of the teacher's targets, if it does not run in every step and the method
-                needs them.
+            targets: Source of the teacher's targets, if it does not run in every step and the
+                method needs them.
         """
-        self._targets = words
+        self._targets = targets
 
     def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: npt.NDArray[np.float32] | None
     ) -> TokenizedRecord:
         """Return the rollout as a tokenized record."""
-        return rollout.lesson(prompt, credit)
+        return rollout.to_tokenized(prompt, credit)
 
     def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord:
         """Return the rollout as a tokenized record: the teacher reads the same tokens."""
-        return rollout.lesson(prompt)
+        return rollout.to_tokenized(prompt)
 
     def student_view(self, item: TokenizedRecord) -> TokenizedRecord:
         """Return the item."""
@@ -149,7 +149,7 @@ def make_rollout_batch(
     sampling = SamplingInfo(
         *(join(name, np.float32) for name in ("old", "importance", "gains", "credit"))
     )
-    return replace(plain, rollout=join("own", np.bool_), drawn=sampling)
+    return replace(plain, rollout=join("own", np.bool_), sampling=sampling)
 
 
 class EndpointTargets:
@@ -212,14 +212,14 @@ class AlignedRollout:
     """A text in both tokenizations, with the teacher's scores of its tokens.
 
     Args:
-        lesson: Aligned text.
-        heard: Teacher's log-probabilities at ``lesson.teacher_positions``, (M,); None if the
-            teacher runs in every step.
+        record: Aligned text.
+        teacher_logprobs: Teacher's log-probabilities at ``record.teacher_positions``, (M,); None if
+            the teacher runs in every step.
         cut: Number of tokens at the rollout's end that are not valid text.
     """
 
-    lesson: AlignedRecord
-    heard: Numbers | None = None
+    record: AlignedRecord
+    teacher_logprobs: Numbers | None = None
     cut: int = 0
 
 
@@ -246,25 +246,25 @@ class CrossTokenizerCollator:
             return aligned
         if rollout.teacher is None:
             raise ValueError("a usable rollout has no scores of the teacher")
-        return replace(aligned, heard=rollout.teacher)
+        return replace(aligned, teacher_logprobs=rollout.teacher)
 
     def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
         """Return the teacher's tokens of a rollout."""
         aligned = self._align(rollout, prompt)
-        return None if aligned is None else aligned.lesson.teacher_view
+        return None if aligned is None else aligned.record.teacher_view
 
     def student_view(self, item: AlignedRollout) -> TokenizedRecord:
         """Return the student's tokens and loss positions."""
-        return item.lesson.student_view
+        return item.record.student_view
 
     def fetch(self, items: Sequence[AlignedRollout]) -> None:
         """Do nothing: each text was scored when it was generated."""
 
     def batch(self, items: Sequence[AlignedRollout], device: torch.device) -> AlignedBatch:
         """Return a micro-batch."""
-        logprobs = [item.heard for item in items if item.heard is not None]
+        logprobs = [item.teacher_logprobs for item in items if item.teacher_logprobs is not None]
         return make_aligned_batch(
-            [item.lesson for item in items],
+            [item.record for item in items],
             rows=get_row_pairing(self.crossing),
             teacher_logprobs=None if self.is_live else logprobs,
             device=device,
@@ -275,7 +275,7 @@ class CrossTokenizerCollator:
         if not found:
             return {}
         read = [item for item in found if item is not None]
-        compared = [item.lesson.chunk_of >= 0 for item in read]
+        compared = [item.record.chunk_of >= 0 for item in read]
         inside = np.concatenate(compared) if compared else np.zeros(1)
         return {
             "rollouts_passed_over": float(len(found) - len(read)),

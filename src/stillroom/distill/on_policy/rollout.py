@@ -120,7 +120,9 @@ class Rollout:
             None if teacher is None else _unpack(teacher, "<f4").astype(np.float32),
         )
 
-    def lesson(self, prompt: OnPolicyPrompt, credit: Numbers | None = None) -> TokenizedRollout:
+    def to_tokenized(
+        self, prompt: OnPolicyPrompt, credit: Numbers | None = None
+    ) -> TokenizedRollout:
         """Return a tokenized record with loss on every token of the rollout, none of the prompt."""
         begin, count = len(prompt.ids), len(self.ids)
         gains = np.zeros(count, np.float32) if self.teacher is None else self.teacher - self.old

@@ -141,7 +141,7 @@ class CrossTokenizerTrainer(DistillationTrainer):
         Writes ``output/alignment.json``.
         """
         tasks, counts = generate_records(self.recipe, split, self.job)
-        records = tasks.learned
+        records = tasks.records
         teacher, student = self._views
         report = AlignmentReport(teacher.tokens, student.tokens)
         with self.job.phase("align", len(records), "records") as progress:
@@ -226,7 +226,7 @@ class CrossTokenizerTrainer(DistillationTrainer):
         if self.uses_logprobs:
             self.first.unload()
         load = partial(self._load, device=context.device)
-        source = make_record_source(self.recipe, context.lessons, self._lessons, load, names)
+        source = make_record_source(self.recipe, context.tokenized, self._lessons, load, names)
         return nullcontext(TrainingSetup(source, objective))
 
     @contextmanager

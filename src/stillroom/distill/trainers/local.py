@@ -132,7 +132,7 @@ def capture_recipe(
         prepared = prepare_data(
             recipe, split_records(resolve_local(recipe.records)), teacher.tokenizer, job
         )
-        records = [record.by_teacher for record in prepared.lessons]
+        records = [record.teacher_view for record in prepared.tokenized]
         header = _make_header(recipe, teacher)
         with LogitCache.open(folder, header) as cache:
             return fill_cache(cache, teacher, records, job, only_estimate=only_estimate)
@@ -252,7 +252,7 @@ def _open_cached(context: DistillationContext) -> Iterator[TrainingSetup]:
     def capture() -> None:
         with LogitCache.open(folder, header) as cache:
             teacher_records = [
-                record.by_teacher for record in select_reached(recipe, context.lessons)
+                record.teacher_view for record in select_reached(recipe, context.tokenized)
             ]
             fill_cache(cache, teacher, teacher_records, context.job)
 

@@ -90,7 +90,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
         assigned = assign_records(
             teachers, [*prepared.records, *held_out], self.recipe.source_field
         )
-        self._assigned, tokenized, counts = assigned, prepared.lessons, prepared.counts
+        self._assigned, tokenized, counts = assigned, prepared.tokenized, prepared.counts
         if len(teachers) > 1:
             records_per_teacher = [
                 len(self._records_of(index, tokenized)) for index in range(len(teachers))
@@ -109,7 +109,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
                 for record in tokenized
             ]
         self._held_out = self._encode_held_out(held_out)
-        return replace(prepared, lessons=tokenized, counts=counts)
+        return replace(prepared, tokenized=tokenized, counts=counts)
 
     def _encode_held_out(self, records: Sequence[Record]) -> list[TokenizedRecord]:
         """Tokenize the held-out records, with context if the teacher reads it."""
@@ -152,7 +152,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
                     (cache, self._training_records(index, context)),
                     (held_cache, held_out),
                 ):
-                    teacher_records = [lesson.by_teacher for lesson in records]
+                    teacher_records = [lesson.teacher_view for lesson in records]
                     weighted.teacher.capture(teacher_records, open_cache, self.job)
                     open_cache.verify()
                 self._caches.append(cache)
@@ -214,7 +214,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
         is_not_needed = policy is not None and not policy.uses_records
         if is_not_needed or not self.recipe.method.asks_teacher:
             return []
-        return self._records_of(teacher_index, select_reached(self.recipe, context.lessons))
+        return self._records_of(teacher_index, select_reached(self.recipe, context.tokenized))
 
     @override
     def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
@@ -229,7 +229,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
             objective = MultiTeacherLoss(
                 method, weights, rows=context.rows, precision=context.precision
             )
-        records, assigned = context.lessons, self._assigned
+        records, assigned = context.tokenized, self._assigned
         names = [f"{record.name} {assigned[record.record_id]}" for record in records]
         load = partial(self._load, device=context.device)
         return nullcontext(
@@ -239,7 +239,7 @@ class OfflineLogitsTrainer(DistillationTrainer):
     def _load(
         self, records: Sequence[TokenizedRecord], *, device: Any
     ) -> Batch | MultiTeacherBatch:
-        teacher_records = [record.by_teacher for record in records]
+        teacher_records = [record.teacher_view for record in records]
         if self.combines_teachers:
             targets = tuple(cache.target(teacher_records, device) for cache in self._caches)
             return MultiTeacherBatch(make_batch(records, targets[0], device), targets)

@@ -84,10 +84,10 @@ def open_on_policy_training(
         BackendError: If an endpoint fails.
         DataError: If no record has a usable prompt.
     """
-    names = [record.name for record in context.lessons]
+    names = [record.name for record in context.tokenized]
     with (
         _open_teacher(context, _get_policy(context), record_cache) as teacher,
-        open_rollout_training(context, context.lessons, names, teacher) as training,
+        open_rollout_training(context, context.tokenized, names, teacher) as training,
     ):
         yield training
 
@@ -110,10 +110,10 @@ def open_rollout_training(
     Raises:
         DataError: If no record has a usable prompt, or there is none for validation.
     """
-    policy, size = _get_policy(context), len(context.lessons)
+    policy, size = _get_policy(context), len(context.tokenized)
     prompts_by_index = _find_prompts(context, policy)
     records, selected = (
-        [context.lessons[index] for index in prompts_by_index],
+        [context.tokenized[index] for index in prompts_by_index],
         [items[index] for index in prompts_by_index],
     )
     method, journal = context.recipe.method, context.job.journal("rollouts")
@@ -199,7 +199,7 @@ def _find_prompts(context: DistillationContext, policy: RolloutPolicy) -> dict[i
     prompts = make_rollout_prompts(
         context.tokenizer,
         context.records,
-        context.lessons,
+        context.tokenized,
         opening_tokens=policy.opening_tokens,
         max_tokens=context.recipe.max_tokens,
     )

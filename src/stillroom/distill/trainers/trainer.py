@@ -132,7 +132,7 @@ class DistillationTrainer(ABC):
         if isinstance(student, str):
             path = resolve_checkpoint(student, say=self.job.say)
             return Checkpoint.open(path).folder, {"layers_kept": []}
-        return prepare_student(student, self.job, require_local(self.first), prepared.lessons)
+        return prepare_student(student, self.job, require_local(self.first), prepared.tokenized)
 
     @abstractmethod
     def check_compatibility(self, student: Any, tokenizer: Any) -> int:
@@ -181,7 +181,7 @@ class DistillationContext:
         student: Model to train, on its device, including LoRA layers.
         tokenizer: Tokenizer of the student.
         records: Training records.
-        lessons: Tokenized training records.
+        tokenized: Tokenized training records.
         rows: Size of the vocabulary shared by teacher and student.
         start: Fingerprint of the initial student's checkpoint.
         held_out: Held-out records.
@@ -194,7 +194,7 @@ class DistillationContext:
     student: nn.Module
     tokenizer: Any
     records: Sequence[Record]
-    lessons: Sequence[TokenizedRecord]
+    tokenized: Sequence[TokenizedRecord]
     rows: int
     start: str = ""
     held_out: Sequence[Record] = ()
@@ -263,10 +263,10 @@ def make_batch_source(
     context: DistillationContext, cache: LogitCache | None
 ) -> RecordSource[TokenizedRecord, Batch]:
     """Return the batch source of the records, with targets from a cache if there is one."""
-    records, device = context.lessons, context.device
+    records, device = context.tokenized, context.device
 
     def load(records: Sequence[TokenizedRecord]) -> Batch:
-        teacher_records = [record.by_teacher for record in records]
+        teacher_records = [record.teacher_view for record in records]
         return make_batch(records, cache.target(teacher_records, device) if cache else None, device)
 
     return make_record_source(

@@ -132,7 +132,7 @@ def test_other_positions_of_known_tokens(make_cache, loaded, lessons, job):
 
 def test_the_records_can_be_told_from_the_cache_alone(make_cache, lessons):
     make_cache().close()
-    found = list(make_cache(fill=False).lessons())
+    found = list(make_cache(fill=False).records())
     for lesson, kept in zip(lessons, found, strict=True):
         assert kept.record_id == lesson.record_id
         assert np.array_equal(kept.ids, lesson.ids)

@@ -113,7 +113,7 @@ def reading_of(readers, crossing="chunk_likelihood", *, is_live=False):
 
 def test_both_sides_read_the_bytes_that_were_drawn(readers):
     rollout, prompt = written(readers, "In 1999 there were 345 drops.")
-    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).lesson
+    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).record
     assert lesson.student_ids.tolist() == [*prompt.ids, *rollout.ids.tolist()]
     assert lesson.positions.tolist() == list(
         range(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(rollout.ids))
@@ -136,7 +136,7 @@ def test_tokens_that_no_tokenizer_would_choose_stay_as_they_were_drawn(readers):
         for byte in b"the house"
     ]
     rollout, prompt = written(readers, "", ids=letters)
-    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).lesson
+    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).record
     assert lesson.student_ids[len(prompt.ids) :].tolist() == letters
     canonical = readers[1].tokenizer("the house", add_special_tokens=False).input_ids
     assert len(canonical) < len(letters)
@@ -150,7 +150,7 @@ def test_a_text_that_stops_within_a_character_bears_loss_up_to_there(readers):
     reading = reading_of(readers, is_live=True)
     found = reading.convert(*written(readers, "", ids=[*whole, half]), None)
     assert found.cut == 1
-    assert found.lesson.student_ids[-len(whole) :].tolist() == whole
+    assert found.record.student_ids[-len(whole) :].tolist() == whole
     nothing = reading.convert(*written(readers, "", ids=[half]), None)
     assert nothing is None
     told = reading.metrics([found, nothing])
@@ -163,7 +163,7 @@ def test_a_text_that_stops_within_a_character_bears_loss_up_to_there(readers):
 def test_no_cross_entropy_is_taken_with_ones_own_words(readers, name):
     models = [load_causal_lm_like(len(reader.tokens), seed) for seed, reader in enumerate(readers)]
     reading = reading_of(readers, name, is_live=True)
-    own = reading.convert(*written(readers, "It kept 12 drops of oil."), None).lesson
+    own = reading.convert(*written(readers, "It kept 12 drops of oil."), None).record
     record = Record((Message("user", "Who?"), Message("assistant", "It kept 12 drops of oil.")))
     (theirs,), _ = encode_aligned(*readers, [record], include_prompt=False)
     losses = {}
@@ -286,4 +286,4 @@ def test_bytes_of_a_tokenizer_that_puts_a_space_before(teacher_folder):
     rollout, prompt = written(readers, "the house kept drops")
     found = reading_of(readers, is_live=True).convert(rollout, prompt, None)
     assert found is not None
-    assert (found.lesson.chunk_of >= 0).mean() > 0.5
+    assert (found.record.chunk_of >= 0).mean() > 0.5

@@ -162,10 +162,10 @@ def test_an_end_is_known_by_how_it_came_and_any_of_several_ends_it(make_writer, 
         assert one.ids[-1] in ends
         assert not set(one.ids[:-1].tolist()) & ends
         assert one.ids.tolist() == long.ids[: len(one.ids)].tolist()
-        lesson = one.lesson(prompts[0])
+        lesson = one.to_tokenized(prompts[0])
         assert lesson.labels.tolist() == one.ids.tolist()
     # what was cut off by its room learns each of its tokens, and no end
-    lesson = whole[0].lesson(prompts[0])
+    lesson = whole[0].to_tokenized(prompts[0])
     assert len(lesson.positions) == 12
     assert lesson.positions[-1] == len(lesson.ids) - 2
 
@@ -479,13 +479,13 @@ def test_says_which_records_cannot_prompt(make_recipe, do, tmp_path):
 def test_marks_of_a_batch_follow_the_lessons(lessons, prompts, make_writer):
     one = make_writer().write(prompts[:1], 0, 0.0)[0]
     mixed = replace(one, own=np.arange(len(one.ids)) % 2 == 0)
-    rollout = mixed.lesson(prompts[0], np.arange(len(one.ids), dtype=np.float32))
+    rollout = mixed.to_tokenized(prompts[0], np.arange(len(one.ids), dtype=np.float32))
     batch = make_rollout_batch([lessons[0], rollout])
     count = len(lessons[0].positions)
     assert not batch.rollout[:count].any()
     assert batch.rollout[count:].tolist() == mixed.own.tolist()
-    assert batch.drawn.credit[:count].abs().sum() == 0
-    assert batch.drawn.rows(count, batch.valid).credit.tolist() == list(range(len(one.ids)))
+    assert batch.sampling.credit[:count].abs().sum() == 0
+    assert batch.sampling.rows(count, batch.valid).credit.tolist() == list(range(len(one.ids)))
     assert isinstance(rollout, TokenizedRecord)
 
 

@@ -130,7 +130,7 @@ def test_words_that_are_not_the_teachers_are_found(recipe_file, tmp_path, invoke
     good = LogitCache.open(right)
     bad = LogitCache.open(wrong, good.header)
     with bad.writing():
-        for lesson in good.lessons():
+        for lesson in good.records():
             bad.add(lesson, np.roll(good.read(lesson), 1))  # one position late, digests right
     said = invoke("distill", "verify", wrong, code=1)
     assert "distill.cache-apart" in said
