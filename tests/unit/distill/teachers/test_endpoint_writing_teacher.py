@@ -123,10 +123,10 @@ def test_stopped_by_its_server_it_goes_on_to_the_same_bytes(make_recipe, do, ser
         ({"rollouts": {"name": "on_policy"}}, "rollouts"),
         ({"context": {"field": "passage"}}, "context"),
         ({"student": {"layers": 1}}, "'student' must be a checkpoint"),
-        ({"sequence": {"attempts": 2}}, "'likelihood' asks the writer"),
+        ({"sequence": {"attempts": 2}}, "'likelihood' requires"),
         (
             {"sequence": {"model": "https://h/v1#m"}},
-            "'likelihood' asks the writer",
+            "'likelihood' requires",
         ),
     ],
     ids=str,
