@@ -232,7 +232,7 @@ class DistillationLoss:
         if is_not_needed and self.features is None:
             return None
         if self.teacher is None:
-            raise ValueError("a batch without a target, and features, need the teacher")
+            raise ValueError("a batch without a target needs the teacher, as features do")
         with torch.no_grad():
             spec = self.features.teacher_spec if self.features is not None else _NO_CAPTURE
             ids, _ = batch.teacher_input or (batch.input_ids, batch.flat)

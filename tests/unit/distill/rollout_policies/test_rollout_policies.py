@@ -283,7 +283,7 @@ def test_tokens_are_counted_after_they_were_written(loaded, make_source, job):
         if json.loads(line)["name"] == "grad_norm"
     )
     total, count = 0.0, 0
-    for lesson in source._now:
+    for lesson in source._items:
         q = before(input_ids=torch.from_numpy(lesson.ids)[None]).logits[0].log_softmax(-1)
         with torch.no_grad():
             p = teacher(input_ids=torch.from_numpy(lesson.ids)[None]).logits[0].log_softmax(-1)
@@ -301,9 +301,9 @@ def take_steps(source, model, steps, start=0):
     with ProcessGroup() as ranks:
         for step in range(start, steps):
             notes = source.begin(step, model, ranks)
-            lessons = [[lesson.ids.tolist() for lesson in source._now], dict(notes)]
+            lessons = [[lesson.ids.tolist() for lesson in source._items], dict(notes)]
             plan = source.plan(step)
-            assert sorted(n for group in plan for n in group) == list(range(len(source._now)))
+            assert sorted(n for group in plan for n in group) == list(range(len(source._items)))
             found.append(lessons)
     return found
 
@@ -334,7 +334,7 @@ def test_rollouts_serve_several_steps_and_records_beside_them(make_source, loade
     assert one[0][:3] == two[0][:3] != three[0][:3]
     assert len(one[0]) == 6
     batch = source.load(range(6))
-    assert batch.rollout.sum() == sum(len(x.positions) for x in source._now[:3])
+    assert batch.rollout.sum() == sum(len(x.positions) for x in source._items[:3])
     cold = take_steps(make_source(journal="c", student_share=1.0, warm_up=0.5), loaded[0], 4)
     assert [notes["from_student"] for _, notes in cold] == [0, 0, 1, 1]
 

@@ -100,7 +100,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 def test_capture_verify_and_show(recipe_file, tmp_path, invoke):
     out = tmp_path / "cache"
     said = invoke("distill", "capture", recipe_file, "--out", out, "--estimate")
-    assert "bytes a position" in said
+    assert "bytes per position" in said
     assert "0 of " in said
     assert not list(out.glob("*.bin"))
     first = json.loads(invoke("distill", "capture", recipe_file, "--out", out, "--json", "--quiet"))
