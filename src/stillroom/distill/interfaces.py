@@ -3,9 +3,8 @@
 ``DistillationObjective``: a divergence, stated once as one term per token and evaluated for every
 form of target. Temperature, the T² factor and the mix with cross-entropy are common to all.
 
-``PolicyGradientObjective``: assigns a credit to each token sampled by the student (``credit``) and
-raises the log-probability of tokens with positive credit; credits are computed once per block of
-steps.
+``PolicyGradientObjective``: assigns a credit to each token sampled by the student and raises the
+log-probability of tokens with positive credit; credits are computed once per block of steps.
 
 ``CrossTokenizerLoss``: compares either chunks that cover the same bytes, by their log-probability,
 or rows, by the next-token distributions where both texts are at the same byte.
@@ -14,8 +13,8 @@ or rows, by the next-token distributions where both texts are at the same byte.
 queries, keys and values (``RelationLoss``). Layers count from 1; hidden state 0 is the embeddings,
 and that of the last layer is taken after the final norm.
 
-``RolloutPolicy``: decides once per step, from numbers that are equal on all ranks, whether the step
-trains on fresh text, stored text or records, and samples each token of fresh text.
+``RolloutPolicy``: decides once per step, equally on all ranks, whether the step trains on fresh
+text, stored text or records, and samples each token of fresh text.
 
 ``CompletionScorer``: rejects or scores completions, given all completions of a prompt at once.
 """
@@ -80,11 +79,10 @@ class DistillationObjective(Method):
     the loss only; the sampling temperature belongs to the rollout policy.
 
     Class attributes:
-        needs_rollouts: The method requires to know which positions are text of the student.
-        needs_scores: It requires the teacher's log-probabilities of those tokens.
-        needs_target: It requires the teacher's distributions.
-        detaches_weights: Weights that depend on q are treated as constant in the gradient, as in
-            the paper, so that the gradient is not that of the value.
+        needs_rollouts: Whether the student's text must be marked in batches.
+        needs_scores: Whether the teacher's log-probabilities of those tokens are required.
+        needs_target: Whether the teacher's distributions are required.
+        detaches_weights: Whether weights that depend on q are constant in the gradient.
     """
 
     needs_rollouts: ClassVar[bool] = False
