@@ -1,15 +1,20 @@
 """Knowledge distillation of language models, from logits, text, features or rollouts.
 
-The idea: at every position the teacher says how likely each token is; the student is trained to say
-the same. The teacher is run once and what it says is kept in a cache; the student starts from some
-of the teacher's own layers; the loss never forms the (tokens, vocabulary) matrix of logits.
+The student is trained to match the teacher's next-token distribution at every position. The teacher
+is run once and its outputs are cached; the student is initialized from a subset of the teacher's
+layers; the loss never materializes the (tokens, vocabulary) matrix of logits.
+
+Stages: prepare records (``data``), capture teacher outputs (``teachers``, ``logit_cache``),
+initialize the student (``pruning``), train (``trainers``; ``on_policy`` and ``cross_tokenizer`` for
+those modes), evaluate (``evaluation``) and write the output. ``stillroom.distill.run.run`` is the
+job.
 
 Papers: Hinton et al. 2015, arXiv:1503.02531; sampled targets, Anshumann et al. 2025,
-arXiv:2503.16870; layer dropping, Men et al. 2024, arXiv:2403.03853. Each objective names its own.
+arXiv:2503.16870; layer dropping, Men et al. 2024, arXiv:2403.03853. Each objective cites its own.
 
-In: a checkpoint (the teacher) and records. Out: a checkpoint, ``candidates/<step>/`` along the run
-for merging, and ``fidelity.html`` and ``.json``: how near the student is to the teacher before and
-after, beside a control that had none. The job itself is ``stillroom.distill.run.run``.
+Input: a checkpoint (the teacher) and records. Output: a checkpoint, ``candidates/<step>/`` along
+the run for merging, and ``fidelity.html`` and ``.json``: the distance of student and teacher before
+and after training, next to a baseline trained without a teacher.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use; most of them need torch."""
+    """Import a public name on first use; most need torch."""
     if name in _HOMES:
         from importlib import import_module
 

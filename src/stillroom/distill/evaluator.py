@@ -1,15 +1,15 @@
 """Evaluation of a student before and after training, beside its teacher and a baseline.
 
-The order keeps few models in memory: the start and the teacher are measured before training; after
-it the control is trained alone, then each is loaded, measured and let go beside the teacher. Every
-part is journaled, so that a killed job does none twice.
+The order keeps few models in memory: the initial student and the teacher are measured before
+training; after it the baseline is trained alone, then each model is loaded, measured next to the
+teacher and unloaded. Every part is journaled, so that a resumed job repeats none.
 
-Equal budget means: the same start, the same records in the same order, the same optimizer, schedule
-and seed, as many optimizer steps, and as many tokens that bear loss. Where the student learns from
-other text than the records (its own rollouts, a teacher's answers), the control still reads the
-records alone; the number of records in its steps is then chosen so that the tokens come out equal,
-and both counts are reported. The teacher's forward passes are no part of the budget. What is left
-between student and control is what the teacher's distributions were worth.
+The baseline ("control") has an equal budget: the same initial weights, records, order, optimizer,
+schedule and seed, as many optimizer steps and as many loss tokens. If the student trains on other
+text than the records (its own rollouts, a teacher's answers), the baseline still reads only the
+records; its batch size is then chosen so that the numbers of tokens match, and both counts are
+reported. The teacher's forward passes are not part of the budget. The difference between student
+and baseline measures the value of the teacher's distributions.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ _WEIGHT_FILES = "*.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class TrainedStudent:
-    """What the student's training was and came to.
+    """Result of the student's training.
 
     Args:
-        start: The checkpoint it started from.
-        lessons: What it learned from.
-        rows: Tokens of the vocabulary that took part.
-        summary: Of the training loop.
-        card: Of the student.
-        details: What artifact.json keeps of it.
+        start: Checkpoint of the initial student.
+        tokenized: Training records.
+        rows: Number of vocabulary tokens in use.
+        summary: Summary of the training loop.
+        card: Model card of the student.
+        details: Details for artifact.json.
     """
 
     start: Path
-    lessons: Sequence[TokenizedRecord]
+    tokenized: Sequence[TokenizedRecord]
     rows: int
     summary: TrainSummary
     card: dict[str, Any]
@@ -93,149 +93,165 @@ class TrainedStudent:
 
 @dataclass
 class FidelityEvaluator:
-    """Measures the sides of one job and writes its fidelity report.
+    """Evaluator of all models of one job, and writer of the fidelity report.
 
     Args:
-        lane: Says which teachers there are, and what of them is measured.
-        split: Records to measure on, and to teach the control.
-        yardsticks: One for each teacher that was asked; none where the teacher is compared with by
-            whole distributions, or told nothing.
+        trainer: Trainer, which provides the teachers and what is measured of them.
+        split: Held-out records, and training records of the baseline.
+        references: Stored references of each teacher; empty if the teacher is compared by full
+            distributions or was not queried.
     """
 
-    lane: DistillationTrainer
+    trainer: DistillationTrainer
     split: RecordSplit
-    yardsticks: Sequence[TeacherReference] = ()
-    sides: dict[str, ModelFidelity] = field(default_factory=dict)
-    near: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
+    references: Sequence[TeacherReference] = ()
+    fidelities: dict[str, ModelFidelity] = field(default_factory=dict)
+    distances: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Stand over the held-out records."""
-        self.recipe, self.job = self.lane.recipe, self.lane.job
-        records, teacher = self.split.held_out, self.lane.measured_teacher
-        judge = teacher if self.lane.is_compared else None
-        self._held = HeldOutEvaluator(self.recipe, self.job, records, self.lane.tokenizer, judge)
-        self._teachers_held = self._held
-        if teacher is not None and judge is None:  # it reads the same records in its own tokens
-            self._teachers_held = HeldOutEvaluator(
+        """Prepare the held-out records."""
+        self.recipe, self.job = self.trainer.recipe, self.trainer.job
+        records, teacher = self.split.held_out, self.trainer.measured_teacher
+        compared_teacher = teacher if self.trainer.is_compared else None
+        self._evaluator = HeldOutEvaluator(
+            self.recipe, self.job, records, self.trainer.tokenizer, compared_teacher
+        )
+        self._teacher_evaluator = self._evaluator
+        if (
+            teacher is not None and compared_teacher is None
+        ):  # it reads the records in its own tokenization
+            self._teacher_evaluator = HeldOutEvaluator(
                 self.recipe, self.job, records, teacher.tokenizer
             )
 
-    def examine_start(self, student: Any) -> PreflightFinding | None:
-        """Measure the teacher, and the student that has learned nothing yet.
+    def evaluate_start(self, student: Any) -> PreflightFinding | None:
+        """Measure the teacher and the untrained student.
 
         Returns:
-            Whether the teacher is better on these records; None where that is not measured.
+            Whether the teacher is better on these records; None if that is not measured.
         """
-        teacher = self.lane.measured_teacher
+        teacher = self.trainer.measured_teacher
         if teacher is not None:
-            side = self._teachers_held.measure(TEACHER, lambda: teacher.model)
-            self.sides[TEACHER] = side
+            side = self._teacher_evaluator.measure(TEACHER, lambda: teacher.model)
+            self.fidelities[TEACHER] = side
         self._measure(INITIAL, lambda: student, writes=False)
-        if teacher is None or not self.lane.is_compared or not self.recipe.fidelity.records:
+        if teacher is None or not self.trainer.is_compared or not self.recipe.fidelity.records:
             return None
-        sides = self.sides[TEACHER].fidelity, self.sides[INITIAL].fidelity
+        sides = self.fidelities[TEACHER].fidelity, self.fidelities[INITIAL].fidelity
         return check_teacher_advantage(*sides, seed=self.recipe.seed)
 
-    def examine_student(self, taught: TrainedStudent) -> dict[str, Any]:
-        """Measure the student in the job's output, train and measure its control; report.
+    def evaluate_student(self, trained: TrainedStudent) -> dict[str, Any]:
+        """Measure the student in the job's output, train and measure its baseline, and report.
 
-        The caller has let go of the student in memory.
+        The caller has released the student in memory.
 
         Returns:
-            What artifact.json keeps of it.
+            Details for artifact.json.
 
         Raises:
-            Cancelled: If the user stopped it; ``--resume`` goes on.
+            Cancelled: If cancellation was requested; ``--resume`` continues.
         """
-        output, budgets = self.job.output, {FINAL: _measure_budget(self.job.output, taught.summary)}
+        output, budgets = (
+            self.job.output,
+            {FINAL: _measure_budget(self.job.output, trained.summary)},
+        )
         self._unload()
-        teacher = self.lane.measured_teacher
+        teacher = self.trainer.measured_teacher
         if teacher is not None:
             budgets[TEACHER] = _measure_budget(teacher.checkpoint.folder, None)
         folders = {FINAL: output}
         if self.recipe.fidelity.control and self.split.held_out and self.recipe.fidelity.records:
-            folders[BASELINE], summary = self._train_control(taught)
+            folders[BASELINE], summary = self._train_control(trained)
             budgets[BASELINE] = _measure_budget(folders[BASELINE], summary)
         if self.recipe.fidelity.speed and self.recipe.fidelity.records:
-            self._time(output)
+            self._measure_speed(output)
         for name, folder in folders.items():
             self._measure(name, _defer_loading(folder))
         self._unload()
         return self._report(budgets)
 
     def _unload(self) -> None:
-        for teacher in self.lane.teachers:
+        for teacher in self.trainer.teachers:
             teacher.unload()
 
     def _measure(self, name: str, load: Callable[[], Any], *, writes: bool = True) -> None:
-        """Measure one model by itself or beside its teacher, and on every yardstick; once a job."""
+        """Measure one model by itself, or next to its teacher, and by every reference; once."""
         load = cache(load)
-        self.sides[name] = self._held.measure(name, load, writes=writes)
+        self.fidelities[name] = self._evaluator.measure(name, load, writes=writes)
         journal, key = self.job.journal("fidelity"), f"{name}, near"
-        if key not in journal and self.yardsticks:
-            with self.job.phase(f"nearness, {name}", len(self.yardsticks), "teachers") as progress:
-                found = []
-                for one in self.yardsticks:
+        if key not in journal and self.references:
+            with self.job.phase(f"nearness, {name}", len(self.references), "teachers") as progress:
+                measured = []
+                for reference in self.references:
                     self.job.check_cancelled()
-                    found.append(one.measure(load()).to_json())
+                    measured.append(reference.measure(load()).to_json())
                     progress.advance()
-            journal.put(key, found)
+            journal.put(key, measured)
         rows = journal.get(key, [])
-        self.near[name] = [
-            one.figures.from_json(told) for one, told in zip(self.yardsticks, rows, strict=True)
+        self.distances[name] = [
+            reference.figures.from_json(values)
+            for reference, values in zip(self.references, rows, strict=True)
         ]
 
-    def _train_control(self, taught: TrainedStudent) -> tuple[Path, TrainSummary]:
+    def _train_control(self, trained: TrainedStudent) -> tuple[Path, TrainSummary]:
         return train_baseline_once(
             self.recipe,
             self.job,
-            taught.start,
-            self._own_lessons(taught),
-            taught.rows,
-            taught.summary,
-            taught.card,
+            trained.start,
+            self._tokenize_records(trained),
+            trained.rows,
+            trained.summary,
+            trained.card,
         )
 
-    def _own_lessons(self, taught: TrainedStudent) -> Sequence[TokenizedRecord]:
-        """Return the records' own tokens as lessons, whatever the student learned from."""
+    def _tokenize_records(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
+        """Return the records without generated text, tokenized for the baseline."""
         recipe = self.recipe
         if recipe.sequence is None and recipe.rationale is None:
-            return taught.lessons
-        return tokenize_training_records(recipe, self.split, self.lane.tokenizer, self.job)[0]
+            return trained.tokenized
+        return tokenize_training_records(recipe, self.split, self.trainer.tokenizer, self.job)[0]
 
-    def _time(self, output: Path) -> None:
-        here = [one for one in self.lane.teachers if isinstance(one, LocalTeacher)]
+    def _measure_speed(self, output: Path) -> None:
+        local_teachers = [
+            teacher for teacher in self.trainer.teachers if isinstance(teacher, LocalTeacher)
+        ]
         names = {
-            "teacher" if len(here) == 1 else f"teacher {at + 1}": one.checkpoint.folder
-            for at, one in enumerate(here)
+            "teacher"
+            if len(local_teachers) == 1
+            else f"teacher {index + 1}": teacher.checkpoint.folder
+            for index, teacher in enumerate(local_teachers)
         }
         speeds = measure_timings(self.job, {**names, "student": output})
         report = write_timings(self.job, speeds, seed=self.recipe.seed)
-        ours, *theirs = (
+        student_time, *teacher_times = (
             f"{report.metrics[f'{name}/decode_ms'].value:.1f} ms" for name in ("student", *names)
         )
-        beside = f" (the teacher's {', '.join(theirs)})" if theirs else ""
-        self.job.say(f"writing a token takes {ours}{beside}; {TIMINGS}.html")
+        comparison = f" (the teacher's {', '.join(teacher_times)})" if teacher_times else ""
+        self.job.say(f"decoding one token takes {student_time}{comparison}; see {TIMINGS}.html")
 
     def _report(self, budgets: dict[str, TrainingBudget]) -> dict[str, Any]:
-        """Write the report, tell its summary, and return what artifact.json keeps."""
-        sides, seed, passed_over = self.sides, self.recipe.seed, self._held.passed_over
-        names = " and ".join(teacher.name for teacher in self.lane.teachers)
+        """Write the report, log its summary, and return the details for artifact.json."""
+        sides, seed, passed_over = self.fidelities, self.recipe.seed, self._evaluator.passed_over
+        names = " and ".join(teacher.name for teacher in self.trainer.teachers)
         report = build_report(
             sides,
             budgets,
-            title=f"{names} and {'its' if len(self.lane.teachers) == 1 else 'their'} student",
+            title=f"{names} and {'its' if len(self.trainer.teachers) == 1 else 'their'} student",
             seed=seed,
             passed_over=passed_over,
-            near=None if self.lane.is_compared else self._near(),
+            near=None if self.trainer.is_compared else self._list_distances(),
             losses=self._losses(),
         )
-        found: dict[str, Any] = {
-            **(self._whole() if self.lane.is_compared else self.lane.report(self.near)),
+        details: dict[str, Any] = {
+            **(
+                self._summarize_models()
+                if self.trainer.is_compared
+                else self.trainer.report(self.distances)
+            ),
             "held_out": len(self.split.held_out),
             "measured": len(sides[INITIAL].fidelity.rows),
         }
-        beside: dict[str, Any] = {
+        extra: dict[str, Any] = {
             "budget": {name: asdict(budget) for name, budget in budgets.items()},
             "passed_over": passed_over,
             "answers": {
@@ -244,42 +260,49 @@ class FidelityEvaluator:
                 if side.answers
             },
         }
-        if not self.lane.is_compared:
-            beside["by_themselves"] = {
+        if not self.trainer.is_compared:
+            extra["by_themselves"] = {
                 name: _list_standalone_rows(side) for name, side in sides.items()
             }
-        write_fidelity_report(self.job.output, report, {**found, **beside})
+        write_fidelity_report(self.job.output, report, {**details, **extra})
         self.job.say(report.summary)
-        return found
+        return details
 
-    def _whole(self) -> dict[str, Any]:
-        """Return the rows and summaries of students beside a teacher in this process."""
-        rows = {name: side.fidelity for name, side in self.sides.items() if name != TEACHER}
-        found: dict[str, Any] = {name: one.to_json() for name, one in rows.items()}
-        if any(one.rows for one in rows.values()):
-            found["summary"] = {name: one.summarize(self.recipe.seed) for name, one in rows.items()}
-        return found
+    def _summarize_models(self) -> dict[str, Any]:
+        """Return the rows and summaries of models compared with a teacher in this process."""
+        rows = {name: side.fidelity for name, side in self.fidelities.items() if name != TEACHER}
+        values: dict[str, Any] = {name: fidelity.to_json() for name, fidelity in rows.items()}
+        if any(fidelity.rows for fidelity in rows.values()):
+            values["summary"] = {
+                name: fidelity.summarize(self.recipe.seed) for name, fidelity in rows.items()
+            }
+        return values
 
     def _losses(self) -> dict[str, list[tuple[int, float]]]:
-        """Return what student and control lowered, by step, under names that say what it was."""
-        told = {"loss": f"student, {self.lane.loss}", f"{BASELINE}/loss": "control, cross-entropy"}
-        found = read_loss_curves(self.job.work / "metrics.jsonl", list(told))
-        return {told[name]: points for name, points in found.items() if points}
+        """Return the training losses of student and baseline by step, under display names."""
+        labels = {
+            "loss": f"student, {self.trainer.loss}",
+            f"{BASELINE}/loss": "control, cross-entropy",
+        }
+        curves = read_loss_curves(self.job.work / "metrics.jsonl", list(labels))
+        return {labels[name]: points for name, points in curves.items() if points}
 
-    def _near(self) -> list[TeacherDistance]:
-        names = [one.name for one in self.yardsticks]
+    def _list_distances(self) -> list[TeacherDistance]:
+        names = [reference.name for reference in self.references]
         return [
             TeacherDistance(
-                one.name if names.count(one.name) == 1 else f"{one.name} ({at + 1})",
-                {name: found[at] for name, found in self.near.items()},
-                one.note,
+                reference.name
+                if names.count(reference.name) == 1
+                else f"{reference.name} ({index + 1})",
+                {name: measured[index] for name, measured in self.distances.items()},
+                reference.note,
             )
-            for at, one in enumerate(self.yardsticks)
+            for index, reference in enumerate(self.references)
         ]
 
 
 def _list_standalone_rows(side: ModelFidelity) -> list[dict[str, Any]]:
-    """Return what a model says of each record by itself: plain values."""
+    """Return the standalone metrics of each record as JSON values."""
     names = ("record", "loss", "entropy", "brier", "tokens")
     return [{name: getattr(row, name) for name in names} for row in side.fidelity.rows]
 
@@ -300,14 +323,13 @@ def _measure_budget(folder: Path, summary: TrainSummary | None) -> TrainingBudge
 
 
 class BaselineLoss:
-    """Callable that ``train`` takes: cross-entropy of the records' own tokens, summed.
+    """Loss function of the baseline: summed cross-entropy of the records' tokens.
 
-    Weights of lessons are left aside: where they follow from the teacher, the control must not know
-    them.
+    Ignores the weights of records, which may be derived from the teacher.
     """
 
     def __init__(self, rows: int, precision: str = "float32") -> None:
-        """Set up for the first ``rows`` tokens of the head; ``precision`` is that of products."""
+        """Use the first ``rows`` tokens of the head; ``precision`` is that of matrix products."""
         self.rows, self.dtype = rows, matmul_dtype(precision)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
@@ -332,17 +354,17 @@ class BaselineLoss:
 
 
 def compute_baseline_batch_size(
-    recipe: DistillRecipe, lessons: Sequence[TokenizedRecord], positions: int
+    recipe: DistillRecipe, records: Sequence[TokenizedRecord], positions: int
 ) -> int:
-    """Return the records a step with which the control learns from about so many positions.
+    """Return the batch size that gives the baseline about as many loss positions.
 
     Args:
-        recipe: Its batch size stands where the student learned from the records themselves.
-        lessons: The records as tokens.
-        positions: What the student learned from, over the whole run.
+        recipe: Its batch size is returned if the student trained on the records themselves.
+        records: Tokenized records.
+        positions: Loss positions of the student over the whole run.
     """
-    mean = sum(len(lesson.positions) for lesson in lessons) / len(lessons)
-    steps = recipe.train.count_steps(len(lessons))
+    mean = sum(len(record.positions) for record in records) / len(records)
+    steps = recipe.train.count_steps(len(records))
     plain = mean * steps * recipe.train.batch_size
     if abs(positions / plain - 1) < 0.5 / recipe.train.batch_size:
         return recipe.train.batch_size
@@ -353,19 +375,19 @@ def train_baseline_once(
     recipe: DistillRecipe,
     job: Job,
     start: Path,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     rows: int,
-    taught: TrainSummary,
+    student_summary: TrainSummary,
     card: Mapping[str, Any],
 ) -> tuple[Path, TrainSummary]:
-    """Train the control unless a killed run has; return its folder and what training came to.
+    """Train the baseline unless that is done; return its folder and training summary.
 
-    Args and errors are those of ``train_baseline``.
+    Arguments and errors are those of ``train_baseline``.
     """
     journal = job.journal("control")
     folder = (job.output if recipe.fidelity.keep_control else job.scratch) / BASELINE
     if BASELINE not in journal or not folder.is_dir():
-        summary = train_baseline(recipe, job, start, lessons, rows, taught, card, folder)
+        summary = train_baseline(recipe, job, start, records, rows, student_summary, card, folder)
         journal.put(BASELINE, asdict(summary))
     return folder, TrainSummary(**journal[BASELINE])
 
@@ -374,43 +396,44 @@ def train_baseline(
     recipe: DistillRecipe,
     job: Job,
     start: Path,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     rows: int,
-    taught: TrainSummary,
+    student_summary: TrainSummary,
     card: Mapping[str, Any],
     folder: Path,
 ) -> TrainSummary:
-    """Train the control in a phase of its own, write its checkpoint, and return what it came to.
+    """Train the baseline in a separate phase, write its checkpoint, and return the summary.
 
-    It is written in the same type as the student, so that both are measured after the same
-    rounding.
+    It is written in the student's dtype, so that both are measured after the same rounding.
 
     Args:
-        recipe: Of the job.
-        job: The phase is ``control``; its state survives a kill as the student's does.
-        start: The checkpoint that the student started from.
-        lessons: What the student learned from.
-        rows: Tokens of the vocabulary that take part.
-        taught: What the student's training came to.
-        card: Of the student.
-        folder: Where its checkpoint is written.
+        recipe: Recipe of the job.
+        job: Job; the phase is ``control`` and can be resumed.
+        start: Checkpoint of the initial student.
+        records: Training records.
+        rows: Number of vocabulary tokens in use.
+        student_summary: Summary of the student's training.
+        card: Model card of the student.
+        folder: Destination of the checkpoint.
 
     Raises:
         DataError: If a loss or gradient is not finite.
-        Cancelled: If the user stopped it; ``--resume`` goes on.
+        Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     model, _ = load_causal_lm(start, dtype="float32")
     device = next(model.parameters()).device
-    batch_size = compute_baseline_batch_size(recipe, lessons, taught.positions)
-    settings = recipe.train.model_copy(update={"steps": taught.steps, "batch_size": batch_size})
+    batch_size = compute_baseline_batch_size(recipe, records, student_summary.positions)
+    settings = recipe.train.model_copy(
+        update={"steps": student_summary.steps, "batch_size": batch_size}
+    )
     if recipe.train.lora:
         model = add_lora(model, recipe.train.lora, recipe.seed)
     source = make_record_source(
         recipe,
-        lessons,
-        lessons,
-        lambda chosen: make_batch(chosen, None, device),
-        [lesson.key for lesson in lessons],
+        records,
+        records,
+        lambda batch: make_batch(batch, None, device),
+        [record.key for record in records],
         batch_size=batch_size,
     )
     objective = BaselineLoss(rows, choose_precision(recipe.train.precision, device))
@@ -424,12 +447,12 @@ def train_baseline(
         name=BASELINE,
         ranks=ProcessGroup(alone=True),
     )
-    said = {
+    baseline_card = {
         **card,
         "title": f"{card['title']}: the control",
         "body": "The same student, trained by Stillroom on the same records for as long, by "
         "cross-entropy alone. It is there to be compared with.",
         "tags": ["control"],
     }
-    write_student(model, folder, start, recipe.out, said)
+    write_student(model, folder, start, recipe.out, baseline_card)
     return summary

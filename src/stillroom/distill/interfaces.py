@@ -1,22 +1,22 @@
 """Base classes of the interchangeable methods of distillation, and their registries.
 
-An objective states its divergence once, as one term a token; every form of target is brought to
-that. Temperature, the T² factor and the mix with cross-entropy are the same for all.
+``DistillationObjective``: a divergence, stated once as one term per token and evaluated for every
+form of target. Temperature, the T² factor and the mix with cross-entropy are common to all.
 
-A policy gradient credits each token that the student sampled (``credit``) and raises the
-log-probability of those with a positive credit; credits are computed once a block of steps.
+``PolicyGradientObjective``: assigns a credit to each token sampled by the student and raises the
+log-probability of tokens with positive credit; credits are computed once per block of steps.
 
-A cross-tokenizer loss compares either chunks that cover the same bytes, by the log-probability of
-spelling one, or rows, by the next-token distributions where both texts stand at the same byte.
+``CrossTokenizerLoss``: compares either chunks that cover the same bytes, by their log-probability,
+or rows, by the next-token distributions where both texts are at the same byte.
 
-A feature loss compares hidden states at the positions that bear loss (``HiddenStateLoss``) or one
-record's queries, keys and values (``RelationLoss``). Layers count from 1; hidden state 0 is the
-embeddings, that of the last layer is taken after the final norm.
+``FeatureLoss``: compares hidden states at loss positions (``HiddenStateLoss``) or one record's
+queries, keys and values (``RelationLoss``). Layers count from 1; hidden state 0 is the embeddings,
+and that of the last layer is taken after the final norm.
 
-A rollout policy decides once a step, from numbers that are the same on all ranks, whether the step
-learns from fresh text, from stored text or from the records, and samples each token of fresh text.
+``RolloutPolicy``: decides once per step, equally on all ranks, whether the step trains on fresh
+text, stored text or records, and samples each token of fresh text.
 
-A completion scorer rejects or scores a completion and sees all completions of a prompt at once.
+``CompletionScorer``: rejects or scores completions, given all completions of a prompt at once.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class DistillationObjective(Method):
     """A divergence between teacher p and student q, with temperature and cross-entropy mix.
 
     The loss of a position is ``kd_weight`` times the divergence plus ``ce_weight`` times the
-    cross-entropy of the token that stands in the record; nothing is normalized behind your back.
-    ``temperature`` is that of the loss alone: what text is drawn at is set where text is drawn.
+    cross-entropy of the record's token; the weights are not normalized. ``temperature`` is that of
+    the loss only; the sampling temperature belongs to the rollout policy.
 
-    A method with ``needs_rollouts`` must be told which positions stand in the student's own text.
-    One with ``needs_scores`` asks for the teacher's log-probabilities of the tokens there, and only
-    one with ``needs_target`` for its distributions.
-    One with ``detaches_weights`` holds weights that depend on q fixed in its gradient, as its paper
-    does, so that the gradient is not that of the value.
+    Class attributes:
+        needs_rollouts: Whether the student's text must be marked in batches.
+        needs_scores: Whether the teacher's log-probabilities of those tokens are required.
+        needs_target: Whether the teacher's distributions are required.
+        detaches_weights: Whether weights that depend on q are constant in the gradient.
     """
 
     needs_rollouts: ClassVar[bool] = False
@@ -93,54 +93,55 @@ class DistillationObjective(Method):
     temperature: float = Field(
         default=1.0,
         gt=0,
-        description="both sides' logits are divided by this in the divergence, and nowhere else",
+        description="softmax temperature of both sides, in the divergence only",
     )
     t2_scale: bool = Field(
         default=True,
-        description="multiply the divergence by temperature squared, as Hinton et al. do",
+        description="multiply the divergence by temperature squared, as in Hinton et al.",
     )
     kd_weight: float = Field(default=1.0, ge=0, description="weight of the divergence")
     ce_weight: float = Field(
         default=0.0,
         ge=0,
-        description="weight of the cross-entropy with the records' own tokens, at temperature 1",
+        description="weight of the cross-entropy with the records' tokens, at temperature 1",
     )
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether the teacher's distributions are needed: at weight 0 nothing comes of them."""
+        """Whether the teacher's distributions are needed; not with a divergence of weight 0."""
         return self.needs_target and self.kd_weight > 0
 
     @property
     def takes_samples(self) -> bool:
-        """Whether drawn tokens suffice: then ``vanishing`` says what the others come to."""
+        """Whether sampled tokens suffice; requires ``control_variate``."""
         return False
 
     @abstractmethod
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
-        """Return each outcome's part of the divergence, and its slope by the student's log q.
+        """Return each outcome's term of the divergence, and its derivative by the student's log q.
 
         Args:
-            pair: Student and teacher; its tensors are read only.
+            pair: Student and teacher distributions; read only.
 
         Returns:
             Terms (n, V) in nats, whose row sums are the divergence, and their slopes (n, V), new
             tensors: the derivative of a row's sum by each ``log q``. A multiple of q may be added
-            to a row of slopes, as it falls out in the softmax; choose it so that equal sides have
-            slope 0.
+            to a row of slopes, because it cancels in the softmax; it is chosen so that equal
+            distributions have slope 0.
         """
 
-    def vanishing(self, pair: DistributionPair) -> tuple[Tensor | float, Tensor | float]:
-        """Return what terms and slopes are, in units of q, as p goes to 0 beside q.
+    def control_variate(self, pair: DistributionPair) -> tuple[Tensor | float, Tensor | float]:
+        """Return the limits of terms and slopes, in units of q, as p / q goes to 0.
 
-        Only for methods with ``takes_samples``: their terms minus this much of q stay below a
-        multiple of p, so that their sum has an unbiased estimate of finite variance.
+        A control variate, required of methods with ``takes_samples``: terms minus this multiple of
+        q are bounded by a multiple of p, so that their sum has an unbiased estimate of finite
+        variance.
 
         Args:
-            pair: Student and teacher at the drawn tokens.
+            pair: Student and teacher at the sampled tokens.
 
         Raises:
-            RecipeError: If the method does not take samples.
+            RecipeError: If the method does not support sampled targets.
         """
         from stillroom.distill.losses.divergence import sampled_targets_error
 
@@ -149,20 +150,20 @@ class DistillationObjective(Method):
     def divergence(
         self, student_logits: Tensor, target: Targets, *, rollout: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the divergence, temperature and T² included, against any form of target.
+        """Compute the divergence, including temperature and T², for any form of target.
 
         Args:
             student_logits: (n, V), float32 or float64.
-            target: What the teacher says at the same n positions.
-            rollout: (n,), True where the position stands in the student's own text.
+            target: Teacher's targets at the same n positions.
+            rollout: (n,), True for positions in text generated by the student.
 
         Returns:
             Loss (n,) in nats and its gradient (n, V) by ``student_logits``.
 
         Raises:
-            DataError: If the teacher's numbers are not finite; the row is named.
-            RecipeError: If the method cannot use this form, or the target was captured at another
-                temperature.
+            DataError: If a teacher's value is not finite; the row is named.
+            RecipeError: If the method does not support this form, or the target was captured at
+                another temperature.
             ShapeError: If the target does not fit the logits.
         """
         from stillroom.distill.losses.divergence import evaluate_objective
@@ -178,21 +179,21 @@ class DistillationObjective(Method):
         *,
         rollout: Tensor | None = None,
         where: Callable[[int], str] | None = None,
-        drawn: SamplingInfo | None = None,
+        sampling: SamplingInfo | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Return the weighted loss (n,), its gradient (n, V), and the sums of its parts.
+        """Compute the weighted loss (n,), its gradient (n, V), and the sums of its parts.
 
         Args:
             student_logits: (n, V).
-            target: What the teacher says; None only where ``kd_weight`` is 0.
-            labels: The records' own next tokens, (n,), int64.
-            rollout: (n,), True where the position stands in the student's own text.
-            where: Names a row in an error.
-            drawn: How the tokens of that text were drawn; a divergence does not ask.
+            target: Teacher's targets; None only if ``kd_weight`` is 0.
+            labels: Next tokens of the records, (n,), int64.
+            rollout: (n,), True for positions in text generated by the student.
+            where: Returns the name of a row for an error.
+            sampling: Sampling statistics of the generated tokens; ignored by divergences.
 
         Raises:
-            DataError: If the teacher's numbers are not finite; the row is named.
-            RecipeError: As ``divergence`` does.
+            DataError: If a teacher's value is not finite; the row is named.
+            RecipeError: As in ``divergence``.
             ShapeError: If the target does not fit the logits.
         """
         from stillroom.distill.losses.divergence import evaluate_cross_entropy, evaluate_objective
@@ -216,12 +217,12 @@ if TYPE_CHECKING:
 
 
 class PolicyGradientObjective(DistillationObjective):
-    """Policy gradient on the student's own draws; cross-entropy on whatever it did not write.
+    """Policy gradient on tokens sampled by the student; cross-entropy on all others.
 
-    The loss of a token that the student drew is ``kd_weight`` times ``-w min(r A, clip(r) A)``: A
-    its credit, w the student's probability over that with which it was drawn, both as they were
-    then, and r the student's probability now over then. Tokens of records, and of the teacher's
-    text, bear ``ce_weight`` times their cross-entropy and nothing else.
+    The loss of a sampled token is ``kd_weight`` times ``-w min(r A, clip(r) A)``: A its credit, w
+    the student's probability divided by the sampling probability, both at sampling time, and r the
+    student's probability now divided by that at sampling time. Tokens of records and of the
+    teacher's text have only ``ce_weight`` times their cross-entropy.
     """
 
     needs_rollouts: ClassVar[bool] = True
@@ -231,15 +232,15 @@ class PolicyGradientObjective(DistillationObjective):
     clip: float | None = Field(
         default=0.2,
         gt=0,
-        description="a ratio further from 1 than this earns no more; null does not clip",
+        description="clip range of the probability ratio around 1; null does not clip",
     )
 
     @model_validator(mode="after")
     def _at_temperature_one(self) -> PolicyGradientObjective:
         if self.temperature != 1:
             raise ValueError(
-                "draws are compared at temperature 1: leave 'temperature' at 1 "
-                "(rollouts.temperature is that of the draws)"
+                "samples are compared at temperature 1: leave 'temperature' at 1 "
+                "(the sampling temperature is rollouts.temperature)"
             )
         return self
 
@@ -249,12 +250,12 @@ class PolicyGradientObjective(DistillationObjective):
 
         Args:
             gains: For each rollout, (N,): the teacher's log-probability of each token minus the
-                student's when it was drawn; 0 where the student did not draw it.
+                student's at sampling time; 0 for tokens not sampled by the student.
         """
 
     @override
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
-        """Return the terms of the reverse KL, whose gradient the draws estimate."""
+        """Return the terms of the reverse KL, whose gradient is estimated from samples."""
         from stillroom.distill.losses.divergence import reverse_kl_terms
 
         return reverse_kl_terms(pair)
@@ -268,66 +269,66 @@ class PolicyGradientObjective(DistillationObjective):
         *,
         rollout: Tensor | None = None,
         where: Callable[[int], str] | None = None,
-        drawn: SamplingInfo | None = None,
+        sampling: SamplingInfo | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Return loss (n,), gradient (n, V) and parts; see ``DistillationObjective.score``.
+        """Compute loss (n,), gradient (n, V) and parts; see ``DistillationObjective.score``.
 
         Raises:
-            DataError: If the teacher's numbers are not finite; the row is named.
-            RecipeError: If the batch does not say how its tokens were drawn.
+            DataError: If a teacher's value is not finite; the row is named.
+            RecipeError: If the batch has no sampling statistics.
         """
         from stillroom.distill.losses.divergence import evaluate_policy_objective
 
         return evaluate_policy_objective(
-            self, student_logits, target, labels, rollout, drawn, where
+            self, student_logits, target, labels, rollout, sampling, where
         )
 
 
 class CrossTokenizerLoss(Method):
-    """A loss between teacher and student whose tokenizers differ, with a cross-entropy mix.
+    """A loss between teacher and student with different tokenizers, with a cross-entropy mix.
 
     The step's loss is ``kd_weight`` times the sum over chunks (or rows) plus ``ce_weight`` times
-    the cross-entropy of the student's own tokens, both divided by one number: the student's
-    positions that bear loss.
+    the cross-entropy of the student's labels, both divided by the number of the student's loss
+    positions.
     """
 
     compares: ClassVar[Literal["chunks", "rows"]]
 
-    kd_weight: float = Field(default=1.0, ge=0, description="weight of the loss to the teacher")
+    kd_weight: float = Field(default=1.0, ge=0, description="weight of the distillation loss")
     ce_weight: float = Field(
-        default=0.0, ge=0, description="weight of the cross-entropy with the student's own tokens"
+        default=0.0, ge=0, description="weight of the cross-entropy with the student's labels"
     )
     least_coverage: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="least share of the records' student tokens that is compared with the teacher; "
-        "below it nothing is trained",
+        description="minimum share of the records' student tokens compared with the teacher; "
+        "below it training is refused",
     )
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return that the student must be a checkpoint with a tokenizer of its own."""
+        """Require a student checkpoint with its own tokenizer."""
         return {"student": "path/to/student"}
 
 
 class ChunkLoss(CrossTokenizerLoss):
-    """Compares how likely both sides find the bytes of each chunk; needs no teacher's vocabulary.
+    """Loss on the log-probability of each chunk's bytes; independent of the teacher's vocabulary.
 
-    The teacher's log-probabilities of its own tokens suffice, so that any server that returns them
-    for a prompt can teach.
+    Only the teacher's log-probabilities of its labels are needed, which any server can provide that
+    returns prompt log-probabilities.
     """
 
     compares: ClassVar[Literal["chunks", "rows"]] = "chunks"
 
     @abstractmethod
     def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Return the loss of each chunk, its slope, and sums to be logged.
+        """Compute the loss of each chunk, its derivative, and sums to log.
 
         Args:
-            log_q: The student's log-probability of each chunk, (C,), at most 0.
-            log_p: The teacher's, likewise.
+            log_q: Student's log-probability of each chunk, (C,), at most 0.
+            log_p: Teacher's log-probability of each chunk, (C,), at most 0.
 
         Returns:
             Loss (C,), its derivative by ``log_q`` (C,), and named sums over the chunks.
@@ -335,23 +336,23 @@ class ChunkLoss(CrossTokenizerLoss):
 
 
 class VocabularyLoss(CrossTokenizerLoss):
-    """Compares two next-token distributions over different vocabularies at the same byte."""
+    """Loss on two next-token distributions over different vocabularies at the same byte."""
 
     compares: ClassVar[Literal["chunks", "rows"]] = "rows"
     needs_one_to_one: ClassVar[bool] = True
 
     def pairs_by_index(self) -> bool:
-        """Whether rows are paired by their number in the record instead of by bytes."""
+        """Whether rows are paired by their index in the record instead of by bytes."""
         return False
 
     @abstractmethod
     def compare(self, log_q: Tensor, log_p: Tensor, tokens: TokenMap) -> tuple[Tensor, Tensor]:
-        """Return the loss of each row and its gradient by the student's logits.
+        """Compute the loss of each row and its gradient by the student's logits.
 
         Args:
-            log_q: The student's log-probabilities, (n, V of the student); may be overwritten.
-            log_p: The teacher's, (n, V of the teacher); may be overwritten.
-            tokens: Which tokens of both have the same bytes.
+            log_q: Student's log-probabilities, (n, V of the student); may be overwritten.
+            log_p: Teacher's log-probabilities, (n, V of the teacher); may be overwritten.
+            tokens: Map of tokens with equal bytes.
 
         Returns:
             Loss (n,) and gradient (n, V of the student) by the logits whose softmax is q.
@@ -364,84 +365,84 @@ CROSS_TOKENIZER_LOSSES: Registry[CrossTokenizerLoss] = Registry(
 
 
 class FeatureLoss(Method):
-    """A loss on what happens inside both models, added to the loss on their logits.
+    """A loss on internal states of both models, added to the loss on their logits.
 
-    Every position that bears loss counts once: the mean over the paired layers is summed over these
-    positions and divided by their number in the whole optimizer step, as the loss on logits is.
+    Every loss position counts once: the mean over the paired layers is summed over positions and
+    divided by their number in the whole optimizer step, as the loss on logits is.
     """
 
     reads: ClassVar[Literal["states", "attention", "projections"]]
     lowest_layer: ClassVar[int] = 1
 
-    weight: float = Field(default=1.0, ge=0, description="what the loss is multiplied by")
+    weight: float = Field(default=1.0, ge=0, description="weight of the loss")
     layers: LayerPairing = Field(
         default="uniform",
-        description="uniform: every student layer with the teacher's at the same share of the "
-        "depth; last: the last ones; or pairs [student, teacher], layers counted from 1",
+        description="uniform: every student layer with the teacher layer at the same relative "
+        "depth; last: the last layers; or pairs [student, teacher], layers counted from 1",
     )
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return that the teacher must run in every step."""
+        """Require the teacher to run in every step."""
         return {"targets.mode": "live"}
 
     @model_validator(mode="after")
     def _pairs_are_layers(self) -> FeatureLoss:
         if not isinstance(self.layers, str):
             if not self.layers or min(map(min, self.layers)) < self.lowest_layer:
-                raise ValueError(f"'layers' wants pairs of numbers from {self.lowest_layer}")
+                raise ValueError(f"'layers' must be pairs of numbers from {self.lowest_layer}")
             if len(set(self.layers)) < len(self.layers):
-                raise ValueError("'layers' wants each pair once")
+                raise ValueError("'layers' must not repeat a pair")
         return self
 
 
 class HiddenStateLoss(FeatureLoss):
-    """Compares hidden states, position by position."""
+    """Comparison of hidden states, position by position."""
 
     reads: ClassVar[Literal["states", "attention", "projections"]] = "states"
     lowest_layer: ClassVar[int] = 0
 
     @abstractmethod
     def make_projector(self, student_width: int, teacher_width: int, seed: int) -> nn.Module | None:
-        """Return what turns the student's states into the teacher's width; None if nothing does.
+        """Return the projector from the student's to the teacher's width, or None.
 
         Raises:
-            ShapeError: If nothing shall and the widths differ.
+            ShapeError: If there is no projector and the widths differ.
         """
 
     @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss of each position, (N,).
+        """Compute the loss of each position, (N,).
 
         Args:
-            student: The student's states after the projector, (N, H of the teacher).
-            teacher: The teacher's, likewise.
+            student: Student's states after the projector, (N, H of the teacher).
+            teacher: Teacher's states, (N, H of the teacher).
         """
 
 
 class RelationLoss(FeatureLoss):
-    """Compares how the positions of one record relate to each other."""
+    """Comparison of relations between the positions of one record."""
 
     @abstractmethod
     def check(self, student: AttentionHeads, teacher: AttentionHeads) -> None:
-        """Refuse heads that cannot be compared.
+        """Reject heads that cannot be compared.
 
         Raises:
-            ShapeError: If their number or width does not allow it.
+            ShapeError: If their numbers or widths are incompatible.
         """
 
     @abstractmethod
     def compare(
         self, student: AttentionHeads, teacher: AttentionHeads, rows: Tensor, visible: Tensor
     ) -> Tensor:
-        """Return the loss of each position, (n,).
+        """Compute the loss of each position, (n,).
 
         Args:
-            student: Of the student, float32 or float64.
-            teacher: Of the teacher, likewise.
-            rows: The n positions of the record that bear loss, rising.
-            visible: (n, T), True where a position may look.
+            student: Heads of the student, float32 or float64.
+            teacher: Heads of the teacher, float32 or float64.
+            rows: The record's n loss positions, ascending.
+            visible: (n, T), True if the position attends to the key.
         """
 
 
@@ -449,96 +450,96 @@ FEATURE_LOSSES: Registry[FeatureLoss] = Registry("stillroom.distill.feature_loss
 
 
 class RolloutPolicy(Method):
-    """Where a step's text comes from, and how it is drawn.
+    """Source of a step's text, and its sampling.
 
-    Text is drawn with these settings and never with those of a model's generation_config: another
-    distribution than the model's own would make the loss one of text that the student would not
-    write. ``draws_from_student`` is False where tokens that count as the student's are not drawn
-    from its own distribution, so that no policy gradient can be taken on them.
+    Text is sampled with these settings and never with those of a model's generation_config, which
+    would give text from another distribution than the student's. ``draws_from_student`` is False if
+    tokens counted as the student's are not sampled from its own distribution, which rules out
+    policy gradients. ``adapts_to_loss`` is True if the policy adapts to the held-out loss.
     """
 
     draws_from_student: ClassVar[bool] = True
-    learns_of_loss: ClassVar[bool] = False
+    adapts_to_loss: ClassVar[bool] = False
 
-    temperature: float = Field(default=1.0, gt=0, description="of the draws; the loss has its own")
-    top_k: int = Field(default=0, ge=0, description="draw from so many likeliest tokens; 0 all")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature of rollouts")
+    top_k: int = Field(default=0, ge=0, description="sample from the k most likely tokens; 0 all")
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw from the likeliest tokens of this mass; 1 all"
+        default=1.0, gt=0, le=1, description="nucleus sampling: cumulative probability; 1 all"
     )
-    max_new_tokens: int = Field(default=128, ge=1, description="most tokens of a rollout")
+    max_new_tokens: int = Field(default=128, ge=1, description="maximum tokens of a rollout")
     opening_tokens: int = Field(
         default=16,
         ge=1,
-        description="a record that is plain text prompts with so many of its first tokens",
+        description="number of first tokens of a plain-text record used as a prompt",
     )
     rows: int = Field(
         default=8,
         ge=1,
         le=512,
-        description="texts written side by side; another number may change last bits",
+        description="generation batch size; another number may change the last bits",
     )
     reuse: int = Field(
-        default=1, ge=1, description="optimizer steps in a row that learn from the same rollouts"
+        default=1, ge=1, description="consecutive optimizer steps that use the same rollouts"
     )
     warm_up: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the run that learns from records alone first"
+        default=0.0, ge=0, lt=1, description="initial share of the run that uses only records"
     )
     beside_records: bool = Field(
         default=False,
-        description="steps with fresh or kept text learn from the records of the prompts too",
+        description="also train on the prompts' records in steps with fresh or stored text",
     )
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return that the teacher must run in every step."""
+        """Require the teacher to run in every step."""
         return {"targets.mode": "live"}
 
     @property
     def start_level(self) -> float:
-        """What an adaptive policy begins with."""
+        """Initial level of an adaptive policy."""
         return 0.0
 
     @property
-    def validated(self) -> int:
-        """How many held-out records a policy validates on."""
+    def validation_count(self) -> int:
+        """Number of held-out records used for validation."""
         return 0
 
     @property
-    def learns_from_others(self) -> bool:
-        """Whether some steps learn only from text that the student did not write."""
+    def uses_other_text(self) -> bool:
+        """Whether some steps use only text not generated by the student."""
         return True
 
     @property
-    def learns_from_records(self) -> bool:
-        """Whether any step may learn from the records, or is judged by them."""
-        return self.learns_from_others or self.beside_records or self.learns_of_loss
+    def uses_records(self) -> bool:
+        """Whether any step may use the records, or adapts to the loss on them."""
+        return self.uses_other_text or self.beside_records or self.adapts_to_loss
 
     @property
     def may_need_teacher(self) -> bool:
-        """Whether the teacher writes, or is asked while the student does."""
+        """Whether the teacher generates text, or is queried during generation."""
         return False
 
     @property
-    def written_share(self) -> float:
-        """Share of the steps that begin with fresh text, at most."""
+    def generated_share(self) -> float:
+        """Maximum share of the steps that start with fresh text."""
         return (1 - self.warm_up) * float(getattr(self, "student_share", 1.0))
 
     @property
     def capacity(self) -> int:
-        """How many rollouts are kept to be learned from again."""
+        """Capacity of the replay buffer, in rollouts."""
         return 0
 
     def decide(self, moment: StepState) -> TextSource:
-        """Return where this step's text comes from."""
+        """Return the source of this step's text."""
         return "student"
 
-    def wants_teacher(self, place: int, share: float) -> bool:
-        """Whether ``choose`` needs the teacher's distribution at this place of a rollout."""
+    def needs_teacher_at(self, position: int, share: float) -> bool:
+        """Whether ``choose`` needs the teacher's distribution at this position of a rollout."""
         return False
 
     def choose(self, turn: DecodeStep) -> SampledTokens:
-        """Choose the next token of each text; here the student writes alone."""
+        """Choose the next token of each text; by default the student's sample."""
         import torch
 
         tokens = turn.draw(turn.student, 0)
@@ -546,11 +547,11 @@ class RolloutPolicy(Method):
         return SampledTokens(tokens, chances, torch.ones_like(tokens, dtype=torch.bool))
 
     def validates(self, step: int, steps: int) -> bool:
-        """Whether the loss on held-out records is measured before this step."""
+        """Whether the held-out loss is measured before this step."""
         return False
 
     def adapt(self, level: float, before: float | None, loss: float) -> float:
-        """Return the new level, given the loss on held-out records, and the one before."""
+        """Return the new level, given the current and the previous held-out loss."""
         return level
 
 
@@ -560,13 +561,13 @@ ROLLOUT_POLICIES: Registry[RolloutPolicy] = Registry(
 
 
 class CompletionScorer(Method):
-    """Judges completions; its fields are its settings."""
+    """A judge of completions; its fields are its settings."""
 
     needs_answer: ClassVar[bool] = False
-    """Whether the record must carry an answer of its own to compare with."""
+    """Whether the record must have a reference answer."""
 
     needs_scores: ClassVar[bool] = False
-    """Whether the writer must tell the log-probability of a given text: no endpoint does."""
+    """Whether the model must score given text, which endpoints cannot."""
 
     @abstractmethod
     def judge(
@@ -575,18 +576,18 @@ class CompletionScorer(Method):
         """Judge every completion of one prompt, in order.
 
         Args:
-            record: What the prompt was made of; its last assistant message is its own answer.
-            prompt: What the writer was given.
-            texts: The completions, none of them empty or cut off.
-            model: The writer.
+            record: Source of the prompt; its last assistant message is the reference answer.
+            prompt: Prompt of the completions.
+            texts: Completions, none of them empty or truncated.
+            model: Model that generated them.
 
         Raises:
-            BackendError: If the writer is asked and fails.
+            BackendError: If the model is queried and fails.
         """
 
 
 def get_reference_answer(record: Record) -> str:
-    """Return the record's own answer: ``fields.answer``, or else its last assistant message."""
+    """Return the reference answer: ``fields.answer``, or else the last assistant message."""
     answer = record.fields.get("answer")
     if isinstance(answer, str) and answer.strip():
         return answer

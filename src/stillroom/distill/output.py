@@ -1,6 +1,7 @@
 """Student checkpoints, adapters and candidates, with their model card and provenance.
 
-Teachers may be one or several, here or behind an endpoint; each is named with its license.
+There may be one or several teachers, local or behind an endpoint; the card lists each with its
+license.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ ADAPTER = "adapter"
 
 
 def choose_candidate_steps(steps: int, candidates: int) -> set[int]:
-    """Return the steps after which a candidate is kept: even over the second half, the last one in.
+    """Return the steps after which a candidate is kept: evenly over the second half, with the last.
 
     Fewer steps than candidates give fewer candidates.
     """
     first = steps - steps // 2
     return {
-        first + round((steps - first) * at / max(candidates - 1, 1)) if candidates > 1 else steps
-        for at in range(candidates)
+        first + round((steps - first) * index / max(candidates - 1, 1)) if candidates > 1 else steps
+        for index in range(candidates)
     }
 
 
@@ -72,16 +73,16 @@ def write_student(
     in_place: bool = False,
     writes: bool = True,
 ) -> str:
-    """Write a student as an ordinary checkpoint, and return its fingerprint.
+    """Write a student as a standard checkpoint, and return its fingerprint.
 
     Args:
-        model: In memory; low-rank additions are merged into what is written.
-        folder: Where to.
-        like: The checkpoint that config and tokenizer come from.
-        out: Types and shard sizes.
-        card: What ``CheckpointWriter.write_card`` takes.
-        in_place: The folder stands already and holds other things too.
-        writes: Whether this process does; the others help to gather a sharded model.
+        model: Model in memory; low-rank updates are merged into the written weights.
+        folder: Destination.
+        like: Checkpoint from which config and tokenizer are copied.
+        out: Dtype and shard size.
+        card: Arguments of ``CheckpointWriter.write_card``.
+        in_place: Whether the folder exists and contains other files.
+        writes: Whether this process writes; others only help to gather a sharded model.
     """
     tensors = dict(export_tensors(model))
     if not writes:
@@ -105,14 +106,14 @@ def write_student(
 def write_adapter(
     model: nn.Module, folder: Path, base: str, out: StudentOutputSettings, *, writes: bool = True
 ) -> None:
-    """Write a LoRA student's additions alone, as peft loads them.
+    """Write the low-rank weights of a LoRA student in peft's format.
 
     Args:
-        model: With low-rank layers.
-        folder: Where to; made if missing.
-        base: The checkpoint that they are added to, as the recipe names it.
-        out: The type they are stored in.
-        writes: Whether this process does; the others help to gather a sharded model.
+        model: Model with low-rank layers.
+        folder: Destination; created if missing.
+        base: Reference of the base checkpoint, as in the recipe.
+        out: Storage dtype.
+        writes: Whether this process writes; others only help to gather a sharded model.
     """
     tensors, config = export_adapter(model, base)
     if not writes:
@@ -137,9 +138,9 @@ def make_candidate_writer(
     *,
     writes: bool = True,
 ) -> Callable[[int, nn.Module], None]:
-    """Return what ``train`` calls after each step: it writes a candidate after the chosen ones.
+    """Return a callback of ``train`` that writes a candidate after selected steps.
 
-    What a killed run left half-written is removed.
+    Incomplete candidates of an interrupted run are removed.
     """
     for stale in (folder / CANDIDATES).glob(".*"):
         shutil.rmtree(stale)
@@ -147,39 +148,39 @@ def make_candidate_writer(
     def on_step(step: int, model: nn.Module) -> None:
         if step in steps:
             titled = {**card, "title": f"{card['title']}, step {step}"}
-            place = folder / CANDIDATES / f"{step:06d}"
-            write_student(model, place, like, out, titled, writes=writes)
+            destination = folder / CANDIDATES / f"{step:06d}"
+            write_student(model, destination, like, out, titled, writes=writes)
 
     return on_step
 
 
 class TeacherInfo(Protocol):
-    """What lineage asks of a teacher, wherever it is."""
+    """Properties of a teacher that provenance requires, for all kinds of teachers."""
 
     @property
     def name(self) -> str:
-        """A short name for people."""
+        """Short display name."""
 
     @property
     def reference(self) -> str:
-        """How the recipe calls it."""
+        """Reference, as in the recipe."""
 
     @property
     def fingerprint(self) -> str:
-        """What identifies its weights, or the endpoint that serves them."""
+        """Fingerprint of its weights, or of the endpoint that serves them."""
 
     @property
     def license(self) -> str:
-        """Its license; empty where nobody says."""
+        """License; empty if unknown."""
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What else is known of it: quantized weights, an endpoint."""
+        """Further metadata: quantized weights, an endpoint."""
 
 
 def list_parents(recipe: DistillRecipe, job: Job, teachers: Sequence[TeacherInfo]) -> list[Parent]:
-    """Return all that the student is made from: teachers, records, and a student to start from."""
-    found = [
+    """Return the parents of the student: teachers, records, and an initial student."""
+    parents = [
         Parent(
             "teacher",
             teacher.reference,
@@ -188,18 +189,18 @@ def list_parents(recipe: DistillRecipe, job: Job, teachers: Sequence[TeacherInfo
         )
         for teacher in teachers
     ]
-    found.append(make_parent("records", resolve_local(recipe.records), job.out))
+    parents.append(make_parent("records", resolve_local(recipe.records), job.out))
     if isinstance(recipe.student, str):
         path = resolve_checkpoint(recipe.student)
         fingerprint = Checkpoint.open(path).fingerprint
-        found.append(Parent("student", recipe.student, fingerprint, "checkpoint"))
-    return found
+        parents.append(Parent("student", recipe.student, fingerprint, "checkpoint"))
+    return parents
 
 
 def make_student_origin(
     method: str, teachers: Sequence[TeacherInfo], records: Sequence[Record]
 ) -> Origin:
-    """Return the student's origin: synthetic, by this method, under all licenses involved."""
+    """Return the student's origin: synthetic, by this method, under the combined licenses."""
     licensed = combine_origins(
         [
             *(record.origin for record in records),
@@ -215,12 +216,12 @@ def make_student_card(
     teachers: Sequence[TeacherInfo],
     prepared: PreparedData,
 ) -> dict[str, Any]:
-    """Return what the cards of a job say: what was lowered, on what, under which license.
+    """Return the model card of a job's checkpoints: objective, data and license.
 
     Args:
-        recipe: Of the job.
+        recipe: Recipe of the job.
         teachers: At least one.
-        prepared: What is learned from.
+        prepared: Training data.
     """
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
@@ -239,66 +240,71 @@ def make_student_card(
 
 
 def warn_about_teachers(teachers: Sequence[TeacherInfo], job: Job) -> None:
-    """Say what of the teachers' licenses and weights a user should know before training."""
+    """Log what users should know about the teachers' licenses and weights before training."""
     for teacher in teachers:
         if teacher.about.get("weights"):
             job.say(
-                f"{teacher.name}: {teacher.about['weights']}; it teaches what those weights say"
+                f"{teacher.name}: {teacher.about['weights']}; the student is distilled from these"
             )
     licenses = [(teacher.name, teacher.license) for teacher in teachers]
-    for line in find_license_warnings(licenses, "the teachers", "training on their words"):
+    for line in find_license_warnings(licenses, "the teachers", "training on their outputs"):
         job.say(line)
 
 
 def finish_card(
     card: Mapping[str, Any], closing: str, *, measured: bool, candidates: int
 ) -> dict[str, Any]:
-    """Return the card of the finished student, which alone has other files beside it.
+    """Return the model card of the final student, with evaluation and candidates.
 
     Args:
         card: From ``make_student_card``.
-        closing: Says what ``fidelity.html`` tells.
-        measured: Whether anything was.
-        candidates: How many checkpoints of the run were kept.
+        closing: Text on ``fidelity.html``.
+        measured: Whether held-out records were measured.
+        candidates: Number of kept checkpoints of the run.
     """
-    kept = (
+    candidates_text = (
         f" `candidates/` holds {candidates} checkpoint{'s' * (candidates > 1)} of the second half "
         "of the run, its last step among them."
     )
-    told = closing if measured else "It was not measured on held-out records."
-    return {**card, "body": card["body"] + told + kept * bool(candidates)}
+    evaluation = closing if measured else "It was not measured on held-out records."
+    return {**card, "body": card["body"] + evaluation + candidates_text * bool(candidates)}
 
 
 def describe_objective(recipe: DistillRecipe) -> str:
-    """Return in words what was lowered; what has weight 0 was not."""
+    """Return a text that names the objective; terms of weight 0 are omitted."""
     main = recipe.crossing or recipe.method
     terms = [
         (f"`{main.method_name()}`", main.kd_weight),
         ("cross-entropy with the text's own tokens", main.ce_weight),
-        *((f"`{one.method_name()}`", one.weight) for one in recipe.features),
+        *(
+            (f"`{feature_loss.method_name()}`", feature_loss.weight)
+            for feature_loss in recipe.features
+        ),
     ]
-    held = [(name, weight) for name, weight in terms if weight]
-    if len(held) == 1:
-        return f"the objective {held[0][0]}"
-    told = ", ".join(f"{name} (weight {weight:g})" for name, weight in held)
-    return f"the objectives {told}" if held else "no objective (all weights are 0)"
+    nonzero = [(name, weight) for name, weight in terms if weight]
+    if len(nonzero) == 1:
+        return f"the objective {nonzero[0][0]}"
+    listed = ", ".join(f"{name} (weight {weight:g})" for name, weight in nonzero)
+    return f"the objectives {listed}" if nonzero else "no objective (all weights are 0)"
 
 
 def _describe_records(recipe: DistillRecipe, prepared: PreparedData) -> str:
-    """Return how many records the steps reached, of how many prompts, and what else was learned."""
-    count, read = len(prepared.lessons), len(select_reached(recipe, prepared.lessons))
-    said = f"{count} records"
-    if read < count:
-        said = f"{read} of {said} (as many as its steps reach)"
+    """Return a text on the number of records reached, their prompts, and generated text."""
+    count, reached = len(prepared.tokenized), len(select_reached(recipe, prepared.tokenized))
+    description = f"{count} records"
+    if reached < count:
+        description = f"{reached} of {description} (as many as its steps reach)"
     prompts = {extract_prompt(record) or (record.id,) for record in prepared.records}
     if len(prompts) < len(prepared.records):
-        said += f" of {len(prompts)} prompts"
+        description += f" of {len(prompts)} prompts"
     policy = recipe.rollouts
-    if policy is not None and not policy.learns_from_records:
-        return f"text alone that `{policy.method_name()}` wrote in training from {said}"
+    if policy is not None and not policy.uses_records:
+        return f"text alone that `{policy.method_name()}` wrote in training from {description}"
     if policy is not None:
-        return f"{said}, and text that `{policy.method_name()}` wrote in training from them"
-    return f"{said} ({prepared.counts['tokens']} tokens)" if read == count else said
+        return f"{description}, and text that `{policy.method_name()}` wrote in training from them"
+    return (
+        f"{description} ({prepared.counts['tokens']} tokens)" if reached == count else description
+    )
 
 
 def _describe_teacher(teacher: TeacherInfo) -> str:

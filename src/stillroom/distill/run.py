@@ -1,6 +1,6 @@
 """Distillation job: preflight, data, student, teacher, training, evaluation.
 
-One way for every kind of teacher; what differs between them is in its lane.
+The same sequence for every kind of teacher; differences are in the trainers.
 """
 
 from __future__ import annotations
@@ -53,58 +53,63 @@ __all__ = ["estimate", "run"]
 
 
 def run(recipe: DistillRecipe, job: Job) -> Artifact:
-    """Distill a teacher into a student; the package's docstring says what that leaves.
+    """Distill a teacher into a student.
 
     Raises:
-        ResourceError: If memory or disk does not suffice.
+        ResourceError: If memory or disk is insufficient.
         DataError: If records, cache or a loss cannot be used.
-        RecipeError: If the recipe asks for what teacher or method cannot give.
+        RecipeError: If teacher or method does not support the recipe.
         CheckpointError: If teacher or student is missing, or they share no vocabulary.
-        Cancelled: If the user stopped it; ``--resume`` goes on.
+        Cancelled: If cancellation was requested; ``--resume`` continues.
     """
-    flight = _run_preflight(recipe, job)
+    report = _run_preflight(recipe, job)
     check_rollouts_present(recipe)
     kind = _make_trainer(recipe)
     with (
         ProcessGroup() as ranks,
         limit_threads(recipe.train.threads),
-        open_teachers(recipe.teacher, job) as chairs,
+        open_teachers(recipe.teacher, job) as teachers,
     ):
-        lane = kind(recipe, job, chairs)
-        warn_about_teachers(lane.teachers, job)
+        trainer = kind(recipe, job, teachers)
+        warn_about_teachers(trainer.teachers, job)
         split = split_records(resolve_local(recipe.records))
-        prepared = ranks.on_main(lambda: lane.prepare(split))
-        start, kept = ranks.on_main(lambda: lane.start(prepared))
+        prepared = ranks.on_main(lambda: trainer.prepare(split))
+        start, student_details = ranks.on_main(lambda: trainer.start(prepared))
         student, tokenizer = load_causal_lm(start, dtype="float32")
-        rows = ranks.on_main(partial(lane.admit, student, tokenizer))
-        card = make_student_card(recipe, lane.teachers, prepared)
-        room = DistillationContext(
+        rows = ranks.on_main(partial(trainer.check_compatibility, student, tokenizer))
+        card = make_student_card(recipe, trainer.teachers, prepared)
+        context = DistillationContext(
             recipe,
             job,
-            lane.teachers[0],
+            trainer.teachers[0],
             student,
             tokenizer,
             prepared.records,
-            prepared.lessons,
+            prepared.tokenized,
             rows,
             start=Checkpoint.open(start).fingerprint,
             held_out=split.held_out,
             ranks=ranks,
         )
-        with lane.hear(room) as yardsticks:
-            examiner = FidelityEvaluator(lane, split, yardsticks)
-            _report_findings(flight, ranks.on_main(partial(examiner.examine_start, student)), job)
-            taught = _train_student(lane, room, start, card)
-            details = {**kept, "records": prepared.counts, **lane.describe(), **taught.details}
-            del student, room
-            return ranks.on_main(lambda: _finish(examiner, taught, prepared, details))
+        with trainer.collect_targets(context) as references:
+            evaluator = FidelityEvaluator(trainer, split, references)
+            _report_findings(report, ranks.on_main(partial(evaluator.evaluate_start, student)), job)
+            trained = _train_student(trainer, context, start, card)
+            details = {
+                **student_details,
+                "records": prepared.counts,
+                **trainer.metadata(),
+                **trained.details,
+            }
+            del student, context
+            return ranks.on_main(lambda: _finish(evaluator, trained, prepared, details))
 
 
 def _make_trainer(recipe: DistillRecipe) -> type[DistillationTrainer]:
-    """Return the lane of a recipe's kind of teacher; only a teacher in this process has ranks.
+    """Return the trainer class of a recipe; only local teachers support several processes.
 
     Raises:
-        RecipeError: If several processes were started for what one does.
+        RecipeError: If several processes were started for an unsupported recipe.
     """
     if recipe.crossing is not None:
         require_single_process("a distillation across tokenizers")
@@ -119,79 +124,87 @@ def _make_trainer(recipe: DistillRecipe) -> type[DistillationTrainer]:
 
 
 def _train_student(
-    lane: DistillationTrainer, room: DistillationContext, start: Path, card: dict[str, Any]
+    trainer: DistillationTrainer, context: DistillationContext, start: Path, card: dict[str, Any]
 ) -> TrainedStudent:
-    """Train the student by its course, write it, and return what both came to."""
-    recipe, job, ranks = room.recipe, room.job, room.ranks
-    steps = choose_candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
+    """Train the student, write it, and return the result."""
+    recipe, job, ranks = context.recipe, context.job, context.ranks
+    steps = choose_candidate_steps(
+        recipe.train.count_steps(len(context.tokenized)), recipe.candidates
+    )
     on_step = make_candidate_writer(
         job.output, start, steps, recipe.out, card, writes=ranks.is_main
     )
     lora = recipe.train.lora
     if lora is not None:
-        room = replace(room, student=add_lora(room.student, lora, recipe.seed))
-    with lane.course(room) as course:
-        trained = train(
-            room.student,
-            course.source,
-            course.objective,
+        context = replace(context, student=add_lora(context.student, lora, recipe.seed))
+    with trainer.build_training(context) as training:
+        summary = train(
+            context.student,
+            training.source,
+            training.objective,
             recipe.train,
             job,
             seed=recipe.seed,
             on_step=on_step,
-            beside=course.beside,
+            auxiliary=training.auxiliary,
             ranks=ranks,
         )
-        details = {"train": asdict(trained), **course.details}
-    measured = bool(recipe.fidelity.records and room.held_out)
-    whole = finish_card(card, lane.closing, measured=measured, candidates=len(steps))
+        details = {"train": asdict(summary), **training.details}
+    measured = bool(recipe.fidelity.records and context.held_out)
+    full_card = finish_card(card, trainer.closing, measured=measured, candidates=len(steps))
     details["fingerprint"] = write_student(
-        room.student, job.output, start, recipe.out, whole, in_place=True, writes=ranks.is_main
+        context.student,
+        job.output,
+        start,
+        recipe.out,
+        full_card,
+        in_place=True,
+        writes=ranks.is_main,
     )
     if lora is not None and lora.keep_adapter:
         base, folder = str(recipe.student), job.output / ADAPTER
-        write_adapter(room.student, folder, base, recipe.out, writes=ranks.is_main)
-        details["adapter"] = {"folder": ADAPTER, "base": room.start}
-    return TrainedStudent(start, room.lessons, room.rows, trained, card, details)
+        write_adapter(context.student, folder, base, recipe.out, writes=ranks.is_main)
+        details["adapter"] = {"folder": ADAPTER, "base": context.start}
+    return TrainedStudent(start, context.tokenized, context.rows, summary, card, details)
 
 
 def _finish(
-    examiner: FidelityEvaluator,
-    taught: TrainedStudent,
+    evaluator: FidelityEvaluator,
+    trained: TrainedStudent,
     prepared: PreparedData,
     details: dict[str, Any],
 ) -> Artifact:
-    """Measure what was written, and publish it."""
-    lane = examiner.lane
-    recipe, job, teachers = lane.recipe, lane.job, lane.teachers
-    fidelity = examiner.examine_student(taught)
+    """Evaluate the written student, and publish the artifact."""
+    trainer = evaluator.trainer
+    recipe, job, teachers = trainer.recipe, trainer.job, trainer.teachers
+    fidelity = evaluator.evaluate_student(trained)
     return job.finish(
         "checkpoint",
         parents=[*list_parents(recipe, job, teachers), *list_generator_parents(recipe)],
-        origin=make_student_origin(lane.method, teachers, prepared.records).to_json(),
+        origin=make_student_origin(trainer.method, teachers, prepared.records).to_json(),
         details={
             **details,
             "parameters": Checkpoint.open(job.output).parameters,
-            lane.fidelity_key: fidelity,
+            trainer.fidelity_key: fidelity,
         },
     )
 
 
 def _run_preflight(recipe: DistillRecipe, job: Job) -> PreflightReport:
-    """Run the preflight, tell what is worth knowing, and stop where it cannot go well."""
-    flight = run_preflight(recipe, job.out)
-    flight.write(job.work)
-    for line in flight.lines(least="note"):
+    """Run the preflight, log notes and warnings, and raise its errors."""
+    report = run_preflight(recipe, job.out)
+    report.write(job.work)
+    for line in report.lines(least="note"):
         job.say(line)
-    flight.raise_errors()
-    return flight
+    report.raise_errors()
+    return report
 
 
-def _report_findings(flight: PreflightReport, found: PreflightFinding | None, job: Job) -> None:
-    """Add what was found once the student stood there."""
-    if found is None:
+def _report_findings(report: PreflightReport, finding: PreflightFinding | None, job: Job) -> None:
+    """Add a finding made after initialization to the preflight report."""
+    if finding is None:
         return
-    flight.findings.append(found)
-    flight.write(job.work)
-    for line in PreflightReport([found]).lines(least="note"):
+    report.findings.append(finding)
+    report.write(job.work)
+    for line in PreflightReport([finding]).lines(least="note"):
         job.say(line)

@@ -37,37 +37,35 @@ REMAINING_SOURCES = "*"
 class EndpointTeacherSettings(Settings):
     """A model behind an OpenAI-compatible server.
 
-    With its tokenizer it is asked for log-probabilities of prompts; without one it only writes.
+    With a tokenizer it scores prompts; without one it only generates text.
     """
 
     endpoint: str = Field(
-        pattern=r"^https?://[^\s@#]+$", description="the server's address, as http://host:8000/v1"
+        pattern=r"^https?://[^\s@#]+$", description="base URL, such as http://host:8000/v1"
     )
     model: str = Field(
-        default="", description="the model's name there; empty takes the only one that is served"
+        default="", description="name of the model; empty uses the only one that is served"
     )
     tokenizer: Reference | None = Field(
         default=None,
-        description="the model's tokenizer: its checkpoint, or a folder with its tokenizer files; "
-        "null where the server only writes (sequence, rationale.write) and tells no "
+        description="tokenizer of the model: its checkpoint, or a folder with its tokenizer files; "
+        "null if the endpoint only generates text (sequence, rationale.write), without "
         "log-probabilities",
     )
     top_logprobs: int = Field(
         default=20,
         ge=1,
         le=4096,
-        description="tokens a position that are asked for; the server may grant fewer",
+        description="top tokens requested per position; the server may return fewer",
     )
-    api_key: Secret | None = Field(default=None, description="the server's key, as ${env:NAME}")
-    license: str = Field(
-        default="", description="SPDX id of the license that the model's words come under"
-    )
-    concurrency: int = Field(default=8, ge=1, le=256, description="requests at once")
-    tries: int = Field(default=6, ge=1, le=20, description="of one request, the first included")
-    timeout: Duration = Field(default=300.0, description="longest wait for an answer")
-    max_wait: Duration = Field(default=120.0, description="longest wait of one request in retries")
+    api_key: Secret | None = Field(default=None, description="API key, as ${env:NAME}")
+    license: str = Field(default="", description="SPDX id of the license of the model's outputs")
+    concurrency: int = Field(default=8, ge=1, le=256, description="concurrent requests")
+    tries: int = Field(default=6, ge=1, le=20, description="attempts per request, with the first")
+    timeout: Duration = Field(default=300.0, description="read timeout of a request")
+    max_wait: Duration = Field(default=120.0, description="maximum total wait between retries")
     price_per_million: float = Field(
-        default=0.0, ge=0, description="price of a million prompt tokens, for the cost that is told"
+        default=0.0, ge=0, description="price of a million prompt tokens, for logged costs"
     )
 
 
@@ -75,15 +73,13 @@ class WeightedTeacherSettings(Settings):
     """One of several teachers."""
 
     teacher: Reference | EndpointTeacherSettings = Field(
-        examples=["path/to/teacher"], description="a checkpoint, or a server"
+        examples=["path/to/teacher"], description="a checkpoint, or an endpoint"
     )
-    weight: float = Field(
-        default=1.0, gt=0, description="what the divergence to this teacher is multiplied by"
-    )
+    weight: float = Field(default=1.0, gt=0, description="weight of the divergence to this teacher")
     source: str | None = Field(
         default=None,
-        description="teach only records whose source is this; * those of no other teacher; null "
-        "teaches all",
+        description="use this teacher only for records with this source; * for all others; null "
+        "for every record",
     )
 
 
@@ -91,23 +87,23 @@ TeacherChoice = Reference | EndpointTeacherSettings | tuple[WeightedTeacherSetti
 
 
 def check_teacher_weights(shares: tuple[WeightedTeacherSettings, ...]) -> None:
-    """Refuse several teachers whose shares contradict each other.
+    """Reject contradictory shares of several teachers.
 
     Raises:
-        ValueError: Naming what does.
+        ValueError: Naming the contradiction.
     """
     if not shares:
-        raise ValueError("name at least one teacher")
+        raise ValueError("set at least one teacher")
     sources = [share.source for share in shares]
     if any(source is None for source in sources) and any(sources):
-        raise ValueError("either every teacher has a 'source' or none: by source or by weight")
-    named = [source for source in sources if source is not None]
-    if len(set(named)) != len(named):
-        raise ValueError("a 'source' is given to two teachers; mix by weight instead")
+        raise ValueError("either all teachers have a 'source' or none: by source or by weight")
+    sources_set = [source for source in sources if source is not None]
+    if len(set(sources_set)) != len(sources_set):
+        raise ValueError("two teachers have the same 'source'; mix by weight instead")
 
 
 def name_teacher(choice: object) -> str:
-    """Return how a teacher is called: the reference, or address and model; of several the first."""
+    """Return a teacher's reference, or address and model; of several teachers the first's."""
     if isinstance(choice, EndpointTeacherSettings):
         return f"{choice.endpoint.rstrip('/')}#{choice.model}"
     if isinstance(choice, tuple):
@@ -119,78 +115,77 @@ LayerCriterion = Literal["influence", "even", "loss", "kl", "contiguous"]
 
 
 class PruneSettings(Settings):
-    """Make the student from the teacher's own layers, heads and channels."""
+    """Derive the student from the teacher's layers, heads and channels."""
 
     max_parameters: float = Field(
-        default=0.6, gt=0, le=1, description="most parameters, as a share of the teacher's"
+        default=0.6, gt=0, le=1, description="maximum parameters, as a share of the teacher's"
     )
     prune: Literal["depth", "inner", "width", "both"] = Field(
         default="depth",
-        description="what shrinks to fit max_parameters, of the sizes that are not given: depth: "
-        "layers; inner: layers and intermediate_size; width: hidden_size and intermediate_size; "
-        "both: all three",
+        description="sizes that shrink to fit max_parameters, unless set: depth: layers; inner: "
+        "layers and intermediate_size; width: hidden_size and intermediate_size; both: all three",
     )
     layers: int | None = Field(
         default=None,
         ge=1,
-        description="how many layers to keep; null as many as max_parameters allows",
+        description="number of layers to keep; null as many as max_parameters allows",
     )
     hidden_size: int | None = Field(
-        default=None, ge=1, description="channels between layers; null the teacher's, or what fits"
+        default=None, ge=1, description="hidden channels; null the teacher's, or what fits"
     )
     intermediate_size: int | None = Field(
         default=None, ge=1, description="feed-forward channels; null the teacher's, or what fits"
     )
     attention_heads: int | None = Field(
-        default=None, ge=1, description="query heads of a layer; null the teacher's"
+        default=None, ge=1, description="query heads per layer; null the teacher's"
     )
     kv_heads: int | None = Field(
-        default=None, ge=1, description="key-value heads of a layer; null the teacher's"
+        default=None, ge=1, description="key-value heads per layer; null the teacher's"
     )
     keep: tuple[int, ...] | None = Field(
-        default=None, description="exactly these layers, counted from 0; null chooses"
+        default=None, description="layers to keep, counted from 0; null selects them"
     )
     choose: LayerCriterion = Field(
         default="influence",
-        description="influence: the layers that turn their input most; loss, kl: those whose "
-        "absence costs most, in loss or in KL to the teacher; contiguous: all but the run whose "
-        "absence turns the state least; even: evenly spaced; all keep the first and the last",
+        description="influence: layers with the largest change from input to output; loss, kl: "
+        "layers with the highest ablation cost, in loss or in KL to the teacher; contiguous: all "
+        "except the most redundant block; even: evenly spaced; all keep the first and the last",
     )
     iterative: bool = Field(
         default=False,
-        description="with loss or kl: measure again after each layer dropped (slow, often better)",
+        description="with loss or kl: measure again after each dropped layer (slow, often better)",
     )
     rescale_norms: bool = Field(
         default=True,
-        description="where hidden_size shrinks: scale each norm so that what is kept leaves it as "
-        "large as before",
+        description="if hidden_size shrinks: scale each norm so that its output keeps its "
+        "magnitude",
     )
     calibration_records: int = Field(
-        default=16, ge=1, description="training records that layers and channels are measured on"
+        default=16, ge=1, description="number of training records for importance scores"
     )
 
     @model_validator(mode="after")
     def _one_choice(self) -> PruneSettings:
         if self.keep is not None:
             if self.layers is not None:
-                raise ValueError("give either 'layers' or 'keep'")
+                raise ValueError("set either 'layers' or 'keep'")
             if list(self.keep) != sorted(set(self.keep)) or not self.keep or self.keep[0] < 0:
-                raise ValueError("'keep' wants layer numbers from 0, rising, each once")
+                raise ValueError("'keep' must be layer numbers from 0, ascending and distinct")
         if self.iterative and self.choose not in {"loss", "kl"}:
-            raise ValueError("'iterative' goes with choose 'loss' or 'kl'")
+            raise ValueError("'iterative' requires choose 'loss' or 'kl'")
         return self
 
     @property
     def is_narrower(self) -> bool:
-        """Whether the width may shrink, so that it has to be understood."""
+        """Whether the width may shrink, which requires a supported architecture."""
         sizes = (self.hidden_size, self.intermediate_size, self.attention_heads, self.kv_heads)
         return self.prune != "depth" or any(size is not None for size in sizes)
 
     def count_passes(self, layers: int) -> int:
-        """Return about how often the teacher reads the calibration records.
+        """Return the approximate number of passes over the calibration records.
 
         Args:
-            layers: The teacher's.
+            layers: Number of the teacher's layers.
         """
         width = 0 if not self.is_narrower else 2 if self.rescale_norms else 1
         if self.keep is not None or self.choose == "even":
@@ -199,131 +194,131 @@ class PruneSettings(Settings):
             return width + 1
         if not self.iterative:
             return width + layers
-        kept = min(self.layers or round(layers * self.max_parameters), layers)
-        return width + sum(range(kept + 1, layers + 1))
+        remaining = min(self.layers or round(layers * self.max_parameters), layers)
+        return width + sum(range(remaining + 1, layers + 1))
 
 
 class TeacherContextSettings(Settings):
-    """What the teacher reads that the student does not."""
+    """Context that only the teacher reads."""
 
     field: str | None = Field(
-        default=None, description="the record's field that holds it; null where 'text' is enough"
+        default=None, description="field of a record with the context; null if 'text' is fixed"
     )
     text: str = Field(
         default="{context}\n\n",
-        description="put before the last question; {context} is the record's field",
+        description="text before the last question; {context} is the record's field",
     )
     max_tokens: int = Field(
-        default=2048, ge=2, description="most tokens that the teacher reads of a record"
+        default=2048, ge=2, description="maximum tokens of a record with context"
     )
 
     @model_validator(mode="after")
     def _says_something(self) -> TeacherContextSettings:
         if ("{context}" in self.text) != (self.field is not None):
-            raise ValueError("'field' and {context} within 'text' belong together")
+            raise ValueError("'field' and {context} in 'text' require each other")
         if not self.text.strip():
-            raise ValueError("'text' is empty: the teacher would read what the student reads")
+            raise ValueError("'text' is empty: the teacher would have no context")
         return self
 
 
 def check_key_transport(settings: EndpointTeacherSettings) -> None:
-    """Refuse to send a key where others could read it.
+    """Reject sending an API key over an insecure connection.
 
     Raises:
         RecipeError: If there is a key, and the address is plain http on another machine.
     """
     if settings.api_key is not None and not is_key_safe(settings.endpoint):
         raise RecipeError(
-            f"{settings.endpoint} is plain http to another machine: a key would be read on the way",
+            f"{settings.endpoint} is plain http to another machine, which would expose the key",
             code="distill.server-key",
             where="teacher.api_key",
             expected="https, or this machine",
-            next="use https, or leave api_key out",
+            next="use https, or remove api_key",
         )
 
 
 class GenerationSettings(Settings):
-    """The model that writes, and how its text is drawn."""
+    """Generating model, and its sampling."""
 
     model: Reference | None = Field(
         default=None,
-        description="who writes: a checkpoint, a .gguf file or an endpoint; null is the teacher",
+        description="a checkpoint, a .gguf file or an endpoint; null is the teacher",
     )
-    backend: str = Field(default="auto", description="engine that runs the writer")
+    backend: str = Field(default="auto", description="engine of the generating model")
     num_threads: int | None = Field(default=None, ge=1, description="threads; default all cores")
-    temperature: float = Field(default=0.8, ge=0, description="of the draws; 0 is greedy")
+    temperature: float = Field(default=0.8, ge=0, description="sampling temperature; 0 is greedy")
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw from the likeliest tokens of so much mass"
+        default=1.0, gt=0, le=1, description="nucleus sampling: cumulative probability"
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="most tokens of a completion")
+    max_new_tokens: int = Field(default=256, ge=1, description="maximum tokens of a completion")
 
 
 class SequenceSettings(GenerationSettings):
-    """Let the teacher write the answers that are learned from, and keep the best of several."""
+    """Generate the answers with a model, and train on the best of several completions."""
 
-    attempts: int = Field(default=4, ge=1, le=256, description="completions drawn for a prompt")
-    keep: int = Field(default=1, ge=1, description="how many of them become records, at most")
+    attempts: int = Field(default=4, ge=1, le=256, description="completions sampled per prompt")
+    keep: int = Field(default=1, ge=1, description="maximum number of completions kept")
     instruction: str = Field(
         default="",
-        description="added to the last user message when the writer is asked, never learned",
+        description="added to the last user message for generation, not for training",
     )
     verifiers: tuple[Annotated[CompletionScorer, COMPLETION_SCORERS.choice()], ...] = Field(
         default_factory=lambda: (COMPLETION_SCORERS.build("likelihood"),),
-        description="what a completion must pass, in order; the last one's score ranks",
+        description="scorers applied in order; the last one's score ranks",
     )
     most_lost: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="the job fails where a larger share of the prompts keeps no completion",
+        description="maximum share of prompts without a completion; above it the job fails",
     )
 
     @model_validator(mode="after")
     def _attempts_differ(self) -> SequenceSettings:
         if self.attempts > 1 and self.temperature == 0:
-            raise ValueError("temperature 0 writes the same completion every time; set attempts: 1")
+            raise ValueError("temperature 0 gives identical completions; set attempts: 1")
         return self
 
 
 class RationaleGenerationSettings(GenerationSettings):
-    """Ask a model for the rationales that are missing."""
+    """Generate missing rationales with a model."""
 
     instruction: str = Field(
         default="The correct answer is:\n{answer}\n\nExplain step by step why. "
         "Do not add anything after the explanation.",
-        description="added to the question; {answer} is the record's own answer",
+        description="added to the question; {answer} is the reference answer",
     )
 
     @model_validator(mode="after")
     def _names_the_answer(self) -> RationaleGenerationSettings:
         if "{answer}" not in self.instruction:
-            raise ValueError("'instruction' wants {answer} in it, where the answer is put")
+            raise ValueError("'instruction' must contain {answer}, the place of the answer")
         return self
 
 
 class RationaleSettings(Settings):
-    """Learn rationales beside the answers."""
+    """Train on rationales in addition to answers."""
 
-    field: str = Field(default="rationale", description="the record's field that holds it")
+    field: str = Field(default="rationale", description="field of a record with its rationale")
     form: Literal["tasks", "before_answer"] = Field(
         default="tasks",
-        description="tasks: two conversations a record, one to answer and one to explain; "
-        "before_answer: one completion with the rationale and then the answer",
+        description="tasks: two conversations per record, one to answer and one to explain; "
+        "before_answer: one completion with the rationale followed by the answer",
     )
-    weight: float = Field(default=1.0, ge=0, description="of the rationales' loss; form tasks")
+    weight: float = Field(default=1.0, ge=0, description="weight of rationales; form tasks")
     answer_prefix: str = Field(
-        default="", description="put before the question where it is answered; form tasks"
+        default="", description="prefix of the question in the answer task; form tasks"
     )
     rationale_prefix: str = Field(
         default="Explain how to answer this, step by step.\n\n",
-        description="put before the question where it is explained; form tasks",
+        description="prefix of the question in the rationale task; form tasks",
     )
     between: str = Field(
         default="\n\nThe answer is: ",
         description="between rationale and answer; form before_answer",
     )
     write: RationaleGenerationSettings | None = Field(
-        default=None, description="who writes rationales that are missing; null nobody"
+        default=None, description="generate missing rationales; null does not"
     )
 
     @model_validator(mode="after")
@@ -331,7 +326,7 @@ class RationaleSettings(Settings):
         if self.form == "tasks" and self.answer_prefix == self.rationale_prefix:
             raise ValueError("'answer_prefix' and 'rationale_prefix' must differ")
         if self.form == "before_answer" and self.weight != 1:
-            raise ValueError("'weight' is for form tasks; before_answer has one completion")
+            raise ValueError("'weight' applies to form tasks; before_answer has one completion")
         return self
 
 

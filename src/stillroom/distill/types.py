@@ -24,10 +24,10 @@ LayerPairing = Literal["uniform", "last"] | tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class AttentionHeads:
-    """What one layer makes of one record: queries (H, T, d), keys (K, T, d), values (K, T, d).
+    """Queries (H, T, d), keys (K, T, d) and values (K, T, d) of one layer and record.
 
-    Attention's scores are ``scale * queries @ keys.T``, squashed to +-``cap`` where that is not 0.
-    ``values`` is empty where queries and keys are those after rotary embeddings.
+    Attention scores are ``scale * queries @ keys.T``, soft-capped to +-``cap`` if that is not 0.
+    ``values`` is empty if queries and keys are those after rotary embeddings.
     """
 
     queries: Tensor
@@ -42,14 +42,14 @@ TextSource = Literal["student", "teacher", "replay", "records"]
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """What a policy decides a step by; the same on every rank.
+    """State that a rollout policy bases a step's decision on; equal on every rank.
 
     Args:
-        step: Optimizer steps done before.
-        steps: Of the whole run.
-        draw: A number in [0, 1) drawn from the recipe's seed and the step.
-        level: What an adaptive policy has come to (``adapt``).
-        kept: Rollouts that can be learned from again.
+        step: Number of finished optimizer steps.
+        steps: Steps of the whole run.
+        draw: Uniform random number in [0, 1), from the recipe's seed and the step.
+        level: Level of an adaptive policy (``adapt``).
+        kept: Number of stored rollouts.
     """
 
     step: int
@@ -60,22 +60,22 @@ class StepState:
 
     @property
     def share(self) -> float:
-        """How much of the run is over, from 0 to below 1."""
+        """Completed share of the run, from 0 to below 1."""
         return self.step / max(self.steps, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
-    """One token to be chosen in each of B texts.
+    """One token to choose in each of B texts.
 
     Args:
-        place: Tokens of the rollouts written before this one.
+        place: Number of tokens generated before this one.
         room: ``max_new_tokens``.
-        share: How much of the run is over.
-        student: What the student would draw from, (B, V): temperature, top_k and top_p applied.
-        teacher: The teacher's likewise; None where the policy did not ask for it.
-        draw: Draws a token from each row of (B, V) probabilities, with the numbers that belong to
-            the text, this place, and the number given (0 or 1): use each once.
+        share: Completed share of the run.
+        student: Student's sampling distribution, (B, V): temperature, top_k and top_p applied.
+        teacher: Teacher's sampling distribution; None if the policy does not need it.
+        draw: Samples a token from each row of (B, V) probabilities, with the random numbers of the
+            text, this position, and the given index (0 or 1): use each index once.
     """
 
     place: int
@@ -88,7 +88,7 @@ class DecodeStep:
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """The tokens chosen, (B,); how likely each was to be drawn; whether the student wrote it."""
+    """Chosen tokens, (B,); their sampling probabilities; whether the student sampled them."""
 
     tokens: Tensor
     chances: Tensor
@@ -97,7 +97,7 @@ class SampledTokens:
 
 @dataclass(frozen=True, slots=True)
 class CompletionScore:
-    """What a verifier says of one completion; higher scores are better, a reason rejects it."""
+    """A scorer's result for one completion; higher scores are better, a reason rejects it."""
 
     score: float = 0.0
     reason: str = ""

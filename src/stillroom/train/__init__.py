@@ -1,16 +1,16 @@
 """Training loop, data order, LoRA and distributed training shared by all rooms.
 
-AdamW (decay on matrices only) under a constant, cosine or linear schedule; gradient accumulation
-whose loss is normalized over the whole optimizer step; clipping; bfloat16 where the machine has it;
-gradient checkpointing; LoRA through peft; several processes through accelerate. A run that was
-killed goes on from its last saved state and ends with the same bytes.
+AdamW with weight decay on matrices only; a constant, cosine or linear schedule; gradient
+accumulation with the loss normalized over the whole optimizer step; gradient clipping; bfloat16
+where the hardware supports it; gradient checkpointing; LoRA through peft; several processes through
+accelerate. A resumed run produces the same bytes as an uninterrupted one.
 
 Papers: AdamW, Loshchilov and Hutter 2017, arXiv:1711.05101; cosine schedule, Loshchilov and Hutter
 2016, arXiv:1608.03983; LoRA, Hu et al. 2021, arXiv:2106.09685.
 
-A room brings a ``Source`` (which micro-batches make up optimizer step number s) and an objective
-(the summed loss of one micro-batch). Only ``settings`` is imported with the package; the rest needs
-torch and is loaded on first use.
+A room provides a ``BatchSource`` (the micro-batches of optimizer step s) and an objective (the
+summed loss of one micro-batch). Importing the package loads only ``settings``; everything else
+needs torch and is loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training state file for resumption.
 
-It holds trainable weights and kept buffers (of modules beside the model too; a batch norm's running
-statistics change with every step), optimizer moments and the step number. Schedule, data order and
-random draws are functions of the step and the seed, so they are not in it.
+Contains the trainable weights, persistent buffers (including those of auxiliary modules: the
+running statistics of a batch norm change with every step), optimizer moments and the step number.
+Schedule, data order and random draws are functions of the step and the seed and are not stored.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def save_state(
     totals: dict[str, float],
     buffers: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the state after ``step`` finished steps; a kill while writing keeps the old one.
+    """Write the training state atomically after ``step`` finished steps.
 
     Args:
-        path: Where to.
-        identity: Of settings and data.
-        step: How many are finished.
-        weights: What is trained, by the names of ``named_trainable``.
+        path: Destination file.
+        identity: Digest of the settings and the data.
+        step: Number of finished steps.
+        weights: Trainable weights, by the names of ``named_trainable``.
         moments: The optimizer's ``state_dict``.
         totals: Running totals.
-        buffers: What changes with the steps beside weights, by the names of ``named_buffers``.
+        buffers: Persistent buffers, by the names of ``named_buffers``.
     """
     with atomic_write(path, "wb") as file:
         torch.save(
@@ -59,13 +59,13 @@ def save_state(
 def load_state(
     path: Path, identity: str, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, float]]:
-    """Put a saved state into model and optimizer.
+    """Load a saved state into modules and optimizer.
 
     Returns:
-        The number of finished steps and the running totals; (0, {}) where nothing was saved.
+        The number of finished steps and the running totals; (0, {}) if there is no saved state.
 
     Raises:
-        DataError: If the state is of a run with other settings, data or weights.
+        DataError: If the state belongs to a run with other settings, data or weights.
         IntegrityError: If the file cannot be read.
     """
     if not path.is_file():
@@ -77,22 +77,22 @@ def load_state(
             f"the saved training state cannot be read: {error}",
             code="train.state-damaged",
             where=str(path),
-            expected="the file that the killed run wrote",
+            expected="a state file written by the interrupted run",
             next="remove it to train from the first step again",
         ) from error
-    own = dict(named_trainable(modules))
+    parameters = dict(named_trainable(modules))
     buffers, stored = dict(named_buffers(modules)), state.get("buffers", {})
-    same = set(state["weights"]) == set(own) and set(stored) == set(buffers)
+    same = set(state["weights"]) == set(parameters) and set(stored) == set(buffers)
     if state["identity"] != identity or not same:
         raise DataError(
-            "the saved training state is of another run",
+            "the saved training state belongs to another run",
             code="train.other-run",
             where=str(path),
-            expected="the same settings, records and student as when it was saved",
+            expected="the settings, records and student with which it was saved",
             next="restore them, or start over with --overwrite",
         )
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in parameters.items():
             value.copy_(shard_like(state["weights"][name], value))
         for name, buffer in buffers.items():
             buffer.copy_(stored[name])
@@ -105,7 +105,7 @@ def load_state(
 
 
 def named_trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
-    """Return what is trained, by name: the model's own names, those of modules beside it marked."""
+    """Return the trainable parameters by name; those of auxiliary modules are prefixed."""
     return [
         (f"beside.{name}" if number else name, value)
         for number, module in enumerate(modules)
@@ -115,10 +115,7 @@ def named_trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Paramete
 
 
 def named_buffers(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
-    """Return the buffers that a state dict would hold.
-
-    Named as ``named_trainable`` names parameters.
-    """
+    """Return the persistent buffers, named as in ``named_trainable``."""
     return [
         (f"{'beside.' if number else ''}{prefix}{'.' if prefix else ''}{name}", value)
         for number, module in enumerate(modules)

@@ -1,10 +1,10 @@
 """Batch source as a pure function of seed and step, and the training/held-out split.
 
-There is no iterator to restore: any step of any epoch can be asked for directly, so the data cursor
-of a resumed run is the step number itself. Knows no tokens' meaning, only their counts.
+There is no iterator to restore: the batches of any step of any epoch are computed directly, so the
+data cursor of a resumed run is the step number. Uses token counts only, never token values.
 
-Where any record names its split, ``train`` is learned from and ``held_out`` measured; data made
-elsewhere, that names none, is split by each record's id, a tenth held out.
+If any record has a ``split`` field, ``train`` is trained on and ``held_out`` evaluated; records
+without one are split by a hash of their id, one in ten held out.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ __all__ = [
 
 
 class MicroBatch(Protocol):
-    """What is computed at once."""
+    """A group of records computed at once."""
 
     @property
     def valid(self) -> int:
-        """Number of positions that bear loss."""
+        """Number of positions with a loss."""
 
     @property
     def tokens(self) -> int:
@@ -50,7 +50,7 @@ class MicroBatch(Protocol):
 
     @property
     def record_ids(self) -> Sequence[str]:
-        """The records inside, named when the loss is not finite."""
+        """Ids of the records, reported if the loss is not finite."""
 
 
 B = TypeVar("B", bound=MicroBatch)
@@ -63,40 +63,40 @@ T = TypeVar("T")
 
 
 class BatchSource(Protocol[B_co]):
-    """Gives the micro-batches of any optimizer step."""
+    """Provider of the micro-batches of any optimizer step."""
 
     @property
     def identity(self) -> str:
-        """A digest of the data and their order; a resumed run must bring the same."""
+        """Digest of the data and their order; must be equal when a run is resumed."""
 
     def __len__(self) -> int:
-        """Return how many records one epoch has."""
+        """Return the number of records in one epoch."""
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
-        """Make what the step learns from; called on every rank, before the step is planned.
+        """Prepare the data of a step; called on every rank before the step is planned.
 
-        A source whose text is written by the model that is being trained writes it here, so that
-        the positions of a step are counted after its text is known.
+        A source whose text is sampled from the model in training generates it here, so that the
+        positions of the step are counted after its text is known.
 
         Returns:
-            Numbers to be logged for the step.
+            Metrics to log for the step.
         """
 
     def plan(self, step: int) -> Sequence[Sequence[int]]:
-        """Return the record numbers of each micro-batch of a step, over all ranks."""
+        """Return the record indices of each micro-batch of a step, over all ranks."""
 
     def load(self, group: Sequence[int]) -> B_co:
-        """Return one micro-batch of the plan, ready to compute."""
+        """Return one planned micro-batch, ready to compute."""
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return how many positions of a planned micro-batch bear loss, without loading it."""
+        """Return the number of loss positions of a planned micro-batch, without loading it."""
 
 
 class RecordSource(Generic[T, B]):
-    """Shuffles records each epoch, cuts them into steps, and steps into micro-batches.
+    """Records shuffled each epoch, divided into steps, and steps into micro-batches.
 
-    Within a step records are sorted by length, so that a micro-batch pads little; which records a
-    step has does not depend on that, nor on how many ranks share it.
+    Within a step records are sorted by length to minimize padding. Which records belong to a step
+    depends neither on that order nor on the number of ranks.
     """
 
     def __init__(
@@ -111,17 +111,17 @@ class RecordSource(Generic[T, B]):
         micro_tokens: int,
         seed: int,
     ) -> None:
-        """Stand over ``records``.
+        """Initialize the source.
 
         Args:
-            records: What ``load`` takes.
-            ids: One id a record.
-            lengths: Tokens of each record.
-            valid: Loss-bearing positions of each record.
-            load: Makes a micro-batch of some records.
-            batch_size: Records a step.
-            micro_tokens: Most tokens, padding included, of a micro-batch of more than one record.
-            seed: Shuffles.
+            records: Inputs of ``load``.
+            ids: Id of each record.
+            lengths: Number of tokens of each record.
+            valid: Number of loss positions of each record.
+            load: Builds a micro-batch from records.
+            batch_size: Records per optimizer step.
+            micro_tokens: Maximum tokens, padding included, of a micro-batch of several records.
+            seed: Seed of the shuffle.
         """
         self._records, self._load = records, load
         self._lengths, self._valid = list(lengths), list(valid)
@@ -132,36 +132,40 @@ class RecordSource(Generic[T, B]):
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        """Return how many records one epoch has."""
+        """Return the number of records in one epoch."""
         return len(self._lengths)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
-        """Do nothing: the records are there."""
+        """Return no metrics: the records need no preparation."""
         return {}
 
     def plan(self, step: int) -> list[list[int]]:
-        """Return the record numbers of each micro-batch of a step, longest records first."""
+        """Return the record indices of each micro-batch of a step, longest records first."""
         return group_by_length(self.chosen(step), self._lengths, self.micro_tokens)
 
     def chosen(self, step: int) -> list[int]:
-        """Return the record numbers of a step, in the order of the epoch's shuffle."""
+        """Return the record indices of a step, in the order of the epoch's shuffle."""
         first = step * self.batch_size
-        return [self._at(place) for place in range(first, first + self.batch_size)]
+        return [self._at(position) for position in range(first, first + self.batch_size)]
 
     def load(self, group: Sequence[int]) -> B:
-        """Return one micro-batch of the plan."""
+        """Return one planned micro-batch."""
         return self._load([self._records[number] for number in group])
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return how many positions of a planned micro-batch bear loss."""
+        """Return the number of loss positions of a planned micro-batch."""
         return sum(self._valid[number] for number in group)
 
-    def _at(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self))
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self))
         if epoch not in self._orders:
             generator = np.random.default_rng([self.seed, epoch])
             self._orders = {
-                **{old: order for old, order in self._orders.items() if old == epoch - 1},
+                **{
+                    previous: order
+                    for previous, order in self._orders.items()
+                    if previous == epoch - 1
+                },
                 epoch: generator.permutation(len(self)).tolist(),
             }
         return self._orders[epoch][offset]
@@ -170,12 +174,12 @@ class RecordSource(Generic[T, B]):
 def group_by_length(
     numbers: Sequence[int], lengths: Sequence[int], micro_tokens: int
 ) -> list[list[int]]:
-    """Return numbers in groups of at most ``micro_tokens`` tokens with padding, longest first.
+    """Group indices into batches of at most ``micro_tokens`` padded tokens, longest first.
 
     Args:
-        numbers: Indexes into ``lengths``.
-        lengths: Tokens of each.
-        micro_tokens: Most tokens, padding included, of a group of more than one.
+        numbers: Indices into ``lengths``.
+        lengths: Number of tokens of each item.
+        micro_tokens: Maximum tokens, padding included, of a group of several items.
     """
     groups: list[list[int]] = []
     for number in sorted(numbers, key=lambda number: (-lengths[number], number)):
@@ -192,7 +196,7 @@ _HOLDOUT_DIVISOR = 10
 
 @dataclass(frozen=True, slots=True)
 class RecordSplit:
-    """Records to learn from, records to measure on, and what was passed over by reason."""
+    """Training records, held-out records, and counts of skipped records by reason."""
 
     train: list[Record]
     held_out: list[Record]
@@ -200,10 +204,10 @@ class RecordSplit:
 
 
 def split_records(path: Path) -> RecordSplit:
-    """Read records and split them.
+    """Read the records of a file and split them.
 
     Raises:
-        DataError: If there is nothing to learn from.
+        DataError: If there is no training record.
     """
     passed_over: Counter[str] = Counter()
     reasons: list[str] = []
@@ -213,10 +217,10 @@ def split_records(path: Path) -> RecordSplit:
         if not reasons:
             reasons.append(f"row {row}: {reason}")
 
-    every = list(read_records(path, on_drop=drop))
-    has_splits = any("split" in record.fields for record in every)
+    records = list(read_records(path, on_drop=drop))
+    has_splits = any("split" in record.fields for record in records)
     train, held_out = [], []
-    for record in every:
+    for record in records:
         split = _split_of(record, has_splits=has_splits)
         if split == "train":
             train.append(record)
@@ -226,17 +230,17 @@ def split_records(path: Path) -> RecordSplit:
             passed_over[f"split {split!r:.40}"] += 1
     if not train:
         raise DataError(
-            f"{path} has no record to learn from{''.join(f'; {one}' for one in reasons)}",
+            f"{path} has no training record{''.join(f'; {reason}' for reason in reasons)}",
             code="train.no-records",
             where=str(path),
-            expected="records with fields.split 'train', or records that name no split",
-            next="check how the records were made: stillroom show shows their splits",
+            expected="records with fields.split 'train', or records without a split",
+            next="list the records and their splits with stillroom show",
         )
     return RecordSplit(train, held_out, dict(passed_over))
 
 
 def is_training_record(record: Record, *, has_splits: bool) -> bool:
-    """Whether a record is learned from, in a file of which some records name a split or none."""
+    """Return whether a record is trained on; ``has_splits`` if any record of its file has one."""
     return bool(_split_of(record, has_splits=has_splits) == "train")
 
 

@@ -1,15 +1,15 @@
 """Process group with reductions, and sharding of models by FSDP2.
 
-Goes through accelerate, and only where the environment says that there is more than one process;
-a single process needs nothing installed. Gradients are summed, not averaged: the loss has been
-divided by the number of positions of all ranks before. What is decided or waited for goes over a
-group of its own that has time: the main rank may capture a teacher for days while the others wait.
+Uses accelerate, and only if the environment describes more than one process; a single process needs
+no extra dependency. Gradients are summed, not averaged, because the loss has already been divided
+by the number of positions of all ranks. Objects and barriers use a separate gloo group with a
+timeout of 30 days: the main rank may capture teacher logits for days while the others wait.
 
-Source: Zhao et al. 2023, arXiv:2304.11277; here by torch's ``fully_shard``. Each transformer layer
-is gathered while it is computed; embeddings, final norm and head (and modules beside the model, as
-projectors are) stay whole from the forward pass to the backward pass of a micro-batch, so that a
-loss that takes the head apart finds all of it. Every rank must run as many micro-batches as every
-other: gathering is done by all together.
+Source: Zhao et al. 2023, arXiv:2304.11277; implemented with torch's ``fully_shard``. Each
+transformer layer is gathered while it is computed. Embeddings, final norm, head and auxiliary
+modules (projectors) stay gathered from the forward to the backward pass of a micro-batch, because a
+chunked loss reads the full head. Gathering is collective, so every rank must run the same number of
+micro-batches.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _TIMEOUT = timedelta(days=30)
 
 
 class ProcessGroup:
-    """The group of processes of this run; one process is a group too."""
+    """Process group of a run; also represents a single process."""
 
     def __init__(self, *, alone: bool = False) -> None:
-        """Join the group that the launcher's environment describes, or stay with it if joined.
+        """Join the group described by the launcher's environment, or reuse one already joined.
 
         Args:
-            alone: Be a group of one, whatever the environment says.
+            alone: Form a group of one, regardless of the environment.
 
         Raises:
             MissingExtraError: If there are several processes and accelerate is missing.
@@ -76,19 +76,19 @@ class ProcessGroup:
             self._talk = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def __enter__(self) -> ProcessGroup:
-        """Be a group within the body."""
+        """Return the group."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Leave the group; where all goes well, together."""
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Leave the group, after a barrier if no exception was raised."""
         if self.count == 1:
             return
         if kind is None:
             self.wait()
-        if self._is_guest:  # who joined the group first leaves it
+        if self._is_guest:  # whoever initialized the group destroys it
             return
         torch.distributed.destroy_process_group()
-        self._state._reset_state()  # so that a later run of this process makes a group again
+        self._state._reset_state()  # a later run of this process can initialize a group again
 
     @property
     def is_main(self) -> bool:
@@ -99,50 +99,51 @@ class ProcessGroup:
         """Return every rank's value, in order of rank."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(found, value, group=self._talk)
-        return found
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value, group=self._talk)
+        return values
 
-    def share(self, trouble: StillroomError | None) -> None:
-        """Raise the first rank's trouble on every rank; return where no rank has any."""
-        found = next((error for error in self.gather(trouble) if error is not None), None)
-        if found is not None:
-            self.wait()  # none leaves while another still reads from it
-            raise found
+    def share(self, failure: StillroomError | None) -> None:
+        """Raise the error of the first failed rank on every rank; return if none failed."""
+        first = next((error for error in self.gather(failure) if error is not None), None)
+        if first is not None:
+            self.wait()  # no rank leaves while another still reads from it
+            raise first
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Do what one process suffices for on the main rank, and give every rank its result.
+        """Call a function on the main rank and return its result on every rank.
 
-        The others wait as long as it takes. What the main rank raises, every rank raises.
+        The other ranks wait without a practical time limit. An error of the main rank is raised on
+        every rank.
 
         Args:
-            work: Its result is pickled; it may take hours.
+            work: Function whose result can be pickled; it may run for hours.
 
         Raises:
-            BackendError: On the other ranks, where the main rank fails in a way that no error of
-                ours tells.
+            BackendError: On the other ranks, if the main rank raises something other than a
+                ``StillroomError``.
         """
         if self.count == 1:
             return work()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         caught: Exception | None = None
         if self.is_main:
             try:
-                told[0] = work()
-            except Exception as error:  # noqa: BLE001 - raised again below, once all have been told
+                outcome[0] = work()
+            except Exception as error:  # noqa: BLE001 - raised again below, after the broadcast
                 caught = error
-                told[1] = error if isinstance(error, StillroomError) else _group_error(error)
-        torch.distributed.broadcast_object_list(told, src=0, group=self._talk)
-        if told[1] is not None:
-            self.wait()  # none leaves while another still reads from it
-            raise caught or told[1]
-        return cast("T", told[0])
+                outcome[1] = error if isinstance(error, StillroomError) else _group_error(error)
+        torch.distributed.broadcast_object_list(outcome, src=0, group=self._talk)
+        if outcome[1] is not None:
+            self.wait()  # no rank leaves while another still reads from it
+            raise caught or outcome[1]
+        return cast("T", outcome[0])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks, in buckets.
 
-        A parameter that no rank has a gradient for keeps none, so that the optimizer passes over it
-        as it does in one process.
+        A parameter without a gradient on every rank keeps none, so the optimizer skips it as in a
+        single process.
         """
         if self.count == 1 or not parameters:
             return
@@ -171,7 +172,7 @@ class ProcessGroup:
         return Path(self.on_main(lambda: str(path)))
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Block until every rank has reached this point."""
         if self.count > 1:
             torch.distributed.barrier(group=self._talk)
 
@@ -189,15 +190,15 @@ def _group_error(error: Exception) -> BackendError:
         f"the main process failed: {type(error).__name__}: {error}",
         code="train.rank-failed",
         expected="every process to reach the end",
-        next="read the main process's own error",
+        next="read the error of the main process",
     )
 
 
 def exit_process(code: int) -> NoReturn:
-    """End a process that was a rank, without taking the interpreter apart.
+    """Exit a rank's process without finalizing the interpreter.
 
-    A worker thread of gloo may still hold a tensor of the last sum; where it lets go of it while
-    the interpreter ends, the process aborts and its exit code is lost.
+    A gloo worker thread may still hold a tensor of the last reduction; releasing it during
+    interpreter shutdown aborts the process and loses its exit code.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -205,40 +206,40 @@ def exit_process(code: int) -> NoReturn:
 
 
 class ShardedModule(nn.Module):
-    """All that is trained, as one module whose forward pass is any function of it."""
+    """All trained modules as one module whose forward pass is an arbitrary function of them."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        """Stand over modules, which go on to be used directly within ``forward``."""
+        """Wrap modules that are called directly by the function passed to ``forward``."""
         super().__init__()
         self.parts = nn.ModuleList(modules)
 
     def forward(self, run: Callable[[], Tensor]) -> Tensor:
-        """Return ``run()``, in which the weights outside of layers are whole."""
+        """Return ``run()``, computed with the weights outside of layers gathered."""
         return run()
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keep the weights outside of layers whole within the body, to read without a graph.
+        """Gather the weights outside of layers within the body, for reading without a graph.
 
-        Every rank must read as often as every other; one step must have been taken before.
+        Collective: every rank must enter equally often, and only after the first step.
         """
-        own = cast("Any", self)
-        own.unshard()
+        module = cast("Any", self)
+        module.unshard()
         try:
             yield
         finally:
-            own.reshard()
+            module.reshard()
 
 
 def shard_modules(modules: Sequence[nn.Module], ranks: int) -> ShardedModule:
-    """Split the parameters of modules over all ranks, in place.
+    """Shard the parameters of modules over all ranks, in place.
 
     Args:
         modules: The model first; its transformer layers are gathered one at a time.
-        ranks: How many there are.
+        ranks: Number of ranks.
 
     Raises:
-        ResourceError: If this torch cannot shard, or not on the model's device.
+        ResourceError: If this torch version or the model's device does not support sharding.
     """
     device = next(modules[0].parameters()).device
     try:
@@ -257,7 +258,7 @@ def shard_modules(modules: Sequence[nn.Module], ranks: int) -> ShardedModule:
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return a whole tensor in the form of a parameter: this rank's share where it is sharded."""
+    """Return a full tensor in the layout of a parameter: this rank's shard if it is sharded."""
     if not hasattr(parameter, "full_tensor") or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -267,7 +268,7 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gather_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state with whole tensors; called on every rank where any is sharded."""
+    """Return an optimizer's state with full tensors; collective if any is sharded."""
     values = {
         number: {
             name: gather_tensor(value) if isinstance(value, Tensor) else value
@@ -279,14 +280,14 @@ def gather_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unsplittable_layers(model: nn.Module) -> Iterable[nn.Module]:
-    """Return the modules that a Hugging Face model says must not be split; else none."""
+    """Return the modules in a Hugging Face model's ``_no_split_modules``; empty without it."""
     names = set(getattr(unwrap_model(model), "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def _sharding_error(expected: str, found: str) -> ResourceError:
+def _sharding_error(expected: str, actual: str) -> ResourceError:
     return ResourceError(
-        f"train.sharding fsdp cannot be used with {found}",
+        f"train.sharding fsdp cannot be used with {actual}",
         code="train.sharding",
         where="train.sharding",
         expected=expected,

@@ -1,9 +1,9 @@
 """Training loop: optimizer steps, accumulation, checkpointing and logging.
 
-The loss of a step is the sum over all valid positions of all its micro-batches on all ranks,
-divided by their number once, so that neither the split into micro-batches nor the number of ranks
-changes the gradient. Every step seeds torch from (seed, step, rank): a resumed run draws the same
-dropout masks.
+The loss of a step is the sum over the valid positions of all micro-batches on all ranks, divided
+once by their number, so that neither the split into micro-batches nor the number of ranks changes
+the gradient. Every step seeds torch from (seed, step, rank): a resumed run draws the same dropout
+masks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ T = TypeVar("T")
 class Loss:
     """The loss of one micro-batch, summed over its valid positions.
 
-    ``parts`` are further sums to be logged, each divided by the step's positions as ``total`` is.
+    ``parts`` are further sums to log, each divided by the step's positions as ``total`` is.
     """
 
     total: Tensor
@@ -50,12 +50,12 @@ class Loss:
 
 
 Objective = Callable[[nn.Module, B], Loss]
-"""Gives the loss of a micro-batch; called within the run's autocast context."""
+"""Function that returns the loss of a micro-batch; called within the run's autocast context."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """What a run came to: steps and tokens over all sittings, first and last loss, precision."""
+    """Statistics of a run, including the steps before it was resumed."""
 
     steps: int
     tokens: int
@@ -78,46 +78,46 @@ def train(
     name: str = "train",
     on_step: Callable[[int, nn.Module], None] | None = None,
     reads_every: int = 0,
-    beside: nn.Module | None = None,
+    auxiliary: nn.Module | None = None,
     ranks: ProcessGroup | None = None,
 ) -> TrainSummary:
     """Train the parameters of ``model`` that require a gradient, in place.
 
-    Sharded over several processes, the model stays so: ``export_tensors`` gathers it.
+    A model sharded over several processes stays sharded: ``export_tensors`` gathers it.
 
     Args:
-        model: In memory, in float32; on the device it shall be trained on.
-        source: The micro-batches of every step.
-        objective: The summed loss of one micro-batch.
-        settings: Optimizer, schedule, precision, bookkeeping.
-        job: Keeps the state in its scratch folder, metrics and progress; asked for cancellation
+        model: Model in float32, on the training device.
+        source: Provider of micro-batches.
+        objective: Function that returns the summed loss of a micro-batch.
+        settings: Optimizer, schedule, precision and logging.
+        job: Stores the state in its scratch folder, metrics and progress; checked for cancellation
             between steps.
-        seed: Of the random draws within the model.
-        name: Of the phase; a job that trains twice names the second one, whose state and metrics
-            then stand under that name.
-        on_step: Called on every rank after each step with the number of finished steps, so that
-            all can gather a sharded model. A resumed run calls it again for steps after the saved
+        seed: Seed of random draws within the model.
+        name: Name of the phase; a job that trains twice names the second one, and its state and
+            metrics are stored under that name.
+        on_step: Called on every rank after each step with the number of finished steps, so that a
+            sharded model can be gathered. A resumed run calls it again for steps after the saved
             state.
-        reads_every: Steps from one call of ``on_step`` that reads the model to the next, every rank
-            as often as every other; 0 where none does. Where the model is sharded, its weights
-            outside of layers are whole in those calls.
-        beside: Trained and saved with the model, but no part of it: projectors of a loss.
-        ranks: The group of processes, where the caller has joined it; None joins it here.
+        reads_every: Interval in steps at which ``on_step`` reads the model, equal on every rank; 0
+            if it never does. At these calls the weights of a sharded model outside of its layers
+            are gathered.
+        auxiliary: Module trained and saved with the model but not part of it, such as projectors.
+        ranks: Process group, if the caller has joined it; None joins it here.
 
     Raises:
-        DataError: If a loss or gradient is not finite, or the saved state is of another run.
-        Cancelled: If the user asked for it; the state has been saved.
+        DataError: If a loss or gradient is not finite, or the saved state belongs to another run.
+        Cancelled: If cancellation was requested; the state has been saved.
     """
     if len(source) == 0:
         raise DataError(
-            "there is nothing to train on",
+            "there are no training records",
             code="train.no-records",
-            expected="at least one record with a position that bears loss",
+            expected="at least one record with a loss position",
             next="check the records, their split and max_tokens",
         )
     group = contextlib.nullcontext(ranks) if ranks is not None else ProcessGroup()
     with group as joined, deterministic_torch(settings, model) as precision:
-        modules = (model,) if beside is None else (model, beside)
+        modules = (model,) if auxiliary is None else (model, auxiliary)
         run = _TrainingRun(modules, source, objective, settings, job, seed, joined, precision, name)
         return run.run(on_step, reads_every)
 
@@ -187,8 +187,8 @@ class _TrainingRun(Generic[B]):
         )
 
     def _step(self, step: int, progress: Progress) -> None:
-        begun = time.monotonic()
-        notes = self.source.begin(step, self.model, self.ranks)
+        started = time.monotonic()
+        metrics = self.source.begin(step, self.model, self.ranks)
         plan = self.source.plan(step)
         positions = sum(self.source.valid(group) for group in plan)
         torch.manual_seed(_seed_of(self.seed, step, self.ranks.rank))
@@ -200,17 +200,17 @@ class _TrainingRun(Generic[B]):
         norm = self._clip(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        rate = tokens / max(time.monotonic() - begun, 1e-9)
-        self._note(step, {**sums, **notes}, tokens, positions, norm, rate)
+        rate = tokens / max(time.monotonic() - started, 1e-9)
+        self._note(step, {**sums, **metrics}, tokens, positions, norm, rate)
         progress.advance(note=f"loss {sums['loss']:.4f}, {rate:.0f} tokens/s")
 
     def _accumulate(
         self, step: int, plan: Sequence[Sequence[int]], positions: int
     ) -> tuple[dict[str, float], int]:
-        """Add up the gradients of a step; return mean loss, mean parts and tokens of all ranks."""
+        """Accumulate the gradients of a step; return mean loss, mean parts and tokens."""
         sums = {"loss": 0.0}
         tokens = 0
-        trouble: StillroomError | None = None
+        failure: StillroomError | None = None
         try:
             for group, counts in self._share_of(plan):
                 batch = self._agreed(partial(self.source.load, group))
@@ -222,36 +222,36 @@ class _TrainingRun(Generic[B]):
                         sums[name] = sums.get(name, 0.0) + part / positions
                     tokens += batch.tokens
         except StillroomError as error:
-            trouble = error
-        self.ranks.share(trouble)
-        every = self.ranks.gather((sums, tokens))
-        names = dict.fromkeys(name for part, _ in every for name in part)
-        totals = {name: sum(part.get(name, 0.0) for part, _ in every) for name in names}
-        return totals, sum(count for _, count in every)
+            failure = error
+        self.ranks.share(failure)
+        results = self.ranks.gather((sums, tokens))
+        names = dict.fromkeys(name for part, _ in results for name in part)
+        totals = {name: sum(part.get(name, 0.0) for part, _ in results) for name in names}
+        return totals, sum(count for _, count in results)
 
     def _share_of(self, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], bool]]:
-        """Yield this rank's micro-batches, and whether each counts.
+        """Yield this rank's micro-batches, and whether each one counts.
 
-        Ranks that gather weights together must run as many: one that has fewer runs another's again
-        and counts it not.
+        Sharded ranks must run the same number: a rank with fewer repeats the first micro-batch
+        without counting it.
         """
-        own = plan[self.ranks.rank :: self.ranks.count]
-        yield from ((group, True) for group in own)
+        groups = plan[self.ranks.rank :: self.ranks.count]
+        yield from ((group, True) for group in groups)
         if self.shards is not None:
             most = -(-len(plan) // self.ranks.count)
-            yield from ((plan[0], False) for _ in range(most - len(own)))
+            yield from ((plan[0], False) for _ in range(most - len(groups)))
 
     def _agreed(self, work: Callable[[], T]) -> T:
-        """Return ``work()``; where ranks gather weights together, one's error is every rank's."""
+        """Return ``work()``; if the model is sharded, an error on one rank is raised on all."""
         if self.shards is None:
             return work()
-        found, trouble = None, None
+        result, failure = None, None
         try:
-            found = work()
+            result = work()
         except StillroomError as error:
-            trouble = error
-        self.ranks.share(trouble)
-        return cast("T", found)
+            failure = error
+        self.ranks.share(failure)
+        return cast("T", result)
 
     def _forward(self, step: int, batch: B, positions: int) -> Loss:
         """Return the loss of a micro-batch, with a graph.
@@ -259,23 +259,23 @@ class _TrainingRun(Generic[B]):
         Raises:
             DataError: If it is not finite.
         """
-        found: list[Loss] = []
+        losses: list[Loss] = []
 
         def run() -> Tensor:
-            found.append(self.objective(self.model, batch))
-            return found[0].total
+            losses.append(self.objective(self.model, batch))
+            return losses[0].total
 
         with autocast_body(self.precision, self.device):
             total = run() if self.shards is None else self.shards(run)
         if not math.isfinite(float(total.detach()) / positions):
             raise _not_finite_error("loss", step, batch)
-        return Loss(total, found[0].parts)
+        return Loss(total, losses[0].parts)
 
     def _backward(self, total: Tensor, positions: int, *, counts: bool) -> None:
         """Add the gradient of a micro-batch's share of the step's loss."""
         if self.shards is None:
             share = total / positions
-        else:  # sharded gradients are averaged over ranks; ours are sums
+        else:  # FSDP averages gradients over ranks; the loss is a sum
             share = total * (self.ranks.count * counts / positions)
         share.backward()  # type: ignore[no-untyped-call]
 
@@ -305,9 +305,9 @@ class _TrainingRun(Generic[B]):
             return
         rate_now = self.optimizer.param_groups[0]["lr"]
         values = {**sums, "grad_norm": norm, "learning_rate": rate_now, "tokens_per_s": rate}
-        before = "" if self.name == "train" else f"{self.name}/"
+        prefix = "" if self.name == "train" else f"{self.name}/"
         for name, value in values.items():
-            self.job.metric(before + name, value, step=step + 1)
+            self.job.metric(prefix + name, value, step=step + 1)
 
     def _gathered(self, reads: bool) -> contextlib.AbstractContextManager[None]:
         if self.shards is None or not reads:
@@ -330,7 +330,7 @@ class _TrainingRun(Generic[B]):
             )
 
     def _is_due(self, seconds: float) -> bool:
-        """Return whether to save the state; where all gather it, by the main rank's clock."""
+        """Return whether to save the state; if sharded, by the clock of the main rank."""
         due = seconds >= self.settings.save_every_s
         return due if self.shards is None else self.ranks.gather(due)[0]
 
@@ -350,7 +350,7 @@ class _TrainingRun(Generic[B]):
 def make_optimizer(
     parameters: list[nn.Parameter], settings: TrainSettings
 ) -> torch.optim.Optimizer:
-    """Return AdamW over ``parameters``, with decay on matrices and none on vectors."""
+    """Return AdamW over ``parameters``, with weight decay on matrices only."""
     groups = [
         {
             "params": [value for value in parameters if value.ndim >= 2],
@@ -371,13 +371,13 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
     return int(digest_json(["train", seed, step, rank])[:15], 16)
 
 
-def _not_finite_error(what: str, step: int, batch: MicroBatch | None) -> DataError:
+def _not_finite_error(quantity: str, step: int, batch: MicroBatch | None) -> DataError:
     names = list(batch.record_ids) if batch is not None else []
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return DataError(
-        f"the {what} of optimizer step {step + 1} is not finite",
-        code=f"train.{what}-not-finite",
+        f"the {quantity} of optimizer step {step + 1} is not finite",
+        code=f"train.{quantity}-not-finite",
         where=f"records {shown}" if shown else f"step {step + 1}",
         expected="a finite number",
-        next="lower train.learning_rate, set train.precision to float32, or drop those records",
+        next="lower train.learning_rate, set train.precision to float32, or remove those records",
     )

@@ -1,7 +1,7 @@
 """LoRA through peft: low-rank layers and export of merged weights.
 
-Source: Hu et al. 2021, arXiv:2106.09685. Merging is done on the exported copy, never in place, so
-that exporting in the middle of a run leaves the run as it was.
+Source: Hu et al. 2021, arXiv:2106.09685. Weights are merged into exported copies, never in place,
+so an export during a run does not affect it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["add_lora", "export_adapter", "export_tensors", "gather_tensor", "unw
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
-    """Freeze ``model`` and add low-rank layers to it; only these will train.
+    """Freeze ``model`` and add trainable low-rank layers to it, in place.
 
     Args:
-        model: A transformer in memory; changed in place.
-        settings: Rank, scale and targets.
-        seed: Draws the first values.
+        model: Transformer in memory.
+        settings: Rank, scale and target layers.
+        seed: Seed of the initial values.
 
     Raises:
         MissingExtraError: If peft is not installed.
@@ -43,7 +43,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in an older way
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers call
         torch.manual_seed(seed)
         return cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
 
@@ -55,10 +55,9 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's weights by name, tied ones once, low-rank additions merged into copies.
+    """Yield the model's weights by name, tied weights once, with low-rank updates merged.
 
-    Where the model is sharded, its tensors are gathered one by one, and every rank must go through
-    all of them.
+    The tensors of a sharded model are gathered one by one; every rank must exhaust the iterator.
     """
     for name, parameter in unwrap_model(model).named_parameters():
         if ".lora_" in name:
@@ -74,29 +73,29 @@ def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def export_adapter(model: nn.Module, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a model's low-rank additions as peft stores them, and adapter_config.json.
+    """Return the low-rank weights in peft's format and the content of adapter_config.json.
 
-    Where the model is sharded, its tensors are gathered, and every rank must call this.
+    The tensors of a sharded model are gathered; every rank must call this.
 
     Args:
-        model: From ``add_lora``.
-        base: What the additions are added to, by path or hub name.
+        model: Model from ``add_lora``.
+        base: Path or hub name of the base model.
     """
     import peft
 
-    kept = peft.get_peft_model_state_dict(cast("Any", model), save_embedding_layers=False)
-    tensors = {name: gather_tensor(tensor.detach()).contiguous() for name, tensor in kept.items()}
-    said: dict[str, Any] = cast("Any", model).peft_config["default"].to_dict()
-    said |= {"base_model_name_or_path": base, "inference_mode": True}
+    state = peft.get_peft_model_state_dict(cast("Any", model), save_embedding_layers=False)
+    tensors = {name: gather_tensor(tensor.detach()).contiguous() for name, tensor in state.items()}
+    config: dict[str, Any] = cast("Any", model).peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": base, "inference_mode": True}
     plain = {
         name: sorted(value) if isinstance(value, set | frozenset) else value
-        for name, value in said.items()
+        for name, value in config.items()
     }
     return tensors, plain
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor as it is, or gathered where each rank holds a part of it."""
+    """Return a tensor unchanged, or gathered if it is sharded."""
     gather = getattr(tensor, "full_tensor", None)
     return cast("Tensor", gather()) if callable(gather) else tensor
 

@@ -33,9 +33,9 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def limit_threads(threads: int) -> Iterator[None]:
-    """Within the body torch computes with so many CPU threads.
+    """Limit torch to a number of CPU threads within the body.
 
-    0 is one for every core, shared among the processes of a launcher on this machine.
+    0 uses every core, divided among the processes of a launcher on this machine.
     """
     before = torch.get_num_threads()
     neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -48,13 +48,13 @@ def limit_threads(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic_torch(settings: TrainSettings, model: nn.Module) -> Iterator[str]:
-    """Set what a run needs of torch and of the model, and put back what was there before.
+    """Configure torch and the model for a reproducible run, and restore both afterwards.
 
-    Within the body the model is in training mode, the number of CPU threads is fixed (sums split
-    over another number of threads round otherwise), and the caller's random state is kept safe.
+    Within the body the model is in training mode, the number of CPU threads is fixed (it affects
+    the rounding of sums), and the caller's random state is preserved.
 
     Yields:
-        The precision that was chosen: ``float32`` or ``bfloat16``.
+        The chosen precision: ``float32`` or ``bfloat16``.
     """
     device, was_training = next(model.parameters()).device, model.training
     plain = unwrap_model(model)
@@ -74,7 +74,7 @@ def deterministic_torch(settings: TrainSettings, model: nn.Module) -> Iterator[s
 def autocast_body(
     precision: str, device: torch.device
 ) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which a transformer's body is computed.
+    """Return the autocast context for a transformer's body.
 
     Weights, sums and optimizer stay float32; matrix products take bfloat16 operands.
     """
@@ -84,14 +84,14 @@ def autocast_body(
 
 
 def matmul_dtype(precision: str) -> torch.dtype | None:
-    """Return the type of a product's operands for code outside autocast; None is their own."""
+    """Return the operand type of matrix products outside autocast; None keeps their own."""
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def _set_gradient_checkpointing(model: nn.Module, *, on: bool) -> None:
     """Turn gradient checkpointing of a Hugging Face model on or off."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its newer name is not in older versions
+        warnings.simplefilter("ignore", FutureWarning)  # older versions lack the new name
         if on:
             cast("Any", model).gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}

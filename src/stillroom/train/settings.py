@@ -1,7 +1,4 @@
-"""Training settings and learning-rate schedule, without torch.
-
-Knows no optimizer.
-"""
+"""Training settings and learning-rate schedule, without torch."""
 
 from __future__ import annotations
 
@@ -18,80 +15,80 @@ __all__ = [
 
 
 class LoraSettings(BaseModel):
-    """Train low-rank additions instead of the weights themselves; they are merged at the end."""
+    """LoRA: train low-rank updates instead of the weights, and merge them at the end."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rank: int = Field(default=16, ge=1, description="rank of each addition")
-    alpha: float = Field(default=32.0, gt=0, description="additions are scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before each addition")
+    rank: int = Field(default=16, ge=1, description="rank of each low-rank update")
+    alpha: float = Field(default=32.0, gt=0, description="updates are scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before each update")
     targets: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear",
-        description="names of the linear layers that get one; 'all-linear' is all",
+        description="names of the adapted linear layers; 'all-linear' adapts all",
     )
     keep_adapter: bool = Field(
         default=False,
-        description="also write the additions alone, as a peft folder in output/adapter",
+        description="also write the low-rank weights as a peft folder in output/adapter",
     )
 
 
 class TrainSettings(BaseModel):
-    """Optimizer, schedule, batch, precision and bookkeeping of one training run."""
+    """Optimizer, schedule, batch size, precision and logging of a training run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps; null takes as many as 'epochs' makes"
+        default=None, ge=1, description="optimizer steps; null derives them from 'epochs'"
     )
     epochs: float = Field(
-        default=3.0, gt=0, description="passes over the records, where 'steps' is null"
+        default=3.0, gt=0, description="passes over the records, if 'steps' is null"
     )
     batch_size: int = Field(
-        default=4, ge=1, description="records in one optimizer step, over all ranks"
+        default=4, ge=1, description="records per optimizer step, over all ranks"
     )
     micro_tokens: int = Field(
         default=2048,
         ge=1,
-        description="most tokens (padding included) computed at once; lower saves memory",
+        description="maximum tokens (padding included) per micro-batch; lower saves memory",
     )
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate")
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="cosine", description="how the learning rate falls after the warmup"
+        default="cosine", description="learning-rate schedule after the warmup"
     )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps for warmup")
     final_share: float = Field(
-        default=0.05, ge=0, le=1, description="share of the peak that cosine and linear end at"
+        default=0.05, ge=0, le=1, description="final share of the peak for cosine and linear"
     )
     weight_decay: float = Field(
-        default=0.01, ge=0, description="decay of matrices; vectors have none"
+        default=0.01, ge=0, description="weight decay of matrices; vectors have none"
     )
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment")
-    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's second moment")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW beta1 (first moment)")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW beta2 (second moment)")
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float | None = Field(
-        default=1.0, gt=0, description="clip the gradient's norm to this; null does not clip"
+        default=1.0, gt=0, description="maximum gradient norm; null does not clip"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="of matrix products; weights stay float32; auto is bfloat16 where it is native",
+        description="matrix products; weights stay float32; auto is bfloat16 where it is native",
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="compute activations again in the backward pass: less memory, more time",
+        description="recompute activations in the backward pass: less memory, more time",
     )
     lora: LoraSettings | None = Field(
-        default=None, description="train low-rank additions only; null trains all weights"
+        default=None, description="train low-rank updates only; null trains all weights"
     )
     sharding: Literal["none", "fsdp"] = Field(
         default="none",
-        description="with several processes: none keeps a whole student in each; fsdp keeps a part "
-        "of its weights, gradients and moments in each, and gathers a layer while it is used",
+        description="with several processes: none keeps a full student in each; fsdp shards "
+        "weights, gradients and moments, and gathers each layer while it is used",
     )
     threads: int = Field(
         default=0,
         ge=0,
-        description="CPU threads of a process; 0 takes every core, or its share where several run; "
-        "another number may change last bits",
+        description="CPU threads per process; 0 uses every core, or its share with several "
+        "processes; another number may change the last bits",
     )
     save_every_s: float = Field(
         default=120.0,
@@ -99,7 +96,7 @@ class TrainSettings(BaseModel):
         description="seconds between saved states for --resume; 0 saves every step",
     )
     log_every: int = Field(
-        default=1, ge=1, description="optimizer steps between lines of metrics.jsonl"
+        default=1, ge=1, description="optimizer steps between rows of metrics.jsonl"
     )
 
     @model_validator(mode="after")
@@ -109,11 +106,11 @@ class TrainSettings(BaseModel):
         return self
 
     def warmup_steps(self, steps: int) -> int:
-        """Return how many of ``steps`` warm up."""
+        """Return the number of warmup steps."""
         return round(self.warmup * steps)
 
     def count_steps(self, records: int) -> int:
-        """Return the optimizer steps that these settings make of so many records."""
+        """Return the number of optimizer steps for a number of records."""
         if self.steps is not None:
             return self.steps
         return max(1, round(self.epochs * records / self.batch_size))
@@ -122,8 +119,8 @@ class TrainSettings(BaseModel):
 def compute_learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
     """Return the learning rate of optimizer step ``step`` (from 0) of ``steps``.
 
-    The warmup rises linearly and never starts at zero; the first step after it has the peak. Cosine
-    and linear reach ``final_share`` of the peak at the last step.
+    Warmup is linear and never starts at zero; the first step after it has the peak rate. Cosine and
+    linear reach ``final_share`` of the peak at the last step.
     """
     peak = settings.learning_rate
     warmup = settings.warmup_steps(steps)

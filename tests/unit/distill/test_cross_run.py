@@ -165,7 +165,7 @@ def test_what_is_kept_is_what_the_teacher_says(make_recipe, do, tmp_path, teache
         logits = teacher(input_ids=torch.tensor(lesson.teacher_ids)[None]).logits[0].double()
     own = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(lesson.teacher_ids[1:])[:, None])
     with LogitCache.open(cache) as opened:
-        kept = next(one for one in opened.lessons() if np.array_equal(one.ids, lesson.teacher_ids))
+        kept = next(one for one in opened.records() if np.array_equal(one.ids, lesson.teacher_ids))
         spoken = opened.read(kept)["logprob"]
     np.testing.assert_allclose(spoken, own[kept.positions, 0], atol=1e-4)
 

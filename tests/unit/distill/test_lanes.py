@@ -218,9 +218,9 @@ def test_a_server_that_tells_own_tokens_alone_teaches_by_draws(
     [
         ("several", {"sequence": {}}, "sequence.model"),
         ("several", {"rationale": {"write": {}}}, "rationale.write.model"),
-        ("several", {"targets": {"mode": "live"}}, "live only one"),
+        ("several", {"targets": {"mode": "live"}}, "live a single one"),
         ("served", {"targets": {"mode": "dense"}}, "mode 'dense'"),
-        ("served", {"features": [{"name": "relation"}]}, "a server shows nothing"),
+        ("served", {"features": [{"name": "relation"}]}, "an endpoint returns no internal states"),
         ("crossing", {"rationale": {"weight": 0.5}}, "rationale.weight"),
     ],
     ids=str,

@@ -305,11 +305,11 @@ def test_the_teacher_speaks_of_no_record_that_no_step_reads(make_recipe, do, tmp
     )
     do(recipe)
     with LogitCache.open(cache) as opened:
-        assert len(list(opened.lessons())) == 3
+        assert len(list(opened.records())) == 3
     again = make_recipe(
         targets={"mode": "top_k", "k": 8, "cache": str(cache)},
         train={**FAST, "steps": 2, "batch_size": 3},
     )
     do(again, "again")
     with LogitCache.open(cache) as opened:
-        assert len(list(opened.lessons())) == 6
+        assert len(list(opened.records())) == 6

@@ -187,7 +187,7 @@ def test_a_server_that_fails_in_the_middle_loses_nothing(make_recipe, do, server
         ({"features": [{"name": "relation"}]}, "features"),
         (
             {"teacher": [{"teacher": "a"}, {"teacher": "b"}], "targets": {}},
-            "'rollouts' take one teacher",
+            "'rollouts' support one teacher",
         ),
     ],
     ids=str,

@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_names_step_and_records(make_problem, make_job
     assert str(caught.value) == (
         f"records 11: the loss of optimizer step {step + 1} is not finite  "
         "[train.loss-not-finite]\n  expected a finite number\n  next: lower train.learning_rate, "
-        "set train.precision to float32, or drop those records"
+        "set train.precision to float32, or remove those records"
     )
 
 

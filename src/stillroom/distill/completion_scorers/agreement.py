@@ -1,8 +1,7 @@
 """Self-consistency: completions whose final answer is the majority answer of the prompt.
 
 Source: Wang et al. 2022 (self-consistency), arXiv:2203.11171, section 2; used as a filter by Huang
-et al. 2022, arXiv:2210.11610. Needs no answer of the record's own. Where two answers have equally
-many votes, the one that was drawn first stands.
+et al. 2022, arXiv:2210.11610. Needs no reference answer. Ties go to the answer generated first.
 """
 
 from __future__ import annotations
@@ -25,33 +24,36 @@ __all__ = ["Agreement"]
 
 
 class Agreement(CompletionScorer):
-    """The share of completions with the same final answer; the largest group is kept."""
+    """Share of completions with the same final answer; only the largest group is kept."""
 
     paper: ClassVar[str] = "arXiv:2203.11171"
 
     find: Literal["marked", "number", "whole"] = Field(
-        default="marked", description="where the answer stands, as in the verifier 'answer'"
+        default="marked", description="location of the answer, as in the scorer 'answer'"
     )
     least_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="share of the completions that must agree; below it the prompt is left out",
+        description="share of completions that must agree; below it the prompt is dropped",
     )
 
     @override
     def judge(
         self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel
     ) -> list[CompletionScore]:
-        found = [extract_answer(text, self.find) for text in texts]
-        votes = [sum(bool(one) and is_same_answer(one, other) for other in found) for one in found]
-        most = max(votes, default=0)
-        if not most or most < self.least_share * len(texts):
+        answers = [extract_answer(text, self.find) for text in texts]
+        votes = [
+            sum(bool(answer) and is_same_answer(answer, other_answer) for other_answer in answers)
+            for answer in answers
+        ]
+        majority = max(votes, default=0)
+        if not majority or majority < self.least_share * len(texts):
             return [CompletionScore(reason="too few agree") for _ in texts]
-        winner = found[votes.index(most)]
+        winner = answers[votes.index(majority)]
         return [
-            CompletionScore(most / len(texts))
-            if one and is_same_answer(one, winner)
+            CompletionScore(majority / len(texts))
+            if answer and is_same_answer(answer, winner)
             else CompletionScore(reason="outvoted")
-            for one in found
+            for answer in answers
         ]

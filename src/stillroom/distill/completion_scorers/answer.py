@@ -1,7 +1,7 @@
-"""Answer match: completions whose final answer equals the record's own.
+"""Answer match: completions whose final answer equals the record's reference answer.
 
-Source: Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3.1: reasoning is learned from only
-where it ends in the right answer.
+Source: Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3.1: train only on reasoning that
+ends in the correct answer.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ __all__ = ["Answer"]
 
 
 class Answer(CompletionScorer):
-    """Equality with the record's own answer: as numbers where both are, else word for word."""
+    """Equality with the reference answer: numeric if both are numbers, else word for word."""
 
     paper: ClassVar[str] = "arXiv:2203.14465"
     needs_answer: ClassVar[bool] = True
 
     find: Literal["marked", "number", "whole"] = Field(
         default="marked",
-        description="where the answer stands: marked after the last 'answer is', 'answer:' or "
-        "within \\boxed{}, or else the last line; number the last number; whole all of the text",
+        description="location of the answer: marked is after the last 'answer is', 'answer:' or "
+        "within \\boxed{}, or else the last line; number the last number; whole the full text",
     )
 
     @override
     def judge(
         self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel
     ) -> list[CompletionScore]:
-        wanted = extract_answer(get_reference_answer(record), self.find)
-        found = [extract_answers(text, self.find) for text in texts]
+        reference = extract_answer(get_reference_answer(record), self.find)
+        candidates = [extract_answers(text, self.find) for text in texts]
         return [
             CompletionScore(1.0)
-            if any(is_same_answer(one, wanted) for one in read)
-            else CompletionScore(reason="another answer" if read else "no answer found")
-            for read in found
+            if any(is_same_answer(answer, reference) for answer in answers)
+            else CompletionScore(reason="another answer" if answers else "no answer found")
+            for answers in candidates
         ]

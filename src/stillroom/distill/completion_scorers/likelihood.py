@@ -1,8 +1,8 @@
 """Length-normalized log-likelihood of completions under the model that generated them.
 
-Source: best-of-n by the model's own length-normalized log-probability, as the reranking baseline of
-Adiwardana et al. 2020, arXiv:2001.09977, section 2.4 (sample and rank). It favors the writer's mode
-over its variety: use it where one good text a prompt is wanted.
+Source: best-of-n by the model's own length-normalized log-probability, the reranking baseline of
+Adiwardana et al. 2020, arXiv:2001.09977, section 2.4 (sample and rank). It prefers the mode of the
+generating model over variety: use it to keep one good text per prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Likelihood"]
 
 
 class Likelihood(CompletionScorer):
-    """The mean log-probability of the completion's tokens, in nats."""
+    """Mean log-probability of the completion's tokens, in nats."""
 
     paper: ClassVar[str] = "arXiv:2001.09977"
     needs_scores: ClassVar[bool] = True
@@ -33,7 +33,7 @@ class Likelihood(CompletionScorer):
     least: float | None = Field(
         default=None,
         le=0,
-        description="a completion below this is rejected, in nats a token; null rejects none",
+        description="minimum mean log-probability in nats per token; null rejects none",
     )
 
     @override

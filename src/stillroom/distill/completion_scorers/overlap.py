@@ -1,4 +1,4 @@
-"""Token F1 of completions with the record's own answer.
+"""Token F1 of completions against the reference answer.
 
 Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1 (F1 over words).
 """
@@ -23,19 +23,19 @@ __all__ = ["Overlap"]
 
 
 class Overlap(CompletionScorer):
-    """F1 over words with the record's own answer, from 0 to 1."""
+    """F1 over words against the reference answer, from 0 to 1."""
 
     paper: ClassVar[str] = "arXiv:1606.05250"
     needs_answer: ClassVar[bool] = True
 
-    least: float = Field(default=0.3, ge=0, le=1, description="a completion below this is rejected")
+    least: float = Field(default=0.3, ge=0, le=1, description="minimum F1 of a completion")
 
     @override
     def judge(
         self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel
     ) -> list[CompletionScore]:
-        wanted = get_reference_answer(record)
-        scores = [token_f1(text, wanted) for text in texts]
+        reference = get_reference_answer(record)
+        scores = [token_f1(text, reference) for text in texts]
         return [
             CompletionScore(score)
             if score >= self.least

@@ -1,12 +1,12 @@
 """Byte-exact alignment of two tokenizations of one text into the finest common chunks.
 
-A chunk is a run of teacher's tokens and a run of student's tokens that cover the same bytes, where
-no shorter run does. Every byte that is a border of both tokenizations ends a chunk, so one pass
-over marks of borders finds them all: the time is linear in bytes and tokens. Source of the idea:
-Minixhofer et al. 2025, arXiv:2503.20083, section 3.1; here on bytes instead of characters, with
-special tokens matched by role and everything that belongs to no chunk counted by reason.
+A chunk is a run of teacher tokens and a run of student tokens that cover the same bytes, where no
+shorter run does. Every byte that is a token boundary in both tokenizations ends a chunk, so one
+pass over boundary marks finds all chunks in time linear in bytes and tokens. Based on Minixhofer et
+al. 2025, arXiv:2503.20083, section 3.1; here on bytes instead of characters, with special tokens
+matched by role and all unaligned tokens counted by reason.
 
-Two chat templates write different text round the same messages: ``find_shared_spans`` finds the
+Two chat templates surround the same messages with different text: ``find_shared_spans`` locates the
 messages in both, and ``align`` aligns within them.
 """
 
@@ -37,8 +37,8 @@ __all__ = [
 
 ONE_TO_ONE, ONE_TO_MANY, MANY_TO_ONE, MANY_TO_MANY, SPECIAL_PAIR = range(5)
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many", "special")
-"""Kinds of a chunk, teacher's tokens first: one_to_many is one of the teacher's, several of the
-student's; special is a pair of special tokens of one role."""
+"""Kinds of a chunk, teacher first: one_to_many is one teacher token and several student tokens;
+special is a pair of special tokens of one role."""
 
 _SPACE = 0x20
 
@@ -47,7 +47,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class SharedSpan:
-    """The same bytes in two renderings: where they begin in each, and how many they are."""
+    """Identical bytes in two renderings: start offset in each, and length in bytes."""
 
     teacher: int
     student: int
@@ -56,17 +56,17 @@ class SharedSpan:
 
 @dataclass(frozen=True)
 class Alignment:
-    """C chunks in the order of the text, and how many tokens belong to none.
+    """C chunks in text order, and counts of unaligned tokens.
 
     Args:
-        teacher: First teacher token of each chunk and the one after its last, (C, 2), int64.
+        teacher: First and end index of each chunk's teacher tokens, (C, 2), int64.
         student: The same for the student, (C, 2), int64.
-        spans: First byte of each chunk in the student's text and the one after its last, (C, 2).
+        spans: Start and end byte of each chunk in the student's text, (C, 2).
         kinds: Index into ``KINDS``, (C,), uint8.
-        teacher_out: Teacher's tokens in no chunk, by reason: ``special`` (no counterpart),
-            ``unknown`` (its bytes cannot be known), ``template`` (outside the common text, or over
-            its border by more than a space), ``uneven`` (no common border before the common text
-            ends, or beside one of the others).
+        teacher_out: Teacher tokens in no chunk, by reason: ``special`` (no counterpart),
+            ``unknown`` (bytes not recoverable), ``template`` (outside the shared text, or across
+            its border by more than a space), ``uneven`` (no common boundary before the shared text
+            ends, or next to a token of another reason).
         student_out: The same for the student.
         is_exact: Whether both tokenizations' spans are exact to the byte.
     """
@@ -80,7 +80,7 @@ class Alignment:
     is_exact: bool = True
 
     def __len__(self) -> int:
-        """Return how many chunks there are."""
+        """Return the number of chunks."""
         return len(self.kinds)
 
 
@@ -90,27 +90,31 @@ def align(
     """Return the finest common chunks of two tokenizations.
 
     Args:
-        teacher: One tokenization.
-        student: The other, of the same text unless ``regions`` are given.
-        regions: The bytes that both texts share, in order and apart from one another.
+        teacher: Teacher's tokenization.
+        student: Student's tokenization, of the same text unless ``regions`` are given.
+        regions: Byte spans shared by both texts, in order and disjoint.
 
     Raises:
-        DataError: If the texts differ, within the regions or without them.
+        DataError: If the texts differ, within the regions or, without regions, anywhere.
     """
     shared = _check_spans(teacher, student, regions)
-    ours, theirs = (_Tokenization(side, shared, at) for at, side in enumerate((teacher, student)))
-    borders = np.flatnonzero(ours.is_border & theirs.is_border)
+    teacher_side, student_side = (
+        _Tokenization(side, shared, number) for number, side in enumerate((teacher, student))
+    )
+    borders = np.flatnonzero(teacher_side.is_border & student_side.is_border)
     begin, end = borders[:-1], borders[1:]
-    first = [side.reach(begin) for side in (ours, theirs)]
-    last = [side.reach(end) for side in (ours, theirs)]
-    holds = ours.holds(begin, end, first[0], last[0]) & theirs.holds(begin, end, first[1], last[1])
+    first = [side.reach(begin) for side in (teacher_side, student_side)]
+    last = [side.reach(end) for side in (teacher_side, student_side)]
+    holds = teacher_side.holds(begin, end, first[0], last[0]) & student_side.holds(
+        begin, end, first[1], last[1]
+    )
     begin, end = begin[holds], end[holds]
     pairs = [
         side.original(low[holds], high[holds])
-        for side, low, high in zip((ours, theirs), first, last, strict=True)
+        for side, low, high in zip((teacher_side, student_side), first, last, strict=True)
     ]
     kinds = _classify_chunks(*pairs)
-    specials = _pair_specials(teacher, student, ours, theirs)
+    specials = _pair_specials(teacher, student, teacher_side, student_side)
     rows = np.concatenate(
         [
             np.column_stack([*pairs, shared.in_student(begin), shared.in_student(end), kinds]),
@@ -123,8 +127,8 @@ def align(
         rows[:, 2:4],
         rows[:, 4:6],
         rows[:, 6].astype(np.uint8),
-        ours.count_out(rows[:, :2]),
-        theirs.count_out(rows[:, 2:4]),
+        teacher_side.count_out(rows[:, :2]),
+        student_side.count_out(rows[:, 2:4]),
         teacher.is_exact and student.is_exact,
     )
 
@@ -132,15 +136,15 @@ def align(
 def find_shared_spans(
     teacher_text: str, student_text: str, pieces: Sequence[str]
 ) -> tuple[list[SharedSpan], int]:
-    """Find the messages of a conversation in two renderings of it.
+    """Locate the messages of a conversation in two renderings.
 
     Args:
-        teacher_text: As the teacher's template writes the conversation.
-        student_text: As the student's does.
-        pieces: The messages' texts in their order.
+        teacher_text: Rendering by the teacher's chat template.
+        student_text: Rendering by the student's chat template.
+        pieces: Texts of the messages, in order.
 
     Returns:
-        The regions, in bytes, and how many pieces were not found in both texts.
+        The shared regions, in bytes, and the number of pieces not found in both texts.
     """
     if teacher_text == student_text:
         size = len(teacher_text.encode())
@@ -151,23 +155,23 @@ def find_shared_spans(
     passed = [0, 0]  # the same in bytes
     for piece in pieces:
         content = piece if all(piece in text for text in texts) else piece.strip()
-        at = [text.find(content, begin) for text, begin in zip(texts, reached, strict=True)]
-        if not content or min(at) < 0:
+        positions = [text.find(content, begin) for text, begin in zip(texts, reached, strict=True)]
+        if not content or min(positions) < 0:
             missed += bool(piece.strip())
             continue
         size = len(content.encode())
         begin = [
             done + len(text[low:high].encode())
-            for done, text, low, high in zip(passed, texts, reached, at, strict=True)
+            for done, text, low, high in zip(passed, texts, reached, positions, strict=True)
         ]
         regions.append(SharedSpan(begin[0], begin[1], size))
-        reached = [place + len(content) for place in at]
-        passed = [place + size for place in begin]
+        reached = [position + len(content) for position in positions]
+        passed = [position + size for position in begin]
     return regions, missed
 
 
 class _SharedText:
-    """The common text: its regions one after another, a byte of no text between them as a wall."""
+    """Shared regions concatenated, each followed by one separator byte of no text."""
 
     def __init__(self, regions: Sequence[SharedSpan]) -> None:
         self.begins = [
@@ -179,46 +183,46 @@ class _SharedText:
         self.bases = steps.cumsum() - steps
         self.size = int(steps.sum())
 
-    def place(self, places: Ints, side: int) -> tuple[Ints, Ints]:
-        """Return places of one text in the common text, and how many bytes of the region follow.
+    def place(self, offsets: Ints, side: int) -> tuple[Ints, Ints]:
+        """Map offsets in one text to the shared text; also return the bytes left in the region.
 
-        The second is negative for places that are in no region nor at its end.
+        The second is negative for offsets outside every region.
         """
         begins = self.begins[side]
         if not len(begins):
-            return np.zeros_like(places), np.full_like(places, -1)
-        region = np.maximum(np.searchsorted(begins, places, side="right") - 1, 0)
-        into = places - begins[region]
-        left = np.where(into >= 0, self.lengths[region] - into, -1)
-        return self.bases[region] + into, left
+            return np.zeros_like(offsets), np.full_like(offsets, -1)
+        region = np.maximum(np.searchsorted(begins, offsets, side="right") - 1, 0)
+        into = offsets - begins[region]
+        remaining = np.where(into >= 0, self.lengths[region] - into, -1)
+        return self.bases[region] + into, remaining
 
     def clip(self, placed: TokenSpans, side: int) -> Ints:
-        """Return where tokens start, without a template's space before a region.
+        """Return token starts, without a template's space before a region.
 
-        Many tokenizers join a space to the word after it: the first token of a message is then over
-        the border by a byte that says nothing.
+        Many tokenizers join a space to the following word: the first token of a message then
+        crosses the border by an insignificant byte.
         """
         starts = placed.starts.copy()
         begins = self.begins[side][self.begins[side] > 0]
         begins = begins[placed.text[begins - 1] == _SPACE]
-        at = np.searchsorted(starts, begins, side="left") - 1
-        begins, at = begins[at >= 0], at[at >= 0]
-        is_over = (starts[at] == begins - 1) & (placed.ends[at] > begins)
+        tokens = np.searchsorted(starts, begins, side="left") - 1
+        begins, tokens = begins[tokens >= 0], tokens[tokens >= 0]
+        is_over = (starts[tokens] == begins - 1) & (placed.ends[tokens] > begins)
         ends = self.begins[side] + self.lengths
-        is_over &= ~np.isin(begins, ends) & (placed.kinds[at] != SPECIAL)
-        starts[at[is_over]] = begins[is_over]
+        is_over &= ~np.isin(begins, ends) & (placed.kinds[tokens] != SPECIAL)
+        starts[tokens[is_over]] = begins[is_over]
         return starts
 
-    def in_student(self, places: Ints) -> Ints:
-        """Return places of the common text as bytes of the student's text."""
+    def in_student(self, offsets: Ints) -> Ints:
+        """Map offsets in the shared text to bytes of the student's text."""
         if not len(self.bases):
-            return places
-        region = np.maximum(np.searchsorted(self.bases, places, side="right") - 1, 0)
-        return places - self.bases[region] + self.begins[1][region]
+            return offsets
+        region = np.maximum(np.searchsorted(self.bases, offsets, side="right") - 1, 0)
+        return offsets - self.bases[region] + self.begins[1][region]
 
 
 class _Tokenization:
-    """One tokenization in the common text: its text tokens that lie within a region."""
+    """One tokenization in the shared text: its text tokens that lie within a region."""
 
     def __init__(self, placed: TokenSpans, shared: _SharedText, side: int) -> None:
         self.placed = placed
@@ -235,29 +239,29 @@ class _Tokenization:
         self.is_border = (opened + closed) > 0
         self.covered = _cumulate((opened - closed).cumsum() > 0)
 
-    def reach(self, places: Ints) -> Ints:
-        """Return the first chosen token that begins at or after each place."""
-        return np.searchsorted(self.starts, places, side="left")
+    def reach(self, offsets: Ints) -> Ints:
+        """Return the index of the first text token that begins at or after each offset."""
+        return np.searchsorted(self.starts, offsets, side="left")
 
     def holds(self, begin: Ints, end: Ints, first: Ints, last: Ints) -> npt.NDArray[np.bool_]:
-        """Return which stretches are whole runs of neighboring tokens with known bytes."""
-        whole = self.covered[end] - self.covered[begin] == end - begin
-        whole &= last > first
-        low, high = first[whole], last[whole]
-        whole[whole] = self.chosen[high - 1] - self.chosen[low] == high - 1 - low
+        """Return which intervals are contiguous runs of whole tokens with known bytes."""
+        is_contiguous = self.covered[end] - self.covered[begin] == end - begin
+        is_contiguous &= last > first
+        low, high = first[is_contiguous], last[is_contiguous]
+        is_contiguous[is_contiguous] = self.chosen[high - 1] - self.chosen[low] == high - 1 - low
         unknown = _cumulate(self.unknown)
         known: npt.NDArray[np.bool_] = unknown[last] == unknown[first]
-        known &= whole
+        known &= is_contiguous
         return known
 
     def original(self, first: Ints, last: Ints) -> Ints:
-        """Return runs of chosen tokens as runs of all tokens, (C, 2)."""
+        """Convert runs of text tokens to runs of all tokens, (C, 2)."""
         if not len(first):
             return np.zeros((0, 2), dtype=np.int64)
         return np.column_stack([self.chosen[first], self.chosen[last - 1] + 1])
 
     def count_out(self, runs: Ints) -> dict[str, int]:
-        """Return how many tokens are in none of the runs, by reason."""
+        """Return the number of tokens outside the runs, by reason."""
         change = np.zeros(len(self.placed) + 1, dtype=np.int64)
         np.add.at(change, runs[:, 0], 1)
         np.add.at(change, runs[:, 1], -1)
@@ -275,7 +279,7 @@ class _Tokenization:
 
 
 def _cumulate(marks: npt.NDArray[np.bool_]) -> Ints:
-    """Return how many marks come before each place and the end, (N + 1,)."""
+    """Return the number of marks before each position and before the end, (N + 1,)."""
     return np.concatenate([[0], marks.cumsum()]).astype(np.int64)
 
 
@@ -287,60 +291,76 @@ def _check_spans(
             raise _count_distinct("teacher's and student's texts differ")
         return _SharedText([SharedSpan(0, 0, len(teacher.text))])
     reached = [0, 0]
-    for at, region in enumerate(regions):
-        ours = teacher.text[region.teacher : region.teacher + region.length]
-        theirs = student.text[region.student : region.student + region.length]
+    for number, region in enumerate(regions):
+        teacher_bytes = teacher.text[region.teacher : region.teacher + region.length]
+        student_bytes = student.text[region.student : region.student + region.length]
         is_behind = region.teacher >= reached[0] and region.student >= reached[1]
-        if not is_behind or len(ours) != region.length or not np.array_equal(ours, theirs):
-            raise _count_distinct(f"region {at} is not the same bytes in both texts, in order")
+        if (
+            not is_behind
+            or len(teacher_bytes) != region.length
+            or not np.array_equal(teacher_bytes, student_bytes)
+        ):
+            raise _count_distinct(f"region {number} is not the same bytes in both texts, in order")
         reached = [region.teacher + region.length, region.student + region.length]
     return _SharedText(regions)
 
 
-def _count_distinct(what: str) -> DataError:
+def _count_distinct(message: str) -> DataError:
     return DataError(
-        what,
+        message,
         code="distill.texts-differ",
         where="alignment",
         expected="two tokenizations of the same bytes",
-        next="where two chat templates render a conversation, give align the regions they share: "
-        "find_regions",
+        next="if two chat templates render a conversation, pass align the shared regions from "
+        "find_shared_spans",
     )
 
 
-def _classify_chunks(ours: Ints, theirs: Ints) -> Ints:
-    one, other = ours[:, 1] - ours[:, 0] == 1, theirs[:, 1] - theirs[:, 0] == 1
+def _classify_chunks(teacher_runs: Ints, student_runs: Ints) -> Ints:
+    one_teacher, one_student = (
+        teacher_runs[:, 1] - teacher_runs[:, 0] == 1,
+        student_runs[:, 1] - student_runs[:, 0] == 1,
+    )
     return np.select(
-        [one & other, one, other], [ONE_TO_ONE, ONE_TO_MANY, MANY_TO_ONE], MANY_TO_MANY
+        [one_teacher & one_student, one_teacher, one_student],
+        [ONE_TO_ONE, ONE_TO_MANY, MANY_TO_ONE],
+        MANY_TO_MANY,
     ).astype(np.int64)
 
 
 def _pair_specials(
-    teacher: TokenSpans, student: TokenSpans, ours: _Tokenization, theirs: _Tokenization
+    teacher: TokenSpans,
+    student: TokenSpans,
+    teacher_side: _Tokenization,
+    student_side: _Tokenization,
 ) -> Ints:
-    """Return one row for each pair of special tokens at one place with one role or surface."""
+    """Return one row for each pair of special tokens at one position with equal role or surface."""
     waiting: dict[tuple[int, str], list[int]] = {}
-    for at, (role, surface) in teacher.roles.items():
-        for key in _special_keys(ours, at, role, surface):
-            waiting.setdefault(key, []).append(at)
+    for index, (role, surface) in teacher.roles.items():
+        for key in _special_keys(teacher_side, index, role, surface):
+            waiting.setdefault(key, []).append(index)
     rows, used = [], set[int]()
-    for at, (role, surface) in student.roles.items():
-        for key in _special_keys(theirs, at, role, surface):
-            mate = next((one for one in waiting.get(key, ()) if one not in used), None)
-            if mate is not None:
-                used.add(mate)
-                begin, end = int(student.starts[at]), int(student.ends[at])
-                rows.append([mate, mate + 1, at, at + 1, begin, end, SPECIAL_PAIR])
+    for index, (role, surface) in student.roles.items():
+        for key in _special_keys(student_side, index, role, surface):
+            partner = next(
+                (candidate for candidate in waiting.get(key, ()) if candidate not in used), None
+            )
+            if partner is not None:
+                used.add(partner)
+                begin, end = int(student.starts[index]), int(student.ends[index])
+                rows.append([partner, partner + 1, index, index + 1, begin, end, SPECIAL_PAIR])
                 break
     return np.asarray(rows, dtype=np.int64).reshape(-1, 7)
 
 
-def _special_keys(side: _Tokenization, at: int, role: str, surface: bytes) -> list[tuple[int, str]]:
-    """Return what a special token is matched by: its place, with its role or else its surface."""
-    if at == 0 and role in {"bos", "cls"}:
+def _special_keys(
+    side: _Tokenization, index: int, role: str, surface: bytes
+) -> list[tuple[int, str]]:
+    """Return the keys a special token is matched by: position with role, or else surface."""
+    if index == 0 and role in {"bos", "cls"}:
         return [(-1, "begin")]
-    if side.left[at] < 0:
+    if side.left[index] < 0:
         return []
-    place = int(side.places[at])
-    found = [] if role == "control" else [(place, role)]
-    return [*found, (place, f"surface {surface!r}")]
+    position = int(side.places[index])
+    keys = [] if role == "control" else [(position, role)]
+    return [*keys, (position, f"surface {surface!r}")]

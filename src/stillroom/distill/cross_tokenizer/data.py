@@ -1,8 +1,7 @@
 """Records in two aligned tokenizations, and micro-batches of them.
 
-Both sides render a record with their own chat template; the messages are the common text. Tokens
-are those that ``encode_record`` gives, so that a teacher is run on exactly what it was trained to
-read.
+Each side renders a record with its own chat template; the messages are the shared text. Tokens
+equal those of ``encode_record``, so that a teacher reads exactly the format it was trained on.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TokenizerView:
-    """One side's tokenizer and its tokens' bytes."""
+    """Tokenizer, token bytes and length limit of one side."""
 
     tokenizer: Any
     tokens: TokenBytes
@@ -60,22 +59,21 @@ class TokenizerView:
 
 @dataclass(frozen=True, slots=True)
 class AlignedRecord:
-    """One record in both tokenizations, and which of their tokens are compared.
+    """One record in both tokenizations, and the tokens to compare.
 
-    A position is the place of the token before the one that is predicted, as in
-    ``TokenizedRecord``.
+    A position is the index of the token before the predicted one, as in ``TokenizedRecord``.
 
     Args:
-        record_id: The record's.
+        record_id: Id of the record.
         teacher_ids: (Tt,), int64.
         student_ids: (Ts,), int64.
-        positions: The student's positions that bear loss, (N,), rising.
-        chunk_of: Chunk of the token predicted at each of them, (N,), -1 for none.
-        teacher_positions: The teacher's positions whose tokens are in a chunk, (M,), rising.
-        teacher_chunk_of: Their chunks, (M,).
+        positions: Student's loss positions, (N,), ascending.
+        chunk_of: Chunk of the token predicted at each position, (N,), -1 for none.
+        teacher_positions: Teacher's positions whose tokens are in a chunk, (M,), ascending.
+        teacher_chunk_of: Chunks of those tokens, (M,).
         kinds: Kind of each chunk, (C,), uint8; every chunk has positions on both sides.
         sizes: Bytes of text of each chunk, (C,), int64; 0 for a pair of special tokens.
-        is_own: Whether the student wrote the text itself: no cross-entropy is taken with it.
+        is_own: Whether the student generated the text, which excludes it from cross-entropy.
     """
 
     record_id: str
@@ -90,30 +88,30 @@ class AlignedRecord:
     is_own: bool = False
 
     @property
-    def taught(self) -> TokenizedRecord:
-        """The teacher's side: its tokens, and its positions that are in chunks."""
+    def teacher_view(self) -> TokenizedRecord:
+        """Teacher's side: its tokens, and its positions in chunks."""
         return TokenizedRecord(self.record_id, self.teacher_ids, self.teacher_positions)
 
     @property
-    def learned(self) -> TokenizedRecord:
-        """The student's side: its tokens, and its positions that bear loss."""
+    def student_view(self) -> TokenizedRecord:
+        """Student's side: its tokens, and its loss positions."""
         return TokenizedRecord(self.record_id, self.student_ids, self.positions)
 
     @property
     def key(self) -> str:
-        """What the teacher's numbers of this lesson follow from: its tokens and positions."""
-        return self.taught.key
+        """Cache key of the teacher's scores: a digest of its tokens and positions."""
+        return self.teacher_view.key
 
     def rows(self, *, one_to_one: bool, by_index: bool = False) -> tuple[Ints, Ints]:
-        """Return which positions are compared row by row.
+        """Return the pairs of positions to compare row by row.
 
         Args:
-            one_to_one: Only chunks of one token each; else the first token of any chunk.
-            by_index: The first position with the first and so on, whatever the text; the teacher's
-                are those in chunks.
+            one_to_one: Use only chunks of one token each; else the first token of any chunk.
+            by_index: Pair the i-th position with the teacher's i-th position in a chunk, regardless
+                of the text.
 
         Returns:
-            Indices into ``positions`` and teacher's positions, (R,) each.
+            Indices into ``positions``, and teacher's positions, (R,) each.
         """
         if by_index:
             count = min(len(self.positions), len(self.teacher_positions))
@@ -121,33 +119,33 @@ class AlignedRecord:
         inside = np.flatnonzero(self.chunk_of >= 0)
         chunks, first = np.unique(self.chunk_of[inside], return_index=True)
         teacher_chunks, teacher_first = np.unique(self.teacher_chunk_of, return_index=True)
-        rows, taught = inside[first], self.teacher_positions[teacher_first]
+        rows, teacher_rows = inside[first], self.teacher_positions[teacher_first]
         if not np.array_equal(chunks, teacher_chunks):  # make_aligned_record leaves no such chunk
             raise ValueError("a chunk has positions on one side only")
         if one_to_one:
             keep = np.isin(self.kinds[chunks], (ONE_TO_ONE, SPECIAL_PAIR))
-            rows, taught = rows[keep], taught[keep]
-        return rows, taught
+            rows, teacher_rows = rows[keep], teacher_rows[keep]
+        return rows, teacher_rows
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedBatch:
-    """Several lessons, padded on the right; ``record_ids``, ``valid``, ``tokens`` as in ``Batch``.
+    """Records padded on the right; ``record_ids``, ``valid`` and ``tokens`` as in ``Batch``.
 
     Args:
         student_ids: (B, Ts), int64; padding is causally invisible.
         teacher_ids: (B, Tt), int64.
-        flat: Indices into (B * Ts) of the N student positions that bear loss.
-        labels: Next tokens there, (N,).
+        flat: Indices into (B * Ts) of the student's N loss positions.
+        labels: Next token at each, (N,).
         chunk_of: Chunk of each, (N,), numbered over the batch; -1 for none.
-        teacher_flat: Indices into (B * Tt): of the M positions in chunks, or of the R rows.
-        teacher_labels: Next tokens there.
+        teacher_flat: Indices into (B * Tt) of the M positions in chunks, or of the R rows.
+        teacher_labels: Next token at each.
         teacher_chunk_of: Chunk of each, (M,).
-        rows: Index into the N positions of each compared row, (R,); in step with ``teacher_flat``.
-        chunks: How many chunks there are.
-        own: Whether each of the N positions stands in the student's own text, (N,).
-        teacher_logprobs: The teacher's log-probabilities of ``teacher_labels``, (M,), where they
-            were captured before; None where the teacher is run.
+        rows: Index into the N positions of each compared row, (R,), parallel to ``teacher_flat``.
+        chunks: Number of chunks.
+        own: Whether each of the N positions is in text generated by the student, (N,).
+        teacher_logprobs: Captured log-probabilities of ``teacher_labels``, (M,); None if the
+            teacher is run.
     """
 
     student_ids: Tensor
@@ -167,7 +165,7 @@ class AlignedBatch:
 
     @property
     def valid(self) -> int:
-        """Number of the student's positions that bear loss."""
+        """Number of the student's loss positions."""
         return int(self.flat.shape[0])
 
 
@@ -178,97 +176,97 @@ def encode_aligned(
     *,
     include_prompt: bool,
     on_aligned: Callable[[Alignment, TokenSpans, TokenSpans], None] | None = None,
-    tell: Callable[[Record], Record | None] | None = None,
+    add_context: Callable[[Record], Record | None] | None = None,
 ) -> tuple[list[AlignedRecord], dict[str, int]]:
-    """Return the records as lessons for two tokenizers, and what was left out, by reason.
+    """Tokenize and align records for two tokenizers.
 
     Args:
-        teacher: Its tokenizer, and the most tokens it is given.
-        student: The same.
-        records: What to learn from.
-        include_prompt: Whether the prompt's tokens bear loss too.
-        on_aligned: Told each record's alignment, for a report.
-        tell: Gives a record as the teacher reads it, with more before the question; None where it
-            cannot be read so, and is left out.
+        teacher: Teacher's tokenizer and length limit.
+        student: Student's tokenizer and length limit.
+        records: Records to train on.
+        include_prompt: Whether the prompt's tokens have a loss too.
+        on_aligned: Callback for each record's alignment, used by a report.
+        add_context: Returns a record with added context as the teacher reads it, or None to skip
+            the record.
 
     Returns:
-        The lessons; and counts: ``records``, ``records_left_out`` (no chunk to learn),
-        ``without_context`` (which ``tell`` gives nothing for),
-        ``records_by_offsets`` (aligned by character offsets), ``messages_missed`` (not found in
-        both renderings), ``chunks``, ``chunks_cut`` (past max_tokens), ``chunks_first`` (a first
-        token, which nothing predicts), ``chunks_masked`` (bear no loss), ``positions``,
-        ``positions_outside`` (bear loss but are in no chunk), ``tokens``.
+        The aligned records; and counts: ``records``, ``records_left_out`` (no chunk),
+        ``without_context`` (``add_context`` returned None), ``records_by_offsets`` (aligned by
+        character offsets), ``messages_missed`` (not found in both renderings), ``chunks``,
+        ``chunks_cut`` (beyond max_tokens), ``chunks_first`` (contains the first token, which is
+        never predicted), ``chunks_masked`` (no loss), ``positions``, ``positions_outside`` (loss
+        positions outside of chunks), ``tokens``.
     """
-    lessons, counts = [], Counter[str]()
+    aligned_records, counts = [], Counter[str]()
     for record in records:
-        told = record if tell is None else tell(record)
-        if told is None:
+        teacher_record = record if add_context is None else add_context(record)
+        if teacher_record is None:
             counts["without_context"] += 1
             continue
-        text, spans, placed = render_record(student, record)
-        teacher_text, _, taught = render_record(teacher, told)
+        text, spans, student_tokens = render_record(student, record)
+        teacher_text, _, teacher_tokens = render_record(teacher, teacher_record)
         contents = [message.content for message in record.messages]
         regions, missed = find_shared_spans(teacher_text, text, contents)
-        found = align(taught, placed, regions)
+        alignment = align(teacher_tokens, student_tokens, regions)
         if on_aligned:
-            on_aligned(found, taught, placed)
+            on_aligned(alignment, teacher_tokens, student_tokens)
         counts["messages_missed"] += missed
-        counts["records_by_offsets"] += not found.is_exact
-        marks = _mask_loss(placed, text, None if include_prompt else spans)
-        lesson = make_aligned_record(
-            record.id, taught, placed, found, marks, (teacher, student), counts
+        counts["records_by_offsets"] += not alignment.is_exact
+        marks = _mask_loss(student_tokens, text, None if include_prompt else spans)
+        aligned = make_aligned_record(
+            record.id, teacher_tokens, student_tokens, alignment, marks, (teacher, student), counts
         )
-        if len(lesson.kinds) == 0:
+        if len(aligned.kinds) == 0:
             counts["records_left_out"] += 1
             continue
-        lessons.append(lesson)
+        aligned_records.append(aligned)
         counts["records"] += 1
-        counts["chunks"] += len(lesson.kinds)
-        counts["positions"] += len(lesson.positions)
-        counts["positions_outside"] += int((lesson.chunk_of < 0).sum())
-        counts["tokens"] += len(lesson.student_ids)
-    return lessons, dict(counts)
+        counts["chunks"] += len(aligned.kinds)
+        counts["positions"] += len(aligned.positions)
+        counts["positions_outside"] += int((aligned.chunk_of < 0).sum())
+        counts["tokens"] += len(aligned.student_ids)
+    return aligned_records, dict(counts)
 
 
 def make_aligned_batch(
-    lessons: Sequence[AlignedRecord],
+    records: Sequence[AlignedRecord],
     *,
     rows: Callable[[AlignedRecord], tuple[Ints, Ints]] | None = None,
     teacher_logprobs: Sequence[npt.NDArray[np.float32]] | None = None,
     device: torch.device | None = None,
 ) -> AlignedBatch:
-    """Pad lessons and number their chunks through.
+    """Pad aligned records and number their chunks consecutively.
 
     Args:
-        lessons: At least one.
-        rows: Which rows are compared (``AlignedRecord.rows``); None where chunks are.
-        teacher_logprobs: Of each lesson's ``teacher_positions``, (M,), where they are known.
-        device: Where to.
+        records: At least one aligned record.
+        rows: Selects the rows to compare (``AlignedRecord.rows``); None compares chunks.
+        teacher_logprobs: Log-probabilities at each record's ``teacher_positions``, (M,), if known.
+        device: Device of the tensors.
     """
     student, teacher = (
-        _pad([getattr(lesson, name) for lesson in lessons])
+        _pad([getattr(record, name) for record in records])
         for name in ("student_ids", "teacher_ids")
     )
     parts: dict[str, list[npt.NDArray[Any]]] = {}
     chunks = positions = 0
-    for at, lesson in enumerate(lessons):
-        chosen, taught = (np.zeros(0, np.int64), lesson.teacher_positions)
-        teacher_chunk_of = lesson.teacher_chunk_of + chunks
+    for number, record in enumerate(records):
+        row_indices, teacher_rows = (np.zeros(0, np.int64), record.teacher_positions)
+        teacher_chunk_of = record.teacher_chunk_of + chunks
         if rows is not None:
-            chosen, taught = rows(lesson)
-            teacher_chunk_of = np.full(len(taught), -1)
+            row_indices, teacher_rows = rows(record)
+            teacher_chunk_of = np.full(len(teacher_rows), -1)
         for name, value in (
-            ("flat", lesson.positions + at * student.shape[1]),
-            ("labels", lesson.student_ids[lesson.positions + 1]),
-            ("chunk_of", np.where(lesson.chunk_of < 0, -1, lesson.chunk_of + chunks)),
-            ("teacher_flat", taught + at * teacher.shape[1]),
-            ("teacher_labels", lesson.teacher_ids[taught + 1]),
+            ("flat", record.positions + number * student.shape[1]),
+            ("labels", record.student_ids[record.positions + 1]),
+            ("chunk_of", np.where(record.chunk_of < 0, -1, record.chunk_of + chunks)),
+            ("teacher_flat", teacher_rows + number * teacher.shape[1]),
+            ("teacher_labels", record.teacher_ids[teacher_rows + 1]),
             ("teacher_chunk_of", teacher_chunk_of),
-            ("rows", chosen + positions),
-            ("own", np.full(len(lesson.positions), lesson.is_own)),
+            ("rows", row_indices + positions),
+            ("own", np.full(len(record.positions), record.is_own)),
         ):
             parts.setdefault(name, []).append(value)
-        chunks, positions = chunks + len(lesson.kinds), positions + len(lesson.positions)
+        chunks, positions = chunks + len(record.kinds), positions + len(record.positions)
     known = None if teacher_logprobs is None else np.concatenate(teacher_logprobs)
     return AlignedBatch(
         student_ids=torch.from_numpy(student).to(device),
@@ -278,39 +276,40 @@ def make_aligned_batch(
             for name, values in parts.items()
         },
         chunks=chunks,
-        record_ids=tuple(lesson.record_id for lesson in lessons),
-        tokens=sum(len(lesson.student_ids) for lesson in lessons),
+        record_ids=tuple(record.record_id for record in records),
+        tokens=sum(len(record.student_ids) for record in records),
         teacher_logprobs=None if known is None else torch.from_numpy(known).to(device),
     )
 
 
 def render_record(
-    reader: TokenizerView, record: Record
+    view: TokenizerView, record: Record
 ) -> tuple[str, list[tuple[int, int]], TokenSpans]:
-    """Return a record as one side renders it, the spans of its assistant's turns, and its tokens.
+    """Render and tokenize a record for one side.
 
-    Spans are in characters.
+    Returns:
+        The text, the assistant turns as character spans, and the tokens.
     """
-    text, spans = find_assistant_spans(reader.tokenizer, record.messages)
+    text, spans = find_assistant_spans(view.tokenizer, record.messages)
     is_plain = [message.role for message in record.messages] == ["assistant"]
-    placed = locate_tokens(reader.tokenizer, reader.tokens, text, add_special_tokens=is_plain)
+    placed = locate_tokens(view.tokenizer, view.tokens, text, add_special_tokens=is_plain)
     return text, spans, placed
 
 
 def _mask_loss(
     placed: TokenSpans, text: str, spans: Sequence[tuple[int, int]] | None
 ) -> npt.NDArray[np.bool_]:
-    """Return which tokens bear loss: all, or those that begin within the character spans."""
+    """Return which tokens have a loss: all, or those that begin within the character spans."""
     marks = np.ones(len(placed), dtype=np.bool_)
     if spans is not None:
         marks[:] = False
         for first, last in spans:
             begin, end = len(text[:first].encode()), len(text[:last].encode())
             marks |= (placed.starts >= begin) & (placed.starts < end)
-            if begin and placed.text[begin - 1] == _SPACE:  # as ``align`` has it
+            if begin and placed.text[begin - 1] == _SPACE:  # as in ``align``
                 marks |= (placed.starts == begin - 1) & (placed.ends > begin)
         marks &= placed.ends > placed.starts
-    marks[:1] = False  # nothing predicts the first
+    marks[:1] = False  # the first token is never predicted
     return marks
 
 
@@ -318,84 +317,86 @@ def make_aligned_record(
     record_id: str,
     teacher: TokenSpans,
     student: TokenSpans,
-    found: Alignment,
+    alignment: Alignment,
     marks: npt.NDArray[np.bool_],
     readers: tuple[TokenizerView, TokenizerView],
     counts: Counter[str],
     *,
     is_own: bool = False,
 ) -> AlignedRecord:
-    """Return the lesson of one text as both sides read it.
+    """Build the aligned record of one text.
 
     Args:
-        record_id: The record's.
-        teacher: The teacher's tokens.
-        student: The student's.
-        found: Which of them stand for the same bytes.
-        marks: Which of the student's tokens bear loss.
-        readers: The teacher's and the student's, for their limits.
-        counts: Of what falls out; see ``encode_aligned``.
-        is_own: Whether the student wrote the text.
+        record_id: Id of the record.
+        teacher: Teacher's tokens.
+        student: Student's tokens.
+        alignment: Alignment of the two.
+        marks: Which of the student's tokens have a loss.
+        readers: Teacher's and student's views, for their length limits.
+        counts: Updated with what is dropped; see ``encode_aligned``.
+        is_own: Whether the student generated the text.
     """
     limits = [reader.max_tokens for reader in readers]
-    is_cut = (found.teacher[:, 1] > limits[0]) | (found.student[:, 1] > limits[1])
-    is_first = (found.teacher[:, 0] == 0) | (found.student[:, 0] == 0)
+    is_cut = (alignment.teacher[:, 1] > limits[0]) | (alignment.student[:, 1] > limits[1])
+    is_first = (alignment.teacher[:, 0] == 0) | (alignment.student[:, 0] == 0)
     marked = np.concatenate([[0], marks.cumsum()])
-    is_masked = marked[found.student[:, 1]] - marked[found.student[:, 0]] < (
-        found.student[:, 1] - found.student[:, 0]
+    is_masked = marked[alignment.student[:, 1]] - marked[alignment.student[:, 0]] < (
+        alignment.student[:, 1] - alignment.student[:, 0]
     )
     counts["chunks_cut"] += int(is_cut.sum())
     counts["chunks_first"] += int((is_first & ~is_cut).sum())
     counts["chunks_masked"] += int((is_masked & ~is_first & ~is_cut).sum())
     keep = ~(is_cut | is_first | is_masked)
-    chunk_of = _number_runs(found.student[keep], len(student))
-    teacher_chunk_of = _number_runs(found.teacher[keep], len(teacher))
+    chunk_of = _number_runs(alignment.student[keep], len(student))
+    teacher_chunk_of = _number_runs(alignment.teacher[keep], len(teacher))
     targets = np.flatnonzero(marks[: limits[1]])
-    taught = np.flatnonzero(teacher_chunk_of >= 0)
+    teacher_targets = np.flatnonzero(teacher_chunk_of >= 0)
     return AlignedRecord(
         record_id,
         teacher.ids[: limits[0]],
         student.ids[: limits[1]],
         targets - 1,
         chunk_of[targets],
-        taught - 1,
-        teacher_chunk_of[taught],
-        found.kinds[keep],
-        np.where(found.kinds == SPECIAL_PAIR, 0, found.spans[:, 1] - found.spans[:, 0])[keep],
+        teacher_targets - 1,
+        teacher_chunk_of[teacher_targets],
+        alignment.kinds[keep],
+        np.where(alignment.kinds == SPECIAL_PAIR, 0, alignment.spans[:, 1] - alignment.spans[:, 0])[
+            keep
+        ],
         is_own,
     )
 
 
 def _number_runs(runs: Ints, size: int) -> Ints:
-    """Return the number of the run that each token is in, -1 for none."""
+    """Return the index of the run that contains each token, -1 for none."""
     numbers = np.full(size, -1, dtype=np.int64)
     lengths = runs[:, 1] - runs[:, 0]
-    places = np.repeat(runs[:, 0] - (lengths.cumsum() - lengths), lengths)
-    numbers[places + np.arange(len(places))] = np.repeat(np.arange(len(runs)), lengths)
+    offsets = np.repeat(runs[:, 0] - (lengths.cumsum() - lengths), lengths)
+    numbers[offsets + np.arange(len(offsets))] = np.repeat(np.arange(len(runs)), lengths)
     return numbers
 
 
 def _concatenate(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    whole = np.concatenate(parts)
-    return whole if whole.dtype == np.bool_ else whole.astype(np.int64)
+    joined = np.concatenate(parts)
+    return joined if joined.dtype == np.bool_ else joined.astype(np.int64)
 
 
 def _pad(rows: Sequence[Ints]) -> Ints:
     padded = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int64)
-    for at, row in enumerate(rows):
-        padded[at, : len(row)] = row
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
     return padded
 
 
 def get_row_pairing(
-    crossing: CrossTokenizerLoss,
+    criterion: CrossTokenizerLoss,
 ) -> Callable[[AlignedRecord], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] | None:
-    """Return what ``make_aligned_batch`` takes as ``rows`` for a crossing."""
-    if not isinstance(crossing, VocabularyLoss):
+    """Return the ``rows`` argument of ``make_aligned_batch`` for a cross-tokenizer loss."""
+    if not isinstance(criterion, VocabularyLoss):
         return None
-    one_to_one, by_index = crossing.needs_one_to_one, crossing.pairs_by_index()
+    one_to_one, by_index = criterion.needs_one_to_one, criterion.pairs_by_index()
 
-    def rows(lesson: AlignedRecord) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return lesson.rows(one_to_one=one_to_one, by_index=by_index)
+    def rows(record: AlignedRecord) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        return record.rows(one_to_one=one_to_one, by_index=by_index)
 
     return rows

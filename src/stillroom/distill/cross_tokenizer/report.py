@@ -1,8 +1,8 @@
 """Alignment report of two tokenizers on given texts or records.
 
-Shares are of bytes and of tokens; what is in no chunk is told by reason, and the share of bytes in
-one-to-one chunks also by what the bytes are (letters, digits, white space, punctuation, other
-scripts), since digits and other scripts are where tokenizers differ most.
+Shares are of bytes and of tokens; unaligned tokens are counted by reason. The share of bytes in
+one-to-one chunks is also given by character class (letters, digits, white space, punctuation, other
+scripts), because tokenizers differ most on digits and other scripts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _CLASS_OF_BYTE = _byte_classes()
 
 @dataclass
 class AlignmentReport:
-    """Sums over the texts that were added."""
+    """Totals over the added texts."""
 
     teacher: TokenBytes
     student: TokenBytes
@@ -72,35 +72,35 @@ class AlignmentReport:
         default_factory=lambda: np.zeros((2, len(_CLASS_NAMES)), dtype=np.int64)
     )
 
-    def add(self, found: Alignment, teacher: TokenSpans, student: TokenSpans) -> None:
-        """Count one text; has the signature of ``encode_cross``'s ``on_aligned``."""
+    def add(self, alignment: Alignment, teacher: TokenSpans, student: TokenSpans) -> None:
+        """Count one text; usable as ``on_aligned`` of ``encode_aligned``."""
         self.texts += 1
-        self.texts_by_offsets += not found.is_exact
+        self.texts_by_offsets += not alignment.is_exact
         self.bytes += len(student.text)
         self.teacher_tokens += len(teacher)
         self.student_tokens += len(student)
-        self.teacher_out.update(found.teacher_out)
-        self.student_out.update(found.student_out)
+        self.teacher_out.update(alignment.teacher_out)
+        self.student_out.update(alignment.student_out)
         for kind, name in enumerate(KINDS):
-            chosen = found.kinds == kind
+            is_kind = alignment.kinds == kind
             row = self.kinds.setdefault(name, dict.fromkeys(_COLUMNS, 0))
             for column, bounds in zip(
-                _COLUMNS[1:], (found.spans, found.teacher, found.student), strict=True
+                _COLUMNS[1:], (alignment.spans, alignment.teacher, alignment.student), strict=True
             ):
-                row[column] += int((bounds[chosen, 1] - bounds[chosen, 0]).sum())
-            row["chunks"] += int(chosen.sum())
-        self.classes += _count_classes(found, student)
+                row[column] += int((bounds[is_kind, 1] - bounds[is_kind, 0]).sum())
+            row["chunks"] += int(is_kind.sum())
+        self.classes += _count_classes(alignment, student)
 
     @property
     def chunks(self) -> int:
-        """Number of chunks of text, pairs of special tokens aside."""
+        """Number of chunks of text, without pairs of special tokens."""
         return sum(row["chunks"] for name, row in self.kinds.items() if name != "special")
 
     def coverage(self, *, one_to_one: bool) -> dict[str, float]:
-        """Return the share of bytes, teacher's and student's tokens in chunks of text.
+        """Return the share of bytes, teacher tokens and student tokens in chunks of text.
 
         Args:
-            one_to_one: Only in chunks of one token each, else in any.
+            one_to_one: Count only chunks of one token each; else all chunks.
         """
         names = [KINDS[ONE_TO_ONE]] if one_to_one else KINDS[:SPECIAL_PAIR]
         totals = {
@@ -137,8 +137,8 @@ class AlignmentReport:
             "kinds": self.kinds,
             "out": {"teacher": dict(self.teacher_out), "student": dict(self.student_out)},
             "one_to_one_by_class": {
-                name: {"bytes": int(total), "share": float(one / total)}
-                for name, total, one in zip(
+                name: {"bytes": int(total), "share": float(matched / total)}
+                for name, total, matched in zip(
                     _CLASS_NAMES, self.classes[0], self.classes[1], strict=True
                 )
                 if total
@@ -146,17 +146,18 @@ class AlignmentReport:
         }
 
     def __str__(self) -> str:
-        """Return the report as lines of text."""
+        """Return the report as text."""
         return "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
-        found = self.to_json()
-        lines = [_describe_tokenizer(name, found[name]) for name in ("teacher", "student")]
-        words = found["vocabulary"]
+        figures = self.to_json()
+        lines = [_describe_tokenizer(name, figures[name]) for name in ("teacher", "student")]
+        vocabulary = figures["vocabulary"]
         lines.append(
-            f"vocabulary: {words['groups']} tokens have the same bytes or role in both "
-            f"({words['teacher_matched'] / max(found['teacher']['tokens'], 1):.1%} of the "
-            f"teacher's, {words['student_matched'] / max(found['student']['tokens'], 1):.1%} of "
+            f"vocabulary: {vocabulary['groups']} tokens have the same bytes or role in both "
+            f"({vocabulary['teacher_matched'] / max(figures['teacher']['tokens'], 1):.1%} of the "
+            "teacher's, "
+            f"{vocabulary['student_matched'] / max(figures['student']['tokens'], 1):.1%} of "
             "the student's)"
         )
         lines.append(
@@ -166,17 +167,17 @@ class AlignmentReport:
         if self.texts_by_offsets:
             lines.append(
                 f"  {self.texts_by_offsets} of them not exact: a normalizer changed the text, so "
-                "that borders are those of characters"
+                "boundaries are those of characters"
             )
         for title, key in (("in common chunks", "in_chunks"), ("one to one", "in_one_to_one")):
-            row = found[key]
+            row = figures[key]
             lines.append(
                 f"{title}: {row['bytes']:.1%} of bytes, {row['teacher_tokens']:.1%} of teacher "
                 f"tokens, {row['student_tokens']:.1%} of student tokens"
             )
-        size = found["tokens_a_chunk"]
+        size = figures["tokens_a_chunk"]
         lines.append(
-            f"a chunk: {found['bytes_a_chunk']:.2f} bytes, {size['teacher']:.2f} teacher tokens, "
+            f"a chunk: {figures['bytes_a_chunk']:.2f} bytes, {size['teacher']:.2f} teacher tokens, "
             f"{size['student']:.2f} student tokens"
         )
         lines += [
@@ -185,29 +186,29 @@ class AlignmentReport:
             for name, row in self.kinds.items()
             if row["chunks"]
         ]
-        for side, out in found["out"].items():
-            said = ", ".join(f"{count} {reason}" for reason, count in sorted(out.items()))
-            lines.append(f"in no chunk, {side}: {said or 'none'}")
-        shares = found["one_to_one_by_class"].items()
-        said = ", ".join(f"{name} {row['share']:.0%}" for name, row in shares)
-        return [*lines, f"bytes one to one by class: {said}"]
+        for side, out in figures["out"].items():
+            listed = ", ".join(f"{count} {reason}" for reason, count in sorted(out.items()))
+            lines.append(f"in no chunk, {side}: {listed or 'none'}")
+        shares = figures["one_to_one_by_class"].items()
+        listed = ", ".join(f"{name} {row['share']:.0%}" for name, row in shares)
+        return [*lines, f"bytes one to one by class: {listed}"]
 
 
 _COLUMNS = ("chunks", "bytes", "teacher_tokens", "student_tokens")
 
 
-def _describe_tokenizer(name: str, found: dict[str, Any]) -> str:
-    lossy = f"; {', '.join(found['lossy'])}" if found["lossy"] else ""
+def _describe_tokenizer(name: str, figures: dict[str, Any]) -> str:
+    lossy = f"; {', '.join(figures['lossy'])}" if figures["lossy"] else ""
     return (
-        f"{name}: {found['scheme'].replace('_', '-')}, {found['tokens']} tokens, "
-        f"{found['special']} special{lossy}"
+        f"{name}: {figures['scheme'].replace('_', '-')}, {figures['tokens']} tokens, "
+        f"{figures['special']} special{lossy}"
     )
 
 
-def _count_classes(found: Alignment, student: TokenSpans) -> npt.NDArray[np.int64]:
-    """Return bytes by class: all of the text, and those in one-to-one chunks, (2, classes)."""
+def _count_classes(alignment: Alignment, student: TokenSpans) -> npt.NDArray[np.int64]:
+    """Return bytes by class: of the whole text, and in one-to-one chunks, (2, classes)."""
     classes = _CLASS_OF_BYTE[student.text]
-    spans = found.spans[found.kinds == ONE_TO_ONE]
+    spans = alignment.spans[alignment.kinds == ONE_TO_ONE]
     change = np.bincount(spans[:, 0], minlength=len(classes) + 1) - np.bincount(
         spans[:, 1], minlength=len(classes) + 1
     )
@@ -227,23 +228,26 @@ _NO_LIMIT = 1 << 62
 
 
 def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[AlignmentReport, int]:
-    """Align all texts of some files and sum up.
+    """Align all texts of some files and total the results.
 
     Args:
-        teacher: A fast tokenizer.
-        student: Another.
-        files: Records (``.jsonl``, ``.jsonl.zst``, ``.parquet``, or a folder of them), or texts in
-            UTF-8, one text a file.
+        teacher: Fast tokenizer of the teacher.
+        student: Fast tokenizer of the student.
+        files: Record files (``.jsonl``, ``.jsonl.zst``, ``.parquet``, or a folder of them), or
+            UTF-8 text files, one text per file.
 
     Returns:
-        The report; and how many messages stand in one of the two renderings only.
+        The report, and the number of messages found in only one of the two renderings.
 
     Raises:
-        DataError: If a file cannot be read or holds no text.
+        DataError: If a file cannot be read or contains no text.
     """
     from stillroom.records import read_records
 
-    sides = [TokenizerView(one, read_token_bytes(one), _NO_LIMIT) for one in (teacher, student)]
+    sides = [
+        TokenizerView(tokenizer, read_token_bytes(tokenizer), _NO_LIMIT)
+        for tokenizer in (teacher, student)
+    ]
     report, missed = AlignmentReport(sides[0].tokens, sides[1].tokens), 0
     for path in files:
         if path.is_dir() or path.name.endswith(_RECORD_SUFFIXES):
@@ -254,15 +258,15 @@ def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[Alig
             missed += counts["messages_missed"]
             continue
         text = _read_text(path)
-        placed = [locate_tokens(side.tokenizer, side.tokens, text) for side in sides]
-        report.add(align(placed[0], placed[1]), placed[0], placed[1])
+        tokens = [locate_tokens(side.tokenizer, side.tokens, text) for side in sides]
+        report.add(align(tokens[0], tokens[1]), tokens[0], tokens[1])
     if not report.bytes:
         raise DataError(
-            "the files hold no text",
+            "the files contain no text",
             code="distill.no-text",
             where=", ".join(map(str, files)),
             expected="at least one byte of text to align",
-            next="give texts like those you will train on",
+            next="pass texts like those of the training data",
         )
     return report, missed
 
@@ -276,6 +280,6 @@ def _read_text(path: Path) -> str:
             f"{path} cannot be read as text: {error}",
             code="distill.text",
             where=str(path),
-            expected="a file in UTF-8, or records in .jsonl or .parquet",
+            expected="a UTF-8 file, or records in .jsonl or .parquet",
             next="convert the file to UTF-8",
         ) from error

@@ -1,13 +1,13 @@
 """Byte spans of tokens in a text, and the map of equal tokens between two vocabularies.
 
-The bytes of the tokens, joined, are compared with the text: where they are equal every span is
-exact, also of tokens that split a character. Where a normalizer changed the text, the spans are the
-tokenizers library's own character offsets and say so; tokens that share a character then share one
-span, since the border between them is not in the text.
+The concatenated bytes of the tokens are compared with the text. If they are equal, every span is
+exact, even for tokens that split a character. If a normalizer changed the text, the spans are the
+tokenizers library's character offsets and ``is_exact`` is false; tokens that share a character then
+share one span, because the boundary between them does not exist in the text.
 
-Tokens are compared by their bytes, never by how a vocabulary writes them (``Ġthe`` and ``▁the`` are
-both " the"), special tokens by their role. Several ids of one side with the same bytes form one
-group; every token without a counterpart is in the rest, group 0.
+Tokens are compared by bytes, never by a vocabulary's spelling (``Ġthe`` and ``▁the`` are both
+" the"), and special tokens by role. Several ids of one side with the same bytes form one group;
+tokens without a counterpart are in group 0.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _BLANK = frozenset(b" \t\n\r\x0b\x0c")
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """A text's tokens and the bytes each covers.
+    """Tokens of a text and the bytes each covers.
 
     Args:
-        text: The text's bytes, (S,), uint8.
+        text: Bytes of the text, (S,), uint8.
         ids: (T,), int64.
-        starts: First byte of each token, (T,), int64; does not decrease.
-        ends: Byte after its last, (T,), int64. A special token that is not in the text is empty.
-        kinds: TEXT, SPECIAL or UNKNOWN of each token, (T,), uint8.
+        starts: First byte of each token, (T,), int64; non-decreasing.
+        ends: End byte of each, (T,), int64. A special token that is not in the text is empty.
+        kinds: TEXT, SPECIAL or UNKNOWN for each token, (T,), uint8.
         roles: Role and surface of each special token, by position in ``ids``.
-        is_exact: Whether the tokens' bytes are the text; else the spans are character offsets.
+        is_exact: Whether the tokens' bytes equal the text; else spans are character offsets.
     """
 
     text: npt.NDArray[np.uint8]
@@ -62,13 +62,13 @@ class TokenSpans:
     is_exact: bool
 
     def __len__(self) -> int:
-        """Return how many tokens there are."""
+        """Return the number of tokens."""
         return len(self.ids)
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """How many texts' tokens joined to exactly the text, and the first that did not."""
+    """Number of texts whose tokens concatenate to the text exactly, and the first that does not."""
 
     texts: int
     exact: int
@@ -78,13 +78,13 @@ class RoundTrip:
 def locate_tokens(
     tokenizer: Any, tokens: TokenBytes, text: str, *, add_special_tokens: bool = False
 ) -> TokenSpans:
-    """Tokenize a text and say which bytes each token covers.
+    """Tokenize a text and locate the bytes of each token.
 
     Args:
-        tokenizer: The fast tokenizer that ``tokens`` was read from.
-        tokens: Its tokens' bytes.
-        text: Any text; special tokens that it spells out are read as such.
-        add_special_tokens: Whether the tokenizer adds those of its own (bos and so on).
+        tokenizer: Fast tokenizer that ``tokens`` was read from.
+        tokens: Bytes of its tokens.
+        text: Any text; special tokens spelled out in it are parsed as such.
+        add_special_tokens: Whether the tokenizer adds its special tokens (bos and so on).
     """
     _encode(text)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -95,10 +95,10 @@ def locate_tokens(
 
 
 def match_tokens(tokens: TokenBytes, ids: npt.NDArray[np.int64], text: str) -> TokenSpans | None:
-    """Return exact spans of tokens that were made elsewhere; None where they are not the text.
+    """Return exact spans of given tokens, or None if they do not spell the text.
 
-    A special token covers its surface if that stands in the text at its place, and nothing if not.
-    One space that the tokenizer put before the text, or after a special token, covers nothing.
+    A special token covers its surface if the text contains it at that position, and else nothing. A
+    single space that the tokenizer inserts before the text or after a special token covers nothing.
     """
     tokens.check(ids)
     raw = _encode(text)
@@ -106,30 +106,30 @@ def match_tokens(tokens: TokenBytes, ids: npt.NDArray[np.int64], text: str) -> T
     if (kinds == UNKNOWN).any():
         return None
     lengths = tokens.starts[ids + 1] - tokens.starts[ids]
-    places = np.zeros(len(ids), dtype=np.int64)
-    at = first = 0
+    starts = np.zeros(len(ids), dtype=np.int64)
+    offset = first = 0
     for special in [*np.flatnonzero(kinds == SPECIAL).tolist(), len(ids)]:
         if special > first:
-            begin = _match_run(tokens, ids[first:special], raw, at)
+            begin = _match_run(tokens, ids[first:special], raw, offset)
             if begin is None:
                 return None
             sizes = lengths[first:special].copy()
-            _shorten(sizes, at - begin)
-            ends = at + sizes.cumsum()
-            places[first:special], at = ends - sizes, int(ends[-1])
+            _shorten(sizes, offset - begin)
+            ends = offset + sizes.cumsum()
+            starts[first:special], offset = ends - sizes, int(ends[-1])
             lengths[first:special] = sizes
         if special < len(ids):
-            places[special], lengths[special], at = _match_special(
-                tokens, int(ids[special]), raw, at
+            starts[special], lengths[special], offset = _match_special(
+                tokens, int(ids[special]), raw, offset
             )
         first = special + 1
-    if at != len(raw):
+    if offset != len(raw):
         return None
     return TokenSpans(
         np.frombuffer(raw, dtype=np.uint8),
         ids,
-        places,
-        places + lengths,
+        starts,
+        starts + lengths,
         kinds,
         _get_roles(tokens, ids, kinds),
         is_exact=True,
@@ -149,38 +149,42 @@ def check_round_trip(tokenizer: Any, tokens: TokenBytes, texts: Iterable[str]) -
     return RoundTrip(count, exact, first)
 
 
-def _match_run(tokens: TokenBytes, ids: npt.NDArray[np.int64], raw: bytes, at: int) -> int | None:
-    """Return where the run's bytes begin: ``at``, or one before it if a space was put there."""
+def _match_run(
+    tokens: TokenBytes, ids: npt.NDArray[np.int64], raw: bytes, offset: int
+) -> int | None:
+    """Return the start of the run's bytes: ``at``, or one less if a space was prepended."""
     joined = tokens.join(ids).tobytes()
     orders = {"no": (0,), "missing": (0, 1), "always": (1, 0)}[tokens.prepends]
     for extra in orders:
         if extra and not joined.startswith(b" "):
             continue
-        if raw.startswith(joined[extra:], at):
-            return at - extra
+        if raw.startswith(joined[extra:], offset):
+            return offset - extra
     return None
 
 
 def _shorten(sizes: npt.NDArray[np.int64], extra: int) -> None:
-    """Take the space that is not in the text from the first token that has bytes."""
+    """Remove a prepended space from the first token that has bytes."""
     if extra:
         sizes[int(np.flatnonzero(sizes)[0])] -= extra
 
 
-def _match_special(tokens: TokenBytes, token_id: int, raw: bytes, at: int) -> tuple[int, int, int]:
-    """Return where a special token begins, how many bytes it covers, where the text goes on."""
+def _match_special(
+    tokens: TokenBytes, token_id: int, raw: bytes, offset: int
+) -> tuple[int, int, int]:
+    """Return a special token's start, its number of bytes, and the offset after it."""
     surface = tokens.of(token_id)
-    begin = at
+    begin = offset
     if token_id in tokens.eats_left:
         while begin < len(raw) and raw[begin] in _BLANK:
             begin += 1
     if not surface or not raw.startswith(surface, begin):
-        return at, 0, at
+        return offset, 0, offset
     end = begin + len(surface)
     if token_id in tokens.eats_right:
         while end < len(raw) and raw[end] in _BLANK:
             end += 1
-    return at, end - at, end
+    return offset, end - offset, end
 
 
 def _read_offsets(
@@ -189,7 +193,7 @@ def _read_offsets(
     text: str,
     offsets: list[tuple[int, int]],
 ) -> TokenSpans:
-    """Return spans from character offsets; a gap (white space) goes to the token after it."""
+    """Return spans from character offsets; a gap (white space) belongs to the following token."""
     raw = _encode(text)
     bytes_at = _count_bytes_before(text)
     chars = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
@@ -197,16 +201,16 @@ def _read_offsets(
     kinds = tokens.kinds[ids]
     is_empty = ends <= starts
     reached = np.maximum.accumulate(np.where(is_empty, 0, ends)) if len(ids) else ends
-    before = np.concatenate([[0], reached[:-1]]) if len(ids) else starts
-    # A token that begins before the one before it has ended shares a character with it.
-    opens = is_empty | (starts >= before)
+    previous_end = np.concatenate([[0], reached[:-1]]) if len(ids) else starts
+    # A token that begins before the previous one ends shares a character with it.
+    opens = is_empty | (starts >= previous_end)
     group = np.cumsum(opens) - 1
     first = np.flatnonzero(opens)
-    spans_start = before[first][group] if len(ids) else starts
+    spans_start = previous_end[first][group] if len(ids) else starts
     last = np.append(first[1:], len(ids)) - 1
     spans_end = reached[last][group] if len(ids) else ends
-    spans_start = np.where(is_empty, before, spans_start)
-    spans_end = np.where(is_empty, before, spans_end)
+    spans_start = np.where(is_empty, previous_end, spans_start)
+    spans_end = np.where(is_empty, previous_end, spans_end)
     return TokenSpans(
         np.frombuffer(raw, dtype=np.uint8),
         ids,
@@ -219,7 +223,7 @@ def _read_offsets(
 
 
 def _count_bytes_before(text: str) -> npt.NDArray[np.int64]:
-    """Return how many bytes of UTF-8 come before each character and the end, (C + 1,)."""
+    """Return the number of UTF-8 bytes before each character and before the end, (C + 1,)."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
@@ -229,8 +233,8 @@ def _get_roles(
     tokens: TokenBytes, ids: npt.NDArray[np.int64], kinds: npt.NDArray[np.uint8]
 ) -> dict[int, tuple[str, bytes]]:
     return {
-        int(at): (tokens.roles.get(int(ids[at]), "control"), tokens.of(int(ids[at])))
-        for at in np.flatnonzero(kinds == SPECIAL)
+        int(index): (tokens.roles.get(int(ids[index]), "control"), tokens.of(int(ids[index])))
+        for index in np.flatnonzero(kinds == SPECIAL)
     }
 
 
@@ -239,16 +243,16 @@ def _encode(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"a text cannot be written as UTF-8: {error.reason} at character {error.start}",
+            f"a text cannot be encoded as UTF-8: {error.reason} at character {error.start}",
             code="distill.text",
             where=repr(text[max(error.start - 10, 0) : error.start + 10]),
             expected="text without lone surrogates",
-            next="read the file as UTF-8, or drop the record",
+            next="read the file as UTF-8, or remove the record",
         ) from error
 
 
 def _disable_truncation(backend: Any) -> Any:
-    """Return a tokenizer that neither cuts nor pads, without changing the one given."""
+    """Return a tokenizer without truncation or padding; the argument is not changed."""
     if backend.truncation is None and backend.padding is None:
         return backend
     copy = type(backend).from_str(backend.to_str())
@@ -262,12 +266,12 @@ _MATCHED_ROLES = ("bos", "eos", "pad")
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Group of each id; group 0 is the rest, the others have ids of both sides.
+    """Groups of equal tokens; group 0 has no counterpart, all others have ids of both sides.
 
     Args:
         teacher: Group of each teacher id, (V of the teacher,), int64.
         student: Group of each student id, (V of the student,), int64.
-        groups: How many groups there are, the rest included.
+        groups: Number of groups, including group 0.
     """
 
     teacher: npt.NDArray[np.int64]
@@ -275,13 +279,13 @@ class TokenMap:
     groups: int
 
     def cut(self, teacher_rows: int, student_rows: int) -> TokenMap:
-        """Return the map for heads of so many rows; rows without a token belong to the rest."""
+        """Resize to the heads' numbers of rows; rows without a token are in group 0."""
         return TokenMap(
             _fit(self.teacher, teacher_rows), _fit(self.student, student_rows), self.groups
         )
 
     def pool(self, probabilities: Tensor, *, of_teacher: bool) -> Tensor:
-        """Return the probability of each group, (n, groups), of (n, V)."""
+        """Sum probabilities (n, V) by group, (n, groups)."""
         import torch
 
         group = torch.from_numpy(self.teacher if of_teacher else self.student)
@@ -291,7 +295,7 @@ class TokenMap:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return how much of both vocabularies has a counterpart."""
+        """Return the numbers of matched tokens of both vocabularies."""
         return {
             "groups": self.groups - 1,
             "teacher_matched": int((self.teacher > 0).sum()),
@@ -300,11 +304,14 @@ class TokenMap:
 
 
 def map_tokens(teacher: TokenBytes, student: TokenBytes) -> TokenMap:
-    """Group the tokens of two vocabularies by their bytes, special ones by role or surface."""
-    ours, theirs = _keys(teacher), _keys(student)
-    shared = {key: at for at, key in enumerate(sorted(set(ours) & set(theirs)), start=1)}
+    """Group the tokens of two vocabularies by bytes, special tokens by role or surface."""
+    student_keys, teacher_keys = _keys(teacher), _keys(student)
+    shared = {
+        key: number
+        for number, key in enumerate(sorted(set(student_keys) & set(teacher_keys)), start=1)
+    }
     sides = []
-    for tokens, keys in ((teacher, ours), (student, theirs)):
+    for tokens, keys in ((teacher, student_keys), (student, teacher_keys)):
         groups = np.zeros(len(tokens), dtype=np.int64)
         for key, group in shared.items():
             groups[keys[key]] = group
@@ -314,13 +321,13 @@ def map_tokens(teacher: TokenBytes, student: TokenBytes) -> TokenMap:
 
 def _keys(tokens: TokenBytes) -> dict[tuple[str, bytes], list[int]]:
     keys: dict[tuple[str, bytes], list[int]] = {}
-    for at, kind in enumerate(tokens.kinds.tolist()):
+    for token_id, kind in enumerate(tokens.kinds.tolist()):
         if kind == TEXT:
-            keys.setdefault(("text", tokens.of(at)), []).append(at)
+            keys.setdefault(("text", tokens.of(token_id)), []).append(token_id)
         elif kind == SPECIAL:
-            role = tokens.roles[at]
-            key = (role, b"") if role in _MATCHED_ROLES else ("special", tokens.of(at))
-            keys.setdefault(key, []).append(at)
+            role = tokens.roles[token_id]
+            key = (role, b"") if role in _MATCHED_ROLES else ("special", tokens.of(token_id))
+            keys.setdefault(key, []).append(token_id)
     return keys
 
 

@@ -1,13 +1,13 @@
 """Projected KL: forward KL over tokens common to both vocabularies, the rest in one bucket.
 
-Source: projection between vocabularies as in X-Token, arXiv:2605.21699, with no learned projection
-and no string rules: tokens are shared where their bytes are equal. Everything without a counterpart
-is one bucket on each side, so that the loss is a KL between two distributions: never negative, 0
-for the same model with the same tokenizer. Where all the student's tokens have a counterpart it has
-no such bucket, and the teacher is taken on the condition that its token is shared. Rows are those
-where both stand at the same byte and the text goes on with one token of each. The same bytes as a
-token of a coarse vocabulary and of a fine one need not promise the same text to come: that bias is
-the price, and why this is no substitute for ``chunk_likelihood``.
+Source: projection between vocabularies as in X-Token, arXiv:2605.21699, without a learned
+projection or string rules: tokens are shared if their bytes are equal. All tokens without a
+counterpart form one bucket on each side, so the loss is a KL between two distributions:
+non-negative, and 0 for the same model with the same tokenizer. If every student token has a
+counterpart, there is no such bucket, and the teacher is conditioned on shared tokens. Rows are
+those where both models are at the same byte and the text continues with one token of each. Equal
+bytes in a coarse and in a fine vocabulary do not imply the same continuation; this bias remains,
+and makes the loss no substitute for ``chunk_likelihood``.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class ProjectedKl(VocabularyLoss):
         import torch
 
         q = log_q.exp()
-        ours = tokens.pool(q, of_teacher=False)  # (n, groups)
-        theirs = tokens.pool(log_p.exp(), of_teacher=True)
+        student = tokens.pool(q, of_teacher=False)  # (n, groups)
+        teacher = tokens.pool(log_p.exp(), of_teacher=True)
         if bool((tokens.student > 0).all()):
-            theirs = torch.nn.functional.pad(theirs[:, 1:], (1, 0))
-            theirs = theirs / theirs.sum(-1, keepdim=True).clamp_min(_LEAST_MASS)
-        gap = theirs.clamp_min(_LEAST_MASS).log() - ours.clamp_min(_LEAST_MASS).log()
-        loss = (theirs * gap).sum(-1)
-        ratio = theirs / ours.clamp_min(_LEAST_MASS)
+            teacher = torch.nn.functional.pad(teacher[:, 1:], (1, 0))
+            teacher = teacher / teacher.sum(-1, keepdim=True).clamp_min(_LEAST_MASS)
+        gap = teacher.clamp_min(_LEAST_MASS).log() - student.clamp_min(_LEAST_MASS).log()
+        loss = (teacher * gap).sum(-1)
+        ratio = teacher / student.clamp_min(_LEAST_MASS)
         group = torch.from_numpy(tokens.student).to(q.device)
-        # The softmax's constraint: sum over tokens of q times ratio is the mass of groups with q.
-        mass = theirs.where(ours > 0, torch.zeros_like(theirs)).sum(-1, keepdim=True)
+        # Through the softmax: sum over tokens of q times ratio is the mass of groups with q > 0.
+        mass = teacher.where(student > 0, torch.zeros_like(teacher)).sum(-1, keepdim=True)
         return loss, q * (mass - ratio[:, group])

@@ -1,11 +1,11 @@
 """Universal logit distillation: L1 distance of sorted probabilities, without token alignment.
 
 Source: Boizard et al. 2024, arXiv:2402.12030, section 3: the Wasserstein-1 distance of two
-distributions whose tokens are all equally far apart, which is the L1 distance of the sorted
-probabilities, the shorter vocabulary filled up with zeros. Only the shape of a distribution is
-learned, never which token is likely: use it with ``ce_weight``. Differs from the paper: rows are
-paired where both stand at the same byte, not by their number in the sequence (``pair_by: index`` is
-the paper's), and ``top`` sorts only the likeliest, the mass of the others compared as one.
+distributions whose tokens are all equally far apart equals the L1 distance of the sorted
+probabilities, the smaller vocabulary padded with zeros. It transfers only the shape of a
+distribution, not which tokens are likely: combine it with ``ce_weight``. Differs from the paper:
+rows are paired at the same byte of the text, not by index (``pair_by: index`` is the paper's), and
+``top`` sorts only the most likely tokens and compares the remaining mass as one.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = ["Uld"]
 
 
 class Uld(VocabularyLoss):
-    """``sum over ranks of |q - p|``, bounded by 2 at every row."""
+    """``sum over ranks of |q - p|``, at most 2 per row."""
 
     paper: ClassVar[str] = "arXiv:2402.12030"
     needs_one_to_one: ClassVar[bool] = False
 
     ce_weight: float = Field(
-        default=1.0, ge=0, description="weight of the cross-entropy with the student's own tokens"
+        default=1.0, ge=0, description="weight of the cross-entropy with the student's labels"
     )
-    kd_weight: float = Field(default=1.5, ge=0, description="weight of the loss to the teacher")
+    kd_weight: float = Field(default=1.5, ge=0, description="weight of the distillation loss")
     top: int | None = Field(
-        default=None, ge=1, description="sort only so many of each side; null sorts all"
+        default=None, ge=1, description="number of tokens sorted per side; null sorts all"
     )
     pair_by: Literal["byte", "index"] = Field(
         default="byte",
-        description="which rows are compared: byte where both stand at the same byte of the text; "
-        "index the first with the first, up to the shorter",
+        description="pairing of rows: byte pairs rows at the same byte of the text; index pairs "
+        "rows by number, up to the shorter sequence",
     )
 
     @override
@@ -54,17 +54,21 @@ class Uld(VocabularyLoss):
 
         q, p = log_q.exp(), log_p.exp()
         width = max(q.shape[1], p.shape[1]) if self.top is None else self.top
-        ours, at = q.topk(min(width, q.shape[1]), -1)
-        theirs = p.topk(min(width, p.shape[1]), -1).values
-        width = max(ours.shape[1], theirs.shape[1])
+        student, indices = q.topk(min(width, q.shape[1]), -1)
+        teacher = p.topk(min(width, p.shape[1]), -1).values
+        width = max(student.shape[1], teacher.shape[1])
         pad = torch.nn.functional.pad
-        gap = pad(ours, (0, width - ours.shape[1])) - pad(theirs, (0, width - theirs.shape[1]))
+        gap = pad(student, (0, width - student.shape[1])) - pad(
+            teacher, (0, width - teacher.shape[1])
+        )
         loss = gap.abs().sum(-1)
-        by_q = torch.zeros_like(q)
+        slope = torch.zeros_like(q)
         if self.top is not None:
-            rest = (theirs.sum(-1) - ours.sum(-1)).unsqueeze(-1)  # (n, 1): of q, less that of p
-            loss = loss + rest.squeeze(-1).abs()
-            by_q = rest.sign().expand_as(q).clone()
-        by_q.scatter_(-1, at, gap[:, : ours.shape[1]].sign())
-        mean = (q * by_q).sum(-1, keepdim=True)
-        return loss, q * (by_q - mean)  # through the softmax
+            tail = (teacher.sum(-1) - student.sum(-1)).unsqueeze(
+                -1
+            )  # (n, 1): tail of q less tail of p
+            loss = loss + tail.squeeze(-1).abs()
+            slope = tail.sign().expand_as(q).clone()
+        slope.scatter_(-1, indices, gap[:, : student.shape[1]].sign())
+        mean = (q * slope).sum(-1, keepdim=True)
+        return loss, q * (slope - mean)  # through the softmax

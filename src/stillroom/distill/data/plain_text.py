@@ -1,8 +1,8 @@
 """Conversion of documents to plain-text records for distillation without prompts.
 
-Each document is cut where its own structure allows it (the ``recursive`` chunker) into pieces of at
-most ``max_tokens`` of the teacher's tokens, so that nothing is cut off when it is learned. A piece
-is a record of one assistant's message; its chain names the passage, and the passage the bytes of
+Each document is split by the ``recursive`` chunker at its own structure into pieces of at most
+``max_tokens`` of the teacher's tokens, so that nothing is truncated in training. A piece is a
+record of one assistant message; its origin chain names the passage, and the passage the bytes of
 its document.
 """
 
@@ -46,21 +46,19 @@ __all__ = [
 
 
 _WHOLE_DOCUMENTS = 10
-
-
-"""From so many documents on, whole ones are held out; below, the end of each."""
+"""Minimum number of documents for holding out whole documents; below it, the end of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkingPlan:
-    """What is cut and how.
+    """Settings of a conversion.
 
     Args:
         documents: A folder, or one file.
-        tokenizer: Whose tokens are counted: a checkpoint, as recipes name it, or a tokenizer.json.
-        max_tokens: Most tokens of a record.
-        held_out: Share that is measured on only.
-        origin: Who made the documents, and under which license.
+        tokenizer: Tokenizer that counts tokens: a checkpoint reference, or a tokenizer.json.
+        max_tokens: Maximum tokens of a record.
+        held_out: Share of the text that is held out for evaluation.
+        origin: Origin and license of the documents.
     """
 
     documents: Path
@@ -70,14 +68,14 @@ class ChunkingPlan:
     origin: Origin = field(default_factory=Origin)
 
     def to_text(self) -> str:
-        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
-        told = {**asdict(self), "documents": str(self.documents), "origin": self.origin.to_json()}
-        return "\n".join(["# stillroom distill texts", *_encode_lines(told)]) + "\n"
+        """Return the text of the job's recipe.yaml, a note: no recipe runs this job."""
+        values = {**asdict(self), "documents": str(self.documents), "origin": self.origin.to_json()}
+        return "\n".join(["# stillroom distill texts", *_encode_lines(values)]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkingReport:
-    """What came of it: documents, records by split, tokens, and files that could not be read."""
+    """Numbers of documents, records by split and tokens, and files that could not be read."""
 
     documents: int
     records: dict[str, int]
@@ -85,17 +83,17 @@ class ChunkingReport:
     failures: tuple[ParseFailure, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the report as JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return a line, and one for each file that could not be read."""
+        """Return a summary line, and one line per file that could not be read."""
         train, held = self.records.get("train", 0), self.records.get("held_out", 0)
         lines = [
-            f"{self.documents} documents, {self.tokens} tokens: {train} records to learn from, "
+            f"{self.documents} documents, {self.tokens} tokens: {train} training records, "
             f"{held} held out"
         ]
-        lines += [f"not read: {one.path}: {one.reason}" for one in self.failures]
+        lines += [f"not read: {failure.path}: {failure.reason}" for failure in self.failures]
         return "\n".join(lines)
 
 
@@ -107,26 +105,26 @@ def chunk_documents(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, ChunkingReport]:
-    """Write documents as records at ``out``.
+    """Convert documents to records at ``out``.
 
     Args:
-        plan: What is cut and how.
-        out: The folder of the artifact; ``output`` holds records, passages and documents.
-        resume: Go on where a killed run stopped; it begins anew, and ends with the same bytes.
-        overwrite: Replace what lies at ``out``.
-        reporter: What draws progress; default nothing.
+        plan: Settings.
+        out: Folder of the artifact; ``output`` contains records, passages and documents.
+        resume: Continue an interrupted job. It starts over and produces the same bytes.
+        overwrite: Replace an existing artifact at ``out``.
+        reporter: Progress reporter; None reports nothing.
 
     Raises:
-        DataError: If no document holds text.
+        DataError: If no document contains text.
         CheckpointError: If the tokenizer cannot be loaded.
-        Cancelled: If the user stopped it.
+        Cancelled: If cancellation was requested.
     """
     if plan.max_tokens < 16 or not 0 <= plan.held_out < 1:
         raise DataError(
-            f"max_tokens {plan.max_tokens} and held_out {plan.held_out} cut nothing",
+            f"max_tokens {plan.max_tokens} or held_out {plan.held_out} is out of range",
             code="distill.texts",
             expected="at least 16 tokens, and a share from 0 to below 1",
-            next="change them",
+            next="change the value",
         )
     job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
     try:
@@ -139,8 +137,8 @@ def chunk_documents(
 def _chunk_all(plan: ChunkingPlan, job: Job) -> tuple[Artifact, ChunkingReport]:
     tokenizer = open_tokenizer(plan.tokenizer, say=job.say)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    room = plan.max_tokens - backend.num_special_tokens_to_add(False)
-    chunker = CHUNKERS.build({"name": "recursive", "size": room})
+    size = plan.max_tokens - backend.num_special_tokens_to_add(False)
+    chunker = CHUNKERS.build({"name": "recursive", "size": size})
 
     def count(text: str) -> int:
         return len(backend.encode(text, add_special_tokens=False).ids)
@@ -150,52 +148,53 @@ def _chunk_all(plan: ChunkingPlan, job: Job) -> tuple[Artifact, ChunkingReport]:
     failures: list[ParseFailure] = []
     total = len(scan_folder(plan.documents).files)
     with job.phase("read", total, "documents") as progress:
-        for one in parse_folder(plan.documents, limits=ParseLimits(), origin=plan.origin):
+        for parsed in parse_folder(plan.documents, limits=ParseLimits(), origin=plan.origin):
             job.check_cancelled()
-            if isinstance(one, ParseFailure):
-                failures.append(one)
+            if isinstance(parsed, ParseFailure):
+                failures.append(parsed)
             else:
-                documents.append(_get_provenance(one))
-                passages[one.id] = list(_chunk(chunker, one, count))
+                documents.append(_get_provenance(parsed))
+                passages[parsed.id] = list(_chunk(chunker, parsed, count))
             progress.advance(1)
     if not any(passages.values()):
         raise DataError(
-            f"{plan.documents} holds no text",
+            f"{plan.documents} contains no text",
             code="distill.no-text",
             where=str(plan.documents),
             expected="at least one document with text",
-            next="; ".join(f"{one.path}: {one.reason}" for one in failures[:3]) or "add documents",
+            next="; ".join(f"{parsed.path}: {parsed.reason}" for parsed in failures[:3])
+            or "add documents",
         )
-    chosen = [*_split(passages, plan.held_out)]
+    split_passages = [*_split(passages, plan.held_out)]
     with atomic_write(job.output / "passages.jsonl") as file:
-        for passage, _ in chosen:
+        for passage, _ in split_passages:
             file.write(json.dumps(passage.to_json(), ensure_ascii=False) + "\n")
     with atomic_write(job.output / "documents.jsonl") as file:
-        for told_of in documents:
-            file.write(json.dumps(told_of, ensure_ascii=False) + "\n")
-    write_records(job.output / "records.jsonl", (_record(*pair) for pair in chosen))
-    told = ChunkingReport(
+        for document in documents:
+            file.write(json.dumps(document, ensure_ascii=False) + "\n")
+    write_records(job.output / "records.jsonl", (_record(*pair) for pair in split_passages))
+    report = ChunkingReport(
         len(passages),
-        dict(Counter(split for _, split in chosen)),
-        sum(count(passage.text) for passage, _ in chosen),
+        dict(Counter(split for _, split in split_passages)),
+        sum(count(passage.text) for passage, _ in split_passages),
         tuple(failures),
     )
-    job.say(str(told))
+    job.say(str(report))
     root = Path(plan.documents).absolute()
-    files = [[one["path"], one["digest"]] for one in documents]
+    files = [[parsed["path"], parsed["digest"]] for parsed in documents]
     artifact = job.finish(
         "records",
         parents=[
             Parent("documents", str(root if root.is_dir() else root.parent), digest_json(files))
         ],
-        origin=combine_origins([passage.origin for passage, _ in chosen]).to_json(),
-        details=told.to_json(),
+        origin=combine_origins([passage.origin for passage, _ in split_passages]).to_json(),
+        details=report.to_json(),
     )
-    return artifact, told
+    return artifact, report
 
 
 def _get_provenance(document: Document) -> dict[str, Any]:
-    """Return what lineage asks of a document; its text stands in the passages."""
+    """Return a document's provenance, without its text."""
     origin = document.origin.to_json()
     return {"id": document.id, "path": document.path, "digest": document.digest, "origin": origin}
 
@@ -209,16 +208,16 @@ def _chunk(chunker: Any, document: Document, count: TokenCounter) -> Iterator[Pa
 def _split(passages: dict[str, list[Passage]], held_out: float) -> Iterator[tuple[Passage, str]]:
     """Yield every passage with its split, in order.
 
-    Neighbors say the same things: where there are documents enough whole ones are held out, by the
-    hash of their id, and else the last part of each.
+    Neighboring passages overlap in content: with enough documents, whole documents are held out by
+    the hash of their id, and else the last part of each.
     """
     by_document = len(passages) >= _WHOLE_DOCUMENTS
-    for name, found in passages.items():
+    for name, passages_of_document in passages.items():
         is_held = int(digest_text(name)[:8], 16) / 16**8 < held_out
-        border = len(found) - int(len(found) * held_out)
-        for at, passage in enumerate(found):
-            held = is_held if by_document else at >= border
-            yield passage, "held_out" if held else "train"
+        border = len(passages_of_document) - int(len(passages_of_document) * held_out)
+        for index, passage in enumerate(passages_of_document):
+            is_held_out = is_held if by_document else index >= border
+            yield passage, "held_out" if is_held_out else "train"
 
 
 def _record(passage: Passage, split: str) -> Record:
@@ -236,16 +235,16 @@ def _record(passage: Passage, split: str) -> Record:
     )
 
 
-def _encode_lines(told: dict[str, Any]) -> Sequence[str]:
-    return [f"{name}: {json.dumps(value)}" for name, value in told.items()]
+def _encode_lines(values: dict[str, Any]) -> Sequence[str]:
+    return [f"{name}: {json.dumps(value)}" for name, value in values.items()]
 
 
 def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) -> Any:
-    """Return the tokenizer of a checkpoint, or the one in a tokenizer.json file.
+    """Return the tokenizer of a checkpoint or of a tokenizer.json file.
 
     Args:
         reference: A folder, a ``.gguf`` file, ``hub:NAME``, or the path of a tokenizer.json.
-        say: Told what was taken, where that is not what the reference literally names.
+        say: Called with a message if the reference resolves to something else than it names.
 
     Raises:
         CheckpointError: If there is no such tokenizer, or it cannot be read.
@@ -257,8 +256,10 @@ def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) 
     from stillroom.models.hub import resolve_checkpoint
     from stillroom.models.local.causal_lm import load_tokenizer
 
-    found = resolve_checkpoint(reference, say=say)
-    return load_tokenizer(dequantize_gguf(found) if found.suffix == ".gguf" else found)
+    checkpoint = resolve_checkpoint(reference, say=say)
+    return load_tokenizer(
+        dequantize_gguf(checkpoint) if checkpoint.suffix == ".gguf" else checkpoint
+    )
 
 
 def _read_tokenizer_file(path: Path) -> Any:
@@ -271,6 +272,6 @@ def _read_tokenizer_file(path: Path) -> Any:
             f"{path} cannot be read: {error!s:.80}",
             code="checkpoint.tokenizer",
             where=str(path),
-            expected="a tokenizer as the tokenizers library writes it",
-            next="give the folder of its checkpoint",
+            expected="a tokenizer.json of the tokenizers library",
+            next="pass the folder of its checkpoint",
         ) from error

@@ -1,14 +1,13 @@
-"""Preparation of training data: split, generation, teacher-only context, tokenization.
+"""Preparation of training data: generation, teacher-only context, tokenization.
 
-Without ``sequence``, ``rationale`` and ``context`` the records are encoded as they are. Who writes
-is opened, asked and closed before the teacher is loaded, so that one model is in memory at a time.
+Without ``sequence``, ``rationale`` and ``context`` the records are tokenized unchanged. A
+generating model is opened, used and closed before the teacher is loaded, so that one model is in
+memory at a time. The training/held-out split is ``stillroom.train.data.split_records``.
 
-How records are split is the floor's: ``stillroom.train.split``.
-
-Source: Snell et al. 2022, arXiv:2209.15189, section 2 (learning by distilling context). Teacher and
-student may be the same checkpoint: the teacher answers with a passage, an example or instructions
-before it, the student learns the same distributions without them. Only the assistant's tokens are
-compared; they are the same on both sides, at other positions.
+Source of context distillation: Snell et al. 2022, arXiv:2209.15189, section 2. Teacher and student
+may be the same checkpoint: the teacher reads a passage, an example or instructions before the
+question, and the student is trained to match its distributions without them. Only the assistant's
+tokens are compared; they are the same on both sides, at different positions.
 """
 
 from __future__ import annotations
@@ -78,56 +77,56 @@ GENERATED_FILE = "written.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """What is learned from: records, the same as tokens, and what was counted on the way."""
+    """Training records, their tokenization, and counts of the preparation."""
 
     records: list[Record]
-    lessons: list[TokenizedRecord]
+    tokenized: list[TokenizedRecord]
     counts: dict[str, Any]
 
 
 def prepare_data(
     recipe: DistillRecipe, split: RecordSplit, tokenizer: Any, job: Job
 ) -> PreparedData:
-    """Write, explain and encode the training records as the recipe asks for.
+    """Generate, augment and tokenize the training records of a recipe.
 
     Raises:
-        DataError: If nothing is left to learn from.
-        BackendError: If a writer fails.
-        Cancelled: If the user asked for it; what was written is kept.
+        DataError: If no training data remains.
+        BackendError: If a generating model fails.
+        Cancelled: If cancellation was requested; generated text is kept.
     """
     tasks, counts = generate_records(recipe, split, job)
-    lessons, encoded = _encode(recipe, split, tasks, tokenizer, job)
+    tokenized, encoded = _encode(recipe, split, tasks, tokenizer, job)
     if recipe.context is not None:
-        lessons, counts["context"] = attach_teacher_context(
-            recipe.context, tokenizer, tasks.learned, lessons
+        tokenized, counts["context"] = attach_teacher_context(
+            recipe.context, tokenizer, tasks.records, tokenized
         )
-        job.say(f"{len(lessons)} records are read in context; left out: {counts['context']}")
-    return PreparedData(tasks.learned, lessons, {**encoded, **counts})
+        job.say(f"{len(tokenized)} records have a teacher context; dropped: {counts['context']}")
+    return PreparedData(tasks.records, tokenized, {**encoded, **counts})
 
 
 def generate_records(
     recipe: DistillRecipe, split: RecordSplit, job: Job
 ) -> tuple[RationaleTasks, dict[str, Any]]:
-    """Return the records to learn from, written and explained as the recipe asks for, and counts.
+    """Return the training records with generated answers and rationales, and counts.
 
-    Records that a model wrote are left in ``output/written.jsonl`` with their origin.
+    Generated records are also written to ``output/written.jsonl`` with their origin.
 
     Raises:
-        DataError: If too little was written.
-        BackendError: If a writer fails.
-        Cancelled: If the user asked for it; what was written is kept.
+        DataError: If too little text was generated.
+        BackendError: If a generating model fails.
+        Cancelled: If cancellation was requested; generated text is kept.
     """
     records, counts = split.train, dict[str, Any]()
     if recipe.sequence is not None:
-        with _open_generator(recipe.sequence, recipe, job) as writer:
-            kept = generate_sequences(recipe.sequence, records, writer, job, seed=recipe.seed)
-        records, counts["sequences"] = kept.records, kept.to_json()
+        with _open_generator(recipe.sequence, recipe, job) as model:
+            sequences = generate_sequences(recipe.sequence, records, model, job, seed=recipe.seed)
+        records, counts["sequences"] = sequences.records, sequences.to_json()
     tasks = RationaleTasks(answers=list(records))
     if recipe.rationale is not None:
         if recipe.rationale.write is not None:
-            with _open_generator(recipe.rationale.write, recipe, job) as writer:
+            with _open_generator(recipe.rationale.write, recipe, job) as model:
                 records = generate_rationales(
-                    recipe.rationale, recipe.rationale.write, records, writer, job, seed=recipe.seed
+                    recipe.rationale, recipe.rationale.write, records, model, job, seed=recipe.seed
                 )
         tasks = make_rationale_tasks(recipe.rationale, records)
         counts["rationales"] = tasks.to_json()
@@ -138,20 +137,24 @@ def generate_records(
 
 
 def list_generators(recipe: DistillRecipe) -> list[str]:
-    """Return the references of the models that write what is learned."""
+    """Return the references of the models that generate training text."""
     settings = [recipe.sequence, recipe.rationale.write if recipe.rationale else None]
-    return list(dict.fromkeys(_get_reference(one, recipe) for one in settings if one is not None))
+    return list(
+        dict.fromkeys(
+            _get_reference(generation, recipe) for generation in settings if generation is not None
+        )
+    )
 
 
 def list_generator_parents(recipe: DistillRecipe) -> list[Parent]:
-    """Return the writers as parents of the job's artifact; an endpoint is known by its name."""
-    found = []
+    """Return the generating models as parents of the artifact; an endpoint by its name."""
+    parents = []
     for reference in list_generators(recipe):
         fingerprint = ""
         if "://" not in reference and not reference.startswith("scripted:"):
             fingerprint = Checkpoint.open(resolve_checkpoint(reference)).fingerprint
-        found.append(Parent("writer", reference, fingerprint or reference, "checkpoint"))
-    return found
+        parents.append(Parent("writer", reference, fingerprint or reference, "checkpoint"))
+    return parents
 
 
 def _encode(
@@ -162,16 +165,16 @@ def _encode(
             recipe, replace(split, train=list(records)), tokenizer, job
         )
 
-    lessons, counts = encode(tasks.answers)
+    tokenized, counts = encode(tasks.answers)
     if tasks.rationales and recipe.rationale is not None:
-        explained, more = encode(tasks.rationales)
+        rationales, rationale_counts = encode(tasks.rationales)
         weight = recipe.rationale.weight
-        lessons += [replace(lesson, weight=weight) for lesson in explained]
+        tokenized += [replace(record, weight=weight) for record in rationales]
         counts = {
-            name: value + more[name] if isinstance(value, int) else value
+            name: value + rationale_counts[name] if isinstance(value, int) else value
             for name, value in counts.items()
         }
-    return lessons, counts
+    return tokenized, counts
 
 
 @contextmanager
@@ -180,7 +183,7 @@ def _open_generator(
 ) -> Iterator[TextModel]:
     teacher = recipe.teacher
     is_served = settings.model is None and isinstance(teacher, EndpointTeacherSettings)
-    writer = open_text_model(
+    model = open_text_model(
         _get_reference(settings, recipe),
         backend=settings.backend,
         job=job,
@@ -193,13 +196,13 @@ def _open_generator(
         ),
     )
     try:
-        yield writer
+        yield model
     finally:
-        writer.close()
+        model.close()
 
 
 def _get_endpoint_options(teacher: EndpointTeacherSettings) -> dict[str, Any]:
-    """Return how a teacher's server is asked, as its backend takes it."""
+    """Return the backend options for generating with a teacher's endpoint."""
     check_key_transport(teacher)
     key = {"api_key": teacher.api_key.reveal()} if teacher.api_key else {}
     return {
@@ -224,60 +227,61 @@ B = TypeVar("B", bound=MicroBatch)
 def tokenize_training_records(
     recipe: DistillRecipe, split: RecordSplit, tokenizer: Any, job: Job
 ) -> tuple[list[TokenizedRecord], dict[str, Any]]:
-    """Return the training records as lessons, and what was counted on the way.
+    """Tokenize the training records and report counts.
 
     Raises:
-        DataError: If no record has a position that bears loss.
+        DataError: If no record has a loss position.
     """
     with job.phase("encode", len(split.train), "records") as progress:
-        lessons, counts = tokenize_records(
+        tokenized, counts = tokenize_records(
             tokenizer,
             split.train,
             max_tokens=recipe.max_tokens,
             include_prompt=recipe.include_prompt,
             on_done=progress.advance,
         )
-    found = {**counts.to_json(), "passed_over": split.passed_over}
+    summary = {**counts.to_json(), "passed_over": split.passed_over}
     if counts.cut or counts.left_out or split.passed_over:
         job.say(
-            f"{counts.cut} records were cut at {recipe.max_tokens} tokens ({counts.tokens_cut} "
-            f"tokens), {counts.left_out} left out, passed over: {split.passed_over or 'none'}"
+            f"{counts.cut} records were truncated to {recipe.max_tokens} tokens "
+            f"({counts.tokens_cut} tokens), {counts.left_out} dropped, "
+            f"skipped: {split.passed_over or 'none'}"
         )
-    if not lessons:
+    if not tokenized:
         raise DataError(
-            "no record has a token to learn",
+            "no record has a token to train on",
             code="distill.no-positions",
             where="records",
             expected="assistant messages within max_tokens",
             next=f"raise max_tokens above {recipe.max_tokens}",
         )
-    return lessons, found
+    return tokenized, summary
 
 
 def make_record_source(
     recipe: DistillRecipe,
-    lessons: Sequence[TokenizedRecord],
+    tokenized: Sequence[TokenizedRecord],
     items: Sequence[T],
     load: Callable[[Sequence[T]], B],
     ids: Sequence[str],
     *,
     batch_size: int = 0,
 ) -> RecordSource[T, B]:
-    """Return the micro-batches of some lessons, in the order that the recipe's seed gives.
+    """Return a micro-batch source in the order given by the recipe's seed.
 
     Args:
-        recipe: Its batch size, micro-batch and seed.
-        lessons: What the student reads: their tokens and positions are counted.
-        items: What ``load`` makes a micro-batch of, one a lesson.
-        load: Does.
-        ids: What each item's loss follows from; a resumed run must bring the same.
-        batch_size: Records a step, where it is not the recipe's.
+        recipe: Batch size, micro-batch size and seed.
+        tokenized: Tokenized records of the student; their tokens and positions are counted.
+        items: Inputs of ``load``, one per tokenized record.
+        load: Builds a micro-batch.
+        ids: Digest of everything that determines each item's loss; equal in a resumed run.
+        batch_size: Records per step, if different from the recipe's.
     """
     return RecordSource(
         items,
         ids=ids,
-        lengths=[len(lesson.ids) for lesson in lessons],
-        valid=[len(lesson.positions) for lesson in lessons],
+        lengths=[len(record.ids) for record in tokenized],
+        valid=[len(record.positions) for record in tokenized],
         load=load,
         batch_size=batch_size or recipe.train.batch_size,
         micro_tokens=recipe.train.micro_tokens,
@@ -286,14 +290,14 @@ def make_record_source(
 
 
 def select_reached(recipe: DistillRecipe, items: Sequence[T]) -> list[T]:
-    """Return the items that the recipe's steps ever reach, in their own order.
+    """Return the items that the recipe's steps reach, in their original order.
 
-    A run of fewer steps than an epoch reads some only, and a teacher need not speak of the others.
+    A run shorter than one epoch reads only some, and needs no teacher outputs for the others.
 
     Args:
-        recipe: Its steps, batch size and seed.
-        items: As many as ``make_record_source`` is given, in the same order. With rollouts all are
-            returned: which records prompt is known later.
+        recipe: Steps, batch size and seed.
+        items: Items of ``make_record_source``, in the same order. With rollouts all are returned,
+            because the prompts in use are known only later.
     """
     settings, count = recipe.train, len(items)
     steps = settings.count_steps(count)
@@ -315,97 +319,106 @@ def select_reached(recipe: DistillRecipe, items: Sequence[T]) -> list[T]:
 
 
 def add_context(settings: TeacherContextSettings, record: Record) -> Record | None:
-    """Return the record as the teacher reads it, or None where the field is missing or empty."""
+    """Return the record as the teacher reads it, or None if the field is missing or empty."""
     prompt = extract_prompt(record)
     value = record.fields.get(settings.field) if settings.field is not None else ""
     if not prompt or not isinstance(value, str) or (settings.field and not value.strip()):
         return None
     text = settings.text.replace("{context}", value)
-    at = len(prompt) - 1
+    index = len(prompt) - 1
     messages = list(record.messages)
-    messages[at] = Message(messages[at].role, text + messages[at].content)
+    messages[index] = Message(messages[index].role, text + messages[index].content)
     return replace(record, messages=tuple(messages))
 
 
 def encode_with_context(
-    settings: TeacherContextSettings, tokenizer: Any, record: Record, own: EncodedConversation
+    settings: TeacherContextSettings,
+    tokenizer: Any,
+    record: Record,
+    student_tokens: EncodedConversation,
 ) -> EncodedConversation | None:
-    """Return a record's tokens as the teacher reads them, or None where they do not fit.
+    """Tokenize a record with its context for the teacher.
 
     Args:
-        settings: What is added.
-        tokenizer: Of both.
-        record: As the student reads it.
-        own: Its tokens as the student reads them; may be cut.
+        settings: Context settings.
+        tokenizer: Tokenizer of both models.
+        record: Record without context.
+        student_tokens: Its tokens for the student; may be truncated.
 
     Returns:
-        Tokens whose first targets are ``own``'s; None without a context, where the record with it
-        is too long, or where the answer has other tokens there.
+        Tokens whose first targets equal those of ``student_tokens``; None without a context, if the
+        record is too long with it, or if the answer is tokenized differently there.
 
     Raises:
-        DataError: If the assistant's part of the conversation cannot be found.
+        DataError: If the assistant's part of the conversation cannot be located.
     """
     from stillroom.evaluate.lm.encoding import (
-        encode_record,  # torch, which a recipe is read without
+        encode_record,  # needs torch, which reading a recipe does not
     )
 
-    told = add_context(settings, record)
-    if told is None:
+    record_with_context = add_context(settings, record)
+    if record_with_context is None:
         return None
-    encoded = encode_record(tokenizer, told, max_tokens=settings.max_tokens)
-    count = len(own.targets)
-    labels = [encoded.ids[at] for at in encoded.targets[:count]]
-    return encoded if labels == [own.ids[at] for at in own.targets] else None
+    encoded = encode_record(tokenizer, record_with_context, max_tokens=settings.max_tokens)
+    count = len(student_tokens.targets)
+    labels = [encoded.ids[index] for index in encoded.targets[:count]]
+    return (
+        encoded
+        if labels == [student_tokens.ids[index] for index in student_tokens.targets]
+        else None
+    )
 
 
 def attach_teacher_context(
     settings: TeacherContextSettings,
     tokenizer: Any,
     records: Sequence[Record],
-    lessons: Sequence[TokenizedRecord],
+    tokenized: Sequence[TokenizedRecord],
 ) -> tuple[list[TokenizedRecord], dict[str, int]]:
-    """Give each lesson what the teacher reads; those that cannot have it are left out and counted.
+    """Attach the teacher's reading with context to each tokenized record; drop and count failures.
 
     Args:
-        settings: What is added.
-        tokenizer: Of both.
-        records: What the lessons were made of, in any order.
-        lessons: The student's, with the assistant's tokens alone.
+        settings: Context settings.
+        tokenizer: Tokenizer of both models.
+        records: Source records of ``tokenized``, in any order.
+        tokenized: Student's tokenized records, with loss on the assistant's tokens only.
 
     Raises:
-        DataError: If no lesson is left.
+        DataError: If no record remains.
     """
     from stillroom.distill.data.tokenized import (
-        TokenizedRecord,  # torch, which a recipe is read without
+        TokenizedRecord,  # needs torch, which reading a recipe does not
     )
     from stillroom.evaluate.lm.encoding import encode_record
 
     by_id = {record.id: record for record in records}
-    found: list[TokenizedRecord] = []
+    results: list[TokenizedRecord] = []
     counts = {"without_context": 0, "too_long": 0, "other_tokens": 0}
-    for lesson in lessons:
-        record = add_context(settings, by_id[lesson.record_id])
+    for student_record in tokenized:
+        record = add_context(settings, by_id[student_record.record_id])
         if record is None:
             counts["without_context"] += 1
             continue
         encoded = encode_record(tokenizer, record, max_tokens=settings.max_tokens)
-        positions = np.asarray([at - 1 for at in encoded.targets], dtype=np.int64)
-        heard = TokenizedRecord(
-            lesson.record_id, np.asarray(encoded.ids, dtype=np.int64), positions
+        positions = np.asarray([index - 1 for index in encoded.targets], dtype=np.int64)
+        teacher_view = TokenizedRecord(
+            student_record.record_id, np.asarray(encoded.ids, dtype=np.int64), positions
         )
         if encoded.truncated:
             counts["too_long"] += 1
-        elif not np.array_equal(heard.labels[: len(lesson.labels)], lesson.labels):
+        elif not np.array_equal(
+            teacher_view.labels[: len(student_record.labels)], student_record.labels
+        ):
             counts["other_tokens"] += 1
         else:
-            kept = replace(heard, positions=positions[: len(lesson.labels)])
-            found.append(replace(lesson, heard=kept))
-    if not found:
+            truncated = replace(teacher_view, positions=positions[: len(student_record.labels)])
+            results.append(replace(student_record, teacher_record=truncated))
+    if not results:
         raise DataError(
-            f"no record can be read with its context: {counts}",
+            f"no record could be tokenized with its context: {counts}",
             code="distill.no-context",
             where="context",
             expected=f"records with text in fields.{settings.field}",
             next="check context.field, or raise context.max_tokens",
         )
-    return found, counts
+    return results, counts

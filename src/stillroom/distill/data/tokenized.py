@@ -1,11 +1,11 @@
 """Tokenized records with loss positions, their micro-batches, and the size of a data set.
 
-The positions come from spans of the rendered text, never from token ids: a tokenizer whose padding
-token is its end-of-turn token would otherwise lose every end of turn.
+Loss positions come from spans of the rendered text, never from token ids: masking by id would lose
+every end of turn of a tokenizer whose padding token is its end-of-turn token.
 
-A file's bytes say little of its tokens: chat templates add some to every message, and one tokenizer
-cuts a text into twice as many as another. So some records, spread over the file, are read as the
-job will read them. Where the tokenizer is elsewhere, characters stand in for it.
+The number of tokens of a file is estimated from a sample of records spread over the file and
+tokenized as in the job, because bytes are a poor estimate: chat templates add tokens to every
+message, and vocabularies differ by a factor of two. Without a local tokenizer, characters are used.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SamplingInfo:
-    """How the token at each of N positions was drawn; (N,) each, 0 where it stands in a record.
+    """Sampling statistics of the tokens at N positions; (N,) each, 0 for tokens from a record.
 
     Args:
-        old: The student's log-probability of it when it was drawn, at temperature 1.
-        importance: The student's probability of it over that with which it was drawn.
-        gains: The teacher's log-probability of it minus ``old``.
-        credit: What a policy gradient credits it with.
+        old: Student's log-probability at sampling time, at temperature 1.
+        importance: Student's probability divided by the sampling probability.
+        gains: Teacher's log-probability minus ``old``.
+        credit: Return assigned by a policy gradient.
     """
 
     old: Tensor
@@ -60,7 +60,7 @@ class SamplingInfo:
     credit: Tensor
 
     def rows(self, start: int, stop: int) -> SamplingInfo:
-        """Return positions ``start`` to ``stop``."""
+        """Return the slice of positions ``start`` to ``stop``."""
         return SamplingInfo(
             self.old[start:stop],
             self.importance[start:stop],
@@ -71,26 +71,26 @@ class SamplingInfo:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRecord:
-    """One record as tokens: ids (T,), and the positions whose next token bears loss, (N,).
+    """One record as token ids (T,), and the positions whose next token has a loss, (N,).
 
     Args:
-        record_id: The record's.
-        ids: Of the whole text.
-        positions: Rising.
-        weight: The loss of every position is multiplied by it; it is not divided by it again.
-        heard: The same labels as the teacher reads them, where it reads more than the student.
+        record_id: Id of the record.
+        ids: Tokens of the whole text.
+        positions: Ascending.
+        weight: Factor of the loss at every position; not normalized.
+        teacher_record: The teacher's reading of the same labels, if it differs from the student's.
     """
 
     record_id: str
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     weight: float = 1.0
-    heard: TokenizedRecord | None = None
+    teacher_record: TokenizedRecord | None = None
 
     @property
-    def by_teacher(self) -> TokenizedRecord:
-        """The lesson as the teacher reads it."""
-        return self.heard or self
+    def teacher_view(self) -> TokenizedRecord:
+        """The record as the teacher reads it."""
+        return self.teacher_record or self
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -99,18 +99,18 @@ class TokenizedRecord:
 
     @property
     def key(self) -> str:
-        """What the teacher's rows of this lesson follow from: tokens and positions."""
+        """Cache key of the teacher's rows: a digest of tokens and positions."""
         return digest_json([self.ids.tolist(), self.positions.tolist()])
 
     @property
     def name(self) -> str:
-        """What its loss follows from: both readings, and its weight."""
-        return digest_json([self.key, self.by_teacher.key, self.weight])
+        """Digest of everything that determines the loss: both readings and the weight."""
+        return digest_json([self.key, self.teacher_view.key, self.weight])
 
 
 @dataclass(slots=True)
 class TokenizationStats:
-    """What encoding did: records kept, cut, left out; tokens kept and cut off."""
+    """Counts of records tokenized, truncated and dropped, and of tokens kept and truncated."""
 
     records: int = 0
     cut: int = 0
@@ -133,18 +133,19 @@ class TokenizationStats:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Several lessons, padded on the right, with the positions that bear loss in one row.
+    """Tokenized records padded on the right, with all loss positions in one row.
 
     Args:
         input_ids: (B, T), int64; padding is causally invisible, so no attention mask is needed.
-        flat: Indices into (B * T) of the N positions that bear loss.
-        labels: Next tokens there, (N,).
-        target: What the teacher says there; None where the teacher is run instead.
-        weights: What each position's loss is multiplied by, (N,); None is 1 everywhere.
-        rollout: (N,), True where the position stands in the student's own text; None where no text
-            is.
-        heard: What the teacher reads in place of ``input_ids`` (B, T'), and its ``flat``.
-        drawn: How the tokens of that text were drawn; None where no text is.
+        flat: Indices into (B * T) of the N loss positions.
+        labels: Next token at each, (N,).
+        record_ids: Ids of the records.
+        tokens: Number of tokens without padding.
+        target: Teacher's targets, (N rows); None if the teacher is run instead.
+        weights: Loss weight of each position, (N,); None is 1 everywhere.
+        rollout: (N,), True for positions in text generated by the student; None without such text.
+        teacher_input: The teacher's input in place of ``input_ids``, (B, T'), and its ``flat``.
+        sampling: Sampling statistics of the generated tokens; None without generated text.
     """
 
     input_ids: Tensor
@@ -155,12 +156,12 @@ class Batch:
     target: Targets | None = None
     weights: Tensor | None = None
     rollout: Tensor | None = None
-    heard: tuple[Tensor, Tensor] | None = None
-    drawn: SamplingInfo | None = None
+    teacher_input: tuple[Tensor, Tensor] | None = None
+    sampling: SamplingInfo | None = None
 
     @property
     def valid(self) -> int:
-        """Number of positions that bear loss."""
+        """Number of loss positions."""
         return int(self.flat.shape[0])
 
 
@@ -172,92 +173,92 @@ def tokenize_records(
     include_prompt: bool,
     on_done: Callable[[], None] | None = None,
 ) -> tuple[list[TokenizedRecord], TokenizationStats]:
-    """Return the records as lessons, and what was cut or left out.
+    """Tokenize records and count truncated and dropped ones.
 
-    A record none of whose positions bears loss within ``max_tokens`` is left out and counted.
+    A record without a loss position within ``max_tokens`` is dropped and counted.
 
     Raises:
-        DataError: If a chat template hides the assistant's part.
+        DataError: If the assistant's part of a chat template's rendering cannot be located.
     """
-    lessons, counts = [], TokenizationStats()
+    tokenized, counts = [], TokenizationStats()
     for record in records:
         encoded = encode_record(tokenizer, record, max_tokens=max_tokens)
         counts.cut += bool(encoded.truncated)
         counts.tokens_cut += encoded.truncated
         targets = range(1, len(encoded.ids)) if include_prompt else encoded.targets
-        positions = np.asarray([at - 1 for at in targets], dtype=np.int64)
+        positions = np.asarray([target - 1 for target in targets], dtype=np.int64)
         if len(encoded.targets) == 0 or len(positions) == 0:
             counts.left_out += 1
         else:
-            lesson = TokenizedRecord(record.id, np.asarray(encoded.ids, dtype=np.int64), positions)
-            lessons.append(lesson)
+            tokenized_record = TokenizedRecord(
+                record.id, np.asarray(encoded.ids, dtype=np.int64), positions
+            )
+            tokenized.append(tokenized_record)
             counts.records += 1
-            counts.tokens += len(lesson.ids)
+            counts.tokens += len(tokenized_record.ids)
             counts.positions += len(positions)
         if on_done:
             on_done()
-    return lessons, counts
+    return tokenized, counts
 
 
 def make_batch(
-    lessons: Sequence[TokenizedRecord], target: Targets | None, device: torch.device | None = None
+    records: Sequence[TokenizedRecord], target: Targets | None, device: torch.device | None = None
 ) -> Batch:
-    """Pad lessons to one width and gather their positions; ``target`` has one row for each."""
-    ids, flat = _pad(lessons, device)
+    """Pad records to one width and collect their positions; ``target`` has one row for each."""
+    ids, flat = _pad(records, device)
     weights = None
-    if any(lesson.weight != 1 for lesson in lessons):
-        parts = [np.full(len(lesson.positions), lesson.weight, np.float32) for lesson in lessons]
+    if any(record.weight != 1 for record in records):
+        parts = [np.full(len(record.positions), record.weight, np.float32) for record in records]
         weights = torch.from_numpy(np.concatenate(parts)).to(device)
-    is_heard = target is None and any(lesson.heard is not None for lesson in lessons)
+    has_teacher_view = target is None and any(
+        record.teacher_record is not None for record in records
+    )
     return Batch(
         ids,
         flat,
-        torch.from_numpy(np.concatenate([lesson.labels for lesson in lessons])).to(device),
-        tuple(lesson.record_id for lesson in lessons),
-        sum(len(lesson.ids) for lesson in lessons),
+        torch.from_numpy(np.concatenate([record.labels for record in records])).to(device),
+        tuple(record.record_id for record in records),
+        sum(len(record.ids) for record in records),
         target,
         weights,
-        heard=_pad([lesson.by_teacher for lesson in lessons], device) if is_heard else None,
+        teacher_input=_pad([record.teacher_view for record in records], device)
+        if has_teacher_view
+        else None,
     )
 
 
-def _pad(lessons: Sequence[TokenizedRecord], device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """Return ids (B, T), padded on the right, and the places of all positions in (B * T)."""
-    width = max(len(lesson.ids) for lesson in lessons)
-    ids = np.zeros((len(lessons), width), dtype=np.int64)
+def _pad(records: Sequence[TokenizedRecord], device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T), padded on the right, and the indices of all positions in (B * T)."""
+    width = max(len(record.ids) for record in records)
+    ids = np.zeros((len(records), width), dtype=np.int64)
     flat = []
-    for row, lesson in enumerate(lessons):
-        ids[row, : len(lesson.ids)] = lesson.ids
-        flat.append(lesson.positions + row * width)
+    for row, record in enumerate(records):
+        ids[row, : len(record.ids)] = record.ids
+        flat.append(record.positions + row * width)
     return torch.from_numpy(ids).to(device), torch.from_numpy(np.concatenate(flat)).to(device)
 
 
 _SAMPLE_RECORDS = 64
 
 
-_MAX_EXACT_RECORDS = 20_000  # records that are looked through to spread the sample
-
-
-_CHARACTERS_PER_TOKEN = 4.0  # of a token of prose, in a vocabulary of tens of thousands
-
-
-_TEMPLATE_TOKENS = 5  # tokens that a chat template puts around a message
-
-
-_DEFAULT_SIZE = (100, 256)  # records, and tokens of one, where the file is not there yet
+_MAX_EXACT_RECORDS = 20_000  # records read to spread the sample
+_CHARACTERS_PER_TOKEN = 4.0  # of prose, for a vocabulary of tens of thousands of tokens
+_TEMPLATE_TOKENS = 5  # tokens added by a chat template per message
+_DEFAULT_SIZE = (100, 256)  # records and tokens per record, if the file does not exist yet
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSize:
-    """What is learned from.
+    """Size of the training data.
 
     Args:
-        records: To learn from.
-        tokens: Of all of them, as they are cut.
-        positions: That bear loss.
-        answer: Tokens of an assistant's last message, on average.
-        held_out: Records that are only measured.
-        basis: What the numbers stand on, in words.
+        records: Number of training records.
+        tokens: Tokens of all of them, after truncation.
+        positions: Loss positions.
+        answer: Mean number of tokens of an assistant's last message.
+        held_out: Number of held-out records.
+        basis: Text that states the basis of the estimate.
     """
 
     records: int
@@ -269,46 +270,55 @@ class DatasetSize:
 
     @property
     def mean(self) -> float:
-        """Tokens of one record."""
+        """Mean number of tokens of a record."""
         return self.tokens / max(self.records, 1)
 
 
 def measure_dataset_size(recipe: DistillRecipe) -> DatasetSize:
-    """Return how much a recipe learns from; exact up to sampling where its tokenizer is here.
+    """Measure the training data of a recipe; a sample is tokenized if the tokenizer is local.
 
     Raises:
         DataError: If the file is damaged.
     """
     path = resolve_local(recipe.records)
     if not path.exists():
-        records, each = _DEFAULT_SIZE[0], min(_DEFAULT_SIZE[1], recipe.max_tokens)
-        told = f"about {records * each} tokens (the file is not there yet)"
-        return DatasetSize(records, records * each, records * each, each / 2, records // 10, told)
-    read = list(
+        count, tokens_per_record = _DEFAULT_SIZE[0], min(_DEFAULT_SIZE[1], recipe.max_tokens)
+        basis = f"about {count * tokens_per_record} tokens (the file does not exist yet)"
+        return DatasetSize(
+            count,
+            count * tokens_per_record,
+            count * tokens_per_record,
+            tokens_per_record / 2,
+            count // 10,
+            basis,
+        )
+    records = list(
         itertools.islice(read_records(path, on_drop=lambda row, why: None), _MAX_EXACT_RECORDS)
     )
-    has_splits = any("split" in record.fields for record in read)
-    learned = [record for record in read if is_training_record(record, has_splits=has_splits)]
-    whole = len(read) if len(read) < _MAX_EXACT_RECORDS else count_records(path)
-    count = round(whole * len(learned) / max(len(read), 1))
-    sample = learned[:: max(len(learned) // _SAMPLE_RECORDS, 1)]
+    has_splits = any("split" in record.fields for record in records)
+    training = [record for record in records if is_training_record(record, has_splits=has_splits)]
+    total = len(records) if len(records) < _MAX_EXACT_RECORDS else count_records(path)
+    count = round(total * len(training) / max(len(records), 1))
+    sample = training[:: max(len(training) // _SAMPLE_RECORDS, 1)]
     if not sample:
-        return DatasetSize(0, 0, 0, 0.0, whole, "no record to learn from")
+        return DatasetSize(0, 0, 0, 0.0, total, "no training record")
     tokenizer = _open_tokenizer(recipe)
     try:
         measured = [_measure_record(recipe, record, tokenizer) for record in sample]
-    except DataError:  # a template that hides the assistant; the preflight says so
+    except DataError:  # the assistant's part cannot be located; the preflight reports it
         tokenizer, measured = None, [_measure_record(recipe, record, None) for record in sample]
     scale = count / len(sample)
-    tokens, positions, answers = (float(sum(one[at] for one in measured)) for at in range(3))
-    by = "characters" if tokenizer is None else f"{len(sample)} records' tokens"
+    tokens, positions, answers = (
+        float(sum(row[column] for row in measured)) for column in range(3)
+    )
+    basis = "characters" if tokenizer is None else f"{len(sample)} records' tokens"
     return DatasetSize(
         count,
         round(tokens * scale),
         round(positions * scale),
         answers / len(sample),
-        round(whole * sum(_is_held_out(one, has_splits) for one in read) / len(read)),
-        f"about {round(tokens * scale)} tokens (by {by})",
+        round(total * sum(_is_held_out(record, has_splits) for record in records) / len(records)),
+        f"about {round(tokens * scale)} tokens (by {basis})",
     )
 
 
@@ -320,37 +330,37 @@ def _is_held_out(record: Record, has_splits: bool) -> bool:
 def _measure_record(
     recipe: DistillRecipe, record: Record, tokenizer: Any | None
 ) -> Sequence[float]:
-    """Return tokens, positions and the last answer's tokens of one record."""
+    """Return the numbers of tokens, loss positions and last-answer tokens of one record."""
     limit = recipe.max_tokens
     if tokenizer is None:
         sizes = [
             len(turn.content) / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS for turn in record.messages
         ]
         tokens = min(sum(sizes), limit)
-        own = sum(
+        answer_tokens = sum(
             size
             for size, turn in zip(sizes, record.messages, strict=True)
             if turn.role == "assistant"
         )
-        return tokens, tokens if recipe.include_prompt else min(own, tokens), sizes[-1]
+        return tokens, tokens if recipe.include_prompt else min(answer_tokens, tokens), sizes[-1]
     from stillroom.evaluate.lm.encoding import encode_record
 
     encoded = encode_record(tokenizer, record, max_tokens=limit)
-    tokens, own = len(encoded.ids), len(encoded.targets)
-    if not own:
+    tokens, answer_tokens = len(encoded.ids), len(encoded.targets)
+    if not answer_tokens:
         return 0, 0, 0
-    return tokens, max(tokens - 1, 0) if recipe.include_prompt else own, own
+    return tokens, max(tokens - 1, 0) if recipe.include_prompt else answer_tokens, answer_tokens
 
 
 def _open_tokenizer(recipe: DistillRecipe) -> Any | None:
-    """Return the tokenizer that the student reads with, if it lies on this disk."""
+    """Return the student's tokenizer if it is on this disk."""
     teacher: object = recipe.teacher
     if isinstance(teacher, tuple):
         teacher = teacher[0].teacher
-    named = teacher.tokenizer if isinstance(teacher, EndpointTeacherSettings) else teacher
+    reference = teacher.tokenizer if isinstance(teacher, EndpointTeacherSettings) else teacher
     if recipe.crossing is not None:
-        named = recipe.student
-    path = Path(str(named))
+        reference = recipe.student
+    path = Path(str(reference))
     if not path.is_dir():
         return None
     from stillroom.models.local.causal_lm import load_tokenizer

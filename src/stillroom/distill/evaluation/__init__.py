@@ -1,1 +1,1 @@
-"""Fidelity of a student to its teachers on held-out records, and the report of it."""
+"""Fidelity of a student to its teachers on held-out records, and its report."""

@@ -1,11 +1,11 @@
 """Measurement of models on held-out records, and of their latency and peak memory.
 
-Each side is journaled when it is done: a resumed job measures none again. The teacher's body reads
-a record once; its states are kept for the sides that follow, where they are small. Knows neither
-plots nor words.
+Each model is journaled when it is measured, so that a resumed job measures none twice. The
+teacher's body reads a record once; its hidden states are kept for the following models if they are
+small.
 
-``timings.json`` and ``timings.html`` lie beside the output, so that the same work gives the same
-artifact. Knows two folders.
+``timings.json`` and ``timings.html`` are written next to the output, not into it, so that equal
+work gives equal artifacts.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _MAX_CACHED_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class _GenerationPrompt:
-    """A record that can be answered: the tokens of its prompt, and what the answer should be."""
+    """A record to answer: prompt tokens and reference answer."""
 
     record: Record
     ids: tuple[int, ...]
@@ -74,15 +74,15 @@ class _GenerationPrompt:
 
 @dataclass
 class HeldOutEvaluator:
-    """The held-out records of a job, ready to measure any model on.
+    """Held-out records of a job, for measuring any model.
 
     Args:
-        recipe: How many are measured and answered.
+        recipe: Numbers of records measured and answered.
         job: Journal, progress, cancellation.
-        records: All that were held out.
-        tokenizer: Of the models that are measured.
-        teacher: What they are compared with, over the same tokens; loaded when a side is not in
-            the journal yet. None measures each by itself.
+        records: All held-out records.
+        tokenizer: Tokenizer of the measured models.
+        teacher: Teacher over the same vocabulary, loaded when a model is not in the journal. None
+            measures each model by itself.
     """
 
     recipe: DistillRecipe
@@ -92,149 +92,159 @@ class HeldOutEvaluator:
     teacher: LocalTeacher | None = None
     passed_over: dict[str, int] = field(default_factory=dict)
     _encoded: list[EncodedConversation] | None = None
-    _asked: list[_GenerationPrompt] = field(default_factory=list)
-    _kept: CachedStates = field(default_factory=dict)
+    _prompts: list[_GenerationPrompt] = field(default_factory=list)
+    _cached_states: CachedStates = field(default_factory=dict)
 
     def measure(self, name: str, load: Callable[[], Any], *, writes: bool = True) -> ModelFidelity:
-        """Return one side, measured now or read from the journal.
+        """Measure a model, or read it from the journal.
 
         Args:
             name: ``teacher``, ``initial``, ``final`` or ``control``.
-            load: Gives the model; called only where something is still to be measured.
-            writes: Whether it answers, too. The teacher comes before any side that does.
+            load: Loads the model; called only if it has not been measured.
+            writes: Whether the model also generates answers. The teacher must be measured before
+                any other model that does.
 
         Raises:
-            Cancelled: If the user asked for it; what was measured before is kept.
+            Cancelled: If cancellation was requested; earlier measurements are kept.
         """
         journal = self.job.journal("fidelity")
         if name not in journal:
             self.job.check_cancelled()
-            found = self._measure(name, load, writes=writes).to_json()
+            measurement = self._measure(name, load, writes=writes).to_json()
             journal.put(_SKIPPED, {**journal.get(_SKIPPED, {}), **self.passed_over})
-            journal.put(name, found)
+            journal.put(name, measurement)
         self.passed_over |= journal.get(_SKIPPED, {})
         return ModelFidelity.from_json(journal[name])
 
     def _measure(self, name: str, load: Callable[[], Any], *, writes: bool) -> ModelFidelity:
-        chosen = list(self.records[: self.recipe.fidelity.records])
-        if not chosen:
+        records = list(self.records[: self.recipe.fidelity.records])
+        if not records:
             return ModelFidelity(Fidelity(()), np.zeros((0, 3, NUM_BINS)))
         model = load()
-        encoded = self._encode(chosen, model if self.teacher is None else self.teacher.model)
-        judge = self.teacher.model if self.teacher is not None else None
-        writes = writes and bool(self._asked)
-        total = len(chosen) + (1 if judge is None else 2) * len(self._asked) * writes
+        encoded = self._encode(records, model if self.teacher is None else self.teacher.model)
+        teacher = self.teacher.model if self.teacher is not None else None
+        writes = writes and bool(self._prompts)
+        total = len(records) + (1 if teacher is None else 2) * len(self._prompts) * writes
         with self.job.phase(f"fidelity, {name}", total, "records") as progress:
-            found, temperature = compare_distributions(
-                model, judge, encoded, calibrate=True, kept=self._room()
+            comparisons, temperature = compare_distributions(
+                model, teacher, encoded, calibrate=True, kept=self._choose_store()
             )
-            progress.advance(len(chosen))
-            written = self._write(name, model, progress.advance) if writes else {}
+            progress.advance(len(records))
+            generated = self._generate(name, model, progress.advance) if writes else {}
         return ModelFidelity(
-            Fidelity(tuple(map(RecordFidelity.of, chosen, found))),
-            np.array([row.bins for row in found if row.tokens]).reshape(-1, 3, NUM_BINS),
+            Fidelity(tuple(map(RecordFidelity.of, records, comparisons))),
+            np.array([row.bins for row in comparisons if row.tokens]).reshape(-1, 3, NUM_BINS),
             temperature,
-            tuple(_scale_temperature(row) for row in found if row.scaled_bins is not None),
-            depth=bin_by_position([row.kl_by_position for row in found]),
-            **written,
+            tuple(_scale_temperature(row) for row in comparisons if row.scaled_bins is not None),
+            depth=bin_by_position([row.kl_by_position for row in comparisons]),
+            **generated,
         )
 
-    def _encode(self, chosen: Sequence[Record], model: Any) -> list[EncodedConversation]:
-        """Tokenize once; tell what was cut, and choose who is asked."""
+    def _encode(self, records: Sequence[Record], model: Any) -> list[EncodedConversation]:
+        """Tokenize once, report truncation and select the records to answer."""
         if self._encoded is None:
             cut: list[int] = []
             limit = self.recipe.max_tokens
             self._encoded = encode_records(
                 self.tokenizer,
-                chosen,
+                records,
                 max_tokens=limit,
                 on_truncated=lambda index, tokens: cut.append(index),
             )
             if cut:
-                self.job.say(f"fidelity: {len(cut)} held-out records were cut at {limit} tokens")
+                self.job.say(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
             if self.recipe.context is None:
-                self._choose_asked(chosen, model)
+                self._select_prompts(records, model)
             elif self.teacher is not None:
-                self._hear(self.recipe.context, chosen, self.teacher.model)
+                self._cache_teacher_states(self.recipe.context, records, self.teacher.model)
         return self._encoded
 
-    def _choose_asked(self, chosen: Sequence[Record], model: Any) -> None:
+    def _select_prompts(self, records: Sequence[Record], model: Any) -> None:
         context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
-        room = min(self.recipe.max_tokens, context - self.recipe.fidelity.max_new_tokens)
-        for record in chosen:
-            if len(self._asked) == self.recipe.fidelity.answers:
+        limit = min(self.recipe.max_tokens, context - self.recipe.fidelity.max_new_tokens)
+        for record in records:
+            if len(self._prompts) == self.recipe.fidelity.answers:
                 break
-            turns = record.messages
-            if len(turns) < 2 or turns[-1].role != "assistant":
-                self._pass_over("no question before its last answer")
+            messages = record.messages
+            if len(messages) < 2 or messages[-1].role != "assistant":
+                self._skip("no question before its last answer")
                 continue
-            text = render_chat(self.tokenizer, turns[:-1], add_generation_prompt=True)
+            text = render_chat(self.tokenizer, messages[:-1], add_generation_prompt=True)
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            if not 0 < len(ids) <= room:
-                self._pass_over("prompt too long to be answered")
+            if not 0 < len(ids) <= limit:
+                self._skip("prompt too long to be answered")
                 continue
             answer = record.fields.get("answer")
-            reference = answer if isinstance(answer, str) and answer else turns[-1].content
-            self._asked.append(_GenerationPrompt(record, ids, reference))
+            reference = answer if isinstance(answer, str) and answer else messages[-1].content
+            self._prompts.append(_GenerationPrompt(record, ids, reference))
 
-    def _hear(
-        self, settings: TeacherContextSettings, chosen: Sequence[Record], teacher: Any
+    def _cache_teacher_states(
+        self, settings: TeacherContextSettings, records: Sequence[Record], teacher: Any
     ) -> None:
-        """Keep the teacher's states in context: what a student of it is to be compared with.
+        """Store the teacher's hidden states in context, as the reference of its student.
 
-        A record that cannot be read in context counts no token. None is answered: what the teacher
-        says of a student's own text would have to be said in context, too.
+        A record that cannot be read in context counts no tokens. Answers are not generated, because
+        the teacher would have to score them in context, too.
         """
         reader = LogitReader(teacher)
         if not reader.is_chunked:
-            self._pass_over("the teacher's head cannot be put on states that were kept")
+            self._skip("the teacher's head cannot be put on states that were kept")
             return
-        own = self._encoded or []
-        for at, record in enumerate(chosen):
-            told = encode_with_context(settings, self.tokenizer, record, own[at])
-            if told is None:
-                self._pass_over("no context that fits, or other tokens in it")
-                own[at] = EncodedConversation(own[at].ids, (False,) * len(own[at].ids))
+        encoded = self._encoded or []
+        for index, record in enumerate(records):
+            with_context = encode_with_context(settings, self.tokenizer, record, encoded[index])
+            if with_context is None:
+                self._skip("no context that fits, or other tokens in it")
+                encoded[index] = EncodedConversation(
+                    encoded[index].ids, (False,) * len(encoded[index].ids)
+                )
                 continue
-            positions = torch.tensor(told.targets[: len(own[at].targets)]) - 1
+            positions = torch.tensor(with_context.targets[: len(encoded[index].targets)]) - 1
             with torch.inference_mode():
-                self._kept[at] = reader.pick(reader.hidden([told]), 0, positions)
+                self._cached_states[index] = reader.pick(
+                    reader.hidden([with_context]), 0, positions
+                )
 
-    def _pass_over(self, reason: str) -> None:
+    def _skip(self, reason: str) -> None:
         self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
 
-    def _room(self) -> CachedStates | None:
-        """Return where the teacher's states are kept; None where they are too large."""
-        if self._kept or self.teacher is None:
-            return self._kept
+    def _choose_store(self) -> CachedStates | None:
+        """Return the store of the teacher's hidden states; None if they are too large."""
+        if self._cached_states or self.teacher is None:
+            return self._cached_states
         hidden = int(getattr(self.teacher.model.config, "hidden_size", 0) or 0)
         counted = sum(len(record.targets) for record in self._encoded or ())
-        return self._kept if 0 < 4 * hidden * counted <= _MAX_CACHED_BYTES else None
+        return self._cached_states if 0 < 4 * hidden * counted <= _MAX_CACHED_BYTES else None
 
-    def _write(self, name: str, model: Any, advance: Callable[[int], None]) -> dict[str, Any]:
-        """Let a model answer; where it has a teacher, compare them on both one's own text, too."""
-        prompts = [asked.ids for asked in self._asked]
+    def _generate(self, name: str, model: Any, advance: Callable[[int], None]) -> dict[str, Any]:
+        """Generate answers; with a teacher, also compare both models on sampled text."""
+        prompts = [prompt.ids for prompt in self._prompts]
         answers = tuple(
             GeneratedAnswer(
-                asked.record.id,
-                str(self.tokenizer.decode(list(one.ids), skip_special_tokens=True)),
-                asked.reference,
-                one.ids,
-                one.has_ended,
+                prompt.record.id,
+                str(self.tokenizer.decode(list(continuation.ids), skip_special_tokens=True)),
+                prompt.reference,
+                continuation.ids,
+                continuation.has_ended,
             )
-            for asked, one in zip(
-                self._asked, self._complete(model, prompts, 0.0, advance), strict=True
+            for prompt, continuation in zip(
+                self._prompts, self._complete(model, prompts, 0.0, advance), strict=True
             )
         )
         if self.teacher is None:
             return {"answers": answers}
-        own = tuple(one.ids for one in self._complete(model, prompts, 1.0, advance))
+        sampled = tuple(
+            continuation.ids for continuation in self._complete(model, prompts, 1.0, advance)
+        )
         if name == TEACHER:
-            return {"answers": answers, "sampled": own}
-        theirs = ModelFidelity.from_json(self.job.journal("fidelity")[TEACHER]).sampled
-        judge = self.teacher.model
-        free, forced = (self._by_depth(model, judge, prompts, texts) for texts in (own, theirs))
-        return {"answers": answers, "sampled": own, "free": free, "forced": forced}
+            return {"answers": answers, "sampled": sampled}
+        teacher_samples = ModelFidelity.from_json(self.job.journal("fidelity")[TEACHER]).sampled
+        teacher = self.teacher.model
+        free, forced = (
+            self._compare_by_depth(model, teacher, prompts, texts)
+            for texts in (sampled, teacher_samples)
+        )
+        return {"answers": answers, "sampled": sampled, "free": free, "forced": forced}
 
     def _complete(
         self,
@@ -253,10 +263,10 @@ class HeldOutEvaluator:
             on_done=advance,
         )
 
-    def _by_depth(
+    def _compare_by_depth(
         self,
         model: Any,
-        judge: Any,
+        teacher: Any,
         prompts: Sequence[Sequence[int]],
         texts: Sequence[Sequence[int]],
     ) -> tuple[Any, ...]:
@@ -264,8 +274,8 @@ class HeldOutEvaluator:
             EncodedConversation((*prompt, *text), (False,) * len(prompt) + (True,) * len(text))
             for prompt, text in zip(prompts, texts, strict=True)
         ]
-        found, _ = compare_distributions(model, judge, encoded)
-        return tuple(row.kl_by_position for row in found)
+        comparisons, _ = compare_distributions(model, teacher, encoded)
+        return tuple(row.kl_by_position for row in comparisons)
 
 
 def _scale_temperature(row: DistributionMetrics) -> TemperatureScaled:
@@ -286,7 +296,7 @@ _TIMES = (("reading 128 tokens", "prefill_ms"), ("writing a token", "decode_ms")
 
 
 def measure_timings(job: Job, folders: Mapping[str, Path]) -> dict[str, SpeedResult]:
-    """Return the speed of each checkpoint, measured once even if resumed, one at a time."""
+    """Measure the speed of each checkpoint, one at a time and once per job."""
     journal = job.journal("speed")
     with job.phase("speed", len(folders), "models") as progress:
         for name, folder in folders.items():
@@ -298,7 +308,7 @@ def measure_timings(job: Job, folders: Mapping[str, Path]) -> dict[str, SpeedRes
 
 
 def write_timings(job: Job, speeds: Mapping[str, SpeedResult], *, seed: int) -> Report:
-    """Write timings.json and timings.html into the job's folder, beside the output."""
+    """Write timings.json and timings.html into the job's folder, next to the output."""
     report, names = Report("Latency and memory"), list(speeds)
     lines = []
     for label, key in _TIMES:

@@ -1,10 +1,8 @@
 """Fidelity metrics of a student against its teacher on held-out records.
 
-Both read the same tokens; the assistant's alone are counted. Per-record values are kept, so that
-anyone can resample them. A side is all that was measured of one model: teacher, start, student or
-control, each by the same code. Knows nothing of how they are shown.
-
-Knows names and units of figures, not what they mean.
+Both models read the same tokens; only the assistant's tokens are counted. Per-record values are
+kept, so that they can be resampled. The teacher, the initial student, the student and the baseline
+are measured by the same code.
 """
 
 from __future__ import annotations
@@ -42,11 +40,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RecordMetrics(Generic[R]):
-    """Rows of figures, one a record; subclasses say what a row is and what is told of it.
+    """Rows of metrics, one per record; subclasses define the row and its metrics.
 
-    ``measures`` gives each figure's unit, and the field of a row that it is counted by. ``lines``
-    are those that a report shows: in words, the student's figure and the teacher's own, either of
-    which may be absent. ``nearness`` is the figure that says how far the teacher is.
+    ``measures`` maps each metric to its unit and to the field of a row that weights it. ``lines``
+    are shown in a report: label, the student's metric and the teacher's, either of which may be
+    empty. ``nearness`` is the metric that measures the distance to the teacher.
     """
 
     rows: tuple[R, ...]
@@ -57,21 +55,21 @@ class RecordMetrics(Generic[R]):
     nearness: ClassVar[str] = "kl"
 
     def mean(self, name: str) -> float:
-        """Return one figure's mean over all that it is counted by; 0 where there is nothing."""
+        """Return the weighted mean of a metric; 0 without any weight."""
         by = self.measures[name][1]
         total = sum(getattr(row, by) for row in self.rows)
         summed = sum(getattr(row, name) * getattr(row, by) for row in self.rows)
         return float(summed / total) if total else 0.0
 
     def summarize(self, seed: int = 0) -> dict[str, Any]:
-        """Return each mean with its 95 % bootstrap interval over records, n, and what was counted.
+        """Return means with 95 % bootstrap intervals over records, and the counts.
 
-        An end of an interval that cannot be given is null.
+        An interval bound that cannot be computed is None.
         """
         counted = {by for _, by in self.measures.values()}
         full = [row for row in self.rows if any(getattr(row, by) for by in counted)]
-        found: dict[str, Any] = {"records": len(full)}
-        found |= {by: sum(getattr(row, by) for row in full) for by in sorted(counted)}
+        summary: dict[str, Any] = {"records": len(full)}
+        summary |= {by: sum(getattr(row, by) for row in full) for by in sorted(counted)}
         for name, (unit, by) in self.measures.items():
             rows = [row for row in self.rows if getattr(row, by)]
             metric = bootstrap(
@@ -81,16 +79,16 @@ class RecordMetrics(Generic[R]):
                 name=name,
                 unit=unit,
             ).to_json()
-            found[name] = {key: metric[key] for key in ("value", "low", "high")}
-        return found
+            summary[name] = {key: metric[key] for key in ("value", "low", "high")}
+        return summary
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return one plain row a record."""
+        """Return one JSON object per record."""
         return [asdict(row) for row in self.rows]  # type: ignore[call-overload]  # R is a dataclass
 
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> Self:
-        """Read what ``to_json`` wrote."""
+        """Build from the output of ``to_json``."""
         return cls(tuple(cls.row(**row) for row in rows))
 
 
@@ -109,15 +107,15 @@ METRIC_UNITS = {
 }
 
 
-"""What is told of each record, and its unit."""
+"""Per-record metrics and their units."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFidelity:
-    """One record: means over its assistant tokens, in nats a token; shares have no unit.
+    """One record: means over its assistant tokens, in nats per token; shares have no unit.
 
-    ``agreement`` is that of the likeliest token, ``top5_overlap`` that of the five likeliest,
-    ``brier`` the squared distance to the record's own token.
+    ``agreement`` is that of the most likely token, ``top5_overlap`` that of the five most likely,
+    ``brier`` the squared distance to the record's token.
     """
 
     record: str
@@ -133,28 +131,28 @@ class RecordFidelity:
 
     @property
     def entropy_gap(self) -> float:
-        """The student's entropy less the teacher's; below 0 it is surer than its teacher."""
+        """Student's entropy minus the teacher's; negative if the student is more confident."""
         return self.entropy - self.teacher_entropy
 
     @classmethod
-    def of(cls, record: Record, found: DistributionMetrics) -> RecordFidelity:
-        """Return what was compared on a record, under its id."""
+    def of(cls, record: Record, metrics: DistributionMetrics) -> RecordFidelity:
+        """Build the row of a record from its comparison."""
         return cls(
             record.id,
-            found.kl,
-            found.reverse_kl,
-            found.agreement,
-            found.loss,
-            found.tokens,
-            found.top5_overlap,
-            found.entropy,
-            found.teacher_entropy,
-            found.brier,
+            metrics.kl,
+            metrics.reverse_kl,
+            metrics.agreement,
+            metrics.loss,
+            metrics.tokens,
+            metrics.top5_overlap,
+            metrics.entropy,
+            metrics.teacher_entropy,
+            metrics.brier,
         )
 
 
 class Fidelity(RecordMetrics[RecordFidelity]):
-    """KL(teacher || student), KL(student || teacher), agreement, cross-entropy, by record."""
+    """KL(teacher || student), KL(student || teacher), agreement and cross-entropy by record."""
 
     row = RecordFidelity
     measures: ClassVar = {name: (unit, "tokens") for name, unit in METRIC_UNITS.items()}
@@ -162,14 +160,14 @@ class Fidelity(RecordMetrics[RecordFidelity]):
 
 @dataclass(frozen=True, slots=True)
 class TemperatureScaled:
-    """One record that the temperature was not fitted on, before and after it.
+    """One record held out of the temperature fit, before and after scaling.
 
     Args:
-        tokens: How many count.
-        loss: After scaling, nats a token.
+        tokens: Number of counted tokens.
+        loss: After scaling, in nats per token.
         brier: After scaling.
         bins: ``bin_positions`` after scaling, (3, BINS).
-        plain_bins: The same before.
+        plain_bins: ``bin_positions`` before scaling, (3, BINS).
     """
 
     tokens: int
@@ -181,7 +179,7 @@ class TemperatureScaled:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """One record's likeliest answer by a model, beside its reference."""
+    """A model's greedy answer to one record, with its reference."""
 
     record: str
     text: str
@@ -192,19 +190,19 @@ class GeneratedAnswer:
 
 @dataclass(frozen=True)
 class ModelFidelity:
-    """All that was measured of one model; lists of text stay empty where none was written.
+    """All measurements of one model; text fields stay empty if none was generated.
 
     Args:
-        fidelity: By record.
+        fidelity: Metrics by record.
         bins: ``bin_positions`` of each record with tokens, (records, 3, BINS).
-        temperature: Fitted on every second record; None where that could not be.
-        scaled: The other records.
-        answers: The likeliest answers.
-        sampled: Token ids of what it wrote by sampling from its whole distribution.
-        free: KL(teacher || it) at each depth of ``sampled``, by record.
-        forced: The same on what the teacher sampled after the same prompts.
-        depth: KL(teacher || it) by how many of a record's counted tokens stand before: sums and
-            numbers of tokens, one pair for each power of two (``bin_by_position``).
+        temperature: Fitted on every second record; None if it could not be fitted.
+        scaled: Results on the other records.
+        answers: Greedy answers.
+        sampled: Token ids of text sampled from the full distribution.
+        free: KL(teacher || model) at each depth of ``sampled``, by record.
+        forced: KL(teacher || model) on the teacher's samples after the same prompts.
+        depth: KL(teacher || model) by the number of preceding counted tokens: sum and token count
+            for each power of two (``bin_by_position``).
     """
 
     fidelity: Fidelity
@@ -218,7 +216,7 @@ class ModelFidelity:
     depth: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the measurements as JSON values."""
         return {
             "rows": self.fidelity.to_json(),
             "bins": self.bins.tolist(),
@@ -233,7 +231,7 @@ class ModelFidelity:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelFidelity:
-        """Read what ``to_json`` wrote."""
+        """Build from the output of ``to_json``."""
         return cls(
             Fidelity.from_json(data["rows"]),
             np.asarray(data["bins"], dtype=np.float64).reshape(-1, 3, NUM_BINS),
@@ -248,13 +246,13 @@ class ModelFidelity:
 
 
 def bin_by_position(rows: Sequence[Floats]) -> tuple[tuple[float, float], ...]:
-    """Return sums and numbers of values by their place in a row, joined by powers of two.
+    """Return sums and counts of values by position in a row, binned by powers of two.
 
-    The first pair holds the first value of each row, the second the second, then the third and
+    The first bin holds the first value of each row, the second the second, then the third and
     fourth, the next four, and so on.
 
     Args:
-        rows: One value a place, (n,) each.
+        rows: One value per position, (n,) each.
     """
     longest = max((len(row) for row in rows), default=0)
     pairs, start, end = [], 0, 1
@@ -278,16 +276,16 @@ def measure_fidelity(
     """Compare a student with its teacher on held-out records.
 
     Args:
-        student: A causal model in memory.
-        teacher: Another with the same tokenizer.
-        tokenizer: The tokenizer of both.
-        records: Never learned from.
-        max_tokens: Tokens of a record that are read, from its start.
-        on_truncated: Hears the index of each record that was cut and how many tokens fell off.
+        student: Causal language model in memory.
+        teacher: Causal language model with the same tokenizer.
+        tokenizer: Tokenizer of both.
+        records: Records not used in training.
+        max_tokens: Maximum tokens read from the start of a record.
+        on_truncated: Called with the index of each truncated record and the number of tokens lost.
     """
     encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
-    found, _ = compare_distributions(student, teacher, encoded)
-    return Fidelity(tuple(map(RecordFidelity.of, records, found)))
+    comparisons, _ = compare_distributions(student, teacher, encoded)
+    return Fidelity(tuple(map(RecordFidelity.of, records, comparisons)))
 
 
 BASELINE = "control"

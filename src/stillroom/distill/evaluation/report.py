@@ -1,7 +1,7 @@
 """Fidelity report: metrics of every model with intervals, side by side, and a summary.
 
-Columns are the teacher, the start, the control and the student; the last one is student less
-control on the same records. Knows what was measured, no models.
+Columns are the teacher, the initial student, the baseline ("control") and the student; the last is
+student minus baseline on the same records.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _COLUMNS = {
     FINAL: "student",
     _DIFFERENCE: "student − control",
 }
-_NAMES = {INITIAL: "start", FINAL: "student"}  # of sides in metrics, where unlike
+_NAMES = {INITIAL: "start", FINAL: "student"}  # names in metrics, if different
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingBudget:
-    """What one of student and control was given, and what it is: counted, not sampled."""
+    """Training steps, tokens and size of a model: counted, not sampled."""
 
     steps: int
     tokens: int
@@ -66,12 +66,12 @@ class TrainingBudget:
 
 @dataclass(frozen=True)
 class TeacherDistance:
-    """How far each model is from one teacher that is not compared with by whole distributions.
+    """Distances of each model to a teacher without full distributions.
 
     Args:
-        teacher: Its name.
-        found: By side.
-        note: What the figures are, in a sentence.
+        teacher: Name of the teacher.
+        found: Metrics by model.
+        note: Sentence that describes the metrics.
     """
 
     teacher: str
@@ -80,7 +80,7 @@ class TeacherDistance:
 
     @property
     def figures(self) -> type[RecordMetrics[Any]]:
-        """What was measured."""
+        """Class of the metrics."""
         return type(self.found[FINAL])
 
 
@@ -94,18 +94,18 @@ def build_report(
     near: Sequence[TeacherDistance] | None = None,
     losses: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> Report:
-    """Return the report of a job.
+    """Build the fidelity report of a job.
 
     Args:
-        sides: ``initial``, ``final``, ``control`` where there is one, and ``teacher`` where one
-            stands in this process.
-        budgets: Of ``final``, ``teacher`` and ``control``.
-        title: Of the page.
-        seed: Of the bootstrap.
-        passed_over: Records that were not answered, by reason.
-        near: One for each teacher that was asked instead; None where the teacher's distributions
-            are part of ``sides``.
-        losses: What student and control lowered, by step.
+        sides: Measurements of ``initial``, ``final``, ``control`` if there is a baseline, and
+            ``teacher`` if it ran in this process.
+        budgets: Training budgets of ``final``, ``teacher`` and ``control``.
+        title: Title of the page.
+        seed: Seed of the bootstrap.
+        passed_over: Numbers of unanswered records by reason.
+        near: Distances to each teacher behind an endpoint or with another tokenizer; None if the
+            teacher's distributions are part of ``sides``.
+        losses: Training losses of student and baseline by step.
     """
     report = Report(title, _summarize(sides, near, seed))
     if not sides[FINAL].fidelity.rows:
@@ -143,30 +143,30 @@ def build_report(
 
 
 def _list_names(*sides: str) -> dict[str, str]:
-    """Return how people call some sides, in order."""
+    """Return the display names of some models, in order."""
     return {name: _COLUMNS[name] for name in sides}
 
 
 def _add_teacher_distances(report: Report, near: Sequence[TeacherDistance], seed: int) -> None:
-    """Add a section for each teacher that was asked; with several, metrics name theirs."""
-    for one in near:
-        if not one.found[FINAL].rows:
+    """Add a section per teacher; with several teachers, metric names are prefixed."""
+    for distance in near:
+        if not distance.found[FINAL].rows:
             continue
-        found = {name: TeacherDistanceValues(figures) for name, figures in one.found.items()}
-        of_teacher = {TEACHER: TeacherDistanceValues(one.found[FINAL], is_teacher=True)}
-        prefix = f"{one.teacher}/" if len(near) > 1 else ""
-        builder = _ReportBuilder(report, {**of_teacher, **found}, seed, prefix)
+        values = {name: TeacherDistanceValues(figures) for name, figures in distance.found.items()}
+        teacher_values = {TEACHER: TeacherDistanceValues(distance.found[FINAL], is_teacher=True)}
+        prefix = f"{distance.teacher}/" if len(near) > 1 else ""
+        builder = _ReportBuilder(report, {**teacher_values, **values}, seed, prefix)
         builder.section(
-            f"Nearness to {one.teacher}",
-            f"The teacher was asked about the held-out records once. {one.note} Means are over "
-            "all that is counted together, intervals over records.",
-            make_distance_rows(one.figures),
-            plot=one.figures.nearness,
+            f"Nearness to {distance.teacher}",
+            f"The teacher was asked about the held-out records once. {distance.note} Means are "
+            "over all that is counted together, intervals over records.",
+            make_distance_rows(distance.figures),
+            plot=distance.figures.nearness,
         )
 
 
 def _add_generated_text(builder: _ReportBuilder, sides: Mapping[str, ModelFidelity]) -> None:
-    """Add what the models wrote, where they did."""
+    """Add sections on generated text, if there is any."""
     teacher = sides[TEACHER].answers if TEACHER in sides else ()
     if any(side.free for side in sides.values()):
         builder.section(
@@ -187,17 +187,17 @@ def _add_generated_text(builder: _ReportBuilder, sides: Mapping[str, ModelFideli
 
 
 def write_fidelity_report(folder: Path, report: Report, values: Mapping[str, Any]) -> None:
-    """Write fidelity.json (``values`` and the report) and fidelity.html into ``folder``."""
-    whole = {**values, "report": report.to_json()}
+    """Write fidelity.json (``values`` and the report) and fidelity.html to ``folder``."""
+    document = {**values, "report": report.to_json()}
     with atomic_write(folder / "fidelity.json") as file:
-        json.dump(whole, file, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(document, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
     with atomic_write(folder / "fidelity.html") as file:
         file.write(render_page(report.to_json()))
 
 
 class _ReportBuilder:
-    """Adds sections whose grids have one column a side."""
+    """Builder of sections with a table of one column per model."""
 
     def __init__(
         self, report: Report, sides: Mapping[str, Any], seed: int, prefix: str = ""
@@ -216,8 +216,8 @@ class _ReportBuilder:
         plot: str = "",
         curves: Sequence[LineChart] = (),
     ) -> None:
-        found = {(row.key, name): self._cell(row, name) for row in rows for name in self.columns}
-        metrics = {place: metric for place, metric in found.items() if metric is not None}
+        cells = {(row.key, name): self._cell(row, name) for row in rows for name in self.columns}
+        metrics = {key: metric for key, metric in cells.items() if metric is not None}
         columns = [name for name in self.columns if any(name == side for _, side in metrics)]
         grid = ComparisonTable(
             f"{title}, side by side",
@@ -235,7 +235,7 @@ class _ReportBuilder:
             ),
         )
         label = next((row.label for row in rows if row.key == plot), "")
-        shown = [
+        plotted = [
             (name, metrics[plot, name])
             for name in (INITIAL, BASELINE, FINAL)
             if plot and (plot, name) in metrics
@@ -247,10 +247,10 @@ class _ReportBuilder:
             grid=grid,
             plot=Plot.of(
                 f"Divergence from the teacher, {label}: less is nearer",
-                [metric for _, metric in shown],
-                labels=[_COLUMNS[name] for name, _ in shown],
+                [metric for _, metric in plotted],
+                labels=[_COLUMNS[name] for name, _ in plotted],
             )
-            if shown
+            if plotted
             else None,
             curves=curves,
         )
@@ -262,31 +262,31 @@ class _ReportBuilder:
         if name == TEACHER and row.of_teacher:
             return None
         label = f"{_NAMES.get(name, name)}/{self.prefix}{row.key}"
-        ours = self.sides[FINAL if name == _DIFFERENCE else name]
-        other = self.sides[BASELINE] if name == _DIFFERENCE else None
+        model = self.sides[FINAL if name == _DIFFERENCE else name]
+        baseline = self.sides[BASELINE] if name == _DIFFERENCE else None
         if row.whole is not None:
-            metric = row.whole(ours, other, label)
+            metric = row.whole(model, baseline, label)
             return None if math.isnan(metric.value) else metric
-        return self._mean(row, ours, other, label)
+        return self._mean(row, model, baseline, label)
 
-    def _mean(self, row: ReportRow, ours: Any, other: Any | None, label: str) -> Metric | None:
+    def _mean(self, row: ReportRow, model: Any, baseline: Any | None, label: str) -> Metric | None:
         if row.values is None:
             return None
-        values, weights = row.values(ours)
+        values, weights = row.values(model)
         if not values:
             return None
-        if other is None:
+        if baseline is None:
             return bootstrap(values, weights=weights, seed=self.seed, name=label, unit=row.unit)
-        theirs, _ = row.values(other)
+        baseline_values, _ = row.values(baseline)
         pairs = [
-            (at, a, b)
-            for at, (a, b) in enumerate(zip(values, theirs, strict=True))
+            (index, a, b)
+            for index, (a, b) in enumerate(zip(values, baseline_values, strict=True))
             if math.isfinite(a) and math.isfinite(b)
         ]
         return paired_difference(
             [a for _, a, _ in pairs],
             [b for _, _, b in pairs],
-            weights=None if weights is None else [weights[at] for at, _, _ in pairs],
+            weights=None if weights is None else [weights[index] for index, _, _ in pairs],
             seed=self.seed,
             name=label,
             unit=row.unit,
@@ -329,76 +329,81 @@ def _add_budget(
 
 def _add_skipped(report: Report, passed_over: Mapping[str, int]) -> None:
     if passed_over:
-        said = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
-        report.section("Left out", f"Records that no model was asked to answer: {said}.")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
+        report.section("Left out", f"Records that no model was asked to answer: {reasons}.")
 
 
 def _summarize(
     sides: Mapping[str, ModelFidelity], near: Sequence[TeacherDistance] | None, seed: int
 ) -> str:
-    """Return in words whether teaching helped, and whether the teacher did."""
+    """Return a text on whether training and the teacher helped."""
     if not any(row.tokens for row in sides[FINAL].fidelity.rows):
         return "No held-out record was measured: how near the student is remains unknown."
-    whole = [TeacherDistance("its teacher", {name: side.fidelity for name, side in sides.items()})]
-    lines = [_summarize_distance(one, seed) for one in (whole if near is None else near)]
-    said = " ".join(filter(None, lines)) or (
+    local_teacher = [
+        TeacherDistance("its teacher", {name: side.fidelity for name, side in sides.items()})
+    ]
+    lines = [
+        _summarize_distance(distance, seed)
+        for distance in (local_teacher if near is None else near)
+    ]
+    summary = " ".join(filter(None, lines)) or (
         "No teacher told how likely it finds the held-out records: how near the student is "
         "remains unknown."
     )
     if BASELINE not in sides:
         return (
-            f"{said} There is no control (fidelity.control is false): how much of this came from "
-            "the teacher, and how much from the records alone, is not known."
+            f"{summary} There is no control (fidelity.control is false): how much of this came "
+            "from the teacher, and how much from the records alone, is not known."
         )
     surprise = _compute_difference(
         {name: side.fidelity for name, side in sides.items()}, "loss", seed
     )
     return (
-        f"{said} On the records' own tokens its loss is "
+        f"{summary} On the records' own tokens its loss is "
         f"{surprise.value:+.3f} nats a token beside the control's (95 % {surprise.low:+.3f} to "
         f"{surprise.high:+.3f})."
     )
 
 
 def _summarize_distance(near: TeacherDistance, seed: int) -> str:
-    """Return in words how far the student was and is from one teacher, and the control."""
+    """Return a text on the distances of student and baseline to one teacher."""
     kind, final = near.figures, near.found[FINAL]
     key = kind.nearness
     unit = kind.measures[key][0].replace("/", " a ")
     counted = [row for row in final.rows if getattr(row, kind.measures[key][1])]
     if not counted:
         return ""
-    said = (
+    summary = (
         f"On {len(counted)} held-out records the student's divergence from {near.teacher} went "
         f"from {near.found[INITIAL].mean(key):.3g} to {final.mean(key):.3g} {unit}."
     )
     if BASELINE not in near.found:
-        return said
+        return summary
     gap = _compute_difference(near.found, key, seed)
     ends = f"{gap.value:+.3f} {unit}, 95 % {gap.low:+.3f} to {gap.high:+.3f}"
-    few = warn_small_sample(gap.n, "held-out records").rstrip(".")
+    warning = warn_small_sample(gap.n, "held-out records").rstrip(".")
     if math.isnan(gap.low):
         verdict = f"it is {gap.value:+.3f} {unit} beside the control; one record, no interval"
     elif gap.is_few:
-        verdict = f"nothing is concluded beside the control ({ends}): {few}"
+        verdict = f"nothing is concluded beside the control ({ends}): {warning}"
     elif gap.side() < 0:
         verdict = f"it is nearer than the control, which learned from the records alone ({ends})"
     elif gap.side() > 0:
         verdict = f"it is farther than the control, which learned from the records alone ({ends})"
     else:
         verdict = f"no difference from the control can be told ({ends})"
-    return f"{said} With the same budget {verdict}."
+    return f"{summary} With the same budget {verdict}."
 
 
-def _compute_difference(found: Mapping[str, RecordMetrics[Any]], key: str, seed: int) -> Metric:
-    """Return student less control of one value, over all that it is counted by together."""
-    by = found[FINAL].measures[key][1]
-    ours, theirs = (
-        [row for row in found[name].rows if getattr(row, by)] for name in (FINAL, BASELINE)
+def _compute_difference(metrics: Mapping[str, RecordMetrics[Any]], key: str, seed: int) -> Metric:
+    """Return student minus baseline for one metric, weighted over all records."""
+    by = metrics[FINAL].measures[key][1]
+    student_rows, baseline_rows = (
+        [row for row in metrics[name].rows if getattr(row, by)] for name in (FINAL, BASELINE)
     )
     return paired_difference(
-        [getattr(row, key) for row in ours],
-        [getattr(row, key) for row in theirs],
-        weights=[getattr(row, by) for row in ours],
+        [getattr(row, key) for row in student_rows],
+        [getattr(row, key) for row in baseline_rows],
+        weights=[getattr(row, by) for row in student_rows],
         seed=seed,
     )

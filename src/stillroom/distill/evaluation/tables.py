@@ -1,9 +1,4 @@
-"""Rows and curves of the fidelity report.
-
-Knows what was measured of one model, not how models stand side by side.
-
-Knows what was measured of each model, and the metrics that training left.
-"""
+"""Rows and curves of the fidelity report, from the measurements of each model and its metrics."""
 
 from __future__ import annotations
 
@@ -69,20 +64,20 @@ _OF_TEACHER = {"kl", "reverse_kl", "agreement", "top5_overlap", "entropy_gap"}
 Values = tuple[Sequence[float], Sequence[float] | None]
 
 
-"""One value for each unit of a side, and the weights of their mean, or None for equal ones."""
+"""One value per unit of a model, and the weights of their mean, or None for equal weights."""
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One line of a grid: a value for each unit of a side, or a statistic of the whole side.
+    """One row of a table: a value per unit of a model, or a statistic of the whole model.
 
     Args:
-        label: In words.
-        key: Within a metric's name.
-        unit: Of the value.
-        values: Gives them, of what was measured of a model.
-        whole: Gives the statistic of a model, or of one less another, under a name.
-        of_teacher: It says how far from the teacher: empty for the teacher itself.
+        label: Displayed text.
+        key: Part of the metric's name.
+        unit: Unit of the value.
+        values: Returns the values from the measurements of a model.
+        whole: Returns the statistic of a model, or of the difference of two, under a name.
+        of_teacher: Whether the row measures a distance to the teacher, which has no value itself.
     """
 
     label: str
@@ -95,14 +90,14 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class TeacherDistanceValues:
-    """What one teacher's yardstick says of a model, or of the teacher itself."""
+    """Distance metrics of a model to one teacher, or the teacher's own values."""
 
     figures: RecordMetrics[Any]
     is_teacher: bool = False
 
 
 def make_distribution_rows() -> list[ReportRow]:
-    """Return the lines of what a model says of the records beside a teacher in this process."""
+    """Return rows of distribution metrics, for a teacher in this process."""
     return [
         ReportRow(
             label, key, METRIC_UNITS[key], _read_by_record(key), of_teacher=key in _OF_TEACHER
@@ -112,7 +107,7 @@ def make_distribution_rows() -> list[ReportRow]:
 
 
 def make_distance_rows(kind: type[RecordMetrics[Any]]) -> list[ReportRow]:
-    """Return the lines that a yardstick's figures show, the teacher's own values among them."""
+    """Return the rows of a class of distance metrics, including the teacher's values."""
 
     def values(key: str, teachers: str) -> Callable[[TeacherDistanceValues], Values]:
         def of(side: TeacherDistanceValues) -> Values:
@@ -132,7 +127,7 @@ def make_distance_rows(kind: type[RecordMetrics[Any]]) -> list[ReportRow]:
 
 
 def make_standalone_rows() -> list[ReportRow]:
-    """Return the lines of what a model says of the records by itself."""
+    """Return rows of metrics that need no teacher."""
     return [
         ReportRow(label, key, "nats/token", _read_by_record(key)) for label, key in _STANDALONE_ROWS
     ]
@@ -147,24 +142,26 @@ def _read_by_record(key: str) -> Callable[[ModelFidelity], Values]:
 
 
 def make_calibration_rows() -> list[ReportRow]:
-    """Return the lines on whether a probability that is said comes true."""
+    """Return rows of calibration metrics."""
 
-    def ece(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
-        return expected_calibration_error(side.bins, None if less is None else less.bins, name=name)
+    def ece(side: ModelFidelity, baseline: ModelFidelity | None, name: str) -> Metric:
+        return expected_calibration_error(
+            side.bins, None if baseline is None else baseline.bins, name=name
+        )
 
     def of_half(key: str) -> Callable[[ModelFidelity, ModelFidelity | None, str], Metric]:
-        def error(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
-            found = [
-                np.array([getattr(row, key) for row in one.scaled]).reshape(-1, 3, NUM_BINS)
-                for one in (side, less)
-                if one is not None
+        def error(side: ModelFidelity, baseline: ModelFidelity | None, name: str) -> Metric:
+            bins = [
+                np.array([getattr(row, key) for row in measurement.scaled]).reshape(-1, 3, NUM_BINS)
+                for measurement in (side, baseline)
+                if measurement is not None
             ]
-            return expected_calibration_error(*found, name=name)
+            return expected_calibration_error(*bins, name=name)
 
         return error
 
-    def temperature(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
-        value = side.temperature if side.temperature and less is None else math.nan
+    def temperature(side: ModelFidelity, baseline: ModelFidelity | None, name: str) -> Metric:
+        value = side.temperature if side.temperature and baseline is None else math.nan
         fitted = int(len(side.bins) - len(side.scaled))
         return Metric(name, value, n=fitted, note="one fit, on every second record")
 
@@ -188,7 +185,7 @@ def make_calibration_rows() -> list[ReportRow]:
 
 
 def make_free_generation_rows() -> list[ReportRow]:
-    """Return the lines on how error grows in text that a model writes itself."""
+    """Return rows on error accumulation in generated text."""
 
     def mean(key: str) -> Callable[[ModelFidelity], Values]:
         def values(side: ModelFidelity) -> Values:
@@ -197,8 +194,8 @@ def make_free_generation_rows() -> list[ReportRow]:
 
         return values
 
-    def excess(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
-        if not side.free or less is not None:
+    def excess(side: ModelFidelity, baseline: ModelFidelity | None, name: str) -> Metric:
+        if not side.free or baseline is not None:
             return Metric(name, math.nan)
         return excess_accumulated_error(side.free, side.forced, name=name)
 
@@ -212,58 +209,71 @@ def make_free_generation_rows() -> list[ReportRow]:
 
 
 def make_answer_rows(teacher: Sequence[GeneratedAnswer]) -> list[ReportRow]:
-    """Return the lines on answers; those on flips only where the teacher answered, too."""
-    known = {one.record: one for one in teacher}
+    """Return rows on answers; those on flips only if the teacher answered, too."""
+    teacher_answers = {answer.record: answer for answer in teacher}
 
-    def each(score: Callable[[GeneratedAnswer], float]) -> Callable[[ModelFidelity], Values]:
-        return lambda side: ([score(one) for one in side.answers], None)
+    def by_answer(score: Callable[[GeneratedAnswer], float]) -> Callable[[ModelFidelity], Values]:
+        return lambda side: ([score(answer) for answer in side.answers], None)
 
-    def beside(
+    def by_pair(
         score: Callable[[GeneratedAnswer, GeneratedAnswer], float],
     ) -> Callable[[ModelFidelity], Values]:
         def values(side: ModelFidelity) -> Values:
-            both = [(one, known[one.record]) for one in side.answers if one.record in known]
-            return [score(one, other) for one, other in both], None
+            pairs = [
+                (answer, teacher_answers[answer.record])
+                for answer in side.answers
+                if answer.record in teacher_answers
+            ]
+            return [score(answer, teacher_answer) for answer, teacher_answer in pairs], None
 
         return values
 
     def distinct(n: int) -> Callable[[ModelFidelity], Values]:
-        return each(lambda one: _or(distinct_ngram_share(one.ids, n), 1.0))
+        return by_answer(lambda answer: _or(distinct_ngram_share(answer.ids, n), 1.0))
 
-    def flips(one: GeneratedAnswer, other: GeneratedAnswer) -> float:
-        return float(normalize_text(one.text) != normalize_text(other.text))
+    def flips(answer: GeneratedAnswer, teacher_answer: GeneratedAnswer) -> float:
+        return float(normalize_text(answer.text) != normalize_text(teacher_answer.text))
 
-    def lost(one: GeneratedAnswer, other: GeneratedAnswer) -> float:
-        return float(_is_correct(other) and not _is_correct(one))
+    def lost(answer: GeneratedAnswer, teacher_answer: GeneratedAnswer) -> float:
+        return float(_is_correct(teacher_answer) and not _is_correct(answer))
 
     of_teacher = [
-        ReportRow("answer flips", "flips", "", beside(flips), of_teacher=True),
-        ReportRow("right for the teacher, now wrong", "lost", "", beside(lost), of_teacher=True),
+        ReportRow("answer flips", "flips", "", by_pair(flips), of_teacher=True),
+        ReportRow("right for the teacher, now wrong", "lost", "", by_pair(lost), of_teacher=True),
         ReportRow(
             "wrong for the teacher, now right",
             "gained",
             "",
-            beside(lambda one, other: lost(other, one)),
+            by_pair(lambda answer, other: lost(other, answer)),
             of_teacher=True,
         ),
     ]
     return [
         *(of_teacher if teacher else ()),
-        ReportRow("F1", "f1", "", each(lambda one: token_f1(one.text, one.reference))),
-        ReportRow("exact match", "em", "", each(lambda one: exact_match(one.text, one.reference))),
-        ReportRow("length", "length", "tokens", each(lambda one: float(len(one.ids)))),
-        ReportRow("ended by itself", "ended", "", each(lambda one: float(one.has_ended))),
+        ReportRow(
+            "F1", "f1", "", by_answer(lambda answer: token_f1(answer.text, answer.reference))
+        ),
+        ReportRow(
+            "exact match",
+            "em",
+            "",
+            by_answer(lambda answer: exact_match(answer.text, answer.reference)),
+        ),
+        ReportRow("length", "length", "tokens", by_answer(lambda answer: float(len(answer.ids)))),
+        ReportRow(
+            "ended by itself", "ended", "", by_answer(lambda answer: float(answer.has_ended))
+        ),
         ReportRow("distinct words (distinct-1)", "distinct_1", "", distinct(1)),
         ReportRow("distinct pairs (distinct-2)", "distinct_2", "", distinct(2)),
     ]
 
 
-def _is_correct(one: GeneratedAnswer) -> bool:
-    return token_f1(one.text, one.reference) >= CORRECT_F1
+def _is_correct(answer: GeneratedAnswer) -> bool:
+    return token_f1(answer.text, answer.reference) >= CORRECT_F1
 
 
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 _MAX_POINTS = 48
@@ -278,12 +288,12 @@ _STYLES = {"student": 0, "control": 1, "start": 2, "teacher": 3, _SCALED_STUDENT
 def make_reliability_curves(
     sides: Mapping[str, ModelFidelity], names: Mapping[str, str], scaled: str
 ) -> list[LineChart]:
-    """Return what was said against what came true, by model.
+    """Return reliability curves: predicted probability against accuracy, by model.
 
     Args:
-        sides: By name.
-        names: Of those to be drawn, as people read them, in order.
-        scaled: The side that is drawn once more after its temperature was fitted.
+        sides: Measurements by model.
+        names: Display names of the models to plot, in order.
+        scaled: Model that is also plotted after temperature scaling.
     """
     series = [
         _reliability(label, sides[name].bins) for name, label in names.items() if name in sides
@@ -305,12 +315,18 @@ def make_reliability_curves(
 
 
 def _reliability(name: str, bins: npt.NDArray[np.float64]) -> Series:
-    count, said, came = bins.reshape(-1, 3, NUM_BINS).sum(0)
+    count, confidence, correct = bins.reshape(-1, 3, NUM_BINS).sum(0)
     full = np.flatnonzero(count)
     return Series(
         name,
-        tuple((float(said[at] / count[at]), float(came[at] / count[at])) for at in full),
-        tuple(float(count[at]) for at in full),
+        tuple(
+            (
+                float(confidence[bin_index] / count[bin_index]),
+                float(correct[bin_index] / count[bin_index]),
+            )
+            for bin_index in full
+        ),
+        tuple(float(count[bin_index]) for bin_index in full),
         _STYLES.get(name),
     )
 
@@ -318,19 +334,22 @@ def _reliability(name: str, bins: npt.NDArray[np.float64]) -> Series:
 def make_depth_curves(
     sides: Mapping[str, ModelFidelity], names: Mapping[str, str]
 ) -> list[LineChart]:
-    """Return KL(teacher ‖ model) by place in the answer; none where no teacher stood beside."""
+    """Return KL(teacher ‖ model) by position in the answer; empty without a local teacher."""
     series = []
     for name, label in names.items():
         pairs = sides[name].depth if name in sides else ()
-        places = [1.0, *(0.75 * 2.0**at + 0.5 for at in range(1, len(pairs)))]  # middles of runs
+        centers = [
+            1.0,
+            *(0.75 * 2.0**exponent + 0.5 for exponent in range(1, len(pairs))),
+        ]  # middles of runs
         points = [
-            (place, total / count)
-            for place, (total, count) in zip(places, pairs, strict=False)
+            (center, total / count)
+            for center, (total, count) in zip(centers, pairs, strict=False)
             if count
         ]
         weights = tuple(count for _, count in pairs if count)
         series.append(Series(label, tuple(points), weights, _STYLES.get(label)))
-    if not any(len(one.points) > 1 for one in series):
+    if not any(len(curve.points) > 1 for curve in series):
         return []
     return [
         LineChart(
@@ -345,37 +364,37 @@ def make_depth_curves(
 
 
 def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Return the value of some metrics after each step; of a step done twice, the last.
+    """Return the values of metrics by step; of a repeated step, the last.
 
     Args:
         file: ``metrics.jsonl`` of a job.
-        names: Of metrics.
+        names: Names of the metrics.
     """
-    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    values: dict[str, dict[int, float]] = {name: {} for name in names}
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if row.get("name") in found:
-                found[row["name"]][int(row["step"])] = float(row["value"])
-    return {name: sorted(steps.items()) for name, steps in found.items()}
+            if row.get("name") in values:
+                values[row["name"]][int(row["step"])] = float(row["value"])
+    return {name: sorted(steps.items()) for name, steps in values.items()}
 
 
 def make_training_curves(losses: Mapping[str, Sequence[tuple[int, float]]]) -> list[LineChart]:
-    """Return the losses of training by step, several steps to a point where there are many.
+    """Return training losses by step, averaged over intervals if there are many.
 
     Args:
-        losses: By what they are called, (step, value).
+        losses: (step, value) pairs by display name.
     """
     series = []
     for name, points in losses.items():
         width = max(-(-len(points) // _MAX_POINTS), 1)
-        runs = [points[at : at + width] for at in range(0, len(points), width)]
+        runs = [points[start : start + width] for start in range(0, len(points), width)]
         means = tuple(
             (float(np.mean([x for x, _ in run])), float(np.mean([y for _, y in run])))
             for run in runs
         )
         series.append(Series(name, means))
-    if not any(len(one.points) > 1 for one in series):
+    if not any(len(curve.points) > 1 for curve in series):
         return []
     return [
         LineChart(

@@ -1,16 +1,15 @@
 """Distance of a model to a teacher known only by stored log-probabilities.
 
-Where a teacher stands in this process over the same tokens, whole distributions are compared
-(``measuring``). Everywhere else it was asked once, and each of these holds what it said: its
-likeliest tokens, or how likely it finds its own tokens of the same text.
+A teacher in this process with the same vocabulary is compared by full distributions
+(``measurement``). For any other teacher one of two references is stored once:
 
-On held-out records, from what the teacher told once: its k likeliest tokens at every position and
-the mass of the rest. The divergences are those of k + 1 outcomes, never above those of the whole
-vocabulary; what teacher and student say of the rest stays unknown.
+Top-k: on held-out records, the k most likely tokens at every position and the mass of the rest. The
+divergences are over k + 1 outcomes and never exceed those of the full vocabulary.
 
-Compared is what both say of the same bytes: the bits each needs a byte, and how far apart they find
-each common chunk. KL a token, top-1 agreement and calibration against the teacher have no meaning
-where there is no common token; the report says so instead of leaving them out.
+Aligned: for a teacher with another tokenizer, both models are compared on the same bytes: bits per
+byte, and the difference of the log-probabilities of each common chunk. KL per token, top-1
+agreement and calibration against the teacher are undefined without common tokens, and the report
+states so.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ TOP_K_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class TopKRecord:
-    """One record: means over its assistant tokens, in nats a token; agreement is a share.
+    """One record: means over its assistant tokens, in nats per token; agreement is a share.
 
-    ``teacher_loss`` is the teacher's cross-entropy of the record's own tokens where they are among
-    those it told, and at least the rest's mass elsewhere: a lower bound.
+    ``teacher_loss`` is the teacher's cross-entropy of the record's tokens; a token outside of the k
+    most likely counts with the mass of the rest, so the value is a lower bound.
     """
 
     record: str
@@ -71,7 +70,7 @@ class TopKRecord:
 
 
 class TopKFidelity(RecordMetrics[TopKRecord]):
-    """All records' figures."""
+    """Top-k metrics of all records."""
 
     row = TopKRecord
     measures: ClassVar = {
@@ -90,24 +89,24 @@ class TopKFidelity(RecordMetrics[TopKRecord]):
 
 
 def measure_top_k(
-    student: Any, lessons: Sequence[TokenizedRecord], cache: LogitCache
+    student: Any, records: Sequence[TokenizedRecord], cache: LogitCache
 ) -> TopKFidelity:
-    """Compare a student with what a cache of mode ``top_k`` holds of the same lessons.
+    """Compare a student with a logit cache of mode ``top_k`` on the same records.
 
     Args:
-        student: In evaluation mode.
-        lessons: Held-out records, captured as the teacher reads them.
-        cache: At temperature 1.
+        student: Model in evaluation mode.
+        records: Held-out records, as captured from the teacher.
+        cache: Logit cache at temperature 1.
     """
-    return TopKFidelity(tuple(_measure_top_k_record(student, lesson, cache) for lesson in lessons))
+    return TopKFidelity(tuple(_measure_top_k_record(student, record, cache) for record in records))
 
 
-def _measure_top_k_record(student: Any, lesson: TokenizedRecord, cache: LogitCache) -> TopKRecord:
+def _measure_top_k_record(student: Any, record: TokenizedRecord, cache: LogitCache) -> TopKRecord:
     head = LMHead.of(student, cache.header.vocabulary)
-    target = cache.target([lesson.by_teacher], head.weight.device)
+    target = cache.target([record.teacher_view], head.weight.device)
     if not isinstance(target, TopKTargets):
         raise TypeError("fidelity is measured on the likeliest tokens and the rest")
-    batch = make_batch([lesson], None, head.weight.device)
+    batch = make_batch([record], None, head.weight.device)
     forward, reverse = METHODS.build("forward_kl"), METHODS.build("reverse_kl")
     sums = torch.zeros(5, dtype=torch.float64)
     with torch.inference_mode():
@@ -116,25 +115,25 @@ def _measure_top_k_record(student: Any, lesson: TokenizedRecord, cache: LogitCac
         for start in range(0, len(picked), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             logits, labels = head.logits(picked[part]), batch.labels[part]
-            told = slice_target(target, start, start + CHUNK_ROWS)
-            if not isinstance(told, TopKTargets):
+            part_target = slice_target(target, start, start + CHUNK_ROWS)
+            if not isinstance(part_target, TopKTargets):
                 raise TypeError("a slice keeps its form")
-            own = logits.log_softmax(-1).gather(-1, labels[:, None])
-            is_told = told.ids == labels[:, None]
-            taught = torch.where(is_told, told.logprobs, 0.0).sum(-1)
-            taught = torch.where(is_told.any(-1), taught, told.tail)
+            student_logprobs = logits.log_softmax(-1).gather(-1, labels[:, None])
+            is_in_top_k = part_target.ids == labels[:, None]
+            teacher_logprobs = torch.where(is_in_top_k, part_target.logprobs, 0.0).sum(-1)
+            teacher_logprobs = torch.where(is_in_top_k.any(-1), teacher_logprobs, part_target.tail)
             sums += torch.stack(
                 [
-                    forward.divergence(logits, told)[0].double().sum(),
-                    reverse.divergence(logits, told)[0].double().sum(),
-                    (logits.argmax(-1) == told.ids[:, 0]).double().sum(),
-                    -own.double().sum(),
-                    -taught.double().sum(),
+                    forward.divergence(logits, part_target)[0].double().sum(),
+                    reverse.divergence(logits, part_target)[0].double().sum(),
+                    (logits.argmax(-1) == part_target.ids[:, 0]).double().sum(),
+                    -student_logprobs.double().sum(),
+                    -teacher_logprobs.double().sum(),
                 ]
             ).cpu()
-    count = len(lesson.positions)
+    count = len(record.positions)
     kl, reverse_kl, agreement, loss, teacher_loss = (sums / max(count, 1)).tolist()
-    return TopKRecord(lesson.record_id, kl, reverse_kl, agreement, loss, teacher_loss, count)
+    return TopKRecord(record.record_id, kl, reverse_kl, agreement, loss, teacher_loss, count)
 
 
 UNDEFINED_METRICS = (
@@ -144,7 +143,7 @@ UNDEFINED_METRICS = (
 )
 
 
-"""What needs one vocabulary, and so is not measured."""
+"""Metrics that require a common vocabulary, and are not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +151,15 @@ class CrossTokenizerRecord:
     """One record.
 
     Args:
-        record: Its id.
-        teacher_bits: Bits a byte that the teacher needs for the text in common chunks.
-        student_bits: The student's, for the same bytes.
-        student_nats: Cross-entropy of the student's own tokens, in chunks or not, nats a token.
-        gap: Mean of ``|log q - log p|`` over chunks, nats.
-        divergence: Mean of the binary KL of each chunk happening or not, nats.
+        record: Id of the record.
+        teacher_bits: Teacher's bits per byte for the text in common chunks.
+        student_bits: Student's bits per byte for the same bytes.
+        student_nats: Cross-entropy of all the student's tokens, in nats per token.
+        gap: Mean of ``|log q - log p|`` over chunks, in nats.
+        divergence: Mean binary KL over chunks, in nats.
         bytes: Bytes of text in chunks.
-        chunks: How many there are, pairs of special tokens included.
-        tokens: The student's tokens that bear loss.
+        chunks: Number of chunks, including pairs of special tokens.
+        tokens: Number of the student's loss positions.
     """
 
     record: str
@@ -175,7 +174,7 @@ class CrossTokenizerRecord:
 
 
 class CrossTokenizerFidelity(RecordMetrics[CrossTokenizerRecord]):
-    """All records' figures."""
+    """Cross-tokenizer metrics of all records."""
 
     row = CrossTokenizerRecord
     measures: ClassVar = {
@@ -194,93 +193,97 @@ class CrossTokenizerFidelity(RecordMetrics[CrossTokenizerRecord]):
 
 
 def measure_cross_tokenizer(
-    student: Any, lessons: Sequence[AlignedRecord], taught: Sequence[npt.NDArray[np.float32]]
+    student: Any,
+    records: Sequence[AlignedRecord],
+    teacher_logprobs: Sequence[npt.NDArray[np.float32]],
 ) -> CrossTokenizerFidelity:
-    """Compare a student with what a teacher of another tokenizer said of the same text.
+    """Compare a student with the stored log-probabilities of a teacher with another tokenizer.
 
     Args:
-        student: In evaluation mode.
-        lessons: Held-out records in both tokenizations.
-        taught: The teacher's log-probabilities at each lesson's ``teacher_positions``, (M,).
+        student: Model in evaluation mode.
+        records: Held-out records in both tokenizations.
+        teacher_logprobs: Teacher's log-probabilities at each record's ``teacher_positions``, (M,).
     """
-    found = [
-        _measure_aligned(student, lesson, logprobs)
-        for lesson, logprobs in zip(lessons, taught, strict=True)
+    measured = [
+        _measure_aligned(student, record, values)
+        for record, values in zip(records, teacher_logprobs, strict=True)
     ]
-    return CrossTokenizerFidelity(tuple(found))
+    return CrossTokenizerFidelity(tuple(measured))
 
 
 def _measure_aligned(
-    student: Any, lesson: AlignedRecord, taught: npt.NDArray[np.float32]
+    student: Any, record: AlignedRecord, teacher_logprobs: npt.NDArray[np.float32]
 ) -> CrossTokenizerRecord:
-    batch = make_aligned_batch([lesson], device=next(student.parameters()).device)
+    batch = make_aligned_batch([record], device=next(student.parameters()).device)
     with torch.inference_mode():
         hidden = get_body(student)(input_ids=batch.student_ids, use_cache=False).last_hidden_state
         picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]
-        own = compute_token_logprobs(picked, LMHead.of(student), batch.labels).double().cpu()
-    inside = lesson.chunk_of >= 0
-    count = len(lesson.kinds)
-    log_q = np.bincount(lesson.chunk_of[inside], own.numpy()[inside], count)
-    log_p = np.bincount(lesson.teacher_chunk_of, taught.astype(np.float64), count)
-    crossing = CROSS_TOKENIZER_LOSSES.build("chunk_likelihood")
-    if not isinstance(crossing, ChunkLoss):  # it is one of our own files
+        student_logprobs = (
+            compute_token_logprobs(picked, LMHead.of(student), batch.labels).double().cpu()
+        )
+    inside = record.chunk_of >= 0
+    count = len(record.kinds)
+    log_q = np.bincount(record.chunk_of[inside], student_logprobs.numpy()[inside], count)
+    log_p = np.bincount(record.teacher_chunk_of, teacher_logprobs.astype(np.float64), count)
+    criterion = CROSS_TOKENIZER_LOSSES.build("chunk_likelihood")
+    if not isinstance(criterion, ChunkLoss):  # for mypy: it is a built-in method
         raise TypeError("chunk_likelihood compares chunks")
-    divergence, _, _ = crossing.compare(torch.from_numpy(log_q), torch.from_numpy(log_p))
-    is_text, size = lesson.sizes > 0, int(lesson.sizes.sum())
+    divergence, _, _ = criterion.compare(torch.from_numpy(log_q), torch.from_numpy(log_p))
+    is_text, size = record.sizes > 0, int(record.sizes.sum())
     return CrossTokenizerRecord(
-        lesson.record_id,
+        record.record_id,
         -float(log_p[is_text].sum()) / math.log(2) / max(size, 1),
         -float(log_q[is_text].sum()) / math.log(2) / max(size, 1),
-        -float(own.mean()) if len(own) else 0.0,
+        -float(student_logprobs.mean()) if len(student_logprobs) else 0.0,
         float(np.abs(log_q - log_p).mean()),
         float(divergence.mean()),
         size,
         count,
-        len(own),
+        len(student_logprobs),
     )
 
 
 class TeacherReference(Protocol):
-    """What was heard of one teacher, ready to measure any model on."""
+    """Stored outputs of one teacher, for measuring any model."""
 
     @property
     def name(self) -> str:
-        """The teacher's."""
+        """Name of the teacher."""
 
     @property
     def note(self) -> str:
-        """What the figures are, in a sentence; may be empty."""
+        """Sentence that describes the metrics; may be empty."""
 
     @property
     def figures(self) -> type[RecordMetrics[Any]]:
-        """What is measured."""
+        """Class of the metrics."""
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
-        """Return how far a model in evaluation mode is from the teacher, by record."""
+        """Measure the distance of a model in evaluation mode to the teacher, by record."""
 
 
 @dataclass(frozen=True)
 class TopKReference:
-    """A teacher of the same vocabulary: its likeliest tokens at temperature 1, and the rest."""
+    """Teacher with the same vocabulary: top-k tokens at temperature 1, and the rest."""
 
     name: str
-    lessons: Sequence[TokenizedRecord]
-    told: LogitCache
+    records: Sequence[TokenizedRecord]
+    cache: LogitCache
     note: str = f"Its figures are {TOP_K_NOTE}."
     figures: type[RecordMetrics[Any]] = TopKFidelity
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
-        """Return the divergences of k + 1 outcomes."""
-        return measure_top_k(model, self.lessons, self.told)
+        """Return divergences over k + 1 outcomes."""
+        return measure_top_k(model, self.records, self.cache)
 
 
 @dataclass(frozen=True)
 class AlignedReference:
-    """A teacher of another vocabulary: the log-probabilities of its own tokens."""
+    """Teacher with another vocabulary: log-probabilities of its labels."""
 
     name: str
-    lessons: Sequence[AlignedRecord]
-    heard: Mapping[str, npt.NDArray[np.float32]]
+    records: Sequence[AlignedRecord]
+    logprobs: Mapping[str, npt.NDArray[np.float32]]
     note: str = (
         "Across tokenizers the same bytes are compared; not defined are: "
         f"{'; '.join(UNDEFINED_METRICS)}."
@@ -288,6 +291,6 @@ class AlignedReference:
     figures: type[RecordMetrics[Any]] = CrossTokenizerFidelity
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
-        """Return how far both are apart on the same bytes."""
-        taught = [self.heard[lesson.key] for lesson in self.lessons]
-        return measure_cross_tokenizer(model, self.lessons, taught)
+        """Return the distance on the same bytes."""
+        teacher_logprobs = [self.logprobs[record.key] for record in self.records]
+        return measure_cross_tokenizer(model, self.records, teacher_logprobs)

@@ -1,3 +1,3 @@
 """Feature losses: hidden states, attention and relations of both models, one per file."""
 
-SEAM = "what else of the teacher a student learns, inside both"
+SEAM = "losses on hidden states and attention"

@@ -1,12 +1,11 @@
 """Attention transfer: attention scores or probabilities of paired layers, head by head.
 
-Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, equation 7: the mean square of the
-difference of the scores before the softmax, over heads and keys; ``form: probabilities`` is
-KL(teacher || student) of the distributions after it, as in MiniLM, arXiv:2002.10957, equation 3.
-Needs as many heads in the student as in the teacher. Scores are made of queries and keys as
-attention gets them: after rotary embeddings and norms, scaled, softly capped where the model does
-so; keys of grouped heads count once for each query head. Only keys that both models may look at
-count: none to come, none outside a window.
+Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, equation 7: mean squared difference of the
+scores before the softmax, over heads and keys; ``form: probabilities`` is KL(teacher || student) of
+the distributions after it, as in MiniLM, arXiv:2002.10957, equation 3. Requires equal numbers of
+heads. Scores are computed as in the models' attention: after rotary embeddings and norms, scaled,
+and soft-capped if the model does so; keys of grouped heads are repeated for each query head. Only
+keys visible to both models count: none in the future, none outside a window.
 """
 
 from __future__ import annotations
@@ -27,26 +26,27 @@ __all__ = ["Attention"]
 
 
 class Attention(RelationLoss):
-    """Mean square of the difference of scores, or KL of probabilities, over all heads."""
+    """Mean squared difference of scores, or KL of probabilities, over all heads."""
 
     paper: ClassVar[str] = "arXiv:1909.10351"
     reads: ClassVar[Literal["states", "attention", "projections"]] = "attention"
 
     form: Literal["scores", "probabilities"] = Field(
         default="scores",
-        description="scores: mean square before the softmax; probabilities: KL after it",
+        description="scores: mean squared difference before the softmax; probabilities: KL after",
     )
 
     @override
     def check(self, student: AttentionHeads, teacher: AttentionHeads) -> None:
-        own, taught = len(student.queries), len(teacher.queries)
-        if own != taught:
+        student_heads, teacher_heads = len(student.queries), len(teacher.queries)
+        if student_heads != teacher_heads:
             raise ShapeError(
-                f"the student has {own} attention heads a layer, the teacher {taught}",
+                f"the student has {student_heads} attention heads per layer, the teacher "
+                f"{teacher_heads}",
                 code="distill.feature-shape",
                 where="features, attention",
-                expected="as many heads in both",
-                next="use the feature relation, which needs no equal number of heads",
+                expected="equal numbers of heads",
+                next="use the feature loss relation, which does not require them",
             )
 
     @override
@@ -55,10 +55,10 @@ class Attention(RelationLoss):
     ) -> Tensor:
         from stillroom.distill.losses.divergence import compute_relation_kl
 
-        own, taught = _scores(student, rows), _scores(teacher, rows)  # (H, n, T)
+        student_scores, teacher_scores = _scores(student, rows), _scores(teacher, rows)  # (H, n, T)
         if self.form == "probabilities":
-            return compute_relation_kl(own, taught, visible).mean(0)
-        squares = (own - taught).square().masked_fill(~visible, 0.0)
+            return compute_relation_kl(student_scores, teacher_scores, visible).mean(0)
+        squares = (student_scores - teacher_scores).square().masked_fill(~visible, 0.0)
         return squares.sum(-1).mean(0) / visible.sum(-1)
 
 

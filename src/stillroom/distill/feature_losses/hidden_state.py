@@ -1,11 +1,11 @@
 """Hidden-state matching of paired layers, through a learned projector.
 
-Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, equation 8: the mean square of
-``H_s W - H_t``; ``distance: cosine`` is that of DistilBERT, arXiv:1910.01108. The embedding loss
-(equation 9) is the pair of layers [0, 0]: hidden state 0 is what the first layer gets. Differs from
-the paper: W stands outside the student, one for each pair of layers, trained with it and dropped at
-the end; it starts as the identity where the widths are equal, and orthogonal else. The state of the
-last layer is taken after the final norm.
+Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, equation 8: mean square of ``H_s W - H_t``;
+``distance: cosine`` is that of DistilBERT, arXiv:1910.01108. The embedding loss (equation 9) is the
+layer pair [0, 0]: hidden state 0 is the input of the first layer. Differs from the paper: W is not
+part of the student; there is one for each pair of layers, trained with the student and dropped at
+the end, initialized to the identity for equal widths and to an orthogonal matrix otherwise. The
+state of the last layer is taken after the final norm.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = ["HiddenState"]
 
 
 class HiddenState(HiddenStateLoss):
-    """``|h_s W - h_t|^2 / H_t``, or one minus the cosine, at every position that bears loss."""
+    """``|h_s W - h_t|^2 / H_t``, or one minus the cosine, at every loss position."""
 
     paper: ClassVar[str] = "arXiv:1909.10351"
 
     distance: Literal["mse", "cosine"] = Field(
         default="mse",
-        description="mse: the mean square of the difference; cosine: one minus the cosine",
+        description="mse: mean squared difference; cosine: one minus the cosine",
     )
     projector: Literal["auto", "identity", "orthogonal", "none"] = Field(
         default="auto",
-        description="what W starts as; identity: ones on the diagonal; orthogonal: drawn; auto: "
-        "identity where the widths are equal, else orthogonal; none: no W, for equal widths",
+        description="initialization of W; identity: ones on the diagonal; orthogonal: random; "
+        "auto: identity for equal widths, else orthogonal; none: no W, for equal widths",
     )
 
     @override

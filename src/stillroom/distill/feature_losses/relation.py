@@ -2,11 +2,11 @@
 
 Source: Wang et al. 2020 (MiniLMv2), arXiv:2012.15828, equations 4 and 5: the vectors of all heads
 are concatenated and split again into relation heads, each head's ``softmax(A A^T / sqrt(d))`` is a
-relation, and KL(teacher || student) is taken row by row; no number of heads need be equal. Differs
-from the paper: positions look back only, as a causal model's do. Queries, keys and values are what
-the projections give, before rotary embeddings and norms. With grouped heads, keys and values are
-narrower than queries and are split as they are into as many relation heads. By default the last
-layers are compared; for a large teacher the paper takes one above the middle: layers [[12, 21]].
+relation, and KL(teacher || student) is taken row by row; numbers of heads may differ. Differs from
+the paper: relations are causal. Queries, keys and values are the outputs of the projections, before
+rotary embeddings and norms. With grouped heads, keys and values are narrower than queries and are
+split into the same number of relation heads. By default the last layers are compared; for a large
+teacher the paper recommends a layer above the middle: layers [[12, 21]].
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Relation"]
 
-_NARROWEST = 16  # numbers in a relation head: the paper's 48 heads of 768, 64 of 1024
+_NARROWEST = 16  # minimum width of a relation head; the paper's: 48 heads of 768, 64 of 1024
 
 
 class Relation(RelationLoss):
-    """The sum of the KLs of query, key and value relations, each the mean over relation heads."""
+    """Sum of the KLs of query, key and value relations, each averaged over relation heads."""
 
     paper: ClassVar[str] = "arXiv:2012.15828"
     reads: ClassVar[Literal["states", "attention", "projections"]] = "projections"
 
     layers: LayerPairing = Field(
         default="last",
-        description="uniform: every student layer with the teacher's at the same share of the "
-        "depth; last: the last ones; or pairs [student, teacher], layers counted from 1",
+        description="uniform: every student layer with the teacher layer at the same relative "
+        "depth; last: the last layers; or pairs [student, teacher], layers counted from 1",
     )
     relation_heads: int | None = Field(
         default=None,
         ge=1,
-        description="heads that the vectors are split into; null as many as leave each at least "
-        "16 numbers",
+        description="number of relation heads; null uses the most that leave at least 16 numbers "
+        "in each",
     )
     query_weight: float = Field(default=1.0, ge=0, description="weight of the query relation")
     key_weight: float = Field(default=1.0, ge=0, description="weight of the key relation")
@@ -55,11 +55,12 @@ class Relation(RelationLoss):
         heads = self._count(widths)
         if any(width % heads for width in widths):
             raise ShapeError(
-                f"vectors of {', '.join(map(str, widths))} numbers do not split into {heads} heads",
+                f"vectors of {', '.join(map(str, widths))} numbers cannot be split into {heads} "
+                "heads",
                 code="distill.feature-shape",
                 where="features, relation.relation_heads",
                 expected="a divisor of every width",
-                next="leave relation_heads out",
+                next="remove relation_heads",
             )
 
     @override
@@ -70,15 +71,15 @@ class Relation(RelationLoss):
 
         heads = self._count(_widths(student, teacher))
         total = rows.new_zeros(len(rows), dtype=student.queries.dtype)
-        for weight, own, taught in (
+        for weight, student_vectors, teacher_vectors in (
             (self.query_weight, student.queries, teacher.queries),
             (self.key_weight, student.keys, teacher.keys),
             (self.value_weight, student.values, teacher.values),
         ):
             if weight:
                 scores = (
-                    compute_relation_scores(own, rows, heads),
-                    compute_relation_scores(taught, rows, heads),
+                    compute_relation_scores(student_vectors, rows, heads),
+                    compute_relation_scores(teacher_vectors, rows, heads),
                 )
                 total = total + weight * compute_relation_kl(*scores, visible).mean(0)
         return total

@@ -1,12 +1,12 @@
 """Logit cache: teacher targets at every position, computed once and shared by jobs.
 
-``header.json`` says whose words these are; a job for another teacher, tokenizer, template,
-vocabulary or form is refused by the name of what differs. Shards hold the token ids of every record
-and one little-endian row of fixed width for each position that was captured, so that a cache can be
-read, checked and scored again without the records it came from. ``index.jsonl`` (a journal) says
-where the record with these tokens lies, with its digest: a kill in the middle of a record loses
-that record only, and more can be added later. Any number of jobs read at once, also while one
-captures: what is indexed never changes.
+``header.json`` identifies the teacher; a cache of another teacher, tokenizer, template, vocabulary
+or form is rejected with the name of what differs. Shards contain the token ids of every record and
+one little-endian row of fixed width for each captured position, so that a cache can be read,
+verified and rescored without its records. ``index.jsonl`` (a journal) maps the digest of a record's
+tokens to its location and content digest: a crash in the middle of a record loses only that record,
+and records can be added later. Any number of jobs may read, also while one writes: indexed data
+never changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHARD_BYTES = 4_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class CacheCoverage:
-    """How much of what is wanted is there; ``missing`` names records, the first few."""
+    """Number of requested records and positions in a cache; ``missing`` names the first few."""
 
     records: int
     records_found: int
@@ -54,31 +54,31 @@ class CacheCoverage:
     missing: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return it in one line."""
+        """Return a one-line summary."""
         line = (
-            f"{self.records_found} of {self.records} records are there, "
+            f"{self.records_found} of {self.records} records are cached, "
             f"{self.positions_found} of {self.positions} positions"
         )
         more = self.records - self.records_found - len(self.missing)
-        rest = f" and {more} more" if more else ""
-        return line + (f"; missing: {', '.join(self.missing)}{rest}" if self.missing else "")
+        others = f" and {more} more" if more else ""
+        return line + (f"; missing: {', '.join(self.missing)}{others}" if self.missing else "")
 
 
 def digest_tokens(ids: npt.NDArray[np.int64]) -> str:
-    """Return the key of a record in the index: the digest of its token ids."""
+    """Return the index key of a record: the digest of its token ids."""
     return digest_bytes(ids.astype("<u4").tobytes())[:32]
 
 
 class LogitCache:
-    """Rows of teacher targets by record; ``open`` it, read with ``target``.
+    """Rows of teacher targets by record; opened with ``open``, read with ``target``.
 
-    Adding goes on in the body of ``writing`` only, by one process at a time.
+    Records are added only in the body of ``writing``, by one process at a time.
     """
 
     def __init__(
         self, folder: Path, header: CacheHeader, *, shard_bytes: int = SHARD_BYTES
     ) -> None:
-        """Stand over a folder with a header; callers use ``open``."""
+        """Initialize without reading; callers use ``open``."""
         self.folder, self.header, self.shard_bytes = folder, header, shard_bytes
         self.dtype, self.token_dtype = row_dtype(header), token_dtype(header)
         self._shards = ShardReader(folder, self.token_dtype.itemsize, self.dtype.itemsize)
@@ -90,16 +90,16 @@ class LogitCache:
     def open(
         cls, folder: Path, header: CacheHeader | None = None, *, shard_bytes: int = SHARD_BYTES
     ) -> LogitCache:
-        """Open a cache for these words, making it where there is none.
+        """Open a cache, and create it if it does not exist.
 
         Args:
-            folder: Where it lies.
-            header: What is wanted; None takes what is there.
-            shard_bytes: A file of rows ends before it would be larger.
+            folder: Folder of the cache.
+            header: Expected header; None accepts any existing cache.
+            shard_bytes: Maximum size of a file of rows.
 
         Raises:
-            DataError: If the folder holds another teacher's words, or words in another form; or no
-                cache where none may be made.
+            DataError: If the cache is of another teacher or form, or does not exist and ``header``
+                is None.
             IntegrityError: If the header or a shard is damaged.
         """
         if header is not None and not (folder / "header.json").is_file():
@@ -108,47 +108,47 @@ class LogitCache:
                 if not (folder / "header.json").is_file():
                     with atomic_write(folder / "header.json") as file:
                         file.write(json.dumps(header.model_dump(), indent=1) + "\n")
-        kept = CacheHeader.read(folder)
+        stored = CacheHeader.read(folder)
         if header is not None:
-            kept.refuse_other(header, folder)
-        cache = cls(folder, kept, shard_bytes=shard_bytes)
+            stored.refuse_other(header, folder)
+        cache = cls(folder, stored, shard_bytes=shard_bytes)
         cache._index = read_journal(folder / "index.jsonl")
         cache._check_length()
         return cache
 
     def __enter__(self) -> LogitCache:
-        """Use the cache within the body."""
+        """Return the cache."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it."""
+        """Close the cache."""
         self.close()
 
-    def __contains__(self, lesson: TokenizedRecord) -> bool:
-        """Return whether the teacher's words at all positions of the lesson are here."""
-        return self._find(lesson) is not None
+    def __contains__(self, record: TokenizedRecord) -> bool:
+        """Return whether all positions of a record are cached."""
+        return self._find(record) is not None
 
     def __len__(self) -> int:
-        """Return how many records are here."""
+        """Return the number of records."""
         return len(self._index)
 
     @property
     def rows(self) -> int:
-        """How many positions the cache holds."""
-        return sum(int(place["rows"]) for place in self._index.values())
+        """Number of positions."""
+        return sum(int(location["rows"]) for location in self._index.values())
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all rows and tokens."""
-        tokens = sum(int(place["tokens"]) for place in self._index.values())
+        """Size of all rows and tokens in bytes."""
+        tokens = sum(int(location["tokens"]) for location in self._index.values())
         return self.rows * self.dtype.itemsize + tokens * self.token_dtype.itemsize
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Within the body records may be added; what others added before is seen first.
+        """Allow adding records within the body; records added by others are read first.
 
         Raises:
-            ResourceError: If another process is adding.
+            ResourceError: If another process is writing.
         """
         with _lock(self.folder, wait=False), Journal(self.folder / "index.jsonl") as journal:
             keys = journal.keys()
@@ -162,184 +162,194 @@ class LogitCache:
                 writer.close()
                 self._journal = self._writer = None
 
-    def add(self, lesson: TokenizedRecord, rows: npt.NDArray[np.void]) -> None:
-        """Append the rows of one record, (N,) of ``dtype``, and enter them in the index.
+    def add(self, record: TokenizedRecord, rows: npt.NDArray[np.void]) -> None:
+        """Append the rows of one record, (N,) of ``dtype``, and index them.
 
         Raises:
             DataError: If a token is outside the vocabulary.
             ResourceError: If the disk is full.
         """
         if self._writer is None or self._journal is None:
-            raise ValueError("add wants the body of `with cache.writing():`")
-        if len(lesson.ids) and int(lesson.ids.max()) >= self.header.vocabulary:
+            raise ValueError("add must be called within `with cache.writing():`")
+        if len(record.ids) and int(record.ids.max()) >= self.header.vocabulary:
             raise DataError(
-                f"record {lesson.record_id} has token {int(lesson.ids.max())}",
+                f"record {record.record_id} has token {int(record.ids.max())}",
                 code="distill.token-id",
-                where=lesson.record_id,
+                where=record.record_id,
                 expected=f"ids below the vocabulary of {self.header.vocabulary}",
-                next="check that teacher and tokenizer belong together",
+                next="check that teacher and tokenizer match",
             )
-        tokens = np.zeros(len(lesson.ids), self.token_dtype)
-        tokens["id"] = lesson.ids
-        tokens["row"][lesson.positions] = 1
+        tokens = np.zeros(len(record.ids), self.token_dtype)
+        tokens["id"] = record.ids
+        tokens["row"][record.positions] = 1
         data = (tokens.tobytes(), rows.tobytes())
-        place = self._writer.add(*data)
-        place |= {"digest": digest_bytes(b"".join(data)), "record": lesson.record_id}
-        key = digest_tokens(lesson.ids)
-        self._journal.put(key, place)
-        self._index[key] = place
+        location = self._writer.add(*data)
+        location |= {"digest": digest_bytes(b"".join(data)), "record": record.record_id}
+        key = digest_tokens(record.ids)
+        self._journal.put(key, location)
+        self._index[key] = location
 
-    def lessons(self) -> Iterator[TokenizedRecord]:
-        """Return every record as it was captured: its tokens and positions."""
-        for place in list(self._index.values()):
-            yield self._lesson(place)
+    def records(self) -> Iterator[TokenizedRecord]:
+        """Yield every record as captured: its tokens and positions."""
+        for location in list(self._index.values()):
+            yield self._read_record(location)
 
-    def cover(self, lessons: Sequence[TokenizedRecord]) -> CacheCoverage:
-        """Return how much of these lessons is here."""
-        found = [lesson in self for lesson in lessons]
-        missing = [one.record_id for one, here in zip(lessons, found, strict=True) if not here]
+    def cover(self, records: Sequence[TokenizedRecord]) -> CacheCoverage:
+        """Return how many of the records and positions are cached."""
+        is_cached = [record in self for record in records]
+        missing = [
+            record.record_id
+            for record, is_here in zip(records, is_cached, strict=True)
+            if not is_here
+        ]
         return CacheCoverage(
-            len(lessons),
-            sum(found),
-            sum(len(lesson.positions) for lesson in lessons),
-            sum(len(one.positions) for one, here in zip(lessons, found, strict=True) if here),
+            len(records),
+            sum(is_cached),
+            sum(len(record.positions) for record in records),
+            sum(
+                len(record.positions)
+                for record, is_here in zip(records, is_cached, strict=True)
+                if is_here
+            ),
             tuple(missing[:3]),
         )
 
-    def lacking(self, lessons: Sequence[TokenizedRecord]) -> list[TokenizedRecord]:
-        """Return what must be captured for these lessons: one for each text, once.
+    def lacking(self, records: Sequence[TokenizedRecord]) -> list[TokenizedRecord]:
+        """Return what remains to be captured, one record for each text.
 
-        Records of the same tokens are joined, and joined with the positions that are here already,
-        so that what is added serves all of them.
+        Records of the same tokens are merged, together with positions that are already cached, so
+        that one entry serves all of them.
         """
         joined: dict[str, TokenizedRecord] = {}
-        for lesson in lessons:
-            if lesson in self:
+        for record in records:
+            if record in self:
                 continue
-            key = digest_tokens(lesson.ids)
-            place, positions = self._index.get(key), lesson.positions
+            key = digest_tokens(record.ids)
+            location, positions = self._index.get(key), record.positions
             if key in joined:
                 positions = np.union1d(joined[key].positions, positions)
-            elif place is not None:
-                positions = np.union1d(self._lesson(place).positions, positions)
-            name = joined[key].record_id if key in joined else lesson.record_id
-            joined[key] = TokenizedRecord(name, lesson.ids, positions)
+            elif location is not None:
+                positions = np.union1d(self._read_record(location).positions, positions)
+            name = joined[key].record_id if key in joined else record.record_id
+            joined[key] = TokenizedRecord(name, record.ids, positions)
         return list(joined.values())
 
-    def verify(self, lessons: Sequence[TokenizedRecord] | None = None) -> int:
-        """Recompute the digests of the lessons' rows, or of every record.
+    def verify(self, records: Sequence[TokenizedRecord] | None = None) -> int:
+        """Recompute the digests of some records' rows, or of all.
 
         Returns:
-            How many records were checked.
+            The number of verified records.
 
         Raises:
-            DataError: If a lesson is not here.
-            IntegrityError: If bytes are not what was written.
+            DataError: If a record is not cached.
+            IntegrityError: If the bytes have changed.
         """
-        if lessons is None:
-            places = list(self._index.values())
+        if records is None:
+            locations = list(self._index.values())
         else:
-            places = [self._found(lesson)[0] for lesson in lessons]
-        for place in places:
-            tokens, rows = (self._shards.read(kind, place) for kind in ("tokens", "rows"))
-            if digest_bytes(tokens.tobytes() + rows.tobytes()) != place["digest"]:
+            locations = [self._found(record)[0] for record in records]
+        for location in locations:
+            tokens, rows = (self._shards.read(kind, location) for kind in ("tokens", "rows"))
+            if digest_bytes(tokens.tobytes() + rows.tobytes()) != location["digest"]:
                 raise IntegrityError(
-                    f"the rows of record {place['record']} are not what the teacher said",
+                    f"the rows of record {location['record']} do not match their digest",
                     code="distill.cache-damaged",
-                    where=f"{self._shards.path('rows', place['shard'])} row {place['row']}",
-                    expected=f"digest {place['digest'][:16]}",
+                    where=f"{self._shards.path('rows', location['shard'])} row {location['row']}",
+                    expected=f"digest {location['digest'][:16]}",
                     next=f"remove {self.folder} and run again",
                 )
-        return len(places)
+        return len(locations)
 
-    def read(self, lesson: TokenizedRecord) -> npt.NDArray[np.void]:
-        """Return the rows of one lesson, (N,) of ``dtype``, mapped from disk.
+    def read(self, record: TokenizedRecord) -> npt.NDArray[np.void]:
+        """Return the rows of one record, (N,) of ``dtype``, memory-mapped.
 
         Raises:
-            DataError: If the lesson was never captured.
+            DataError: If the record is not cached.
         """
-        return self._view(self._bytes(lesson))
+        return self._view(self._bytes(record))
 
     def target(
-        self, lessons: Sequence[TokenizedRecord], device: torch.device | None = None
+        self, records: Sequence[TokenizedRecord], device: torch.device | None = None
     ) -> Targets:
-        """Return the targets of several lessons, one row for each position, in order.
+        """Return the targets of records, one row for each position, in order.
 
         Raises:
-            DataError: If one of them was never captured.
-            ValueError: If the cache is of mode ``own``, which holds no distributions.
+            DataError: If a record is not cached.
+            ValueError: If the cache is of mode ``own``, which stores no distributions.
         """
         if self.header.mode == "own":
-            raise ValueError("a cache of mode own holds no distributions")
-        rows = self._view(np.concatenate([self._bytes(lesson) for lesson in lessons]))
+            raise ValueError("a cache of mode own stores no distributions")
+        rows = self._view(np.concatenate([self._bytes(record) for record in records]))
         logprobs = torch.from_numpy(rows["logprobs"].astype(np.float32)).to(device)
-        heat = self.header.temperature
+        temperature = self.header.temperature
         if self.header.mode == "dense":
             return DenseTargets(logprobs)
         ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(device)
         if self.header.mode == "top_k":
             return TopKTargets(
-                ids, logprobs, torch.from_numpy(rows["tail"].copy()).to(device), heat
+                ids, logprobs, torch.from_numpy(rows["tail"].copy()).to(device), temperature
             )
         scale = torch.from_numpy(rows["scale"].copy()).to(device)
         return SampledTargets.from_scale(
-            ids, logprobs, scale, heat, sampling_temperature=self.header.sampling_temperature
+            ids, logprobs, scale, temperature, sampling_temperature=self.header.sampling_temperature
         )
 
     def close(self) -> None:
-        """Let the files go."""
+        """Release the files."""
         self._shards.forget()
 
-    def _lesson(self, place: ShardLocation) -> TokenizedRecord:
-        tokens = self._shards.read("tokens", place).reshape(-1).view(self.token_dtype)
+    def _read_record(self, location: ShardLocation) -> TokenizedRecord:
+        tokens = self._shards.read("tokens", location).reshape(-1).view(self.token_dtype)
         positions = np.flatnonzero(tokens["row"])
-        return TokenizedRecord(place["record"], tokens["id"].astype(np.int64), positions)
+        return TokenizedRecord(location["record"], tokens["id"].astype(np.int64), positions)
 
     def _find(
-        self, lesson: TokenizedRecord
+        self, record: TokenizedRecord
     ) -> tuple[ShardLocation, npt.NDArray[np.int64] | None] | None:
-        """Return where a record lies, and which of its rows are wanted; None is all."""
-        place = self._index.get(digest_tokens(lesson.ids))
-        if place is None:
+        """Return a record's location, and the indices of its requested rows; None is all."""
+        location = self._index.get(digest_tokens(record.ids))
+        if location is None:
             return None
-        tokens = self._shards.read("tokens", place)
-        kept = np.flatnonzero(tokens[:, -1])
-        if np.array_equal(kept, lesson.positions):
-            return place, None
-        at = np.searchsorted(kept, lesson.positions)
-        if at.max(initial=-1) >= len(kept) or not np.array_equal(kept[at], lesson.positions):
+        tokens = self._shards.read("tokens", location)
+        captured = np.flatnonzero(tokens[:, -1])
+        if np.array_equal(captured, record.positions):
+            return location, None
+        indices = np.searchsorted(captured, record.positions)
+        if indices.max(initial=-1) >= len(captured) or not np.array_equal(
+            captured[indices], record.positions
+        ):
             return None
-        return place, at
+        return location, indices
 
-    def _found(self, lesson: TokenizedRecord) -> tuple[ShardLocation, npt.NDArray[np.int64] | None]:
-        found = self._find(lesson)
-        if found is None:
+    def _found(self, record: TokenizedRecord) -> tuple[ShardLocation, npt.NDArray[np.int64] | None]:
+        entry = self._find(record)
+        if entry is None:
             raise DataError(
-                f"record {lesson.record_id} is not in the teacher cache",
+                f"record {record.record_id} is not in the teacher cache",
                 code="distill.cache-missing",
                 where=str(self.folder),
-                expected="every record captured before it is learned from",
+                expected="every training record captured",
                 next="run the job again with --resume",
             )
-        return found
+        return entry
 
-    def _bytes(self, lesson: TokenizedRecord) -> Bytes:
-        place, at = self._found(lesson)
-        rows = self._shards.read("rows", place)
-        return rows if at is None else rows[at]
+    def _bytes(self, record: TokenizedRecord) -> Bytes:
+        location, indices = self._found(record)
+        rows = self._shards.read("rows", location)
+        return rows if indices is None else rows[indices]
 
     def _view(self, rows: Bytes) -> npt.NDArray[np.void]:
         return rows.reshape(-1).view(self.dtype)
 
     def _check_length(self) -> None:
-        """Touch the end of every shard, so that a cut-off file is found at the door."""
+        """Read the end of every shard, so that truncation is detected on opening."""
         ends: dict[int, ShardLocation] = {}
-        for place in self._index.values():
-            if place["shard"] not in ends or place["row"] >= ends[place["shard"]]["row"]:
-                ends[place["shard"]] = place
-        for place in ends.values():
+        for location in self._index.values():
+            if location["shard"] not in ends or location["row"] >= ends[location["shard"]]["row"]:
+                ends[location["shard"]] = location
+        for location in ends.values():
             for kind in ("tokens", "rows"):
-                self._shards.read(kind, place)
+                self._shards.read(kind, location)
 
 
 @contextmanager
@@ -349,17 +359,17 @@ def _lock(folder: Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise ResourceError(
-                f"another process is adding to the teacher cache {folder}",
+                f"another process is writing to the logit cache {folder}",
                 code="distill.cache-busy",
                 where=str(folder),
-                expected="one that adds at a time; any number may read",
-                next="wait for it, or give this job another targets.cache",
+                expected="one writer at a time; any number may read",
+                next="wait for it, or set another targets.cache",
             ) from error
         yield
 
 
 def describe_cache(cache: LogitCache) -> dict[str, Any]:
-    """Return what a cache holds: header, records, positions, bytes a position and in all."""
+    """Return a cache's header, numbers of records and positions, and sizes."""
     rows = cache.rows
     return {
         "header": cache.header.model_dump(),

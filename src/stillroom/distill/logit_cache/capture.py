@@ -1,14 +1,14 @@
 """Capture of teacher logits, with its cost estimate and the verification of a cache.
 
-One lesson at a time: a batch of several would round differently, and what is kept must not depend
-on which lessons were captured before. Draws have one random number a position, which follows from
-the seed, the record's tokens and the position alone.
+Records are captured one at a time: a batch would round differently, and cached rows must not depend
+on which records were captured before. Sampled targets use one random number per position, derived
+from the seed, the record's tokens and the position.
 
-The mass that top-k leaves outside, and the noise of drawn tokens, are computed from the teacher's
-whole distributions at the probed positions; sizes are exact.
+The mass outside the top k and the noise of sampled tokens are computed from the teacher's full
+distributions at probed positions; sizes are exact.
 
-Digests tell damage; only the teacher can tell words that were never its own: another checkpoint of
-the same name, rows one position late, a vocabulary mixed up.
+Digests detect damaged bytes. Rescoring by the teacher detects rows that never were its own: another
+checkpoint of the same name, an offset of one position, a permuted vocabulary.
 """
 
 from __future__ import annotations
@@ -50,41 +50,41 @@ __all__ = [
 
 
 def capture_teacher(
-    teacher: nn.Module, lessons: Sequence[TokenizedRecord], cache: LogitCache, job: Job
+    teacher: nn.Module, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job
 ) -> int:
-    """Run the teacher over every lesson that the cache lacks.
+    """Run the teacher over every record missing from the cache.
 
     Args:
-        teacher: In evaluation mode.
-        lessons: What to capture.
-        cache: Where to.
-        job: For progress and cancellation.
+        teacher: Model in evaluation mode.
+        records: Records to capture.
+        cache: Destination.
+        job: Progress and cancellation.
 
     Returns:
-        How many lessons were captured now.
+        The number of records captured by this call.
 
     Raises:
-        DataError: If the teacher gives a number that is not finite; record and position are named.
-        ResourceError: If another process is adding to the cache, or the disk is full.
-        Cancelled: If the user asked for it; what was captured is kept.
+        DataError: If a teacher's logit is not finite; record and position are named.
+        ResourceError: If another process is writing to the cache, or the disk is full.
+        Cancelled: If cancellation was requested; captured records are kept.
     """
-    if not cache.lacking(lessons):
+    if not cache.lacking(records):
         return 0
-    scorer = LogitCapturer(teacher, cache.header)
+    capturer = LogitCapturer(teacher, cache.header)
     with cache.writing():
-        missing = cache.lacking(lessons)
-        tokens = sum(len(lesson.ids) for lesson in missing)
+        missing = cache.lacking(records)
+        tokens = sum(len(record.ids) for record in missing)
         with job.phase("teacher", tokens, "tokens") as progress:
-            for lesson in missing:
+            for record in missing:
                 job.check_cancelled()
-                cache.add(lesson, scorer.rows(lesson))
-                progress.advance(len(lesson.ids))
+                cache.add(record, capturer.rows(record))
+                progress.advance(len(record.ids))
     return len(missing)
 
 
 @dataclass(slots=True)
 class LogitCapturer:
-    """A teacher that says its words in the form of a cache."""
+    """Capturer of a teacher's outputs in the format of a cache."""
 
     teacher: nn.Module
     header: CacheHeader
@@ -93,41 +93,41 @@ class LogitCapturer:
     _space: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Cut the teacher's head to the vocabulary."""
+        """Truncate the teacher's head to the vocabulary."""
         self._head = LMHead.of(self.teacher, self.header.vocabulary)
         self._operand = self._head.operand(matmul_dtype(self.header.precision)).detach()
         full = torch.promote_types(self._operand.dtype, torch.float32)
         self._space = self._operand.new_empty(CHUNK_ROWS, self._head.rows, dtype=full)
 
-    def rows(self, lesson: TokenizedRecord) -> npt.NDArray[np.void]:
-        """Return what the cache keeps of one lesson, (N,) of the header's ``row_dtype``.
+    def rows(self, record: TokenizedRecord) -> npt.NDArray[np.void]:
+        """Return the cache rows of one record, (N,) of the header's ``row_dtype``.
 
         Raises:
-            DataError: If the teacher gives a number that is not finite.
+            DataError: If a teacher's logit is not finite.
         """
-        rows = np.zeros(len(lesson.positions), dtype=row_dtype(self.header))
-        offsets = self._offsets(lesson)
-        for start, logits in self.chunks(lesson):
+        rows = np.zeros(len(record.positions), dtype=row_dtype(self.header))
+        offsets = self._offsets(record)
+        for start, logits in self.chunks(record):
             tile = TILE_ROWS if logits.device.type == "cpu" else len(logits)
-            for at in range(0, len(logits), tile):
-                part = slice(start + at, start + at + tile)
+            for offset in range(0, len(logits), tile):
+                part = slice(start + offset, start + offset + tile)
                 with torch.no_grad():
-                    found = self._condense(logits[at : at + tile], offsets[part])
-                for name, values in found.items():
-                    rows[name][part] = values.cpu().numpy()
+                    found = self._condense(logits[offset : offset + tile], offsets[part])
+                for name, array in found.items():
+                    rows[name][part] = array.cpu().numpy()
         return rows
 
-    def chunks(self, lesson: TokenizedRecord) -> Iterator[tuple[int, Tensor]]:
-        """Return the teacher's logits at the lesson's positions, a chunk of rows at a time.
+    def chunks(self, record: TokenizedRecord) -> Iterator[tuple[int, Tensor]]:
+        """Yield the teacher's logits at the record's positions, a block of rows at a time.
 
-        Each comes with its first row: (n, V), divided by the header's temperature, in space that
-        the next one overwrites.
+        Each block is yielded with its first row: (n, V), divided by the header's temperature, in a
+        buffer that the next block overwrites.
 
         Raises:
-            DataError: If the teacher gives a number that is not finite.
+            DataError: If a teacher's logit is not finite.
         """
         header, device = self.header, self._operand.device
-        batch = make_batch([lesson], None, device)
+        batch = make_batch([record], None, device)
         with autocast_body(header.precision, device):
             hidden = compute_teacher_hidden(self.teacher, batch.input_ids, batch.flat)
         for start in range(0, len(hidden), CHUNK_ROWS):
@@ -137,7 +137,7 @@ class LogitCapturer:
                 logits = self._head.shape_logits(raw)
                 if header.temperature != 1:
                     logits = logits.div_(header.temperature)
-            _check_finite(logits.sum(-1), lesson, start)  # inf and nan survive a sum
+            _check_finite(logits.sum(-1), record, start)  # inf and nan survive a sum
             yield start, logits
 
     def _condense(self, logits: Tensor, offsets: Tensor) -> Mapping[str, Tensor]:
@@ -145,25 +145,25 @@ class LogitCapturer:
             return {"logprobs": torch.log_softmax(logits, -1)}
         if self.header.mode == "top_k":
             return reduce_to_top_k(logits, self.header.width)
-        drawn = sample_distinct(
+        samples = sample_distinct(
             logits,
             self.header.width,
             offsets.to(logits.device),
             sampling_temperature=self.header.sampling_temperature,
         )
-        return {"ids": drawn.ids, "logprobs": drawn.logprobs, "scale": drawn.scale}
+        return {"ids": samples.ids, "logprobs": samples.logprobs, "scale": samples.scale}
 
-    def _offsets(self, lesson: TokenizedRecord) -> Tensor:
-        seed = int(digest_json(["draw", self.header.seed, digest_tokens(lesson.ids)])[:15], 16)
-        drawn = torch.rand(len(lesson.ids), generator=torch.Generator().manual_seed(seed))
-        return drawn[torch.from_numpy(lesson.positions)]
+    def _offsets(self, record: TokenizedRecord) -> Tensor:
+        seed = int(digest_json(["draw", self.header.seed, digest_tokens(record.ids)])[:15], 16)
+        numbers = torch.rand(len(record.ids), generator=torch.Generator().manual_seed(seed))
+        return numbers[torch.from_numpy(record.positions)]
 
 
-def _check_finite(sums: Tensor, lesson: TokenizedRecord, start: int) -> None:
-    fine = sums.isfinite()
-    if not bool(fine.all()):
-        position = int(lesson.positions[start + int((~fine).nonzero()[0])])
-        where = f"record {lesson.record_id}, position {position}"
+def _check_finite(sums: Tensor, record: TokenizedRecord, start: int) -> None:
+    is_finite = sums.isfinite()
+    if not bool(is_finite.all()):
+        position = int(record.positions[start + int((~is_finite).nonzero()[0])])
+        where = f"record {record.record_id}, position {position}"
         raise DataError(
             f"the teacher's logits at {where} are not finite",
             code="distill.teacher-not-finite",
@@ -181,19 +181,19 @@ _PROBED_POSITIONS = 128
 
 @dataclass(frozen=True, slots=True)
 class CacheCost:
-    """Size and fidelity of a cache that is not there yet.
+    """Size and accuracy of a cache to be captured.
 
     Args:
-        mode: Of the cache.
+        mode: Mode of the cache.
         bytes_per_position: All bytes over all positions, token ids included.
-        size_bytes: Of what is still to be captured.
-        positions: How many those are.
-        probed: How many positions the rest was measured on.
-        outside: Mean mass outside the k likeliest tokens; mode top_k only.
-        noise: Root of the mean squared distance between a drawn row and the teacher's distribution,
-            as vectors of probabilities; mode sampled only. It is the noise of the gradient of a
+        size_bytes: Size of the missing records.
+        positions: Number of missing positions.
+        probed: Number of positions used for the following estimates.
+        outside: Mean mass outside the k most likely tokens; mode top_k only.
+        noise: Root mean squared distance between a sampled row and the teacher's distribution, as
+            vectors of probabilities; mode sampled only. Equals the noise of the gradient of a
             position's forward KL by the logits.
-        noise_replaced: The same of as many draws with replacement.
+        noise_replaced: Noise of the same number of samples with replacement.
     """
 
     mode: str
@@ -206,24 +206,24 @@ class CacheCost:
     noise_replaced: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
+        """Return the estimates by name."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return it as one sentence."""
+        """Return a one-sentence summary."""
         line = (
-            f"the teacher's words take {self.bytes_per_position:.1f} bytes a position, "
+            f"the teacher's outputs take {self.bytes_per_position:.1f} bytes per position, "
             f"{_format_size(self.size_bytes)} for {self.positions} positions"
         )
         if self.outside is not None:
             return (
-                f"{line}; {self.outside:.2%} of its mass lies outside what is kept (on "
+                f"{line}; {self.outside:.2%} of the mass is outside of the top k (on "
                 f"{self.probed} positions), which counts as one outcome"
             )
         if self.noise is not None:
             return (
-                f"{line}; no bias, and noise of {self.noise:.3f} in a position's gradient (on "
-                f"{self.probed} positions; draws with replacement: {self.noise_replaced:.3f})"
+                f"{line}; unbiased, with noise of {self.noise:.3f} in a position's gradient (on "
+                f"{self.probed} positions; samples with replacement: {self.noise_replaced:.3f})"
             )
         return line
 
@@ -231,32 +231,32 @@ class CacheCost:
 def estimate_cache_cost(
     teacher: nn.Module, header: CacheHeader, missing: Sequence[TokenizedRecord]
 ) -> CacheCost:
-    """Return what capturing these lessons costs, and how far what is kept is from the teacher.
+    """Estimate the size of capturing these records, and the accuracy of the cached rows.
 
     Args:
-        teacher: In evaluation mode.
-        header: Of the cache.
-        missing: What would be captured; the first few records are probed.
+        teacher: Model in evaluation mode.
+        header: Header of the cache.
+        missing: Records to capture; the first few are probed.
 
     Raises:
-        DataError: If the teacher gives a number that is not finite.
+        DataError: If a teacher's logit is not finite.
     """
     row, token = row_bytes(header)
-    positions = sum(len(lesson.positions) for lesson in missing)
-    size = row * positions + token * sum(len(lesson.ids) for lesson in missing)
+    positions = sum(len(record.positions) for record in missing)
+    size = row * positions + token * sum(len(record.ids) for record in missing)
     sums, probed = dict.fromkeys(("outside", "noise", "replaced"), 0.0), 0
     if header.mode in ("top_k", "sampled"):
-        scorer = LogitCapturer(teacher, header)
-        for lesson in itertools.islice(missing, _PROBED_RECORDS):
-            short = TokenizedRecord(
-                lesson.record_id, lesson.ids, lesson.positions[:_PROBED_POSITIONS]
+        capturer = LogitCapturer(teacher, header)
+        for record in itertools.islice(missing, _PROBED_RECORDS):
+            truncated = TokenizedRecord(
+                record.record_id, record.ids, record.positions[:_PROBED_POSITIONS]
             )
-            for _, logits in scorer.chunks(short):
+            for _, logits in capturer.chunks(truncated):
                 probed += len(logits)
                 for name, value in _measure_rows(header, logits).items():
                     sums[name] += value
     means = {name: total / probed if probed else 0.0 for name, total in sums.items()}
-    is_drawn = header.mode == "sampled"
+    is_sampled = header.mode == "sampled"
     return CacheCost(
         header.mode,
         size / positions if positions else float(row),
@@ -264,23 +264,25 @@ def estimate_cache_cost(
         positions,
         probed,
         outside=means["outside"] if header.mode == "top_k" else None,
-        noise=math.sqrt(means["noise"]) if is_drawn else None,
-        noise_replaced=math.sqrt(means["replaced"]) if is_drawn else None,
+        noise=math.sqrt(means["noise"]) if is_sampled else None,
+        noise_replaced=math.sqrt(means["replaced"]) if is_sampled else None,
     )
 
 
 def _measure_rows(header: CacheHeader, logits: Tensor) -> dict[str, float]:
-    """Return sums over rows: mass outside top-k; squared noise of draws, distinct or replaced."""
+    """Return sums over rows: mass outside top-k, or squared noise of both ways of sampling."""
     if header.mode == "top_k":
         return {"outside": float(reduce_to_top_k(logits, header.width)["tail"].exp().sum())}
-    heat = header.sampling_temperature
+    temperature = header.sampling_temperature
     offsets = torch.full((len(logits),), 0.5, device=logits.device)
-    drawn = sample_distinct(logits, header.width, offsets, sampling_temperature=heat)
-    own = torch.log_softmax(logits, -1)
-    chance = (own / heat + drawn.scale.unsqueeze(-1)).clamp_max(0)
-    replaced = (2 * own - torch.log_softmax(own / heat, -1)).exp().sum() - own.mul(2).exp().sum()
+    samples = sample_distinct(logits, header.width, offsets, sampling_temperature=temperature)
+    logprobs = torch.log_softmax(logits, -1)
+    chance = (logprobs / temperature + samples.scale.unsqueeze(-1)).clamp_max(0)
+    replaced = (
+        2 * logprobs - torch.log_softmax(logprobs / temperature, -1)
+    ).exp().sum() - logprobs.mul(2).exp().sum()
     return {
-        "noise": float(((2 * own - chance).exp() - own.mul(2).exp()).sum()),
+        "noise": float(((2 * logprobs - chance).exp() - logprobs.mul(2).exp()).sum()),
         "replaced": float(replaced) / header.width,
     }
 
@@ -292,24 +294,22 @@ def _format_size(count: int) -> str:
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, UNKNOWN: 0.5}
 
 
-_HALF_STEP = 2.0**-11  # float16 rounds by at most this share
-
-
-_MIN_LOGPROB = -30.0  # what is less likely than e^-30 is not compared
+_HALF_STEP = 2.0**-11  # maximum relative rounding error of float16
+_MIN_LOGPROB = -30.0  # lower log-probabilities are not compared
 
 
 @dataclass(frozen=True, slots=True)
 class CacheVerification:
-    """What checking found; differences are in nats, rounding of the stored type taken off.
+    """Result of a verification; differences are in nats, minus the rounding of the stored type.
 
     Args:
-        records: Whose digests are right.
-        scored: Records that the teacher scored again.
-        positions: Of those.
-        largest: Largest difference of a log-probability, or of the logarithm of a tail.
+        records: Number of records with correct digests.
+        scored: Number of records rescored by the teacher.
+        positions: Number of their positions.
+        largest: Largest difference of a log-probability, or of the mass of a tail.
         mean: Mean difference.
-        where: The record and position of the largest.
-        tolerance: What is allowed.
+        where: Record and position of the largest difference.
+        tolerance: Allowed difference.
     """
 
     records: int
@@ -321,34 +321,34 @@ class CacheVerification:
     tolerance: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return it by name."""
+        """Return the result by name."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return it in one or two lines."""
+        """Return a summary of one or two lines."""
         line = f"{self.records} records are intact"
         if not self.scored:
-            return line + "; none was scored again"
+            return line + "; none was rescored"
         return (
-            f"{line}\n{self.scored} records ({self.positions} positions) scored again: largest "
+            f"{line}\n{self.scored} records ({self.positions} positions) rescored: largest "
             f"difference {self.largest:.5f} nats at {self.where}, mean {self.mean:.6f}; "
             f"allowed {self.tolerance:g}"
         )
 
     def refuse_apart(self, folder: Path) -> None:
-        """Fail where the teacher says something else.
+        """Raise if the teacher's outputs differ.
 
         Raises:
-            IntegrityError: If the largest difference is above the tolerance.
+            IntegrityError: If the largest difference exceeds the tolerance.
         """
         if not self.largest <= self.tolerance:
             raise IntegrityError(
-                f"the teacher says something else: {self.largest:.4f} nats apart",
+                f"the teacher's outputs differ from the cache by {self.largest:.4f} nats",
                 code="distill.cache-apart",
                 where=f"{folder} {self.where}",
                 expected=f"at most {self.tolerance:g} nats",
-                next="capture again; or allow more with --tolerance if the cache was made in "
-                "another precision or by another engine",
+                next="capture again; or raise --tolerance if the cache was made in another "
+                "precision or by another engine",
             )
 
 
@@ -361,20 +361,20 @@ def verify_cache(
     tolerance: float | None = None,
     say: Callable[[str], None] | None = None,
 ) -> CacheVerification:
-    """Recompute all digests, and score a sample of the records again.
+    """Recompute all digests, and rescore a sample of the records.
 
     Args:
-        folder: The cache.
-        teacher: A reference to it; empty takes what the header says.
-        records: How many are scored; 0 needs no teacher.
-        seed: Of the choice.
-        tolerance: In nats; None follows from the header's precision.
-        say: Told where the teacher was found.
+        folder: Folder of the cache.
+        teacher: Reference of the teacher; empty uses the header's.
+        records: Number of records to rescore; 0 needs no teacher.
+        seed: Seed of the sample.
+        tolerance: Allowed difference in nats; None derives it from the header's precision.
+        say: Called with the location of the teacher.
 
     Raises:
         DataError: If there is no cache, or the teacher is another one.
-        IntegrityError: If bytes are not what was written.
-        RecipeError: If nobody says where the teacher is.
+        IntegrityError: If the bytes have changed, or the outputs differ.
+        RecipeError: If the location of the teacher is unknown.
         CheckpointError: If it cannot be loaded.
     """
     with LogitCache.open(folder) as cache:
@@ -383,65 +383,65 @@ def verify_cache(
         if not records:
             return CacheVerification(intact, 0, 0, 0.0, 0.0, "", allowed)
         model = _load_teacher(cache, teacher or str(cache.header.about.get("reference") or ""), say)
-        lessons = list(cache.lessons())
-        chosen = random.Random(seed).sample(lessons, min(records, len(lessons)))
-        return rescore(cache, model, chosen, intact=intact, tolerance=allowed)
+        stored = list(cache.records())
+        sample = random.Random(seed).sample(stored, min(records, len(stored)))
+        return rescore(cache, model, sample, intact=intact, tolerance=allowed)
 
 
 def rescore(
     cache: LogitCache,
     teacher: nn.Module,
-    lessons: list[TokenizedRecord],
+    records: list[TokenizedRecord],
     *,
     intact: int = 0,
     tolerance: float = 0.0,
 ) -> CacheVerification:
-    """Return how far the rows of these lessons are from what a teacher says now."""
-    scorer = LogitCapturer(teacher, cache.header)
+    """Return the differences between the cached rows of records and a teacher's outputs."""
+    capturer = LogitCapturer(teacher, cache.header)
     largest, where, total, count = 0.0, "", 0.0, 0
-    for lesson in lessons:
-        rows = cache.read(lesson)
-        for start, logits in scorer.chunks(lesson):
+    for record in records:
+        rows = cache.read(record)
+        for start, logits in capturer.chunks(record):
             with torch.no_grad():
                 part = slice(start, start + len(logits))
-                apart = _measure_differences(cache, rows[part], lesson.labels[part], logits)
-            total, count = total + float(apart.mean(-1).sum()), count + len(apart)
-            worst = apart.amax(-1)
-            at = int(worst.argmax())
-            if not float(worst[at]) <= largest:
-                largest = float(worst[at])
-                where = f"record {lesson.record_id}, position {int(lesson.positions[start + at])}"
+                differences = _measure_differences(cache, rows[part], record.labels[part], logits)
+            total, count = total + float(differences.mean(-1).sum()), count + len(differences)
+            worst = differences.amax(-1)
+            row = int(worst.argmax())
+            if not float(worst[row]) <= largest:
+                largest = float(worst[row])
+                where = f"record {record.record_id}, position {int(record.positions[start + row])}"
     mean = total / count if count else 0.0
-    return CacheVerification(intact, len(lessons), count, largest, mean, where, tolerance)
+    return CacheVerification(intact, len(records), count, largest, mean, where, tolerance)
 
 
 def _measure_differences(cache: LogitCache, rows: Any, labels: Any, logits: Tensor) -> Tensor:
-    """Return differences beyond rounding, (n, columns)."""
-    header, said = cache.header, torch.log_softmax(logits, -1)
+    """Return differences in excess of rounding, (n, columns)."""
+    header, logprobs = cache.header, torch.log_softmax(logits, -1)
     if header.mode == "own":
-        kept = torch.from_numpy(rows["logprob"].copy()).to(said.device).unsqueeze(-1)
+        stored = torch.from_numpy(rows["logprob"].copy()).to(logprobs.device).unsqueeze(-1)
         return _exceed_rounding(
-            kept, said.gather(-1, torch.from_numpy(labels).to(said.device)[:, None]), 0
+            stored, logprobs.gather(-1, torch.from_numpy(labels).to(logprobs.device)[:, None]), 0
         )
     rounding = _HALF_STEP if header.logprob_dtype == "float16" else 0.0
-    kept = torch.from_numpy(rows["logprobs"].astype(np.float32)).to(said.device)
+    stored = torch.from_numpy(rows["logprobs"].astype(np.float32)).to(logprobs.device)
     if header.mode == "dense":
-        return _exceed_rounding(kept, said, rounding)
-    ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(said.device)
-    found = _exceed_rounding(
-        kept, said.gather(-1, ids).masked_fill(kept.isneginf(), -torch.inf), rounding
+        return _exceed_rounding(stored, logprobs, rounding)
+    ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(logprobs.device)
+    differences = _exceed_rounding(
+        stored, logprobs.gather(-1, ids).masked_fill(stored.isneginf(), -torch.inf), rounding
     )
     if header.mode == "sampled":
-        return found
-    tail = torch.from_numpy(rows["tail"].copy()).to(said.device).unsqueeze(-1)
-    rest = said.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([found, _exceed_rounding(tail.exp(), rest.exp(), rounding)], -1)
+        return differences
+    tail = torch.from_numpy(rows["tail"].copy()).to(logprobs.device).unsqueeze(-1)
+    outside = logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([differences, _exceed_rounding(tail.exp(), outside.exp(), rounding)], -1)
 
 
-def _exceed_rounding(kept: Tensor, said: Tensor, rounding: float) -> Tensor:
-    """Return how far two sides are apart, less what storing rounds."""
-    kept, said = kept.clamp_min(_MIN_LOGPROB), said.clamp_min(_MIN_LOGPROB)
-    return ((kept - said).abs() - rounding * said.abs()).clamp_min(0)
+def _exceed_rounding(stored: Tensor, current: Tensor, rounding: float) -> Tensor:
+    """Return the absolute difference minus the rounding of storage."""
+    stored, current = stored.clamp_min(_MIN_LOGPROB), current.clamp_min(_MIN_LOGPROB)
+    return ((stored - current).abs() - rounding * current.abs()).clamp_min(0)
 
 
 def _load_teacher(
@@ -449,21 +449,21 @@ def _load_teacher(
 ) -> nn.Module:
     if not reference:
         raise RecipeError(
-            "nobody says where the teacher of this cache is",
+            "the location of this cache's teacher is unknown",
             code="distill.no-teacher",
             where=str(cache.folder / "header.json"),
-            expected="a teacher to score the sample again",
+            expected="a teacher for rescoring",
             next="add --teacher REFERENCE, or --records 0 to check digests only",
         )
     path = resolve_checkpoint(reference, say=say)
-    found = Checkpoint.open(path).fingerprint
-    if found != cache.header.teacher:
+    fingerprint = Checkpoint.open(path).fingerprint
+    if fingerprint != cache.header.teacher:
         raise DataError(
-            f"{reference} is another teacher: its fingerprint is {found[:16]}",
+            f"{reference} is another teacher: its fingerprint is {fingerprint[:16]}",
             code="distill.cache-mismatch",
             where=f"{cache.folder / 'header.json'} teacher",
             expected=cache.header.teacher[:16],
-            next="give the teacher that the cache was made with",
+            next="pass the teacher of the cache",
         )
     model: nn.Module = load_causal_lm(path, dtype="float32")[0]
     if cache.header.precision == "bfloat16":

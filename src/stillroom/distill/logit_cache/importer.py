@@ -1,24 +1,21 @@
 """Import of log-probabilities from axolotl and DistillKit into a logit cache.
 
-The formats are described where they are read, in ``cache_import_axolotl`` and
-``cache_import_distillkit``.
+The mass outside the k tokens becomes the tail, 1 minus their sum. Log-probabilities that were
+renormalized before they were written have no tail, and the report says so.
 
-The mass outside the k tokens becomes the tail, 1 minus their sum: log-probabilities that were
-renormalized before they were written have none, and the report says so.
-
-JSON lines of its knowledge distillation plugin: ``input_ids`` and, a position each,
+axolotl: JSON lines of its knowledge distillation plugin with ``input_ids`` and, per position,
 ``target_token_ids``, ``target_logprobs`` and ``target_mask``; or ``logprobs`` as lists of
-``{"token": "token_id:N", "logprob": X}``, as vLLM gave them. Row t predicts token t: axolotl
-shifts when it trains, so that a target of position t belongs to our position t - 1. Fewer rows than
-tokens belong to the last tokens.
+``{"token": "token_id:N", "logprob": X}``, the format of vLLM. Row t predicts token t, because
+axolotl shifts in training, so a target of position t becomes position t - 1 here. If there are
+fewer rows than tokens, they belong to the last tokens.
 
-A parquet row holds ``input_ids`` and, a position each, two byte strings. ``bytepacked_indices``:
-the k token ids, most significant bit first, as many bits each as the vocabulary needs.
-``compressed_logprobs``: the first ``exact_k`` log-probabilities in ``exact_dtype``; coefficients of
-``polynomial_terms`` in ``term_dtype``, whose sum over the terms of the rank gives the others; then
-a scale and small signed integers for every one of ``residual_bins``, added on top. With
-``delta_encoding`` all of that codes differences to the rank before. ``compression_config.yaml``
-beside the file says which. Row t predicts token t + 1.
+DistillKit: parquet rows with ``input_ids`` and, per position, two byte strings.
+``bytepacked_indices`` contains the k token ids, most significant bit first, with as many bits each
+as the vocabulary needs. ``compressed_logprobs`` contains the first ``exact_k`` log-probabilities in
+``exact_dtype``; coefficients of ``polynomial_terms`` in ``term_dtype``, whose sum over the terms of
+the rank gives the others; then a scale and small signed integers for each of ``residual_bins``,
+which are added. With ``delta_encoding`` all of these encode differences to the preceding rank. The
+layout is given by ``compression_config.yaml`` next to the file. Row t predicts token t + 1.
 
 Everything is evaluated in float64: the terms of the usual configuration differ by nine orders of
 magnitude and cancel.
@@ -63,15 +60,16 @@ __all__ = [
 ImportFormat = Literal["axolotl", "distillkit"]
 
 
-_MASS_TOLERANCE = 1e-6  # a tail below this is taken for none
+_MASS_TOLERANCE = 1e-6  # a smaller tail counts as none
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What came in: records, positions, k, and how the mass lies.
+    """Numbers of imported records and positions, k, and statistics of the mass.
 
-    ``tail`` is the mean mass outside the k tokens; ``whole`` how many positions have none, which
-    means that somebody renormalized them. ``over`` is the largest sum above 1 that was taken back.
+    ``tail`` is the mean mass outside the k tokens; ``whole`` the number of positions without any,
+    which indicates renormalization. ``over`` is the largest excess of a sum over 1, which was
+    removed.
     """
 
     records: int
@@ -82,18 +80,18 @@ class ImportReport:
     over: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return it by name."""
+        """Return the report by name."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return it in one or two lines."""
+        """Return a summary of one or two lines."""
         line = (
             f"{self.records} records, {self.positions} positions, k {self.k}, tail {self.tail:.4f}"
         )
         if self.whole:
             line += (
-                f"\n{self.whole} positions have no mass outside their {self.k} tokens: whoever "
-                "wrote them renormalized, and a student of them is biased towards those tokens"
+                f"\n{self.whole} positions have no mass outside their {self.k} tokens: they were "
+                "renormalized, which biases a student towards those tokens"
             )
         return line
 
@@ -110,31 +108,33 @@ def import_cache(
     logprob_dtype: Literal["float16", "float32"] = "float16",
     say: Callable[[str], None] | None = None,
 ) -> ImportReport:
-    """Make a cache of mode top_k from another tool's file or folder.
+    """Create a cache of mode top_k from another tool's file or folder.
 
     Args:
         source: A JSON lines file, or a parquet file or folder of them.
-        out: The cache; records that are there already stay.
-        format: Whose.
-        teacher: The checkpoint that spoke; its fingerprint goes into the header.
-        tokenizer: A checkpoint with the tokenizer of the ids; empty is the teacher's.
-        temperature: What the teacher's logits were divided by.
-        license: Of the teacher; empty is what its card says.
-        logprob_dtype: Type to keep them in.
-        say: Told where the teacher was found.
+        out: Folder of the cache; existing records are kept.
+        format: Format of ``source``.
+        teacher: Checkpoint of the teacher; its fingerprint is written to the header.
+        tokenizer: Checkpoint with the tokenizer of the ids; empty is the teacher's.
+        temperature: Temperature by which the teacher's logits were divided.
+        license: License of the teacher; empty reads its model card.
+        logprob_dtype: Storage type.
+        say: Called with the location of the teacher.
 
     Raises:
-        DataError: If a row is not as documented; file, row and field are named.
+        DataError: If a row does not follow the format; file, row and field are named.
         RecipeError: If the format is not known.
         CheckpointError: If teacher or tokenizer is not found.
     """
     records, k = _read_records(format, source)
     checkpoint = Checkpoint.open(resolve_checkpoint(teacher, say=say))
-    named = Checkpoint.open(resolve_checkpoint(tokenizer, say=say)) if tokenizer else checkpoint
-    vocabulary = len(load_tokenizer(named.folder).get_vocab())
+    tokenizer_checkpoint = (
+        Checkpoint.open(resolve_checkpoint(tokenizer, say=say)) if tokenizer else checkpoint
+    )
+    vocabulary = len(load_tokenizer(tokenizer_checkpoint.folder).get_vocab())
     header = CacheHeader(
         teacher=checkpoint.fingerprint,
-        tokenizer=named.tokenizer_digest,
+        tokenizer=tokenizer_checkpoint.tokenizer_digest,
         template=UNKNOWN,
         vocabulary=_count_vocabulary(checkpoint, vocabulary),
         mode="top_k",
@@ -156,7 +156,7 @@ def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLo
     if format == "distillkit":
         return read_distillkit(source)
     raise RecipeError(
-        f"{format!r} is no format of log-probabilities",
+        f"unknown format of log-probabilities: {format!r}",
         code="distill.import-format",
         expected="axolotl or distillkit",
         next="use one of those",
@@ -164,7 +164,7 @@ def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLo
 
 
 def _count_vocabulary(checkpoint: Checkpoint, tokens: int) -> int:
-    """Return the rows of the teacher's head, which a run will ask for."""
+    """Return the number of rows of the teacher's head, which a run expects."""
     config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     return int(config.get("vocab_size") or tokens)
 
@@ -172,48 +172,48 @@ def _count_vocabulary(checkpoint: Checkpoint, tokens: int) -> int:
 def _write_records(
     cache: LogitCache, records: Iterator[SparseLogprobs], source: Path
 ) -> ImportReport:
-    count = positions = whole = 0
-    mass = over = 0.0
+    count = positions = renormalized = 0
+    mass = excess = 0.0
     with cache.writing():
         for number, record in enumerate(records):
             where = f"{source} row {number}"
             tail = _compute_tail(record, where)
-            over = max(over, float((-tail).max(initial=0.0)))
+            excess = max(excess, float((-tail).max(initial=0.0)))
             rows = np.zeros(len(record.positions), cache.dtype)
             rows["ids"], rows["logprobs"] = record.tokens, record.logprobs
             with np.errstate(divide="ignore"):
                 rows["tail"] = np.log(tail.clip(0))
             _check_ids(record, cache.header.vocabulary, where)
-            lesson = TokenizedRecord(f"{source.name}:{number}", record.ids, record.positions)
-            if lesson not in cache:
-                cache.add(lesson, rows)
+            tokenized = TokenizedRecord(f"{source.name}:{number}", record.ids, record.positions)
+            if tokenized not in cache:
+                cache.add(tokenized, rows)
             count, positions = count + 1, positions + len(rows)
-            mass, whole = (
+            mass, renormalized = (
                 mass + float(tail.clip(0).sum()),
-                whole + int((tail < _MASS_TOLERANCE).sum()),
+                renormalized + int((tail < _MASS_TOLERANCE).sum()),
             )
     k = cache.header.width
-    return ImportReport(count, positions, k, mass / max(positions, 1), whole, over)
+    return ImportReport(count, positions, k, mass / max(positions, 1), renormalized, excess)
 
 
 def _compute_tail(record: SparseLogprobs, where: str) -> npt.NDArray[np.float64]:
-    """Return 1 minus the mass of the k tokens, (N,); a little below 0 is rounding.
+    """Return 1 minus the mass of the k tokens, (N,); slightly below 0 by rounding.
 
     Raises:
-        DataError: If they are no log-probabilities.
+        DataError: If the values are not log-probabilities.
     """
     if not np.isfinite(record.logprobs).all() and not _is_padded(record.logprobs):
-        at = int(record.positions[int(np.argwhere(np.isnan(record.logprobs))[0, 0])])
+        position = int(record.positions[int(np.argwhere(np.isnan(record.logprobs))[0, 0])])
         raise malformed_row_error(
-            where, "logprobs", f"not a number at position {at}", "finite numbers, or -inf"
+            where, "logprobs", f"not a number at position {position}", "finite numbers, or -inf"
         )
     tail: npt.NDArray[np.float64] = 1 - np.exp(record.logprobs).sum(-1)
     if len(tail) and float(tail.min()) < -0.05:
-        at = int(record.positions[int(tail.argmin())])
+        position = int(record.positions[int(tail.argmin())])
         raise malformed_row_error(
             where,
             "logprobs",
-            f"probabilities that sum to {1 - float(tail.min()):.3f} at position {at}",
+            f"probabilities that sum to {1 - float(tail.min()):.3f} at position {position}",
             "natural logarithms of probabilities, whose sum is at most 1",
         )
     return tail
@@ -238,7 +238,7 @@ def _check_ids(record: SparseLogprobs, vocabulary: int, where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SparseLogprobs:
-    """One record: token ids (T,), positions (N,), and ids and log-probabilities there, (N, k)."""
+    """One record: token ids (T,), positions (N,), and top-k ids and log-probabilities, (N, k)."""
 
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
@@ -246,25 +246,25 @@ class SparseLogprobs:
     logprobs: npt.NDArray[np.float64]
 
 
-def malformed_row_error(where: str, field: str, found: str, expected: str) -> DataError:
-    """Return the error of a row that is not as its tool documents."""
+def malformed_row_error(where: str, field: str, actual: str, expected: str) -> DataError:
+    """Return the error of a row that does not follow its tool's format."""
     return DataError(
-        f"{field}: {found}",
+        f"{field}: {actual}",
         code="distill.import-row",
         where=f"{where} {field}",
         expected=expected,
-        next="check how the file was made, and that --format names its tool",
+        next="check the export, and that --format names its tool",
     )
 
 
-_PADDING = -1e8  # axolotl fills places without a token with -1e9
+_PADDING = -1e8  # axolotl fills missing entries with -1e9
 
 
 def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
-    """Return the records of a JSON lines file, and their k: that of the first position.
+    """Read the records of a JSON lines file; k is that of the first position.
 
     Raises:
-        DataError: If the file holds no row; later, if a row is not as documented.
+        DataError: If the file has no row, or, while iterating, if a row does not follow the format.
     """
     first = next(_read_lines(path), None)
     if first is None:
@@ -272,7 +272,10 @@ def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
             str(path), "file", "no row", "JSON lines with input_ids and logprobs"
         )
     k = _parse_record(first, 0, f"{path} row 0").tokens.shape[1]
-    rows = (_parse_record(row, k, f"{path} row {at}") for at, row in enumerate(_read_lines(path)))
+    rows = (
+        _parse_record(row, k, f"{path} row {number}")
+        for number, row in enumerate(_read_lines(path))
+    )
     return rows, k
 
 
@@ -281,10 +284,10 @@ def _read_lines(path: Path) -> Iterator[Any]:
         raise DataError(
             f"{path} is not a file",
             code="data.missing",
-            expected="the JSON lines that axolotl wrote",
+            expected="a JSON lines file written by axolotl",
             next="check the path",
         )
-    with path.open(encoding="utf-8", errors="replace") as file:  # no JSON is told by its row
+    with path.open(encoding="utf-8", errors="replace") as file:  # invalid JSON is reported by row
         for number, line in enumerate(file):
             if not line.strip():
                 continue
@@ -292,14 +295,14 @@ def _read_lines(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise malformed_row_error(
-                    f"{path} row {number}", "line", "no JSON", "one object"
+                    f"{path} row {number}", "line", "invalid JSON", "one object"
                 ) from error
 
 
 def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
     if not isinstance(row, dict) or not isinstance(row.get("input_ids"), list):
         raise malformed_row_error(
-            where, "input_ids", "no list", "the token ids that the targets belong to"
+            where, "input_ids", "not a list", "the token ids that the targets belong to"
         )
     ids = np.asarray(row["input_ids"], dtype=np.int64)
     tokens, logprobs, mask = _parse_targets(row, where)
@@ -310,23 +313,28 @@ def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
         raise malformed_row_error(
             where, "target_logprobs", f"{len(tokens)} rows", f"at most {len(ids)}"
         )
-    kept = [at for at in range(len(tokens)) if mask[at] and at + skipped > 0 and tokens[at]]
-    width = k or max((len(tokens[at]) for at in kept), default=0)
-    if not kept or not width:
-        raise malformed_row_error(where, "target_mask", "no position that counts", "at least one")
+    indices = [
+        index
+        for index in range(len(tokens))
+        if mask[index] and index + skipped > 0 and tokens[index]
+    ]
+    width = k or max((len(tokens[index]) for index in indices), default=0)
+    if not indices or not width:
+        raise malformed_row_error(where, "target_mask", "no counted position", "at least one")
     filled = [
-        _parse_position(tokens[at], logprobs[at], width, f"{where} position {at}") for at in kept
+        _parse_position(tokens[index], logprobs[index], width, f"{where} position {index}")
+        for index in indices
     ]
     return SparseLogprobs(
         ids,
-        np.asarray(kept, dtype=np.int64) + skipped - 1,
-        np.asarray([one for one, _ in filled], dtype=np.int64),
-        np.asarray([one for _, one in filled], dtype=np.float64),
+        np.asarray(indices, dtype=np.int64) + skipped - 1,
+        np.asarray([part for part, _ in filled], dtype=np.int64),
+        np.asarray([part for _, part in filled], dtype=np.float64),
     )
 
 
 def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any], list[bool]]:
-    """Return tokens and log-probabilities a position, and which positions count."""
+    """Return tokens and log-probabilities per position, and which positions count."""
     if "target_token_ids" in row:
         tokens, logprobs = row["target_token_ids"], row.get("target_logprobs")
         if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
@@ -334,7 +342,7 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
                 where, "target_logprobs", "another length", f"{len(tokens)} rows"
             )
         mask = row.get("target_mask") or [[1]] * len(tokens)
-        counts = [bool(any(one) if isinstance(one, list) else one) for one in mask]
+        counts = [bool(any(entry) if isinstance(entry, list) else entry) for entry in mask]
         return tokens, logprobs, counts
     entries = row.get("logprobs")
     if not isinstance(entries, list):
@@ -342,21 +350,23 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
             where, "target_token_ids", "missing", "target_token_ids, or logprobs"
         )
     try:
-        tokens = [[int(str(e["token"]).split(":")[1]) for e in one or ()] for one in entries]
-        logprobs = [[float(e["logprob"]) for e in one or ()] for one in entries]
+        tokens = [[int(str(e["token"]).split(":")[1]) for e in entry or ()] for entry in entries]
+        logprobs = [[float(e["logprob"]) for e in entry or ()] for entry in entries]
     except (KeyError, IndexError, ValueError, TypeError) as error:
         expected = 'entries {"token": "token_id:N", "logprob": X}'
         raise malformed_row_error(where, "logprobs", "other entries", expected) from error
-    return tokens, logprobs, [bool(one) for one in tokens]
+    return tokens, logprobs, [bool(entry) for entry in tokens]
 
 
 def _parse_position(
     tokens: Sequence[int], logprobs: Sequence[float], k: int, where: str
 ) -> tuple[list[int], list[float]]:
-    """Return the k likeliest by falling probability; places without a token hold -inf."""
+    """Return the k most likely, by descending probability; missing entries are -inf."""
     named = dict(zip(map(int, tokens), map(float, logprobs), strict=True))
-    held = [(token, value) for token, value in named.items() if not value <= _PADDING]  # NaN stays
-    pairs = sorted(held, key=lambda pair: -pair[1])[:k]
+    present = [
+        (token, value) for token, value in named.items() if not value <= _PADDING
+    ]  # NaN stays
+    pairs = sorted(present, key=lambda pair: -pair[1])[:k]
     if not pairs:
         raise malformed_row_error(
             where, "target_logprobs", "no number", "at least one log-probability"
@@ -383,7 +393,7 @@ _FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class QuantizedResiduals(BaseModel):
-    """How the residuals of some ranks are kept: one scale, then integers of few bits."""
+    """Encoding of the residuals of some ranks: one scale, then integers of few bits."""
 
     scale_dtype: FloatType
     element_bits: int = Field(ge=1, le=64)
@@ -412,7 +422,7 @@ class CompressionConfig(BaseModel):
         return max((self.d - 1).bit_length(), 0)
 
     def decode(self, data: Bytes) -> Floats:
-        """Return log-probabilities, (N, k), of packed bytes, (N, L).
+        """Decode packed bytes, (N, L), to log-probabilities, (N, k).
 
         Raises:
             ValueError: If there are too few bytes.
@@ -425,24 +435,24 @@ class CompressionConfig(BaseModel):
             factors = reader.floats(self.term_dtype, len(self.polynomial_terms))
             others += factors @ self._terms(others.shape[1]).T
         start = 0
-        for one in self.residual_bins:
-            others[:, start : start + one.num_elements] += reader.residuals(one)
-            start += one.num_elements
+        for bins in self.residual_bins:
+            others[:, start : start + bins.num_elements] += reader.residuals(bins)
+            start += bins.num_elements
         return values.cumsum(-1) if self.delta_encoding else values
 
     def _terms(self, count: int) -> Floats:
-        """Return each term at ranks 0 to count - 1, or over [0, 1], (count, terms)."""
-        at = np.linspace(0, 1, count) if self.normalize_t else np.arange(count, dtype=np.float64)
+        """Evaluate each term at ranks 0 to count - 1, or over [0, 1], (count, terms)."""
+        ranks = np.linspace(0, 1, count) if self.normalize_t else np.arange(count, dtype=np.float64)
         special = {"sqrt": np.sqrt, "exp": np.exp}
         columns = [
-            special[term](at) if isinstance(term, str) else at**term
+            special[term](ranks) if isinstance(term, str) else ranks**term
             for term in self.polynomial_terms or ()
         ]
         return np.stack(columns, -1)
 
 
 class _BitReader:
-    """Takes fields off the front of packed bytes, (N, L)."""
+    """Sequential reader of fields of packed bytes, (N, L)."""
 
     def __init__(self, data: Bytes) -> None:
         self.data, self.at = data, 0
@@ -459,43 +469,46 @@ class _BitReader:
         if kind == "bfloat16":  # the upper half of a float32
             wide = raw.reshape(len(raw), -1).view("<u2").astype("<u4") << 16
             return wide.view("<f4").astype(np.float64)
-        found: Floats = raw.view(f"<f{_FLOAT_BYTES[kind]}").astype(np.float64)
-        return found
+        values: Floats = raw.view(f"<f{_FLOAT_BYTES[kind]}").astype(np.float64)
+        return values
 
-    def residuals(self, one: QuantizedResiduals) -> Floats:
-        scale = self.floats(one.scale_dtype, 1)
-        packed = self.take((one.num_elements * one.element_bits + 7) // 8)
-        steps = unpack_bits(packed, one.element_bits, one.num_elements).astype(np.float64)
-        if one.element_bits == 1:
+    def residuals(self, bins: QuantizedResiduals) -> Floats:
+        scale = self.floats(bins.scale_dtype, 1)
+        packed = self.take((bins.num_elements * bins.element_bits + 7) // 8)
+        steps = unpack_bits(packed, bins.element_bits, bins.num_elements).astype(np.float64)
+        if bins.element_bits == 1:
             return (2 * steps - 1) * scale
-        return (steps - 2.0 ** (one.element_bits - 1)) * scale
+        return (steps - 2.0 ** (bins.element_bits - 1)) * scale
 
 
 def unpack_bits(packed: Bytes, bits: int, count: int) -> npt.NDArray[np.int64]:
-    """Return ``count`` integers of ``bits`` bits, most significant first, (N, count).
+    """Unpack ``count`` integers of ``bits`` bits, most significant first, (N, count).
 
     Raises:
         ValueError: If there are too few bytes.
     """
     if count * bits > packed.shape[1] * 8:
-        raise ValueError(f"{packed.shape[1]} bytes hold no {count} numbers of {bits} bits")
+        raise ValueError(f"{packed.shape[1]} bytes are too few for {count} numbers of {bits} bits")
     flat = np.unpackbits(np.ascontiguousarray(packed), axis=1)[:, : count * bits]
     powers = 1 << np.arange(bits - 1, -1, -1, dtype=np.int64)
-    found: npt.NDArray[np.int64] = flat.reshape(len(packed), count, bits).astype(np.int64) @ powers
-    return found
+    integers: npt.NDArray[np.int64] = (
+        flat.reshape(len(packed), count, bits).astype(np.int64) @ powers
+    )
+    return integers
 
 
 def read_distillkit(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
-    """Return the records of a parquet file, or of a folder of them, and their k.
+    """Read the records of a parquet file, or of a folder of them, and their k.
 
     Raises:
-        DataError: If there is no parquet or no configuration; later, if a row does not fit it.
+        DataError: If there is no parquet file or no configuration, or, while iterating, if a row
+            does not match it.
     """
     folder = path if path.is_dir() else path.parent
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise malformed_row_error(
-            str(path), "file", "no parquet", "what DistillKit's sampling writes"
+            str(path), "file", "no parquet file", "the output of DistillKit's sampling"
         )
     config = _read_config(folder / CONFIG_FILE)
     return _read_tables(files, config), config.k
@@ -504,13 +517,13 @@ def read_distillkit(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
 def _read_config(path: Path) -> CompressionConfig:
     if not path.is_file():
         raise malformed_row_error(
-            str(path), CONFIG_FILE, "missing", "the configuration beside the parquet files"
+            str(path), CONFIG_FILE, "missing", "the configuration next to the parquet files"
         )
     try:
         return CompressionConfig.model_validate(YAML(typ="safe", pure=True).load(path))
     except (ValidationError, YAMLError) as error:
-        said = str(error).splitlines()
-        detail = " ".join(said[1:3]) if isinstance(error, ValidationError) else said[0]
+        lines = str(error).splitlines()
+        detail = " ".join(lines[1:3]) if isinstance(error, ValidationError) else lines[0]
         raise malformed_row_error(
             str(path), CONFIG_FILE, detail, "the fields of DistillKit 1"
         ) from error
@@ -547,18 +560,18 @@ def _decode_record(batch: Any, row: int, config: CompressionConfig, where: str) 
         tokens = unpack_bits(parts["bytepacked_indices"][:count], config.id_bits, config.k)
     except ValueError as error:
         raise malformed_row_error(
-            where, "compressed_logprobs", str(error), f"rows as {CONFIG_FILE} says"
+            where, "compressed_logprobs", str(error), f"rows that match {CONFIG_FILE}"
         ) from error
     return SparseLogprobs(ids, np.arange(count, dtype=np.int64), tokens, logprobs)
 
 
 def _stack_bytes(rows: Any, where: str, name: str) -> Bytes:
-    """Return a list of equally long lists of bytes as an array, without Python numbers."""
+    """Convert a list of equally long lists of bytes to an array, without Python numbers."""
     lists = rows.values
     flat = np.asarray(lists.flatten(), dtype=np.uint8)
     count = len(lists)
     if not count or len(flat) % count or set(np.diff(lists.offsets)) != {len(flat) // count}:
         raise malformed_row_error(
-            where, name, "rows of several lengths", "as many bytes at every position"
+            where, name, "rows of several lengths", "the same number of bytes at every position"
         )
     return flat.reshape(count, -1)

@@ -1,7 +1,7 @@
 """On-disk format of a logit cache: header, row layout, and append-only shards.
 
-A shard is two files, ``tokens-N.bin`` and ``rows-N.bin``. Bytes past the last record in the index
-are what a kill left: a reader never looks there, and the next writer cuts them off.
+A shard consists of two files, ``tokens-N.bin`` and ``rows-N.bin``. Bytes after the last indexed
+record are left by an interrupted writer: readers ignore them, and the next writer truncates them.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _NOT_COMPARED = frozenset({"license", "about", "source"})
 
 
 class CacheHeader(BaseModel):
-    """Whose words a cache holds, and in which form.
+    """Teacher and row format of a cache.
 
-    ``width`` is k in mode top_k, the number of tokens drawn in mode sampled, the vocabulary in mode
-    dense; mode own has none and keeps the log-probability of each record's own token alone.
-    ``temperature`` is what the teacher's logits were divided by; dense rows stand at 1 and serve
-    every temperature. ``license`` is the teacher's, ``about`` what else is known of it (its name,
-    where it was found, that its weights are quantized, which endpoint it stands behind), ``source``
-    who made the rows: they are kept for those who share the cache, and not compared. A ``template``
-    or ``precision`` of ``unknown`` belongs to words made elsewhere, and is not compared either.
+    ``width`` is k in mode top_k, the number of sampled tokens in mode sampled, and the vocabulary
+    in mode dense; mode own stores only the log-probability of each label and has none.
+    ``temperature`` is the divisor of the teacher's logits; dense rows have 1 and serve every
+    temperature. ``license`` is the teacher's; ``about`` further metadata (its name, location,
+    quantization, endpoint), ``source`` the producer of the rows: these three are informational and
+    not compared. A ``template`` or ``precision`` of ``unknown`` marks imported rows and is not
+    compared either.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -78,50 +78,50 @@ class CacheHeader(BaseModel):
         """Read the header of a cache.
 
         Raises:
-            DataError: If the folder holds no cache.
+            DataError: If the folder contains no cache.
             IntegrityError: If the header cannot be read.
         """
         path = folder / "header.json"
         if not path.is_file():
             raise DataError(
-                f"{folder} is no teacher cache",
+                f"{folder} is not a logit cache",
                 code="distill.no-cache",
                 where=str(path),
-                expected="the header.json that capture writes",
+                expected="a header.json written by capture",
                 next="stillroom distill capture RECIPE --out " + str(folder),
             )
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise IntegrityError(
-                "the header of the teacher cache cannot be read",
+                "the header of the logit cache cannot be read",
                 code="distill.cache-damaged",
                 where=str(path),
-                expected="the JSON that this version's capture writes",
+                expected="a header.json of this version",
                 next=f"remove {folder} and run again",
             ) from error
 
-    def refuse_other(self, wanted: CacheHeader, folder: Path) -> None:
-        """Refuse to be used as a cache of other words.
+    def refuse_other(self, expected: CacheHeader, folder: Path) -> None:
+        """Raise if the cache has other contents than expected.
 
         Raises:
             DataError: Naming the first field that differs.
         """
         for name in type(self).model_fields:
-            was, now = getattr(self, name), getattr(wanted, name)
-            if was == now or name in _NOT_COMPARED or UNKNOWN in (was, now):
+            actual, value = getattr(self, name), getattr(expected, name)
+            if actual == value or name in _NOT_COMPARED or UNKNOWN in (actual, value):
                 continue
             raise DataError(
-                f"the teacher cache was made with another {name}: {was!r:.80}",
+                f"the logit cache was made with another {name}: {actual!r:.80}",
                 code="distill.cache-mismatch",
                 where=f"{folder / 'header.json'} {name}",
-                expected=f"{now!r:.80}",
-                next="give this job another targets.cache folder",
+                expected=f"{value!r:.80}",
+                next="set another targets.cache folder for this job",
             )
 
 
 def row_dtype(header: CacheHeader) -> np.dtype[np.void]:
-    """Return the layout of one row, little-endian: ids, log-probabilities, and one number more."""
+    """Return the layout of one row, little-endian: ids, log-probabilities, and tail or scale."""
     import numpy as np
 
     if header.mode == "own":
@@ -135,14 +135,14 @@ def row_dtype(header: CacheHeader) -> np.dtype[np.void]:
 
 
 def token_dtype(header: CacheHeader) -> np.dtype[np.void]:
-    """Return the layout of one token of a record: its id, and 1 where a row predicts the next."""
+    """Return the layout of one token of a record: its id, and 1 if a row predicts the next."""
     import numpy as np
 
     return np.dtype([("id", _id_type(header)), ("row", "u1")])
 
 
 def row_bytes(header: CacheHeader) -> tuple[int, int]:
-    """Return bytes of one row, and of one token of a record beside it."""
+    """Return the bytes of one row, and of one token of a record."""
     return row_dtype(header).itemsize, token_dtype(header).itemsize
 
 
@@ -159,14 +159,14 @@ Bytes = npt.NDArray[np.uint8]
 ShardLocation = dict[str, Any]
 
 
-"""Where a record lies: ``shard``, first ``token`` and ``tokens``, first ``row`` and ``rows``."""
+"""Location of a record: ``shard``, first ``token`` and ``tokens``, first ``row`` and ``rows``."""
 
 
 class ShardReader:
-    """Reads records from the shards of one folder; maps each file once."""
+    """Reader of the shards of one folder; maps each file once."""
 
     def __init__(self, folder: Path, token_bytes: int, row_bytes: int) -> None:
-        """Stand over a folder whose records have so many bytes a token and a row."""
+        """Initialize for a folder, with the bytes per token and per row."""
         self.folder = folder
         self.widths = {"tokens": token_bytes, "rows": row_bytes}
         self._maps: dict[tuple[str, int], Bytes] = {}
@@ -175,62 +175,66 @@ class ShardReader:
         """Return the file of a shard."""
         return self.folder / f"{kind}-{shard:05d}.bin"
 
-    def read(self, kind: str, place: ShardLocation) -> Bytes:
-        """Return the tokens or rows of a record as bytes, (n, width), mapped from disk.
+    def read(self, kind: str, location: ShardLocation) -> Bytes:
+        """Return the tokens or rows of a record as bytes, (n, width), memory-mapped.
 
         Raises:
-            IntegrityError: If the file is shorter than the index says.
+            IntegrityError: If the file is shorter than indexed.
         """
-        start, count = place[kind.removesuffix("s")], place[kind]
-        mapped = self._maps.get((kind, place["shard"]))
+        start, count = location[kind.removesuffix("s")], location[kind]
+        mapped = self._maps.get((kind, location["shard"]))
         if mapped is None or len(mapped) < start + count:
-            mapped = self._map(kind, place["shard"], start + count)
+            mapped = self._map(kind, location["shard"], start + count)
         return mapped[start : start + count]
 
     def forget(self) -> None:
-        """Let the maps go."""
+        """Release the memory maps."""
         self._maps.clear()
 
-    def _map(self, kind: str, shard: int, wanted: int) -> Bytes:
+    def _map(self, kind: str, shard: int, count: int) -> Bytes:
         path, width = self.path(kind, shard), self.widths[kind]
-        found = path.stat().st_size if path.is_file() else 0
-        if found < wanted * width:
+        size = path.stat().st_size if path.is_file() else 0
+        if size < count * width:
             raise IntegrityError(
-                f"the teacher cache is cut off: {found} bytes",
+                f"the logit cache is truncated: {size} bytes",
                 code="distill.cache-damaged",
                 where=str(path),
-                expected=f"{wanted * width} bytes",
+                expected=f"{count * width} bytes",
                 next=f"remove {self.folder} and run again",
             )
-        if not wanted:
+        if not count:
             return np.empty((0, width), np.uint8)
-        mapped = np.memmap(path, np.uint8, "r", shape=(found // width, width))
-        # a plain array over the map: slices of np.memmap are many times slower to make
+        mapped = np.memmap(path, np.uint8, "r", shape=(size // width, width))
+        # a plain array over the map: slices of np.memmap are many times slower
         plain: Bytes = mapped.view(np.ndarray)
         self._maps[kind, shard] = plain
         return plain
 
 
 class ShardWriter:
-    """Appends records to the last shard, and begins another where one would pass its size."""
+    """Writer that appends records to the last shard, and starts a new one at the size limit."""
 
-    def __init__(self, shards: ShardReader, places: list[ShardLocation], shard_bytes: int) -> None:
-        """Take up where the indexed records end; what lies behind them is cut off at once."""
+    def __init__(
+        self, shards: ShardReader, locations: list[ShardLocation], shard_bytes: int
+    ) -> None:
+        """Continue after the indexed records; anything beyond them is truncated."""
         self.shards, self.shard_bytes = shards, shard_bytes
-        last = max(places, key=lambda place: (place["shard"], place["row"]), default=None)
+        last = max(
+            locations, key=lambda location: (location["shard"], location["row"]), default=None
+        )
         self.shard = last["shard"] if last else 0
         self.ends = {"tokens": 0, "rows": 0}
         if last:
-            inside = [place for place in places if place["shard"] == self.shard]
+            inside = [location for location in locations if location["shard"] == self.shard]
             for kind in self.ends:
-                one = kind.removesuffix("s")
-                self.ends[kind] = max(place[one] + place[kind] for place in inside)
+                first = kind.removesuffix("s")
+                self.ends[kind] = max(location[first] + location[kind] for location in inside)
         self._files: dict[str, IO[bytes]] = {}
         self._synced = time.monotonic()
         self._open()
 
     def add(self, tokens: bytes, rows: bytes) -> ShardLocation:
-        """Append one record and return where it lies.
+        """Append one record and return its location.
 
         Raises:
             ResourceError: If the disk is full.
@@ -240,20 +244,20 @@ class ShardWriter:
             self.close()
             self.shard, self.ends = self.shard + 1, {"tokens": 0, "rows": 0}
             self._open()
-        place: ShardLocation = {"shard": self.shard}
+        location: ShardLocation = {"shard": self.shard}
         for kind, data in (("tokens", tokens), ("rows", rows)):
             with full_disk_as_error(self.shards.folder):
                 self._files[kind].write(data)
-            place[kind.removesuffix("s")] = self.ends[kind]
-            place[kind] = len(data) // self.shards.widths[kind]
+            location[kind.removesuffix("s")] = self.ends[kind]
+            location[kind] = len(data) // self.shards.widths[kind]
         for kind in self.ends:
-            self.ends[kind] += place[kind]
+            self.ends[kind] += location[kind]
         if time.monotonic() - self._synced > _SYNC_INTERVAL_S:
             self.sync()
-        return place
+        return location
 
     def sync(self) -> None:
-        """Force what was written to disk, ahead of the index that names it."""
+        """Flush written data to disk, before the index refers to it."""
         for file in self._files.values():
             with full_disk_as_error(self.shards.folder):
                 os.fdatasync(file.fileno())

@@ -1,11 +1,10 @@
-"""LM head of a causal model, and losses through it in chunks of rows.
+"""LM head of a causal model, and chunked losses through it.
 
-The loss's gradient is computed in the forward pass, chunk by chunk, so that no (N, V) tensor exists
-and no position without loss reaches the head. A chunk's rows are scored in tiles that fit the
-processor's cache. What a model does between its head and the softmax (bias, scale, soft cap,
-low-rank adapters) is part of the head. Source of the scheme: Hsu et al. 2024 (Liger kernel),
-arXiv:2410.10989, section 3.2; ours differs in its tiles, and in that no gradient is copied on its
-way out. No second derivative.
+The gradient of the loss is computed in the forward pass, chunk by chunk, so that no (N, V) tensor
+is formed and the head is applied only at loss positions. The rows of a chunk are scored in tiles
+that fit the processor's cache. Everything between head and softmax (bias, scale, soft cap, low-rank
+adapters) is part of the head. Based on Hsu et al. 2024 (Liger kernel), arXiv:2410.10989, section
+3.2; differs in the tiles, and in that no gradient is copied. There is no second derivative.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _TILE_ELEMENTS = 1 << 17
 RowLoss = Callable[[Tensor, int, int], tuple[Tensor, Tensor, Mapping[str, float]]]
 
 
-"""Gives (loss (n,), gradient (n, V), parts) for logits (n, V) of rows start to stop."""
+"""Returns (loss (n,), gradient (n, V), parts) for logits (n, V) of rows start to stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraBranch:
-    """A low-rank addition to a head: ``scale * dropout(hidden) @ down.T @ up.T``.
+    """Low-rank adapter of a head: ``scale * dropout(hidden) @ down.T @ up.T``.
 
     ``down`` is (r, H), ``up`` is (V, r).
     """
@@ -57,17 +56,17 @@ class LoraBranch:
     dropout: nn.Module | None = None
 
     def reduce(self, hidden: Tensor) -> Tensor:
-        """Return what ``up`` is multiplied with, (N, r), differentiable."""
+        """Return the right operand of ``up``, (N, r), differentiable."""
         dropped = self.dropout(hidden) if self.dropout is not None else hidden
         return (dropped.to(self.down.dtype) @ self.down.t()) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
 class LMHead:
-    """Weight (rows, H), bias, and what happens to logits afterwards.
+    """Weight (rows, H), bias, and transformation of the logits.
 
-    ``rows`` is how many of the weight's rows stand for tokens; the others are padding of the
-    vocabulary and take no part in the softmax. ``cap`` 0 is no soft cap.
+    ``rows`` is the number of the weight's rows that are tokens; the others pad the vocabulary and
+    are excluded from the softmax. ``cap`` 0 is no soft cap.
     """
 
     weight: Tensor
@@ -79,11 +78,11 @@ class LMHead:
 
     @classmethod
     def of(cls, model: nn.Module, rows: int = 0) -> LMHead:
-        """Read the head of a Hugging Face causal model, cut to ``rows`` if given.
+        """Read the head of a Hugging Face causal model, truncated to ``rows`` if given.
 
         Raises:
-            CheckpointError: If the model has no linear output head, or an adapter on it that is
-                more than a low-rank addition.
+            CheckpointError: If the model has no linear output head, or an adapter on it other than
+                plain LoRA.
         """
         plain = cast("Any", unwrap_model(model))
         linear, branches = _without_adapters(plain.get_output_embeddings())
@@ -109,22 +108,22 @@ class LMHead:
         """Return float32 (or float64) logits, (n, rows), of hidden states (n, H).
 
         Args:
-            hidden: From the body.
-            dtype: Type of the product's operands; default the weight's own.
+            hidden: Hidden states of the body.
+            dtype: Operand type of the product; None is the weight's.
         """
         return self.shape_logits(self.project(hidden, self.operand(dtype)))
 
     def operand(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the used rows of the weight in the type of the product."""
+        """Return the used rows of the weight in the operand type."""
         return self.weight[: self.rows].to(dtype or self.weight.dtype)
 
     def project(self, hidden: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return ``hidden @ operand.T`` plus bias and branches, before scale and cap.
+        """Return ``hidden @ operand.T`` plus bias and adapters, before scale and cap.
 
         Args:
             hidden: (n, H).
             operand: From ``operand``.
-            out: Where to, (n, rows), in full precision; without a graph.
+            out: Output buffer, (n, rows), in full precision; not differentiable.
         """
         raw = _product(hidden, operand, out)
         for branch in self.branches:
@@ -139,14 +138,14 @@ class LMHead:
         return raw.div_(self.cap).tanh_().mul_(self.cap) if self.cap else raw
 
     def shape_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """Turn a gradient by the final logits into one by the raw product, in place."""
+        """Convert a gradient by the final logits to one by the raw product, in place."""
         if self.cap:
             gradient.mul_(1 - (logits / self.cap).square_())
         return gradient.mul_(self.scale) if self.scale != 1 else gradient
 
 
 def get_body(model: nn.Module) -> nn.Module:
-    """Return the part of a causal model that gives the hidden states before the head."""
+    """Return the part of a causal model below the head, which computes hidden states."""
     plain = cast("Any", unwrap_model(model))
     return cast("nn.Module", getattr(plain, plain.base_model_prefix))
 
@@ -164,21 +163,21 @@ def compute_chunked_loss(
     """Return the summed loss of N positions, differentiable by hidden states and head.
 
     Args:
-        hidden: Hidden states of the positions that bear loss, (N, H).
-        head: The student's head; its gradient is skipped where it is frozen.
-        score: Loss and gradient for the logits of a range of rows, which it leaves as they are.
+        hidden: Hidden states at the loss positions, (N, H).
+        head: Head of the student; no gradient is computed if it is frozen.
+        score: Loss and gradient for the logits of a range of rows; must not modify the logits.
         prepare: Called with a chunk's start and stop before it is scored.
-        tiles: Score a chunk a few rows at a time, as the processor's cache holds them; for a score
-            that makes no matrix product of its own.
-        chunk_rows: Rows whose logits exist at once.
-        dtype: Type of the matrix products' operands; default the weight's own.
+        tiles: Whether to score a few rows at a time, as fit the processor's cache; for a score
+            without matrix products.
+        chunk_rows: Rows of logits computed at once.
+        dtype: Operand type of matrix products; None is the weight's.
 
     Returns:
-        A scalar with a graph (0 where N is 0), and the sums of the loss's parts.
+        A scalar with a graph (0 if N is 0), and the sums of the loss's parts.
     """
     sweep = _ChunkPass(head, score, prepare, chunk_rows, dtype, tiles)
     branches = [part for item in head.branches for part in (item.reduce(hidden), item.up)]
-    apply = cast("Any", _ChunkedLoss.apply)  # typed in some versions of torch, and not in others
+    apply = cast("Any", _ChunkedLoss.apply)  # typed in only some versions of torch
     total = apply(sweep, hidden, head.weight, head.bias, *branches)
     return cast("Tensor", total), sweep.parts
 
@@ -187,7 +186,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sweep: _ChunkPass, *tensors: Tensor | None) -> Tensor:
         hidden, bias = cast("Tensor", tensors[0]), tensors[2]
-        wanted = ctx.needs_input_grad[1:]
+        needs_grad = ctx.needs_input_grad[1:]
         inputs = [part for part in (hidden, *tensors[3::2]) if part is not None]
         weights = [part for part in (tensors[1], *tensors[4::2]) if part is not None]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -196,17 +195,21 @@ class _ChunkedLoss(torch.autograd.Function):
                 for left, right, wants in zip(
                     inputs,
                     weights,
-                    zip((wanted[0], *wanted[3::2]), (wanted[1], *wanted[4::2]), strict=True),
+                    zip(
+                        (needs_grad[0], *needs_grad[3::2]),
+                        (needs_grad[1], *needs_grad[4::2]),
+                        strict=True,
+                    ),
                     strict=True,
                 )
             ]
             by_bias = None
-            if bias is not None and wanted[2]:
+            if bias is not None and needs_grad[2]:
                 by_bias = torch.zeros_like(bias, dtype=_promote(bias.dtype))
             total = sweep.run(factors, bias, by_bias)
-        first, *rest = factors
+        first, *others = factors
         parts = [first.by_input, first.by_weight, by_bias]
-        for factor in rest:
+        for factor in others:
             parts += [factor.by_input, factor.by_weight]
         ctx.gradients = [
             part if part is None or tensor is None else part.to(tensor.dtype)
@@ -219,7 +222,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         if _is_graph_kept():
             return (None, *(part if part is None else part * outer[0] for part in ctx.gradients))
-        # handed out, not copied: the gradient of a head is large
+        # handed over, not copied: the gradient of a head is large
         scaled = [part if part is None else part.mul_(outer[0]) for part in ctx.gradients]
         ctx.gradients = None
         return (None, *scaled)
@@ -227,7 +230,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 @dataclass(slots=True)
 class _LogitFactor:
-    """One product whose sum makes the logits: its operands, and the gradients of both."""
+    """One product in the sum of the logits: its operands, and the gradients of both."""
 
     inputs: Tensor
     operand: Tensor
@@ -248,11 +251,11 @@ class _LogitFactor:
         by_weight = None
         if wants[1]:
             by_weight = torch.empty_like(weight, dtype=_promote(weight.dtype))
-            by_weight[rows if len(inputs) else 0 :].zero_()  # the rest is written by the sweep
+            by_weight[rows if len(inputs) else 0 :].zero_()  # the others are written by the pass
         return cls(inputs, operand, by_input, by_weight)
 
     def take(self, gradient: Tensor, start: int, stop: int) -> None:
-        """Add a chunk's share, given its gradient by the raw logits (n, rows)."""
+        """Add a chunk's gradient, given the gradient by the raw logits (n, rows)."""
         low = gradient.to(self.operand.dtype)
         if self.by_input is not None:
             _product(low, self.operand.t(), self.by_input[start:stop])
@@ -261,7 +264,7 @@ class _LogitFactor:
         used = self.by_weight[: len(self.operand)]
         rows = self.inputs[start:stop].to(low.dtype)
         if used.dtype == low.dtype:
-            used.addmm_(low.t(), rows, beta=float(start > 0))  # the first chunk finds no zeros
+            used.addmm_(low.t(), rows, beta=float(start > 0))  # uninitialized in the first chunk
         elif start:
             used += low.t() @ rows
         else:
@@ -306,13 +309,13 @@ class _ChunkPass:
         return total.to(full)
 
     def _score(self, raw: Tensor, start: int) -> Tensor:
-        """Return the summed loss of a chunk, whose raw logits become their gradient."""
+        """Return the summed loss of a chunk; its raw logits are overwritten by their gradient."""
         height = _count_tile_rows(raw) if self.tiles else max(len(raw), 1)
         total = torch.zeros((), dtype=torch.float64, device=raw.device)
-        for at in range(0, len(raw), height):
-            tile = raw[at : at + height]
+        for offset in range(0, len(raw), height):
+            tile = raw[offset : offset + height]
             logits = self.head.shape_logits(tile)
-            loss, gradient, shares = self.score(logits, start + at, start + at + len(tile))
+            loss, gradient, shares = self.score(logits, start + offset, start + offset + len(tile))
             total += loss.sum(dtype=torch.float64)
             for name, value in shares.items():
                 self.parts[name] = self.parts.get(name, 0.0) + value
@@ -331,19 +334,19 @@ def _product(rows: Tensor, operand: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _count_tile_rows(raw: Tensor) -> int:
-    """Return how many rows of a chunk are scored at once: on a CPU what its cache holds."""
+    """Return the number of rows scored at once; on a CPU as many as fit its cache."""
     if raw.device.type != "cpu":
         return max(len(raw), 1)
     return max(1, _TILE_ELEMENTS * torch.get_num_threads() // max(raw.shape[1], 1))
 
 
 def _without_adapters(layer: Any) -> tuple[Any, tuple[LoraBranch, ...]]:
-    """Return the linear layer below peft's wrappers, and the low-rank additions in force."""
+    """Return the linear layer below peft's wrappers, and the active low-rank adapters."""
     saved = getattr(layer, "modules_to_save", None)
     if saved is not None:
-        chosen = [name for name in layer.active_adapters if name in saved]
-        is_off = layer.disable_adapters or not chosen
-        return (layer.original_module if is_off else saved[chosen[0]]), ()
+        active = [name for name in layer.active_adapters if name in saved]
+        is_off = layer.disable_adapters or not active
+        return (layer.original_module if is_off else saved[active[0]]), ()
     plain = getattr(layer, "base_layer", None)
     if plain is None:
         return layer, ()
@@ -368,16 +371,16 @@ def _without_adapters(layer: Any) -> tuple[Any, tuple[LoraBranch, ...]]:
 
 def _list_adapters(layer: object) -> CheckpointError:
     return CheckpointError(
-        f"the output head carries an adapter that cannot be taken apart: {type(layer).__name__}",
+        f"the output head has an unsupported adapter: {type(layer).__name__}",
         code="distill.head-adapter",
         where="train.lora.targets",
         expected="plain LoRA on the head, or none",
-        next="leave the head out of train.lora.targets",
+        next="remove the head from train.lora.targets",
     )
 
 
 def _is_graph_kept() -> bool:
-    """Return whether the backward pass under way may be run again on the same graph."""
+    """Return whether the running backward pass retains its graph."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else bool(ask())
 
@@ -387,10 +390,10 @@ def _promote(dtype: torch.dtype) -> torch.dtype:
 
 
 def compute_teacher_hidden(teacher: nn.Module, input_ids: Tensor, flat: Tensor) -> Tensor:
-    """Return the teacher's hidden states at chosen positions, (N, H); no gradient flows.
+    """Return the teacher's hidden states at selected positions, (N, H), without gradient.
 
     Args:
-        teacher: In evaluation mode.
+        teacher: Model in evaluation mode.
         input_ids: (B, T).
         flat: Indices into (B * T).
     """
@@ -407,14 +410,14 @@ def compute_token_logprobs(
     dtype: torch.dtype | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
-    """Return the log-probability of each position's own token, (N,); no gradient flows.
+    """Return the log-probability of each position's label, (N,), without gradient.
 
     Args:
         hidden: (N, H).
-        head: Of the same model.
-        labels: The tokens that stand there, (N,).
-        dtype: Type of the product's operands; default the weight's own.
-        chunk_rows: Rows whose logits exist at once.
+        head: Head of the same model.
+        labels: Next tokens, (N,).
+        dtype: Operand type of the product; None is the weight's.
+        chunk_rows: Rows of logits computed at once.
     """
     with torch.no_grad():
         operand = head.operand(dtype)
@@ -422,6 +425,6 @@ def compute_token_logprobs(
         for start in range(0, hidden.shape[0], chunk_rows):
             part = slice(start, start + chunk_rows)
             logits = head.shape_logits(head.project(hidden[part], operand))  # (n, V)
-            own = logits.gather(-1, labels[part].unsqueeze(-1)).squeeze(-1)
-            parts.append(own - logits.logsumexp(-1))
+            label_logits = logits.gather(-1, labels[part].unsqueeze(-1)).squeeze(-1)
+            parts.append(label_logits - logits.logsumexp(-1))
         return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)

@@ -1,16 +1,16 @@
 """Teacher targets at n positions: dense logits, top-k with tail mass, or sampled tokens.
 
-Knows shapes only; how a divergence is taken against each form is in ``divergence``.
+Contains the forms of targets; divergences against them are in ``divergence``.
 
-One pass of softmax over the vocabulary; everything else looks at blocks of it. The k greatest of V
-numbers lie in the k blocks with the greatest maxima, so that only those are searched; a tail is
-summed from its own terms, as 1 minus the top would lose a small one.
+Reduction takes one softmax over the vocabulary and searches blocks of it: the k greatest of V
+numbers are in the k blocks with the greatest maxima. The tail is summed from its terms, because 1
+minus the top would lose a small one to cancellation.
 
-Drawing is without replacement. Tokens likelier than 1/c are kept for sure, the others are drawn
-with a chance of c times their probability and weigh 1/c, c such that every row holds exactly k
-tokens. Anshumann et al. 2025, arXiv:2503.16870, draw with replacement; the estimate is unbiased
-either way, but here no draw is spent on a token that is already there. Source of the scheme of
-unequal chances: Madow 1949, doi:10.1214/aoms/1177729988 (systematic selection).
+Sampling is without replacement. Tokens with a probability above 1/c are always kept, the others are
+sampled with c times their probability and have weight 1/c, with c such that every row has exactly k
+tokens. Anshumann et al. 2025, arXiv:2503.16870, sample with replacement; both estimates are
+unbiased, but here no sample is spent on a token twice. Source of the sampling scheme: Madow 1949,
+doi:10.1214/aoms/1177729988 (systematic selection with unequal probabilities).
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class DenseTargets:
-    """Teacher logits over the whole vocabulary, (n, V), float32, at temperature 1."""
+    """Teacher logits over the full vocabulary, (n, V), float32, at temperature 1."""
 
     logits: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class TopKTargets:
-    """The k likeliest tokens and the mass of all others together.
+    """The k most likely tokens and the total mass of all others.
 
     Args:
         ids: Token ids, (n, k), int64, distinct within a row.
         logprobs: Their log-probabilities, (n, k), float32.
-        tail: Log-probability that the token is none of them, (n,), float32.
-        temperature: What the teacher's logits were divided by.
+        tail: Log-probability of all other tokens, (n,), float32.
+        temperature: Divisor of the teacher's logits.
     """
 
     ids: Tensor
@@ -65,7 +65,7 @@ class TopKTargets:
 
     @classmethod
     def from_logits(cls, logits: Tensor, k: int, *, temperature: float = 1.0) -> TopKTargets:
-        """Keep the k likeliest tokens of teacher logits, (n, V), and the mass of the others.
+        """Reduce teacher logits, (n, V), to the k most likely tokens and the mass of the others.
 
         Raises:
             ShapeError: If k is not between 1 and V.
@@ -73,24 +73,24 @@ class TopKTargets:
         """
         check_temperature(temperature, "temperature")
         _check_width(k, logits.shape[-1], "k", "targets.k")
-        found = reduce_to_top_k(logits / temperature, k)
-        return cls(found["ids"], found["logprobs"], found["tail"], temperature)
+        reduced = reduce_to_top_k(logits / temperature, k)
+        return cls(reduced["ids"], reduced["logprobs"], reduced["tail"], temperature)
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTargets:
-    """Tokens drawn from the teacher: an unbiased stand-in for its distribution.
+    """Tokens sampled from the teacher: an unbiased estimate of its distribution.
 
     The expectation of a row's weights, summed by token, is the teacher's distribution. A row need
-    not sum to 1 where the draws were made at another temperature than that of the divergence:
-    dividing by the sum would bring back the bias.
+    not sum to 1 if it was sampled at another temperature than that of the divergence; normalizing
+    it would introduce a bias.
 
     Args:
-        ids: Drawn token ids, (n, m), int64; weight 0 marks a place without a draw.
-        weights: Importance weights, (n, m), float32: share of the draws, times p over what was
-            drawn from.
-        logprobs: The teacher's log-probabilities of the drawn tokens, (n, m), float32.
-        temperature: What the teacher's logits were divided by in ``logprobs``.
+        ids: Sampled token ids, (n, m), int64; weight 0 marks an empty entry.
+        weights: Importance weights, (n, m), float32: share of the samples, times p divided by the
+            sampling probability.
+        logprobs: Teacher's log-probabilities of the sampled tokens, (n, m), float32.
+        temperature: Divisor of the teacher's logits in ``logprobs``.
     """
 
     ids: Tensor
@@ -108,18 +108,19 @@ class SampledTargets:
         temperature: float = 1.0,
         sampling_temperature: float = 1.0,
     ) -> SampledTargets:
-        """Draw tokens with replacement from teacher logits, as arXiv:2503.16870, section 4, does.
+        """Sample tokens with replacement from teacher logits, as in arXiv:2503.16870, section 4.
 
         Args:
-            logits: Of the teacher, (n, V).
-            draws: How many a row.
-            generator: Of the draws.
-            temperature: Of the divergence: p is the softmax of ``logits / temperature``.
-            sampling_temperature: Of the draws: they come from p to the power of its inverse, and
-                the weights make up for it.
+            logits: Teacher's logits, (n, V).
+            draws: Samples per row.
+            generator: Random number generator.
+            temperature: Temperature of the divergence: p is the softmax of
+                ``logits / temperature``.
+            sampling_temperature: Tokens are sampled from p to the power of its inverse, which the
+                weights correct.
 
         Raises:
-            ShapeError: If there are no draws.
+            ShapeError: If there are no samples.
             RecipeError: If a temperature is not above 0.
         """
         import torch
@@ -130,9 +131,9 @@ class SampledTargets:
         logprobs = torch.log_softmax(logits / temperature, -1)
         proposal = torch.log_softmax(logprobs / sampling_temperature, -1)
         ids = torch.multinomial(proposal.exp(), draws, replacement=True, generator=generator)
-        own = logprobs.gather(-1, ids)
-        weights = (own - proposal.gather(-1, ids)).exp() / draws
-        return cls(ids, weights, own, temperature)
+        token_logprobs = logprobs.gather(-1, ids)
+        weights = (token_logprobs - proposal.gather(-1, ids)).exp() / draws
+        return cls(ids, weights, token_logprobs, temperature)
 
     @classmethod
     def distinct(
@@ -144,7 +145,7 @@ class SampledTargets:
         temperature: float = 1.0,
         sampling_temperature: float = 1.0,
     ) -> SampledTargets:
-        """Draw k distinct tokens a row, as the teacher cache does; settings as ``from_logits``.
+        """Sample k distinct tokens per row, as the logit cache does; arguments as ``from_logits``.
 
         Raises:
             ShapeError: If k is not between 1 and V.
@@ -157,13 +158,13 @@ class SampledTargets:
         _check_width(k, logits.shape[-1], "k", "targets.samples")
         device = logits.device
         offsets = torch.rand(len(logits), generator=generator, device=device, dtype=logits.dtype)
-        drawn = sample_distinct(
+        samples = sample_distinct(
             logits / temperature, k, offsets, sampling_temperature=sampling_temperature
         )
         return cls.from_scale(
-            drawn.ids,
-            drawn.logprobs,
-            drawn.scale,
+            samples.ids,
+            samples.logprobs,
+            samples.scale,
             temperature,
             sampling_temperature=sampling_temperature,
         )
@@ -178,14 +179,15 @@ class SampledTargets:
         *,
         sampling_temperature: float = 1.0,
     ) -> SampledTargets:
-        """Return distinct tokens with weights: their probability over their chance to be drawn.
+        """Build from distinct tokens; weights are probability over inclusion probability.
 
         Args:
             ids: (n, k).
-            logprobs: (n, k); -inf marks a place without a token.
-            scale: (n,): the chance is ``min(1, exp(logprob / sampling_temperature + scale))``.
-            temperature: What the teacher's logits were divided by.
-            sampling_temperature: What the draws were made at, on top of that.
+            logprobs: (n, k); -inf marks an empty entry.
+            scale: (n,): the inclusion probability is
+                ``min(1, exp(logprob / sampling_temperature + scale))``.
+            temperature: Divisor of the teacher's logits.
+            sampling_temperature: Temperature of sampling, on top of that.
         """
         chance = (logprobs / sampling_temperature + scale.unsqueeze(-1)).clamp_max_(0)
         empty = logprobs.isneginf()
@@ -197,7 +199,7 @@ Targets = DenseTargets | TopKTargets | SampledTargets
 
 
 def check_temperature(value: float, name: str) -> None:
-    """Refuse a temperature that is not a finite number above 0.
+    """Reject a temperature that is not a finite number above 0.
 
     Raises:
         RecipeError: Naming the setting.
@@ -208,7 +210,7 @@ def check_temperature(value: float, name: str) -> None:
             code="distill.temperature",
             where=name,
             expected="a finite number above 0",
-            next="use 1.0, which leaves the distribution as it is",
+            next="use 1.0, which does not change the distribution",
         )
 
 
@@ -235,12 +237,12 @@ _MIN_BLOCK, _MOST_BLOCK = 24, 192
 
 @dataclass(frozen=True, slots=True)
 class DistinctSamples:
-    """Tokens drawn without replacement, with what their weights follow from.
+    """Tokens sampled without replacement, and the scale of their weights.
 
     Args:
         ids: (n, k), int64.
-        logprobs: Of the teacher, (n, k); -inf marks a place without a token.
-        scale: (n,): the chance of a token to be drawn is ``min(1, exp(logprob / s + scale))``,
+        logprobs: Teacher's log-probabilities, (n, k); -inf marks an empty entry.
+        scale: (n,): the inclusion probability of a token is ``min(1, exp(logprob / s + scale))``,
             s the sampling temperature.
     """
 
@@ -250,61 +252,61 @@ class DistinctSamples:
 
 
 def reduce_to_top_k(logits: Tensor, k: int) -> Mapping[str, Tensor]:
-    """Return the k likeliest tokens and the mass of all others.
+    """Return the k most likely tokens and the mass of all others.
 
     Args:
         logits: (n, V), divided by the temperature.
         k: At most V.
 
     Returns:
-        ``ids`` (n, k) by falling probability, ``logprobs`` (n, k) and ``tail`` (n,), a
-        log-probability too.
+        ``ids`` (n, k) by descending probability, ``logprobs`` (n, k) and ``tail`` (n,), a
+        log-probability.
     """
     blocks = _BlockSelection.of(logits, k)
-    rest = blocks.rest().log()
-    return {"ids": blocks.ids, "logprobs": blocks.values - blocks.total, "tail": rest}
+    tail = blocks.rest().log()
+    return {"ids": blocks.ids, "logprobs": blocks.values - blocks.total, "tail": tail}
 
 
 def sample_distinct(
     logits: Tensor, k: int, offsets: Tensor, *, sampling_temperature: float = 1.0
 ) -> DistinctSamples:
-    """Draw k distinct tokens a row, so that their weighted sum is unbiased.
+    """Sample k distinct tokens per row, so that their weighted sum is unbiased.
 
     Args:
         logits: (n, V), divided by the temperature of the divergence.
         k: At most V.
-        offsets: (n,), uniform in [0, 1): all the chance there is.
-        sampling_temperature: The draws follow the probabilities to the power of its inverse.
+        offsets: (n,), uniform in [0, 1): the only source of randomness.
+        sampling_temperature: Tokens are sampled from the probabilities to the power of its inverse.
     """
     blocks = _BlockSelection.of(logits, k, sampling_temperature)
-    likely, rest = blocks.values.sub(blocks.total).exp_(), blocks.rest()
-    sure, left = _split(likely, rest)  # (n, 1) each
+    likely, tail = blocks.values.sub(blocks.total).exp_(), blocks.rest()
+    sure, remaining = _split(likely, tail)  # (n, 1) each
     points = k - sure
-    place = torch.arange(k, device=logits.device).expand_as(likely)
-    is_sure = place < sure
+    slot = torch.arange(k, device=logits.device).expand_as(likely)
+    is_sure = slot < sure
     blocks.clear(is_sure)
-    step = (offsets.unsqueeze(-1) + (place - sure)).clamp_min(0) / points
-    found = blocks.locate(step)
-    ids = torch.where(is_sure, blocks.ids, found)
-    empty = ~is_sure & (left <= 0)
+    step = (offsets.unsqueeze(-1) + (slot - sure)).clamp_min(0) / points
+    sampled = blocks.locate(step)
+    ids = torch.where(is_sure, blocks.ids, sampled)
+    empty = ~is_sure & (remaining <= 0)
     total = blocks.total
     if sampling_temperature != 1:
         total = torch.logsumexp(logits, -1, keepdim=True)
     logprobs = (logits.gather(-1, ids) - total).masked_fill_(empty, -math.inf)
-    scale = points.log() - left.log() + total / sampling_temperature - blocks.total
+    scale = points.log() - remaining.log() + total / sampling_temperature - blocks.total
     return DistinctSamples(ids, logprobs, scale.squeeze(-1))
 
 
-def _split(likely: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many of the likeliest are kept for sure, and the mass of all others.
+def _split(likely: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many of the most likely tokens are always kept, and the mass of all others.
 
     Args:
-        likely: Probabilities of the k likeliest, (n, k), falling.
-        rest: The mass of all others, (n,).
+        likely: Probabilities of the k most likely, (n, k), descending.
+        tail: Mass of all others, (n,).
     """
     k = likely.shape[1]
-    reverse = torch.cat([rest.unsqueeze(-1), likely.flip(-1)], -1)
-    after = reverse.cumsum(-1).flip(-1)[:, :-1]  # mass of a token and all less likely ones
+    reverse = torch.cat([tail.unsqueeze(-1), likely.flip(-1)], -1)
+    after = reverse.cumsum(-1).flip(-1)[:, :-1]  # mass of a token and all less likely tokens
     slots = torch.arange(k, 0, -1, device=likely.device)
     sure = (likely * slots > after).long().cumprod(-1).sum(-1, keepdim=True)
     sure = sure.clamp_max(k - 1)
@@ -313,7 +315,7 @@ def _split(likely: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(slots=True)
 class _BlockSelection:
-    """A row's probabilities in blocks, with its k greatest found; (n, B, W)."""
+    """Probabilities of a row in blocks, with the k greatest located; (n, B, W)."""
 
     chances: Tensor
     chosen: Tensor
@@ -323,17 +325,17 @@ class _BlockSelection:
     total: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, k: int, heat: float = 1.0) -> _BlockSelection:
-        """Find the k greatest logits; ``total`` is the logarithm of what divides them.
+    def of(cls, logits: Tensor, k: int, temperature: float = 1.0) -> _BlockSelection:
+        """Locate the k greatest logits; ``total`` is the logarithm of the softmax's denominator.
 
         Args:
             logits: (n, V).
-            k: How many.
-            heat: ``values`` and ``chances`` are of the logits divided by this.
+            k: Number of tokens.
+            temperature: Divisor of the logits in ``values`` and ``chances``.
         """
         count = len(logits)
-        if heat != 1:
-            logits = logits / heat
+        if temperature != 1:
+            logits = logits / temperature
         width = _width_of(logits.shape[1])
         over = -logits.shape[1] % width
         if over:
@@ -354,13 +356,13 @@ class _BlockSelection:
         return self.chances.sum(-1).scatter_(1, self.chosen, 0.0).sum(-1).add_(near)
 
     def clear(self, is_sure: Tensor) -> None:
-        """Take the tokens that are kept for sure out of what is drawn from."""
+        """Remove the tokens that are always kept from the sampled mass."""
         flat = self.chances.flatten(1)
-        kept = flat.gather(1, self.ids).masked_fill_(is_sure, 0.0)
-        flat.scatter_(1, self.ids, kept)
+        probabilities = flat.gather(1, self.ids).masked_fill_(is_sure, 0.0)
+        flat.scatter_(1, self.ids, probabilities)
 
     def locate(self, step: Tensor) -> Tensor:
-        """Return the tokens at shares (n, k) of the mass that is drawn from, (n, k)."""
+        """Return the tokens at quantiles (n, k) of the sampled mass, (n, k)."""
         mass = self.chances.sum(-1).cumsum(-1)  # (n, B)
         point = step * mass[:, -1:]
         block = _first_above(mass, point)
@@ -371,13 +373,13 @@ class _BlockSelection:
 
 
 def _first_above(rising: Tensor, point: Tensor) -> Tensor:
-    """Return where running sums first exceed each point, at most where they stop to rise."""
-    found = torch.searchsorted(rising, point, right=True)
-    return torch.minimum(found, torch.searchsorted(rising, rising[..., -1:].contiguous()))
+    """Return the index where cumulative sums first exceed each point, clamped to the last rise."""
+    index = torch.searchsorted(rising, point, right=True)
+    return torch.minimum(index, torch.searchsorted(rising, rising[..., -1:].contiguous()))
 
 
 def _width_of(vocabulary: int) -> int:
-    """Return a width of blocks that divides the vocabulary, if any is near what is fast."""
+    """Return a block width that divides the vocabulary, if one is close to the fastest width."""
     widths = range(_MIN_BLOCK, _MOST_BLOCK + 1)
     exact = [width for width in widths if vocabulary % width == 0]
     return min(exact, key=lambda width: abs(math.log(width / _BLOCK)), default=_BLOCK)
@@ -403,14 +405,14 @@ def slice_target(target: Targets, start: int, stop: int) -> Targets:
 
 
 def concatenate_targets(parts: Sequence[Targets]) -> Targets:
-    """Return the rows of several targets of one form, one after another."""
+    """Concatenate the rows of several targets of one form."""
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
         raise TypeError("targets of different forms cannot be joined")
     joined: dict[str, Any] = {
-        one.name: torch.cat([getattr(part, one.name) for part in parts])
-        for one in fields(first)
-        if isinstance(getattr(first, one.name), Tensor)
+        item.name: torch.cat([getattr(part, item.name) for part in parts])
+        for item in fields(first)
+        if isinstance(getattr(first, item.name), Tensor)
     }
-    kept = {one.name: getattr(first, one.name) for one in fields(first)}
-    return type(first)(**{**kept, **joined})
+    values = {item.name: getattr(first, item.name) for item in fields(first)}
+    return type(first)(**{**values, **joined})

@@ -1,9 +1,9 @@
 """Adaptive KL: forward and reverse KL, weighted by the student's error in head and tail.
 
-Source: Wu et al. 2024, arXiv:2404.02657, section 4. The head is the fewest likeliest tokens of the
-teacher that hold ``head_mass``; the two KLs over the whole vocabulary are weighted by how much of
-the L1 distance lies in head and tail. Weights are fixed in the gradient, as in the paper. Against
-top-k targets the tail's bucket counts as one token. Sampled targets are refused.
+Source: Wu et al. 2024, arXiv:2404.02657, section 4. The head is the smallest set of the teacher's
+most likely tokens with total probability ``head_mass``; the two KLs over the full vocabulary are
+weighted by the shares of the L1 distance in head and tail. Weights are constant in the gradient, as
+in the paper. For top-k targets the tail's bucket counts as one token. Sampled targets are rejected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Akl(DistillationObjective):
     detaches_weights: ClassVar[bool] = True
 
     head_mass: float = Field(
-        default=0.5, gt=0, lt=1, description="share of the teacher's probability that is its head"
+        default=0.5, gt=0, lt=1, description="total teacher probability of the head"
     )
 
     @override
@@ -40,25 +40,26 @@ class Akl(DistillationObjective):
         from stillroom.distill.losses.divergence import forward_kl_terms, reverse_kl_terms
 
         gap = (pair.p - pair.q).abs_()
-        whole = gap.sum(-1, keepdim=True)
+        total = gap.sum(-1, keepdim=True)
         share = gap.mul_(self._head(pair.p)).sum(-1, keepdim=True)
-        share = (share / whole).where(whole > 0, 0.5)  # (n, 1)
+        share = (share / total).where(total > 0, 0.5)  # (n, 1)
         term, slope = forward_kl_terms(pair)
         back, back_slope = reverse_kl_terms(pair)
         return term.lerp_(back, 1 - share), slope.lerp_(back_slope, 1 - share)
 
     def _head(self, p: Tensor) -> Tensor:
-        """Return the mask (n, V) of the likeliest tokens up to and with the one that fills it.
+        """Return the mask (n, V) of the most likely tokens that reach the head's mass.
 
-        Tokens as likely as that one belong to it, so that the vocabulary's order does not matter.
+        Tokens with equal probability to the last one are included, so that the result does not
+        depend on the vocabulary's order.
         """
         width = min(_FIRST_LOOK, p.shape[-1])
         while True:
             top = p.topk(width, -1)  # most heads are short: sorting the vocabulary is rarely needed
-            held = top.values.cumsum(-1)
-            if width == p.shape[-1] or bool((held[:, -1] >= self.head_mass).all()):
+            cumulative = top.values.cumsum(-1)
+            if width == p.shape[-1] or bool((cumulative[:, -1] >= self.head_mass).all()):
                 break
             width = min(4 * width, p.shape[-1])
-        outside = held - top.values >= self.head_mass
+        outside = cumulative - top.values >= self.head_mass
         least = top.values.masked_fill(outside, 1.0).amin(-1, keepdim=True)  # (n, 1)
         return p >= least

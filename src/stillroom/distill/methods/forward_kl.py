@@ -1,8 +1,8 @@
 """Forward KL, KL(p || q): mean-seeking, covers all modes of the teacher.
 
-Source: Hinton et al. 2015, arXiv:1503.02531, section 2. The value is the divergence itself, not the
-cross-entropy with soft targets, so that it reaches 0 and compares across teachers. With sampled
-targets: Anshumann et al. 2025, arXiv:2503.16870, section 4, an unbiased estimate of both.
+Source: Hinton et al. 2015, arXiv:1503.02531, section 2. The value is the divergence, not the
+cross-entropy with soft targets, so that its minimum is 0 and it is comparable across teachers. With
+sampled targets: Anshumann et al. 2025, arXiv:2503.16870, section 4, an unbiased estimate.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ class ForwardKl(DistillationObjective):
         return forward_kl_terms(pair)
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.0, 1.0

@@ -2,9 +2,9 @@
 
 Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1. As defined there it vanishes with
 beta and with 1 - beta: at 0.01 it is about a hundredth of the forward KL. beta 0 and 1 are the
-forward and the reverse KL themselves, as trl documents, so the scale jumps at both ends.
-``normalize`` divides by beta (1 - beta) in between, and there is no jump; at beta 0.5 that is a
-factor of 4. Unnormalized, the value is at most ln 2 a token at beta 0.5.
+forward and the reverse KL, as trl documents, so the scale is discontinuous at both ends.
+``normalize`` divides by beta (1 - beta) in between, which removes the discontinuity; at beta 0.5
+that is a factor of 4. Unnormalized, the value is at most ln 2 per token at beta 0.5.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Jsd(DistillationObjective):
         description="teacher's share of the mixture; 0 is forward KL, 1 is reverse KL",
     )
     normalize: bool = Field(
-        default=False, description="divide by beta (1 - beta), which makes the scale that of a KL"
+        default=False, description="divide by beta (1 - beta), which gives the scale of a KL"
     )
 
     @property
@@ -53,19 +53,19 @@ class Jsd(DistillationObjective):
             reverse_kl_terms,
         )
 
-        beta, rest = self.beta, 1 - self.beta
+        beta, complement = self.beta, 1 - self.beta
         if not beta:
             return forward_kl_terms(pair)
-        if not rest:
+        if not complement:
             return reverse_kl_terms(pair)
         over = mixture_ratio(pair.log_ratio, beta).log_()  # log m - log q
-        slope = (over * pair.q).mul_(-rest * self._scale)  # (1 - beta) q (log q - log m)
-        # log p - log m, held at its limit -log beta where q is too small to count
+        slope = (over * pair.q).mul_(-complement * self._scale)  # (1 - beta) q (log q - log m)
+        # log p - log m, clamped at its limit -log beta where q is negligible
         gap = over.neg_().add_(pair.log_ratio).clamp_max_(-math.log(beta))
         return gap.mul_(pair.p).mul_(beta * self._scale).add_(slope), slope
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         if not self.beta:
             return 0.0, 1.0
         limit = -(1 - self.beta) * math.log1p(-self.beta) * self._scale

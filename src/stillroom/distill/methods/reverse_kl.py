@@ -1,8 +1,8 @@
 """Reverse KL, KL(q || p): mode-seeking, may drop modes of the teacher.
 
-Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here per token and over the whole
+Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here per token and over the full
 vocabulary, on the records' text: no sampling and no policy gradient, unlike the paper. Sampled
-targets are refused: where p vanishes beside q a term grows without bound, and so does the variance.
+targets are rejected: as p / q vanishes a term is unbounded, and so is the variance.
 """
 
 from __future__ import annotations

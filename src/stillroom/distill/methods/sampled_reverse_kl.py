@@ -1,10 +1,10 @@
-"""Sampled reverse KL: policy gradient from the log-probabilities of sampled tokens alone.
+"""Sampled reverse KL: policy gradient from the log-probabilities of sampled tokens only.
 
 Source: K. Lu and Thinking Machines Lab 2025, "On-Policy Distillation" (blog), after the on-policy
 view of Agarwal et al. 2023, arXiv:2306.13649: a token's credit is the teacher's log-probability
-minus the student's when it was drawn, with no task reward; ``discount`` 0 credits a token with
-itself alone, 1 with all that follows. At discount 0 the expected gradient is that of ``reverse_kl``
-at each position; the variance is far greater. A teacher that only scores tokens is enough.
+minus the student's at sampling time, without a task reward; ``discount`` 0 credits a token only
+with itself, 1 with all that follow. At discount 0 the expected gradient is that of ``reverse_kl``
+at each position; the variance is far greater. A teacher that only scores tokens is sufficient.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class SampledReverseKl(PolicyGradientObjective):
     paper: ClassVar[str] = "arXiv:2306.13649"
 
     discount: float = Field(
-        default=0.0, ge=0, le=1, description="how much a token is credited with those after it"
+        default=0.0, ge=0, le=1, description="discount factor of the following tokens' gains"
     )
     baseline: Literal["none", "mean"] = Field(
         default="none",
         description="mean: subtract the mean credit of the step's tokens, which lowers the "
-        "variance and adds a bias of one part in their number",
+        "variance and adds a bias of 1 / number of tokens",
     )
 
     @override
     def credit(self, gains: Sequence[Numbers]) -> list[Numbers]:
         import numpy as np
 
-        found = []
+        credits = []
         for gain in gains:
-            credit, later = np.zeros(len(gain)), 0.0
-            for at in range(len(gain) - 1, -1, -1):
-                later = credit[at] = gain[at] + self.discount * later
-            found.append(credit)
-        if self.baseline == "none" or not found:
-            return found
-        mean = np.concatenate(found).mean()
-        return [credit - mean for credit in found]
+            credit, total = np.zeros(len(gain)), 0.0
+            for position in range(len(gain) - 1, -1, -1):
+                total = credit[position] = gain[position] + self.discount * total
+            credits.append(credit)
+        if self.baseline == "none" or not credits:
+            return credits
+        mean = np.concatenate(credits).mean()
+        return [credit - mean for credit in credits]

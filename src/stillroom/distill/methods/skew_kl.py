@@ -2,7 +2,7 @@
 
 Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, equations 3 and 4. ``forward`` is
 KL(p || alpha p + (1 - alpha) q), ``reverse`` is KL(q || (1 - alpha) p + alpha q). Differs from the
-released code: the value is the divergence, not a cross-entropy, and mixtures are made in log space.
+released code: the value is the divergence, not a cross-entropy; mixtures are in log space.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ __all__ = ["SkewKl"]
 
 
 class SkewKl(DistillationObjective):
-    """KL of one side against a mixture that holds ``alpha`` of that same side."""
+    """KL of one side against a mixture with weight ``alpha`` on the same side."""
 
     paper: ClassVar[str] = "arXiv:2402.03898"
 
-    alpha: float = Field(
-        default=0.1, gt=0, lt=1, description="share of its own side in the mixture"
-    )
+    alpha: float = Field(default=0.1, gt=0, lt=1, description="mixture weight of the same side")
     direction: Literal["forward", "reverse"] = Field(
         default="forward",
-        description="whose expectation it is: forward the teacher's, reverse the student's",
+        description="distribution of the expectation: forward the teacher, reverse the student",
     )
 
     @property
@@ -45,11 +43,11 @@ class SkewKl(DistillationObjective):
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         from stillroom.distill.losses.divergence import skew_forward_kl_terms, skew_reverse_kl_terms
 
-        chosen = skew_forward_kl_terms if self.direction == "forward" else skew_reverse_kl_terms
-        return chosen(pair, self.alpha)
+        terms = skew_forward_kl_terms if self.direction == "forward" else skew_reverse_kl_terms
+        return terms(pair, self.alpha)
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         if self.direction == "forward":
             return 0.0, 1 - self.alpha
         limit = -math.log(self.alpha)

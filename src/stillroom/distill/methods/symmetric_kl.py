@@ -1,7 +1,7 @@
 """Symmetric KL: weighted sum of forward and reverse KL, equal by default.
 
-Source: Jeffreys 1946, doi:10.1098/rspa.1946.0056, whose divergence is the sum of both; here each
-has its share, so that 1 is the forward KL alone and 0 the reverse.
+Source: Jeffreys 1946, doi:10.1098/rspa.1946.0056, whose divergence is the sum of both; here a
+weighted mean, so that 1 is the forward KL and 0 the reverse.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SymmetricKl(DistillationObjective):
     paper: ClassVar[str] = "doi:10.1098/rspa.1946.0056"
 
     forward_share: float = Field(
-        default=0.5, ge=0, le=1, description="weight of the forward KL; the reverse has the rest"
+        default=0.5, ge=0, le=1, description="weight of the forward KL; the reverse has 1 minus it"
     )
 
     @property
@@ -48,5 +48,5 @@ class SymmetricKl(DistillationObjective):
         return term.mul_(share).add_(back, alpha=1 - share), slope
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.0, 1.0

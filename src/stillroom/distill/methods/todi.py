@@ -1,9 +1,9 @@
 """ToDi: token-wise mixture of forward and reverse KL.
 
-Source: Jung et al. 2025, arXiv:2505.16297, section 3: a token's forward part weighs p / (p + q),
-its reverse part the rest, fixed in the gradient. Underestimated tokens are so raised as forward KL
-raises them, overestimated ones lowered as reverse KL does. The value comes to
-``sum (p - q) (log p - log q)``; its gradient is another. Sampled targets are refused.
+Source: Jung et al. 2025, arXiv:2505.16297, section 3: a token's forward term has weight p /
+(p + q), its reverse term 1 minus that, constant in the gradient. Underestimated tokens are raised
+as by forward KL, overestimated ones lowered as by reverse KL. The value equals
+``sum (p - q) (log p - log q)``, but not its gradient. Sampled targets are rejected.
 """
 
 from __future__ import annotations

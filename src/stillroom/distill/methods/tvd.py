@@ -1,7 +1,7 @@
 """Total variation distance: half the L1 distance, at most 1 per position.
 
-Source: Wen et al. 2023 (f-distill), arXiv:2307.15190, section 3. Where p and q are equal the
-gradient is taken as 0. The T² factor of ``t2_scale`` is justified for KLs only.
+Source: Wen et al. 2023 (f-distill), arXiv:2307.15190, section 3. The gradient is 0 where p equals
+q. The T² factor of ``t2_scale`` is justified for KLs only.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Tvd(DistillationObjective):
         gap = pair.q - pair.p
         term = gap.abs().mul_(0.5)
         noise = _ROUNDING / 2 * torch.finfo(gap.dtype).eps
-        differs = term > (pair.p + pair.q).mul_(noise)  # equal up to rounding counts as equal
+        differs = term > (pair.p + pair.q).mul_(noise)  # equality up to rounding
         return term, gap.sign_().mul_(0.5).mul_(differs).mul_(pair.q)
 
     @override
-    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
+    def control_variate(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.5, 0.5

@@ -1,20 +1,18 @@
 """Collators that turn rollouts into micro-batches, for one vocabulary or two.
 
-``RolloutSource`` decides what each step learns from, and knows no form of it; a reading makes the
-form. This file has the one for teacher and student of one vocabulary.
+``RolloutSource`` selects the text of each step; a collator converts it to the form of the loss.
 
-The likeliest tokens at every position are asked for once a text, before the step that learns from
-it, and kept: the records' words in the cache that several jobs may share, those of rollouts in one
-of the job's own. A job that was killed asks only for what neither holds, and goes on to the same
-bytes.
+One vocabulary (``SameTokenizerCollator``, ``EndpointTargets``): a teacher behind an endpoint is
+queried for top-k tokens once per text, before the step that uses it. Its outputs are cached, those
+for records in the shared logit cache and those for rollouts in a cache of the job. A resumed job
+queries only what neither contains, and produces the same bytes.
 
-Source: Patiño et al. 2025 (GOLD, general on-policy logit distillation) for the idea: the student
-writes, the teacher reads the same text in its own tokens, and a crossing compares the two. Differs
-from it: the student's side is the very tokens that it drew, never its text tokenized again, so that
-what is learned is what it does; and both sides meet at exact bytes (``alignment``).
-
-A rollout's bytes need not be text: it may stop within a character. Such a rollout bears loss up to
-there; one that is left with nothing to compare is passed over, and both are logged.
+Two vocabularies (``CrossTokenizerCollator``): the student generates, the teacher reads the same
+text in its own tokenization, and a cross-tokenizer loss compares the two. After Patiño et al. 2025
+(GOLD, general on-policy logit distillation); differs in that the student's side is the sampled
+token sequence itself, never its text tokenized again, and both sides are aligned by bytes
+(``alignment``). A rollout that stops within a character has loss only up to there; one with nothing
+to compare is skipped, and both are logged.
 """
 
 from __future__ import annotations
@@ -63,104 +61,104 @@ __all__ = [
 
 
 class RolloutCollator(Protocol):
-    """Makes lessons of rollouts, and micro-batches of these and of records' lessons alike."""
+    """Converter of rollouts to training items, and of items to micro-batches."""
 
-    def read(
+    def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: npt.NDArray[np.float32] | None
     ) -> Any | None:
-        """Return a rollout as what is learned from; None where it cannot be read."""
+        """Convert a rollout to a training item; None if it cannot be used."""
 
-    def for_teacher(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
-        """Return it in the teacher's tokens, with the positions that it is asked for."""
+    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
+        """Return a rollout in the teacher's tokens, with the positions to score."""
 
-    def learned(self, item: Any) -> TokenizedRecord:
-        """Return the student's tokens and the positions that bear loss."""
+    def student_view(self, item: Any) -> TokenizedRecord:
+        """Return the student's tokens and loss positions of an item."""
 
-    def hear(self, items: Sequence[Any]) -> None:
-        """Have the teacher say what a step's micro-batches need, where it is not run in them."""
+    def fetch(self, items: Sequence[Any]) -> None:
+        """Query the teacher's outputs for a step's micro-batches, unless it runs in them."""
 
     def batch(self, items: Sequence[Any], device: torch.device) -> Any:
         """Return a micro-batch."""
 
-    def describe(self, found: Sequence[Any | None]) -> Mapping[str, float]:
-        """Return what is logged of a step's rollouts as they were read."""
+    def metrics(self, found: Sequence[Any | None]) -> Mapping[str, float]:
+        """Return metrics of a step's converted rollouts."""
 
 
 class SameTokenizerCollator:
-    """Rollouts in the vocabulary that teacher and student share."""
+    """Collator for teacher and student with one vocabulary."""
 
-    def __init__(self, words: EndpointTargets | None = None) -> None:
-        """Set up.
+    def __init__(self, targets: EndpointTargets | None = None) -> None:
+        """Initialize the collator.
 
         Args:
-            words: Tells the teacher's distributions, where it does not run in every step and the
-                method asks for them.
+            targets: Source of the teacher's targets, if it does not run in every step and the
+                method needs them.
         """
-        self._words = words
+        self._targets = targets
 
-    def read(
+    def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: npt.NDArray[np.float32] | None
     ) -> TokenizedRecord:
-        """Return it as a lesson of its own tokens."""
-        return rollout.lesson(prompt, credit)
+        """Return the rollout as a tokenized record."""
+        return rollout.to_tokenized(prompt, credit)
 
-    def for_teacher(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord:
-        """Return the same: the teacher reads these tokens."""
-        return rollout.lesson(prompt)
+    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord:
+        """Return the rollout as a tokenized record: the teacher reads the same tokens."""
+        return rollout.to_tokenized(prompt)
 
-    def learned(self, item: TokenizedRecord) -> TokenizedRecord:
-        """Return the lesson."""
+    def student_view(self, item: TokenizedRecord) -> TokenizedRecord:
+        """Return the item."""
         return item
 
-    def hear(self, items: Sequence[TokenizedRecord]) -> None:
-        """Ask the server about what is new."""
-        if self._words is not None:
-            self._words.hear(items)
+    def fetch(self, items: Sequence[TokenizedRecord]) -> None:
+        """Query the endpoint for uncached items."""
+        if self._targets is not None:
+            self._targets.fetch(items)
 
     def batch(self, items: Sequence[TokenizedRecord], device: torch.device) -> Batch:
-        """Return a micro-batch, with the server's words where there is one."""
-        target = self._words.target(items, device) if self._words is not None else None
+        """Return a micro-batch, with targets of the endpoint if there is one."""
+        target = self._targets.target(items, device) if self._targets is not None else None
         return make_rollout_batch(items, device, target)
 
-    def describe(self, found: Sequence[TokenizedRecord | None]) -> Mapping[str, float]:
-        """Return nothing: every rollout can be read."""
+    def metrics(self, found: Sequence[TokenizedRecord | None]) -> Mapping[str, float]:
+        """Return no metrics: every rollout can be used."""
         return {}
 
 
 def make_rollout_batch(
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     device: torch.device | None = None,
     target: Targets | None = None,
 ) -> Batch:
-    """Return a micro-batch of rollouts and records; it marks what the student wrote itself.
+    """Return a micro-batch of rollouts and records that marks the student's text.
 
     Args:
-        lessons: Of both kinds.
-        device: Of the student.
-        target: What the teacher says at their positions; None where it is run, or not asked.
+        records: Tokenized rollouts and records.
+        device: Device of the student.
+        target: Teacher's targets at their positions; None if it is run, or not needed.
     """
-    plain = make_batch(lessons, target, device)
+    plain = make_batch(records, target, device)
 
     def join(name: str, kind: Any) -> Tensor:
         parts = []
-        for lesson in lessons:
-            values = getattr(lesson, name) if isinstance(lesson, TokenizedRollout) else None
-            parts.append(np.zeros(len(lesson.positions), kind) if values is None else values)
+        for record in records:
+            values = getattr(record, name) if isinstance(record, TokenizedRollout) else None
+            parts.append(np.zeros(len(record.positions), kind) if values is None else values)
         return torch.from_numpy(np.concatenate(parts)).to(device)
 
-    drawn = SamplingInfo(
+    sampling = SamplingInfo(
         *(join(name, np.float32) for name in ("old", "importance", "gains", "credit"))
     )
-    return replace(plain, rollout=join("own", np.bool_), drawn=drawn)
+    return replace(plain, rollout=join("own", np.bool_), sampling=sampling)
 
 
 class EndpointTargets:
-    """Targets of records and rollouts alike; ``hear`` before ``target``."""
+    """Endpoint targets of records and rollouts; call ``fetch`` before ``target``."""
 
     def __init__(
         self, teacher: EndpointTeacher, job: Job, records: LogitCache, rollouts: LogitCache
     ) -> None:
-        """Stand over two caches; callers use ``open``."""
+        """Initialize with two caches; callers use ``open``."""
         self.teacher, self.job = teacher, job
         self._records, self._rollouts = records, rollouts
 
@@ -169,39 +167,41 @@ class EndpointTargets:
     def open(
         cls, teacher: EndpointTeacher, job: Job, records: LogitCache
     ) -> Iterator[EndpointTargets]:
-        """Open the job's own cache beside the records', and tell at the end what was asked.
+        """Open the job's cache of rollouts next to that of the records.
 
         Args:
-            teacher: Whose words they are.
-            job: For its scratch folder.
-            records: What the teacher said of the records; read only.
+            teacher: Endpoint teacher.
+            job: Job, for its scratch folder and log.
+            records: Cache of the records; read only.
 
         Raises:
-            DataError: If the server no longer says what it said when the job began.
+            DataError: If the endpoint's outputs have changed since the job began.
         """
         folder = job.scratch / "rollouts-told"
-        with LogitCache.open(folder, records.header) as own:
-            teacher.check_unchanged(own)
-            with teacher.billed(job), own.writing():
-                yield cls(teacher, job, records, own)
+        with LogitCache.open(folder, records.header) as rollouts:
+            teacher.check_unchanged(rollouts)
+            with teacher.log_usage(job), rollouts.writing():
+                yield cls(teacher, job, records, rollouts)
 
-    def hear(self, lessons: Sequence[TokenizedRecord]) -> None:
-        """Ask the server for what is in neither cache.
+    def fetch(self, records: Sequence[TokenizedRecord]) -> None:
+        """Query the endpoint for records in neither cache.
 
         Raises:
-            BackendError: If the server cannot be reached, or tells too little.
-            Cancelled: If the user asked for it; what was told before is kept.
+            BackendError: If the endpoint cannot be reached, or returns too little.
+            Cancelled: If cancellation was requested; received outputs are kept.
         """
-        new = [lesson for lesson in lessons if lesson not in self._records]
-        self.teacher.tell(self._rollouts.lacking(new), self._rollouts, self.job.check_cancelled)
+        new = [record for record in records if record not in self._records]
+        self.teacher.capture_step(
+            self._rollouts.lacking(new), self._rollouts, self.job.check_cancelled
+        )
 
-    def target(self, lessons: Sequence[TokenizedRecord], device: torch.device | None) -> Targets:
-        """Return the targets of lessons that were heard, one row for each position, in order."""
-        heard = [
-            (self._records if lesson in self._records else self._rollouts).target([lesson], device)
-            for lesson in lessons
+    def target(self, records: Sequence[TokenizedRecord], device: torch.device | None) -> Targets:
+        """Return the targets of cached records, one row for each position, in order."""
+        targets = [
+            (self._records if record in self._records else self._rollouts).target([record], device)
+            for record in records
         ]
-        return concatenate_targets(heard)
+        return concatenate_targets(targets)
 
 
 Numbers = npt.NDArray[np.float32]
@@ -209,136 +209,138 @@ Numbers = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class AlignedRollout:
-    """A text as both sides read it, with what the teacher said of its own tokens.
+    """A text in both tokenizations, with the teacher's scores of its tokens.
 
     Args:
-        lesson: The text.
-        heard: The teacher's log-probabilities at ``lesson.teacher_positions``, (M,); None where the
-            teacher runs in every step.
-        cut: Tokens at the rollout's end that are no text.
+        record: Aligned text.
+        teacher_logprobs: Teacher's log-probabilities at ``record.teacher_positions``, (M,); None if
+            the teacher runs in every step.
+        cut: Number of tokens at the rollout's end that are not valid text.
     """
 
-    lesson: AlignedRecord
-    heard: Numbers | None = None
+    record: AlignedRecord
+    teacher_logprobs: Numbers | None = None
     cut: int = 0
 
 
 @dataclass
 class CrossTokenizerCollator:
-    """A ``RolloutReading`` for two tokenizers; records' items are ``AlignedRollout`` as well.
+    """A ``RolloutCollator`` for two tokenizers; items of records are ``AlignedRollout`` as well.
 
     Args:
-        readers: The teacher's and the student's.
-        crossing: The loss.
-        is_live: Whether the teacher runs in every step; else items bring what it said.
+        readers: Tokenizer views of teacher and student.
+        crossing: Cross-tokenizer loss.
+        is_live: Whether the teacher runs in every step; else items contain its scores.
     """
 
     readers: tuple[TokenizerView, TokenizerView]
     crossing: CrossTokenizerLoss
     is_live: bool
 
-    def read(
+    def convert(
         self, rollout: Rollout, prompt: OnPolicyPrompt, credit: Numbers | None
     ) -> AlignedRollout | None:
-        """Return it as both sides read it; None where no chunk of it can be compared."""
-        made = self._align(rollout, prompt)
-        if made is None or self.is_live:
-            return made
+        """Align a rollout in both tokenizations; None if no chunk can be compared."""
+        aligned = self._align(rollout, prompt)
+        if aligned is None or self.is_live:
+            return aligned
         if rollout.teacher is None:
-            raise ValueError("a rollout that can be read was not heard by the teacher")
-        return replace(made, heard=rollout.teacher)
+            raise ValueError("a usable rollout has no scores of the teacher")
+        return replace(aligned, teacher_logprobs=rollout.teacher)
 
-    def for_teacher(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
-        """Return the teacher's tokens of it."""
-        made = self._align(rollout, prompt)
-        return None if made is None else made.lesson.taught
+    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
+        """Return the teacher's tokens of a rollout."""
+        aligned = self._align(rollout, prompt)
+        return None if aligned is None else aligned.record.teacher_view
 
-    def learned(self, item: AlignedRollout) -> TokenizedRecord:
-        """Return the student's tokens, and the positions that bear loss."""
-        return item.lesson.learned
+    def student_view(self, item: AlignedRollout) -> TokenizedRecord:
+        """Return the student's tokens and loss positions."""
+        return item.record.student_view
 
-    def hear(self, items: Sequence[AlignedRollout]) -> None:
-        """Do nothing: each text was heard when it was written."""
+    def fetch(self, items: Sequence[AlignedRollout]) -> None:
+        """Do nothing: each text was scored when it was generated."""
 
     def batch(self, items: Sequence[AlignedRollout], device: torch.device) -> AlignedBatch:
         """Return a micro-batch."""
-        known = [item.heard for item in items if item.heard is not None]
+        logprobs = [item.teacher_logprobs for item in items if item.teacher_logprobs is not None]
         return make_aligned_batch(
-            [item.lesson for item in items],
+            [item.record for item in items],
             rows=get_row_pairing(self.crossing),
-            teacher_logprobs=None if self.is_live else known,
+            teacher_logprobs=None if self.is_live else logprobs,
             device=device,
         )
 
-    def describe(self, found: Sequence[AlignedRollout | None]) -> Mapping[str, float]:
-        """Return how much of a step's rollouts is compared, and what of them is not."""
+    def metrics(self, found: Sequence[AlignedRollout | None]) -> Mapping[str, float]:
+        """Return the coverage of a step's rollouts, and counts of what is not compared."""
         if not found:
             return {}
-        read = [one for one in found if one is not None]
-        compared = [one.lesson.chunk_of >= 0 for one in read]
+        read = [item for item in found if item is not None]
+        compared = [item.record.chunk_of >= 0 for item in read]
         inside = np.concatenate(compared) if compared else np.zeros(1)
         return {
             "rollouts_passed_over": float(len(found) - len(read)),
-            "rollout_tokens_cut": float(sum(one.cut for one in read)),
+            "rollout_tokens_cut": float(sum(item.cut for item in read)),
             "rollout_coverage": float(inside.mean()),
         }
 
     def _align(self, rollout: Rollout, prompt: OnPolicyPrompt) -> AlignedRollout | None:
         teacher, student = self.readers
-        placed, said = self._place(rollout, prompt)
-        if placed is None:
+        student_tokens, text = self._place(rollout, prompt)
+        if student_tokens is None:
             return None
-        cut = len(prompt.ids) + len(rollout.ids) - len(placed)
-        record = Record((*prompt.messages, Message("assistant", said)))
-        teacher_text, _, taught = render_record(teacher, record)
+        cut = len(prompt.ids) + len(rollout.ids) - len(student_tokens)
+        record = Record((*prompt.messages, Message("assistant", text)))
+        teacher_text, _, teacher_tokens = render_record(teacher, record)
         contents = [message.content for message in record.messages]
-        regions, _ = find_shared_spans(teacher_text, placed.text.tobytes().decode(), contents)
-        marks = np.arange(len(placed)) >= max(len(prompt.ids), 1)
-        lesson = make_aligned_record(
+        regions, _ = find_shared_spans(
+            teacher_text, student_tokens.text.tobytes().decode(), contents
+        )
+        marks = np.arange(len(student_tokens)) >= max(len(prompt.ids), 1)
+        aligned = make_aligned_record(
             prompt.record_id,
-            taught,
-            placed,
-            align(taught, placed, regions),
+            teacher_tokens,
+            student_tokens,
+            align(teacher_tokens, student_tokens, regions),
             marks,
             (teacher, student),
             Counter(),
             is_own=True,
         )
-        return AlignedRollout(lesson, None, cut) if len(lesson.kinds) else None
+        return AlignedRollout(aligned, None, cut) if len(aligned.kinds) else None
 
     def _place(self, rollout: Rollout, prompt: OnPolicyPrompt) -> tuple[TokenSpans | None, str]:
-        """Return the student's tokens with their bytes, and what they say after the prompt.
+        """Return the student's tokens with their bytes, and the text after the prompt.
 
-        A plain text has no prompt apart: what is said is all of it.
+        For plain text without a separate prompt, the text is all of it.
         """
         student = self.readers[1]
         tokens = student.tokens
         opening = np.asarray(prompt.ids, np.int64)
-        before = tokens.join(opening).tobytes()
+        prefix = tokens.join(opening).tobytes()
         if prompt.messages:
-            told = render_chat(student.tokenizer, prompt.messages, add_generation_prompt=True)
-            before = told.encode()
-        whole, kept = before + tokens.join(rollout.ids).tobytes(), len(rollout.ids)
-        valid = _count_valid_bytes(whole)
-        if valid < len(whole):
+            rendered = render_chat(student.tokenizer, prompt.messages, add_generation_prompt=True)
+            prefix = rendered.encode()
+        joined, count = prefix + tokens.join(rollout.ids).tobytes(), len(rollout.ids)
+        valid = _count_valid_bytes(joined)
+        if valid < len(joined):
             ends = tokens.lengths[rollout.ids].cumsum()
-            kept = int(np.searchsorted(ends, valid - len(before), side="right"))
-            whole = before + tokens.join(rollout.ids[:kept]).tobytes()
-        ids = np.concatenate([opening, rollout.ids[:kept]])
+            count = int(np.searchsorted(ends, valid - len(prefix), side="right"))
+            joined = prefix + tokens.join(rollout.ids[:count]).tobytes()
+        ids = np.concatenate([opening, rollout.ids[:count]])
         try:
-            text = whole.decode()
-        except UnicodeDecodeError:  # the prompt itself ends within a character
+            text = joined.decode()
+        except UnicodeDecodeError:  # the prompt ends within a character
             return None, ""
-        placed = match_tokens(tokens, ids, text)
-        spoken = rollout.ids[:kept] if prompt.messages else ids
-        said = tokens.join(spoken[tokens.kinds[spoken] == TEXT]).tobytes()
-        if not prompt.messages and tokens.prepends != "no" and said.startswith(b" "):
-            said = said[1:]
-        return placed, said.decode(errors="ignore")
+        student_tokens = match_tokens(tokens, ids, text)
+        text_ids = rollout.ids[:count] if prompt.messages else ids
+        text_bytes = tokens.join(text_ids[tokens.kinds[text_ids] == TEXT]).tobytes()
+        if not prompt.messages and tokens.prepends != "no" and text_bytes.startswith(b" "):
+            text_bytes = text_bytes[1:]
+        return student_tokens, text_bytes.decode(errors="ignore")
 
 
 def _count_valid_bytes(raw: bytes) -> int:
-    """Return how many bytes at the beginning are text."""
+    """Return the length of the longest prefix that is valid UTF-8."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:

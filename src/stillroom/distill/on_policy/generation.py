@@ -1,11 +1,10 @@
 """Batched generation of rollouts with a KV cache from the model in training.
 
-A text's random numbers come from the recipe's seed, the step and its record, and the shapes it
-meets follow from its own prompt (``BatchedDecoder``), so that neither the texts beside it nor the
-number of ranks change it: exactly so where a row of a matrix product does not depend on the other
-rows, as on one thread of a processor; with more threads, and elsewhere, up to the last bits.
-Products have the precision of training; with bfloat16 the layers' weights are cast once a step, not
-in every call.
+A text's random numbers are derived from the recipe's seed, the step and its record, and the tensor
+shapes from its own prompt (``BatchedDecoder``), so that neither the other texts of a batch nor the
+number of ranks change it: exactly if a row of a matrix product does not depend on the other rows,
+as on one CPU thread, and up to the last bits otherwise. Products have the precision of training;
+with bfloat16 the weights of layers are cast once per step, not in every call.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ __all__ = ["GenerationModel", "RolloutGenerator", "compute_sampling_probabilitie
 def compute_sampling_probabilities(
     logits: Tensor, temperature: float, top_k: int, top_p: float
 ) -> Tensor:
-    """Return what tokens are drawn from, (B, V), given logits (B, V).
+    """Return the sampling distribution, (B, V), of logits (B, V).
 
     Args:
-        logits: Of the model.
-        temperature: Above 0.
-        top_k: Keep so many likeliest; 0 keeps all.
-        top_p: Keep the likeliest that together have this mass, at least one.
+        logits: Logits of the model.
+        temperature: Sampling temperature, above 0.
+        top_k: Number of most likely tokens kept; 0 keeps all.
+        top_p: Cumulative probability of the most likely tokens kept, at least one token.
     """
     scores = logits / temperature if temperature != 1 else logits
     if 0 < top_k < scores.shape[-1]:
@@ -49,49 +48,49 @@ def compute_sampling_probabilities(
     chances = scores.softmax(-1)
     if top_p < 1:
         ordered, index = chances.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        kept = ordered.masked_fill(before >= top_p, 0.0)
-        chances = torch.zeros_like(chances).scatter_(-1, index, kept)
+        preceding = ordered.cumsum(-1) - ordered
+        kept_probabilities = ordered.masked_fill(preceding >= top_p, 0.0)
+        chances = torch.zeros_like(chances).scatter_(-1, index, kept_probabilities)
         chances /= chances.sum(-1, keepdim=True)
     return chances
 
 
 def sample_tokens(chances: Tensor, numbers: Tensor) -> Tensor:
-    """Return a token of each row, (B,): the first whose cumulated chance exceeds the number.
+    """Sample a token per row, (B,), by inverse transform of uniform numbers.
 
     Args:
-        chances: (B, V), at least 0, not all 0.
+        chances: Probabilities, (B, V), at least 0, not all 0.
         numbers: (B,), in [0, 1).
     """
     sums = chances.double().cumsum(-1)
-    wanted = numbers.to(sums) * sums[:, -1]
-    found = torch.searchsorted(sums, wanted[:, None], right=True).squeeze(-1)
-    return found.clamp_(max=chances.shape[-1] - 1)
+    thresholds = numbers.to(sums) * sums[:, -1]
+    index = torch.searchsorted(sums, thresholds[:, None], right=True).squeeze(-1)
+    return index.clamp_(max=chances.shape[-1] - 1)
 
 
 class GenerationModel:
-    """A model that writes: its body in evaluation mode, and its head's weight, ready to use."""
+    """A model prepared for generation: its body in evaluation mode, and its head's weight."""
 
     def __init__(
         self, model: nn.Module, *, rows: int, precision: str, is_fixed: bool = False
     ) -> None:
-        """Set up.
+        """Initialize the model.
 
         Args:
-            model: A causal model, low-rank additions included.
-            rows: Tokens of the vocabulary; others are never drawn.
-            precision: ``float32`` or ``bfloat16``, of the matrix products.
-            is_fixed: Its weights do not change, and are in that precision where they should be.
+            model: Causal language model, including low-rank adapters.
+            rows: Number of vocabulary tokens in use; others are never sampled.
+            precision: Precision of matrix products, ``float32`` or ``bfloat16``.
+            is_fixed: Whether its weights do not change and already have the right precision.
         """
         self.model, self.rows, self.precision, self.is_fixed = model, rows, precision, is_fixed
         self.device = next(model.parameters()).device
-        self._twin: nn.Module | None = None
+        self._cast_copy: nn.Module | None = None
         self._head = LMHead.of(model, rows)
         self._operand: Tensor | None = None
 
     @contextmanager
     def ready(self) -> Iterator[nn.Module]:
-        """Give the body with the weights of now, in evaluation mode and without gradients."""
+        """Yield the body with the current weights, in evaluation mode and without gradients."""
         body = get_body(self.model)
         was_training = self.model.training
         self.model.eval()
@@ -100,7 +99,7 @@ class GenerationModel:
                 self._head = LMHead.of(self.model, self.rows)
                 self._operand = self._head.operand(matmul_dtype(self.precision))
                 is_plain = self.is_fixed or self.precision == "float32"
-                yield body if is_plain else self._lowered(body)
+                yield body if is_plain else self._cast_body(body)
         finally:
             self._operand = None
             self.model.train(was_training)
@@ -108,27 +107,29 @@ class GenerationModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (B, rows) of hidden states (B, H), in full precision; within ``ready``."""
         if self._operand is None:
-            raise ValueError("logits are asked for within ready()")
+            raise ValueError("logits must be called within ready()")
         with torch.autocast(self.device.type, enabled=False):
             return self._head.shape_logits(self._head.project(hidden, self._operand))
 
-    def _lowered(self, body: nn.Module) -> nn.Module:
-        """Return a copy whose linear layers are cast, with the weights of now."""
-        if self._twin is None:
-            self._twin = copy.deepcopy(body).requires_grad_(False)
-            for module in self._twin.modules():
+    def _cast_body(self, body: nn.Module) -> nn.Module:
+        """Return a copy with the current weights and linear layers cast to bfloat16."""
+        if self._cast_copy is None:
+            self._cast_copy = copy.deepcopy(body).requires_grad_(False)
+            for module in self._cast_copy.modules():
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
         else:
-            for kept, now in zip(self._twin.parameters(), body.parameters(), strict=True):
-                kept.copy_(now)
-        self._twin.eval()
-        return self._twin
+            for parameter, current in zip(
+                self._cast_copy.parameters(), body.parameters(), strict=True
+            ):
+                parameter.copy_(current)
+        self._cast_copy.eval()
+        return self._cast_copy
 
 
 @dataclass(slots=True)
 class _PartialRollout:
-    """One rollout while it is written."""
+    """One rollout during generation."""
 
     prompt: OnPolicyPrompt
     room: int
@@ -157,7 +158,7 @@ class _PartialRollout:
 
 
 class RolloutGenerator:
-    """Writes the rollouts of a step."""
+    """Generator of the rollouts of a step."""
 
     def __init__(
         self,
@@ -169,15 +170,15 @@ class RolloutGenerator:
         max_tokens: int,
         seed: int,
     ) -> None:
-        """Set up.
+        """Initialize the generator.
 
         Args:
-            policy: Who chooses each token.
-            student: The model that is trained.
-            teacher: Needed where the policy, or whole texts, are the teacher's.
+            policy: Policy that chooses each token.
+            student: Model in training.
+            teacher: Required if the policy, or whole texts, use the teacher.
             ends: Tokens that end a rollout.
-            max_tokens: Of prompt and rollout together.
-            seed: Of the recipe.
+            max_tokens: Maximum tokens of prompt and rollout together.
+            seed: Seed of the recipe.
         """
         self.policy, self.student, self.teacher = policy, student, teacher
         self.ends, self.max_tokens, self.seed = ends, max_tokens, seed
@@ -193,10 +194,10 @@ class RolloutGenerator:
         """Return a rollout for each prompt, in order.
 
         Args:
-            prompts: What to go on from; each shorter than ``max_tokens``.
-            step: Seeds the draws, with the recipe's seed and each prompt's record.
-            share: How much of the run is over.
-            by_teacher: The teacher writes alone.
+            prompts: Prompts, each shorter than ``max_tokens``.
+            step: Optimizer step; with the recipe's seed and the record it seeds sampling.
+            share: Completed share of the run.
+            by_teacher: Whether the teacher generates the whole text.
         """
         drafts = [self._begin(prompt, step) for prompt in prompts]
         by_width: dict[int, list[_PartialRollout]] = {}
@@ -215,7 +216,7 @@ class RolloutGenerator:
     def _begin(self, prompt: OnPolicyPrompt, step: int) -> _PartialRollout:
         room = min(self.policy.max_new_tokens, self.max_tokens - len(prompt.ids))
         seed = int(digest_json(["rollout", self.seed, step, prompt.record_id])[:15], 16)
-        # As many numbers for every text, so that its room does not change what it draws.
+        # As many numbers for every text, so that its length limit does not change its samples.
         numbers = np.random.default_rng(seed).random((self.policy.max_new_tokens, 2))
         return _PartialRollout(prompt, room, numbers)
 
@@ -230,7 +231,7 @@ class RolloutGenerator:
 
 
 class _GenerationBatch:
-    """Rollouts written side by side."""
+    """Rollouts generated in one batch."""
 
     def __init__(
         self,
@@ -249,16 +250,20 @@ class _GenerationBatch:
         self.numbers = torch.from_numpy(numbers).to(writer.student.device)  # (B, room, 2)
 
     def write(self, *, by_teacher: bool) -> None:
-        """Write until every text has ended."""
-        wants = self.writer.policy.wants_teacher
+        """Generate until every text has ended."""
+        needs_teacher = self.writer.policy.needs_teacher_at
         student = self._read(self.bodies[0])
-        wanted = [place for place in range(self.room) if by_teacher or wants(place, self.share)]
-        teacher = self._read(self._teacher()) if wanted else None
-        for place in range(self.room):
-            if not wanted or place > wanted[-1]:
+        teacher_positions = [
+            position
+            for position in range(self.room)
+            if by_teacher or needs_teacher(position, self.share)
+        ]
+        teacher = self._read(self._teacher()) if teacher_positions else None
+        for position in range(self.room):
+            if not teacher_positions or position > teacher_positions[-1]:
                 teacher = None
             logits = self.writer.student.logits(student.hidden)
-            choice = self._choose(place, logits, teacher, by_teacher)
+            choice = self._choose(position, logits, teacher, by_teacher)
             self._note(logits, choice)
             if all(draft.is_done for draft in self.drafts):
                 return
@@ -267,24 +272,31 @@ class _GenerationBatch:
                 teacher.push(choice.tokens)
 
     def _choose(
-        self, place: int, logits: Tensor, teacher: BatchedDecoder | None, by_teacher: bool
+        self, position: int, logits: Tensor, teacher: BatchedDecoder | None, by_teacher: bool
     ) -> SampledTokens:
-        policy, author = self.writer.policy, self.writer.teacher
-        theirs = None
-        if teacher is not None and author is not None:
-            theirs = self._shape(author.logits(teacher.hidden))
-        draw = self._drawer(place)
-        if by_teacher and theirs is not None:
-            tokens = draw(theirs, 0)
-            chances = theirs.gather(-1, tokens[:, None]).squeeze(-1)
+        policy, teacher_model = self.writer.policy, self.writer.teacher
+        teacher_probabilities = None
+        if teacher is not None and teacher_model is not None:
+            teacher_probabilities = self._shape(teacher_model.logits(teacher.hidden))
+        draw = self._drawer(position)
+        if by_teacher and teacher_probabilities is not None:
+            tokens = draw(teacher_probabilities, 0)
+            chances = teacher_probabilities.gather(-1, tokens[:, None]).squeeze(-1)
             return SampledTokens(tokens, chances, torch.zeros_like(tokens, dtype=torch.bool))
-        ours = self._shape(logits)
+        student_probabilities = self._shape(logits)
         return policy.choose(
-            DecodeStep(place, policy.max_new_tokens, self.share, ours, theirs, draw)
+            DecodeStep(
+                position,
+                policy.max_new_tokens,
+                self.share,
+                student_probabilities,
+                teacher_probabilities,
+                draw,
+            )
         )
 
-    def _drawer(self, place: int) -> Callable[[Tensor, int], Tensor]:
-        return lambda chances, which: sample_tokens(chances, self.numbers[:, place, which])
+    def _drawer(self, position: int) -> Callable[[Tensor, int], Tensor]:
+        return lambda chances, which: sample_tokens(chances, self.numbers[:, position, which])
 
     def _shape(self, logits: Tensor) -> Tensor:
         policy = self.writer.policy
@@ -293,17 +305,17 @@ class _GenerationBatch:
         )
 
     def _note(self, logits: Tensor, choice: SampledTokens) -> None:
-        """Write a token into every draft that has not ended."""
+        """Append a token to every unfinished rollout."""
         log_q = logits.log_softmax(-1)
         old = log_q.gather(-1, choice.tokens[:, None]).squeeze(-1)
         importance = (old - choice.chances.log()).exp()
         entropy = -(log_q.exp() * log_q).sum(-1)
-        told = [part.tolist() for part in (choice.tokens, choice.own, old, importance, entropy)]
-        for draft, token, own, logprob, weight, nats in zip(self.drafts, *told, strict=False):
+        columns = [part.tolist() for part in (choice.tokens, choice.own, old, importance, entropy)]
+        for draft, token, is_own, logprob, weight, nats in zip(self.drafts, *columns, strict=False):
             if draft.is_done:
                 continue
             draft.ids.append(token)
-            draft.own.append(own)
+            draft.own.append(is_own)
             draft.old.append(logprob)
             draft.importance.append(weight)
             draft.entropy += nats

@@ -1,10 +1,10 @@
 """Rollouts: text sampled after a record's prompt, its prompts, and a monitor of collapse.
 
-Prompts are the records up to their last assistant turn. Whether a rollout ended by itself is told
-by how it ended, never by its ids: one that was cut off has no end token, and learns none.
+Prompts are the records up to their last assistant turn. ``finished`` is recorded during generation,
+never derived from ids: a truncated rollout has no end token, and none is learned from it.
 
-A student that learns on its own text can slip into short or repetitive text that its loss likes
-(reverse KL from a student far from its teacher does so). The numbers are logged every step.
+Training on its own text can collapse a student to short or repetitive text with a low loss (for
+example, reverse KL with a student far from its teacher). The metrics are logged every step.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Numbers = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class OnPolicyPrompt:
-    """What a rollout goes on from: the record, its first messages, and their tokens."""
+    """Prompt of a rollout: the record, its first messages, and their tokens."""
 
     record: Record
     record_id: str
@@ -51,14 +51,14 @@ class OnPolicyPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRollout(TokenizedRecord):
-    """A rollout as a lesson; every array has one number for each of the N positions.
+    """A tokenized rollout; every array has one number for each of the N positions.
 
     Args:
-        own: True where the student wrote the next token.
-        old: The student's log-probability of it when it was written, at temperature 1.
-        importance: The student's probability of it over that with which it was drawn.
-        gains: The teacher's log-probability of it minus ``old``; 0 where nobody asked.
-        credit: What a policy gradient credits the token with.
+        own: True if the student sampled the next token.
+        old: Student's log-probability at sampling time, at temperature 1.
+        importance: Student's probability divided by the sampling probability.
+        gains: Teacher's log-probability minus ``old``; 0 without scores.
+        credit: Return assigned by a policy gradient.
     """
 
     own: npt.NDArray[np.bool_] | None = None
@@ -70,17 +70,17 @@ class TokenizedRollout(TokenizedRecord):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Text that was written for one prompt; arrays are (N,), one number a token.
+    """Text generated for one prompt; arrays are (N,), one number per token.
 
     Args:
-        record_id: Of the record whose prompt it goes on from.
-        ids: Tokens, the end token included where it finished.
-        own: True where the student wrote the token.
-        old: The student's log-probability of the token, at temperature 1.
-        importance: The student's probability of it over that with which it was drawn.
-        finished: Whether it ended by itself; otherwise its room was used up.
+        record_id: Id of the prompt's record.
+        ids: Tokens, including the end token if it finished.
+        own: True if the student sampled the token.
+        old: Student's log-probability of the token, at temperature 1.
+        importance: Student's probability divided by the sampling probability.
+        finished: Whether it ended with an end token; else it reached the length limit.
         entropy: Mean entropy of the student's distributions, in nats.
-        teacher: The teacher's log-probabilities of the tokens, where they were asked for.
+        teacher: Teacher's log-probabilities of the tokens, if scored.
     """
 
     record_id: str
@@ -93,7 +93,7 @@ class Rollout:
     teacher: Numbers | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; arrays as base64 of little-endian bytes."""
+        """Return JSON values; arrays as base64 of little-endian bytes."""
         return {
             "record": self.record_id,
             "ids": _pack(self.ids, "<i4"),
@@ -107,7 +107,7 @@ class Rollout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rollout:
-        """Read what ``to_json`` wrote."""
+        """Build from the output of ``to_json``."""
         teacher = data["teacher"]
         return cls(
             data["record"],
@@ -120,8 +120,10 @@ class Rollout:
             None if teacher is None else _unpack(teacher, "<f4").astype(np.float32),
         )
 
-    def lesson(self, prompt: OnPolicyPrompt, credit: Numbers | None = None) -> TokenizedRollout:
-        """Return it as a lesson: every token it has bears loss, and none of the prompt's."""
+    def to_tokenized(
+        self, prompt: OnPolicyPrompt, credit: Numbers | None = None
+    ) -> TokenizedRollout:
+        """Return a tokenized record with loss on every token of the rollout, none of the prompt."""
         begin, count = len(prompt.ids), len(self.ids)
         gains = np.zeros(count, np.float32) if self.teacher is None else self.teacher - self.old
         return TokenizedRollout(
@@ -136,43 +138,43 @@ class Rollout:
         )
 
     def scored(self, teacher: Numbers) -> Rollout:
-        """Return it with the teacher's log-probabilities."""
+        """Return a copy with the teacher's log-probabilities."""
         return replace(self, teacher=teacher)
 
 
 def make_rollout_prompts(
     tokenizer: Any,
     records: Iterable[Record],
-    lessons: Sequence[TokenizedRecord],
+    tokenized: Sequence[TokenizedRecord],
     *,
     opening_tokens: int,
     max_tokens: int,
 ) -> list[OnPolicyPrompt | None]:
-    """Return each lesson's prompt; None where it has none, or none that leaves room for a token.
+    """Return each record's prompt; None without a prompt, or if it leaves no room for a token.
 
     Args:
-        tokenizer: The student's.
-        records: Those that the lessons were made of, and perhaps others.
-        lessons: What is learned from.
-        opening_tokens: Tokens of a plain text that prompt for its continuation.
-        max_tokens: Of prompt and rollout together.
+        tokenizer: Tokenizer of the student.
+        records: Source records of ``tokenized``, and possibly others.
+        tokenized: Tokenized training records.
+        opening_tokens: Number of first tokens of a plain text used as a prompt.
+        max_tokens: Maximum tokens of prompt and rollout together.
     """
-    wanted = {lesson.record_id: lesson for lesson in lessons}
-    made: dict[str, OnPolicyPrompt | None] = {}
+    by_id = {tokenized_record.record_id: tokenized_record for tokenized_record in tokenized}
+    prompts: dict[str, OnPolicyPrompt | None] = {}
     for record in records:
-        lesson = wanted.get(record.id)
-        if lesson is None or lesson.record_id in made:
+        tokenized_record = by_id.get(record.id)
+        if tokenized_record is None or tokenized_record.record_id in prompts:
             continue
-        messages, ids = _prompt_of(tokenizer, record, lesson, opening_tokens)
+        messages, ids = _prompt_of(tokenizer, record, tokenized_record, opening_tokens)
         fits = 0 < len(ids) < max_tokens
-        made[lesson.record_id] = (
-            OnPolicyPrompt(record, lesson.record_id, messages, ids) if fits else None
+        prompts[tokenized_record.record_id] = (
+            OnPolicyPrompt(record, tokenized_record.record_id, messages, ids) if fits else None
         )
-    return [made.get(lesson.record_id) for lesson in lessons]
+    return [prompts.get(tokenized_record.record_id) for tokenized_record in tokenized]
 
 
 def find_turn_end(tokenizer: Any) -> frozenset[int]:
-    """Return the token that the chat template writes at the end of an assistant's turn, if one."""
+    """Return the token that the chat template appends to an assistant's turn, if there is one."""
     record = Record((Message("user", "a"), Message("assistant", "b")))
     encoded = encode_record(tokenizer, record, max_tokens=1 << 20)
     if not encoded.targets:
@@ -185,13 +187,13 @@ def find_turn_end(tokenizer: Any) -> frozenset[int]:
 def make_record(
     tokenizer: Any, rollout: Rollout, prompt: OnPolicyPrompt, link: Link, fields: Mapping[str, Any]
 ) -> Record:
-    """Return a rollout as a record: synthetic, with its chain, its prompt's record as parent.
+    """Convert a rollout to a synthetic record, with its prompt's record as parent.
 
     Args:
-        tokenizer: The student's.
-        rollout: What was written.
-        prompt: What it went on from.
-        link: Method and model that wrote it.
+        tokenizer: Tokenizer of the student.
+        rollout: Rollout.
+        prompt: Its prompt.
+        link: Origin link of the method and the generating model.
         fields: Further fields.
     """
     text = _decode(tokenizer, [*(() if prompt.messages else prompt.ids), *rollout.ids.tolist()])
@@ -211,11 +213,15 @@ def make_record(
 
 
 def _prompt_of(
-    tokenizer: Any, record: Record, lesson: TokenizedRecord, opening_tokens: int
+    tokenizer: Any, record: Record, tokenized_record: TokenizedRecord, opening_tokens: int
 ) -> tuple[tuple[Message, ...], tuple[int, ...]]:
     roles = [message.role for message in record.messages]
     if roles == ["assistant"]:
-        opening = lesson.ids[:opening_tokens] if len(lesson.ids) > opening_tokens else ()
+        opening = (
+            tokenized_record.ids[:opening_tokens]
+            if len(tokenized_record.ids) > opening_tokens
+            else ()
+        )
         return (), tuple(int(token) for token in opening)
     last = len(roles) - 1 - roles[::-1].index("assistant")
     messages = record.messages[:last]
@@ -253,54 +259,58 @@ _MIN_ENTROPY = 0.1
 
 
 def measure_repetition(ids: Sequence[int], gram: int = _NGRAM) -> float:
-    """Return the share of runs of ``gram`` tokens that stood in the text before."""
-    runs = [tuple(ids[at : at + gram]) for at in range(len(ids) - gram + 1)]
+    """Return the share of n-grams of ``gram`` tokens that occurred before in the text."""
+    runs = [tuple(ids[start : start + gram]) for start in range(len(ids) - gram + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def summarize_rollouts(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return what is logged of a step's rollouts: means over them, and shares."""
+    """Return metrics of a step's rollouts: means and shares."""
     if not rollouts:
         return {}
     return {
-        "rollout_tokens": float(np.mean([len(one.ids) for one in rollouts])),
-        "rollout_finished": float(np.mean([one.finished for one in rollouts])),
-        "rollout_entropy": float(np.mean([one.entropy for one in rollouts])),
+        "rollout_tokens": float(np.mean([len(rollout.ids) for rollout in rollouts])),
+        "rollout_finished": float(np.mean([rollout.finished for rollout in rollouts])),
+        "rollout_entropy": float(np.mean([rollout.entropy for rollout in rollouts])),
         "rollout_repetition": float(
-            np.mean([measure_repetition(one.ids.tolist()) for one in rollouts])
+            np.mean([measure_repetition(rollout.ids.tolist()) for rollout in rollouts])
         ),
-        "rollout_own": float(np.mean([float(one.own.mean()) for one in rollouts])),
+        "rollout_own": float(np.mean([float(rollout.own.mean()) for rollout in rollouts])),
     }
 
 
 class CollapseMonitor:
-    """Compares each step's rollouts with the first ones, and tells once what went wrong."""
+    """Detector of collapse: compares rollouts with those of the first steps, and warns once."""
 
     def __init__(self) -> None:
-        """Have seen nothing."""
+        """Start without reference values."""
         self._first: list[tuple[float, float]] = []
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
-    def see(self, numbers: dict[str, float]) -> str:
-        """Take a step's numbers; return a warning, or nothing."""
+    def update(self, numbers: dict[str, float]) -> str:
+        """Update with a step's metrics; return a warning, or an empty string."""
         if not numbers:
             return ""
         length, entropy = numbers["rollout_tokens"], numbers["rollout_entropy"]
         if len(self._first) < _REFERENCE_STEPS:
             self._first.append((length, entropy))
             return ""
-        usual, wide = np.mean(self._first, axis=0)
-        found = {
+        reference_length, reference_entropy = np.mean(self._first, axis=0)
+        symptoms = {
             "repeats itself": numbers["rollout_repetition"] > _MAX_REPETITION,
-            "has become short": length < _MIN_LENGTH_SHARE * usual,
-            "has become certain of everything": entropy < _MIN_ENTROPY * wide,
+            "has become short": length < _MIN_LENGTH_SHARE * reference_length,
+            "has become certain of everything": entropy < _MIN_ENTROPY * reference_entropy,
         }
-        news = [what for what, holds in found.items() if holds and what not in self._told]
-        self._told.update(news)
+        news = [
+            symptom
+            for symptom, is_present in symptoms.items()
+            if is_present and symptom not in self._warned
+        ]
+        self._warned.update(news)
         if not news:
             return ""
         return (
-            f"the student's own text {' and '.join(news)} ({length:.0f} tokens, entropy "
+            f"the student's generated text {' and '.join(news)} ({length:.0f} tokens, entropy "
             f"{entropy:.2f}, {numbers['rollout_repetition']:.0%} repeated): lower "
             "train.learning_rate, raise rollouts.warm_up, or use method jsd or forward_kl"
         )

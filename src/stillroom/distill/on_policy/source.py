@@ -1,9 +1,9 @@
-"""Batch source whose steps learn from fresh rollouts, replayed rollouts or records.
+"""Batch source whose steps train on fresh rollouts, replayed rollouts or records.
 
-Each block of steps (``reuse`` of them, mostly one) begins with a decision and, where it asks for
-fresh text, with its writing, spread over the ranks. What came of it is journaled before the step is
-taken: a resumed run reads the blocks it has and writes the others from the saved weights, so that
-it ends with the same bytes. Whatever a policy remembers follows from the journal.
+Each block of steps (``reuse`` of them, usually one) begins with a decision and, if it requires
+fresh text, with generation, distributed over the ranks. The result is journaled before the step is
+taken: a resumed run reads existing blocks and generates the others from the saved weights, so that
+it produces the same bytes. The state of a policy is reconstructed from the journal.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from stillroom.train.distributed import ProcessGroup
 __all__ = ["AssignCredit", "RolloutBatchSource", "RolloutBlock"]
 
 AssignCredit = Callable[[Sequence[Any]], Sequence[Any]]
-"""Gives each rollout's credits, given its gains: one number a token, in and out."""
+"""Returns each rollout's credits, given its gains: one number per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBlock:
-    """What some steps learn from: where the text came from, and the text.
+    """Training text of some steps and its source.
 
-    ``level`` and ``loss`` are what an adaptive policy knew; ``again`` names kept rollouts by their
-    block's first step and their number in it.
+    ``level`` and ``loss`` are the state of an adaptive policy; ``again`` identifies replayed
+    rollouts by their block's first step and their index in it.
     """
 
     text_from: TextSource
@@ -54,30 +54,30 @@ class RolloutBlock:
     again: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON values."""
         return {
             "text_from": self.text_from,
             "level": self.level,
             "loss": self.loss,
-            "rollouts": [one.to_json() for one in self.rollouts],
+            "rollouts": [rollout.to_json() for rollout in self.rollouts],
             "again": [list(name) for name in self.again],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RolloutBlock:
-        """Read what ``to_json`` wrote."""
+        """Build from the output of ``to_json``."""
         return cls(
             data["text_from"],
             float(data["level"]),
             data["loss"],
-            tuple(Rollout.from_json(one) for one in data["rollouts"]),
+            tuple(Rollout.from_json(rollout) for rollout in data["rollouts"]),
             tuple((int(step), int(number)) for step, number in data["again"]),
         )
 
 
 @dataclass(slots=True)
 class _ReplayBuffer:
-    """What follows from the blocks before: level and loss of an adaptive policy, kept rollouts."""
+    """State from previous blocks: level and loss of an adaptive policy, stored rollouts."""
 
     level: float
     loss: float | None = None
@@ -87,28 +87,32 @@ class _ReplayBuffer:
         self.level = block.level
         self.loss = self.loss if block.loss is None else block.loss
         if capacity and block.text_from == "student":
-            self.kept += [(step, at, one) for at, one in enumerate(block.rollouts)]
+            self.kept += [(step, index, rollout) for index, rollout in enumerate(block.rollouts)]
             del self.kept[: max(len(self.kept) - capacity, 0)]
 
     def find(self, names: Sequence[tuple[int, int]]) -> tuple[Rollout, ...]:
-        wanted = dict.fromkeys(names)
-        found = {(step, at): one for step, at, one in self.kept if (step, at) in wanted}
-        return tuple(found[name] for name in names)
+        requested = dict.fromkeys(names)
+        by_name = {
+            (step, index): rollout
+            for step, index, rollout in self.kept
+            if (step, index) in requested
+        }
+        return tuple(by_name[name] for name in names)
 
 
 class RolloutBatchSource:
-    """A ``Source`` whose steps learn from rollouts, from records, or from both."""
+    """A ``BatchSource`` whose steps train on rollouts, on records, or on both."""
 
     def __init__(
         self,
         records: RecordSource[Any, Any],
-        lessons: Sequence[Any],
+        items: Sequence[Any],
         prompts: Sequence[OnPolicyPrompt],
         policy: RolloutPolicy,
         writer: RolloutGenerator,
         journal: Journal,
         *,
-        reading: RolloutCollator,
+        collator: RolloutCollator,
         size: int,
         steps: int,
         say: Callable[[str], None],
@@ -117,161 +121,163 @@ class RolloutBatchSource:
         validate: Callable[[nn.Module, ProcessGroup], float] | None = None,
         level: float = 0.0,
     ) -> None:
-        """Set up.
+        """Initialize the source.
 
         Args:
-            records: Chooses the records of each step.
-            lessons: What it chooses from.
-            prompts: One for each lesson.
-            policy: Decides, and chooses tokens.
-            writer: Writes.
-            journal: Keeps the blocks; used on the main rank.
-            reading: Makes what is learned from of a rollout, and micro-batches of both kinds.
-            size: Records of an epoch, those that cannot prompt included: they take no part, but the
-                number of steps does not depend on them.
-            steps: Of the whole run.
-            say: Tells the user.
-            scorer: Tells the teacher's log-probabilities, where the method asks for them.
-            credit: Turns gains into credits, likewise.
-            validate: Gives the mean loss on held-out records, where the policy asks for it.
-            level: What an adaptive policy begins with.
+            records: Selects the records of each step.
+            items: Training items of the records.
+            prompts: Prompt of each item.
+            policy: Rollout policy.
+            writer: Generator.
+            journal: Journal of the blocks; used on the main rank.
+            collator: Collator of rollouts and records.
+            size: Records of an epoch, including those without a usable prompt: they are not used,
+                but the number of steps does not depend on them.
+            steps: Steps of the whole run.
+            say: Logs a message.
+            scorer: Returns the teacher's log-probabilities, if the method needs them.
+            credit: Converts gains to credits, if the method needs them.
+            validate: Returns the mean loss on held-out records, if the policy needs it.
+            level: Initial level of an adaptive policy.
         """
-        self._records, self._lessons, self._prompts = records, lessons, prompts
+        self._records, self._record_items, self._prompts = records, items, prompts
         self._by_id = {prompt.record_id: prompt for prompt in prompts}
         self.policy, self.writer, self.journal = policy, writer, journal
         self._size, self._steps, self._say = size, steps, say
         self._scorer, self._credit, self._validate = scorer, credit, validate
-        self._reading = reading
+        self._collator = collator
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
-        self._memory = _ReplayBuffer(level)
-        self._watch = CollapseMonitor()
-        self._at = -1  # first step of the newest block in memory
+        self._buffer = _ReplayBuffer(level)
+        self._monitor = CollapseMonitor()
+        self._first_step = -1  # first step of the newest block in memory
         self._block = RolloutBlock("records", level)
-        self._now: list[Any] = []
+        self._items: list[Any] = []
 
     def __len__(self) -> int:
-        """Return how many records one epoch has."""
+        """Return the number of records in one epoch."""
         return self._size
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
-        """Decide where the step's text comes from, have it written, and return what is logged.
+        """Select the step's text, generate it if necessary, and return metrics to log.
 
         Raises:
-            BackendError: If a server that is asked fails.
-            DataError: If the teacher's numbers are not finite.
-            IntegrityError: If the journal lacks a block that the saved weights have learned from.
+            BackendError: If a queried endpoint fails.
+            DataError: If a teacher's value is not finite.
+            IntegrityError: If the journal lacks a block on which the saved weights were trained.
         """
         first = step - step % self.policy.reuse
-        if first != self._at:
-            self._recall(first, ranks)
-            known = self._known(first, ranks)
-            self._check_known(known is not None or step == first, first)
-            self._enter(first, known or self._make(first, model, ranks))
-            if known is None and ranks.is_main:
+        if first != self._first_step:
+            self._restore_blocks(first, ranks)
+            stored = self._read_block(first, ranks)
+            self._check_stored(stored is not None or step == first, first)
+            self._set_block(first, stored or self._make(first, model, ranks))
+            if stored is None and ranks.is_main:
                 self.journal.put(str(first), self._block.to_json())
                 self.journal.sync()
-        notes = self._choose_lessons(step)
-        self._reading.hear(self._now)
-        return notes
+        metrics = self._select_items(step)
+        self._collator.fetch(self._items)
+        return metrics
 
     def plan(self, step: int) -> list[list[int]]:
-        """Return the micro-batches of the step that was begun, as numbers of its lessons."""
-        lengths = [len(self._reading.learned(one).ids) for one in self._now]
+        """Return the micro-batches of the current step, as indices of its items."""
+        lengths = [len(self._collator.student_view(item).ids) for item in self._items]
         return group_by_length(range(len(lengths)), lengths, self._records.micro_tokens)
 
     def load(self, group: Sequence[int]) -> Any:
-        """Return one micro-batch of the plan."""
-        chosen = [self._now[number] for number in group]
-        return self._reading.batch(chosen, self.writer.student.device)
+        """Return one planned micro-batch."""
+        items = [self._items[number] for number in group]
+        return self._collator.batch(items, self.writer.student.device)
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return how many positions of a planned micro-batch bear loss: after writing."""
-        return sum(len(self._reading.learned(self._now[number]).positions) for number in group)
+        """Return the number of loss positions of a planned micro-batch."""
+        return sum(
+            len(self._collator.student_view(self._items[number]).positions) for number in group
+        )
 
-    def _choose_lessons(self, step: int) -> dict[str, float]:
+    def _select_items(self, step: int) -> dict[str, float]:
         block = self._block
-        texts = self._memory.find(block.again) if block.again else block.rollouts
-        found = self._as_lessons(texts)
-        self._now = [one for one in found if one is not None]
-        is_empty = not self._now  # no rollout can be read: the step learns from its records
-        if is_empty or (self.policy.beside_records and texts):
-            self._now += [self._lessons[number] for number in self._records.chosen(step)]
-        numbers = {**summarize_rollouts(texts), **self._reading.describe(found)}
-        is_fresh = bool(block.rollouts) and step == self._at
-        warning = self._watch.see(numbers) if is_fresh and block.text_from == "student" else ""
+        rollouts = self._buffer.find(block.again) if block.again else block.rollouts
+        items = self._convert(rollouts)
+        self._items = [item for item in items if item is not None]
+        is_empty = not self._items  # no rollout is usable: the step trains on its records
+        if is_empty or (self.policy.beside_records and rollouts):
+            self._items += [self._record_items[number] for number in self._records.chosen(step)]
+        numbers = {**summarize_rollouts(rollouts), **self._collator.metrics(items)}
+        is_fresh = bool(block.rollouts) and step == self._first_step
+        warning = self._monitor.update(numbers) if is_fresh and block.text_from == "student" else ""
         if warning:
             self._say(warning)
         from_student = float(block.text_from in ("student", "replay"))
         return {**numbers, "from_student": from_student, "rollout_level": block.level}
 
-    def _as_lessons(self, texts: Sequence[Rollout]) -> list[Any]:
-        credits: Sequence[Any] = [None] * len(texts)
-        if self._credit is not None and texts:
-            credits = self._credit([_compute_gains(one) for one in texts])
+    def _convert(self, rollouts: Sequence[Rollout]) -> list[Any]:
+        credits: Sequence[Any] = [None] * len(rollouts)
+        if self._credit is not None and rollouts:
+            credits = self._credit([_compute_gains(rollout) for rollout in rollouts])
         return [
-            self._reading.read(
-                one,
-                self._by_id[one.record_id],
+            self._collator.convert(
+                rollout,
+                self._by_id[rollout.record_id],
                 None if credit is None else np.asarray(credit, np.float32),
             )
-            for one, credit in zip(texts, credits, strict=True)
+            for rollout, credit in zip(rollouts, credits, strict=True)
         ]
 
-    def _enter(self, first: int, block: RolloutBlock) -> None:
-        self._memory.take(first, block, self.policy.capacity)
-        self._block, self._at = block, first
+    def _set_block(self, first: int, block: RolloutBlock) -> None:
+        self._buffer.take(first, block, self.policy.capacity)
+        self._block, self._first_step = block, first
 
-    def _recall(self, first: int, ranks: ProcessGroup) -> None:
-        """Take the blocks before ``first`` that are not in memory yet from the journal."""
-        begin = self._at + self.policy.reuse if self._at >= 0 else 0
-        for at in range(begin, first, self.policy.reuse):
-            known = self._known(at, ranks)
-            self._check_known(known is not None, at)
-            if known is not None:
-                self._enter(at, known)
-                if known.text_from == "student":
-                    self._watch.see(summarize_rollouts(known.rollouts))
+    def _restore_blocks(self, first: int, ranks: ProcessGroup) -> None:
+        """Read the blocks before ``first`` that are not in memory from the journal."""
+        begin = self._first_step + self.policy.reuse if self._first_step >= 0 else 0
+        for start in range(begin, first, self.policy.reuse):
+            stored = self._read_block(start, ranks)
+            self._check_stored(stored is not None, start)
+            if stored is not None:
+                self._set_block(start, stored)
+                if stored.text_from == "student":
+                    self._monitor.update(summarize_rollouts(stored.rollouts))
 
-    def _known(self, first: int, ranks: ProcessGroup) -> RolloutBlock | None:
-        """Return the block that the main rank's journal has."""
-        own = self.journal.get(str(first)) if ranks.is_main else None
-        data = ranks.gather(own)[0]
+    def _read_block(self, first: int, ranks: ProcessGroup) -> RolloutBlock | None:
+        """Return a block from the main rank's journal, if it has it."""
+        stored = self.journal.get(str(first)) if ranks.is_main else None
+        data = ranks.gather(stored)[0]
         return RolloutBlock.from_json(data) if data is not None else None
 
-    def _check_known(self, is_known: bool, first: int) -> None:
+    def _check_stored(self, is_known: bool, first: int) -> None:
         if not is_known:
             raise IntegrityError(
                 f"the rollouts of optimizer step {first + 1} are not in the journal",
                 code="distill.rollouts-lost",
                 where=str(self.journal.path),
-                expected="every step that the saved weights have learned from",
+                expected="every step on which the saved weights were trained",
                 next="start over with --overwrite",
             )
 
     def _make(self, first: int, model: nn.Module, ranks: ProcessGroup) -> RolloutBlock:
-        policy, memory = self.policy, self._memory
+        policy, memory = self.policy, self._buffer
         level, loss = memory.level, None
         if self._validate is not None and policy.validates(first, self._steps):
             loss = self._validate(model, ranks)
             level = policy.adapt(level, memory.loss, loss)
         seed = int(digest_json(["decide", self.writer.seed, first])[:15], 16)
         rng = np.random.default_rng(seed)
-        moment = StepState(first, self._steps, float(rng.random()), level, len(memory.kept))
+        state = StepState(first, self._steps, float(rng.random()), level, len(memory.kept))
         is_warming = first < policy.warm_up * self._steps
-        chosen = "records" if is_warming else policy.decide(moment)
-        if chosen == "records":
-            return RolloutBlock(chosen, level, loss)
+        text_from = "records" if is_warming else policy.decide(state)
+        if text_from == "records":
+            return RolloutBlock(text_from, level, loss)
         numbers = self._records.chosen(first)
-        if chosen == "replay":
+        if text_from == "replay":
             count = min(len(numbers), len(memory.kept))
             picks = rng.choice(len(memory.kept), count, replace=False)
-            names = tuple(memory.kept[int(at)][:2] for at in picks)
-            return RolloutBlock(chosen, level, loss, again=names)
+            names = tuple(memory.kept[int(pick)][:2] for pick in picks)
+            return RolloutBlock(text_from, level, loss, again=names)
         prompts = [self._prompts[number] for number in numbers]
-        written = self._write(prompts, first, moment.share, ranks, chosen == "teacher")
-        return RolloutBlock(chosen, level, loss, written)
+        rollouts = self._generate(prompts, first, state.share, ranks, text_from == "teacher")
+        return RolloutBlock(text_from, level, loss, rollouts)
 
-    def _write(
+    def _generate(
         self,
         prompts: Sequence[OnPolicyPrompt],
         step: int,
@@ -279,42 +285,50 @@ class RolloutBatchSource:
         ranks: ProcessGroup,
         by_teacher: bool,
     ) -> tuple[Rollout, ...]:
-        """Have each rank write its share; return all, in order of the prompts."""
-        trouble: StillroomError | None = None
-        mine: list[Rollout] = []
+        """Generate this rank's share; return all rollouts, in order of the prompts."""
+        failure: StillroomError | None = None
+        own_rollouts: list[Rollout] = []
         try:
-            mine = self._write_own(prompts[ranks.rank :: ranks.count], step, share, by_teacher)
+            own_rollouts = self._generate_share(
+                prompts[ranks.rank :: ranks.count], step, share, by_teacher
+            )
         except StillroomError as error:
-            trouble = error
-        every = ranks.gather((mine, trouble))
-        for _, problem in every:
+            failure = error
+        results = ranks.gather((own_rollouts, failure))
+        for _, problem in results:
             if problem is not None:
-                ranks.wait()  # none leaves while another still reads from it
+                ranks.wait()  # no rank leaves while another still reads from it
                 raise problem
-        found: list[Rollout | None] = [None] * len(prompts)
-        for rank, (texts, _) in enumerate(every):
-            found[rank :: ranks.count] = texts
-        return tuple(one for one in found if one is not None)
+        rollouts: list[Rollout | None] = [None] * len(prompts)
+        for rank, (texts, _) in enumerate(results):
+            rollouts[rank :: ranks.count] = texts
+        return tuple(rollout for rollout in rollouts if rollout is not None)
 
-    def _write_own(
+    def _generate_share(
         self, prompts: Sequence[OnPolicyPrompt], step: int, share: float, by_teacher: bool
     ) -> list[Rollout]:
         if not prompts:
             return []
-        texts = self.writer.write(prompts, step, share, by_teacher=by_teacher)
+        rollouts = self.writer.write(prompts, step, share, by_teacher=by_teacher)
         if self._scorer is None:
-            return texts
-        pairs = zip(texts, prompts, strict=True)
-        heard = [self._reading.for_teacher(one, prompt) for one, prompt in pairs]
+            return rollouts
+        pairs = zip(rollouts, prompts, strict=True)
+        teacher_views = [
+            self._collator.teacher_view(tokenized, prompt) for tokenized, prompt in pairs
+        ]
         with torch.no_grad():
-            told = iter(self._scorer.score_tokens([one for one in heard if one is not None]))
+            scores = iter(
+                self._scorer.score_tokens(
+                    [tokenized for tokenized in teacher_views if tokenized is not None]
+                )
+            )
         return [
-            text if one is None else text.scored(next(told))
-            for text, one in zip(texts, heard, strict=True)
+            rollout if tokenized is None else rollout.scored(next(scores))
+            for rollout, tokenized in zip(rollouts, teacher_views, strict=True)
         ]
 
 
-def _compute_gains(one: Rollout) -> Any:
-    if one.teacher is None:
+def _compute_gains(rollout: Rollout) -> Any:
+    if rollout.teacher is None:
         raise ValueError("credit needs the teacher's log-probabilities")
-    return np.where(one.own, one.teacher.astype(np.float64) - one.old, 0.0)
+    return np.where(rollout.own, rollout.teacher.astype(np.float64) - rollout.old, 0.0)

@@ -1,8 +1,8 @@
 """Preflight report, and audits of records, tokenizers, chat templates and end tokens.
 
-Each check gives findings of four levels: ``ok``, ``note`` (handled, worth knowing), ``warning``
-(goes on, probably not what you want) and ``error`` (stops, with the code that the job would stop
-with later). What is free on the machine changes, so ``preflight.json`` lies beside the output.
+Each check returns findings of four levels: ``ok``, ``note`` (handled, worth knowing), ``warning``
+(continues, but is probably unintended) and ``error`` (stops, with the code of the job's error).
+Free resources vary, so ``preflight.json`` is written next to the output, not into it.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _FILE = "preflight.json"
 
 @dataclass(frozen=True, slots=True)
 class PreflightFinding:
-    """What one check found.
+    """Result of one check.
 
     Args:
-        level: How bad it is.
-        check: What was looked at.
-        what: One sentence, with its numbers.
-        next: What helps, where something does.
-        error: What stops the job, at level ``error``.
+        level: Severity.
+        check: Name of the check.
+        what: One sentence, with numbers.
+        next: Suggested action, if there is one.
+        error: Error that stops the job, at level ``error``.
     """
 
     level: Level
@@ -70,12 +70,12 @@ class PreflightFinding:
 
     @classmethod
     def of_error(cls, check: str, error: StillroomError) -> PreflightFinding:
-        """Return the finding of a deliberate error."""
+        """Build the finding of a ``StillroomError``."""
         problem = error.problems[0]
         return cls("error", check, f"{problem.what} [{problem.code}]", problem.next, error)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; the codes of an error's problems among them."""
+        """Return JSON values, including the codes of an error's problems."""
         codes = [problem.code for problem in self.error.problems] if self.error else []
         return {
             "level": self.level,
@@ -94,62 +94,66 @@ class PreflightReport:
 
     @property
     def level(self) -> Level:
-        """The worst level found; ``ok`` where nothing was."""
-        return max((one.level for one in self.findings), key=_LEVELS.index, default="ok")
+        """Highest level of the findings; ``ok`` without any."""
+        return max((finding.level for finding in self.findings), key=_LEVELS.index, default="ok")
 
     def add(self, check: str, look: Callable[[], Sequence[PreflightFinding]]) -> None:
-        """Run one check; a deliberate error becomes a finding, so that the others still run."""
+        """Run one check; a ``StillroomError`` becomes a finding, so that later checks still run."""
         try:
             self.findings += look()
         except StillroomError as error:
             self.findings.append(PreflightFinding.of_error(check, error))
 
     def raise_errors(self) -> None:
-        """Stop where anything was found that cannot go well.
+        """Raise the errors of all findings.
 
         Raises:
-            StillroomError: The first error found, of its own class, with the problems of all.
+            StillroomError: Of the class of the first error, with the problems of all.
         """
-        errors = [one.error for one in self.findings if one.error is not None]
+        errors = [finding.error for finding in self.findings if finding.error is not None]
         if errors:
             raise type(errors[0])([problem for error in errors for problem in error.problems])
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"level": self.level, "findings": [one.to_json() for one in self.findings]}
+        """Return JSON values."""
+        return {"level": self.level, "findings": [finding.to_json() for finding in self.findings]}
 
     def write(self, folder: Path) -> None:
-        """Write preflight.json into ``folder``."""
+        """Write preflight.json to ``folder``."""
         with atomic_write(folder / _FILE) as file:
             json.dump(self.to_json(), file, ensure_ascii=False, indent=1)
             file.write("\n")
 
     def lines(self, *, least: Level = "ok") -> list[str]:
-        """Return the findings as a table, from a level upwards; what helps stands below."""
-        shown = [one for one in self.findings if _LEVELS.index(one.level) >= _LEVELS.index(least)]
-        width = max((len(one.check) for one in shown), default=0)
+        """Return the findings from a level upwards as a table, each followed by its action."""
+        selected = [
+            finding
+            for finding in self.findings
+            if _LEVELS.index(finding.level) >= _LEVELS.index(least)
+        ]
+        width = max((len(finding.check) for finding in selected), default=0)
         lines = []
-        for one in shown:
-            lines.append(f"{one.level:8}{one.check:{width + 2}}{one.what}")
-            if one.next and one.level != "ok":
-                lines.append(f"{'':{width + 10}}next: {one.next}")
+        for finding in selected:
+            lines.append(f"{finding.level:8}{finding.check:{width + 2}}{finding.what}")
+            if finding.next and finding.level != "ok":
+                lines.append(f"{'':{width + 10}}next: {finding.next}")
         return lines
 
 
 def check_teacher_advantage(
     teacher: Fidelity, student: Fidelity, *, seed: int = 0
 ) -> PreflightFinding:
-    """Say whether the teacher is better than the student on these records' own tokens.
+    """Test whether the teacher's loss on these records is lower than the student's.
 
     Args:
-        teacher: Its loss by record.
-        student: The student's, before training, on the same records.
-        seed: Of the bootstrap.
+        teacher: Teacher's loss by record.
+        student: Untrained student's loss on the same records.
+        seed: Seed of the bootstrap.
     """
     pairs = [
-        (one.loss, other.loss, one.tokens)
-        for one, other in zip(teacher.rows, student.rows, strict=True)
-        if one.tokens
+        (teacher_row.loss, student_row.loss, teacher_row.tokens)
+        for teacher_row, student_row in zip(teacher.rows, student.rows, strict=True)
+        if teacher_row.tokens
     ]
     check = "teacher on this data"
     if len(pairs) < 2:
@@ -157,30 +161,30 @@ def check_teacher_advantage(
             "note", check, warn_small_sample(len(pairs), "held-out records"), "hold more out"
         )
     gap = paired_difference(
-        [one for one, _, _ in pairs],
-        [other for _, other, _ in pairs],
+        [teacher_row for teacher_row, _, _ in pairs],
+        [student_row for _, student_row, _ in pairs],
         weights=[tokens for _, _, tokens in pairs],
         seed=seed,
     )
-    said = (
-        f"its loss less the student's is {gap.value:+.3f} nats a token (95 % {gap.low:+.3f} to "
+    summary = (
+        f"its loss minus the student's is {gap.value:+.3f} nats per token (95 % {gap.low:+.3f} to "
         f"{gap.high:+.3f}) on {gap.n} held-out records"
     )
     if gap.is_few:
-        few = warn_small_sample(gap.n, "held-out records").rstrip(".")
-        return PreflightFinding("note", check, f"{few}: {said}", "hold more records out")
+        warning = warn_small_sample(gap.n, "held-out records").rstrip(".")
+        return PreflightFinding("note", check, f"{warning}: {summary}", "hold more records out")
     if gap.side() > 0:
         return PreflightFinding(
             "warning",
             check,
-            f"the teacher is worse than the student: {said}",
+            f"the teacher is worse than the student: {summary}",
             "choose a teacher that knows this kind of text, or fine-tune it on the records first",
         )
     if not gap.side():
         return PreflightFinding(
-            "note", check, f"no difference can be told: {said}", "hold more records out"
+            "note", check, f"no significant difference: {summary}", "hold more records out"
         )
-    return PreflightFinding("ok", check, f"the teacher is better: {said}")
+    return PreflightFinding("ok", check, f"the teacher is better: {summary}")
 
 
 _SAMPLE_RECORDS = 256
@@ -198,10 +202,10 @@ _MIN_LOSS_SHARE = 0.1
 def encode_sample(
     tokenizer: Any, records: Sequence[Record], *, max_tokens: int
 ) -> list[tuple[Record, EncodedConversation]]:
-    """Return up to 256 records, evenly spaced, with their tokens.
+    """Tokenize up to 256 records, evenly spaced.
 
     Raises:
-        DataError: If the assistant's part of a conversation cannot be found.
+        DataError: If the assistant's part of a conversation cannot be located.
     """
     step = max(-(-len(records) // _SAMPLE_RECORDS), 1)
     return [
@@ -213,59 +217,61 @@ def encode_sample(
 def audit_labels(
     encoded: Sequence[tuple[Record, EncodedConversation]], *, max_tokens: int
 ) -> list[PreflightFinding]:
-    """Look how much of the records bears loss.
+    """Check how many tokens of the records have a loss.
 
     Raises:
-        DataError: If nothing does.
+        DataError: If none has.
     """
     count = len(encoded)
-    masked = sum(not one.targets for _, one in encoded)
+    masked = sum(not conversation.targets for _, conversation in encoded)
     empty = sum(
         not any(turn.content.strip() for turn in record.messages if turn.role == "assistant")
         for record, _ in encoded
     )
-    cut = sum(bool(one.truncated) for _, one in encoded)
+    cut = sum(bool(conversation.truncated) for _, conversation in encoded)
     if masked == count:
         raise DataError(
             f"none of {count} records has an assistant's token within {max_tokens} tokens",
             code="distill.no-positions",
             where="records",
             expected="assistant messages within max_tokens",
-            next=f"raise max_tokens above {max_tokens}, or check who speaks in the records",
+            next=f"raise max_tokens above {max_tokens}, or check the roles in the records",
         )
-    tokens = sum(len(one.targets) for _, one in encoded)
-    read = sum(len(one.ids) for _, one in encoded)
-    found = [
+    tokens = sum(len(conversation.targets) for _, conversation in encoded)
+    read = sum(len(conversation.ids) for _, conversation in encoded)
+    findings = [
         PreflightFinding(
             "ok", "labels", f"{tokens} of {read} tokens of {count} records are the assistant's"
         )
     ]
-    for number, check, what, hint in (
-        (masked, "labels", "have no token to learn within max_tokens", "raise max_tokens"),
-        (empty, "empty answers", "have an empty answer", "drop them"),
+    for affected, check, problem, hint in (
+        (masked, "labels", "have no loss token within max_tokens", "raise max_tokens"),
+        (empty, "empty answers", "have an empty answer", "remove them"),
         (
             cut,
             "cut records",
-            f"are cut at {max_tokens} tokens, and their ends not learned",
+            f"are truncated to {max_tokens} tokens, without loss on their ends",
             "raise max_tokens, or split long records",
         ),
     ):
-        if number:
+        if affected:
             level = (
-                "warning" if check != "cut records" or number / count > _MIN_LOSS_SHARE else "note"
+                "warning"
+                if check != "cut records" or affected / count > _MIN_LOSS_SHARE
+                else "note"
             )
-            said = f"{number} of {count} records looked at {what}"
-            found.append(
-                PreflightFinding("warning" if level == "warning" else "note", check, said, hint)
+            message = f"{affected} of {count} sampled records {problem}"
+            findings.append(
+                PreflightFinding("warning" if level == "warning" else "note", check, message, hint)
             )
-    return found
+    return findings
 
 
 def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:
-    """Look for held-out records that stand among those to learn from, exactly or nearly.
+    """Search for held-out records that are also training records, exactly or nearly.
 
-    Near is a Jaccard similarity of word 5-grams of at least 0.8, among the first 4,000 records to
-    learn from.
+    Near duplicates have a Jaccard similarity of word 5-grams of at least 0.8; they are searched
+    among the first 4,000 training records.
     """
     check = "held-out records"
     if not split.held_out:
@@ -273,33 +279,31 @@ def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:
             PreflightFinding(
                 "warning",
                 check,
-                "none: how near the student comes to its teacher will not be known",
+                "none: the distance of the student to its teacher cannot be measured",
                 "give some records fields.split 'held_out'",
             )
         ]
-    learned = {_text(record) for record in split.train}
-    held = [_text(record) for record in split.held_out]
-    same = sum(text in learned for text in held)
+    training_texts = {_text(record) for record in split.train}
+    held_out_texts = [_text(record) for record in split.held_out]
+    exact = sum(text in training_texts for text in held_out_texts)
     compared = [_text(record) for record in split.train[:_MAX_COMPARED]]
-    fresh = [text for text in held if text not in learned]
+    fresh = [text for text in held_out_texts if text not in training_texts]
     near = sum(
-        one.index >= len(compared) and one.kept < len(compared)
-        for one in find_near_duplicates([*compared, *fresh], threshold=_NEAR_DUPLICATE)
+        duplicate.index >= len(compared) and duplicate.kept < len(compared)
+        for duplicate in find_near_duplicates([*compared, *fresh], threshold=_NEAR_DUPLICATE)
     )
-    count = len(held)
-    if same or near:
+    count = len(held_out_texts)
+    if exact or near:
         return [
             PreflightFinding(
                 "warning",
                 check,
-                f"{same} of {count} are also learned from, word for word, and {near} nearly so: "
-                "what is measured on them is memory",
+                f"{exact} of {count} are also training records, word for word, and {near} nearly: "
+                "measurements on them reflect memorization",
                 "hold out by document, and remove duplicates before splitting",
             )
         ]
-    return [
-        PreflightFinding("ok", check, f"none of {count} is, or nearly is, among those learned from")
-    ]
+    return [PreflightFinding("ok", check, f"none of {count} is, or nearly is, a training record")]
 
 
 def _text(record: Record) -> str:
@@ -315,84 +319,88 @@ _DIGITS = 12
 def audit_vocabulary(
     teacher: Any, student: Any | None, rows: Sequence[int], *, crosses: bool
 ) -> list[PreflightFinding]:
-    """Compare two tokenizers and look at what their heads have beyond them.
+    """Compare two tokenizers, and report rows of the heads beyond them.
 
     Args:
-        teacher: Its tokenizer.
-        student: Its tokenizer; None where it is made from the teacher.
+        teacher: Tokenizer of the teacher.
+        student: Tokenizer of the student; None if it is derived from the teacher.
         rows: Rows of the heads, by the configurations, teacher first.
         crosses: Whether the recipe distills across tokenizers.
 
     Raises:
-        CheckpointError: If the ids differ and the recipe does not cross.
+        CheckpointError: If the ids differ and the recipe has no cross-tokenizer loss.
     """
     check = "vocabulary"
     if student is None:
-        found = [
+        findings = [
             PreflightFinding(
-                "ok", check, "the student is made from the teacher and has its tokenizer"
+                "ok", check, "the student is derived from the teacher and has its tokenizer"
             )
         ]
     elif crosses:
         same = teacher.get_vocab() == student.get_vocab()
-        what = "both tokenizers are the same" if same else "tokenizers differ, and crossing is set"
-        hint = "leave crossing out: distributions can be compared as they are" if same else ""
-        found = [PreflightFinding("note" if same else "ok", check, what, hint)]
+        message = (
+            "both tokenizers are the same" if same else "tokenizers differ, and crossing is set"
+        )
+        hint = "remove crossing: distributions can be compared directly" if same else ""
+        findings = [PreflightFinding("note" if same else "ok", check, message, hint)]
     else:
         check_shared_vocabulary(teacher, student, min(rows))
         count = len(teacher.get_vocab())
-        found = [
-            PreflightFinding("ok", check, f"both give the same ids to the same {count} tokens")
+        findings = [
+            PreflightFinding("ok", check, f"both assign the same ids to the same {count} tokens")
         ]
-        odd = [name for name in _ROLES if _role(teacher, name) != _role(student, name)]
-        if odd:
-            said = ", ".join(
-                f"{name} {_role(teacher, name)} and {_role(student, name)}" for name in odd
+        differing = [name for name in _ROLES if _role(teacher, name) != _role(student, name)]
+        if differing:
+            listed = ", ".join(
+                f"{name} {_role(teacher, name)} and {_role(student, name)}" for name in differing
             )
-            found.append(
+            findings.append(
                 PreflightFinding(
                     "warning",
                     "special tokens",
-                    f"teacher and student differ: {said}",
-                    "make tokenizer_config.json and config.json of both say the same",
+                    f"teacher and student differ: {listed}",
+                    "make tokenizer_config.json and config.json of both agree",
                 )
             )
     used = max(teacher.get_vocab().values(), default=-1) + 1
     if any(count > used for count in rows):
-        said = " and ".join(str(count) for count in rows)
-        found.append(
+        listed = " and ".join(str(count) for count in rows)
+        findings.append(
             PreflightFinding(
                 "note",
                 "padded heads",
-                f"heads have {said} rows for {used} tokens: all are cut to the narrowest before "
-                "any softmax",
+                f"heads have {listed} rows for {used} tokens: all are truncated to the narrowest "
+                "before any softmax",
             )
         )
-    return found
+    return findings
 
 
 def audit_template(teacher: Any, student: Any | None) -> list[PreflightFinding]:
-    """Compare the chat templates that teacher and student were given."""
+    """Compare the chat templates of teacher and student."""
     check = "chat template"
-    ours = getattr(teacher, "chat_template", None) or ""
-    if not ours:
+    teacher_template = getattr(teacher, "chat_template", None) or ""
+    if not teacher_template:
         return [
             PreflightFinding(
                 "note",
                 check,
-                "the teacher has none: turns are rendered as plain paragraphs headed by their role",
-                "use an instruct checkpoint if the student shall chat",
+                "the teacher has none: turns are rendered as plain paragraphs with their role",
+                "use an instruct checkpoint for a chat student",
             )
         ]
-    digest = digest_text(str(ours))[:_DIGITS]
-    theirs = ours if student is None else getattr(student, "chat_template", None) or ""
-    if theirs != ours:
+    digest = digest_text(str(teacher_template))[:_DIGITS]
+    student_template = (
+        teacher_template if student is None else getattr(student, "chat_template", None) or ""
+    )
+    if student_template != teacher_template:
         return [
             PreflightFinding(
                 "warning",
                 check,
-                f"the student's differs from the teacher's ({digest}): it learns in the teacher's "
-                "and will be served in its own",
+                f"the student's differs from the teacher's ({digest}): it is trained with the "
+                "teacher's and will be served with its own",
                 "copy the teacher's chat_template.jinja into the student",
             )
         ]
@@ -402,15 +410,15 @@ def audit_template(teacher: Any, student: Any | None) -> list[PreflightFinding]:
 def audit_ends(
     tokenizer: Any, folder: Path, encoded: Sequence[tuple[Record, EncodedConversation]]
 ) -> list[PreflightFinding]:
-    """Look whether what is learned ends with a token that ends a completion.
+    """Check whether training text ends with a token that ends a completion.
 
     Args:
-        tokenizer: The one that records are read with.
-        folder: Of the student or the teacher, for its config and generation_config.
-        encoded: Records with their tokens; lone texts and cut ones are passed over.
+        tokenizer: Tokenizer of the records.
+        folder: Checkpoint of student or teacher, for its config and generation_config.
+        encoded: Tokenized records; plain texts and truncated ones are skipped.
     """
     ends = _end_ids(tokenizer, folder)
-    found = [_audit_padding(tokenizer, ends)]
+    findings = [_audit_padding(tokenizer, ends)]
     last = []
     for record, one in encoded:
         is_turn = len(record.messages) > 1 and record.messages[-1].role == "assistant"
@@ -418,28 +426,29 @@ def audit_ends(
             last.append(one.ids[one.targets[-1]])
     missing = [token for token in last if token not in ends]
     check = "end of turn"
-    names = ", ".join(repr(str(tokenizer.convert_ids_to_tokens(one))) for one in sorted(ends))
+    names = ", ".join(repr(str(tokenizer.convert_ids_to_tokens(token))) for token in sorted(ends))
     if not last:
-        found.append(
-            PreflightFinding("note", check, "no whole conversation was among the records looked at")
+        findings.append(
+            PreflightFinding("note", check, "no complete conversation among the sampled records")
         )
     elif missing:
-        odd = str(tokenizer.convert_ids_to_tokens(missing[0]))
-        found.append(
+        unexpected = str(tokenizer.convert_ids_to_tokens(missing[0]))
+        findings.append(
             PreflightFinding(
                 "warning",
                 check,
                 f"{len(missing)} of {len(last)} answers end with a token that ends no completion "
-                f"({odd!r}; those that do: {names or 'none'}): the student will not learn to stop",
+                f"({unexpected!r}; those that do: {names or 'none'}): the student will not learn "
+                "to stop",
                 "add it to eos_token_id in generation_config.json, or use a chat template that "
                 "closes the assistant's turn",
             )
         )
     else:
-        found.append(
+        findings.append(
             PreflightFinding("ok", check, f"all {len(last)} answers end with one of {names}")
         )
-    return found
+    return findings
 
 
 def _audit_padding(tokenizer: Any, ends: frozenset[int]) -> PreflightFinding:
@@ -449,20 +458,20 @@ def _audit_padding(tokenizer: Any, ends: frozenset[int]) -> PreflightFinding:
         return PreflightFinding(
             "note",
             "padding",
-            f"{name} pads and ends: handled, since masks are made from spans of text and lengths, "
-            "never from ids",
+            f"{name} pads and ends: handled, because masks are derived from text spans and "
+            "lengths, never from ids",
         )
     return PreflightFinding("ok", "padding", f"the padding token {name} ends no completion")
 
 
 def _end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
-    found = {tokenizer.eos_token_id}
+    ids = {tokenizer.eos_token_id}
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         if file.is_file():
-            given = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            found.update(given if isinstance(given, list) else [given])
-    return frozenset(int(one) for one in found if one is not None)
+            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            ids.update(value if isinstance(value, list) else [value])
+    return frozenset(int(token) for token in ids if token is not None)
 
 
 def _role(tokenizer: Any, name: str) -> int | None:

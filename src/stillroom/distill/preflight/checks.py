@@ -52,51 +52,56 @@ def run_preflight(
     machine: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> PreflightReport:
-    """Run every check that the recipe allows; deliberate errors become findings.
+    """Run every check that the recipe allows; a ``StillroomError`` becomes a finding.
 
     Args:
-        recipe: What would be done.
-        out: Where it would be written.
-        fetch: Whether checkpoints on a hub are downloaded to be looked at.
-        loads: Whether teacher and student are loaded and compared on held-out records.
-        machine: Whether memory and disk are compared with what is free.
-        say: Hears where checkpoints were found.
+        recipe: Recipe of the job.
+        out: Folder of the job.
+        fetch: Whether to download checkpoints from a hub.
+        loads: Whether to load teacher and student and compare them on held-out records.
+        machine: Whether to compare memory and disk with free resources.
+        say: Called with the locations of checkpoints.
     """
-    flight = PreflightReport()
+    report = PreflightReport()
     if machine:
-        flight.add("machine", lambda: _check_machine(recipe, out))
+        report.add("machine", lambda: _check_machine(recipe, out))
     if not is_store_address(recipe.records) and not _checkpoint_exists(recipe.records):
-        flight.findings.append(
-            PreflightFinding("note", "records", f"{recipe.records} is not there yet")
+        report.findings.append(
+            PreflightFinding("note", "records", f"{recipe.records} does not exist yet")
         )
-        return flight
-    room = _JobInspection(recipe, fetch, say)
-    flight.add("records", room.read)
-    if room.split is not None:
-        split = room.split
-        flight.add("held-out records", lambda: audit_duplicates(split))
-    flight.add("student's shape", room.check_shape)
-    if any(one.error for one in flight.findings if one.check == "student's shape"):
-        room.fetch = False  # what cannot be made of the teacher is no reason to fetch it
-    flight.add("checkpoints", room.open)
+        return report
+    inspection = _JobInspection(recipe, fetch, say)
+    report.add("records", inspection.read)
+    if inspection.split is not None:
+        split = inspection.split
+        report.add("held-out records", lambda: audit_duplicates(split))
+    report.add("student's shape", inspection.check_shape)
+    if any(finding.error for finding in report.findings if finding.check == "student's shape"):
+        inspection.fetch = False  # do not download a teacher that cannot be pruned as requested
+    report.add("checkpoints", inspection.open)
     is_here = isinstance(recipe.teacher, str)
-    if room.tokenizer is not None:
+    if inspection.tokenizer is not None:
         if not recipe.teacher_only_writes:
-            flight.add("vocabulary", room.check_vocabulary)
-            flight.add("chat template", lambda: audit_template(room.tokenizer, room.others))
-        flight.add("records", room.check_records)
+            report.add("vocabulary", inspection.check_vocabulary)
+            report.add(
+                "chat template",
+                lambda: audit_template(inspection.tokenizer, inspection.student_tokenizer),
+            )
+        report.add("records", inspection.check_records)
         if is_here:
-            flight.add("capacity gap", room.check_sizes)
+            report.add("capacity gap", inspection.check_sizes)
         if loads and is_here:
-            flight.add("teacher on this data", room.compare)
-    probe = room.probe if loads and is_here and room.tokenizer is not None else lambda: None
-    flight.add("teacher cache", lambda: forecast_usage(recipe, probe))
-    return flight
+            report.add("teacher on this data", inspection.compare)
+    probe = (
+        inspection.probe if loads and is_here and inspection.tokenizer is not None else lambda: None
+    )
+    report.add("teacher cache", lambda: forecast_usage(recipe, probe))
+    return report
 
 
 @dataclass
 class _JobInspection:
-    """What the checks look at, opened as far as it can be."""
+    """Inputs of the checks, opened as far as possible."""
 
     recipe: DistillRecipe
     fetch: bool
@@ -104,24 +109,24 @@ class _JobInspection:
     split: RecordSplit | None = None
     folders: list[Path] = field(default_factory=list)
     tokenizer: Any = None
-    others: Any = None
+    student_tokenizer: Any = None
 
     def read(self) -> list[PreflightFinding]:
         self.split = split_records(resolve_local(self.recipe.records))
         passed_over = self.split.passed_over
-        said = f"{len(self.split.train)} to learn from, {len(self.split.held_out)} held out"
+        summary = f"{len(self.split.train)} for training, {len(self.split.held_out)} held out"
         if not passed_over:
-            return [PreflightFinding("ok", "records", said)]
+            return [PreflightFinding("ok", "records", summary)]
         more = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
         return [
-            PreflightFinding("warning", "records", f"{said}; passed over: {more}", "check the file")
+            PreflightFinding("warning", "records", f"{summary}; skipped: {more}", "check the file")
         ]
 
     def check_shape(self) -> list[PreflightFinding]:
-        """Plan the student by the teacher's configuration, before its weights are fetched.
+        """Plan the student from the teacher's configuration, before its weights are fetched.
 
-        A quantized file's own takes seconds to read, so that only those who fetch wait for it; a
-        folder that is here was looked at for the estimate.
+        Reading the configuration of a quantized file takes seconds, so it is skipped without
+        ``fetch``; a local folder has been read for the estimate.
         """
         settings, teacher = self.recipe.student, self.recipe.teacher
         if not isinstance(settings, PruneSettings) or not isinstance(teacher, str):
@@ -130,56 +135,62 @@ class _JobInspection:
         if config is None or (config.suffix == ".gguf" and not self.fetch):
             return []
         with outline_checkpoint(config) as outline:
-            made, whole = count_student_parameters(outline, settings), outline.parameters
-        check_parameter_budget(made, whole, settings)
-        said = f"{made:,} parameters, {made / whole:.1%} of the teacher's, by its configuration"
-        return [PreflightFinding("ok", "student's shape", said)]
+            student_count, teacher_count = (
+                count_student_parameters(outline, settings),
+                outline.parameters,
+            )
+        check_parameter_budget(student_count, teacher_count, settings)
+        summary = (
+            f"{student_count:,} parameters, {student_count / teacher_count:.1%} of the teacher's, "
+            "by its configuration"
+        )
+        return [PreflightFinding("ok", "student's shape", summary)]
 
     def open(self) -> list[PreflightFinding]:
-        """Find teacher and student and load their tokenizers, without their weights."""
-        found = []
+        """Locate teacher and student and load their tokenizers, without their weights."""
+        findings = []
         for name, reference in self._references():
             if not self.fetch and not _checkpoint_exists(reference):
                 is_here = find_config(reference, fetch=False) is not None
-                said = "was not opened" if is_here else "is not on this disk"
+                reason = "was not opened" if is_here else "is not on this disk"
                 return [
                     PreflightFinding(
                         "note",
                         name,
-                        f"{reference} {said}, so its tokenizer was not looked at",
+                        f"{reference} {reason}, so its tokenizer was not checked",
                         "stillroom distill preflight RECIPE opens it, and fetches what is missing",
                     )
                 ]
             path = resolve_checkpoint(reference, say=self.say)
             self.folders.append(dequantize_gguf(path) if path.suffix == ".gguf" else path)
-            found.append(PreflightFinding("ok", name, str(reference)))
+            findings.append(PreflightFinding("ok", name, str(reference)))
         self.tokenizer = load_tokenizer(self.folders[0])
-        self.others = load_tokenizer(self.folders[1]) if len(self.folders) > 1 else None
+        self.student_tokenizer = load_tokenizer(self.folders[1]) if len(self.folders) > 1 else None
         if not isinstance(self.recipe.teacher, str):
-            asked = "a server, or others of several, are asked when the job starts"
-            found.append(PreflightFinding("note", "teacher", asked))
-        return found
+            message = "endpoints, and further teachers, are opened when the job starts"
+            findings.append(PreflightFinding("note", "teacher", message))
+        return findings
 
     def _references(self) -> list[tuple[str, str]]:
-        """Return what is opened: the teacher or its tokenizer, of several the first; the student.
+        """Return the checkpoints to open: the first teacher or its tokenizer, and the student.
 
-        A teacher that only writes has no tokenizer that matters.
+        The tokenizer of a teacher that only generates text is irrelevant.
         """
         student, teacher = self.recipe.student, self.recipe.teacher
         first: object = teacher[0].teacher if isinstance(teacher, tuple) else teacher
-        found = []
+        references = []
         if isinstance(first, EndpointTeacherSettings):
-            found += [("teacher.tokenizer", str(first.tokenizer))] if first.tokenizer else []
+            references += [("teacher.tokenizer", str(first.tokenizer))] if first.tokenizer else []
         else:
-            found.append(("teacher", str(first)))
-        return found + ([("student", student)] if isinstance(student, str) else [])
+            references.append(("teacher", str(first)))
+        return references + ([("student", student)] if isinstance(student, str) else [])
 
     def check_vocabulary(self) -> list[PreflightFinding]:
         rows = [_count_head_rows(folder) for folder in self.folders]
         counted = [count for count in rows if count]
         return audit_vocabulary(
             self.tokenizer,
-            self.others,
+            self.student_tokenizer,
             counted or [len(self.tokenizer)],
             crosses=self.recipe.crossing is not None,
         )
@@ -188,8 +199,8 @@ class _JobInspection:
         if self.split is None:
             return []
         limit = self.recipe.max_tokens
-        crosses = self.recipe.crossing is not None and self.others is not None
-        reader = self.others if crosses else self.tokenizer
+        crosses = self.recipe.crossing is not None and self.student_tokenizer is not None
+        reader = self.student_tokenizer if crosses else self.tokenizer
         encoded = encode_sample(reader, self.split.train, max_tokens=limit)
         return [
             *audit_labels(encoded, max_tokens=limit),
@@ -198,17 +209,17 @@ class _JobInspection:
 
     def check_sizes(self) -> list[PreflightFinding]:
         teacher, student = count_parameters(self.recipe)
-        known = [Checkpoint.open(folder).parameters for folder in self.folders]
-        if len(known) > 1:
-            teacher, student = known
-        elif known and isinstance(self.recipe.student, PruneSettings):  # its size is a share
-            teacher, student = known[0], round(student / teacher * known[0])
+        counts = [Checkpoint.open(folder).parameters for folder in self.folders]
+        if len(counts) > 1:
+            teacher, student = counts
+        elif counts and isinstance(self.recipe.student, PruneSettings):  # its size is a share
+            teacher, student = counts[0], round(student / teacher * counts[0])
         ratio = teacher / max(student, 1)
-        said = f"the teacher has {ratio:.1f} times the student's parameters"
+        summary = f"the teacher has {ratio:.1f} times the student's parameters"
         if ratio <= _BEST_RATIO:
-            return [PreflightFinding("ok", "capacity gap", said)]
+            return [PreflightFinding("ok", "capacity gap", summary)]
         basis = (
-            "one study finds about 2.5 times best (arXiv:2311.07052); it was not repeated on other "
+            "one study finds about 2.5 times best (arXiv:2311.07052); not repeated on other "
             "families, so measure"
         )
         level = "warning" if ratio > _WIDE_RATIO else "note"
@@ -216,62 +227,60 @@ class _JobInspection:
             PreflightFinding(
                 "warning" if level == "warning" else "note",
                 "capacity gap",
-                f"{said}: {basis}",
+                f"{summary}: {basis}",
                 "try a teacher in between, or distill in two steps, and compare the reports",
             )
         ]
 
     def compare(self) -> list[PreflightFinding]:
-        """Load both and compare their losses on some held-out records."""
-        if self.others is None:
+        """Load both models and compare their losses on some held-out records."""
+        if self.student_tokenizer is None:
             return [
                 PreflightFinding(
-                    "ok", "teacher on this data", "measured in the job, once the student is made"
+                    "ok", "teacher on this data", "measured in the job, after initialization"
                 )
             ]
         if self.recipe.crossing is not None or self.split is None:
             return []
         models = [load_causal_lm(folder, dtype="float32")[0] for folder in self.folders]
-        chosen = self.split.held_out[:_COMPARED_RECORDS]
-        sides = [
+        records = self.split.held_out[:_COMPARED_RECORDS]
+        fidelities = [
             measure_fidelity(
-                model, model, self.tokenizer, chosen, max_tokens=self.recipe.max_tokens
+                model, model, self.tokenizer, records, max_tokens=self.recipe.max_tokens
             )
             for model in models
         ]
-        return [check_teacher_advantage(sides[0], sides[1], seed=self.recipe.seed)]
+        return [check_teacher_advantage(fidelities[0], fidelities[1], seed=self.recipe.seed)]
 
     def probe(self) -> CacheCost | None:
-        """Load the teacher and measure what a cache of this form would miss of it."""
+        """Load the teacher and measure the accuracy of a cache of this form."""
         recipe = self.recipe
         if recipe.targets.mode not in ("top_k", "sampled") or self.split is None:
             return None
         teacher = LocalTeacher(Checkpoint.open(self.folders[0]), str(recipe.teacher))
         rows = [count for count in map(_count_head_rows, self.folders) if count]
         header = teacher.header(recipe, min([*rows, teacher.head_rows]), "float32")
-        lessons, _ = tokenize_records(
+        tokenized, _ = tokenize_records(
             self.tokenizer,
             self.split.train[:_COMPARED_RECORDS],
             max_tokens=recipe.max_tokens,
             include_prompt=recipe.include_prompt,
         )
-        return estimate_cache_cost(teacher.model, header, lessons) if lessons else None
+        return estimate_cache_cost(teacher.model, header, tokenized) if tokenized else None
 
 
 def _check_machine(recipe: DistillRecipe, out: Path) -> list[PreflightFinding]:
     needed, machine = estimate(recipe), describe_machine(out)
     check_fits(needed, machine, "distill")
-    found = [
-        PreflightFinding(
-            "ok", name, f"about {want / 1e9:.2f} GB of {have / 1e9:.1f} GB that are free"
-        )
+    findings = [
+        PreflightFinding("ok", name, f"about {want / 1e9:.2f} GB of {have / 1e9:.1f} GB free")
         for name, want, have in (
             ("memory", needed.memory_bytes, machine.memory_bytes),
             ("disk", needed.disk_bytes, machine.disk_bytes),
         )
     ]
     return [
-        *found,
+        *findings,
         PreflightFinding(
             "ok", "time", f"about {needed.seconds / 60:.1f} min on {machine.cores} cores"
         ),
@@ -283,7 +292,7 @@ def _checkpoint_exists(reference: str) -> bool:
 
 
 def _count_head_rows(folder: Path) -> int:
-    """Return the rows of a checkpoint's head, by its configuration; 0 where it does not say."""
+    """Return the rows of a checkpoint's head, by its configuration; 0 if not specified."""
     file = find_output(folder, "checkpoint") / "config.json"
     if not file.is_file():
         return 0

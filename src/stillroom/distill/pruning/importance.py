@@ -1,17 +1,17 @@
 """Importance scores of channels, heads and layers, measured on calibration records.
 
-Source: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 2.2: forward passes alone, a
-channel's score the L2 norm over records of its mean magnitude over a record's tokens. Feed-forward
-channels are read where ``down_proj`` takes them in, heads where ``o_proj`` does, hidden channels
-behind the norms that a layer reads through, summed over layers. Records stream by one at a time;
-sums are float64.
+Width: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 2.2: forward passes only; the
+score of a channel is the L2 norm over records of its mean magnitude over a record's tokens.
+Feed-forward channels are read at the input of ``down_proj``, heads at the input of ``o_proj``,
+hidden channels at the output of the norms before attention and feed-forward, summed over layers.
+Records are processed one at a time; sums are float64.
 
-``influence``: how much a layer turns its input (Men et al. 2024, ShortGPT, arXiv:2403.03853,
-section 3.2). ``loss`` and ``kl``: what a layer's absence costs, as in Muralidharan et al. 2024
-(Minitron), arXiv:2407.14679, section 2.2; it takes as many passes as there are layers, and with
-``iterative`` as many again for each layer dropped. ``contiguous``: the run of layers between whose
-ends the state turns least (Gromov et al. 2024, arXiv:2403.17887, section 3; they look at the last
-token, we at the mean over tokens). The first and the last layer are always kept.
+Depth: ``influence`` is the change of direction from a layer's input to its output (Men et al. 2024,
+ShortGPT, arXiv:2403.03853, section 3.2). ``loss`` and ``kl`` are the cost of ablating a layer
+(Muralidharan et al. 2024, arXiv:2407.14679, section 2.2), with as many passes as layers, and with
+``iterative`` as many again for each dropped layer. ``contiguous`` finds the block of layers across
+which the state changes direction least (Gromov et al. 2024, arXiv:2403.17887, section 3; they use
+the last token, here the mean over tokens). The first and the last layer are always kept.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _READING_NORM = re.compile(
 class WidthStatistics:
     """Scores of every channel, by layer number; float64.
 
-    ``ffn`` holds (I,) a layer, ``attention`` (heads * head_dim,), ``hidden`` is (D,).
+    ``ffn`` is (I,) per layer, ``attention`` (heads * head_dim,) per layer, ``hidden`` is (D,).
     """
 
     ffn: dict[int, Tensor]
@@ -70,18 +70,18 @@ class WidthStatistics:
 
 def gather_width_statistics(
     teacher: nn.Module,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     *,
     layers: Sequence[int] | None = None,
-    on_lesson: Callable[[], None] | None = None,
+    on_record: Callable[[], None] | None = None,
 ) -> WidthStatistics:
-    """Run a teacher over records and return its channels' scores.
+    """Run a teacher over records and return the scores of its channels.
 
     Args:
-        teacher: In evaluation mode.
-        lessons: What it reads; every token counts.
-        layers: The layers whose norms count for the hidden channels; default all.
-        on_lesson: Called after each lesson.
+        teacher: Model in evaluation mode.
+        records: Calibration records; every token counts.
+        layers: Layers whose norms count for hidden channels; None is all.
+        on_record: Called after each record.
     """
     body = get_body(teacher)
     modules = dict(body.named_modules())
@@ -90,7 +90,7 @@ def gather_width_statistics(
     reading = {
         (number, name): module
         for (number, name), module in _group_by_layer(modules, _READING_NORM).items()
-        # where a layer has norms behind its parts, this one is no door to the next part
+        # with norms after attention and feed-forward, this norm feeds no linear layer
         if not (has_post_norms and name.endswith("post_attention_layernorm"))
     }
     with (
@@ -99,43 +99,43 @@ def gather_width_statistics(
         norms.watching(reading, behind=True),
         torch.inference_mode(),
     ):
-        _run_records(teacher, lessons, on_lesson)
-    chosen = [
+        _run_records(teacher, records, on_record)
+    norm_scores = [
         scores for (number, _), scores in norms.scores() if layers is None or number in layers
     ]
     return WidthStatistics(
         {number: scores for (number, _), scores in ffn.scores()},
         {number: scores for (number, _), scores in attention.scores()},
-        torch.stack(chosen).sum(0),
+        torch.stack(norm_scores).sum(0),
     )
 
 
 def measure_norm_shrinkage(
-    teacher: nn.Module, lessons: Sequence[TokenizedRecord], kept: Tensor
+    teacher: nn.Module, records: Sequence[TokenizedRecord], kept: Tensor
 ) -> dict[str, float]:
-    """Return how much smaller each norm's divisor is over some channels than over all.
+    """Return the ratio of each norm's divisor over some channels to that over all.
 
-    A norm divides by the root mean square (a LayerNorm by the standard deviation) of what it is
-    given; over fewer channels that is another number. The mean of their ratio over tokens, by the
-    norm's name, is what its weight has to be multiplied with. Where the channels that are gone
-    were zero it is exactly ``sqrt(D / kept)``, and no logit changes.
+    A norm divides by the root mean square (a LayerNorm by the standard deviation) of its input,
+    which changes with the number of channels. The mean ratio over tokens, by the norm's name, is
+    the factor of its weight in the student. If the removed channels are zero it is exactly
+    ``sqrt(D / kept)``, and the logits do not change.
 
     Args:
-        teacher: In evaluation mode.
-        lessons: What it reads.
-        kept: Numbers of the hidden channels that stay, (D',).
+        teacher: Model in evaluation mode.
+        records: Calibration records.
+        kept: Indices of the kept hidden channels, (D',).
     """
     sums: dict[str, tuple[float, int]] = {}
     body = get_body(teacher)
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            state = inputs[0].double()
+            inputs_double = inputs[0].double()
             is_centered = isinstance(module, nn.LayerNorm)
             ratio = _compute_divisor(
-                state[..., kept.to(state.device)], module, is_centered=is_centered
+                inputs_double[..., kept.to(inputs_double.device)], module, is_centered=is_centered
             )
-            ratio /= _compute_divisor(state, module, is_centered=is_centered)
+            ratio /= _compute_divisor(inputs_double, module, is_centered=is_centered)
             total, tokens = sums.get(name, (0.0, 0))
             sums[name] = total + float(ratio.sum()), tokens + ratio.numel()
 
@@ -148,7 +148,7 @@ def measure_norm_shrinkage(
     ]
     try:
         with torch.inference_mode():
-            _run_records(teacher, lessons, None)
+            _run_records(teacher, records, None)
     finally:
         for handle in handles:
             handle.remove()
@@ -167,14 +167,14 @@ class _MagnitudeSums:
         self.sums[key] = self.sums[key] + mean if key in self.sums else mean
 
     def scores(self) -> list[tuple[tuple[int, str], Tensor]]:
-        """Return the roots of the sums, in the order of layers."""
+        """Return the square roots of the sums, in order of layers."""
         return [(key, self.sums[key].sqrt().cpu()) for key in sorted(self.sums)]
 
     @contextmanager
     def watching(
         self, modules: dict[tuple[int, str], nn.Module], *, behind: bool
     ) -> Iterator[None]:
-        """Take in what modules are given, or what they give, within the body."""
+        """Record the inputs of modules, or their outputs, within the body."""
 
         def before(key: tuple[int, str]) -> Any:
             return lambda module, inputs: self.take(key, inputs[0])
@@ -198,23 +198,23 @@ class _MagnitudeSums:
 def _group_by_layer(
     modules: dict[str, nn.Module], pattern: re.Pattern[str]
 ) -> dict[tuple[int, str], nn.Module]:
-    found = {}
+    grouped = {}
     for name, module in modules.items():
         match = pattern.search(name)
         if match:
-            found[int(match[1]), name] = module
-    return found
+            grouped[int(match[1]), name] = module
+    return grouped
 
 
 def _run_records(
-    teacher: nn.Module, lessons: Sequence[TokenizedRecord], on_lesson: Callable[[], None] | None
+    teacher: nn.Module, records: Sequence[TokenizedRecord], on_record: Callable[[], None] | None
 ) -> None:
     device = next(teacher.parameters()).device
-    for lesson in lessons:
-        batch = make_batch([lesson], None, device)
+    for record in records:
+        batch = make_batch([record], None, device)
         get_body(teacher)(input_ids=batch.input_ids, use_cache=False)
-        if on_lesson:
-            on_lesson()
+        if on_record:
+            on_record()
 
 
 def _compute_divisor(state: Tensor, norm: nn.Module, *, is_centered: bool) -> Tensor:
@@ -230,47 +230,50 @@ def _compute_divisor(state: Tensor, norm: nn.Module, *, is_centered: bool) -> Te
 AblationMetric = Literal["loss", "kl"]
 
 
-def rank_layers(scores: Sequence[float], wanted: int) -> tuple[int, ...]:
-    """Return the layers that score highest, the first and the last always among them."""
+def rank_layers(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """Return the layers with the highest scores, always including the first and the last."""
     last = len(scores) - 1
     order = sorted(range(1, last), key=lambda number: (-scores[number], number))
     ends = [0, last] if last else [0]
-    return tuple(sorted([*ends, *order][:wanted]))
+    return tuple(sorted([*ends, *order][:count]))
 
 
-def measure_block_influence(teacher: nn.Module, lessons: Sequence[TokenizedRecord]) -> list[float]:
-    """Return how much each layer turns its input: the mean of ``1 - cos(in, out)`` over tokens.
+def measure_block_influence(teacher: nn.Module, records: Sequence[TokenizedRecord]) -> list[float]:
+    """Return each layer's change of direction: the mean of ``1 - cos(in, out)`` over tokens.
 
     Args:
-        teacher: In evaluation mode.
-        lessons: What it reads.
+        teacher: Model in evaluation mode.
+        records: Calibration records.
     """
     sums: list[float] = []
     tokens = 0
-    for states in _iterate_states(teacher, lessons):
-        turned = [
+    for states in _iterate_states(teacher, records):
+        changes = [
             float((1 - torch.cosine_similarity(before, after, -1)).double().sum())
             for before, after in pairwise(states)
         ]
-        sums = [old + new for old, new in zip(sums or [0.0] * len(turned), turned, strict=True)]
+        sums = [
+            total + change
+            for total, change in zip(sums or [0.0] * len(changes), changes, strict=True)
+        ]
         tokens += states[0].shape[0]
-    return [total / max(tokens, 1) for total in sums]
+    return [sum_of_layer / max(tokens, 1) for sum_of_layer in sums]
 
 
 def find_redundant_block(
-    teacher: nn.Module, lessons: Sequence[TokenizedRecord], length: int
+    teacher: nn.Module, records: Sequence[TokenizedRecord], length: int
 ) -> range:
-    """Return the run of ``length`` layers across which the state turns by the smallest angle.
+    """Return the block of ``length`` layers across which the state turns by the smallest angle.
 
     Args:
-        teacher: In evaluation mode.
-        lessons: What it reads.
-        length: How many layers; the first and the last are outside unless no other can be.
+        teacher: Model in evaluation mode.
+        records: Calibration records.
+        length: Number of layers; the first and the last are excluded if possible.
     """
     count = len(_find_layers(get_body(teacher)))
     starts = list(range(1, count - length)) or [count - length]
     angles = dict.fromkeys(starts, 0.0)
-    for states in _iterate_states(teacher, lessons):
+    for states in _iterate_states(teacher, records):
         for start in starts:
             cosine = torch.cosine_similarity(states[start], states[start + length], -1)
             angles[start] += float(cosine.double().clamp(-1, 1).acos().sum()) / math.pi
@@ -280,37 +283,39 @@ def find_redundant_block(
 
 def measure_ablation_costs(
     teacher: nn.Module,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     cost: AblationMetric,
     *,
     dropped: Collection[int] = (),
     on_layer: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Return what leaving out each layer costs, in nats a position that bears loss.
+    """Return the cost of ablating each layer, in nats per loss position.
 
     Args:
-        teacher: In evaluation mode; left as it was.
-        lessons: What it reads.
-        cost: ``loss``: cross-entropy of the records; ``kl``: KL from the whole teacher.
-        dropped: Layers that are left out already; they, the first and the last cost infinity.
-        on_layer: Called after each layer measured.
+        teacher: Model in evaluation mode; restored afterwards.
+        records: Calibration records.
+        cost: ``loss``: cross-entropy of the records; ``kl``: KL from the unpruned teacher.
+        dropped: Layers already dropped; they, the first and the last have infinite cost.
+        on_layer: Called after each measured layer.
     """
     layers = _find_layers(get_body(teacher))
     head = LMHead.of(teacher)
     costs = [math.inf] * len(layers)
     with torch.inference_mode():
-        whole = (
-            [_compute_loss_states(teacher, lesson) for lesson in lessons] if cost == "kl" else []
+        reference_states = (
+            [_compute_loss_states(teacher, record) for record in records] if cost == "kl" else []
         )
         for number in range(1, len(layers) - 1):
             if number in dropped:
                 continue
             total = 0.0
             with _skip_layers(layers, {number, *dropped}):
-                for at, lesson in enumerate(lessons):
-                    hidden = _compute_loss_states(teacher, lesson)
-                    total += _compute_cost(head, hidden, lesson, whole[at] if whole else None)
-            costs[number] = total / max(sum(len(lesson.positions) for lesson in lessons), 1)
+                for index, record in enumerate(records):
+                    hidden = _compute_loss_states(teacher, record)
+                    total += _compute_cost(
+                        head, hidden, record, reference_states[index] if reference_states else None
+                    )
+            costs[number] = total / max(sum(len(record.positions) for record in records), 1)
             if on_layer:
                 on_layer()
     return costs
@@ -318,49 +323,49 @@ def measure_ablation_costs(
 
 def drop_iteratively(
     teacher: nn.Module,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     cost: AblationMetric,
-    wanted: int,
+    layer_count: int,
     *,
     on_layer: Callable[[], None] | None = None,
 ) -> tuple[int, ...]:
-    """Return the layers left after dropping the cheapest again and again, measured each time.
+    """Drop the layer with the lowest cost repeatedly, remeasuring each time; return the others.
 
     Args:
-        teacher: In evaluation mode; left as it was.
-        lessons: What it reads.
+        teacher: Model in evaluation mode; restored afterwards.
+        records: Calibration records.
         cost: See ``measure_ablation_costs``.
-        wanted: How many layers to keep; fewer than two keep the first.
-        on_layer: Called after each layer measured.
+        layer_count: Number of layers to keep; fewer than two keep the first.
+        on_layer: Called after each measured layer.
     """
     count = len(_find_layers(get_body(teacher)))
     dropped: set[int] = set()
-    while count - len(dropped) > max(wanted, 2):
-        costs = measure_ablation_costs(teacher, lessons, cost, dropped=dropped, on_layer=on_layer)
+    while count - len(dropped) > max(layer_count, 2):
+        costs = measure_ablation_costs(teacher, records, cost, dropped=dropped, on_layer=on_layer)
         dropped.add(min(range(count), key=lambda number: (costs[number], number)))
-    kept = [number for number in range(count) if number not in dropped]
-    return tuple(kept[:wanted])
+    remaining = [number for number in range(count) if number not in dropped]
+    return tuple(remaining[:layer_count])
 
 
 def _iterate_states(
-    teacher: nn.Module, lessons: Sequence[TokenizedRecord]
+    teacher: nn.Module, records: Sequence[TokenizedRecord]
 ) -> Iterator[list[Tensor]]:
-    """Yield, for each lesson, the state before every layer and after the last, (T, D) each."""
+    """Yield, for each record, the state before every layer and after the last, (T, D) each."""
     layers = _find_layers(get_body(teacher))
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        if not seen:
-            seen.append(inputs[0][0].float())
-        seen.append((output[0] if isinstance(output, tuple) else output)[0].float())
+        if not states:
+            states.append(inputs[0][0].float())
+        states.append((output[0] if isinstance(output, tuple) else output)[0].float())
 
     handles = [layer.register_forward_hook(note) for layer in layers]
     try:
-        for lesson in lessons:
-            seen.clear()
+        for record in records:
+            states.clear()
             with torch.inference_mode():
-                _compute_states(teacher, lesson)
-            yield list(seen)
+                _compute_states(teacher, record)
+            yield list(states)
     finally:
         for handle in handles:
             handle.remove()
@@ -368,7 +373,7 @@ def _iterate_states(
 
 @contextmanager
 def _skip_layers(layers: nn.ModuleList, dropped: Collection[int]) -> Iterator[None]:
-    """Make some layers give back what they are given, within the body."""
+    """Make some layers return their input, within the body."""
 
     def skip(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
         return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
@@ -381,34 +386,36 @@ def _skip_layers(layers: nn.ModuleList, dropped: Collection[int]) -> Iterator[No
             handle.remove()
 
 
-def _compute_states(teacher: nn.Module, lesson: TokenizedRecord) -> Tensor:
-    """Return the hidden states of a whole lesson, (T, D)."""
+def _compute_states(teacher: nn.Module, record: TokenizedRecord) -> Tensor:
+    """Return the hidden states of a whole record, (T, D)."""
     device = next(teacher.parameters()).device
-    batch = make_batch([lesson], None, device)
+    batch = make_batch([record], None, device)
     output = get_body(teacher)(input_ids=batch.input_ids, use_cache=False)
     return cast("Tensor", output.last_hidden_state[0])
 
 
-def _compute_loss_states(teacher: nn.Module, lesson: TokenizedRecord) -> Tensor:
-    """Return the hidden states of the positions that bear loss, (N, D)."""
-    hidden = _compute_states(teacher, lesson)
-    return hidden[torch.from_numpy(lesson.positions).to(hidden.device)]
+def _compute_loss_states(teacher: nn.Module, record: TokenizedRecord) -> Tensor:
+    """Return the hidden states at the loss positions, (N, D)."""
+    hidden = _compute_states(teacher, record)
+    return hidden[torch.from_numpy(record.positions).to(hidden.device)]
 
 
 def _compute_cost(
-    head: LMHead, hidden: Tensor, lesson: TokenizedRecord, whole: Tensor | None
+    head: LMHead, hidden: Tensor, record: TokenizedRecord, reference: Tensor | None
 ) -> float:
-    """Return the summed cost of a lesson's positions, a few rows of logits at a time."""
-    labels = torch.from_numpy(lesson.labels).to(hidden.device)
+    """Return the summed cost of a record's positions, a few rows of logits at a time."""
+    labels = torch.from_numpy(record.labels).to(hidden.device)
     total = 0.0
     for start in range(0, len(hidden), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        ours = torch.log_softmax(head.logits(hidden[rows]).float(), -1)
-        if whole is None:
-            total -= float(ours.gather(1, labels[rows, None]).double().sum())
+        student_logprobs = torch.log_softmax(head.logits(hidden[rows]).float(), -1)
+        if reference is None:
+            total -= float(student_logprobs.gather(1, labels[rows, None]).double().sum())
         else:
-            theirs = torch.log_softmax(head.logits(whole[rows]).float(), -1)
-            total += float((theirs.exp() * (theirs - ours)).double().sum())
+            teacher_logprobs = torch.log_softmax(head.logits(reference[rows]).float(), -1)
+            total += float(
+                (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).double().sum()
+            )
     return total
 
 
@@ -419,6 +426,6 @@ def _find_layers(body: nn.Module) -> nn.ModuleList:
             f"{type(body).__name__} has no list of layers",
             code="distill.no-layers",
             expected="a transformer with its layers in one list",
-            next="give student.keep, or a checkpoint as the student",
+            next="set student.keep, or use a checkpoint as the student",
         )
     return max(lists, key=len)

@@ -1,4 +1,4 @@
-"""Pruning job: a student without training, and a report of what pruning lost."""
+"""Pruning job: writes an untrained student, and reports the loss by pruning."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _RECIPE_NOTE = "# stillroom distill prune: teacher, records, student and max_tok
 
 @dataclass(frozen=True, slots=True)
 class PruningReport:
-    """What a pruning kept and lost.
+    """Kept parts of a pruned teacher, and metrics of the student.
 
     ``loss`` (teacher, student), ``kl`` and ``agreement`` are means over the assistant's tokens of
-    the calibration records: the records that the choice was made on, so they flatter the student.
+    the calibration records, which were also used for selection: an optimistic estimate.
     """
 
     kept: dict[str, Any]
@@ -52,7 +52,7 @@ class PruningReport:
     tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON values."""
         return {
             **self.kept,
             "teacher_parameters": {**self.teacher_parts, "all": sum(self.teacher_parts.values())},
@@ -68,11 +68,11 @@ class PruningReport:
         }
 
     def summarize(self) -> dict[str, Any]:
-        """Return what ``to_json`` does, without the lists of channels and heads."""
+        """Return ``to_json`` without the lists of channels and heads."""
         return {key: value for key, value in self.to_json().items() if key not in _LIST_FIELDS}
 
     def __str__(self) -> str:
-        """Return the lines a user reads."""
+        """Return the report as a table."""
         lines = [f"{'':<20} {'teacher':>14} {'student':>14} {'share':>7}"]
         before, after = self.kept.get("teacher_shape"), self.kept.get("student_shape")
         if before and after:
@@ -102,34 +102,34 @@ def prune_teacher(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, PruningReport]:
-    """Write the student that a recipe's ``student`` describes, without training it.
+    """Write the student described by a recipe's ``student``, without training it.
 
     Args:
-        recipe: Its teacher, records, student, max_tokens and include_prompt count.
-        out: The folder of the artifact; the checkpoint is in ``output``.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        recipe: Uses teacher, records, student, max_tokens and include_prompt.
+        out: Folder of the artifact; the checkpoint is in ``output``.
+        resume: Continue an interrupted job.
+        overwrite: Replace an existing artifact at ``out``.
+        reporter: Progress reporter; None reports nothing.
 
     Raises:
-        CheckpointError: If the teacher cannot be read or is not understood.
-        RecipeError: If the student is given, not made, or the teacher cannot give it.
+        CheckpointError: If the teacher cannot be read or its architecture is not supported.
+        RecipeError: If the student is a checkpoint, or the teacher cannot be pruned to it.
         DataError: If no record can be read.
     """
     settings = recipe.student
     if not isinstance(settings, PruneSettings):
         raise RecipeError(
-            "the student is a checkpoint already",
+            "the student is a checkpoint, not pruning settings",
             code="distill.prune-shape",
             where="student",
-            expected="settings that say how to make it of the teacher",
-            next="give student: {max_parameters: 0.6}, or copy the checkpoint",
+            expected="settings to derive the student from the teacher",
+            next="set student: {max_parameters: 0.6}, or copy the checkpoint",
         )
-    # what cannot be done is refused before there is a job that could lie about unfinished
-    named = name_teacher(recipe.teacher)
-    count_student_parameters(Checkpoint.open(resolve_checkpoint(named)), settings)
+    # reject impossible settings before a job folder exists
+    reference = name_teacher(recipe.teacher)
+    count_student_parameters(Checkpoint.open(resolve_checkpoint(reference)), settings)
     split = split_records(resolve_local(recipe.records))
-    chosen = RecordSplit(split.train[: settings.calibration_records], [], split.passed_over)
+    calibration = RecordSplit(split.train[: settings.calibration_records], [], split.passed_over)
     job = Job.start(
         out,
         _RECIPE_NOTE + dump_recipe(recipe),
@@ -140,13 +140,13 @@ def prune_teacher(
     )
     try:
         with job.interruptible(), limit_threads(recipe.train.threads):
-            return _prune(recipe, settings, job, chosen)
+            return _prune(recipe, settings, job, calibration)
     finally:
         job.close()
 
 
 def count_parameters_by_part(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return the parameters of each part of a checkpoint, a tied head not counted again."""
+    """Return the parameters of each part of a checkpoint; a tied head is not counted again."""
     counts: Counter[str] = Counter()
     for name in checkpoint.names():
         part = get_part(name)
@@ -163,8 +163,8 @@ def _prune(
 ) -> tuple[Artifact, PruningReport]:
     teacher = LocalTeacher.find(name_teacher(recipe.teacher), job)
     warn_about_teachers([teacher], job)
-    lessons, _ = tokenize_training_records(recipe, split, teacher.tokenizer, job)
-    kept = prune_once(settings, job, teacher, lessons, job.output)
+    records, _ = tokenize_training_records(recipe, split, teacher.tokenizer, job)
+    kept = prune_once(settings, job, teacher, records, job.output)
     job.check_cancelled()
     report = _measure(recipe, job, teacher, split, kept)
     with atomic_write(job.output / PRUNING_FILE) as file:
@@ -191,11 +191,11 @@ def _measure(
     split: RecordSplit,
     kept: dict[str, Any],
 ) -> PruningReport:
-    """Compare teacher and student on the calibration records, before any training."""
+    """Compare the untrained student with the teacher on the calibration records."""
     records = split.train
     student, _ = load_causal_lm(job.output, dtype="float32")
     with job.phase("measure", len(records), "records") as progress:
-        found: Fidelity = measure_fidelity(
+        fidelity: Fidelity = measure_fidelity(
             student, teacher.model, teacher.tokenizer, records, max_tokens=recipe.max_tokens
         )
         losses = held_out_loss(
@@ -207,9 +207,9 @@ def _measure(
         kept,
         count_parameters_by_part(teacher.checkpoint),
         count_parameters_by_part(Checkpoint.open(job.output)),
-        (sum(nats for nats, _ in losses) / max(tokens, 1), found.mean("loss")),
-        found.mean("kl"),
-        found.mean("agreement"),
+        (sum(nats for nats, _ in losses) / max(tokens, 1), fidelity.mean("loss")),
+        fidelity.mean("kl"),
+        fidelity.mean("agreement"),
         len(records),
         tokens,
     )

@@ -1,11 +1,10 @@
 """Tensor axes, layers and sizes of a checkpoint, and its config after pruning.
 
-Read from tensor names and checked against shapes, for the families in ``SUPPORTED_FAMILIES``. A
-tensor that is not understood is refused by name; none is copied in the hope that it does not
-matter. Knows neither which channels are kept nor what they do.
+Axes are derived from tensor names and checked against shapes, for the families in
+``SUPPORTED_FAMILIES``. An unknown tensor is rejected by name, never copied unchanged.
 
-Works on tensor names: ``PREFIX.NUMBER.REST`` is layer NUMBER. Every config list with one entry a
-layer is shortened with the layers. Knows no architecture beyond that.
+Layers are derived from tensor names of any architecture: ``PREFIX.NUMBER.REST`` is layer NUMBER.
+Every config list with one entry per layer is shortened with the layers.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ __all__ = [
 Axis = Literal["hidden", "ffn", "gate_up", "query", "key_value", "qkv", "whole"]
 
 
-"""``gate_up`` is two times ``ffn``, gate first; ``qkv`` is query, key and value; ``whole`` is never
-cut."""
+"""``gate_up`` is two times ``ffn``, gate first; ``qkv`` is query, key and value; ``whole`` is not
+sliced."""
 
 
 SUPPORTED_FAMILIES = frozenset(
@@ -53,10 +52,10 @@ SUPPORTED_FAMILIES = frozenset(
 )
 
 
-"""Model types whose use of the width is known: any other may scale by it in its code."""
+"""Model types with known use of the width; others may scale by it in their code."""
 
 
-_TRANSPOSED = frozenset({"gpt2"})  # their linear layers keep weights as (in, out)
+_TRANSPOSED = frozenset({"gpt2"})  # families that store linear weights as (in, out)
 
 
 _NORMS = (
@@ -97,7 +96,7 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class StudentShape:
-    """The sizes that pruning may change, and the head's width, which it leaves."""
+    """Sizes that pruning may change, and the head's width, which it keeps."""
 
     layers: int
     hidden_size: int
@@ -107,7 +106,7 @@ class StudentShape:
     head_dim: int
 
     def size(self, axis: Axis) -> int:
-        """Return the length of an axis; 0 for ``whole``, which has none of its own."""
+        """Return the length of an axis; 0 for ``whole``, which has no fixed length."""
         query, key_value = self.attention_heads * self.head_dim, self.kv_heads * self.head_dim
         sizes: dict[Axis, int] = {
             "hidden": self.hidden_size,
@@ -132,61 +131,61 @@ class StudentShape:
         }
 
     def with_sizes(self, sizes: Mapping[str, int | None]) -> StudentShape:
-        """Return the shape with those sizes changed that are not None."""
+        """Return a copy with the sizes that are not None replaced."""
         return replace(self, **{key: value for key, value in sizes.items() if value is not None})
 
 
 def get_axes(name: str, shape: tuple[int, ...], teacher: StudentShape, family: str) -> list[Axis]:
-    """Return what each dimension of a teacher's tensor counts.
+    """Return the axis of each dimension of a teacher's tensor.
 
     Args:
-        name: As the checkpoint has it.
-        shape: Of the tensor.
-        teacher: The teacher's sizes, which the tensor's must agree with.
-        family: The config's ``model_type``.
+        name: Name in the checkpoint.
+        shape: Shape of the tensor.
+        teacher: Sizes of the teacher, with which the shape must agree.
+        family: ``model_type`` of the config.
 
     Raises:
-        CheckpointError: If the name means nothing here, or the shape is not what it should be.
+        CheckpointError: If the name is unknown, or the shape unexpected.
     """
     axes = _named_axes(name, len(shape), family)
     if axes is None:
-        raise _unknown_tensor_error(name, "is not one whose width is understood", family)
+        raise _unknown_tensor_error(name, "has an unknown axis layout", family)
     for size, axis in zip(shape, axes, strict=True):
         if axis != "whole" and size != teacher.size(axis):
             raise _unknown_tensor_error(
-                name, f"has {size} entries where {teacher.size(axis)} belong", family
+                name, f"has {size} entries instead of {teacher.size(axis)}", family
             )
     return axes
 
 
 def is_norm(name: str) -> bool:
-    """Return whether a tensor belongs to a norm over the hidden channels."""
+    """Return whether a tensor belongs to a norm over hidden channels."""
     return re.search(_NORMS, name) is not None
 
 
 def get_part(name: str) -> str:
-    """Return which part of a model a tensor belongs to, as reports list them."""
+    """Return the part of the model that a tensor belongs to, as listed in reports."""
     return next((part for pattern, part in _PARTS if re.search(pattern, name)), "other")
 
 
 def read_shape(checkpoint: Checkpoint, layers: int) -> StudentShape:
-    """Return a teacher's sizes, from its config and the shapes of its tensors.
+    """Return the sizes of a teacher, from its config and the shapes of its tensors.
 
     Args:
-        checkpoint: The teacher.
-        layers: How many layers it has.
+        checkpoint: Checkpoint of the teacher.
+        layers: Number of layers.
 
     Raises:
-        CheckpointError: If its family is not known, or a size cannot be told.
+        CheckpointError: If its family is not supported, or a size cannot be determined.
     """
     family = str(checkpoint.config.get("model_type"))
     if family not in SUPPORTED_FAMILIES:
         raise CheckpointError(
-            f"how model type '{family:.40}' uses its width is not known",
+            f"width pruning of model type '{family:.40}' is not supported",
             code="distill.prune-family",
             where=str(checkpoint.folder),
             expected=f"one of: {', '.join(sorted(SUPPORTED_FAMILIES))}",
-            next="prune layers only (student.layers), or give a checkpoint as the student",
+            next="prune layers only (student.layers), or use a checkpoint as the student",
         )
     heads = _read_size(checkpoint, "num_attention_heads", "n_head")
     kv_heads = int(checkpoint.config.get("num_key_value_heads") or 0) or heads
@@ -227,16 +226,16 @@ def _read_size(checkpoint: Checkpoint, *keys: str) -> int:
         if isinstance(value, int) and value > 0:
             return value
     raise CheckpointError(
-        f"config.json does not say '{keys[0]}'",
+        f"config.json has no '{keys[0]}'",
         code="distill.prune-tensor",
         where=str(checkpoint.folder),
         expected="the config of a Hugging Face model",
-        next="prune layers only (student.layers), or give a checkpoint as the student",
+        next="prune layers only (student.layers), or use a checkpoint as the student",
     )
 
 
 def _find_dimension(checkpoint: Checkpoint, pattern: str, dimension: int) -> int:
-    """Return a dimension of the first tensor whose name fits."""
+    """Return a dimension of the first tensor whose name matches."""
     for name in checkpoint.names():
         shape = checkpoint.shape(name)
         if re.search(pattern, name) and len(shape) > dimension:
@@ -244,13 +243,13 @@ def _find_dimension(checkpoint: Checkpoint, pattern: str, dimension: int) -> int
     raise _unknown_tensor_error(pattern, "is missing", str(checkpoint.config.get("model_type")))
 
 
-def _unknown_tensor_error(name: str, what: str, family: str) -> CheckpointError:
+def _unknown_tensor_error(name: str, problem: str, family: str) -> CheckpointError:
     return CheckpointError(
-        f"tensor '{name:.120}' {what}",
+        f"tensor '{name:.120}' {problem}",
         code="distill.prune-tensor",
         where=name,
-        expected=f"the tensors of an ordinary '{family:.40}' model",
-        next="prune layers only (student.layers), or give a checkpoint as the student",
+        expected=f"the tensors of a standard '{family:.40}' model",
+        next="prune layers only (student.layers), or use a checkpoint as the student",
     )
 
 
@@ -260,17 +259,15 @@ _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
-_LAYER_LISTS = ("layer_types", "no_rope_layers")  # what configs may leave to be derived
-
-
-_OTHER_LISTS = ("architectures", "_ids", "_id", "tokens")  # lists that never go by layers
+_LAYER_LISTS = ("layer_types", "no_rope_layers")  # may be omitted from configs and derived
+_OTHER_LISTS = ("architectures", "_ids", "_id", "tokens")  # suffixes of lists not by layer
 
 
 def map_layers(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
-    """Return the layer number of every tensor within a layer, and how many layers there are.
+    """Return the layer number of every tensor within a layer, and the number of layers.
 
     Raises:
-        CheckpointError: If the layers cannot be told.
+        CheckpointError: If the layers cannot be determined.
     """
     count = next(
         (int(checkpoint.config[key]) for key in _COUNT_KEYS if key in checkpoint.config), 0
@@ -284,19 +281,19 @@ def map_layers(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
         if set(names.values()) == set(range(count)) and count:
             return names, count
     raise CheckpointError(
-        "the checkpoint's layers cannot be told by their names",
+        "the checkpoint's layers cannot be determined from tensor names",
         code="distill.no-layers",
         where=str(checkpoint.folder),
         expected=f"tensors named PREFIX.NUMBER.REST for {count} layers",
-        next="give a checkpoint as the student",
+        next="use a checkpoint as the student",
     )
 
 
 def count_layers(checkpoint: Checkpoint, settings: PruneSettings) -> int:
-    """Return how many layers of full width the student keeps.
+    """Return the number of layers that the student keeps at full width.
 
     Raises:
-        RecipeError: If the teacher has not these layers, or no layer fits max_parameters.
+        RecipeError: If the teacher lacks these layers, or no layer fits max_parameters.
     """
     names, count = map_layers(checkpoint)
     if settings.keep is not None:
@@ -308,10 +305,10 @@ def count_layers(checkpoint: Checkpoint, settings: PruneSettings) -> int:
 
 
 def check_layers_exist(keep: Sequence[int], count: int) -> None:
-    """Refuse layer numbers that the teacher has not.
+    """Reject layer numbers that the teacher does not have.
 
     Raises:
-        RecipeError: Naming the first of them.
+        RecipeError: If the last one does not exist.
     """
     if keep[-1] >= count:
         raise RecipeError(
@@ -319,23 +316,23 @@ def check_layers_exist(keep: Sequence[int], count: int) -> None:
             code="distill.layers",
             where="student.keep",
             expected=f"layers from 0 to {count - 1}",
-            next="choose others, or give student.layers",
+            next="choose other layers, or set student.layers",
         )
 
 
 def count_parameters(checkpoint: Checkpoint, kept: Sequence[int]) -> int:
-    """Return the parameters of a student that keeps these layers, tied weights once."""
+    """Return the parameters of a student that keeps these layers; tied weights count once."""
     names, _ = map_layers(checkpoint)
-    gone = sum(
+    removed = sum(
         math.prod(checkpoint.shape(name))
         for name, number in names.items()
         if number not in set(kept)
     )
-    return checkpoint.parameters - gone
+    return checkpoint.parameters - removed
 
 
 def check_parameter_budget(parameters: int, teacher: int, settings: PruneSettings) -> None:
-    """Refuse a student of more than ``max_parameters``.
+    """Reject a student of more than ``max_parameters``.
 
     Raises:
         RecipeError: If it is too large.
@@ -352,53 +349,55 @@ def check_parameter_budget(parameters: int, teacher: int, settings: PruneSetting
 
 
 def space_evenly(count: int, wanted: int) -> tuple[int, ...]:
-    """Return ``wanted`` of ``count`` numbers, evenly spaced, the first and the last among them."""
+    """Return ``wanted`` of ``count`` indices, evenly spaced, including the first and the last."""
     if wanted == 1:
         return (0,)
-    return tuple((at * (count - 1) + (wanted - 1) // 2) // (wanted - 1) for at in range(wanted))
+    return tuple(
+        (index * (count - 1) + (wanted - 1) // 2) // (wanted - 1) for index in range(wanted)
+    )
 
 
 def drop_config_layers(
     config: Mapping[str, Any], resolved: Mapping[str, Any], count: int, kept: Sequence[int]
 ) -> dict[str, Any]:
-    """Return a config that says the kept layers' number and, for each, what it said before.
+    """Return a config for the kept layers, with the per-layer values of each.
 
     Args:
-        config: As config.json says.
-        resolved: The same with what it leaves to be derived: kinds of layers that follow from
-            their numbers must be written down, since the numbers change.
-        count: The teacher's layers.
-        kept: Layer numbers, rising.
+        config: Content of config.json.
+        resolved: The config with derived values: layer kinds that follow from layer numbers must be
+            written explicitly, because the numbers change.
+        count: Number of the teacher's layers.
+        kept: Kept layer numbers, ascending.
 
     Raises:
-        CheckpointError: If the layers compute by their own number.
+        CheckpointError: If layers compute with their own number.
     """
-    short = dict(config)
+    pruned = dict(config)
     if len(kept) == count:
-        return short
+        return pruned
     if config.get("scale_attn_by_inverse_layer_idx"):
         raise CheckpointError(
-            "the layers scale their attention by their own number",
+            "attention is scaled by the layer number",
             code="distill.no-layers",
             where="config.json: scale_attn_by_inverse_layer_idx",
-            expected="layers that mean the same at any place",
-            next="prune the width only, or give a checkpoint as the student",
+            expected="layers that do not depend on their position",
+            next="prune the width only, or use a checkpoint as the student",
         )
     for key in _LAYER_LISTS:
         if isinstance(resolved.get(key), list) and not isinstance(config.get(key), list):
-            short[key] = resolved[key]
-    for key, value in short.items():
+            pruned[key] = resolved[key]
+    for key, value in pruned.items():
         if key in _COUNT_KEYS:
-            short[key] = len(kept)
+            pruned[key] = len(kept)
         elif isinstance(value, list) and len(value) == count and not key.endswith(_OTHER_LISTS):
-            short[key] = [value[number] for number in kept]
-    if "max_window_layers" in short:  # counts layers from the first, as Qwen2 does
-        short["max_window_layers"] = sum(number < config["max_window_layers"] for number in kept)
-    return short
+            pruned[key] = [value[number] for number in kept]
+    if "max_window_layers" in pruned:  # a number of first layers, as in Qwen2
+        pruned["max_window_layers"] = sum(number < config["max_window_layers"] for number in kept)
+    return pruned
 
 
 def renumber_layer(name: str, number: int) -> str:
-    """Return a tensor's name with another layer number."""
+    """Replace the layer number in a tensor's name."""
     return _LAYER.sub(lambda match: f"{match[1]}.{number}.{match[3]}", name)
 
 

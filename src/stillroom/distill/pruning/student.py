@@ -1,8 +1,7 @@
 """Student initialized from its teacher's layers, heads and channels.
 
-Depth is a matter of tensor names (``depth_layers``), width of what each dimension counts
-(``width_axes``). What is kept is measured on records: layers by ``depth_scores``, channels and
-heads by ``width_statistics``. Knows nothing of training.
+Depth is derived from tensor names and width from tensor axes (both in ``shapes``). Layers, channels
+and heads are selected by scores on calibration records (``importance``).
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class StudentPlan:
-    """What a student keeps of its teacher.
+    """Parts of the teacher that a student keeps.
 
-    ``layers`` are the teacher's numbers, rising; ``width`` and ``cut`` are None where the width
-    stays as it is; ``scores`` are those the layers were chosen by, if any were measured.
+    ``layers`` are the teacher's numbers, ascending; ``width`` and ``cut`` are None if the width is
+    unchanged; ``scores`` are those of the layers, if measured.
     """
 
     layers: tuple[int, ...]
@@ -80,31 +79,33 @@ class StudentPlan:
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values: what is kept, by the teacher's numbers."""
-        found: dict[str, Any] = {
+        """Return JSON values: kept parts, by the teacher's numbers."""
+        values: dict[str, Any] = {
             "layers": list(self.layers),
-            # a cost that was not measured is infinite, which JSON cannot say
+            # the cost of an unmeasured layer is infinite, which JSON cannot represent
             "layer_scores": [score if score < float("inf") else None for score in self.scores],
             "notes": list(self.notes),
         }
         if self.width is not None:
-            found["teacher_shape"] = self.width.teacher.to_json()
-            found["student_shape"] = self.width.student.to_json()
+            values["teacher_shape"] = self.width.teacher.to_json()
+            values["student_shape"] = self.width.student.to_json()
         if self.cut is not None:
-            found["hidden"] = list(self.cut.kept.hidden)
-            found["heads"] = [list(self.cut.kept.layers[at].heads) for at in self.layers]
-            found["kv_heads"] = [list(self.cut.kept.layers[at].kv_heads) for at in self.layers]
-            found["ffn"] = [list(self.cut.kept.layers[at].ffn) for at in self.layers]
-            found["norm_factors"] = dict(self.cut.shrinkage)
-        return found
+            values["hidden"] = list(self.cut.kept.hidden)
+            values["heads"] = [list(self.cut.kept.layers[layer].heads) for layer in self.layers]
+            values["kv_heads"] = [
+                list(self.cut.kept.layers[layer].kv_heads) for layer in self.layers
+            ]
+            values["ffn"] = [list(self.cut.kept.layers[layer].ffn) for layer in self.layers]
+            values["norm_factors"] = dict(self.cut.shrinkage)
+        return values
 
 
 def count_student_parameters(checkpoint: Checkpoint, settings: PruneSettings) -> int:
-    """Return how many parameters the student will have, from names and shapes alone.
+    """Return the student's number of parameters, from names and shapes only.
 
     Raises:
-        CheckpointError: If the teacher is not understood.
-        RecipeError: If the teacher cannot give such a student.
+        CheckpointError: If the teacher's architecture is not supported.
+        RecipeError: If the teacher cannot be pruned to such a student.
     """
     if settings.is_narrower:
         return plan_student_shape(checkpoint, settings).parameters
@@ -117,35 +118,35 @@ def plan_student(
     checkpoint: Checkpoint,
     settings: PruneSettings,
     load: Callable[[], nn.Module],
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     *,
     on_pass: Callable[[], None] | None = None,
 ) -> StudentPlan:
-    """Decide what a student keeps, measuring the teacher where the settings ask for it.
+    """Select the parts that a student keeps, with measurements if the settings require them.
 
     Args:
-        checkpoint: The teacher.
-        settings: Sizes, and how layers are chosen.
-        load: Gives the teacher in memory; called only if something is measured.
-        lessons: The calibration records.
-        on_pass: Called after each step of measuring.
+        checkpoint: Checkpoint of the teacher.
+        settings: Sizes, and selection of layers.
+        load: Returns the teacher in memory; called only for measurements.
+        records: Calibration records.
+        on_pass: Called after each measurement.
 
     Raises:
-        CheckpointError: If the teacher is not understood.
-        RecipeError: If the teacher cannot give such a student.
-        DataError: If the teacher's activations are not numbers.
+        CheckpointError: If the teacher's architecture is not supported.
+        RecipeError: If the teacher cannot be pruned to such a student.
+        DataError: If the teacher's activations are NaN.
     """
     width = plan_student_shape(checkpoint, settings) if settings.is_narrower else None
     count = map_layers(checkpoint)[1]
-    wanted = width.student.layers if width else count_layers(checkpoint, settings)
-    layers, scores = _choose_layers(count, wanted, settings, load, lessons, on_pass)
+    layer_count = width.student.layers if width else count_layers(checkpoint, settings)
+    layers, scores = _choose_layers(count, layer_count, settings, load, records, on_pass)
     _check_scores("a layer's score", torch.tensor(scores))
     parameters = width.parameters if width else count_parameters(checkpoint, layers)
     check_parameter_budget(parameters, checkpoint.parameters, settings)
     if width is None or not width.is_narrower:
         return StudentPlan(layers, width, None, scores)
     model = load()
-    statistics = gather_width_statistics(model, lessons, layers=layers, on_lesson=on_pass)
+    statistics = gather_width_statistics(model, records, layers=layers, on_record=on_pass)
     scored = [statistics.hidden, *statistics.ffn.values(), *statistics.attention.values()]
     _check_scores("a channel's score", torch.cat(scored))
     kept = select_width(width.teacher, width.student, statistics, layers)
@@ -154,7 +155,7 @@ def plan_student(
         width.student,
         str(checkpoint.config.get("model_type")),
         is_tied=bool(resolve_config(checkpoint.folder).get("tie_word_embeddings")),
-        shrinkage=_measure_shrinkage(model, lessons, kept) if settings.rescale_norms else {},
+        shrinkage=_measure_shrinkage(model, records, kept) if settings.rescale_norms else {},
     )
     return StudentPlan(layers, width, cut, scores, tuple(width.notes))
 
@@ -162,16 +163,16 @@ def plan_student(
 def initialize_student(
     teacher: Path, folder: Path, plan: StudentPlan, *, dtype: torch.dtype | None = None
 ) -> Path:
-    """Write what a student keeps of its teacher to ``folder``, and return it.
+    """Write the kept parts of a teacher as a checkpoint to ``folder``, and return it.
 
     Args:
         teacher: Folder or ``.gguf`` file.
-        folder: Where the student will stand; appears whole or not at all.
-        plan: What it keeps.
-        dtype: Storage type of the weights; default each as the teacher's.
+        folder: Destination, written atomically.
+        plan: Parts to keep.
+        dtype: Storage type of the weights; None keeps the teacher's.
 
     Raises:
-        CheckpointError: If a tensor is not understood; nothing is written then.
+        CheckpointError: If a tensor is unknown; nothing is written.
     """
     checkpoint = Checkpoint.open(teacher)
     with CheckpointWriter(folder, config=_make_config(checkpoint, plan), dtype=dtype) as writer:
@@ -183,15 +184,15 @@ def initialize_student(
 def _write_tensors(checkpoint: Checkpoint, plan: StudentPlan, writer: CheckpointWriter) -> None:
     """Add every tensor of the student to a writer, one in memory at a time."""
     names, _ = map_layers(checkpoint)
-    places = {old: new for new, old in enumerate(plan.layers)}
+    new_numbers = {old: new for new, old in enumerate(plan.layers)}
     for name in checkpoint.names():
         layer = names.get(name)
-        if layer is not None and layer not in places:
+        if layer is not None and layer not in new_numbers:
             continue
         tensor = checkpoint.tensor(name)
         if plan.cut is not None:
             tensor = plan.cut.cut(name, tensor, layer)
-        writer.add(name if layer is None else renumber_layer(name, places[layer]), tensor)
+        writer.add(name if layer is None else renumber_layer(name, new_numbers[layer]), tensor)
 
 
 def _make_config(checkpoint: Checkpoint, plan: StudentPlan) -> dict[str, Any]:
@@ -204,37 +205,37 @@ def _make_config(checkpoint: Checkpoint, plan: StudentPlan) -> dict[str, Any]:
 
 def _choose_layers(
     count: int,
-    wanted: int,
+    layer_count: int,
     settings: PruneSettings,
     load: Callable[[], nn.Module],
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     on_pass: Callable[[], None] | None,
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the layers that stay, and the scores that this was decided by."""
+    """Return the kept layers, and the scores used for selection."""
     if settings.keep is not None:
         check_layers_exist(settings.keep, count)
         return settings.keep, ()
-    if wanted == count:
+    if layer_count == count:
         return tuple(range(count)), ()
     if settings.choose == "even":
-        return space_evenly(count, wanted), ()
+        return space_evenly(count, layer_count), ()
     if settings.choose == "contiguous":
-        run = find_redundant_block(load(), lessons, count - wanted)
-        return tuple(number for number in range(count) if number not in run), ()
+        block = find_redundant_block(load(), records, count - layer_count)
+        return tuple(number for number in range(count) if number not in block), ()
     if settings.choose == "influence":
-        scores = measure_block_influence(load(), lessons)
-        return rank_layers(scores, wanted), tuple(scores)
+        scores = measure_block_influence(load(), records)
+        return rank_layers(scores, layer_count), tuple(scores)
     if settings.iterative:
-        return drop_iteratively(load(), lessons, settings.choose, wanted, on_layer=on_pass), ()
-    scores = measure_ablation_costs(load(), lessons, settings.choose, on_layer=on_pass)
-    return rank_layers(scores, wanted), tuple(scores)
+        return drop_iteratively(load(), records, settings.choose, layer_count, on_layer=on_pass), ()
+    scores = measure_ablation_costs(load(), records, settings.choose, on_layer=on_pass)
+    return rank_layers(scores, layer_count), tuple(scores)
 
 
-def _check_scores(what: str, scores: Tensor) -> None:
-    """Refuse scores that are no numbers: whatever order they gave would be chance."""
+def _check_scores(quantity: str, scores: Tensor) -> None:
+    """Reject NaN scores, which would give an arbitrary order."""
     if bool(scores.isnan().any()):
         raise DataError(
-            f"{what} is not a number, so nothing can be chosen by it",
+            f"{quantity} is NaN, so nothing can be selected by it",
             code="distill.teacher-not-finite",
             where="teacher",
             expected="activations within the range of float32 on every calibration record",
@@ -243,11 +244,11 @@ def _check_scores(what: str, scores: Tensor) -> None:
 
 
 def _measure_shrinkage(
-    model: nn.Module, lessons: Sequence[TokenizedRecord], kept: WidthSelection
+    model: nn.Module, records: Sequence[TokenizedRecord], kept: WidthSelection
 ) -> dict[str, float]:
     if len(kept.hidden) == kept.teacher.hidden_size:
         return {}
-    return measure_norm_shrinkage(model, lessons, torch.tensor(kept.hidden))
+    return measure_norm_shrinkage(model, records, torch.tensor(kept.hidden))
 
 
 PRUNING_FILE = "pruning.json"
@@ -257,42 +258,42 @@ def prepare_student(
     student: PruneSettings | str,
     job: Job,
     teacher: LocalTeacher,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder that the student starts from, and what artifact.json says of it.
+    """Return the folder of the initial student, and its details for artifact.json.
 
-    A student made of the teacher is written to the job's scratch folder, and what it keeps to
-    ``output/pruning.json``; a resumed job finds both. The teacher itself may be given: then the
-    student starts as its equal.
+    A pruned student is written to the job's scratch folder, and its kept parts to
+    ``output/pruning.json``; a resumed job reuses both. The student may also be the teacher's
+    checkpoint itself.
 
     Raises:
-        CheckpointError: If a checkpoint cannot be read, or the teacher is not understood.
-        RecipeError: If the teacher cannot give such a student.
+        CheckpointError: If a checkpoint cannot be read, or its architecture is not supported.
+        RecipeError: If the teacher cannot be pruned to such a student.
     """
     if not isinstance(student, PruneSettings):
         return Checkpoint.open(resolve_checkpoint(student, say=job.say)).folder, {"layers_kept": []}
     folder = job.scratch / "student"
-    kept = prune_once(student, job, teacher, lessons, folder)
-    said: dict[str, Any] = {"layers_kept": kept["layers"]}
-    said |= {key: kept[key] for key in ("teacher_shape", "student_shape") if key in kept}
-    return folder, said
+    kept = prune_once(student, job, teacher, records, folder)
+    details: dict[str, Any] = {"layers_kept": kept["layers"]}
+    details |= {key: kept[key] for key in ("teacher_shape", "student_shape") if key in kept}
+    return folder, details
 
 
 def prune_once(
     settings: PruneSettings,
     job: Job,
     teacher: LocalTeacher,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the student to ``folder`` unless a killed run has, and return what it keeps.
+    """Write the student to ``folder`` unless that is done, and return its kept parts.
 
-    The weights are stored as the teacher's are. What is kept also stands in
+    Weights keep the teacher's storage type. The kept parts are also written to
     ``output/pruning.json``.
 
     Raises:
-        CheckpointError: If the teacher is not understood.
-        RecipeError: If the teacher cannot give such a student.
+        CheckpointError: If the teacher's architecture is not supported.
+        RecipeError: If the teacher cannot be pruned to such a student.
     """
     journal = job.journal("student")
     if "kept" not in journal or not (folder / "config.json").is_file():
@@ -301,7 +302,7 @@ def prune_once(
                 teacher.checkpoint,
                 settings,
                 lambda: teacher.model,
-                lessons[: settings.calibration_records],
+                records[: settings.calibration_records],
                 on_pass=progress.advance,
             )
             initialize_student(teacher.checkpoint.folder, folder, plan)

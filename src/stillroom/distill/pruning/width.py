@@ -1,19 +1,18 @@
 """Width pruning: search of a student's shape, selection of channels, slicing of tensors.
 
-Source of the rule: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 4, and Sreenivas
-et al. 2024, arXiv:2408.11796, section 3: width before depth, attention heads left alone, only
-shapes near the budget considered. Differs: where they train every candidate for a while, we take
-the one that shrinks its sizes most evenly.
+Source: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 4, and Sreenivas et al. 2024,
+arXiv:2408.11796, section 3: width before depth, attention heads unchanged, only shapes near the
+budget considered. Differs: where they train every candidate briefly, the shape with the most even
+shrinkage is taken here.
 
-Hidden channels are chosen once for the whole model; feed-forward channels and heads in each layer
-for itself. Key-value groups go whole; within a group that stays, heads are compared with each other
-only, so that every group keeps equally many. What is kept keeps its order; equal scores keep the
-first.
+Hidden channels are selected once for the whole model; feed-forward channels and heads per layer.
+Key-value groups are removed as a whole; within a kept group, heads compete only with each other, so
+that every group keeps the same number. Kept parts keep their order; ties keep the first.
 
-Two things follow from the hidden size besides shapes. A norm divides by the size of what is left,
-so its weight is scaled by ``norm_shrinkage``. Gemma multiplies its embeddings by the square root of
-the hidden size; that factor is put back into the weights, and taken out of the last norm where the
-head shares them. Scaled tensors are computed in float64; others keep their bits.
+Changing the hidden size has two further effects. A norm divides by a mean over fewer channels, so
+its weight is scaled (``measure_norm_shrinkage``). Gemma multiplies its embeddings by the square
+root of the hidden size; that factor is folded into the weights, and out of the last norm if the
+head shares them. Scaled tensors are computed in float64; others are copied bit by bit.
 """
 
 from __future__ import annotations
@@ -55,36 +54,32 @@ __all__ = [
 ]
 
 
-_MIN_BUDGET_SHARE = 0.95  # of the largest count that fits: what is less is not considered
-
-
-_KERNEL = 8  # matrix kernels want sizes that this divides
-
-
-_STEPS = 8  # sizes that a search has to choose from at least, where the teacher's allow it
+_MIN_BUDGET_SHARE = 0.95  # minimum share of the largest fitting parameter count
+_KERNEL = 8  # divisor of sizes preferred by matrix kernels
+_STEPS = 8  # minimum number of sizes in a search, if the teacher's size allows it
 
 
 @dataclass(frozen=True, slots=True)
 class _AxisCounts:
-    """How many tensors of a teacher have which axes, by part and by whether layers hold them."""
+    """Numbers of a teacher's tensors by axes, by part, and by whether they are within layers."""
 
     layers: int
     entries: Counter[tuple[bool, tuple[Axis, ...], int, str]] = field(default_factory=Counter)
 
     def of(self, shape: StudentShape, part: str | None = None) -> int:
-        """Return the parameters of a shape, whole or of one part; all layers are alike."""
+        """Return the parameters of a shape, in total or of one part; all layers are alike."""
         total = 0
         for (is_inside, axes, fixed, home), number in self.entries.items():
             if part is not None and home != part:
                 continue
-            each = fixed * math.prod(shape.size(axis) for axis in axes if axis != "whole")
-            total += each * (number * shape.layers // self.layers if is_inside else number)
+            size = fixed * math.prod(shape.size(axis) for axis in axes if axis != "whole")
+            total += size * (number * shape.layers // self.layers if is_inside else number)
         return total
 
 
 @dataclass(frozen=True, slots=True)
 class StudentShapePlan:
-    """A teacher's sizes, the student's, and what each part of both counts."""
+    """Sizes of teacher and student, and the parameters of each part of both."""
 
     teacher: StudentShape
     student: StudentShape
@@ -92,12 +87,12 @@ class StudentShapePlan:
 
     @property
     def is_narrower(self) -> bool:
-        """Whether anything but the number of layers changes."""
+        """Whether any size other than the number of layers changes."""
         return self.student != self.teacher.with_sizes({"layers": self.student.layers})
 
     @property
     def parameters(self) -> int:
-        """The student's parameters, tied weights once."""
+        """Parameters of the student; tied weights count once."""
         return self._counts.of(self.student)
 
     def count_parts(self, shape: StudentShape) -> dict[str, int]:
@@ -107,7 +102,7 @@ class StudentShapePlan:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the sizes."""
+        """Notes for the user on the sizes."""
         sizes = {
             "hidden_size": self.student.hidden_size,
             "intermediate_size": self.student.intermediate_size,
@@ -120,16 +115,17 @@ class StudentShapePlan:
 
 
 def plan_student_shape(checkpoint: Checkpoint, settings: PruneSettings) -> StudentShapePlan:
-    """Return the sizes of a student that may be narrower than its teacher.
+    """Choose the sizes of a student that may be narrower than its teacher.
 
-    Sizes that are given stand. Of the others those that ``settings.prune`` names shrink: of all
-    shapes that fit ``max_parameters`` and have at least 95 % of the most parameters that fit, the
-    one whose shares of the teacher's layers, hidden size and feed-forward size differ least. The
-    hidden size stays a multiple of the number of heads, the feed-forward size fills the budget.
+    Sizes in the settings are fixed; of the others, those selected by ``settings.prune`` shrink.
+    Among all shapes that fit ``max_parameters`` and have at least 95 % of the most parameters that
+    fit, the one is chosen whose ratios to the teacher's layers, hidden size and feed-forward size
+    differ least. The hidden size remains a multiple of the number of heads; the feed-forward size
+    fills the budget.
 
     Raises:
-        CheckpointError: If the teacher's family or one of its tensors is not understood.
-        RecipeError: If sizes do not go together, or none fits.
+        CheckpointError: If the teacher's family or one of its tensors is not supported.
+        RecipeError: If sizes are incompatible, or none fits.
     """
     names, layers = map_layers(checkpoint)
     teacher = read_shape(checkpoint, layers)
@@ -157,7 +153,7 @@ def _search_shape(
     *,
     is_implied: bool,
 ) -> StudentShape:
-    given = _read_given_sizes(teacher, settings, is_implied=is_implied)
+    fixed = _read_given_sizes(teacher, settings, is_implied=is_implied)
     budget = settings.max_parameters * counts.of(teacher)
     free = {
         "depth": ("layers",),
@@ -165,24 +161,24 @@ def _search_shape(
         "width": ("hidden_size", "intermediate_size"),
         "both": ("layers", "hidden_size", "intermediate_size"),
     }[settings.prune]
-    free = tuple(name for name in free if given[name] is None)
-    start = teacher.with_sizes(given)
+    free = tuple(name for name in free if fixed[name] is None)
+    start = teacher.with_sizes(fixed)
     _check_not_larger(start, teacher)
     if not free:
         _check_sizes(start, teacher, is_implied=is_implied)
         return start
-    found: list[tuple[int, StudentShape]] = []
+    candidates: list[tuple[int, StudentShape]] = []
     for shape in _list_shapes(start, teacher, free, is_implied=is_implied):
         filled = _fill_ffn(shape, counts, budget) if "intermediate_size" in free else shape
         if filled is not None and counts.of(filled) <= budget:
-            found.append((counts.of(filled), filled))
-    if not found:
+            candidates.append((counts.of(filled), filled))
+    if not candidates:
         raise _budget_error(settings)
-    most = max(count for count, _ in found)
-    near = [(count, shape) for count, shape in found if count >= _MIN_BUDGET_SHARE * most]
-    _, chosen = min(near, key=lambda item: (_measure_imbalance(item[1], teacher, free), -item[0]))
-    _check_sizes(chosen, teacher, is_implied=is_implied)
-    return chosen
+    most = max(count for count, _ in candidates)
+    close = [(count, shape) for count, shape in candidates if count >= _MIN_BUDGET_SHARE * most]
+    _, best = min(close, key=lambda item: (_measure_imbalance(item[1], teacher, free), -item[0]))
+    _check_sizes(best, teacher, is_implied=is_implied)
+    return best
 
 
 def _list_shapes(
@@ -206,19 +202,19 @@ def _list_shapes(
 
 
 def _fill_ffn(shape: StudentShape, counts: _AxisCounts, budget: float) -> StudentShape | None:
-    """Return the shape with the most feed-forward channels that fit; None where none does."""
+    """Return the shape with the most feed-forward channels that fit; None if none fits."""
     most = shape.intermediate_size
     step = _search_step(most, 1)
-    none = counts.of(shape.with_sizes({"intermediate_size": 0}))
-    each = (counts.of(shape) - none) / most
-    fitting = int((budget - none) / each) // step * step
+    fixed = counts.of(shape.with_sizes({"intermediate_size": 0}))
+    per_channel = (counts.of(shape) - fixed) / most
+    fitting = int((budget - fixed) / per_channel) // step * step
     return shape.with_sizes({"intermediate_size": min(fitting, most)}) if fitting >= step else None
 
 
 def _search_step(size: int, factor: int) -> int:
     """Return the step of a search below ``size``: a multiple of ``factor``, of 64 if fine enough.
 
-    Halved as long as it leaves fewer than a few sizes to choose from.
+    Halved while it leaves too few sizes.
     """
     power = math.gcd(size, 64)
     while power > 1 and size // math.lcm(power, factor) < _STEPS:
@@ -235,8 +231,8 @@ def _measure_imbalance(shape: StudentShape, teacher: StudentShape, free: tuple[s
 def _read_given_sizes(
     teacher: StudentShape, settings: PruneSettings, *, is_implied: bool
 ) -> dict[str, int | None]:
-    """Return the sizes that the user gave, with those that follow from them."""
-    given: dict[str, int | None] = {
+    """Return the sizes in the settings, with those implied by them."""
+    sizes: dict[str, int | None] = {
         "layers": min(settings.layers, teacher.layers) if settings.layers else None,
         "hidden_size": settings.hidden_size,
         "intermediate_size": settings.intermediate_size,
@@ -244,21 +240,21 @@ def _read_given_sizes(
         "kv_heads": settings.kv_heads,
     }
     if settings.keep is not None:
-        given["layers"] = len(settings.keep)
-    a_group = teacher.attention_heads // max(teacher.kv_heads, 1)
+        sizes["layers"] = len(settings.keep)
+    group_size = teacher.attention_heads // max(teacher.kv_heads, 1)
     if is_implied:
-        heads, hidden = given["attention_heads"] or given["kv_heads"], given["hidden_size"]
-        given["hidden_size"] = hidden or (heads * teacher.head_dim if heads else None)
-        given["attention_heads"] = heads or (hidden // teacher.head_dim if hidden else None)
-    if given["kv_heads"] and not given["attention_heads"]:
-        given["attention_heads"] = given["kv_heads"] * a_group
-    if given["attention_heads"] and not given["kv_heads"] and a_group == 1:
-        given["kv_heads"] = given["attention_heads"]
-    return given
+        heads, hidden = sizes["attention_heads"] or sizes["kv_heads"], sizes["hidden_size"]
+        sizes["hidden_size"] = hidden or (heads * teacher.head_dim if heads else None)
+        sizes["attention_heads"] = heads or (hidden // teacher.head_dim if hidden else None)
+    if sizes["kv_heads"] and not sizes["attention_heads"]:
+        sizes["attention_heads"] = sizes["kv_heads"] * group_size
+    if sizes["attention_heads"] and not sizes["kv_heads"] and group_size == 1:
+        sizes["kv_heads"] = sizes["attention_heads"]
+    return sizes
 
 
 def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool) -> None:
-    """Refuse sizes that no model can have, or that are not a part of the teacher's.
+    """Reject sizes that are impossible, or not a subset of the teacher's.
 
     Raises:
         RecipeError: Naming the setting.
@@ -274,14 +270,14 @@ def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool
     if heads // kv_heads > teacher.attention_heads // teacher.kv_heads:
         raise _size_error(
             "kv_heads",
-            f"{heads} attention heads on {kv_heads} key-value heads are more a group than the "
+            f"{heads} attention heads on {kv_heads} key-value heads are more per group than the "
             f"teacher's {teacher.attention_heads} on {teacher.kv_heads}",
             f"at most {kv_heads * (teacher.attention_heads // teacher.kv_heads)} attention heads",
         )
     if shape.hidden_size % heads:
         raise _size_error(
             "hidden_size",
-            f"hidden_size {shape.hidden_size} is no multiple of {heads} attention heads, which "
+            f"hidden_size {shape.hidden_size} is not a multiple of {heads} attention heads, as "
             "transformers requires",
             f"a multiple of {heads}, as {shape.hidden_size // heads * heads or heads}",
         )
@@ -289,8 +285,8 @@ def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool
         raise _size_error(
             "hidden_size",
             f"hidden_size {shape.hidden_size} is not {heads} heads of {shape.head_dim}, and this "
-            "family's config cannot say the size of a head",
-            f"{heads * shape.head_dim}, or give one of hidden_size and attention_heads only",
+            "family's config has no head size",
+            f"{heads * shape.head_dim}, or only one of hidden_size and attention_heads",
         )
 
 
@@ -304,7 +300,7 @@ def _check_not_larger(shape: StudentShape, teacher: StudentShape) -> None:
 
 
 def _is_head_dim_implied(checkpoint: Checkpoint) -> bool:
-    """Return whether a head's size is the hidden size over the heads, by code or by a check."""
+    """Return whether the head size must be hidden size / heads, by the model's code or a check."""
     config = checkpoint.config
     if config.get("model_type") == "gpt2":
         return True
@@ -312,9 +308,9 @@ def _is_head_dim_implied(checkpoint: Checkpoint) -> bool:
     return config.get("model_type") == "phi3" and "short_factor" in rope
 
 
-def _size_error(name: str, what: str, expected: str) -> RecipeError:
+def _size_error(name: str, message: str, expected: str) -> RecipeError:
     return RecipeError(
-        what,
+        message,
         code="distill.prune-shape",
         where=f"student.{name}",
         expected=expected,
@@ -327,14 +323,14 @@ def _budget_error(settings: PruneSettings) -> RecipeError:
         f"no student fits {settings.max_parameters:.1%} of the teacher's parameters",
         code="distill.too-large",
         where="student.max_parameters",
-        expected="a share that the embeddings and one narrow layer fit in",
-        next="raise student.max_parameters, or let more shrink (student.prune: both)",
+        expected="a share that fits the embeddings and one narrow layer",
+        next="raise student.max_parameters, or allow more to shrink (student.prune: both)",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSelection:
-    """What one layer keeps: numbers of feed-forward channels, heads and key-value heads."""
+    """Kept feed-forward channels, heads and key-value heads of one layer."""
 
     ffn: tuple[int, ...]
     heads: tuple[int, ...]
@@ -343,28 +339,28 @@ class LayerSelection:
 
 @dataclass(frozen=True, slots=True)
 class WidthSelection:
-    """What a student keeps of its teacher's width; ``layers`` goes by the teacher's numbers."""
+    """Kept width of a student; ``layers`` is keyed by the teacher's layer numbers."""
 
     teacher: StudentShape
     hidden: tuple[int, ...]
     layers: dict[int, LayerSelection]
 
     def index(self, axis: Axis, layer: int | None) -> Tensor | None:
-        """Return the entries of an axis that stay, rising within each part; None where all do.
+        """Return the kept indices of an axis, ascending within each part; None if all are kept.
 
         Args:
-            axis: Of a tensor.
-            layer: The teacher's number of the layer that holds it; None outside of layers.
+            axis: Axis of a tensor.
+            layer: Teacher's number of its layer; None outside of layers.
         """
         if axis == "whole":
             return None
         if axis == "hidden":
-            found = torch.tensor(self.hidden)
+            indices = torch.tensor(self.hidden)
         elif layer is None:
             return None
         else:
-            found = self._index_in(axis, self.layers[layer])
-        return None if len(found) == self.teacher.size(axis) else found
+            indices = self._index_in(axis, self.layers[layer])
+        return None if len(indices) == self.teacher.size(axis) else indices
 
     def _index_in(self, axis: Axis, kept: LayerSelection) -> Tensor:
         shape = self.teacher
@@ -391,13 +387,13 @@ def select_width(
     statistics: WidthStatistics,
     layers: Sequence[int],
 ) -> WidthSelection:
-    """Return what scores highest, as much of each as the student's sizes ask for.
+    """Select the channels and heads with the highest scores, by the student's sizes.
 
     Args:
-        teacher: Its sizes.
-        student: What it shall have.
-        statistics: The scores.
-        layers: The layers that stay, by the teacher's numbers.
+        teacher: Sizes of the teacher.
+        student: Sizes of the student.
+        statistics: Scores.
+        layers: Kept layers, by the teacher's numbers.
     """
     kept = {}
     for layer in layers:
@@ -410,19 +406,23 @@ def select_width(
 def _select_heads(
     teacher: StudentShape, student: StudentShape, scores: Tensor
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the key-value heads that stay, and the heads."""
-    a_group = teacher.attention_heads // teacher.kv_heads
-    squares = scores.square().view(teacher.kv_heads, a_group, teacher.head_dim).sum(-1)  # (G, H/G)
+    """Return the kept key-value heads, and the kept heads."""
+    group_size = teacher.attention_heads // teacher.kv_heads
+    squares = (
+        scores.square().view(teacher.kv_heads, group_size, teacher.head_dim).sum(-1)
+    )  # (G, H/G)
     kv_heads = _select_top(squares.sum(-1), student.kv_heads)
-    wanted = student.attention_heads // student.kv_heads
+    heads_per_group = student.attention_heads // student.kv_heads
     heads = [
-        group * a_group + head for group in kv_heads for head in _select_top(squares[group], wanted)
+        group * group_size + head
+        for group in kv_heads
+        for head in _select_top(squares[group], heads_per_group)
     ]
     return kv_heads, tuple(heads)
 
 
-def _select_top(scores: Tensor, wanted: int) -> tuple[int, ...]:
-    order = torch.argsort(scores, descending=True, stable=True)[:wanted]
+def _select_top(scores: Tensor, count: int) -> tuple[int, ...]:
+    order = torch.argsort(scores, descending=True, stable=True)[:count]
     return tuple(sorted(order.tolist()))
 
 
@@ -438,7 +438,7 @@ _PREFIXES = ("model.", "transformer.")
 
 @dataclass(frozen=True, slots=True)
 class WidthSlicer:
-    """How tensors are cut: what is kept, and what norms are multiplied with, by their names."""
+    """Slicer of tensors: kept indices, and factors of norms by name."""
 
     kept: WidthSelection
     student: StudentShape
@@ -447,15 +447,15 @@ class WidthSlicer:
     shrinkage: Mapping[str, float] = field(default_factory=dict)
 
     def cut(self, name: str, tensor: Tensor, layer: int | None) -> Tensor:
-        """Return what a student keeps of a teacher's tensor.
+        """Slice a teacher's tensor for the student.
 
         Args:
-            name: As the teacher has it.
-            tensor: The whole; returned as it is where nothing of it goes.
-            layer: The teacher's number of the layer that holds it; None outside of layers.
+            name: Name in the teacher's checkpoint.
+            tensor: Full tensor; returned unchanged if all of it is kept.
+            layer: Teacher's number of its layer; None outside of layers.
 
         Raises:
-            CheckpointError: If the tensor is not understood.
+            CheckpointError: If the tensor is unknown.
         """
         axes = get_axes(name, tuple(tensor.shape), self.kept.teacher, self.family)
         for dimension, axis in enumerate(axes):
@@ -465,12 +465,12 @@ class WidthSlicer:
         factor = self._factor(name)
         if factor == 1.0:
             return tensor
-        offset = 1.0 if is_norm(name) and self.family in _GEMMA else 0.0  # they multiply by 1 + w
+        offset = 1.0 if is_norm(name) and self.family in _GEMMA else 0.0  # norms multiply by 1 + w
         scaled = (tensor.double() + offset) * factor - offset
         return scaled.to(tensor.dtype)
 
     def cut_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the config with the student's sizes; a head's size is said outright."""
+        """Return the config with the student's sizes; the head size is set explicitly."""
         cut = dict(config)
         shape = self.student
         if self.family == "gpt2":
@@ -486,7 +486,7 @@ class WidthSlicer:
         }
 
     def _factor(self, name: str) -> float:
-        """Return what a tensor's entries (a Gemma norm's ``1 + w``) are multiplied with."""
+        """Return the factor of a tensor's entries (of a Gemma norm's ``1 + w``)."""
         if len(self.kept.hidden) == self.kept.teacher.hidden_size:
             return 1.0
         embedding = math.sqrt(self.kept.teacher.hidden_size / self.student.hidden_size)

@@ -1,3 +1,3 @@
-"""Rollout policies: sources of the text that a student learns on, one per file."""
+"""Rollout policies: sources of on-policy training text, one per file."""
 
-SEAM = "who writes the text that a student learns on: the student, its teacher, or both"
+SEAM = "sources of on-policy text"

@@ -1,9 +1,9 @@
 """Mixed sampling: tokens from a teacher-student mixture, with importance weights (MiniLLM).
 
-Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.2, equation 5: tokens come from
-p~ = a p + (1 - a) q, which keeps a student from text that only fools its loss, and count with the
-weight q / p~. As in the paper the weight is that of the token alone, not the product over the text,
-whose variance would drown it. The student's are all tokens: they are weighted as its own.
+Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.2, equation 5: tokens are sampled from
+p~ = a p + (1 - a) q, which prevents text that only exploits the loss, with importance weight
+q / p~. As in the paper the weight is per token, not the product over the text, whose variance would
+be too large. All tokens count as the student's.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["MixedSampling"]
 
 
 class MixedSampling(RolloutPolicy):
-    """Teacher-mixed text with importance weights, as MiniLLM's policy gradient wants it."""
+    """Teacher-mixed text with importance weights, for MiniLLM's policy gradient."""
 
     paper: ClassVar[str] = "arXiv:2306.08543"
 
     teacher_share: float = Field(
-        default=0.2, ge=0, lt=1, description="the teacher's part in every draw (alpha)"
+        default=0.2, ge=0, lt=1, description="weight of the teacher in the mixture (alpha)"
     )
     student_share: float = Field(
-        default=1.0, ge=0, le=1, description="share of the steps on such text; the rest records"
+        default=1.0, ge=0, le=1, description="share of steps on such text; the others use records"
     )
 
     @property
     @override
-    def learns_from_others(self) -> bool:
+    def uses_other_text(self) -> bool:
         return self.warm_up > 0 or self.student_share < 1
 
     @property
@@ -46,7 +46,7 @@ class MixedSampling(RolloutPolicy):
         return "student" if moment.draw < self.student_share else "records"
 
     @override
-    def wants_teacher(self, place: int, share: float) -> bool:
+    def needs_teacher_at(self, position: int, share: float) -> bool:
         return self.teacher_share > 0
 
     @override

@@ -1,9 +1,9 @@
-"""Replay buffer: student text reused adaptively, as validation loss requires.
+"""Replay buffer: reuse of student text, adapted to the validation loss.
 
 Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.2 and algorithm 1. The share of steps
-on the student's text begins at ``level`` and rises by ``level_step`` whenever the loss on held-out
-records is more than ``margin`` above the one before. Of these steps a part writes anew (while the
-buffer is not full: all of them), which follows ``schedule``; the others draw from the buffer.
+on the student's text starts at ``level`` and rises by ``level_step`` whenever the held-out loss
+exceeds the previous one by more than ``margin``. A part of these steps generates new text (all of
+them while the buffer is not full), according to ``schedule``; the others sample from the buffer.
 Differs from the released code: validation every ``validate_every`` steps instead of every epoch.
 """
 
@@ -21,31 +21,31 @@ __all__ = ["Replay"]
 
 
 class Replay(RolloutPolicy):
-    """Adaptive off-policy: records first, then ever more of the student's text, mostly kept."""
+    """Adaptive off-policy training: records first, then increasingly stored student text."""
 
     paper: ClassVar[str] = "arXiv:2402.03898"
-    learns_of_loss: ClassVar[bool] = True
+    adapts_to_loss: ClassVar[bool] = True
 
     level: float = Field(
-        default=0.0, ge=0, le=1, description="share of steps on the student's text at the start"
+        default=0.0, ge=0, le=1, description="initial share of steps on the student's text"
     )
     level_step: float = Field(
-        default=0.1, ge=0, le=1, description="what the share rises by when validation gets worse"
+        default=0.1, ge=0, le=1, description="increase of the share when validation gets worse"
     )
     margin: float = Field(
         default=0.1,
         ge=0,
-        description="rise of the held-out loss that counts as worse, in nats per token",
+        description="increase of the held-out loss that counts as worse, in nats per token",
     )
-    buffer: int = Field(default=1000, ge=1, description="rollouts kept; the oldest give way")
+    buffer: int = Field(default=1000, ge=1, description="capacity in rollouts; drops the oldest")
     schedule: Literal["decreasing", "constant", "increasing"] = Field(
         default="decreasing",
-        description="how the part that is written anew goes over the run: from all to nothing, "
-        "half throughout, from nothing to all",
+        description="share of newly generated text over the run: from all to none, half "
+        "throughout, or from none to all",
     )
     validate_every: int = Field(default=50, ge=1, description="steps between validations")
     validation_records: int = Field(
-        default=32, ge=1, description="held-out records validated on, the first ones"
+        default=32, ge=1, description="number of held-out records for validation, from the first"
     )
 
     @property
@@ -55,7 +55,7 @@ class Replay(RolloutPolicy):
 
     @property
     @override
-    def validated(self) -> int:
+    def validation_count(self) -> int:
         return self.validation_records
 
     @property

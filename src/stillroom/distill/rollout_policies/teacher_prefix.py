@@ -1,9 +1,9 @@
-"""Teacher prefix: teacher-generated beginning of shrinking length, continued by the student.
+"""Teacher prefix: the teacher generates a beginning of shrinking length, the student continues it.
 
 Source: a curriculum between sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947) and
-the student's own text (arXiv:2306.13649); no one paper's algorithm. The teacher's part of
-``max_new_tokens`` falls in a straight line from ``first`` to ``last`` over ``until`` of the run, so
-that a student that cannot yet keep a text going learns to continue a good one.
+the student's own text (arXiv:2306.13649); not the algorithm of one paper. The teacher's share of
+``max_new_tokens`` decreases linearly from ``first`` to ``last`` over ``until`` of the run, so that
+a weak student learns to continue good text first.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ __all__ = ["TeacherPrefix"]
 
 
 class TeacherPrefix(RolloutPolicy):
-    """The teacher writes the first part, whose length falls over the run."""
+    """The teacher generates a prefix whose length decreases over the run."""
 
     paper: ClassVar[str] = "arXiv:2306.13649"
 
     first: float = Field(
-        default=1.0, ge=0, le=1, description="the teacher's share of max_new_tokens at the start"
+        default=1.0, ge=0, le=1, description="initial prefix length as a share of max_new_tokens"
     )
-    last: float = Field(default=0.0, ge=0, le=1, description="and where the curriculum ends")
+    last: float = Field(default=0.0, ge=0, le=1, description="final prefix length, likewise")
     until: float = Field(
-        default=0.8, gt=0, le=1, description="share of the run after which it has ended"
+        default=0.8, gt=0, le=1, description="share of the run after which the length is final"
     )
     student_share: float = Field(
-        default=1.0, ge=0, le=1, description="share of the steps on such text; the rest records"
+        default=1.0, ge=0, le=1, description="share of steps on such text; the others use records"
     )
 
     @property
     @override
-    def learns_from_others(self) -> bool:
+    def uses_other_text(self) -> bool:
         return self.warm_up > 0 or self.student_share < 1 or self.may_need_teacher
 
     @property
@@ -50,20 +50,22 @@ class TeacherPrefix(RolloutPolicy):
         return "student" if moment.draw < self.student_share else "records"
 
     @override
-    def wants_teacher(self, place: int, share: float) -> bool:
+    def needs_teacher_at(self, position: int, share: float) -> bool:
         done = min(share / self.until, 1.0)
-        return place < round((self.first + (self.last - self.first) * done) * self.max_new_tokens)
+        return position < round(
+            (self.first + (self.last - self.first) * done) * self.max_new_tokens
+        )
 
     @override
     def choose(self, turn: DecodeStep) -> SampledTokens:
         import torch
 
-        is_teachers = self.wants_teacher(turn.place, turn.share)
-        side = turn.teacher if is_teachers else turn.student
-        if side is None:
-            raise ValueError("a teacher's prefix needs the teacher")
-        tokens = turn.draw(side, 0)
-        chances = side.gather(-1, tokens[:, None]).squeeze(-1)
+        by_teacher = self.needs_teacher_at(turn.place, turn.share)
+        probabilities = turn.teacher if by_teacher else turn.student
+        if probabilities is None:
+            raise ValueError("teacher_prefix needs the teacher")
+        tokens = turn.draw(probabilities, 0)
+        chances = probabilities.gather(-1, tokens[:, None]).squeeze(-1)
         return SampledTokens(
-            tokens, chances, torch.full_like(tokens, not is_teachers, dtype=torch.bool)
+            tokens, chances, torch.full_like(tokens, not by_teacher, dtype=torch.bool)
         )

@@ -1,1 +1,1 @@
-"""Teachers of a job: local checkpoints, servers, and ensembles of both."""
+"""Teachers of a job: local checkpoints, endpoints, and ensembles of both."""

@@ -1,13 +1,11 @@
-"""Teacher behind a server: log-probabilities of prompt tokens, or generated text alone.
+"""Teacher behind an endpoint: log-probabilities of prompt tokens, or generated text only.
 
-It fulfils ``TeacherScorer``, and fills the same caches as a teacher in this process. Requests are
-sent several at once and kept in the order of the lessons, so that a killed job that goes on leaves
-the same cache. A server draws no temperature into a prompt's log-probabilities: they are those of
-the model at temperature 1.
+``EndpointTeacher`` implements ``TeacherScorer`` and fills the same caches as a local teacher.
+Requests are concurrent, but results are kept in the order of the records, so that a resumed job
+produces the same cache. Prompt log-probabilities are those of the model at temperature 1; servers
+do not apply a sampling temperature to them. API keys are sent over https or to this machine only.
 
-A key goes only where nobody on the way can read it.
-
-What lineage and cards say of a teacher, without a tokenizer and without weights.
+``TextOnlyTeacher`` has neither tokenizer nor weights, only a name for provenance and cards.
 """
 
 from __future__ import annotations
@@ -60,12 +58,12 @@ __all__ = [
 ]
 
 
-_MIN_TAIL = 2.0**-24  # what a sum of float32 probabilities can tell apart from 1
+_MIN_TAIL = 2.0**-24  # resolution of a sum of float32 probabilities near 1
 
 
 @dataclass
 class _Usage:
-    """What was asked so far."""
+    """Requests and prompt tokens so far."""
 
     requests: int = 0
     tokens: int = 0
@@ -73,23 +71,23 @@ class _Usage:
 
 @dataclass
 class EndpointTeacher:
-    """A model behind a server; ``find`` opens it, ``close`` ends its connections."""
+    """A model behind an endpoint; opened with ``find``, closed with ``close``."""
 
     settings: EndpointTeacherSettings
     endpoint: Endpoint
     model: str
     tokenizer: Any
     probe: EndpointCapabilities
-    bill: _Usage = field(default_factory=_Usage)
+    usage: _Usage = field(default_factory=_Usage)
 
     @classmethod
     def find(cls, settings: EndpointTeacherSettings, job: Job) -> EndpointTeacher:
-        """Open the endpoint, and find out what its server tells.
+        """Open the endpoint, and probe its capabilities.
 
         Raises:
-            BackendError: If it cannot be reached, or tells no log-probabilities of a prompt.
+            BackendError: If it cannot be reached, or returns no prompt log-probabilities.
             CheckpointError: If the tokenizer cannot be read, or is not the model's.
-            RecipeError: If the key would go over plain http to another machine.
+            RecipeError: If the key would be sent over plain http to another machine.
         """
         path = resolve_checkpoint(str(settings.tokenizer), say=job.say)
         tokenizer = load_tokenizer(dequantize_gguf(path) if path.suffix == ".gguf" else path)
@@ -104,10 +102,10 @@ class EndpointTeacher:
             endpoint.close()
             raise
         job.say(
-            f"{endpoint.address} serves {model}; it speaks {probe.dialect} and tells "
-            f"{probe.granted or 'only the own'} tokens a position"
+            f"{endpoint.address} serves {model} with the {probe.dialect} dialect and returns "
+            f"{probe.granted or 'only the label'} tokens per position"
             + (
-                f" ({settings.top_logprobs} were asked for)"
+                f" ({settings.top_logprobs} were requested)"
                 if _grants_fewer(settings, probe)
                 else ""
             )
@@ -116,34 +114,34 @@ class EndpointTeacher:
 
     @property
     def name(self) -> str:
-        """Its model's name; of one that is called by its file, as llama.cpp does, the file's."""
+        """Name of the model; of a model named by a path (llama.cpp), the file's name."""
         return PurePath(self.model).name if self.model.startswith("/") else self.model
 
     @property
     def reference(self) -> str:
-        """Its address and model."""
+        """Address and model."""
         return f"{self.endpoint.address}#{self.model}"
 
     @property
     def fingerprint(self) -> str:
-        """The digest of address, name, tokenizer and dialect: the weights are out of reach."""
+        """Digest of address, model, tokenizer and dialect; the weights are not accessible."""
         return digest_json(
             [self.endpoint.address, self.model, self.tokenizer_digest, self.probe.dialect]
         )
 
     @property
     def license(self) -> str:
-        """What the recipe says; empty where it says nothing."""
+        """License set in the recipe; may be empty."""
         return self.settings.license
 
     @property
     def tokenizer_digest(self) -> str:
-        """The digest of what the tokenizer does."""
+        """Digest of the tokenizer's behavior."""
         return digest_text(self.tokenizer.backend_tokenizer.to_str())
 
     @property
     def about(self) -> dict[str, Any]:
-        """Where it is and what it was found to do."""
+        """Address and probed capabilities."""
         return {
             "name": self.name,
             "model": self.model,
@@ -152,134 +150,137 @@ class EndpointTeacher:
         }
 
     def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
-        """Return what a cache of its likeliest tokens says of itself.
+        """Return the header of a top-k cache of this teacher.
 
         Raises:
-            RecipeError: If the recipe asks for what a server cannot tell.
+            RecipeError: If the endpoint does not support the recipe's targets.
         """
         targets = recipe.targets
         if targets.mode != "top_k":
             raise _unsupported_error(
-                "targets.mode", targets.mode, "top_k: its likeliest tokens and the rest"
+                "targets.mode", targets.mode, "top_k: the most likely tokens and the rest"
             )
         if recipe.method.temperature != 1:
             raise _unsupported_error(
-                "method.temperature", recipe.method.temperature, "1, as it answers"
+                "method.temperature", recipe.method.temperature, "1, that of prompt scores"
             )
         if not self.probe.granted:
             raise BackendError(
-                f"{self.endpoint.address} tells log-probabilities of a prompt's own tokens only",
+                f"{self.endpoint.address} returns log-probabilities of the prompt's labels only",
                 code="distill.server-ids",
                 where="teacher.endpoint",
-                expected="the likeliest tokens by id (vLLM's prompt_logprobs)",
-                next="set crossing: {name: chunk_likelihood}, which needs the own tokens alone",
+                expected="the most likely tokens by id (vLLM's prompt_logprobs)",
+                next="set crossing: {name: chunk_likelihood}, which needs only the labels",
             )
         width = min(targets.k, self.probe.granted, rows)
         return self._header(rows, "top_k", width, targets.logprob_dtype)
 
     def own_header(self, precision: str) -> CacheHeader:
-        """Return what a cache of its own tokens' log-probabilities says of itself."""
+        """Return the header of a cache of label log-probabilities."""
         return self._header(len(self.tokenizer), "own", 0, "float32")
 
-    def score_tokens(self, lessons: Sequence[TokenizedRecord]) -> list[npt.NDArray[np.float32]]:
-        """Return its log-probabilities of the lessons' own tokens; see ``TeacherScorer``."""
-        asked = self._score(lessons, 0, lambda: None)
-        return [scores.own.astype(np.float32) for _, scores in asked]
+    def score_tokens(self, records: Sequence[TokenizedRecord]) -> list[npt.NDArray[np.float32]]:
+        """Return the log-probabilities of the records' labels; see ``TeacherScorer``."""
+        scored = self._score(records, 0, lambda: None)
+        return [scores.own.astype(np.float32) for _, scores in scored]
 
-    def capture(self, lessons: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
-        """Keep its likeliest tokens at every position of the lessons that the cache lacks."""
+    def capture(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
+        """Capture the top-k tokens at every position missing from the cache."""
 
-        def rows(lesson: TokenizedRecord, scores: PromptScores) -> npt.NDArray[np.void]:
-            return _pack_top_k(lesson, scores, cache)
+        def rows(record: TokenizedRecord, scores: PromptScores) -> npt.NDArray[np.void]:
+            return _pack_top_k(record, scores, cache)
 
-        return self._capture(lessons, cache, job, cache.header.width, rows)
+        return self._capture(records, cache, job, cache.header.width, rows)
 
-    def tell(
-        self, lessons: Sequence[TokenizedRecord], cache: LogitCache, check: Callable[[], None]
+    def capture_step(
+        self, records: Sequence[TokenizedRecord], cache: LogitCache, check: Callable[[], None]
     ) -> None:
-        """Do as ``capture`` does for a few lessons of a step, within ``cache.writing``.
+        """Capture some records of a step, within ``cache.writing``.
 
         Args:
-            lessons: What the cache lacks.
-            cache: That is being added to.
-            check: Called while the server is waited for; may raise.
+            records: Records missing from the cache.
+            cache: Cache open for writing.
+            check: Called while waiting for the endpoint; may raise.
         """
-        for lesson, scores in self._score(lessons, cache.header.width, check):
-            cache.add(lesson, _pack_top_k(lesson, scores, cache))
+        for record, scores in self._score(records, cache.header.width, check):
+            cache.add(record, _pack_top_k(record, scores, cache))
 
     @contextmanager
-    def billed(self, job: Job) -> Iterator[None]:
-        """Tell afterwards what was asked within the body, and what it cost."""
-        before = _Usage(self.bill.requests, self.bill.tokens)
+    def log_usage(self, job: Job) -> Iterator[None]:
+        """Log the requests made within the body, and their cost."""
+        previous = _Usage(self.usage.requests, self.usage.tokens)
         try:
             yield
         finally:
-            self._say_cost(job, before)
+            self._log_usage(job, previous)
 
-    def capture_own(self, lessons: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
-        """Keep its log-probabilities of the lessons' own tokens that the cache lacks."""
+    def capture_own(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
+        """Capture the log-probabilities of labels missing from the cache."""
 
-        def rows(lesson: TokenizedRecord, scores: PromptScores) -> npt.NDArray[np.void]:
-            return pack_token_logprobs(lesson, scores.own.astype(np.float32), cache.dtype)
+        def rows(record: TokenizedRecord, scores: PromptScores) -> npt.NDArray[np.void]:
+            return pack_token_logprobs(record, scores.own.astype(np.float32), cache.dtype)
 
-        return self._capture(lessons, cache, job, 0, rows)
+        return self._capture(records, cache, job, 0, rows)
 
     def check_unchanged(self, cache: LogitCache) -> None:
-        """Refuse a server that does not say what it said when a cache was begun.
+        """Reject an endpoint whose outputs have changed since a cache was created.
 
         Raises:
-            DataError: If a probability of the probe has moved.
+            DataError: If a log-probability of the probe has changed.
         """
-        begun = json.loads((cache.folder / "header.json").read_text(encoding="utf-8"))
-        self.probe.check_same((begun.get("about") or {}).get("probe"), str(cache.folder))
+        header = json.loads((cache.folder / "header.json").read_text(encoding="utf-8"))
+        self.probe.check_same((header.get("about") or {}).get("probe"), str(cache.folder))
 
     def unload(self) -> None:
-        """Do nothing: it takes no memory here."""
+        """Do nothing: the teacher uses no local memory."""
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self.endpoint.close()
 
     def _capture(
         self,
-        lessons: Sequence[TokenizedRecord],
+        records: Sequence[TokenizedRecord],
         cache: LogitCache,
         job: Job,
         k: int,
         rows: Callable[[TokenizedRecord, PromptScores], npt.NDArray[np.void]],
     ) -> int:
         self.check_unchanged(cache)
-        if not cache.lacking(lessons):
+        if not cache.lacking(records):
             return 0
-        with self.billed(job), cache.writing():
-            missing = cache.lacking(lessons)
-            tokens = sum(len(lesson.ids) for lesson in missing)
+        with self.log_usage(job), cache.writing():
+            missing = cache.lacking(records)
+            tokens = sum(len(record.ids) for record in missing)
             with job.phase("teacher", tokens, "tokens") as progress:
-                for lesson, scores in self._score(missing, k, job.check_cancelled):
-                    cache.add(lesson, rows(lesson, scores))
-                    progress.advance(len(lesson.ids))
+                for record, scores in self._score(missing, k, job.check_cancelled):
+                    cache.add(record, rows(record, scores))
+                    progress.advance(len(record.ids))
         return len(missing)
 
-    def _say_cost(self, job: Job, before: _Usage) -> None:
-        requests, tokens = self.bill.requests - before.requests, self.bill.tokens - before.tokens
+    def _log_usage(self, job: Job, previous: _Usage) -> None:
+        requests, tokens = (
+            self.usage.requests - previous.requests,
+            self.usage.tokens - previous.tokens,
+        )
         if not requests:
             return
         price = self.settings.price_per_million
-        cost = f", which cost {tokens / 1e6 * price:.3g} at {price:g} a million" if price else ""
-        job.say(f"{self.name} was asked {requests} times for {tokens} prompt tokens{cost}")
+        cost = f", cost {tokens / 1e6 * price:.3g} at {price:g} per million" if price else ""
+        job.say(f"{self.name}: {requests} requests, {tokens} prompt tokens{cost}")
         job.event("endpoint", requests=requests, prompt_tokens=tokens)
 
     def _score(
-        self, lessons: Sequence[TokenizedRecord], k: int, check: Callable[[], None]
+        self, records: Sequence[TokenizedRecord], k: int, check: Callable[[], None]
     ) -> Iterator[tuple[TokenizedRecord, PromptScores]]:
-        """Yield each lesson with its scores, in order, asking for several at once."""
+        """Yield each record with its scores, in order, from concurrent requests."""
         stopped = threading.Event()
         waiting: deque[tuple[TokenizedRecord, Future[PromptScores]]] = deque()
-        todo = iter(lessons)
+        todo = iter(records)
         with ThreadPoolExecutor(self.settings.concurrency, "stillroom-teacher") as pool:
             try:
-                for lesson in todo:
-                    waiting.append((lesson, pool.submit(self._ask, lesson, k, stopped)))
+                for record in todo:
+                    waiting.append((record, pool.submit(self._ask, record, k, stopped)))
                     if len(waiting) >= 2 * self.settings.concurrency:
                         yield self._next(waiting, check)
                 while waiting:
@@ -293,7 +294,7 @@ class EndpointTeacher:
         waiting: deque[tuple[TokenizedRecord, Future[PromptScores]]],
         check: Callable[[], None],
     ) -> tuple[TokenizedRecord, PromptScores]:
-        lesson, future = waiting.popleft()
+        record, future = waiting.popleft()
         while True:
             check()
             try:
@@ -301,34 +302,34 @@ class EndpointTeacher:
             except TimeoutError:
                 if not future.done():
                     continue
-                scores = future.result()  # done just after the wait for it gave up
-            self.bill.requests += 1
-            self.bill.tokens += scores.tokens
-            return lesson, scores
+                scores = future.result()  # completed just after the timeout
+            self.usage.requests += 1
+            self.usage.tokens += scores.tokens
+            return record, scores
 
-    def _ask(self, lesson: TokenizedRecord, k: int, stopped: threading.Event) -> PromptScores:
+    def _ask(self, record: TokenizedRecord, k: int, stopped: threading.Event) -> PromptScores:
         def ask(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
             return self.endpoint.ask(path, body, stopped.is_set)
 
-        places = (lesson.positions + 1).tolist()
+        positions = (record.positions + 1).tolist()
         try:
             return find_prompt_logprob_api(self.probe.dialect).score(
-                ask, self.model, lesson.ids.tolist(), places, k
+                ask, self.model, record.ids.tolist(), positions, k
             )
         except MalformedReply as problem:
-            raise self._unfit(problem, lesson) from problem
+            raise self._reply_error(problem, record) from problem
         except BackendError as error:
             raise BackendError(
-                f"record {lesson.record_id}: {error.problems[0].what}",
+                f"record {record.record_id}: {error.problems[0].what}",
                 code=error.code,
-                where=f"record {lesson.record_id}",
+                where=f"record {record.record_id}",
                 expected=error.problems[0].expected,
                 next=error.problems[0].next,
             ) from error
 
-    def _unfit(self, problem: MalformedReply, lesson: TokenizedRecord) -> Exception:
-        at = f", position {problem.position - 1}" if problem.position > 0 else ""
-        where = f"record {lesson.record_id}{at}"
+    def _reply_error(self, problem: MalformedReply, record: TokenizedRecord) -> Exception:
+        position = f", position {problem.position - 1}" if problem.position > 0 else ""
+        where = f"record {record.record_id}{position}"
         if problem.kind == "tokenizer":
             return tokenizer_mismatch_error(self.endpoint.address, self.name, f"{where}: {problem}")
         if problem.kind == "number":
@@ -340,11 +341,11 @@ class EndpointTeacher:
                 next="check the server's model and its precision",
             )
         return BackendError(
-            f"{self.endpoint.address} sent a reply that does not fit at {where}: {problem}",
+            f"{self.endpoint.address} sent a malformed reply at {where}: {problem}",
             code="distill.server-reply",
             where=where,
-            expected=f"what it sent when it was probed ({self.probe.dialect})",
-            next="run again with --resume; lower teacher.top_logprobs if it grants fewer at times",
+            expected=f"a reply as in the probe ({self.probe.dialect})",
+            next="run again with --resume; lower teacher.top_logprobs if it varies",
         )
 
     def _header(
@@ -373,23 +374,23 @@ def _grants_fewer(settings: EndpointTeacherSettings, probe: EndpointCapabilities
 
 
 def _pack_top_k(
-    lesson: TokenizedRecord, scores: PromptScores, cache: LogitCache
+    record: TokenizedRecord, scores: PromptScores, cache: LogitCache
 ) -> npt.NDArray[np.void]:
-    """Return the likeliest tokens and the mass of the others as rows of a cache, (N,)."""
+    """Return the top-k tokens and the mass of the others as rows of a cache, (N,)."""
     vocabulary = cache.header.vocabulary
     if scores.ids.size and int(scores.ids.max()) >= vocabulary:
         raise DataError(
-            f"the server names token {int(scores.ids.max())} of a vocabulary of {vocabulary}",
+            f"the server returned token {int(scores.ids.max())} of a vocabulary of {vocabulary}",
             code="distill.shape",
-            where=f"record {lesson.record_id}",
-            expected="ids of the tokenizer that teacher.tokenizer names",
-            next="name the tokenizer of the model that the server runs",
+            where=f"record {record.record_id}",
+            expected="ids of the tokenizer set as teacher.tokenizer",
+            next="set the tokenizer of the model that the server runs",
         )
-    rows = np.zeros(len(lesson.positions), dtype=cache.dtype)
+    rows = np.zeros(len(record.positions), dtype=cache.dtype)
     rows["ids"], rows["logprobs"] = scores.ids, scores.logprobs
     mass = 1.0 - np.exp(scores.logprobs).sum(-1)
-    is_outside = ~(scores.ids == lesson.labels[:, None]).any(-1)
-    # The own token, where it is none of them, is part of the rest: the rest is no less.
+    is_outside = ~(scores.ids == record.labels[:, None]).any(-1)
+    # A label outside of the top k is part of the rest, so the rest has at least its mass.
     mass = np.maximum(mass, np.where(is_outside, np.exp(scores.own), 0.0))
     if cache.header.width < vocabulary:
         mass = np.maximum(mass, _MIN_TAIL)
@@ -400,19 +401,19 @@ def _pack_top_k(
 
 def _unsupported_error(setting: str, value: object, expected: str) -> RecipeError:
     return RecipeError(
-        f"a teacher behind a server cannot give {setting} '{value}'",
+        f"a teacher behind an endpoint does not support {setting} '{value}'",
         code="distill.server-target",
         where=setting,
         expected=expected,
-        next=f"change {setting}, or load the teacher here",
+        next=f"change {setting}, or use a local teacher",
     )
 
 
 def open_endpoint(settings: EndpointTeacherSettings) -> Endpoint:
-    """Open the connections to a teacher's server, with the recipe's patience.
+    """Open the connections to a teacher's endpoint, with the recipe's timeouts.
 
     Raises:
-        RecipeError: If the key would go over plain http to another machine.
+        RecipeError: If the key would be sent over plain http to another machine.
     """
     check_key_transport(settings)
     return Endpoint(
@@ -429,34 +430,34 @@ def open_endpoint(settings: EndpointTeacherSettings) -> Endpoint:
 
 @dataclass(frozen=True)
 class TextOnlyTeacher:
-    """A model behind a server, known by its address and name alone."""
+    """A model behind an endpoint, identified by address and name only."""
 
     settings: EndpointTeacherSettings
 
     @property
     def reference(self) -> str:
-        """Its address and model."""
+        """Address and model."""
         return name_teacher(self.settings)
 
     @property
     def name(self) -> str:
-        """Its model's name, or its address where the recipe names none."""
+        """Name of the model, or the address if the recipe sets none."""
         return self.settings.model or self.settings.endpoint
 
     @property
     def fingerprint(self) -> str:
-        """The digest of address and name: the weights are out of reach."""
+        """Digest of address and name; the weights are not accessible."""
         return digest_json([self.settings.endpoint, self.settings.model])
 
     @property
     def license(self) -> str:
-        """What the recipe says; empty where it says nothing."""
+        """License set in the recipe; may be empty."""
         return self.settings.license
 
     @property
     def about(self) -> dict[str, Any]:
-        """Where it is."""
+        """Address."""
         return {"name": self.name, "endpoint": self.settings.endpoint}
 
     def unload(self) -> None:
-        """Do nothing: it takes no memory here."""
+        """Do nothing: the teacher uses no local memory."""

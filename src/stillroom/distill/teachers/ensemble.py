@@ -1,7 +1,7 @@
 """Teachers of a job with their weights, and the assignment of records to teachers.
 
-Several teach by weight, every record by all of them, or by source, every record by the one whose
-source it names.
+Several teachers are combined either by weight, every record by all of them, or by source, every
+record by the teacher of its source.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ AnyTeacher = LocalTeacher | EndpointTeacher
 
 @dataclass(frozen=True)
 class WeightedTeacher:
-    """One teacher, the weight of its words, and the source whose records it teaches."""
+    """A teacher with its weight in the loss, and the source of its records."""
 
     teacher: AnyTeacher
     weight: float = 1.0
@@ -48,60 +48,60 @@ class WeightedTeacher:
 
 
 def require_local(teacher: AnyTeacher | TextOnlyTeacher) -> LocalTeacher:
-    """Return a teacher whose weights are here.
+    """Return a local teacher.
 
     Raises:
-        RecipeError: If it is behind a server.
+        RecipeError: If it is behind an endpoint.
     """
     if isinstance(teacher, LocalTeacher):
         return teacher
     raise RecipeError(
-        f"{teacher.name} is behind a server: its weights are out of reach",
+        f"{teacher.name} is behind an endpoint: its weights are not accessible",
         code="distill.server-target",
         where="teacher",
         expected="a checkpoint",
-        next="name a checkpoint as student, and no setting that needs the teacher's weights",
+        next="set student to a checkpoint, and no setting that needs the teacher's weights",
     )
 
 
 @contextmanager
 def open_teacher(choice: str | EndpointTeacherSettings, job: Job) -> Iterator[AnyTeacher]:
-    """Open one teacher; an endpoint's connections are closed after the body."""
+    """Open one teacher; connections of an endpoint are closed after the body."""
     if isinstance(choice, str):
         yield LocalTeacher.find(choice, job)
         return
-    found = EndpointTeacher.find(choice, job)
+    teacher = EndpointTeacher.find(choice, job)
     try:
-        yield found
+        yield teacher
     finally:
-        found.close()
+        teacher.close()
 
 
 @contextmanager
 def open_teachers(choice: TeacherChoice, job: Job) -> Iterator[list[WeightedTeacher]]:
-    """Open all teachers that a recipe names, in order; none that only writes."""
+    """Open all teachers of a recipe, in order, except text-only ones."""
     shares = choice if isinstance(choice, tuple) else (WeightedTeacherSettings(teacher=choice),)
     if isinstance(choice, EndpointTeacherSettings) and choice.tokenizer is None:
         shares = ()
-    with _open_teachers(list(shares), job) as chairs:
-        yield chairs
+    with _open_teachers(list(shares), job) as teachers:
+        yield teachers
 
 
 def count_rows_shared_by_all(
-    chairs: Sequence[WeightedTeacher], student: Any, student_tokenizer: Any
+    teachers: Sequence[WeightedTeacher], student: Any, student_tokenizer: Any
 ) -> int:
-    """Return how many tokens all teachers share with the student.
+    """Return the number of vocabulary rows that all teachers share with the student.
 
     Raises:
-        CheckpointError: If one has another vocabulary; it is named.
+        CheckpointError: If a teacher has another vocabulary; it is named.
     """
     rows = LMHead.of(student).rows
-    for chair in chairs:
-        teacher = chair.teacher
+    for weighted in teachers:
+        teacher = weighted.teacher
         if isinstance(teacher, LocalTeacher):
             rows = min(rows, teacher.head_rows)
-            if len(chairs) > 1:
-                teacher.unload()  # no two are in memory together
+            if len(teachers) > 1:
+                teacher.unload()  # only one is in memory at a time
         try:
             check_shared_vocabulary(teacher.tokenizer, student_tokenizer, rows)
         except CheckpointError as error:
@@ -112,51 +112,53 @@ def count_rows_shared_by_all(
                 where="teacher",
                 expected=problem.expected,
                 next=problem.next
-                if len(chairs) == 1
-                else "leave that teacher out: several teachers need one vocabulary",
+                if len(teachers) == 1
+                else "remove that teacher: several teachers need one vocabulary",
             ) from error
     return rows
 
 
 def assign_records(
-    chairs: Sequence[WeightedTeacher], records: Sequence[Record], field: str
+    teachers: Sequence[WeightedTeacher], records: Sequence[Record], field: str
 ) -> dict[str, tuple[int, ...]]:
-    """Return which teachers teach each record, by its id.
+    """Return the indices of each record's teachers, by record id.
 
     Args:
-        chairs: All of them.
-        records: To be taught.
-        field: Of a record, that names its source; ``origin`` is what its origin says: human,
+        teachers: All teachers.
+        records: Records to assign.
+        field: Field of a record with its source; ``origin`` uses the kind of its origin: human,
             synthetic or unknown.
 
     Raises:
         DataError: If a record's source has no teacher; such records are counted by source.
     """
-    if all(chair.source is None for chair in chairs):
-        return {record.id: tuple(range(len(chairs))) for record in records}
-    seats = {chair.source: at for at, chair in enumerate(chairs)}
-    found: dict[str, tuple[int, ...]] = {}
+    if all(teacher.source is None for teacher in teachers):
+        return {record.id: tuple(range(len(teachers))) for record in records}
+    by_source = {teacher.source: number for number, teacher in enumerate(teachers)}
+    assigned: dict[str, tuple[int, ...]] = {}
     lost: Counter[str] = Counter()
     for record in records:
         source = _get_source(record, field)
-        seat = seats.get(source, seats.get(REMAINING_SOURCES))
-        if seat is None:
+        index = by_source.get(source, by_source.get(REMAINING_SOURCES))
+        if index is None:
             lost[source] += 1
         else:
-            found[record.id] = (seat,)
+            assigned[record.id] = (index,)
     if lost:
-        told = ", ".join(f"{count} of {source or 'no source'!r}" for source, count in lost.items())
+        counts = ", ".join(
+            f"{count} of {source or 'no source'!r}" for source, count in lost.items()
+        )
         raise DataError(
-            f"records have no teacher: {told:.200}",
+            f"records have no teacher: {counts:.200}",
             code="distill.no-teacher",
             where=f"records, {'origin' if field == 'origin' else f'fields.{field}'}",
-            expected=f"one of: {', '.join(sorted(filter(None, seats)))}",
+            expected=f"one of: {', '.join(sorted(filter(None, by_source)))}",
             next=(
-                f"give a teacher source: '{REMAINING_SOURCES}' for the others, or set "
-                "source_field to the field that names the source"
+                f"set source: '{REMAINING_SOURCES}' for one teacher, or set source_field to the "
+                "field with the source"
             ),
         )
-    return found
+    return assigned
 
 
 def _get_source(record: Record, field: str) -> str:
@@ -170,5 +172,8 @@ def _open_teachers(
     if not shares:
         yield []
         return
-    with open_teacher(shares[0].teacher, job) as teacher, _open_teachers(shares[1:], job) as others:
-        yield [WeightedTeacher(teacher, shares[0].weight, shares[0].source), *others]
+    with (
+        open_teacher(shares[0].teacher, job) as teacher,
+        _open_teachers(shares[1:], job) as further,
+    ):
+        yield [WeightedTeacher(teacher, shares[0].weight, shares[0].source), *further]

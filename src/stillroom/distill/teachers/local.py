@@ -1,13 +1,11 @@
 """Teacher checkpoint in this process: loading, token log-probabilities, logit capture.
 
-``TeacherScorer`` is the narrow door: a model in this process fulfils it here, and so can a server
-that returns the log-probabilities of a prompt's tokens. Knows no divergence.
+``TeacherScorer`` is the minimal interface of a teacher, implemented by a local model and by an
+endpoint that returns prompt log-probabilities. It suffices for chunk losses: a cache in mode
+``own`` stores four bytes per position.
 
-That is all a crossing of chunks needs: four bytes a position in the teacher cache, in the mode
-``own``. Who scores is a ``TeacherScorer``: a model in this process, or an endpoint.
-
-Its file of tensors has a true header over a hole, so that plans of a student are made of it by the
-same code that makes them of the real one.
+``outline_checkpoint`` makes a checkpoint without weights: a safetensors file with a complete header
+over a sparse hole, so that students are planned by the same code as from a real checkpoint.
 """
 
 from __future__ import annotations
@@ -56,52 +54,52 @@ __all__ = [
 
 @dataclass
 class LocalTeacher:
-    """A checkpoint that teaches; ``model`` loads it on first use, ``unload`` frees its memory."""
+    """A local checkpoint; ``model`` loads it on first use, ``unload`` frees its memory."""
 
     checkpoint: Checkpoint
     name: str
     reference: str = ""
     _loaded: Any | None = field(default=None, repr=False)
-    _is_lowered: bool = field(default=False, repr=False)
+    _is_cast: bool = field(default=False, repr=False)
 
     @classmethod
     def find(cls, reference: str, job: Job) -> LocalTeacher:
-        """Open the checkpoint that a reference means, without loading its weights."""
+        """Open the checkpoint of a reference, without loading its weights."""
         path = resolve_checkpoint(reference, say=job.say)
-        name = reference.removeprefix("hub:").partition("@")[0]
-        named = name if reference.startswith("hub:") else path.name
-        return cls(Checkpoint.open(path), named, reference)
+        hub_name = reference.removeprefix("hub:").partition("@")[0]
+        short_name = hub_name if reference.startswith("hub:") else path.name
+        return cls(Checkpoint.open(path), short_name, reference)
 
     @property
     def fingerprint(self) -> str:
-        """The digest of its weights."""
+        """Digest of its weights."""
         return self.checkpoint.fingerprint
 
     @property
     def license(self) -> str:
-        """The license that its card names; empty where nobody says."""
+        """License in its model card; empty if unknown."""
         return self.checkpoint.license
 
     @property
     def about(self) -> dict[str, Any]:
-        """Its name, and whether its weights are those of a quantized file."""
-        made = self.checkpoint.dequantized_from
-        return {"name": self.name, **({"weights": f"dequantized from {made}"} if made else {})}
+        """Its name, and whether its weights are dequantized."""
+        source = self.checkpoint.dequantized_from
+        return {"name": self.name, **({"weights": f"dequantized from {source}"} if source else {})}
 
     @cached_property
     def head_rows(self) -> int:
-        """Rows of its output head; the weights are loaded once to know."""
+        """Rows of its output head; loads the weights."""
         return LMHead.of(self.model).rows
 
     @property
     def template_digest(self) -> str:
-        """The digest of its chat template."""
+        """Digest of its chat template."""
         return digest_text(str(getattr(self.tokenizer, "chat_template", None) or ""))
 
     @property
     def model(self) -> Any:
-        """The model in float32, in evaluation mode; no parameter takes a gradient."""
-        if self._is_lowered:
+        """Model in float32 and evaluation mode; parameters require no gradient."""
+        if self._is_cast:
             self.unload()
         if self._loaded is None:
             self._loaded, _ = load_causal_lm(self.checkpoint.folder, dtype="float32")
@@ -110,19 +108,19 @@ class LocalTeacher:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Its tokenizer; the weights are not loaded for it, and it outlives them."""
+        """Tokenizer; loaded without the weights, and kept after ``unload``."""
         return load_tokenizer(self.checkpoint.folder)
 
-    def lowered(self, precision: str) -> Any:
-        """The model with its layers' products in ``precision``: cast once, not in every call.
+    def in_precision(self, precision: str) -> Any:
+        """Return the model with linear layers cast to ``precision``, except the head.
 
-        The loaded model itself is changed; the next use of ``model`` loads float32 again.
+        Modifies the loaded model; the next use of ``model`` loads float32 again.
         """
-        if self._is_lowered and precision == "bfloat16":
+        if self._is_cast and precision == "bfloat16":
             return self._loaded
         model = self.model
         if precision == "bfloat16":
-            self._is_lowered = True
+            self._is_cast = True
             head = model.get_output_embeddings()
             for module in model.modules():
                 if isinstance(module, nn.Linear) and module is not head:
@@ -131,31 +129,31 @@ class LocalTeacher:
 
     def unload(self) -> None:
         """Free the weights."""
-        self._loaded, self._is_lowered = None, False
+        self._loaded, self._is_cast = None, False
 
     def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
-        """Return what a cache of this teacher's words says of itself.
+        """Return the header of a cache of this teacher.
 
         Args:
             recipe: Mode, width and temperature.
-            rows: Tokens of the vocabulary that teacher and student share.
-            precision: Of the matrix products.
+            rows: Number of vocabulary tokens shared with the student.
+            precision: Precision of matrix products.
 
         Raises:
-            ShapeError: If more tokens are to be kept than there are.
+            ShapeError: If the width exceeds the vocabulary.
         """
         targets = recipe.targets
         if targets.mode == "live":
-            raise ValueError("a teacher that runs in every step keeps nothing")
+            raise ValueError("targets.mode live has no cache")
         is_sampled, is_dense = targets.mode == "sampled", targets.mode == "dense"
-        asked = targets.samples if is_sampled else targets.k
-        if asked > rows and not is_dense:
+        width = targets.samples if is_sampled else targets.k
+        if width > rows and not is_dense:
             name = "targets.samples" if is_sampled else "targets.k"
             raise ShapeError(
-                f"{name} is {asked}",
+                f"{name} is {width}",
                 code="distill.shape",
                 where=name,
-                expected=f"at most {rows}, the tokens that teacher and student share",
+                expected=f"at most {rows}, the tokens shared by teacher and student",
                 next=f"lower {name}, or use targets.mode: dense",
             )
         return CacheHeader(
@@ -164,7 +162,7 @@ class LocalTeacher:
             template=self.template_digest,
             vocabulary=rows,
             mode=targets.mode,
-            width=rows if is_dense else asked,
+            width=rows if is_dense else width,
             temperature=1.0 if is_dense else recipe.method.temperature,
             sampling_temperature=targets.sampling_temperature if is_sampled else 1.0,
             precision=precision,
@@ -175,7 +173,7 @@ class LocalTeacher:
         )
 
     def own_header(self, precision: str) -> CacheHeader:
-        """Return what a cache of this teacher's own log-probabilities says of itself."""
+        """Return the header of a cache of label log-probabilities."""
         return CacheHeader(
             teacher=self.fingerprint,
             tokenizer=self.checkpoint.tokenizer_digest,
@@ -190,29 +188,29 @@ class LocalTeacher:
             about=self.about,
         )
 
-    def capture(self, lessons: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
-        """Keep what it says of the lessons that the cache lacks; see ``capture``."""
-        if not cache.lacking(lessons):
+    def capture(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
+        """Capture the records missing from the cache; see ``capture_teacher``."""
+        if not cache.lacking(records):
             return 0
-        return capture_teacher(self.lowered(cache.header.precision), lessons, cache, job)
+        return capture_teacher(self.in_precision(cache.header.precision), records, cache, job)
 
-    def capture_own(self, lessons: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
-        """Keep its log-probabilities of the lessons' own tokens; see ``cross_capture``."""
-        missing = [lesson for lesson in lessons if lesson not in cache]
+    def capture_own(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
+        """Capture missing label log-probabilities; see ``capture_token_logprobs``."""
+        missing = [record for record in records if record not in cache]
         if not missing:
             return 0
         precision = cache.header.precision
-        scorer = ModelScorer(self.lowered(precision), precision=precision)
+        scorer = ModelScorer(self.in_precision(precision), precision=precision)
         return capture_token_logprobs(scorer, missing, cache, job)
 
 
 def count_shared_rows(teacher: LocalTeacher, student: Any, student_tokenizer: Any) -> int:
-    """Return how many tokens teacher and student share: the rows of the narrower head.
+    """Return the number of shared vocabulary rows: those of the narrower head.
 
-    A head may be padded past its tokenizer; the padding takes no part in any softmax.
+    A head may be padded beyond its tokenizer; padding is excluded from every softmax.
 
     Raises:
-        CheckpointError: If the two do not give the same tokens the same ids.
+        CheckpointError: If the same tokens do not have the same ids.
     """
     rows = min(LMHead.of(teacher.model).rows, LMHead.of(student).rows)
     check_shared_vocabulary(teacher.tokenizer, student_tokenizer, rows)
@@ -220,78 +218,80 @@ def count_shared_rows(teacher: LocalTeacher, student: Any, student_tokenizer: An
 
 
 def check_shared_vocabulary(teacher_tokenizer: Any, student_tokenizer: Any, rows: int) -> None:
-    """Check that two tokenizers number the same tokens alike, within the rows of both heads.
+    """Check that two tokenizers assign the same ids, within the rows of both heads.
 
     Raises:
-        CheckpointError: If they do not; the first odd token is named.
+        CheckpointError: If they do not; the first differing token is named.
     """
-    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    used = max(ours.values(), default=-1) + 1
-    if ours != theirs or used > rows:
-        odd = next((token for token in theirs if ours.get(token) != theirs[token]), "")
+    student_ids, teacher_ids = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    used = max(student_ids.values(), default=-1) + 1
+    if student_ids != teacher_ids or used > rows:
+        differing = next(
+            (token for token in teacher_ids if student_ids.get(token) != teacher_ids[token]), ""
+        )
         raise CheckpointError(
             "teacher and student do not share a vocabulary"
-            + (f": token {odd!r:.40} has another id" if odd else ""),
+            + (f": token {differing!r:.40} has another id" if differing else ""),
             code="distill.vocabulary",
             where="student",
-            expected=f"the teacher's {len(theirs)} tokens under the same ids",
+            expected=f"the teacher's {len(teacher_ids)} tokens with the same ids",
             next="set crossing: {name: chunk_likelihood}, which distills across tokenizers; or "
-            "start from the teacher's layers, or from a model with its tokenizer",
+            "derive the student from the teacher, or use a model with its tokenizer",
         )
 
 
 @runtime_checkable
 class TeacherScorer(Protocol):
-    """Anything that tells a teacher's log-probabilities of given tokens."""
+    """A source of a teacher's log-probabilities of given tokens."""
 
-    def score_tokens(self, lessons: Sequence[TokenizedRecord]) -> list[npt.NDArray[np.float32]]:
-        """Return, for each lesson, the log-probability of the next token at each position.
+    def score_tokens(self, records: Sequence[TokenizedRecord]) -> list[npt.NDArray[np.float32]]:
+        """Return, for each record, the log-probability of the next token at each position.
 
         Args:
-            lessons: Texts in the teacher's own tokens, with the positions that are asked for.
+            records: Records in the teacher's tokenization, with the positions to score.
 
         Returns:
-            One array (N,) a lesson, in nats, at temperature 1, over the tokens that teacher and
-            student share; what a lesson gets does not depend on the lessons beside it.
+            One array (N,) per record, in nats, at temperature 1, over the vocabulary shared with
+            the student; independent of the other records in the call.
 
         Raises:
-            DataError: If a number is not finite; the record is named.
+            DataError: If a value is not finite; the record is named.
         """
 
 
 class ModelScorer:
-    """A teacher in this process as a ``TeacherScorer``."""
+    """A ``TeacherScorer`` of a local model."""
 
     def __init__(self, teacher: nn.Module, *, rows: int = 0, precision: str = "float32") -> None:
-        """Set up.
+        """Initialize the scorer.
 
         Args:
-            teacher: In evaluation mode.
-            rows: Tokens that teacher and student share; 0 takes all of the teacher's.
-            precision: ``float32`` or ``bfloat16``, of the matrix products.
+            teacher: Model in evaluation mode.
+            rows: Number of vocabulary tokens shared with the student; 0 uses all.
+            precision: Precision of matrix products, ``float32`` or ``bfloat16``.
         """
         self.teacher, self.precision = teacher, precision
         self._head = LMHead.of(teacher, rows)
 
-    def score_tokens(self, lessons: Sequence[TokenizedRecord]) -> list[npt.NDArray[np.float32]]:
-        """Return the teacher's log-probabilities; one lesson is run at a time."""
-        return [self._score(lesson) for lesson in lessons]
+    def score_tokens(self, records: Sequence[TokenizedRecord]) -> list[npt.NDArray[np.float32]]:
+        """Return the teacher's log-probabilities; records are run one at a time."""
+        return [self._score(record) for record in records]
 
-    def _score(self, lesson: TokenizedRecord) -> npt.NDArray[np.float32]:
+    def _score(self, record: TokenizedRecord) -> npt.NDArray[np.float32]:
         device = self._head.weight.device
-        batch = make_batch([lesson], None, device)
+        batch = make_batch([record], None, device)
         with torch.no_grad(), autocast_body(self.precision, device):
             hidden = compute_teacher_hidden(self.teacher, batch.input_ids, batch.flat)
-        found = compute_token_logprobs(
+        logprobs = compute_token_logprobs(
             hidden, self._head, batch.labels, matmul_dtype(self.precision)
         )
-        scores: npt.NDArray[np.float32] = found.float().cpu().numpy()
+        scores: npt.NDArray[np.float32] = logprobs.float().cpu().numpy()
         if not np.isfinite(scores).all():
-            at = int(lesson.positions[int(np.flatnonzero(~np.isfinite(scores))[0])])
+            position = int(record.positions[int(np.flatnonzero(~np.isfinite(scores))[0])])
             raise DataError(
-                f"the teacher's log-probabilities for record {lesson.record_id} are not finite",
+                f"the teacher's log-probabilities for record {record.record_id} are not finite",
                 code="distill.teacher-not-finite",
-                where=f"record {lesson.record_id}, position {at}",
+                where=f"record {record.record_id}, position {position}",
                 expected="finite numbers",
                 next="set train.precision to float32, or check the teacher's weights",
             )
@@ -299,65 +299,65 @@ class ModelScorer:
 
 
 def capture_token_logprobs(
-    scorer: TeacherScorer, lessons: Sequence[TokenizedRecord], cache: LogitCache, job: Job
+    scorer: TeacherScorer, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job
 ) -> int:
-    """Keep the teacher's log-probability of every lesson's own next tokens that the cache lacks.
+    """Capture the log-probability of every label that is missing from the cache.
 
     Args:
-        scorer: Asked for one lesson at a time, so that a kill loses one.
-        lessons: As the teacher's tokenizer cuts them.
-        cache: Of mode ``own``.
-        job: For progress and cancellation.
+        scorer: Queried for one record at a time, so that an interruption loses one.
+        records: Records in the teacher's tokenization.
+        cache: Cache of mode ``own``.
+        job: Progress and cancellation.
 
     Returns:
-        How many lessons were captured now.
+        The number of records captured by this call.
 
     Raises:
-        DataError: If the teacher gives a number that is not finite.
-        ResourceError: If another process is adding to the cache, or the disk is full.
-        Cancelled: If the user asked for it; what was captured is kept.
+        DataError: If a teacher's value is not finite.
+        ResourceError: If another process is writing to the cache, or the disk is full.
+        Cancelled: If cancellation was requested; captured records are kept.
     """
-    if not cache.lacking(lessons):
+    if not cache.lacking(records):
         return 0
     with cache.writing():
-        missing = cache.lacking(lessons)
-        tokens = sum(len(lesson.ids) for lesson in missing)
+        missing = cache.lacking(records)
+        tokens = sum(len(record.ids) for record in missing)
         with job.phase("teacher", tokens, "tokens") as progress:
-            for lesson in missing:
+            for record in missing:
                 job.check_cancelled()
-                (found,) = scorer.score_tokens([lesson])
-                cache.add(lesson, pack_token_logprobs(lesson, found, cache.dtype))
-                progress.advance(len(lesson.ids))
+                (logprobs,) = scorer.score_tokens([record])
+                cache.add(record, pack_token_logprobs(record, logprobs, cache.dtype))
+                progress.advance(len(record.ids))
     return len(missing)
 
 
 def pack_token_logprobs(
-    lesson: TokenizedRecord, logprobs: npt.NDArray[np.float32], dtype: np.dtype[np.void]
+    record: TokenizedRecord, logprobs: npt.NDArray[np.float32], dtype: np.dtype[np.void]
 ) -> npt.NDArray[np.void]:
-    """Return a lesson's log-probabilities, (N,), as rows of a cache of mode ``own``."""
-    rows = np.zeros(len(lesson.positions), dtype=dtype)
+    """Return a record's log-probabilities, (N,), as rows of a cache of mode ``own``."""
+    rows = np.zeros(len(record.positions), dtype=dtype)
     rows["logprob"] = logprobs
     return rows
 
 
-_BYTES = 2  # bfloat16, which is named and never read
+_BYTES = 2  # size of bfloat16, declared in the header but never read
 
 
 @contextmanager
 def outline_checkpoint(config: Path) -> Iterator[Checkpoint]:
-    """Give a checkpoint of the right names and shapes; its numbers must not be read.
+    """Yield a checkpoint with names and shapes only; its values must not be read.
 
     Args:
         config: A ``config.json`` or a ``.gguf`` file.
 
     Raises:
-        CheckpointError: If no model can be made of it.
+        CheckpointError: If no model can be built from it.
     """
-    told, shapes = read_tensor_shapes(config)
-    with TemporaryDirectory(prefix="stillroom-outline-") as place:
-        folder = Path(place)
+    values, shapes = read_tensor_shapes(config)
+    with TemporaryDirectory(prefix="stillroom-outline-") as temporary:
+        folder = Path(temporary)
         (folder / "config.json").write_text(
-            json.dumps(drop_quantization(told), default=str), encoding="utf-8"
+            json.dumps(drop_quantization(values), default=str), encoding="utf-8"
         )
         entries, end = {}, 0
         for name, shape in shapes.items():

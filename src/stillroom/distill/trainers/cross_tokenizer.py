@@ -1,8 +1,8 @@
 """Training from a teacher whose tokenizer differs from the student's.
 
-Both sides read the records with their own tokenizer and chat template, the alignment is reported
-before anything is trained, and the student starts from a checkpoint of its own, since nothing of
-the teacher's fits it.
+Both sides read the records with their own tokenizer and chat template, and the alignment is
+reported before training. The student is initialized from its own checkpoint, because it cannot be
+derived from the teacher.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ TeacherLogprobs = Mapping[str, npt.NDArray[np.float32]]
 
 @dataclass
 class CrossTokenizerTrainer(DistillationTrainer):
-    """One teacher, here or behind a server, of another vocabulary."""
+    """Trainer for one teacher, local or behind an endpoint, with another vocabulary."""
 
     _lessons: list[AlignedRecord] = field(default_factory=list, init=False)
-    _held: list[AlignedRecord] = field(default_factory=list, init=False)
+    _held_out: list[AlignedRecord] = field(default_factory=list, init=False)
     _alignment: dict[str, Any] = field(default_factory=dict, init=False)
-    _heard: TeacherLogprobs = field(default_factory=dict, init=False)
+    _logprobs: TeacherLogprobs = field(default_factory=dict, init=False)
 
     closing: ClassVar[str] = (
         "The teacher has another tokenizer: `alignment.json` says how much of the text both share, "
@@ -88,14 +88,14 @@ class CrossTokenizerTrainer(DistillationTrainer):
 
     @cached_property
     def crossing(self) -> CrossTokenizerLoss:
-        """The loss."""
+        """Cross-tokenizer loss."""
         if self.recipe.crossing is None:
             raise ValueError("the recipe has no crossing")
         return self.recipe.crossing
 
     @property
-    def listens(self) -> bool:
-        """Whether the teacher's own log-probabilities suffice to train."""
+    def uses_logprobs(self) -> bool:
+        """Whether the teacher's label log-probabilities suffice for training."""
         return isinstance(self.crossing, ChunkLoss)
 
     @property
@@ -123,8 +123,8 @@ class CrossTokenizerTrainer(DistillationTrainer):
         return self._student_tokenizer
 
     @cached_property
-    def _readers(self) -> tuple[TokenizerView, TokenizerView]:
-        """The teacher's and the student's."""
+    def _views(self) -> tuple[TokenizerView, TokenizerView]:
+        """Tokenizer views of teacher and student."""
         context, limit = self.recipe.context, self.recipe.max_tokens
         limits = (context.max_tokens if context is not None else limit, limit)
         tokenizers = (self.first.tokenizer, self.tokenizer)
@@ -136,29 +136,29 @@ class CrossTokenizerTrainer(DistillationTrainer):
 
     @override
     def prepare(self, split: RecordSplit) -> PreparedData:
-        """Encode the records for both sides, and refuse them where too little of the text aligns.
+        """Tokenize the records for both sides, and reject them if too little of the text aligns.
 
-        Leaves ``output/alignment.json``.
+        Writes ``output/alignment.json``.
         """
         tasks, counts = generate_records(self.recipe, split, self.job)
-        records = tasks.learned
-        teacher, student = self._readers
+        records = tasks.records
+        teacher, student = self._views
         report = AlignmentReport(teacher.tokens, student.tokens)
         with self.job.phase("align", len(records), "records") as progress:
             self._lessons, encoded = encode_aligned(
-                *self._readers,
+                *self._views,
                 records,
                 include_prompt=self.recipe.include_prompt,
                 on_aligned=report.add,
-                tell=self._tell,
+                add_context=self._add_context,
             )
             progress.advance(len(records))
-        chosen = split.held_out[: self.recipe.fidelity.records]
-        self._held, _ = encode_aligned(
-            *self._readers, chosen, include_prompt=False, tell=self._tell
+        held_out = split.held_out[: self.recipe.fidelity.records]
+        self._held_out, _ = encode_aligned(
+            *self._views, held_out, include_prompt=False, add_context=self._add_context
         )
         compared = _count_mapped_tokens(self.crossing, self._lessons)
-        positions = sum(len(lesson.positions) for lesson in self._lessons)
+        positions = sum(len(record.positions) for record in self._lessons)
         share = compared / max(positions, 1)
         self._alignment = {
             "compared": {"tokens": compared, "of": positions, "share": share},
@@ -170,100 +170,110 @@ class CrossTokenizerTrainer(DistillationTrainer):
             file.write(json.dumps(self._alignment, indent=1, ensure_ascii=False) + "\n")
         self.job.say(
             f"{report}\ncompared with the teacher: {compared} of {positions} student tokens that "
-            f"bear loss ({share:.1%})"
+            f"have a loss ({share:.1%})"
         )
         _check_coverage(self.crossing, compared, positions)
-        learned = [lesson.learned for lesson in self._lessons]
+        training = [record.student_view for record in self._lessons]
         return PreparedData(
-            records, learned, {**encoded, "passed_over": split.passed_over, **counts}
+            records, training, {**encoded, "passed_over": split.passed_over, **counts}
         )
 
-    def _tell(self, record: Record) -> Record | None:
-        """Return the record as the teacher reads it; None where it cannot."""
+    def _add_context(self, record: Record) -> Record | None:
+        """Return the record as the teacher reads it; None if it cannot."""
         context = self.recipe.context
         return record if context is None else add_context(context, record)
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         return LMHead.of(student).rows
 
     @contextmanager
     @override
-    def hear(self, room: DistillationContext) -> Iterator[list[TeacherReference]]:
-        """Run the teacher once over what is needed of its own tokens.
+    def collect_targets(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
+        """Capture the teacher's label log-probabilities of training and held-out records.
 
-        A crossing of rows needs the teacher in every step; of its own tokens only what is measured.
+        A loss on rows runs the teacher in every step, and captures only held-out records.
         """
         recipe, teacher = self.recipe, self.first
         folder = Path(recipe.targets.cache) if recipe.targets.cache else self.job.scratch / "cache"
-        learned = select_reached(recipe, self._lessons) if self.listens else []
-        lessons = [*learned, *self._held]
-        taught = [lesson.taught for lesson in lessons]
-        with LogitCache.open(folder, teacher.own_header(room.precision)) as cache:
-            teacher.capture_own(taught, cache, self.job)
+        training = select_reached(recipe, self._lessons) if self.uses_logprobs else []
+        records = [*training, *self._held_out]
+        teacher_records = [aligned.teacher_view for aligned in records]
+        with LogitCache.open(folder, teacher.own_header(context.precision)) as cache:
+            teacher.capture_own(teacher_records, cache, self.job)
             cache.verify()
-            self._heard = {one.key: np.array(cache.read(one)["logprob"]) for one in taught}
-        yield [AlignedReference(teacher.name, self._held, self._heard)]
+            self._logprobs = {
+                record.key: np.array(cache.read(record)["logprob"]) for record in teacher_records
+            }
+        yield [AlignedReference(teacher.name, self._held_out, self._logprobs)]
 
     @override
-    def course(self, room: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-        teacher = None if self.listens else require_local(self.first).lowered(room.precision)
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+        teacher = (
+            None
+            if self.uses_logprobs
+            else require_local(self.first).in_precision(context.precision)
+        )
         objective = AlignedBatchLoss(
             self.crossing,
-            tokens=map_tokens(*(reader.tokens for reader in self._readers)),
-            precision=room.precision,
+            tokens=map_tokens(*(view.tokens for view in self._views)),
+            precision=context.precision,
             teacher=teacher,
         )
-        names = [f"{lesson.key} {lesson.record_id}" for lesson in self._lessons]
+        names = [f"{record.key} {record.record_id}" for record in self._lessons]
         if self.recipe.rollouts is not None:
-            return self._write(room, objective, names)
-        if self.listens:
+            return self._open_on_policy(context, objective, names)
+        if self.uses_logprobs:
             self.first.unload()
-        load = partial(self._load, device=room.device)
-        source = make_record_source(self.recipe, room.lessons, self._lessons, load, names)
+        load = partial(self._load, device=context.device)
+        source = make_record_source(self.recipe, context.tokenized, self._lessons, load, names)
         return nullcontext(TrainingSetup(source, objective))
 
     @contextmanager
-    def _write(
-        self, room: DistillationContext, objective: AlignedBatchLoss, names: Sequence[str]
+    def _open_on_policy(
+        self, context: DistillationContext, objective: AlignedBatchLoss, names: Sequence[str]
     ) -> Iterator[TrainingSetup]:
-        """Prepare a course on text that the student writes: the teacher hears each text once.
+        """Open on-policy training; the teacher scores each text once.
 
-        A crossing of rows needs the teacher in every step instead.
+        A loss on rows runs the teacher in every step instead.
         """
-        readers, is_live = self._readers, not self.listens
-        reading = CrossTokenizerCollator(readers, self.crossing, is_live=is_live)
+        views, is_live = self._views, not self.uses_logprobs
+        collator = CrossTokenizerCollator(views, self.crossing, is_live=is_live)
 
-        def item(lesson: AlignedRecord, heard: TeacherLogprobs) -> AlignedRollout:
-            return AlignedRollout(lesson, None if is_live else heard[lesson.key])
+        def item(record: AlignedRecord, logprobs: TeacherLogprobs) -> AlignedRollout:
+            return AlignedRollout(record, None if is_live else logprobs[record.key])
 
         def read_records(records: Sequence[Record]) -> Sequence[AlignedRollout]:
-            lessons, _ = encode_aligned(*readers, records, include_prompt=False)
+            aligned, _ = encode_aligned(*views, records, include_prompt=False)
             if is_live:
-                return [item(lesson, {}) for lesson in lessons]
-            told = scorer.score_tokens([lesson.taught for lesson in lessons])
-            heard = dict(zip((lesson.key for lesson in lessons), told, strict=True))
-            return [item(lesson, heard) for lesson in lessons]
+                return [item(record, {}) for record in aligned]
+            scores = scorer.score_tokens([record.teacher_view for record in aligned])
+            logprobs = dict(zip((record.key for record in aligned), scores, strict=True))
+            return [item(record, logprobs) for record in aligned]
 
         with ExitStack() as stack:
             scorer: TeacherScorer
             if isinstance(self.first, EndpointTeacher):
                 scorer = self.first
-                stack.enter_context(self.first.billed(self.job))
+                stack.enter_context(self.first.log_usage(self.job))
             else:
-                model = require_local(self.first).lowered(room.precision)
-                scorer = ModelScorer(model, precision=room.precision)
-            voice = OnPolicyTeacher(objective, reading, read_records, None if is_live else scorer)
-            items = [item(lesson, self._heard) for lesson in self._lessons]
-            yield stack.enter_context(open_rollout_training(room, items, names, voice))
+                model = require_local(self.first).in_precision(context.precision)
+                scorer = ModelScorer(model, precision=context.precision)
+            teacher = OnPolicyTeacher(
+                objective, collator, read_records, None if is_live else scorer
+            )
+            items = [item(record, self._logprobs) for record in self._lessons]
+            yield stack.enter_context(open_rollout_training(context, items, names, teacher))
 
-    def _load(self, chosen: Sequence[AlignedRecord], *, device: torch.device) -> AlignedBatch:
-        known = [self._heard[lesson.key] for lesson in chosen] if self.listens else None
+    def _load(self, records: Sequence[AlignedRecord], *, device: torch.device) -> AlignedBatch:
+        logprobs = (
+            [self._logprobs[record.key] for record in records] if self.uses_logprobs else None
+        )
         rows = get_row_pairing(self.crossing)
-        return make_aligned_batch(chosen, rows=rows, teacher_logprobs=known, device=device)
+        return make_aligned_batch(records, rows=rows, teacher_logprobs=logprobs, device=device)
 
     @override
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         return {
             "teacher": self.first.fingerprint,
             "crossing": self.crossing.model_dump(mode="json"),
@@ -271,35 +281,35 @@ class CrossTokenizerTrainer(DistillationTrainer):
         }
 
     @override
-    def report(self, found: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
-        sides = {name: figures[0] for name, figures in found.items() if figures}
-        whole: dict[str, Any] = {"kind": "crossing", "not_defined": list(UNDEFINED_METRICS)}
-        whole |= {name: one.to_json() for name, one in sides.items()}
-        if any(one.rows for one in sides.values()):
-            whole["summary"] = {
-                name: one.summarize(self.recipe.seed) for name, one in sides.items()
+    def report(self, metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
+        fidelities = {name: figures[0] for name, figures in metrics.items() if figures}
+        result: dict[str, Any] = {"kind": "crossing", "not_defined": list(UNDEFINED_METRICS)}
+        result |= {name: fidelity.to_json() for name, fidelity in fidelities.items()}
+        if any(fidelity.rows for fidelity in fidelities.values()):
+            result["summary"] = {
+                name: fidelity.summarize(self.recipe.seed) for name, fidelity in fidelities.items()
             }
             self.job.say(f"not defined across tokenizers: {'; '.join(UNDEFINED_METRICS)}")
-        return whole
+        return result
 
 
-def _count_mapped_tokens(crossing: CrossTokenizerLoss, lessons: Sequence[AlignedRecord]) -> int:
-    """Return how many of the student's tokens the crossing compares with the teacher."""
-    rows = get_row_pairing(crossing)
+def _count_mapped_tokens(criterion: CrossTokenizerLoss, records: Sequence[AlignedRecord]) -> int:
+    """Return the number of the student's tokens that are compared with the teacher."""
+    rows = get_row_pairing(criterion)
     if rows is None:
-        return sum(int((lesson.chunk_of >= 0).sum()) for lesson in lessons)
-    return sum(len(rows(lesson)[0]) for lesson in lessons)
+        return sum(int((record.chunk_of >= 0).sum()) for record in records)
+    return sum(len(rows(record)[0]) for record in records)
 
 
-def _check_coverage(crossing: CrossTokenizerLoss, compared: int, positions: int) -> None:
-    if compared and compared >= crossing.least_coverage * positions:
+def _check_coverage(criterion: CrossTokenizerLoss, compared: int, positions: int) -> None:
+    if compared and compared >= criterion.least_coverage * positions:
         return
     raise DataError(
         f"only {compared} of {positions} student tokens can be compared with the teacher",
         code="distill.coverage",
         where="crossing.least_coverage",
-        expected=f"at least {crossing.least_coverage:.0%}: see output/alignment.json for what "
-        "falls out and why",
+        expected=f"at least {criterion.least_coverage:.0%}: see output/alignment.json for what "
+        "is not compared and why",
         next="use crossing chunk_likelihood, which compares the most, raise max_tokens, or lower "
         "crossing.least_coverage",
     )

@@ -1,13 +1,13 @@
-"""Feature losses of a recipe, and the capture of activations that they compare.
+"""Feature losses of a recipe, and the capture of the activations that they compare.
 
-The projectors are parameters of this module and of nothing else: they are trained and saved with
-the student, and never written with it. All sums are taken in float32 (or float64), one record and
-one layer at a time; what a (heads, rows, T) block of scores needs is computed again in the backward
-pass, so that no two layers' scores exist at once.
+Projectors are parameters of ``FeatureSet`` only: they are trained and saved in the training state
+with the student, and are not part of its checkpoint. All sums are in float32 (or float64), one
+record and one layer at a time; a (heads, rows, T) block of scores is recomputed in the backward
+pass, so that the scores of two layers never exist at once.
 
 Projections are read by hooks on ``q_proj``, ``k_proj`` and ``v_proj``, or on the fused layer of a
-family whose order is known; attention's own queries and keys where they are handed to the attention
-function. A family that has neither is refused by the name of its module.
+family with a known order; queries and keys of attention are captured from the attention function. A
+family with neither is rejected with the name of its module.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MAX_BLOCK_ELEMENTS = 1 << 23
 
 
 class FeatureSet(nn.Module):
-    """Feature losses, the layers they pair, and projectors; called once a micro-batch."""
+    """Feature losses, their layer pairs, and projectors; called once per micro-batch."""
 
     def __init__(
         self,
@@ -55,18 +55,18 @@ class FeatureSet(nn.Module):
         *,
         seed: int = 0,
     ) -> None:
-        """Pair the layers, make the projectors, and try all on two tokens.
+        """Pair the layers, create the projectors, and run all losses on two tokens.
 
         Args:
-            losses: Of the recipe.
-            student: On its device, low-rank layers included.
-            teacher: In evaluation mode.
-            seed: Draws what of the projectors is drawn.
+            losses: Feature losses of the recipe.
+            student: Student on its device, including low-rank layers.
+            teacher: Model in evaluation mode.
+            seed: Seed of the projectors.
 
         Raises:
-            RecipeError: If a pair names a layer that is not there.
-            ShapeError: If widths or heads do not allow a loss.
-            CheckpointError: If a model's attention is of a layout that is not known.
+            RecipeError: If a pair contains a nonexistent layer.
+            ShapeError: If widths or heads are incompatible with a loss.
+            CheckpointError: If the layout of a model's attention is unknown.
         """
         super().__init__()
         self.losses = tuple(losses)
@@ -75,31 +75,35 @@ class FeatureSet(nn.Module):
         self.projectors = nn.ModuleDict()
         widths = get_hidden_size(student), get_hidden_size(teacher)
         for number, loss in enumerate(self.losses):
-            for own, taught in self.pairs[number] if isinstance(loss, HiddenStateLoss) else ():
-                name = f"{number}-{own}-{taught}"
-                drawn = int(digest_json(["projector", seed, name])[:15], 16)
-                made = cast("HiddenStateLoss", loss).make_projector(*widths, drawn)
-                if made is not None:
-                    self.projectors[name] = made
+            for student_layer, teacher_layer in (
+                self.pairs[number] if isinstance(loss, HiddenStateLoss) else ()
+            ):
+                name = f"{number}-{student_layer}-{teacher_layer}"
+                projector_seed = int(digest_json(["projector", seed, name])[:15], 16)
+                projector = cast("HiddenStateLoss", loss).make_projector(*widths, projector_seed)
+                if projector is not None:
+                    self.projectors[name] = projector
         self.to(next(student.parameters()).device)
-        self.student_wanted = self._wanted(0)
-        self.teacher_wanted = self._wanted(1)
+        self.student_spec = self._make_spec(0)
+        self.teacher_spec = self._make_spec(1)
         self._try(student, teacher)
 
     def forward(
         self, student: Activations, teacher: Activations, batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted losses of all positions, summed, and the sum of each by name."""
+        """Return the weighted sum of all losses over positions, and the sum of each by name."""
         total = batch.flat.new_zeros((), dtype=torch.float32)
         parts: dict[str, float] = {}
         for number, loss in enumerate(self.losses):
             with torch.autocast(batch.flat.device.type, enabled=False):
-                each = self._positions(number, loss, student, teacher, batch)  # (N,)
+                position_loss = self._positions(number, loss, student, teacher, batch)  # (N,)
             name = f"feature_{loss.method_name()}"
-            parts[name] = parts.get(name, 0.0) + float(each.detach().sum(dtype=torch.float64))
+            parts[name] = parts.get(name, 0.0) + float(
+                position_loss.detach().sum(dtype=torch.float64)
+            )
             if batch.weights is not None:
-                each = each * batch.weights.to(each.dtype)
-            total = total + loss.weight * each.sum()
+                position_loss = position_loss * batch.weights.to(position_loss.dtype)
+            total = total + loss.weight * position_loss.sum()
         return total, parts
 
     def _positions(
@@ -110,53 +114,60 @@ class FeatureSet(nn.Module):
         teacher: Activations,
         batch: Batch,
     ) -> Tensor:
-        """Return one loss at each position, (N,): the mean over its pairs of layers."""
+        """Return one loss at each position, (N,): the mean over its layer pairs."""
         pairs = self.pairs[number]
         total: Tensor | None = None
-        for own, taught in pairs:
+        for student_layer, teacher_layer in pairs:
             if isinstance(loss, HiddenStateLoss):
                 states = (
-                    _gather_positions(student.states[own], batch),
-                    _gather_positions(teacher.states[taught], batch),
+                    _gather_positions(student.states[student_layer], batch),
+                    _gather_positions(teacher.states[teacher_layer], batch),
                 )
-                each = self._compare_states(f"{number}-{own}-{taught}", loss, *states)
+                pair_loss = self._compare_states(
+                    f"{number}-{student_layer}-{teacher_layer}", loss, *states
+                )
             else:
-                each = _compute_by_record(
-                    cast("RelationLoss", loss), student, teacher, (own, taught), batch
+                pair_loss = _compute_by_record(
+                    cast("RelationLoss", loss),
+                    student,
+                    teacher,
+                    (student_layer, teacher_layer),
+                    batch,
                 )
-            total = each if total is None else total + each
+            total = pair_loss if total is None else total + pair_loss
         return cast("Tensor", total) / len(pairs)
 
     def _compare_states(
-        self, name: str, loss: HiddenStateLoss, own: Tensor, taught: Tensor
+        self, name: str, loss: HiddenStateLoss, student_states: Tensor, teacher_states: Tensor
     ) -> Tensor:
         if name in self.projectors:
             projector = cast("nn.Linear", self.projectors[name])
-            own = projector(own.to(projector.weight.dtype))
-        return loss.compare(_promote(own), _promote(taught))
+            student_states = projector(student_states.to(projector.weight.dtype))
+        return loss.compare(_promote(student_states), _promote(teacher_states))
 
-    def _wanted(self, side: int) -> CaptureSpec:
-        found: dict[str, frozenset[int]] = {}
+    def _make_spec(self, side: int) -> CaptureSpec:
+        layers_by_input: dict[str, frozenset[int]] = {}
         for loss, pairs in zip(self.losses, self.pairs, strict=True):
             layers = frozenset(pair[side] for pair in pairs)
-            found[loss.reads] = found.get(loss.reads, frozenset()) | layers
-        return CaptureSpec(**found)
+            layers_by_input[loss.reads] = layers_by_input.get(loss.reads, frozenset()) | layers
+        return CaptureSpec(**layers_by_input)
 
     @torch.no_grad()
     def _try(self, student: nn.Module, teacher: nn.Module) -> None:
         device = next(student.parameters()).device
         ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
         batch = Batch(ids, torch.arange(2, device=device), ids[0], ("",), 2)
-        sides = (
-            capture_activations(student, ids, self.student_wanted),
-            capture_activations(teacher, ids, self.teacher_wanted),
+        activations = (
+            capture_activations(student, ids, self.student_spec),
+            capture_activations(teacher, ids, self.teacher_spec),
         )
         for loss, pairs in zip(self.losses, self.pairs, strict=True):
-            for own, taught in pairs if isinstance(loss, RelationLoss) else ():
+            for student_layer, teacher_layer in pairs if isinstance(loss, RelationLoss) else ():
                 cast("RelationLoss", loss).check(
-                    _cut_heads(sides[0], loss, own, 0, 2), _cut_heads(sides[1], loss, taught, 0, 2)
+                    _cut_heads(activations[0], loss, student_layer, 0, 2),
+                    _cut_heads(activations[1], loss, teacher_layer, 0, 2),
                 )
-        self(*sides, batch)
+        self(*activations, batch)
 
 
 def _gather_positions(states: Tensor, batch: Batch) -> Tensor:
@@ -170,18 +181,18 @@ def _compute_by_record(
     layers: tuple[int, int],
     batch: Batch,
 ) -> Tensor:
-    """Return a loss on heads at each position, (N,), record by record, a block of rows at once.
+    """Return a relation loss at each position, (N,), computed record by record in blocks of rows.
 
-    The order is that of ``batch.flat``, which goes through the records one after the other.
+    The order is that of ``batch.flat``, which is sorted by record.
     """
     width = batch.input_ids.shape[1]
-    found = []
+    blocks = []
     for record in range(len(batch.input_ids)):
         rows = batch.flat[batch.flat // width == record] % width
         if len(rows) == 0:
             continue
-        stop = int(rows.max()) + 1  # what comes later no position looks at
-        own, taught = (
+        stop = int(rows.max()) + 1  # later positions are invisible
+        student_heads, teacher_heads = (
             _cut_heads(side, loss, layer, record, stop)
             for side, layer in zip((student, teacher), layers, strict=True)
         )
@@ -194,40 +205,50 @@ def _compute_by_record(
             rows,
             stop,
         )
-        taught = _promote_heads(taught)
-        widest = max(side.queries.shape[0] * side.queries.shape[2] for side in (own, taught))
+        teacher_heads = _promote_heads(teacher_heads)
+        widest = max(
+            side.queries.shape[0] * side.queries.shape[2] for side in (student_heads, teacher_heads)
+        )
         height = max(1, _MAX_BLOCK_ELEMENTS // (stop * (widest // 16 + 1)))
         for start in range(0, len(rows), height):
             part = slice(start, start + height)
-            found.append(_checkpoint_block(loss, own, taught, rows[part], visible[part]))
-    return torch.cat(found) if found else batch.flat.new_zeros(0, dtype=torch.float32)
+            blocks.append(
+                _checkpoint_block(loss, student_heads, teacher_heads, rows[part], visible[part])
+            )
+    return torch.cat(blocks) if blocks else batch.flat.new_zeros(0, dtype=torch.float32)
 
 
 def _checkpoint_block(
-    loss: RelationLoss, own: AttentionHeads, taught: AttentionHeads, rows: Tensor, visible: Tensor
+    loss: RelationLoss,
+    student_heads: AttentionHeads,
+    teacher_heads: AttentionHeads,
+    rows: Tensor,
+    visible: Tensor,
 ) -> Tensor:
-    """Return the loss of a block of rows; its scores are computed again in the backward pass."""
+    """Return the loss of a block of rows; its scores are recomputed in the backward pass."""
 
     def compare(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         with torch.autocast(queries.device.type, enabled=False):
-            full = _promote_heads(AttentionHeads(queries, keys, values, own.scale, own.cap))
-            return loss.compare(full, taught, rows, visible)
+            full = _promote_heads(
+                AttentionHeads(queries, keys, values, student_heads.scale, student_heads.cap)
+            )
+            return loss.compare(full, teacher_heads, rows, visible)
 
-    found: Any = checkpoint(  # typed in some versions of torch, and not in others
+    loss_of_rows: Any = checkpoint(  # typed in only some versions of torch
         compare,
-        own.queries,
-        own.keys,
-        own.values,
+        student_heads.queries,
+        student_heads.keys,
+        student_heads.values,
         use_reentrant=False,
         preserve_rng_state=False,
     )
-    return cast("Tensor", found)
+    return cast("Tensor", loss_of_rows)
 
 
 def _cut_heads(
     side: Activations, loss: FeatureLoss, layer: int, record: int, stop: int
 ) -> AttentionHeads:
-    """Return one record's queries, keys and values up to a position, for a loss that reads them."""
+    """Return one record's queries, keys and values up to a position."""
     if loss.reads == "attention":
         call = side.attention[layer]
         queries, keys = call.queries[record, :, :stop], call.keys[record, :, :stop]
@@ -239,13 +260,13 @@ def _cut_heads(
 def _mask_visible(
     calls: Sequence[AttentionInputs | None], record: int, rows: Tensor, stop: int
 ) -> Tensor:
-    """Return which positions each row may look at in both models, (n, stop)."""
+    """Return which positions are visible to each row in both models, (n, stop)."""
     visible = torch.arange(stop, device=rows.device) <= rows[:, None]
     for call in calls:
         mask = call.mask if call is not None else None
         if mask is not None:
-            seen = mask[record if len(mask) > 1 else 0, 0, rows, :stop]
-            visible = visible & (seen if seen.dtype == torch.bool else seen == 0)
+            allowed = mask[record if len(mask) > 1 else 0, 0, rows, :stop]
+            visible = visible & (allowed if allowed.dtype == torch.bool else allowed == 0)
     return visible
 
 
@@ -268,7 +289,7 @@ _PARTS = ("q_proj", "k_proj", "v_proj")
 
 @dataclass(frozen=True, slots=True)
 class CaptureSpec:
-    """Which layers are looked at, counted from 1; hidden state 0 is the embeddings."""
+    """Layers to capture, counted from 1; hidden state 0 is the embeddings."""
 
     states: frozenset[int] = frozenset()
     attention: frozenset[int] = frozenset()
@@ -277,12 +298,12 @@ class CaptureSpec:
 
 @dataclass(slots=True)
 class Activations:
-    """What happened in one run of a body, by layer, counted from 1.
+    """Captured activations of one forward pass, by layer, counted from 1.
 
     Args:
-        last: The states that the head gets, (B, T, H).
+        last: Input states of the head, (B, T, H).
         states: Hidden states, (B, T, H).
-        attention: Calls of the attention function.
+        attention: Inputs of the attention function.
         projections: Queries, keys and values, (B, T, width) each.
     """
 
@@ -292,50 +313,50 @@ class Activations:
     projections: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
 
-def capture_activations(model: nn.Module, input_ids: Tensor, wanted: CaptureSpec) -> Activations:
-    """Run the body of a causal model once; a graph is kept where the caller's context keeps one.
+def capture_activations(model: nn.Module, input_ids: Tensor, spec: CaptureSpec) -> Activations:
+    """Run the body of a causal model once and capture activations; differentiable.
 
     Args:
-        model: A Hugging Face causal model, low-rank layers included.
+        model: Hugging Face causal language model, including low-rank layers.
         input_ids: (B, T).
-        wanted: What to keep.
+        spec: Activations to capture.
 
     Raises:
-        CheckpointError: If the model's attention is of a layout that is not known.
+        CheckpointError: If the layout of the model's attention is unknown.
     """
     body = get_body(model)
     with ExitStack() as stack:
         calls: Mapping[int, AttentionInputs] = {}
         parts: dict[int, dict[str, Tensor]] = {}
-        if wanted.attention:
+        if spec.attention:
             calls = stack.enter_context(capture_attention(body))
-        if wanted.projections:
-            stack.enter_context(_hook_projections(body, wanted.projections, parts))
-        found = body(input_ids=input_ids, use_cache=False, output_hidden_states=bool(wanted.states))
-    for layer in wanted.attention:
+        if spec.projections:
+            stack.enter_context(_hook_projections(body, spec.projections, parts))
+        output = body(input_ids=input_ids, use_cache=False, output_hidden_states=bool(spec.states))
+    for layer in spec.attention:
         if layer - 1 not in calls:
             raise _unknown_layout_error(body, layer)
-    for layer in wanted.projections:
+    for layer in spec.projections:
         if set(parts.get(layer, ())) != set(_PARTS):
             raise _unknown_layout_error(body, layer)
     return Activations(
-        found.last_hidden_state,
-        {layer: found.hidden_states[layer] for layer in wanted.states},
-        {layer: calls[layer - 1] for layer in wanted.attention},
+        output.last_hidden_state,
+        {layer: output.hidden_states[layer] for layer in spec.states},
+        {layer: calls[layer - 1] for layer in spec.attention},
         {
             layer: cast("Any", tuple(parts[layer][name] for name in _PARTS))
-            for layer in wanted.projections
+            for layer in spec.projections
         },
     )
 
 
 def count_layers(model: nn.Module) -> int:
-    """Return how many layers a causal model has."""
+    """Return the number of layers of a causal model."""
     return int(_get_text_config(model).num_hidden_layers)
 
 
 def get_hidden_size(model: nn.Module) -> int:
-    """Return how wide a causal model's hidden states are."""
+    """Return the width of a causal model's hidden states."""
     return int(_get_text_config(model).hidden_size)
 
 
@@ -343,7 +364,7 @@ def get_hidden_size(model: nn.Module) -> int:
 def _hook_projections(
     body: nn.Module, layers: frozenset[int], parts: dict[int, dict[str, Tensor]]
 ) -> Iterator[None]:
-    """Within the body, put each wanted layer's projections into ``parts``."""
+    """Within the body, store each selected layer's projections in ``parts``."""
     with ExitStack() as stack:
         for name, module in body.named_modules():
             number = getattr(module, "layer_idx", None)
@@ -361,7 +382,7 @@ def _hook_projections(
 
 
 def _normalize_name(name: str) -> str:
-    """Return the last part of a module's name, with ``attention`` written as ``attn``."""
+    """Return the last part of a module's name, with ``attention`` replaced by ``attn``."""
     return name.rsplit(".", 1)[-1].lower().replace("attention", "attn")
 
 
@@ -369,7 +390,7 @@ SplitProjection = Callable[[Tensor], dict[str, Tensor]]
 
 
 def _find_projections(attention: nn.Module, config: Any) -> dict[str, SplitProjection]:
-    """Return which children of an attention module give which projections."""
+    """Return the children of an attention module that compute projections, with their split."""
     if all(hasattr(attention, part) for part in _PARTS):
         return {part: _read_whole(part) for part in _PARTS}
     kind = str(getattr(config, "model_type", ""))
@@ -407,45 +428,45 @@ def _get_text_config(model: nn.Module) -> Any:
 
 
 def _unknown_layout_error(body: nn.Module, layer: int) -> CheckpointError:
-    named = [
+    modules = [
         f"{name} ({type(module).__name__})"
         for name, module in body.named_modules()
         if "attn" in _normalize_name(name) and f".{layer - 1}." in f".{name}"
     ]
     return CheckpointError(
-        f"attention of layer {layer} of {type(body).__name__} is of a layout that is not known"
-        + (f": {named[0]}" if named else ""),
+        f"attention of layer {layer} of {type(body).__name__} has an unknown layout"
+        + (f": {modules[0]}" if modules else ""),
         code="distill.attention-layout",
         where="features",
         expected="q_proj, k_proj and v_proj, or the fused layer of GPT-2 or Phi-3, and an "
-        "attention function of the library's table",
-        next="use the feature hidden_state, which needs none of them",
+        "attention function registered in transformers",
+        next="use the feature loss hidden_state, which needs none of them",
     )
 
 
 def pair_layers(loss: FeatureLoss, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """Return which layers are compared, as (student's, teacher's).
+    """Return the compared layers, as pairs (student, teacher).
 
     Args:
-        loss: Says how.
-        student: How many layers the student has.
-        teacher: How many the teacher has.
+        loss: Feature loss.
+        student: Number of the student's layers.
+        teacher: Number of the teacher's layers.
 
     Raises:
-        RecipeError: If a pair names a layer that is not there.
+        RecipeError: If a pair contains a nonexistent layer.
     """
     if loss.layers == "last":
         return ((student, teacher),)
     if loss.layers == "uniform":
-        # rounded half up in whole numbers, so that no float decides
+        # rounded half up in integers, independent of floating-point rounding
         return tuple(
             (layer, max(1, (2 * layer * teacher + student) // (2 * student)))
             for layer in range(1, student + 1)
         )
-    for own, taught in loss.layers:
-        if own > student or taught > teacher:
+    for student_layer, teacher_layer in loss.layers:
+        if student_layer > student or teacher_layer > teacher:
             raise RecipeError(
-                f"there is no pair of layers [{own}, {taught}]",
+                f"layers [{student_layer}, {teacher_layer}] do not exist",
                 code="distill.feature-layers",
                 where=f"features, {loss.method_name()}.layers",
                 expected=f"the student's layers up to {student}, the teacher's up to {teacher}",

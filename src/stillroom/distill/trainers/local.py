@@ -50,14 +50,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class CaptureSummary:
-    """What was wanted and there before, what the rest costs, what the cache holds afterwards."""
+    """Coverage before a capture, its estimated cost, and the cache afterwards."""
 
     before: CacheCoverage
     cost: CacheCost | None
     cache: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it by name."""
+        """Return the summary by name."""
         return {
             "wanted": {"records": self.before.records, "positions": self.before.positions},
             "found_before": {
@@ -72,89 +72,89 @@ class CaptureSummary:
 def fill_cache(
     cache: LogitCache,
     teacher: LocalTeacher,
-    lessons: Sequence[TokenizedRecord],
+    records: Sequence[TokenizedRecord],
     job: Job,
     *,
     only_estimate: bool = False,
 ) -> CaptureSummary:
-    """Capture what the cache lacks of these lessons, after saying what that will take.
+    """Capture the records missing from the cache, after logging the estimated cost.
 
     Args:
-        cache: Opened with the header of this teacher's words.
+        cache: Cache opened with the header of this teacher.
         teacher: Loaded only if something is missing.
-        lessons: As the teacher reads them.
-        job: For progress and cancellation.
-        only_estimate: Capture nothing.
+        records: Records as the teacher reads them.
+        job: Progress and cancellation.
+        only_estimate: Whether to capture nothing.
 
     Raises:
-        DataError: If the teacher gives a number that is not finite.
-        IntegrityError: If rows that were there are damaged.
-        ResourceError: If the disk is too small, or another process is adding.
-        Cancelled: If the user asked for it; what was captured is kept.
+        DataError: If a teacher's value is not finite.
+        IntegrityError: If existing rows are damaged.
+        ResourceError: If the disk is too small, or another process is writing.
+        Cancelled: If cancellation was requested; captured records are kept.
     """
-    before = cache.cover(lessons)
-    job.say(f"teacher cache {cache.folder}: {before}")
+    coverage = cache.cover(records)
+    job.say(f"logit cache {cache.folder}: {coverage}")
     cost = None
-    missing = cache.lacking(lessons)
+    missing = cache.lacking(records)
     if missing:
-        model = teacher.lowered(cache.header.precision)
+        model = teacher.in_precision(cache.header.precision)
         cost = estimate_cache_cost(model, cache.header, missing)
         job.say(str(cost))
-        knob = "capture less: targets.mode sampled keeps the least"
-        need = Estimate(disk_bytes=cost.size_bytes, disk_knob=knob)
+        setting = "capture less: targets.mode sampled is the smallest"
+        need = Estimate(disk_bytes=cost.size_bytes, disk_knob=setting)
         check_fits(need, describe_machine(cache.folder), str(cache.folder))
         if not only_estimate:
-            capture_teacher(model, lessons, cache, job)
+            capture_teacher(model, records, cache, job)
     if not only_estimate:
         cache.verify()
-    return CaptureSummary(before, cost, describe_cache(cache))
+    return CaptureSummary(coverage, cost, describe_cache(cache))
 
 
 def capture_recipe(
     recipe: DistillRecipe, folder: Path, *, only_estimate: bool = False, reporter: Reporter
 ) -> CaptureSummary:
-    """Fill a cache for a recipe without training; run again, it goes on where it stopped.
+    """Fill a cache for a recipe without training; a repeated call continues.
 
     Args:
-        recipe: Of kind distill; its ``targets.cache`` is not looked at.
-        folder: The cache.
-        only_estimate: Say coverage and cost, and capture nothing.
-        reporter: For progress.
+        recipe: Distillation recipe; its ``targets.cache`` is ignored.
+        folder: Folder of the cache.
+        only_estimate: Report coverage and cost, and capture nothing.
+        reporter: Progress reporter.
 
     Raises:
-        RecipeError: If the recipe keeps no distributions of its teacher.
+        RecipeError: If the recipe does not cache distributions of its teacher.
         DataError: If records or cache cannot be used.
-        ResourceError: If the disk is too small, or another process is adding.
+        ResourceError: If the disk is too small, or another process is writing.
     """
-    named = _check_recipe(recipe)
+    reference = _check_recipe(recipe)
     with _open_job(recipe, folder, reporter) as job, limit_threads(recipe.train.threads):
-        teacher = LocalTeacher.find(named, job)
+        teacher = LocalTeacher.find(reference, job)
         prepared = prepare_data(
             recipe, split_records(resolve_local(recipe.records)), teacher.tokenizer, job
         )
-        lessons = [lesson.by_teacher for lesson in prepared.lessons]
+        records = [record.teacher_view for record in prepared.tokenized]
         header = _make_header(recipe, teacher)
         with LogitCache.open(folder, header) as cache:
-            return fill_cache(cache, teacher, lessons, job, only_estimate=only_estimate)
+            return fill_cache(cache, teacher, records, job, only_estimate=only_estimate)
 
 
 def _check_recipe(recipe: DistillRecipe) -> str:
-    """Refuse a recipe that keeps no distributions of one teacher here; return its reference."""
-    kept = "targets.mode live" if recipe.targets.mode == "live" else ""
-    kept = "a crossing" if recipe.crossing is not None else kept
-    if isinstance(recipe.teacher, str) and not kept:
+    """Reject a recipe without cached distributions of one local teacher; return its reference."""
+    obstacle = "targets.mode live" if recipe.targets.mode == "live" else ""
+    obstacle = "a crossing" if recipe.crossing is not None else obstacle
+    if isinstance(recipe.teacher, str) and not obstacle:
         return recipe.teacher
     raise RecipeError(
-        f"{kept or 'a teacher elsewhere, or several,'} cannot be captured without its run",
+        f"{obstacle or 'a remote teacher, or several teachers,'} cannot be captured without a run",
         code="distill.nothing-kept",
-        where="targets.mode" if kept else "teacher",
-        expected="one teacher in this process, targets.mode top_k, sampled or dense, no crossing",
+        where="targets.mode" if obstacle else "teacher",
+        expected="one local teacher, targets.mode top_k, sampled or dense, no crossing",
         next="change the recipe, or run it: stillroom run",
     )
 
 
 def _make_header(recipe: DistillRecipe, teacher: LocalTeacher) -> CacheHeader:
-    """Return the header that a run of the recipe would ask for."""
+    """Return the header of a cache for a run of the recipe."""
     device = next(teacher.model.parameters()).device
     rows = LMHead.of(teacher.model).rows
     if not isinstance(recipe.student, PruneSettings):
@@ -165,7 +165,7 @@ def _make_header(recipe: DistillRecipe, teacher: LocalTeacher) -> CacheHeader:
 
 @contextmanager
 def _open_job(recipe: DistillRecipe, folder: Path, reporter: Reporter) -> Iterator[Job]:
-    """Yield a job whose journals lie beside the cache until it is filled."""
+    """Yield a job with journals next to the cache; they are removed on success."""
     folder.mkdir(parents=True, exist_ok=True)
     out, text = folder / "capture", dump_recipe(recipe)
     try:
@@ -182,7 +182,7 @@ def _open_job(recipe: DistillRecipe, folder: Path, reporter: Reporter) -> Iterat
 
 
 class LocalTeacherTrainer(DistillationTrainer):
-    """One checkpoint in this process, of the student's vocabulary."""
+    """Trainer for one local checkpoint with the student's vocabulary."""
 
     @cached_property
     def _teacher(self) -> LocalTeacher:
@@ -194,70 +194,72 @@ class LocalTeacherTrainer(DistillationTrainer):
         return True
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         return count_shared_rows(self._teacher, student, tokenizer)
 
     @override
-    def course(self, room: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-        return open_training(room)
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+        return open_training(context)
 
     @override
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         checkpoint = self._teacher.checkpoint
         return {"teacher": checkpoint.fingerprint, "teacher_parameters": checkpoint.parameters}
 
 
 @contextmanager
-def open_training(room: DistillationContext) -> Iterator[TrainingSetup]:
-    """Prepare the course that the recipe asks for; what it holds open is closed after the body.
+def open_training(context: DistillationContext) -> Iterator[TrainingSetup]:
+    """Open the training setup of the recipe; its resources are released after the body.
 
     Raises:
-        DataError: If a cache cannot be used, or the teacher gives numbers that are not finite.
-        Cancelled: If the user asked for it; what was prepared is kept.
+        DataError: If a cache cannot be used, or a teacher's value is not finite.
+        Cancelled: If cancellation was requested; captured records are kept.
     """
-    with _select_training(room) as course:
-        yield course
+    with _select_training(context) as training:
+        yield training
 
 
-def _select_training(room: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-    if room.recipe.rollouts is not None:
+def _select_training(context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+    if context.recipe.rollouts is not None:
         from stillroom.distill.trainers.on_policy import open_on_policy_training
 
-        return open_on_policy_training(room)
-    if not room.recipe.method.asks_teacher and not room.recipe.features:
-        return nullcontext(make_text_training(room))
-    return _open_live(room) if room.recipe.targets.mode == "live" else _open_cached(room)
+        return open_on_policy_training(context)
+    if not context.recipe.method.asks_teacher and not context.recipe.features:
+        return nullcontext(make_text_training(context))
+    return _open_live(context) if context.recipe.targets.mode == "live" else _open_cached(context)
 
 
 @contextmanager
-def _open_live(room: DistillationContext) -> Iterator[TrainingSetup]:
+def _open_live(context: DistillationContext) -> Iterator[TrainingSetup]:
     """Run the teacher in every step."""
-    objective = make_live_loss(room)
+    objective = make_live_loss(context)
     yield TrainingSetup(
-        make_batch_source(room, None), objective, {"cache": None}, objective.features
+        make_batch_source(context, None), objective, {"cache": None}, objective.features
     )
 
 
 @contextmanager
-def _open_cached(room: DistillationContext) -> Iterator[TrainingSetup]:
-    """Fill the teacher cache, let the teacher go, and learn from the cache.
+def _open_cached(context: DistillationContext) -> Iterator[TrainingSetup]:
+    """Fill the logit cache, unload the teacher, and train from the cache.
 
-    The main process captures and checks; the others wait, and read what it wrote.
+    The main process captures and verifies; the others wait, and read the same cache.
     """
-    recipe, teacher = room.recipe, require_local(room.teacher)
-    folder = Path(recipe.targets.cache) if recipe.targets.cache else room.job.scratch / "cache"
-    folder = room.ranks.share_path(folder)
-    header = room.ranks.on_main(lambda: teacher.header(recipe, room.rows, room.precision))
+    recipe, teacher = context.recipe, require_local(context.teacher)
+    folder = Path(recipe.targets.cache) if recipe.targets.cache else context.job.scratch / "cache"
+    folder = context.ranks.share_path(folder)
+    header = context.ranks.on_main(lambda: teacher.header(recipe, context.rows, context.precision))
 
     def capture() -> None:
         with LogitCache.open(folder, header) as cache:
-            heard = [lesson.by_teacher for lesson in select_reached(recipe, room.lessons)]
-            fill_cache(cache, teacher, heard, room.job)
+            teacher_records = [
+                record.teacher_view for record in select_reached(recipe, context.tokenized)
+            ]
+            fill_cache(cache, teacher, teacher_records, context.job)
 
-    room.ranks.on_main(capture)
+    context.ranks.on_main(capture)
     teacher.unload()
     with LogitCache.open(folder, header) as cache:
-        objective = DistillationLoss(recipe.method, rows=room.rows, precision=room.precision)
+        objective = DistillationLoss(recipe.method, rows=context.rows, precision=context.precision)
         yield TrainingSetup(
-            make_batch_source(room, cache), objective, {"cache": cache.header.model_dump()}
+            make_batch_source(context, cache), objective, {"cache": cache.header.model_dump()}
         )

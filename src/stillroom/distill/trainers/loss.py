@@ -1,15 +1,16 @@
 """Distillation loss of a micro-batch against one teacher or several.
 
-Only positions that bear loss reach a head. The teacher's words come from a cache, or from the
-teacher itself, whose hidden states are kept for the micro-batch and whose logits exist for one
-chunk of rows at a time. The loss is a sum over positions: the training loop divides by their number
-in the whole optimizer step, on all ranks.
+The heads are applied only at loss positions. Targets come from a cache or from the teacher, whose
+hidden states are kept for the micro-batch and whose logits exist for one block of rows at a time.
+The loss is a sum over positions: the training loop divides by their number in the whole optimizer
+step, on all ranks.
 
-The sum is exact for any divergence and any form of target, since each teacher's is taken by itself.
-For forward KL it is, up to a number that no gradient sees, the divergence to the teachers' mixture:
-``sum w KL(p_i || q) = W KL(mean || q) + sum w KL(p_i || mean)``, W the sum of weights and ``mean``
-the weighted mean of probabilities. For reverse KL it is that to their weighted geometric mean. The
-student's head and body are passed once, however many teachers there are.
+The sum over several teachers is exact for any divergence and any form of target, because each
+teacher's divergence is computed separately. For forward KL it equals, up to a constant, the
+divergence to the teachers' mixture: ``sum w KL(p_i || q) = W KL(mean || q) + sum w KL(p_i ||
+mean)``, W the sum of weights and ``mean`` the weighted mean of probabilities. For reverse KL it is
+that to their weighted geometric mean. The student's head and body are computed once, for any number
+of teachers.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ _NO_CAPTURE = CaptureSpec()
 
 @dataclass(slots=True)
 class TeacherStates:
-    """A target that is the teacher's hidden states, (N, H): dense logits, a chunk at a time.
+    """The teacher's hidden states, (N, H), as dense targets, a block of rows at a time.
 
     Args:
-        hidden: At the positions that bear loss; no gradient flows.
-        head: The teacher's head, cut to the vocabulary that both share.
-        operand: The head's weight in the type of the product, if it is kept between calls.
+        hidden: States at the loss positions, without gradient.
+        head: Head of the teacher, truncated to the shared vocabulary.
+        operand: Head weight in the operand type, if kept between calls.
     """
 
     hidden: Tensor
@@ -63,7 +64,7 @@ class TeacherStates:
     _start: int = field(default=0, init=False, repr=False)
 
     def prepare(self, start: int, stop: int) -> None:
-        """Compute the logits of a chunk of rows, in the space of the chunk before."""
+        """Compute the logits of a block of rows, reusing the previous block's buffer."""
         with torch.no_grad():
             if self.operand is None:
                 self.operand = self.head.operand()
@@ -77,9 +78,9 @@ class TeacherStates:
         self._start = start
 
     def logits(self, start: int, stop: int) -> Tensor:
-        """Return rows of the chunk that was prepared; to be asked for once."""
+        """Return rows of the prepared block; may be called once, because it works in place."""
         if self._chunk is None:
-            raise ValueError("no chunk was prepared")
+            raise ValueError("prepare() was not called")
         with torch.no_grad():
             return self.head.shape_logits(self._chunk[start - self._start : stop - self._start])
 
@@ -92,30 +93,30 @@ def compute_position_loss(
     labels: Tensor,
     *,
     rollout: Tensor | None = None,
-    drawn: SamplingInfo | None = None,
+    sampling: SamplingInfo | None = None,
     weights: Tensor | None = None,
     where: Where | None = None,
     chunk_rows: int = CHUNK_ROWS,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of N positions, summed, and its parts; differentiable by hidden and head.
+    """Return the summed loss of N positions, and its parts; differentiable by hidden and head.
 
     Args:
-        objective: The divergence, with temperature and weights.
-        hidden: The student's hidden states at the positions that bear loss, (N, H).
-        head: The student's.
-        target: What the teacher says there; None where the objective does not need it.
-        labels: The records' own next tokens, (N,).
-        rollout: (N,), True where the position stands in the student's own text.
-        drawn: How the tokens of that text were drawn.
-        weights: (N,), what each position's loss is multiplied by; its parts are logged as they are.
-        where: Names a position in an error.
-        chunk_rows: Rows whose logits exist at once.
-        dtype: Type of the student's products; default that of its weight.
+        objective: Divergence, with temperature and weights.
+        hidden: Student's hidden states at the loss positions, (N, H).
+        head: Head of the student.
+        target: Teacher's targets; None if the objective does not need them.
+        labels: Next tokens of the records, (N,).
+        rollout: (N,), True for positions in text generated by the student.
+        sampling: Sampling statistics of the generated tokens.
+        weights: Loss weight of each position, (N,); logged parts are unweighted.
+        where: Returns the name of a position for an error.
+        chunk_rows: Rows of logits computed at once.
+        dtype: Operand type of the student's products; None is the weight's.
 
     Raises:
-        DataError: If the teacher's numbers are not finite; the position is named.
-        RecipeError: If the method cannot use this form of target.
+        DataError: If a teacher's value is not finite; the position is named.
+        RecipeError: If the method does not support this form of target.
         ShapeError: If the target does not fit the student.
     """
     states = target if isinstance(target, TeacherStates) else None
@@ -126,7 +127,7 @@ def compute_position_loss(
             None if target is None else _slice_rows(target, start, stop),
             labels[start:stop],
             rollout=None if rollout is None else rollout[start:stop],
-            drawn=None if drawn is None else drawn.rows(start, stop),
+            sampling=None if sampling is None else sampling.rows(start, stop),
             where=lambda row: (where or _name_position)(start + row),
         )
         if weights is not None:
@@ -146,7 +147,7 @@ def compute_position_loss(
 
 
 class DistillationLoss:
-    """Callable that ``train`` takes: the summed loss of one micro-batch."""
+    """Loss function for ``train``: the summed loss of one micro-batch."""
 
     def __init__(
         self,
@@ -158,15 +159,15 @@ class DistillationLoss:
         features: FeatureSet | None = None,
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
-        """Set up.
+        """Initialize the loss.
 
         Args:
-            objective: The divergence.
-            rows: Tokens of the common vocabulary; rows of the heads past it take no part.
-            precision: ``float32`` or ``bfloat16``, of the heads' products.
-            teacher: In evaluation mode; needed for batches without a target, and for features.
-            features: Losses beside the one on logits; None adds none.
-            chunk_rows: Rows whose logits exist at once.
+            objective: Divergence.
+            rows: Size of the shared vocabulary; further rows of the heads are ignored.
+            precision: Precision of the heads' products, ``float32`` or ``bfloat16``.
+            teacher: Model in evaluation mode; required for batches without targets, and features.
+            features: Losses added to the one on logits, or None.
+            chunk_rows: Rows of logits computed at once.
         """
         self.objective, self.rows, self.chunk_rows = objective, rows, chunk_rows
         self.dtype = matmul_dtype(precision)
@@ -179,27 +180,27 @@ class DistillationLoss:
         """Return the loss of a micro-batch, summed over its positions.
 
         Raises:
-            DataError: If the teacher's numbers are not finite; record and position are named.
-            RecipeError: If the method needs the student's own text and the batch has none marked.
+            DataError: If a teacher's value is not finite; record and position are named.
+            RecipeError: If the method requires text of the student and the batch marks none.
         """
         rollout = batch.rollout
         if self.objective.needs_rollouts and rollout is None:
             raise missing_rollouts_error(self.objective)
         features = self.features
-        wanted = features.student_wanted if features is not None else _NO_CAPTURE
-        student = capture_activations(model, batch.input_ids, wanted)
+        spec = features.student_spec if features is not None else _NO_CAPTURE
+        student = capture_activations(model, batch.input_ids, spec)
         teacher = self._observe_teacher(batch)
         if self.objective.kd_weight or self.objective.ce_weight or features is None:
             loss = self._on_logits(model, batch, student.last, teacher)
-        else:  # nothing of the logits counts: no head is needed
+        else:  # no loss on logits: the head is not needed
             loss = Loss(student.last.new_zeros(()))
         parts = dict(loss.parts)
         if rollout is not None:
             parts["student_text"] = float(rollout.sum())
         if features is None or teacher is None:
             return Loss(loss.total, parts)
-        beside, more = features(student, teacher, batch)
-        return Loss(loss.total + beside, {**parts, **more})
+        feature_loss, feature_parts = features(student, teacher, batch)
+        return Loss(loss.total + feature_loss, {**parts, **feature_parts})
 
     def _on_logits(
         self, model: nn.Module, batch: Batch, hidden: Tensor, teacher: Activations | None
@@ -217,7 +218,7 @@ class DistillationLoss:
             self._target(batch, teacher),
             batch.labels,
             rollout=batch.rollout,
-            drawn=batch.drawn,
+            sampling=batch.sampling,
             weights=batch.weights,
             where=where,
             chunk_rows=self.chunk_rows,
@@ -226,30 +227,30 @@ class DistillationLoss:
         return Loss(total, parts)
 
     def _observe_teacher(self, batch: Batch) -> Activations | None:
-        """Run the teacher where its states are needed; no gradient flows."""
-        is_spared = batch.target is not None or not self.objective.asks_teacher
-        if is_spared and self.features is None:
+        """Run the teacher if its states are needed, without gradient."""
+        is_not_needed = batch.target is not None or not self.objective.asks_teacher
+        if is_not_needed and self.features is None:
             return None
         if self.teacher is None:
             raise ValueError("a batch without a target needs the teacher, as features do")
         with torch.no_grad():
-            wanted = self.features.teacher_wanted if self.features is not None else _NO_CAPTURE
-            ids, _ = batch.heard or (batch.input_ids, batch.flat)
-            return capture_activations(self.teacher, ids, wanted)
+            spec = self.features.teacher_spec if self.features is not None else _NO_CAPTURE
+            ids, _ = batch.teacher_input or (batch.input_ids, batch.flat)
+            return capture_activations(self.teacher, ids, spec)
 
     def _target(self, batch: Batch, teacher: Activations | None) -> Targets | TeacherStates | None:
         if batch.target is not None or not self.objective.asks_teacher:
             return batch.target
         if teacher is None or self._teacher_head is None:
             raise ValueError("a batch without a target needs the teacher")
-        _, flat = batch.heard or (batch.input_ids, batch.flat)
+        _, flat = batch.teacher_input or (batch.input_ids, batch.flat)
         return TeacherStates(
             _gather_positions(teacher.last, flat), self._teacher_head, self._operand
         )
 
 
 def _gather_positions(hidden: Tensor, flat: Tensor) -> Tensor:
-    """Return hidden states (B, T, H) at the positions that bear loss, (N, H)."""
+    """Return hidden states (B, T, H) at the loss positions, (N, H)."""
     return hidden.reshape(-1, hidden.shape[-1])[flat]
 
 
@@ -265,11 +266,11 @@ def _name_position(index: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MultiTeacherBatch:
-    """A batch whose positions several teachers speak of.
+    """A batch with targets of several teachers.
 
     Args:
-        batch: Without a target.
-        targets: One a teacher, over all positions of the batch.
+        batch: Batch without a target.
+        targets: Targets of each teacher, over all positions of the batch.
     """
 
     batch: Batch
@@ -277,7 +278,7 @@ class MultiTeacherBatch:
 
     @property
     def valid(self) -> int:
-        """Number of positions that bear loss."""
+        """Number of loss positions."""
         return self.batch.valid
 
     @property
@@ -287,12 +288,12 @@ class MultiTeacherBatch:
 
     @property
     def record_ids(self) -> tuple[str, ...]:
-        """The records inside."""
+        """Ids of the records."""
         return self.batch.record_ids
 
 
 class MultiTeacherLoss:
-    """Callable that ``train`` takes: ``sum w_i D(p_i, q)``, and the cross-entropy once."""
+    """Loss function for ``train``: ``sum w_i D(p_i, q)``, and the cross-entropy once."""
 
     def __init__(
         self,
@@ -303,19 +304,19 @@ class MultiTeacherLoss:
         precision: str = "float32",
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
-        """Set up.
+        """Initialize the loss.
 
         Args:
-            objective: The divergence, with temperature and weights.
-            weights: One a teacher, in the order of a batch's targets.
-            rows: Tokens of the common vocabulary.
-            precision: ``float32`` or ``bfloat16``, of the head's products.
-            chunk_rows: Rows whose logits exist at once.
+            objective: Divergence, with temperature and weights.
+            weights: Weight of each teacher, in the order of a batch's targets.
+            rows: Size of the shared vocabulary.
+            precision: Precision of the head's products, ``float32`` or ``bfloat16``.
+            chunk_rows: Rows of logits computed at once.
         """
         self.weights, self.rows, self.chunk_rows = tuple(weights), rows, chunk_rows
         self.dtype = matmul_dtype(precision)
         first, *others = weights
-        # The cross-entropy belongs to the first alone, and its weight must not be multiplied.
+        # Only the first part has the cross-entropy, divided by the teacher's weight.
         self._parts = [
             objective.model_copy(update={"ce_weight": objective.ce_weight / first}),
             *(objective.model_copy(update={"ce_weight": 0.0}) for _ in others),
@@ -349,20 +350,20 @@ class MultiTeacherLoss:
         loss = logits.new_zeros(stop - start)
         gradient = torch.zeros_like(logits)
         sums: dict[str, float] = {}
-        for at, (part, weight) in enumerate(zip(self._parts, self.weights, strict=True)):
-            own, slope, parts = part.score(
+        for number, (part, weight) in enumerate(zip(self._parts, self.weights, strict=True)):
+            part_loss, slope, parts = part.score(
                 logits,
-                slice_target(batch.targets[at], start, stop),
+                slice_target(batch.targets[number], start, stop),
                 labels,
                 where=lambda row: self._where(batch, start + row),
             )
-            loss = loss + weight * own
+            loss = loss + weight * part_loss
             gradient.add_(slope, alpha=weight)
-            sums[f"divergence_{at}"] = parts["divergence"]
+            sums[f"divergence_{number}"] = parts["divergence"]
             if "cross_entropy" in parts:
                 sums["cross_entropy"] = parts["cross_entropy"]
         sums["divergence"] = sum(
-            weight * sums[f"divergence_{at}"] for at, weight in enumerate(self.weights)
+            weight * sums[f"divergence_{number}"] for number, weight in enumerate(self.weights)
         )
         shares = batch.batch.weights
         if shares is not None:

@@ -1,10 +1,11 @@
-"""Training from servers or several teachers whose log-probabilities or text are stored.
+"""Training from endpoints or several teachers with stored log-probabilities or text.
 
-Each teacher is asked for the records it teaches and the held-out ones, into a cache of its own;
-then the student learns from the caches, so that no two teachers are in memory together.
+``OfflineLogitsTrainer``: each teacher is run or queried for its records and the held-out ones, into
+a cache of its own; then the student is trained from the caches, so that only one teacher is in
+memory at a time.
 
-The student learns what was written, in its own tokens, by cross-entropy. Nothing says how likely
-the teacher finds a text, so that nearness to it is not measured.
+``TextOnlyTrainer``: the student is trained on generated text in its own tokens, by cross-entropy.
+The distance to the teacher is not measured, because its log-probabilities are not available.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ __all__ = [
 
 @dataclass
 class OfflineLogitsTrainer(DistillationTrainer):
-    """Teachers whose words are kept before the student learns."""
+    """Trainer for teachers whose outputs are stored before training."""
 
-    _seats: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
-    _held: list[TokenizedRecord] = field(default_factory=list, init=False)
+    _assigned: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
+    _held_out: list[TokenizedRecord] = field(default_factory=list, init=False)
     _caches: list[LogitCache] = field(default_factory=list, init=False)
     _headers: list[dict[str, Any]] = field(default_factory=list, init=False)
 
@@ -77,88 +78,106 @@ class OfflineLogitsTrainer(DistillationTrainer):
     )
 
     @property
-    def mixes(self) -> bool:
-        """Whether more than one teacher speaks of a record."""
-        return len(self.chairs) > 1 and self.chairs[0].source is None
+    def combines_teachers(self) -> bool:
+        """Whether every record has several teachers."""
+        return len(self.weighted_teachers) > 1 and self.weighted_teachers[0].source is None
 
     @override
     def prepare(self, split: RecordSplit) -> PreparedData:
-        """Return what is learned from, with every lesson's teachers and their weight."""
-        prepared, chairs = super().prepare(split), self.chairs
-        held = split.held_out[: self.recipe.fidelity.records]
-        seats = assign_records(chairs, [*prepared.records, *held], self.recipe.source_field)
-        self._seats, lessons, counts = seats, prepared.lessons, prepared.counts
-        if len(chairs) > 1:
-            taught = [len(self._of_seat(at, lessons)) for at in range(len(chairs))]
-            told = [f"{one.teacher.name} {n}" for one, n in zip(chairs, taught, strict=True)]
-            self.job.say(f"records that each teaches: {', '.join(told)}")
-            counts = {**counts, "taught": taught}
-        if not self.mixes:
-            lessons = [
-                replace(one, weight=one.weight * chairs[seats[one.record_id][0]].weight)
-                for one in lessons
+        """Return the training data, with the teachers and the weight of every record."""
+        prepared, teachers = super().prepare(split), self.weighted_teachers
+        held_out = split.held_out[: self.recipe.fidelity.records]
+        assigned = assign_records(
+            teachers, [*prepared.records, *held_out], self.recipe.source_field
+        )
+        self._assigned, tokenized, counts = assigned, prepared.tokenized, prepared.counts
+        if len(teachers) > 1:
+            records_per_teacher = [
+                len(self._records_of(index, tokenized)) for index in range(len(teachers))
             ]
-        self._held = self._encode_held_out(held)
-        return replace(prepared, lessons=lessons, counts=counts)
+            counts_by_name = [
+                f"{record.teacher.name} {n}"
+                for record, n in zip(teachers, records_per_teacher, strict=True)
+            ]
+            self.job.say(f"records per teacher: {', '.join(counts_by_name)}")
+            counts = {**counts, "taught": records_per_teacher}
+        if not self.combines_teachers:
+            tokenized = [
+                replace(
+                    record, weight=record.weight * teachers[assigned[record.record_id][0]].weight
+                )
+                for record in tokenized
+            ]
+        self._held_out = self._encode_held_out(held_out)
+        return replace(prepared, tokenized=tokenized, counts=counts)
 
     def _encode_held_out(self, records: Sequence[Record]) -> list[TokenizedRecord]:
-        """Return the held-out records as lessons, in context where the teacher reads it."""
+        """Tokenize the held-out records, with context if the teacher reads it."""
         tokenizer, recipe = self.tokenizer, self.recipe
-        lessons, _ = tokenize_records(
+        tokenized, _ = tokenize_records(
             tokenizer, records, max_tokens=recipe.max_tokens, include_prompt=False
         )
-        if recipe.context is None or not lessons:
-            return lessons
+        if recipe.context is None or not tokenized:
+            return tokenized
         try:
-            return attach_teacher_context(recipe.context, tokenizer, records, lessons)[0]
-        except DataError:  # none of the few that are measured; those learned from are enough
-            self.job.say("no held-out record can be read with its context: none is measured")
+            return attach_teacher_context(recipe.context, tokenizer, records, tokenized)[0]
+        except DataError:  # none of the few measured records; training records are checked before
+            self.job.say("no held-out record fits with its context: none is measured")
             return []
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
-        return count_rows_shared_by_all(self.chairs, student, tokenizer)
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
+        return count_rows_shared_by_all(self.weighted_teachers, student, tokenizer)
 
     @contextmanager
     @override
-    def hear(self, room: DistillationContext) -> Iterator[list[TeacherReference]]:
-        if not self._tells():
+    def collect_targets(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
+        if not self._has_distributions():
             self.job.say(
-                f"{self.first.name} tells log-probabilities of a text's own tokens alone: "
-                "how near the student is to it is not measured"
+                f"{self.first.name} returns log-probabilities of labels only: the distance of the "
+                "student to it is not measured"
             )
             yield []
             return
         with ExitStack() as stack:
-            yardsticks: list[TeacherReference] = []
-            for at, (chair, headers) in enumerate(zip(self.chairs, self._make(room), strict=True)):
-                cache, held = (stack.enter_context(LogitCache.open(*one)) for one in headers)
-                lessons = self._of_seat(at, self._held)
-                for each, wanted in ((cache, self._learned(at, room)), (held, lessons)):
-                    heard = [lesson.by_teacher for lesson in wanted]
-                    chair.teacher.capture(heard, each, self.job)
-                    each.verify()
+            references: list[TeacherReference] = []
+            for index, (weighted, headers) in enumerate(
+                zip(self.weighted_teachers, self._make_locations(context), strict=True)
+            ):
+                cache, held_cache = (
+                    stack.enter_context(LogitCache.open(*location)) for location in headers
+                )
+                held_out = self._records_of(index, self._held_out)
+                for open_cache, records in (
+                    (cache, self._training_records(index, context)),
+                    (held_cache, held_out),
+                ):
+                    teacher_records = [lesson.teacher_view for lesson in records]
+                    weighted.teacher.capture(teacher_records, open_cache, self.job)
+                    open_cache.verify()
                 self._caches.append(cache)
                 self._headers.append(cache.header.model_dump())
-                yardsticks.append(TopKReference(chair.teacher.name, lessons, held))
-                chair.teacher.unload()
-            yield yardsticks
+                references.append(TopKReference(weighted.teacher.name, held_out, held_cache))
+                weighted.teacher.unload()
+            yield references
 
-    def _tells(self) -> bool:
-        """Whether distributions are told; a method of draws alone can do without."""
+    def _has_distributions(self) -> bool:
+        """Whether distributions are available, or required by the method."""
         first = self.first
         is_mute = isinstance(first, EndpointTeacher) and not first.probe.granted
         return self.recipe.method.asks_teacher or not is_mute
 
-    def _make(self, room: DistillationContext) -> list[tuple[tuple[Path, Any], tuple[Path, Any]]]:
-        """Return where each teacher's words of records and of held-out ones are kept, and as what.
+    def _make_locations(
+        self, context: DistillationContext
+    ) -> list[tuple[tuple[Path, Any], tuple[Path, Any]]]:
+        """Return the folder and header of each teacher's two caches: training and held-out.
 
-        What is measured is always the likeliest tokens at temperature 1.
+        Held-out records are measured with top-k targets at temperature 1.
         """
         recipe = self.recipe
         targets = recipe.targets
         base = Path(targets.cache) if targets.cache else self.job.scratch / "cache"
-        likeliest = {"mode": "top_k", "k": min(targets.k, room.rows), "cache": None}
+        likeliest = {"mode": "top_k", "k": min(targets.k, context.rows), "cache": None}
         measured = recipe.model_copy(
             update={
                 "targets": targets.model_copy(update=likeliest),
@@ -166,102 +185,118 @@ class OfflineLogitsTrainer(DistillationTrainer):
             }
         )
         headers = [
-            [chair.teacher.header(one, room.rows, room.precision) for chair in self.chairs]
-            for one in (recipe, measured)
+            [
+                teacher.teacher.header(recipe_variant, context.rows, context.precision)
+                for teacher in self.weighted_teachers
+            ]
+            for recipe_variant in (recipe, measured)
         ]
-        # By source, rows of several caches stand in one batch, and so must have one width.
+        # By source, rows of several caches are combined in a batch, and so need one width.
         for row in headers:
             width = min(header.width for header in row)
             row[:] = [header.model_copy(update={"width": width}) for header in row]
-        made = []
-        for at, chair in enumerate(self.chairs):
-            place = base if len(self.chairs) == 1 else base / chair.teacher.fingerprint[:16]
-            held = self.job.scratch / f"held-out-{at}"
-            made.append(((place, headers[0][at]), (held, headers[1][at])))
-        return made
+        locations = []
+        for number, teacher in enumerate(self.weighted_teachers):
+            folder = (
+                base
+                if len(self.weighted_teachers) == 1
+                else base / teacher.teacher.fingerprint[:16]
+            )
+            held_folder = self.job.scratch / f"held-out-{number}"
+            locations.append(((folder, headers[0][number]), (held_folder, headers[1][number])))
+        return locations
 
-    def _learned(self, seat: int, room: DistillationContext) -> list[TokenizedRecord]:
-        """Return the lessons whose distributions are learned: with rollouts there may be none."""
+    def _training_records(
+        self, teacher_index: int, context: DistillationContext
+    ) -> list[TokenizedRecord]:
+        """Return the records whose distributions are distilled; may be empty with rollouts."""
         policy = self.recipe.rollouts
-        is_spared = policy is not None and not policy.learns_from_records
-        if is_spared or not self.recipe.method.asks_teacher:
+        is_not_needed = policy is not None and not policy.uses_records
+        if is_not_needed or not self.recipe.method.asks_teacher:
             return []
-        return self._of_seat(seat, select_reached(self.recipe, room.lessons))
+        return self._records_of(teacher_index, select_reached(self.recipe, context.tokenized))
 
     @override
-    def course(self, room: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
         if self.recipe.rollouts is not None:
-            return open_on_policy_training(room, self._caches[0] if self._caches else None)
+            return open_on_policy_training(context, self._caches[0] if self._caches else None)
         method = self.recipe.method
         if not method.asks_teacher:
-            return nullcontext(make_text_training(room))
-        objective: Any = DistillationLoss(method, rows=room.rows, precision=room.precision)
-        if self.mixes:
-            weights = [chair.weight for chair in self.chairs]
-            objective = MultiTeacherLoss(method, weights, rows=room.rows, precision=room.precision)
-        lessons, seats = room.lessons, self._seats
-        names = [f"{lesson.name} {seats[lesson.record_id]}" for lesson in lessons]
-        load = partial(self._load, device=room.device)
+            return nullcontext(make_text_training(context))
+        objective: Any = DistillationLoss(method, rows=context.rows, precision=context.precision)
+        if self.combines_teachers:
+            weights = [teacher.weight for teacher in self.weighted_teachers]
+            objective = MultiTeacherLoss(
+                method, weights, rows=context.rows, precision=context.precision
+            )
+        records, assigned = context.tokenized, self._assigned
+        names = [f"{record.name} {assigned[record.record_id]}" for record in records]
+        load = partial(self._load, device=context.device)
         return nullcontext(
-            TrainingSetup(make_record_source(self.recipe, lessons, lessons, load, names), objective)
+            TrainingSetup(make_record_source(self.recipe, records, records, load, names), objective)
         )
 
-    def _load(self, chosen: Sequence[TokenizedRecord], *, device: Any) -> Batch | MultiTeacherBatch:
-        heard = [lesson.by_teacher for lesson in chosen]
-        if self.mixes:
-            targets = tuple(cache.target(heard, device) for cache in self._caches)
-            return MultiTeacherBatch(make_batch(chosen, targets[0], device), targets)
+    def _load(
+        self, records: Sequence[TokenizedRecord], *, device: Any
+    ) -> Batch | MultiTeacherBatch:
+        teacher_records = [record.teacher_view for record in records]
+        if self.combines_teachers:
+            targets = tuple(cache.target(teacher_records, device) for cache in self._caches)
+            return MultiTeacherBatch(make_batch(records, targets[0], device), targets)
         parts = [
-            self._caches[self._seats[lesson.record_id][0]].target([lesson], device)
-            for lesson in heard
+            self._caches[self._assigned[record.record_id][0]].target([record], device)
+            for record in teacher_records
         ]
-        return make_batch(chosen, concatenate_targets(parts), device)
+        return make_batch(records, concatenate_targets(parts), device)
 
-    def _of_seat(self, seat: int, lessons: Sequence[TokenizedRecord]) -> list[TokenizedRecord]:
-        """Return the lessons that one teacher teaches."""
-        return [lesson for lesson in lessons if seat in self._seats[lesson.record_id]]
+    def _records_of(
+        self, teacher_index: int, records: Sequence[TokenizedRecord]
+    ) -> list[TokenizedRecord]:
+        """Return the records of one teacher."""
+        return [record for record in records if teacher_index in self._assigned[record.record_id]]
 
     @override
-    def describe(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         return {
-            "teachers": [_describe_teacher(chair) for chair in self.chairs],
+            "teachers": [_describe_teacher(chair) for chair in self.weighted_teachers],
             **({"caches": self._headers} if self._headers else {}),
         }
 
     @override
-    def report(self, found: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
-        each = []
-        for at in range(len(next(iter(found.values()), ()))):
-            sides = {name: figures[at] for name, figures in found.items()}
-            part: dict[str, Any] = {"teacher": self.teachers[at].name}
-            part |= {name: one.to_json() for name, one in sides.items()}
-            if any(one.rows for one in sides.values()):
+    def report(self, metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
+        parts = []
+        for number in range(len(next(iter(metrics.values()), ()))):
+            fidelities = {name: figures[number] for name, figures in metrics.items()}
+            part: dict[str, Any] = {"teacher": self.teachers[number].name}
+            part |= {name: fidelity.to_json() for name, fidelity in fidelities.items()}
+            if any(fidelity.rows for fidelity in fidelities.values()):
                 part["summary"] = {
-                    name: one.summarize(self.recipe.seed) for name, one in sides.items()
+                    name: fidelity.summarize(self.recipe.seed)
+                    for name, fidelity in fidelities.items()
                 }
-            each.append(part)
-        first = {name: value for name, value in (each[0] if each else {}).items()}
+            parts.append(part)
+        first = {name: value for name, value in (parts[0] if parts else {}).items()}
         first.pop("teacher", None)
-        return {"kind": "told", "note": TOP_K_NOTE, **first, "teachers": each}
+        return {"kind": "told", "note": TOP_K_NOTE, **first, "teachers": parts}
 
 
-def _describe_teacher(chair: WeightedTeacher) -> dict[str, Any]:
-    teacher = chair.teacher
-    found: dict[str, Any] = {
+def _describe_teacher(weighted: WeightedTeacher) -> dict[str, Any]:
+    teacher = weighted.teacher
+    description: dict[str, Any] = {
         "name": teacher.name,
         "fingerprint": teacher.fingerprint,
         "license": teacher.license,
-        "weight": chair.weight,
-        "source": chair.source,
+        "weight": weighted.weight,
+        "source": weighted.source,
         "about": teacher.about,
     }
     if isinstance(teacher, LocalTeacher):
-        found["parameters"] = teacher.checkpoint.parameters
-    return found
+        description["parameters"] = teacher.checkpoint.parameters
+    return description
 
 
 class TextOnlyTrainer(DistillationTrainer):
-    """A server that is asked for text alone."""
+    """Trainer for an endpoint that only generates text."""
 
     closing: ClassVar[str] = (
         "It learned text that its teacher wrote: `written.jsonl`. `fidelity.html` says how well it "
@@ -269,15 +304,15 @@ class TextOnlyTrainer(DistillationTrainer):
     )
 
     @cached_property
-    def _writer(self) -> TextOnlyTeacher:
+    def _generator(self) -> TextOnlyTeacher:
         if not isinstance(self.recipe.teacher, EndpointTeacherSettings):
-            raise TypeError("a teacher that only writes stands behind a server")
+            raise TypeError("a text-only teacher is behind an endpoint")
         return TextOnlyTeacher(self.recipe.teacher)
 
     @property
     @override
     def teachers(self) -> Sequence[TextOnlyTeacher]:
-        return [self._writer]
+        return [self._generator]
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -290,17 +325,17 @@ class TextOnlyTrainer(DistillationTrainer):
         return self._tokenizer
 
     @override
-    def admit(self, student: Any, tokenizer: Any) -> int:
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
         return LMHead.of(student).rows
 
     @override
-    def course(self, room: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-        return nullcontext(make_text_training(room))
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+        return nullcontext(make_text_training(context))
 
     @override
-    def describe(self) -> Mapping[str, Any]:
-        return {"teacher": self._writer.fingerprint, "writer": self._writer.about}
+    def metadata(self) -> Mapping[str, Any]:
+        return {"teacher": self._generator.fingerprint, "writer": self._generator.about}
 
     @override
-    def report(self, found: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
+    def report(self, metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
         return {"kind": "written"}

@@ -1,6 +1,6 @@
-"""On-policy training on text that the student generates while it learns.
+"""On-policy training on text that the student generates during training.
 
-A teacher in this process runs in every step; one behind a server is asked for each text once.
+A local teacher runs in every step; one behind an endpoint is queried once per text.
 """
 
 from __future__ import annotations
@@ -51,221 +51,234 @@ ROLLOUT_FILE = "rollouts.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class OnPolicyTeacher:
-    """How the teacher is heard.
+    """Access to the teacher in on-policy training.
 
     Args:
-        objective: The loss of a micro-batch.
-        reading: Makes what is learned from of each rollout.
-        read_records: The same of records that are validated on.
-        scorer: What tells how likely the teacher finds each text, where that is needed.
-        author: The teacher as a writer, where it may write.
-        beside: What is trained with the student (``TrainingSetup``).
+        objective: Loss function of a micro-batch.
+        collator: Collator of rollouts.
+        make_items: Converts validation records to training items.
+        scorer: Scores texts by the teacher, if needed.
+        generator: Teacher as a generator, if needed.
+        auxiliary: Module trained with the student (``TrainingSetup``).
     """
 
     objective: Objective[Any]
-    reading: RolloutCollator
-    read_records: Callable[[Sequence[Record]], Sequence[Any]]
+    collator: RolloutCollator
+    make_items: Callable[[Sequence[Record]], Sequence[Any]]
     scorer: TeacherScorer | None = None
-    author: GenerationModel | None = None
-    beside: nn.Module | None = None
+    generator: GenerationModel | None = None
+    auxiliary: nn.Module | None = None
 
 
 @contextmanager
 def open_on_policy_training(
-    room: DistillationContext, told: LogitCache | None = None
+    context: DistillationContext, record_cache: LogitCache | None = None
 ) -> Iterator[TrainingSetup]:
-    """Prepare a course on rollouts; afterwards ``output/rollouts.jsonl`` holds every one of them.
+    """Open on-policy training; afterwards ``output/rollouts.jsonl`` contains every rollout.
 
     Args:
-        room: Of the job.
-        told: What a teacher behind a server said of the records, where they are learned from.
+        context: Context of the job.
+        record_cache: Cache of an endpoint's outputs on the records, if records are used.
 
     Raises:
-        BackendError: If a server fails.
-        DataError: If no record can prompt for a text.
+        BackendError: If an endpoint fails.
+        DataError: If no record has a usable prompt.
     """
-    names = [lesson.name for lesson in room.lessons]
+    names = [record.name for record in context.tokenized]
     with (
-        _open_teacher(room, _get_policy(room), told) as voice,
-        open_rollout_training(room, room.lessons, names, voice) as course,
+        _open_teacher(context, _get_policy(context), record_cache) as teacher,
+        open_rollout_training(context, context.tokenized, names, teacher) as training,
     ):
-        yield course
+        yield training
 
 
 @contextmanager
 def open_rollout_training(
-    room: DistillationContext, items: Sequence[Any], names: Sequence[str], voice: OnPolicyTeacher
+    context: DistillationContext,
+    items: Sequence[Any],
+    names: Sequence[str],
+    teacher: OnPolicyTeacher,
 ) -> Iterator[TrainingSetup]:
-    """Prepare a course on rollouts of any reading.
+    """Open on-policy training with any collator.
 
     Args:
-        room: Of the job.
-        items: What the reading's micro-batches are made of, one for each of the room's lessons.
-        names: What each item's loss follows from, likewise.
-        voice: How the teacher is heard.
+        context: Context of the job.
+        items: Training item of each of the context's records.
+        names: Digest of everything that determines each item's loss.
+        teacher: Access to the teacher.
 
     Raises:
-        DataError: If no record can prompt for a text, or none is there to validate on.
+        DataError: If no record has a usable prompt, or there is none for validation.
     """
-    policy, size = _get_policy(room), len(room.lessons)
-    kept = _find_prompts(room, policy)
-    lessons, chosen = [room.lessons[at] for at in kept], [items[at] for at in kept]
-    method, journal = room.recipe.method, room.job.journal("rollouts")
-    device, prompts = room.device, list(kept.values())
+    policy, size = _get_policy(context), len(context.tokenized)
+    prompts_by_index = _find_prompts(context, policy)
+    records, selected = (
+        [context.tokenized[index] for index in prompts_by_index],
+        [items[index] for index in prompts_by_index],
+    )
+    method, journal = context.recipe.method, context.job.journal("rollouts")
+    device, prompts = context.device, list(prompts_by_index.values())
     source = RolloutBatchSource(
         make_record_source(
-            room.recipe,
-            lessons,
-            chosen,
-            lambda some: voice.reading.batch(some, device),
-            [names[at] for at in kept],
+            context.recipe,
+            records,
+            selected,
+            lambda batch_items: teacher.collator.batch(batch_items, device),
+            [names[index] for index in prompts_by_index],
         ),
-        chosen,
+        selected,
         prompts,
         policy,
-        _make_generator(room, policy, voice.author),
+        _make_generator(context, policy, teacher.generator),
         journal,
-        reading=voice.reading,
+        collator=teacher.collator,
         size=size,
-        steps=room.recipe.train.count_steps(size),
-        say=room.job.say,
-        scorer=voice.scorer,
+        steps=context.recipe.train.count_steps(size),
+        say=context.job.say,
+        scorer=teacher.scorer,
         credit=method.credit if isinstance(method, PolicyGradientObjective) else None,
-        validate=_make_validator(room, policy, voice),
+        validate=_make_validator(context, policy, teacher),
         level=policy.start_level,
     )
     try:
-        yield TrainingSetup(source, voice.objective, {"cache": None}, voice.beside)
+        yield TrainingSetup(source, teacher.objective, {"cache": None}, teacher.auxiliary)
     finally:
-        _save_rollouts(room, policy, journal, prompts)
+        _save_rollouts(context, policy, journal, prompts)
 
 
-def _get_policy(room: DistillationContext) -> RolloutPolicy:
-    """Return the recipe's policy."""
-    if room.recipe.rollouts is None:
+def _get_policy(context: DistillationContext) -> RolloutPolicy:
+    """Return the recipe's rollout policy."""
+    if context.recipe.rollouts is None:
         raise ValueError("the recipe has no rollouts")
-    return room.recipe.rollouts
+    return context.recipe.rollouts
 
 
 @contextmanager
 def _open_teacher(
-    room: DistillationContext, policy: RolloutPolicy, told: LogitCache | None
+    context: DistillationContext, policy: RolloutPolicy, record_cache: LogitCache | None
 ) -> Iterator[OnPolicyTeacher]:
-    """Give the teacher's voice; a server's connections and bill end with the body."""
-    teacher, method = room.teacher, room.recipe.method
+    """Yield the access to the teacher; an endpoint's cost is logged after the body."""
+    teacher, method = context.teacher, context.recipe.method
 
-    def read_records(records: Sequence[Record]) -> Sequence[TokenizedRecord]:
-        limit, with_prompt = room.recipe.max_tokens, room.recipe.include_prompt
+    def make_items(records: Sequence[Record]) -> Sequence[TokenizedRecord]:
+        limit, with_prompt = context.recipe.max_tokens, context.recipe.include_prompt
         return tokenize_records(
-            room.tokenizer, records, max_tokens=limit, include_prompt=with_prompt
+            context.tokenizer, records, max_tokens=limit, include_prompt=with_prompt
         )[0]
 
     if not isinstance(teacher, EndpointTeacher):
-        model = require_local(teacher).lowered(room.precision)
-        author = GenerationModel(model, rows=room.rows, precision=room.precision, is_fixed=True)
-        scorer = ModelScorer(model, rows=room.rows, precision=room.precision)
-        live = make_live_loss(room)
+        model = require_local(teacher).in_precision(context.precision)
+        generator = GenerationModel(
+            model, rows=context.rows, precision=context.precision, is_fixed=True
+        )
+        scorer = ModelScorer(model, rows=context.rows, precision=context.precision)
+        live = make_live_loss(context)
         yield OnPolicyTeacher(
             live,
             SameTokenizerCollator(),
-            read_records,
+            make_items,
             scorer if method.needs_scores else None,
-            author if policy.may_need_teacher else None,
+            generator if policy.may_need_teacher else None,
             live.features,
         )
         return
-    objective = DistillationLoss(method, rows=room.rows, precision=room.precision)
-    asked = teacher if method.needs_scores else None
-    if not method.asks_teacher or told is None:
-        with teacher.billed(room.job):
-            yield OnPolicyTeacher(objective, SameTokenizerCollator(), read_records, asked)
+    objective = DistillationLoss(method, rows=context.rows, precision=context.precision)
+    scorer_if_needed = teacher if method.needs_scores else None
+    if not method.asks_teacher or record_cache is None:
+        with teacher.log_usage(context.job):
+            yield OnPolicyTeacher(objective, SameTokenizerCollator(), make_items, scorer_if_needed)
         return
-    with EndpointTargets.open(teacher, room.job, told) as words:
-        yield OnPolicyTeacher(objective, SameTokenizerCollator(words), read_records, asked)
+    with EndpointTargets.open(teacher, context.job, record_cache) as targets:
+        yield OnPolicyTeacher(
+            objective, SameTokenizerCollator(targets), make_items, scorer_if_needed
+        )
 
 
-def _find_prompts(room: DistillationContext, policy: RolloutPolicy) -> dict[int, OnPolicyPrompt]:
-    """Return the prompts of the lessons that have one, by the lesson's number."""
-    found = make_rollout_prompts(
-        room.tokenizer,
-        room.records,
-        room.lessons,
+def _find_prompts(context: DistillationContext, policy: RolloutPolicy) -> dict[int, OnPolicyPrompt]:
+    """Return the usable prompts, by the record's index."""
+    prompts = make_rollout_prompts(
+        context.tokenizer,
+        context.records,
+        context.tokenized,
         opening_tokens=policy.opening_tokens,
-        max_tokens=room.recipe.max_tokens,
+        max_tokens=context.recipe.max_tokens,
     )
-    kept = {at: prompt for at, prompt in enumerate(found) if prompt is not None}
-    lost = len(found) - len(kept)
-    if not kept:
+    usable = {index: prompt for index, prompt in enumerate(prompts) if prompt is not None}
+    lost = len(prompts) - len(usable)
+    if not usable:
         raise DataError(
-            f"none of {lost} records can prompt for a text",
+            f"none of {lost} records has a usable prompt",
             code="distill.no-prompts",
             where="records",
-            expected="records with a turn before the assistant's last one that leaves room within "
-            f"max_tokens ({room.recipe.max_tokens}), or plain texts of more than "
+            expected="records with a turn before the assistant's last one, shorter than max_tokens "
+            f"({context.recipe.max_tokens}), or plain texts of more than "
             f"rollouts.opening_tokens ({policy.opening_tokens})",
             next="raise max_tokens, or lower rollouts.opening_tokens",
         )
     if lost:
-        room.job.say(
-            f"{lost} records have no prompt that leaves room within {room.recipe.max_tokens} "
-            "tokens: they take no part"
+        context.job.say(
+            f"{lost} records have no prompt shorter than max_tokens ({context.recipe.max_tokens}): "
+            "they are not used"
         )
-    return kept
+    return usable
 
 
 def _make_generator(
-    room: DistillationContext, policy: RolloutPolicy, author: GenerationModel | None
+    context: DistillationContext, policy: RolloutPolicy, teacher_model: GenerationModel | None
 ) -> RolloutGenerator:
     return RolloutGenerator(
         policy,
-        GenerationModel(room.student, rows=room.rows, precision=room.precision),
-        author,
-        ends=find_end_tokens(unwrap_model(room.student), room.tokenizer)
-        | find_turn_end(room.tokenizer),
-        max_tokens=room.recipe.max_tokens,
-        seed=room.recipe.seed,
+        GenerationModel(context.student, rows=context.rows, precision=context.precision),
+        teacher_model,
+        ends=find_end_tokens(unwrap_model(context.student), context.tokenizer)
+        | find_turn_end(context.tokenizer),
+        max_tokens=context.recipe.max_tokens,
+        seed=context.recipe.seed,
     )
 
 
 def _make_validator(
-    room: DistillationContext, policy: RolloutPolicy, voice: OnPolicyTeacher
+    context: DistillationContext, policy: RolloutPolicy, teacher: OnPolicyTeacher
 ) -> Callable[[nn.Module, ProcessGroup], float] | None:
-    """Return what gives the mean loss on held-out records, where the policy learns of it.
+    """Return a function for the mean held-out loss, if the policy adapts to it.
 
     Raises:
-        DataError: If there is no held-out record to validate on.
+        DataError: If there is no held-out record.
     """
-    if not policy.learns_of_loss:
+    if not policy.adapts_to_loss:
         return None
-    items, reading = voice.read_records(room.held_out[: policy.validated]), voice.reading
+    items, collator = (
+        teacher.make_items(context.held_out[: policy.validation_count]),
+        teacher.collator,
+    )
     if not items:
         raise DataError(
-            f"'{policy.method_name()}' validates on held-out records, and there is none",
+            f"'{policy.method_name()}' validates on held-out records, and there are none",
             code="distill.no-held-out",
             where="records",
-            expected="records of which some have fields.split 'held_out', or name no split",
+            expected="records of which some have fields.split 'held_out', or none has a split",
             next="hold some records out, or use rollouts on_policy",
         )
 
     def validate(model: nn.Module, ranks: ProcessGroup) -> float:
         sums = [0.0, 0.0]
-        reading.hear(items)
+        collator.fetch(items)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), autocast_body(room.precision, room.device):
-            for item in items[ranks.rank :: ranks.count]:  # one at a time: see capture
-                batch = reading.batch([item], room.device)
-                sums[0] += float(voice.objective(model, batch).total)
+        with torch.no_grad(), autocast_body(context.precision, context.device):
+            for item in items[ranks.rank :: ranks.count]:  # one at a time, as in capture
+                batch = collator.batch([item], context.device)
+                sums[0] += float(teacher.objective(model, batch).total)
                 sums[1] += batch.valid
         model.train(was_training)
-        every = ranks.gather(sums)
-        return sum(part[0] for part in every) / sum(part[1] for part in every)
+        results = ranks.gather(sums)
+        return sum(part[0] for part in results) / sum(part[1] for part in results)
 
     return validate
 
 
 def _save_rollouts(
-    room: DistillationContext,
+    context: DistillationContext,
     policy: RolloutPolicy,
     journal: Journal,
     prompts: Sequence[OnPolicyPrompt],
@@ -274,16 +287,18 @@ def _save_rollouts(
     if len(journal) == 0:
         return
     by_id = {prompt.record_id: prompt for prompt in prompts}
-    teacher = room.teacher.fingerprint
+    teacher = context.teacher.fingerprint
     method = f"distill.rollout_policies.{policy.method_name()}"
 
     def records() -> Iterator[Record]:
         for key in sorted(journal.keys(), key=int):
             block = RolloutBlock.from_json(journal[key])
-            author = teacher if block.text_from == "teacher" else f"{room.start}@{key}"
-            for one in block.rollouts:
-                link = Link(method, author, (one.record_id,))
-                fields = {"step": int(key), "seed": room.recipe.seed, "by": block.text_from}
-                yield make_record(room.tokenizer, one, by_id[one.record_id], link, fields)
+            fingerprint = teacher if block.text_from == "teacher" else f"{context.start}@{key}"
+            for rollout in block.rollouts:
+                link = Link(method, fingerprint, (rollout.record_id,))
+                fields = {"step": int(key), "seed": context.recipe.seed, "by": block.text_from}
+                yield make_record(
+                    context.tokenizer, rollout, by_id[rollout.record_id], link, fields
+                )
 
-    write_records(room.job.output / ROLLOUT_FILE, records())
+    write_records(context.job.output / ROLLOUT_FILE, records())

@@ -1,11 +1,11 @@
 """Base class of trainers, their context, and the parts that trainers share.
 
-One orchestration (``run``) goes through all of them: records become lessons, the teacher is heard,
-the student learns by a course, and everything is measured by one examiner. A lane says how each of
-these is done with its kind of teacher; it trains and measures nothing itself.
+One orchestration (``run``) drives all of them: prepare the records, collect the teacher's targets,
+train the student, evaluate. A trainer implements these stages for its kind of teacher; the training
+loop is ``train`` and the measurements are made by ``FidelityEvaluator``.
 
-A course is what the training loop is given: which micro-batches there are, and their loss. The
-recipe decides which one is opened; each lives in a function of its own and is all that knows it.
+``TrainingSetup`` holds the inputs of the training loop: a batch source and a loss function. The
+recipe selects which one is opened, each by a function of its own.
 """
 
 from __future__ import annotations
@@ -56,136 +56,136 @@ __all__ = [
 
 @dataclass
 class DistillationTrainer(ABC):
-    """The parts of a job that its kind of teacher decides.
+    """Stages of a job that depend on its kind of teacher.
 
     Args:
-        recipe: Of the job.
-        job: For progress, journals and scratch files.
-        chairs: The teachers, at least one, with their shares.
+        recipe: Recipe of the job.
+        job: Progress, journals and scratch files.
+        weighted_teachers: Teachers with their weights, at least one.
     """
 
     recipe: DistillRecipe
     job: Job
-    chairs: list[WeightedTeacher]
+    weighted_teachers: list[WeightedTeacher]
 
     closing: ClassVar[str] = (
         "`fidelity.html` says how near it is to its teacher on held-out records."
     )
-    """What the student's card says of the folder's other files, where something was measured."""
+    """Text of the model card on the folder's other files, if the student was evaluated."""
     fidelity_key: ClassVar[str] = "fidelity"
-    """Under which name artifact.json keeps what was measured."""
+    """Key of the evaluation in artifact.json."""
 
     @property
     def teachers(self) -> Sequence[AnyTeacher | TextOnlyTeacher]:
-        """The teachers, in order."""
-        return [chair.teacher for chair in self.chairs]
+        """Teachers, in order."""
+        return [weighted.teacher for weighted in self.weighted_teachers]
 
     @property
     def first(self) -> AnyTeacher:
-        """The first teacher, whose tokenizer and template all share."""
-        return self.chairs[0].teacher
+        """First teacher, whose tokenizer and template are shared by all."""
+        return self.weighted_teachers[0].teacher
 
     @property
     def loss(self) -> str:
-        """What is lowered, in the recipe's words."""
+        """Name of the loss in the recipe."""
         return self.recipe.method.method_name()
 
     @property
     def method(self) -> str:
-        """What the student's origin names."""
+        """Name of the method in the student's origin."""
         if not self.recipe.method.kd_weight:
             return "distill.cross_entropy"
         return f"distill.methods.{self.loss}"
 
     @property
     def measured_teacher(self) -> LocalTeacher | None:
-        """The one teacher in this process, who is measured as the student is."""
+        """The teacher, if it is a single local one, which is then evaluated like the student."""
         (first, *others) = self.teachers
         return first if isinstance(first, LocalTeacher) and not others else None
 
     @property
     def is_compared(self) -> bool:
-        """Whether students are compared with that teacher by whole distributions."""
+        """Whether models are compared with that teacher by full distributions."""
         return False
 
     @property
     def tokenizer(self) -> Any:
-        """The student's."""
+        """Tokenizer of the student."""
         return self.first.tokenizer
 
     def prepare(self, split: RecordSplit) -> PreparedData:
-        """Return what is learned from.
+        """Return the training data.
 
         Raises:
-            DataError: If nothing is left to learn from.
+            DataError: If no training data remains.
         """
         return prepare_data(self.recipe, split, self.tokenizer, self.job)
 
     def start(self, prepared: PreparedData) -> tuple[Path, dict[str, Any]]:
-        """Return the folder that the student starts from, and what artifact.json says of it.
+        """Return the folder of the initial student, and its details for artifact.json.
 
         Raises:
-            CheckpointError: If a checkpoint cannot be read, or the teacher is not understood.
-            RecipeError: If the teacher cannot give such a student.
+            CheckpointError: If a checkpoint cannot be read, or its architecture is not supported.
+            RecipeError: If the teacher cannot be pruned to such a student.
         """
         student = self.recipe.student
         if isinstance(student, str):
             path = resolve_checkpoint(student, say=self.job.say)
             return Checkpoint.open(path).folder, {"layers_kept": []}
-        return prepare_student(student, self.job, require_local(self.first), prepared.lessons)
+        return prepare_student(student, self.job, require_local(self.first), prepared.tokenized)
 
     @abstractmethod
-    def admit(self, student: Any, tokenizer: Any) -> int:
-        """Return how many tokens all sides share; refuse a student that cannot learn from these.
+    def check_compatibility(self, student: Any, tokenizer: Any) -> int:
+        """Return the size of the shared vocabulary; reject an incompatible student.
 
         Raises:
-            CheckpointError: If the vocabularies differ where they must not.
+            CheckpointError: If the vocabularies differ and must not.
         """
 
     @contextmanager
-    def hear(self, room: DistillationContext) -> Iterator[list[TeacherReference]]:
-        """Ask teachers that are not here when they are needed; yield how far from them is measured.
+    def collect_targets(self, context: DistillationContext) -> Iterator[list[TeacherReference]]:
+        """Store the outputs of teachers before training; yield references for evaluation.
 
         Raises:
-            BackendError: If a server cannot be reached or tells too little.
-            Cancelled: If the user asked for it; what was heard is kept.
+            BackendError: If an endpoint cannot be reached or returns too little.
+            Cancelled: If cancellation was requested; stored outputs are kept.
         """
         yield []
 
     @abstractmethod
-    def course(self, room: DistillationContext) -> AbstractContextManager[TrainingSetup]:
-        """Prepare what the training loop is given; open within ``hear``."""
+    def build_training(self, context: DistillationContext) -> AbstractContextManager[TrainingSetup]:
+        """Open the inputs of the training loop; called within ``collect_targets``."""
 
-    def describe(self) -> Mapping[str, Any]:
-        """Return what artifact.json says of teachers and loss, beside what every lane says."""
+    def metadata(self) -> Mapping[str, Any]:
+        """Return details of teachers and loss for artifact.json, beyond the common ones."""
         return {}
 
-    def report(self, found: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
-        """Return what fidelity.json says of its own kind.
+    def report(self, metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
+        """Return the content of fidelity.json that depends on the kind of teacher.
 
         Args:
-            found: By side, one figure a yardstick.
+            metrics: Metrics by model, one per reference.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class DistillationContext:
-    """What every course is given.
+    """Inputs of every training setup.
 
     Args:
-        recipe: Of the job.
-        job: For progress, journals and scratch files.
-        teacher: Loaded on first use; a course that needs it no more unloads it. One behind a server
-            is asked instead.
-        student: The model to train, on its device, LoRA layers included.
-        tokenizer: The student's.
-        records: Those to learn from.
-        lessons: The same as tokens.
-        rows: Tokens of the vocabulary that teacher and student share.
-        start: Fingerprint of the checkpoint that the student starts from.
-        held_out: Records that are measured on only.
-        ranks: The processes that teach together.
+        recipe: Recipe of the job.
+        job: Progress, journals and scratch files.
+        teacher: Local teacher, loaded on first use and unloaded when no longer needed, or a teacher
+            behind an endpoint.
+        student: Model to train, on its device, including LoRA layers.
+        tokenizer: Tokenizer of the student.
+        records: Training records.
+        tokenized: Tokenized training records.
+        rows: Size of the vocabulary shared by teacher and student.
+        start: Fingerprint of the initial student's checkpoint.
+        held_out: Held-out records.
+        ranks: Process group.
     """
 
     recipe: DistillRecipe
@@ -194,7 +194,7 @@ class DistillationContext:
     student: nn.Module
     tokenizer: Any
     records: Sequence[Record]
-    lessons: Sequence[TokenizedRecord]
+    tokenized: Sequence[TokenizedRecord]
     rows: int
     start: str = ""
     held_out: Sequence[Record] = ()
@@ -202,30 +202,31 @@ class DistillationContext:
 
     @property
     def device(self) -> torch.device:
-        """Where the student is."""
+        """Device of the student."""
         return next(self.student.parameters()).device
 
     @cached_property
     def precision(self) -> str:
-        """Of the matrix products: ``float32`` or ``bfloat16``."""
+        """Precision of matrix products: ``float32`` or ``bfloat16``."""
         return choose_precision(self.recipe.train.precision, self.device)
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What the training loop is given, and what artifact.json keeps of it under its keys.
+    """Inputs of the training loop, and details for artifact.json.
 
-    ``beside`` is trained with the student and saved for a resumed run, and written nowhere else.
+    ``auxiliary`` is trained with the student and saved in the training state, but not in
+    checkpoints.
     """
 
     source: BatchSource[Any]
     objective: Objective[Any]
     details: Mapping[str, Any] = field(default_factory=dict)
-    beside: nn.Module | None = None
+    auxiliary: nn.Module | None = None
 
 
 def check_rollouts_present(recipe: DistillRecipe) -> None:
-    """Refuse what no course can teach, before anything is loaded.
+    """Reject a method that requires rollouts in a recipe without any.
 
     Raises:
         RecipeError: If the method needs rollouts and the recipe has none.
@@ -234,36 +235,40 @@ def check_rollouts_present(recipe: DistillRecipe) -> None:
         raise missing_rollouts_error(recipe.method)
 
 
-def make_text_training(room: DistillationContext) -> TrainingSetup:
-    """Return the course of a student that learns the text alone: no teacher is asked."""
-    objective = DistillationLoss(room.recipe.method, rows=room.rows, precision=room.precision)
-    return TrainingSetup(make_batch_source(room, None), objective, {"cache": None})
+def make_text_training(context: DistillationContext) -> TrainingSetup:
+    """Return the setup of training on text only, without a teacher."""
+    objective = DistillationLoss(
+        context.recipe.method, rows=context.rows, precision=context.precision
+    )
+    return TrainingSetup(make_batch_source(context, None), objective, {"cache": None})
 
 
-def make_live_loss(room: DistillationContext) -> DistillationLoss:
-    """Return the loss with the teacher run in every step, features included."""
-    teacher, recipe = require_local(room.teacher).lowered(room.precision), room.recipe
+def make_live_loss(context: DistillationContext) -> DistillationLoss:
+    """Return the loss with the teacher run in every step, including features."""
+    teacher, recipe = require_local(context.teacher).in_precision(context.precision), context.recipe
     features = None
     if recipe.features:
-        with autocast_body(room.precision, room.device):
-            features = FeatureSet(recipe.features, room.student, teacher, seed=recipe.seed)
+        with autocast_body(context.precision, context.device):
+            features = FeatureSet(recipe.features, context.student, teacher, seed=recipe.seed)
     return DistillationLoss(
         recipe.method,
-        rows=room.rows,
-        precision=room.precision,
+        rows=context.rows,
+        precision=context.precision,
         teacher=teacher,
         features=features,
     )
 
 
 def make_batch_source(
-    room: DistillationContext, cache: LogitCache | None
+    context: DistillationContext, cache: LogitCache | None
 ) -> RecordSource[TokenizedRecord, Batch]:
-    """Return the micro-batches of the lessons, with targets from a cache if there is one."""
-    lessons, device = room.lessons, room.device
+    """Return the batch source of the records, with targets from a cache if there is one."""
+    records, device = context.tokenized, context.device
 
-    def load(chosen: Sequence[TokenizedRecord]) -> Batch:
-        heard = [lesson.by_teacher for lesson in chosen]
-        return make_batch(chosen, cache.target(heard, device) if cache else None, device)
+    def load(records: Sequence[TokenizedRecord]) -> Batch:
+        teacher_records = [record.teacher_view for record in records]
+        return make_batch(records, cache.target(teacher_records, device) if cache else None, device)
 
-    return make_record_source(room.recipe, lessons, lessons, load, [one.name for one in lessons])
+    return make_record_source(
+        context.recipe, records, records, load, [record.name for record in records]
+    )

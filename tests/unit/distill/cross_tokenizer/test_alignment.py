@@ -213,7 +213,7 @@ def test_files_that_cannot_be_aligned_say_why(tmp_path):
     with pytest.raises(DataError, match="cannot be read as text") as error:
         align_files(*sides, [tmp_path / "latin.txt"])
     assert error.value.code == "distill.text"
-    with pytest.raises(DataError, match="hold no text") as error:
+    with pytest.raises(DataError, match="contain no text") as error:
         align_files(*sides, [tmp_path / "empty.txt"])
     assert error.value.code == "distill.no-text"
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -227,7 +227,7 @@ def test_captured_logprobs_stand_in_for_the_teacher(pair):
     dead = AlignedBatchLoss(crossing, tokens=tokens)(model, captured).total
     torch.testing.assert_close(live, dead, rtol=1e-5, atol=1e-6)
     wrong = make_aligned_batch(lessons, teacher_logprobs=known[:-1])
-    with pytest.raises(ShapeError, match="asks for") as error:
+    with pytest.raises(ShapeError, match="the batch expects") as error:
         AlignedBatchLoss(crossing, tokens=tokens)(model, wrong)
     assert error.value.code == "distill.shape"
 

@@ -73,7 +73,7 @@ def test_self_consistency_needs_no_answer(job):
         "so answer: 7.0",
     ]
     settings = SequenceSettings(verifiers=("overlap",))
-    with pytest.raises(DataError, match="no answer of its own") as caught:
+    with pytest.raises(DataError, match="has no answer") as caught:
         generate_sequences(settings, [asked], writer, job, seed=0)
     assert caught.value.code == "distill.no-answer"
 

@@ -40,9 +40,9 @@ def test_the_answers_tokens_are_the_same_at_other_places(loaded):
     found, counts = attach_teacher_context(SETTINGS, loaded[1], records, lessons)
     assert counts == {"without_context": 0, "too_long": 0, "other_tokens": 0}
     for lesson in found:
-        assert (lesson.heard.labels == lesson.labels).all()
-        assert len(lesson.heard.ids) > len(lesson.ids)
-        assert lesson.heard.positions[0] > lesson.positions[0]
+        assert (lesson.teacher_record.labels == lesson.labels).all()
+        assert len(lesson.teacher_record.ids) > len(lesson.ids)
+        assert lesson.teacher_record.positions[0] > lesson.positions[0]
 
 
 def test_what_cannot_be_read_in_context_is_counted(loaded):
@@ -72,13 +72,13 @@ def test_the_loss_is_that_against_the_teacher_in_context(loaded, job, make_cache
             torch.log_softmax(
                 model(input_ids=torch.tensor(view.ids)[None]).logits[0, view.positions], -1
             ).detach()
-            for model, view in ((student, lesson), (teacher, lesson.heard))
+            for model, view in ((student, lesson), (teacher, lesson.teacher_record))
         ]
         wanted += float((sides[1].exp() * (sides[1] - sides[0])).sum())
     loss = live(student, make_batch(lessons, None)).total
     assert wanted > 0.01
     assert float(loss.detach()) == pytest.approx(wanted, rel=1e-3)
-    alone = live(student, make_batch([lesson.by_teacher for lesson in lessons], None)).total
+    alone = live(student, make_batch([lesson.teacher_view for lesson in lessons], None)).total
     assert float(alone.detach()) == pytest.approx(0.0, abs=1e-4)
 
 

@@ -140,7 +140,7 @@ def test_curves_tell_reliability_depth_and_training(sides):
     count, said, came = sides["final"].bins.sum(0)
     student = next(one for one in reliable.series if one.name == "student")
     assert student.points[0] == pytest.approx((said[0] / count[0], came[0] / count[0]))
-    (trained,) = found["TrainingBudget and size"]
+    (trained,) = found["Budget and size"]
     steps = [x for x, _ in trained.series[0].points]
     assert len(steps) <= 48
     assert steps[0] >= 1

@@ -326,7 +326,7 @@ def test_says_which_pair_of_layers_is_not_there():
     [
         ("attention", "attention heads"),
         ({"name": "hidden_state", "projector": "none"}, "need a projector"),
-        ({"name": "relation", "relation_heads": 5}, "do not split"),
+        ({"name": "relation", "relation_heads": 5}, "cannot be split"),
     ],
 )
 def test_refuses_shapes_that_cannot_be_compared(loss, said):
@@ -376,7 +376,7 @@ def test_a_recipe_with_features_keeps_its_teacher(mode):
         DistillRecipe.model_validate({**fields, "targets": {"mode": mode}})
     live = {**fields, "targets": {"mode": "live"}}
     DistillRecipe.model_validate(live)
-    with pytest.raises(ValueError, match="with 'context' the teacher reads others"):
+    with pytest.raises(ValueError, match="with 'context' the teacher reads different"):
         DistillRecipe.model_validate(
             {**live, "include_prompt": False, "context": {"text": "Be brief."}}
         )

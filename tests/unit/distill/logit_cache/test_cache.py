@@ -112,7 +112,7 @@ def test_shards_end_before_they_are_too_large(make_cache, loaded, lessons, job):
     again = make_cache("cut", fill=False, shard_bytes=600)
     assert again.verify() == len(lessons)
     (cut.folder / shards[0]).write_bytes(b"")
-    with pytest.raises(IntegrityError, match="cut off"):
+    with pytest.raises(IntegrityError, match="truncated"):
         make_cache("cut", fill=False, shard_bytes=600)
 
 
@@ -132,7 +132,7 @@ def test_other_positions_of_known_tokens(make_cache, loaded, lessons, job):
 
 def test_the_records_can_be_told_from_the_cache_alone(make_cache, lessons):
     make_cache().close()
-    found = list(make_cache(fill=False).lessons())
+    found = list(make_cache(fill=False).records())
     for lesson, kept in zip(lessons, found, strict=True):
         assert kept.record_id == lesson.record_id
         assert np.array_equal(kept.ids, lesson.ids)
@@ -262,7 +262,7 @@ def test_a_cut_file_is_found(make_cache, tmp_path, name):
     make_cache().close()
     path = tmp_path / "cache" / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match="cut off"):
+    with pytest.raises(IntegrityError, match="truncated"):
         make_cache(fill=False)
 
 

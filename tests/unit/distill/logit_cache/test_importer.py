@@ -104,7 +104,7 @@ def write_distillkit(folder, spoken, vocabulary, **changes):
 
 
 def compare(cache, spoken, apart):
-    for lesson, (ids, logprobs) in zip(cache.lessons(), spoken, strict=True):
+    for lesson, (ids, logprobs) in zip(cache.records(), spoken, strict=True):
         assert np.array_equal(lesson.ids, ids)
         assert np.array_equal(lesson.positions, np.arange(len(ids) - 1))
         tokens, values = likeliest(logprobs[:-1])

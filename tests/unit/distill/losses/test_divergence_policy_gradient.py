@@ -57,7 +57,9 @@ def test_loss_and_gradient_are_the_definitions(choice):
     wanted = definition(objective, student, teacher, labels, drawn)
     (gradient,) = torch.autograd.grad(wanted.sum(), student)
     target = DenseTargets(teacher) if objective.needs_target else None
-    loss, slope, parts = objective.score(student.detach(), target, labels, rollout=OWN, drawn=drawn)
+    loss, slope, parts = objective.score(
+        student.detach(), target, labels, rollout=OWN, sampling=drawn
+    )
     torch.testing.assert_close(loss, wanted.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(slope, gradient, rtol=1e-9, atol=1e-12)
     assert parts["sampled_reverse_kl"] == pytest.approx(
@@ -86,7 +88,7 @@ def expected_gradient(objective, student, teacher, lengths=2):
         drawn = SamplingInfo(old, torch.ones_like(old), p - old, torch.from_numpy(credit))
         target = DenseTargets(teacher[rows]) if objective.needs_target else None
         _, gradient, _ = objective.score(
-            logits[rows], target, at, rollout=torch.ones(lengths, dtype=torch.bool), drawn=drawn
+            logits[rows], target, at, rollout=torch.ones(lengths, dtype=torch.bool), sampling=drawn
         )
         for row, part in zip(rows, gradient, strict=True):
             total[row] += old.sum().exp() * part
@@ -137,7 +139,7 @@ def test_text_of_a_mixture_counts_as_the_students_own():
         gain = teacher[:1, token] - old
         drawn = SamplingInfo(old, old.exp() / mixed[:, token], gain, gain)
         _, gradient, _ = objective.score(
-            logits, None, at, rollout=torch.ones(1, dtype=torch.bool), drawn=drawn
+            logits, None, at, rollout=torch.ones(1, dtype=torch.bool), sampling=drawn
         )
         total += mixed[:, token] * gradient
     _, exact = METHODS.build("reverse_kl").divergence(logits, DenseTargets(teacher[:1]))

@@ -113,7 +113,7 @@ def reading_of(readers, crossing="chunk_likelihood", *, is_live=False):
 
 def test_both_sides_read_the_bytes_that_were_drawn(readers):
     rollout, prompt = written(readers, "In 1999 there were 345 drops.")
-    lesson = reading_of(readers, is_live=True).read(rollout, prompt, None).lesson
+    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).record
     assert lesson.student_ids.tolist() == [*prompt.ids, *rollout.ids.tolist()]
     assert lesson.positions.tolist() == list(
         range(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(rollout.ids))
@@ -136,7 +136,7 @@ def test_tokens_that_no_tokenizer_would_choose_stay_as_they_were_drawn(readers):
         for byte in b"the house"
     ]
     rollout, prompt = written(readers, "", ids=letters)
-    lesson = reading_of(readers, is_live=True).read(rollout, prompt, None).lesson
+    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).record
     assert lesson.student_ids[len(prompt.ids) :].tolist() == letters
     canonical = readers[1].tokenizer("the house", add_special_tokens=False).input_ids
     assert len(canonical) < len(letters)
@@ -148,12 +148,12 @@ def test_a_text_that_stops_within_a_character_bears_loss_up_to_there(readers):
     whole = readers[1].tokenizer("kept whole", add_special_tokens=False).input_ids
     half = next(at for at in range(len(tokens)) if tokens.of(at) == b"\xe2")
     reading = reading_of(readers, is_live=True)
-    found = reading.read(*written(readers, "", ids=[*whole, half]), None)
+    found = reading.convert(*written(readers, "", ids=[*whole, half]), None)
     assert found.cut == 1
-    assert found.lesson.student_ids[-len(whole) :].tolist() == whole
-    nothing = reading.read(*written(readers, "", ids=[half]), None)
+    assert found.record.student_ids[-len(whole) :].tolist() == whole
+    nothing = reading.convert(*written(readers, "", ids=[half]), None)
     assert nothing is None
-    told = reading.describe([found, nothing])
+    told = reading.metrics([found, nothing])
     assert told["rollouts_passed_over"] == 1
     assert told["rollout_tokens_cut"] == 1
     assert 0.9 < told["rollout_coverage"] <= 1
@@ -163,7 +163,7 @@ def test_a_text_that_stops_within_a_character_bears_loss_up_to_there(readers):
 def test_no_cross_entropy_is_taken_with_ones_own_words(readers, name):
     models = [load_causal_lm_like(len(reader.tokens), seed) for seed, reader in enumerate(readers)]
     reading = reading_of(readers, name, is_live=True)
-    own = reading.read(*written(readers, "It kept 12 drops of oil."), None).lesson
+    own = reading.convert(*written(readers, "It kept 12 drops of oil."), None).record
     record = Record((Message("user", "Who?"), Message("assistant", "It kept 12 drops of oil.")))
     (theirs,), _ = encode_aligned(*readers, [record], include_prompt=False)
     losses = {}
@@ -255,9 +255,9 @@ def test_a_server_of_another_tokenizer_hears_each_text_once(
 
 
 def test_a_teacher_of_other_tokens_cannot_write(make_recipe):
-    with pytest.raises(ValidationError, match="its tokens are not the student's"):
+    with pytest.raises(ValidationError, match="whose tokens are not the student's"):
         make_recipe(rollouts={"name": "on_policy", "rest": "teacher"})
-    with pytest.raises(ValidationError, match="its tokens are not the student's"):
+    with pytest.raises(ValidationError, match="whose tokens are not the student's"):
         make_recipe(rollouts={"name": "speculative"})
     with pytest.raises(ValidationError, match="sampled"):
         make_recipe(method={"name": "sampled_reverse_kl"})
@@ -284,6 +284,6 @@ def test_bytes_of_a_tokenizer_that_puts_a_space_before(teacher_folder):
     teacher = TokenizerView(teacher_tokenizer, read_token_bytes(teacher_tokenizer), 256)
     readers = (teacher, student)
     rollout, prompt = written(readers, "the house kept drops")
-    found = reading_of(readers, is_live=True).read(rollout, prompt, None)
+    found = reading_of(readers, is_live=True).convert(rollout, prompt, None)
     assert found is not None
-    assert (found.lesson.chunk_of >= 0).mean() > 0.5
+    assert (found.record.chunk_of >= 0).mean() > 0.5

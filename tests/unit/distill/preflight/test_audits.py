@@ -254,4 +254,4 @@ def test_missing_inputs_are_noted_not_fetched(make_recipe, tmp_path):
     flight = run_preflight(make_recipe(teacher="hub:org/name"), tmp_path, fetch=False)
     assert find(flight, "teacher")[0].level == "note"
     flight = run_preflight(make_recipe(records="nowhere.jsonl"), tmp_path, fetch=False)
-    assert "not there yet" in find(flight, "records")[0].what
+    assert "does not exist yet" in find(flight, "records")[0].what

@@ -71,7 +71,7 @@ def test_tokens_and_bytes_are_those_of_the_job(make_recipe, do, tmp_path, change
     assert counted.positions == real["positions"]
     with LogitCache.open(tmp_path / "cache") as cache:
         assert sizes.cache_bytes == cache.size_bytes
-        assert f"{cache.size_bytes / cache.rows:.1f} bytes a token" in said
+        assert f"{cache.size_bytes / cache.rows:.1f} bytes per loss token" in said
     read = counted.mean * sizes.steps * recipe.train.batch_size
     assert artifact.details["train"]["tokens"] == pytest.approx(read, rel=0.05)
 
@@ -85,7 +85,7 @@ def test_bytes_a_token_are_those_of_the_disk_where_steps_reach_few_records(
     do(recipe)
     with LogitCache.open(tmp_path / "cache") as cache:
         assert len(cache) == 2
-        told = float(said.split(" bytes a token")[0].rsplit(" ", 1)[1])
+        told = float(said.split(" bytes per loss token")[0].rsplit(" ", 1)[1])
         assert told == pytest.approx(cache.size_bytes / cache.rows, rel=0.02)
 
 

@@ -98,7 +98,7 @@ def test_settings_are_checked_as_a_recipes_are(tmp_path, teacher_folder, records
     out = tmp_path / "s"
     done = call(teacher_folder, "--records", records_file, "--out", out, "--iterative")
     assert isinstance(done.exception, RecipeError)
-    assert "'iterative' goes with choose 'loss' or 'kl'" in str(done.exception)
+    assert "'iterative' requires choose 'loss' or 'kl'" in str(done.exception)
 
 
 def test_refuses_a_student_that_is_a_checkpoint(tmp_path, teacher_folder, records_file):

@@ -162,10 +162,10 @@ def test_an_end_is_known_by_how_it_came_and_any_of_several_ends_it(make_writer, 
         assert one.ids[-1] in ends
         assert not set(one.ids[:-1].tolist()) & ends
         assert one.ids.tolist() == long.ids[: len(one.ids)].tolist()
-        lesson = one.lesson(prompts[0])
+        lesson = one.to_tokenized(prompts[0])
         assert lesson.labels.tolist() == one.ids.tolist()
     # what was cut off by its room learns each of its tokens, and no end
-    lesson = whole[0].lesson(prompts[0])
+    lesson = whole[0].to_tokenized(prompts[0])
     assert len(lesson.positions) == 12
     assert lesson.positions[-1] == len(lesson.ids) - 2
 
@@ -218,7 +218,7 @@ def test_a_share_of_the_steps_is_drawn_once_a_step():
     assert set(chosen) == {"student", "records"}
     rest = ROLLOUT_POLICIES.build({"name": "on_policy", "student_share": 0.0, "rest": "teacher"})
     assert rest.decide(StepState(0, 10, 0.0)) == "teacher"
-    assert rest.learns_from_others
+    assert rest.uses_other_text
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutBatchSource(
             records, lessons, prompts, writer.policy, writer, opened[-1],
-            reading=SameTokenizerCollator(), size=len(lessons), steps=steps, say=job.say,
+            collator=SameTokenizerCollator(), size=len(lessons), steps=steps, say=job.say,
             level=writer.policy.start_level,
         )  # fmt: skip
 
@@ -283,7 +283,7 @@ def test_tokens_are_counted_after_they_were_written(loaded, make_source, job):
         if json.loads(line)["name"] == "grad_norm"
     )
     total, count = 0.0, 0
-    for lesson in source._now:
+    for lesson in source._items:
         q = before(input_ids=torch.from_numpy(lesson.ids)[None]).logits[0].log_softmax(-1)
         with torch.no_grad():
             p = teacher(input_ids=torch.from_numpy(lesson.ids)[None]).logits[0].log_softmax(-1)
@@ -301,9 +301,9 @@ def take_steps(source, model, steps, start=0):
     with ProcessGroup() as ranks:
         for step in range(start, steps):
             notes = source.begin(step, model, ranks)
-            lessons = [[lesson.ids.tolist() for lesson in source._now], dict(notes)]
+            lessons = [[lesson.ids.tolist() for lesson in source._items], dict(notes)]
             plan = source.plan(step)
-            assert sorted(n for group in plan for n in group) == list(range(len(source._now)))
+            assert sorted(n for group in plan for n in group) == list(range(len(source._items)))
             found.append(lessons)
     return found
 
@@ -334,7 +334,7 @@ def test_rollouts_serve_several_steps_and_records_beside_them(make_source, loade
     assert one[0][:3] == two[0][:3] != three[0][:3]
     assert len(one[0]) == 6
     batch = source.load(range(6))
-    assert batch.rollout.sum() == sum(len(x.positions) for x in source._now[:3])
+    assert batch.rollout.sum() == sum(len(x.positions) for x in source._items[:3])
     cold = take_steps(make_source(journal="c", student_share=1.0, warm_up=0.5), loaded[0], 4)
     assert [notes["from_student"] for _, notes in cold] == [0, 0, 1, 1]
 
@@ -366,14 +366,14 @@ def test_tells_once_that_text_collapses():
         summarize_rollouts([make_rollout(range(20))]),
         summarize_rollouts([make_rollout([7] * 20, entropy=0.01)]),
     )
-    assert not any(watch.see(good) for _ in range(8))
-    told = watch.see(bad)
+    assert not any(watch.update(good) for _ in range(8))
+    told = watch.update(bad)
     assert "repeats itself" in told
     assert "certain" in told
-    assert not watch.see(bad)
-    assert "short" in watch.see(summarize_rollouts([make_rollout([1, 2])]))
+    assert not watch.update(bad)
+    assert "short" in watch.update(summarize_rollouts([make_rollout([1, 2])]))
     assert summarize_rollouts([]) == {}
-    assert not watch.see({})
+    assert not watch.update({})
 
 
 @pytest.fixture
@@ -479,13 +479,13 @@ def test_says_which_records_cannot_prompt(make_recipe, do, tmp_path):
 def test_marks_of_a_batch_follow_the_lessons(lessons, prompts, make_writer):
     one = make_writer().write(prompts[:1], 0, 0.0)[0]
     mixed = replace(one, own=np.arange(len(one.ids)) % 2 == 0)
-    rollout = mixed.lesson(prompts[0], np.arange(len(one.ids), dtype=np.float32))
+    rollout = mixed.to_tokenized(prompts[0], np.arange(len(one.ids), dtype=np.float32))
     batch = make_rollout_batch([lessons[0], rollout])
     count = len(lessons[0].positions)
     assert not batch.rollout[:count].any()
     assert batch.rollout[count:].tolist() == mixed.own.tolist()
-    assert batch.drawn.credit[:count].abs().sum() == 0
-    assert batch.drawn.rows(count, batch.valid).credit.tolist() == list(range(len(one.ids)))
+    assert batch.sampling.credit[:count].abs().sum() == 0
+    assert batch.sampling.rows(count, batch.valid).credit.tolist() == list(range(len(one.ids)))
     assert isinstance(rollout, TokenizedRecord)
 
 
@@ -508,7 +508,9 @@ def test_speculative_keeps_what_the_teacher_likes_and_says_how_likely_that_was()
 
 def test_a_teachers_prefix_falls_and_the_student_goes_on():
     policy = ROLLOUT_POLICIES.build({"name": "teacher_prefix", "until": 0.5, "max_new_tokens": 10})
-    lengths = [sum(policy.wants_teacher(at, share) for at in range(10)) for share in (0, 0.25, 0.6)]
+    lengths = [
+        sum(policy.needs_teacher_at(at, share) for at in range(10)) for share in (0, 0.25, 0.6)
+    ]
     assert lengths == [10, 5, 0]
 
 
@@ -592,7 +594,7 @@ def test_every_policy_runs_to_the_same_bytes(make_recipe, do, changes):
 def test_refuses_a_policy_gradient_without_draws_of_its_own(make_recipe, do, tmp_path):
     with pytest.raises(ValueError, match="mixed_sampling"):
         make_recipe(method="minillm", rollouts={"name": "speculative"})
-    with pytest.raises(ValueError, match="learns nothing from text"):
+    with pytest.raises(ValueError, match="has no loss on text"):
         make_recipe(method="sampled_reverse_kl")
     train_only = [record for record in make_records(12) if record.fields["split"] == "train"]
     write_records(tmp_path / "train.jsonl", train_only)

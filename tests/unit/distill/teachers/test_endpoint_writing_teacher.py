@@ -118,15 +118,15 @@ def test_stopped_by_its_server_it_goes_on_to_the_same_bytes(make_recipe, do, ser
     ("changes", "named"),
     [
         ({"method": "forward_kl"}, "method.kd_weight 1"),
-        ({"sequence": None}, "nothing would be learned"),
+        ({"sequence": None}, "has no effect"),
         ({"crossing": {"name": "chunk_likelihood"}, "method": "forward_kl"}, "crossing"),
         ({"rollouts": {"name": "on_policy"}}, "rollouts"),
         ({"context": {"field": "passage"}}, "context"),
         ({"student": {"layers": 1}}, "'student' must be a checkpoint"),
-        ({"sequence": {"attempts": 2}}, "'likelihood' asks the writer"),
+        ({"sequence": {"attempts": 2}}, "'likelihood' requires"),
         (
             {"sequence": {"model": "https://h/v1#m"}},
-            "'likelihood' asks the writer",
+            "'likelihood' requires",
         ),
     ],
     ids=str,

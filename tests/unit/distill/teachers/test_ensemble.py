@@ -299,8 +299,8 @@ def test_no_two_teachers_are_in_memory_together_and_none_while_the_student_learn
 def test_a_teacher_that_was_lowered_is_measured_in_float32_again(tmp_path):
     folder = tiny_checkpoint(tmp_path / "teacher")
     teacher = LocalTeacher(Checkpoint.open(folder), "teacher")
-    lowered = teacher.lowered("bfloat16")
+    lowered = teacher.in_precision("bfloat16")
     assert {one.dtype for one in lowered.parameters()} == {torch.float32, torch.bfloat16}
-    assert teacher.lowered("bfloat16") is lowered
+    assert teacher.in_precision("bfloat16") is lowered
     assert {one.dtype for one in teacher.model.parameters()} == {torch.float32}
     assert teacher.model is not lowered

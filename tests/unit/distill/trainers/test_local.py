@@ -85,7 +85,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     make_cache, loaded, lessons, job, monkeypatch
 ):
     class Known:
-        def lowered(self, precision):
+        def in_precision(self, precision):
             return loaded[0]
 
     cache = make_cache(fill=False)
@@ -100,7 +100,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 def test_capture_verify_and_show(recipe_file, tmp_path, invoke):
     out = tmp_path / "cache"
     said = invoke("distill", "capture", recipe_file, "--out", out, "--estimate")
-    assert "bytes a position" in said
+    assert "bytes per position" in said
     assert "0 of " in said
     assert not list(out.glob("*.bin"))
     first = json.loads(invoke("distill", "capture", recipe_file, "--out", out, "--json", "--quiet"))
@@ -130,7 +130,7 @@ def test_words_that_are_not_the_teachers_are_found(recipe_file, tmp_path, invoke
     good = LogitCache.open(right)
     bad = LogitCache.open(wrong, good.header)
     with bad.writing():
-        for lesson in good.lessons():
+        for lesson in good.records():
             bad.add(lesson, np.roll(good.read(lesson), 1))  # one position late, digests right
     said = invoke("distill", "verify", wrong, code=1)
     assert "distill.cache-apart" in said

@@ -100,7 +100,7 @@ def with_rollouts(batch, rollout):
     """Mark positions as the student's own, with numbers that follow from the token alone."""
     some = torch.where(rollout, (batch.labels % 7).float() / 7, 0.0)
     return replace(
-        batch, rollout=rollout, drawn=SamplingInfo(-5 * some, some + 0.5, some, some - 0.4)
+        batch, rollout=rollout, sampling=SamplingInfo(-5 * some, some + 0.5, some, some - 0.4)
     )
 
 

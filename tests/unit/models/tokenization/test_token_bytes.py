@@ -216,7 +216,7 @@ def test_a_tokenizer_that_cuts_is_not_let_to_and_not_changed():
 
 
 def test_a_lone_surrogate_is_refused():
-    with pytest.raises(DataError, match="cannot be written as UTF-8") as error:
+    with pytest.raises(DataError, match="cannot be encoded as UTF-8") as error:
         locate_tokens(*make("byte_level"), "ok \ud800 no")
     assert error.value.code == "distill.text"
 
