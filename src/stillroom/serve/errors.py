@@ -1,7 +1,7 @@
 """HTTP errors in the format of the OpenAI API; internal errors are logged, not sent.
 
-A refusal says what the client can change. Anything unforeseen becomes a plain 500 with a number
-that stands in the server's log too.
+A refusal names what the client can change. Any unexpected error becomes a plain 500 with a number
+that is also in the server's log.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _ERROR_TYPES = {
 }
 
 
-class ApiError(Exception):  # what the client is told; not an error of ours
-    """A request that is answered with an error object."""
+class ApiError(Exception):  # sent to the client; not part of StillroomError
+    """Request that is answered with an error object."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class ApiError(Exception):  # what the client is told; not an error of ours
         headers: Mapping[str, str] | None = None,
         problems: Sequence[Problem] = (),
     ) -> None:
-        """Refuse with an HTTP status, a sentence and a code; a recipe's problems one by one."""
+        """Set the HTTP status, the message, the code and the problems of a recipe."""
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
         self.problems = tuple(problems)
 
     def to_json(self) -> dict[str, Any]:
-        """Return OpenAI's error object."""
+        """Return the error object of the OpenAI API."""
         kind = _ERROR_TYPES.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
@@ -82,21 +82,21 @@ class ApiError(Exception):  # what the client is told; not an error of ours
 
 
 def client_disconnected() -> ApiError:
-    """Return what is noted of a request whose client did not wait for its answer."""
-    return ApiError(499, "the client left", code="client_left")
+    """Return the error that is logged for a request whose client disconnected."""
+    return ApiError(499, "the client disconnected", code="client_left")
 
 
 def server_stopping() -> ApiError:
-    """Return what a client is told whose request a server that stops does not end."""
-    told = "the server is stopping"
+    """Return the error for a request that is cut off by a shutdown."""
+    told = "the server is shutting down"
     return ApiError(503, told, code="stopping", headers={"Retry-After": "5"})
 
 
 def to_api_error(error: BaseException) -> ApiError:
-    """Return what a client is told of an error; causes and paths stay in the log.
+    """Convert an exception to the error sent to the client; causes and paths stay in the log.
 
-    What the client sent wrong (DataError, a prompt that does not fit, a schema that cannot be held)
-    is said as it is.
+    Errors in the client's input (DataError, a prompt that exceeds the context, an unsupported
+    schema) are sent unchanged.
     """
     if isinstance(error, ApiError):
         return error
@@ -116,12 +116,12 @@ def to_api_error(error: BaseException) -> ApiError:
     if isinstance(error, StillroomError):
         _LOG.error("error %s: %s", number, error)
         if isinstance(error, BackendError):
-            told = f"the model failed; the server's log says why under {number}"
+            told = f"the model failed; see {number} in the server's log"
             return ApiError(503, told, code=error.code)
     else:
         _LOG.error("error %s", number, exc_info=error)
     return ApiError(
-        500, f"the server failed; its log says why under {number}", code="internal_error"
+        500, f"the server failed; see {number} in the server's log", code="internal_error"
     )
 
 
@@ -155,10 +155,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _to_validation_error(found: Sequence[Any], body: Any) -> ApiError:
-    """Return what a client is told of a body that is not as it must be.
+    """Return the error for a request body that fails validation.
 
-    Where a value may be of several shapes, what is wrong deepest within it is told: there the
-    client meant that shape.
+    For a union of several types, the error at the deepest location is reported: it belongs to the
+    variant that the client most likely meant.
     """
     if not found:
         return ApiError(400, "the request cannot be read", code="invalid_request")

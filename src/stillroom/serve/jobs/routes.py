@@ -1,9 +1,8 @@
 """Routes of the jobs and recipes API: submission, events, files and recipe checks.
 
-Routes only translate; ``running`` runs, ``confining`` says what may run, ``workspace`` where.
-
-Routes only translate; ``confining`` says what a recipe may reach, ``running`` checks it in a
-process of its own, one after the other.
+Routes only translate; ``jobs.runner`` runs jobs and checks recipes in a separate process, one at a
+time, ``jobs.recipe_policy`` decides what a recipe may refer to, and ``workspace`` maps tenants to
+folders.
 """
 
 from __future__ import annotations
@@ -48,16 +47,18 @@ __all__ = [
 
 
 class RecipeSubmission(BaseModel):
-    """A recipe as a client sends it."""
+    """Recipe as sent by a client."""
 
     model_config = ConfigDict(extra="forbid")
 
     recipe: str | dict[str, Any] = Field(
-        description="YAML text, or the same as JSON",
+        description="YAML text, or the same structure as JSON",
         examples=["kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"],
     )
     overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
-        default_factory=list, max_length=100, description="KEY=VALUE each, as `stillroom run` takes"
+        default_factory=list,
+        max_length=100,
+        description=("overrides as KEY=VALUE, as in `stillroom run`"),
     )
 
 
@@ -73,14 +74,14 @@ def add_recipe_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
 
     @app.get("/v1/recipes/{kind}", responses={200: {"model": openapi.RecipeKind}})
     async def kind(kind: str, method: Annotated[str, Query(max_length=80)] = "") -> dict[str, Any]:
-        """Describe a kind: the JSON Schema of its recipes, and one that is commented."""
+        """Describe a kind: the JSON Schema of its recipes, and a commented example."""
         if kind not in list_kinds():
             raise ApiError(404, f"there is no kind {kind[:40]!r}", code="unknown_kind")
         return await asyncio.to_thread(_describe_kind, kind, method)
 
     @app.post("/v1/recipes/check", responses={200: {"model": openapi.RecipeCheck}})
     async def check(body: RecipeSubmission, request: Request) -> dict[str, Any]:
-        """Validate a recipe and estimate memory, disk and time; nothing is kept."""
+        """Validate a recipe and estimate memory, disk and time; nothing is stored."""
         tenant = find_tenant(request, runner)
         try:
             recipe = await read_submission(body, runner, tenant)
@@ -99,16 +100,16 @@ def add_recipe_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
     async def workspace(
         request: Request, path: Annotated[str, Query(max_length=1024)] = ""
     ) -> dict[str, Any]:
-        """List a folder of what recipes can name."""
+        """List a folder of the names that recipes can use."""
         root = runner.workspace.root(find_tenant(request, runner))
         return await asyncio.to_thread(_list_folder, root, path)
 
 
 async def read_submission(body: RecipeSubmission, runner: JobRunner, tenant: str) -> Recipe:
-    """Return what a client sent as a recipe that may run here.
+    """Validate a client's submission and return its recipe.
 
     Raises:
-        RecipeError: If it is wrong or reaches outside.
+        RecipeError: If it is invalid or refers to anything outside the workspace.
     """
     root = runner.workspace.root(tenant)
     return await asyncio.to_thread(
@@ -121,7 +122,7 @@ async def read_submission(body: RecipeSubmission, runner: JobRunner, tenant: str
 
 
 def find_tenant(request: Request, runner: JobRunner) -> str:
-    """Return whose jobs a request is about.
+    """Return the tenant whose jobs a request refers to.
 
     Raises:
         Refusal: If the folder has tenants and the key names none.
@@ -129,7 +130,9 @@ def find_tenant(request: Request, runner: JobRunner) -> str:
     access = request.scope.get(ACCESS_KEY)
     tenant = access.tenant if access else ""
     if runner.workspace.has_tenants and not tenant:
-        raise ApiError(403, "the key does not say whose jobs are asked for", code="no_tenant")
+        raise ApiError(
+            403, "the API key names no tenant, and jobs belong to tenants", code="no_tenant"
+        )
     return tenant if runner.workspace.has_tenants else ""
 
 
@@ -168,8 +171,8 @@ _YAML_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"*/*": {"schema": {}}}},
-    206: {"description": "the range that was asked for"},
-    416: {"description": "the file has no such range"},
+    206: {"description": "the requested range"},
+    416: {"description": "the range is outside the file"},
 }
 
 
@@ -189,13 +192,13 @@ _TAIL_BYTES = 1 << 15
 
 
 class JobSubmission(RecipeSubmission):
-    """POST /v1/jobs."""
+    """Body of POST /v1/jobs."""
 
-    name: str = Field("", max_length=200, description="what the client calls the job")
+    name: str = Field("", max_length=200, description="name that the client gives the job")
 
 
 def add_job_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) -> None:
-    """Add the routes of jobs, recipes and the workspace to an app."""
+    """Add the routes of jobs to an app."""
     add_recipe_routes(app, runner, limits)
     _add_collection_routes(app, runner)
     _add_item_routes(app, runner)
@@ -215,7 +218,7 @@ def _add_collection_routes(app: FastAPI, runner: JobRunner) -> None:
         response: Response,
         idempotency_key: Annotated[str, Header(max_length=200)] = "",
     ) -> dict[str, Any]:
-        """Put a job in line; the same Idempotency-Key again gives the same job."""
+        """Queue a job; a repeated Idempotency-Key returns the same job."""
         tenant = find_tenant(request, runner)
         recipe = await read_submission(body, runner, tenant)
         ticket, is_new = runner.submit(recipe, tenant, label=body.name, request_key=idempotency_key)
@@ -230,7 +233,7 @@ def _add_collection_routes(app: FastAPI, runner: JobRunner) -> None:
         limit: Annotated[int, Query(ge=1, le=_PAGE_SIZE)] = _PAGE_SIZE,
         before: Annotated[str, Query(max_length=80)] = "",
     ) -> dict[str, Any]:
-        """List the tenant's jobs, newest first; ``before`` an id goes on from there."""
+        """List the tenant's jobs, newest first; ``before`` an id continues a listing there."""
         tenant = find_tenant(request, runner)
         mine = [
             ticket
@@ -246,24 +249,24 @@ def _add_collection_routes(app: FastAPI, runner: JobRunner) -> None:
 def _add_item_routes(app: FastAPI, runner: JobRunner) -> None:
     @app.get("/v1/jobs/{job_id}", responses={200: {"model": openapi.JobStatus}})
     async def job(job_id: str, request: Request) -> dict[str, Any]:
-        """Describe a job as it stands."""
+        """Return the current status of a job."""
         return _describe_job(_find_job(job_id, request, runner), runner)
 
     @app.delete("/v1/jobs/{job_id}", status_code=204)
     async def remove(job_id: str, request: Request) -> Response:
-        """Forget a job that is over, and remove its folder."""
+        """Delete a finished job and its folder."""
         ticket = _find_job(job_id, request, runner)
         await runner.remove(ticket.id)
         return Response(status_code=204)
 
     @app.post("/v1/jobs/{job_id}/cancel", responses={200: {"model": openapi.JobStatus}})
     async def cancel(job_id: str, request: Request) -> dict[str, Any]:
-        """Stop a job at its next safe point; asked again, at once."""
+        """Stop a job at its next safe point; a second request stops it at once."""
         return _describe_job(runner.cancel(_find_job(job_id, request, runner).id), runner)
 
     @app.post("/v1/jobs/{job_id}/resume", responses={200: {"model": openapi.JobStatus}})
     async def resume(job_id: str, request: Request) -> dict[str, Any]:
-        """Put a job that failed or was cancelled in line again."""
+        """Queue a failed or cancelled job again."""
         return _describe_job(runner.resume(_find_job(job_id, request, runner).id), runner)
 
     @app.get("/v1/jobs/{job_id}/recipe", responses=_YAML_RESPONSES, response_class=Response)
@@ -286,16 +289,16 @@ def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
         follow: bool = True,
         last_event_id: Annotated[str, Header(max_length=20)] = "",
     ) -> Response:
-        """Send a job's events (server-sent) from after the last that the client has."""
+        """Stream a job's events (server-sent), starting after the last one that the client has."""
         ticket = _find_job(job_id, request, runner)
         start = int(last_event_id) if last_event_id.isdecimal() else after
         path = runner.tickets.place(ticket.id) / EVENTS_FILE
         if ticket.is_over and start >= path.stat().st_size:
-            return Response(status_code=204)  # tells an EventSource that there is no more
+            return Response(status_code=204)  # an EventSource stops reconnecting on 204
         if followers.locked():
             raise ApiError(
                 429,
-                f"{limits.followers} clients follow jobs already",
+                f"{limits.followers} clients already follow jobs",
                 code="too_many_requests",
                 headers={"Retry-After": "10"},
             )
@@ -311,7 +314,7 @@ def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
 def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
     @app.get("/v1/jobs/{job_id}/files", responses={200: {"model": openapi.JobFileList}})
     async def files(job_id: str, request: Request) -> dict[str, Any]:
-        """List the files of a job: of its artifact, or what there is so far."""
+        """List the files of a job's artifact, or those written so far."""
         ticket = _find_job(job_id, request, runner)
         return await asyncio.to_thread(_list_files, ticket, runner)
 
@@ -319,7 +322,7 @@ def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
         "/v1/jobs/{job_id}/files/{path:path}", responses=_FILE_RESPONSES, response_class=Response
     )
     async def file(job_id: str, path: str, request: Request) -> Response:
-        """Send a file of a finished job; ranges are served."""
+        """Send a file of a finished job; range requests are supported."""
         ticket = _find_job(job_id, request, runner)
         folder = runner.out_of(ticket)
         try:
@@ -335,7 +338,7 @@ def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
 
 
 def _find_job(name: str, request: Request, runner: JobRunner) -> JobRecord:
-    """Return a ticket of the tenant; another's is as unknown as one that never was."""
+    """Return a job of the tenant; the job of another tenant is reported as unknown."""
     ticket = runner.tickets.get(name)
     if ticket is None or ticket.tenant != find_tenant(request, runner):
         raise ApiError(404, f"there is no job {name[:80]!r}", code="unknown_job")
@@ -366,7 +369,7 @@ def _describe_job(ticket: JobRecord, runner: JobRunner) -> dict[str, Any]:
 
 
 def _find_progress(ticket: JobRecord, runner: JobRunner) -> dict[str, Any] | None:
-    """Return the last step and count of a job that runs, as its events have them."""
+    """Return the last step and count of a running job, read from its events."""
     if ticket.state != "running":
         return None
     path = runner.tickets.place(ticket.id) / EVENTS_FILE
@@ -388,7 +391,7 @@ def _list_files(ticket: JobRecord, runner: JobRunner) -> dict[str, Any]:
             continue
         try:
             size = path.stat().st_size
-        except OSError:  # a running job moved it away
+        except OSError:  # the running job moved the file
             continue
         found.append({"path": inner.as_posix(), "size_bytes": size})
         if len(found) > _MAX_FILES:
@@ -417,7 +420,7 @@ def _guess_media_type(path: Path) -> str:
 async def _stream_events(
     path: Path, start: int, name: str, runner: JobRunner, *, follow: bool
 ) -> AsyncIterator[bytes]:
-    """Yield events from a byte on, until the job is over, the server stops, or the client left."""
+    """Yield events from a byte offset until the job, the server or the connection ends."""
     at, told = start, time.monotonic()
     yield b": events of a job\n\n"
     while True:

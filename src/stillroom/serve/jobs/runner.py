@@ -1,9 +1,9 @@
 """Job runner: a queue of client jobs, a limited number of processes, and their results.
 
-A job runs in a process of its own, so that nothing it does, neither a crash nor memory that runs
-out, takes the server along. Tenants take turns. The queue is the tickets themselves: a server that
-starts finds them, and takes up what was running when the last one ended, however it ended. All of
-it runs on one event loop.
+Each job runs in its own process, so that a crash or running out of memory does not affect the
+server. Tenants take turns. The job records on disk are the queue: a server reads them at startup
+and restarts jobs that were running when the last server ended, however it ended. Runs on one event
+loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _MAX_LISTED = 10
 
 
 class JobRunner:
-    """Starts, stops, takes up and forgets jobs."""
+    """Queue that starts, cancels, resumes and deletes jobs."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class JobRunner:
         running: int = 1,
         waiting: int = 100,
     ) -> None:
-        """Read the tickets of a workspace that is held.
+        """Read the job records of an open workspace.
 
         Args:
-            workspace: Open.
-            openings: What recipes may reach beside the folder.
-            running: How many jobs run at once.
-            waiting: How many of one tenant may stand in line.
+            workspace: Open workspace.
+            openings: Resources outside the folder that recipes may use.
+            running: Number of jobs that run at once.
+            waiting: Number of jobs that one tenant may have in the queue.
         """
         self.workspace, self.openings = workspace, openings or RecipePolicy()
         self.tickets = JobStore(workspace.control)
@@ -75,10 +75,10 @@ class JobRunner:
         self._stopping = False
 
     def start(self) -> None:
-        """Put what was running back in line, and begin; on the event loop.
+        """Queue interrupted jobs again and start processing; call it on the event loop.
 
-        Jobs of tenants whom this server does not know how to place (keys have got tenants, or lost
-        them) are left as they are, and the log says so.
+        Jobs of tenants that this server cannot place (tenants were added to or removed from the
+        keys) are left unchanged and logged.
         """
         self._say_what_is_left()
         for ticket in list(self.tickets):
@@ -88,7 +88,7 @@ class JobRunner:
                 self._change(ticket.id, state="cancelled", is_cancelling=False, ended=format_now())
             elif ticket.takes >= _MAX_AUTOMATIC_ATTEMPTS:
                 told = f"the server ended {ticket.takes} times while the job ran"
-                then = "resume it once you know why"
+                then = "find out why, then resume it"
                 problem = Problem(told, "job.too-many-takes", next=then)
                 self._fail(ticket.id, asdict(problem))
             else:
@@ -104,21 +104,24 @@ class JobRunner:
         if aside:
             was = "without tenants" if self.workspace.has_tenants else "with tenants"
             _LOG.warning(
-                "%d jobs were sent to a server %s and are set aside until one runs here again: %s",
+                (
+                    "%d jobs were submitted to a server %s and are ignored until such a server runs "
+                    "here: %s"
+                ),
                 len(aside),
                 was,
                 ", ".join(aside[:_MAX_LISTED]),
             )
         if unread := self.tickets.unread:
             _LOG.warning(
-                "%d folders in %s hold no whole ticket and are left alone: %s",
+                "%d folders in %s hold no complete job record and are ignored: %s",
                 len(unread),
                 self.tickets.folder,
                 ", ".join(unread[:_MAX_LISTED]),
             )
 
     async def stop(self, grace_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask what runs to stop at its next safe point, wait, kill the rest; all stays in line."""
+        """Ask running jobs to stop at their next safe point, wait, kill the rest; all stay queued."""
         self._stopping = True
         for process in list(self._processes.values()):
             send_signal(process, signal.SIGTERM)
@@ -133,19 +136,19 @@ class JobRunner:
     def submit(
         self, recipe: Recipe, tenant: str, *, label: str = "", request_key: str = ""
     ) -> tuple[JobRecord, bool]:
-        """Put a job in line.
+        """Queue a job.
 
         Args:
-            recipe: Confined and validated.
-            tenant: Whose it is.
-            label: What the client calls it.
-            request_key: The same key again gives the same job.
+            recipe: Validated recipe that satisfies the policy.
+            tenant: Tenant that owns the job.
+            label: Name that the client gives the job.
+            request_key: Idempotency key; a repeated key returns the same job.
 
         Returns:
-            The ticket, and whether it is new.
+            The job record, and whether it is new.
 
         Raises:
-            Refusal: If the tenant's line is full, or the key stands for another recipe.
+            Refusal: If the tenant's queue is full, or the key was used for another recipe.
             ResourceError: If the disk is full.
         """
         text = dump_recipe(recipe)
@@ -156,7 +159,9 @@ class JobRunner:
                     continue
                 if ticket.recipe_digest != digest_text(text):
                     raise ApiError(
-                        409, "the key was sent with another recipe", code="idempotency_conflict"
+                        409,
+                        "Idempotency-Key was used for another recipe",
+                        code="idempotency_conflict",
                     )
                 return ticket, False
         if self._stopping:
@@ -164,7 +169,7 @@ class JobRunner:
         if sum(ticket.state == "queued" for ticket in mine) >= self.waiting:
             raise ApiError(
                 429,
-                f"{self.waiting} jobs are waiting; come again later",
+                f"{self.waiting} jobs are waiting; retry later",
                 code="too_many_jobs",
                 headers={"Retry-After": "30"},
             )
@@ -182,10 +187,10 @@ class JobRunner:
         return self.tickets.get(ticket.id) or ticket, True
 
     def cancel(self, name: str) -> JobRecord:
-        """Stop a job at its next safe point; asked again, at once. What it did is kept."""
+        """Stop a job at its next safe point, or at once on a second call; its output is kept."""
         ticket = self.tickets.get(name)
         if ticket is None or ticket.is_over:
-            raise ApiError(409, "the job is over already", code="job_is_over")
+            raise ApiError(409, "the job has already ended", code="job_is_over")
         if ticket.state == "queued":
             return self._change(name, state="cancelled", ended=format_now())
         process = self._processes.get(name)
@@ -194,25 +199,25 @@ class JobRunner:
         return self._change(name, is_cancelling=True)
 
     def resume(self, name: str) -> JobRecord:
-        """Put a job that failed or was cancelled in line again; it goes on where it stopped."""
+        """Queue a failed or cancelled job again; it continues from its last saved state."""
         ticket = self.tickets.get(name)
         if ticket is None or ticket.state not in {"failed", "cancelled"}:
             raise ApiError(
-                409, "only a job that failed or was cancelled resumes", code="job_not_stopped"
+                409, "only a failed or cancelled job can be resumed", code="job_not_stopped"
             )
         self._change(name, state="queued", takes=0, ended="", problems=(), is_cancelling=False)
         self._pump()
         return self.tickets.get(name) or ticket
 
     async def remove(self, name: str) -> None:
-        """Forget a job that is over, with all that it left.
+        """Delete an ended job with its files.
 
         Raises:
-            Refusal: If it is not over.
+            Refusal: If it has not ended.
         """
         ticket = self.tickets.get(name)
         if ticket is None or not ticket.is_over:
-            raise ApiError(409, "a job that is not over is cancelled first", code="job_is_not_over")
+            raise ApiError(409, "the job has not ended; cancel it first", code="job_is_not_over")
         out = self.out_of(ticket)
         self.tickets.remove(name)
         for folder in (out, get_working_folder(out)):
@@ -220,15 +225,15 @@ class JobRunner:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is on its way out."""
+        """Whether the server is shutting down."""
         return self._stopping
 
     def begin_stop(self) -> None:
-        """Start no more jobs, and let those who follow events go."""
+        """Start no more jobs, and end the streams of events."""
         self._stopping = True
 
     def position(self, ticket: JobRecord) -> int | None:
-        """Return how many jobs of its tenant were sent before it and wait still."""
+        """Return the number of waiting jobs of the same tenant that were submitted earlier."""
         if ticket.state != "queued":
             return None
         return sum(
@@ -237,10 +242,10 @@ class JobRunner:
         )
 
     async def check(self, text: str, tenant: str) -> dict[str, Any]:
-        """Return what a valid recipe will need, found in a process of its own.
+        """Return the resources that a valid recipe needs, estimated in a separate process.
 
         Raises:
-            Refusal: If that takes too long.
+            Refusal: If the estimate takes too long.
         """
         root = self.workspace.root(tenant)
         order = self._order("check", text, tenant, root.jobs / "check", "")
@@ -255,7 +260,7 @@ class JobRunner:
         return self.workspace.root(ticket.tenant).jobs / ticket.id
 
     def _pump(self) -> None:
-        """Start what may start: of the tenant with fewest running, the oldest."""
+        """Start the next jobs: the oldest one of the tenant with the fewest running jobs first."""
         while not self._stopping and len(self._tasks) < self.running:
             busy = Counter(ticket.tenant for ticket in self.tickets if ticket.id in self._tasks)
             line = [
@@ -313,19 +318,19 @@ class JobRunner:
             if not _is_busy(result):
                 return result, code
             if not self._is_leaving(name):
-                await asyncio.sleep(_BUSY_WAIT_S)  # a killed server's process is still ending
+                await asyncio.sleep(_BUSY_WAIT_S)  # the process of a killed server is still ending
         return {"state": "cancelled"}, 0
 
     async def _work(
         self, ticket: JobRecord, order: Mapping[str, Any], scratch: Path
     ) -> tuple[dict[str, Any] | None, int]:
-        """Return what a job's process told when it ended, and how it did."""
+        """Return the result of a job's process, and its exit code."""
         root = self.workspace.root(ticket.tenant)
         cache = self.workspace.cache_of(ticket.tenant)
         with (self.tickets.place(ticket.id) / _LOG_FILE).open("ab") as log:
             process = await spawn(order, root.folder, scratch, cache=cache, log=log.fileno())
         self._processes[ticket.id] = process
-        if self._is_leaving(ticket.id):  # asked while the process was starting
+        if self._is_leaving(ticket.id):  # cancelled while the process was starting
             send_signal(process, signal.SIGTERM)
         result = await read_worker_result(process)
         code = await process.wait()
@@ -333,7 +338,7 @@ class JobRunner:
         return result, code
 
     def _is_leaving(self, name: str) -> bool:
-        """Return whether a job is to stop: a client asked for it, or the server ends."""
+        """Return whether a job should stop: its client cancelled it, or the server shuts down."""
         ticket = self.tickets.get(name)
         return self._stopping or ticket is None or ticket.is_cancelling
 
@@ -378,11 +383,11 @@ class JobRunner:
         self._change(name, state="failed", problems=told, ended=format_now())
 
     def _change(self, name: str, **fields: Any) -> JobRecord:
-        """Change a ticket; where the disk is full the memory goes first, and the log says so."""
+        """Update a job record; if the disk is full, only the memory is updated, and this is logged."""
         try:
             return self.tickets.change(name, **fields)
         except (OSError, ResourceError) as error:
-            _LOG.error("the ticket of job %s could not be written: %s", name, error)
+            _LOG.error("the record of job %s could not be written: %s", name, error)
             ticket = self.tickets.get(name)
             if ticket is None:
                 raise

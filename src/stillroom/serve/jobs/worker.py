@@ -1,8 +1,8 @@
 """Worker process of one client job or file: ``python -P -m stillroom.serve.jobs.worker``.
 
-The server writes one line of JSON to its standard input and keeps that open: when it ends, the
-server is gone and the process kills itself, so that the next server may take the job up. It puts up
-the fence, runs or checks the recipe or looks at the files, and writes one line of JSON to its
+The server writes one line of JSON to standard input and keeps the pipe open: when it closes, the
+server is gone and the process kills itself, so that the next server can restart the job. The worker
+enters the sandbox, runs or checks the recipe or checks the files, and writes one line of JSON to
 standard output.
 """
 
@@ -33,32 +33,32 @@ from stillroom.serve.workspace import make_path_redactor, replace_names
 __all__ = ["EventReporter", "main"]
 
 _PR_SET_PDEATHSIG = 1
-_OOM_SCORE = "500"  # of all processes, where memory runs out: the server must stay
+_OOM_SCORE = "500"  # first choice of the OOM killer: the server must survive
 _EVENT_INTERVAL_S = 0.5
 _MAX_ENGINES = 16
 
 
 class EventReporter:
-    """Writes what happens to the job's file of events, as values."""
+    """Reporter that writes progress to the job's event log."""
 
     every_s = _EVENT_INTERVAL_S
 
     def __init__(self, path: Path, hide: Callable[[Any], Any]) -> None:
-        """Append to ``path`` what ``hide`` leaves of the places that an event names."""
+        """Append to ``path``; ``hide`` removes the server's paths from each event."""
         self._path, self._hide = path, hide
 
     def show(self, line: str) -> None:
-        """Draw nothing: progress comes as values."""
+        """Draw nothing: progress is written as events."""
 
     def end(self, line: str) -> None:
         """Draw nothing."""
 
     def say(self, line: str) -> None:
-        """Note what is said."""
+        """Log a message."""
         self._append({"event": "said", "text": line})
 
     def hear(self, kind: str, fields: Mapping[str, object]) -> None:
-        """Note progress, metrics, steps and a job's own events; what is said came already."""
+        """Log progress, metrics, steps and a job's own events; messages were logged by ``say``."""
         if kind == "event":
             if fields["event"] != "said":
                 self._append(fields)
@@ -70,9 +70,9 @@ class EventReporter:
 
 
 def main() -> None:
-    """Read the order, do it, tell the result."""
+    """Read the order, carry it out, and write the result."""
     answer = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is talk
+    os.dup2(2, 1)  # libraries may print to standard output; this goes to the log
     order = json.loads(sys.stdin.buffer.readline())
     _exit_with_server()
     try:
@@ -89,7 +89,7 @@ def main() -> None:
     os.close(answer)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and threads of libraries may not hold us up
+    os._exit(0)  # do not wait for threads of libraries
 
 
 def _exit_with_server() -> None:
@@ -117,14 +117,14 @@ def _enter_sandbox_of_order(order: Mapping[str, Any]) -> None:
         readable += [*_list_model_folders(), *_list_hub_folders()]
     if order["hub"]:
         for folder in _list_hub_folders():
-            folder.mkdir(parents=True, exist_ok=True)  # a place that is not there cannot be opened
+            folder.mkdir(parents=True, exist_ok=True)  # a missing path cannot be opened
             writable.append(folder)
         readable.append(_find_hub_token())
     ports = list(order["ports"])
     if order["do"] == "run":
-        ports += reserve_ports(_MAX_ENGINES)  # llama.cpp answers on a port of this machine
+        ports += reserve_ports(_MAX_ENGINES)  # llama.cpp listens on a local port
     if not enter_sandbox(readable=readable, writable=writable, ports=ports):
-        raise RuntimeError("the fence could not be put up")
+        raise RuntimeError("the sandbox could not be set up")
 
 
 def _list_model_folders() -> list[Path]:
@@ -133,7 +133,7 @@ def _list_model_folders() -> list[Path]:
 
 
 def _list_hub_folders() -> list[Path]:
-    """Return where the hub's library keeps what it fetched, and the pieces that it fetches by."""
+    """Return the cache folders of the hub library: snapshots and download chunks."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -148,7 +148,7 @@ def _find_hub_token() -> Path:
 
 
 def _make_redactor(order: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Return what takes the places of this machine out of what a client is told."""
+    """Return a function that removes this machine's paths from texts for the client."""
     places = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
     places |= {path: "(installed)" for path in sys.path if path}
     places[os.environ["STILLROOM_CACHE"]] = "(cache)"
@@ -202,7 +202,7 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Look at files that a client sent, whose decoders are not to be trusted with memory."""
+    """Check files of a client with bounded memory, since decoders are not trusted with it."""
     resource.setrlimit(resource.RLIMIT_DATA, (order["memory_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from stillroom.forensics.check.check import check_file, list_limits
@@ -230,7 +230,7 @@ def _report_internal_error() -> dict[str, Any]:
     sys.stderr.write(f"error {number}\n")
     traceback.print_exc()
     problem = Problem(
-        f"the job failed; the server's log of it says why under {number}",
+        f"the job failed; see {number} in its log on the server",
         "job.failed",
         next="resume the job, or report it with the number",
     )

@@ -1,6 +1,6 @@
 """Authentication middleware: API keys, scopes, body size limits and security headers.
 
-Plain ASGI, so that a client's leaving reaches the work. Knows nothing of models.
+Plain ASGI, so that a client's disconnect reaches the application. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 ACCESS_KEY = "stillroom.access"
-"""Under what a request's scope says who asks: an Access, or None."""
+"""ASGI scope key of the client's Access, or None."""
 
 CLIENT_KEY = "stillroom.asker"
-"""Under what a request's scope says which key asks, by its number; clients without share one."""
+"""ASGI scope key of the number of the client's API key; clients without a key share one."""
 
 _SCOPE_RULES = (
     ("/metrics", "metrics", "metrics"),
@@ -50,10 +50,10 @@ _SCOPE_RULES = (
     ("/v1/jobs", "jobs:read", "jobs:write"),
     ("/v1/forensics/", "forensics", "forensics"),
 )
-"""Beginnings of paths, and the scope that reading (GET) and the rest of it take."""
+"""Path prefixes, and the scopes for reading (GET) and for all other methods."""
 _PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 _UPLOAD_PATHS = frozenset({"/v1/forensics/check"})
-"""Paths whose bodies are not kept in memory; the app reads them part by part."""
+"""Path prefixes whose bodies are not buffered; the app reads them part by part."""
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -65,21 +65,21 @@ _SECURITY_HEADERS = (
 
 
 class AuthMiddleware:
-    """Checks keys, hosts, origins and sizes before an app sees a request.
+    """Checks API key, host, origin and body size before the app sees a request.
 
-    Without keys only this machine's own names are answered to, so that a web page whose name was
-    pointed here (DNS rebinding) gets nothing.
+    Without keys only requests to this machine's own names are answered, which protects from DNS
+    rebinding.
     """
 
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[ApiKey], limits: RequestLimits) -> None:
-        """Stand before ``app``; keys are kept as digests only."""
+        """Wrap ``app``; keys are kept as digests only."""
         self.app, self.limits = app, limits
         self._keys = [key.digest for key in api_keys]
         self._askers = list(api_keys)
         self._buckets: dict[int, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -104,7 +104,7 @@ class AuthMiddleware:
         await self.app(scope, given, send_guarded)
 
     def _count(self, scope: Scope) -> None:
-        """Refuse a client that asks more often than it may; a bucket for each key."""
+        """Refuse a client over its rate limit; each key has a token bucket."""
         rate = self.limits.requests_per_minute
         if not rate or scope["path"] in _PUBLIC_PATHS:
             return
@@ -122,11 +122,11 @@ class AuthMiddleware:
         self._buckets[asker] = (left - 1, now)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> AccessContext | None:
-        """Return as whom a client asks, or refuse it."""
+        """Return the access of the client, or refuse the request."""
         host = parse_host_name(headers.get(b"host", b"").decode("latin-1"))
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and parse_host_name(origin.partition("://")[2]) != host:
-            raise ApiError(403, "pages of other origins are not answered", code="foreign_origin")
+            raise ApiError(403, "requests of other origins are refused", code="foreign_origin")
         if scope["path"] in _PUBLIC_PATHS:
             return None
         if self._keys:
@@ -142,17 +142,15 @@ class AuthMiddleware:
             scope[CLIENT_KEY] = found
             wanted = find_required_scope(scope["method"], scope["path"])
             if wanted and wanted not in key.scopes:
-                raise ApiError(
-                    403, f"the key is not for this: it lacks {wanted}", code="missing_scope"
-                )
+                raise ApiError(403, f"the API key lacks the scope {wanted}", code="missing_scope")
             return key.access
         if host not in LOOPBACK_NAMES:
-            raise ApiError(403, "without keys only this machine is answered", code="foreign_host")
+            raise ApiError(403, "without API keys only this machine is served", code="foreign_host")
         return None
 
 
 class _BoundedBody:
-    """A body that is read within a number of bytes and seconds."""
+    """Request body, read within a limit of bytes and seconds."""
 
     def __init__(
         self,
@@ -171,7 +169,7 @@ class _BoundedBody:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """Receive a part of the body; behind its end, what comes after it."""
+        """Receive a part of the body; after its end, later messages."""
         if self._is_whole:
             return await self._receive()
         try:
@@ -179,7 +177,7 @@ class _BoundedBody:
             message = await asyncio.wait_for(self._receive(), left)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not come within {self._seconds:g} s", code="body_too_slow"
+                408, f"the body did not arrive within {self._seconds:g} s", code="body_too_slow"
             ) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
@@ -203,7 +201,7 @@ class _BoundedBody:
 
 
 def find_required_scope(method: str, path: str) -> str:
-    """Return the scope that a request takes; empty where nothing is served."""
+    """Return the scope that a request requires; empty for unknown paths."""
     for beginning, reading, writing in _SCOPE_RULES:
         if path.startswith(beginning):
             return reading if method in {"GET", "HEAD"} else writing
@@ -211,7 +209,7 @@ def find_required_scope(method: str, path: str) -> str:
 
 
 def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
-    """Return which of the keys a header bears, or None; takes as long whichever it is."""
+    """Return the index of the key in a header, or None; takes the same time for every key."""
     scheme, _, key = authorization.partition(b" ")
     given = hashlib.sha256(key.strip()).digest()
     matches = [hmac.compare_digest(given, digest) for digest in digests]
@@ -220,7 +218,7 @@ def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
 
 
 def replay_body(body: bytes, receive: Receive) -> Receive:
-    """Return a receive that gives the body once, then what comes after it."""
+    """Return a ``receive`` that yields the body once, then later messages."""
     is_given = False
 
     async def give() -> Message:
