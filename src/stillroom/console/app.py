@@ -33,13 +33,13 @@ __all__ = ["create_console"]
 
 _PAGES = (
     PageLink("/ask", "Ask", "Answers from your documents, with citations"),
-    PageLink("/make", "Make", "New jobs, and those that run"),
-    PageLink("/records", "Records", "What was written, kept and dropped, to decide on"),
-    PageLink("/models", "Models", "Checkpoints side by side, and a chat with two"),
-    PageLink("/merge", "Merge", "Where parents conflict, and what lies between two"),
-    PageLink("/diffusion", "Diffusion", "A text unmasked step by step"),
-    PageLink("/forensics", "Forensics", "What is known of a picture or clip"),
-    PageLink("/lineage", "Lineage", "Anything back to its bytes"),
+    PageLink("/make", "Make", "Create jobs and follow them"),
+    PageLink("/records", "Records", "Review generated records, kept and dropped"),
+    PageLink("/models", "Models", "Compare checkpoints, and chat with two"),
+    PageLink("/merge", "Merge", "Conflicts of parents, and the loss between them"),
+    PageLink("/diffusion", "Diffusion", "Sample a diffusion model step by step"),
+    PageLink("/forensics", "Forensics", "Check the origin of an image or a video"),
+    PageLink("/lineage", "Lineage", "Trace artifacts back to their sources"),
 )
 _MODEL_PATHS = (
     "/v1/chat/",
@@ -62,12 +62,12 @@ def create_console(
     """Return the console over a folder.
 
     Args:
-        folder: What it shows; nothing outside is read.
-        key: The secret that opens it.
-        access: Who asks, of indexes with tenants.
-        runner: Runs the jobs of the folder; None where none may be made.
-        looker: Looks at media; by default one that has no detectors and trusts nobody.
-        names: Names of this machine that are answered to beside its own three.
+        folder: Served folder; nothing outside it is read.
+        key: Secret that opens the console.
+        access: Access to indexes with tenants.
+        runner: Job runner of the folder; None disables new jobs.
+        looker: Media check; by default one without detectors and trust lists.
+        names: Host names that are accepted besides the three loopback names.
     """
     desk_holder: list[PageContext] = []
 
@@ -84,7 +84,7 @@ def create_console(
 
 
 async def _refuse_unbuilt(scope: Scope, receive: Receive, send: Send) -> None:
-    raise RuntimeError("the console is not built yet")
+    raise RuntimeError("the console has not started yet")
 
 
 def _build_pages(
@@ -103,7 +103,9 @@ def _build_pages(
         return desk.page(request, "problem.html", status=404, problems=[told])
 
     async def on_method(request: Request, error: Exception) -> Response:
-        told = Problem(f"{request.url.path[:200]} does not take {request.method}", "console.method")
+        told = Problem(
+            f"{request.url.path[:200]} does not support {request.method}", "console.method"
+        )
         return desk.page(request, "problem.html", status=405, problems=[told])
 
     @contextlib.asynccontextmanager
@@ -139,7 +141,7 @@ def _build_pages(
 
 
 class _ConsoleApp:
-    """Sends what asks a model to the model that ``at`` names, and jobs to their API."""
+    """Routes model requests to the model named by ``at``, and job requests to the jobs API."""
 
     def __init__(self, desk: PageContext, pages: ASGIApp, api: ASGIApp) -> None:
         self.desk, self.pages, self.api = desk, pages, api
@@ -166,7 +168,7 @@ class _ConsoleApp:
 
 
 def _strip_credentials(scope: Scope) -> Scope:
-    """Return a request as the API beneath sees it: the door has looked at where it came from."""
+    """Return a request without credentials, which ``ConsoleAuth`` has already checked."""
     left = {b"authorization", b"cookie", b"host", b"origin"}
     kept = [(key, value) for key, value in scope["headers"] if key not in left]
     return {**scope, "headers": [*kept, (b"host", b"localhost")]}

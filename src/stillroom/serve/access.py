@@ -208,6 +208,6 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def parse_host_name(host: str) -> str:
-    """Return the host name of a Host header, or of an origin without its scheme, without the port."""
+    """Return the host name, without port, of a Host header or of an origin without scheme."""
     host = host.strip().lower()
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

@@ -25,7 +25,7 @@ def ask_routes(desk: PageContext) -> list[Route]:
         chosen = next((one for one in runs if one.name == wanted), None)
         if wanted and chosen is None:
             raise DataError(
-                f"{wanted!r:.200} is no run that answers",
+                f"{wanted!r:.200} is not a run that answers",
                 code="data.missing",
                 expected=f"one of: {', '.join(one.name for one in runs) or 'none yet'}",
                 next="choose a run on the page Ask",

@@ -1,6 +1,6 @@
 """Job pages: recipe form, estimate, and progress of a job.
 
-The forms come from the recipes' schemas; jobs are those of the API, which the pages follow.
+Forms are built from the recipes' schemas; jobs are created and followed through the jobs API.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _build_row(ticket: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _J
 
 
 def _list_folders(desk: PageContext) -> list[str]:
-    """Return the folders at the top, which documents may lie in."""
+    """Return the top-level folders, which may contain documents."""
     return sorted(
         one.name
         for one in desk.root.iterdir()

@@ -1,6 +1,7 @@
 """Model pages: checkpoint comparison, merge preview, diffusion sampling and media forensics.
 
-The file goes to the API's check, which looks at it in a fenced process; the page draws the answer.
+Media files are sent to the API's check, which runs in a sandboxed process; the page displays the
+result.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def model_routes(desk: PageContext) -> list[Route]:
         chosen = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
         if not chosen:
             raise DataError(
-                "no model was chosen",
+                "no model is selected",
                 code="data.missing",
                 expected="one or two of the folder's models",
-                next="choose them on the page Models",
+                next="select them on the page Models",
             )
         graph = await desk.work(
             layout_lineage_graph, desk.root, [one.name for one in chosen if not one.is_reference]
@@ -64,7 +65,7 @@ def model_routes(desk: PageContext) -> list[Route]:
         return desk.page(
             request,
             "models_compare.html",
-            title=" beside ".join(one.name for one in chosen),
+            title=" vs. ".join(one.name for one in chosen),
             chosen=chosen,
             models=models,
             figures=told,
@@ -86,10 +87,10 @@ def _find_model(models: list[ModelSummary], name: str) -> ModelSummary:
     found = next((one for one in models if one.name == name), None)
     if found is None:
         raise DataError(
-            f"{name!r:.200} is no model of this folder",
+            f"{name!r:.200} is not a model of this folder",
             code="data.missing",
             expected="one of those on the page Models",
-            next="open that page",
+            next="choose one there",
         )
     return found
 
@@ -129,10 +130,10 @@ def merge_routes(desk: PageContext) -> list[Route]:
         names = query.getlist("m")
         if len(names) != 2:
             raise DataError(
-                f"a line has two ends, not {len(names)}",
+                f"a line needs two models, not {len(names)}",
                 code="console.parents",
                 expected="two models",
-                next="choose two on the page Merge",
+                next="select two on the page Merge",
             )
         points = int(_parse_number(query.get("points", "11"), 3, 11))
 
@@ -163,7 +164,7 @@ def _parse_number(text: str, low: float, high: float) -> float:
     if low <= value <= high:
         return value
     raise DataError(
-        f"{text!r:.40} is out of bounds",
+        f"{text!r:.40} is out of range",
         code="console.settings",
         expected=f"a number from {low:g} to {high:g}",
         next="use the form of the page",
@@ -195,8 +196,8 @@ def diffusion_routes(desk: PageContext) -> list[Route]:
             raise DataError(
                 f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}",
                 code="console.settings",
-                expected="what the form of the page asks for",
-                next="open the page again",
+                expected="values of the form",
+                next="reload the page",
             ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:

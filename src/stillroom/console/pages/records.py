@@ -1,6 +1,6 @@
 """Record pages: browsing, review, generator comparison, and the lineage of an artifact.
 
-Works without JavaScript: deciding is a form, and leads back to where it was decided.
+Works without JavaScript: a decision is a form that leads back to the record.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def record_routes(desk: PageContext) -> list[Route]:
             raise DataError(
                 f"there is no record {key!r:.80}",
                 code="data.missing",
-                expected="a record that is shown",
-                next="open the page again",
+                expected="a visible record",
+                next="reload the page",
             )
         count = int(form["turns"]) if form.get("turns", "").isdecimal() else 0
         turns = [
@@ -137,10 +137,10 @@ def _list_more_routes(desk: PageContext) -> list[Route]:
 
 
 def _make_visibility_filter(sources: Sources, name: str) -> Callable[[str], bool]:
-    """Return what says whether a record, by its key, is shown to the asker.
+    """Return a predicate that tests, by its key, whether a record is visible.
 
     Raises:
-        DataError: If the name is no artifact of records, or is not shown.
+        DataError: If the name is not an artifact of records, or not visible.
     """
     with open_record_set(sources, name) as opened:
         return opened.keys().__contains__ if opened.is_guarded else lambda key: True
@@ -160,7 +160,7 @@ def _parse_query(told: Mapping[str, str]) -> RecordsQuery:
 
 
 def _build_link(name: str, wanted: RecordsQuery, **more: str | int) -> str:
-    """Return the address of the same list with something changed; a filter starts at page 1."""
+    """Return the address of the list with changed parameters; a new filter starts at page 1."""
     told: dict[str, str | int] = {
         "at": name,
         "show": wanted.show,
@@ -174,7 +174,7 @@ def _build_link(name: str, wanted: RecordsQuery, **more: str | int) -> str:
 
 
 async def _read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form; of one that is given twice, the last."""
+    """Return the fields of a form; the last value of a repeated field wins."""
     body = (await request.body()).decode("utf-8", "replace")
     return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
 

@@ -105,8 +105,8 @@ class JobRunner:
             was = "without tenants" if self.workspace.has_tenants else "with tenants"
             _LOG.warning(
                 (
-                    "%d jobs were submitted to a server %s and are ignored until such a server runs "
-                    "here: %s"
+                    "%d jobs were submitted to a server %s and are ignored until such a server "
+                    "runs here: %s"
                 ),
                 len(aside),
                 was,
@@ -121,7 +121,7 @@ class JobRunner:
             )
 
     async def stop(self, grace_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask running jobs to stop at their next safe point, wait, kill the rest; all stay queued."""
+        """Stop running jobs at their next safe point, or kill them; all stay queued."""
         self._stopping = True
         for process in list(self._processes.values()):
             send_signal(process, signal.SIGTERM)
@@ -383,7 +383,7 @@ class JobRunner:
         self._change(name, state="failed", problems=told, ended=format_now())
 
     def _change(self, name: str, **fields: Any) -> JobRecord:
-        """Update a job record; if the disk is full, only the memory is updated, and this is logged."""
+        """Update a job record; on a full disk in memory alone, which is logged."""
         try:
             return self.tickets.change(name, **fields)
         except (OSError, ResourceError) as error:

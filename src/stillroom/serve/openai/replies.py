@@ -1,7 +1,7 @@
 """Replies and stream chunks of chat and completions, with citations as annotations.
 
-An annotation marks where ``[1]`` stands in the text; ``citations`` says what stands behind it:
-file, byte range, pages, passage and its words.
+An annotation marks the position of ``[1]`` in the text; ``citations`` gives its target: file, byte
+range, pages, passage and its text.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def _format_event(value: object) -> bytes:
 def describe_citations(
     citations: Sequence[Citation], details: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Return citations as plain values, numbers as in the text.
+    """Return citations as plain values, numbered as in the text.
 
     Args:
-        citations: Of one answer.
-        details: The answer's; where they name its sources, each citation says who made its
-            passage, under which license, and what to look twice at.
+        citations: Citations of one answer.
+        details: Details of the answer; if they name its sources, each citation gives the author
+            and the license of its passage, and points to verify.
     """
     sources = {one["number"]: one for one in (details or {}).get("sources", ())}
     return [
@@ -100,18 +100,18 @@ def describe_citations(
 
 
 def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an answer's details say of its making, for whoever wants to look closer.
+    """Return the details of how an answer was produced.
 
-    None of the documents' text is in it but sentences that were left out of the answer.
+    Contains no text of the documents except sentences that were left out of the answer.
     """
     return {key: details[key] for key in _DETAIL_FIELDS if key in details}
 
 
 def describe_sources(heard: ResponseCollector) -> dict[str, Any]:
-    """Return what a reply says of a text that documents were asked for; empty of any other.
+    """Return the document fields of a reply; empty for replies without documents.
 
-    Answers from documents read the last message alone, unless their way makes it stand alone
-    first: ``turns_not_read`` counts the others.
+    Answers from documents read the last message alone, unless the pipeline first rewrites it as a
+    standalone question: ``turns_not_read`` counts the others.
     """
     if heard.citations is None:
         return {}
@@ -126,7 +126,7 @@ def describe_sources(heard: ResponseCollector) -> dict[str, Any]:
 
 
 def locate_citations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return where marks stand in a text: one for each that a citation stands behind."""
+    """Return the positions of citation marks in a text; marks without a citation are skipped."""
     known = {citation.number: citation for citation in citations}
     found = []
     for mark in _CITATION_MARK.finditer(text):
@@ -157,7 +157,7 @@ def locate_citations(text: str, citations: Sequence[Citation]) -> list[dict[str,
 
 @dataclass(frozen=True)
 class ChatReply:
-    """One reply to a chat or to a raw text: whole, or chunk by chunk."""
+    """Reply to a chat or a text completion: whole, or chunk by chunk."""
 
     model: str
     is_chat: bool
@@ -166,22 +166,22 @@ class ChatReply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
-        """Return the reply in one object."""
+        """Return the reply as one object."""
         kind = "chat.completion" if self.is_chat else "text_completion"
         choices = [self._choice(at, one) for at, one in enumerate(heard)]
         return {**self._head(kind), "choices": choices, "usage": sum_usage(heard)}
 
     def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the chunk that opens each text of a chat."""
+        """Yield the opening chunk of each text of a chat."""
         if self.is_chat:
             for at in range(len(heard)):
                 yield self._chunk(at, {"role": "assistant", "content": ""})
 
     def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
-        """Yield the chunks of a piece of a text, of a step, or of a text's end.
+        """Yield the chunks of a piece of text, of a denoising step, or of a text's end.
 
-        Citations come after the text, and before the chunk that says why it ended. A step is a
-        chunk without text that shows the whole of it as it stands: an extension.
+        Citations come after the text, before the chunk with the finish reason. A step is a chunk
+        without text that holds the whole canvas: an extension.
         """
         if isinstance(item, str):
             said = {"content": item}
@@ -195,14 +195,14 @@ class ChatReply:
             yield self._chunk(at, {}, finish_reason=heard.spent.finish_reason)
 
     def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the chunk of usage, where it is wanted, and the mark of the end."""
+        """Yield the chunk of usage, if requested, and ``[DONE]``."""
         if self.wants_usage:
             usage = sum_usage(heard)
             yield _format_event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
         yield _DONE_EVENT
 
     def fail(self, refusal: ApiError) -> Iterator[bytes]:
-        """Yield what ends a stream that failed."""
+        """Yield the events that end a failed stream."""
         yield _format_event(refusal.to_json())
 
     def _choice(self, at: int, heard: ResponseCollector) -> dict[str, Any]:
@@ -245,18 +245,18 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class ProxiedReply:
-    """Another server's reply to a chat, under our model's name and otherwise as it came."""
+    """Reply of another server, under the local model name and otherwise unchanged."""
 
     model: str
 
     def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
-        """Return the reply in one object."""
+        """Return the reply as one object."""
         (one,) = heard
         answer = one.answer if isinstance(one, ProxyCollector) else {}
         return {**answer, "model": self.model}
 
     def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield nothing: the other server opens its text itself."""
+        """Yield nothing: the other server sends the opening chunk."""
         yield from ()
 
     def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
@@ -265,11 +265,11 @@ class ProxiedReply:
             yield _format_event({**item, "model": self.model})
 
     def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the mark of the end."""
+        """Yield ``[DONE]``."""
         yield _DONE_EVENT
 
     def fail(self, refusal: ApiError) -> Iterator[bytes]:
-        """Yield what ends a stream that failed."""
+        """Yield the events that end a failed stream."""
         yield _format_event(refusal.to_json())
 
 
@@ -284,7 +284,7 @@ def _describe_step(step: DenoisingStep) -> dict[str, Any]:
 
 
 def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return marks as a chat message has them: the place within an object of its own."""
+    """Return annotations in the format of a chat message: the position in a nested object."""
     return [
         {
             "type": mark["type"],
@@ -297,7 +297,7 @@ def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[st
 def build_embedding_reply(
     vectors: Vectors, model: str, tokens: int, encoding: str
 ) -> dict[str, Any]:
-    """Return vectors as OpenAI's list, as numbers or as base64 of little-endian float32."""
+    """Return embeddings as OpenAI's list, as numbers or as base64 of little-endian float32."""
     rows = np.asarray(vectors, dtype="<f4")
     values = [
         base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist()

@@ -1,10 +1,10 @@
 """Lineage of an artifact as a tree with links, and as a graph laid out in columns.
 
-Of what was made from an index with tenants no text is walked: its records hold words of all of
-them.
+The lineage of an artifact derived from an index with tenants is not traced to texts: its records
+hold text of all tenants.
 
-A node stands one column right of the rightmost of its parents; rows are ordered so that lines cross
-little. Knows places and names, nothing of what they hold.
+A node is one column right of its rightmost parent; rows are ordered to reduce crossings. Uses
+folders and names alone, not the content of artifacts.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MAX_EXAMPLES = 20
 
 @dataclass(frozen=True, slots=True)
 class LineageTreeNode:
-    """A node of a lineage: what it is, and the name in the folder that opens it, if there is one.
+    """Node of a lineage, with the name in the folder that opens it, if there is one.
 
-    ``origin`` is one of the four kinds or empty; ``says`` is what the node says of its origin.
+    ``origin`` is one of the four kinds or empty; ``says`` describes the origin.
     """
 
     title: str
@@ -55,7 +55,7 @@ class LineageTreeNode:
 
 
 def has_tenant_sources(folder: Path) -> bool:
-    """Return whether an artifact is, or was made from, an index with tenants."""
+    """Return whether an artifact is, or derives from, an index with tenants."""
     return any(
         artifact.kind == "index" and has_tenants(place)
         for place, artifact in list_ancestors(folder)
@@ -63,26 +63,26 @@ def has_tenant_sources(folder: Path) -> bool:
 
 
 def trace_lineage(root: Path, name: str, *, record: str = "", examples: int = 3) -> LineageTreeNode:
-    """Return the tree of an artifact, or of one record or passage of it.
+    """Return the lineage tree of an artifact, or of one of its records or passages.
 
     Args:
-        root: The served folder.
-        name: The artifact's name.
-        record: The id of a record or passage to walk from.
-        examples: How many records and passages are followed.
+        root: Served folder.
+        name: Name of the artifact.
+        record: Id of a record or passage to start from.
+        examples: Number of records and passages that are traced.
 
     Raises:
-        DataError: If there is no such artifact or record, or it holds words of tenants.
+        DataError: If there is no such artifact or record, or it holds text of tenants.
     """
     folder = resolve_name(root, name)
     is_guarded = has_tenant_sources(folder)
     if record:
         if is_guarded:
             raise DataError(
-                "what was made from an index with tenants is not opened record by record",
+                "an artifact derived from an index with tenants is not traced record by record",
                 code="rag.access-needed",
-                expected="an artifact whose sources all may see",
-                next="ask the index itself, as one of its tenants",
+                expected="an artifact whose sources are visible to everyone",
+                next="query the index itself, as one of its tenants",
             )
         return _build_node(walk_record(folder, record), root)
     count = 0 if is_guarded else min(examples, _MAX_EXAMPLES)
@@ -115,7 +115,7 @@ NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 168, 46, 44, 18
 
 @dataclass(frozen=True, slots=True)
 class LineageGraphNode:
-    """A node with its place, in pixels; ``name`` opens it where it lies in the folder."""
+    """Node with its position in pixels; ``name`` opens it if it lies in the folder."""
 
     key: str
     label: str
@@ -128,7 +128,7 @@ class LineageGraphNode:
 
 @dataclass(frozen=True, slots=True)
 class LineageGraphEdge:
-    """A line from a parent to what was made of it, and the part that it took."""
+    """Edge from a parent to a derived artifact, with the parent's role."""
 
     role: str
     path: str
@@ -136,7 +136,7 @@ class LineageGraphEdge:
 
 @dataclass(frozen=True, slots=True)
 class LineageGraph:
-    """Everything to draw, and the same in words."""
+    """Graph with its geometry, and a description in words."""
 
     width: int
     height: int
@@ -147,11 +147,11 @@ class LineageGraph:
 
 
 def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
-    """Return the graph of some artifacts and all that they were made from.
+    """Return the graph of artifacts and their ancestors.
 
     Args:
-        root: The served folder.
-        names: The artifacts' names.
+        root: Served folder.
+        names: Names of the artifacts.
     """
     chosen = list(names)
     kinds, links, is_cut = _collect_nodes(root, chosen)
@@ -185,11 +185,11 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
 def _collect_nodes(
     root: Path, chosen: list[str]
 ) -> tuple[dict[str, str], list[tuple[str, str, str]], bool]:
-    """Return kinds by key, links of parent, child and role, and whether there were too many."""
+    """Return kinds by key, edges (parent, child, role), and whether the limit was exceeded."""
     kinds: dict[str, str] = {}
     links: list[tuple[str, str, str]] = []
     waiting = list(chosen)
-    for name in waiting:  # grows while it is walked
+    for name in waiting:  # the list grows during the walk
         if name in kinds:
             continue
         if len(kinds) >= _MAX_NODES:
@@ -217,7 +217,7 @@ def _collect_nodes(
 
 def _assign_columns(kinds: dict[str, str], links: list[tuple[str, str, str]]) -> dict[str, int]:
     columns = dict.fromkeys(kinds, 0)
-    for _ in kinds:  # a circle cannot go on for longer
+    for _ in kinds:  # bounds the walk in a cyclic graph
         moved = False
         for parent, child, _ in links:
             if columns[child] <= columns[parent] < len(kinds):
@@ -228,7 +228,7 @@ def _assign_columns(kinds: dict[str, str], links: list[tuple[str, str, str]]) ->
 
 
 def _assign_rows(columns: dict[str, int], links: list[tuple[str, str, str]]) -> dict[str, float]:
-    """Return rows: within a column by the middle of the parents, each its own."""
+    """Return a distinct row in its column for each node, near the mean row of its parents."""
     rows: dict[str, float] = {}
     for column in range(max(columns.values(), default=0) + 1):
         keys = [key for key in columns if columns[key] == column]

@@ -1,6 +1,6 @@
 """Comparison of checkpoints: architecture, lineage and reported metrics.
 
-A figure is shown only where a report of the folder holds it; nothing is measured here.
+Metrics are read from the reports of the folder; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from stillroom.serve.views.folder import (
 
 __all__ = ["MetricValue", "ModelSummary", "list_models", "list_references"]
 
-_WEIGHT_FILES = re.compile(r"output/[^/]+\.(safetensors|gguf)")  # not those of its candidates
+_WEIGHT_FILES = re.compile(
+    r"output/[^/]+\.(safetensors|gguf)"
+)  # metrics of the result, not of its candidates
 _METRICS = {
     "kl_to_teacher/final": ("divergence from its teacher", "nats a token", "KL to teacher"),
-    "agreement": ("tokens it agrees with its teacher on", "share", "agreement"),
+    "agreement": ("top-1 agreement with its teacher", "share", "agreement"),
     "perplexity": ("perplexity on held-out records", "", "perplexity"),
     "closed/f1": ("F1 of answers without documents", "", "F1 closed"),
     "retrieved/f1": ("F1 of answers from documents", "", "F1 retrieved"),
@@ -39,7 +41,7 @@ _METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """A measured value with its interval, how many it stands on, and which report holds it."""
+    """Metric with its interval, its sample size, and the report that holds it."""
 
     value: float
     low: float | None
@@ -50,7 +52,7 @@ class MetricValue:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """A checkpoint of the folder, or a reference that something in it was made from."""
+    """Checkpoint of the folder, or a reference to the parent of an artifact in it."""
 
     name: str
     kind: str
@@ -67,16 +69,16 @@ class ModelSummary:
     figures: Mapping[str, MetricValue] = field(default_factory=dict)
     is_diffusion: bool = False
     same_as: str = ""
-    """Another checkpoint of the folder whose weight files hold the same bytes."""
+    """Name of an older checkpoint of the folder with identical weight files, or empty."""
 
     @property
     def is_reference(self) -> bool:
-        """Whether it lies elsewhere."""
+        """Whether it lies outside the folder."""
         return self.kind == "reference"
 
 
 def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, str, str]]]:
-    """Return checkpoints and references, newest first, and each figure's name, unit, short name."""
+    """Return models, newest first, and the name, unit and short name of each metric."""
     found = list_folder_artifacts(root)
     figures = _collect_metrics(root, found)
     models = _mark_duplicates(
@@ -102,7 +104,7 @@ def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, st
 
 
 def _mark_duplicates(root: Path, models: list[ModelSummary]) -> list[ModelSummary]:
-    """Return models, those whose weights an older one has marked with its name; newest first."""
+    """Return models newest first; copies of an older one's weights are marked with its name."""
     first: dict[tuple[str, ...], str] = {}
     marked = []
     for model in reversed(models):
@@ -129,7 +131,7 @@ def _collect_references(root: Path, found: list[FolderArtifact]) -> dict[str, se
 
 
 def _iter_parents(root: Path, one: FolderArtifact) -> Iterator[tuple[str, str]]:
-    """Yield role and name of what an artifact was made from; nameless where it lies outside."""
+    """Yield role and name of an artifact's parents; the name is empty outside the folder."""
     folder = resolve_name(root, one.name)
     if not is_artifact(folder) or one.kind == "broken":
         return
@@ -167,12 +169,12 @@ def _summarize_model(
 
 @lru_cache(maxsize=256)
 def _read_header(folder: Path, digest: str) -> dict[str, Any]:
-    """Return what a checkpoint's header and config say; empty where it cannot be read."""
+    """Return the tensor header and the config of a checkpoint; empty if unreadable."""
     from stillroom.checkpoints import Checkpoint
 
     try:
         checkpoint = Checkpoint.open(find_output(folder, "checkpoint"))
-        parameters = checkpoint.parameters  # not known where a layout of quantization is not
+        parameters = checkpoint.parameters  # unknown for an unknown quantization layout
     except (StillroomError, OSError):
         return {}
     config = checkpoint.config
@@ -187,7 +189,7 @@ def _read_header(folder: Path, digest: str) -> dict[str, Any]:
 
 
 def _collect_metrics(root: Path, found: list[FolderArtifact]) -> dict[str, dict[str, MetricValue]]:
-    """Return figures by model, out of every report whose parents are models."""
+    """Collect metrics by model, from every report whose parents are models."""
     told: dict[str, dict[str, MetricValue]] = {}
     for one in found:
         if one.kind != "report":
@@ -214,7 +216,7 @@ def _read_report_metrics(report: Any) -> list[Mapping[str, Any]]:
 
 
 def _find_metric_key(name: str, role: str) -> str:
-    """Return which of our figures a metric is of a role, as ``student/agreement``."""
+    """Return the key of a metric of a role, such as ``student/agreement``."""
     for prefix in (f"{role}/", f"answers/{role}/"):
         rest = name.removeprefix(prefix)
         if rest != name and rest in _METRICS:
