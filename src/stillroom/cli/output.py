@@ -30,7 +30,7 @@ _MAX_VALUE_LENGTH = 200
 
 
 def format_value(value: object, *, is_inner: bool = False) -> str:
-    """Return a JSON value as words: names with what they stand for, and no brackets of Python's."""
+    """Format a JSON value as text: keys with values, without brackets."""
     if value is None or value in ("", [], {}, ()):
         return "none"
     if isinstance(value, bool):
@@ -54,7 +54,7 @@ def format_value(value: object, *, is_inner: bool = False) -> str:
 
 
 def print_rows(rows: Sequence[tuple[str, object]]) -> None:
-    """Print rows below each other, names padded to one width, long texts cut at their end."""
+    """Print rows, with names padded to one width and long texts truncated."""
     width = max((len(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
         text = format_value(value)
@@ -68,7 +68,7 @@ _MAX_COLUMN_WIDTH = 60
 def print_report(
     out: Path, artifact: Artifact, report: Report, *, as_json: bool, **also: Any
 ) -> None:
-    """Print a report's summary and tables, or one JSON object with what ``also`` names."""
+    """Print a report's summary and tables, or one JSON object with the fields of ``also``."""
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **also, **report.to_json()})
         return
@@ -98,13 +98,13 @@ _JSON_VERSION = 1
 
 
 def format_row(lead: str, text: str, *, always: bool = False) -> str:
-    """Return a row of a table, its text wrapped to the terminal and hung below itself.
+    """Return a row of a table, its text wrapped to the terminal with a hanging indent.
 
     Args:
-        lead: What stands before the text: names, padded.
-        text: The last column.
-        always: Wrap to $COLUMNS where there is no terminal, too; else a row stays one line there,
-            as other programs want it.
+        lead: Text before the last column: padded names.
+        text: Text of the last column.
+        always: Wrap to $COLUMNS also without a terminal; otherwise a row is one line there, as
+            other programs expect.
     """
     if not always and not sys.stdout.isatty():
         return lead + text
@@ -125,5 +125,5 @@ def print_json(value: dict[str, Any]) -> None:
     """Print a result as one JSON object with its version."""
     _printed_results.append(True)
     text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
-    # A file's name may hold bytes that are no UTF-8: as an escape they are JSON, and come back.
+    # A file name may contain bytes that are not UTF-8: JSON escapes keep them reversible.
     click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))

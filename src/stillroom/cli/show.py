@@ -30,28 +30,28 @@ Examples:
 """,
 )
 @click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
-@click.option("--lineage", is_flag=True, help="Walk back to documents and their byte ranges.")
+@click.option("--lineage", is_flag=True, help="Trace to documents and their byte ranges.")
 @click.option(
     "--examples",
     default=3,
     type=click.IntRange(min=0),
     show_default=True,
-    help="How many records to walk from.",
+    help="Number of records to trace.",
 )
-@click.option("--record", default="", help="Walk from one record, by its id.")
+@click.option("--record", default="", help="Trace one record, by its id.")
 @click.option(
     "--within",
     type=existing_path,
-    help="Of an answer that was served: the run or index that it was asked of.",
+    help="Run or index of a served answer.",
 )
 @json_option
 @debug_option
 def show_command(
     what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
 ) -> None:
-    """Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.
+    """Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.
 
-    An answer is a file of what 'ask --json' prints or the server replies.
+    An answer is a file with the output of 'ask --json' or a reply of the server.
     """
     path = Path(what)
     if (path / "header.json").is_file() and not (path / "artifact.json").exists():
@@ -91,14 +91,14 @@ def _find_answer_source(named: str, answer: Path) -> Path:
     """Return the folder that an answer names.
 
     Raises:
-        DataError: If it names none.
+        DataError: If it names no folder.
     """
     from stillroom.errors import DataError
 
     if named:
         return Path(named)
     raise DataError(
-        "the answer does not say what it was asked of",
+        "the answer does not name its run or index",
         code="data.answer",
         where=str(answer),
         expected="the run or index that was served",
@@ -160,7 +160,7 @@ def _show_method(name: str, as_json: bool) -> None:
         raise DataError(
             f"{name} is neither a path nor a method",
             code="data.missing",
-            expected="the folder of an artifact, or a name that `stillroom list methods` shows",
+            expected="the folder of an artifact, or a name listed by `stillroom list methods`",
             next=suggest(name, [row.name for row in known]) or "stillroom list methods",
         )
     if as_json:
@@ -203,7 +203,7 @@ Examples:
 def list_command(what: str, seam: str, as_json: bool) -> None:
     """List methods, kinds, backends or jobs.
 
-    SEAM narrows methods to one folder (as `merge.methods`), and names the folder for jobs.
+    SEAM restricts methods to one seam (such as `merge.methods`); with jobs it is the folder.
     """
     rows = _list_rows(what, seam)
     if as_json:
@@ -236,7 +236,7 @@ def _list_method_rows(seam: str) -> list[dict[str, str]]:
         if name not in seams:
             short = [known.removeprefix("stillroom.") for known in seams]
             raise RecipeError(
-                f"'{seam}' is not a folder of methods",
+                f"'{seam}' is not a seam of methods",
                 code="recipe.unknown-seam",
                 expected=f"one of: {', '.join(short)}",
                 next=suggest(seam, short) or "stillroom list methods",
@@ -270,5 +270,5 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
             rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial")
-        rows.append({"name": name, "summary": "unfinished; go on with --resume"})
+        rows.append({"name": name, "summary": "unfinished; continue with --resume"})
     return rows

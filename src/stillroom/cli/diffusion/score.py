@@ -36,28 +36,42 @@ Examples:
     default=None,
     help="Records whose answers are scored.",
 )
-@click.option("--split", default="", help="Only records of this split; empty is all.")
-@click.option("--most", type=click.IntRange(min=1), default=64, help="Most records.")
-@click.option("--max-tokens", type=click.IntRange(min=2), default=512, help="Tokens of a record.")
-@click.option("--include-prompt", is_flag=True, help="Score all that is said.")
-@click.option("--prompt", default="", help="What stands before the answers.")
-@click.option("--chat", is_flag=True, help="The prompt is a message; use the chat template.")
-@click.option("--answer", "answers", multiple=True, help="An answer; may be repeated to choose.")
+@click.option("--split", default="", help="Use only records of this split; empty uses all.")
+@click.option("--most", type=click.IntRange(min=1), default=64, help="Maximum number of records.")
 @click.option(
-    "--estimator", default="low_variance", help="A method of diffusion.evaluation.estimators."
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    help=("Maximum number of tokens of a record."),
+)
+@click.option("--include-prompt", is_flag=True, help="Score all messages, not answers alone.")
+@click.option("--prompt", default="", help="Text before the answers.")
+@click.option("--chat", is_flag=True, help="Treat the prompt as a message; use the chat template.")
+@click.option("--answer", "answers", multiple=True, help="Candidate answer; may be repeated.")
+@click.option(
+    "--estimator", default="low_variance", help="Method of diffusion.evaluation.estimators."
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help=("Setting of the estimator; may be repeated."),
 )
 @click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Draws masks.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the masks.")
 @click.option(
     "--error",
     type=FiniteFloatRange(min=0, min_open=True),
     default=None,
-    help="Say how many samples bring the error, in nats a token, down to this.",
+    help="Estimate the samples needed for this error, in nats a token.",
 )
-@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@click.option(
+    "--model-is",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help=("Model property that its config does not record."),
+)
 @json_option
 @debug_option
 def score_command(
@@ -78,10 +92,10 @@ def score_command(
     model_is: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Bound how likely a model finds records or an answer, with the error.
+    """Estimate a lower bound on the log-likelihood of records or answers, with its error.
 
-    The bound is at most the log-likelihood: its nats a token are no perplexity of an autoregressive
-    model, and not to be set beside one as its equal.
+    The bound is at most the log-likelihood: its nats a token are not comparable with the perplexity
+    of an autoregressive model.
     """
     from stillroom.cli.diffusion.options import open_model, read_estimator
 
@@ -127,7 +141,7 @@ def _read_lessons(
             code="diffusion.no-places",
             where=str(records),
             expected="assistant messages within --max-tokens",
-            next="look at --split, or score all that is said with --include-prompt",
+            next="check --split, or score all messages with --include-prompt",
         )
     return list(lessons), counts.left_out
 
@@ -192,20 +206,20 @@ def _print_scores(
         f"tokens, {forwards} readings)"
     )
     if needed is not None:
-        click.echo(f"an error of {error:g} takes about {needed} samples a record")
+        click.echo(f"an error of {error:g} needs about {needed} samples a record")
     if left_out:
         click.echo(f"{left_out} records have nothing to score", err=True)
 
 
 def _estimate_samples(own: float, samples: int, error: float | None) -> int | None:
-    """Return how many samples bring an error down to another; None where that is not known."""
+    """Return the number of samples for a target error; None if unknown."""
     if not error or not samples or own == float("inf"):
         return None
     return max(1, math.ceil(samples * (own / error) ** 2))
 
 
 def _to_json_number(error: float) -> float | None:
-    """Return an error, or None where one sample says nothing of it: JSON knows no infinity."""
+    """Return an error, or None if it is infinite (one sample), which JSON cannot represent."""
     return error if error != float("inf") else None
 
 

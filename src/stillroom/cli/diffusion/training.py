@@ -31,7 +31,7 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def train_command(
@@ -45,7 +45,7 @@ def train_command(
 ) -> None:
     """Run a recipe of kind diffusion.
 
-    The same as `stillroom run`, and says what the held-out records came to.
+    Same as `stillroom run`; also prints the held-out loss.
     """
     from stillroom.diffusion.recipe import DiffusionRecipe
     from stillroom.errors import RecipeError
@@ -56,7 +56,7 @@ def train_command(
     loaded = load_recipe(recipe, overrides)
     if not isinstance(loaded, DiffusionRecipe):
         raise RecipeError(
-            f"kind {loaded.kind} trains no diffusion model",
+            f"a recipe of kind {loaded.kind} trains no diffusion model",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: diffusion",
@@ -93,24 +93,26 @@ Examples:
 """,
 )
 @click.argument("checkpoint")
-@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
     default=None,
     help="Records to train an autoregressive checkpoint on.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=500, help="Optimizer steps.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=500, help=("Number of optimizer steps.")
+)
 @click.option(
     "--block-size",
     type=click.IntRange(min=1),
     default=None,
-    help="Attention by blocks of so many tokens, grown from 1; without it attention is full.",
+    help="Block size of block-causal attention, grown from 1; default full attention.",
 )
 @click.option(
     "--shift/--no-shift",
     default=None,
-    help="Whether a state predicts the next token; by default what the start does.",
+    help="Predict the next token at each position; by default as the checkpoint does.",
 )
 @click.option(
     "--anneal-steps",
@@ -119,7 +121,11 @@ Examples:
     help="Steps over which causal attention becomes full.",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help=("Setting of the recipe; may be repeated."),
 )
 @json_option
 @job_options
@@ -137,11 +143,11 @@ def convert_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Make a diffusion checkpoint of another: of any layout, or autoregressive.
+    """Convert a checkpoint to diffusion: any published layout, or autoregressive.
 
-    A checkpoint of a published layout is written in stock terms, and needs no records. An
-    autoregressive one gets a mask token and is trained on records; `stillroom new diffusion` says
-    what more can be set.
+    A diffusion checkpoint of a published layout is rewritten with standard names and needs no
+    records. An autoregressive one gets a mask token and is trained on records; `stillroom new
+    diffusion` lists more settings.
     """
     from stillroom.diffusion.model.initialization import describe_expected_quality
     from stillroom.flow import run_recipe
@@ -180,7 +186,7 @@ def convert_command(
 def _refuse_unused_options(
     block_size: int | None, shift: bool | None, anneal_steps: int, overrides: tuple[str, ...]
 ) -> None:
-    """Refuse options of a training that there is none of."""
+    """Refuse training options when nothing is trained."""
     idle = {
         "--block-size": block_size is not None,
         "--shift": shift is not None,
@@ -189,7 +195,7 @@ def _refuse_unused_options(
     }
     named = ", ".join(name for name, is_given in idle.items() if is_given)
     if named:
-        raise click.UsageError(f"without --records nothing is trained, and {named} does nothing")
+        raise click.UsageError(f"without --records nothing is trained, and {named} has no effect")
 
 
 def _build_recipe(
@@ -223,7 +229,7 @@ def _build_recipe(
 
 
 def _rewrite_checkpoint(checkpoint: str, out: Path, *, overwrite: bool) -> str:
-    """Write a diffusion checkpoint of a published layout in stock terms."""
+    """Rewrite a diffusion checkpoint of a published layout with standard names."""
     from stillroom.diffusion.model.initialization import convert_checkpoint
 
     return convert_checkpoint(checkpoint, out, overwrite=overwrite)
@@ -241,20 +247,24 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="A folder for both and the report.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
     "--facts",
     default="",
     metavar="TEMPLATE",
-    help="What facts of the records read as, as '{a} is {b} .': asked both ways.",
+    help=(
+        "Template of the facts in the records, such as '{a} is {b} .': tested in both directions."
+    ),
 )
 @click.option(
     "--ask",
     multiple=True,
     metavar="NAME=RECORDS",
-    help="Records whose answers both are to write, as reversed=test.jsonl; may be repeated.",
+    help="Records whose answers both models generate, as reversed=test.jsonl; may be repeated.",
 )
-@click.option("--most", type=click.IntRange(min=1), default=200, help="Records and facts asked.")
+@click.option(
+    "--most", type=click.IntRange(min=1), default=200, help=("Number of records and facts tested.")
+)
 @json_option
 @job_options
 def compare_command(
@@ -271,8 +281,8 @@ def compare_command(
 ) -> None:
     """Train a diffusion model and its autoregressive twin, and compare them.
 
-    The twin has the same network, records, batch and seed, and as many steps as make the same
-    arithmetic. What is finished is not trained again with --resume.
+    The twin has the same network, records, batch size and seed, and as many steps as give the same
+    compute. With --resume, finished models are not trained again.
     """
     from stillroom.diffusion.evaluation.comparison import (
         compare_models,
@@ -289,14 +299,14 @@ def compare_command(
     loaded = load_recipe(recipe, overrides)
     if not isinstance(loaded, DiffusionRecipe):
         raise RecipeError(
-            f"kind {loaded.kind} trains no diffusion model",
+            f"a recipe of kind {loaded.kind} trains no diffusion model",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: diffusion",
             next="stillroom new diffusion",
         )
     questions = _read_questions(ask)
-    if facts:  # a template that fits nothing is told before anything is trained
+    if facts:  # a template without matches is reported before training
         find_facts(split_records(Path(loaded.records)).train, facts)
     out.mkdir(parents=True, exist_ok=True)
     places = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
@@ -326,7 +336,7 @@ def compare_command(
 
 
 def _read_questions(words: tuple[str, ...]) -> dict[str, list[Record]]:
-    """Return the records of each ``NAME=RECORDS``; read before anything is trained."""
+    """Return the records of each ``NAME=RECORDS``, read before training."""
     from stillroom.records import read_records
 
     found: dict[str, list[Record]] = {}
@@ -334,7 +344,7 @@ def _read_questions(words: tuple[str, ...]) -> dict[str, list[Record]]:
         name, _, path = word.partition("=")
         if not name or not path or name in found:
             raise click.BadParameter(
-                f"{word!r} is not NAME=RECORDS with a name of its own", param_hint="--ask"
+                f"{word!r} is not NAME=RECORDS with a unique name", param_hint="--ask"
             )
         found[name] = list(read_records(Path(path)))
     return found

@@ -30,15 +30,18 @@ Examples:
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
-@click.option("--who", required=True, help="The person shown or heard.")
-@click.option("--basis", required=True, help="What the consent stands on: a form, a contract.")
+@click.option("--who", required=True, help="Person shown or recorded.")
+@click.option("--basis", required=True, help="Basis of the consent: a form, a contract.")
 @click.option(
-    "--scope", multiple=True, required=True, help="A forgery or edit that is agreed to, or 'any'."
+    "--scope",
+    multiple=True,
+    required=True,
+    help=("Forgery or edit that is agreed to, or 'any'; may be repeated."),
 )
 @click.option(
-    "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="The last day it holds."
+    "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="Last day of validity."
 )
-@click.option("--out", type=existing_path, required=True, help="The record to write.")
+@click.option("--out", type=existing_path, required=True, help="Output file.")
 @json_option
 @debug_option
 def consent_command(
@@ -50,10 +53,10 @@ def consent_command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Write a record of who agreed to the use of which pictures or recordings.
+    """Write a consent record for images or recordings of a person.
 
-    The record holds the files' digests: it serves for these files and no others. Of a folder all
-    pictures and recordings below it are named.
+    The record lists the files' digests: it is valid for these files and no others. For a folder,
+    all images and recordings below it are listed.
     """
     from stillroom.forensics.synthesis.consent import list_consented_files, write_consent
 
@@ -80,15 +83,14 @@ Examples:
     "--unmarked",
     type=existing_path,
     multiple=True,
-    help="A folder whose media have to carry every mark of the lab; those that do not are named. "
-    "May be repeated.",
+    help="Folder whose media must carry every mark of the lab; others are listed. May be repeated.",
 )
 @json_option
 @debug_option
 def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
-    """Prove the lab's ledger, row by row.
+    """Verify the lab's ledger, row by row.
 
-    Exit code 1 if a file lacks a mark, or a folder that is named holds no media.
+    Exit code 1 if a file lacks a mark, or a given folder contains no media.
     """
     from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
     from stillroom.forensics.labeling.lab import open_lab
@@ -105,7 +107,7 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         print_json({"lab": str(lab.folder), "rows": rows, "unmarked": lacking})
     else:
-        click.echo(f"{lab.ledger.path}: {rows} rows, each as it was written")
+        click.echo(f"{lab.ledger.path}: {rows} rows, all unchanged")
         for name, missing in lacking.items():
             click.echo(escape_line(f"{name}: lacks {', '.join(missing)}"))
         for place, names in found.items():
@@ -128,11 +130,11 @@ Examples:
 @json_option
 @debug_option
 def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
-    """Find the lab's own files by their watermark, stripped or not.
+    """Detect the lab's watermark in files, with or without metadata.
 
     Finds files of this lab alone, also after recompression, resizing, or a crop of up to 10 % a
-    side. Without a mark nothing is said about a file. A mark that was copied to other content is
-    told as that; a small change of a marked file is not.
+    side. A missing mark proves nothing. A mark copied to other content is reported as such; a small
+    edit of a marked file is not.
     """
     from stillroom.errors import DataError
     from stillroom.forensics.labeling.lab import open_lab

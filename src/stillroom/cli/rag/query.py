@@ -35,15 +35,15 @@ Examples:
     default=5,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many passages to list.",
+    help="Number of passages to list.",
 )
 @click.option(
     "--way",
     default="",
-    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default: what "
-    "'rag tune --write' left in the index, else convex.",
+    help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
+    "default: the one stored by 'rag tune --write', else convex.",
 )
-@click.option("--timings", is_flag=True, help="Say what each stage took, in milliseconds.")
+@click.option("--timings", is_flag=True, help="Print the time of each stage, in milliseconds.")
 @view_options
 @json_option
 @debug_option
@@ -61,9 +61,8 @@ def search_command(
 ) -> None:
     """List the passages that a query finds.
 
-    What stands in quotation marks must stand so in a passage, one word after another;
-    headings:WORD and body:WORD must stand there. Where no passage has it, that is said, and the
-    words alone are searched.
+    Words in quotation marks must occur in a passage as a phrase; headings:WORD and body:WORD must
+    occur there. If no passage matches, a note says so, and the words alone are searched.
     """
     from stillroom.rag.generation.answer import flag_text
     from stillroom.rag.index.searcher import Index
@@ -110,7 +109,7 @@ def search_command(
         first = " ".join(hit.passage.text.split())[:160]
         click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
         if labels := flag_text(hit.passage.text):
-            click.echo(f"   look twice: {', '.join(labels)}")
+            click.echo(f"   verify: {', '.join(labels)}")
     if not hits:
         click.echo("nothing was found")
     for name, spent_ms in times.milliseconds.items() if timings else ():
@@ -132,16 +131,16 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("question")
-@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="What answers.")
+@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="Model that answers.")
 @click.option(
     "--k",
     default=3,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many passages the model is shown.",
+    help="Number of passages shown to the model.",
 )
 @ask_options
-@click.option("--steps", is_flag=True, help="Print every step of finding and judging.")
+@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @view_options
 @json_option
 @debug_option
@@ -159,7 +158,7 @@ def ask_command(
 ) -> None:
     """Answer a question from an index, with citations.
 
-    Where no passage supports an answer, the passages that came nearest are named.
+    If no passage supports an answer, the nearest passages are listed.
     """
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_index
