@@ -20,19 +20,19 @@ __all__ = [
 
 
 def _examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Have forensics say where a file is from; it is loaded for the first file that is read."""
+    """Run a forensic check of a file's origin; forensics is imported for the first file."""
     from stillroom.forensics.check.origin import examine_origin
 
     return examine_origin(path, origin)
 
 
 def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
-    """Hand a started job to the room that its recipe's kind names.
+    """Run a started job in the room of its recipe's kind.
 
     Args:
-        recipe: Of one job.
-        job: Started.
-        engine: What does the work, where a chain has opened one and the recipe names none.
+        recipe: Recipe of one job.
+        job: Started job.
+        engine: Engine opened by a flow, used if the recipe names none.
     """
     chosen = engine_of(recipe)
     if chosen is not None and engine is not None and chosen.ray is None:
@@ -49,7 +49,7 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
     if engine.is_remote:
         job.event("engine", name=engine.name, workers=engine.num_workers)
     room = importlib.import_module(f"stillroom.{recipe.kind}.run")
-    # Rooms write with many libraries; a full disk is the same error from all of them.
+    # Rooms write with many libraries, whose errors for a full disk differ: they are unified here.
     with full_disk_as_error(job.out):
         try:
             with job.interruptible(), use_origin_check(_examine_origin):
@@ -57,5 +57,5 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
         finally:
             job.close()
     if not isinstance(artifact, Artifact):
-        raise TypeError(f"stillroom.{recipe.kind}.run.run gave no Artifact")
+        raise TypeError(f"stillroom.{recipe.kind}.run.run returned no Artifact")
     return artifact

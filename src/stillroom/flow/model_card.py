@@ -1,10 +1,12 @@
 """Model card of a checkpoint, compiled from its lineage and evaluation reports.
 
-Mitchell et al. 2019 (arXiv:1810.03993) ask for a model's data, measures and limits. All three lie
-in the artifacts that the checkpoint was made from, so the card is read from them, not written by
-hand: base models and records with their shares of human and synthetic text, the method with its
-settings, the report with its intervals. A limit is said where a figure or a gap in the lineage
-shows it. Nothing that was not recorded is claimed.
+Model cards describe a model's data, metrics and limitations. All three are recorded in the
+artifacts that the checkpoint derives from, so the card is generated: base models and records with
+their shares of human and synthetic text, the method with its settings, the report with its
+intervals. A limitation is listed if a metric or a gap in the lineage shows it. Nothing is claimed
+that was not recorded.
+
+Source: Mitchell et al. 2019 (arXiv:1810.03993).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _CHECKPOINT_ROLES = {"teacher", "base", "model", "student", "start"}
 
 @dataclass
 class CardContext:
-    """What a card stands on: the artifacts by kind, nearest first, and what lies elsewhere."""
+    """Sources of a card: artifacts by kind, nearest first, and parents outside the lineage."""
 
     folder: Path
     artifact: Artifact
@@ -49,21 +51,20 @@ class CardContext:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def names(self) -> dict[Path, str]:
-        """Return what each folder is called: its name, with as much before it as tells it apart."""
+        """Return a unique name of each folder: its last path parts."""
         parts = (*self.checkpoints, *self.records, *self.indexes)
         return _shorten_paths([folder for folder, _ in parts])
 
 
 def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContext:
-    """Read what a checkpoint was made from.
+    """Read the lineage of a checkpoint.
 
     Args:
-        path: A job's folder of kind checkpoint, or a run: its model is meant, and its report is
-            the evaluation.
-        reports: Further jobs of kind report, or files of their kind.
+        path: Folder of a job of kind checkpoint, or of a run, whose model and report are used.
+        reports: Additional jobs of kind report, or report files.
 
     Raises:
-        DataError: If no job made the checkpoint, or a report cannot be read.
+        DataError: If the checkpoint is not an artifact, or a report cannot be read.
     """
     from stillroom.flow.opening import find_step
 
@@ -75,9 +76,9 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
         artifact = read_artifact(path)
     if artifact.kind != "checkpoint":
         raise DataError(
-            f"{path} holds {artifact.kind}",
+            f"{path} is an artifact of kind {artifact.kind}",
             code="data.wrong-kind",
-            expected="the folder of a run or of a job that made a checkpoint",
+            expected="the folder of a run or of a job that produced a checkpoint",
             next=f"stillroom show {path}",
         )
     lineage = CardContext(path, artifact)
@@ -100,7 +101,7 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
 
 
 def _shorten_paths(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return a name for each of several paths: the fewest of its last parts that no other has."""
+    """Return the shortest unique suffix of each path."""
     names = {}
     for path in paths:
         for count in range(1, len(path.parts) + 1):
@@ -139,8 +140,8 @@ def _read_report(lineage: CardContext, path: Path) -> None:
             f"{path} cannot be read as a report: {error!s:.80}",
             code="data.not-a-report",
             where=str(file),
-            expected="the folder of a job that evaluated, or its report.json",
-            next="stillroom list jobs says what lies where",
+            expected="the folder of an evaluation job, or its report.json",
+            next="list artifacts with stillroom list jobs",
         ) from error
     if (path / ARTIFACT_FILE).is_file():
         for _, one in list_ancestors(path):
@@ -152,8 +153,8 @@ def render_card(lineage: CardContext, name: str = "") -> str:
     """Return the card as Markdown with front matter.
 
     Args:
-        lineage: As ``collect_card_context`` reads it.
-        name: What the model is called; by default the folder's name.
+        lineage: Result of ``collect_card_context``.
+        name: Name of the model; by default the folder's name.
     """
     from stillroom.checkpoints.card import compose_card
 
@@ -253,7 +254,7 @@ def _count_records(folder: Path) -> dict[str, int]:
 def _iter_origin_kinds(folder: Path) -> Iterator[str]:
     try:
         file = find_record_file(folder / "output")
-    except DataError:  # gone since: the limits say so
+    except DataError:  # removed since: listed among the limitations
         return
     for record in read_records(file):
         yield record.origin.kind
@@ -286,7 +287,7 @@ def _format_share_row(name: str, counts: Mapping[str, int], license: str) -> str
 
 
 def _select_quality_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what tells how good the model is, not how large or fast."""
+    """Return quality metrics, without sizes and times."""
     skipped = ("/size_bytes", "/parameters", "/tokens_per_second")
     return [
         one
