@@ -175,8 +175,4 @@ def _print_export(told: GgufExport, found: GgufComparison | None) -> None:
         click.echo(f"left out: {name}: {why}")
     for note in told.notes:
         click.echo(f"note: {note}")
-    click.echo(
-        "not compared with transformers: add --check"
-        if found
-        else "not compared with transformers: --check does"
-    )
+    click.echo(f"compared: {found}" if found else "not compared with transformers: add --check")

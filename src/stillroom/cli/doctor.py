@@ -149,7 +149,7 @@ def _print_machine(facts: dict[str, Any]) -> None:
     if facts["models_folder"]:
         sources.append(f"$STILLROOM_MODELS={facts['models_folder']}")
     _print_row("models", ", ".join(sources) or "none here")
-    _print_row("hub", "used if needed" if facts["hub_offline"] else "asked if needed")
+    _print_row("hub", "not used (HF_HUB_OFFLINE)" if facts["hub_offline"] else "used if needed")
 
 
 def _print_extras(extras: list[dict[str, Any]]) -> None:

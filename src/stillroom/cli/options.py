@@ -113,7 +113,7 @@ def view_options(function: CommandT) -> CommandT:
     function = access_options(function)
     for option in (
         click.option(
-            "--snapshot", default=None, help=("Older state of the index, by number or digest.")
+            "--snapshot", default=None, help="Older state of the index, by number or digest."
         ),
         click.option("--where", default="", help="Filter of documents, such as year >= 2020."),
     ):
@@ -151,7 +151,7 @@ def qrels_options(function: JudgedCommandT) -> JudgedCommandT:
         click.option(
             "--qrels",
             type=existing_path,
-            help=("Judgments in TREC's or BEIR's columns, or JSON lines."),
+            help="Judgments in TREC's or BEIR's columns, or JSON lines.",
         ),
         click.option(
             "--queries", type=existing_path, help="JSON lines, or lines of id, tab, text."
@@ -160,7 +160,7 @@ def qrels_options(function: JudgedCommandT) -> JudgedCommandT:
             "--split",
             default="test",
             show_default=True,
-            help=("Split of the collection's judgments."),
+            help="Split of the collection's judgments.",
         ),
         click.option("--collection", type=existing_path, help="Folder in BEIR's layout."),
     ):

@@ -200,7 +200,7 @@ def _print_support(answer: Answer) -> None:
         return
     for one in (one for one in open_ones if "start" in one):
         text = answer.completion.text[one["start"] : one["end"]]
-        what = "not in any passage" if one["status"] == "unverified" else "no passage says"
+        what = "not in the cited passage" if one["status"] == "unverified" else "not in any passage"
         click.echo(f"{what}: {text}")
     if open_ones:
         click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

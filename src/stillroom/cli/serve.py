@@ -42,7 +42,7 @@ Examples:
     "--api-key-file",
     type=existing_path,
     default=None,
-    help=("API keys, one a line, with tenant and scopes."),
+    help="API keys, one a line, with tenant and scopes.",
 )
 @click.option(
     "--k",
@@ -66,7 +66,7 @@ Examples:
     help="URL of a model server that recipes of clients may use; may be repeated.",
 )
 @click.option(
-    "--allow-hub", is_flag=True, help=("Allow recipes of clients to download from the hub.")
+    "--allow-hub", is_flag=True, help="Allow recipes of clients to download from the hub."
 )
 @click.option(
     "--allow-variable",
@@ -244,7 +244,7 @@ Examples:
     "--trust",
     type=existing_path,
     multiple=True,
-    help=("Certificate authorities that you trust, as PEM."),
+    help="Certificate authorities that you trust, as PEM.",
 )
 @click.option(
     "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."

@@ -208,7 +208,7 @@ class PageContext:
         number = uuid.uuid4().hex[:12]
         _LOG.error("error %s", number, exc_info=error)
         told = Problem(
-            f"the console failed; see {number} in its log",
+            f"the console failed; its log has the reason under {number}",
             "internal",
             next="look at the terminal that runs it",
         )

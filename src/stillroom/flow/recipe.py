@@ -232,7 +232,7 @@ def _check_clusters(recipe: FlowRecipe) -> list[Problem]:
 
 
 def _format_address(address: str | None) -> str:
-    return "one started for the job" if address else "one that is started for the job"
+    return f"at '{address}'" if address else "one started for the job"
 
 
 def _unknown_source_problem(source: str, where: str, known: list[str]) -> Problem:

@@ -116,12 +116,14 @@ def to_api_error(error: BaseException) -> ApiError:
     if isinstance(error, StillroomError):
         _LOG.error("error %s: %s", number, error)
         if isinstance(error, BackendError):
-            told = f"the model failed; see {number} in the server's log"
+            told = f"the model failed; the server's log has the reason under {number}"
             return ApiError(503, told, code=error.code)
     else:
         _LOG.error("error %s", number, exc_info=error)
     return ApiError(
-        500, f"the server failed; see {number} in the server's log", code="internal_error"
+        500,
+        f"the server failed; the server's log has the reason under {number}",
+        code="internal_error",
     )
 
 

@@ -73,7 +73,7 @@ class _ErrorBody(_StrictModel):
     code: str
     problems: list[ProblemDetail] = Field(
         default_factory=list,
-        description=("problems of a recipe, and of requests that refer to an earlier answer"),
+        description="problems of a recipe, and of requests that refer to an earlier answer",
     )
 
 
@@ -182,7 +182,7 @@ class _MessageItem(_StrictModel):
     content: list[_OutputText | _OutputRefusal]
     citations: list[dict[str, Any]] | None = Field(None, description="of documents")
     answer: dict[str, Any] | None = Field(
-        None, description=("details of how it was made from documents")
+        None, description="details of how it was made from documents"
     )
     turns_not_read: int | None = None
 

@@ -48,7 +48,7 @@ class DiffusionStreamRequest(BaseModel):
     commit: str = Field("threshold", max_length=40, pattern=r"\A[a-z_]+\z")
     remasking: str = Field("", max_length=40, pattern=r"\A[a-z_]*\z")
     at_once: int | None = Field(
-        None, ge=1, le=64, description=("tokens committed in a step, for top_k")
+        None, ge=1, le=64, description="tokens committed in a step, for top_k"
     )
     block_length: int | None = Field(None, ge=1, le=256)
     max_new_tokens: int = Field(48, ge=1, le=256)

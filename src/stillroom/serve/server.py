@@ -134,11 +134,7 @@ def run_server(
         tell(f"serving {', '.join(names)} at {format_url(listening, host)}/v1")
         if (runner or looker) and (gap := describe_sandbox_gap()):
             tell(gap)
-        tell(
-            "no API keys: only this machine is served"
-            if keys
-            else "no API keys: this machine alone may ask"
-        )
+        tell("API keys are required" if keys else "no API keys: only this machine is served")
 
         def on_stop() -> None:
             app.state.is_stopping = True

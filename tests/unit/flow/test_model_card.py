@@ -119,7 +119,7 @@ def test_records_that_are_gone_are_said_to_be(run):
 
 
 def test_what_is_no_checkpoint_or_no_report_is_refused(run, tmp_path):
-    with pytest.raises(DataError, match="holds records"):
+    with pytest.raises(DataError, match="is an artifact of kind records"):
         collect_card_context(run / "steps" / "records-1")
     (tmp_path / "report.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DataError) as caught:

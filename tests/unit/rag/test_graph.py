@@ -280,7 +280,7 @@ def test_by_the_command_line(small, tmp_path):
     assert json.loads(again)["extracted"] == 0
     shown = call("graph-show", tmp_path / "g", "--index", index, "--check")
     assert "Marie Curie" in shown
-    assert "every span is what its passage says" in shown
+    assert "every span matches its passage" in shown
     shown = call("graph-show", tmp_path / "g", "--entity", "npc", "--index", index)
     assert "Nobel Prize Committee (also NPC)" in shown
     assert "prizes.md: bytes" in shown

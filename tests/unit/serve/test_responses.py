@@ -329,7 +329,7 @@ def test_what_is_not_served_is_refused_by_name(body, code, param):
 )
 def test_other_types_are_named_with_those_that_are_served(kind, body):
     error = check_error(respond(create_app(served()), **body), 400, "invalid_request")
-    assert f"type '{kind}' are not served here; expected " in error["message"]
+    assert f"type '{kind}' are not supported; expected " in error["message"]
 
 
 @pytest.mark.parametrize(

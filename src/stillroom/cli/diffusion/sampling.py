@@ -66,10 +66,10 @@ Examples:
     "--model-is",
     multiple=True,
     metavar="KEY=VALUE",
-    help=("Model property that its config does not record."),
+    help="Model property that its config does not record.",
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), default=1, help=("Number of texts for each prompt.")
+    "--count", type=click.IntRange(min=1), default=1, help="Number of texts for each prompt."
 )
 @click.option("--watch", is_flag=True, help="Show every step of the first text.")
 @click.option(
@@ -86,7 +86,7 @@ Examples:
     help="JSON Schema: fixed parts are given, each value is a hole.",
 )
 @click.option(
-    "--dtype", default="auto", help=("Data type of the weights: auto, float32, bfloat16, float16.")
+    "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
 )
 @click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
 @json_option
@@ -284,7 +284,7 @@ Examples:
     "fixed",
     multiple=True,
     metavar="KEY=VALUE",
-    help=("Setting shared by all rows; may be repeated."),
+    help="Setting shared by all rows; may be repeated.",
 )
 @click.option(
     "--measure", default="f1", help="Quality measure against the answer: f1, exact, same."
@@ -307,7 +307,7 @@ Examples:
     "--model-is",
     multiple=True,
     metavar="KEY=VALUE",
-    help=("Model property that its config does not record."),
+    help="Model property that its config does not record.",
 )
 @click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option

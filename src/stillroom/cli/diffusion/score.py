@@ -42,7 +42,7 @@ Examples:
     "--max-tokens",
     type=click.IntRange(min=2),
     default=512,
-    help=("Maximum number of tokens of a record."),
+    help="Maximum number of tokens of a record.",
 )
 @click.option("--include-prompt", is_flag=True, help="Score all messages, not answers alone.")
 @click.option("--prompt", default="", help="Text before the answers.")
@@ -56,7 +56,7 @@ Examples:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help=("Setting of the estimator; may be repeated."),
+    help="Setting of the estimator; may be repeated.",
 )
 @click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the masks.")
@@ -70,7 +70,7 @@ Examples:
     "--model-is",
     multiple=True,
     metavar="KEY=VALUE",
-    help=("Model property that its config does not record."),
+    help="Model property that its config does not record.",
 )
 @json_option
 @debug_option

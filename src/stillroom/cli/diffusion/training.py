@@ -100,9 +100,7 @@ Examples:
     default=None,
     help="Records to train an autoregressive checkpoint on.",
 )
-@click.option(
-    "--steps", type=click.IntRange(min=1), default=500, help=("Number of optimizer steps.")
-)
+@click.option("--steps", type=click.IntRange(min=1), default=500, help="Number of optimizer steps.")
 @click.option(
     "--block-size",
     type=click.IntRange(min=1),
@@ -125,7 +123,7 @@ Examples:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help=("Setting of the recipe; may be repeated."),
+    help="Setting of the recipe; may be repeated.",
 )
 @json_option
 @job_options
@@ -252,9 +250,7 @@ Examples:
     "--facts",
     default="",
     metavar="TEMPLATE",
-    help=(
-        "Template of the facts in the records, such as '{a} is {b} .': tested in both directions."
-    ),
+    help="Template of the facts in the records, such as '{a} is {b} .': tested in both directions.",
 )
 @click.option(
     "--ask",
@@ -263,7 +259,7 @@ Examples:
     help="Records whose answers both models generate, as reversed=test.jsonl; may be repeated.",
 )
 @click.option(
-    "--most", type=click.IntRange(min=1), default=200, help=("Number of records and facts tested.")
+    "--most", type=click.IntRange(min=1), default=200, help="Number of records and facts tested."
 )
 @json_option
 @job_options

@@ -111,7 +111,7 @@ Examples:
 )
 @click.argument("teacher")
 @click.option(
-    "--records", required=True, type=existing_path, help=("Calibration records for the teacher.")
+    "--records", required=True, type=existing_path, help="Calibration records for the teacher."
 )
 @click.option("--out", required=True, type=existing_path, help="Output folder.")
 @click.option(
@@ -138,7 +138,7 @@ Examples:
     help="Method of choosing layers.",
 )
 @click.option(
-    "--iterative", is_flag=True, help=("With loss or kl: measure again after each dropped layer.")
+    "--iterative", is_flag=True, help="With loss or kl: measure again after each dropped layer."
 )
 @click.option("--no-rescale-norms", is_flag=True, help="Keep the weights of the norms unchanged.")
 @click.option(

@@ -92,7 +92,7 @@ Examples:
 @click.option(
     "--tokenizer",
     default="",
-    help=("Checkpoint with the tokenizer of the ids; default the teacher."),
+    help="Checkpoint with the tokenizer of the ids; default the teacher.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
 @click.option(

@@ -78,9 +78,7 @@ Examples:
 """,
 )
 @click.argument("manifest", type=existing_path)
-@click.option(
-    "--detector", type=existing_path, required=True, help=("Folder of a trained detector.")
-)
+@click.option("--detector", type=existing_path, required=True, help="Folder of a trained detector.")
 @click.option(
     "--attack",
     "attacks",
@@ -295,7 +293,7 @@ Examples:
 )
 @click.option("--allow-code", is_flag=True, help="Allow running that file.")
 @click.option(
-    "--treatment", multiple=True, help=("Treatment of the suite; default all; may be repeated.")
+    "--treatment", multiple=True, help="Treatment of the suite; default all; may be repeated."
 )
 @click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
 @click.option(

@@ -34,13 +34,13 @@ Examples:
     "--trust",
     type=existing_path,
     multiple=True,
-    help=("Certificate authorities that you trust, as PEM."),
+    help="Certificate authorities that you trust, as PEM.",
 )
 @click.option(
     "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
 )
 @click.option(
-    "--interim", type=existing_path, multiple=True, help=("Interim C2PA trust list, as PEM.")
+    "--interim", type=existing_path, multiple=True, help="Interim C2PA trust list, as PEM."
 )
 @click.option("--html", type=existing_path, help="Write a self-contained HTML page.")
 @click.option("--remote", is_flag=True, help="Fetch remote manifests; needs the network.")

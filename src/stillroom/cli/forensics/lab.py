@@ -36,7 +36,7 @@ Examples:
     "--scope",
     multiple=True,
     required=True,
-    help=("Forgery or edit that is agreed to, or 'any'; may be repeated."),
+    help="Forgery or edit that is agreed to, or 'any'; may be repeated.",
 )
 @click.option(
     "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="Last day of validity."

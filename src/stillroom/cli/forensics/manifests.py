@@ -66,7 +66,7 @@ Examples:
 @click.option("--ff-validation", type=existing_path, help="FaceForensics++'s val.json.")
 @click.option("--ff-test", type=existing_path, help="FaceForensics++'s test.json.")
 @click.option(
-    "--compression", default="c23", show_default=True, help=("Compression: raw, c23 or c40.")
+    "--compression", default="c23", show_default=True, help="Compression: raw, c23 or c40."
 )
 @click.option(
     "--out", type=existing_path, required=True, help="Output manifest: .jsonl, .csv or .parquet."

@@ -58,9 +58,9 @@ Examples:
 @click.argument("folder", type=existing_path)
 @click.option(
     "--organization",
-    default="Issuer name in the certificates.",
+    default="Stillroom lab",
     show_default=True,
-    help="What readers see as issuer.",
+    help="Issuer name in the certificates.",
 )
 @click.option(
     "--days",
@@ -143,7 +143,7 @@ Examples:
     "--trust",
     type=existing_path,
     multiple=True,
-    help=("Certificate authorities that you trust, as PEM."),
+    help="Certificate authorities that you trust, as PEM.",
 )
 @click.option(
     "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."

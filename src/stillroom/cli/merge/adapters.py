@@ -31,13 +31,13 @@ Examples:
     "weights",
     type=FiniteFloat(),
     multiple=True,
-    help=("Weight of each adapter; default 1."),
+    help="Weight of each adapter; default 1.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
-    help=("Maximum rank of a tensor; by default the sum is exact."),
+    help="Maximum rank of a tensor; by default the sum is exact.",
 )
 @click.option("--energy", type=FiniteFloat(), help="Share of the squared singular values to keep.")
 @click.option("--base", help="Base model; required if adapters contain full tensors.")
@@ -96,7 +96,7 @@ Examples:
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
-    help=("Maximum rank of a tensor; default 32 without --error."),
+    help="Maximum rank of a tensor; default 32 without --error.",
 )
 @click.option(
     "--error", type=FiniteFloat(), help="Maximum relative error of a tensor, which sets its rank."
@@ -109,7 +109,7 @@ Examples:
     help="SVD algorithm; randomized is faster on large matrices.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help=("Random seed of the randomized SVD.")
+    "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the randomized SVD."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option

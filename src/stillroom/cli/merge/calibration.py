@@ -48,20 +48,20 @@ Examples:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
-    "--plus-plus", is_flag=True, help=("RegMean++: take inputs from the merged preceding layers.")
+    "--plus-plus", is_flag=True, help="RegMean++: take inputs from the merged preceding layers."
 )
 @click.option(
     "--weight",
     "weights",
     type=FiniteFloat(),
     multiple=True,
-    help=("RegMean++: weight of each model."),
+    help="RegMean++: weight of each model.",
 )
 @click.option(
     "--alpha",
     type=FiniteFloatRange(0, 1),
     default=0.9,
-    help=("RegMean++: alpha, as in the method regmean."),
+    help="RegMean++: alpha, as in the method regmean.",
 )
 @click.option(
     "--labels",
@@ -129,9 +129,7 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
             if len(files) != len(models)
             else "--plus-plus applies to RegMean only",
             code="merge.calibration-settings",
-            expected=(
-                "one --records for all, or one for each model; --plus-plus with --for regmean only"
-            ),
+            expected="one --records for all, or one for each model; --plus-plus with regmean only",
             next="correct the command",
         )
     bounds = {"limit": settings["max_records"], "seed": settings["seed"]}
@@ -168,9 +166,7 @@ Examples:
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--records", required=True, type=existing_path, help=("Records of all tasks together.")
-)
+@click.option("--records", required=True, type=existing_path, help="Records of all tasks together.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output recipe.")
 @click.option(
     "--objective",
@@ -193,9 +189,7 @@ Examples:
     default="layer",
     help="Tensors that share a coefficient.",
 )
-@click.option(
-    "--start", type=FiniteFloat(), default=0.3, help=("Initial value of the coefficients.")
-)
+@click.option("--start", type=FiniteFloat(), default=0.3, help="Initial value of the coefficients.")
 @click.option("--steps", type=click.IntRange(min=1), default=100, help="Number of steps.")
 @click.option(
     "--learning-rate",
@@ -214,7 +208,7 @@ Examples:
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    help=("Random seed of the split and the batches."),
+    help="Random seed of the split and the batches.",
 )
 @click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
 @json_option

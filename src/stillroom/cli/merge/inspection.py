@@ -30,13 +30,13 @@ Examples:
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), help=("Output folder for the page and the data.")
+    "--out", type=click.Path(path_type=Path), help="Output folder for the page and the data."
 )
 @click.option(
     "--density",
     type=FiniteFloat(),
     default=0.2,
-    help=("Share of parameters that trimming would keep."),
+    help="Share of parameters that trimming would keep.",
 )
 @click.option(
     "--records",

@@ -181,7 +181,7 @@ Examples:
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help=("Maximum number of tokens in a sum."),
+    help="Maximum number of tokens in a sum.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @json_option

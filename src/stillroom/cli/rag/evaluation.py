@@ -65,12 +65,12 @@ Examples:
     "--measure",
     "measures",
     multiple=True,
-    help=("Measure, such as ndcg@10; the first one ranks. May be repeated."),
+    help="Measure, such as ndcg@10; the first one ranks. May be repeated.",
 )
 @click.option(
     "--model",
     default="",
-    help=("Model of transforms and rerankers (hyde); with --answers, the reader."),
+    help="Model of transforms and rerankers (hyde); with --answers, the reader.",
 )
 @click.option("--judge", default="", help="With --answers: model that grades; default by words.")
 @click.option(
@@ -92,7 +92,7 @@ Examples:
     "--limit",
     type=click.IntRange(0),
     default=0,
-    help=("With --answers: maximum number of questions; 0 is all."),
+    help="With --answers: maximum number of questions; 0 is all.",
 )
 @click.option(
     "--price",
@@ -101,16 +101,14 @@ Examples:
     help="With --answers: price of a million tokens, input and output.",
 )
 @click.option(
-    "--depth", type=click.IntRange(1, 1000), default=100, help=("Number of ranks to judge.")
+    "--depth", type=click.IntRange(1, 1000), default=100, help="Number of ranks to judge."
 )
 @click.option(
     "--k",
     type=click.IntRange(1),
-    help=("Number of hits shown to a reader; default 10, with --answers 3."),
+    help="Number of hits shown to a reader; default 10, with --answers 3.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help=("Random seed of the intervals.")
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the intervals.")
 @access_options
 @click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
@@ -201,7 +199,7 @@ Examples:
     "--measure",
     "measures",
     multiple=True,
-    help=("Measure: ndcg@10, recall@100, map, mrr. May be repeated."),
+    help="Measure: ndcg@10, recall@100, map, mrr. May be repeated.",
 )
 @click.option(
     "--relevance-level",

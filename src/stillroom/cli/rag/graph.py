@@ -47,9 +47,7 @@ Examples:
     help="Entity extractor, with settings: noun_phrases:window=3,min_count=1.",
 )
 @click.option("--model", default="", help="Model of the extractor and of reports.")
-@click.option(
-    "--quoted-reports", is_flag=True, help=("Select sentences for reports; generate none.")
-)
+@click.option("--quoted-reports", is_flag=True, help="Select sentences for reports; generate none.")
 @click.option(
     "--same-name",
     default=0.0,
@@ -148,7 +146,7 @@ Examples:
 @click.argument("graph", type=existing_path)
 @click.option("--entity", default="", help="Show one entity, its relations and mentions.")
 @click.option(
-    "--index", type=existing_path, help=("Index whose passages are quoted, and checked against.")
+    "--index", type=existing_path, help="Index whose passages are quoted, and checked against."
 )
 @click.option("--check", is_flag=True, help="Compare every span with the index's passages.")
 @click.option("--graphml", type=existing_path, help="Write entities and relations as GraphML.")
@@ -265,7 +263,7 @@ Examples:
 @click.option(
     "--model",
     default="",
-    help=("Model that writes summaries; by default they are sentences of the documents."),
+    help="Model that writes summaries; by default they are sentences of the documents.",
 )
 @click.option(
     "--cluster-size",

@@ -43,13 +43,13 @@ Examples:
 @click.option("--recipe", type=existing_path, help="New recipe; default the index's own.")
 @qrels_options
 @click.option(
-    "--way", default="convex", show_default=True, help=("Retrieval pipeline of both indexes.")
+    "--way", default="convex", show_default=True, help="Retrieval pipeline of both indexes."
 )
 @click.option(
     "--measure",
     "measures",
     multiple=True,
-    help=("Measure, such as ndcg@10; the first one decides. May be repeated."),
+    help="Measure, such as ndcg@10; the first one decides. May be repeated.",
 )
 @click.option(
     "--anyway",

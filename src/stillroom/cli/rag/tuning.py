@@ -46,19 +46,19 @@ Examples:
 )
 @click.option("--measure", default="ndcg@10", show_default=True, help="Measure to maximize.")
 @click.option(
-    "--folds", type=click.IntRange(2, 100), default=5, help=("Number of cross-validation folds.")
+    "--folds", type=click.IntRange(2, 100), default=5, help="Number of cross-validation folds."
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    help=("Random seed of the folds and the intervals."),
+    help="Random seed of the folds and the intervals.",
 )
 @click.option(
     "--write",
     "is_written",
     is_flag=True,
-    help=("Store the chosen pipeline in the index as its default."),
+    help="Store the chosen pipeline in the index as its default.",
 )
 @access_options
 @click.option("--out", type=existing_path, required=True, help="Output folder.")

@@ -45,7 +45,7 @@ Examples:
     "--field",
     "fields",
     multiple=True,
-    help=("Field to compare; may be repeated; by default all messages."),
+    help="Field to compare; may be repeated; by default all messages.",
 )
 @click.option(
     "--prefer", default="", help="Numeric field: the record with the highest value is kept."

@@ -55,7 +55,7 @@ Examples:
     type=int,
     default=400,
     show_default=True,
-    help=("Number of human training records."),
+    help="Number of human training records.",
 )
 @click.option(
     "--held-out", type=int, default=200, show_default=True, help="Number of human test records."
@@ -68,7 +68,7 @@ Examples:
     help="Minimum share of human records in every generation.",
 )
 @click.option(
-    "--embedder", default="", help=("Also measure semantic spread and coverage with this embedder.")
+    "--embedder", default="", help="Also measure semantic spread and coverage with this embedder."
 )
 @click.option(
     "--tolerance",
@@ -180,7 +180,7 @@ Examples:
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help=("Number of seeds for each arm."),
+    help="Number of seeds for each arm.",
 )
 @click.option(
     "--records",
@@ -289,7 +289,7 @@ Examples:
 )
 @click.argument("generations", type=existing_path, nargs=-1, required=True)
 @click.option(
-    "--embedder", default="", help=("Also measure semantic spread and coverage with this embedder.")
+    "--embedder", default="", help="Also measure semantic spread and coverage with this embedder."
 )
 @click.option(
     "--student",
@@ -311,7 +311,7 @@ Examples:
     "--budget",
     type=click.IntRange(0),
     default=0,
-    help=("Number of words of a sample; 0 chooses one."),
+    help="Number of words of a sample; 0 chooses one.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the samples.")
 @click.option("--out", type=existing_path, required=True, help="Output folder.")

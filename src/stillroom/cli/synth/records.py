@@ -106,7 +106,7 @@ Examples:
 @click.argument("run", type=existing_path)
 @click.option("--reason", default="", help="Show only rows whose reason contains this text.")
 @click.option(
-    "--method", default="", help=("Show only rows dropped by this filter, generator or selector.")
+    "--method", default="", help="Show only rows dropped by this filter, generator or selector."
 )
 @click.option("--step", default="", help="Show only rows dropped at this step of a graph.")
 @click.option(
@@ -114,7 +114,7 @@ Examples:
     default=10,
     type=click.IntRange(min=0),
     show_default=True,
-    help=("Number of rows to show."),
+    help="Number of rows to show.",
 )
 @json_option
 @debug_option

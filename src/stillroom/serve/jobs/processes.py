@@ -137,7 +137,7 @@ def describe_crash(code: int) -> Problem:
     if code == -signal.SIGKILL:
         what = "the job's process was killed, most likely because memory ran out"
         return Problem(
-            what, "job.killed", next=("reduce the memory that the recipe needs, then resume")
+            what, "job.killed", next="reduce the memory that the recipe needs, then resume"
         )
-    how = "ended without a result" if code < 0 else "ended without a word"
+    how = f"died of signal {-code}" if code < 0 else "ended without a result"
     return Problem(f"the job's process {how}", "job.killed", next="resume it")

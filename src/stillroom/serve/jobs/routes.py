@@ -58,7 +58,7 @@ class RecipeSubmission(BaseModel):
     overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
         default_factory=list,
         max_length=100,
-        description=("overrides as KEY=VALUE, as in `stillroom run`"),
+        description="overrides as KEY=VALUE, as in `stillroom run`",
     )
 
 

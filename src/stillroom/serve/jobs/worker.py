@@ -230,7 +230,7 @@ def _report_internal_error() -> dict[str, Any]:
     sys.stderr.write(f"error {number}\n")
     traceback.print_exc()
     problem = Problem(
-        f"the job failed; see {number} in its log on the server",
+        f"the job failed; its log on the server has the reason under {number}",
         "job.failed",
         next="resume the job, or report it with the number",
     )

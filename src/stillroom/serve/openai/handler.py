@@ -333,7 +333,7 @@ class ModelService:
 
 def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:
     """Return the error for an unknown model name."""
-    there = f"available: {', '.join(known)}" if known else "there is none"
+    there = f"available: {', '.join(known)}" if known else "available: none"
     return ApiError(
         404,
         f"model {name[:80]!r} is not served here; {there}",

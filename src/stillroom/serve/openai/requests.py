@@ -171,7 +171,7 @@ class DocumentsRequest(_Request):
     """Fields of answers from documents; all of them are extensions."""
 
     k: int | None = Field(
-        None, ge=1, le=50, description=("number of passages shown to the model; an extension")
+        None, ge=1, le=50, description="number of passages shown to the model; an extension"
     )
     way: str | None = Field(
         None,

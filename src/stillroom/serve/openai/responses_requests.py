@@ -204,12 +204,12 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
     ] = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = Field(
-        None, ge=1, description=("of built-in tools, which are not supported")
+        None, ge=1, description="of built-in tools, which are not supported"
     )
     metadata: dict[_MetadataKey, _MetadataValue] | None = Field(None, max_length=16)
     store: bool | None = Field(None, description="nothing is stored: false is accepted")
     previous_response_id: str | None = Field(
-        None, description=("nothing is stored: null is accepted")
+        None, description="nothing is stored: null is accepted"
     )
     conversation: str | dict[str, JsonValue] | None = Field(
         None, description="nothing is stored: null is accepted"
@@ -309,7 +309,7 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         choice = self.tool_choice
         is_missing = isinstance(choice, _FunctionToolChoice) and choice.name not in known
         if is_missing or (choice == "required" and not known):
-            there = "available: none" if known else "there is none"
+            there = f"available: {', '.join(known)[:200]}" if known else "available: none"
             raise ApiError(
                 400,
                 f"tool_choice names a tool that is not in tools; {there}",

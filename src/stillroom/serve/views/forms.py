@@ -242,7 +242,9 @@ _MAIN_FIELDS = (
         default="unknown",
         options=_ORIGIN_OPTIONS,
     ),
-    _build_main_field("SPDX identifier", "steps.index.origin.license", "text", "an SPDX id"),
+    _build_main_field(
+        "License of the documents", "steps.index.origin.license", "text", "an SPDX identifier"
+    ),
     _build_main_field(
         "Teacher",
         "inputs.teacher",

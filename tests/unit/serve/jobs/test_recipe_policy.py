@@ -140,7 +140,7 @@ def test_defaults_are_ours_and_pass(root):
 def test_no_recipe_of_a_client_works_on_a_cluster(root):
     for engine in ("ray", {"ray": {"address": "10.0.0.5:6379"}}):
         told = refused({**SYNTH, "engine": engine}, root)
-        assert "engine: ray is not open" in str(told)
+        assert "engine: ray is not allowed" in str(told)
         steps = {"records": {**SYNTH, "engine": engine}}
         refused({"kind": "flow", "steps": steps}, root)
         refused({"kind": "flow", "steps": {"records": SYNTH}, "engine": engine}, root)
