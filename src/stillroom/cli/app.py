@@ -151,19 +151,19 @@ class LazyGroup(click.Group):
             from stillroom.registry.catalog import suggest
 
             hint = suggest(args[0], self.lazy) if args else ""
-            said = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
-            raise click.UsageError(said, ctx) from error
+            message = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
+            raise click.UsageError(message, ctx) from error
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete names with their help lines, without importing the commands."""
         from click.shell_completion import CompletionItem
 
-        found = [
+        items = [
             CompletionItem(name, help=line)
             for name, (_, line) in sorted(self.lazy.items())
             if name.startswith(incomplete)
         ]
-        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and help lines without importing the commands."""
@@ -208,27 +208,31 @@ def _report_unexpected_error(error: Exception) -> int:
 
         if isinstance(error, ValidationError):
             return _report_invalid_settings(error)
-    told = Problem(
+    problem = Problem(
         f"{type(error).__name__}: {error}",
         "internal",
         expected="a Stillroom error; this is a bug",
         next="run again with --debug and report the traceback",
     )
-    _report_problems([told], str(told))
+    _report_problems([problem], str(problem))
     return 1
 
 
 def _report_invalid_settings(error: ValidationError) -> int:
     """Report settings that a method's class refuses."""
     problems: list[Problem] = []
-    for one in error.errors(include_url=False):
-        inner = one.get("ctx", {}).get("error")
+    for error_detail in error.errors(include_url=False):
+        inner = error_detail.get("ctx", {}).get("error")
         if isinstance(inner, StillroomError):
             problems += inner.problems
             continue
-        place = ".".join(map(str, one["loc"])) or "the settings"
+        location = ".".join(map(str, error_detail["loc"])) or "the settings"
         problems.append(
-            Problem(f"{place}: {one['msg']}", "recipe.value", next=_find_settings_hint(error.title))
+            Problem(
+                f"{location}: {error_detail['msg']}",
+                "recipe.value",
+                next=_find_settings_hint(error.title),
+            )
         )
     refused = RecipeError(problems)
     _report_problems(refused.problems, str(refused))
@@ -240,21 +244,21 @@ def _find_settings_hint(title: str) -> str:
     from stillroom.registry.catalog import find_registries, list_names
 
     names = [name for folder in find_registries().values() for name in list_names(folder)]
-    found = next((name for name in names if name.replace("_", "") == title.lower()), "")
-    return f"stillroom show {found} lists its settings" if found else "see --help of the command"
+    method = next((name for name in names if name.replace("_", "") == title.lower()), "")
+    return f"stillroom show {method} lists its settings" if method else "see --help of the command"
 
 
 def _report_file_error(error: OSError | UnicodeDecodeError) -> int:
     """Report a file that the system refuses (name, permissions, type), or that is not UTF-8."""
     if isinstance(error, UnicodeDecodeError):
-        what = f"a file is not UTF-8 text: {error.reason} at byte {error.start}"
+        message = f"a file is not UTF-8 text: {error.reason} at byte {error.start}"
         expected, next_step = "a text file in UTF-8", "check the files given; --debug shows which"
     else:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        what = f"{error.strerror or type(error).__name__}: {name!s:.200}"
+        message = f"{error.strerror or type(error).__name__}: {name!s:.200}"
         expected = "a path that this user may read or write"
         next_step = "check the path and its permissions"
-    refused = ResourceError(what, code="resource.file", expected=expected, next=next_step)
+    refused = ResourceError(message, code="resource.file", expected=expected, next=next_step)
     _report_problems(refused.problems, str(refused))
     return refused.exit_code
 
@@ -267,7 +271,7 @@ def _report_problems(problems: Sequence[Problem], text: str = "") -> None:
     if text:
         click.echo(text, err=True)
     if "--json" in sys.argv and not has_printed_json():
-        print_json({"problems": [asdict(one) for one in problems]})
+        print_json({"problems": [asdict(problem) for problem in problems]})
 
 
 def is_output_closed() -> bool:
@@ -276,21 +280,21 @@ def is_output_closed() -> bool:
     SIGPIPE, which would end the process instead, stays ignored, as Python sets it: it would also
     end a server whenever a client disconnects.
     """
-    gone = False
+    is_closed = False
     for stream in (sys.stdout, sys.stderr):
         try:
-            place = stream.fileno()
+            descriptor = stream.fileno()
             asking = select.poll()
-            asking.register(place, 0)
-            if not any(found & select.POLLERR for _, found in asking.poll(0)):
+            asking.register(descriptor, 0)
+            if not any(events & select.POLLERR for _, events in asking.poll(0)):
                 continue
         except (OSError, ValueError, AttributeError):
             continue  # not a file descriptor, or a system without poll
-        gone = True
+        is_closed = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, place)  # the interpreter flushes again at exit
+        os.dup2(nowhere, descriptor)  # the interpreter flushes again at exit
         os.close(nowhere)
-    return gone
+    return is_closed
 
 
 def _silence_libraries() -> None:
@@ -342,8 +346,8 @@ def _run() -> int:
         )
         return 2
     except (click.Abort, KeyboardInterrupt):
-        told = Problem("interrupted" + _find_resume_hint(), "job.cancelled")
-        _report_problems([told], told.what)
+        problem = Problem("interrupted" + _find_resume_hint(), "job.cancelled")
+        _report_problems([problem], problem.what)
         return 130
     except StillroomError as error:
         if debug:

@@ -90,7 +90,7 @@ def ask_options(function: CommandT) -> CommandT:
     return function
 
 
-def ask_settings(given: dict[str, Any]) -> AnswerOptions:
+def ask_settings(options: dict[str, Any]) -> AnswerOptions:
     """Return the settings that the options give.
 
     Raises:
@@ -100,8 +100,8 @@ def ask_settings(given: dict[str, Any]) -> AnswerOptions:
     from stillroom.rag.generation.semantic_cache import SemanticCache
     from stillroom.rag.settings import parse_answer_settings
 
-    path = given.pop("cache", None)
-    settings = parse_answer_settings(given)  # type: ignore[arg-type]  # click has the names and types
+    path = options.pop("cache", None)
+    settings = parse_answer_settings(options)  # type: ignore[arg-type]  # click has the names and types
     if path is not None:
         settings["cache"] = SemanticCache(path)
     return settings
@@ -131,7 +131,7 @@ Examples:
 @json_option
 @debug_option
 def ask_command(
-    run: Path, question: str, model: str, steps: bool, as_json: bool, **given: Any
+    run: Path, question: str, model: str, steps: bool, as_json: bool, **options: Any
 ) -> None:
     """Answer a question from a run's documents, with citations.
 
@@ -142,6 +142,6 @@ def ask_command(
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(given)
+    settings = ask_settings(options)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
         print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=run)

@@ -152,7 +152,7 @@ def export_command(
     def prove(path: Path, stored: GgufType) -> None:
         compared.append(compare_gguf(folder, path, stored, name=out))
 
-    told = export_gguf(
+    export = export_gguf(
         folder,
         out,
         type=kind,
@@ -161,18 +161,20 @@ def export_command(
         overwrite=overwrite,
         prove=prove if check else None,
     )
-    found = compared[0] if compared else None
+    comparison = compared[0] if compared else None
     if as_json:
-        print_json({**told.to_json(), "compared": found.to_json() if found else None})
+        print_json({**export.to_json(), "compared": comparison.to_json() if comparison else None})
     else:
-        _print_export(told, found)
+        _print_export(export, comparison)
 
 
-def _print_export(told: GgufExport, found: GgufComparison | None) -> None:
-    tensors = ", ".join(f"{count} {kind}" for kind, count in sorted(told.tensors.items()))
-    click.echo(f"{told.path}: {told.architecture}, {told.size_bytes / 1e6:.1f} MB, {tensors}")
-    for name, why in told.left_out.items():
+def _print_export(export: GgufExport, comparison: GgufComparison | None) -> None:
+    tensors = ", ".join(f"{count} {kind}" for kind, count in sorted(export.tensors.items()))
+    click.echo(f"{export.path}: {export.architecture}, {export.size_bytes / 1e6:.1f} MB, {tensors}")
+    for name, why in export.left_out.items():
         click.echo(f"left out: {name}: {why}")
-    for note in told.notes:
+    for note in export.notes:
         click.echo(f"note: {note}")
-    click.echo(f"compared: {found}" if found else "not compared with transformers: add --check")
+    click.echo(
+        f"compared: {comparison}" if comparison else "not compared with transformers: add --check"
+    )

@@ -102,5 +102,5 @@ def complete_shown(
     from stillroom.registry.catalog import find_registries, list_names
 
     names = sorted({name for folder in find_registries().values() for name in list_names(folder)})
-    found = [name for name in names if incomplete and name.startswith(incomplete)]
-    return [CompletionItem(name) for name in found] or [CompletionItem(incomplete, type="file")]
+    matches = [name for name in names if incomplete and name.startswith(incomplete)]
+    return [CompletionItem(name) for name in matches] or [CompletionItem(incomplete, type="file")]

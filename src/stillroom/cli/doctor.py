@@ -124,10 +124,10 @@ def _find_pip() -> str:
     import sys
     from pathlib import Path
 
-    found, ours = shutil.which("pip"), Path(sys.executable)
-    if found and Path(found).parent == ours.parent:
+    pip, python = shutil.which("pip"), Path(sys.executable)
+    if pip and Path(pip).parent == python.parent:
         return "pip"
-    return f"{shlex.quote(str(ours))} -m pip"
+    return f"{shlex.quote(str(python))} -m pip"
 
 
 def _print_machine(facts: dict[str, Any]) -> None:
@@ -164,9 +164,9 @@ def _print_todo(todo: list[dict[str, str]]) -> None:
         click.echo("\nnothing is missing")
         return
     click.echo("\nmissing")
-    for one in todo:
-        click.echo(f"  {one['what']}")
-        click.echo(f"    next: {one['next']}")
+    for item in todo:
+        click.echo(f"  {item['what']}")
+        click.echo(f"    next: {item['next']}")
 
 
 def _print_row(name: str, text: str, state: str = "") -> None:

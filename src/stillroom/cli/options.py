@@ -179,8 +179,8 @@ def resolve_qrels(
     from stillroom.evaluate.qa.collections import find_collection
 
     if collection is not None:
-        found = find_collection(collection, split)
-        queries, qrels = queries or found.queries, qrels or found.qrels
+        files = find_collection(collection, split)
+        queries, qrels = queries or files.queries, qrels or files.qrels
     if queries is None or qrels is None:
         raise click.UsageError("give --collection, or --queries and --qrels")
     return queries, qrels

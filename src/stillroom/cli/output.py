@@ -38,18 +38,18 @@ def format_value(value: object, *, is_inner: bool = False) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        told = ", ".join(
-            f"{name}: {format_value(one, is_inner=True)}" for name, one in value.items()
+        text = ", ".join(
+            f"{name}: {format_value(item, is_inner=True)}" for name, item in value.items()
         )
-        return f"({told})" if is_inner else told
+        return f"({text})" if is_inner else text
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if any(isinstance(one, Mapping) for one in value):
+        if any(isinstance(item, Mapping) for item in value):
             names = [
-                str(one["name"]) for one in value if isinstance(one, Mapping) and "name" in one
+                str(item["name"]) for item in value if isinstance(item, Mapping) and "name" in item
             ]
             return ", ".join(names) if len(names) == len(value) else f"{len(value)} of them"
-        told = ", ".join(format_value(one, is_inner=True) for one in value)
-        return f"({told})" if is_inner else told
+        text = ", ".join(format_value(item, is_inner=True) for item in value)
+        return f"({text})" if is_inner else text
     return str(value)
 
 
@@ -83,7 +83,8 @@ def print_report(
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text, each column as wide as its longest cell, at most 60."""
     widths = [
-        min(max(len(row[at]) for row in rows), _MAX_COLUMN_WIDTH) for at in range(len(rows[0]))
+        min(max(len(row[column]) for row in rows), _MAX_COLUMN_WIDTH)
+        for column in range(len(rows[0]))
     ]
     lines = (
         "  ".join(

@@ -36,8 +36,8 @@ def print_run(out: Path, artifact: Artifact) -> None:
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
         for failed in artifact.details.get("failed", ()):
-            told = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
-            click.echo(escape_line(told), err=True)
+            message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
+            click.echo(escape_line(message), err=True)
         return
     metrics = {
         metric["name"]: metric
@@ -101,8 +101,8 @@ def print_answer(
     _print_notices(answer)
     if steps:
         for step in answer.details.get("trace", ()):
-            told = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
-            click.echo(f"step {step['step']}: {told}" if told else f"step {step['step']}")
+            details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+            click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
@@ -148,7 +148,7 @@ _PROVENANCE_NOTES = {
 
 
 def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
-    return {one["number"]: one for one in answer.details.get("sources", ())}
+    return {source["number"]: source for source in answer.details.get("sources", ())}
 
 
 def _print_sources(answer: Answer) -> None:
@@ -163,24 +163,24 @@ def _print_sources(answer: Answer) -> None:
             click.echo(f"    verify: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
-        told = ", ".join(f"{count} {name}" for name, count in origins.items())
-        click.echo(f"origin of the sources: {told}")
+        shares = ", ".join(f"{count} {name}" for name, count in origins.items())
+        click.echo(f"origin of the sources: {shares}")
 
 
 def _print_notices(answer: Answer) -> None:
     """Print notes on truncation and left out passages."""
-    if told := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
-        click.echo(f"note: {told}")
+    if note := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
+        click.echo(f"note: {note}")
     if answer.completion.finish_reason == "length":
         click.echo("note: the answer was cut off at the token limit")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
     if dropped:
-        found = len(answer.hits) + dropped
-        click.echo(f"note: {dropped} of {found} passages did not fit the prompt")
+        total = len(answer.hits) + dropped
+        click.echo(f"note: {dropped} of {total} passages did not fit the prompt")
     if len(left_out) > dropped:
         click.echo("note: the last passage shown was cut after a sentence")
-    for told in answer.details.get("notices", ()):
-        click.echo(f"note: {told}")
+    for note in answer.details.get("notices", ()):
+        click.echo(f"note: {note}")
 
 
 def _print_support(answer: Answer) -> None:
@@ -191,16 +191,24 @@ def _print_support(answer: Answer) -> None:
     if details.get("abstained"):
         return
     statements = details.get("statements", ())
-    open_ones = [one for one in statements if one["status"] in {"unsupported", "unverified"}]
+    open_ones = [
+        statement
+        for statement in statements
+        if statement["status"] in {"unsupported", "unverified"}
+    ]
     if not answer.citations:
         click.echo("no passage supports this answer")
         nearest = sorted(answer.hits, key=lambda hit: hit.rank)[:_MAX_NEAREST]
         for hit in nearest:
             click.echo(f"nearest  {hit.passage.location}")
         return
-    for one in (one for one in open_ones if "start" in one):
-        text = answer.completion.text[one["start"] : one["end"]]
-        what = "not in the cited passage" if one["status"] == "unverified" else "not in any passage"
-        click.echo(f"{what}: {text}")
+    for statement in (statement for statement in open_ones if "start" in statement):
+        text = answer.completion.text[statement["start"] : statement["end"]]
+        label = (
+            "not in the cited passage"
+            if statement["status"] == "unverified"
+            else "not in any passage"
+        )
+        click.echo(f"{label}: {text}")
     if open_ones:
         click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

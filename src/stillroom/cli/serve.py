@@ -132,7 +132,7 @@ def serve_command(
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
 
@@ -174,15 +174,15 @@ def serve_command(
             expected="--forensics as well",
             next="add --forensics",
         )
-    found = [parse_mount(text, model) for text in mounts]
+    parsed_mounts = [parse_mount(text, model) for text in mounts]
     openings = RecipePolicy(endpoints, allow_hub, variables)
 
     configure_from_environment()
     run_server(
-        found,
+        parsed_mounts,
         host=host,
         port=port,
-        settings=ask_settings(given),
+        settings=ask_settings(options),
         api_key_file=api_key_file,
         access=build_access(tenant, principals),
         limits=RequestLimits(requests_per_minute=rate),

@@ -71,8 +71,8 @@ def create_console(
     """
     desk_holder: list[PageContext] = []
 
-    async def refuse(request: Request, status: int, said: str) -> Response:
-        return await desk_holder[0].refuse(request, status, said)
+    async def refuse(request: Request, status: int, message: str) -> Response:
+        return await desk_holder[0].refuse(request, status, message)
 
     door = ConsoleAuth(_refuse_unbuilt, key=key, refuse=refuse, names=names)
     desk = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
@@ -97,16 +97,16 @@ def _build_pages(
         return desk.explain(request, error)
 
     async def on_missing(request: Request, error: Exception) -> Response:
-        told = Problem(
+        problem = Problem(
             f"there is no page {request.url.path[:200]}", "console.no-page", next="see the menu"
         )
-        return desk.page(request, "problem.html", status=404, problems=[told])
+        return desk.page(request, "problem.html", status=404, problems=[problem])
 
     async def on_method(request: Request, error: Exception) -> Response:
-        told = Problem(
+        problem = Problem(
             f"{request.url.path[:200]} does not support {request.method}", "console.method"
         )
-        return desk.page(request, "problem.html", status=405, problems=[told])
+        return desk.page(request, "problem.html", status=405, problems=[problem])
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -153,8 +153,8 @@ class _ConsoleApp:
         if not scope["path"].startswith(_MODEL_PATHS):
             await self.api(_strip_credentials(scope), receive, send)
             return
-        at = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
-        holding = self.desk.shelf.use(at)
+        model_name = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
+        holding = self.desk.shelf.use(model_name)
         try:
             opened = await self.desk.work(holding.__enter__)
         except Exception as error:  # noqa: BLE001  # told to the client as the API tells it
@@ -169,6 +169,6 @@ class _ConsoleApp:
 
 def _strip_credentials(scope: Scope) -> Scope:
     """Return a request without credentials, which ``ConsoleAuth`` has already checked."""
-    left = {b"authorization", b"cookie", b"host", b"origin"}
-    kept = [(key, value) for key, value in scope["headers"] if key not in left]
-    return {**scope, "headers": [*kept, (b"host", b"localhost")]}
+    removed = {b"authorization", b"cookie", b"host", b"origin"}
+    headers = [(key, value) for key, value in scope["headers"] if key not in removed]
+    return {**scope, "headers": [*headers, (b"host", b"localhost")]}

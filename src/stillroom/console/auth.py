@@ -83,9 +83,9 @@ class ConsoleAuth:
             await send(message)
 
         request = Request(scope, receive)
-        said = self._check_host(request)
-        if said:
-            await PlainTextResponse(said, 403)(scope, receive, send_guarded)
+        refusal = self._check_host(request)
+        if refusal:
+            await PlainTextResponse(refusal, 403)(scope, receive, send_guarded)
             return
         if scope["path"].startswith(_PUBLIC_PATHS) and scope["method"] in _SAFE_METHODS:
             await self.app(scope, receive, send_guarded)
@@ -97,9 +97,9 @@ class ConsoleAuth:
             response = await self.refuse(request, 401, "the console requires its key")
             await response(scope, receive, send_guarded)
             return
-        told, body = await self._check_token(request)
-        if told:
-            response = await self.refuse(request, 403, told)
+        refusal, body = await self._check_token(request)
+        if refusal:
+            response = await self.refuse(request, 403, refusal)
             await response(scope, receive, send_guarded)
             return
         await self.app(
@@ -118,34 +118,34 @@ class ConsoleAuth:
 
     async def _let_in(self, request: Request) -> Response | None:
         """Return a redirect with the session cookie if the request contains the right key."""
-        given = request.query_params.get("key") if request.method in _SAFE_METHODS else None
+        key = request.query_params.get("key") if request.method in _SAFE_METHODS else None
         if request.method == "POST" and request.url.path == "/enter":
             body = await _read_body(request, 4096)
-            given = parse_qs((body or b"").decode("latin-1")).get("key", [""])[0].strip()
-        if given is None:
+            key = parse_qs((body or b"").decode("latin-1")).get("key", [""])[0].strip()
+        if key is None:
             return None
-        if not self._is_key(given):
+        if not self._is_key(key):
             return await self.refuse(request, 401, "the key is wrong")
-        rest = [(k, v) for k, v in request.query_params.multi_items() if k != "key"]
+        parameters = [(k, v) for k, v in request.query_params.multi_items() if k != "key"]
         path = "/" if request.url.path == "/enter" else request.url.path
         # A path that starts with two slashes would be read as another host.
-        place = "/" + path.lstrip("/\\") + (f"?{urlencode(rest)}" if rest else "")
-        response = RedirectResponse(place, 303)
+        location = "/" + path.lstrip("/\\") + (f"?{urlencode(parameters)}" if parameters else "")
+        response = RedirectResponse(location, 303)
         response.set_cookie(
             _build_cookie_name(request), self._cookie, httponly=True, samesite="strict", path="/"
         )
         return response
 
-    def _is_key(self, given: str) -> bool:
-        return hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._key)
+    def _is_key(self, key: str) -> bool:
+        return hmac.compare_digest(hashlib.sha256(key.encode()).digest(), self._key)
 
     def _bears_key(self, request: Request) -> bool:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and self._is_key(given.strip())
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self._is_key(key.strip())
 
     def _is_inside(self, request: Request) -> bool:
-        given = request.cookies.get(_build_cookie_name(request), "")
-        return _compare_digest(given, self._cookie) or self._bears_key(request)
+        cookie = request.cookies.get(_build_cookie_name(request), "")
+        return _compare_digest(cookie, self._cookie) or self._bears_key(request)
 
     async def _check_token(self, request: Request) -> tuple[str, bytes | None]:
         """Return the reason to refuse a change, or an empty text; and the form's body, if read."""
@@ -180,12 +180,12 @@ def _build_cookie_name(request: Request) -> str:
     return f"stillroom_console_{port}" if port.isdecimal() else "stillroom_console"
 
 
-def _derive_token(key: str, what: bytes) -> str:
-    return hmac.new(key.encode(), b"stillroom console " + what, hashlib.sha256).hexdigest()
+def _derive_token(key: str, purpose: bytes) -> str:
+    return hmac.new(key.encode(), b"stillroom console " + purpose, hashlib.sha256).hexdigest()
 
 
-def _compare_digest(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode())
+def _compare_digest(left: str, right: str) -> bool:
+    return hmac.compare_digest(left.encode("utf-8", "replace"), right.encode())
 
 
 async def _read_body(request: Request, limit: int) -> bytes | None:
@@ -201,6 +201,13 @@ async def _read_body(request: Request, limit: int) -> bytes | None:
 
 def _add_headers(message: Message, *, is_asset: bool) -> None:
     """Add the console's headers to a response, replacing those of the inner app."""
-    own = {**_SECURITY_HEADERS, "cache-control": "no-cache" if is_asset else "no-store"}
-    kept = [(k, v) for k, v in message.get("headers", ()) if k.decode("latin-1").lower() not in own]
-    message["headers"] = kept + [(k.encode(), v.encode()) for k, v in own.items()]
+    security_headers = {
+        **_SECURITY_HEADERS,
+        "cache-control": "no-cache" if is_asset else "no-store",
+    }
+    headers = [
+        (k, v)
+        for k, v in message.get("headers", ())
+        if k.decode("latin-1").lower() not in security_headers
+    ]
+    message["headers"] = headers + [(k.encode(), v.encode()) for k, v in security_headers.items()]

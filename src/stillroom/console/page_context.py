@@ -168,7 +168,7 @@ class PageContext:
         items = slots.stream(work, request)
         try:
             async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
-                return [one async for one in opened]
+                return [item async for item in opened]
         except ApiError as refusal:
             if isinstance(refusal.__cause__, StillroomError):
                 raise refusal.__cause__ from None
@@ -182,37 +182,37 @@ class PageContext:
         self, request: Request, template: str, *, status: int = 200, **values: Any
     ) -> HTMLResponse:
         """Render a page."""
-        given = {"here": request.url.path, "token": self.token, "is_inside": True, **values}
-        return HTMLResponse(self.templates.get_template(template).render(given), status)
+        variables = {"here": request.url.path, "token": self.token, "is_inside": True, **values}
+        return HTMLResponse(self.templates.get_template(template).render(variables), status)
 
-    async def refuse(self, request: Request, status: int, said: str) -> Response:
+    async def refuse(self, request: Request, status: int, message: str) -> Response:
         """Render the page of a refusal; without a session, the page that requests the key."""
         if status == 401:
-            return self.page(request, "enter.html", status=401, said=said, is_inside=False)
+            return self.page(request, "enter.html", status=401, said=message, is_inside=False)
         return self.page(
-            request, "problem.html", status=status, problems=[Problem(said, "console.refused")],
+            request, "problem.html", status=status, problems=[Problem(message, "console.refused")],
             is_inside=False,
         )  # fmt: skip
 
     def explain(self, request: Request, error: Exception) -> Response:
         """Render the page of an error; unexpected errors are logged under a number."""
         if isinstance(error, ApiError):
-            told = Problem(error.message, error.code)
-            return self.page(request, "problem.html", status=error.status, problems=[told])
+            problem = Problem(error.message, error.code)
+            return self.page(request, "problem.html", status=error.status, problems=[problem])
         if isinstance(error, StillroomError):
             hide = make_path_redactor({self.root: ""})
-            problems = [Problem(**hide(asdict(one))) for one in error.problems]
+            problems = [Problem(**hide(asdict(problem))) for problem in error.problems]
             return self.page(
                 request, "problem.html", status=_find_status(error), problems=problems
             )  # fmt: skip
         number = uuid.uuid4().hex[:12]
         _LOG.error("error %s", number, exc_info=error)
-        told = Problem(
+        problem = Problem(
             f"the console failed; its log has the reason under {number}",
             "internal",
             next="look at the terminal that runs it",
         )
-        return self.page(request, "problem.html", status=500, problems=[told])
+        return self.page(request, "problem.html", status=500, problems=[problem])
 
 
 def _find_status(error: StillroomError) -> int:
@@ -278,9 +278,9 @@ def format_number(value: Any) -> str:
     return f"{value:,.0f}" if is_whole else f"{value:,.4g}"
 
 
-def format_count(count: int, word: str, plural: str = "") -> str:
+def format_count(count: int, noun: str, plural: str = "") -> str:
     """Format a count with its noun."""
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -34,11 +34,11 @@ def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
         job: Started job.
         engine: Engine opened by a flow, used if the recipe names none.
     """
-    chosen = engine_of(recipe)
-    if chosen is not None and engine is not None and chosen.ray is None:
+    recipe_engine = engine_of(recipe)
+    if recipe_engine is not None and engine is not None and recipe_engine.ray is None:
         return _run_on_engine(engine, recipe, job)
     try:
-        with open_engine(chosen, job.say) as opened:
+        with open_engine(recipe_engine, job.say) as opened:
             return _run_on_engine(opened, recipe, job)
     finally:
         job.close()

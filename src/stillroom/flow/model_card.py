@@ -69,9 +69,9 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
     from stillroom.flow.opening import find_step
 
     artifact = read_artifact(path)
-    found = list(reports)
+    report_paths = list(reports)
     if artifact.kind == "report" and artifact.details.get("answer"):
-        found.append(path)
+        report_paths.append(path)
         path = find_step(path, "model")
         artifact = read_artifact(path)
     if artifact.kind != "checkpoint":
@@ -83,19 +83,19 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
         )
     lineage = CardContext(path, artifact)
     bases: dict[str | Path, str] = {}
-    for folder, one in list_ancestors(path):
+    for folder, ancestor in list_ancestors(path):
         kinds = {
             "checkpoint": lineage.checkpoints,
             "records": lineage.records,
             "index": lineage.indexes,
         }
-        if one.kind in kinds:
-            kinds[one.kind].append((folder, one))
-        if one.kind == "checkpoint":
-            _add_parents(lineage, bases, folder, one)
+        if ancestor.kind in kinds:
+            kinds[ancestor.kind].append((folder, ancestor))
+        if ancestor.kind == "checkpoint":
+            _add_parents(lineage, bases, folder, ancestor)
     names = _shorten_paths([base for base in bases if isinstance(base, Path)])
     lineage.bases = {names[base] if isinstance(base, Path) else base: bases[base] for base in bases}
-    for report in found:
+    for report in report_paths:
         _read_report(lineage, report)
     return lineage
 
@@ -106,7 +106,7 @@ def _shorten_paths(paths: Sequence[Path]) -> dict[Path, str]:
     for path in paths:
         for count in range(1, len(path.parts) + 1):
             tail = path.parts[-count:]
-            if sum(other.parts[-count:] == tail for other in paths) == 1:
+            if sum(other_path.parts[-count:] == tail for other_path in paths) == 1:
                 break
         names[path] = "/".join(tail)
     return names
@@ -121,11 +121,11 @@ def _add_parents(
         if is_reference(parent.path):
             bases[parent.path.removeprefix("hub:").partition("@")[0]] = parent.digest
         elif is_path_parent(parent):
-            at = resolve_parent(folder, parent)
-            if not at.exists():
+            parent_folder = resolve_parent(folder, parent)
+            if not parent_folder.exists():
                 lineage.missing.append(f"{parent.role} {parent.path}")
-            elif not (at / ARTIFACT_FILE).is_file():
-                bases[at] = parent.digest
+            elif not (parent_folder / ARTIFACT_FILE).is_file():
+                bases[parent_folder] = parent.digest
 
 
 def _read_report(lineage: CardContext, path: Path) -> None:
@@ -133,8 +133,10 @@ def _read_report(lineage: CardContext, path: Path) -> None:
     if not file.is_file():
         file = path / "output" / "report.json"
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        lineage.metrics += [one for one in told["metrics"] if one["value"] is not None]
+        report = json.loads(file.read_text(encoding="utf-8"))
+        lineage.metrics += [
+            artifact for artifact in report["metrics"] if artifact["value"] is not None
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as a report: {error!s:.80}",
@@ -144,9 +146,9 @@ def _read_report(lineage: CardContext, path: Path) -> None:
             next="list artifacts with stillroom list jobs",
         ) from error
     if (path / ARTIFACT_FILE).is_file():
-        for _, one in list_ancestors(path):
-            if one.kind == "report":
-                lineage.left_out.update(one.details.get("left_out") or {})
+        for _, artifact in list_ancestors(path):
+            if artifact.kind == "report":
+                lineage.left_out.update(artifact.details.get("left_out") or {})
 
 
 def render_card(lineage: CardContext, name: str = "") -> str:
@@ -161,8 +163,8 @@ def render_card(lineage: CardContext, name: str = "") -> str:
     chain = [link.get("method", "") for link in lineage.artifact.origin.get("chain", ())]
     is_distilled = any(
         link.get("method", "").startswith("distill.")
-        for _, one in lineage.checkpoints
-        for link in one.origin.get("chain", ())
+        for _, artifact in lineage.checkpoints
+        for link in artifact.origin.get("chain", ())
     )
     names = lineage.names()
     shares = {names[folder]: _count_records(folder) for folder, _ in lineage.records}
@@ -198,17 +200,17 @@ def _build_front_matter(
         fields["datasets"] = list(shares)
     measured = [
         {
-            "type": one["name"],
-            "name": f"{one['name']} {_format_interval(one)}",
-            "value": one["value"],
+            "type": metric["name"],
+            "name": f"{metric['name']} {_format_interval(metric)}",
+            "value": metric["value"],
         }
-        for one in _select_quality_metrics(lineage.metrics)
-        if "student/" in one["name"]
+        for metric in _select_quality_metrics(lineage.metrics)
+        if "student/" in metric["name"]
     ]
     if measured:
-        about = {"task": {"type": "text-generation"}, "metrics": measured}
+        task = {"task": {"type": "text-generation"}, "metrics": measured}
         dataset = {"type": "held-out", "name": "held-out records of its own documents"}
-        fields["model-index"] = [{"name": name, "results": [{**about, "dataset": dataset}]}]
+        fields["model-index"] = [{"name": name, "results": [{**task, "dataset": dataset}]}]
     fields["stillroom"] = {
         "digest": lineage.artifact.digest,
         "origin": lineage.artifact.origin.get("kind", "unknown"),
@@ -232,12 +234,12 @@ def _find_license(lineage: CardContext) -> str:
 
 def _describe_method(lineage: CardContext) -> str:
     rows, names = [], lineage.names()
-    for folder, one in lineage.checkpoints:
-        for link in one.origin.get("chain", ()):
-            settings = one.details.get("method")
-            told = settings if isinstance(settings, Mapping) else {}
-            shown = ", ".join(f"{key} {value}" for key, value in told.items() if key != "name")
-            rows.append(f"| {names[folder]} | `{link.get('method')}` | {shown} | {one.seed} |")
+    for folder, artifact in lineage.checkpoints:
+        for link in artifact.origin.get("chain", ()):
+            settings = artifact.details.get("method")
+            method = settings if isinstance(settings, Mapping) else {}
+            shown = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name")
+            rows.append(f"| {names[folder]} | `{link.get('method')}` | {shown} | {artifact.seed} |")
     if not rows:
         return ""
     head = ["## How it was made", "", "Latest first.", "", "| step | method | settings | seed |"]
@@ -266,14 +268,16 @@ def _describe_data(lineage: CardContext, shares: Mapping[str, Mapping[str, int]]
     lines = ["## What it learned from", "", "| data | human | synthetic | unknown | license |"]
     lines.append("|---|---|---|---|---|")
     names = lineage.names()
-    licenses = {names[folder]: one.origin.get("license", "") for folder, one in lineage.records}
+    licenses = {
+        names[folder]: artifact.origin.get("license", "") for folder, artifact in lineage.records
+    }
     for name, counts in shares.items():
         lines.append(_format_share_row(f"records of {name}", counts, licenses[name]))
-    for folder, one in lineage.indexes:
-        count = int(one.details.get("documents", 0))
-        kind = str(one.origin.get("kind", "unknown"))
+    for folder, artifact in lineage.indexes:
+        count = int(artifact.details.get("documents", 0))
+        kind = str(artifact.origin.get("kind", "unknown"))
         named = f"documents of {names[folder]}"
-        lines.append(_format_share_row(named, {kind: count}, one.origin.get("license", "")))
+        lines.append(_format_share_row(named, {kind: count}, artifact.origin.get("license", "")))
     return "\n".join(lines)
 
 
@@ -290,58 +294,65 @@ def _select_quality_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str,
     """Return quality metrics, without sizes and times."""
     skipped = ("/size_bytes", "/parameters", "/tokens_per_second")
     return [
-        one
-        for one in metrics
-        if not one["name"].startswith("seconds/") and not one["name"].endswith(skipped)
+        metric
+        for metric in metrics
+        if not metric["name"].startswith("seconds/") and not metric["name"].endswith(skipped)
     ]
 
 
-def _format_interval(one: Mapping[str, Any]) -> str:
-    if one.get("low") is None or one["low"] == one.get("high"):
-        return f"(n={one['n']})"
-    return f"[{one['low']:.3g}, {one['high']:.3g}] (n={one['n']})"
+def _format_interval(metric: Mapping[str, Any]) -> str:
+    if metric.get("low") is None or metric["low"] == metric.get("high"):
+        return f"(n={metric['n']})"
+    return f"[{metric['low']:.3g}, {metric['high']:.3g}] (n={metric['n']})"
 
 
 def _describe_evaluation(lineage: CardContext) -> str:
     if not lineage.metrics:
         return ""
-    said = "On held-out records, with 95 % intervals."
+    note = "On held-out records, with 95 % intervals."
     if not _select_quality_metrics(lineage.metrics):
-        said = "Nothing was measured on held-out records: there are sizes and times alone."
-    lines = ["## How well", "", said, ""]
+        note = "Nothing was measured on held-out records: there are sizes and times alone."
+    lines = ["## How well", "", note, ""]
     lines += ["| measure | value | interval | n |", "|---|---|---|---|"]
-    for one in lineage.metrics:
-        low, high = one.get("low"), one.get("high")
+    for metric in lineage.metrics:
+        low, high = metric.get("low"), metric.get("high")
         shown = f"{low:.4g} to {high:.4g}" if low is not None and low != high else ""
-        lines.append(f"| {one['name']} | {one['value']:.5g} {one['unit']} | {shown} | {one['n']} |")
+        lines.append(
+            f"| {metric['name']} | {metric['value']:.5g} {metric['unit']} | {shown} | "
+            f"{metric['n']} |"
+        )
     return "\n".join(lines)
 
 
 def _describe_limitations(lineage: CardContext, shares: Mapping[str, Mapping[str, int]]) -> str:
-    found = [*_list_evaluation_limitations(lineage), *_list_data_limitations(lineage, shares)]
-    found.append("Nothing on record measured safety, bias, or what it does outside its documents.")
-    return "\n".join(["## What to know before use", "", *(f"- {line}" for line in found)])
+    limitations = [*_list_evaluation_limitations(lineage), *_list_data_limitations(lineage, shares)]
+    limitations.append(
+        "Nothing on record measured safety, bias, or what it does outside its documents."
+    )
+    return "\n".join(["## What to know before use", "", *(f"- {line}" for line in limitations)])
 
 
 def _list_evaluation_limitations(lineage: CardContext) -> Iterator[str]:
     yield from _list_sample_size_limitations(_select_quality_metrics(lineage.metrics))
-    for one in lineage.metrics:
-        if one["name"].endswith("_minus_teacher") and one.get("high") is not None:
-            what = one["name"].removeprefix("answers/").removesuffix("_minus_teacher")
-            if one["high"] < 0:
-                shown = f"{one['value']:.3g} {_format_interval(one)}"
-                yield f"It is worse than its teacher at {what}: {shown}."
+    for metric in lineage.metrics:
+        if metric["name"].endswith("_minus_teacher") and metric.get("high") is not None:
+            metric_name = metric["name"].removeprefix("answers/").removesuffix("_minus_teacher")
+            if metric["high"] < 0:
+                shown = f"{metric['value']:.3g} {_format_interval(metric)}"
+                yield f"It is worse than its teacher at {metric_name}: {shown}."
     for why, count in list(lineage.left_out.items())[:_MAX_SHOWN]:
         yield f"Evaluation: {why}: {count}."
-    for folder, made in lineage.checkpoints:
-        if "left_out" in made.details and "kept" in made.details:
-            yield f"No merge was judged ({lineage.names()[folder]}): {made.details['left_out']}."
-        elif made.details.get("helped") is False:
+    for folder, artifact in lineage.checkpoints:
+        if "left_out" in artifact.details and "kept" in artifact.details:
+            yield (
+                f"No merge was judged ({lineage.names()[folder]}): {artifact.details['left_out']}."
+            )
+        elif artifact.details.get("helped") is False:
             yield f"Merging ({lineage.names()[folder]}) did not lower the held-out loss."
 
 
 def _list_sample_size_limitations(measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    small = min((one["n"] for one in measured), default=0)
+    small = min((metric["n"] for metric in measured), default=0)
     if not measured:
         yield "No evaluation is on record."
     elif small == 1:
@@ -357,10 +368,10 @@ def _list_data_limitations(
     written = sum(counts.get("synthetic", 0) for counts in shares.values())
     if total:
         yield f"{written / total:.0%} of {total} records were written by models."
-    for _, one in lineage.checkpoints:
-        about = (one.details.get("cache") or {}).get("about") or {}
-        if "dequantized" in str(about.get("weights", "")):
-            yield f"Its teacher's weights were {about['weights']}, not the original ones."
+    for _, artifact in lineage.checkpoints:
+        cache = (artifact.details.get("cache") or {}).get("about") or {}
+        if "dequantized" in str(cache.get("weights", "")):
+            yield f"Its teacher's weights were {cache['weights']}, not the original ones."
     if " AND " in _find_license(lineage):
         joined = _find_license(lineage)
         yield f"Its parts have several licenses ({joined}): check that all allow your use."

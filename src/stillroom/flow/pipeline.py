@@ -113,8 +113,8 @@ class FlowRun:
                         self.reporter.say(f"{head}: skipped, {skipped[name]}")
                         continue
                     ready = self._prepare(name, step, done)
-                    place = {"number": number, "of": len(self.recipe.steps)}
-                    begun = {"name": name, "kind": step.recipe.kind, **place}
+                    progress = {"number": number, "of": len(self.recipe.steps)}
+                    begun = {"name": name, "kind": step.recipe.kind, **progress}
                     emit_event(self.reporter, "step", begun)
                     try:
                         done[name] = self._do(ready, head, before, engine)
@@ -148,9 +148,9 @@ class FlowRun:
         total = Estimate()
         for step in self.recipe.steps.values():
             inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
-            places = {name: inputs.get(name, f"step:{name}") for name in step.sources}
+            paths = {name: inputs.get(name, f"step:{name}") for name in step.sources}
             room = importlib.import_module(f"stillroom.{step.recipe.kind}.run")
-            total = total + room.estimate(step.build(places, self.recipe.seed))
+            total = total + room.estimate(step.build(paths, self.recipe.seed))
         return total
 
     def _refuse_foreign(self, *, overwrite: bool) -> None:
@@ -166,9 +166,9 @@ class FlowRun:
                 return
             if overwrite and ARTIFACT_FILE in names:
                 return
-        kept = ", so it is not overwritten" if overwrite else ""
+        suffix = ", so it is not overwritten" if overwrite else ""
         raise DataError(
-            f"{self.out} exists and is not a run{kept}",
+            f"{self.out} exists and is not a run{suffix}",
             code="data.exists",
             expected="a new folder, or that of an earlier run",
             next="choose another --out",
@@ -180,8 +180,8 @@ class FlowRun:
             self._clear()
             return None
         finished = (self.out / ARTIFACT_FILE).is_file()
-        left = sorted(path.name for path in self.out.glob("steps/.*.partial"))
-        started = left or (not finished and (self.out / "recipe.yaml").is_file())
+        unfinished = sorted(path.name for path in self.out.glob("steps/.*.partial"))
+        started = unfinished or (not finished and (self.out / "recipe.yaml").is_file())
         if started and not resume:
             raise DataError(
                 f"an unfinished run lies in {self.out}",
@@ -218,19 +218,19 @@ class FlowRun:
     def _prepare(self, name: str, step: FlowStep, done: Mapping[str, Path]) -> _PreparedStep:
         """Return a step with its folder, named by the digests of its recipe and inputs."""
         inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
-        places = {
+        paths = {
             source: str(done[source]) if source in done else inputs[source]
             for source in step.sources
         }
-        recipe = step.build(places, self.recipe.seed)
-        digests = {source: digest_input(place) for source, place in places.items()}
+        recipe = step.build(paths, self.recipe.seed)
+        digests = {source: digest_input(path) for source, path in paths.items()}
         key = digest_json([__version__, self._settings(step), digests])[:_KEY_DIGITS]
         return _PreparedStep(name, recipe, self.out / "steps" / f"{name}-{key}")
 
     def _settings(self, step: FlowStep) -> dict[str, Any]:
         """Return a step's settings for its key: sources by name, other paths with their digest."""
-        places = {source: f"step:{source}" for source in step.sources}
-        settings = step.build(places, self.recipe.seed).model_dump(mode="json")
+        paths = {source: f"step:{source}" for source in step.sources}
+        settings = step.build(paths, self.recipe.seed).model_dump(mode="json")
         return {
             key: [value, digest_input(value)] if isinstance(value, str) else value
             for key, value in settings.items()

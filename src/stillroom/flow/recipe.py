@@ -41,14 +41,14 @@ class FlowStep:
     sources: tuple[str, ...]
     recipe: Recipe
 
-    def build(self, places: Mapping[str, str], seed: int) -> Recipe:
+    def build(self, paths: Mapping[str, str], seed: int) -> Recipe:
         """Return the recipe with real paths for its sources, and the flow's seed by default."""
-        data = _fill_placeholders(self.recipe.model_dump(mode="json"), places)
+        data = _fill_placeholders(self.recipe.model_dump(mode="json"), paths)
         if "seed" not in self.written:
             data["seed"] = seed
         built = type(self.recipe).model_validate(data)
-        chosen = engine_of(self.recipe)  # not part of the settings, so it is copied
-        return built if chosen is None else built.model_copy(update={"engine": chosen})
+        engine = engine_of(self.recipe)  # not part of the settings, so it is copied
+        return built if engine is None else built.model_copy(update={"engine": engine})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as written in a flow: ``{from: NAME}`` for sources."""
@@ -61,8 +61,8 @@ class FlowStep:
 
 def engine_of(recipe: Recipe) -> EngineChoice | None:
     """Return the engine of a recipe; None for kinds without one."""
-    chosen = getattr(recipe, "engine", None)
-    return chosen if isinstance(chosen, EngineChoice) else None
+    engine = getattr(recipe, "engine", None)
+    return engine if isinstance(engine, EngineChoice) else None
 
 
 def find_sources(value: object) -> list[str]:
@@ -87,14 +87,12 @@ def _insert_placeholders(value: object) -> Any:
     )
 
 
-def _fill_placeholders(value: Any, places: Mapping[str, str]) -> Any:
+def _fill_placeholders(value: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(value, str) and value.startswith(_PLACEHOLDER):
-        return places[value.removeprefix(_PLACEHOLDER)]
+        return paths[value.removeprefix(_PLACEHOLDER)]
     if isinstance(value, dict):
-        return {key: _fill_placeholders(item, places) for key, item in value.items()}
-    return (
-        [_fill_placeholders(item, places) for item in value] if isinstance(value, list) else value
-    )
+        return {key: _fill_placeholders(item, paths) for key, item in value.items()}
+    return [_fill_placeholders(item, paths) for item in value] if isinstance(value, list) else value
 
 
 def _restore_references(value: Any) -> Any:
@@ -165,10 +163,10 @@ class FlowRecipe(Recipe):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    def needs(self, step: str, other: str) -> bool:
+    def needs(self, step: str, other_step: str) -> bool:
         """Return whether a step depends on another, directly or through others."""
-        return step == other or any(
-            source in self.steps and self.needs(source, other)
+        return step == other_step or any(
+            source in self.steps and self.needs(source, other_step)
             for source in self.steps[step].sources
         )
 
@@ -216,18 +214,18 @@ def _check_clusters(recipe: FlowRecipe) -> list[Problem]:
         ("engine", recipe.engine),
         *((f"steps.{name}.engine", engine_of(step.recipe)) for name, step in recipe.steps.items()),
     ]
-    found = [(where, chosen.ray.address) for where, chosen in named if chosen and chosen.ray]
+    clusters = [(where, engine.ray.address) for where, engine in named if engine and engine.ray]
     return [
         Problem(
             f"the Ray cluster is {_format_address(address)}, and "
-            f"{_format_address(found[0][1])} in {found[0][0]}",
+            f"{_format_address(clusters[0][1])} in {clusters[0][0]}",
             "recipe.engine",
             where,
             "one cluster for all steps of a flow: a process can join only one",
             "name the cluster once, as engine of the flow, or run the step as a recipe of its own",
         )
-        for where, address in found[1:]
-        if address != found[0][1]
+        for where, address in clusters[1:]
+        if address != clusters[0][1]
     ]
 
 

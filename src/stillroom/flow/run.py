@@ -64,8 +64,8 @@ def run_recipe(
     if count_processes() > 1 and recipe.kind in _DISTRIBUTED_KINDS:
         return _run_distributed(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     require_single_process(f"a recipe of kind {recipe.kind}")
-    for one in _list_recipes(recipe):
-        require_engine(engine_of(one))
+    for part in _list_recipes(recipe):
+        require_engine(engine_of(part))
     if isinstance(recipe, FlowRecipe):
         from stillroom.flow.pipeline import FlowRun  # a single job need not import the flow modules
 

@@ -93,19 +93,19 @@ def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
             parsed, a key is too short, or a key is given for two clients.
     """
     lines = os.environ.get(_ENVIRONMENT_VARIABLE, "").split(",")
-    found = [ApiKey(line.strip()) for line in lines if line.strip()]
+    api_keys = [ApiKey(line.strip()) for line in lines if line.strip()]
     if path is not None:
         text = _read_private_file(path).splitlines()
-        told = (line.partition("#")[0].split() for line in text)
-        found += [_parse_line(words, path) for words in told if words]
-    if any(len(key.secret) < _MIN_KEY_LENGTH for key in found):
+        entries = (line.partition("#")[0].split() for line in text)
+        api_keys += [_parse_line(words, path) for words in entries if words]
+    if any(len(key.secret) < _MIN_KEY_LENGTH for key in api_keys):
         raise DataError(
             "an API key is too short to be secret",
             code="serve.weak-key",
             expected=f"at least {_MIN_KEY_LENGTH} characters",
             next="python -c 'import secrets; print(secrets.token_urlsafe(24))'",
         )
-    keys = tuple(dict.fromkeys(found))
+    keys = tuple(dict.fromkeys(api_keys))
     if len({key.secret for key in keys}) < len(keys):
         raise _key_file_error(path, "one key is given for two clients", "each key once")
     return keys
@@ -161,9 +161,9 @@ _LINE_FORMAT = (
 )
 
 
-def _key_file_error(path: Path | None, what: str, expected: str) -> DataError:
+def _key_file_error(path: Path | None, message: str, expected: str) -> DataError:
     return DataError(
-        what,
+        message,
         code="serve.key-file",
         where=str(path or _ENVIRONMENT_VARIABLE),
         expected=expected,

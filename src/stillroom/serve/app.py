@@ -188,7 +188,7 @@ class OpenModel:
 
 
 class ModelCache:
-    """LRU cache that opens runs and checkpoints of a folder by name, at most ``kept`` at once."""
+    """LRU cache of open runs and checkpoints of a folder, at most ``max_open`` at once."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class ModelCache:
         access: AccessContext | None = None,
         *,
         limits: RequestLimits | None = None,
-        kept: int = 3,
+        max_open: int = 3,
         references: Callable[[], set[str]] | None = None,
     ) -> None:
         """Open no model yet.
@@ -205,13 +205,13 @@ class ModelCache:
             root: Served folder.
             access: Access of the client to indexes with tenants.
             limits: Request limits of each open model.
-            kept: Number of models kept open.
+            max_open: Number of models kept open.
             references: Returns the ``hub:`` references that may be opened as well.
         """
         self.root, self.access = root, access
         self.limits = limits or RequestLimits()
         self._references = references or set
-        self._open = ResourceLRU[str, OpenModel](kept, "models")
+        self._open = ResourceLRU[str, OpenModel](max_open, "models")
 
     def open(self, name: str) -> ServedModel:
         """Return the open model of a name, opening it if needed; blocks while weights are read.
@@ -257,13 +257,13 @@ class ModelCache:
 
     def _find(self, name: str) -> tuple[Mount, AccessContext | None]:
         """Return how a name is mounted, and the access of its client."""
-        found, folder = read_folder_artifact(self.root, name), resolve_name(self.root, name)
-        if not found.is_run and found.kind != "checkpoint":
+        artifact, folder = read_folder_artifact(self.root, name), resolve_name(self.root, name)
+        if not artifact.is_run and artifact.kind != "checkpoint":
             raise DataError(
-                f"{name!r:.200} is of kind {found.kind}, which does not answer",
+                f"{name!r:.200} is of kind {artifact.kind}, which does not answer",
                 code="data.wrong-kind",
                 expected="a run or a checkpoint",
                 next="open the list of models",
             )
-        is_guarded = found.is_run and has_tenants(find_step(folder, "index"))
+        is_guarded = artifact.is_run and has_tenants(find_step(folder, "index"))
         return Mount(folder.resolve().name, str(folder)), self.access if is_guarded else None

@@ -88,8 +88,8 @@ def client_disconnected() -> ApiError:
 
 def server_stopping() -> ApiError:
     """Return the error for a request that is cut off by a shutdown."""
-    told = "the server is shutting down"
-    return ApiError(503, told, code="stopping", headers={"Retry-After": "5"})
+    message = "the server is shutting down"
+    return ApiError(503, message, code="stopping", headers={"Retry-After": "5"})
 
 
 def to_api_error(error: BaseException) -> ApiError:
@@ -104,11 +104,13 @@ def to_api_error(error: BaseException) -> ApiError:
         isinstance(error, BackendError) and error.code in _CLIENT_ERROR_CODES
     ):
         problem = error.problems[0]
-        told = f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what
-        return ApiError(400, told, code=problem.code)
+        message = (
+            f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what
+        )
+        return ApiError(400, message, code=problem.code)
     if isinstance(error, RecipeError):
-        told = error.problems[0].what
-        return ApiError(400, told, code=error.code, param="recipe", problems=error.problems)
+        message = error.problems[0].what
+        return ApiError(400, message, code=error.code, param="recipe", problems=error.problems)
     number = uuid.uuid4().hex[:12]
     if isinstance(error, ResourceError) and error.code == "resource.disk-full":
         _LOG.error("error %s: %s", number, error)
@@ -116,8 +118,8 @@ def to_api_error(error: BaseException) -> ApiError:
     if isinstance(error, StillroomError):
         _LOG.error("error %s: %s", number, error)
         if isinstance(error, BackendError):
-            told = f"the model failed; the server's log has the reason under {number}"
-            return ApiError(503, told, code=error.code)
+            message = f"the model failed; the server's log has the reason under {number}"
+            return ApiError(503, message, code=error.code)
     else:
         _LOG.error("error %s", number, exc_info=error)
     return ApiError(
@@ -143,11 +145,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        told = f"{request.method} {request.url.path[:200]} is not served here"
+        message = f"{request.method} {request.url.path[:200]} is not served here"
         if status not in {404, 405}:
-            told = "the request cannot be read"
+            message = "the request cannot be read"
         headers = error.headers if isinstance(error, HTTPException) else None
-        return answer(ApiError(status, told, code="http_error", headers=headers))
+        return answer(ApiError(status, message, code="http_error", headers=headers))
 
     app.add_exception_handler(ApiError, on_refusal)
     app.add_exception_handler(StillroomError, on_refusal)
@@ -156,28 +158,30 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _to_validation_error(found: Sequence[Any], body: Any) -> ApiError:
+def _to_validation_error(errors: Sequence[Any], body: Any) -> ApiError:
     """Return the error for a request body that fails validation.
 
     For a union of several types, the error at the deepest location is reported: it belongs to the
     variant that the client most likely meant.
     """
-    if not found:
+    if not errors:
         return ApiError(400, "the request cannot be read", code="invalid_request")
-    first = found[0]
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON", code="invalid_json")
     paths = [
-        clean_path(one["loc"][1:], body, is_missing=one["type"] == "missing")
-        if one["loc"][0] == "body"
-        else one["loc"][1:]
-        for one in found
+        clean_path(error["loc"][1:], body, is_missing=error["type"] == "missing")
+        if error["loc"][0] == "body"
+        else error["loc"][1:]
+        for error in errors
     ]
-    inside = [at for at, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
-    chosen = max(inside, key=lambda at: (len(paths[at]), -at))
-    place, told = format_path(paths[chosen]), found[chosen]
-    if told["type"] == "extra_forbidden":
-        return ApiError(400, f"'{place}' is not served here", code="unknown_parameter", param=place)
+    inside = [index for index, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+    deepest = max(inside, key=lambda index: (len(paths[index]), -index))
+    location, error = format_path(paths[deepest]), errors[deepest]
+    if error["type"] == "extra_forbidden":
+        return ApiError(
+            400, f"'{location}' is not served here", code="unknown_parameter", param=location
+        )
     return ApiError(
-        400, f"{place or 'body'}: {told['msg']}", code="invalid_request", param=place or None
+        400, f"{location or 'body'}: {error['msg']}", code="invalid_request", param=location or None
     )

@@ -87,8 +87,8 @@ class MediaCheckService:
         """
         ending = _FILE_EXTENSION.search(name)
         shown = Path(name.replace("\\", "/")).name[:200] or f"file-{number}"
-        own = f"{secrets.token_hex(12)}{ending[0].lower() if ending else ''}"
-        return UploadedFile(folder / own, shown)
+        file_name = f"{secrets.token_hex(12)}{ending[0].lower() if ending else ''}"
+        return UploadedFile(folder / file_name, shown)
 
     async def look(
         self, folder: Path, files: Sequence[UploadedFile], *, prevalence: float, pulse: bool
@@ -114,12 +114,12 @@ class MediaCheckService:
             "hub": False,
             "fence": self._has_fence,
         }
-        found = await run_worker(order, folder, folder, timeout_s=_TIMEOUT_S)
-        if found["state"] != "looked":
+        findings = await run_worker(order, folder, folder, timeout_s=_TIMEOUT_S)
+        if findings["state"] != "looked":
             raise ApiError(
                 422, "the files could not be checked: decoding failed", code="unreadable"
             )
-        return {"files": found["files"], "limits": found["limits"]}
+        return {"files": findings["files"], "limits": findings["limits"]}
 
 
 _CHUNK_BYTES = 1 << 20
@@ -177,8 +177,8 @@ def add_media_check_route(app: FastAPI, looker: MediaCheckService, limits: Reque
                 files, prevalence, pulse = await _read_form(request, folder, looker, limits)
                 async with line.turn(request):
                     looking = looker.look(folder, files, prevalence=prevalence, pulse=pulse)
-                    found = await run_while_connected(request, looking)
-        return {"object": "forensics.check", **found}
+                    findings = await run_while_connected(request, looking)
+        return {"object": "forensics.check", **findings}
 
 
 async def _read_form(

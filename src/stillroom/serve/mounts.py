@@ -118,14 +118,14 @@ class ServedModel:
             return ["rerank"]
         if self.model is None:
             return []
-        found = ["chat.completions", "responses", "completions"]
+        endpoints = ["chat.completions", "responses", "completions"]
         if self.ask is not None and name == self.name:
-            return [*found, "citations"]
+            return [*endpoints, "citations"]
         if isinstance(self.model, DenoisingModel):
-            found.append("canvas")
+            endpoints.append("canvas")
         if isinstance(self.model, OpenAIPassthroughModel):
-            found.append("tools")
-        return found
+            endpoints.append("tools")
+        return endpoints
 
     @property
     def lanes(self) -> int:
@@ -167,7 +167,7 @@ def open_run(
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
     reference = model or find_model(run)
-    own: AnswerOptions = settings or {}
+    defaults: AnswerOptions = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
 
@@ -183,9 +183,9 @@ def open_run(
             # The current state: deleted or no longer visible documents appear in no later answer.
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
-            wanted: AnswerOptions = {**own, **parse_answer_settings(settings), "k": k}
+            options: AnswerOptions = {**defaults, **parse_answer_settings(settings), "k": k}
             return ask_stream(
-                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
+                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **options
             )
 
         try:
@@ -194,7 +194,7 @@ def open_run(
                 text_model,
                 ask,
                 audience.embedder,
-                k=own.get("k", ServedModel.k),
+                k=defaults.get("k", ServedModel.k),
                 rule=audience.rule,
             )
         finally:
@@ -233,8 +233,8 @@ def parse_mount(text: str, model: str = "") -> Mount:
     named = None if Path(text).exists() else _NAMED_MOUNT.fullmatch(text)
     name, reference = (named[1], named[2]) if named else ("", text)
     if not Path(reference).exists() and not _REFERENCE_SCHEME.match(reference):
-        path, plus, own = reference.partition("+")
-        reference, model = (path, own) if plus else (reference, model)
+        path, plus, own_model = reference.partition("+")
+        reference, model = (path, own_model) if plus else (reference, model)
     if not name:
         name = reference.rpartition("#")[2] if "#" in reference else Path(reference).resolve().name
         name = name.removesuffix(".gguf")
@@ -271,15 +271,15 @@ def open_mounts(
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     with ExitStack() as opened:
-        found: list[ServedModel] = []
+        models: list[ServedModel] = []
         for mount in mounts:
             served = opened.enter_context(
                 open_mount(mount, settings=settings, access=access, say=say)
             )
             if len(mounts) > 1 and served.embedder is not None and served.model is not None:
                 served = replace(served, embedder_name=f"{served.name}-embedder")
-            found.append(served)
-        names = [name for served in found for name in served.names]
+            models.append(served)
+        names = [name for served in models for name in served.names]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(
@@ -289,7 +289,7 @@ def open_mounts(
                 expected="a different name for each",
                 next=f"stillroom serve {twice[0]}=PATH other-name=PATH",
             )
-        yield found
+        yield models
 
 
 @contextmanager
@@ -344,12 +344,12 @@ def _open_checkpoint(
 
     if mount.reference.startswith("hub:"):
         folder = resolve_checkpoint(mount.reference, say=say)
-    what = _detect_model_type(folder)
-    if what == "embedder":
+    model_type = _detect_model_type(folder)
+    if model_type == "embedder":
         embedder = open_embedder(str(folder), say=say)
         yield ServedModel(mount.name, embedder=embedder, embedder_name=mount.name)
         return
-    if what == "reranker":
+    if model_type == "reranker":
         reranker = open_reranker(str(folder), say=say)
         try:
             yield ServedModel(mount.name, reranker=reranker)

@@ -433,13 +433,13 @@ def add_openapi(app: FastAPI, names: Sequence[str] = ()) -> None:
 
 
 def _build_openapi(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
-    found = get_openapi(
+    description = get_openapi(
         title="Stillroom",
         version=__version__,
         summary="OpenAI-compatible endpoints over your own artifacts, and jobs.",
         routes=app.routes,
     )
-    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    schemas = description.setdefault("components", {}).setdefault("schemas", {})
     refusal = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(refusal.pop("$defs", {}))
     schemas["ErrorReply"] = refusal
@@ -448,15 +448,15 @@ def _build_openapi(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
     for schema in schemas.values():
         if names and schema.get("title", "").endswith("Request"):
             schema["properties"]["model"]["enum"] = list(names)
-    told = {
+    refusals = {
         "description": "refused",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
     }
-    for verbs in found["paths"].values():
+    for verbs in description["paths"].values():
         for verb in verbs.values():
             verb["responses"].pop("422", None)
             for status in _ERROR_STATUSES:
-                verb["responses"].setdefault(status, told)
-    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    found["security"] = [{"key": []}, {}]
-    return found
+                verb["responses"].setdefault(status, refusals)
+    description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    description["security"] = [{"key": []}, {}]
+    return description

@@ -66,7 +66,7 @@ class DiffusionStreamService:
         self._open: tuple[str, DiffusionModel] | None = None
 
     def write(
-        self, name: str, wanted: DiffusionStreamRequest, is_stopped: IsStopped
+        self, name: str, body: DiffusionStreamRequest, is_stopped: IsStopped
     ) -> Iterator[dict[str, Any]]:
         """Yield the tokens of each step, then the text with its cost; blocks.
 
@@ -82,11 +82,11 @@ class DiffusionStreamService:
             decode_tokens,
         )
 
-        settings = _build_decode_settings(wanted)
+        settings = _build_decode_settings(body)
         with self._lock:
             model = self._model(name)
-            ask = build_chat_request if wanted.is_chat else build_text_request
-            request = ask(model.tokenizer, wanted.prompt, wanted.max_new_tokens)
+            ask = build_chat_request if body.is_chat else build_text_request
+            request = ask(model.tokenizer, body.prompt, body.max_new_tokens)
             events: list[StepEvent] = []
             (sample,) = generate(
                 model, [request], settings, on_step=events.append, is_cancelled=is_stopped
@@ -98,12 +98,16 @@ class DiffusionStreamService:
                     "step": event.step,
                     "nfe": event.nfe,
                     "pieces": [
-                        None if event.is_open[at] else texts[at]
-                        for at in range(first, len(event.ids))
+                        None if event.is_open[position] else texts[position]
+                        for position in range(first, len(event.ids))
                     ],
-                    "written": [at - first for at in event.written if at >= first],
-                    "changed": [at - first for at in event.changed if at >= first],
-                    "confidence": [round(one, 4) for one in event.confidence[first:]],
+                    "written": [
+                        position - first for position in event.written if position >= first
+                    ],
+                    "changed": [
+                        position - first for position in event.changed if position >= first
+                    ],
+                    "confidence": [round(confidence, 4) for confidence in event.confidence[first:]],
                 }
             yield {
                 "text": decode_sample(model.tokenizer, sample, whole=False),
@@ -139,22 +143,22 @@ class DiffusionStreamService:
         return model
 
 
-def _build_decode_settings(wanted: DiffusionStreamRequest) -> Any:
+def _build_decode_settings(request: DiffusionStreamRequest) -> Any:
     from stillroom.diffusion.sampling.settings import DecodeSettings
 
-    commit: Any = wanted.commit
-    if wanted.at_once is not None:
-        commit = {"name": "top_k", "k": wanted.at_once}
+    commit: Any = request.commit
+    if request.at_once is not None:
+        commit = {"name": "top_k", "k": request.at_once}
     try:
         return DecodeSettings.model_validate(
             {
-                "max_new_tokens": wanted.max_new_tokens,
-                "block_length": wanted.block_length,
-                "order": wanted.order,
+                "max_new_tokens": request.max_new_tokens,
+                "block_length": request.block_length,
+                "order": request.order,
                 "commit": commit,
-                "remasking": wanted.remasking or None,
-                "temperature": wanted.temperature,
-                "seed": wanted.seed,
+                "remasking": request.remasking or None,
+                "temperature": request.temperature,
+                "seed": request.seed,
             }
         )
     except ValidationError as error:
@@ -204,14 +208,14 @@ def inspect_models(
             next="choose 2 to {MAX_PARENTS} parents on the page Merge",
         )
     opened = Checkpoint.open(_find_checkpoint(root, base))
-    found = inspect_models(
+    inspection = inspect_models(
         opened,
         [open_model(str(_find_checkpoint(root, name)), opened) for name in parents],
         density=density,
         on_tensor=_make_cancel_check(is_stopped),
     ).to_json()
-    del found["tensors"]  # hundreds of tensors; the page shows the layers alone
-    yield {**found, "base": base, "parents": list(parents)}
+    del inspection["tensors"]  # hundreds of tensors; the page shows the layers alone
+    yield {**inspection, "base": base, "parents": list(parents)}
 
 
 def measure_loss_path(
@@ -242,22 +246,22 @@ def measure_loss_path(
 
     first, second = (Checkpoint.open(_find_checkpoint(sources.root, name)) for name in ends)
     with open_record_set(sources, records) as opened:
-        chosen, is_held_out = _select_records(opened, min(count, _MAX_RECORDS))
+        selected, is_held_out = _select_records(opened, min(count, _MAX_RECORDS))
     path = measure_loss_path(
         ends,
         (first, second),
-        chosen,
+        selected,
         max_tokens=_MAX_TOKENS,
         points=points,
         on_point=_make_cancel_check(is_stopped),
     )
-    yield {**path.to_json(), "records": len(chosen), "held_out": is_held_out, "best": path.best}
+    yield {**path.to_json(), "records": len(selected), "held_out": is_held_out, "best": path.best}
 
 
 def _select_records(opened: RecordSet, count: int) -> tuple[list[Record], bool]:
     """Return the first held-out records, or the first of all if none is marked as held out."""
     rows = list(islice(opened.records(), 20_000))
-    held = [one for one in rows if one.fields.get("split") == "held_out"]
+    held = [record for record in rows if record.fields.get("split") == "held_out"]
     return (held or rows)[:count], bool(held)
 
 

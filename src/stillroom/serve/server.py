@@ -129,7 +129,7 @@ def run_server(
         runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
         looker = MediaCheckService(**vars(looks)) if looks is not None else None
         app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
-        names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
+        names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
         names += ["forensics"] if looker else []
         tell(f"serving {', '.join(names)} at {format_url(listening, host)}/v1")
         if (runner or looker) and (gap := describe_sandbox_gap()):
@@ -177,7 +177,7 @@ def _check_key_tenants(
 ) -> None:
     """Refuse keys that no index can serve, at startup."""
     named = [key for key in keys if key.access is not None and "models" in key.scopes]
-    rules = {one.rule for one in served if one.ask is not None}
+    rules = {model.rule for model in served if model.ask is not None}
     if "tenants" in rules and not named and access is None:
         raise DataError(
             "the index has tenants, and no API key names one",
@@ -242,11 +242,11 @@ def listen(host: str, port: int) -> socket.socket:
         ResourceError: If the address is not one of this machine, or the port is in use.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(found[4])
+            listening.bind(address[4])
             listening.listen(
                 _BACKLOG
             )  # connections made before the server has started wait in the backlog

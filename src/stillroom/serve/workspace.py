@@ -81,19 +81,19 @@ class TenantRoot:
         folder = self.find(name)
         if not folder.is_dir():
             raise _not_found(name)
-        found: list[WorkspaceEntry] = []
+        entries: list[WorkspaceEntry] = []
         for path in sorted(folder.iterdir()):
             inner = path.relative_to(self.folder)
             if path.name.startswith(".") or not self.holds(inner):
                 continue
-            if len(found) == _MAX_ENTRIES:
-                return found, False
+            if len(entries) == _MAX_ENTRIES:
+                return entries, False
             try:
                 size = None if path.is_dir() else path.stat().st_size
             except OSError:  # a broken link, or a file removed meanwhile
                 continue
-            found.append(WorkspaceEntry(inner.as_posix(), size))
-        return found, True
+            entries.append(WorkspaceEntry(inner.as_posix(), size))
+        return entries, True
 
     def find(self, name: str) -> Path:
         """Return the path of a name inside.
@@ -210,19 +210,21 @@ def _not_found(name: str) -> DataError:
     )
 
 
-def make_path_redactor(places: Mapping[str, str] | Mapping[Path, str]) -> Callable[[Any], Any]:
+def make_path_redactor(
+    replacements: Mapping[str, str] | Mapping[Path, str],
+) -> Callable[[Any], Any]:
     """Return a function that replaces absolute paths in JSON values by names.
 
     Args:
-        places: Absolute paths with their replacements; an empty one stands for the folder that
-            names are relative to. The innermost matching path wins.
+        replacements: Absolute paths with their names; an empty name marks the folder that names
+            are relative to. The innermost matching path wins.
 
     Returns:
         A function from a JSON value to a copy with all strings replaced.
     """
     names: dict[str, str] = {}
-    for place, name in places.items():
-        for path in (os.path.abspath(place), os.path.realpath(place)):  # noqa: PTH100
+    for prefix, name in replacements.items():
+        for path in (os.path.abspath(prefix), os.path.realpath(prefix)):  # noqa: PTH100
             if len(Path(path).parts) > 1:  # "/" is a prefix of every path
                 names.setdefault(path, name)
     if not names:
@@ -238,9 +240,9 @@ def make_path_redactor(places: Mapping[str, str] | Mapping[Path, str]) -> Callab
         if isinstance(value, (str, PurePath)):
             return pattern.sub(put, str(value))
         if isinstance(value, Mapping):
-            return {key: hide(one) for key, one in value.items()}
+            return {key: hide(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [hide(one) for one in value]
+            return [hide(item) for item in value]
         return value
 
     return hide
@@ -254,11 +256,11 @@ def replace_names(value: Any, names: Mapping[str, str]) -> Any:
         names: Unique strings (random file names), and their replacements.
     """
     if isinstance(value, str):
-        for own, told in names.items():
-            value = value.replace(own, told)
+        for name, replacement in names.items():
+            value = value.replace(name, replacement)
         return value
     if isinstance(value, Mapping):
-        return {key: replace_names(one, names) for key, one in value.items()}
+        return {key: replace_names(item, names) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replace_names(one, names) for one in value]
+        return [replace_names(item, names) for item in value]
     return value

@@ -54,7 +54,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     from stillroom.errors import DataError
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the schema cannot be read: {error}",
@@ -63,14 +63,14 @@ def read_schema(path: Path) -> dict[str, Any]:
             expected="a file with a JSON Schema",
             next="check the path and the JSON",
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(schema, dict):
         raise DataError(
             "the schema is not an object",
             code="diffusion.schema",
             where=str(path),
             expected='a JSON Schema, as {"type": "object", "properties": {...}}',
         )
-    return found
+    return schema
 
 
 def read_estimator(name: str, overrides: Sequence[str]) -> LikelihoodEstimator:
@@ -85,9 +85,9 @@ def read_estimator(name: str, overrides: Sequence[str]) -> LikelihoodEstimator:
     from stillroom.errors import RecipeError
     from stillroom.recipes.loader import parse_values
 
-    given = parse_values(overrides)
+    values = parse_values(overrides)
     try:
-        return ESTIMATORS.build({"name": name, **given})
+        return ESTIMATORS.build({"name": name, **values})
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(

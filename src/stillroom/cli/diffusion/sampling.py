@@ -130,11 +130,11 @@ def sample_command(
         {"--schema": schema is not None, "--watch": watch},
         {"--schema": schema is not None, "--html": page is not None},
     )
-    found = read_preset(preset) if preset is not None else None
-    decoding = read_settings(settings, overrides, found)
+    loaded_preset = read_preset(preset) if preset is not None else None
+    decoding = read_settings(settings, overrides, loaded_preset)
     model = open_model(checkpoint, model_is, dtype=dtype, device=device)
-    if found is not None:
-        found.check_against(model.fingerprint)
+    if loaded_preset is not None:
+        loaded_preset.check_against(model.fingerprint)
     requests = _build_requests(
         model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count
     )
@@ -142,8 +142,8 @@ def sample_command(
         _fill_schema(model, requests, decoding, read_schema(schema), as_json)
         return
     events: list[StepEvent] = []
-    given = [token is not None for token in requests[0].ids]
-    view = TerminalAnimation(model.tokenizer, first=0 if holes else len(given))
+    is_fixed = [token is not None for token in requests[0].ids]
+    view = TerminalAnimation(model.tokenizer, first=0 if holes else len(is_fixed))
 
     def on_step(event: StepEvent) -> None:
         if event.row == 0:
@@ -152,7 +152,7 @@ def sample_command(
     wants_steps = watch or page is not None
     samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
     if page is not None:
-        write_animation(page, events, model.tokenizer, title="Unmasking", given=given)
+        write_animation(page, events, model.tokenizer, title="Unmasking", given=is_fixed)
         click.echo(f"steps    {page}", err=True)
     texts = [decode_sample(model.tokenizer, sample, whole=holes) for sample in samples]
     if as_json:
@@ -168,9 +168,9 @@ def sample_command(
             }
             for text, sample in zip(texts, samples, strict=True)
         ]
-        name = found.name if found is not None else None
-        said = decoding.model_dump(mode="json")
-        print_json({"samples": rows, "preset": name, "settings": said})
+        name = loaded_preset.name if loaded_preset is not None else None
+        settings_json = decoding.model_dump(mode="json")
+        print_json({"samples": rows, "preset": name, "settings": settings_json})
         return
     _print_samples(texts, samples, holes)
 
@@ -203,16 +203,18 @@ def _fill_schema(
     skeleton = build_template(schema)
     filler = JsonInfiller(model, read_token_bytes(model.tokenizer), decoding)
     filled = [
-        filler.fill(one.ids, skeleton, room=one.max_new_tokens, seed=one.seed or 0)
-        for one in requests
+        filler.fill(sample.ids, skeleton, room=sample.max_new_tokens, seed=sample.seed or 0)
+        for sample in requests
     ]
     if as_json:
-        rows = [{"text": one.text, "tokens": one.tokens, "nfe": one.nfe} for one in filled]
+        rows = [
+            {"text": sample.text, "tokens": sample.tokens, "nfe": sample.nfe} for sample in filled
+        ]
         print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
         return
-    for one in filled:
-        click.echo(one.text)
-        click.echo(f"{one.tokens} tokens, {one.nfe} readings", err=True)
+    for sample in filled:
+        click.echo(sample.text)
+        click.echo(f"{sample.tokens} tokens, {sample.nfe} readings", err=True)
 
 
 def _count_tokens(sample: SampledSequence, holes: bool) -> int:
@@ -245,7 +247,7 @@ def _build_requests(
         build_text_request,
     )
 
-    found = []
+    requests = []
     for prompt in prompts or ("",):
         if holes:
             request = build_infill_request(model.tokenizer, prompt)
@@ -253,8 +255,8 @@ def _build_requests(
             request = build_chat_request(model.tokenizer, prompt, max_new_tokens)
         else:
             request = build_text_request(model.tokenizer, prompt, max_new_tokens)
-        found += [replace(request, seed=seed + number) for number in range(count)]
-    return found
+        requests += [replace(request, seed=seed + number) for number in range(count)]
+    return requests
 
 
 @click.command(
@@ -361,8 +363,8 @@ def tune_command(
     if is_written:
         write_preset(Path(checkpoint) / PRESET_FILE, preset)
     if as_json:
-        told = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
-        print_json({"out": str(out), **told, **report.to_json()})
+        summary = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
+        print_json({"out": str(out), **summary, **report.to_json()})
         return
     click.echo(report.summary)
     front = report.sections[0].table

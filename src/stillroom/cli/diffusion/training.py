@@ -153,11 +153,11 @@ def convert_command(
 
     if records is None:
         _refuse_unused_options(block_size, shift, anneal_steps, overrides)
-        said = _rewrite_checkpoint(checkpoint, out, overwrite=overwrite)
+        summary = _rewrite_checkpoint(checkpoint, out, overwrite=overwrite)
         if as_json:
-            print_json({"out": str(out), "start": said})
+            print_json({"out": str(out), "start": summary})
         else:
-            click.echo(f"{out}: {said}")
+            click.echo(f"{out}: {summary}")
         return
     recipe = _build_recipe(checkpoint, records, steps, block_size, shift, anneal_steps, overrides)
     artifact = run_recipe(
@@ -167,9 +167,9 @@ def convert_command(
     tokens = int(details["train"]["tokens"])
     expected = describe_expected_quality(tokens, by_blocks=block_size is not None)
     if as_json:
-        kept = {name: details[name] for name in ("start", "before", "after")}
+        shown = {name: details[name] for name in ("start", "before", "after")}
         more = {"tokens": tokens, "expect": expected}
-        print_json({"out": str(out), "digest": artifact.digest, **kept, **more})
+        print_json({"out": str(out), "digest": artifact.digest, **shown, **more})
         return
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}, from {details['start']}")
     if details["after"]:
@@ -209,7 +209,7 @@ def _build_recipe(
     from stillroom.recipes.loader import build_recipe
 
     growth = [size for size in (1, 4) if block_size is not None and size < block_size]
-    said: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "version": 1,
         "kind": "diffusion",
         "start": checkpoint,
@@ -222,7 +222,7 @@ def _build_recipe(
         "answers": {"pad_multiple": block_size or 1},
         "train": {"steps": steps, "learning_rate": 2e-4},
     }
-    built = build_recipe(said, "command line", folder=Path.cwd())
+    built = build_recipe(settings, "command line", folder=Path.cwd())
     return parse_recipe(dump_recipe(built), "command line", overrides) if overrides else built
 
 
@@ -305,10 +305,10 @@ def compare_command(
     if facts:  # a template without matches is reported before training
         find_facts(split_records(Path(loaded.records)).train, facts)
     out.mkdir(parents=True, exist_ok=True)
-    places = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
-    for name, one in places.items():
+    recipes = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
+    for name, twin in recipes.items():
         run_recipe(
-            one,
+            twin,
             out / name,
             resume=resume,
             overwrite=overwrite,
@@ -335,12 +335,12 @@ def _read_questions(words: tuple[str, ...]) -> dict[str, list[Record]]:
     """Return the records of each ``NAME=RECORDS``, read before training."""
     from stillroom.records import read_records
 
-    found: dict[str, list[Record]] = {}
-    for word in words:
-        name, _, path = word.partition("=")
-        if not name or not path or name in found:
+    questions: dict[str, list[Record]] = {}
+    for argument in words:
+        name, _, path = argument.partition("=")
+        if not name or not path or name in questions:
             raise click.BadParameter(
-                f"{word!r} is not NAME=RECORDS with a unique name", param_hint="--ask"
+                f"{argument!r} is not NAME=RECORDS with a unique name", param_hint="--ask"
             )
-        found[name] = list(read_records(Path(path)))
-    return found
+        questions[name] = list(read_records(Path(path)))
+    return questions

@@ -263,7 +263,7 @@ def texts_command(
     from stillroom.records import Origin
 
     origin = Origin(cast("OriginKind", kind), (), license_name)
-    artifact, told = chunk_documents(
+    artifact, counts = chunk_documents(
         ChunkingPlan(documents, tokenizer, max_tokens, held_out, origin),
         out,
         resume=resume,
@@ -271,7 +271,7 @@ def texts_command(
         reporter=choose_reporter(quiet=quiet),
     )
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **told.to_json()})
+        print_json({"out": str(out), "digest": artifact.digest, **counts.to_json()})
         return
-    click.echo(str(told))
+    click.echo(str(counts))
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")

@@ -164,7 +164,7 @@ def verify_command(
     """
     from stillroom.distill.logit_cache.capture import verify_cache
 
-    found = verify_cache(
+    verification = verify_cache(
         cache,
         teacher=teacher,
         records=records,
@@ -173,7 +173,7 @@ def verify_command(
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        print_json({"cache": str(cache), **found.to_json()})
+        print_json({"cache": str(cache), **verification.to_json()})
     else:
-        click.echo(str(found))
-    found.refuse_apart(cache)
+        click.echo(str(verification))
+    verification.refuse_apart(cache)

@@ -132,7 +132,7 @@ def attack_command(
     from stillroom.forensics.benchmark.adversarial import ATTACKS, attack_manifest
     from stillroom.forensics.inference.trained_detector import TrainedDetector
 
-    found = attack_manifest(
+    curves = attack_manifest(
         manifest,
         TrainedDetector.open(detector),
         attacks=cast("tuple[Attack, ...]", attacks) or ATTACKS,
@@ -143,9 +143,9 @@ def attack_command(
         seed=seed,
     )
     if as_json:
-        print_json({"detector": str(detector), **found.to_json()})
+        print_json({"detector": str(detector), **curves.to_json()})
         return
-    for line in found.lines():
+    for line in curves.lines():
         click.echo(line)
 
 
@@ -171,13 +171,13 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     from stillroom.forensics.benchmark.evaluation import compare_evaluations, read_evaluation
 
     first, second = read_evaluation(ours), read_evaluation(theirs)
-    found = compare_evaluations(first, second)
+    comparison = compare_evaluations(first, second)
     if as_json:
         names = {"ours": first.detector, "theirs": second.detector}
         protocol = {"protocol_digest": first.protocol.digest}
-        print_json({**names, **protocol, **dataclasses.asdict(found)})
+        print_json({**names, **protocol, **dataclasses.asdict(comparison)})
         return
-    click.echo(f"{first.detector} against {second.detector}: {found.line()}")
+    click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
 
 
 @click.command(
@@ -269,8 +269,8 @@ def score_command(
     for line in standing.lines():
         click.echo(line)
     for name, metric in folds.items():
-        said = f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
-        click.echo(f"  auc with {leave_out} {name} left out: {said}")
+        shown = f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
+        click.echo(f"  auc with {leave_out} {name} left out: {shown}")
 
 
 @click.command(
@@ -324,14 +324,14 @@ def stress_command(
     from stillroom.forensics.benchmark.robustness import measure_robustness, render_robustness_page
     from stillroom.jobs import atomic_write
 
-    found = measure_robustness(
+    curves = measure_robustness(
         manifest, scorer, treatments=treatment, split=split, seed=seed, allow_code=allow_code
     )
     if html is not None:
         with atomic_write(html) as file:
-            file.write(render_robustness_page(found))
+            file.write(render_robustness_page(curves))
     if as_json:
-        print_json(found.to_json())
+        print_json(curves.to_json())
         return
-    for line in found.lines():
+    for line in curves.lines():
         click.echo(line)

@@ -98,33 +98,33 @@ def check_command(
     lists = open_trust_lists(official=official, interim=interim, user=trust)
     lab = open_lab() if has_lab() else None
     limits = _read_limits(detectors)
-    found = []
+    reports = []
     listed = list_media(paths)
     work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps, pulse)
     with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
-        for one in check_files(work, listed.media, opened, lab=lab):
-            found.append(one)
+        for report in check_files(work, listed.media, opened, lab=lab):
+            reports.append(report)
             if not as_json:
-                click.echo("\n".join(one.lines()))
+                click.echo("\n".join(report.lines()))
     if html is not None:
         with atomic_write(html) as file:
-            file.write(render_check_page(found, limits, listed.line()))
+            file.write(render_check_page(reports, limits, listed.line()))
     if as_json:
         print_json(
             {
-                "files": [one.to_json() for one in found],
+                "files": [report.to_json() for report in reports],
                 "limits": list(limits),
                 "passed_over": [str(path) for path in listed.passed_over],
             }
         )
     else:
-        if not found:
+        if not reports:
             click.echo("nothing was checked: the folder contains no media files", err=True)
         if listed.passed_over:
             click.echo(listed.line(), err=True)
         for line in limits:
             click.echo(line, err=True)
-    if not found or any(one.error for one in found):
+    if not reports or any(report.error for report in reports):
         raise click.exceptions.Exit(1)
 
 

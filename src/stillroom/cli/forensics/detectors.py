@@ -63,20 +63,20 @@ def train_command(
     artifact = run_recipe(
         loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
     )
-    about = artifact.details["detector"]
+    detector = artifact.details["detector"]
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, "detector": dict(about)})
+        print_json({"out": str(out), "digest": artifact.digest, "detector": dict(detector)})
         return
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-    for name, metric in about["figures"]["auc"].items():
+    for name, metric in detector["figures"]["auc"].items():
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
-    learned, domain = about["learned"], about["domain"]
+    learned, domain = detector["learned"], detector["domain"]
     click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
-    kept = domain["tried"]["as they are"]["value"]
-    click.echo(f"knows    {kept:.1%} of what test people show; strangers are inconclusive")
-    if about["audit"]["leak"]:
-        click.echo(f"leaks    {about['audit']['leak']}: check calls all it says inconclusive")
-    for line in about["blind"]:
+    known_share = domain["tried"]["as they are"]["value"]
+    click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
+    if detector["audit"]["leak"]:
+        click.echo(f"leaks    {detector['audit']['leak']}: check calls all it says inconclusive")
+    for line in detector["blind"]:
         click.echo(f"blind    {line}")
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 

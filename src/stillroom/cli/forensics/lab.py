@@ -60,13 +60,13 @@ def consent_command(
     """
     from stillroom.forensics.synthesis.consent import list_consented_files, write_consent
 
-    named = [one for file in files for one in list_consented_files(file)]
-    made = write_consent(out, named, who=who, basis=basis, scope=scope, expires=expires.date())
+    named = [consented for file in files for consented in list_consented_files(file)]
+    consent = write_consent(out, named, who=who, basis=basis, scope=scope, expires=expires.date())
     if as_json:
-        print_json({"id": made.id, "files": len(made.files), "path": str(out)})
+        print_json({"id": consent.id, "files": len(consent.files), "path": str(out)})
         return
-    count = f"{len(made.files)} file{'' if len(made.files) == 1 else 's'}"
-    click.echo(f"{out}: consent {made.id} of {made.who} for {count}")
+    count = f"{len(consent.files)} file{'' if len(consent.files) == 1 else 's'}"
+    click.echo(f"{out}: consent {consent.id} of {consent.who} for {count}")
 
 
 @click.command(
@@ -98,10 +98,10 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
 
     lab = open_lab()
     rows = lab.ledger.verify()
-    found = {place: find_unmarked_files(place, lab) for place in unmarked}
+    unmarked_files = {folder: find_unmarked_files(folder, lab) for folder in unmarked}
     lacking = {
-        str(place if place.is_file() else place / name): missing
-        for place, names in found.items()
+        str(folder if folder.is_file() else folder / name): missing
+        for folder, names in unmarked_files.items()
         for name, missing in names.items()
     }
     if as_json:
@@ -110,9 +110,9 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
         click.echo(f"{lab.ledger.path}: {rows} rows, all unchanged")
         for name, missing in lacking.items():
             click.echo(escape_line(f"{name}: lacks {', '.join(missing)}"))
-        for place, names in found.items():
+        for folder, names in unmarked_files.items():
             if not names:
-                click.echo(escape_line(f"{place}: every media file carries every mark"))
+                click.echo(escape_line(f"{folder}: every media file carries every mark"))
     if lacking:
         raise click.exceptions.Exit(1)
 
@@ -145,14 +145,14 @@ def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
     results, failed = {}, False
     for file in files:
         try:
-            found = look_up_file(file, lab)
+            trace = look_up_file(file, lab)
         except DataError as error:
             click.echo(str(error), err=True)
             failed = True
             continue
-        results[str(file)] = found.to_json()
+        results[str(file)] = trace.to_json()
         if not as_json:
-            click.echo(escape_line(f"{file}: {found.line()}"))
+            click.echo(escape_line(f"{file}: {trace.line()}"))
     if as_json:
         print_json({"files": results})
     if failed:

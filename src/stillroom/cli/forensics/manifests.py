@@ -42,13 +42,13 @@ def audit_command(manifest: Path, as_json: bool) -> None:
     from stillroom.forensics.benchmark.manifest import find_manifest, read_items
 
     file = find_manifest(manifest)
-    found = audit_items(read_items(file), file.parent)
+    audit = audit_items(read_items(file), file.parent)
     if as_json:
-        print_json({"manifest": str(file), **found.to_json()})
+        print_json({"manifest": str(file), **audit.to_json()})
     else:
-        for line in found.lines():
+        for line in audit.lines():
             click.echo(line)
-    if not found.is_clean:
+    if not audit.is_clean:
         raise click.exceptions.Exit(1)
 
 

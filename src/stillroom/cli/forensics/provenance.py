@@ -120,13 +120,13 @@ def sign_command(
     """Sign a file with content credentials."""
     from stillroom.forensics.labeling.signature import sign_file
 
-    found = sign_file(
+    verification = sign_file(
         file, out, ca, title=title or file.name, made_by=made_by, timestamp_url=timestamp_url
     )
     if as_json:
-        print_json({"file": str(out), **found.to_json()})
+        print_json({"file": str(out), **verification.to_json()})
         return
-    click.echo(f"{out}: {found.integrity}, {found.trust}")
+    click.echo(f"{out}: {verification.integrity}, {verification.trust}")
 
 
 @click.command(
@@ -186,16 +186,16 @@ def verify_command(
     results, failed = {}, False
     for file in files:
         try:
-            found = verify_file(file, lists, remote=remote)
+            verification = verify_file(file, lists, remote=remote)
         except StillroomError as error:
             click.echo(str(error), err=True)
             failed = True
             continue
-        failed = failed or found.integrity in {"broken", "unreadable"}
-        results[str(file)] = found.to_json()
+        failed = failed or verification.integrity in {"broken", "unreadable"}
+        results[str(file)] = verification.to_json()
         if not as_json:
             click.echo(escape_line(str(file)))
-            for line in found.lines():
+            for line in verification.lines():
                 click.echo(f"  {line}")
     if as_json:
         print_json({"files": results})

@@ -96,19 +96,23 @@ def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **sett
 
     Writes one folder for each model below --out; name them in method.statistics.
     """
-    found = _collect_statistics(models, out, settings)
+    statistics = _collect_statistics(models, out, settings)
     if as_json:
         print_json(
             {
                 "statistics": [
-                    {"folder": str(each.folder), "tokens": each.tokens, "model": each.model}
-                    for each in found
+                    {
+                        "folder": str(statistic.folder),
+                        "tokens": statistic.tokens,
+                        "model": statistic.model,
+                    }
+                    for statistic in statistics
                 ]
             }
         )
     else:
-        for each in found:
-            click.echo(f"{each.folder}: {each.kind} over {each.tokens} tokens")
+        for statistic in statistics:
+            click.echo(f"{statistic.folder}: {statistic.kind} over {statistic.tokens} tokens")
 
 
 def _print_progress(line: str) -> None:
@@ -145,14 +149,18 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
             alpha=settings["alpha"],
             **common,
         )
-    found = []
-    for model, each, folder in zip(models, records, folders, strict=True):
+    statistics = []
+    for model, model_records, folder in zip(models, records, folders, strict=True):
         if settings["method"] == "fisher":
-            drawn = {"labels": settings["labels"], "seed": settings["seed"]}
-            found.append(calibration.gather_fisher(model, each, folder, **drawn, **common))
+            fisher_settings = {"labels": settings["labels"], "seed": settings["seed"]}
+            statistics.append(
+                calibration.gather_fisher(model, model_records, folder, **fisher_settings, **common)
+            )
         else:
-            found.append(calibration.gather_gram_matrices(model, each, folder, **common))
-    return found
+            statistics.append(
+                calibration.gather_gram_matrices(model, model_records, folder, **common)
+            )
+    return statistics
 
 
 @click.command(
@@ -234,13 +242,15 @@ def learn_command(
     start = open_checkpoint(base)
     parents = [open_model(model, start) for model in models]
     learning = CoefficientTraining(**settings)
-    found = learn_coefficients(start, parents, list(read_records(records)), learning, device=device)
+    learned = learn_coefficients(
+        start, parents, list(read_records(records)), learning, device=device
+    )
     if out is not None:
         from stillroom.merge.search.learned_coefficients import write_recipe
 
-        write_recipe(found.to_recipe(base, models), out)
+        write_recipe(learned.to_recipe(base, models), out)
         click.echo(f"wrote {out}; run it with: stillroom run {out} --out DIR", err=True)
     if as_json:
-        print_json({"learned": found.to_json()})
+        print_json({"learned": learned.to_json()})
     else:
-        click.echo(str(found))
+        click.echo(str(learned))

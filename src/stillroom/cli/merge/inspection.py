@@ -84,12 +84,12 @@ def inspect_command(
 
     start = open_checkpoint(base)
     parents = [open_model(model, start) for model in models]
-    found = inspect_models(start, parents, density=density)
+    inspection = inspect_models(start, parents, density=density)
     if records is not None:
         from stillroom.merge.analysis.comparison import measure_loss_path
         from stillroom.merge.search.scoring import draw_records
 
-        drawn = draw_records(
+        sample = draw_records(
             str(records),
             split="",
             limit=max_records,
@@ -98,24 +98,24 @@ def inspect_command(
         )
         paths = [
             measure_loss_path(
-                (found.parents[i], found.parents[j]),
+                (inspection.parents[i], inspection.parents[j]),
                 (parents[i].weights, parents[j].weights),
-                drawn,
+                sample,
                 max_tokens=max_tokens,
                 device=device,
             )
             for i, j in combinations(range(len(parents)), 2)
         ]
-        found = replace(found, paths=tuple(paths))
+        inspection = replace(inspection, paths=tuple(paths))
     if out is not None:
         from stillroom.merge.analysis.report import write_inspection
 
-        page = write_inspection(found, out, overwrite=overwrite)
+        page = write_inspection(inspection, out, overwrite=overwrite)
         click.echo(f"wrote {page}", err=True)
     if as_json:
-        print_json({"inspection": found.to_json()})
+        print_json({"inspection": inspection.to_json()})
     else:
-        click.echo(str(found))
+        click.echo(str(inspection))
 
 
 @click.command(
@@ -141,18 +141,18 @@ def search_command(folder: Path, trials: int, as_json: bool) -> None:
     """Show the trials and the result of a merge search."""
     from stillroom.merge.search.run import format_search, read_search_result
 
-    found = read_search_result(folder)
+    result = read_search_result(folder)
     if as_json:
-        print_json({"path": str(folder), "search": found})
+        print_json({"path": str(folder), "search": result})
         return
-    click.echo(format_search(found))
+    click.echo(format_search(result))
     click.echo(
-        f"\n{found['objective']} on the {found['records']['choose']} records of the final choice:"
+        f"\n{result['objective']} on the {result['records']['choose']} records of the final choice:"
     )
-    for row in found["candidates"]:
+    for row in result["candidates"]:
         click.echo(f"  {_format_value(row)}  {row['name']}")
-    click.echo(f"\nbest of {found['tried']} trials on {found['records']['search']} records:")
-    for row in _select_best(found["trials"], trials, found["best_on_search"]):
+    click.echo(f"\nbest of {result['tried']} trials on {result['records']['search']} records:")
+    for row in _select_best(result["trials"], trials, result["best_on_search"]):
         click.echo(
             f"  {_format_value(row)}  trial {row['number']}  {_format_changes(row['changes'])}"
         )
@@ -172,8 +172,8 @@ def _format_value(row: Mapping[str, Any]) -> str:
 
 def _format_changes(changes: Mapping[str, Any]) -> str:
     parts = [f"{name}={value:.4g}" for name, value in changes["method"].items()]
-    for number, own in changes["models"].items():
-        parts += [f"models.{number}.{name}={value:.4g}" for name, value in own.items()]
+    for number, model_changes in changes["models"].items():
+        parts += [f"models.{number}.{name}={value:.4g}" for name, value in model_changes.items()]
     for entry in changes["vary"]:
         values = entry.get("layers", [entry.get("value")])
         owner = "" if entry["model"] is None else f"models.{entry['model']}."

@@ -135,11 +135,11 @@ def plan_command(
     plan = plan_sources(loaded.method, base, parents, read_rules(loaded))
     sources = [*([base] if base else []), *parents]
     if explain is not None:
-        found = explain_tensor(plan, sources, explain)
+        explanation = explain_tensor(plan, sources, explain)
         if as_json:
-            print_json({"tensor": found})
+            print_json({"tensor": explanation})
         else:
-            for key, value in found.items():
+            for key, value in explanation.items():
                 click.echo(f"{key}: {value}")
         return
     warnings = list_warnings(plan, sources)
@@ -255,17 +255,18 @@ def verify_command(folder: Path, share: float, everything: bool, seed: int, as_j
     """Recompute tensors of a merge and compare the bytes."""
     from stillroom.merge.verification import verify_merge
 
-    found = verify_merge(
+    verification = verify_merge(
         folder,
         share=1.0 if everything else share,
         seed=seed,
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        print_json({"path": str(folder), **found.to_json()})
-    found.check(folder)
+        print_json({"path": str(folder), **verification.to_json()})
+    verification.check(folder)
     if not as_json:
         click.echo(
-            f"{folder}: {len(found.inputs)} inputs are unchanged; {len(found.replayed)} of "
-            f"{found.tensors} tensors recomputed, with the same bytes"
+            f"{folder}: {len(verification.inputs)} inputs are unchanged; "
+            f"{len(verification.replayed)} of {verification.tensors} tensors recomputed, with the "
+            "same bytes"
         )

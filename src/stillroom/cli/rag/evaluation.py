@@ -113,74 +113,74 @@ Examples:
 @click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
-def eval_command(out: Path, as_json: bool, **given: Any) -> None:
+def eval_command(out: Path, as_json: bool, **options: Any) -> None:
     """Measure retrieval on judged queries, with intervals and paired differences.
 
     The judgments name passages, documents, paths of documents, or rows of an unpacked corpus. With
     --answers the answers are evaluated as well: correctness, faithfulness, citations, abstention
     without an answer, and for every question the stage at fault.
     """
-    run = _evaluate_answers if given["answers"] else _evaluate_retrieval
-    artifact, report = run(out, given)
+    run = _evaluate_answers if options["answers"] else _evaluate_retrieval
+    artifact, report = run(out, options)
     print_report(out, artifact, report, as_json=as_json)
 
 
-def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+def _evaluate_retrieval(out: Path, options: dict[str, Any]) -> tuple[Artifact, Report]:
     from stillroom.rag.evaluation.retrieval import DEFAULT_MEASURES
     from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
     from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 
-    places = (given[name] for name in ("collection", "split", "queries", "qrels"))
-    queries, qrels = resolve_qrels(*places)
+    sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
+    queries, qrels = resolve_qrels(*sources)
     plan = RetrievalEvalPlan(
-        given["index"],
+        options["index"],
         queries,
         qrels,
-        given["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
-        given["measures"] or DEFAULT_MEASURES,
-        given["depth"],
-        given["k"] or _K_FOUND,
-        given["seed"],
-        given["model"],
-        build_access(given["tenant"], given["principals"]),
+        options["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
+        options["measures"] or DEFAULT_MEASURES,
+        options["depth"],
+        options["k"] or _K_FOUND,
+        options["seed"],
+        options["model"],
+        build_access(options["tenant"], options["principals"]),
     )
-    return evaluate_retrieval(plan, out, **_job_settings(given))
+    return evaluate_retrieval(plan, out, **_job_settings(options))
 
 
-def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+def _evaluate_answers(out: Path, options: dict[str, Any]) -> tuple[Artifact, Report]:
     from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
     from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 
-    if not given["model"]:
+    if not options["model"]:
         raise click.UsageError("--answers needs --model, which answers the questions")
-    if given["labels"] and not given["judge"]:
+    if options["labels"] and not options["judge"]:
         raise click.UsageError("--labels needs --judge: its verdicts are compared with the labels")
     plan = AnswerEvalPlan(
-        given["index"],
-        given["answers"],
-        given["model"],
-        given["ways"] or (DEFAULT_RETRIEVER,),
-        given["judge"],
-        given["judge_way"],
-        given["labels"],
-        given["checker"],
-        given["k"] or _K_READ,
-        given["depth"],
-        given["limit"],
-        given["seed"],
-        prices=given["price"],
-        access=build_access(given["tenant"], given["principals"]),
+        options["index"],
+        options["answers"],
+        options["model"],
+        options["ways"] or (DEFAULT_RETRIEVER,),
+        options["judge"],
+        options["judge_way"],
+        options["labels"],
+        options["checker"],
+        options["k"] or _K_READ,
+        options["depth"],
+        options["limit"],
+        options["seed"],
+        prices=options["price"],
+        access=build_access(options["tenant"], options["principals"]),
     )
-    return evaluate_answers(plan, out, **_job_settings(given))
+    return evaluate_answers(plan, out, **_job_settings(options))
 
 
-def _job_settings(given: dict[str, Any]) -> dict[str, Any]:
+def _job_settings(options: dict[str, Any]) -> dict[str, Any]:
     from stillroom.jobs import choose_reporter
 
     return {
-        "resume": given["resume"],
-        "overwrite": given["overwrite"],
-        "reporter": choose_reporter(quiet=given["quiet"]),
+        "resume": options["resume"],
+        "overwrite": options["overwrite"],
+        "reporter": choose_reporter(quiet=options["quiet"]),
     }
 
 

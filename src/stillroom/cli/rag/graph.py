@@ -178,16 +178,18 @@ def graph_show_command(
             _export_graph(opened, graphml)
         if check and passages is not None:
             _check_graph(opened, passages)
-        told = describe_entity(opened, entity, passages) if entity else describe_graph(opened)
+        description = (
+            describe_entity(opened, entity, passages) if entity else describe_graph(opened)
+        )
     finally:
         if passages is not None:
             passages.close()
     if as_json:
-        print_json({"entity" if entity else "graph": told})
+        print_json({"entity" if entity else "graph": description})
     elif entity:
-        _print_entity(told)
+        _print_entity(description)
     else:
-        _print_graph(told)
+        _print_graph(description)
 
 
 def _export_graph(graph: KnowledgeGraph, path: Path) -> None:
@@ -208,45 +210,45 @@ def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
         raise IntegrityError(
             [
                 Problem(
-                    f"{one.part}: {one.what}",
+                    f"{flaw.part}: {flaw.what}",
                     "rag.graph-flaw",
                     str(graph.folder),
                     "text of the passage that the graph names",
                     "build the graph again: stillroom rag graph INDEX --out GRAPH --overwrite",
                 )
-                for one in flaws
+                for flaw in flaws
             ]
         )
     click.echo("every span matches its passage", err=True)
 
 
-def _print_graph(told: dict[str, Any]) -> None:
-    counts = told["counts"]
-    click.echo(f"graph {told['digest'][:16]} of index {told['index'][:16]}")
+def _print_graph(description: dict[str, Any]) -> None:
+    counts = description["counts"]
+    click.echo(f"graph {description['digest'][:16]} of index {description['index'][:16]}")
     for name, value in counts.items():
         click.echo(f"  {name:20} {value}")
     click.echo("best connected")
-    for one in told["entities"]:
-        click.echo(f"  {one['name']}: {one['edges']} relations, {one['passages']} passages")
+    for item in description["entities"]:
+        click.echo(f"  {item['name']}: {item['edges']} relations, {item['passages']} passages")
     click.echo("largest communities")
-    for one in told["communities"]:
-        click.echo(f"  {one['title']}: {one['entities']} entities, {one['passages']} passages")
+    for item in description["communities"]:
+        click.echo(f"  {item['title']}: {item['entities']} entities, {item['passages']} passages")
 
 
-def _print_entity(told: dict[str, Any]) -> None:
-    also = f" (also {', '.join(told['aliases'])})" if told["aliases"] else ""
-    click.echo(f"{told['name']}{also}")
-    if told["description"]:
-        click.echo(f"  {told['description']}  [written by a model]")
-    for one in told["edges"][:_MAX_MENTIONS]:
-        click.echo(f"  - {one['to']}, weight {one['weight']:.2f}, {one['passages']} passages")
-    for one in told["mentions"][:_MAX_MENTIONS]:
-        click.echo(f"  {one.get('location', one['passage'])}")
-        if "text" in one:
-            click.echo(f"    …{one['text']}…")
-    left = len(told["mentions"]) - _MAX_MENTIONS
-    if left > 0:
-        click.echo(f"  and {left} more mentions; --json shows all")
+def _print_entity(description: dict[str, Any]) -> None:
+    also = f" (also {', '.join(description['aliases'])})" if description["aliases"] else ""
+    click.echo(f"{description['name']}{also}")
+    if description["description"]:
+        click.echo(f"  {description['description']}  [written by a model]")
+    for item in description["edges"][:_MAX_MENTIONS]:
+        click.echo(f"  - {item['to']}, weight {item['weight']:.2f}, {item['passages']} passages")
+    for item in description["mentions"][:_MAX_MENTIONS]:
+        click.echo(f"  {item.get('location', item['passage'])}")
+        if "text" in item:
+            click.echo(f"    …{item['text']}…")
+    remaining = len(description["mentions"]) - _MAX_MENTIONS
+    if remaining > 0:
+        click.echo(f"  and {remaining} more mentions; --json shows all")
 
 
 @click.command(

@@ -52,8 +52,8 @@ def index_command(
     from stillroom.objects import is_address
     from stillroom.recipes import parse_recipe
 
-    place = folder if is_address(folder) else str(Path(folder).absolute())
-    text = f"version: 1\nkind: rag\ndocuments: {place!r}\n"
+    documents = folder if is_address(folder) else str(Path(folder).absolute())
+    text = f"version: 1\nkind: rag\ndocuments: {documents!r}\n"
     artifact = run_recipe(
         parse_recipe(text, "rag index", overrides, folder=Path.cwd()),
         out,
@@ -240,28 +240,28 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     from stillroom.rag.maintenance.update import check_index, repair_index
 
     findings = repair_index(index) if repair else check_index(index)
-    left = check_index(index) if repair else findings
+    remaining = check_index(index) if repair else findings
     recall: dict[str, Any] | None = None
-    if not left:
+    if not remaining:
         recall, doubts = check_recall(index)
         if doubts and repair:
             refresh_recall(index)
-            recall, left = check_recall(index)
+            recall, remaining = check_recall(index)
             findings = [*findings, *doubts]
         elif doubts:
-            findings = left = [*findings, *doubts]
+            findings = remaining = [*findings, *doubts]
     if as_json:
         print_json(
             {
                 "findings": [finding.to_json() for finding in findings],
-                "left": [finding.to_json() for finding in left],
+                "left": [finding.to_json() for finding in remaining],
                 **({"approximate": recall} if recall else {}),
             }
         )
     elif repair:
         for finding in findings:
             click.echo(f"found: {finding}")
-    if left:
+    if remaining:
         raise IntegrityError(
             [
                 Problem(
@@ -273,7 +273,7 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
                     if finding.is_derived and not repair
                     else "build the index again with --overwrite",
                 )
-                for finding in left
+                for finding in remaining
             ]
         )
     if not as_json:

@@ -75,20 +75,20 @@ def search_command(
     from stillroom.rag.retrieval.pipeline import parse_pipeline
 
     configure_from_environment()
-    chosen = parse_pipeline(way) if way else None
+    pipeline = parse_pipeline(way) if way else None
     access = AccessContext(tenant, principals) if tenant or principals else None
     with (
         collect_stages() as times,
-        collect_warnings() as told,
+        collect_warnings() as warnings,
         Index.open(index, snapshot=snapshot, access=access) as opened,
     ):
         shown = opened.restrict(where) if where else opened
         hits = shown.retrieve(
             query,
             k,
-            retriever=chosen.retriever if chosen else None,
-            reranker=chosen.reranker if chosen else None,
-            transform=chosen.transform if chosen else None,
+            retriever=pipeline.retriever if pipeline else None,
+            reranker=pipeline.reranker if pipeline else None,
+            transform=pipeline.transform if pipeline else None,
         )
     if as_json:
         rows = [
@@ -101,9 +101,9 @@ def search_command(
             for hit in hits
         ]
         spent = {"stage_ms": times.to_json()} if timings else {}
-        print_json({"query": query, "hits": rows, "notices": told, **spent})
+        print_json({"query": query, "hits": rows, "notices": warnings, **spent})
         return
-    for line in told:
+    for line in warnings:
         click.echo(line, err=True)
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
@@ -154,7 +154,7 @@ def ask_command(
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Answer a question from an index, with citations.
 
@@ -166,7 +166,7 @@ def ask_command(
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(given)
+    settings = ask_settings(options)
     with open_index(
         index,
         model,

@@ -92,11 +92,11 @@ def tune_command(
     from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan
     from stillroom.rag.evaluation.tuning import tune_fusion
 
-    found, judged = resolve_qrels(collection, split, queries, qrels)
+    queries_path, judged = resolve_qrels(collection, split, queries, qrels)
     artifact, report, tuned = tune_fusion(
         RetrievalEvalPlan(
             index,
-            found,
+            queries_path,
             judged,
             ways,
             (measure,),
@@ -110,8 +110,8 @@ def tune_command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    told = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
-    print_report(out, artifact, report, as_json=as_json, **told)
+    summary = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
+    print_report(out, artifact, report, as_json=as_json, **summary)
 
 
 @click.command(
@@ -170,5 +170,5 @@ def sweep_command(
         reporter=choose_reporter(quiet=quiet),
     )
     best = outcome.best.configuration.model_dump(mode="json")
-    told = {"best": best, "is_gain": outcome.is_gain}
-    print_report(out, artifact, report, as_json=as_json, **told)
+    summary = {"best": best, "is_gain": outcome.is_gain}
+    print_report(out, artifact, report, as_json=as_json, **summary)

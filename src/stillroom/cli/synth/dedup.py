@@ -149,7 +149,7 @@ def decontaminate_command(
     from stillroom.synth.dedup.decontamination import DecontaminationSettings, decontaminate
     from stillroom.synth.dedup.leakage import LeakThresholds
 
-    artifact, told = decontaminate(
+    artifact, counts = decontaminate(
         DecontaminationSettings(records, against, embedder, judge, LeakThresholds(near=near)),
         out,
         resume=resume,
@@ -157,16 +157,17 @@ def decontaminate_command(
         reporter=choose_reporter(quiet=quiet),
     )
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **told})
+        print_json({"out": str(out), "digest": artifact.digest, **counts})
     else:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in told["kinds"].items())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts["kinds"].items())
         click.echo(
-            f"{out}: {told['kept']} of {told['read']} records are clean; {told['contaminated']} "
-            f"contain one of {told['items_found']} items" + (f" ({kinds})" if kinds else "")
+            f"{out}: {counts['kept']} of {counts['read']} records are clean; "
+            f"{counts['contaminated']} contain one of {counts['items_found']} items"
+            + (f" ({kinds})" if kinds else "")
         )
-        if not told["rewordings"]:
+        if not counts["rewordings"]:
             click.echo("paraphrases were not searched: add --embedder")
-        if told["unchecked"]:
-            click.echo(f"{told['unchecked']} records are not checked: {told['why_unchecked']}")
-    if told["unchecked"]:
+        if counts["unchecked"]:
+            click.echo(f"{counts['unchecked']} records are not checked: {counts['why_unchecked']}")
+    if counts["unchecked"]:
         sys.exit(1)

@@ -142,7 +142,7 @@ def generations_command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    warned = sum(len(found) for found in outcome.warned.values())
+    warned = sum(len(warnings) for warnings in outcome.warned.values())
     print_report(out, artifact, report, as_json=as_json, warned=warned)
 
 

@@ -125,15 +125,15 @@ def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_jso
     rows = list(islice(read_rejected(run, reason=reason, method=method, step=step), n))
     counts = count_rejected(run)
     if as_json:
-        told = [
-            {"step": at, "method": by, "reason": why, "count": count}
-            for (at, by, why), count in counts.most_common()
+        shown = [
+            {"step": step, "method": by, "reason": why, "count": count}
+            for (step, by, why), count in counts.most_common()
         ]
-        print_json({"counts": told, "rows": [row.to_json() for row in rows]})
+        print_json({"counts": shown, "rows": [row.to_json() for row in rows]})
         return
-    for (at, by, why), count in counts.most_common():
-        if reason.casefold() in why.casefold() and method in {"", by} and step in {"", at}:
-            click.echo(f"{count:8}  {f'{at}/' if at else ''}{by}: {why}")
+    for (step_name, by, why), count in counts.most_common():
+        if reason.casefold() in why.casefold() and method in {"", by} and step in {"", step_name}:
+            click.echo(f"{count:8}  {f'{step_name}/' if step_name else ''}{by}: {why}")
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
     for row in rows:
         click.echo("─" * width)
@@ -145,10 +145,10 @@ def _format_columns(row: RejectedRow, width: int) -> Iterator[str]:
     """Yield the lines of a row: its content on the left, the reason on the right."""
     left_width = (width - 3) * 3 // 5
     right_width = width - 3 - left_width
-    left = [line for role, text in row.says for line in _wrap(f"{role}: {text}", left_width)]
+    left_lines = [line for role, text in row.says for line in _wrap(f"{role}: {text}", left_width)]
     right = [line for text in _describe_drop(row) for line in _wrap(text, right_width)]
-    for one, other in zip_longest(_shorten(left), _shorten(right), fillvalue=""):
-        yield f"{one:<{left_width}} │ {other}".rstrip()
+    for left_line, right_line in zip_longest(_shorten(left_lines), _shorten(right), fillvalue=""):
+        yield f"{left_line:<{left_width}} │ {right_line}".rstrip()
 
 
 def _describe_drop(row: RejectedRow) -> Iterator[str]:
@@ -227,20 +227,20 @@ def export_command(
     from stillroom.synth.output.dataset import export_records
     from stillroom.synth.output.formats import ExportFormat
 
-    chosen: ExportFormat = next(one for one in get_args(ExportFormat) if one == shape)
-    told = export_records(
+    format: ExportFormat = next(name for name in get_args(ExportFormat) if name == shape)
+    export = export_records(
         records,
         out,
-        format=chosen,
+        format=format,
         kind="parquet" if parquet else "jsonl",
         name=name,
         with_fields=with_fields,
         overwrite=overwrite,
     )
     if as_json:
-        print_json({"out": str(out), **told.to_json()})
+        print_json({"out": str(out), **export.to_json()})
         return
-    rows = ", ".join(f"{count} {split}" for split, count in sorted(told.rows.items()))
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(export.rows.items()))
     click.echo(f"{out}: {rows}")
-    for why, count in told.left_out.most_common():
+    for why, count in export.left_out.most_common():
         click.echo(f"left out: {count} rows: {why}")

@@ -20,14 +20,14 @@ def ask_routes(desk: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        runs = [one for one in await desk.found() if one.is_run]
-        wanted = request.query_params.get("at", "")
-        chosen = next((one for one in runs if one.name == wanted), None)
-        if wanted and chosen is None:
+        runs = [artifact for artifact in await desk.found() if artifact.is_run]
+        name = request.query_params.get("at", "")
+        run = next((artifact for artifact in runs if artifact.name == name), None)
+        if name and run is None:
             raise DataError(
-                f"{wanted!r:.200} is not a run that answers",
+                f"{name!r:.200} is not a run that answers",
                 code="data.missing",
-                expected=f"one of: {', '.join(one.name for one in runs) or 'none yet'}",
+                expected=f"one of: {', '.join(artifact.name for artifact in runs) or 'none yet'}",
                 next="choose a run on the page Ask",
             )
         return desk.page(
@@ -35,7 +35,7 @@ def ask_routes(desk: PageContext) -> list[Route]:
             "ask.html",
             title="Ask",
             runs=runs,
-            run=chosen or (runs[0] if runs else None),
+            run=run or (runs[0] if runs else None),
             ways=await desk.work(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
         )
@@ -61,9 +61,9 @@ def source_routes(desk: PageContext) -> list[Route]:
 
     async def page(request: Request) -> Response:
         query = request.query_params
-        at, passage = query.get("at", ""), query.get("passage", "")
-        view = await desk.work(desk.sources.source, at, passage)
+        name, passage = query.get("at", ""), query.get("passage", "")
+        view = await desk.work(desk.sources.source, name, passage)
         template = "source_part.html" if "part" in query else "source.html"
-        return desk.page(request, template, title=view.path, view=view, at=at)
+        return desk.page(request, template, title=view.path, view=view, at=name)
 
     return [Route("/source", page)]

@@ -38,7 +38,7 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
         if runner is None:
             return desk.page(request, "make_none.html", title="Make")
         tickets = list(reversed(list(runner.tickets)))[:_MAX_JOBS]
-        rows = [_build_row(one, runner, runs=frozenset()) for one in tickets]
+        rows = [_build_row(record, runner, runs=frozenset()) for record in tickets]
         forms = await desk.work(list_forms)
         return desk.page(request, "make.html", title="Make", forms=forms, rows=rows)
 
@@ -46,7 +46,7 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
         if runner is None:
             return RedirectResponse("/make", 303)
         kind = request.query_params.get("kind", "")
-        known = {one.name: one for one in await desk.work(list_forms)}
+        known = {item.name: item for item in await desk.work(list_forms)}
         if kind not in known:
             raise RecipeError(
                 f"there is no kind {kind!r:.80}",
@@ -55,7 +55,7 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
                 next="choose one on the page Make",
             )
         settings, commented = await desk.work(describe_form, kind)
-        places = [one.name for one in await desk.found() if one.name != "."]
+        names = [item.name for item in await desk.found() if item.name != "."]
         return desk.page(
             request,
             "make_new.html",
@@ -64,7 +64,7 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
             settings=settings,
             commented=request.query_params.get("recipe", "")[:_MAX_VALUE_CHARS] or commented,
             is_written="recipe" in request.query_params,
-            places=[*await desk.work(_list_folders, desk), *places],
+            places=[*await desk.work(_list_folders, desk), *names],
         )
 
     async def job(request: Request) -> Response:
@@ -76,7 +76,7 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
                 expected="a job of this folder",
                 next="see the page Make",
             )
-        runs = frozenset(one.name for one in await desk.found() if one.is_run)
+        runs = frozenset(artifact.name for artifact in await desk.found() if artifact.is_run)
         template = "job_head.html" if "part" in request.query_params else "job.html"
         return desk.page(
             request,
@@ -101,7 +101,7 @@ def _build_row(ticket: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _J
 def _list_folders(desk: PageContext) -> list[str]:
     """Return the top-level folders, which may contain documents."""
     return sorted(
-        one.name
-        for one in desk.root.iterdir()
-        if one.is_dir() and not one.name.startswith(".") and one.name != "jobs"
+        folder.name
+        for folder in desk.root.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name != "jobs"
     )

@@ -45,13 +45,19 @@ def model_routes(desk: PageContext) -> list[Route]:
 
     async def page(request: Request) -> Response:
         models, figures = await desk.work(list_models, desk.root)
-        told = {key: said for key, said in figures.items() if any(key in m.figures for m in models)}
-        return desk.page(request, "models.html", title="Models", models=models, figures=told)
+        shown_metrics = {
+            key: description
+            for key, description in figures.items()
+            if any(key in m.figures for m in models)
+        }
+        return desk.page(
+            request, "models.html", title="Models", models=models, figures=shown_metrics
+        )
 
     async def compare(request: Request) -> Response:
         models, figures = await desk.work(list_models, desk.root)
-        chosen = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
-        if not chosen:
+        selected = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
+        if not selected:
             raise DataError(
                 "no model is selected",
                 code="data.missing",
@@ -59,16 +65,22 @@ def model_routes(desk: PageContext) -> list[Route]:
                 next="select them on the page Models",
             )
         graph = await desk.work(
-            layout_lineage_graph, desk.root, [one.name for one in chosen if not one.is_reference]
+            layout_lineage_graph,
+            desk.root,
+            [model.name for model in selected if not model.is_reference],
         )
-        told = {key: said for key, said in figures.items() if any(key in m.figures for m in chosen)}
+        shown_metrics = {
+            key: description
+            for key, description in figures.items()
+            if any(key in m.figures for m in selected)
+        }
         return desk.page(
             request,
             "models_compare.html",
-            title=" vs. ".join(one.name for one in chosen),
-            chosen=chosen,
+            title=" vs. ".join(model.name for model in selected),
+            chosen=selected,
             models=models,
-            figures=told,
+            figures=shown_metrics,
             graph=graph,
         )
 
@@ -84,15 +96,15 @@ def model_routes(desk: PageContext) -> list[Route]:
 
 
 def _find_model(models: list[ModelSummary], name: str) -> ModelSummary:
-    found = next((one for one in models if one.name == name), None)
-    if found is None:
+    model = next((candidate for candidate in models if candidate.name == name), None)
+    if model is None:
         raise DataError(
             f"{name!r:.200} is not a model of this folder",
             code="data.missing",
             expected="one of those on the page Models",
             next="choose one there",
         )
-    return found
+    return model
 
 
 _PATH_POINTS = (3, 5, 11)
@@ -108,14 +120,14 @@ def merge_routes(desk: PageContext) -> list[Route]:
             request,
             "merge.html",
             title="Merge",
-            models=[one for one in models if not one.is_reference],
+            models=[model for model in models if not model.is_reference],
             sets=await desk.work(list_record_sets, desk.sources),
             most=MAX_PARENTS,
         )
 
     async def run(request: Request, work: Any) -> Response:
-        told = await desk.collect(slots, work, request)
-        return JSONResponse(told[0] if told else {})
+        results = await desk.collect(slots, work, request)
+        return JSONResponse(results[0] if results else {})
 
     async def conflict(request: Request) -> Response:
         query = request.query_params
@@ -143,7 +155,7 @@ def merge_routes(desk: PageContext) -> list[Route]:
                 (names[0], names[1]),
                 query.get("records", ""),
                 count=int(_parse_number(query.get("n", "12"), 1, 64)),
-                points=min(_PATH_POINTS, key=lambda one: abs(one - points)),
+                points=min(_PATH_POINTS, key=lambda count: abs(count - points)),
                 is_stopped=is_stopped,
             )
 
@@ -181,16 +193,16 @@ def diffusion_routes(desk: PageContext) -> list[Route]:
             request,
             "diffusion.html",
             title="Diffusion",
-            models=[one for one in models if one.is_diffusion],
+            models=[model for model in models if model.is_diffusion],
             orders=list_method_options("diffusion.sampling.unmask_orders"),
             commits=list_method_options("diffusion.sampling.unmask_rules"),
             remaskings=list_method_options("diffusion.sampling.remaskings"),
         )
 
     async def write(request: Request) -> Response:
-        at = request.query_params.get("at", "")
+        name = request.query_params.get("at", "")
         try:
-            wanted = DiffusionStreamRequest.model_validate_json(await request.body())
+            body = DiffusionStreamRequest.model_validate_json(await request.body())
         except ValidationError as error:
             first = error.errors()[0]
             raise DataError(
@@ -201,10 +213,10 @@ def diffusion_routes(desk: PageContext) -> list[Route]:
             ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
-            return unmasker.write(at, wanted, is_stopped)
+            return unmasker.write(name, body, is_stopped)
 
-        told = await desk.collect(slots, work, request)
-        return JSONResponse({"steps": told[:-1], "result": told[-1] if told else {}})
+        results = await desk.collect(slots, work, request)
+        return JSONResponse({"steps": results[:-1], "result": results[-1] if results else {}})
 
     return [Route("/diffusion", page), Route("/diffusion/write", write, methods=["POST"])]
 

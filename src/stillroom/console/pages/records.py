@@ -41,30 +41,30 @@ def record_routes(desk: PageContext) -> list[Route]:
     async def page(request: Request) -> Response:
         query = request.query_params
         sets = await desk.work(list_record_sets, desk.sources)
-        at = query.get("at") or (sets[0].name if sets else "")
-        if not at:
+        name = query.get("at") or (sets[0].name if sets else "")
+        if not name:
             return desk.page(request, "records_none.html", title="Records")
-        wanted = _parse_query(query)
-        review = await desk.work(desk.review_of, at)
-        shown = await desk.work(list_records, desk.sources, at, wanted, review)
+        query_settings = _parse_query(query)
+        review = await desk.work(desk.review_of, name)
+        shown = await desk.work(list_records, desk.sources, name, query_settings, review)
         return desk.page(
             request,
             "records.html",
             title="Records",
             sets=sets,
-            at=at,
-            wanted=wanted,
+            at=name,
+            wanted=query_settings,
             shown=shown,
-            link=lambda **more: _build_link(at, wanted, **more),
+            link=lambda **more: _build_link(name, query_settings, **more),
             can_decide=desk.can_write,
         )
 
     async def decide(request: Request) -> Response:
         form = await _read_form(request)
-        at = form.get("at", "")
+        name = form.get("at", "")
         desk.check_writable()
-        shown = await desk.work(_make_visibility_filter, desk.sources, at)
-        review = await desk.work(desk.review_of, at)
+        shown = await desk.work(_make_visibility_filter, desk.sources, name)
+        review = await desk.work(desk.review_of, name)
         action, key = form.get("action", ""), form.get("key", "")
         if not shown(key):
             raise DataError(
@@ -86,7 +86,7 @@ def record_routes(desk: PageContext) -> list[Route]:
             messages=turns if action == "edit" else (),
             note=form.get("note", ""),
         )
-        back = urlencode({"at": at}) + ("&" + form["back"] if form.get("back") else "")
+        back = urlencode({"at": name}) + ("&" + form["back"] if form.get("back") else "")
         return RedirectResponse(f"/records?{back}#{key}", 303)
 
     return [
@@ -98,29 +98,33 @@ def record_routes(desk: PageContext) -> list[Route]:
 
 def _list_more_routes(desk: PageContext) -> list[Route]:
     async def trail(request: Request) -> Response:
-        at = request.query_params.get("at", "")
-        shown = await desk.work(_make_visibility_filter, desk.sources, at)
-        review = await desk.work(desk.review_of, at)
-        rows = [one for one in reversed(await desk.work(review.trail)) if shown(one.key)]
+        name = request.query_params.get("at", "")
+        shown = await desk.work(_make_visibility_filter, desk.sources, name)
+        review = await desk.work(desk.review_of, name)
+        rows = [
+            decision for decision in reversed(await desk.work(review.trail)) if shown(decision.key)
+        ]
         return desk.page(
-            request, "records_trail.html", title="Trail", at=at, rows=rows[:500], total=len(rows)
+            request, "records_trail.html", title="Trail", at=name, rows=rows[:500], total=len(rows)
         )
 
     async def write(request: Request) -> Response:
         form = await _read_form(request)
-        at = form.get("at", "")
+        source = form.get("at", "")
         desk.check_writable()
-        shown = await desk.work(_make_visibility_filter, desk.sources, at)
-        folder = resolve_name(desk.root, at)
-        review = await desk.work(desk.review_of, at)
-        name = desk.free_name("reviewed", at)
-        await desk.work(write_reviewed_records, folder, review, desk.root / name, at, shown=shown)
+        shown = await desk.work(_make_visibility_filter, desk.sources, source)
+        folder = resolve_name(desk.root, source)
+        review = await desk.work(desk.review_of, source)
+        name = desk.free_name("reviewed", source)
+        await desk.work(
+            write_reviewed_records, folder, review, desk.root / name, source, shown=shown
+        )
         return RedirectResponse(f"/records?{urlencode({'at': name})}", 303)
 
     async def generators(request: Request) -> Response:
         sets = await desk.work(list_record_sets, desk.sources)
         names = request.query_params.getlist("m")[:_MAX_COMPARED]
-        names = names or [one.name for one in sets[:_MAX_COMPARED]]
+        names = names or [artifact.name for artifact in sets[:_MAX_COMPARED]]
         rows = []
         for name in names:
             review = await desk.work(desk.review_of, name)
@@ -146,31 +150,31 @@ def _make_visibility_filter(sources: Sources, name: str) -> Callable[[str], bool
         return opened.keys().__contains__ if opened.is_guarded else lambda key: True
 
 
-def _parse_query(told: Mapping[str, str]) -> RecordsQuery:
-    show = told.get("show", "kept")
-    number = told.get("page", "1")
+def _parse_query(parameters: Mapping[str, str]) -> RecordsQuery:
+    show = parameters.get("show", "kept")
+    number = parameters.get("page", "1")
     return RecordsQuery(
         show if show in {"kept", "dropped"} else "kept",
-        told.get("words", "")[:500],
-        told.get("origin", "")[:40],
-        told.get("reason", "")[:500],
-        told.get("decision", "")[:20],
+        parameters.get("words", "")[:500],
+        parameters.get("origin", "")[:40],
+        parameters.get("reason", "")[:500],
+        parameters.get("decision", "")[:20],
         int(number) if number.isdecimal() and len(number) < 20 else 1,
     )
 
 
-def _build_link(name: str, wanted: RecordsQuery, **more: str | int) -> str:
+def _build_link(name: str, query: RecordsQuery, **more: str | int) -> str:
     """Return the address of the list with changed parameters; a new filter starts at page 1."""
-    told: dict[str, str | int] = {
+    parameters: dict[str, str | int] = {
         "at": name,
-        "show": wanted.show,
-        "words": wanted.words,
-        "origin": wanted.origin,
-        "reason": wanted.reason,
-        "decision": wanted.decision,
+        "show": query.show,
+        "words": query.words,
+        "origin": query.origin,
+        "reason": query.reason,
+        "decision": query.decision,
         **more,
     }
-    return "/records?" + urlencode({key: value for key, value in told.items() if value})
+    return "/records?" + urlencode({key: value for key, value in parameters.items() if value})
 
 
 async def _read_form(request: Request) -> dict[str, str]:
@@ -185,19 +189,25 @@ def lineage_routes(desk: PageContext) -> list[Route]:
     async def page(request: Request) -> Response:
         query = request.query_params
         if "at" not in query:
-            found = await desk.found()
+            artifacts = await desk.found()
             kind = query.get("kind", "")
-            kinds = sorted({one.kind for one in found})
-            rows = [one for one in found if kind in {"", one.kind}]
+            kinds = sorted({artifact.kind for artifact in artifacts})
+            rows = [artifact for artifact in artifacts if kind in {"", artifact.kind}]
             return desk.page(
                 request, "lineage.html", title="Lineage", rows=rows, kinds=kinds, kind=kind
             )
-        at, record = query["at"], query.get("record", "").strip()
-        tree = await desk.work(trace_lineage, desk.root, at, record=record)
-        found_one = await desk.work(read_folder_artifact, desk.root, at)
-        title = f"Lineage of {record or (at if at != '.' else desk.root.name)}"
+        name, record = query["at"], query.get("record", "").strip()
+        tree = await desk.work(trace_lineage, desk.root, name, record=record)
+        found_one = await desk.work(read_folder_artifact, desk.root, name)
+        title = f"Lineage of {record or (name if name != '.' else desk.root.name)}"
         return desk.page(
-            request, "lineage_of.html", title=title, tree=tree, at=at, record=record, one=found_one
+            request,
+            "lineage_of.html",
+            title=title,
+            tree=tree,
+            at=name,
+            record=record,
+            one=found_one,
         )
 
     return [Route("/lineage", page)]

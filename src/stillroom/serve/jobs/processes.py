@@ -135,9 +135,9 @@ def send_signal(process: Process, number: int) -> None:
 def describe_crash(code: int) -> Problem:
     """Return the problem for a process that ended without a result."""
     if code == -signal.SIGKILL:
-        what = "the job's process was killed, most likely because memory ran out"
+        message = "the job's process was killed, most likely because memory ran out"
         return Problem(
-            what, "job.killed", next="reduce the memory that the recipe needs, then resume"
+            message, "job.killed", next="reduce the memory that the recipe needs, then resume"
         )
     how = f"died of signal {-code}" if code < 0 else "ended without a result"
     return Problem(f"the job's process {how}", "job.killed", next="resume it")

@@ -55,32 +55,32 @@ class RecipePolicy:
     def has_endpoint(self, address: str) -> bool:
         """Return whether an address lies at or below an allowed endpoint."""
         try:
-            asked = urlsplit(address.partition("#")[0])
-            port = asked.port
+            url = urlsplit(address.partition("#")[0])
+            port = url.port
         except ValueError:
             return False
-        if asked.username is not None or ".." in asked.path.split("/"):
+        if url.username is not None or ".." in url.path.split("/"):
             return False
         for endpoint in self.endpoints:
             known = urlsplit(endpoint)
             same = (known.scheme, known.hostname, known.port) == (
-                asked.scheme,
-                asked.hostname,
+                url.scheme,
+                url.hostname,
                 port,
             )
             path = known.path.rstrip("/")
-            if same and (asked.path.rstrip("/") == path or asked.path.startswith(f"{path}/")):
+            if same and (url.path.rstrip("/") == path or url.path.startswith(f"{path}/")):
                 return True
         return False
 
     @property
     def ports(self) -> tuple[int, ...]:
         """TCP ports that a job may connect to."""
-        found = {443} if self.hub else set()
+        ports = {443} if self.hub else set()
         for endpoint in self.endpoints:
             parts = urlsplit(endpoint)
-            found.add(parts.port or (443 if parts.scheme == "https" else 80))
-        return tuple(sorted(found))
+            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
+        return tuple(sorted(ports))
 
 
 def dump_client_recipe(recipe: str | Mapping[str, Any]) -> str:
@@ -106,21 +106,21 @@ def validate_client_recipe(
     """
     tree = read_yaml(text, "recipe")
     apply_overrides(tree, overrides)
-    problems, said = [], set()
-    for path, found in _iter_texts(tree.data, ()):
-        said.add(found)
-        if told := _find_fault(found, root, openings):
+    problems, reported = [], set()
+    for path, text_value in _iter_texts(tree.data, ()):
+        reported.add(text_value)
+        if fault := _find_fault(text_value, root, openings):
             problems.append(
-                _outside_problem(told, f"{tree.place_of_value(path)} {format_path(path)}")
+                _outside_problem(fault, f"{tree.place_of_value(path)} {format_path(path)}")
             )
     if problems:
         raise RecipeError(problems)
 
     def check(reference: str) -> None:
-        if reference not in said:
+        if reference not in reported:
             return  # a default value, which is trusted
-        if told := _find_reference_fault(reference, root, openings):
-            raise RecipeError([_outside_problem(told, "")])
+        if fault := _find_reference_fault(reference, root, openings):
+            raise RecipeError([_outside_problem(fault, "")])
 
     with check_references(check):
         recipe = parse_recipe(text, "recipe", overrides)
@@ -133,17 +133,17 @@ def _refuse_clusters(recipe: Recipe) -> None:
     from stillroom.flow.recipe import FlowRecipe, engine_of
 
     steps = recipe.steps.values() if isinstance(recipe, FlowRecipe) else ()
-    for one in (recipe, *(step.recipe for step in steps)):
-        chosen = engine_of(one)
-        if chosen is not None and chosen.ray is not None:
+    for step_recipe in (recipe, *(step.recipe for step in steps)):
+        engine = engine_of(step_recipe)
+        if engine is not None and engine.ray is not None:
             raise RecipeError(
                 [_outside_problem("engine: ray is not allowed in recipes of clients", "engine")]
             )
 
 
-def _outside_problem(told: str, where: str) -> Problem:
+def _outside_problem(message: str, where: str) -> Problem:
     return Problem(
-        told,
+        message,
         "recipe.outside",
         where,
         "names inside the served folder, or resources that the server's operator allowed",

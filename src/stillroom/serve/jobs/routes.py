@@ -69,7 +69,7 @@ def add_recipe_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
     @app.get("/v1/recipes", responses={200: {"model": openapi.RecipeKindList}})
     async def kinds() -> dict[str, Any]:
         """List the kinds of recipes."""
-        rows = [{"kind": kind, "summary": said} for kind, said in summarize_kinds().items()]
+        rows = [{"kind": kind, "summary": summary} for kind, summary in summarize_kinds().items()]
         return {"object": "list", "data": rows}
 
     @app.get("/v1/recipes/{kind}", responses={200: {"model": openapi.RecipeKind}})
@@ -86,15 +86,15 @@ def add_recipe_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
         try:
             recipe = await read_submission(body, runner, tenant)
         except RecipeError as error:
-            told = [asdict(one) for one in error.problems]
-            return {"object": "recipe.check", "valid": False, "fits": None, "problems": told}
+            problems = [asdict(problem) for problem in error.problems]
+            return {"object": "recipe.check", "valid": False, "fits": None, "problems": problems}
         text = dump_recipe(recipe)
         async with line.turn(request):
-            found = await run_while_connected(request, runner.check(text, tenant))
-        is_checked = found.pop("state") == "checked"
-        fits = not found["problems"] if is_checked else None
+            estimate = await run_while_connected(request, runner.check(text, tenant))
+        is_checked = estimate.pop("state") == "checked"
+        fits = not estimate["problems"] if is_checked else None
         head = {"object": "recipe.check", "valid": True, "kind": recipe.kind, "fits": fits}
-        return {**head, "recipe": text, **found}
+        return {**head, "recipe": text, **estimate}
 
     @app.get("/v1/workspace", responses={200: {"model": openapi.WorkspaceList}})
     async def workspace(
@@ -142,8 +142,8 @@ def _describe_kind(kind: str, method: str) -> dict[str, Any]:
     except RecipeError as error:
         raise ApiError(404, error.problems[0].what, code="unknown_method") from error
     schema = find_recipe_class(kind).model_json_schema(by_alias=True)
-    said = summarize_kinds()[kind]
-    return {"object": "recipe.kind", "kind": kind, "summary": said, "schema": schema,
+    summary = summarize_kinds()[kind]
+    return {"object": "recipe.kind", "kind": kind, "summary": summary, "schema": schema,
             "commented": commented}  # fmt: skip
 
 
@@ -326,13 +326,13 @@ def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
         ticket = _find_job(job_id, request, runner)
         folder = runner.out_of(ticket)
         try:
-            found = TenantRoot(folder).find(path)
+            target = TenantRoot(folder).find(path)
         except DataError:
-            found = folder
-        if not found.is_file() or found.is_symlink():
+            target = folder
+        if not target.is_file() or target.is_symlink():
             raise ApiError(404, f"the job has no file {path[:200]!r}", code="unknown_file")
         return FileResponse(
-            found, media_type=_guess_media_type(found), filename=found.name,
+            target, media_type=_guess_media_type(target), filename=target.name,
             content_disposition_type="attachment",
         )  # fmt: skip
 
@@ -373,34 +373,34 @@ def _find_progress(ticket: JobRecord, runner: JobRunner) -> dict[str, Any] | Non
     if ticket.state != "running":
         return None
     path = runner.tickets.place(ticket.id) / EVENTS_FILE
-    found: dict[str, Any] = {}
+    progress: dict[str, Any] = {}
     for _, event in read_events(path, max(path.stat().st_size - _TAIL_BYTES, 0)):
         if event["event"] in {"step", "progress"}:
-            found[event["event"]] = {key: event[key] for key in event if key != "event"}
-    return found or None
+            progress[event["event"]] = {key: event[key] for key in event if key != "event"}
+    return progress or None
 
 
 def _list_files(ticket: JobRecord, runner: JobRunner) -> dict[str, Any]:
     folder = runner.out_of(ticket)
     is_finished = (folder / ARTIFACT_FILE).is_file()
-    place = folder if folder.is_dir() else get_working_folder(folder)
-    found: list[dict[str, Any]] = []
-    for path in sorted(place.rglob("*")) if place.is_dir() else ():
-        inner = path.relative_to(place)
+    root = folder if folder.is_dir() else get_working_folder(folder)
+    files: list[dict[str, Any]] = []
+    for path in sorted(root.rglob("*")) if root.is_dir() else ():
+        inner = path.relative_to(root)
         if path.is_symlink() or not path.is_file() or any(p.startswith(".") for p in inner.parts):
             continue
         try:
             size = path.stat().st_size
         except OSError:  # the running job moved the file
             continue
-        found.append({"path": inner.as_posix(), "size_bytes": size})
-        if len(found) > _MAX_FILES:
+        files.append({"path": inner.as_posix(), "size_bytes": size})
+        if len(files) > _MAX_FILES:
             break
-    has_more = len(found) > _MAX_FILES
+    has_more = len(files) > _MAX_FILES
     return {
         "object": "list",
         "finished": is_finished,
-        "data": found[:_MAX_FILES],
+        "data": files[:_MAX_FILES],
         "has_more": has_more,
     }
 
@@ -421,30 +421,30 @@ async def _stream_events(
     path: Path, start: int, name: str, runner: JobRunner, *, follow: bool
 ) -> AsyncIterator[bytes]:
     """Yield events from a byte offset until the job, the server or the connection ends."""
-    at, told = start, time.monotonic()
+    offset, last_sent = start, time.monotonic()
     yield b": events of a job\n\n"
     while True:
         ticket = runner.tickets.get(name)
         if ticket is None:
             return
         sent = 0
-        for end, event in read_events(path, at):
+        for end, event in read_events(path, offset):
             yield _format_event(event["event"], event, end)
-            at, sent = end, sent + 1
+            offset, sent = end, sent + 1
             if sent == _EVENT_BATCH:
                 break
         if sent:
-            told = time.monotonic()
+            last_sent = time.monotonic()
             await asyncio.sleep(0)
             continue
         if ticket.is_over:
-            yield _format_event("end", {"event": "end", "state": ticket.state}, at)
+            yield _format_event("end", {"event": "end", "state": ticket.state}, offset)
             return
         if not follow or runner.is_stopping:
             return
-        if time.monotonic() - told > _KEEPALIVE_S:
+        if time.monotonic() - last_sent > _KEEPALIVE_S:
             yield b": alive\n\n"
-            told = time.monotonic()
+            last_sent = time.monotonic()
         await asyncio.sleep(_POLL_S)
 
 

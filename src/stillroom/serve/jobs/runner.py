@@ -87,9 +87,9 @@ class JobRunner:
             if ticket.is_cancelling:
                 self._change(ticket.id, state="cancelled", is_cancelling=False, ended=format_now())
             elif ticket.takes >= _MAX_AUTOMATIC_ATTEMPTS:
-                told = f"the server ended {ticket.takes} times while the job ran"
+                message = f"the server ended {ticket.takes} times while the job ran"
                 then = "find out why, then resume it"
-                problem = Problem(told, "job.too-many-takes", next=then)
+                problem = Problem(message, "job.too-many-takes", next=then)
                 self._fail(ticket.id, asdict(problem))
             else:
                 self._change(ticket.id, state="queued")
@@ -237,8 +237,8 @@ class JobRunner:
         if ticket.state != "queued":
             return None
         return sum(
-            one.state == "queued" and one.tenant == ticket.tenant and one.id < ticket.id
-            for one in self.tickets
+            other.state == "queued" and other.tenant == ticket.tenant and other.id < ticket.id
+            for other in self.tickets
         )
 
     async def check(self, text: str, tenant: str) -> dict[str, Any]:
@@ -273,15 +273,22 @@ class JobRunner:
             if not line:
                 return
             last = self._last_started()
-            chosen = min(line, key=lambda one: (busy[one.tenant], last.get(one.tenant, ""), one.id))
-            self._change(
-                chosen.id,
-                state="running",
-                started=chosen.started or format_now(),
-                takes=chosen.takes + 1,
+            record = min(
+                line,
+                key=lambda candidate: (
+                    busy[candidate.tenant],
+                    last.get(candidate.tenant, ""),
+                    candidate.id,
+                ),
             )
-            task = asyncio.get_running_loop().create_task(self._run(chosen.id))
-            self._tasks[chosen.id] = task
+            self._change(
+                record.id,
+                state="running",
+                started=record.started or format_now(),
+                takes=record.takes + 1,
+            )
+            task = asyncio.get_running_loop().create_task(self._run(record.id))
+            self._tasks[record.id] = task
 
     def _last_started(self) -> dict[str, str]:
         last: dict[str, str] = {}
@@ -295,8 +302,8 @@ class JobRunner:
             result, code = await self._attempt(name)
         except Exception as error:  # noqa: BLE001  # the queue must go on
             _LOG.error("job %s could not be started", name, exc_info=error)
-            told = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
-            result = {"state": "failed", "problems": [asdict(one) for one in told]}
+            problems = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
+            result = {"state": "failed", "problems": [asdict(problem) for problem in problems]}
         finally:
             self._processes.pop(name, None)
             self._tasks.pop(name, None)
@@ -309,9 +316,9 @@ class JobRunner:
         ticket = self.tickets.get(name)
         if ticket is None:
             raise LookupError(name)
-        place = self.tickets.place(name)
+        job_folder = self.tickets.place(name)
         text = self.tickets.recipe(name)
-        order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(place))
+        order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(job_folder))
         while not self._is_leaving(name):
             async with self.workspace.lend_scratch() as scratch:
                 result, code = await self._work(ticket, order, scratch)
@@ -342,14 +349,14 @@ class JobRunner:
         ticket = self.tickets.get(name)
         return self._stopping or ticket is None or ticket.is_cancelling
 
-    def _order(self, do: str, text: str, tenant: str, out: Path, place: str) -> dict[str, Any]:
+    def _order(self, do: str, text: str, tenant: str, out: Path, job_folder: str) -> dict[str, Any]:
         root = self.workspace.root(tenant)
         return {
             "do": do,
             "recipe": text,
             "root": str(root.folder),
             "out": str(out.relative_to(root.folder)),
-            "place": place,
+            "place": job_folder,
             "readable": [str(root.shared)] if root.shared else [],
             "ports": list(self.openings.ports),
             "hub": self.openings.hub,
@@ -379,8 +386,8 @@ class JobRunner:
         hide = make_path_redactor(
             {self.workspace.folder_of(ticket.tenant): "", folder: "the served folder"}
         )
-        told = tuple(hide(dict(one)) for one in problems)
-        self._change(name, state="failed", problems=told, ended=format_now())
+        hidden = tuple(hide(dict(problem)) for problem in problems)
+        self._change(name, state="failed", problems=hidden, ended=format_now())
 
     def _change(self, name: str, **fields: Any) -> JobRecord:
         """Update a job record; on a full disk in memory alone, which is logged."""

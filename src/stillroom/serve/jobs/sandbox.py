@@ -143,12 +143,12 @@ def _drop_privileges(libc: ctypes.CDLL) -> bool:
 
 def _allow_path(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> bool:
     try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return True
     try:
         allowed = rights if path.is_dir() else rights & _SINGLE_FILE_RIGHTS
-        rule = struct.pack("=Qi", allowed, place)
+        rule = struct.pack("=Qi", allowed, descriptor)
         return bool(libc.syscall(_ADD, rules, 1, rule, 0) == 0)
     finally:
-        os.close(place)
+        os.close(descriptor)

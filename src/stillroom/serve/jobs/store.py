@@ -103,15 +103,15 @@ class JobStore:
         Raises:
             ResourceError: If the disk is full; nothing is kept then.
         """
-        place = self.place(ticket.id)
+        folder = self.place(ticket.id)
         try:
-            place.mkdir(mode=0o700)
-            with atomic_write(place / _RECIPE_FILE) as file:
+            folder.mkdir(mode=0o700)
+            with atomic_write(folder / _RECIPE_FILE) as file:
                 file.write(recipe)
-            append_event(place / EVENTS_FILE, {"event": "state", "state": ticket.state})
+            append_event(folder / EVENTS_FILE, {"event": "state", "state": ticket.state})
             self._write(ticket)
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         self._all[ticket.id] = ticket
         return ticket
@@ -129,10 +129,10 @@ class JobStore:
         before = self._all[name]
         ticket = self._all[name] = replace(before, **fields)
         if ticket.state != before.state:
-            told: dict[str, Any] = {"event": "state", "state": ticket.state}
+            event: dict[str, Any] = {"event": "state", "state": ticket.state}
             if ticket.problems:
-                told["problems"] = list(ticket.problems)
-            append_event(self.place(name) / EVENTS_FILE, told)
+                event["problems"] = list(ticket.problems)
+            append_event(self.place(name) / EVENTS_FILE, event)
         self._write(ticket)
         return ticket
 

@@ -81,11 +81,11 @@ def main() -> None:
     except Cancelled:
         result = {"state": "cancelled"}
     except StillroomError as error:
-        result = {"state": "failed", "problems": [asdict(one) for one in error.problems]}
+        result = {"state": "failed", "problems": [asdict(problem) for problem in error.problems]}
     except BaseException:  # noqa: BLE001  # whatever it is, the server is told that it was
         result = _report_internal_error()
-    told = _make_redactor(order)(result)
-    os.write(answer, json.dumps(told).encode() + b"\n")
+    redacted = _make_redactor(order)(result)
+    os.write(answer, json.dumps(redacted).encode() + b"\n")
     os.close(answer)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -149,19 +149,19 @@ def _find_hub_token() -> Path:
 
 def _make_redactor(order: Mapping[str, Any]) -> Callable[[Any], Any]:
     """Return a function that removes this machine's paths from texts for the client."""
-    places = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
-    places |= {path: "(installed)" for path in sys.path if path}
-    places[os.environ["STILLROOM_CACHE"]] = "(cache)"
-    places[tempfile.gettempdir()] = "(scratch)"
-    places[str(Path.home())] = "~"
+    names = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
+    names |= {path: "(installed)" for path in sys.path if path}
+    names[os.environ["STILLROOM_CACHE"]] = "(cache)"
+    names[tempfile.gettempdir()] = "(scratch)"
+    names[str(Path.home())] = "~"
     if order["do"] != "look":
-        places |= {str(folder): "(hub cache)" for folder in _list_hub_folders()}
-        places |= {str(folder): "$STILLROOM_MODELS" for folder in _list_model_folders()}
-    places |= {path: "shared" for path in order["readable"] if order["do"] != "look"}
+        names |= {str(folder): "(hub cache)" for folder in _list_hub_folders()}
+        names |= {str(folder): "$STILLROOM_MODELS" for folder in _list_model_folders()}
+    names |= {path: "shared" for path in order["readable"] if order["do"] != "look"}
     if order["place"]:
-        places[order["place"]] = "(job)"
-    places[order["root"]] = ""
-    return make_path_redactor(places)
+        names[order["place"]] = "(job)"
+    names[order["root"]] = ""
+    return make_path_redactor(names)
 
 
 def _run_job(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
     check_inputs(recipe)
     out = Path(order["out"])
     estimate, machine = estimate_recipe(recipe), describe_machine(out)
-    found: dict[str, Any] = {
+    check: dict[str, Any] = {
         "state": "checked",
         "estimate": asdict(estimate),
         "machine": asdict(machine),
@@ -193,12 +193,12 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
     try:
         flight = preflight_recipe(recipe, out, machine=False)
         if flight:
-            found["preflight"] = flight.to_json()
+            check["preflight"] = flight.to_json()
             flight.raise_errors()
         check_fits(estimate, machine, recipe.kind)
     except StillroomError as error:
-        found["problems"] = [asdict(one) for one in error.problems]
-    return found
+        check["problems"] = [asdict(problem) for problem in error.problems]
+    return check
 
 
 def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,20 +209,20 @@ def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
     from stillroom.forensics.labeling.signature import open_trust_lists
 
     lists = open_trust_lists(
-        official=[Path(one) for one in order["official"]],
-        user=[Path(one) for one in order["trust"]],
+        official=[Path(path_text) for path_text in order["official"]],
+        user=[Path(path_text) for path_text in order["trust"]],
     )
     judges = None
     if order["detectors"]:
         from stillroom.forensics.inference.detector_set import open_detectors
 
-        places = [Path(one) for one in order["detectors"]]
-        judges = open_detectors(places, prevalence=order["prevalence"])
-    found = []
+        detectors = [Path(path_text) for path_text in order["detectors"]]
+        judges = open_detectors(detectors, prevalence=order["prevalence"])
+    findings = []
     for path, name in order["files"]:
-        told = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
-        found.append(replace_names({**told, "path": name}, {Path(path).name: name}))
-    return {"state": "looked", "files": found, "limits": list(list_limits(judges))}
+        finding = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
+        findings.append(replace_names({**finding, "path": name}, {Path(path).name: name}))
+    return {"state": "looked", "files": findings, "limits": list(list_limits(judges))}
 
 
 def _report_internal_error() -> dict[str, Any]:

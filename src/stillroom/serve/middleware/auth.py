@@ -84,7 +84,7 @@ class AuthMiddleware:
             await self.app(scope, receive, send)
             return
 
-        given: Receive
+        inner_receive: Receive
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -97,11 +97,13 @@ class AuthMiddleware:
             self._count(scope)
             is_streamed = scope["path"] in _UPLOAD_PATHS and scope["method"] == "POST"
             bound = _BoundedBody(self.limits, headers, receive, is_upload=is_streamed)
-            given = bound.receive if is_streamed else replay_body(await bound.read(), receive)
+            inner_receive = (
+                bound.receive if is_streamed else replay_body(await bound.read(), receive)
+            )
         except ApiError as refusal:
             await _send_error(refusal, send_guarded)
             return
-        await self.app(scope, given, send_guarded)
+        await self.app(scope, inner_receive, send_guarded)
 
     def _count(self, scope: Scope) -> None:
         """Refuse a client over its rate limit; each key has a token bucket."""
@@ -109,17 +111,17 @@ class AuthMiddleware:
         if not rate or scope["path"] in _PUBLIC_PATHS:
             return
         now, asker = time.monotonic(), scope.get(CLIENT_KEY, 0)
-        left, then = self._buckets.get(asker, (float(rate), now))
-        left = min(left + (now - then) * rate / 60, float(rate))
-        if left < 1:
-            wait = max(math.ceil((1 - left) * 60 / rate), 1)
+        tokens, then = self._buckets.get(asker, (float(rate), now))
+        tokens = min(tokens + (now - then) * rate / 60, float(rate))
+        if tokens < 1:
+            wait = max(math.ceil((1 - tokens) * 60 / rate), 1)
             raise ApiError(
                 429,
                 f"more than {rate} requests a minute",
                 code="rate_limited",
                 headers={"Retry-After": str(wait)},
             )
-        self._buckets[asker] = (left - 1, now)
+        self._buckets[asker] = (tokens - 1, now)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> AccessContext | None:
         """Return the access of the client, or refuse the request."""
@@ -130,19 +132,19 @@ class AuthMiddleware:
         if scope["path"] in _PUBLIC_PATHS:
             return None
         if self._keys:
-            found = match_key(headers.get(b"authorization", b""), self._keys)
-            if found is None:
+            key_index = match_key(headers.get(b"authorization", b""), self._keys)
+            if key_index is None:
                 raise ApiError(
                     401,
                     "the API key is missing or wrong",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            key = self._askers[found]
-            scope[CLIENT_KEY] = found
-            wanted = find_required_scope(scope["method"], scope["path"])
-            if wanted and wanted not in key.scopes:
-                raise ApiError(403, f"the API key lacks the scope {wanted}", code="missing_scope")
+            key = self._askers[key_index]
+            scope[CLIENT_KEY] = key_index
+            required = find_required_scope(scope["method"], scope["path"])
+            if required and required not in key.scopes:
+                raise ApiError(403, f"the API key lacks the scope {required}", code="missing_scope")
             return key.access
         if host not in LOOPBACK_NAMES:
             raise ApiError(403, "without API keys only this machine is served", code="foreign_host")
@@ -164,8 +166,8 @@ class _BoundedBody:
         self._seconds = limits.upload_s if is_upload else limits.body_s
         self._end = time.monotonic() + self._seconds
         self._receive, self._size, self._is_whole = receive, 0, False
-        told = headers.get(b"content-length", b"0")
-        if told.isdigit() and int(told[:19]) > self._most:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:19]) > self._most:
             raise self._too_large()
 
     async def receive(self) -> Message:
@@ -173,8 +175,8 @@ class _BoundedBody:
         if self._is_whole:
             return await self._receive()
         try:
-            left = max(self._end - time.monotonic(), 0.0)
-            message = await asyncio.wait_for(self._receive(), left)
+            remaining_s = max(self._end - time.monotonic(), 0.0)
+            message = await asyncio.wait_for(self._receive(), remaining_s)
         except TimeoutError:
             raise ApiError(
                 408, f"the body did not arrive within {self._seconds:g} s", code="body_too_slow"
@@ -211,9 +213,9 @@ def find_required_scope(method: str, path: str) -> str:
 def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
     """Return the index of the key in a header, or None; takes the same time for every key."""
     scheme, _, key = authorization.partition(b" ")
-    given = hashlib.sha256(key.strip()).digest()
-    matches = [hmac.compare_digest(given, digest) for digest in digests]
-    known = [at for at, is_it in enumerate(matches) if is_it]
+    key_digest = hashlib.sha256(key.strip()).digest()
+    matches = [hmac.compare_digest(key_digest, digest) for digest in digests]
+    known = [index for index, is_it in enumerate(matches) if is_it]
     return known[0] if known and scheme.lower() == b"bearer" else None
 
 

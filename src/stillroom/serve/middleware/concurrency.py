@@ -118,51 +118,51 @@ class FairQueue:
         if self._waiting >= self.most_waiting:
             raise self._full(self._waiting)
         asker = request.scope.get(CLIENT_KEY, 0)
-        place = self._stand(asker)
+        turn = self._stand(asker)
         end = time.monotonic() + self.limits.wait_s
         is_in = False
         try:
             while True:
-                await asyncio.wait({place}, timeout=_QUEUE_POLL_S)
+                await asyncio.wait({turn}, timeout=_QUEUE_POLL_S)
                 if await request.is_disconnected():
                     raise client_disconnected()
                 if time.monotonic() > self.last:
                     raise server_stopping()
-                if place.done():
+                if turn.done():
                     is_in = True
                     return
                 if time.monotonic() > end:
                     raise self._full(self._waiting)
         finally:
             if not is_in:
-                self._quit(asker, place)
+                self._quit(asker, turn)
 
     def leave(self) -> None:
         """Give the turn to the next client in the queue, if any."""
         if self._askers:
-            asker, places = self._askers.popitem(last=False)
-            place = places.popleft()
-            if places:
-                self._askers[asker] = places
+            asker, turns = self._askers.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._askers[asker] = turns
             self._waiting -= 1
-            place.set_result(None)
+            turn.set_result(None)
             return
         self._free += 1
 
     def _stand(self, asker: object) -> asyncio.Future[None]:
         """Join the queue; the returned future is done when the turn comes."""
-        place = asyncio.get_running_loop().create_future()
-        self._askers.setdefault(asker, deque()).append(place)
+        turn = asyncio.get_running_loop().create_future()
+        self._askers.setdefault(asker, deque()).append(turn)
         self._waiting += 1
-        return place
+        return turn
 
-    def _quit(self, asker: object, place: asyncio.Future[None]) -> None:
+    def _quit(self, asker: object, turn: asyncio.Future[None]) -> None:
         """Leave the queue; a turn that was just given goes to the next in the queue."""
-        if place.done():
+        if turn.done():
             self.leave()
             return
         self._waiting -= 1
-        self._askers[asker].remove(place)
+        self._askers[asker].remove(turn)
         if not self._askers[asker]:
             del self._askers[asker]
 
@@ -369,15 +369,15 @@ class _Resource(Generic[ResourceT]):
 class ResourceLRU(Generic[KeyT, ResourceT]):
     """LRU cache of open resources by key, at most ``most`` at once; thread-safe."""
 
-    def __init__(self, most: int, what: str, *, patience_s: float = 0.0) -> None:
+    def __init__(self, most: int, noun: str, *, patience_s: float = 0.0) -> None:
         """Create an empty cache.
 
         Args:
             most: Number of open resources.
-            what: Plural noun for the resources, for errors.
+            noun: Plural noun for the resources, for errors.
             patience_s: Seconds to wait for an idle resource when all are in use.
         """
-        self.most, self.what, self.patience_s = most, what, patience_s
+        self.most, self.what, self.patience_s = most, noun, patience_s
         self._held: OrderedDict[KeyT, _Resource[ResourceT]] = OrderedDict()
         self._changed = threading.Condition()
 
@@ -399,10 +399,10 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
     def close(self) -> None:
         """Close idle resources now, and those in use when they are released."""
         with self._changed:
-            idle = [one for one in self._held.values() if one.is_open and not one.users]
+            idle = [entry for entry in self._held.values() if entry.is_open and not entry.users]
             self._held.clear()
-        for one in idle:
-            one.closing.close()
+        for entry in idle:
+            entry.closing.close()
 
     def _take(
         self, key: KeyT, open_: Callable[[], AbstractContextManager[ResourceT]]
@@ -442,22 +442,22 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
     def _pop_idle(self) -> _Resource[ResourceT] | None:
         """Remove the least recently used idle resource, if the limit requires it."""
         if len(self._held) >= self.most:
-            for key, one in self._held.items():
-                if one.is_open and not one.users:
+            for key, entry in self._held.items():
+                if entry.is_open and not entry.users:
                     return self._held.pop(key)
         return None
 
     def _wait(self, end: float) -> None:
         """Wait for a change, up to the time limit."""
-        left = end - time.monotonic()
-        if left <= 0:
+        remaining_s = end - time.monotonic()
+        if remaining_s <= 0:
             raise ResourceError(
                 f"{self.most} {self.what} are open, and all are in use",
                 code="resource.busy",
                 expected="an idle one that can be closed",
                 next="wait until one is released, or stop one",
             )
-        self._changed.wait(left)
+        self._changed.wait(remaining_s)
 
     def _give_back(self, key: KeyT, held: _Resource[ResourceT]) -> None:
         with self._changed:

@@ -124,10 +124,10 @@ class ServerMetrics:
         """Return all metrics in the Prometheus text format."""
         with self._lock:
             sums = dict(self._sums)
-            buckets = {at: list(counts) for at, counts in self._buckets.items()}
+            buckets = {label: list(counts) for label, counts in self._buckets.items()}
         lines = []
-        for name, (kind, said) in _HELP.items():
-            lines += [f"# HELP {name} {said}", f"# TYPE {name} {kind}"]
+        for name, (kind, summary) in _HELP.items():
+            lines += [f"# HELP {name} {summary}", f"# TYPE {name} {kind}"]
             lines += [
                 _render_sample(full, labels, value)
                 for (full, labels), value in sorted(sums.items())
@@ -167,14 +167,14 @@ class MetricsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             spent = time.perf_counter() - begun
-            own = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
-            self.counters.count_request(route, method, status, spent, own)
+            own_s = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
+            self.counters.count_request(route, method, status, spent, own_s)
             if self._log is not None:
-                self._log(_format_log_line(scope, route, method, status, spent, own))
+                self._log(_format_log_line(scope, route, method, status, spent, own_s))
 
 
 def _format_log_line(
-    scope: Scope, route: str, method: str, status: int, spent: float, own: float | None
+    scope: Scope, route: str, method: str, status: int, spent: float, own_s: float | None
 ) -> str:
     """Return a log line with time, client, route and outcome; no content and no names."""
     line = {
@@ -183,7 +183,7 @@ def _format_log_line(
         "route": route,
         "status": status,
         "ms": round(spent * 1000, 1),
-        "own_ms": None if own is None else round(own * 1000, 1),
+        "own_ms": None if own_s is None else round(own_s * 1000, 1),
         "key": scope.get("stillroom.asker"),
     }
     return json.dumps(line)

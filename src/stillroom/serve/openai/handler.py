@@ -55,8 +55,8 @@ class ModelService:
     ) -> None:
         """Create the worker slots: one set for each mount, since each has its own engine."""
         self.limits, self.counters = limits, counters
-        self._by_name = {name: one for one in served for name in one.names}
-        self._slots = {one.name: WorkerSlots(limits, one.lanes) for one in served}
+        self._by_name = {name: model for model in served for name in model.names}
+        self._slots = {model.name: WorkerSlots(limits, model.lanes) for model in served}
 
     def end_by(self, moment: float) -> None:
         """End all running answers at a time on the monotonic clock: the server stops."""
@@ -82,18 +82,18 @@ class ModelService:
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
-        asked = self._find_writer(body.model)
+        served = self._find_writer(body.model)
         order = body.to_order(self.limits)
         if order.passed_on is not None:
-            return await self._speak(*asked, order, ProxiedReply(body.model), request)
+            return await self._speak(*served, order, ProxiedReply(body.model), request)
         reply = ChatReply(body.model, is_chat=True, wants_usage=body.wants_usage)
-        return await self._speak(*asked, order, reply, request)
+        return await self._speak(*served, order, reply, request)
 
     async def respond(self, body: ResponsesRequest, request: Request) -> Response:
         """Answer POST /v1/responses."""
-        asked = self._find_writer(body.model)
+        served = self._find_writer(body.model)
         order = body.to_order(self.limits)
-        return await self._speak(*asked, order, ResponsesReply(body.echo(order)), request)
+        return await self._speak(*served, order, ResponsesReply(body.echo(order)), request)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answer POST /v1/completions."""
@@ -138,14 +138,14 @@ class ModelService:
             yield _score_texts(served, body.query, texts)
 
         scores = await get_single_result(self._slots[served.name].stream(work, request))
-        order = sorted(range(len(texts)), key=lambda at: (-scores[at], at))[: body.top_n]
+        order = sorted(range(len(texts)), key=lambda index: (-scores[index], index))[: body.top_n]
         results = [
             {
-                "index": at,
-                "relevance_score": scores[at],
-                **({"document": {"text": texts[at]}} if body.return_documents else {}),
+                "index": index,
+                "relevance_score": scores[index],
+                **({"document": {"text": texts[index]}} if body.return_documents else {}),
             }
-            for at in order
+            for index in order
         ]
         head = {"id": f"rerank-{uuid.uuid4().hex[:24]}", "object": "list", "model": body.model}
         return JSONResponse({**head, "results": results})
@@ -155,7 +155,11 @@ class ModelService:
         if served is None:
             raise _unknown_model_error(name, self.names)
         if ability not in served.abilities(name):
-            able = [one for one in self.names if ability in self._by_name[one].abilities(one)]
+            able = [
+                candidate
+                for candidate in self.names
+                if ability in self._by_name[candidate].abilities(candidate)
+            ]
             there = f"; available: {', '.join(able)}" if able else ""
             raise ApiError(
                 404,
@@ -224,11 +228,11 @@ class ModelService:
         if ask is None:
             raise _unknown_model_error(order.model, self.names)
 
-        def answer(drawn: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
+        def answer(sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
             try:
                 yield from ask(
                     prompt.messages,
-                    drawn,
+                    sampling,
                     k,
                     settings=order.settings,
                     access=request.scope.get(ACCESS_KEY),
@@ -243,14 +247,17 @@ class ModelService:
                     ) from error
                 raise
             except RecipeError as error:
-                told = error.problems[0]
-                wanted = "answering" if "rag.answer_strategies" in told.what else "way"
+                problem = error.problems[0]
+                field = "answering" if "rag.answer_strategies" in problem.what else "way"
                 raise ApiError(
-                    400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
+                    400,
+                    f"{problem.what}; expected {problem.expected}",
+                    code=problem.code,
+                    param=field,
                 ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
-            return (answer(drawn, is_stopped) for drawn in order.draws)
+            return (answer(sampling, is_stopped) for sampling in order.draws)
 
         return await self._send(served, model, work, order, reply, request)
 
@@ -271,13 +278,16 @@ class ModelService:
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
             if shows is not None:
                 return (
-                    stream_with_completion(shows.stream_canvas(prompt, drawn)) for drawn in draws
+                    stream_with_completion(shows.stream_canvas(prompt, sampling))
+                    for sampling in draws
                 )
             if order.is_streamed:
-                return (stream_with_completion(model.stream(prompt, drawn)) for drawn in draws)
+                return (
+                    stream_with_completion(model.stream(prompt, sampling)) for sampling in draws
+                )
             prompts = [prompt] * len(draws)
-            whole = model.generate(prompts, draws, is_cancelled=is_stopped)
-            return (iter([completion]) for completion in whole)
+            completions = model.generate(prompts, draws, is_cancelled=is_stopped)
+            return (iter([completion]) for completion in completions)
 
         return await self._send(served, model, work, order, reply, request)
 
@@ -317,13 +327,15 @@ class ModelService:
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
-        heard: list[ResponseCollector] = [LocalCollector(model, order.prompt) for _ in order.draws]
+        collectors: list[ResponseCollector] = [
+            LocalCollector(model, order.prompt) for _ in order.draws
+        ]
         if order.passed_on is not None:
-            heard = [ProxyCollector()]
+            collectors = [ProxyCollector()]
         return await send_response(
             self._slots[served.name],
             work,
-            heard,
+            collectors,
             reply,
             request,
             self.counters,
@@ -354,9 +366,9 @@ def _score_texts(served: ServedModel, query: str, texts: Sequence[str]) -> list[
         return [_apply_sigmoid(score) for score in scores] if is_odds else scores
     if served.embedder is None:
         raise TypeError(f"{served.name} has no embedder or reranker to rank with")
-    asked = served.embedder.embed([query], kind="query")[0]
+    query_vector = served.embedder.embed([query], kind="query")[0]
     rows = served.embedder.embed(texts, kind="passage")
-    return [(1.0 + float(likeness)) / 2 for likeness in rows @ asked]
+    return [(1.0 + float(likeness)) / 2 for likeness in rows @ query_vector]
 
 
 def _apply_sigmoid(odds: float) -> float:

@@ -82,7 +82,7 @@ class SampledRequest(_Request):
         self,
         limits: RequestLimits,
         *,
-        wanted: int | None,
+        max_tokens: int | None,
         stop: tuple[str, ...] = (),
         field: str = "max_tokens",
     ) -> Sampling:
@@ -90,14 +90,14 @@ class SampledRequest(_Request):
 
         Args:
             limits: Request limits.
-            wanted: Maximum of new tokens, if given.
+            max_tokens: Maximum number of new tokens, if given.
             stop: Stop sequences.
             field: Name of the token limit in the client's API.
 
         Raises:
             Refusal: If more tokens are requested than allowed, or too many stop sequences.
         """
-        tokens = wanted or limits.default_new_tokens
+        tokens = max_tokens or limits.default_new_tokens
         if tokens > limits.max_new_tokens:
             raise ApiError(
                 400,
@@ -145,14 +145,14 @@ class _TextRequest(SampledRequest):
         """Whether a stream shows every step of a diffusion model; an extension."""
         return bool((self.stream_options or {}).get("include_canvas"))
 
-    def draws(self, limits: RequestLimits, *, wanted: int | None) -> tuple[Sampling, ...]:
+    def draws(self, limits: RequestLimits, *, max_tokens: int | None) -> tuple[Sampling, ...]:
         """Return the sampling of each of the ``n`` texts; the first equals that of ``n=1``.
 
         Raises:
             Refusal: If more texts are requested than allowed, or ``sampling`` raises.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        one, count = self.sampling(limits, wanted=wanted, stop=stop), self.n or 1
+        sampling, count = self.sampling(limits, max_tokens=max_tokens, stop=stop), self.n or 1
         if count > limits.choices:
             raise ApiError(
                 400,
@@ -164,7 +164,9 @@ class _TextRequest(SampledRequest):
             raise ApiError(
                 400, "canvas supports one choice", code="no_canvas", param="stream_options"
             )
-        return tuple(replace(one, seed=(one.seed + at) & _SEED_MASK) for at in range(count))
+        return tuple(
+            replace(sampling, seed=(sampling.seed + index) & _SEED_MASK) for index in range(count)
+        )
 
 
 class DocumentsRequest(_Request):
@@ -199,9 +201,10 @@ class DocumentsRequest(_Request):
         chooses.
         """
         names = [name for name in DocumentsRequest.model_fields if name not in _NON_SETTING_FIELDS]
-        told = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
         return cast(
-            "AnswerOptionTexts", {name: value for name, value in told.items() if value is not None}
+            "AnswerOptionTexts",
+            {name: value for name, value in values.items() if value is not None},
         )
 
 
@@ -300,7 +303,7 @@ class ChatRequest(_TextRequest, DocumentsRequest):
                 exceeded, or an extension is combined with tools.
         """
         check_message_count(len(self.messages), limits, "messages")
-        draws = self.draws(limits, wanted=self.max_completion_tokens or self.max_tokens)
+        draws = self.draws(limits, max_tokens=self.max_completion_tokens or self.max_tokens)
         if self.speaks_of_tools:
             passed_on = self._pass_on(draws[0])
             return GenerationRequest(self.model, is_streamed=bool(self.stream), passed_on=passed_on)
@@ -318,28 +321,28 @@ class ChatRequest(_TextRequest, DocumentsRequest):
 
     def _pass_on(self, sampling: Sampling) -> dict[str, Any]:
         """Return the body for another server of the same API."""
-        ours = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
-        if ours or self.wants_canvas:
-            param = next(iter(ours), "stream_options")
+        extensions = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
+        if extensions or self.wants_canvas:
+            param = next(iter(extensions), "stream_options")
             raise ApiError(
                 400, f"'{param}' cannot be combined with tools", code="no_tools", param=param
             )
-        given = self.model_dump(exclude_unset=True, exclude=_IGNORED_FIELDS)
-        given.pop("max_completion_tokens", None)
-        for turn in given["messages"]:
+        body = self.model_dump(exclude_unset=True, exclude=_IGNORED_FIELDS)
+        body.pop("max_completion_tokens", None)
+        for turn in body["messages"]:
             for key in _REPLY_FIELDS:
                 turn.pop(key, None)
-        return {**given, "max_tokens": sampling.max_new_tokens}
+        return {**body, "max_tokens": sampling.max_new_tokens}
 
     def _schema(self) -> dict[str, Any] | None:
-        wanted = self.response_format
-        if wanted is None or wanted.get("type") == "text":
+        format = self.response_format
+        if format is None or format.get("type") == "text":
             return None
-        if wanted.get("type") == "json_object":
+        if format.get("type") == "json_object":
             return {"type": "object"}
-        named = wanted.get("json_schema")
+        named = format.get("json_schema")
         schema = named.get("schema") if isinstance(named, dict) else None
-        if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
+        if format.get("type") != "json_schema" or not isinstance(schema, dict):
             raise ApiError(
                 400,
                 "response_format must be text, json_object, or json_schema with its schema",
@@ -379,7 +382,7 @@ class CompletionRequest(_TextRequest):
         return GenerationRequest(
             self.model,
             Prompt(text=self.text),
-            self.draws(limits, wanted=self.max_tokens),
+            self.draws(limits, max_tokens=self.max_tokens),
             bool(self.stream),
             wants_canvas=self.wants_canvas,
         )
@@ -412,7 +415,9 @@ class RerankRequest(_Request):
 
     def texts(self) -> list[str]:
         """Return the documents' texts."""
-        return [one if isinstance(one, str) else one.text for one in self.documents]
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
 
 
 def _no_settings() -> AnswerOptionTexts:

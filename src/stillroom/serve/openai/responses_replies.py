@@ -48,40 +48,42 @@ class ResponsesReply:
         self._output = _OutputItems()
         self._number = 0
 
-    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
+    def whole(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object.
 
         Raises:
             BackendError: If another server failed, or sent no answer.
         """
-        (one,) = heard
-        said = one.answer if isinstance(one, ProxyCollector) else one.text
-        for _ in (*self._output.take(said), *self._close(one)):
+        (collector,) = collectors
+        answer = collector.answer if isinstance(collector, ProxyCollector) else collector.text
+        for _ in (*self._output.take(answer), *self._close(collector)):
             pass
-        return self._state(*_find_outcome(one))
+        return self._state(*_find_outcome(collector))
 
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def begin(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the opening events of a stream."""
         for kind in ("created", "in_progress"):
             yield self._event(kind, {"response": self._state("in_progress")})
 
-    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+    def tell(
+        self, index: int, item: OutputItem | None, collector: ResponseCollector
+    ) -> Iterator[bytes]:
         """Yield the events of a piece of text, or of its end.
 
         Raises:
             BackendError: If another server failed, or sent an invalid answer.
         """
-        told: Iterator[_StreamEvent] = iter(())
+        events: Iterator[_StreamEvent] = iter(())
         if isinstance(item, str | dict):
-            told = self._output.take(item)
+            events = self._output.take(item)
         elif item is None:
-            told = self._close(heard)
-        for event in told:
+            events = self._close(collector)
+        for event in events:
             yield self._event(*event)
 
-    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def end(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the event that holds the whole reply."""
-        status, spent = _find_outcome(heard[0])
+        status, spent = _find_outcome(collectors[0])
         yield self._event(status, {"response": self._state(status, spent)})
 
     def fail(self, refusal: ApiError) -> Iterator[bytes]:
@@ -96,10 +98,10 @@ class ResponsesReply:
         }
         yield self._event("failed", {"response": {**self._state("failed"), "error": error}})
 
-    def _close(self, heard: ResponseCollector) -> Iterator[_StreamEvent]:
+    def _close(self, collector: ResponseCollector) -> Iterator[_StreamEvent]:
         """Close the open item at the end of a text."""
-        if isinstance(heard, ProxyCollector) and (
-            not heard.has_choice or _find_outcome(heard)[0] == "broken"
+        if isinstance(collector, ProxyCollector) and (
+            not collector.has_choice or _find_outcome(collector)[0] == "broken"
         ):
             raise BackendError(
                 "the upstream server sent no answer, or failed",
@@ -107,8 +109,10 @@ class ResponsesReply:
                 expected="choices, and finish_reason stop",
                 next="check the log of that server, and retry",
             )
-        marks = locate_citations(heard.text, heard.citations or ())
-        yield from self._output.close(_find_outcome(heard)[0], marks, describe_sources(heard))
+        marks = locate_citations(collector.text, collector.citations or ())
+        yield from self._output.close(
+            _find_outcome(collector)[0], marks, describe_sources(collector)
+        )
 
     def _state(self, status: str, spent: GenerationUsage | None = None) -> dict[str, Any]:
         """Return the current state of the reply."""
@@ -148,12 +152,12 @@ class _OutputItems:
         self._is_open = False
         self._place: tuple[int, str] | None = None
 
-    def take(self, said: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
+    def take(self, piece: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
         """Add a piece of text, or an answer or a chunk of another server."""
-        if isinstance(said, str):
-            yield from self._say(said, "output_text", "text")
+        if isinstance(piece, str):
+            yield from self._say(piece, "output_text", "text")
             return
-        choice = get_first_choice(said)
+        choice = get_first_choice(piece)
         delta = choice.get("delta") or choice.get("message")
         delta = delta if isinstance(delta, dict) else {}
         content = delta.get("content")
@@ -164,9 +168,9 @@ class _OutputItems:
         if text := _join_text(delta.get("refusal")):
             yield from self._say(text, "refusal", "refusal")
         calls = delta.get("tool_calls")
-        for at, call in enumerate(calls if isinstance(calls, list) else ()):
+        for index, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
-                yield from self._call(_FunctionCallDelta.read(call, at))
+                yield from self._call(_FunctionCallDelta.read(call, index))
 
     def close(
         self, status: str, marks: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
@@ -252,10 +256,10 @@ class _OutputItems:
         if part is None:
             return
         self._settle()
-        for at, mark in enumerate(marks if part["type"] == "output_text" else ()):
+        for index, mark in enumerate(marks if part["type"] == "output_text" else ()):
             part["annotations"].append(dict(mark))
-            place = {**self._where_part, "annotation_index": at}
-            yield "output_text.annotation.added", {**place, "annotation": dict(mark)}
+            position = {**self._where_part, "annotation_index": index}
+            yield "output_text.annotation.added", {**position, "annotation": dict(mark)}
         if part["type"] == "output_text":
             yield "output_text.done", {**self._where_part, "text": part["text"], "logprobs": []}
         else:
@@ -295,29 +299,29 @@ class _FunctionCallDelta:
     arguments: str
 
     @classmethod
-    def read(cls, call: Mapping[str, Any], at: int) -> _FunctionCallDelta:
+    def read(cls, call: Mapping[str, Any], position: int) -> _FunctionCallDelta:
         """Parse leniently; some servers send no index, or no id."""
         function = call.get("function")
         function = function if isinstance(function, dict) else {}
-        place, arguments = call.get("index"), function.get("arguments")
+        index, arguments = call.get("index"), function.get("arguments")
         if isinstance(arguments, dict):
             arguments = json.dumps(arguments)
         return cls(
-            place if isinstance(place, int) else at,
+            index if isinstance(index, int) else position,
             _join_text(call.get("id")),
             _join_text(function.get("name")),
             _join_text(arguments),
         )
 
-    def belongs_to(self, at: int, id: str) -> bool:
+    def belongs_to(self, index: int, id: str) -> bool:
         """Whether it continues the call with an index and an id."""
-        return self.at == at and (not self.id or not id or self.id == id)
+        return self.at == index and (not self.id or not id or self.id == id)
 
 
-def _upstream_error(what: str, expected: str) -> BackendError:
+def _upstream_error(received: str, expected: str) -> BackendError:
     """Return the error for an invalid answer of another server."""
     return BackendError(
-        f"the upstream server sent {what}",
+        f"the upstream server sent {received}",
         code="backend.answer",
         expected=expected,
         next="check the log of that server, and retry",
@@ -335,9 +339,9 @@ def _new_item_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
-def _find_outcome(heard: ResponseCollector) -> tuple[str, GenerationUsage | None]:
+def _find_outcome(collector: ResponseCollector) -> tuple[str, GenerationUsage | None]:
     """Return the status and the reason for an incomplete response."""
-    reason = heard.spent.finish_reason if heard.spent else "broken"
+    reason = collector.spent.finish_reason if collector.spent else "broken"
     status = (
         "incomplete"
         if reason in _INCOMPLETE_REASONS
@@ -345,7 +349,7 @@ def _find_outcome(heard: ResponseCollector) -> tuple[str, GenerationUsage | None
         if reason == "broken"
         else "completed"
     )
-    return status, heard.spent
+    return status, collector.spent
 
 
 def _format_usage(spent: GenerationUsage) -> dict[str, Any]:

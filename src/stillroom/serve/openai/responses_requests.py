@@ -52,9 +52,9 @@ def _require_known_type(noun: str, *known: str, default: str = "") -> BeforeVali
         kind = default if value.get("type") is None else value["type"]
         if isinstance(kind, str) and kind and kind not in known:
             shown = kind[:40].encode("ascii", "backslashreplace").decode()
-            told = {"noun": noun, "kind": shown, "known": ", ".join(known)}
+            context = {"noun": noun, "kind": shown, "known": ", ".join(known)}
             message = "{noun} of type '{kind}' are not supported; expected {known}"
-            raise PydanticCustomError("unknown_type", message, told)
+            raise PydanticCustomError("unknown_type", message, context)
         return {**value, "type": kind} if kind else value
 
     return BeforeValidator(check)
@@ -64,9 +64,9 @@ def _check_depth(value: Any) -> Any:
     """Refuse values that are nested too deeply to be forwarded or returned."""
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
-        level = [one for one in level if isinstance(one, dict | list)]
-        rows = [one.values() if isinstance(one, dict) else one for one in level]
-        level = [one for row in rows for one in row]
+        level = [value for value in level if isinstance(value, dict | list)]
+        rows = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for row in rows for value in row]
         if not level:
             return value
     raise PydanticCustomError("too_deep", "nested deeper than {most}", {"most": _MAX_DEPTH})
@@ -235,7 +235,9 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         self._check_kept()
         items = self._items()
         check_message_count(len(items) + bool(self.instructions), limits, "input")
-        sampling = self.sampling(limits, wanted=self.max_output_tokens, field="max_output_tokens")
+        sampling = self.sampling(
+            limits, max_tokens=self.max_output_tokens, field="max_output_tokens"
+        )
         self._check_choice()
         if self.tools or not all(isinstance(item, _InputMessage) for item in items):
             passed_on = self._pass_on(items, sampling)
@@ -260,14 +262,14 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
 
         Sampling defaults of another server are unknown here, and therefore null.
         """
-        drawn, is_ours = order.draws[0], order.passed_on is None
+        sampling, is_ours = order.draws[0], order.passed_on is None
         text = self.text.model_dump(by_alias=True, exclude_none=True) if self.text else {}
         choice = self.tool_choice
         return {
             "model": self.model,
             "background": False,
             "instructions": self.instructions,
-            "max_output_tokens": drawn.max_new_tokens,
+            "max_output_tokens": sampling.max_new_tokens,
             "max_tool_calls": self.max_tool_calls,
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
@@ -275,14 +277,14 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
-            "temperature": drawn.temperature if is_ours else self.temperature,
+            "temperature": sampling.temperature if is_ours else self.temperature,
             "text": {"format": {"type": "text"}, **text},
             "tool_choice": choice.model_dump()
             if isinstance(choice, BaseModel)
             else choice or "auto",
             "tools": [tool.model_dump() for tool in self.tools or ()],
             "top_logprobs": 0,
-            "top_p": drawn.top_p if is_ours else self.top_p,
+            "top_p": sampling.top_p if is_ours else self.top_p,
             "truncation": "disabled",
         }
 
@@ -318,10 +320,10 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
             )
 
     def _schema(self) -> dict[str, Any] | None:
-        wanted = self.text.format if self.text else None
-        if isinstance(wanted, _JsonSchemaFormat):
-            return dict(wanted.schema_)
-        return {"type": "object"} if isinstance(wanted, _JsonObjectFormat) else None
+        format = self.text.format if self.text else None
+        if isinstance(format, _JsonSchemaFormat):
+            return dict(format.schema_)
+        return {"type": "object"} if isinstance(format, _JsonObjectFormat) else None
 
     def _pass_on(
         self,
@@ -329,10 +331,10 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         sampling: Sampling,
     ) -> dict[str, Any]:
         """Return the request as a chat body, which other servers accept."""
-        ours = [*self.ask_settings(), *(["k"] if self.k is not None else [])]
-        if ours:
-            told = f"'{ours[0]}' cannot be combined with tools"
-            raise ApiError(400, told, code="no_tools", param=ours[0])
+        extensions = [*self.ask_settings(), *(["k"] if self.k is not None else [])]
+        if extensions:
+            message = f"'{extensions[0]}' cannot be combined with tools"
+            raise ApiError(400, message, code="no_tools", param=extensions[0])
         turns = [{"role": "system", "content": self.instructions}] if self.instructions else []
         sent: dict[str, Any] = {
             "messages": turns + _to_turns(items),
@@ -352,21 +354,21 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
                 sent["tool_choice"] = {"type": "function", "function": named}
             elif self.tool_choice is not None:
                 sent["tool_choice"] = self.tool_choice
-        wanted = self.text.format if self.text else None
-        if isinstance(wanted, _JsonSchemaFormat):
-            held = wanted.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+        format = self.text.format if self.text else None
+        if isinstance(format, _JsonSchemaFormat):
+            held = format.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
             sent["response_format"] = {"type": "json_schema", "json_schema": held}
-        elif isinstance(wanted, _JsonObjectFormat):
+        elif isinstance(format, _JsonObjectFormat):
             sent["response_format"] = {"type": "json_object"}
         if self.stream:
             sent["stream_options"] = {"include_usage": True}
         return sent
 
 
-def _not_stored_error(field: str, what: str, expected: str, then: str) -> ApiError:
-    told = f"{what}, and {_NOT_STORED}; expected {expected}; next: {then}"
-    problem = Problem(f"{what}, and {_NOT_STORED}", "not_kept", field, expected, then)
-    return ApiError(400, told, code="not_kept", param=field, problems=[problem])
+def _not_stored_error(field: str, reason: str, expected: str, then: str) -> ApiError:
+    message = f"{reason}, and {_NOT_STORED}; expected {expected}; next: {then}"
+    problem = Problem(f"{reason}, and {_NOT_STORED}", "not_kept", field, expected, then)
+    return ApiError(400, message, code="not_kept", param=field, problems=[problem])
 
 
 def _join_text(texts: str | Sequence[_TextPart]) -> str:
@@ -388,7 +390,7 @@ def _to_turns(
     """
     turns: list[dict[str, Any]] = []
     called = set()
-    for at, item in enumerate(items):
+    for index, item in enumerate(items):
         if isinstance(item, _InputMessage):
             turns.append(_to_message(item).to_json())
         elif isinstance(item, _FunctionCall):
@@ -407,6 +409,6 @@ def _to_turns(
                 f"no function_call with the call_id {item.call_id[:80]!r} comes before its output, "
                 f"and {_NOT_STORED}; next: send the call again, before its output",
                 code="unknown_call",
-                param=f"input.{at}.call_id",
+                param=f"input.{index}.call_id",
             )
     return turns

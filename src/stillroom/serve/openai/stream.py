@@ -210,9 +210,9 @@ def _read_detail(usage: Mapping[str, Any], group: str, key: str) -> int:
     return read_count(details.get(key)) if isinstance(details, dict) else 0
 
 
-def sum_usage(heard: Sequence[ResponseCollector]) -> dict[str, int]:
+def sum_usage(collectors: Sequence[ResponseCollector]) -> dict[str, int]:
     """Return the usage of all texts of a reply; their common prompt counts once."""
-    spent = [one.spent.usage for one in heard if one.spent is not None]
+    spent = [collector.spent.usage for collector in collectors if collector.spent is not None]
     read = spent[0]["prompt_tokens"] if spent else 0
     written = sum(usage["completion_tokens"] for usage in spent)
     return {
@@ -252,7 +252,7 @@ class ResponseFormat(Protocol):
 async def send_response(
     slots: WorkerSlots,
     work: Work[Iterator[OutputItem]],
-    heard: Sequence[ResponseCollector],
+    collectors: Sequence[ResponseCollector],
     reply: ResponseFormat,
     request: Request,
     counters: ServerMetrics,
@@ -268,59 +268,59 @@ async def send_response(
 
     def listen(is_stopped: IsStopped) -> Iterator[StreamItem]:
         """Collect items on the worker thread, since counting tokens may be slow."""
-        for at, items in enumerate(work(is_stopped)):
+        for index, items in enumerate(work(is_stopped)):
             for item in items:
-                heard[at].take(item)
-                yield at, item
+                collectors[index].take(item)
+                yield index, item
             if is_stopped():
                 return
             begun = time.perf_counter()
-            heard[at].end()
+            collectors[index].end()
             if clock is not None:  # counting is the server's own work, not the engine's
                 clock.engine_s -= time.perf_counter() - begun
-            yield at, None
+            yield index, None
 
     items = slots.stream(listen, request)
     if is_streamed:
         # The first item is awaited here, so that an immediate failure gets an HTTP status.
         first = await anext(items, None)
-        events = _stream_events(first, items, heard, reply, counters)
+        events = _stream_events(first, items, collectors, reply, counters)
         return StreamingResponse(events, media_type="text/event-stream")
     async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
         async for _ in opened:
             pass
-    if any(one.spent is None for one in heard):
+    if any(collector.spent is None for collector in collectors):
         raise client_disconnected()
-    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
-    return Response(encode_json(reply.whole(heard)), media_type="application/json")
+    counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
+    return Response(encode_json(reply.whole(collectors)), media_type="application/json")
 
 
 async def _stream_events(
     first: StreamItem | None,
     items: AsyncIterator[StreamItem],
-    heard: Sequence[ResponseCollector],
+    collectors: Sequence[ResponseCollector],
     reply: ResponseFormat,
     counters: ServerMetrics,
 ) -> AsyncIterator[bytes]:
     """Yield the events of a reply; a late error ends the stream in the format of the API."""
-    for event in reply.begin(heard):
+    for event in reply.begin(collectors):
         yield event
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         try:
             if first is not None:
-                for event in reply.tell(*first, heard[first[0]]):
+                for event in reply.tell(*first, collectors[first[0]]):
                     yield event
-            async for at, item in opened:
-                for event in reply.tell(at, item, heard[at]):
+            async for index, item in opened:
+                for event in reply.tell(index, item, collectors[index]):
                     yield event
         except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
             for event in reply.fail(to_api_error(error)):
                 yield event
             return
-    if any(one.spent is None for one in heard):
+    if any(collector.spent is None for collector in collectors):
         return
-    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
-    for event in reply.end(heard):
+    counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
+    for event in reply.end(collectors):
         yield event
 
 

@@ -94,8 +94,8 @@ def to_name(root: Path, path: Path | str) -> str:
 
 def list_folder_artifacts(root: Path) -> list[FolderArtifact]:
     """Return the artifacts of the folder, newest first; unreadable ones are of kind ``broken``."""
-    found = [_describe_artifact(root, folder) for folder in _walk_artifacts(root)]
-    return sorted(found, key=lambda one: (one.created, one.name), reverse=True)
+    artifacts = [_describe_artifact(root, folder) for folder in _walk_artifacts(root)]
+    return sorted(artifacts, key=lambda artifact: (artifact.created, artifact.name), reverse=True)
 
 
 def read_folder_artifact(root: Path, name: str) -> FolderArtifact:
@@ -117,14 +117,14 @@ def read_folder_artifact(root: Path, name: str) -> FolderArtifact:
 
 def _walk_artifacts(root: Path) -> Iterator[Path]:
     count = 0
-    for place, folders, files in os.walk(root):
-        folder = Path(place)
+    for folder_path, folders, files in os.walk(root):
+        folder = Path(folder_path)
         depth = len(folder.relative_to(root).parts)
         is_artifact = ARTIFACT_FILE in files
         folders[:] = sorted(
-            one
-            for one in folders
-            if depth < _MAX_DEPTH and not one.startswith(".") and one not in _SKIPPED_FOLDERS
+            name
+            for name in folders
+            if depth < _MAX_DEPTH and not name.startswith(".") and name not in _SKIPPED_FOLDERS
         )
         if is_artifact or _is_checkpoint(files):
             count += 1
@@ -142,7 +142,7 @@ def _is_artifact_or_checkpoint(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     return (folder / ARTIFACT_FILE).is_file() or _is_checkpoint(
-        [one.name for one in folder.iterdir()]
+        [file.name for file in folder.iterdir()]
     )
 
 

@@ -124,10 +124,10 @@ def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
     )
     written = read_yaml(commented, "recipe").data
     settings = tuple(
-        replace(one, example=_format_default(_drop_empty(written[one.path])))
-        if one.is_required and one.path in written
-        else one
-        for one in _build_fields(schema, schema.get("$defs", {}), "", 0)
+        replace(field, example=_format_default(_drop_empty(written[field.path])))
+        if field.is_required and field.path in written
+        else field
+        for field in _build_fields(schema, schema.get("$defs", {}), "", 0)
     )
     return settings, commented
 
@@ -135,8 +135,8 @@ def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
 def _drop_empty(value: Any) -> Any:
     """Return a value of a commented recipe without empty settings."""
     if isinstance(value, Mapping):
-        return {str(key): _drop_empty(one) for key, one in value.items() if one}
-    return [_drop_empty(one) for one in value] if isinstance(value, list) else value
+        return {str(key): _drop_empty(item) for key, item in value.items() if item}
+    return [_drop_empty(item) for item in value] if isinstance(value, list) else value
 
 
 def _first_line(text: str | None) -> str:
@@ -145,47 +145,47 @@ def _first_line(text: str | None) -> str:
 
 def _build_fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[FormField, ...]:
     required = set(schema.get("required", ()))
-    found = [
-        _build_field(f"{prefix}{name}", one, defs, depth, is_required=name in required)
-        for name, one in schema.get("properties", {}).items()
+    fields = [
+        _build_field(f"{prefix}{name}", part, defs, depth, is_required=name in required)
+        for name, part in schema.get("properties", {}).items()
         if name not in _HIDDEN_FIELDS
-        and not (prefix and "const" in one)
-        and _drop_cluster_options(_resolve_reference(one, defs)) != {}
+        and not (prefix and "const" in part)
+        and _drop_cluster_options(_resolve_reference(part, defs)) != {}
     ]
-    return tuple(sorted(found, key=lambda one: (not one.is_required, one.control == "group")))
+    return tuple(sorted(fields, key=lambda part: (not part.is_required, part.control == "group")))
 
 
 def _build_field(
     path: str, schema: Schema, defs: Schema, depth: int, *, is_required: bool
 ) -> FormField:
     resolved = _resolve_reference(schema, defs)
-    whole = _drop_cluster_options(resolved)
-    hint = str(schema.get("description", whole.get("description", "")))
-    if whole is not resolved:
+    merged = _drop_cluster_options(resolved)
+    hint = str(schema.get("description", merged.get("description", "")))
+    if merged is not resolved:
         hint = hint.partition(";")[0]  # the text after this concerns clusters
     default = _format_default(schema.get("default"))
-    told: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
-    parts = [_resolve_reference(one, defs) for one in whole.get("anyOf", ())]
-    parts = [one for one in parts if one.get("type") != "null"]
-    named = [one for one in parts if "const" in one.get("properties", {}).get("name", {})]
+    values: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
+    parts = [_resolve_reference(part, defs) for part in merged.get("anyOf", ())]
+    parts = [part for part in parts if part.get("type") != "null"]
+    named = [part for part in parts if "const" in part.get("properties", {}).get("name", {})]
     if named and depth < _MAX_DEPTH:
-        options = tuple(_build_option(one, defs, f"{path}.", depth) for one in named)
-        return FormField(path, "method", **told, options=options)
+        options = tuple(_build_option(part, defs, f"{path}.", depth) for part in named)
+        return FormField(path, "method", **values, options=options)
     if len(parts) == 1:
-        whole = {**whole, **parts[0]}
-    if "enum" in whole and all(isinstance(one, str) for one in whole["enum"]):
-        options = tuple(FieldOption(one, "") for one in whole["enum"])
-        return FormField(path, "choice", **told, options=options)
-    if whole.get("properties") and depth < _MAX_DEPTH:
+        merged = {**merged, **parts[0]}
+    if "enum" in merged and all(isinstance(part, str) for part in merged["enum"]):
+        options = tuple(FieldOption(part, "") for part in merged["enum"])
+        return FormField(path, "choice", **values, options=options)
+    if merged.get("properties") and depth < _MAX_DEPTH:
         return FormField(
-            path, "group", **told, settings=_build_fields(whole, defs, f"{path}.", depth + 1)
+            path, "group", **values, settings=_build_fields(merged, defs, f"{path}.", depth + 1)
         )
-    control = _SIMPLE_CONTROLS.get(str(whole.get("type")), "yaml")
-    if control == "text" and whole.get("minLength") == 1:
+    control = _SIMPLE_CONTROLS.get(str(merged.get("type")), "yaml")
+    if control == "text" and merged.get("minLength") == 1:
         control = "place"
-    low = whole.get("minimum", whole.get("exclusiveMinimum"))
-    high = whole.get("maximum", whole.get("exclusiveMaximum"))
-    return FormField(path, control, **told, low=low, high=high)
+    low = merged.get("minimum", merged.get("exclusiveMinimum"))
+    high = merged.get("maximum", merged.get("exclusiveMaximum"))
+    return FormField(path, control, **values, low=low, high=high)
 
 
 def _drop_cluster_options(schema: Schema) -> Schema:
@@ -194,17 +194,21 @@ def _drop_cluster_options(schema: Schema) -> Schema:
     Any other schema is returned unchanged.
     """
     parts = schema.get("anyOf", ())
-    if not any(_CLUSTER_ENGINE in one.get("enum", ()) for one in parts):
+    if not any(_CLUSTER_ENGINE in part.get("enum", ()) for part in parts):
         return schema
-    groups = (one["properties"] for one in parts if "properties" in one)
-    kept = {name: one for group in groups for name, one in group.items() if name != _CLUSTER_ENGINE}
-    return {**schema, "anyOf": (), "type": "object", "properties": kept} if kept else {}
+    groups = (part["properties"] for part in parts if "properties" in part)
+    properties = {
+        name: part for group in groups for name, part in group.items() if name != _CLUSTER_ENGINE
+    }
+    return {**schema, "anyOf": (), "type": "object", "properties": properties} if properties else {}
 
 
 def _build_option(schema: Schema, defs: Schema, prefix: str, depth: int) -> FieldOption:
     name = str(schema["properties"]["name"]["const"])
     settings = tuple(
-        one for one in _build_fields(schema, defs, prefix, depth + 1) if one.path != f"{prefix}name"
+        field
+        for field in _build_fields(schema, defs, prefix, depth + 1)
+        if field.path != f"{prefix}name"
     )
     return FieldOption(name, str(schema.get("description", "")), settings)
 
@@ -331,8 +335,8 @@ class MethodOption:
 def list_method_options(seam: str) -> tuple[MethodOption, ...]:
     """Return the methods of a seam such as ``rag.retrievers``, by name."""
     name = f"stillroom.{seam}"
-    found = list_methods({name: find_registries()[name]})
-    return tuple(MethodOption(one.name, one.summary) for one in found)
+    methods = list_methods({name: find_registries()[name]})
+    return tuple(MethodOption(method.name, method.summary) for method in methods)
 
 
 def list_answering_options() -> dict[str, tuple[MethodOption, ...]]:

@@ -57,8 +57,8 @@ class LineageTreeNode:
 def has_tenant_sources(folder: Path) -> bool:
     """Return whether an artifact is, or derives from, an index with tenants."""
     return any(
-        artifact.kind == "index" and has_tenants(place)
-        for place, artifact in list_ancestors(folder)
+        artifact.kind == "index" and has_tenants(ancestor)
+        for ancestor, artifact in list_ancestors(folder)
     )
 
 
@@ -153,8 +153,8 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
         root: Served folder.
         names: Names of the artifacts.
     """
-    chosen = list(names)
-    kinds, links, is_cut = _collect_nodes(root, chosen)
+    selected = list(names)
+    kinds, links, is_cut = _collect_nodes(root, selected)
     columns = _assign_columns(kinds, links)
     rows = _assign_rows(columns, links)
     spots = {
@@ -165,7 +165,7 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
             key if kinds[key] not in {"reference", "elsewhere"} else "",
             columns[key] * (NODE_WIDTH + COLUMN_GAP),
             round(rows[key] * (NODE_HEIGHT + ROW_GAP)),
-            key in chosen,
+            key in selected,
         )
         for key in kinds
     }
@@ -183,17 +183,17 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
 
 
 def _collect_nodes(
-    root: Path, chosen: list[str]
+    root: Path, selected: list[str]
 ) -> tuple[dict[str, str], list[tuple[str, str, str]], bool]:
     """Return kinds by key, edges (parent, child, role), and whether the limit was exceeded."""
     kinds: dict[str, str] = {}
     links: list[tuple[str, str, str]] = []
-    waiting = list(chosen)
+    waiting = list(selected)
     for name in waiting:  # the list grows during the walk
         if name in kinds:
             continue
         if len(kinds) >= _MAX_NODES:
-            return kinds, [one for one in links if one[0] in kinds], True
+            return kinds, [link for link in links if link[0] in kinds], True
         if name.startswith(("hub:", "…/")):
             kinds[name] = "reference" if name.startswith("hub:") else "elsewhere"
             continue
@@ -206,9 +206,9 @@ def _collect_nodes(
                 continue
             key = parent.path
             if not key.startswith("hub:"):
-                place = resolve_parent(folder, parent)
-                key = to_name(root, place) if place.exists() else ""
-                key = key or f"…/{place.name}"
+                parent_folder = resolve_parent(folder, parent)
+                key = to_name(root, parent_folder) if parent_folder.exists() else ""
+                key = key or f"…/{parent_folder.name}"
             if (key, name, parent.role) not in links:
                 links.append((key, name, parent.role))
             waiting.append(key)
@@ -232,13 +232,13 @@ def _assign_rows(columns: dict[str, int], links: list[tuple[str, str, str]]) -> 
     rows: dict[str, float] = {}
     for column in range(max(columns.values(), default=0) + 1):
         keys = [key for key in columns if columns[key] == column]
-        wanted = {}
-        for at, key in enumerate(keys):
+        targets = {}
+        for index, key in enumerate(keys):
             above = [rows[parent] for parent, child, _ in links if child == key and parent in rows]
-            wanted[key] = sum(above) / len(above) if above else float(at)
+            targets[key] = sum(above) / len(above) if above else float(index)
         free = 0.0
-        for key in sorted(keys, key=lambda one: wanted[one]):
-            rows[key] = max(free, wanted[key])
+        for key in sorted(keys, key=lambda node: targets[node]):
+            rows[key] = max(free, targets[key])
             free = rows[key] + 1
     return rows
 

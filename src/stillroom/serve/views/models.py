@@ -79,18 +79,18 @@ class ModelSummary:
 
 def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, str, str]]]:
     """Return models, newest first, and the name, unit and short name of each metric."""
-    found = list_folder_artifacts(root)
-    figures = _collect_metrics(root, found)
+    artifacts = list_folder_artifacts(root)
+    figures = _collect_metrics(root, artifacts)
     models = _mark_duplicates(
         root,
         [
-            _summarize_model(root, one, figures.get(one.name, {}))
-            for one in found
-            if one.kind == "checkpoint"
+            _summarize_model(root, artifact, figures.get(artifact.name, {}))
+            for artifact in artifacts
+            if artifact.kind == "checkpoint"
         ],
     )
-    known = {one.name for one in models}
-    for reference, roles in _collect_references(root, found).items():
+    known = {artifact.name for artifact in models}
+    for reference, roles in _collect_references(root, artifacts).items():
         if reference not in known:
             models.append(
                 ModelSummary(
@@ -110,7 +110,7 @@ def _mark_duplicates(root: Path, models: list[ModelSummary]) -> list[ModelSummar
     for model in reversed(models):
         folder = resolve_name(root, model.name)
         files = read_artifact(folder).files if is_artifact(folder) else ()
-        weights = tuple(sorted(one.digest for one in files if _WEIGHT_FILES.fullmatch(one.path)))
+        weights = tuple(sorted(file.digest for file in files if _WEIGHT_FILES.fullmatch(file.path)))
         same_as = first.setdefault(weights, model.name) if weights else model.name
         marked.append(model if same_as == model.name else replace(model, same_as=same_as))
     return marked[::-1]
@@ -121,19 +121,19 @@ def list_references(root: Path) -> set[str]:
     return set(_collect_references(root, list_folder_artifacts(root)))
 
 
-def _collect_references(root: Path, found: list[FolderArtifact]) -> dict[str, set[str]]:
-    told: dict[str, set[str]] = {}
-    for one in found:
-        for role, name in _iter_parents(root, one):
+def _collect_references(root: Path, artifacts: list[FolderArtifact]) -> dict[str, set[str]]:
+    references: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for role, name in _iter_parents(root, artifact):
             if name.startswith("hub:") and role != "embedder":
-                told.setdefault(name, set()).add(role)
-    return told
+                references.setdefault(name, set()).add(role)
+    return references
 
 
-def _iter_parents(root: Path, one: FolderArtifact) -> Iterator[tuple[str, str]]:
+def _iter_parents(root: Path, artifact: FolderArtifact) -> Iterator[tuple[str, str]]:
     """Yield role and name of an artifact's parents; the name is empty outside the folder."""
-    folder = resolve_name(root, one.name)
-    if not is_artifact(folder) or one.kind == "broken":
+    folder = resolve_name(root, artifact.name)
+    if not is_artifact(folder) or artifact.kind == "broken":
         return
     for parent in read_artifact(folder).parents:
         if not has_path(parent):
@@ -145,25 +145,25 @@ def _iter_parents(root: Path, one: FolderArtifact) -> Iterator[tuple[str, str]]:
 
 
 def _summarize_model(
-    root: Path, one: FolderArtifact, figures: Mapping[str, MetricValue]
+    root: Path, artifact: FolderArtifact, figures: Mapping[str, MetricValue]
 ) -> ModelSummary:
-    folder = resolve_name(root, one.name)
-    told = _read_header(folder, one.digest)
+    folder = resolve_name(root, artifact.name)
+    header = _read_header(folder, artifact.digest)
     return ModelSummary(
-        one.name,
+        artifact.name,
         "checkpoint",
-        one.recipe,
-        told.get("parameters"),
-        told.get("size_bytes", one.size_bytes),
-        told.get("layers"),
-        told.get("width"),
-        one.origin,
-        one.license or told.get("license", ""),
-        one.digest,
-        one.created,
-        tuple((role, name or "outside the folder") for role, name in _iter_parents(root, one)),
+        artifact.recipe,
+        header.get("parameters"),
+        header.get("size_bytes", artifact.size_bytes),
+        header.get("layers"),
+        header.get("width"),
+        artifact.origin,
+        artifact.license or header.get("license", ""),
+        artifact.digest,
+        artifact.created,
+        tuple((role, name or "outside the folder") for role, name in _iter_parents(root, artifact)),
         figures,
-        told.get("is_diffusion", False),
+        header.get("is_diffusion", False),
     )
 
 
@@ -188,39 +188,47 @@ def _read_header(folder: Path, digest: str) -> dict[str, Any]:
     }
 
 
-def _collect_metrics(root: Path, found: list[FolderArtifact]) -> dict[str, dict[str, MetricValue]]:
+def _collect_metrics(
+    root: Path, artifacts: list[FolderArtifact]
+) -> dict[str, dict[str, MetricValue]]:
     """Collect metrics by model, from every report whose parents are models."""
-    told: dict[str, dict[str, MetricValue]] = {}
-    for one in found:
-        if one.kind != "report":
+    by_model: dict[str, dict[str, MetricValue]] = {}
+    for artifact in artifacts:
+        if artifact.kind != "report":
             continue
-        folder = resolve_name(root, one.name)
+        folder = resolve_name(root, artifact.name)
         metrics = [
             metric
             for name in ("output/report.json", "report.json", "timings.json")
             for metric in _read_report_metrics(read_json(folder / name))
         ]
-        for role, name in _iter_parents(root, one):
+        for role, name in _iter_parents(root, artifact):
             if not name:
                 continue
             for metric in metrics:
                 if key := _find_metric_key(str(metric.get("name", "")), role):
-                    told.setdefault(name, {}).setdefault(key, _build_metric_value(metric, one.name))
-    return told
+                    by_model.setdefault(name, {}).setdefault(
+                        key, _build_metric_value(metric, artifact.name)
+                    )
+    return by_model
 
 
 def _read_report_metrics(report: Any) -> list[Mapping[str, Any]]:
-    found = report.get("metrics") if isinstance(report, dict) else None
-    rows = found if isinstance(found, list) else []
-    return [one for one in rows if isinstance(one, dict) and isinstance(one.get("value"), float)]
+    metrics = report.get("metrics") if isinstance(report, dict) else None
+    rows = metrics if isinstance(metrics, list) else []
+    return [
+        metric
+        for metric in rows
+        if isinstance(metric, dict) and isinstance(metric.get("value"), float)
+    ]
 
 
 def _find_metric_key(name: str, role: str) -> str:
     """Return the key of a metric of a role, such as ``student/agreement``."""
     for prefix in (f"{role}/", f"answers/{role}/"):
-        rest = name.removeprefix(prefix)
-        if rest != name and rest in _METRICS:
-            return rest
+        suffix = name.removeprefix(prefix)
+        if suffix != name and suffix in _METRICS:
+            return suffix
     return ""
 
 

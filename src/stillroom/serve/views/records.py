@@ -123,9 +123,10 @@ class RecordsPage:
 def list_record_sets(sources: Sources) -> list[FolderArtifact]:
     """Return the artifacts of records that are visible to the client, newest first."""
     return [
-        one
-        for one in list_folder_artifacts(sources.root)
-        if one.kind == "records" and _find_guarding_indexes(sources, one.name) is not _HIDDEN
+        artifact
+        for artifact in list_folder_artifacts(sources.root)
+        if artifact.kind == "records"
+        and _find_guarding_indexes(sources, artifact.name) is not _HIDDEN
     ]
 
 
@@ -147,10 +148,10 @@ class RecordSet:
         if self._indexes is None:
             return True
         named = {
-            one
+            parent
             for link in record.origin.chain
-            for one in link.parents
-            if one[:4] == _PASSAGE_PREFIX
+            for parent in link.parents
+            if parent[:4] == _PASSAGE_PREFIX
         }
         evidence = record.fields.get("evidence")
         if isinstance(evidence, Mapping):
@@ -167,13 +168,13 @@ class RecordSet:
 
     def keys(self) -> set[str]:
         """Return the keys of all visible records and rows."""
-        kept = {one.id for one in self.records()}
-        return kept | {key for key, _, _ in self.dropped()}
+        ids = {record.id for record in self.records()}
+        return ids | {key for key, _, _ in self.dropped()}
 
     def records(self) -> Iterator[Record]:
         """Yield the visible kept records."""
         rows = read_records(self.folder / "output", on_drop=lambda _number, _reason: None)
-        return (one for one in rows if self.shows(one))
+        return (record for record in rows if self.shows(record))
 
     def dropped(self) -> Iterator[tuple[str, RejectedRow, Mapping[str, Any]]]:
         """Yield key, row and JSON object of the visible dropped rows."""
@@ -192,7 +193,9 @@ class RecordSet:
 
     def _see_one(self, passage: str) -> bool:
         if passage not in self._known:
-            self._known[passage] = any(_has_passage(one, passage) for one in self._indexes or ())
+            self._known[passage] = any(
+                _has_passage(index, passage) for index in self._indexes or ()
+            )
         return self._known[passage]
 
 
@@ -224,8 +227,8 @@ def open_record_set(sources: Sources, name: str) -> Iterator[RecordSet]:
             next="start the console with --tenant NAME, on a folder that contains the index",
         )
     with ExitStack() as opened:
-        seen = [opened.enter_context(sources.seen(one)) for one in guards or ()]
-        yield RecordSet(folder, None if guards is None else seen)
+        indexes = [opened.enter_context(sources.seen(guard)) for guard in guards or ()]
+        yield RecordSet(folder, None if guards is None else indexes)
 
 
 def _find_guarding_indexes(sources: Sources, name: str) -> list[str] | None:
@@ -237,15 +240,15 @@ def _find_guarding_indexes(sources: Sources, name: str) -> list[str] | None:
     if not has_tenant_sources(folder):
         return None
     indexes = [
-        to_name(sources.root, place)
-        for place, artifact in list_ancestors(folder)
-        if artifact.kind == "index" and has_passages(place)
+        to_name(sources.root, ancestor)
+        for ancestor, artifact in list_ancestors(folder)
+        if artifact.kind == "index" and has_passages(ancestor)
     ]
     return indexes if sources.access is not None and all(indexes) else _HIDDEN
 
 
 def list_records(
-    sources: Sources, name: str, wanted: RecordsQuery, review: ReviewLog
+    sources: Sources, name: str, query: RecordsQuery, review: ReviewLog
 ) -> RecordsPage:
     """Return one page of an artifact's records; a page after the end is the last one.
 
@@ -253,36 +256,36 @@ def list_records(
         DataError: If it is not an artifact of records or not visible, or a row is invalid.
     """
     with open_record_set(sources, name) as opened:
-        return _list_page(sources.root, opened, wanted, review)
+        return _list_page(sources.root, opened, query, review)
 
 
 def _list_page(
-    root: Path, opened: RecordSet, wanted: RecordsQuery, review: ReviewLog
+    root: Path, opened: RecordSet, query: RecordsQuery, review: ReviewLog
 ) -> RecordsPage:
     origins: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     decisions: Counter[str] = Counter()
     counts = {"kept": 0, "dropped": 0}
-    found: list[RecordEntry] = []
-    total, page = 0, max(1, wanted.page)
+    entries: list[RecordEntry] = []
+    total, page = 0, max(1, query.page)
     for show, entry in _iter_entries(opened, review):
         counts[show] += 1
         if entry.decision is not None:
             decisions[entry.decision.action] += 1
-        if show != wanted.show:
+        if show != query.show:
             continue
         origins[entry.origin] += 1
         reasons[entry.reason] += 1
-        if not _matches_query(entry, wanted):
+        if not _matches_query(entry, query):
             continue
         if total < page * PAGE_SIZE:  # the requested page, or the last one
             if total % PAGE_SIZE == 0:
-                found.clear()
-            found.append(entry)
+                entries.clear()
+            entries.append(entry)
         total += 1
     pages = max(1, -(-total // PAGE_SIZE))
     return RecordsPage(
-        tuple(found),
+        tuple(entries),
         total,
         pages,
         min(page, pages),
@@ -310,7 +313,7 @@ def _build_record_entry(record: Record, review: ReviewLog) -> RecordEntry:
     chain = record.origin.chain
     return RecordEntry(
         record.id,
-        messages or tuple((one.role, one.content) for one in record.messages),
+        messages or tuple((message.role, message.content) for message in record.messages),
         record.origin.kind,
         record.origin.license,
         chain[-1].method if chain else "",
@@ -360,13 +363,13 @@ def _has_passage(index: Index, passage: str) -> bool:
     return True
 
 
-def _matches_query(entry: RecordEntry, wanted: RecordsQuery) -> bool:
+def _matches_query(entry: RecordEntry, query: RecordsQuery) -> bool:
     decided = entry.decision.action if entry.decision else "none"
-    if wanted.origin not in {"", entry.origin} or wanted.decision not in {"", decided}:
+    if query.origin not in {"", entry.origin} or query.decision not in {"", decided}:
         return False
-    if wanted.reason not in {"", entry.reason}:
+    if query.reason not in {"", entry.reason}:
         return False
-    words = wanted.words.casefold()
+    words = query.words.casefold()
     return not words or any(words in text.casefold() for _, text in entry.says)
 
 
@@ -426,11 +429,11 @@ def compare_generators(sources: Sources, name: str, review: ReviewLog) -> list[G
 
 
 def _compare_opened(opened: RecordSet, name: str, review: ReviewLog) -> list[GeneratorSummary]:
-    told: dict[str, _GeneratorTally] = {}
+    tallies: dict[str, _GeneratorTally] = {}
     for record in opened.records():
         decision, _ = review.latest(record.id)
         is_rejected = decision is not None and decision.action == "reject"
-        told.setdefault(_find_generator(record), _GeneratorTally()).keep(
+        tallies.setdefault(_find_generator(record), _GeneratorTally()).keep(
             record, is_rejected=is_rejected
         )
     fallen: Counter[tuple[str, str]] = Counter()
@@ -439,11 +442,11 @@ def _compare_opened(opened: RecordSet, name: str, review: ReviewLog) -> list[Gen
         is_whole = isinstance(data, dict) and "messages" in data
         generator = _find_generator(Record.from_json(data or {})) if is_whole else ""
         fallen[generator, str(row.get("reason", ""))] += 1
-    named = [generator for generator in told if generator != _NO_GENERATOR]
+    named = [generator for generator in tallies if generator != _NO_GENERATOR]
     only = named[0] if len(named) == 1 else _NO_GENERATOR
     for (generator, reason), count in fallen.items():
-        told.setdefault(generator or only, _GeneratorTally()).reasons[reason] += count
-    return [tally.sum_up(name, generator) for generator, tally in sorted(told.items())]
+        tallies.setdefault(generator or only, _GeneratorTally()).reasons[reason] += count
+    return [tally.sum_up(name, generator) for generator, tally in sorted(tallies.items())]
 
 
 class _GeneratorTally:
@@ -456,11 +459,13 @@ class _GeneratorTally:
     def keep(self, record: Record, *, is_rejected: bool) -> None:
         self.kept += 1
         self.rejected += is_rejected
-        turns = [(one.role, one.content) for one in record.messages]
-        asked = [word for role, text in turns if role == "user" for word in _split_words(text)]
-        self.asked += len(asked)
+        turns = [(message.role, message.content) for message in record.messages]
+        question_words = [
+            word for role, text in turns if role == "user" for word in _split_words(text)
+        ]
+        self.asked += len(question_words)
         self.answered += sum(len(_split_words(text)) for role, text in turns if role == "assistant")
-        pairs = list(pairwise(asked))
+        pairs = list(pairwise(question_words))
         self.pairs += len(pairs)
         self.seen.update(pairs)
         if len(self.examples) < _MAX_EXAMPLES:

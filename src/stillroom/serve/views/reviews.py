@@ -148,25 +148,25 @@ def write_reviewed_records(
     Raises:
         DataError: If ``out`` exists, or no record is left.
     """
-    kept, counts = _apply_decisions(folder, review, shown)
-    if not kept:
+    records, counts = _apply_decisions(folder, review, shown)
+    if not records:
         raise DataError(
             "every record was rejected",
             code="console.nothing-left",
             expected="at least one record that is not rejected",
             next="accept some records, then write the artifact",
         )
-    told = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
-    decided = [one for one in review.trail() if shown(one.key)]
-    recipe = f"{told}records: {name}\ndecisions: {len(decided)}\n"
+    recipe_text = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
+    decided = [decision for decision in review.trail() if shown(decision.key)]
+    recipe = f"{recipe_text}records: {name}\ndecisions: {len(decided)}\n"
     # Partial output of a killed attempt is discarded; a finished one is kept.
     job = Job.start(out, recipe, overwrite=not out.exists())
     try:
-        write_records(job.output / "records.jsonl", kept)
+        write_records(job.output / "records.jsonl", records)
         with Journal(job.output / "review.jsonl") as trail:
-            for number, one in enumerate(decided):
-                trail.put(f"{number:09d}", one.to_json())
-        origin = combine_origins(record.origin for record in kept)
+            for number, decision in enumerate(decided):
+                trail.put(f"{number:09d}", decision.to_json())
+        origin = combine_origins(record.origin for record in records)
         return job.finish(
             "records",
             parents=[make_parent("records", folder, out)],
@@ -182,7 +182,7 @@ def _apply_decisions(
     folder: Path, review: ReviewLog, shown: Callable[[str], bool]
 ) -> tuple[list[Record], dict[str, int]]:
     """Return the records left by a review, edits applied, and counts of each outcome."""
-    kept: list[Record] = []
+    records: list[Record] = []
     counts = {"kept": 0, "edited": 0, "rejected": 0, "rescued": 0}
     for record, key, was_kept in _iter_records(folder):
         if not shown(key):
@@ -193,10 +193,10 @@ def _apply_decisions(
             counts["rejected"] += was_kept
             continue
         edited = decision is not None and bool(decision.messages)
-        kept.append(_apply_edit(record, decision) if decision and edited else record)
+        records.append(_apply_edit(record, decision) if decision and edited else record)
         counts["edited"] += edited
         counts["kept" if was_kept else "rescued"] += 1
-    return kept, counts
+    return records, counts
 
 
 def _iter_records(folder: Path) -> Iterator[tuple[Record, str, bool]]:

@@ -101,7 +101,7 @@ class Sources:
     def passages(self, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return passages by id; a missing one is marked ``missing``."""
         with self.seen(name) as index:
-            return [_describe_passage(index, one) for one in ids[:_MAX_IDS]]
+            return [_describe_passage(index, id) for id in ids[:_MAX_IDS]]
 
     def source(self, name: str, passage_id: str) -> SourceView:
         """Return the document of a passage with the passage marked.
@@ -137,8 +137,8 @@ def _describe_passage(index: Index, passage_id: str) -> dict[str, Any]:
 
 def has_tenants(index: Path) -> bool:
     """Return whether an index has tenants, so that each document is visible to one tenant alone."""
-    told = read_json(find_output(index, "index") / "index.json")
-    settings = told.get("settings") if isinstance(told, dict) else None
+    header = read_json(find_output(index, "index") / "index.json")
+    settings = header.get("settings") if isinstance(header, dict) else None
     return isinstance(settings, dict) and settings.get("access", "open") != "open"
 
 
@@ -148,16 +148,16 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
     if len(text) > _MAX_DOCUMENT_CHARS:
         first = _find_line_start(text, max(0, start - _CONTEXT_CHARS))
         last = min(len(text), end + _CONTEXT_CHARS)
-    place = passage.location
+    location = passage.location
     notes = []
     try:
-        file, told = locate_document(folder, place.path, place.digest)
-        notes += list(told)
-        if file is not None and not told:
+        file, status = locate_document(folder, location.path, location.digest)
+        notes += list(status)
+        if file is not None and not status:
             notes.append("the file is unchanged since it was indexed: its digest is the same")
     except OSError as error:
         notes.append(f"the file cannot be read: {os.strerror(error.errno or 0)}")
-    if not place.is_exact:
+    if not location.is_exact:
         notes.append("the bytes contain the text in markup or in another encoding")
     return SourceView(
         index=name,
@@ -171,12 +171,12 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
         cut_after=len(text) - last,
         first_line=text.count("\n", 0, start) + 1,
         place={
-            "byte_start": place.byte_start,
-            "byte_end": place.byte_end,
-            "is_exact": place.is_exact,
-            "pages": list(place.pages),
-            "label": place.label,
-            "digest": place.digest,
+            "byte_start": location.byte_start,
+            "byte_end": location.byte_end,
+            "is_exact": location.is_exact,
+            "pages": list(location.pages),
+            "label": location.label,
+            "digest": location.digest,
         },
         origin=passage.origin.to_json(),
         passage_id=passage.id,
