@@ -147,7 +147,7 @@ def test_no_body_breaks_the_server_or_shows_another_tenants(tmp_path, count):
             both,
             api_keys=keys,
             jobs=runner,
-            looker=MediaCheckService(),
+            media_check=MediaCheckService(),
             limits=RequestLimits(max_new_tokens=64),
         )
         statuses = asyncio.run(fuzz(app, count, seed=count))

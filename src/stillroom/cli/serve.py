@@ -175,7 +175,7 @@ def serve_command(
             next="add --forensics",
         )
     parsed_mounts = [parse_mount(text, model) for text in mounts]
-    openings = RecipePolicy(endpoints, allow_hub, variables)
+    policy = RecipePolicy(endpoints, allow_hub, variables)
 
     configure_from_environment()
     run_server(
@@ -187,8 +187,8 @@ def serve_command(
         access=build_access(tenant, principals),
         limits=RequestLimits(requests_per_minute=rate),
         log=(lambda line: click.echo(line, err=True)) if has_log else None,
-        looks=MediaCheckSettings(detectors, official, trust) if forensics else None,
-        jobs=JobServerSettings(jobs, job_workers, openings) if jobs is not None else None,
+        media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
+        jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
     )
 
@@ -277,7 +277,7 @@ def console_command(
         host=host,
         port=port,
         access=build_access(tenant, principals),
-        openings=RecipePolicy(endpoints, allow_hub),
-        looker=MediaCheckService(detectors=detectors, official=official, trust=trust),
+        policy=RecipePolicy(endpoints, allow_hub),
+        media_check=MediaCheckService(detectors=detectors, official=official, trust=trust),
         say=lambda line: click.echo(line, err=True),
     )

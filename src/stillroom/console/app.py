@@ -56,7 +56,7 @@ def create_console(
     key: str,
     access: AccessContext | None = None,
     runner: JobRunner | None = None,
-    looker: MediaCheckService | None = None,
+    media_check: MediaCheckService | None = None,
     names: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the console over a folder.
@@ -66,20 +66,20 @@ def create_console(
         key: Secret that opens the console.
         access: Access to indexes with tenants.
         runner: Job runner of the folder; None disables new jobs.
-        looker: Media check; by default one without detectors and trust lists.
+        media_check: Media check; by default one without detectors and trust lists.
         names: Host names that are accepted besides the three loopback names.
     """
-    desk_holder: list[PageContext] = []
+    context_holder: list[PageContext] = []
 
     async def refuse(request: Request, status: int, message: str) -> Response:
-        return await desk_holder[0].refuse(request, status, message)
+        return await context_holder[0].refuse(request, status, message)
 
     door = ConsoleAuth(_refuse_unbuilt, key=key, refuse=refuse, names=names)
-    desk = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
-    desk_holder.append(desk)
-    looking = looker or MediaCheckService()
-    api = create_app(None, jobs=runner, looker=looking)
-    door.app = _ConsoleApp(desk, _build_pages(desk, api, runner, looking), api)
+    context = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
+    context_holder.append(context)
+    checker = media_check or MediaCheckService()
+    api = create_app(None, jobs=runner, media_check=checker)
+    door.app = _ConsoleApp(context, _build_pages(context, api, runner, checker), api)
     return door
 
 
@@ -88,45 +88,45 @@ async def _refuse_unbuilt(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _build_pages(
-    desk: PageContext, api: FastAPI, runner: JobRunner | None, looker: MediaCheckService
+    context: PageContext, api: FastAPI, runner: JobRunner | None, media_check: MediaCheckService
 ) -> Starlette:
     async def home(request: Request) -> Response:
         return RedirectResponse("/ask", 303)
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return desk.explain(request, error)
+        return context.explain(request, error)
 
     async def on_missing(request: Request, error: Exception) -> Response:
         problem = Problem(
             f"there is no page {request.url.path[:200]}", "console.no-page", next="see the menu"
         )
-        return desk.page(request, "problem.html", status=404, problems=[problem])
+        return context.page(request, "problem.html", status=404, problems=[problem])
 
     async def on_method(request: Request, error: Exception) -> Response:
         problem = Problem(
             f"{request.url.path[:200]} does not support {request.method}", "console.method"
         )
-        return desk.page(request, "problem.html", status=405, problems=[problem])
+        return context.page(request, "problem.html", status=405, problems=[problem])
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with api.router.lifespan_context(api):
             yield
-        desk.close()
+        context.close()
 
     static = StaticFiles(packages=[("stillroom.console", "static")])
     return Starlette(
         routes=[
             Route("/", home),
-            *ask.ask_routes(desk),
-            *jobs.job_routes(desk, runner),
-            *records.record_routes(desk),
-            *models.model_routes(desk),
-            *models.merge_routes(desk),
-            *models.diffusion_routes(desk),
-            *models.forensics_routes(desk, looker),
-            *records.lineage_routes(desk),
-            *ask.source_routes(desk),
+            *ask.ask_routes(context),
+            *jobs.job_routes(context, runner),
+            *records.record_routes(context),
+            *models.model_routes(context),
+            *models.merge_routes(context),
+            *models.diffusion_routes(context),
+            *models.forensics_routes(context, media_check),
+            *records.lineage_routes(context),
+            *ask.source_routes(context),
             Mount("/static", static),
         ],
         exception_handlers={
@@ -143,8 +143,8 @@ def _build_pages(
 class _ConsoleApp:
     """Routes model requests to the model named by ``at``, and job requests to the jobs API."""
 
-    def __init__(self, desk: PageContext, pages: ASGIApp, api: ASGIApp) -> None:
-        self.desk, self.pages, self.api = desk, pages, api
+    def __init__(self, context: PageContext, pages: ASGIApp, api: ASGIApp) -> None:
+        self.context, self.pages, self.api = context, pages, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
@@ -154,10 +154,10 @@ class _ConsoleApp:
             await self.api(_strip_credentials(scope), receive, send)
             return
         model_name = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
-        holding = self.desk.shelf.use(model_name)
+        holding = self.context.models.use(model_name)
         try:
-            opened = await self.desk.work(holding.__enter__)
-        except Exception as error:  # noqa: BLE001  # told to the client as the API tells it
+            opened = await self.context.run_in_thread(holding.__enter__)
+        except Exception as error:  # noqa: BLE001  # sent in the format of the API
             refusal = to_api_error(error)
             await JSONResponse(refusal.to_json(), refusal.status)(scope, receive, send)
             return

@@ -99,7 +99,7 @@ class PageContext:
         self.sources = Sources(root, access)
         self._reviews: dict[str, ReviewLog] = {}
         self._lock = threading.Lock()
-        self.shelf = ModelCache(root, access, references=partial(list_references, root))
+        self.models = ModelCache(root, access, references=partial(list_references, root))
         self.templates = Environment(
             loader=PackageLoader("stillroom.console"),
             autoescape=True,
@@ -116,7 +116,7 @@ class PageContext:
 
     def close(self) -> None:
         """Close models and indexes."""
-        self.shelf.close()
+        self.models.close()
         self.sources.close()
 
     @property
@@ -154,7 +154,7 @@ class PageContext:
             number += 1
         return f"{folder}/{last}-{number}"
 
-    async def work(self, call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    async def run_in_thread(self, call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
         """Run a blocking function in a thread."""
         return await asyncio.to_thread(partial(call, *args, **more))
 
@@ -176,7 +176,7 @@ class PageContext:
 
     async def found(self) -> list[FolderArtifact]:
         """Return the artifacts of the folder."""
-        return await self.work(list_folder_artifacts, self.root)
+        return await self.run_in_thread(list_folder_artifacts, self.root)
 
     def page(
         self, request: Request, template: str, *, status: int = 200, **values: Any

@@ -27,8 +27,8 @@ def run_console(
     port: int = 8152,
     *,
     access: AccessContext | None = None,
-    openings: RecipePolicy | None = None,
-    looker: MediaCheckService | None = None,
+    policy: RecipePolicy | None = None,
+    media_check: MediaCheckService | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the pages of a folder until interrupted.
@@ -38,8 +38,8 @@ def run_console(
         host: Loopback address to listen on.
         port: Port; 0 takes a free one.
         access: Access to indexes with tenants.
-        openings: Resources outside the folder that jobs may use; none by default.
-        looker: Media check; by default without detectors and trust lists.
+        policy: Resources outside the folder that jobs may use; none by default.
+        media_check: Media check; by default without detectors and trust lists.
         say: Receives the address with its key.
 
     Raises:
@@ -68,10 +68,10 @@ def run_console(
         runner = None
         if not is_artifact(folder):
             workspace = opened.enter_context(Workspace(folder).open())
-            runner = JobRunner(workspace, openings=openings)
+            runner = JobRunner(workspace, policy=policy)
         names = frozenset({host.lower()})
         app = create_console(
-            folder, key=key, access=access, runner=runner, looker=looker, names=names
+            folder, key=key, access=access, runner=runner, media_check=media_check, names=names
         )
         tell(f"the console of {folder}: {format_url(listening, host)}/?key={key}")
         if gap := describe_sandbox_gap():

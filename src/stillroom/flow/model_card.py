@@ -221,10 +221,10 @@ def _build_front_matter(
 
 def _describe_model(lineage: CardContext, name: str) -> str:
     origin = lineage.artifact.origin.get("kind", "unknown")
-    bases = ", ".join(lineage.bases) or "no model that is on record"
+    bases = ", ".join(lineage.bases) or "no recorded model"
     return (
-        f"{name} is a language model made by Stillroom from {bases}. Its origin is **{origin}**; "
-        f"the license that its parts add up to is {_find_license(lineage) or 'said by nobody'}."
+        f"{name} is a language model built by Stillroom from {bases}. Its origin is **{origin}**; "
+        f"its combined license is {_find_license(lineage) or 'not recorded'}."
     )
 
 
@@ -242,7 +242,7 @@ def _describe_method(lineage: CardContext) -> str:
             rows.append(f"| {names[folder]} | `{link.get('method')}` | {shown} | {artifact.seed} |")
     if not rows:
         return ""
-    head = ["## How it was made", "", "Latest first.", "", "| step | method | settings | seed |"]
+    head = ["## Training procedure", "", "Latest first.", "", "| step | method | settings | seed |"]
     return "\n".join([*head, "|---|---|---|---|", *rows])
 
 
@@ -265,7 +265,7 @@ def _iter_origin_kinds(folder: Path) -> Iterator[str]:
 def _describe_data(lineage: CardContext, shares: Mapping[str, Mapping[str, int]]) -> str:
     if not shares and not lineage.indexes:
         return ""
-    lines = ["## What it learned from", "", "| data | human | synthetic | unknown | license |"]
+    lines = ["## Training data", "", "| data | human | synthetic | unknown | license |"]
     lines.append("|---|---|---|---|---|")
     names = lineage.names()
     licenses = {
@@ -287,7 +287,7 @@ def _format_share_row(name: str, counts: Mapping[str, int], license: str) -> str
         f"{counts.get(kind, 0)} ({counts.get(kind, 0) / total:.0%})"
         for kind in ("human", "synthetic", "unknown")
     ]
-    return f"| {name} | {' | '.join(cells)} | {license or 'unsaid'} |"
+    return f"| {name} | {' | '.join(cells)} | {license or 'unknown'} |"
 
 
 def _select_quality_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -311,9 +311,9 @@ def _describe_evaluation(lineage: CardContext) -> str:
         return ""
     note = "On held-out records, with 95 % intervals."
     if not _select_quality_metrics(lineage.metrics):
-        note = "Nothing was measured on held-out records: there are sizes and times alone."
-    lines = ["## How well", "", note, ""]
-    lines += ["| measure | value | interval | n |", "|---|---|---|---|"]
+        note = "No quality was measured on held-out records, only sizes and times."
+    lines = ["## Evaluation", "", note, ""]
+    lines += ["| metric | value | interval | n |", "|---|---|---|---|"]
     for metric in lineage.metrics:
         low, high = metric.get("low"), metric.get("high")
         shown = f"{low:.4g} to {high:.4g}" if low is not None and low != high else ""
@@ -326,10 +326,8 @@ def _describe_evaluation(lineage: CardContext) -> str:
 
 def _describe_limitations(lineage: CardContext, shares: Mapping[str, Mapping[str, int]]) -> str:
     limitations = [*_list_evaluation_limitations(lineage), *_list_data_limitations(lineage, shares)]
-    limitations.append(
-        "Nothing on record measured safety, bias, or what it does outside its documents."
-    )
-    return "\n".join(["## What to know before use", "", *(f"- {line}" for line in limitations)])
+    limitations.append("Safety, bias, and behavior outside its documents were not measured.")
+    return "\n".join(["## Limitations", "", *(f"- {line}" for line in limitations)])
 
 
 def _list_evaluation_limitations(lineage: CardContext) -> Iterator[str]:
@@ -345,7 +343,8 @@ def _list_evaluation_limitations(lineage: CardContext) -> Iterator[str]:
     for folder, artifact in lineage.checkpoints:
         if "left_out" in artifact.details and "kept" in artifact.details:
             yield (
-                f"No merge was judged ({lineage.names()[folder]}): {artifact.details['left_out']}."
+                f"No merge was evaluated ({lineage.names()[folder]}): "
+                f"{artifact.details['left_out']}."
             )
         elif artifact.details.get("helped") is False:
             yield f"Merging ({lineage.names()[folder]}) did not lower the held-out loss."
@@ -354,11 +353,11 @@ def _list_evaluation_limitations(lineage: CardContext) -> Iterator[str]:
 def _list_sample_size_limitations(measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     small = min((metric["n"] for metric in measured), default=0)
     if not measured:
-        yield "No evaluation is on record."
+        yield "No evaluation is recorded."
     elif small == 1:
-        yield "Some figures stand on one record and have no interval: they say nothing of others."
+        yield "Some metrics come from one record and have no interval: they do not generalize."
     elif small < _SMALL_SAMPLE:
-        yield f"Some figures stand on {small} records; their intervals say how little that is."
+        yield f"Some metrics come from {small} records only; see their intervals."
 
 
 def _list_data_limitations(
@@ -367,32 +366,32 @@ def _list_data_limitations(
     total = sum(sum(counts.values()) for counts in shares.values())
     written = sum(counts.get("synthetic", 0) for counts in shares.values())
     if total:
-        yield f"{written / total:.0%} of {total} records were written by models."
+        yield f"{written / total:.0%} of {total} records were generated by models."
     for _, artifact in lineage.checkpoints:
         cache = (artifact.details.get("cache") or {}).get("about") or {}
         if "dequantized" in str(cache.get("weights", "")):
             yield f"Its teacher's weights were {cache['weights']}, not the original ones."
     if " AND " in _find_license(lineage):
         joined = _find_license(lineage)
-        yield f"Its parts have several licenses ({joined}): check that all allow your use."
+        yield f"Its parts have several licenses ({joined}): check that all of them allow your use."
     for name, counts in shares.items():
         if not counts:
-            yield f"The records of {name} are no longer there, so that nobody can count them."
+            yield f"The records of {name} were deleted and cannot be counted."
     for name in lineage.missing:
-        yield f"What it was made from is not there any more: {name}."
+        yield f"A parent artifact was deleted: {name}."
 
 
 def _describe_verification(lineage: CardContext) -> str:
     artifact = lineage.artifact
     versions = ", ".join(f"{name} {version}" for name, version in artifact.versions.items())
     lines = [
-        "## Proof",
+        "## Verification",
         "",
         f"Digest `{artifact.digest}`, recipe `{artifact.recipe_digest}`, seed {artifact.seed}.",
     ]
     if versions:
-        lines.append(f"Made with {versions}.")
+        lines.append(f"Built with {versions}.")
     lines.append(
-        "`stillroom verify` recomputes every digest; `stillroom show --lineage` walks back."
+        "`stillroom verify` recomputes every digest; `stillroom show --lineage` lists the sources."
     )
     return "\n".join(lines)

@@ -64,7 +64,7 @@ def create_app(
     api_keys: Sequence[str | ApiKey] = (),
     limits: RequestLimits | None = None,
     jobs: JobRunner | None = None,
-    looker: MediaCheckService | None = None,
+    media_check: MediaCheckService | None = None,
     counters: ServerMetrics | None = None,
     log: Callable[[str], None] | None = None,
 ) -> FastAPI:
@@ -76,7 +76,7 @@ def create_app(
         api_keys: Accepted keys with their access; without keys only this machine is served.
         limits: Request limits.
         jobs: Job runner, started and stopped with the app.
-        looker: Media check of ``POST /v1/forensics/check``.
+        media_check: Media check of ``POST /v1/forensics/check``.
         counters: Metrics; by default the app's own.
         log: Receives one line of JSON for each request, without any content.
     """
@@ -105,8 +105,8 @@ def create_app(
     _add_model_routes(app, desk)
     if jobs is not None:
         add_job_routes(app, jobs, bounds)
-    if looker is not None:
-        add_media_check_route(app, looker, bounds)
+    if media_check is not None:
+        add_media_check_route(app, media_check, bounds)
     add_openapi(app, desk.names)
     return app
 

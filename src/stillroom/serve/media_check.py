@@ -96,10 +96,10 @@ class MediaCheckService:
         """Return the findings on files.
 
         Raises:
-            Refusal: If the check takes too long, or its process crashes.
+            ApiError: If the check takes too long, or its process crashes.
         """
         order = {
-            "do": "look",
+            "task": "media",
             "files": [[str(sent.path), sent.name] for sent in files],
             "detectors": [str(path) for path in self.detectors],
             "official": [str(path) for path in self.official],
@@ -108,14 +108,14 @@ class MediaCheckService:
             "pulse": pulse,
             "memory_bytes": _MEMORY_BYTES,
             "root": str(folder),
-            "place": "",
+            "job_folder": "",
             "readable": [str(path) for path in (*self.detectors, *self.official, *self.trust)],
             "ports": [],
             "hub": False,
-            "fence": self._has_fence,
+            "sandbox": self._has_fence,
         }
         findings = await run_worker(order, folder, folder, timeout_s=_TIMEOUT_S)
-        if findings["state"] != "looked":
+        if findings["state"] != "checked":
             raise ApiError(
                 422, "the files could not be checked: decoding failed", code="unreadable"
             )
@@ -156,7 +156,9 @@ _BODY_SCHEMA = {
 }
 
 
-def add_media_check_route(app: FastAPI, looker: MediaCheckService, limits: RequestLimits) -> None:
+def add_media_check_route(
+    app: FastAPI, media_check: MediaCheckService, limits: RequestLimits
+) -> None:
     """Add the media check route to an app."""
     line = FairQueue(limits, 1, most_waiting=limits.checks)
 
@@ -173,21 +175,21 @@ def add_media_check_route(app: FastAPI, looker: MediaCheckService, limits: Reque
                 415, "files are sent as multipart/form-data", code="unsupported_media_type"
             )
         with line.place():  # before the files are read, so that waiting uploads are bounded
-            async with looker.folder() as folder:
-                files, prevalence, pulse = await _read_form(request, folder, looker, limits)
+            async with media_check.folder() as folder:
+                files, prevalence, pulse = await _read_form(request, folder, media_check, limits)
                 async with line.turn(request):
-                    looking = looker.look(folder, files, prevalence=prevalence, pulse=pulse)
-                    findings = await run_while_connected(request, looking)
+                    running = media_check.look(folder, files, prevalence=prevalence, pulse=pulse)
+                    findings = await run_while_connected(request, running)
         return {"object": "forensics.check", **findings}
 
 
 async def _read_form(
-    request: Request, folder: Path, looker: MediaCheckService, limits: RequestLimits
+    request: Request, folder: Path, media_check: MediaCheckService, limits: RequestLimits
 ) -> tuple[list[UploadedFile], float, bool]:
     """Write a form's files to a folder; return them, the prevalence, and the pulse flag."""
     try:
         async with request.form(max_files=limits.uploads, max_fields=8, max_part_size=4096) as form:
-            return await _write_files(form, folder, looker), *_read_settings(form)
+            return await _write_files(form, folder, media_check), *_read_settings(form)
     except ClientDisconnect:
         raise client_disconnected() from None
     except HTTPException as error:
@@ -197,7 +199,7 @@ async def _read_form(
 
 
 async def _write_files(
-    form: FormData, folder: Path, looker: MediaCheckService
+    form: FormData, folder: Path, media_check: MediaCheckService
 ) -> list[UploadedFile]:
     files: list[UploadedFile] = []
     for key, value in form.multi_items():
@@ -217,7 +219,7 @@ async def _write_files(
                 code="unknown_parameter",
                 param=key[:40],
             )
-        sent = looker.place(folder, len(files), value.filename or "")
+        sent = media_check.place(folder, len(files), value.filename or "")
         with sent.path.open("wb") as out:
             while piece := await value.read(_CHUNK_BYTES):
                 out.write(piece)

@@ -82,7 +82,7 @@ class AnswerFunction(Protocol):
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
 
-    Clients choose by name: ``name`` answers from documents if there are any, ``bare_name`` is the
+    Clients choose by name: ``name`` answers from documents if there are any, ``model_name`` is the
     model alone, ``embedder_name`` embeds; without a model the name is that of the embedder or the
     reranker.
     """
@@ -94,23 +94,23 @@ class ServedModel:
     embedder_name: str = "embedder"
     reranker: RerankerModel | None = None
     k: int = 3
-    rule: str = "open"
+    access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
     @property
-    def bare_name(self) -> str:
+    def model_name(self) -> str:
         """Name under which the model answers without documents."""
         return f"{self.name}-bare" if self.ask else self.name
 
     @property
     def names(self) -> list[str]:
         """All names that a client may request."""
-        names = [self.name, self.bare_name] if self.ask else [self.name]
+        names = [self.name, self.model_name] if self.ask else [self.name]
         if self.embedder is not None and self.embedder_name not in names:
             names.append(self.embedder_name)
         return names
 
-    def abilities(self, name: str) -> list[str]:
+    def capabilities(self, name: str) -> list[str]:
         """Return the endpoints that answer to a name."""
         if name == self.embedder_name and self.embedder is not None:
             return ["embeddings", "rerank"]
@@ -128,7 +128,7 @@ class ServedModel:
         return endpoints
 
     @property
-    def lanes(self) -> int:
+    def concurrency(self) -> int:
         """Number of answers that the engine generates at once."""
         if isinstance(self.model, ConcurrentModel):
             return self.model.concurrency
@@ -195,7 +195,7 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
-                rule=audience.rule,
+                access_rule=audience.rule,
             )
         finally:
             text_model.close()

@@ -69,7 +69,7 @@ class JobServerSettings:
 
     folder: Path
     running: int = 1
-    openings: RecipePolicy = field(default_factory=RecipePolicy)
+    policy: RecipePolicy = field(default_factory=RecipePolicy)
 
 
 def run_server(
@@ -82,7 +82,7 @@ def run_server(
     access: AccessContext | None = None,
     limits: RequestLimits | None = None,
     jobs: JobServerSettings | None = None,
-    looks: MediaCheckSettings | None = None,
+    media_check: MediaCheckSettings | None = None,
     log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
@@ -98,7 +98,7 @@ def run_server(
         access: Access of clients whose key names no tenant, if the index has tenants.
         limits: Request limits.
         jobs: Settings of client jobs; None accepts none.
-        looks: Settings of the media check; None disables it.
+        media_check: Settings of the media check; None disables it.
         log: Receives one line of JSON for each request, without any content.
         say: Receives the address and the served names.
 
@@ -127,12 +127,14 @@ def run_server(
         )
         _check_key_tenants(served, keys, access)
         runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
-        looker = MediaCheckService(**vars(looks)) if looks is not None else None
-        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
+        checker = MediaCheckService(**vars(media_check)) if media_check is not None else None
+        app = create_app(
+            served, api_keys=keys, limits=bounds, jobs=runner, media_check=checker, log=log
+        )
         names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
-        names += ["forensics"] if looker else []
+        names += ["forensics"] if checker else []
         tell(f"serving {', '.join(names)} at {format_url(listening, host)}/v1")
-        if (runner or looker) and (gap := describe_sandbox_gap()):
+        if (runner or checker) and (gap := describe_sandbox_gap()):
             tell(gap)
         tell("API keys are required" if keys else "no API keys: only this machine is served")
 
@@ -151,13 +153,13 @@ def _open_job_runner(jobs: JobServerSettings, keys: Sequence[ApiKey]) -> Iterato
     from stillroom.serve.jobs.runner import JobRunner
     from stillroom.serve.workspace import Workspace
 
-    for endpoint in jobs.openings.endpoints:
+    for endpoint in jobs.policy.endpoints:
         _check_endpoint(endpoint)
     tenants = {key.access.tenant for key in keys if key.access is not None}
     with Workspace(jobs.folder, has_tenants=bool(tenants)).open() as workspace:
         for tenant in tenants:
             workspace.root(tenant)
-        yield JobRunner(workspace, openings=jobs.openings, running=jobs.running)
+        yield JobRunner(workspace, policy=jobs.policy, running=jobs.running)
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -177,7 +179,7 @@ def _check_key_tenants(
 ) -> None:
     """Refuse keys that no index can serve, at startup."""
     named = [key for key in keys if key.access is not None and "models" in key.scopes]
-    rules = {model.rule for model in served if model.ask is not None}
+    rules = {model.access_rule for model in served if model.ask is not None}
     if "tenants" in rules and not named and access is None:
         raise DataError(
             "the index has tenants, and no API key names one",

@@ -63,7 +63,7 @@ class TenantRoot:
         """Folder of the tenant's jobs."""
         return self.folder / _JOBS_FOLDER
 
-    def holds(self, name: Path) -> bool:
+    def contains(self, name: Path) -> bool:
         """Return whether a name resolves to a path inside, through any links; it need not exist."""
         try:
             real = Path(os.path.realpath(self.folder / name))
@@ -84,7 +84,7 @@ class TenantRoot:
         entries: list[WorkspaceEntry] = []
         for path in sorted(folder.iterdir()):
             inner = path.relative_to(self.folder)
-            if path.name.startswith(".") or not self.holds(inner):
+            if path.name.startswith(".") or not self.contains(inner):
                 continue
             if len(entries) == _MAX_ENTRIES:
                 return entries, False
@@ -106,7 +106,7 @@ class TenantRoot:
         if not is_plain or any(part.startswith(".") for part in parts):
             raise _not_found(name)
         path = self.folder.joinpath(*parts)
-        if not self.holds(Path(name)) or not os.path.exists(path):  # noqa: PTH110  # of any length
+        if not self.contains(Path(name)) or not os.path.exists(path):  # noqa: PTH110  # of any length
             raise _not_found(name)
         return path
 

@@ -78,7 +78,7 @@ def test_nothing_to_serve_is_said():
 
 @pytest.mark.parametrize("address", ["file:///etc", "host:80", "http://", "http://me@host/v1"])
 def test_only_addresses_of_servers_are_opened_to_recipes(tmp_path, address):
-    jobs = JobServerSettings(tmp_path, openings=RecipePolicy((address,)))
+    jobs = JobServerSettings(tmp_path, policy=RecipePolicy((address,)))
     with pytest.raises(RecipeError) as caught:
         run_server((), port=0, jobs=jobs)
     assert caught.value.code == "serve.endpoint"

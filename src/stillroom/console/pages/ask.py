@@ -16,11 +16,11 @@ __all__ = [
 ]
 
 
-def ask_routes(desk: PageContext) -> list[Route]:
+def ask_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        runs = [artifact for artifact in await desk.found() if artifact.is_run]
+        runs = [artifact for artifact in await context.found() if artifact.is_run]
         name = request.query_params.get("at", "")
         run = next((artifact for artifact in runs if artifact.name == name), None)
         if name and run is None:
@@ -30,23 +30,27 @@ def ask_routes(desk: PageContext) -> list[Route]:
                 expected=f"one of: {', '.join(artifact.name for artifact in runs) or 'none yet'}",
                 next="choose a run on the page Ask",
             )
-        return desk.page(
+        return context.page(
             request,
             "ask.html",
             title="Ask",
             runs=runs,
             run=run or (runs[0] if runs else None),
-            ways=await desk.work(list_answering_options),
+            ways=await context.run_in_thread(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
         )
 
     async def open_run(request: Request) -> Response:
-        served = await desk.work(desk.shelf.open, request.query_params.get("at", ""))
-        return JSONResponse({"model": served.name, "bare": served.bare_name, "k": served.k})
+        served = await context.run_in_thread(
+            context.models.open, request.query_params.get("at", "")
+        )
+        return JSONResponse({"model": served.name, "bare": served.model_name, "k": served.k})
 
     async def passages(request: Request) -> Response:
         query = request.query_params
-        rows = await desk.work(desk.sources.passages, query.get("at", ""), query.getlist("id"))
+        rows = await context.run_in_thread(
+            context.sources.passages, query.get("at", ""), query.getlist("id")
+        )
         return JSONResponse({"data": rows})
 
     return [
@@ -56,14 +60,14 @@ def ask_routes(desk: PageContext) -> list[Route]:
     ]
 
 
-def source_routes(desk: PageContext) -> list[Route]:
+def source_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
         name, passage = query.get("at", ""), query.get("passage", "")
-        view = await desk.work(desk.sources.source, name, passage)
+        view = await context.run_in_thread(context.sources.source, name, passage)
         template = "source_part.html" if "part" in query else "source.html"
-        return desk.page(request, template, title=view.path, view=view, at=name)
+        return context.page(request, template, title=view.path, view=view, at=name)
 
     return [Route("/source", page)]

@@ -31,22 +31,22 @@ class _JobRow:
     position: int | None
 
 
-def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
+def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         if runner is None:
-            return desk.page(request, "make_none.html", title="Make")
-        tickets = list(reversed(list(runner.tickets)))[:_MAX_JOBS]
+            return context.page(request, "make_none.html", title="Make")
+        tickets = list(reversed(list(runner.jobs)))[:_MAX_JOBS]
         rows = [_build_row(record, runner, runs=frozenset()) for record in tickets]
-        forms = await desk.work(list_forms)
-        return desk.page(request, "make.html", title="Make", forms=forms, rows=rows)
+        forms = await context.run_in_thread(list_forms)
+        return context.page(request, "make.html", title="Make", forms=forms, rows=rows)
 
     async def new(request: Request) -> Response:
         if runner is None:
             return RedirectResponse("/make", 303)
         kind = request.query_params.get("kind", "")
-        known = {item.name: item for item in await desk.work(list_forms)}
+        known = {item.name: item for item in await context.run_in_thread(list_forms)}
         if kind not in known:
             raise RecipeError(
                 f"there is no kind {kind!r:.80}",
@@ -54,9 +54,9 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
                 expected=f"one of: {', '.join(known)}",
                 next="choose one on the page Make",
             )
-        settings, commented = await desk.work(describe_form, kind)
-        names = [item.name for item in await desk.found() if item.name != "."]
-        return desk.page(
+        settings, commented = await context.run_in_thread(describe_form, kind)
+        names = [item.name for item in await context.found() if item.name != "."]
+        return context.page(
             request,
             "make_new.html",
             title=f"Make: {kind}",
@@ -64,11 +64,11 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
             settings=settings,
             commented=request.query_params.get("recipe", "")[:_MAX_VALUE_CHARS] or commented,
             is_written="recipe" in request.query_params,
-            places=[*await desk.work(_list_folders, desk), *names],
+            places=[*await context.run_in_thread(_list_folders, context), *names],
         )
 
     async def job(request: Request) -> Response:
-        ticket = runner.tickets.get(request.path_params["name"]) if runner is not None else None
+        ticket = runner.jobs.get(request.path_params["name"]) if runner is not None else None
         if runner is None or ticket is None:
             raise DataError(
                 f"there is no job {request.path_params['name']!r:.80}",
@@ -76,14 +76,14 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
                 expected="a job of this folder",
                 next="see the page Make",
             )
-        runs = frozenset(artifact.name for artifact in await desk.found() if artifact.is_run)
+        runs = frozenset(artifact.name for artifact in await context.found() if artifact.is_run)
         template = "job_head.html" if "part" in request.query_params else "job.html"
-        return desk.page(
+        return context.page(
             request,
             template,
             title=ticket.label or ticket.id,
             row=_build_row(ticket, runner, runs),
-            recipe=runner.tickets.recipe(ticket.id),
+            recipe=runner.jobs.recipe(ticket.id),
         )
 
     return [
@@ -98,10 +98,10 @@ def _build_row(ticket: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _J
     return _JobRow(ticket, state, f"jobs/{ticket.id}" in runs, runner.position(ticket))
 
 
-def _list_folders(desk: PageContext) -> list[str]:
+def _list_folders(context: PageContext) -> list[str]:
     """Return the top-level folders, which may contain documents."""
     return sorted(
         folder.name
-        for folder in desk.root.iterdir()
+        for folder in context.root.iterdir()
         if folder.is_dir() and not folder.name.startswith(".") and folder.name != "jobs"
     )

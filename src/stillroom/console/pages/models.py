@@ -40,22 +40,22 @@ __all__ = [
 ]
 
 
-def model_routes(desk: PageContext) -> list[Route]:
+def model_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        models, figures = await desk.work(list_models, desk.root)
+        models, figures = await context.run_in_thread(list_models, context.root)
         shown_metrics = {
             key: description
             for key, description in figures.items()
             if any(key in m.figures for m in models)
         }
-        return desk.page(
+        return context.page(
             request, "models.html", title="Models", models=models, figures=shown_metrics
         )
 
     async def compare(request: Request) -> Response:
-        models, figures = await desk.work(list_models, desk.root)
+        models, figures = await context.run_in_thread(list_models, context.root)
         selected = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
         if not selected:
             raise DataError(
@@ -64,9 +64,9 @@ def model_routes(desk: PageContext) -> list[Route]:
                 expected="one or two of the folder's models",
                 next="select them on the page Models",
             )
-        graph = await desk.work(
+        graph = await context.run_in_thread(
             layout_lineage_graph,
-            desk.root,
+            context.root,
             [model.name for model in selected if not model.is_reference],
         )
         shown_metrics = {
@@ -74,7 +74,7 @@ def model_routes(desk: PageContext) -> list[Route]:
             for key, description in figures.items()
             if any(key in m.figures for m in selected)
         }
-        return desk.page(
+        return context.page(
             request,
             "models_compare.html",
             title=" vs. ".join(model.name for model in selected),
@@ -85,8 +85,10 @@ def model_routes(desk: PageContext) -> list[Route]:
         )
 
     async def open_model(request: Request) -> Response:
-        served = await desk.work(desk.shelf.open, request.query_params.get("at", ""))
-        return JSONResponse({"model": served.bare_name})
+        served = await context.run_in_thread(
+            context.models.open, request.query_params.get("at", "")
+        )
+        return JSONResponse({"model": served.model_name})
 
     return [
         Route("/models", page),
@@ -110,30 +112,30 @@ def _find_model(models: list[ModelSummary], name: str) -> ModelSummary:
 _PATH_POINTS = (3, 5, 11)
 
 
-def merge_routes(desk: PageContext) -> list[Route]:
+def merge_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
     slots = WorkerSlots(RequestLimits(timeout_s=900.0))
 
     async def page(request: Request) -> Response:
-        models, _ = await desk.work(list_models, desk.root)
-        return desk.page(
+        models, _ = await context.run_in_thread(list_models, context.root)
+        return context.page(
             request,
             "merge.html",
             title="Merge",
             models=[model for model in models if not model.is_reference],
-            sets=await desk.work(list_record_sets, desk.sources),
+            sets=await context.run_in_thread(list_record_sets, context.sources),
             most=MAX_PARENTS,
         )
 
     async def run(request: Request, work: Any) -> Response:
-        results = await desk.collect(slots, work, request)
+        results = await context.collect(slots, work, request)
         return JSONResponse(results[0] if results else {})
 
     async def conflict(request: Request) -> Response:
         query = request.query_params
         density = _parse_number(query.get("density", "0.2"), 0.01, 1.0)
         inspect = partial(
-            inspect_models, desk.root, query.get("base", ""), query.getlist("m"), density
+            inspect_models, context.root, query.get("base", ""), query.getlist("m"), density
         )
         return await run(request, inspect)
 
@@ -151,7 +153,7 @@ def merge_routes(desk: PageContext) -> list[Route]:
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
             return measure_loss_path(
-                desk.sources,
+                context.sources,
                 (names[0], names[1]),
                 query.get("records", ""),
                 count=int(_parse_number(query.get("n", "12"), 1, 64)),
@@ -183,13 +185,13 @@ def _parse_number(text: str, low: float, high: float) -> float:
     )
 
 
-def diffusion_routes(desk: PageContext) -> list[Route]:
+def diffusion_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
-    unmasker, slots = DiffusionStreamService(desk.root), WorkerSlots(RequestLimits())
+    unmasker, slots = DiffusionStreamService(context.root), WorkerSlots(RequestLimits())
 
     async def page(request: Request) -> Response:
-        models, _ = await desk.work(list_models, desk.root)
-        return desk.page(
+        models, _ = await context.run_in_thread(list_models, context.root)
+        return context.page(
             request,
             "diffusion.html",
             title="Diffusion",
@@ -215,22 +217,22 @@ def diffusion_routes(desk: PageContext) -> list[Route]:
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
             return unmasker.write(name, body, is_stopped)
 
-        results = await desk.collect(slots, work, request)
+        results = await context.collect(slots, work, request)
         return JSONResponse({"steps": results[:-1], "result": results[-1] if results else {}})
 
     return [Route("/diffusion", page), Route("/diffusion/write", write, methods=["POST"])]
 
 
-def forensics_routes(desk: PageContext, looker: MediaCheckService) -> list[Route]:
+def forensics_routes(context: PageContext, media_check: MediaCheckService) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        return desk.page(
+        return context.page(
             request,
             "forensics.html",
             title="Forensics",
-            detectors=[path.name for path in looker.detectors],
-            lists=len(looker.official) + len(looker.trust),
+            detectors=[path.name for path in media_check.detectors],
+            lists=len(media_check.official) + len(media_check.trust),
         )
 
     return [Route("/forensics", page)]

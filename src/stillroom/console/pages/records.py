@@ -35,19 +35,21 @@ __all__ = [
 _MAX_COMPARED = 6
 
 
-def record_routes(desk: PageContext) -> list[Route]:
+def record_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
-        sets = await desk.work(list_record_sets, desk.sources)
+        sets = await context.run_in_thread(list_record_sets, context.sources)
         name = query.get("at") or (sets[0].name if sets else "")
         if not name:
-            return desk.page(request, "records_none.html", title="Records")
+            return context.page(request, "records_none.html", title="Records")
         query_settings = _parse_query(query)
-        review = await desk.work(desk.review_of, name)
-        shown = await desk.work(list_records, desk.sources, name, query_settings, review)
-        return desk.page(
+        review = await context.run_in_thread(context.review_of, name)
+        shown = await context.run_in_thread(
+            list_records, context.sources, name, query_settings, review
+        )
+        return context.page(
             request,
             "records.html",
             title="Records",
@@ -56,15 +58,15 @@ def record_routes(desk: PageContext) -> list[Route]:
             wanted=query_settings,
             shown=shown,
             link=lambda **more: _build_link(name, query_settings, **more),
-            can_decide=desk.can_write,
+            can_decide=context.can_write,
         )
 
     async def decide(request: Request) -> Response:
         form = await _read_form(request)
         name = form.get("at", "")
-        desk.check_writable()
-        shown = await desk.work(_make_visibility_filter, desk.sources, name)
-        review = await desk.work(desk.review_of, name)
+        context.check_writable()
+        shown = await context.run_in_thread(_make_visibility_filter, context.sources, name)
+        review = await context.run_in_thread(context.review_of, name)
         action, key = form.get("action", ""), form.get("key", "")
         if not shown(key):
             raise DataError(
@@ -78,7 +80,7 @@ def record_routes(desk: PageContext) -> list[Route]:
             (form.get(f"role{n}", ""), form.get(f"text{n}", "").replace("\r\n", "\n"))
             for n in range(min(count, 100))
         ]
-        await desk.work(
+        await context.run_in_thread(
             review.decide,
             key,
             action,
@@ -92,44 +94,46 @@ def record_routes(desk: PageContext) -> list[Route]:
     return [
         Route("/records", page),
         Route("/records/decide", decide, methods=["POST"]),
-        *_list_more_routes(desk),
+        *_list_more_routes(context),
     ]
 
 
-def _list_more_routes(desk: PageContext) -> list[Route]:
+def _list_more_routes(context: PageContext) -> list[Route]:
     async def trail(request: Request) -> Response:
         name = request.query_params.get("at", "")
-        shown = await desk.work(_make_visibility_filter, desk.sources, name)
-        review = await desk.work(desk.review_of, name)
+        shown = await context.run_in_thread(_make_visibility_filter, context.sources, name)
+        review = await context.run_in_thread(context.review_of, name)
         rows = [
-            decision for decision in reversed(await desk.work(review.trail)) if shown(decision.key)
+            decision
+            for decision in reversed(await context.run_in_thread(review.trail))
+            if shown(decision.key)
         ]
-        return desk.page(
+        return context.page(
             request, "records_trail.html", title="Trail", at=name, rows=rows[:500], total=len(rows)
         )
 
     async def write(request: Request) -> Response:
         form = await _read_form(request)
         source = form.get("at", "")
-        desk.check_writable()
-        shown = await desk.work(_make_visibility_filter, desk.sources, source)
-        folder = resolve_name(desk.root, source)
-        review = await desk.work(desk.review_of, source)
-        name = desk.free_name("reviewed", source)
-        await desk.work(
-            write_reviewed_records, folder, review, desk.root / name, source, shown=shown
+        context.check_writable()
+        shown = await context.run_in_thread(_make_visibility_filter, context.sources, source)
+        folder = resolve_name(context.root, source)
+        review = await context.run_in_thread(context.review_of, source)
+        name = context.free_name("reviewed", source)
+        await context.run_in_thread(
+            write_reviewed_records, folder, review, context.root / name, source, shown=shown
         )
         return RedirectResponse(f"/records?{urlencode({'at': name})}", 303)
 
     async def generators(request: Request) -> Response:
-        sets = await desk.work(list_record_sets, desk.sources)
+        sets = await context.run_in_thread(list_record_sets, context.sources)
         names = request.query_params.getlist("m")[:_MAX_COMPARED]
         names = names or [artifact.name for artifact in sets[:_MAX_COMPARED]]
         rows = []
         for name in names:
-            review = await desk.work(desk.review_of, name)
-            rows += await desk.work(compare_generators, desk.sources, name, review)
-        return desk.page(
+            review = await context.run_in_thread(context.review_of, name)
+            rows += await context.run_in_thread(compare_generators, context.sources, name, review)
+        return context.page(
             request, "generators.html", title="Generators", sets=sets, names=names, rows=rows
         )
 
@@ -183,31 +187,31 @@ async def _read_form(request: Request) -> dict[str, str]:
     return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
 
 
-def lineage_routes(desk: PageContext) -> list[Route]:
+def lineage_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
         if "at" not in query:
-            artifacts = await desk.found()
+            artifacts = await context.found()
             kind = query.get("kind", "")
             kinds = sorted({artifact.kind for artifact in artifacts})
             rows = [artifact for artifact in artifacts if kind in {"", artifact.kind}]
-            return desk.page(
+            return context.page(
                 request, "lineage.html", title="Lineage", rows=rows, kinds=kinds, kind=kind
             )
         name, record = query["at"], query.get("record", "").strip()
-        tree = await desk.work(trace_lineage, desk.root, name, record=record)
-        found_one = await desk.work(read_folder_artifact, desk.root, name)
-        title = f"Lineage of {record or (name if name != '.' else desk.root.name)}"
-        return desk.page(
+        tree = await context.run_in_thread(trace_lineage, context.root, name, record=record)
+        artifact_row = await context.run_in_thread(read_folder_artifact, context.root, name)
+        title = f"Lineage of {record or (name if name != '.' else context.root.name)}"
+        return context.page(
             request,
             "lineage_of.html",
             title=title,
             tree=tree,
             at=name,
             record=record,
-            one=found_one,
+            one=artifact_row,
         )
 
     return [Route("/lineage", page)]

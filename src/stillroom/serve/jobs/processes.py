@@ -89,7 +89,7 @@ async def run_worker(
     """Run a worker process to its result; it is ended as well when the client disconnects.
 
     Raises:
-        Refusal: If it takes too long.
+        ApiError: If it takes too long.
     """
     process = await spawn(order, folder, scratch, cache=cache)
     try:

@@ -91,14 +91,14 @@ def dump_client_recipe(recipe: str | Mapping[str, Any]) -> str:
 
 
 def validate_client_recipe(
-    text: str, root: TenantRoot, openings: RecipePolicy, overrides: Sequence[str] = ()
+    text: str, root: TenantRoot, policy: RecipePolicy, overrides: Sequence[str] = ()
 ) -> Recipe:
     """Validate a client's recipe; its relative paths are kept unchanged.
 
     Args:
         text: YAML 1.2.
         root: Folder that its names are relative to.
-        openings: What it may use outside the folder.
+        policy: What it may use outside the folder.
         overrides: Settings as ``KEY=VALUE``.
 
     Raises:
@@ -109,7 +109,7 @@ def validate_client_recipe(
     problems, reported = [], set()
     for path, text_value in _iter_texts(tree.data, ()):
         reported.add(text_value)
-        if fault := _find_fault(text_value, root, openings):
+        if fault := _find_fault(text_value, root, policy):
             problems.append(
                 _outside_problem(fault, f"{tree.place_of_value(path)} {format_path(path)}")
             )
@@ -119,7 +119,7 @@ def validate_client_recipe(
     def check(reference: str) -> None:
         if reference not in reported:
             return  # a default value, which is trusted
-        if fault := _find_reference_fault(reference, root, openings):
+        if fault := _find_reference_fault(reference, root, policy):
             raise RecipeError([_outside_problem(fault, "")])
 
     with check_references(check):
@@ -164,37 +164,37 @@ def _iter_texts(
             yield from _iter_texts(part, (*path, index))
 
 
-def _find_reference_fault(text: str, root: TenantRoot, openings: RecipePolicy) -> str:
+def _find_reference_fault(text: str, root: TenantRoot, policy: RecipePolicy) -> str:
     """Return the problem of a string that is known to be a reference; empty if there is none."""
     if text.startswith("builtin:"):
         return ""
     if text.startswith(_SCRIPTED_PREFIX):
         return _find_path_fault(text.removeprefix(_SCRIPTED_PREFIX), root, is_sure=True)
     if _SCHEME.match(text):
-        return _find_address_fault(text, openings)
+        return _find_address_fault(text, policy)
     return _find_path_fault(text, root, is_sure=True)
 
 
-def _find_fault(text: str, root: TenantRoot, openings: RecipePolicy) -> str:
+def _find_fault(text: str, root: TenantRoot, policy: RecipePolicy) -> str:
     """Return the problem of the string of any setting; empty if there is none."""
     bare = text.strip()
     for name in _VARIABLE.findall(text):
-        if name not in openings.variables:
+        if name not in policy.variables:
             return f"the variable {name} is not allowed in recipes"
     if "\0" in text:
         return "a text contains a NUL character"
     is_word = not re.search(r"\s", bare)
     if _URL.match(bare) or (is_word and _KNOWN_SCHEME.match(bare)):
-        return _find_address_fault(bare, openings)
+        return _find_address_fault(bare, policy)
     if is_word and _EMBEDDED_PATH.search(bare):
         return f"{bare!r:.80} is a path or an address inside a setting"
     return _find_path_fault(bare, root, is_sure=False)
 
 
-def _find_address_fault(text: str, openings: RecipePolicy) -> str:
+def _find_address_fault(text: str, policy: RecipePolicy) -> str:
     if text.startswith("hub:") and ".." not in text:
         return ""
-    if text.startswith(("http://", "https://")) and openings.has_endpoint(text):
+    if text.startswith(("http://", "https://")) and policy.has_endpoint(text):
         return ""
     return f"{text!r:.80} is not allowed in recipes"
 
@@ -210,6 +210,6 @@ def _find_path_fault(text: str, root: TenantRoot, *, is_sure: bool) -> str:
         return f"{text!r:.80} names a hidden file"
     if is_word and text.lower().endswith((".py", ".pyc", ".pyz")):
         return f"{text!r:.80} is code, which recipes of clients may not contain"
-    if "\n" not in text and len(text) <= _MAX_NAME_LENGTH and not root.holds(Path(text)):
+    if "\n" not in text and len(text) <= _MAX_NAME_LENGTH and not root.contains(Path(text)):
         return f"{text!r:.80} resolves to a path outside the served folder"
     return ""

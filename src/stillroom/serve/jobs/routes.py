@@ -116,7 +116,7 @@ async def read_submission(body: RecipeSubmission, runner: JobRunner, tenant: str
         validate_client_recipe,
         dump_client_recipe(body.recipe),
         root,
-        runner.openings,
+        runner.policy,
         body.overrides,
     )
 
@@ -125,7 +125,7 @@ def find_tenant(request: Request, runner: JobRunner) -> str:
     """Return the tenant whose jobs a request refers to.
 
     Raises:
-        Refusal: If the folder has tenants and the key names none.
+        ApiError: If the folder has tenants and the key names none.
     """
     access = request.scope.get(ACCESS_KEY)
     tenant = access.tenant if access else ""
@@ -237,7 +237,7 @@ def _add_collection_routes(app: FastAPI, runner: JobRunner) -> None:
         tenant = find_tenant(request, runner)
         mine = [
             ticket
-            for ticket in reversed(list(runner.tickets))
+            for ticket in reversed(list(runner.jobs))
             if ticket.tenant == tenant
             and (state is None or ticket.state == state)
             and (not before or ticket.id < before)
@@ -273,7 +273,7 @@ def _add_item_routes(app: FastAPI, runner: JobRunner) -> None:
     async def recipe(job_id: str, request: Request) -> Response:
         """Return the resolved recipe of a job as YAML."""
         ticket = _find_job(job_id, request, runner)
-        return Response(runner.tickets.recipe(ticket.id), media_type="application/yaml")
+        return Response(runner.jobs.recipe(ticket.id), media_type="application/yaml")
 
 
 def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) -> None:
@@ -292,7 +292,7 @@ def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
         """Stream a job's events (server-sent), starting after the last one that the client has."""
         ticket = _find_job(job_id, request, runner)
         start = int(last_event_id) if last_event_id.isdecimal() else after
-        path = runner.tickets.place(ticket.id) / EVENTS_FILE
+        path = runner.jobs.folder_of(ticket.id) / EVENTS_FILE
         if ticket.is_over and start >= path.stat().st_size:
             return Response(status_code=204)  # an EventSource stops reconnecting on 204
         if followers.locked():
@@ -339,7 +339,7 @@ def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
 
 def _find_job(name: str, request: Request, runner: JobRunner) -> JobRecord:
     """Return a job of the tenant; the job of another tenant is reported as unknown."""
-    ticket = runner.tickets.get(name)
+    ticket = runner.jobs.get(name)
     if ticket is None or ticket.tenant != find_tenant(request, runner):
         raise ApiError(404, f"there is no job {name[:80]!r}", code="unknown_job")
     return ticket
@@ -372,7 +372,7 @@ def _find_progress(ticket: JobRecord, runner: JobRunner) -> dict[str, Any] | Non
     """Return the last step and count of a running job, read from its events."""
     if ticket.state != "running":
         return None
-    path = runner.tickets.place(ticket.id) / EVENTS_FILE
+    path = runner.jobs.folder_of(ticket.id) / EVENTS_FILE
     progress: dict[str, Any] = {}
     for _, event in read_events(path, max(path.stat().st_size - _TAIL_BYTES, 0)):
         if event["event"] in {"step", "progress"}:
@@ -424,7 +424,7 @@ async def _stream_events(
     offset, last_sent = start, time.monotonic()
     yield b": events of a job\n\n"
     while True:
-        ticket = runner.tickets.get(name)
+        ticket = runner.jobs.get(name)
         if ticket is None:
             return
         sent = 0

@@ -54,7 +54,7 @@ class JobRunner:
         self,
         workspace: Workspace,
         *,
-        openings: RecipePolicy | None = None,
+        policy: RecipePolicy | None = None,
         running: int = 1,
         waiting: int = 100,
     ) -> None:
@@ -62,12 +62,12 @@ class JobRunner:
 
         Args:
             workspace: Open workspace.
-            openings: Resources outside the folder that recipes may use.
+            policy: Resources outside the folder that recipes may use.
             running: Number of jobs that run at once.
             waiting: Number of jobs that one tenant may have in the queue.
         """
-        self.workspace, self.openings = workspace, openings or RecipePolicy()
-        self.tickets = JobStore(workspace.control)
+        self.workspace, self.policy = workspace, policy or RecipePolicy()
+        self.jobs = JobStore(workspace.control)
         self.running, self.waiting = running, waiting
         self.has_fence = is_sandbox_available()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -81,7 +81,7 @@ class JobRunner:
         keys) are left unchanged and logged.
         """
         self._say_what_is_left()
-        for ticket in list(self.tickets):
+        for ticket in list(self.jobs):
             if ticket.state != "running" or not self.workspace.fits(ticket.tenant):
                 continue
             if ticket.is_cancelling:
@@ -98,7 +98,7 @@ class JobRunner:
     def _say_what_is_left(self) -> None:
         aside = [
             ticket.id
-            for ticket in self.tickets
+            for ticket in self.jobs
             if not ticket.is_over and not self.workspace.fits(ticket.tenant)
         ]
         if aside:
@@ -112,11 +112,11 @@ class JobRunner:
                 was,
                 ", ".join(aside[:_MAX_LISTED]),
             )
-        if unread := self.tickets.unread:
+        if unread := self.jobs.unread:
             _LOG.warning(
                 "%d folders in %s hold no complete job record and are ignored: %s",
                 len(unread),
-                self.tickets.folder,
+                self.jobs.folder,
                 ", ".join(unread[:_MAX_LISTED]),
             )
 
@@ -148,11 +148,11 @@ class JobRunner:
             The job record, and whether it is new.
 
         Raises:
-            Refusal: If the tenant's queue is full, or the key was used for another recipe.
+            ApiError: If the tenant's queue is full, or the key was used for another recipe.
             ResourceError: If the disk is full.
         """
         text = dump_recipe(recipe)
-        mine = [ticket for ticket in self.tickets if ticket.tenant == tenant]
+        mine = [ticket for ticket in self.jobs if ticket.tenant == tenant]
         if request_key:
             for ticket in mine:
                 if ticket.request_key != request_key:
@@ -182,13 +182,13 @@ class JobRunner:
             request_key=request_key,
             recipe_digest=digest_text(text),
         )
-        self.tickets.add(ticket, text)
+        self.jobs.add(ticket, text)
         self._pump()
-        return self.tickets.get(ticket.id) or ticket, True
+        return self.jobs.get(ticket.id) or ticket, True
 
     def cancel(self, name: str) -> JobRecord:
         """Stop a job at its next safe point, or at once on a second call; its output is kept."""
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         if ticket is None or ticket.is_over:
             raise ApiError(409, "the job has already ended", code="job_is_over")
         if ticket.state == "queued":
@@ -200,26 +200,26 @@ class JobRunner:
 
     def resume(self, name: str) -> JobRecord:
         """Queue a failed or cancelled job again; it continues from its last saved state."""
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         if ticket is None or ticket.state not in {"failed", "cancelled"}:
             raise ApiError(
                 409, "only a failed or cancelled job can be resumed", code="job_not_stopped"
             )
         self._change(name, state="queued", takes=0, ended="", problems=(), is_cancelling=False)
         self._pump()
-        return self.tickets.get(name) or ticket
+        return self.jobs.get(name) or ticket
 
     async def remove(self, name: str) -> None:
         """Delete an ended job with its files.
 
         Raises:
-            Refusal: If it has not ended.
+            ApiError: If it has not ended.
         """
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         if ticket is None or not ticket.is_over:
             raise ApiError(409, "the job has not ended; cancel it first", code="job_is_not_over")
         out = self.out_of(ticket)
-        self.tickets.remove(name)
+        self.jobs.remove(name)
         for folder in (out, get_working_folder(out)):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -238,14 +238,14 @@ class JobRunner:
             return None
         return sum(
             other.state == "queued" and other.tenant == ticket.tenant and other.id < ticket.id
-            for other in self.tickets
+            for other in self.jobs
         )
 
     async def check(self, text: str, tenant: str) -> dict[str, Any]:
         """Return the resources that a valid recipe needs, estimated in a separate process.
 
         Raises:
-            Refusal: If the estimate takes too long.
+            ApiError: If the estimate takes too long.
         """
         root = self.workspace.root(tenant)
         order = self._order("check", text, tenant, root.jobs / "check", "")
@@ -262,10 +262,10 @@ class JobRunner:
     def _pump(self) -> None:
         """Start the next jobs: the oldest one of the tenant with the fewest running jobs first."""
         while not self._stopping and len(self._tasks) < self.running:
-            busy = Counter(ticket.tenant for ticket in self.tickets if ticket.id in self._tasks)
+            busy = Counter(ticket.tenant for ticket in self.jobs if ticket.id in self._tasks)
             line = [
                 ticket
-                for ticket in self.tickets
+                for ticket in self.jobs
                 if ticket.state == "queued"
                 and ticket.id not in self._tasks
                 and self.workspace.fits(ticket.tenant)
@@ -292,7 +292,7 @@ class JobRunner:
 
     def _last_started(self) -> dict[str, str]:
         last: dict[str, str] = {}
-        for ticket in self.tickets:
+        for ticket in self.jobs:
             last[ticket.tenant] = max(last.get(ticket.tenant, ""), ticket.started)
         return last
 
@@ -300,7 +300,7 @@ class JobRunner:
         result, code = None, 0
         try:
             result, code = await self._attempt(name)
-        except Exception as error:  # noqa: BLE001  # the queue must go on
+        except Exception as error:  # noqa: BLE001  # the queue must continue
             _LOG.error("job %s could not be started", name, exc_info=error)
             problems = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
             result = {"state": "failed", "problems": [asdict(problem) for problem in problems]}
@@ -313,11 +313,11 @@ class JobRunner:
             self._pump()
 
     async def _attempt(self, name: str) -> tuple[dict[str, Any] | None, int]:
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         if ticket is None:
             raise LookupError(name)
-        job_folder = self.tickets.place(name)
-        text = self.tickets.recipe(name)
+        job_folder = self.jobs.folder_of(name)
+        text = self.jobs.recipe(name)
         order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(job_folder))
         while not self._is_leaving(name):
             async with self.workspace.lend_scratch() as scratch:
@@ -334,7 +334,7 @@ class JobRunner:
         """Return the result of a job's process, and its exit code."""
         root = self.workspace.root(ticket.tenant)
         cache = self.workspace.cache_of(ticket.tenant)
-        with (self.tickets.place(ticket.id) / _LOG_FILE).open("ab") as log:
+        with (self.jobs.folder_of(ticket.id) / _LOG_FILE).open("ab") as log:
             process = await spawn(order, root.folder, scratch, cache=cache, log=log.fileno())
         self._processes[ticket.id] = process
         if self._is_leaving(ticket.id):  # cancelled while the process was starting
@@ -346,25 +346,27 @@ class JobRunner:
 
     def _is_leaving(self, name: str) -> bool:
         """Return whether a job should stop: its client cancelled it, or the server shuts down."""
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         return self._stopping or ticket is None or ticket.is_cancelling
 
-    def _order(self, do: str, text: str, tenant: str, out: Path, job_folder: str) -> dict[str, Any]:
+    def _order(
+        self, task: str, text: str, tenant: str, out: Path, job_folder: str
+    ) -> dict[str, Any]:
         root = self.workspace.root(tenant)
         return {
-            "do": do,
+            "task": task,
             "recipe": text,
             "root": str(root.folder),
             "out": str(out.relative_to(root.folder)),
-            "place": job_folder,
+            "job_folder": job_folder,
             "readable": [str(root.shared)] if root.shared else [],
-            "ports": list(self.openings.ports),
-            "hub": self.openings.hub,
-            "fence": self.has_fence,
+            "ports": list(self.policy.ports),
+            "hub": self.policy.hub,
+            "sandbox": self.has_fence,
         }
 
     def _settle(self, name: str, result: dict[str, Any] | None, code: int) -> None:
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         if ticket is None:
             return
         if result and result["state"] == "finished":
@@ -379,7 +381,7 @@ class JobRunner:
 
     def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
         _LOG.warning("job %s failed: %s", name, problems[0]["code"])
-        ticket = self.tickets.get(name)
+        ticket = self.jobs.get(name)
         if ticket is None:
             return
         folder = self.workspace.folder
@@ -392,10 +394,10 @@ class JobRunner:
     def _change(self, name: str, **fields: Any) -> JobRecord:
         """Update a job record; on a full disk in memory alone, which is logged."""
         try:
-            return self.tickets.change(name, **fields)
+            return self.jobs.change(name, **fields)
         except (OSError, ResourceError) as error:
             _LOG.error("the record of job %s could not be written: %s", name, error)
-            ticket = self.tickets.get(name)
+            ticket = self.jobs.get(name)
             if ticket is None:
                 raise
             return ticket

@@ -93,7 +93,7 @@ class JobStore:
         """Return the record of an id."""
         return self._all.get(name)
 
-    def place(self, name: str) -> Path:
+    def folder_of(self, name: str) -> Path:
         """Return the folder of a job record."""
         return self.folder / name
 
@@ -103,7 +103,7 @@ class JobStore:
         Raises:
             ResourceError: If the disk is full; nothing is kept then.
         """
-        folder = self.place(ticket.id)
+        folder = self.folder_of(ticket.id)
         try:
             folder.mkdir(mode=0o700)
             with atomic_write(folder / _RECIPE_FILE) as file:
@@ -118,7 +118,7 @@ class JobStore:
 
     def recipe(self, name: str) -> str:
         """Return the recipe of a job."""
-        return (self.place(name) / _RECIPE_FILE).read_text(encoding="utf-8")
+        return (self.folder_of(name) / _RECIPE_FILE).read_text(encoding="utf-8")
 
     def change(self, name: str, **fields: Any) -> JobRecord:
         """Replace fields of a record, in memory and then on disk.
@@ -132,17 +132,17 @@ class JobStore:
             event: dict[str, Any] = {"event": "state", "state": ticket.state}
             if ticket.problems:
                 event["problems"] = list(ticket.problems)
-            append_event(self.place(name) / EVENTS_FILE, event)
+            append_event(self.folder_of(name) / EVENTS_FILE, event)
         self._write(ticket)
         return ticket
 
     def remove(self, name: str) -> None:
         """Delete a job record and its events."""
         del self._all[name]
-        shutil.rmtree(self.place(name), ignore_errors=True)
+        shutil.rmtree(self.folder_of(name), ignore_errors=True)
 
     def _write(self, ticket: JobRecord) -> None:
-        with atomic_write(self.place(ticket.id) / _RECORD_FILE) as file:
+        with atomic_write(self.folder_of(ticket.id) / _RECORD_FILE) as file:
             json.dump(asdict(ticket), file, ensure_ascii=False, indent=1)
 
 

@@ -77,12 +77,14 @@ def main() -> None:
     _exit_with_server()
     try:
         _enter_sandbox_of_order(order)
-        result = {"run": _run_job, "check": _check_recipe, "look": _check_media}[order["do"]](order)
+        result = {"run": _run_job, "check": _check_recipe, "media": _check_media}[order["task"]](
+            order
+        )
     except Cancelled:
         result = {"state": "cancelled"}
     except StillroomError as error:
         result = {"state": "failed", "problems": [asdict(problem) for problem in error.problems]}
-    except BaseException:  # noqa: BLE001  # whatever it is, the server is told that it was
+    except BaseException:  # noqa: BLE001  # every failure is reported to the server
         result = _report_internal_error()
     redacted = _make_redactor(order)(result)
     os.write(answer, json.dumps(redacted).encode() + b"\n")
@@ -104,16 +106,16 @@ def _exit_with_server() -> None:
 
 
 def _enter_sandbox_of_order(order: Mapping[str, Any]) -> None:
-    if not order["fence"]:
+    if not order["sandbox"]:
         return
     root = Path(order["root"])
     cache = Path(os.environ["STILLROOM_CACHE"])
     cache.mkdir(parents=True, exist_ok=True)
     writable = [root, Path(tempfile.gettempdir()), cache]
-    if order["place"]:
-        writable.append(Path(order["place"]))
+    if order["job_folder"]:
+        writable.append(Path(order["job_folder"]))
     readable = [*list_system_folders(), *map(Path, order["readable"])]
-    if order["do"] != "look":
+    if order["task"] != "media":
         readable += [*_list_model_folders(), *_list_hub_folders()]
     if order["hub"]:
         for folder in _list_hub_folders():
@@ -121,7 +123,7 @@ def _enter_sandbox_of_order(order: Mapping[str, Any]) -> None:
             writable.append(folder)
         readable.append(_find_hub_token())
     ports = list(order["ports"])
-    if order["do"] == "run":
+    if order["task"] == "run":
         ports += reserve_ports(_MAX_ENGINES)  # llama.cpp listens on a local port
     if not enter_sandbox(readable=readable, writable=writable, ports=ports):
         raise RuntimeError("the sandbox could not be set up")
@@ -154,12 +156,12 @@ def _make_redactor(order: Mapping[str, Any]) -> Callable[[Any], Any]:
     names[os.environ["STILLROOM_CACHE"]] = "(cache)"
     names[tempfile.gettempdir()] = "(scratch)"
     names[str(Path.home())] = "~"
-    if order["do"] != "look":
+    if order["task"] != "media":
         names |= {str(folder): "(hub cache)" for folder in _list_hub_folders()}
         names |= {str(folder): "$STILLROOM_MODELS" for folder in _list_model_folders()}
-    names |= {path: "shared" for path in order["readable"] if order["do"] != "look"}
-    if order["place"]:
-        names[order["place"]] = "(job)"
+    names |= {path: "shared" for path in order["readable"] if order["task"] != "media"}
+    if order["job_folder"]:
+        names[order["job_folder"]] = "(job)"
     names[order["root"]] = ""
     return make_path_redactor(names)
 
@@ -169,7 +171,7 @@ def _run_job(order: Mapping[str, Any]) -> dict[str, Any]:
     from stillroom.recipes import parse_recipe
 
     recipe = parse_recipe(order["recipe"], "recipe")
-    reporter = EventReporter(Path(order["place"]) / EVENTS_FILE, _make_redactor(order))
+    reporter = EventReporter(Path(order["job_folder"]) / EVENTS_FILE, _make_redactor(order))
     artifact = run_recipe(recipe, Path(order["out"]), resume=True, reporter=reporter)
     return {"state": "finished", "artifact": {"kind": artifact.kind, "digest": artifact.digest}}
 
@@ -222,7 +224,7 @@ def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
     for path, name in order["files"]:
         finding = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
         findings.append(replace_names({**finding, "path": name}, {Path(path).name: name}))
-    return {"state": "looked", "files": findings, "limits": list(list_limits(judges))}
+    return {"state": "checked", "files": findings, "limits": list(list_limits(judges))}
 
 
 def _report_internal_error() -> dict[str, Any]:

@@ -80,7 +80,7 @@ class FairQueue:
         """Reserve a place until the body ends, before a request's body is read.
 
         Raises:
-            Refusal: If all places are taken.
+            ApiError: If all places are taken.
         """
         if self._places >= self.running + self.most_waiting:
             raise self._full(self._places - self.running)
@@ -95,7 +95,7 @@ class FairQueue:
         """Wait for a turn, and hold it until the body ends.
 
         Raises:
-            Refusal: If the queue is full, the wait is too long, or the client disconnects.
+            ApiError: If the queue is full, the wait is too long, or the client disconnects.
         """
         await self.enter(request)
         try:
@@ -107,7 +107,7 @@ class FairQueue:
         """Wait for a turn; the holder must call ``leave``.
 
         Raises:
-            Refusal: If the queue is full, the wait is too long, the server stops, or the client
+            ApiError: If the queue is full, the wait is too long, the server stops, or the client
                 disconnects.
         """
         if time.monotonic() > self.last:
@@ -179,7 +179,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, Result
     """Await a coroutine; cancel it, and wait for its end, when the client disconnects.
 
     Raises:
-        Refusal: If the client disconnects.
+        ApiError: If the client disconnects.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -212,15 +212,15 @@ _POLL_S = 0.2
 class WorkerSlots:
     """Slots in which blocking work runs in threads, with a queue."""
 
-    def __init__(self, limits: RequestLimits, lanes: int = 1) -> None:
+    def __init__(self, limits: RequestLimits, concurrency: int = 1) -> None:
         """Create the slots; they belong to the event loop that first uses them.
 
         Args:
             limits: Queue length and longest wait.
-            lanes: Number of concurrent threads, unless ``limits`` sets one.
+            concurrency: Number of concurrent threads, unless ``limits`` sets one.
         """
         self.limits = limits
-        self._line = FairQueue(limits, limits.running or lanes)
+        self._line = FairQueue(limits, limits.running or concurrency)
         self._last = math.inf
 
     def end_by(self, moment: float) -> None:
@@ -231,12 +231,12 @@ class WorkerSlots:
         """Yield the items of the work; stop it on disconnect or timeout.
 
         Raises:
-            Refusal: If the queue is full, the time is over, or the work fails.
+            ApiError: If the queue is full, the time is over, or the work fails.
         """
         clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
         begun = time.perf_counter()
         await self._line.enter(request)
-        clock.waited_s += time.perf_counter() - begun
+        clock.queue_s += time.perf_counter() - begun
         run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._line.leave, clock)
         run.start(work)
         end = time.monotonic() + self.limits.timeout_s
@@ -272,7 +272,7 @@ async def get_single_result(items: AsyncIterator[ItemT]) -> ItemT:
     """Return the only item, closing the rest.
 
     Raises:
-        Refusal: If there is none because the client disconnected.
+        ApiError: If there is none because the client disconnected.
     """
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         async for item in opened:

@@ -66,7 +66,7 @@ Labels = tuple[tuple[str, str], ...]
 class RequestTiming:
     """Seconds of one request that were spent outside the server's own work."""
 
-    waited_s: float = 0.0
+    queue_s: float = 0.0
     engine_s: float = 0.0
 
 
@@ -167,7 +167,7 @@ class MetricsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             spent = time.perf_counter() - begun
-            own_s = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
+            own_s = max(spent - clock.queue_s - clock.engine_s, 0.0) if clock.engine_s else None
             self.counters.count_request(route, method, status, spent, own_s)
             if self._log is not None:
                 self._log(_format_log_line(scope, route, method, status, spent, own_s))

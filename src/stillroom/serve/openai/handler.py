@@ -56,7 +56,7 @@ class ModelService:
         """Create the worker slots: one set for each mount, since each has its own engine."""
         self.limits, self.counters = limits, counters
         self._by_name = {name: model for model in served for name in model.names}
-        self._slots = {model.name: WorkerSlots(limits, model.lanes) for model in served}
+        self._slots = {model.name: WorkerSlots(limits, model.concurrency) for model in served}
 
     def end_by(self, moment: float) -> None:
         """End all running answers at a time on the monotonic clock: the server stops."""
@@ -76,15 +76,15 @@ class ModelService:
         """
         if name not in self._by_name:
             raise _unknown_model_error(name, self.names)
-        abilities = self._by_name[name].abilities(name)
+        abilities = self._by_name[name].capabilities(name)
         head = {"id": name, "object": "model", "created": 0, "owned_by": "stillroom"}
         return {**head, "abilities": abilities}
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
         served = self._find_writer(body.model)
-        order = body.to_order(self.limits)
-        if order.passed_on is not None:
+        order = body.to_generation_request(self.limits)
+        if order.proxied_body is not None:
             return await self._speak(*served, order, ProxiedReply(body.model), request)
         reply = ChatReply(body.model, is_chat=True, wants_usage=body.wants_usage)
         return await self._speak(*served, order, reply, request)
@@ -92,13 +92,13 @@ class ModelService:
     async def respond(self, body: ResponsesRequest, request: Request) -> Response:
         """Answer POST /v1/responses."""
         served = self._find_writer(body.model)
-        order = body.to_order(self.limits)
+        order = body.to_generation_request(self.limits)
         return await self._speak(*served, order, ResponsesReply(body.echo(order)), request)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answer POST /v1/completions."""
         served, model = self._find_writer(body.model)
-        order = body.to_order(self.limits)
+        order = body.to_generation_request(self.limits)
         reply = ChatReply(body.model, is_chat=False, wants_usage=body.wants_usage)
         return await self._answer(served, model, order, reply, request)
 
@@ -154,11 +154,11 @@ class ModelService:
         served = self._by_name.get(name)
         if served is None:
             raise _unknown_model_error(name, self.names)
-        if ability not in served.abilities(name):
+        if ability not in served.capabilities(name):
             able = [
                 candidate
                 for candidate in self.names
-                if ability in self._by_name[candidate].abilities(candidate)
+                if ability in self._by_name[candidate].capabilities(candidate)
             ]
             there = f"; available: {', '.join(able)}" if able else ""
             raise ApiError(
@@ -193,21 +193,23 @@ class ModelService:
         request: Request,
     ) -> Response:
         """Answer a request from documents, by the model alone, or through another server."""
-        if order.passed_on is not None:
-            return await self._pass_on(served, model, order.passed_on, order, reply, request)
-        if served.ask is None or order.model == served.bare_name:
-            if order.of_documents:
+        if order.proxied_body is not None:
+            return await self._to_proxied_body(
+                served, model, order.proxied_body, order, reply, request
+            )
+        if served.ask is None or order.model == served.model_name:
+            if order.retrieval_field:
                 raise ApiError(
                     400,
                     f"'{order.model}' has no documents and shows no passages",
                     code="no_documents",
-                    param=order.of_documents,
+                    param=order.retrieval_field,
                 )
             return await self._answer(served, model, order, reply, request)
         if order.prompt.schema is not None:
             raise ApiError(
                 400,
-                f"answers from documents are text; request JSON from '{served.bare_name}'",
+                f"answers from documents are text; request JSON from '{served.model_name}'",
                 code="invalid_response_format",
                 param=order.schema_field,
             )
@@ -257,7 +259,7 @@ class ModelService:
                 ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
-            return (answer(sampling, is_stopped) for sampling in order.draws)
+            return (answer(sampling, is_stopped) for sampling in order.samplings)
 
         return await self._send(served, model, work, order, reply, request)
 
@@ -270,7 +272,7 @@ class ModelService:
         request: Request,
     ) -> Response:
         """Answer by the model alone: whole texts in a batch if possible, streams in turn."""
-        prompt, draws = order.prompt, order.draws
+        prompt, samplings = order.prompt, order.samplings
         shows = model if isinstance(model, DenoisingModel) and order.wants_canvas else None
         if order.wants_canvas and (shows is None or not order.is_streamed):
             raise _canvas_error()
@@ -279,19 +281,19 @@ class ModelService:
             if shows is not None:
                 return (
                     stream_with_completion(shows.stream_canvas(prompt, sampling))
-                    for sampling in draws
+                    for sampling in samplings
                 )
             if order.is_streamed:
                 return (
-                    stream_with_completion(model.stream(prompt, sampling)) for sampling in draws
+                    stream_with_completion(model.stream(prompt, sampling)) for sampling in samplings
                 )
-            prompts = [prompt] * len(draws)
-            completions = model.generate(prompts, draws, is_cancelled=is_stopped)
+            prompts = [prompt] * len(samplings)
+            completions = model.generate(prompts, samplings, is_cancelled=is_stopped)
             return (iter([completion]) for completion in completions)
 
         return await self._send(served, model, work, order, reply, request)
 
-    async def _pass_on(
+    async def _to_proxied_body(
         self,
         served: ServedModel,
         model: TextModel,
@@ -328,9 +330,9 @@ class ModelService:
         request: Request,
     ) -> Response:
         collectors: list[ResponseCollector] = [
-            LocalCollector(model, order.prompt) for _ in order.draws
+            LocalCollector(model, order.prompt) for _ in order.samplings
         ]
-        if order.passed_on is not None:
+        if order.proxied_body is not None:
             collectors = [ProxyCollector()]
         return await send_response(
             self._slots[served.name],

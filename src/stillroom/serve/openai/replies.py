@@ -165,19 +165,19 @@ class ChatReply:
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object."""
         kind = "chat.completion" if self.is_chat else "text_completion"
         choices = [self._choice(index, collector) for index, collector in enumerate(collectors)]
         return {**self._head(kind), "choices": choices, "usage": sum_usage(collectors)}
 
-    def begin(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the opening chunk of each text of a chat."""
         if self.is_chat:
             for index in range(len(collectors)):
                 yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def tell(
+    def item_events(
         self, index: int, item: OutputItem | None, collector: ResponseCollector
     ) -> Iterator[bytes]:
         """Yield the chunks of a piece of text, of a denoising step, or of a text's end.
@@ -196,14 +196,14 @@ class ChatReply:
                 yield self._chunk(index, cited)
             yield self._chunk(index, {}, finish_reason=collector.spent.finish_reason)
 
-    def end(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the chunk of usage, if requested, and ``[DONE]``."""
         if self.wants_usage:
             usage = sum_usage(collectors)
             yield _format_event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
         yield _DONE_EVENT
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
         """Yield the events that end a failed stream."""
         yield _format_event(refusal.to_json())
 
@@ -251,28 +251,28 @@ class ProxiedReply:
 
     model: str
 
-    def whole(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object."""
         (collector,) = collectors
         answer = collector.answer if isinstance(collector, ProxyCollector) else {}
         return {**answer, "model": self.model}
 
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield nothing: the other server sends the opening chunk."""
         yield from ()
 
-    def tell(
+    def item_events(
         self, index: int, item: OutputItem | None, collector: ResponseCollector
     ) -> Iterator[bytes]:
         """Yield a chunk."""
         if isinstance(item, dict):
             yield _format_event({**item, "model": self.model})
 
-    def end(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield ``[DONE]``."""
         yield _DONE_EVENT
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
         """Yield the events that end a failed stream."""
         yield _format_event(refusal.to_json())
 

@@ -95,7 +95,7 @@ class SampledRequest(_Request):
             field: Name of the token limit in the client's API.
 
         Raises:
-            Refusal: If more tokens are requested than allowed, or too many stop sequences.
+            ApiError: If more tokens are requested than allowed, or too many stop sequences.
         """
         tokens = max_tokens or limits.default_new_tokens
         if tokens > limits.max_new_tokens:
@@ -145,11 +145,11 @@ class _TextRequest(SampledRequest):
         """Whether a stream shows every step of a diffusion model; an extension."""
         return bool((self.stream_options or {}).get("include_canvas"))
 
-    def draws(self, limits: RequestLimits, *, max_tokens: int | None) -> tuple[Sampling, ...]:
+    def samplings(self, limits: RequestLimits, *, max_tokens: int | None) -> tuple[Sampling, ...]:
         """Return the sampling of each of the ``n`` texts; the first equals that of ``n=1``.
 
         Raises:
-            Refusal: If more texts are requested than allowed, or ``sampling`` raises.
+            ApiError: If more texts are requested than allowed, or ``sampling`` raises.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         sampling, count = self.sampling(limits, max_tokens=max_tokens, stop=stop), self.n or 1
@@ -212,7 +212,7 @@ def check_message_count(count: int, limits: RequestLimits, field: str) -> None:
     """Refuse more messages than the limit.
 
     Raises:
-        Refusal: Naming the field of the client's API.
+        ApiError: Naming the field of the client's API.
     """
     if count > limits.messages:
         raise ApiError(
@@ -260,7 +260,7 @@ class _ChatMessage(BaseModel):
     tool_call_id: str | None = None
 
     @property
-    def speaks_of_tools(self) -> bool:
+    def uses_tools(self) -> bool:
         return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
 
     def to_message(self) -> Message:
@@ -291,11 +291,11 @@ class ChatRequest(_TextRequest, DocumentsRequest):
     prompt_cache_key: str | None = None
 
     @property
-    def speaks_of_tools(self) -> bool:
+    def uses_tools(self) -> bool:
         """Whether only a backend that supports tools can answer."""
-        return bool(self.tools) or any(turn.speaks_of_tools for turn in self.messages)
+        return bool(self.tools) or any(turn.uses_tools for turn in self.messages)
 
-    def to_order(self, limits: RequestLimits) -> GenerationRequest:
+    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
         """Return the normalized request, within the limits.
 
         Raises:
@@ -303,23 +303,25 @@ class ChatRequest(_TextRequest, DocumentsRequest):
                 exceeded, or an extension is combined with tools.
         """
         check_message_count(len(self.messages), limits, "messages")
-        draws = self.draws(limits, max_tokens=self.max_completion_tokens or self.max_tokens)
-        if self.speaks_of_tools:
-            passed_on = self._pass_on(draws[0])
-            return GenerationRequest(self.model, is_streamed=bool(self.stream), passed_on=passed_on)
+        samplings = self.samplings(limits, max_tokens=self.max_completion_tokens or self.max_tokens)
+        if self.uses_tools:
+            proxied_body = self._to_proxied_body(samplings[0])
+            return GenerationRequest(
+                self.model, is_streamed=bool(self.stream), proxied_body=proxied_body
+            )
         messages = tuple(turn.to_message() for turn in self.messages)
         check_last_message(messages, "messages")
         return GenerationRequest(
             self.model,
             Prompt(messages, schema=self._schema()),
-            draws,
+            samplings,
             bool(self.stream),
             self.k,
             self.ask_settings(),
             self.wants_canvas,
         )
 
-    def _pass_on(self, sampling: Sampling) -> dict[str, Any]:
+    def _to_proxied_body(self, sampling: Sampling) -> dict[str, Any]:
         """Return the body for another server of the same API."""
         extensions = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
         if extensions or self.wants_canvas:
@@ -366,11 +368,11 @@ class CompletionRequest(_TextRequest):
         """The one text to complete."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
-    def to_order(self, limits: RequestLimits) -> GenerationRequest:
+    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
         """Return the normalized request, within the limits.
 
         Raises:
-            Refusal: Like ``draws``; also if ``best_of`` differs from ``n``.
+            ApiError: Like ``samplings``; also if ``best_of`` differs from ``n``.
         """
         if self.best_of not in {None, self.n or 1}:
             raise ApiError(
@@ -382,7 +384,7 @@ class CompletionRequest(_TextRequest):
         return GenerationRequest(
             self.model,
             Prompt(text=self.text),
-            self.draws(limits, max_tokens=self.max_tokens),
+            self.samplings(limits, max_tokens=self.max_tokens),
             bool(self.stream),
             wants_canvas=self.wants_canvas,
         )
@@ -431,27 +433,27 @@ class GenerationRequest:
     Args:
         model: Requested model name.
         prompt: Messages or raw text; empty if the request is forwarded.
-        draws: Sampling of each text.
+        samplings: Sampling of each text.
         is_streamed: Whether the client requests a stream.
         k: Number of passages shown to the model, if given.
         settings: Answer settings that the client overrides.
         wants_canvas: Whether every step of a diffusion model is shown.
-        passed_on: Body for another server of the same API, if only a backend that supports
+        proxied_body: Body for another server of the same API, if only a backend that supports
             tools can answer.
         schema_field: Name of the field that requests JSON in the client's API.
     """
 
     model: str
     prompt: Prompt = field(default_factory=Prompt)
-    draws: tuple[Sampling, ...] = ()
+    samplings: tuple[Sampling, ...] = ()
     is_streamed: bool = False
     k: int | None = None
     settings: AnswerOptionTexts = field(default_factory=_no_settings)
     wants_canvas: bool = False
-    passed_on: Mapping[str, Any] | None = None
+    proxied_body: Mapping[str, Any] | None = None
     schema_field: str = "response_format"
 
     @property
-    def of_documents(self) -> str | None:
+    def retrieval_field(self) -> str | None:
         """Name of the first document field that is set, or None."""
         return next(iter(self.settings), None if self.k is None else "k")

@@ -48,7 +48,7 @@ class ResponsesReply:
         self._output = _OutputItems()
         self._number = 0
 
-    def whole(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object.
 
         Raises:
@@ -56,16 +56,16 @@ class ResponsesReply:
         """
         (collector,) = collectors
         answer = collector.answer if isinstance(collector, ProxyCollector) else collector.text
-        for _ in (*self._output.take(answer), *self._close(collector)):
+        for _ in (*self._output.add(answer), *self._close(collector)):
             pass
         return self._state(*_find_outcome(collector))
 
-    def begin(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the opening events of a stream."""
         for kind in ("created", "in_progress"):
             yield self._event(kind, {"response": self._state("in_progress")})
 
-    def tell(
+    def item_events(
         self, index: int, item: OutputItem | None, collector: ResponseCollector
     ) -> Iterator[bytes]:
         """Yield the events of a piece of text, or of its end.
@@ -75,18 +75,18 @@ class ResponsesReply:
         """
         events: Iterator[_StreamEvent] = iter(())
         if isinstance(item, str | dict):
-            events = self._output.take(item)
+            events = self._output.add(item)
         elif item is None:
             events = self._close(collector)
         for event in events:
             yield self._event(*event)
 
-    def end(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the event that holds the whole reply."""
         status, spent = _find_outcome(collectors[0])
         yield self._event(status, {"response": self._state(status, spent)})
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
         """Yield the event that ends a failed stream, with the items so far."""
         self._output.break_off()
         error = {
@@ -126,7 +126,7 @@ class ResponsesReply:
             "error": None,
             "incomplete_details": {"reason": why} if why else None,
             "output": self._output.items,
-            "usage": _format_usage(spent) if spent and spent.is_told else None,
+            "usage": _format_usage(spent) if spent and spent.is_reported else None,
             "user": None,
             **self._echo,
         }
@@ -152,7 +152,7 @@ class _OutputItems:
         self._is_open = False
         self._place: tuple[int, str] | None = None
 
-    def take(self, piece: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
+    def add(self, piece: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
         """Add a piece of text, or an answer or a chunk of another server."""
         if isinstance(piece, str):
             yield from self._say(piece, "output_text", "text")

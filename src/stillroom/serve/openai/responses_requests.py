@@ -225,7 +225,7 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    def to_order(self, limits: RequestLimits) -> GenerationRequest:
+    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
         """Return the normalized request, within the limits.
 
         Raises:
@@ -240,9 +240,12 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         )
         self._check_choice()
         if self.tools or not all(isinstance(item, _InputMessage) for item in items):
-            passed_on = self._pass_on(items, sampling)
+            proxied_body = self._to_proxied_body(items, sampling)
             return GenerationRequest(
-                self.model, draws=(sampling,), is_streamed=bool(self.stream), passed_on=passed_on
+                self.model,
+                samplings=(sampling,),
+                is_streamed=bool(self.stream),
+                proxied_body=proxied_body,
             )
         turns = [Message("system", self.instructions)] if self.instructions else []
         turns += [_to_message(item) for item in items if isinstance(item, _InputMessage)]
@@ -262,7 +265,7 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
 
         Sampling defaults of another server are unknown here, and therefore null.
         """
-        sampling, is_ours = order.draws[0], order.passed_on is None
+        sampling, is_ours = order.samplings[0], order.proxied_body is None
         text = self.text.model_dump(by_alias=True, exclude_none=True) if self.text else {}
         choice = self.tool_choice
         return {
@@ -325,7 +328,7 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
             return dict(format.schema_)
         return {"type": "object"} if isinstance(format, _JsonObjectFormat) else None
 
-    def _pass_on(
+    def _to_proxied_body(
         self,
         items: Sequence[_InputMessage | _FunctionCall | _FunctionCallOutput],
         sampling: Sampling,
@@ -386,7 +389,7 @@ def _to_turns(
     """Convert items to chat messages; calls join the preceding message of the model.
 
     Raises:
-        Refusal: If there is an output without its call.
+        ApiError: If there is an output without its call.
     """
     turns: list[dict[str, Any]] = []
     called = set()

@@ -62,14 +62,14 @@ class GenerationUsage:
             ``broken`` if it failed.
         cached_tokens: Prompt tokens that another server had cached.
         reasoning_tokens: Completion tokens that another server's model used for reasoning.
-        is_told: Whether tokens were counted at all; another server may not report them.
+        is_reported: Whether tokens were counted at all; another server may not report them.
     """
 
     usage: dict[str, int]
     finish_reason: str
     cached_tokens: int = 0
     reasoning_tokens: int = 0
-    is_told: bool = True
+    is_reported: bool = True
 
 
 class ResponseCollector(ABC):
@@ -90,11 +90,11 @@ class ResponseCollector(ABC):
         """Number of messages before the last one."""
 
     @abstractmethod
-    def take(self, item: OutputItem) -> None:
+    def add(self, item: OutputItem) -> None:
         """Add an item to the answer."""
 
     @abstractmethod
-    def end(self) -> None:
+    def finish(self) -> None:
         """Count the tokens used."""
 
 
@@ -118,7 +118,7 @@ class LocalCollector(ResponseCollector):
         return len(self._prompt.messages) - 1
 
     @override
-    def take(self, item: OutputItem) -> None:
+    def add(self, item: OutputItem) -> None:
         if isinstance(item, str):
             self._pieces.append(item)
         elif isinstance(item, Answer):
@@ -128,7 +128,7 @@ class LocalCollector(ResponseCollector):
             self._completion = item
 
     @override
-    def end(self) -> None:
+    def finish(self) -> None:
         """Count the tokens used: as reported by the engine, or with its tokenizer."""
         done = self._completion or Completion(self.text)
         spent = done.completion_tokens
@@ -175,7 +175,7 @@ class ProxyCollector(ResponseCollector):
         return 0
 
     @override
-    def take(self, item: OutputItem) -> None:
+    def add(self, item: OutputItem) -> None:
         if not isinstance(item, dict):
             return
         self.answer = item
@@ -186,7 +186,7 @@ class ProxyCollector(ResponseCollector):
             self._end = choice.get("finish_reason") or self._end
 
     @override
-    def end(self) -> None:
+    def finish(self) -> None:
         """Count the tokens used, as reported by the other server."""
         used = self._usage or {}
         read = read_count(used.get("prompt_tokens"))
@@ -225,27 +225,29 @@ def sum_usage(collectors: Sequence[ResponseCollector]) -> dict[str, int]:
 class ResponseFormat(Protocol):
     """Format of one reply."""
 
-    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object.
 
         Raises:
             BackendError: If another server failed.
         """
 
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the opening events."""
 
-    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+    def item_events(
+        self, index: int, item: OutputItem | None, collector: ResponseCollector
+    ) -> Iterator[bytes]:
         """Yield the events of the latest item of a text; for None, those of its end.
 
         Raises:
             BackendError: If another server failed.
         """
 
-    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the closing events."""
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
         """Yield the closing events of a stream that fails after its first event."""
 
 
@@ -262,7 +264,7 @@ async def send_response(
     """Send the generated texts: event by event, or whole.
 
     Raises:
-        Refusal: If it fails before anything is sent, or the client disconnects.
+        ApiError: If it fails before anything is sent, or the client disconnects.
     """
     clock: RequestTiming | None = request.scope.get(TIMING_KEY)
 
@@ -270,12 +272,12 @@ async def send_response(
         """Collect items on the worker thread, since counting tokens may be slow."""
         for index, items in enumerate(work(is_stopped)):
             for item in items:
-                collectors[index].take(item)
+                collectors[index].add(item)
                 yield index, item
             if is_stopped():
                 return
             begun = time.perf_counter()
-            collectors[index].end()
+            collectors[index].finish()
             if clock is not None:  # counting is the server's own work, not the engine's
                 clock.engine_s -= time.perf_counter() - begun
             yield index, None
@@ -292,7 +294,7 @@ async def send_response(
     if any(collector.spent is None for collector in collectors):
         raise client_disconnected()
     counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
-    return Response(encode_json(reply.whole(collectors)), media_type="application/json")
+    return Response(encode_json(reply.render(collectors)), media_type="application/json")
 
 
 async def _stream_events(
@@ -303,24 +305,24 @@ async def _stream_events(
     counters: ServerMetrics,
 ) -> AsyncIterator[bytes]:
     """Yield the events of a reply; a late error ends the stream in the format of the API."""
-    for event in reply.begin(collectors):
+    for event in reply.start_events(collectors):
         yield event
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         try:
             if first is not None:
-                for event in reply.tell(*first, collectors[first[0]]):
+                for event in reply.item_events(*first, collectors[first[0]]):
                     yield event
             async for index, item in opened:
-                for event in reply.tell(index, item, collectors[index]):
+                for event in reply.item_events(index, item, collectors[index]):
                     yield event
         except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
-            for event in reply.fail(to_api_error(error)):
+            for event in reply.error_events(to_api_error(error)):
                 yield event
             return
     if any(collector.spent is None for collector in collectors):
         return
     counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
-    for event in reply.end(collectors):
+    for event in reply.end_events(collectors):
         yield event
 
 

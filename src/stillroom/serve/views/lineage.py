@@ -140,7 +140,7 @@ class LineageGraph:
 
     width: int
     height: int
-    spots: tuple[LineageGraphNode, ...]
+    nodes: tuple[LineageGraphNode, ...]
     edges: tuple[LineageGraphEdge, ...]
     words: tuple[str, ...]
     is_cut: bool
@@ -157,7 +157,7 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
     kinds, links, is_cut = _collect_nodes(root, selected)
     columns = _assign_columns(kinds, links)
     rows = _assign_rows(columns, links)
-    spots = {
+    nodes = {
         key: LineageGraphNode(
             key,
             key.removeprefix("hub:").rstrip("/").rpartition("/")[2] or key,
@@ -170,16 +170,16 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
         for key in kinds
     }
     edges = tuple(
-        LineageGraphEdge(role, _draw_edge(spots[parent], spots[child]))
+        LineageGraphEdge(role, _draw_edge(nodes[parent], nodes[child]))
         for parent, child, role in links
     )
     words = tuple(
-        f"{spots[child].label} was made from {spots[parent].label} as its {role}"
+        f"{nodes[child].label} was made from {nodes[parent].label} as its {role}"
         for parent, child, role in links
     )
-    width = max((spot.x for spot in spots.values()), default=0) + NODE_WIDTH
-    height = max((spot.y for spot in spots.values()), default=0) + NODE_HEIGHT
-    return LineageGraph(width, height, tuple(spots.values()), edges, words, is_cut)
+    width = max((node.x for node in nodes.values()), default=0) + NODE_WIDTH
+    height = max((node.y for node in nodes.values()), default=0) + NODE_HEIGHT
+    return LineageGraph(width, height, tuple(nodes.values()), edges, words, is_cut)
 
 
 def _collect_nodes(
