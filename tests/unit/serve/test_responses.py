@@ -432,7 +432,8 @@ def test_documents_are_asked_as_whom_the_key_says():
         yield from ask_documents(messages, sampling, k)
 
     keys = [ApiKey(f"key-of-{name}-long-enough", AccessContext(name)) for name in ("acme", "bolt")]
-    app = create_app(served(ask=ask, access_rule="tenants"), api_keys=[*keys, "key-of-nobody-long-enough"])
+    model = served(ask=ask, access_rule="tenants")
+    app = create_app(model, api_keys=[*keys, "key-of-nobody-long-enough"])
     for name in ("acme", "bolt"):
         headers = {"Authorization": f"Bearer key-of-{name}-long-enough"}
         whole(respond(app, headers=headers, k=5, way="keyword"))

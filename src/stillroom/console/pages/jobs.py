@@ -25,7 +25,7 @@ _MAX_VALUE_CHARS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class _JobRow:
-    ticket: JobRecord
+    record: JobRecord
     state: str
     is_run: bool
     position: int | None
@@ -37,8 +37,8 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
     async def page(request: Request) -> Response:
         if runner is None:
             return context.page(request, "make_none.html", title="Make")
-        tickets = list(reversed(list(runner.jobs)))[:_MAX_JOBS]
-        rows = [_build_row(record, runner, runs=frozenset()) for record in tickets]
+        records = list(reversed(list(runner.jobs)))[:_MAX_JOBS]
+        rows = [_build_row(record, runner, runs=frozenset()) for record in records]
         forms = await context.run_in_thread(list_forms)
         return context.page(request, "make.html", title="Make", forms=forms, rows=rows)
 
@@ -68,8 +68,8 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
         )
 
     async def job(request: Request) -> Response:
-        ticket = runner.jobs.get(request.path_params["name"]) if runner is not None else None
-        if runner is None or ticket is None:
+        record = runner.jobs.get(request.path_params["name"]) if runner is not None else None
+        if runner is None or record is None:
             raise DataError(
                 f"there is no job {request.path_params['name']!r:.80}",
                 code="data.missing",
@@ -81,9 +81,9 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
         return context.page(
             request,
             template,
-            title=ticket.label or ticket.id,
-            row=_build_row(ticket, runner, runs),
-            recipe=runner.jobs.recipe(ticket.id),
+            title=record.label or record.id,
+            row=_build_row(record, runner, runs),
+            recipe=runner.jobs.recipe(record.id),
         )
 
     return [
@@ -93,9 +93,9 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
     ]
 
 
-def _build_row(ticket: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _JobRow:
-    state = "cancelling" if ticket.is_cancelling else ticket.state
-    return _JobRow(ticket, state, f"jobs/{ticket.id}" in runs, runner.position(ticket))
+def _build_row(record: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _JobRow:
+    state = "cancelling" if record.is_cancelling else record.state
+    return _JobRow(record, state, f"jobs/{record.id}" in runs, runner.position(record))
 
 
 def _list_folders(context: PageContext) -> list[str]:

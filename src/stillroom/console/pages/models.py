@@ -187,7 +187,7 @@ def _parse_number(text: str, low: float, high: float) -> float:
 
 def diffusion_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
-    unmasker, slots = DiffusionStreamService(context.root), WorkerSlots(RequestLimits())
+    service, slots = DiffusionStreamService(context.root), WorkerSlots(RequestLimits())
 
     async def page(request: Request) -> Response:
         models, _ = await context.run_in_thread(list_models, context.root)
@@ -215,7 +215,7 @@ def diffusion_routes(context: PageContext) -> list[Route]:
             ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
-            return unmasker.write(name, body, is_stopped)
+            return service.write(name, body, is_stopped)
 
         results = await context.collect(slots, work, request)
         return JSONResponse({"steps": results[:-1], "result": results[-1] if results else {}})

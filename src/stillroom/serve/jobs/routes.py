@@ -221,10 +221,10 @@ def _add_collection_routes(app: FastAPI, runner: JobRunner) -> None:
         """Queue a job; a repeated Idempotency-Key returns the same job."""
         tenant = find_tenant(request, runner)
         recipe = await read_submission(body, runner, tenant)
-        ticket, is_new = runner.submit(recipe, tenant, label=body.name, request_key=idempotency_key)
+        record, is_new = runner.submit(recipe, tenant, label=body.name, request_key=idempotency_key)
         response.status_code = 201 if is_new else 200
-        response.headers["Location"] = f"/v1/jobs/{ticket.id}"
-        return _describe_job(ticket, runner)
+        response.headers["Location"] = f"/v1/jobs/{record.id}"
+        return _describe_job(record, runner)
 
     @app.get("/v1/jobs", responses={200: {"model": openapi.JobList}})
     async def jobs(
@@ -236,13 +236,13 @@ def _add_collection_routes(app: FastAPI, runner: JobRunner) -> None:
         """List the tenant's jobs, newest first; ``before`` an id continues a listing there."""
         tenant = find_tenant(request, runner)
         mine = [
-            ticket
-            for ticket in reversed(list(runner.jobs))
-            if ticket.tenant == tenant
-            and (state is None or ticket.state == state)
-            and (not before or ticket.id < before)
+            record
+            for record in reversed(list(runner.jobs))
+            if record.tenant == tenant
+            and (state is None or record.state == state)
+            and (not before or record.id < before)
         ]
-        data = [_describe_job(ticket, runner) for ticket in mine[:limit]]
+        data = [_describe_job(record, runner) for record in mine[:limit]]
         return {"object": "list", "data": data, "has_more": len(mine) > limit}
 
 
@@ -255,8 +255,8 @@ def _add_item_routes(app: FastAPI, runner: JobRunner) -> None:
     @app.delete("/v1/jobs/{job_id}", status_code=204)
     async def remove(job_id: str, request: Request) -> Response:
         """Delete a finished job and its folder."""
-        ticket = _find_job(job_id, request, runner)
-        await runner.remove(ticket.id)
+        record = _find_job(job_id, request, runner)
+        await runner.remove(record.id)
         return Response(status_code=204)
 
     @app.post("/v1/jobs/{job_id}/cancel", responses={200: {"model": openapi.JobStatus}})
@@ -272,8 +272,8 @@ def _add_item_routes(app: FastAPI, runner: JobRunner) -> None:
     @app.get("/v1/jobs/{job_id}/recipe", responses=_YAML_RESPONSES, response_class=Response)
     async def recipe(job_id: str, request: Request) -> Response:
         """Return the resolved recipe of a job as YAML."""
-        ticket = _find_job(job_id, request, runner)
-        return Response(runner.jobs.recipe(ticket.id), media_type="application/yaml")
+        record = _find_job(job_id, request, runner)
+        return Response(runner.jobs.recipe(record.id), media_type="application/yaml")
 
 
 def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) -> None:
@@ -290,10 +290,10 @@ def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
         last_event_id: Annotated[str, Header(max_length=20)] = "",
     ) -> Response:
         """Stream a job's events (server-sent), starting after the last one that the client has."""
-        ticket = _find_job(job_id, request, runner)
+        record = _find_job(job_id, request, runner)
         start = int(last_event_id) if last_event_id.isdecimal() else after
-        path = runner.jobs.folder_of(ticket.id) / EVENTS_FILE
-        if ticket.is_over and start >= path.stat().st_size:
+        path = runner.jobs.folder_of(record.id) / EVENTS_FILE
+        if record.is_over and start >= path.stat().st_size:
             return Response(status_code=204)  # an EventSource stops reconnecting on 204
         if followers.locked():
             raise ApiError(
@@ -305,7 +305,7 @@ def _add_event_routes(app: FastAPI, runner: JobRunner, limits: RequestLimits) ->
 
         async def lines() -> AsyncIterator[bytes]:
             async with followers:
-                async for line in _stream_events(path, start, ticket.id, runner, follow=follow):
+                async for line in _stream_events(path, start, record.id, runner, follow=follow):
                     yield line
 
         return StreamingResponse(lines(), media_type="text/event-stream")
@@ -315,16 +315,16 @@ def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
     @app.get("/v1/jobs/{job_id}/files", responses={200: {"model": openapi.JobFileList}})
     async def files(job_id: str, request: Request) -> dict[str, Any]:
         """List the files of a job's artifact, or those written so far."""
-        ticket = _find_job(job_id, request, runner)
-        return await asyncio.to_thread(_list_files, ticket, runner)
+        record = _find_job(job_id, request, runner)
+        return await asyncio.to_thread(_list_files, record, runner)
 
     @app.get(
         "/v1/jobs/{job_id}/files/{path:path}", responses=_FILE_RESPONSES, response_class=Response
     )
     async def file(job_id: str, path: str, request: Request) -> Response:
         """Send a file of a finished job; range requests are supported."""
-        ticket = _find_job(job_id, request, runner)
-        folder = runner.out_of(ticket)
+        record = _find_job(job_id, request, runner)
+        folder = runner.out_of(record)
         try:
             target = TenantRoot(folder).find(path)
         except DataError:
@@ -339,40 +339,40 @@ def _add_result_routes(app: FastAPI, runner: JobRunner) -> None:
 
 def _find_job(name: str, request: Request, runner: JobRunner) -> JobRecord:
     """Return a job of the tenant; the job of another tenant is reported as unknown."""
-    ticket = runner.jobs.get(name)
-    if ticket is None or ticket.tenant != find_tenant(request, runner):
+    record = runner.jobs.get(name)
+    if record is None or record.tenant != find_tenant(request, runner):
         raise ApiError(404, f"there is no job {name[:80]!r}", code="unknown_job")
-    return ticket
+    return record
 
 
-def _describe_job(ticket: JobRecord, runner: JobRunner) -> dict[str, Any]:
-    folder = f"jobs/{ticket.id}"
-    problems = [dict(problem) for problem in ticket.problems]
+def _describe_job(record: JobRecord, runner: JobRunner) -> dict[str, Any]:
+    folder = f"jobs/{record.id}"
+    problems = [dict(problem) for problem in record.problems]
     error = {"code": problems[0]["code"], "message": problems[0]["what"]} if problems else None
     return {
-        "id": ticket.id,
+        "id": record.id,
         "object": "job",
-        "kind": ticket.kind,
-        "name": ticket.label,
-        "state": "cancelling" if ticket.is_cancelling else ticket.state,
-        "position": runner.position(ticket),
-        "submitted_at": ticket.submitted,
-        "started_at": ticket.started or None,
-        "ended_at": ticket.ended or None,
-        "takes": ticket.takes,
-        "progress": _find_progress(ticket, runner),
-        "can_cancel": not ticket.is_over,
-        "can_resume": ticket.state in {"failed", "cancelled"},
+        "kind": record.kind,
+        "name": record.label,
+        "state": "cancelling" if record.is_cancelling else record.state,
+        "position": runner.position(record),
+        "submitted_at": record.submitted,
+        "started_at": record.started or None,
+        "ended_at": record.ended or None,
+        "takes": record.takes,
+        "progress": _find_progress(record, runner),
+        "can_cancel": not record.is_over,
+        "can_resume": record.state in {"failed", "cancelled"},
         "error": {**error, "problems": problems} if error else None,
-        "artifact": {**ticket.artifact, "path": folder} if ticket.artifact else None,
+        "artifact": {**record.artifact, "path": folder} if record.artifact else None,
     }
 
 
-def _find_progress(ticket: JobRecord, runner: JobRunner) -> dict[str, Any] | None:
+def _find_progress(record: JobRecord, runner: JobRunner) -> dict[str, Any] | None:
     """Return the last step and count of a running job, read from its events."""
-    if ticket.state != "running":
+    if record.state != "running":
         return None
-    path = runner.jobs.folder_of(ticket.id) / EVENTS_FILE
+    path = runner.jobs.folder_of(record.id) / EVENTS_FILE
     progress: dict[str, Any] = {}
     for _, event in read_events(path, max(path.stat().st_size - _TAIL_BYTES, 0)):
         if event["event"] in {"step", "progress"}:
@@ -380,8 +380,8 @@ def _find_progress(ticket: JobRecord, runner: JobRunner) -> dict[str, Any] | Non
     return progress or None
 
 
-def _list_files(ticket: JobRecord, runner: JobRunner) -> dict[str, Any]:
-    folder = runner.out_of(ticket)
+def _list_files(record: JobRecord, runner: JobRunner) -> dict[str, Any]:
+    folder = runner.out_of(record)
     is_finished = (folder / ARTIFACT_FILE).is_file()
     root = folder if folder.is_dir() else get_working_folder(folder)
     files: list[dict[str, Any]] = []
@@ -424,8 +424,8 @@ async def _stream_events(
     offset, last_sent = start, time.monotonic()
     yield b": events of a job\n\n"
     while True:
-        ticket = runner.jobs.get(name)
-        if ticket is None:
+        record = runner.jobs.get(name)
+        if record is None:
             return
         sent = 0
         for end, event in read_events(path, offset):
@@ -437,8 +437,8 @@ async def _stream_events(
             last_sent = time.monotonic()
             await asyncio.sleep(0)
             continue
-        if ticket.is_over:
-            yield _format_event("end", {"event": "end", "state": ticket.state}, offset)
+        if record.is_over:
+            yield _format_event("end", {"event": "end", "state": record.state}, offset)
             return
         if not follow or runner.is_stopping:
             return

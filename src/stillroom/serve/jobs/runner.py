@@ -81,25 +81,25 @@ class JobRunner:
         keys) are left unchanged and logged.
         """
         self._say_what_is_left()
-        for ticket in list(self.jobs):
-            if ticket.state != "running" or not self.workspace.fits(ticket.tenant):
+        for record in list(self.jobs):
+            if record.state != "running" or not self.workspace.fits(record.tenant):
                 continue
-            if ticket.is_cancelling:
-                self._change(ticket.id, state="cancelled", is_cancelling=False, ended=format_now())
-            elif ticket.takes >= _MAX_AUTOMATIC_ATTEMPTS:
-                message = f"the server ended {ticket.takes} times while the job ran"
+            if record.is_cancelling:
+                self._change(record.id, state="cancelled", is_cancelling=False, ended=format_now())
+            elif record.takes >= _MAX_AUTOMATIC_ATTEMPTS:
+                message = f"the server ended {record.takes} times while the job ran"
                 then = "find out why, then resume it"
                 problem = Problem(message, "job.too-many-takes", next=then)
-                self._fail(ticket.id, asdict(problem))
+                self._fail(record.id, asdict(problem))
             else:
-                self._change(ticket.id, state="queued")
+                self._change(record.id, state="queued")
         self._pump()
 
     def _say_what_is_left(self) -> None:
         aside = [
-            ticket.id
-            for ticket in self.jobs
-            if not ticket.is_over and not self.workspace.fits(ticket.tenant)
+            record.id
+            for record in self.jobs
+            if not record.is_over and not self.workspace.fits(record.tenant)
         ]
         if aside:
             was = "without tenants" if self.workspace.has_tenants else "with tenants"
@@ -152,28 +152,28 @@ class JobRunner:
             ResourceError: If the disk is full.
         """
         text = dump_recipe(recipe)
-        mine = [ticket for ticket in self.jobs if ticket.tenant == tenant]
+        mine = [record for record in self.jobs if record.tenant == tenant]
         if request_key:
-            for ticket in mine:
-                if ticket.request_key != request_key:
+            for record in mine:
+                if record.request_key != request_key:
                     continue
-                if ticket.recipe_digest != digest_text(text):
+                if record.recipe_digest != digest_text(text):
                     raise ApiError(
                         409,
                         "Idempotency-Key was used for another recipe",
                         code="idempotency_conflict",
                     )
-                return ticket, False
+                return record, False
         if self._stopping:
             raise server_stopping()
-        if sum(ticket.state == "queued" for ticket in mine) >= self.waiting:
+        if sum(record.state == "queued" for record in mine) >= self.waiting:
             raise ApiError(
                 429,
                 f"{self.waiting} jobs are waiting; retry later",
                 code="too_many_jobs",
                 headers={"Retry-After": "30"},
             )
-        ticket = JobRecord(
+        record = JobRecord(
             new_job_id(recipe.kind),
             tenant,
             recipe.kind,
@@ -182,32 +182,32 @@ class JobRunner:
             request_key=request_key,
             recipe_digest=digest_text(text),
         )
-        self.jobs.add(ticket, text)
+        self.jobs.add(record, text)
         self._pump()
-        return self.jobs.get(ticket.id) or ticket, True
+        return self.jobs.get(record.id) or record, True
 
     def cancel(self, name: str) -> JobRecord:
         """Stop a job at its next safe point, or at once on a second call; its output is kept."""
-        ticket = self.jobs.get(name)
-        if ticket is None or ticket.is_over:
+        record = self.jobs.get(name)
+        if record is None or record.is_over:
             raise ApiError(409, "the job has already ended", code="job_is_over")
-        if ticket.state == "queued":
+        if record.state == "queued":
             return self._change(name, state="cancelled", ended=format_now())
         process = self._processes.get(name)
         if process is not None:
-            send_signal(process, signal.SIGKILL if ticket.is_cancelling else signal.SIGTERM)
+            send_signal(process, signal.SIGKILL if record.is_cancelling else signal.SIGTERM)
         return self._change(name, is_cancelling=True)
 
     def resume(self, name: str) -> JobRecord:
         """Queue a failed or cancelled job again; it continues from its last saved state."""
-        ticket = self.jobs.get(name)
-        if ticket is None or ticket.state not in {"failed", "cancelled"}:
+        record = self.jobs.get(name)
+        if record is None or record.state not in {"failed", "cancelled"}:
             raise ApiError(
                 409, "only a failed or cancelled job can be resumed", code="job_not_stopped"
             )
         self._change(name, state="queued", takes=0, ended="", problems=(), is_cancelling=False)
         self._pump()
-        return self.jobs.get(name) or ticket
+        return self.jobs.get(name) or record
 
     async def remove(self, name: str) -> None:
         """Delete an ended job with its files.
@@ -215,10 +215,10 @@ class JobRunner:
         Raises:
             ApiError: If it has not ended.
         """
-        ticket = self.jobs.get(name)
-        if ticket is None or not ticket.is_over:
+        record = self.jobs.get(name)
+        if record is None or not record.is_over:
             raise ApiError(409, "the job has not ended; cancel it first", code="job_is_not_over")
-        out = self.out_of(ticket)
+        out = self.out_of(record)
         self.jobs.remove(name)
         for folder in (out, get_working_folder(out)):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -232,12 +232,12 @@ class JobRunner:
         """Start no more jobs, and end the streams of events."""
         self._stopping = True
 
-    def position(self, ticket: JobRecord) -> int | None:
+    def position(self, record: JobRecord) -> int | None:
         """Return the number of waiting jobs of the same tenant that were submitted earlier."""
-        if ticket.state != "queued":
+        if record.state != "queued":
             return None
         return sum(
-            other.state == "queued" and other.tenant == ticket.tenant and other.id < ticket.id
+            other.state == "queued" and other.tenant == record.tenant and other.id < record.id
             for other in self.jobs
         )
 
@@ -255,20 +255,20 @@ class JobRunner:
                 order, root.folder, scratch, timeout_s=_CHECK_TIMEOUT_S, cache=cache
             )
 
-    def out_of(self, ticket: JobRecord) -> Path:
+    def out_of(self, record: JobRecord) -> Path:
         """Return the folder of a job's artifact."""
-        return self.workspace.root(ticket.tenant).jobs / ticket.id
+        return self.workspace.root(record.tenant).jobs / record.id
 
     def _pump(self) -> None:
         """Start the next jobs: the oldest one of the tenant with the fewest running jobs first."""
         while not self._stopping and len(self._tasks) < self.running:
-            busy = Counter(ticket.tenant for ticket in self.jobs if ticket.id in self._tasks)
+            busy = Counter(record.tenant for record in self.jobs if record.id in self._tasks)
             line = [
-                ticket
-                for ticket in self.jobs
-                if ticket.state == "queued"
-                and ticket.id not in self._tasks
-                and self.workspace.fits(ticket.tenant)
+                record
+                for record in self.jobs
+                if record.state == "queued"
+                and record.id not in self._tasks
+                and self.workspace.fits(record.tenant)
             ]
             if not line:
                 return
@@ -292,8 +292,8 @@ class JobRunner:
 
     def _last_started(self) -> dict[str, str]:
         last: dict[str, str] = {}
-        for ticket in self.jobs:
-            last[ticket.tenant] = max(last.get(ticket.tenant, ""), ticket.started)
+        for record in self.jobs:
+            last[record.tenant] = max(last.get(record.tenant, ""), record.started)
         return last
 
     async def _run(self, name: str) -> None:
@@ -313,15 +313,15 @@ class JobRunner:
             self._pump()
 
     async def _attempt(self, name: str) -> tuple[dict[str, Any] | None, int]:
-        ticket = self.jobs.get(name)
-        if ticket is None:
+        record = self.jobs.get(name)
+        if record is None:
             raise LookupError(name)
         job_folder = self.jobs.folder_of(name)
         text = self.jobs.recipe(name)
-        order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(job_folder))
+        order = self._order("run", text, record.tenant, self.out_of(record), str(job_folder))
         while not self._is_leaving(name):
             async with self.workspace.lend_scratch() as scratch:
-                result, code = await self._work(ticket, order, scratch)
+                result, code = await self._work(record, order, scratch)
             if not _is_busy(result):
                 return result, code
             if not self._is_leaving(name):
@@ -329,25 +329,25 @@ class JobRunner:
         return {"state": "cancelled"}, 0
 
     async def _work(
-        self, ticket: JobRecord, order: Mapping[str, Any], scratch: Path
+        self, record: JobRecord, order: Mapping[str, Any], scratch: Path
     ) -> tuple[dict[str, Any] | None, int]:
         """Return the result of a job's process, and its exit code."""
-        root = self.workspace.root(ticket.tenant)
-        cache = self.workspace.cache_of(ticket.tenant)
-        with (self.jobs.folder_of(ticket.id) / _LOG_FILE).open("ab") as log:
+        root = self.workspace.root(record.tenant)
+        cache = self.workspace.cache_of(record.tenant)
+        with (self.jobs.folder_of(record.id) / _LOG_FILE).open("ab") as log:
             process = await spawn(order, root.folder, scratch, cache=cache, log=log.fileno())
-        self._processes[ticket.id] = process
-        if self._is_leaving(ticket.id):  # cancelled while the process was starting
+        self._processes[record.id] = process
+        if self._is_leaving(record.id):  # cancelled while the process was starting
             send_signal(process, signal.SIGTERM)
         result = await read_worker_result(process)
         code = await process.wait()
-        del self._processes[ticket.id]
+        del self._processes[record.id]
         return result, code
 
     def _is_leaving(self, name: str) -> bool:
         """Return whether a job should stop: its client cancelled it, or the server shuts down."""
-        ticket = self.jobs.get(name)
-        return self._stopping or ticket is None or ticket.is_cancelling
+        record = self.jobs.get(name)
+        return self._stopping or record is None or record.is_cancelling
 
     def _order(
         self, task: str, text: str, tenant: str, out: Path, job_folder: str
@@ -366,27 +366,27 @@ class JobRunner:
         }
 
     def _settle(self, name: str, result: dict[str, Any] | None, code: int) -> None:
-        ticket = self.jobs.get(name)
-        if ticket is None:
+        record = self.jobs.get(name)
+        if record is None:
             return
         if result and result["state"] == "finished":
             done = {"state": "finished", "artifact": result["artifact"], "problems": ()}
             self._change(name, **done, is_cancelling=False, ended=format_now())
-        elif self._stopping and not ticket.is_cancelling:
+        elif self._stopping and not record.is_cancelling:
             self._change(name, state="queued")
-        elif ticket.is_cancelling or (result and result["state"] == "cancelled"):
+        elif record.is_cancelling or (result and result["state"] == "cancelled"):
             self._change(name, state="cancelled", is_cancelling=False, ended=format_now())
         else:
             self._fail(name, *(result["problems"] if result else [asdict(describe_crash(code))]))
 
     def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
         _LOG.warning("job %s failed: %s", name, problems[0]["code"])
-        ticket = self.jobs.get(name)
-        if ticket is None:
+        record = self.jobs.get(name)
+        if record is None:
             return
         folder = self.workspace.folder
         hide = make_path_redactor(
-            {self.workspace.folder_of(ticket.tenant): "", folder: "the served folder"}
+            {self.workspace.folder_of(record.tenant): "", folder: "the served folder"}
         )
         hidden = tuple(hide(dict(problem)) for problem in problems)
         self._change(name, state="failed", problems=hidden, ended=format_now())
@@ -397,10 +397,10 @@ class JobRunner:
             return self.jobs.change(name, **fields)
         except (OSError, ResourceError) as error:
             _LOG.error("the record of job %s could not be written: %s", name, error)
-            ticket = self.jobs.get(name)
-            if ticket is None:
+            record = self.jobs.get(name)
+            if record is None:
                 raise
-            return ticket
+            return record
 
 
 def _is_busy(result: dict[str, Any] | None) -> bool:

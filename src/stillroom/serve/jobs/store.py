@@ -79,15 +79,15 @@ class JobStore:
         self.unread: list[str] = []
         for path in sorted(folder.iterdir()):
             try:
-                ticket = _from_json(json.loads((path / _RECORD_FILE).read_text(encoding="utf-8")))
+                record = _from_json(json.loads((path / _RECORD_FILE).read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError, KeyError):
                 self.unread.append(path.name)
                 continue
-            self._all[ticket.id] = ticket
+            self._all[record.id] = record
 
     def __iter__(self) -> Iterator[JobRecord]:
         """Yield all records, oldest first."""
-        return iter(sorted(self._all.values(), key=lambda ticket: ticket.id))
+        return iter(sorted(self._all.values(), key=lambda record: record.id))
 
     def get(self, name: str) -> JobRecord | None:
         """Return the record of an id."""
@@ -97,24 +97,24 @@ class JobStore:
         """Return the folder of a job record."""
         return self.folder / name
 
-    def add(self, ticket: JobRecord, recipe: str) -> JobRecord:
+    def add(self, record: JobRecord, recipe: str) -> JobRecord:
         """Write a new record and its recipe to disk.
 
         Raises:
             ResourceError: If the disk is full; nothing is kept then.
         """
-        folder = self.folder_of(ticket.id)
+        folder = self.folder_of(record.id)
         try:
             folder.mkdir(mode=0o700)
             with atomic_write(folder / _RECIPE_FILE) as file:
                 file.write(recipe)
-            append_event(folder / EVENTS_FILE, {"event": "state", "state": ticket.state})
-            self._write(ticket)
+            append_event(folder / EVENTS_FILE, {"event": "state", "state": record.state})
+            self._write(record)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._all[ticket.id] = ticket
-        return ticket
+        self._all[record.id] = record
+        return record
 
     def recipe(self, name: str) -> str:
         """Return the recipe of a job."""
@@ -127,23 +127,23 @@ class JobStore:
             ResourceError: If the disk is full; the memory is updated nevertheless.
         """
         before = self._all[name]
-        ticket = self._all[name] = replace(before, **fields)
-        if ticket.state != before.state:
-            event: dict[str, Any] = {"event": "state", "state": ticket.state}
-            if ticket.problems:
-                event["problems"] = list(ticket.problems)
+        record = self._all[name] = replace(before, **fields)
+        if record.state != before.state:
+            event: dict[str, Any] = {"event": "state", "state": record.state}
+            if record.problems:
+                event["problems"] = list(record.problems)
             append_event(self.folder_of(name) / EVENTS_FILE, event)
-        self._write(ticket)
-        return ticket
+        self._write(record)
+        return record
 
     def remove(self, name: str) -> None:
         """Delete a job record and its events."""
         del self._all[name]
         shutil.rmtree(self.folder_of(name), ignore_errors=True)
 
-    def _write(self, ticket: JobRecord) -> None:
-        with atomic_write(self.folder_of(ticket.id) / _RECORD_FILE) as file:
-            json.dump(asdict(ticket), file, ensure_ascii=False, indent=1)
+    def _write(self, record: JobRecord) -> None:
+        with atomic_write(self.folder_of(record.id) / _RECORD_FILE) as file:
+            json.dump(asdict(record), file, ensure_ascii=False, indent=1)
 
 
 _last_moment = datetime.min.replace(tzinfo=UTC)
@@ -200,7 +200,7 @@ def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any
 
 
 def _from_json(data: dict[str, Any]) -> JobRecord:
-    ticket = JobRecord(**{**data, "problems": tuple(data["problems"])})
-    if not _ID_PATTERN.match(ticket.id) or ticket.state not in get_args(JobState):
+    record = JobRecord(**{**data, "problems": tuple(data["problems"])})
+    if not _ID_PATTERN.match(record.id) or record.state not in get_args(JobState):
         raise ValueError("not a job record")
-    return ticket
+    return record

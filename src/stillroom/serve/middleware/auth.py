@@ -110,8 +110,8 @@ class AuthMiddleware:
         rate = self.limits.requests_per_minute
         if not rate or scope["path"] in _PUBLIC_PATHS:
             return
-        now, asker = time.monotonic(), scope.get(CLIENT_KEY, 0)
-        tokens, then = self._buckets.get(asker, (float(rate), now))
+        now, client = time.monotonic(), scope.get(CLIENT_KEY, 0)
+        tokens, then = self._buckets.get(client, (float(rate), now))
         tokens = min(tokens + (now - then) * rate / 60, float(rate))
         if tokens < 1:
             wait = max(math.ceil((1 - tokens) * 60 / rate), 1)
@@ -121,7 +121,7 @@ class AuthMiddleware:
                 code="rate_limited",
                 headers={"Retry-After": str(wait)},
             )
-        self._buckets[asker] = (tokens - 1, now)
+        self._buckets[client] = (tokens - 1, now)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> AccessContext | None:
         """Return the access of the client, or refuse the request."""

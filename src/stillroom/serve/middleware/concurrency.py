@@ -73,7 +73,7 @@ class FairQueue:
         self.last = math.inf
         """Time on the monotonic clock after which nobody enters: the server stops."""
         self._free, self._waiting, self._places = running, 0, 0
-        self._askers: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
+        self._turns: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -117,8 +117,8 @@ class FairQueue:
             return
         if self._waiting >= self.most_waiting:
             raise self._full(self._waiting)
-        asker = request.scope.get(CLIENT_KEY, 0)
-        turn = self._stand(asker)
+        client = request.scope.get(CLIENT_KEY, 0)
+        turn = self._stand(client)
         end = time.monotonic() + self.limits.wait_s
         is_in = False
         try:
@@ -135,36 +135,36 @@ class FairQueue:
                     raise self._full(self._waiting)
         finally:
             if not is_in:
-                self._quit(asker, turn)
+                self._quit(client, turn)
 
     def leave(self) -> None:
         """Give the turn to the next client in the queue, if any."""
-        if self._askers:
-            asker, turns = self._askers.popitem(last=False)
+        if self._turns:
+            client, turns = self._turns.popitem(last=False)
             turn = turns.popleft()
             if turns:
-                self._askers[asker] = turns
+                self._turns[client] = turns
             self._waiting -= 1
             turn.set_result(None)
             return
         self._free += 1
 
-    def _stand(self, asker: object) -> asyncio.Future[None]:
+    def _stand(self, client: object) -> asyncio.Future[None]:
         """Join the queue; the returned future is done when the turn comes."""
         turn = asyncio.get_running_loop().create_future()
-        self._askers.setdefault(asker, deque()).append(turn)
+        self._turns.setdefault(client, deque()).append(turn)
         self._waiting += 1
         return turn
 
-    def _quit(self, asker: object, turn: asyncio.Future[None]) -> None:
+    def _quit(self, client: object, turn: asyncio.Future[None]) -> None:
         """Leave the queue; a turn that was just given goes to the next in the queue."""
         if turn.done():
             self.leave()
             return
         self._waiting -= 1
-        self._askers[asker].remove(turn)
-        if not self._askers[asker]:
-            del self._askers[asker]
+        self._turns[client].remove(turn)
+        if not self._turns[client]:
+            del self._turns[client]
 
     def _full(self, waiting: int) -> ApiError:
         return ApiError(
