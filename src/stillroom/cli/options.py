@@ -142,10 +142,7 @@ class FiniteFloatRange(FiniteFloat, click.FloatRange):
     """Finite number in a range."""
 
 
-JudgedCommandT = TypeVar("JudgedCommandT", bound=Callable[..., Any])
-
-
-def qrels_options(function: JudgedCommandT) -> JudgedCommandT:
+def qrels_options(function: CommandT) -> CommandT:
     """Add --collection, --split, --queries and --qrels."""
     for option in (
         click.option(

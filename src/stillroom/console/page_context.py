@@ -188,7 +188,7 @@ class PageContext:
     async def refuse(self, request: Request, status: int, message: str) -> Response:
         """Render the page of a refusal; without a session, the page that requests the key."""
         if status == 401:
-            return self.page(request, "enter.html", status=401, said=message, is_inside=False)
+            return self.page(request, "enter.html", status=401, message=message, is_inside=False)
         return self.page(
             request, "problem.html", status=status, problems=[Problem(message, "console.refused")],
             is_inside=False,

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from stillroom.flow.recipe import engine_of
-from stillroom.jobs import Job
+from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import Artifact
@@ -15,6 +15,7 @@ from stillroom.records import Origin
 from stillroom.text.reader import use_origin_check
 
 __all__ = [
+    "estimate_job",
     "run_job",
 ]
 
@@ -24,6 +25,14 @@ def _examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]
     from stillroom.forensics.check.origin import examine_origin
 
     return examine_origin(path, origin)
+
+
+def estimate_job(recipe: Recipe) -> Estimate:
+    """Return the estimate of one job, from the room of its recipe's kind."""
+    estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
+    if not isinstance(estimate, Estimate):
+        raise TypeError(f"stillroom.{recipe.kind}.run.estimate returned no Estimate")
+    return estimate
 
 
 def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:

@@ -142,15 +142,14 @@ class FlowRun:
         Raises:
             DataError: If an input of the flow or of a step is a path that does not exist.
         """
-        import importlib
+        from stillroom.flow.job import estimate_job
 
         check_inputs(self.recipe)
         total = Estimate()
         for step in self.recipe.steps.values():
             inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
             paths = {name: inputs.get(name, f"step:{name}") for name in step.sources}
-            room = importlib.import_module(f"stillroom.{step.recipe.kind}.run")
-            total = total + room.estimate(step.build(paths, self.recipe.seed))
+            total = total + estimate_job(step.build(paths, self.recipe.seed))
         return total
 
     def _refuse_foreign(self, *, overwrite: bool) -> None:

@@ -7,7 +7,6 @@ steps are removed after it is written.
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,10 +125,9 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
         from stillroom.flow.pipeline import FlowRun
 
         return FlowRun(recipe, Path("run"), None).estimate()
-    estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
-    if not isinstance(estimate, Estimate):
-        raise TypeError(f"stillroom.{recipe.kind}.run.estimate returned no Estimate")
-    return estimate
+    from stillroom.flow.job import estimate_job
+
+    return estimate_job(recipe)
 
 
 def outline_recipe(recipe: Recipe) -> list[str]:
