@@ -25,7 +25,11 @@ def student_options(function: CommandT) -> CommandT:
     for option in (
         click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all cores."),
         click.option(
-            "--learning-rate", type=FiniteFloat(), default=4e-3, show_default=True, help="Peak."
+            "--learning-rate",
+            type=FiniteFloat(),
+            default=4e-3,
+            show_default=True,
+            help="Peak learning rate.",
         ),
         click.option(
             "--batch-size", type=int, default=16, show_default=True, help="Records in a batch."
@@ -35,7 +39,7 @@ def student_options(function: CommandT) -> CommandT:
             type=int,
             default=120,
             show_default=True,
-            help="Number of optimizer steps of a student.",
+            help="Optimizer steps of a student.",
         ),
         click.option(
             "--epochs",
@@ -44,24 +48,17 @@ def student_options(function: CommandT) -> CommandT:
             help="Passes over the training data, in place of --steps: more records, more steps.",
         ),
         click.option(
-            "--lora-rank",
-            type=int,
-            default=0,
-            help="Rank of LoRA; 0 trains all weights.",
+            "--lora-rank", type=int, default=0, help="Rank of LoRA; 0 trains all weights."
         ),
         click.option(
-            "--max-tokens",
-            type=int,
-            default=96,
-            show_default=True,
-            help="Maximum number of tokens of a record.",
+            "--max-tokens", type=int, default=96, show_default=True, help="Maximum tokens a record."
         ),
         click.option(
             "--vocabulary",
             type=int,
             default=768,
             show_default=True,
-            help="Vocabulary size of a fresh student.",
+            help="Vocabulary of a fresh student.",
         ),
         click.option(
             "--hidden",
@@ -71,11 +68,7 @@ def student_options(function: CommandT) -> CommandT:
             help="Hidden size of a fresh student.",
         ),
         click.option(
-            "--layers",
-            type=int,
-            default=2,
-            show_default=True,
-            help="Number of layers of a fresh student.",
+            "--layers", type=int, default=2, show_default=True, help="Layers of a fresh student."
         ),
         click.option(
             "--student",
