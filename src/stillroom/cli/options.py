@@ -1,6 +1,6 @@
 """Options that commands share, and their parameter types.
 
-Click's own types let NaN through every bound, as no comparison with it is true.
+Click's own number types accept NaN in any range, since every comparison with it is false.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ def job_options(function: CommandT) -> CommandT:
     """Add --overwrite, --resume, --quiet and --debug."""
     for option in (
         debug_option,
-        click.option("--quiet", is_flag=True, help="Draw no progress."),
-        click.option("--overwrite", is_flag=True, help="Replace what lies at --out."),
-        click.option("--resume", is_flag=True, help="Go on where a stopped run left off."),
+        click.option("--quiet", is_flag=True, help="Hide the progress bar."),
+        click.option("--overwrite", is_flag=True, help="Replace an existing --out."),
+        click.option("--resume", is_flag=True, help="Continue an interrupted run."),
     ):
         function = option(function)
     return function
 
 
 def engine_option(function: CommandT) -> CommandT:
-    """Add --engine: where the work is done."""
+    """Add --engine, the place of execution."""
     return click.option(
         "--engine",
         default="local",
         show_default=True,
-        help="Where the work is done: local, ray, or ray:ADDRESS.",
+        help="Where the job runs: local, ray, or ray:ADDRESS.",
     )(function)
 
 
@@ -74,7 +74,7 @@ def read_engine(written: str) -> EngineChoice:
     """Return the engine that ``--engine`` names.
 
     Raises:
-        RecipeError: If it names none.
+        RecipeError: If the engine is unknown.
     """
     from stillroom.errors import RecipeError
     from stillroom.recipes import EngineChoice
@@ -94,41 +94,43 @@ def read_engine(written: str) -> EngineChoice:
 
 
 def access_options(function: CommandT) -> CommandT:
-    """Add --tenant and --principal: who asks."""
+    """Add --tenant and --principal."""
     for option in (
         click.option(
             "--principal",
             "principals",
             multiple=True,
-            help="With --tenant: a user or group that labels may name; may be repeated.",
+            help="With --tenant: user or group that labels may name; may be repeated.",
         ),
-        click.option("--tenant", default="", help="Who asks, where the index has tenants."),
+        click.option("--tenant", default="", help="Tenant for an index with tenants."),
     ):
         function = option(function)
     return function
 
 
 def view_options(function: CommandT) -> CommandT:
-    """Add --where, --snapshot, --tenant and --principal: what of an index is asked, and by whom."""
+    """Add --where, --snapshot, --tenant and --principal: the visible part of an index."""
     function = access_options(function)
     for option in (
-        click.option("--snapshot", default=None, help="An older state, by number or digest."),
-        click.option("--where", default="", help="Only documents of these fields: year >= 2020."),
+        click.option(
+            "--snapshot", default=None, help="Older state of the index, by number or digest."
+        ),
+        click.option("--where", default="", help="Filter of documents, such as year >= 2020."),
     ):
         function = option(function)
     return function
 
 
 class FiniteFloat(FloatParamType):
-    """Any number but NaN and the infinite ones."""
+    """Finite number."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return the number.
+        """Parse the number.
 
         Raises:
-            click.BadParameter: If it is none, not finite, or out of bounds.
+            click.BadParameter: If it is not a finite number in range.
         """
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
@@ -137,25 +139,27 @@ class FiniteFloat(FloatParamType):
 
 
 class FiniteFloatRange(FiniteFloat, click.FloatRange):
-    """A number within bounds; NaN and the infinite ones are in none."""
+    """Finite number in a range."""
 
 
-JudgedCommandT = TypeVar("JudgedCommandT", bound=Callable[..., Any])
-
-
-def qrels_options(function: JudgedCommandT) -> JudgedCommandT:
+def qrels_options(function: CommandT) -> CommandT:
     """Add --collection, --split, --queries and --qrels."""
     for option in (
         click.option(
-            "--qrels", type=existing_path, help="TREC's or BEIR's columns, or JSON lines."
+            "--qrels",
+            type=existing_path,
+            help="Judgments in TREC's or BEIR's columns, or JSON lines.",
         ),
         click.option(
             "--queries", type=existing_path, help="JSON lines, or lines of id, tab, text."
         ),
         click.option(
-            "--split", default="test", show_default=True, help="Of the collection's judgements."
+            "--split",
+            default="test",
+            show_default=True,
+            help="Split of the collection's judgments.",
         ),
-        click.option("--collection", type=existing_path, help="A folder in BEIR's layout."),
+        click.option("--collection", type=existing_path, help="Folder in BEIR's layout."),
     ):
         function = option(function)
     return function
@@ -164,23 +168,23 @@ def qrels_options(function: JudgedCommandT) -> JudgedCommandT:
 def resolve_qrels(
     collection: Path | None, split: str, queries: Path | None, qrels: Path | None
 ) -> tuple[Path, Path]:
-    """Return where queries and judgements are; single files go before the collection's.
+    """Return the files of queries and judgments; single files override the collection's.
 
     Raises:
-        click.UsageError: If one of them is not said.
+        click.UsageError: If one of them is missing.
     """
     from stillroom.evaluate.qa.collections import find_collection
 
     if collection is not None:
-        found = find_collection(collection, split)
-        queries, qrels = queries or found.queries, qrels or found.qrels
+        files = find_collection(collection, split)
+        queries, qrels = queries or files.queries, qrels or files.qrels
     if queries is None or qrels is None:
         raise click.UsageError("give --collection, or --queries and --qrels")
     return queries, qrels
 
 
 def build_access(tenant: str, principals: Sequence[str]) -> AccessContext | None:
-    """Return who asks, or nobody where no tenant is named."""
+    """Return the access of a tenant, or None without a tenant."""
     from stillroom.rag.index.view import AccessContext
 
     return AccessContext(tenant, principals) if tenant or principals else None

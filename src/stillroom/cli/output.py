@@ -30,7 +30,7 @@ _MAX_VALUE_LENGTH = 200
 
 
 def format_value(value: object, *, is_inner: bool = False) -> str:
-    """Return a JSON value as words: names with what they stand for, and no brackets of Python's."""
+    """Format a JSON value as text: keys with values, without brackets."""
     if value is None or value in ("", [], {}, ()):
         return "none"
     if isinstance(value, bool):
@@ -38,23 +38,23 @@ def format_value(value: object, *, is_inner: bool = False) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        told = ", ".join(
-            f"{name}: {format_value(one, is_inner=True)}" for name, one in value.items()
+        text = ", ".join(
+            f"{name}: {format_value(item, is_inner=True)}" for name, item in value.items()
         )
-        return f"({told})" if is_inner else told
+        return f"({text})" if is_inner else text
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if any(isinstance(one, Mapping) for one in value):
+        if any(isinstance(item, Mapping) for item in value):
             names = [
-                str(one["name"]) for one in value if isinstance(one, Mapping) and "name" in one
+                str(item["name"]) for item in value if isinstance(item, Mapping) and "name" in item
             ]
             return ", ".join(names) if len(names) == len(value) else f"{len(value)} of them"
-        told = ", ".join(format_value(one, is_inner=True) for one in value)
-        return f"({told})" if is_inner else told
+        text = ", ".join(format_value(item, is_inner=True) for item in value)
+        return f"({text})" if is_inner else text
     return str(value)
 
 
 def print_rows(rows: Sequence[tuple[str, object]]) -> None:
-    """Print rows below each other, names padded to one width, long texts cut at their end."""
+    """Print rows, with names padded to one width and long texts truncated."""
     width = max((len(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
         text = format_value(value)
@@ -68,7 +68,7 @@ _MAX_COLUMN_WIDTH = 60
 def print_report(
     out: Path, artifact: Artifact, report: Report, *, as_json: bool, **also: Any
 ) -> None:
-    """Print a report's summary and tables, or one JSON object with what ``also`` names."""
+    """Print a report's summary and tables, or one JSON object with the fields of ``also``."""
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **also, **report.to_json()})
         return
@@ -83,7 +83,8 @@ def print_report(
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text, each column as wide as its longest cell, at most 60."""
     widths = [
-        min(max(len(row[at]) for row in rows), _MAX_COLUMN_WIDTH) for at in range(len(rows[0]))
+        min(max(len(row[column]) for row in rows), _MAX_COLUMN_WIDTH)
+        for column in range(len(rows[0]))
     ]
     lines = (
         "  ".join(
@@ -98,13 +99,13 @@ _JSON_VERSION = 1
 
 
 def format_row(lead: str, text: str, *, always: bool = False) -> str:
-    """Return a row of a table, its text wrapped to the terminal and hung below itself.
+    """Return a row of a table, its text wrapped to the terminal with a hanging indent.
 
     Args:
-        lead: What stands before the text: names, padded.
-        text: The last column.
-        always: Wrap to $COLUMNS where there is no terminal, too; else a row stays one line there,
-            as other programs want it.
+        lead: Text before the last column: padded names.
+        text: Text of the last column.
+        always: Wrap to $COLUMNS also without a terminal; otherwise a row is one line there, as
+            other programs expect.
     """
     if not always and not sys.stdout.isatty():
         return lead + text
@@ -125,5 +126,5 @@ def print_json(value: dict[str, Any]) -> None:
     """Print a result as one JSON object with its version."""
     _printed_results.append(True)
     text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
-    # A file's name may hold bytes that are no UTF-8: as an escape they are JSON, and come back.
+    # A file name may contain bytes that are not UTF-8: JSON escapes keep them reversible.
     click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))

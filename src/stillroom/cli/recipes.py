@@ -29,7 +29,7 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the artifact.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def run_command(
@@ -56,7 +56,7 @@ def run_command(
         reporter=choose_reporter(quiet=quiet),
     )
     if get_process_rank() > 0:
-        return  # the first process tells
+        return  # the first process prints
     if as_json:
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
     else:
@@ -74,7 +74,7 @@ Examples:
 )
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the run.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def make_command(
@@ -88,8 +88,9 @@ def make_command(
 ) -> None:
     """Turn a folder of documents into a model you own.
 
-    Runs the recipe that `stillroom new flow/make` prints: parse and index, write grounded records,
-    distill a student, merge, evaluate. Run again after a change: only what changed is done again.
+    Runs the recipe that `stillroom new flow/make` prints: parse and index, generate grounded
+    records, distill a student, merge, evaluate. After a change, run it again: only changed steps
+    are executed.
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_make
@@ -120,14 +121,13 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, default=Path("run"), help="Where it would be written.")
+@click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
 @json_option
 @debug_option
 def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Validate a recipe and estimate memory, disk and time.
 
-    What it takes must be there: paths are looked for, references as hub:ORG/NAME and addresses are
-    not.
+    Input paths must exist; references such as hub:ORG/NAME and addresses are not checked.
     """
     from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine

@@ -31,13 +31,13 @@ _MAIN_METRICS = (
 
 
 def print_run(out: Path, artifact: Artifact) -> None:
-    """Say what a job left, and for a whole run its main figures and the next commands."""
+    """Print the result of a job; of a run the main metrics and the next commands."""
     report = out / "report.json"
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
         for failed in artifact.details.get("failed", ()):
-            told = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
-            click.echo(escape_line(told), err=True)
+            message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
+            click.echo(escape_line(message), err=True)
         return
     metrics = {
         metric["name"]: metric
@@ -72,13 +72,13 @@ def print_answer(
     steps: bool = False,
     asked_of: Path | None = None,
 ) -> None:
-    """Stream an answer to standard output, then list what it stands on.
+    """Stream an answer to standard output, then list its sources.
 
     Args:
-        pieces: Of the answer, as ``ask_stream`` gives them.
+        pieces: Pieces of the answer, from ``ask_stream``.
         as_json: Print one JSON value instead.
-        steps: List every step of finding and judging, too.
-        asked_of: The run or index, which the JSON names for whoever walks back from it.
+        steps: List every step of retrieval and answering as well.
+        asked_of: Run or index, recorded in the JSON to trace the answer later.
     """
     answer: Answer | None = None
     for piece in pieces:
@@ -92,17 +92,17 @@ def print_answer(
         where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
         print_json({**_to_json(answer), **where})
         return
-    click.echo("\n" if answer.completion.text.strip() else "(the model said nothing)\n")
+    click.echo("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
     cached = answer.details.get("cached")
     if cached:
-        click.echo(f"kept answer ({cached['kind']}), asked as: {cached['question']}")
+        click.echo(f"cached answer ({cached['kind']}), to the question: {cached['question']}")
     _print_sources(answer)
     _print_support(answer)
     _print_notices(answer)
     if steps:
         for step in answer.details.get("trace", ()):
-            told = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
-            click.echo(f"step {step['step']}: {told}" if told else f"step {step['step']}")
+            details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+            click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
@@ -135,12 +135,12 @@ def _to_json(answer: Answer) -> dict[str, Any]:
 
 
 _REFUSAL_NOTES = {
-    "empty": "the model said nothing",
-    "restated": "the model only said again what was asked",
+    "empty": "the model returned no text",
+    "restated": "the model only repeated the question",
 }
 _PROVENANCE_NOTES = {
     "signed": ", its file is signed",
-    "generated": ", its file says that a program made it",
+    "generated": ", its file is marked as machine-generated",
     "changed": ", its file was changed since it was signed",
     "refused": ", its file is signed in a way that is no longer accepted",
     "lab": ", its file is a forgery of this lab",
@@ -148,11 +148,11 @@ _PROVENANCE_NOTES = {
 
 
 def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
-    return {one["number"]: one for one in answer.details.get("sources", ())}
+    return {source["number"]: source for source in answer.details.get("sources", ())}
 
 
 def _print_sources(answer: Answer) -> None:
-    """Print where every citation leads, who made it, and what to look twice at."""
+    """Print the source of every citation, its author, and points to verify."""
     sources = _index_sources(answer)
     for citation in answer.citations:
         source = sources.get(citation.number, {})
@@ -160,47 +160,55 @@ def _print_sources(answer: Answer) -> None:
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
         click.echo(f"[{citation.number}] {citation.location}{origin}{checked}")
         if source.get("flags"):
-            click.echo(f"    look twice: {', '.join(source['flags'])}")
+            click.echo(f"    verify: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
-        told = ", ".join(f"{count} {name}" for name, count in origins.items())
-        click.echo(f"origin of what is cited: {told}")
+        shares = ", ".join(f"{count} {name}" for name, count in origins.items())
+        click.echo(f"origin of the sources: {shares}")
 
 
 def _print_notices(answer: Answer) -> None:
-    """Say what did not go as one would think."""
-    if told := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
-        click.echo(f"note: {told}")
+    """Print notes on truncation and left out passages."""
+    if note := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
+        click.echo(f"note: {note}")
     if answer.completion.finish_reason == "length":
-        click.echo("note: the answer was cut off at the most tokens that it may have")
+        click.echo("note: the answer was cut off at the token limit")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
     if dropped:
-        found = len(answer.hits) + dropped
-        click.echo(f"note: {dropped} of {found} passages did not fit the prompt")
+        total = len(answer.hits) + dropped
+        click.echo(f"note: {dropped} of {total} passages did not fit the prompt")
     if len(left_out) > dropped:
-        click.echo("note: the last passage that was shown was cut after a sentence")
-    for told in answer.details.get("notices", ()):
-        click.echo(f"note: {told}")
+        click.echo("note: the last passage shown was cut after a sentence")
+    for note in answer.details.get("notices", ()):
+        click.echo(f"note: {note}")
 
 
 def _print_support(answer: Answer) -> None:
-    """Say which sentences no passage supports; where none is, name what came nearest."""
+    """Print sentences without support; if none has support, the nearest passages."""
     details = answer.details
     for dropped in details.get("dropped_statements", ()):
-        click.echo(f"left out, since no passage says it: {dropped['text']}")
+        click.echo(f"left out, unsupported: {dropped['text']}")
     if details.get("abstained"):
         return
     statements = details.get("statements", ())
-    open_ones = [one for one in statements if one["status"] in {"unsupported", "unverified"}]
+    open_ones = [
+        statement
+        for statement in statements
+        if statement["status"] in {"unsupported", "unverified"}
+    ]
     if not answer.citations:
         click.echo("no passage supports this answer")
         nearest = sorted(answer.hits, key=lambda hit: hit.rank)[:_MAX_NEAREST]
         for hit in nearest:
             click.echo(f"nearest  {hit.passage.location}")
         return
-    for one in (one for one in open_ones if "start" in one):
-        text = answer.completion.text[one["start"] : one["end"]]
-        what = "its citation does not say" if one["status"] == "unverified" else "no passage says"
-        click.echo(f"{what}: {text}")
+    for statement in (statement for statement in open_ones if "start" in statement):
+        text = answer.completion.text[statement["start"] : statement["end"]]
+        label = (
+            "not in the cited passage"
+            if statement["status"] == "unverified"
+            else "not in any passage"
+        )
+        click.echo(f"{label}: {text}")
     if open_ones:
         click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

@@ -29,80 +29,85 @@ Examples:
 """,
 )
 @click.argument("mounts", nargs=-1, metavar="[[NAME=]PATH[+MODEL]]...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),
     default=8151,
     show_default=True,
-    help="The port; 0 takes a free one.",
+    help="Port; 0 takes a free one.",
 )
-@click.option("--model", default="", help="Another model than a run's own; the one of an index.")
+@click.option("--model", default="", help="Model to use instead of a run's own, or with an index.")
 @click.option(
-    "--api-key-file", type=existing_path, default=None, help="Keys, one a line, with who asks."
+    "--api-key-file",
+    type=existing_path,
+    default=None,
+    help="API keys, one a line, with tenant and scopes.",
 )
 @click.option(
     "--k",
     default=3,
     type=click.IntRange(min=1, max=50),
     show_default=True,
-    help="How many passages the model is shown.",
+    help="Number of passages shown to the model.",
 )
-@click.option("--jobs", type=existing_path, default=None, help="The folder that jobs run in.")
+@click.option("--jobs", type=existing_path, default=None, help="Workspace folder of jobs.")
 @click.option(
     "--job-workers",
     default=1,
     type=click.IntRange(min=1, max=64),
     show_default=True,
-    help="How many jobs run at once.",
+    help="Number of jobs run at once.",
 )
 @click.option(
     "--allow-endpoint",
     "endpoints",
     multiple=True,
-    help="An address that recipes of clients may ask models at; may be repeated.",
+    help="URL of a model server that recipes of clients may use; may be repeated.",
 )
-@click.option("--allow-hub", is_flag=True, help="Let recipes of clients download from the hub.")
+@click.option(
+    "--allow-hub", is_flag=True, help="Allow recipes of clients to download from the hub."
+)
 @click.option(
     "--allow-variable",
     "variables",
     multiple=True,
-    help="A variable that ${env:NAME} in recipes of clients may name; may be repeated.",
+    help="Variable that ${env:NAME} in recipes of clients may name; may be repeated.",
 )
 @click.option(
     "--new-key",
     default=None,
     metavar="WORDS",
-    help="Draw a key, append its digest to --api-key-file, print it, and serve nothing. WORDS are "
-    "'tenant=NAME scope=SCOPE ...' or ''.",
+    help="Generate a key, append its digest to --api-key-file, print it, and serve nothing. "
+    "WORDS are 'tenant=NAME scope=SCOPE ...' or ''.",
 )
 @click.option(
     "--rate",
     default=0,
     type=click.IntRange(min=0),
     show_default=True,
-    help="Requests a minute that each key may send; 0 for no limit.",
+    help="Maximum number of requests a minute for each key; 0 for no limit.",
 )
-@click.option("--log", "has_log", is_flag=True, help="Write a line of JSON for every request.")
-@click.option("--forensics", is_flag=True, help="Look at media that clients send.")
+@click.option("--log", "has_log", is_flag=True, help="Log every request as a line of JSON.")
+@click.option("--forensics", is_flag=True, help="Enable the media check.")
 @click.option(
     "--detector",
     "detectors",
     type=existing_path,
     multiple=True,
-    help="With --forensics: a trained detector that looks at each face; may be repeated.",
+    help="With --forensics: trained detector, applied to each face; may be repeated.",
 )
 @click.option(
     "--trust",
     type=existing_path,
     multiple=True,
-    help="With --forensics: authorities that you trust, as PEM.",
+    help="With --forensics: certificate authorities that you trust, as PEM.",
 )
 @click.option(
     "--official",
     type=existing_path,
     multiple=True,
-    help="With --forensics: the C2PA's own trust list, as PEM.",
+    help="With --forensics: official C2PA trust list, as PEM.",
 )
 @access_options
 @ask_options
@@ -127,22 +132,22 @@ def serve_command(
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
 
-    Mounts what is named, each under its folder's name or the one given: runs, indexes with a model,
-    checkpoints (.gguf files, diffusion models, hub: references and addresses too), embedders and
+    Mounts each argument under its folder's name or the given one: runs, indexes with a model,
+    checkpoints (also .gguf files, diffusion models, hub: references and addresses), embedders and
     rerankers.
 
-    Listens on this machine alone unless told otherwise; another host needs API keys, from
-    --api-key-file or the variable STILLROOM_API_KEY. Of an index with tenants a key's client sees
-    what the key's own line says (KEY tenant=NAME principal=LABEL ...), or --tenant.
+    Listens on 127.0.0.1 by default; another host needs API keys, from --api-key-file or the
+    variable STILLROOM_API_KEY. In an index with tenants a client sees the documents of its key's
+    tenant (KEY tenant=NAME principal=LABEL ...), or of --tenant.
 
-    With --jobs clients send recipes (POST /v1/jobs), which run in processes of their own, confined
-    to that folder; with keys of tenants, to tenants/NAME of it. With --forensics they send media
-    (POST /v1/forensics/check) and are told what is known of their origin. Both are fenced in by the
-    kernel where it has Landlock; where not, that is said at the start.
+    With --jobs clients submit recipes (POST /v1/jobs), which run in separate processes, confined to
+    that folder; with tenants, to its subfolder tenants/NAME. With --forensics they submit media
+    (POST /v1/forensics/check) and get findings on their origin. Both run in a kernel sandbox if
+    Landlock is available; if not, a message at startup says so.
     """
     from stillroom.errors import RecipeError
     from stillroom.rag.observability import configure_from_environment
@@ -163,27 +168,27 @@ def serve_command(
         )
     if (detectors or trust or official) and not forensics:
         raise RecipeError(
-            "detectors and lists of authorities are for media that clients send",
+            "detectors and trust lists are for the media check",
             code="serve.nothing",
             where="stillroom serve",
-            expected="--forensics beside them",
+            expected="--forensics as well",
             next="add --forensics",
         )
-    found = [parse_mount(text, model) for text in mounts]
-    openings = RecipePolicy(endpoints, allow_hub, variables)
+    parsed_mounts = [parse_mount(text, model) for text in mounts]
+    policy = RecipePolicy(endpoints, allow_hub, variables)
 
     configure_from_environment()
     run_server(
-        found,
+        parsed_mounts,
         host=host,
         port=port,
-        settings=ask_settings(given),
+        settings=ask_settings(options),
         api_key_file=api_key_file,
         access=build_access(tenant, principals),
         limits=RequestLimits(requests_per_minute=rate),
         log=(lambda line: click.echo(line, err=True)) if has_log else None,
-        looks=MediaCheckSettings(detectors, official, trust) if forensics else None,
-        jobs=JobServerSettings(jobs, job_workers, openings) if jobs is not None else None,
+        media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
+        jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
     )
 
@@ -194,10 +199,10 @@ def _create_key(path: Path | None, words: str) -> str:
 
     if path is None:
         raise RecipeError(
-            "a new key belongs in a file of keys",
+            "a new key is written to a key file",
             code="serve.nothing",
             where="--new-key",
-            expected="--api-key-file FILE beside it",
+            expected="--new-key together with --api-key-file FILE",
             next="stillroom serve --new-key '' --api-key-file keys.txt",
         )
     return create_key(path, words)
@@ -213,33 +218,36 @@ Examples:
 """,
 )
 @click.argument("folder", type=existing_path, default=Path())
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),
     default=8152,
     show_default=True,
-    help="The port; 0 takes a free one.",
+    help="Port; 0 takes a free one.",
 )
 @click.option(
     "--allow-endpoint",
     "endpoints",
     multiple=True,
-    help="An address that recipes of jobs may ask models at; may be repeated.",
+    help="URL of a model server that recipes of jobs may use; may be repeated.",
 )
-@click.option("--allow-hub", is_flag=True, help="Let recipes of jobs download from the hub.")
+@click.option("--allow-hub", is_flag=True, help="Allow recipes of jobs to download from the hub.")
 @click.option(
     "--detector",
     "detectors",
     type=existing_path,
     multiple=True,
-    help="A trained detector that looks at each face of media; may be repeated.",
+    help="Trained detector, applied to each face; may be repeated.",
 )
 @click.option(
-    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+    "--trust",
+    type=existing_path,
+    multiple=True,
+    help="Certificate authorities that you trust, as PEM.",
 )
 @click.option(
-    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
 )
 @access_options
 @debug_option
@@ -257,8 +265,8 @@ def console_command(
 ) -> None:
     """Show a folder's runs, records and models in a browser.
 
-    Listens on this machine alone, fetches nothing from elsewhere, and asks for the key that it
-    prints with its address. FOLDER is the folder that your runs lie in; by default this one.
+    Listens on 127.0.0.1, loads nothing from the network, and requires the key that is printed with
+    its address. FOLDER contains your runs; by default the current folder.
     """
     from stillroom.console import run_console
     from stillroom.serve.jobs.recipe_policy import RecipePolicy
@@ -269,7 +277,7 @@ def console_command(
         host=host,
         port=port,
         access=build_access(tenant, principals),
-        openings=RecipePolicy(endpoints, allow_hub),
-        looker=MediaCheckService(detectors=detectors, official=official, trust=trust),
+        policy=RecipePolicy(endpoints, allow_hub),
+        media_check=MediaCheckService(detectors=detectors, official=official, trust=trust),
         say=lambda line: click.echo(line, err=True),
     )

@@ -30,28 +30,28 @@ Examples:
 """,
 )
 @click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
-@click.option("--lineage", is_flag=True, help="Walk back to documents and their byte ranges.")
+@click.option("--lineage", is_flag=True, help="Trace to documents and their byte ranges.")
 @click.option(
     "--examples",
     default=3,
     type=click.IntRange(min=0),
     show_default=True,
-    help="How many records to walk from.",
+    help="Number of records to trace.",
 )
-@click.option("--record", default="", help="Walk from one record, by its id.")
+@click.option("--record", default="", help="Trace one record, by its id.")
 @click.option(
     "--within",
     type=existing_path,
-    help="Of an answer that was served: the run or index that it was asked of.",
+    help="Run or index of a served answer.",
 )
 @json_option
 @debug_option
 def show_command(
     what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
 ) -> None:
-    """Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.
+    """Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.
 
-    An answer is a file of what 'ask --json' prints or the server replies.
+    An answer is a file with the output of 'ask --json' or a reply of the server.
     """
     path = Path(what)
     if (path / "header.json").is_file() and not (path / "artifact.json").exists():
@@ -91,14 +91,14 @@ def _find_answer_source(named: str, answer: Path) -> Path:
     """Return the folder that an answer names.
 
     Raises:
-        DataError: If it names none.
+        DataError: If it names no folder.
     """
     from stillroom.errors import DataError
 
     if named:
         return Path(named)
     raise DataError(
-        "the answer does not say what it was asked of",
+        "the answer does not name its run or index",
         code="data.answer",
         where=str(answer),
         expected="the run or index that was served",
@@ -124,14 +124,14 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         rows.append(("took", f"{seconds:.1f} s"))
     if artifact.origin:
         rows.append(("origin", _describe_origin(artifact.origin)))
-    rows += [(one.role, f"{one.path}  {one.digest[:16]}") for one in artifact.parents]
+    rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
     print_rows([*rows, *artifact.details.items()])
 
 
 def _describe_origin(origin: Mapping[str, Any]) -> str:
-    told = [str(origin.get("kind", "unknown")), f"license {origin.get('license') or 'unsaid'}"]
+    parts = [str(origin.get("kind", "unknown")), f"license {origin.get('license') or 'unsaid'}"]
     steps = [str(link.get("method")) for link in origin.get("chain") or () if link.get("method")]
-    return ", ".join([*told, *([f"by {' > '.join(steps)}"] if steps else [])])
+    return ", ".join([*parts, *([f"by {' > '.join(steps)}"] if steps else [])])
 
 
 def _show_cache(path: Path, as_json: bool) -> None:
@@ -139,15 +139,18 @@ def _show_cache(path: Path, as_json: bool) -> None:
     from stillroom.distill.logit_cache.cache import describe_cache
 
     with LogitCache.open(path) as cache:
-        found = describe_cache(cache)
+        description = describe_cache(cache)
     if as_json:
-        print_json({"cache": found})
+        print_json({"cache": description})
         return
     click.echo(
-        f"{path}  teacher cache, {found['records']} records, {found['positions']} positions, "
-        f"{found['size_bytes'] / 1e6:.1f} MB ({found['bytes_per_position']} bytes a position)"
+        f"{path}  teacher cache, {description['records']} records, {description['positions']} "
+        f"positions, {description['size_bytes'] / 1e6:.1f} MB "
+        f"({description['bytes_per_position']} bytes a position)"
     )
-    print_rows([(name, value) for name, value in found["header"].items() if value not in ("", {})])
+    print_rows(
+        [(name, value) for name, value in description["header"].items() if value not in ("", {})]
+    )
 
 
 def _show_method(name: str, as_json: bool) -> None:
@@ -155,35 +158,39 @@ def _show_method(name: str, as_json: bool) -> None:
     from stillroom.registry.catalog import list_methods, read_docstring, read_settings, suggest
 
     known = list(list_methods())
-    found = [row for row in known if row.name == name]
-    if not found:
+    matches = [row for row in known if row.name == name]
+    if not matches:
         raise DataError(
             f"{name} is neither a path nor a method",
             code="data.missing",
-            expected="the folder of an artifact, or a name that `stillroom list methods` shows",
+            expected="the folder of an artifact, or a name listed by `stillroom list methods`",
             next=suggest(name, [row.name for row in known]) or "stillroom list methods",
         )
     if as_json:
-        told = [
+        descriptions = [
             {
                 "name": row.name,
                 "seam": row.seam,
-                "settings": [asdict(one) for one in read_settings(row.path)],
+                "settings": [asdict(setting) for setting in read_settings(row.path)],
             }
-            for row in found
+            for row in matches
         ]
-        print_json({"methods": told})
+        print_json({"methods": descriptions})
         return
-    for row in found:
+    for row in matches:
         click.echo(f"{row.name}  ({row.seam.removeprefix('stillroom.')}, {row.status})")
         click.echo(read_docstring(row.path))
         settings = read_settings(row.path)
         if settings:
             click.echo("\nsettings")
-        names = max((len(one.name) for one in settings), default=0) + 2
-        values = max((len(one.default) for one in settings), default=0) + 2
-        for one in settings:
-            click.echo(format_row(f"  {one.name:{names}}{one.default:{values}}", one.description))
+        names = max((len(setting.name) for setting in settings), default=0) + 2
+        values = max((len(setting.default) for setting in settings), default=0) + 2
+        for setting in settings:
+            click.echo(
+                format_row(
+                    f"  {setting.name:{names}}{setting.default:{values}}", setting.description
+                )
+            )
         click.echo("")
 
 
@@ -203,7 +210,7 @@ Examples:
 def list_command(what: str, seam: str, as_json: bool) -> None:
     """List methods, kinds, backends or jobs.
 
-    SEAM narrows methods to one folder (as `merge.methods`), and names the folder for jobs.
+    SEAM restricts methods to one seam (such as `merge.methods`); with jobs it is the folder.
     """
     rows = _list_rows(what, seam)
     if as_json:
@@ -218,12 +225,12 @@ def list_command(what: str, seam: str, as_json: bool) -> None:
         click.echo(format_row(f"  {row['name']:{width}}  ", row["summary"]))
 
 
-def _list_rows(what: str, seam: str) -> list[dict[str, str]]:
-    if what == "kinds":
+def _list_rows(subject: str, seam: str) -> list[dict[str, str]]:
+    if subject == "kinds":
         return _list_kind_rows()
-    if what == "jobs":
+    if subject == "jobs":
         return _list_job_rows(Path(seam or "."))
-    return _list_method_rows("models.backends" if what == "backends" else seam)
+    return _list_method_rows("models.backends" if subject == "backends" else seam)
 
 
 def _list_method_rows(seam: str) -> list[dict[str, str]]:
@@ -236,7 +243,7 @@ def _list_method_rows(seam: str) -> list[dict[str, str]]:
         if name not in seams:
             short = [known.removeprefix("stillroom.") for known in seams]
             raise RecipeError(
-                f"'{seam}' is not a folder of methods",
+                f"'{seam}' is not a seam of methods",
                 code="recipe.unknown-seam",
                 expected=f"one of: {', '.join(short)}",
                 next=suggest(seam, short) or "stillroom list methods",
@@ -270,5 +277,5 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
             rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial")
-        rows.append({"name": name, "summary": "unfinished; go on with --resume"})
+        rows.append({"name": name, "summary": "unfinished; continue with --resume"})
     return rows

@@ -1,7 +1,7 @@
 """Web console over a served folder, built on the Python API of ``serve``.
 
-Server-rendered, with a little plain JavaScript; every asset comes from this package and the policy
-of the pages lets nothing else in. In: a folder of runs. Out: pages on this machine.
+Server-rendered, with a little plain JavaScript; all assets come from this package, and the content
+security policy allows nothing else. In: a folder of runs. Out: pages on this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HOMES = {"create_console": "app", "run_console": "server"}
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use; jinja2 comes with the app only."""
+    """Import a public name from its module on first use; jinja2 is imported with the app only."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -33,13 +33,13 @@ __all__ = ["create_console"]
 
 _PAGES = (
     PageLink("/ask", "Ask", "Answers from your documents, with citations"),
-    PageLink("/make", "Make", "New jobs, and those that run"),
-    PageLink("/records", "Records", "What was written, kept and dropped, to decide on"),
-    PageLink("/models", "Models", "Checkpoints side by side, and a chat with two"),
-    PageLink("/merge", "Merge", "Where parents conflict, and what lies between two"),
-    PageLink("/diffusion", "Diffusion", "A text unmasked step by step"),
-    PageLink("/forensics", "Forensics", "What is known of a picture or clip"),
-    PageLink("/lineage", "Lineage", "Anything back to its bytes"),
+    PageLink("/make", "Make", "Create jobs and follow them"),
+    PageLink("/records", "Records", "Review generated records, kept and dropped"),
+    PageLink("/models", "Models", "Compare checkpoints, and chat with two"),
+    PageLink("/merge", "Merge", "Conflicts of parents, and the loss between them"),
+    PageLink("/diffusion", "Diffusion", "Sample a diffusion model step by step"),
+    PageLink("/forensics", "Forensics", "Check the origin of an image or a video"),
+    PageLink("/lineage", "Lineage", "Trace artifacts back to their sources"),
 )
 _MODEL_PATHS = (
     "/v1/chat/",
@@ -56,75 +56,77 @@ def create_console(
     key: str,
     access: AccessContext | None = None,
     runner: JobRunner | None = None,
-    looker: MediaCheckService | None = None,
+    media_check: MediaCheckService | None = None,
     names: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the console over a folder.
 
     Args:
-        folder: What it shows; nothing outside is read.
-        key: The secret that opens it.
-        access: Who asks, of indexes with tenants.
-        runner: Runs the jobs of the folder; None where none may be made.
-        looker: Looks at media; by default one that has no detectors and trusts nobody.
-        names: Names of this machine that are answered to beside its own three.
+        folder: Served folder; nothing outside it is read.
+        key: Secret that opens the console.
+        access: Access to indexes with tenants.
+        runner: Job runner of the folder; None disables new jobs.
+        media_check: Media check; by default one without detectors and trust lists.
+        names: Host names that are accepted besides the three loopback names.
     """
-    desk_holder: list[PageContext] = []
+    context_holder: list[PageContext] = []
 
-    async def refuse(request: Request, status: int, said: str) -> Response:
-        return await desk_holder[0].refuse(request, status, said)
+    async def refuse(request: Request, status: int, message: str) -> Response:
+        return await context_holder[0].refuse(request, status, message)
 
     door = ConsoleAuth(_refuse_unbuilt, key=key, refuse=refuse, names=names)
-    desk = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
-    desk_holder.append(desk)
-    looking = looker or MediaCheckService()
-    api = create_app(None, jobs=runner, looker=looking)
-    door.app = _ConsoleApp(desk, _build_pages(desk, api, runner, looking), api)
+    context = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
+    context_holder.append(context)
+    checker = media_check or MediaCheckService()
+    api = create_app(None, jobs=runner, media_check=checker)
+    door.app = _ConsoleApp(context, _build_pages(context, api, runner, checker), api)
     return door
 
 
 async def _refuse_unbuilt(scope: Scope, receive: Receive, send: Send) -> None:
-    raise RuntimeError("the console is not built yet")
+    raise RuntimeError("the console has not started yet")
 
 
 def _build_pages(
-    desk: PageContext, api: FastAPI, runner: JobRunner | None, looker: MediaCheckService
+    context: PageContext, api: FastAPI, runner: JobRunner | None, media_check: MediaCheckService
 ) -> Starlette:
     async def home(request: Request) -> Response:
         return RedirectResponse("/ask", 303)
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return desk.explain(request, error)
+        return context.explain(request, error)
 
     async def on_missing(request: Request, error: Exception) -> Response:
-        told = Problem(
+        problem = Problem(
             f"there is no page {request.url.path[:200]}", "console.no-page", next="see the menu"
         )
-        return desk.page(request, "problem.html", status=404, problems=[told])
+        return context.page(request, "problem.html", status=404, problems=[problem])
 
     async def on_method(request: Request, error: Exception) -> Response:
-        told = Problem(f"{request.url.path[:200]} does not take {request.method}", "console.method")
-        return desk.page(request, "problem.html", status=405, problems=[told])
+        problem = Problem(
+            f"{request.url.path[:200]} does not support {request.method}", "console.method"
+        )
+        return context.page(request, "problem.html", status=405, problems=[problem])
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with api.router.lifespan_context(api):
             yield
-        desk.close()
+        context.close()
 
     static = StaticFiles(packages=[("stillroom.console", "static")])
     return Starlette(
         routes=[
             Route("/", home),
-            *ask.ask_routes(desk),
-            *jobs.job_routes(desk, runner),
-            *records.record_routes(desk),
-            *models.model_routes(desk),
-            *models.merge_routes(desk),
-            *models.diffusion_routes(desk),
-            *models.forensics_routes(desk, looker),
-            *records.lineage_routes(desk),
-            *ask.source_routes(desk),
+            *ask.ask_routes(context),
+            *jobs.job_routes(context, runner),
+            *records.record_routes(context),
+            *models.model_routes(context),
+            *models.merge_routes(context),
+            *models.diffusion_routes(context),
+            *models.forensics_routes(context, media_check),
+            *records.lineage_routes(context),
+            *ask.source_routes(context),
             Mount("/static", static),
         ],
         exception_handlers={
@@ -139,10 +141,10 @@ def _build_pages(
 
 
 class _ConsoleApp:
-    """Sends what asks a model to the model that ``at`` names, and jobs to their API."""
+    """Routes model requests to the model named by ``at``, and job requests to the jobs API."""
 
-    def __init__(self, desk: PageContext, pages: ASGIApp, api: ASGIApp) -> None:
-        self.desk, self.pages, self.api = desk, pages, api
+    def __init__(self, context: PageContext, pages: ASGIApp, api: ASGIApp) -> None:
+        self.context, self.pages, self.api = context, pages, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
@@ -151,11 +153,11 @@ class _ConsoleApp:
         if not scope["path"].startswith(_MODEL_PATHS):
             await self.api(_strip_credentials(scope), receive, send)
             return
-        at = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
-        holding = self.desk.shelf.use(at)
+        model_name = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
+        holding = self.context.models.use(model_name)
         try:
-            opened = await self.desk.work(holding.__enter__)
-        except Exception as error:  # noqa: BLE001  # told to the client as the API tells it
+            opened = await self.context.run_in_thread(holding.__enter__)
+        except Exception as error:  # noqa: BLE001  # sent in the format of the API
             refusal = to_api_error(error)
             await JSONResponse(refusal.to_json(), refusal.status)(scope, receive, send)
             return
@@ -166,7 +168,7 @@ class _ConsoleApp:
 
 
 def _strip_credentials(scope: Scope) -> Scope:
-    """Return a request as the API beneath sees it: the door has looked at where it came from."""
-    left = {b"authorization", b"cookie", b"host", b"origin"}
-    kept = [(key, value) for key, value in scope["headers"] if key not in left]
-    return {**scope, "headers": [*kept, (b"host", b"localhost")]}
+    """Return a request without credentials, which ``ConsoleAuth`` has already checked."""
+    removed = {b"authorization", b"cookie", b"host", b"origin"}
+    headers = [(key, value) for key, value in scope["headers"] if key not in removed]
+    return {**scope, "headers": [*headers, (b"host", b"localhost")]}

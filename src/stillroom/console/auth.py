@@ -1,8 +1,8 @@
 """Authentication of the console: cookies, CSRF tokens and security headers.
 
-A browser bears a cookie that it got for the key which the terminal shows; a program may bear the
-key itself. Whatever changes something takes a token besides, which only our own pages know. Names
-of other machines are not answered to (DNS rebinding), other origins neither.
+A browser holds a session cookie that it gets for the key printed on the terminal; a program may
+send the key itself. Requests that change state also need a token, which only the console's pages
+contain. Requests to other host names (DNS rebinding) and from other origins are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECURITY_HEADERS = {
     "content-security-policy": _CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # With "no-referrer" a browser calls the origin of our own forms null.
+    # With "no-referrer" a browser sends the origin "null" with the console's own forms.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -45,7 +45,7 @@ ErrorRenderer = Callable[[Request, int, str], Awaitable[Response]]
 
 
 class ConsoleAuth:
-    """Checks host, origin, session and token before an app sees a request."""
+    """Checks host, origin, session and token before the app sees a request."""
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class ConsoleAuth:
         body_bytes: int = 1_000_000,
         names: frozenset[str] = frozenset(),
     ) -> None:
-        """Stand before ``app``.
+        """Wrap ``app``.
 
         Args:
-            app: What answers once somebody is in.
-            key: The secret that opens; kept as digests only.
-            refuse: Makes the page that says no.
-            body_bytes: How large a form may be.
-            names: Names of this machine beside its own three, in small letters.
+            app: Application behind the authentication.
+            key: Secret that opens the console; kept as digests only.
+            refuse: Builds the page of a refusal.
+            body_bytes: Maximum size of a form.
+            names: Host names besides the three loopback names, in lower case.
         """
         self.app, self.refuse, self.body_bytes = app, refuse, body_bytes
         self.names = LOOPBACK_NAMES | names
@@ -72,7 +72,7 @@ class ConsoleAuth:
         self.token = _derive_token(key, b"token")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -83,9 +83,9 @@ class ConsoleAuth:
             await send(message)
 
         request = Request(scope, receive)
-        said = self._check_host(request)
-        if said:
-            await PlainTextResponse(said, 403)(scope, receive, send_guarded)
+        refusal = self._check_host(request)
+        if refusal:
+            await PlainTextResponse(refusal, 403)(scope, receive, send_guarded)
             return
         if scope["path"].startswith(_PUBLIC_PATHS) and scope["method"] in _SAFE_METHODS:
             await self.app(scope, receive, send_guarded)
@@ -94,12 +94,12 @@ class ConsoleAuth:
             await response(scope, receive, send_guarded)
             return
         if not self._is_inside(request):
-            response = await self.refuse(request, 401, "the console asks for its key")
+            response = await self.refuse(request, 401, "the console requires its key")
             await response(scope, receive, send_guarded)
             return
-        told, body = await self._check_token(request)
-        if told:
-            response = await self.refuse(request, 403, told)
+        refusal, body = await self._check_token(request)
+        if refusal:
+            response = await self.refuse(request, 403, refusal)
             await response(scope, receive, send_guarded)
             return
         await self.app(
@@ -107,52 +107,52 @@ class ConsoleAuth:
         )
 
     def _check_host(self, request: Request) -> str:
-        """Return why a request is not answered by where it was sent or came from, else nothing."""
+        """Return the reason to refuse a request by its host or origin, or an empty text."""
         host = request.headers.get("host", "")
         if parse_host_name(host) not in self.names:
-            return "the console answers to this machine's own names only"
+            return "the console answers under the names of this machine only"
         origin = request.headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return "pages of other origins are not answered"
+            return "requests from pages of other origins are refused"
         return ""
 
     async def _let_in(self, request: Request) -> Response | None:
-        """Return a redirection with the session's cookie if the request bears the right key."""
-        given = request.query_params.get("key") if request.method in _SAFE_METHODS else None
+        """Return a redirect with the session cookie if the request contains the right key."""
+        key = request.query_params.get("key") if request.method in _SAFE_METHODS else None
         if request.method == "POST" and request.url.path == "/enter":
             body = await _read_body(request, 4096)
-            given = parse_qs((body or b"").decode("latin-1")).get("key", [""])[0].strip()
-        if given is None:
+            key = parse_qs((body or b"").decode("latin-1")).get("key", [""])[0].strip()
+        if key is None:
             return None
-        if not self._is_key(given):
-            return await self.refuse(request, 401, "that is not the key of this console")
-        rest = [(k, v) for k, v in request.query_params.multi_items() if k != "key"]
+        if not self._is_key(key):
+            return await self.refuse(request, 401, "the key is wrong")
+        parameters = [(k, v) for k, v in request.query_params.multi_items() if k != "key"]
         path = "/" if request.url.path == "/enter" else request.url.path
-        # A path of two slashes would be read as another machine's name.
-        place = "/" + path.lstrip("/\\") + (f"?{urlencode(rest)}" if rest else "")
-        response = RedirectResponse(place, 303)
+        # A path that starts with two slashes would be read as another host.
+        location = "/" + path.lstrip("/\\") + (f"?{urlencode(parameters)}" if parameters else "")
+        response = RedirectResponse(location, 303)
         response.set_cookie(
             _build_cookie_name(request), self._cookie, httponly=True, samesite="strict", path="/"
         )
         return response
 
-    def _is_key(self, given: str) -> bool:
-        return hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._key)
+    def _is_key(self, key: str) -> bool:
+        return hmac.compare_digest(hashlib.sha256(key.encode()).digest(), self._key)
 
     def _bears_key(self, request: Request) -> bool:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and self._is_key(given.strip())
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self._is_key(key.strip())
 
     def _is_inside(self, request: Request) -> bool:
-        given = request.cookies.get(_build_cookie_name(request), "")
-        return _compare_digest(given, self._cookie) or self._bears_key(request)
+        cookie = request.cookies.get(_build_cookie_name(request), "")
+        return _compare_digest(cookie, self._cookie) or self._bears_key(request)
 
     async def _check_token(self, request: Request) -> tuple[str, bytes | None]:
-        """Return why a request may change nothing, else nothing; and a form's body, if read."""
+        """Return the reason to refuse a change, or an empty text; and the form's body, if read."""
         if request.method in _SAFE_METHODS or self._bears_key(request):
             return "", None
         if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            return "the form is not one of the console's own pages", None
+            return "the form does not come from a page of the console", None
         if _compare_digest(request.headers.get(TOKEN_HEADER, ""), self.token):
             return "", None
         if (
@@ -160,36 +160,36 @@ class ConsoleAuth:
             .encode("latin-1")
             .startswith(_FORM_CONTENT_TYPE)
         ):
-            return "the request bears no token of the console", None
+            return "the request has no token of the console", None
         body = await _read_body(request, self.body_bytes)
         if body is None:
             return f"the form is larger than {self.body_bytes} bytes", None
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
         if not _compare_digest(fields.get(TOKEN_FIELD, [""])[0], self.token):
-            return "the form is from an earlier session: open the page again and send it anew", None
+            return "the form belongs to an earlier session: reload the page and send it again", None
         return "", body
 
 
 def _build_cookie_name(request: Request) -> str:
-    """Return the cookie's name, with the port that the browser asks.
+    """Return the cookie's name, with the port in the browser's URL.
 
-    Browsers send a host's cookies to all of its ports: of two consoles, here or forwarded from
-    elsewhere, each has its own.
+    Browsers send the cookies of a host to all of its ports: the port keeps several consoles, local
+    or forwarded, apart.
     """
     _, _, port = request.headers.get("host", "").rpartition(":")
     return f"stillroom_console_{port}" if port.isdecimal() else "stillroom_console"
 
 
-def _derive_token(key: str, what: bytes) -> str:
-    return hmac.new(key.encode(), b"stillroom console " + what, hashlib.sha256).hexdigest()
+def _derive_token(key: str, purpose: bytes) -> str:
+    return hmac.new(key.encode(), b"stillroom console " + purpose, hashlib.sha256).hexdigest()
 
 
-def _compare_digest(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode())
+def _compare_digest(left: str, right: str) -> bool:
+    return hmac.compare_digest(left.encode("utf-8", "replace"), right.encode())
 
 
 async def _read_body(request: Request, limit: int) -> bytes | None:
-    """Return a body, or None where it is larger than the limit."""
+    """Return a body, or None if it exceeds the limit."""
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
@@ -200,7 +200,14 @@ async def _read_body(request: Request, limit: int) -> bytes | None:
 
 
 def _add_headers(message: Message, *, is_asset: bool) -> None:
-    """Add ours to a response's headers; what an inner app says of the same is replaced."""
-    own = {**_SECURITY_HEADERS, "cache-control": "no-cache" if is_asset else "no-store"}
-    kept = [(k, v) for k, v in message.get("headers", ()) if k.decode("latin-1").lower() not in own]
-    message["headers"] = kept + [(k.encode(), v.encode()) for k, v in own.items()]
+    """Add the console's headers to a response, replacing those of the inner app."""
+    security_headers = {
+        **_SECURITY_HEADERS,
+        "cache-control": "no-cache" if is_asset else "no-store",
+    }
+    headers = [
+        (k, v)
+        for k, v in message.get("headers", ())
+        if k.decode("latin-1").lower() not in security_headers
+    ]
+    message["headers"] = headers + [(k.encode(), v.encode()) for k, v in security_headers.items()]

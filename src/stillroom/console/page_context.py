@@ -1,6 +1,6 @@
 """Context that all pages share, template rendering, and number formats of the templates.
 
-Templates escape whatever they are given; a value that is missing is an error, never an empty place.
+Templates escape all values; a missing value is an error, not an empty string.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _NOT_FOUND_CODES = frozenset({"data.missing", "data.not-an-artifact", "rag.no-su
 
 @dataclass(frozen=True, slots=True)
 class PageLink:
-    """A page of the navigation: its address, its word, and what it is for."""
+    """Page of the navigation: address, label, and description."""
 
     path: str
     word: str
@@ -84,7 +84,7 @@ class PageLink:
 
 
 class PageContext:
-    """The folder, what is open of it, and the templates."""
+    """Served folder, its open models and indexes, and the templates."""
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class PageContext:
         pages: tuple[PageLink, ...],
         access: AccessContext | None = None,
     ) -> None:
-        """Stand over a folder; ``close`` closes what was opened."""
+        """Open no model and no index yet; ``close`` closes those opened later."""
         self.root, self.token = root, token
         self.sources = Sources(root, access)
         self._reviews: dict[str, ReviewLog] = {}
         self._lock = threading.Lock()
-        self.shelf = ModelCache(root, access, references=partial(list_references, root))
+        self.models = ModelCache(root, access, references=partial(list_references, root))
         self.templates = Environment(
             loader=PackageLoader("stillroom.console"),
             autoescape=True,
@@ -116,30 +116,30 @@ class PageContext:
 
     def close(self) -> None:
         """Close models and indexes."""
-        self.shelf.close()
+        self.models.close()
         self.sources.close()
 
     @property
     def can_write(self) -> bool:
-        """Whether decisions and new artifacts can be kept: not within an artifact itself."""
+        """Whether decisions and new artifacts can be written: not inside an artifact."""
         return not is_artifact(self.root)
 
     def check_writable(self) -> None:
-        """Refuse to keep anything within an artifact.
+        """Refuse to write inside an artifact.
 
         Raises:
-            DataError: If the folder is one.
+            DataError: If the folder is an artifact.
         """
         if not self.can_write:
             raise DataError(
-                "the served folder is an artifact itself, and stays as it is",
+                "the served folder is an artifact, which is not modified",
                 code="console.read-only",
                 expected="a folder that holds artifacts",
-                next="start the console on the folder above it",
+                next="start the console on its parent folder",
             )
 
     def review_of(self, name: str) -> ReviewLog:
-        """Return the review of an artifact, one for all who look."""
+        """Return the review log of an artifact, shared by all requests."""
         digest = read_folder_artifact(self.root, name).digest
         with self._lock:
             if digest not in self._reviews:
@@ -147,72 +147,72 @@ class PageContext:
             return self._reviews[digest]
 
     def free_name(self, folder: str, name: str) -> str:
-        """Return a name below a folder that nothing has yet, made of another's last part."""
+        """Return an unused name below a folder, from the last part of another name."""
         last = name.rstrip("/").rpartition("/")[2] or "records"
         number = 1
         while (self.root / folder / f"{last}-{number}").exists():
             number += 1
         return f"{folder}/{last}-{number}"
 
-    async def work(self, call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-        """Run what may block beside the event loop."""
+    async def run_in_thread(self, call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+        """Run a blocking function in a thread."""
         return await asyncio.to_thread(partial(call, *args, **more))
 
     async def collect(self, slots: WorkerSlots, work: Work[T], request: Request) -> list[T]:
-        """Return all that some long work yields; it stops when the browser leaves.
+        """Return all items of a long task; it stops when the browser disconnects.
 
         Raises:
-            Refusal: If too many stand in line, or the time is over.
-            StillroomError: What the work raised, as it is: who asks is at home here.
+            ApiError: If the queue is full, or the time is over.
+            StillroomError: Raised by the task, unchanged.
         """
         items = slots.stream(work, request)
         try:
             async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
-                return [one async for one in opened]
+                return [item async for item in opened]
         except ApiError as refusal:
             if isinstance(refusal.__cause__, StillroomError):
                 raise refusal.__cause__ from None
             raise
 
     async def found(self) -> list[FolderArtifact]:
-        """Return what lies in the folder."""
-        return await self.work(list_folder_artifacts, self.root)
+        """Return the artifacts of the folder."""
+        return await self.run_in_thread(list_folder_artifacts, self.root)
 
     def page(
         self, request: Request, template: str, *, status: int = 200, **values: Any
     ) -> HTMLResponse:
-        """Draw a page."""
-        given = {"here": request.url.path, "token": self.token, "is_inside": True, **values}
-        return HTMLResponse(self.templates.get_template(template).render(given), status)
+        """Render a page."""
+        variables = {"here": request.url.path, "token": self.token, "is_inside": True, **values}
+        return HTMLResponse(self.templates.get_template(template).render(variables), status)
 
-    async def refuse(self, request: Request, status: int, said: str) -> Response:
-        """Draw the page that says no: to somebody outside the one that asks for the key."""
+    async def refuse(self, request: Request, status: int, message: str) -> Response:
+        """Render the page of a refusal; without a session, the page that requests the key."""
         if status == 401:
-            return self.page(request, "enter.html", status=401, said=said, is_inside=False)
+            return self.page(request, "enter.html", status=401, message=message, is_inside=False)
         return self.page(
-            request, "problem.html", status=status, problems=[Problem(said, "console.refused")],
+            request, "problem.html", status=status, problems=[Problem(message, "console.refused")],
             is_inside=False,
         )  # fmt: skip
 
     def explain(self, request: Request, error: Exception) -> Response:
-        """Draw the page of an error; what was not foreseen goes into the log under a number."""
+        """Render the page of an error; unexpected errors are logged under a number."""
         if isinstance(error, ApiError):
-            told = Problem(error.message, error.code)
-            return self.page(request, "problem.html", status=error.status, problems=[told])
+            problem = Problem(error.message, error.code)
+            return self.page(request, "problem.html", status=error.status, problems=[problem])
         if isinstance(error, StillroomError):
             hide = make_path_redactor({self.root: ""})
-            problems = [Problem(**hide(asdict(one))) for one in error.problems]
+            problems = [Problem(**hide(asdict(problem))) for problem in error.problems]
             return self.page(
                 request, "problem.html", status=_find_status(error), problems=problems
             )  # fmt: skip
         number = uuid.uuid4().hex[:12]
         _LOG.error("error %s", number, exc_info=error)
-        told = Problem(
-            f"the console failed; its log says why under {number}",
+        problem = Problem(
+            f"the console failed; its log has the reason under {number}",
             "internal",
             next="look at the terminal that runs it",
         )
-        return self.page(request, "problem.html", status=500, problems=[told])
+        return self.page(request, "problem.html", status=500, problems=[problem])
 
 
 def _find_status(error: StillroomError) -> int:
@@ -242,7 +242,7 @@ _DIGEST_DIGITS = 12
 
 
 def format_size(size_bytes: float | None) -> str:
-    """Return a size in units of a thousand."""
+    """Format a size in decimal units."""
     if size_bytes is None:
         return "–"
     value, unit = float(size_bytes), 0
@@ -256,12 +256,12 @@ def format_size(size_bytes: float | None) -> str:
 
 
 def format_digest(digest: str) -> str:
-    """Return the first digits of a digest."""
+    """Return the first characters of a digest."""
     return digest[:_DIGEST_DIGITS]
 
 
 def format_time(moment: str) -> str:
-    """Return the day and the minute of an ISO moment, in this machine's time."""
+    """Format an ISO time as date and minute in the local time zone."""
     try:
         return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
     except ValueError:
@@ -269,7 +269,7 @@ def format_time(moment: str) -> str:
 
 
 def format_number(value: Any) -> str:
-    """Return a number in four digits, whole ones with their thousands."""
+    """Format a number with four digits, integers with thousands separators."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–" if value is None else str(value)
     if not math.isfinite(value):
@@ -278,9 +278,9 @@ def format_number(value: Any) -> str:
     return f"{value:,.0f}" if is_whole else f"{value:,.4g}"
 
 
-def format_count(count: int, word: str, plural: str = "") -> str:
-    """Return a count with its word."""
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Format a count with its noun."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

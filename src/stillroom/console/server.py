@@ -27,25 +27,25 @@ def run_console(
     port: int = 8152,
     *,
     access: AccessContext | None = None,
-    openings: RecipePolicy | None = None,
-    looker: MediaCheckService | None = None,
+    policy: RecipePolicy | None = None,
+    media_check: MediaCheckService | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Show a folder's pages until it is interrupted.
+    """Serve the pages of a folder until interrupted.
 
     Args:
-        folder: The folder of runs; nothing outside it is shown.
-        host: Where to listen; a name or address of this machine that only it reaches.
-        port: The port; 0 takes a free one.
-        access: Who asks, of indexes with tenants.
-        openings: What jobs may reach beside the folder; nothing by default.
-        looker: Looks at media that are dropped; by default without detectors and trust lists.
-        say: Told the address with its key.
+        folder: Folder of runs; nothing outside it is shown.
+        host: Loopback address to listen on.
+        port: Port; 0 takes a free one.
+        access: Access to indexes with tenants.
+        policy: Resources outside the folder that jobs may use; none by default.
+        media_check: Media check; by default without detectors and trust lists.
+        say: Receives the address with its key.
 
     Raises:
-        DataError: If the folder is none.
-        RecipeError: If others than this machine could reach the host.
-        ResourceError: If the port is taken.
+        DataError: If the folder does not exist.
+        RecipeError: If the host can be reached from other machines.
+        ResourceError: If the port is in use.
         MissingExtraError: If fastapi, uvicorn or jinja2 is not installed.
     """
     from stillroom.serve.jobs.sandbox import describe_sandbox_gap
@@ -68,35 +68,35 @@ def run_console(
         runner = None
         if not is_artifact(folder):
             workspace = opened.enter_context(Workspace(folder).open())
-            runner = JobRunner(workspace, openings=openings)
+            runner = JobRunner(workspace, policy=policy)
         names = frozenset({host.lower()})
         app = create_console(
-            folder, key=key, access=access, runner=runner, looker=looker, names=names
+            folder, key=key, access=access, runner=runner, media_check=media_check, names=names
         )
         tell(f"the console of {folder}: {format_url(listening, host)}/?key={key}")
         if gap := describe_sandbox_gap():
             tell(gap)
-        tell("the key lets in whoever has it, until the console is stopped (Ctrl+C)")
+        tell("anyone with the key has access until the console is stopped (Ctrl+C)")
         on_stop = runner.begin_stop if runner is not None else lambda: None
         run_app(app, listening, drain_s=_DRAIN_TIMEOUT_S, on_stop=on_stop)
 
 
 def _check_arguments(folder: Path, host: str) -> None:
-    """Refuse a folder that is none, and a host that others reach."""
+    """Refuse a missing folder, and a host that other machines can reach."""
     from stillroom.serve.server import is_loopback
 
     if not folder.is_dir():
         raise DataError(
             f"{folder} is not a folder",
             code="data.missing",
-            expected="the folder that your runs lie in",
+            expected="the folder that contains your runs",
             next="stillroom console .",
         )
     if not is_loopback(host):
         raise RecipeError(
-            f"the console would be reached from other machines at {host}",
+            f"the console could be reached from other machines at {host}",
             code="console.host",
             where="--host",
-            expected="an address of this machine alone, as 127.0.0.1",
+            expected="a loopback address such as 127.0.0.1",
             next="forward the port: ssh -L 8152:127.0.0.1:8152 THIS-MACHINE",
         )

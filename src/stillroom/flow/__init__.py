@@ -1,9 +1,8 @@
-"""Running of recipes by kind, and of pipelines whose unchanged steps are skipped.
+"""Execution of recipes by kind, and of pipelines that skip unchanged steps.
 
-``run_recipe`` does one job in one folder. A ``kind: flow`` recipe names steps that take each
-other's artifacts (``{from: step}``); every step lies in a folder named by the digest of its recipe
-and its inputs, so that a step whose inputs are unchanged is found, not done. ``run_make`` is the
-main job.
+``run_recipe`` runs one job in one folder. A ``kind: flow`` recipe names steps that take each
+other's artifacts (``{from: step}``); each step's folder is named by the digest of its recipe and
+inputs, so that an unchanged step is found and not repeated. ``run_make`` is the main job.
 """
 
 from stillroom.flow.inputs import check_inputs

@@ -25,7 +25,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 _BUILTIN_EMBEDDERS = frozenset(
     {"static"}
-)  # the embedder that is no file, where no folder was put before it
+)  # an embedder that is not a file and takes no folder prefix
 
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
@@ -34,16 +34,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 def check_inputs(
     recipe: Recipe, locate: Callable[[tuple[str | int, ...]], str] | None = None
 ) -> None:
-    """Refuse paths that lead nowhere: of a flow, its inputs and what its steps name themselves.
+    """Refuse missing paths; of a flow, those of its inputs and its steps.
 
-    What a step takes from another is not asked for; neither are references with a scheme.
+    Outputs of other steps are not checked; neither are references with a scheme.
 
     Args:
-        recipe: Validated.
-        locate: Tells where a setting stands; by default its name does.
+        recipe: Validated recipe.
+        locate: Returns the location of a setting; by default its name.
 
     Raises:
-        DataError: With every path that is missing.
+        DataError: With every missing path.
     """
     missing = []
     for path, value in _list_paths(recipe):
@@ -56,7 +56,7 @@ def check_inputs(
                 f"{named}: {value} does not exist" if locate else f"{value} does not exist",
                 "data.missing",
                 where,
-                "a file or folder, or a reference as hub:ORG/NAME",
+                "a file or folder, or a reference such as hub:ORG/NAME",
                 _suggest_next(value),
             )
         )
@@ -73,10 +73,10 @@ def _list_paths(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
 
 
 def resolve_inputs(inputs: Mapping[str, str]) -> None:
-    """Find what ``hub:`` inputs mean, so that a missing one ends a run before its first step.
+    """Resolve ``hub:`` inputs, so that a missing one ends a run before its first step.
 
     Raises:
-        CheckpointError: If one is found nowhere.
+        CheckpointError: If one cannot be found.
     """
     from stillroom.models import resolve_checkpoint
 
@@ -89,18 +89,18 @@ def _suggest_next(value: str) -> str:
     near = os.path.relpath(value)
     if _HUB_NAME.match(near) and not near.startswith("."):
         return f"check the path, or write hub:{near}"
-    return "check the path; relative paths start at the folder of the recipe, or at this one"
+    return "check the path; relative paths start at the folder of the recipe, or at the current one"
 
 
 def digest_input(value: str) -> str:
-    """Return a digest that changes when what a reference points to changes.
+    """Return a digest that changes with the target of a reference.
 
-    An artifact has its own digest; another folder or file is digested by names and bytes; a
-    checkpoint's weights by name, size and time of change, since gigabytes would be read at every
-    run otherwise, and so are objects in a store, with their marks. A reference to a hub is itself.
+    An artifact has its own digest; another folder or file is digested by names and bytes. Weights
+    of a checkpoint are digested by name, size and modification time, to avoid reading gigabytes at
+    every run; objects in a store likewise, with their ETags. A hub reference is its own digest.
 
     Raises:
-        DataError: If a store does not answer, or holds nothing at the address.
+        DataError: If a store does not answer, or has no object at the address.
     """
     if is_store_address(value):
         return digest_json(list_objects(value)[0])

@@ -1,10 +1,12 @@
 """Model card of a checkpoint, compiled from its lineage and evaluation reports.
 
-Mitchell et al. 2019 (arXiv:1810.03993) ask for a model's data, measures and limits. All three lie
-in the artifacts that the checkpoint was made from, so the card is read from them, not written by
-hand: base models and records with their shares of human and synthetic text, the method with its
-settings, the report with its intervals. A limit is said where a figure or a gap in the lineage
-shows it. Nothing that was not recorded is claimed.
+Model cards describe a model's data, metrics and limitations. All three are recorded in the
+artifacts that the checkpoint derives from, so the card is generated: base models and records with
+their shares of human and synthetic text, the method with its settings, the report with its
+intervals. A limitation is listed if a metric or a gap in the lineage shows it. Nothing is claimed
+that was not recorded.
+
+Source: Mitchell et al. 2019 (arXiv:1810.03993).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _CHECKPOINT_ROLES = {"teacher", "base", "model", "student", "start"}
 
 @dataclass
 class CardContext:
-    """What a card stands on: the artifacts by kind, nearest first, and what lies elsewhere."""
+    """Sources of a card: artifacts by kind, nearest first, and parents outside the lineage."""
 
     folder: Path
     artifact: Artifact
@@ -49,63 +51,62 @@ class CardContext:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def names(self) -> dict[Path, str]:
-        """Return what each folder is called: its name, with as much before it as tells it apart."""
+        """Return a unique name of each folder: its last path parts."""
         parts = (*self.checkpoints, *self.records, *self.indexes)
         return _shorten_paths([folder for folder, _ in parts])
 
 
 def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContext:
-    """Read what a checkpoint was made from.
+    """Read the lineage of a checkpoint.
 
     Args:
-        path: A job's folder of kind checkpoint, or a run: its model is meant, and its report is
-            the evaluation.
-        reports: Further jobs of kind report, or files of their kind.
+        path: Folder of a job of kind checkpoint, or of a run, whose model and report are used.
+        reports: Additional jobs of kind report, or report files.
 
     Raises:
-        DataError: If no job made the checkpoint, or a report cannot be read.
+        DataError: If the checkpoint is not an artifact, or a report cannot be read.
     """
     from stillroom.flow.opening import find_step
 
     artifact = read_artifact(path)
-    found = list(reports)
+    report_paths = list(reports)
     if artifact.kind == "report" and artifact.details.get("answer"):
-        found.append(path)
+        report_paths.append(path)
         path = find_step(path, "model")
         artifact = read_artifact(path)
     if artifact.kind != "checkpoint":
         raise DataError(
-            f"{path} holds {artifact.kind}",
+            f"{path} is an artifact of kind {artifact.kind}",
             code="data.wrong-kind",
-            expected="the folder of a run or of a job that made a checkpoint",
+            expected="the folder of a run or of a job that produced a checkpoint",
             next=f"stillroom show {path}",
         )
     lineage = CardContext(path, artifact)
     bases: dict[str | Path, str] = {}
-    for folder, one in list_ancestors(path):
+    for folder, ancestor in list_ancestors(path):
         kinds = {
             "checkpoint": lineage.checkpoints,
             "records": lineage.records,
             "index": lineage.indexes,
         }
-        if one.kind in kinds:
-            kinds[one.kind].append((folder, one))
-        if one.kind == "checkpoint":
-            _add_parents(lineage, bases, folder, one)
+        if ancestor.kind in kinds:
+            kinds[ancestor.kind].append((folder, ancestor))
+        if ancestor.kind == "checkpoint":
+            _add_parents(lineage, bases, folder, ancestor)
     names = _shorten_paths([base for base in bases if isinstance(base, Path)])
     lineage.bases = {names[base] if isinstance(base, Path) else base: bases[base] for base in bases}
-    for report in found:
+    for report in report_paths:
         _read_report(lineage, report)
     return lineage
 
 
 def _shorten_paths(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return a name for each of several paths: the fewest of its last parts that no other has."""
+    """Return the shortest unique suffix of each path."""
     names = {}
     for path in paths:
         for count in range(1, len(path.parts) + 1):
             tail = path.parts[-count:]
-            if sum(other.parts[-count:] == tail for other in paths) == 1:
+            if sum(other_path.parts[-count:] == tail for other_path in paths) == 1:
                 break
         names[path] = "/".join(tail)
     return names
@@ -120,11 +121,11 @@ def _add_parents(
         if is_reference(parent.path):
             bases[parent.path.removeprefix("hub:").partition("@")[0]] = parent.digest
         elif is_path_parent(parent):
-            at = resolve_parent(folder, parent)
-            if not at.exists():
+            parent_folder = resolve_parent(folder, parent)
+            if not parent_folder.exists():
                 lineage.missing.append(f"{parent.role} {parent.path}")
-            elif not (at / ARTIFACT_FILE).is_file():
-                bases[at] = parent.digest
+            elif not (parent_folder / ARTIFACT_FILE).is_file():
+                bases[parent_folder] = parent.digest
 
 
 def _read_report(lineage: CardContext, path: Path) -> None:
@@ -132,36 +133,38 @@ def _read_report(lineage: CardContext, path: Path) -> None:
     if not file.is_file():
         file = path / "output" / "report.json"
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        lineage.metrics += [one for one in told["metrics"] if one["value"] is not None]
+        report = json.loads(file.read_text(encoding="utf-8"))
+        lineage.metrics += [
+            artifact for artifact in report["metrics"] if artifact["value"] is not None
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as a report: {error!s:.80}",
             code="data.not-a-report",
             where=str(file),
-            expected="the folder of a job that evaluated, or its report.json",
-            next="stillroom list jobs says what lies where",
+            expected="the folder of an evaluation job, or its report.json",
+            next="list artifacts with stillroom list jobs",
         ) from error
     if (path / ARTIFACT_FILE).is_file():
-        for _, one in list_ancestors(path):
-            if one.kind == "report":
-                lineage.left_out.update(one.details.get("left_out") or {})
+        for _, artifact in list_ancestors(path):
+            if artifact.kind == "report":
+                lineage.left_out.update(artifact.details.get("left_out") or {})
 
 
 def render_card(lineage: CardContext, name: str = "") -> str:
     """Return the card as Markdown with front matter.
 
     Args:
-        lineage: As ``collect_card_context`` reads it.
-        name: What the model is called; by default the folder's name.
+        lineage: Result of ``collect_card_context``.
+        name: Name of the model; by default the folder's name.
     """
     from stillroom.checkpoints.card import compose_card
 
     chain = [link.get("method", "") for link in lineage.artifact.origin.get("chain", ())]
     is_distilled = any(
         link.get("method", "").startswith("distill.")
-        for _, one in lineage.checkpoints
-        for link in one.origin.get("chain", ())
+        for _, artifact in lineage.checkpoints
+        for link in artifact.origin.get("chain", ())
     )
     names = lineage.names()
     shares = {names[folder]: _count_records(folder) for folder, _ in lineage.records}
@@ -197,17 +200,17 @@ def _build_front_matter(
         fields["datasets"] = list(shares)
     measured = [
         {
-            "type": one["name"],
-            "name": f"{one['name']} {_format_interval(one)}",
-            "value": one["value"],
+            "type": metric["name"],
+            "name": f"{metric['name']} {_format_interval(metric)}",
+            "value": metric["value"],
         }
-        for one in _select_quality_metrics(lineage.metrics)
-        if "student/" in one["name"]
+        for metric in _select_quality_metrics(lineage.metrics)
+        if "student/" in metric["name"]
     ]
     if measured:
-        about = {"task": {"type": "text-generation"}, "metrics": measured}
+        task = {"task": {"type": "text-generation"}, "metrics": measured}
         dataset = {"type": "held-out", "name": "held-out records of its own documents"}
-        fields["model-index"] = [{"name": name, "results": [{**about, "dataset": dataset}]}]
+        fields["model-index"] = [{"name": name, "results": [{**task, "dataset": dataset}]}]
     fields["stillroom"] = {
         "digest": lineage.artifact.digest,
         "origin": lineage.artifact.origin.get("kind", "unknown"),
@@ -218,10 +221,10 @@ def _build_front_matter(
 
 def _describe_model(lineage: CardContext, name: str) -> str:
     origin = lineage.artifact.origin.get("kind", "unknown")
-    bases = ", ".join(lineage.bases) or "no model that is on record"
+    bases = ", ".join(lineage.bases) or "no recorded model"
     return (
-        f"{name} is a language model made by Stillroom from {bases}. Its origin is **{origin}**; "
-        f"the license that its parts add up to is {_find_license(lineage) or 'said by nobody'}."
+        f"{name} is a language model built by Stillroom from {bases}. Its origin is **{origin}**; "
+        f"its combined license is {_find_license(lineage) or 'not recorded'}."
     )
 
 
@@ -231,15 +234,15 @@ def _find_license(lineage: CardContext) -> str:
 
 def _describe_method(lineage: CardContext) -> str:
     rows, names = [], lineage.names()
-    for folder, one in lineage.checkpoints:
-        for link in one.origin.get("chain", ()):
-            settings = one.details.get("method")
-            told = settings if isinstance(settings, Mapping) else {}
-            shown = ", ".join(f"{key} {value}" for key, value in told.items() if key != "name")
-            rows.append(f"| {names[folder]} | `{link.get('method')}` | {shown} | {one.seed} |")
+    for folder, artifact in lineage.checkpoints:
+        for link in artifact.origin.get("chain", ()):
+            settings = artifact.details.get("method")
+            method = settings if isinstance(settings, Mapping) else {}
+            shown = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name")
+            rows.append(f"| {names[folder]} | `{link.get('method')}` | {shown} | {artifact.seed} |")
     if not rows:
         return ""
-    head = ["## How it was made", "", "Latest first.", "", "| step | method | settings | seed |"]
+    head = ["## Training procedure", "", "Latest first.", "", "| step | method | settings | seed |"]
     return "\n".join([*head, "|---|---|---|---|", *rows])
 
 
@@ -253,7 +256,7 @@ def _count_records(folder: Path) -> dict[str, int]:
 def _iter_origin_kinds(folder: Path) -> Iterator[str]:
     try:
         file = find_record_file(folder / "output")
-    except DataError:  # gone since: the limits say so
+    except DataError:  # removed since: listed among the limitations
         return
     for record in read_records(file):
         yield record.origin.kind
@@ -262,17 +265,19 @@ def _iter_origin_kinds(folder: Path) -> Iterator[str]:
 def _describe_data(lineage: CardContext, shares: Mapping[str, Mapping[str, int]]) -> str:
     if not shares and not lineage.indexes:
         return ""
-    lines = ["## What it learned from", "", "| data | human | synthetic | unknown | license |"]
+    lines = ["## Training data", "", "| data | human | synthetic | unknown | license |"]
     lines.append("|---|---|---|---|---|")
     names = lineage.names()
-    licenses = {names[folder]: one.origin.get("license", "") for folder, one in lineage.records}
+    licenses = {
+        names[folder]: artifact.origin.get("license", "") for folder, artifact in lineage.records
+    }
     for name, counts in shares.items():
         lines.append(_format_share_row(f"records of {name}", counts, licenses[name]))
-    for folder, one in lineage.indexes:
-        count = int(one.details.get("documents", 0))
-        kind = str(one.origin.get("kind", "unknown"))
+    for folder, artifact in lineage.indexes:
+        count = int(artifact.details.get("documents", 0))
+        kind = str(artifact.origin.get("kind", "unknown"))
         named = f"documents of {names[folder]}"
-        lines.append(_format_share_row(named, {kind: count}, one.origin.get("license", "")))
+        lines.append(_format_share_row(named, {kind: count}, artifact.origin.get("license", "")))
     return "\n".join(lines)
 
 
@@ -282,71 +287,77 @@ def _format_share_row(name: str, counts: Mapping[str, int], license: str) -> str
         f"{counts.get(kind, 0)} ({counts.get(kind, 0) / total:.0%})"
         for kind in ("human", "synthetic", "unknown")
     ]
-    return f"| {name} | {' | '.join(cells)} | {license or 'unsaid'} |"
+    return f"| {name} | {' | '.join(cells)} | {license or 'unknown'} |"
 
 
 def _select_quality_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what tells how good the model is, not how large or fast."""
+    """Return quality metrics, without sizes and times."""
     skipped = ("/size_bytes", "/parameters", "/tokens_per_second")
     return [
-        one
-        for one in metrics
-        if not one["name"].startswith("seconds/") and not one["name"].endswith(skipped)
+        metric
+        for metric in metrics
+        if not metric["name"].startswith("seconds/") and not metric["name"].endswith(skipped)
     ]
 
 
-def _format_interval(one: Mapping[str, Any]) -> str:
-    if one.get("low") is None or one["low"] == one.get("high"):
-        return f"(n={one['n']})"
-    return f"[{one['low']:.3g}, {one['high']:.3g}] (n={one['n']})"
+def _format_interval(metric: Mapping[str, Any]) -> str:
+    if metric.get("low") is None or metric["low"] == metric.get("high"):
+        return f"(n={metric['n']})"
+    return f"[{metric['low']:.3g}, {metric['high']:.3g}] (n={metric['n']})"
 
 
 def _describe_evaluation(lineage: CardContext) -> str:
     if not lineage.metrics:
         return ""
-    said = "On held-out records, with 95 % intervals."
+    note = "On held-out records, with 95 % intervals."
     if not _select_quality_metrics(lineage.metrics):
-        said = "Nothing was measured on held-out records: there are sizes and times alone."
-    lines = ["## How well", "", said, ""]
-    lines += ["| measure | value | interval | n |", "|---|---|---|---|"]
-    for one in lineage.metrics:
-        low, high = one.get("low"), one.get("high")
+        note = "No quality was measured on held-out records, only sizes and times."
+    lines = ["## Evaluation", "", note, ""]
+    lines += ["| metric | value | interval | n |", "|---|---|---|---|"]
+    for metric in lineage.metrics:
+        low, high = metric.get("low"), metric.get("high")
         shown = f"{low:.4g} to {high:.4g}" if low is not None and low != high else ""
-        lines.append(f"| {one['name']} | {one['value']:.5g} {one['unit']} | {shown} | {one['n']} |")
+        lines.append(
+            f"| {metric['name']} | {metric['value']:.5g} {metric['unit']} | {shown} | "
+            f"{metric['n']} |"
+        )
     return "\n".join(lines)
 
 
 def _describe_limitations(lineage: CardContext, shares: Mapping[str, Mapping[str, int]]) -> str:
-    found = [*_list_evaluation_limitations(lineage), *_list_data_limitations(lineage, shares)]
-    found.append("Nothing on record measured safety, bias, or what it does outside its documents.")
-    return "\n".join(["## What to know before use", "", *(f"- {line}" for line in found)])
+    limitations = [*_list_evaluation_limitations(lineage), *_list_data_limitations(lineage, shares)]
+    limitations.append("Safety, bias, and behavior outside its documents were not measured.")
+    return "\n".join(["## Limitations", "", *(f"- {line}" for line in limitations)])
 
 
 def _list_evaluation_limitations(lineage: CardContext) -> Iterator[str]:
     yield from _list_sample_size_limitations(_select_quality_metrics(lineage.metrics))
-    for one in lineage.metrics:
-        if one["name"].endswith("_minus_teacher") and one.get("high") is not None:
-            what = one["name"].removeprefix("answers/").removesuffix("_minus_teacher")
-            if one["high"] < 0:
-                shown = f"{one['value']:.3g} {_format_interval(one)}"
-                yield f"It is worse than its teacher at {what}: {shown}."
+    for metric in lineage.metrics:
+        if metric["name"].endswith("_minus_teacher") and metric.get("high") is not None:
+            metric_name = metric["name"].removeprefix("answers/").removesuffix("_minus_teacher")
+            if metric["high"] < 0:
+                shown = f"{metric['value']:.3g} {_format_interval(metric)}"
+                yield f"It is worse than its teacher at {metric_name}: {shown}."
     for why, count in list(lineage.left_out.items())[:_MAX_SHOWN]:
         yield f"Evaluation: {why}: {count}."
-    for folder, made in lineage.checkpoints:
-        if "left_out" in made.details and "kept" in made.details:
-            yield f"No merge was judged ({lineage.names()[folder]}): {made.details['left_out']}."
-        elif made.details.get("helped") is False:
+    for folder, artifact in lineage.checkpoints:
+        if "left_out" in artifact.details and "kept" in artifact.details:
+            yield (
+                f"No merge was evaluated ({lineage.names()[folder]}): "
+                f"{artifact.details['left_out']}."
+            )
+        elif artifact.details.get("helped") is False:
             yield f"Merging ({lineage.names()[folder]}) did not lower the held-out loss."
 
 
 def _list_sample_size_limitations(measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    small = min((one["n"] for one in measured), default=0)
+    small = min((metric["n"] for metric in measured), default=0)
     if not measured:
-        yield "No evaluation is on record."
+        yield "No evaluation is recorded."
     elif small == 1:
-        yield "Some figures stand on one record and have no interval: they say nothing of others."
+        yield "Some metrics come from one record and have no interval: they do not generalize."
     elif small < _SMALL_SAMPLE:
-        yield f"Some figures stand on {small} records; their intervals say how little that is."
+        yield f"Some metrics come from {small} records only; see their intervals."
 
 
 def _list_data_limitations(
@@ -355,32 +366,32 @@ def _list_data_limitations(
     total = sum(sum(counts.values()) for counts in shares.values())
     written = sum(counts.get("synthetic", 0) for counts in shares.values())
     if total:
-        yield f"{written / total:.0%} of {total} records were written by models."
-    for _, one in lineage.checkpoints:
-        about = (one.details.get("cache") or {}).get("about") or {}
-        if "dequantized" in str(about.get("weights", "")):
-            yield f"Its teacher's weights were {about['weights']}, not the original ones."
+        yield f"{written / total:.0%} of {total} records were generated by models."
+    for _, artifact in lineage.checkpoints:
+        cache = (artifact.details.get("cache") or {}).get("about") or {}
+        if "dequantized" in str(cache.get("weights", "")):
+            yield f"Its teacher's weights were {cache['weights']}, not the original ones."
     if " AND " in _find_license(lineage):
         joined = _find_license(lineage)
-        yield f"Its parts have several licenses ({joined}): check that all allow your use."
+        yield f"Its parts have several licenses ({joined}): check that all of them allow your use."
     for name, counts in shares.items():
         if not counts:
-            yield f"The records of {name} are no longer there, so that nobody can count them."
+            yield f"The records of {name} were deleted and cannot be counted."
     for name in lineage.missing:
-        yield f"What it was made from is not there any more: {name}."
+        yield f"A parent artifact was deleted: {name}."
 
 
 def _describe_verification(lineage: CardContext) -> str:
     artifact = lineage.artifact
     versions = ", ".join(f"{name} {version}" for name, version in artifact.versions.items())
     lines = [
-        "## Proof",
+        "## Verification",
         "",
         f"Digest `{artifact.digest}`, recipe `{artifact.recipe_digest}`, seed {artifact.seed}.",
     ]
     if versions:
-        lines.append(f"Made with {versions}.")
+        lines.append(f"Built with {versions}.")
     lines.append(
-        "`stillroom verify` recomputes every digest; `stillroom show --lineage` walks back."
+        "`stillroom verify` recomputes every digest; `stillroom show --lineage` lists the sources."
     )
     return "\n".join(lines)

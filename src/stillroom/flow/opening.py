@@ -25,7 +25,7 @@ __all__ = ["OpenedRun", "find_checkpoint", "find_model", "find_step", "open_inde
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """An index and a model, ready to answer."""
+    """Open index and model of a run."""
 
     index: Index
     model: TextModel
@@ -35,7 +35,7 @@ class OpenedRun:
         """Yield pieces of the answer as they come, then the Answer with its citations.
 
         Args:
-            question: What is asked.
+            question: Question.
             settings: Fields of ``stillroom.rag.generation.answer.AnswerSettings``.
         """
         from stillroom.rag.generation.answer import ask_stream
@@ -44,16 +44,16 @@ class OpenedRun:
 
 
 def find_step(run: Path, role: str) -> Path:
-    """Return the folder of the step that answers as ``index`` or ``model`` in a finished run.
+    """Return the folder of the ``index`` or ``model`` step that answers in a finished run.
 
     Raises:
-        DataError: If the run is unfinished, its recipe names no such step, or it was skipped.
+        DataError: If the run is unfinished, its recipe names no such step, or the step was skipped.
     """
     artifact = read_artifact(run)
     answer = artifact.details.get("answer")
     if artifact.kind != "report" or not answer:
         raise DataError(
-            f"{run} cannot be asked",
+            f"{run} cannot answer questions",
             code="data.wrong-kind",
             expected="the folder of a run whose recipe has `answer:`",
             next=f"stillroom show {run}",
@@ -61,9 +61,9 @@ def find_step(run: Path, role: str) -> Path:
     steps = artifact.details["steps"]
     if answer[role] not in steps:
         raise DataError(
-            f"{run} made no {role}: {artifact.details['skipped'][answer[role]]}",
+            f"{run} has no {role}: {artifact.details['skipped'][answer[role]]}",
             code="data.wrong-kind",
-            expected="a run whose documents gave enough to train on",
+            expected="a run with enough documents to train on",
             next="add documents and run it again",
         )
     return run / str(steps[answer[role]])
@@ -72,7 +72,7 @@ def find_step(run: Path, role: str) -> Path:
 def find_model(run: Path) -> str:
     """Return the reference of the checkpoint that answers in a finished run.
 
-    That is the step's folder, or the recipe's fallback where the step was skipped.
+    That is the step's folder, or the recipe's fallback if the step was skipped.
 
     Raises:
         DataError: If the run is unfinished, or its recipe names no model.
@@ -87,16 +87,16 @@ def find_model(run: Path) -> str:
 def find_checkpoint(
     reference: str, *, say: Callable[[str], None] | None = None
 ) -> tuple[Path, Artifact | None]:
-    """Return the folder or file of a checkpoint, and the job that made it where there is one.
+    """Return the folder or file of a checkpoint, and the job that produced it, if any.
 
     Args:
-        reference: A finished run (its model is meant), a job's folder, a Hugging Face folder, a
+        reference: Finished run (its model is used), folder of a job, Hugging Face folder,
             ``.gguf`` file, or ``hub:NAME[@revision]``.
-        say: Told what was taken, where that is not what the reference literally names.
+        say: Receives the resolved reference, if it differs from the given one.
 
     Raises:
-        CheckpointError: If nothing is found.
-        DataError: If it is an artifact of another kind, or a run that names no model.
+        CheckpointError: If none is found.
+        DataError: If it is an artifact of another kind, or a run without a model.
     """
     from stillroom.models import resolve_checkpoint
 
@@ -141,15 +141,15 @@ def open_index(
     """Open an index and a model until the body ends.
 
     Args:
-        index: The index's folder.
-        model: What answers.
-        say: Told what takes long.
-        where: A filter of documents.
-        snapshot: An older state of the index, by number or digest.
-        access: Who asks, where the index has tenants.
+        index: Folder of the index.
+        model: Reference of the model that answers.
+        say: Receives progress messages.
+        where: Filter of documents.
+        snapshot: Older state of the index, by number or digest.
+        access: Access to an index with tenants.
 
     Raises:
-        DataError: If the index is missing or no index, or the filter cannot be used.
+        DataError: If the index is missing or not an index, or the filter is invalid.
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model

@@ -60,15 +60,15 @@ _LOCK_FILE = ".lock"
 _INSUFFICIENT_DATA_CODES = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
 
 
-"""Codes of steps that found too little in the documents, where nothing is wrong with the recipe."""
+"""Error codes of steps that found too few data in the documents of a valid recipe."""
 
 
-_LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # what a kill before the first step leaves
+_LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # left by a kill before the first step
 
 
 @dataclass(frozen=True)
 class _PreparedStep:
-    """A step whose inputs are known: its recipe with real paths, and its folder."""
+    """Step with known inputs: its recipe with real paths, and its folder."""
 
     name: str
     recipe: Recipe
@@ -76,19 +76,19 @@ class _PreparedStep:
 
 
 class FlowRun:
-    """Runs the steps of one flow in one folder."""
+    """Run of one flow in one folder."""
 
     def __init__(self, recipe: FlowRecipe, out: Path, reporter: Reporter | None) -> None:
-        """Stand over ``out``; nothing is written before ``run``."""
+        """Prepare a run in ``out``; nothing is written before ``run``."""
         self.recipe, self.out = recipe, out.absolute()
         self.reporter = reporter or QuietReporter()
 
     def run(self, *, resume: bool, overwrite: bool) -> Artifact:
-        """Do every step that is not done, then commit.
+        """Execute every step without a result, then commit.
 
         Raises:
-            DataError: If ``out`` holds something else, or an unfinished run without ``resume``.
-            StillroomError: As a step does; what is finished stays for ``--resume``.
+            DataError: If ``out`` is not a run, or is an unfinished one without ``resume``.
+            StillroomError: From a step; finished steps are kept for ``--resume``.
         """
         self._refuse_foreign(overwrite=overwrite)
         if overwrite or not (self.out / ARTIFACT_FILE).is_file():
@@ -113,8 +113,8 @@ class FlowRun:
                         self.reporter.say(f"{head}: skipped, {skipped[name]}")
                         continue
                     ready = self._prepare(name, step, done)
-                    place = {"number": number, "of": len(self.recipe.steps)}
-                    begun = {"name": name, "kind": step.recipe.kind, **place}
+                    progress = {"number": number, "of": len(self.recipe.steps)}
+                    begun = {"name": name, "kind": step.recipe.kind, **progress}
                     emit_event(self.reporter, "step", begun)
                     try:
                         done[name] = self._do(ready, head, before, engine)
@@ -126,7 +126,7 @@ class FlowRun:
             return self._commit(done, skipped)
 
     def _may_skip(self, name: str, error: DataError, done: Mapping[str, Path]) -> bool:
-        """Return whether the run can end without a step that found too little in the documents."""
+        """Return whether the run can end without a step that found too few data."""
         answer = self.recipe.answer
         return (
             error.code in _INSUFFICIENT_DATA_CODES
@@ -137,24 +137,23 @@ class FlowRun:
         )
 
     def estimate(self) -> Estimate:
-        """Return the sum over the steps; those that wait for another are taken as they stand.
+        """Return the sum of the steps' estimates; unresolved inputs are left as placeholders.
 
         Raises:
-            DataError: If an input, or what a step names, is a path that does not exist.
+            DataError: If an input of the flow or of a step is a path that does not exist.
         """
-        import importlib
+        from stillroom.flow.job import estimate_job
 
         check_inputs(self.recipe)
         total = Estimate()
         for step in self.recipe.steps.values():
             inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
-            places = {name: inputs.get(name, f"step:{name}") for name in step.sources}
-            room = importlib.import_module(f"stillroom.{step.recipe.kind}.run")
-            total = total + room.estimate(step.build(places, self.recipe.seed))
+            paths = {name: inputs.get(name, f"step:{name}") for name in step.sources}
+            total = total + estimate_job(step.build(paths, self.recipe.seed))
         return total
 
     def _refuse_foreign(self, *, overwrite: bool) -> None:
-        """Refuse a folder that is neither new, nor a run, nor an artifact to be replaced."""
+        """Refuse a folder that is neither new, nor a run, nor an artifact to be overwritten."""
         if not self.out.exists():
             return
         if self.out.is_dir():
@@ -166,9 +165,9 @@ class FlowRun:
                 return
             if overwrite and ARTIFACT_FILE in names:
                 return
-        kept = ", so it is not overwritten" if overwrite else ""
+        suffix = ", so it is not overwritten" if overwrite else ""
         raise DataError(
-            f"{self.out} exists already and is no run{kept}",
+            f"{self.out} exists and is not a run{suffix}",
             code="data.exists",
             expected="a new folder, or that of an earlier run",
             next="choose another --out",
@@ -180,19 +179,19 @@ class FlowRun:
             self._clear()
             return None
         finished = (self.out / ARTIFACT_FILE).is_file()
-        left = sorted(path.name for path in self.out.glob("steps/.*.partial"))
-        started = left or (not finished and (self.out / "recipe.yaml").is_file())
+        unfinished = sorted(path.name for path in self.out.glob("steps/.*.partial"))
+        started = unfinished or (not finished and (self.out / "recipe.yaml").is_file())
         if started and not resume:
             raise DataError(
                 f"an unfinished run lies in {self.out}",
                 code="data.unfinished",
                 expected="--resume or --overwrite",
-                next="add --resume to go on with it, or --overwrite to start over",
+                next="add --resume to continue it, or --overwrite to start over",
             )
         return read_artifact(self.out) if finished else None
 
     def _clear(self) -> None:
-        """Remove the last run; its artifact.json first, so that no reader opens half of it."""
+        """Remove the last run; its artifact.json first, so that no reader opens a partial run."""
         (self.out / ARTIFACT_FILE).unlink(missing_ok=True)
         for path in self.out.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -207,30 +206,30 @@ class FlowRun:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ResourceError(
-                    f"another process is writing {self.out}",
+                    f"another process is writing to {self.out}",
                     code="resource.busy",
                     where=str(self.out),
-                    expected="one run a folder",
+                    expected="one process for each folder",
                     next="wait for it, or choose another --out",
                 ) from error
             yield
 
     def _prepare(self, name: str, step: FlowStep, done: Mapping[str, Path]) -> _PreparedStep:
-        """Name the step's folder by its recipe and the digests of all that it takes."""
+        """Return a step with its folder, named by the digests of its recipe and inputs."""
         inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
-        places = {
+        paths = {
             source: str(done[source]) if source in done else inputs[source]
             for source in step.sources
         }
-        recipe = step.build(places, self.recipe.seed)
-        digests = {source: digest_input(place) for source, place in places.items()}
+        recipe = step.build(paths, self.recipe.seed)
+        digests = {source: digest_input(path) for source, path in paths.items()}
         key = digest_json([__version__, self._settings(step), digests])[:_KEY_DIGITS]
         return _PreparedStep(name, recipe, self.out / "steps" / f"{name}-{key}")
 
     def _settings(self, step: FlowStep) -> dict[str, Any]:
         """Return a step's settings for its key: sources by name, other paths with their digest."""
-        places = {source: f"step:{source}" for source in step.sources}
-        settings = step.build(places, self.recipe.seed).model_dump(mode="json")
+        paths = {source: f"step:{source}" for source in step.sources}
+        settings = step.build(paths, self.recipe.seed).model_dump(mode="json")
         return {
             key: [value, digest_input(value)] if isinstance(value, str) else value
             for key, value in settings.items()
@@ -256,7 +255,7 @@ class FlowRun:
         return ready.folder
 
     def _commit(self, done: Mapping[str, Path], skipped: Mapping[str, str]) -> Artifact:
-        """Write the report and artifact.json, then remove steps that are no longer named."""
+        """Write the report and artifact.json, then remove steps that they do not name."""
         steps = {name: folder.relative_to(self.out).as_posix() for name, folder in done.items()}
         artifacts = {name: read_artifact(folder) for name, folder in done.items()}
         seconds = {name: sum_work_seconds(folder) for name, folder in done.items()}
@@ -300,7 +299,7 @@ class FlowRun:
         return artifact
 
     def _describe_answer(self) -> dict[str, str] | None:
-        """Return the steps that answer, and the checkpoint that does in place of a skipped one."""
+        """Return the steps that answer, and the fallback checkpoint for a skipped one."""
         if self.recipe.answer is None:
             return None
         described = self.recipe.answer.model_dump()
@@ -330,10 +329,10 @@ def write_run_report(
     """Write report.json and report.html of a run.
 
     Args:
-        out: The run's folder.
-        done: Every step's folder by name.
-        seconds: Every step's seconds by name.
-        skipped: Why a step was not done, by name.
+        out: Folder of the run.
+        done: Folder of every step by name.
+        seconds: Duration of every step by name.
+        skipped: Reason of every skipped step by name.
 
     Returns:
         The names of the files that were written.

@@ -1,7 +1,7 @@
 """Recipe of a pipeline: steps that take documents, checkpoints or the output of earlier steps.
 
-A step is a recipe of any other kind, without ``version``; wherever it takes a path it may say
-``{from: STEP}`` or ``{from: inputs.NAME}`` instead.
+A step is a recipe of any other kind, without ``version``; any path in it may be ``{from: STEP}`` or
+``{from: inputs.NAME}`` instead.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ _PLACEHOLDER = "step:"
 
 @dataclass(frozen=True)
 class FlowStep:
-    """One step: which settings were written, and its recipe with ``step:NAME`` for sources."""
+    """One step: its settings as written, and its recipe with ``step:NAME`` for sources."""
 
     written: frozenset[str]
     sources: tuple[str, ...]
     recipe: Recipe
 
-    def build(self, places: Mapping[str, str], seed: int) -> Recipe:
+    def build(self, paths: Mapping[str, str], seed: int) -> Recipe:
         """Return the recipe with real paths for its sources, and the flow's seed by default."""
-        data = _fill_placeholders(self.recipe.model_dump(mode="json"), places)
+        data = _fill_placeholders(self.recipe.model_dump(mode="json"), paths)
         if "seed" not in self.written:
             data["seed"] = seed
         built = type(self.recipe).model_validate(data)
-        chosen = engine_of(self.recipe)  # no part of the settings, so it is carried over
-        return built if chosen is None else built.model_copy(update={"engine": chosen})
+        engine = engine_of(self.recipe)  # not part of the settings, so it is copied
+        return built if engine is None else built.model_copy(update={"engine": engine})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as a flow writes them: ``{from: NAME}`` for sources."""
+        """Return the settings as written in a flow: ``{from: NAME}`` for sources."""
         data: dict[str, Any] = _restore_references(self.recipe.model_dump(mode="json"))
         del data["version"]
         if "seed" not in self.written:
@@ -60,13 +60,13 @@ class FlowStep:
 
 
 def engine_of(recipe: Recipe) -> EngineChoice | None:
-    """Return where a recipe wants its work done; None for kinds that one place does."""
-    chosen = getattr(recipe, "engine", None)
-    return chosen if isinstance(chosen, EngineChoice) else None
+    """Return the engine of a recipe; None for kinds without one."""
+    engine = getattr(recipe, "engine", None)
+    return engine if isinstance(engine, EngineChoice) else None
 
 
 def find_sources(value: object) -> list[str]:
-    """Return every name that a ``{from: NAME}`` within a value mentions."""
+    """Return every name in a ``{from: NAME}`` inside a value."""
     if isinstance(value, Mapping):
         if set(value) == {"from"}:
             return [str(value["from"])]
@@ -87,14 +87,12 @@ def _insert_placeholders(value: object) -> Any:
     )
 
 
-def _fill_placeholders(value: Any, places: Mapping[str, str]) -> Any:
+def _fill_placeholders(value: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(value, str) and value.startswith(_PLACEHOLDER):
-        return places[value.removeprefix(_PLACEHOLDER)]
+        return paths[value.removeprefix(_PLACEHOLDER)]
     if isinstance(value, dict):
-        return {key: _fill_placeholders(item, places) for key, item in value.items()}
-    return (
-        [_fill_placeholders(item, places) for item in value] if isinstance(value, list) else value
-    )
+        return {key: _fill_placeholders(item, paths) for key, item in value.items()}
+    return [_fill_placeholders(item, paths) for item in value] if isinstance(value, list) else value
 
 
 def _restore_references(value: Any) -> Any:
@@ -110,7 +108,7 @@ def _build_step(value: object) -> FlowStep:
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
         raise RecipeError(
-            "a step is a recipe with a kind",
+            "a step must be a recipe with a kind",
             code="recipe.step",
             expected="kind: and the settings of that kind",
             next="stillroom list kinds",
@@ -128,25 +126,25 @@ def _build_step(value: object) -> FlowStep:
 
 
 class ServingSteps(BaseModel):
-    """Which steps answer when the run is asked or served."""
+    """Steps that answer when the run is queried or served."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    index: str = Field(description="the step that makes the index")
-    model: str = Field(description="the step that makes the checkpoint that answers")
+    index: str = Field(description="step that builds the index")
+    model: str = Field(description="step that produces the checkpoint that answers")
     fallback: str = Field(
         "",
-        description="the input whose checkpoint answers where the documents gave too little to "
-        "train on (inputs.NAME); without it the run fails there",
+        description="input whose checkpoint answers if the documents were too few to train on "
+        "(inputs.NAME); without it the run fails in that case",
     )
 
 
 class FlowRecipe(Recipe):
-    """Steps that hand each other their artifacts."""
+    """Steps that pass artifacts to each other."""
 
     kind: Literal["flow"] = "flow"
     inputs: dict[str, Reference] = Field(
-        default_factory=dict, description="named paths and checkpoints that steps take"
+        default_factory=dict, description="named paths and checkpoints for the steps"
     )
     steps: dict[
         str,
@@ -157,18 +155,18 @@ class FlowRecipe(Recipe):
             WithJsonSchema({"type": "object", "required": ["kind"]}),
         ],
     ] = Field(
-        description="recipes by name, in order; {from: NAME} takes an earlier one's artifact",
+        description="recipes by name, in order; {from: NAME} refers to an earlier one's artifact",
         examples=[{"index": {"kind": "rag", "documents": "path/to/documents"}}],
     )
     engine: EngineChoice = ENGINE
-    answer: ServingSteps | None = Field(None, description="what `ask` and `serve` open")
+    answer: ServingSteps | None = Field(None, description="steps that `ask` and `serve` open")
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    def needs(self, step: str, other: str) -> bool:
-        """Return whether a step takes what another gives, directly or through others."""
-        return step == other or any(
-            source in self.steps and self.needs(source, other)
+    def needs(self, step: str, other_step: str) -> bool:
+        """Return whether a step depends on another, directly or through others."""
+        return step == other_step or any(
+            source in self.steps and self.needs(source, other_step)
             for source in self.steps[step].sources
         )
 
@@ -180,7 +178,7 @@ class FlowRecipe(Recipe):
             if not _NAME.match(name):
                 problems.append(
                     Problem(
-                        f"'{name}' is not a step's name",
+                        f"'{name}' is not a valid step name",
                         "recipe.step",
                         f"steps.{name}",
                         "lower-case letters, digits and _",
@@ -211,28 +209,28 @@ class FlowRecipe(Recipe):
 
 
 def _check_clusters(recipe: FlowRecipe) -> list[Problem]:
-    """Return a problem for each step whose cluster is not the first that is named."""
+    """Return a problem for each step whose cluster differs from the first one."""
     named = [
         ("engine", recipe.engine),
         *((f"steps.{name}.engine", engine_of(step.recipe)) for name, step in recipe.steps.items()),
     ]
-    found = [(where, chosen.ray.address) for where, chosen in named if chosen and chosen.ray]
+    clusters = [(where, engine.ray.address) for where, engine in named if engine and engine.ray]
     return [
         Problem(
             f"the Ray cluster is {_format_address(address)}, and "
-            f"{_format_address(found[0][1])} in {found[0][0]}",
+            f"{_format_address(clusters[0][1])} in {clusters[0][0]}",
             "recipe.engine",
             where,
-            "one cluster for all steps of a flow: one process joins no two",
+            "one cluster for all steps of a flow: a process can join only one",
             "name the cluster once, as engine of the flow, or run the step as a recipe of its own",
         )
-        for where, address in found[1:]
-        if address != found[0][1]
+        for where, address in clusters[1:]
+        if address != clusters[0][1]
     ]
 
 
 def _format_address(address: str | None) -> str:
-    return f"at '{address}'" if address else "one that is started for the job"
+    return f"at '{address}'" if address else "one started for the job"
 
 
 def _unknown_source_problem(source: str, where: str, known: list[str]) -> Problem:

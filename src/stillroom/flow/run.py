@@ -1,13 +1,12 @@
 """Entry points that run, estimate, outline and preflight a recipe of any kind.
 
-A flow's folder holds ``steps/NAME-KEY`` (one job folder each), ``report.json``, ``report.html`` and
-``artifact.json``, which is the single commit point: readers open the steps that it names, and steps
-that no artifact names any more are removed after it is written.
+A flow's folder contains ``steps/NAME-KEY`` (one job folder each), ``report.json``, ``report.html``
+and ``artifact.json``, the single commit point: readers open the steps that it names, and unnamed
+steps are removed after it is written.
 """
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ __all__ = [
 _MAKE_RECIPE = Path(__file__).with_name("make.yaml")
 
 
-_DISTRIBUTED_KINDS = ("distill", "diffusion")  # kinds that several processes do as one
+_DISTRIBUTED_KINDS = ("distill", "diffusion")  # kinds that several processes can run as one job
 
 
 def run_recipe(
@@ -49,25 +48,25 @@ def run_recipe(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Artifact:
-    """Do the job that a recipe describes, whatever its kind.
+    """Run a recipe of any kind.
 
     Args:
-        recipe: A validated recipe.
-        out: The folder to make.
-        resume: Go on with an unfinished run.
-        overwrite: Replace what lies there.
-        reporter: What draws progress.
+        recipe: Validated recipe.
+        out: Output folder.
+        resume: Continue an unfinished run.
+        overwrite: Replace an existing artifact.
+        reporter: Progress reporter.
 
     Raises:
-        StillroomError: As the kind's own ``run`` does.
+        StillroomError: From the ``run`` function of the kind.
     """
     if count_processes() > 1 and recipe.kind in _DISTRIBUTED_KINDS:
         return _run_distributed(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     require_single_process(f"a recipe of kind {recipe.kind}")
-    for one in _list_recipes(recipe):
-        require_engine(engine_of(one))
+    for part in _list_recipes(recipe):
+        require_engine(engine_of(part))
     if isinstance(recipe, FlowRecipe):
-        from stillroom.flow.pipeline import FlowRun  # one job alone need not load what chains need
+        from stillroom.flow.pipeline import FlowRun  # a single job need not import the flow modules
 
         return FlowRun(recipe, out, reporter).run(resume=resume, overwrite=overwrite)
     job = _start_job(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
@@ -75,7 +74,7 @@ def run_recipe(
 
 
 def _list_recipes(recipe: Recipe) -> list[Recipe]:
-    """Return a recipe, and those of a flow's steps."""
+    """Return a recipe, or the recipes of a flow's steps."""
     if isinstance(recipe, FlowRecipe):
         return [recipe, *(step.recipe for step in recipe.steps.values())]
     return [recipe]
@@ -84,7 +83,7 @@ def _list_recipes(recipe: Recipe) -> list[Recipe]:
 def _start_job(
     recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, reporter: Reporter | None
 ) -> Job | None:
-    """Start a job whose machine suffices, or return None where it was finished already."""
+    """Start a job if the machine's resources suffice; return None if it was already finished."""
     text = dump_recipe(recipe)
     if resume and Job.recover(out) and read_artifact(out).recipe_digest == digest_text(text):
         return None
@@ -97,9 +96,9 @@ def _start_job(
 def _run_distributed(
     recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, reporter: Reporter | None
 ) -> Artifact:
-    """Do a job as one of several processes.
+    """Run a job as one of several processes.
 
-    The first writes; the others keep what they note of themselves in a folder that is thrown away.
+    The first one writes; the others write their own logs to a temporary folder.
     """
     from stillroom.train.distributed import ProcessGroup
 
@@ -121,19 +120,18 @@ def _run_distributed(
 
 
 def estimate_recipe(recipe: Recipe) -> Estimate:
-    """Return what a recipe will need; for a flow, of all steps whose inputs exist already."""
+    """Return the estimate of a recipe; for a flow, of the steps whose inputs exist already."""
     if isinstance(recipe, FlowRecipe):
         from stillroom.flow.pipeline import FlowRun
 
         return FlowRun(recipe, Path("run"), None).estimate()
-    estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
-    if not isinstance(estimate, Estimate):
-        raise TypeError(f"stillroom.{recipe.kind}.run.estimate gave no Estimate")
-    return estimate
+    from stillroom.flow.job import estimate_job
+
+    return estimate_job(recipe)
 
 
 def outline_recipe(recipe: Recipe) -> list[str]:
-    """Return lines that draw the steps within a job, for kinds whose recipes have some."""
+    """Return lines that draw the steps inside a job, for kinds whose recipes have some."""
     if recipe.kind != "synth":
         return []
     from stillroom.synth.pipeline.graph import format_graph
@@ -150,14 +148,14 @@ def preflight_recipe(
     fetch: bool = False,
     machine: bool = True,
 ) -> PreflightReport | None:
-    """Return what would go wrong in a job, found before it starts; None for kinds without a check.
+    """Return the problems of a job before it starts; None for kinds without a check.
 
     Args:
-        recipe: Of one job; the steps of a flow are checked as each begins.
-        out: Where it would be written.
+        recipe: Recipe of one job; the steps of a flow are checked when each starts.
+        out: Planned output folder.
         loads: Whether models are loaded and compared.
-        fetch: Whether checkpoints on a hub are downloaded to be looked at.
-        machine: Whether memory and disk are compared with what is free.
+        fetch: Whether checkpoints on a hub are downloaded for the check.
+        machine: Whether memory and disk are compared with the free amounts.
     """
     if recipe.kind != "distill":
         return None
@@ -170,13 +168,13 @@ def preflight_recipe(
 
 
 def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:
-    """Return the main job's recipe for a folder of documents; paths start at the current one."""
+    """Return the main job's recipe for a folder of documents, relative to the current one."""
     placed = [f"inputs.documents={str(folder.absolute())!r}", *overrides]
     recipe = parse_recipe(
         _MAKE_RECIPE.read_text(encoding="utf-8"), str(_MAKE_RECIPE.name), placed, folder=Path.cwd()
     )
     if not isinstance(recipe, FlowRecipe):
-        raise RecipeError("the main job is not a flow", code="recipe.wrong-kind")
+        raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
     return recipe
 
 
@@ -189,18 +187,18 @@ def run_make(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Artifact:
-    """Do the main job: documents to an index, records, a student, a report and answers.
+    """Run the main job: documents to an index, records, a student, a report and answers.
 
     Raises:
         DataError: If the folder is missing.
-        StillroomError: As the steps do.
+        StillroomError: From the steps.
     """
     if not folder.is_dir():
         raise DataError(
             f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist",
             code="data.missing",
             expected="a folder of documents",
-            next=f"give the folder: {folder.parent}" if folder.is_file() else "check the path",
+            next=f"pass the folder: {folder.parent}" if folder.is_file() else "check the path",
         )
     return run_recipe(
         read_make_recipe(folder, overrides),

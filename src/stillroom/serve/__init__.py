@@ -1,9 +1,10 @@
-"""HTTP server of runs behind an OpenAI-compatible API, and of jobs that clients submit.
+"""HTTP server: an OpenAI-compatible API over runs, and jobs that clients submit.
 
-Chat answers from the run's documents with citations, or from the model alone; completions and
-embeddings besides. Keys are compared in constant time, sizes and concurrency are bounded, a client
-that leaves stops its generation. Recipes that clients send run as jobs in processes of their own,
-confined to one folder. In: runs, indexes, checkpoints, the folder of jobs. Out: HTTP.
+Chat answers come from the documents of a run, with citations, or from the model alone; completions
+and embeddings are served as well. API keys are compared in constant time, sizes and concurrency are
+bounded, and the generation of a client that disconnects is stopped. Recipes of clients run as jobs
+in separate processes, confined to one folder. In: runs, indexes, checkpoints, the folder of jobs.
+Out: HTTP.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use; fastapi comes with the app only."""
+    """Import a public name from its module on first use; fastapi is imported with the app only."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -1,12 +1,12 @@
 """API keys with their scopes, and the request limits of a client.
 
-In a key file a line is a key, and after it who asks with it and what for::
+Each line of a key file holds a key, followed by the identity and the scopes of its client::
 
     kq3v...Zw  tenant=acme principal=group:sales principal=user:ann   # the sales desk
     sha256:9f86...0a08  tenant=acme scope=jobs:read scope=models
 
-A line may hold the key itself or, so that who reads the file has no key, its digest; ``create_key``
-makes such a line.
+A line may hold the SHA-256 digest of the key instead of the key, so that the file reveals no key;
+``create_key`` writes such lines.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _MIN_KEY_LENGTH = 16
 SCOPES = frozenset({"models", "jobs:read", "jobs:write", "forensics", "metrics"})
 
 
-"""What a key may be for."""
+"""Permissions that a key can grant."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key, who asks with it (None where the server's own default does), and what for."""
+    """API key, the access of its client (None: the server's default), and its scopes."""
 
     secret: str = field(repr=False)
     access: AccessContext | None = None
@@ -57,21 +57,21 @@ class ApiKey:
 
     @property
     def digest(self) -> bytes:
-        """The key's sha256: of the key, or as the file has it."""
+        """SHA-256 of the key, computed or as given in the file."""
         if _DIGEST_PATTERN.match(self.secret):
             return bytes.fromhex(self.secret.removeprefix("sha256:"))
         return hashlib.sha256(self.secret.encode()).digest()
 
 
 def create_key(path: Path, words: str = "") -> str:
-    """Draw a key, append its digest to a file of keys, and return the key; it is kept nowhere.
+    """Generate a key, append its digest to a key file, and return the key, which is not stored.
 
     Args:
-        path: The file; made, for its owner alone, where there is none.
-        words: Who asks with it and what for, as a line has it.
+        path: Key file; created with owner-only permissions if missing.
+        words: Tenant, principals and scopes, in the format of a line.
 
     Raises:
-        DataError: If the words are not understood, or others may read the file.
+        DataError: If the words cannot be parsed, or other users may read the file.
     """
     secret = secrets.token_urlsafe(32)
     line = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()} {' '.join(words.split())}"
@@ -86,28 +86,28 @@ def create_key(path: Path, words: str = "") -> str:
 
 
 def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
-    """Return the keys of a file (one a line, ``#`` begins a comment) and of the environment.
+    """Return the keys of a file (one a line, ``#`` starts a comment) and of the environment.
 
     Raises:
-        DataError: If the file cannot be read or others may read it, a line says something else than
-            a key and who asks, a key is short, or one stands for two askers.
+        DataError: If the file cannot be read or is readable by other users, a line cannot be
+            parsed, a key is too short, or a key is given for two clients.
     """
     lines = os.environ.get(_ENVIRONMENT_VARIABLE, "").split(",")
-    found = [ApiKey(line.strip()) for line in lines if line.strip()]
+    api_keys = [ApiKey(line.strip()) for line in lines if line.strip()]
     if path is not None:
         text = _read_private_file(path).splitlines()
-        told = (line.partition("#")[0].split() for line in text)
-        found += [_parse_line(words, path) for words in told if words]
-    if any(len(key.secret) < _MIN_KEY_LENGTH for key in found):
+        entries = (line.partition("#")[0].split() for line in text)
+        api_keys += [_parse_line(words, path) for words in entries if words]
+    if any(len(key.secret) < _MIN_KEY_LENGTH for key in api_keys):
         raise DataError(
             "an API key is too short to be secret",
             code="serve.weak-key",
             expected=f"at least {_MIN_KEY_LENGTH} characters",
             next="python -c 'import secrets; print(secrets.token_urlsafe(24))'",
         )
-    keys = tuple(dict.fromkeys(found))
+    keys = tuple(dict.fromkeys(api_keys))
     if len({key.secret for key in keys}) < len(keys):
-        raise _key_file_error(path, "one key stands for two askers", "each key once")
+        raise _key_file_error(path, "one key is given for two clients", "each key once")
     return keys
 
 
@@ -116,23 +116,23 @@ def _read_private_file(path: Path) -> str:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read: {error}",
+            f"the key file {path} cannot be read: {error}",
             code="serve.key-file",
             expected="a text file of keys, one a line",
             next="check the path and its permissions",
         ) from error
     if mode & 0o077:
         raise DataError(
-            f"{path} can be read by others",
+            f"the key file {path} is readable by other users",
             code="serve.key-file",
-            expected="a file that only its owner may read",
+            expected="a file that only its owner can read",
             next=f"chmod 600 {path}",
         )
     return text
 
 
 def _parse_line(words: list[str], path: Path) -> ApiKey:
-    """Return the key of a line; what it says of the asker is never passed over."""
+    """Parse a line of a key file; unknown words are refused, not ignored."""
     tenant, principals, scopes = "", [], set()
     for word in words[1:]:
         name, equals, value = word.partition("=")
@@ -142,7 +142,7 @@ def _parse_line(words: list[str], path: Path) -> ApiKey:
             or (name == "tenant" and tenant)
             or (name == "scope" and value not in SCOPES)
         ):
-            raise _key_file_error(path, f"{word!r:.40} after a key is not understood", _LINE_FORMAT)
+            raise _key_file_error(path, f"{word!r:.40} after a key is not recognized", _LINE_FORMAT)
         if name == "tenant":
             tenant = value
         elif name == "scope":
@@ -150,36 +150,37 @@ def _parse_line(words: list[str], path: Path) -> ApiKey:
         else:
             principals.append(value)
     if principals and not tenant:
-        raise _key_file_error(path, "a key has principals and no tenant", _LINE_FORMAT)
+        raise _key_file_error(path, "a key has principals but no tenant", _LINE_FORMAT)
     access = AccessContext(tenant, principals) if tenant else None
     return ApiKey(words[0], access, frozenset(scopes) or SCOPES)
 
 
 _LINE_FORMAT = (
-    "KEY, or KEY tenant=NAME principal=LABEL scope=SCOPE ..., and # before remarks; "
-    f"scopes are {', '.join(sorted(SCOPES))}"
+    "KEY, or KEY tenant=NAME principal=LABEL scope=SCOPE ..., and # before comments; scopes are "
+    f"{', '.join(sorted(SCOPES))}"
 )
 
 
-def _key_file_error(path: Path | None, what: str, expected: str) -> DataError:
+def _key_file_error(path: Path | None, message: str, expected: str) -> DataError:
     return DataError(
-        what,
+        message,
         code="serve.key-file",
         where=str(path or _ENVIRONMENT_VARIABLE),
         expected=expected,
-        next="correct the line; keys are not shown here",
+        next="correct the line; keys are not printed here",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Bounds on requests; every one that is crossed is refused with its figure, never cut.
+    """Bounds on requests; a request over a limit is refused with the figure, never truncated.
 
-    ``running`` generations happen at once (0: as many as the engine takes, which need not be more
-    than one), and ``waiting`` more may stand in line for ``wait_s``; past that a client is told to
-    come again. Recipes are checked one at a time and media as well, and of each ``checks`` more may
-    wait; media have their place before they are read. ``requests_per_minute`` counts for each key
-    (0: as many as come); ``followers`` are the streams of jobs' events at once.
+    ``running`` generations run at once (0: as many as the engine supports, which may be one), and
+    ``waiting`` more may wait in the queue for ``wait_s``; beyond that a client is asked to retry
+    later. Recipe checks and media checks run one at a time, and up to ``checks`` more of each may
+    wait; a media check gets its place in the queue before its body is read. ``requests_per_minute``
+    applies to each key (0: unlimited); ``followers`` is the number of concurrent event streams of
+    jobs.
     """
 
     body_bytes: int = 1_000_000
@@ -207,6 +208,6 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def parse_host_name(host: str) -> str:
-    """Return the name of a Host header, or of an origin without its scheme, without the port."""
+    """Return the host name, without port, of a Host header or of an origin without scheme."""
     host = host.strip().lower()
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

@@ -2,9 +2,9 @@
 
 Routes only translate; limits, keys, threads and jobs have modules of their own.
 
-A run answers from its documents, a checkpoint by itself; both are opened as mounts are. Each has an
-API of its own (``create_app`` over one ``Served``), so that limits and slots are those of one
-model.
+A run answers from its documents, a checkpoint without documents; both are opened like mounts. Each
+model gets its own API (``create_app`` over one ``ServedModel``), so limits and slots apply to each
+model separately.
 """
 
 from __future__ import annotations
@@ -64,22 +64,21 @@ def create_app(
     api_keys: Sequence[str | ApiKey] = (),
     limits: RequestLimits | None = None,
     jobs: JobRunner | None = None,
-    looker: MediaCheckService | None = None,
+    media_check: MediaCheckService | None = None,
     counters: ServerMetrics | None = None,
     log: Callable[[str], None] | None = None,
 ) -> FastAPI:
-    """Return the API of what is served.
+    """Return the HTTP API over the served models.
 
     Args:
-        served: What is mounted, names all different; the caller closes it after the app. None
-            serves jobs alone.
-        api_keys: Keys of which a client must bear one; none lets this machine in without. A key
-            says as whom its client asks.
-        limits: What a client may ask for at most.
-        jobs: Runs jobs of clients, from the app's start to its end.
-        looker: Looks at media that clients send.
-        counters: Counts what is done; by default the app's own.
-        log: Told every request as one line of JSON, without anything that was said.
+        served: Mounts with distinct names; the caller closes them after the app. None serves jobs
+            alone.
+        api_keys: Accepted keys with their access; without keys only this machine is served.
+        limits: Request limits.
+        jobs: Job runner, started and stopped with the app.
+        media_check: Media check of ``POST /v1/forensics/check``.
+        counters: Metrics; by default the app's own.
+        log: Receives one line of JSON for each request, without any content.
     """
     bounds = limits or RequestLimits()
     counters = counters or ServerMetrics()
@@ -98,7 +97,7 @@ def create_app(
     app.add_middleware(AuthMiddleware, api_keys=keys, limits=bounds)
     app.add_middleware(
         MetricsMiddleware, counters=counters, log=log
-    )  # the last one added is the outermost
+    )  # the middleware added last is the outermost
 
     mounts = [served] if isinstance(served, ServedModel) else list(served or ())
     desk = app.state.desk = ModelService(mounts, bounds, counters)
@@ -106,8 +105,8 @@ def create_app(
     _add_model_routes(app, desk)
     if jobs is not None:
         add_job_routes(app, jobs, bounds)
-    if looker is not None:
-        add_media_check_route(app, looker, bounds)
+    if media_check is not None:
+        add_media_check_route(app, media_check, bounds)
     add_openapi(app, desk.names)
     return app
 
@@ -115,12 +114,12 @@ def create_app(
 def _add_health_routes(app: FastAPI, counters: ServerMetrics, jobs: JobRunner | None) -> None:
     @app.get("/healthz", responses={200: {"model": openapi.ServerStatus}})
     async def healthz() -> dict[str, str]:
-        """Say that the server lives."""
+        """Report that the server is alive."""
         return {"status": "ok"}
 
     @app.get("/readyz", responses={200: {"model": openapi.ServerStatus}})
     async def readyz() -> Response:
-        """Say whether the server takes requests: 503 while it stops."""
+        """Report whether the server accepts requests: 503 during shutdown."""
         if getattr(app.state, "is_stopping", False) or (jobs is not None and jobs.is_stopping):
             return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ready"})
@@ -130,19 +129,19 @@ def _add_health_routes(app: FastAPI, counters: ServerMetrics, jobs: JobRunner | 
         response_class=PlainTextResponse,
     )
     async def metrics() -> Response:
-        """Say what the server has done, as Prometheus reads it."""
+        """Return the metrics in the Prometheus text format."""
         return Response(counters.render(), media_type=METRICS_CONTENT_TYPE)
 
 
 def _add_model_routes(app: FastAPI, desk: ModelService) -> None:
     @app.get("/v1/models", responses={200: {"model": openapi.ModelList}})
     async def models() -> dict[str, Any]:
-        """List what is mounted."""
+        """List the served models."""
         return {"object": "list", "data": [desk.describe(name) for name in desk.names]}
 
     @app.get("/v1/models/{name:path}", responses={200: {"model": openapi.ModelInfo}})
     async def model(name: str) -> dict[str, Any]:
-        """Describe one of what is mounted."""
+        """Describe one served model."""
         return desk.describe(name)
 
     @app.post(
@@ -158,7 +157,7 @@ def _add_model_routes(app: FastAPI, desk: ModelService) -> None:
         responses={200: {"model": openapi.ResponseObject, **STREAM_RESPONSES[200]}},
     )
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer a chat turn in items, whole or as typed events; nothing of it is stored."""
+        """Answer a chat turn as items, whole or as typed events; nothing is stored."""
         return await desk.respond(body, request)
 
     @app.post(
@@ -166,30 +165,30 @@ def _add_model_routes(app: FastAPI, desk: ModelService) -> None:
         responses={200: {"model": openapi.TextCompletion, **STREAM_RESPONSES[200]}},
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Go on with a raw text, whole or streamed."""
+        """Complete a raw text, whole or streamed."""
         return await desk.complete(body, request)
 
     @app.post("/v1/embeddings", responses={200: {"model": openapi.EmbeddingList}})
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        """Turn texts into vectors."""
+        """Embed texts."""
         return await desk.embed(body, request)
 
     @app.post("/v1/rerank", responses={200: {"model": openapi.RerankResponse}})
     async def rerank(body: RerankRequest, request: Request) -> Response:
-        """Order documents by how well they fit a query."""
+        """Rank documents by their relevance to a query."""
         return await desk.rerank(body, request)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """What is open under a name: what answers, and its API."""
+    """Open model: the mount, and its API."""
 
     app: ASGIApp
     served: ServedModel
 
 
 class ModelCache:
-    """Opens runs and checkpoints of a folder by name, at most ``kept`` at once."""
+    """LRU cache of open runs and checkpoints of a folder, at most ``max_open`` at once."""
 
     def __init__(
         self,
@@ -197,44 +196,44 @@ class ModelCache:
         access: AccessContext | None = None,
         *,
         limits: RequestLimits | None = None,
-        kept: int = 3,
+        max_open: int = 3,
         references: Callable[[], set[str]] | None = None,
     ) -> None:
-        """Stand over a folder.
+        """Open no model yet.
 
         Args:
-            root: The folder.
-            access: Who asks, of indexes with tenants.
-            limits: Of each that is opened.
-            kept: How many stay open.
-            references: Gives the ``hub:`` references that may be opened beside the folder's own.
+            root: Served folder.
+            access: Access of the client to indexes with tenants.
+            limits: Request limits of each open model.
+            max_open: Number of models kept open.
+            references: Returns the ``hub:`` references that may be opened as well.
         """
         self.root, self.access = root, access
         self.limits = limits or RequestLimits()
         self._references = references or set
-        self._open = ResourceLRU[str, OpenModel](kept, "models")
+        self._open = ResourceLRU[str, OpenModel](max_open, "models")
 
     def open(self, name: str) -> ServedModel:
-        """Open what a name stands for, unless it is open; blocks while a model is read.
+        """Return the open model of a name, opening it if needed; blocks while weights are read.
 
         Raises:
-            DataError: If it is neither a run nor a checkpoint, or lies outside.
+            DataError: If the name is neither a run nor a checkpoint, or lies outside the folder.
             CheckpointError: If its model cannot be read.
-            ResourceError: If all that is open is in use.
+            ResourceError: If all open models are in use.
         """
         with self.use(name) as opened:
             return opened.served
 
     @contextmanager
     def use(self, name: str) -> Iterator[OpenModel]:
-        """Hold what a name stands for open until the body ends; raises as ``open`` does."""
-        if not name.startswith("hub:"):  # "a", "./a" and a link to it are one
+        """Keep the model of a name open until the body ends; raises like ``open``."""
+        if not name.startswith("hub:"):  # "a", "./a" and a link to it name one model
             name = to_name(self.root, resolve_name(self.root, name)) or name
         with self._open.use(name, partial(self._serve, name)) as opened:
             yield opened
 
     def close(self) -> None:
-        """Close all that is open."""
+        """Close all open models."""
         self._open.close()
 
     @contextmanager
@@ -249,22 +248,22 @@ class ModelCache:
     def _find_reference(self, name: str) -> Mount:
         if name not in self._references():
             raise DataError(
-                f"{name!r:.200} made nothing that lies in this folder",
+                f"{name!r:.200} is not a model of this folder",
                 code="data.missing",
-                expected="a checkpoint of the folder, or one that something in it names",
+                expected="a checkpoint of the folder, or one that an artifact in it refers to",
                 next="open the list of models",
             )
         return Mount(name, name)
 
     def _find(self, name: str) -> tuple[Mount, AccessContext | None]:
-        """Return what a name is mounted as, and who asks it."""
-        found, folder = read_folder_artifact(self.root, name), resolve_name(self.root, name)
-        if not found.is_run and found.kind != "checkpoint":
+        """Return how a name is mounted, and the access of its client."""
+        artifact, folder = read_folder_artifact(self.root, name), resolve_name(self.root, name)
+        if not artifact.is_run and artifact.kind != "checkpoint":
             raise DataError(
-                f"{name!r:.200} is {found.kind}, which does not answer",
+                f"{name!r:.200} is of kind {artifact.kind}, which does not answer",
                 code="data.wrong-kind",
                 expected="a run or a checkpoint",
                 next="open the list of models",
             )
-        is_guarded = found.is_run and has_tenants(find_step(folder, "index"))
+        is_guarded = artifact.is_run and has_tenants(find_step(folder, "index"))
         return Mount(folder.resolve().name, str(folder)), self.access if is_guarded else None

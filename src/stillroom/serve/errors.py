@@ -1,7 +1,7 @@
 """HTTP errors in the format of the OpenAI API; internal errors are logged, not sent.
 
-A refusal says what the client can change. Anything unforeseen becomes a plain 500 with a number
-that stands in the server's log too.
+A refusal names what the client can change. Any unexpected error becomes a plain 500 with a number
+that is also in the server's log.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _ERROR_TYPES = {
 }
 
 
-class ApiError(Exception):  # what the client is told; not an error of ours
-    """A request that is answered with an error object."""
+class ApiError(Exception):  # sent to the client; not part of StillroomError
+    """Request that is answered with an error object."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class ApiError(Exception):  # what the client is told; not an error of ours
         headers: Mapping[str, str] | None = None,
         problems: Sequence[Problem] = (),
     ) -> None:
-        """Refuse with an HTTP status, a sentence and a code; a recipe's problems one by one."""
+        """Set the HTTP status, the message, the code and the problems of a recipe."""
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
         self.problems = tuple(problems)
 
     def to_json(self) -> dict[str, Any]:
-        """Return OpenAI's error object."""
+        """Return the error object of the OpenAI API."""
         kind = _ERROR_TYPES.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
@@ -82,21 +82,21 @@ class ApiError(Exception):  # what the client is told; not an error of ours
 
 
 def client_disconnected() -> ApiError:
-    """Return what is noted of a request whose client did not wait for its answer."""
-    return ApiError(499, "the client left", code="client_left")
+    """Return the error that is logged for a request whose client disconnected."""
+    return ApiError(499, "the client disconnected", code="client_left")
 
 
 def server_stopping() -> ApiError:
-    """Return what a client is told whose request a server that stops does not end."""
-    told = "the server is stopping"
-    return ApiError(503, told, code="stopping", headers={"Retry-After": "5"})
+    """Return the error for a request that is cut off by a shutdown."""
+    message = "the server is shutting down"
+    return ApiError(503, message, code="stopping", headers={"Retry-After": "5"})
 
 
 def to_api_error(error: BaseException) -> ApiError:
-    """Return what a client is told of an error; causes and paths stay in the log.
+    """Convert an exception to the error sent to the client; causes and paths stay in the log.
 
-    What the client sent wrong (DataError, a prompt that does not fit, a schema that cannot be held)
-    is said as it is.
+    Errors in the client's input (DataError, a prompt that exceeds the context, an unsupported
+    schema) are sent unchanged.
     """
     if isinstance(error, ApiError):
         return error
@@ -104,11 +104,13 @@ def to_api_error(error: BaseException) -> ApiError:
         isinstance(error, BackendError) and error.code in _CLIENT_ERROR_CODES
     ):
         problem = error.problems[0]
-        told = f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what
-        return ApiError(400, told, code=problem.code)
+        message = (
+            f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what
+        )
+        return ApiError(400, message, code=problem.code)
     if isinstance(error, RecipeError):
-        told = error.problems[0].what
-        return ApiError(400, told, code=error.code, param="recipe", problems=error.problems)
+        message = error.problems[0].what
+        return ApiError(400, message, code=error.code, param="recipe", problems=error.problems)
     number = uuid.uuid4().hex[:12]
     if isinstance(error, ResourceError) and error.code == "resource.disk-full":
         _LOG.error("error %s: %s", number, error)
@@ -116,12 +118,14 @@ def to_api_error(error: BaseException) -> ApiError:
     if isinstance(error, StillroomError):
         _LOG.error("error %s: %s", number, error)
         if isinstance(error, BackendError):
-            told = f"the model failed; the server's log says why under {number}"
-            return ApiError(503, told, code=error.code)
+            message = f"the model failed; the server's log has the reason under {number}"
+            return ApiError(503, message, code=error.code)
     else:
         _LOG.error("error %s", number, exc_info=error)
     return ApiError(
-        500, f"the server failed; its log says why under {number}", code="internal_error"
+        500,
+        f"the server failed; the server's log has the reason under {number}",
+        code="internal_error",
     )
 
 
@@ -141,11 +145,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        told = f"{request.method} {request.url.path[:200]} is not served here"
+        message = f"{request.method} {request.url.path[:200]} is not served here"
         if status not in {404, 405}:
-            told = "the request cannot be read"
+            message = "the request cannot be read"
         headers = error.headers if isinstance(error, HTTPException) else None
-        return answer(ApiError(status, told, code="http_error", headers=headers))
+        return answer(ApiError(status, message, code="http_error", headers=headers))
 
     app.add_exception_handler(ApiError, on_refusal)
     app.add_exception_handler(StillroomError, on_refusal)
@@ -154,28 +158,30 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _to_validation_error(found: Sequence[Any], body: Any) -> ApiError:
-    """Return what a client is told of a body that is not as it must be.
+def _to_validation_error(errors: Sequence[Any], body: Any) -> ApiError:
+    """Return the error for a request body that fails validation.
 
-    Where a value may be of several shapes, what is wrong deepest within it is told: there the
-    client meant that shape.
+    For a union of several types, the error at the deepest location is reported: it belongs to the
+    variant that the client most likely meant.
     """
-    if not found:
+    if not errors:
         return ApiError(400, "the request cannot be read", code="invalid_request")
-    first = found[0]
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON", code="invalid_json")
     paths = [
-        clean_path(one["loc"][1:], body, is_missing=one["type"] == "missing")
-        if one["loc"][0] == "body"
-        else one["loc"][1:]
-        for one in found
+        clean_path(error["loc"][1:], body, is_missing=error["type"] == "missing")
+        if error["loc"][0] == "body"
+        else error["loc"][1:]
+        for error in errors
     ]
-    inside = [at for at, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
-    chosen = max(inside, key=lambda at: (len(paths[at]), -at))
-    place, told = format_path(paths[chosen]), found[chosen]
-    if told["type"] == "extra_forbidden":
-        return ApiError(400, f"'{place}' is not served here", code="unknown_parameter", param=place)
+    inside = [index for index, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+    deepest = max(inside, key=lambda index: (len(paths[index]), -index))
+    location, error = format_path(paths[deepest]), errors[deepest]
+    if error["type"] == "extra_forbidden":
+        return ApiError(
+            400, f"'{location}' is not served here", code="unknown_parameter", param=location
+        )
     return ApiError(
-        400, f"{place or 'body'}: {told['msg']}", code="invalid_request", param=place or None
+        400, f"{location or 'body'}: {error['msg']}", code="invalid_request", param=location or None
     )

@@ -1,7 +1,7 @@
 """Forensic check of uploaded media: ``POST /v1/forensics/check`` and its child process.
 
-Files are written to a folder of their own, part by part, and looked at in a fenced process with
-bounded memory and time; both are gone when the answer is. Knows nothing of HTTP.
+Files are written part by part to a temporary folder and checked in a sandboxed process with bounded
+memory and time; folder and process are gone when the reply is sent. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class UploadedFile:
-    """A file that a client sent: where it lies, and what the client calls it."""
+    """Uploaded file: its path, and the client's name for it."""
 
     path: Path
     name: str
 
 
 class MediaCheckService:
-    """Looks at files of a request; how many requests at once is its callers' to bound."""
+    """Checks the files of a request; callers bound how many requests run at once."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class MediaCheckService:
         official: Sequence[Path] = (),
         trust: Sequence[Path] = (),
     ) -> None:
-        """Look with these.
+        """Configure the checks.
 
         Args:
-            detectors: Trained detectors that look at each face.
-            official: The C2PA's own trust lists, as PEM.
-            trust: Authorities that the operator trusts, as PEM.
+            detectors: Folders of trained face detectors.
+            official: Official C2PA trust lists, as PEM.
+            trust: Certificate authorities that the operator trusts, as PEM.
         """
         self.detectors = [path.absolute() for path in detectors]
         self.official = [path.absolute() for path in official]
@@ -75,30 +75,31 @@ class MediaCheckService:
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
-        """Make a folder for one request's files; it is gone when the body ends."""
+        """Create a folder for one request's files; it is removed when the body ends."""
         with tempfile.TemporaryDirectory(prefix="stillroom-sent-") as folder:
             yield Path(folder)
 
     def place(self, folder: Path, number: int, name: str) -> UploadedFile:
-        """Return where a file of a request is written; of its name only the ending is used.
+        """Return the path for a file of a request; only the suffix of its name is used.
 
-        Its own name is random, so that it can be found in what is told and the client's put there.
+        The file name is random, so that it can be found in results and replaced by the client's
+        name.
         """
         ending = _FILE_EXTENSION.search(name)
         shown = Path(name.replace("\\", "/")).name[:200] or f"file-{number}"
-        own = f"{secrets.token_hex(12)}{ending[0].lower() if ending else ''}"
-        return UploadedFile(folder / own, shown)
+        file_name = f"{secrets.token_hex(12)}{ending[0].lower() if ending else ''}"
+        return UploadedFile(folder / file_name, shown)
 
     async def look(
         self, folder: Path, files: Sequence[UploadedFile], *, prevalence: float, pulse: bool
     ) -> dict[str, Any]:
-        """Return what is known of files.
+        """Return the findings on files.
 
         Raises:
-            Refusal: If it takes too long, or the process ends over a file.
+            ApiError: If the check takes too long, or its process crashes.
         """
         order = {
-            "do": "look",
+            "task": "media",
             "files": [[str(sent.path), sent.name] for sent in files],
             "detectors": [str(path) for path in self.detectors],
             "official": [str(path) for path in self.official],
@@ -107,18 +108,18 @@ class MediaCheckService:
             "pulse": pulse,
             "memory_bytes": _MEMORY_BYTES,
             "root": str(folder),
-            "place": "",
+            "job_folder": "",
             "readable": [str(path) for path in (*self.detectors, *self.official, *self.trust)],
             "ports": [],
             "hub": False,
-            "fence": self._has_fence,
+            "sandbox": self._has_fence,
         }
-        found = await run_worker(order, folder, folder, timeout_s=_TIMEOUT_S)
-        if found["state"] != "looked":
+        findings = await run_worker(order, folder, folder, timeout_s=_TIMEOUT_S)
+        if findings["state"] != "checked":
             raise ApiError(
-                422, "the files could not be looked at; their decoding failed", code="unreadable"
+                422, "the files could not be checked: decoding failed", code="unreadable"
             )
-        return {"files": found["files"], "limits": found["limits"]}
+        return {"files": findings["files"], "limits": findings["limits"]}
 
 
 _CHUNK_BYTES = 1 << 20
@@ -155,8 +156,10 @@ _BODY_SCHEMA = {
 }
 
 
-def add_media_check_route(app: FastAPI, looker: MediaCheckService, limits: RequestLimits) -> None:
-    """Add the route to an app."""
+def add_media_check_route(
+    app: FastAPI, media_check: MediaCheckService, limits: RequestLimits
+) -> None:
+    """Add the media check route to an app."""
     line = FairQueue(limits, 1, most_waiting=limits.checks)
 
     @app.post(
@@ -165,28 +168,28 @@ def add_media_check_route(app: FastAPI, looker: MediaCheckService, limits: Reque
         responses={200: {"model": openapi.MediaCheckResult}},
     )
     async def check(request: Request) -> dict[str, Any]:
-        """Say what is known of media: credentials, and what the server's detectors find."""
+        """Check media: content credentials, and the results of the server's detectors."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data":
             raise ApiError(
                 415, "files are sent as multipart/form-data", code="unsupported_media_type"
             )
-        with line.place():  # before the files are read, so that those who wait are bounded
-            async with looker.folder() as folder:
-                files, prevalence, pulse = await _read_form(request, folder, looker, limits)
+        with line.place():  # before the files are read, so that waiting uploads are bounded
+            async with media_check.folder() as folder:
+                files, prevalence, pulse = await _read_form(request, folder, media_check, limits)
                 async with line.turn(request):
-                    looking = looker.look(folder, files, prevalence=prevalence, pulse=pulse)
-                    found = await run_while_connected(request, looking)
-        return {"object": "forensics.check", **found}
+                    running = media_check.look(folder, files, prevalence=prevalence, pulse=pulse)
+                    findings = await run_while_connected(request, running)
+        return {"object": "forensics.check", **findings}
 
 
 async def _read_form(
-    request: Request, folder: Path, looker: MediaCheckService, limits: RequestLimits
+    request: Request, folder: Path, media_check: MediaCheckService, limits: RequestLimits
 ) -> tuple[list[UploadedFile], float, bool]:
-    """Write a form's files into a folder; return them, the prevalence, and whether for a pulse."""
+    """Write a form's files to a folder; return them, the prevalence, and the pulse flag."""
     try:
         async with request.form(max_files=limits.uploads, max_fields=8, max_part_size=4096) as form:
-            return await _write_files(form, folder, looker), *_read_settings(form)
+            return await _write_files(form, folder, media_check), *_read_settings(form)
     except ClientDisconnect:
         raise client_disconnected() from None
     except HTTPException as error:
@@ -196,7 +199,7 @@ async def _read_form(
 
 
 async def _write_files(
-    form: FormData, folder: Path, looker: MediaCheckService
+    form: FormData, folder: Path, media_check: MediaCheckService
 ) -> list[UploadedFile]:
     files: list[UploadedFile] = []
     for key, value in form.multi_items():
@@ -212,17 +215,17 @@ async def _write_files(
         if key != "file":
             raise ApiError(
                 400,
-                "files are sent under the name 'file'",
+                "the form field of a file is not 'file'",
                 code="unknown_parameter",
                 param=key[:40],
             )
-        sent = looker.place(folder, len(files), value.filename or "")
+        sent = media_check.place(folder, len(files), value.filename or "")
         with sent.path.open("wb") as out:
             while piece := await value.read(_CHUNK_BYTES):
                 out.write(piece)
         files.append(sent)
     if not files:
-        raise ApiError(400, "no file was sent", code="invalid_input", param="file")
+        raise ApiError(400, "the form has no file", code="invalid_input", param="file")
     return files
 
 

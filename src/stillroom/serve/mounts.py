@@ -1,8 +1,8 @@
 """Served models: runs, indexes and checkpoints under the names that clients request.
 
-``NAME=PATH`` mounts what lies at a path under a name, ``PATH`` alone under the folder's own name,
-``NAME=INDEX+MODEL`` an index with the model that answers from it. What a path is says itself: a
-run, an index, a checkpoint of any backend (diffusion too), an embedder, a reranker.
+``NAME=PATH`` mounts a path under a name, ``PATH`` alone under the folder's name,
+``NAME=INDEX+MODEL`` an index with the model that answers from it. The type is detected: a run, an
+index, a checkpoint of any backend (diffusion included), an embedder, or a reranker.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 
 
 class AnswerFunction(Protocol):
-    """Answers from documents: pieces of text as they come, then the Answer."""
+    """Answers from documents: yields pieces of text, then the Answer."""
 
     def __call__(
         self,
@@ -61,30 +61,30 @@ class AnswerFunction(Protocol):
         access: AccessContext | None,
         is_cancelled: Callable[[], bool],
     ) -> Iterator[str | Answer]:
-        """Answer the last message; ``k`` passages are shown to the model.
+        """Answer the last message; the model sees ``k`` passages.
 
         Args:
-            messages: The conversation; what comes before the last message is read where the way
-                begins with the transform last_turn.
-            sampling: How the answer is drawn.
-            k: How many passages are shown.
-            settings: What the client wants otherwise than the server does it.
-            access: Who asks, as the client's key says; None where it says nobody.
-            is_cancelled: Once true, the client has left.
+            messages: Conversation; messages before the last are read only if the pipeline starts
+                with the transform last_turn.
+            sampling: Sampling settings of the answer.
+            k: Number of passages shown to the model.
+            settings: Settings that the client overrides.
+            access: Access of the client's key; None if the key names none.
+            is_cancelled: Returns True once the client has disconnected.
 
         Raises:
             RecipeError: If the client names an unknown method.
-            DataError: If the index has tenants and nobody is named.
+            DataError: If the index has tenants and no access is given.
         """
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One mount: a model, what embeds, what reranks, and what answers from documents.
+    """One mount: a model, an embedder, a reranker, and an answer function over documents.
 
-    Clients name what they want: ``name`` answers from documents where there are any, ``bare_name``
-    is the model alone, ``embedder_name`` makes vectors; without a model the name is that of the
-    embedder or the reranker itself.
+    Clients choose by name: ``name`` answers from documents if there are any, ``model_name`` is the
+    model alone, ``embedder_name`` embeds; without a model the name is that of the embedder or the
+    reranker.
     """
 
     name: str
@@ -94,42 +94,42 @@ class ServedModel:
     embedder_name: str = "embedder"
     reranker: RerankerModel | None = None
     k: int = 3
-    rule: str = "open"
-    """Whether all see all of the index (``open``), or each their own (``tenants``)."""
+    access_rule: str = "open"
+    """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
     @property
-    def bare_name(self) -> str:
-        """The name under which the model answers alone."""
+    def model_name(self) -> str:
+        """Name under which the model answers without documents."""
         return f"{self.name}-bare" if self.ask else self.name
 
     @property
     def names(self) -> list[str]:
-        """Every name a client may ask for."""
-        names = [self.name, self.bare_name] if self.ask else [self.name]
+        """All names that a client may request."""
+        names = [self.name, self.model_name] if self.ask else [self.name]
         if self.embedder is not None and self.embedder_name not in names:
             names.append(self.embedder_name)
         return names
 
-    def abilities(self, name: str) -> list[str]:
-        """Return which endpoints answer to a name."""
+    def capabilities(self, name: str) -> list[str]:
+        """Return the endpoints that answer to a name."""
         if name == self.embedder_name and self.embedder is not None:
             return ["embeddings", "rerank"]
         if self.reranker is not None:
             return ["rerank"]
         if self.model is None:
             return []
-        found = ["chat.completions", "responses", "completions"]
+        endpoints = ["chat.completions", "responses", "completions"]
         if self.ask is not None and name == self.name:
-            return [*found, "citations"]
+            return [*endpoints, "citations"]
         if isinstance(self.model, DenoisingModel):
-            found.append("canvas")
+            endpoints.append("canvas")
         if isinstance(self.model, OpenAIPassthroughModel):
-            found.append("tools")
-        return found
+            endpoints.append("tools")
+        return endpoints
 
     @property
-    def lanes(self) -> int:
-        """How many answers the engine writes at once."""
+    def concurrency(self) -> int:
+        """Number of answers that the engine generates at once."""
         if isinstance(self.model, ConcurrentModel):
             return self.model.concurrency
         return self.model.lanes if isinstance(self.model, BatchingModel) else 1
@@ -145,15 +145,15 @@ def open_run(
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:
-    """Open a finished run's index and model (or another model) until the body ends.
+    """Open the index and the model of a finished run until the body ends.
 
     Args:
-        run: The folder of the run, or of an index if a model is given.
-        name: What clients call it; by default the folder's name.
-        model: Another model than the run's own.
-        settings: How questions are answered where a client does not say.
-        access: As whom is asked where a client does not say, of an index with tenants.
-        say: Told what a ``hub:`` reference was resolved to.
+        run: Folder of the run, or of an index if a model is given.
+        name: Name for clients; by default the folder's name.
+        model: Model that replaces the run's own.
+        settings: Default answer settings.
+        access: Default access to an index with tenants.
+        say: Receives the resolved ``hub:`` reference.
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
@@ -167,7 +167,7 @@ def open_run(
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
     reference = model or find_model(run)
-    own: AnswerOptions = settings or {}
+    defaults: AnswerOptions = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
 
@@ -180,12 +180,12 @@ def open_run(
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
         ) -> Iterator[str | Answer]:
-            # As it is now: what was deleted, or is theirs no more, is in no answer from then on.
+            # The current state: deleted or no longer visible documents appear in no later answer.
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
-            wanted: AnswerOptions = {**own, **parse_answer_settings(settings), "k": k}
+            options: AnswerOptions = {**defaults, **parse_answer_settings(settings), "k": k}
             return ask_stream(
-                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
+                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **options
             )
 
         try:
@@ -194,8 +194,8 @@ def open_run(
                 text_model,
                 ask,
                 audience.embedder,
-                k=own.get("k", ServedModel.k),
-                rule=audience.rule,
+                k=defaults.get("k", ServedModel.k),
+                access_rule=audience.rule,
             )
         finally:
             text_model.close()
@@ -213,7 +213,7 @@ _REFERENCE_SCHEME = re.compile(r"[a-z][a-z0-9.-]+:")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """What is mounted: a reference, a name for it, and the model that answers from an index."""
+    """Mount: a reference, its name, and the model that answers from an index."""
 
     name: str
     reference: str
@@ -221,11 +221,11 @@ class Mount:
 
 
 def parse_mount(text: str, model: str = "") -> Mount:
-    """Read ``[NAME=]PATH[+MODEL]``; a path that exists is never taken apart.
+    """Parse ``[NAME=]PATH[+MODEL]``; an existing path is never split.
 
     Args:
-        text: What the command line says.
-        model: For an index without a model of its own.
+        text: Argument of the command line.
+        model: Model for an index that has none.
 
     Raises:
         RecipeError: If no name is given and the path has none.
@@ -233,14 +233,14 @@ def parse_mount(text: str, model: str = "") -> Mount:
     named = None if Path(text).exists() else _NAMED_MOUNT.fullmatch(text)
     name, reference = (named[1], named[2]) if named else ("", text)
     if not Path(reference).exists() and not _REFERENCE_SCHEME.match(reference):
-        path, plus, own = reference.partition("+")
-        reference, model = (path, own) if plus else (reference, model)
+        path, plus, own_model = reference.partition("+")
+        reference, model = (path, own_model) if plus else (reference, model)
     if not name:
         name = reference.rpartition("#")[2] if "#" in reference else Path(reference).resolve().name
         name = name.removesuffix(".gguf")
     if not name:
         raise RecipeError(
-            f"{text!r:.80} has no name that clients could ask for",
+            f"{text!r:.80} has no name for clients",
             code="serve.mount",
             where="stillroom serve",
             expected="NAME=PATH",
@@ -257,39 +257,39 @@ def open_mounts(
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[list[ServedModel]]:
-    """Open all until the body ends.
+    """Open all mounts until the body ends.
 
     Args:
-        mounts: What is mounted; names differ.
-        settings: How questions are answered where a client does not say.
-        access: As whom is asked where a client does not say, of an index with tenants.
-        say: Told what a ``hub:`` reference was resolved to.
+        mounts: Mounts with distinct names.
+        settings: Default answer settings.
+        access: Default access to indexes with tenants.
+        say: Receives the resolved ``hub:`` references.
 
     Raises:
-        RecipeError: If two would have one name.
+        RecipeError: If two mounts have one name.
         DataError: If a run is unfinished, or an index has no model.
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     with ExitStack() as opened:
-        found: list[ServedModel] = []
+        models: list[ServedModel] = []
         for mount in mounts:
             served = opened.enter_context(
                 open_mount(mount, settings=settings, access=access, say=say)
             )
             if len(mounts) > 1 and served.embedder is not None and served.model is not None:
                 served = replace(served, embedder_name=f"{served.name}-embedder")
-            found.append(served)
-        names = [name for served in found for name in served.names]
+            models.append(served)
+        names = [name for served in models for name in served.names]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(
-                f"{twice[0]!r} is the name of two mounts",
+                f"two mounts have the name {twice[0]!r}",
                 code="serve.mount",
                 where="stillroom serve",
-                expected="a name for each",
+                expected="a different name for each",
                 next=f"stillroom serve {twice[0]}=PATH other-name=PATH",
             )
-        yield found
+        yield models
 
 
 @contextmanager
@@ -300,16 +300,16 @@ def open_mount(
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:
-    """Open one until the body ends, as what it is.
+    """Open one mount until the body ends, by the type of its target.
 
     Args:
-        mount: What is mounted.
-        settings: How questions are answered where a client does not say.
-        access: As whom is asked where a client does not say, of an index with tenants.
-        say: Told what a ``hub:`` reference was resolved to.
+        mount: Mount to open.
+        settings: Default answer settings.
+        access: Default access to an index with tenants.
+        say: Receives the resolved ``hub:`` reference.
 
     Raises:
-        RecipeError: If another model is named and nothing has documents.
+        RecipeError: If another model is named but the target has no documents.
         DataError: If a run is unfinished, or an index has no model.
         CheckpointError: If a checkpoint cannot be found or opened.
     """
@@ -323,10 +323,10 @@ def open_mount(
         return
     if mount.model:
         raise RecipeError(
-            f"{mount.reference} is no index, so no other model answers from it",
+            f"{mount.reference} is not an index, so no other model can answer from it",
             code="serve.mount",
             where="stillroom serve",
-            expected="a model with an index or a run alone",
+            expected="a model together with an index or a run",
             next=f"stillroom serve {mount.name}={mount.reference}",
         )
     folder = find_output(path, "checkpoint") if kind else path
@@ -338,18 +338,18 @@ def open_mount(
 def _open_checkpoint(
     mount: Mount, folder: Path, say: Callable[[str], None] | None
 ) -> Iterator[ServedModel]:
-    """Open a checkpoint as what it is; references that are no folders are models that write."""
+    """Open a checkpoint by its type; a reference that is not a folder is a language model."""
     from stillroom.models import open_embedder
     from stillroom.models.factory import open_reranker
 
     if mount.reference.startswith("hub:"):
         folder = resolve_checkpoint(mount.reference, say=say)
-    what = _detect_model_type(folder)
-    if what == "embedder":
+    model_type = _detect_model_type(folder)
+    if model_type == "embedder":
         embedder = open_embedder(str(folder), say=say)
         yield ServedModel(mount.name, embedder=embedder, embedder_name=mount.name)
         return
-    if what == "reranker":
+    if model_type == "reranker":
         reranker = open_reranker(str(folder), say=say)
         try:
             yield ServedModel(mount.name, reranker=reranker)

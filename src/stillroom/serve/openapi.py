@@ -1,10 +1,10 @@
 """Response schemas and corrections of the published OpenAPI description.
 
-They describe and are not used to make answers: what the server sends is held to them by tests, so
-that a field that is forgotten on one side is found.
+The schemas describe replies and do not build them: tests compare the server's replies with them, so
+that a field missing on one side is found.
 
-What is refused is 400 and never FastAPI's 422, every refusal has the one shape, and streams are
-told beside whole replies.
+Refusals have status 400, never FastAPI's 422, and one format; streams are described besides whole
+replies.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ __all__ = [
 
 
 class _StrictModel(BaseModel):
-    """All fields that there are; a reply with another one is wrong."""
+    """Model of a complete reply; unknown fields are an error."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class _ExtensibleModel(BaseModel):
-    """The fields that there always are; some kinds have more."""
+    """Model of the common fields of a reply; some kinds add more."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class ProblemDetail(_StrictModel):
-    """One thing that is wrong."""
+    """One problem of a request."""
 
     what: str
     code: str
@@ -72,24 +72,25 @@ class _ErrorBody(_StrictModel):
     param: str | None
     code: str
     problems: list[ProblemDetail] = Field(
-        default_factory=list, description="of a recipe, and of what builds on an earlier answer"
+        default_factory=list,
+        description="problems of a recipe, and of requests that refer to an earlier answer",
     )
 
 
 class ErrorReply(_StrictModel):
-    """Every refusal."""
+    """Body of every refusal."""
 
     error: _ErrorBody
 
 
 class ServerStatus(_StrictModel):
-    """Of the server."""
+    """Status of the server."""
 
     status: str
 
 
 class ModelInfo(_StrictModel):
-    """A name that clients may ask for."""
+    """Name that clients may request."""
 
     id: str
     object: Literal["model"]
@@ -99,7 +100,7 @@ class ModelInfo(_StrictModel):
 
 
 class ModelList(_StrictModel):
-    """All names."""
+    """List of all model names."""
 
     object: Literal["list"]
     data: list[ModelInfo]
@@ -122,7 +123,7 @@ class _ChatChoice(_ExtensibleModel):
 
 
 class ChatCompletion(_ExtensibleModel):
-    """A chat turn."""
+    """Chat reply."""
 
     id: str
     object: Literal["chat.completion"]
@@ -139,7 +140,7 @@ class _TextChoice(_ExtensibleModel):
 
 
 class TextCompletion(_ExtensibleModel):
-    """A text that was gone on with."""
+    """Text completion."""
 
     id: str
     object: Literal["text_completion"]
@@ -180,7 +181,9 @@ class _MessageItem(_StrictModel):
     status: Literal["completed", "incomplete"]
     content: list[_OutputText | _OutputRefusal]
     citations: list[dict[str, Any]] | None = Field(None, description="of documents")
-    answer: dict[str, Any] | None = Field(None, description="how it was made of documents")
+    answer: dict[str, Any] | None = Field(
+        None, description="details of how it was made from documents"
+    )
     turns_not_read: int | None = None
 
 
@@ -215,7 +218,7 @@ class _ResponseUsage(_StrictModel):
 
 
 class ResponseObject(_StrictModel):
-    """A chat turn, in items. What is said of the request is what held; null is not known here."""
+    """Chat turn as items, with effective request fields; null means unknown."""
 
     id: str
     object: Literal["response"]
@@ -254,7 +257,7 @@ class _Embedding(_StrictModel):
 
 
 class EmbeddingList(_StrictModel):
-    """Vectors."""
+    """List of embeddings."""
 
     object: Literal["list"]
     model: str
@@ -273,7 +276,7 @@ class _RerankResult(_StrictModel):
 
 
 class RerankResponse(_StrictModel):
-    """Documents in order."""
+    """Documents in order of relevance."""
 
     id: str
     object: Literal["list"]
@@ -282,21 +285,21 @@ class RerankResponse(_StrictModel):
 
 
 class RecipeKindSummary(_StrictModel):
-    """A kind of recipe."""
+    """Kind of recipe."""
 
     kind: str
     summary: str
 
 
 class RecipeKindList(_StrictModel):
-    """All kinds."""
+    """List of all kinds."""
 
     object: Literal["list"]
     data: list[RecipeKindSummary]
 
 
 class RecipeKind(_StrictModel):
-    """A kind, its JSON Schema and a commented recipe."""
+    """Kind of recipe with its JSON Schema and a commented example."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -308,7 +311,7 @@ class RecipeKind(_StrictModel):
 
 
 class RecipeCheck(_ExtensibleModel):
-    """Whether a recipe is valid, what it needs and whether that fits."""
+    """Validity of a recipe, its resource estimate, and whether that fits."""
 
     object: Literal["recipe.check"]
     valid: bool
@@ -323,7 +326,7 @@ class _WorkspaceEntry(_StrictModel):
 
 
 class WorkspaceList(_StrictModel):
-    """What lies in a folder that recipes can name."""
+    """Entries of a folder that recipes can name."""
 
     object: Literal["list"]
     path: str
@@ -344,7 +347,7 @@ class _JobArtifact(_StrictModel):
 
 
 class JobStatus(_StrictModel):
-    """A job as it stands."""
+    """Current status of a job."""
 
     id: str
     object: Literal["job"]
@@ -364,7 +367,7 @@ class JobStatus(_StrictModel):
 
 
 class JobList(_StrictModel):
-    """Jobs, newest first."""
+    """List of jobs, newest first."""
 
     object: Literal["list"]
     data: list[JobStatus]
@@ -377,7 +380,7 @@ class _JobFile(_StrictModel):
 
 
 class JobFileList(_StrictModel):
-    """The files of a job."""
+    """Files of a job."""
 
     object: Literal["list"]
     finished: bool
@@ -386,7 +389,7 @@ class JobFileList(_StrictModel):
 
 
 class MediaCheckResult(_StrictModel):
-    """What is known of media."""
+    """Findings on media."""
 
     object: Literal["forensics.check"]
     files: list[dict[str, Any]]
@@ -398,15 +401,15 @@ STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-"""A reply that may be a stream of events, where the client asks for it."""
+"""Reply that is a stream of events if the client requests one."""
 
 
 EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "events as they come",
+        "description": "stream of events",
         "content": {"text/event-stream": {"schema": {}}},
     },
-    204: {"description": "the job is over and the client has all its events"},
+    204: {"description": "the job has ended and the client has all its events"},
 }
 
 
@@ -414,11 +417,11 @@ _ERROR_STATUSES = ("4XX", "5XX")
 
 
 def add_openapi(app: FastAPI, names: Sequence[str] = ()) -> None:
-    """Serve the description at ``/openapi.json``.
+    """Serve the OpenAPI description at ``/openapi.json``.
 
     Args:
-        app: With all its routes.
-        names: What clients may ask for as ``model``.
+        app: Application with all its routes.
+        names: Accepted values of ``model``.
     """
 
     def describe() -> dict[str, Any]:
@@ -430,13 +433,13 @@ def add_openapi(app: FastAPI, names: Sequence[str] = ()) -> None:
 
 
 def _build_openapi(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
-    found = get_openapi(
+    description = get_openapi(
         title="Stillroom",
         version=__version__,
-        summary="OpenAI's endpoints over your own artifacts, and jobs.",
+        summary="OpenAI-compatible endpoints over your own artifacts, and jobs.",
         routes=app.routes,
     )
-    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    schemas = description.setdefault("components", {}).setdefault("schemas", {})
     refusal = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(refusal.pop("$defs", {}))
     schemas["ErrorReply"] = refusal
@@ -445,15 +448,15 @@ def _build_openapi(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
     for schema in schemas.values():
         if names and schema.get("title", "").endswith("Request"):
             schema["properties"]["model"]["enum"] = list(names)
-    told = {
+    refusals = {
         "description": "refused",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
     }
-    for verbs in found["paths"].values():
+    for verbs in description["paths"].values():
         for verb in verbs.values():
             verb["responses"].pop("422", None)
             for status in _ERROR_STATUSES:
-                verb["responses"].setdefault(status, told)
-    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    found["security"] = [{"key": []}, {}]
-    return found
+                verb["responses"].setdefault(status, refusals)
+    description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    description["security"] = [{"key": []}, {}]
+    return description

@@ -1,9 +1,9 @@
 """Interactive model tools: streamed diffusion sampling, and merge previews.
 
-One model is open at a time, and one text is written at a time.
+Sampling keeps one model open and generates one text at a time.
 
-Conflict of their task vectors by layer, and the held-out loss along the line between two of them.
-Blocks while it measures; asked to stop, it stops at the next tensor or point.
+Merge previews measure the conflict of task vectors by layer, and the held-out loss on the line
+between two models. They block; when cancelled, they stop at the next tensor or point.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class DiffusionStreamRequest(BaseModel):
-    """What is to be written, and how; methods are named without settings of their own."""
+    """Prompt and decoding settings; methods are named without settings of their own."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -47,7 +47,9 @@ class DiffusionStreamRequest(BaseModel):
     order: str = Field("confidence", max_length=40, pattern=r"\A[a-z_]+\z")
     commit: str = Field("threshold", max_length=40, pattern=r"\A[a-z_]+\z")
     remasking: str = Field("", max_length=40, pattern=r"\A[a-z_]*\z")
-    at_once: int | None = Field(None, ge=1, le=64, description="places a step, by top_k")
+    at_once: int | None = Field(
+        None, ge=1, le=64, description="tokens committed in a step, for top_k"
+    )
     block_length: int | None = Field(None, ge=1, le=256)
     max_new_tokens: int = Field(48, ge=1, le=256)
     temperature: float = Field(0.0, ge=0, le=2)
@@ -55,22 +57,22 @@ class DiffusionStreamRequest(BaseModel):
 
 
 class DiffusionStreamService:
-    """Opens a folder's diffusion checkpoints, the last one stays."""
+    """Opens diffusion checkpoints of a folder; the last one stays open."""
 
     def __init__(self, root: Path) -> None:
-        """Stand over a folder."""
+        """Open no checkpoint yet."""
         self.root = root
         self._lock = threading.Lock()
         self._open: tuple[str, DiffusionModel] | None = None
 
     def write(
-        self, name: str, wanted: DiffusionStreamRequest, is_stopped: IsStopped
+        self, name: str, body: DiffusionStreamRequest, is_stopped: IsStopped
     ) -> Iterator[dict[str, Any]]:
-        """Yield what each step wrote, then the text with what it took; blocks.
+        """Yield the tokens of each step, then the text with its cost; blocks.
 
         Raises:
-            DataError: If the name is no diffusion checkpoint of the folder.
-            RecipeError: If a method is unknown or does not suit the model.
+            DataError: If the name is not a diffusion checkpoint of the folder.
+            RecipeError: If a method is unknown or unsuitable for the model.
         """
         from stillroom.diffusion.sampling.sampler import generate
         from stillroom.diffusion.sampling.sequence import (
@@ -80,11 +82,11 @@ class DiffusionStreamService:
             decode_tokens,
         )
 
-        settings = _build_decode_settings(wanted)
+        settings = _build_decode_settings(body)
         with self._lock:
             model = self._model(name)
-            ask = build_chat_request if wanted.is_chat else build_text_request
-            request = ask(model.tokenizer, wanted.prompt, wanted.max_new_tokens)
+            ask = build_chat_request if body.is_chat else build_text_request
+            request = ask(model.tokenizer, body.prompt, body.max_new_tokens)
             events: list[StepEvent] = []
             (sample,) = generate(
                 model, [request], settings, on_step=events.append, is_cancelled=is_stopped
@@ -96,12 +98,16 @@ class DiffusionStreamService:
                     "step": event.step,
                     "nfe": event.nfe,
                     "pieces": [
-                        None if event.is_open[at] else texts[at]
-                        for at in range(first, len(event.ids))
+                        None if event.is_open[position] else texts[position]
+                        for position in range(first, len(event.ids))
                     ],
-                    "written": [at - first for at in event.written if at >= first],
-                    "changed": [at - first for at in event.changed if at >= first],
-                    "confidence": [round(one, 4) for one in event.confidence[first:]],
+                    "written": [
+                        position - first for position in event.written if position >= first
+                    ],
+                    "changed": [
+                        position - first for position in event.changed if position >= first
+                    ],
+                    "confidence": [round(confidence, 4) for confidence in event.confidence[first:]],
                 }
             yield {
                 "text": decode_sample(model.tokenizer, sample, include_given=False),
@@ -119,7 +125,7 @@ class DiffusionStreamService:
             return self._open[1]
         if read_folder_artifact(self.root, name).kind != "checkpoint":
             raise DataError(
-                f"{name!r:.200} is no checkpoint",
+                f"{name!r:.200} is not a checkpoint",
                 code="data.wrong-kind",
                 expected="a diffusion checkpoint of the folder",
                 next="choose one on the page Diffusion",
@@ -137,22 +143,22 @@ class DiffusionStreamService:
         return model
 
 
-def _build_decode_settings(wanted: DiffusionStreamRequest) -> Any:
+def _build_decode_settings(request: DiffusionStreamRequest) -> Any:
     from stillroom.diffusion.sampling.settings import DecodeSettings
 
-    commit: Any = wanted.commit
-    if wanted.at_once is not None:
-        commit = {"name": "top_k", "k": wanted.at_once}
+    commit: Any = request.commit
+    if request.at_once is not None:
+        commit = {"name": "top_k", "k": request.at_once}
     try:
         return DecodeSettings.model_validate(
             {
-                "max_new_tokens": wanted.max_new_tokens,
-                "block_length": wanted.block_length,
-                "order": wanted.order,
+                "max_new_tokens": request.max_new_tokens,
+                "block_length": request.block_length,
+                "order": request.order,
                 "commit": commit,
-                "remasking": wanted.remasking or None,
-                "temperature": wanted.temperature,
-                "seed": wanted.seed,
+                "remasking": request.remasking or None,
+                "temperature": request.temperature,
+                "seed": request.seed,
             }
         )
     except ValidationError as error:
@@ -160,7 +166,7 @@ def _build_decode_settings(wanted: DiffusionStreamRequest) -> Any:
         raise RecipeError(
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
             code="console.settings",
-            expected="methods that `stillroom list methods` names",
+            expected="methods listed by `stillroom list methods`",
             next="choose another",
         ) from error
 
@@ -177,18 +183,18 @@ _MAX_TOKENS = 512
 def inspect_models(
     root: Path, base: str, parents: Sequence[str], density: float, is_stopped: IsStopped
 ) -> Iterator[dict[str, Any]]:
-    """Yield one value: how the parents' task vectors over a base agree, by layer and by module.
+    """Yield one value: agreement of the parents' task vectors, by layer and by module.
 
     Args:
-        root: The served folder.
-        base: The name of what all were fine-tuned from.
-        parents: Their names; 2 to ``MAX_PARENTS``.
-        density: The share of each tensor that trimming would keep.
-        is_stopped: Asked after every tensor.
+        root: Served folder.
+        base: Name of the common base model.
+        parents: Names of 2 to ``MAX_PARENTS`` fine-tuned models.
+        density: Share of each tensor that trimming would keep.
+        is_stopped: Called after every tensor.
 
     Raises:
-        DataError: If a name is no checkpoint of the folder, or they are too few or too many.
-        CheckpointError: If they do not belong together.
+        DataError: If a name is not a checkpoint of the folder, or they are too few or too many.
+        CheckpointError: If architectures or tokenizers differ.
         ShapeError: If shapes differ.
     """
     from stillroom.checkpoints import Checkpoint
@@ -196,20 +202,20 @@ def inspect_models(
 
     if not 2 <= len(parents) <= MAX_PARENTS:
         raise DataError(
-            f"{len(parents)} parents are compared",
+            f"{len(parents)} parents are given",
             code="console.parents",
             expected=f"2 to {MAX_PARENTS}",
-            next="choose as many on the page Merge",
+            next="choose 2 to {MAX_PARENTS} parents on the page Merge",
         )
     opened = Checkpoint.open(_find_checkpoint(root, base))
-    found = inspect_models(
+    inspection = inspect_models(
         opened,
         [open_model(str(_find_checkpoint(root, name)), opened) for name in parents],
         density=density,
         on_tensor=_make_cancel_check(is_stopped),
     ).to_json()
-    del found["tensors"]  # hundreds; the layers say what the page shows
-    yield {**found, "base": base, "parents": list(parents)}
+    del inspection["tensors"]  # hundreds of tensors; the page shows the layers alone
+    yield {**inspection, "base": base, "parents": list(parents)}
 
 
 def measure_loss_path(
@@ -221,18 +227,18 @@ def measure_loss_path(
     points: int,
     is_stopped: IsStopped,
 ) -> Iterator[dict[str, Any]]:
-    """Yield one value: the loss at even shares from the first model to the second.
+    """Yield one value: the loss at evenly spaced points from the first model to the second.
 
     Args:
-        sources: The served folder's, as the asker sees them.
-        ends: The models' names.
-        records: The name of an artifact of records; those held out of training, where it has any.
-        count: How many records, at most 64.
-        points: How many shares, both ends counted.
-        is_stopped: Asked after every point.
+        sources: Indexes of the served folder, with the client's access.
+        ends: Names of the two models.
+        records: Name of an artifact of records; its held-out records are used, if any.
+        count: Number of records, at most 64.
+        points: Number of points, including both ends.
+        is_stopped: Called after every point.
 
     Raises:
-        DataError: If a name is not of the folder or not shown, or no record has an answer.
+        DataError: If a name is not in the folder or not visible, or no record has an answer.
         CheckpointError: If a model cannot be loaded.
     """
     from stillroom.checkpoints import Checkpoint
@@ -240,29 +246,29 @@ def measure_loss_path(
 
     first, second = (Checkpoint.open(_find_checkpoint(sources.root, name)) for name in ends)
     with open_record_set(sources, records) as opened:
-        chosen, is_held_out = _select_records(opened, min(count, _MAX_RECORDS))
+        selected, is_held_out = _select_records(opened, min(count, _MAX_RECORDS))
     path = measure_loss_path(
         ends,
         (first, second),
-        chosen,
+        selected,
         max_tokens=_MAX_TOKENS,
         points=points,
         on_point=_make_cancel_check(is_stopped),
     )
-    yield {**path.to_json(), "records": len(chosen), "held_out": is_held_out, "best": path.best}
+    yield {**path.to_json(), "records": len(selected), "held_out": is_held_out, "best": path.best}
 
 
 def _select_records(opened: RecordSet, count: int) -> tuple[list[Record], bool]:
-    """Return the first records that were held out, or of all where none says so."""
+    """Return the first held-out records, or the first of all if none is marked as held out."""
     rows = list(islice(opened.records(), 20_000))
-    held = [one for one in rows if one.fields.get("split") == "held_out"]
+    held = [record for record in rows if record.fields.get("split") == "held_out"]
     return (held or rows)[:count], bool(held)
 
 
 def _find_checkpoint(root: Path, name: str) -> Path:
     if read_folder_artifact(root, name).kind != "checkpoint":
         raise DataError(
-            f"{name!r:.200} is no checkpoint",
+            f"{name!r:.200} is not a checkpoint",
             code="data.wrong-kind",
             expected="a checkpoint of the folder",
             next="choose one on the page Merge",

@@ -1,7 +1,8 @@
 """HTTP server: listening socket, API keys, startup checks and graceful shutdown.
 
-The server bounds how long a body may take and how long a connection may rest between requests; a
-head that comes a byte at a time is neither, and enough of them would take every file descriptor.
+uvicorn bounds the time of an idle connection, ``AuthMiddleware`` that of a body; request headers
+sent one byte at a time are bounded here, since enough such connections would exhaust the file
+descriptors.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ _KEY_VARIABLE = "STILLROOM_API_KEY"
 _FINAL_EVENT_S = 1.0
 
 
-"""How long before the end of its time a stream is told that it ends."""
+"""Seconds before the end of the grace period at which streams are ended."""
 
 
 @dataclass(frozen=True)
 class MediaCheckSettings:
-    """With what media of clients are looked at; see ``looking.Looker``."""
+    """Detectors and trust lists of the media check; see ``MediaCheckService``."""
 
     detectors: tuple[Path, ...] = ()
     official: tuple[Path, ...] = ()
@@ -64,11 +65,11 @@ class MediaCheckSettings:
 
 @dataclass(frozen=True)
 class JobServerSettings:
-    """Where jobs of clients run, how many at once, and what they may reach beside the folder."""
+    """Folder of client jobs, their concurrency, and the resources outside it they may use."""
 
     folder: Path
     running: int = 1
-    openings: RecipePolicy = field(default_factory=RecipePolicy)
+    policy: RecipePolicy = field(default_factory=RecipePolicy)
 
 
 def run_server(
@@ -81,31 +82,31 @@ def run_server(
     access: AccessContext | None = None,
     limits: RequestLimits | None = None,
     jobs: JobServerSettings | None = None,
-    looks: MediaCheckSettings | None = None,
+    media_check: MediaCheckSettings | None = None,
     log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve artifacts, or a folder of jobs, or both, until it is interrupted.
+    """Serve artifacts, or a folder of jobs, or both, until interrupted.
 
     Args:
         mounts: Runs, indexes with models, checkpoints, embedders, rerankers; none serves jobs
             alone.
-        host: Where to listen; another than this machine needs keys.
-        port: The port; 0 takes a free one.
-        settings: How questions are answered where a client does not say.
-        api_key_file: Keys, one a line; besides those of STILLROOM_API_KEY.
-        access: As whom clients ask whose key names nobody, where the index has tenants.
-        limits: What a client may ask for at most.
-        jobs: Where jobs of clients run; None takes none.
-        looks: With what media of clients are looked at; None takes none.
-        log: Told every request as one line of JSON, without anything that was said.
-        say: Told where the server listens and what it serves.
+        host: Address to listen on; any but a loopback address requires keys.
+        port: Port; 0 takes a free one.
+        settings: Default answer settings.
+        api_key_file: Key file, one key a line, in addition to STILLROOM_API_KEY.
+        access: Access of clients whose key names no tenant, if the index has tenants.
+        limits: Request limits.
+        jobs: Settings of client jobs; None accepts none.
+        media_check: Settings of the media check; None disables it.
+        log: Receives one line of JSON for each request, without any content.
+        say: Receives the address and the served names.
 
     Raises:
-        RecipeError: If the host is not this machine and there are no keys.
-        DataError: If keys name tenants that the index has not, or the index has tenants and no key
-            names one.
-        ResourceError: If the port is taken.
+        RecipeError: If the host is not a loopback address and there are no keys.
+        DataError: If keys name tenants that the index does not have, or the index has tenants
+            and no key names one.
+        ResourceError: If the port is in use.
         MissingExtraError: If fastapi or uvicorn is not installed.
     """
     keys = read_keys(api_key_file)
@@ -126,14 +127,16 @@ def run_server(
         )
         _check_key_tenants(served, keys, access)
         runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
-        looker = MediaCheckService(**vars(looks)) if looks is not None else None
-        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
-        names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
-        names += ["forensics"] if looker else []
+        checker = MediaCheckService(**vars(media_check)) if media_check is not None else None
+        app = create_app(
+            served, api_keys=keys, limits=bounds, jobs=runner, media_check=checker, log=log
+        )
+        names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
+        names += ["forensics"] if checker else []
         tell(f"serving {', '.join(names)} at {format_url(listening, host)}/v1")
-        if (runner or looker) and (gap := describe_sandbox_gap()):
+        if (runner or checker) and (gap := describe_sandbox_gap()):
             tell(gap)
-        tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
+        tell("API keys are required" if keys else "no API keys: only this machine is served")
 
         def on_stop() -> None:
             app.state.is_stopping = True
@@ -146,48 +149,48 @@ def run_server(
 
 @contextmanager
 def _open_job_runner(jobs: JobServerSettings, keys: Sequence[ApiKey]) -> Iterator[JobRunner]:
-    """Hold the folder of jobs until the body ends."""
+    """Open the workspace and its job runner until the body ends."""
     from stillroom.serve.jobs.runner import JobRunner
     from stillroom.serve.workspace import Workspace
 
-    for endpoint in jobs.openings.endpoints:
+    for endpoint in jobs.policy.endpoints:
         _check_endpoint(endpoint)
     tenants = {key.access.tenant for key in keys if key.access is not None}
     with Workspace(jobs.folder, has_tenants=bool(tenants)).open() as workspace:
         for tenant in tenants:
             workspace.root(tenant)
-        yield JobRunner(workspace, openings=jobs.openings, running=jobs.running)
+        yield JobRunner(workspace, policy=jobs.policy, running=jobs.running)
 
 
 def _check_endpoint(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
         raise RecipeError(
-            f"{endpoint!r:.80} is no address that recipes could be let ask",
+            f"{endpoint!r:.80} is not a URL that recipes could be allowed to use",
             code="serve.endpoint",
             where="--allow-endpoint",
             expected="http://HOST[:PORT]/PATH or https://",
-            next="give the address as a recipe would, without a model's name",
+            next="give the URL as in a recipe, without the model's name",
         )
 
 
 def _check_key_tenants(
     served: Sequence[ServedModel], keys: Sequence[ApiKey], access: AccessContext | None
 ) -> None:
-    """Refuse keys that nobody could ask with, before the first question."""
+    """Refuse keys that no index can serve, at startup."""
     named = [key for key in keys if key.access is not None and "models" in key.scopes]
-    rules = {one.rule for one in served if one.ask is not None}
+    rules = {model.access_rule for model in served if model.ask is not None}
     if "tenants" in rules and not named and access is None:
         raise DataError(
-            "the index has tenants, and no API key says who asks",
+            "the index has tenants, and no API key names one",
             code="rag.access-needed",
             where="--api-key-file",
-            expected="keys with tenant=NAME after them, or --tenant for all",
+            expected="keys with tenant=NAME after them, or --tenant for all keys",
             next="write 'KEY tenant=NAME principal=LABEL' into the file of keys",
         )
     if "open" in rules and named:
         raise DataError(
-            "a key names a tenant, and the index has none: all keys would see all of it",
+            "a key names a tenant, and the index has none: every key would see all documents",
             code="rag.no-tenants",
             where="--api-key-file",
             expected="an index made with access: tenants",
@@ -196,14 +199,14 @@ def _check_key_tenants(
 
 
 def check_host(host: str, keys: Sequence[ApiKey]) -> None:
-    """Refuse to listen to others without keys.
+    """Refuse to listen beyond the loopback interface without keys.
 
     Raises:
-        RecipeError: If the host is not this machine and there are no keys.
+        RecipeError: If the host is not a loopback address and there are no keys.
     """
     if not is_loopback(host) and not keys:
         raise RecipeError(
-            f"{host} can be reached from elsewhere, and there are no API keys",
+            f"{host} can be reached from other machines, and there are no API keys",
             code="serve.open-host",
             where="--host",
             expected="127.0.0.1, or keys",
@@ -211,7 +214,7 @@ def check_host(host: str, keys: Sequence[ApiKey]) -> None:
         )
 
 
-"""What this machine calls itself."""
+"""Names of the loopback interface."""
 
 
 _HEADER_TIMEOUT_S = 15.0
@@ -221,7 +224,7 @@ _BACKLOG = 512
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches a host."""
+    """Return whether a host is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -229,30 +232,32 @@ def is_loopback(host: str) -> bool:
 
 
 def format_url(listening: socket.socket, host: str) -> str:
-    """Return the address that a client asks, under the host that was named."""
+    """Return the base URL for clients, under the given host name."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listening.getsockname()[1]}"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket.
+    """Return a listening socket.
 
     Raises:
-        ResourceError: If the address is not this machine's, or the port is taken.
+        ResourceError: If the address is not one of this machine, or the port is in use.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(found[4])
-            listening.listen(_BACKLOG)  # who comes before the server has begun waits, unrefused
+            listening.bind(address[4])
+            listening.listen(
+                _BACKLOG
+            )  # connections made before the server has started wait in the backlog
         except OSError:
             listening.close()
             raise
     except OSError as error:
         raise ResourceError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}",
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
             code="serve.port",
             where="--host, --port",
             expected="an address of this machine and a free port",
@@ -264,13 +269,13 @@ def listen(host: str, port: int) -> socket.socket:
 def run_app(
     app: Any, listening: socket.socket, *, drain_s: int, on_stop: Callable[[], None]
 ) -> None:
-    """Serve an ASGI app until it is interrupted, or asked to end (SIGTERM), and return then.
+    """Serve an ASGI app until SIGINT or SIGTERM.
 
     Args:
-        app: The app.
-        listening: A bound socket.
-        drain_s: How long requests that run are waited for at the end.
-        on_stop: Called before they are, so that those end that would go on for ever.
+        app: ASGI app.
+        listening: Listening socket.
+        drain_s: Seconds to wait for running requests on shutdown.
+        on_stop: Called before the wait, to end streams that would never end.
     """
     import uvicorn
 
@@ -294,9 +299,9 @@ def run_app(
 
 @contextlib.contextmanager
 def _survive_signal(number: signal.Signals) -> Iterator[None]:
-    """Let a signal end the body alone: uvicorn raises it once more when it has stopped.
+    """Let a signal end the body alone: uvicorn raises it again after it has stopped.
 
-    Taken as it comes by default, it would end the process there, before models, traces and locks
+    With the default handler the signal would end the process there, before models, traces and locks
     are closed.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -310,7 +315,7 @@ def _survive_signal(number: signal.Signals) -> Iterator[None]:
 
 
 class _HeaderTimer:
-    """Runs while a head is awaited; further bytes of the same head do not set it back."""
+    """Timer of request headers; further bytes of the same request do not restart it."""
 
     def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
         self._seconds, self._ring = seconds, ring
@@ -329,10 +334,10 @@ class _HeaderTimer:
 
 
 def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol, closing connections whose next request's head takes too long.
+    """Return uvicorn's HTTP protocol with a time limit for request headers.
 
     Args:
-        head_s: Seconds from a connection's start, or a head's first bytes, to its end.
+        head_s: Seconds from a connection's start, or the first byte of headers, to their end.
     """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 

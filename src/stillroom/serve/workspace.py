@@ -1,8 +1,8 @@
 """Workspace of client jobs: tenant folders, and redaction of server paths in replies.
 
-Without tenants names start at the folder itself; with them at ``tenants/NAME``, and what the
-operator links there from ``shared`` may be read by all who are given the link. Every name is
-resolved, links and all, before it is used. Knows nothing of recipes.
+Without tenants names are relative to the folder; with tenants to ``tenants/NAME``, and what the
+operator links there from ``shared`` is readable by the tenants that have the link. Every name is
+resolved, including links, before it is used. Knows nothing of recipes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MAX_ENTRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceEntry:
-    """A file or folder, by its name inside a root; folders have no size."""
+    """File or folder, by its name relative to a root; folders have no size."""
 
     path: str
     size_bytes: int | None
@@ -53,18 +53,18 @@ class WorkspaceEntry:
 
 @dataclass(frozen=True, slots=True)
 class TenantRoot:
-    """The folder that one tenant's names start at, and what its links may lead to."""
+    """Root folder of one tenant, and the folders that its links may lead to."""
 
     folder: Path
     shared: Path | None = None
 
     @property
     def jobs(self) -> Path:
-        """Where its jobs' folders lie."""
+        """Folder of the tenant's jobs."""
         return self.folder / _JOBS_FOLDER
 
-    def holds(self, name: Path) -> bool:
-        """Return whether a name stays inside, whatever links it goes through; it need not exist."""
+    def contains(self, name: Path) -> bool:
+        """Return whether a name resolves to a path inside, through any links; it need not exist."""
         try:
             real = Path(os.path.realpath(self.folder / name))
         except (OSError, ValueError):
@@ -73,65 +73,65 @@ class TenantRoot:
         return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
     def list(self, name: str = "") -> tuple[list[WorkspaceEntry], bool]:
-        """Return what lies in a folder inside, and whether that is all of it.
+        """Return the entries of a folder inside, and whether the list is complete.
 
         Raises:
-            DataError: If there is no such folder, or it leads outside.
+            DataError: If there is no such folder, or it resolves to a path outside.
         """
         folder = self.find(name)
         if not folder.is_dir():
             raise _not_found(name)
-        found: list[WorkspaceEntry] = []
+        entries: list[WorkspaceEntry] = []
         for path in sorted(folder.iterdir()):
             inner = path.relative_to(self.folder)
-            if path.name.startswith(".") or not self.holds(inner):
+            if path.name.startswith(".") or not self.contains(inner):
                 continue
-            if len(found) == _MAX_ENTRIES:
-                return found, False
+            if len(entries) == _MAX_ENTRIES:
+                return entries, False
             try:
                 size = None if path.is_dir() else path.stat().st_size
-            except OSError:  # a link to nothing, or a file that went meanwhile
+            except OSError:  # a broken link, or a file removed meanwhile
                 continue
-            found.append(WorkspaceEntry(inner.as_posix(), size))
-        return found, True
+            entries.append(WorkspaceEntry(inner.as_posix(), size))
+        return entries, True
 
     def find(self, name: str) -> Path:
         """Return the path of a name inside.
 
         Raises:
-            DataError: If it leads outside, names something hidden, or is not there.
+            DataError: If it resolves to a path outside, is hidden, or does not exist.
         """
         parts = Path(name).parts
         is_plain = "\0" not in name and "\\" not in name and not name.startswith("/")
         if not is_plain or any(part.startswith(".") for part in parts):
             raise _not_found(name)
         path = self.folder.joinpath(*parts)
-        if not self.holds(Path(name)) or not os.path.exists(path):  # noqa: PTH110  # of any length
+        if not self.contains(Path(name)) or not os.path.exists(path):  # noqa: PTH110  # of any length
             raise _not_found(name)
         return path
 
 
 class Workspace:
-    """The served folder; one server at a time holds it."""
+    """Served folder; locked by one server at a time."""
 
     def __init__(self, folder: Path, *, has_tenants: bool = False) -> None:
-        """Stand over a folder; ``open`` makes what is missing and takes it."""
+        """Set the folder; ``open`` creates subfolders and locks it."""
         self.folder, self.has_tenants = folder.absolute(), has_tenants
         self._lock: IO[str] | None = None
 
     @property
     def control(self) -> Path:
-        """Where the server keeps what it knows of every job; never named by a recipe."""
+        """Folder of job records; no recipe can refer to it."""
         return self.folder / CONTROL_FOLDER / _JOBS_FOLDER
 
     @property
     def scratch(self) -> Path:
-        """Below which each job puts files that nobody needs after it; emptied at the start."""
+        """Folder of temporary folders of jobs; emptied at startup."""
         return self.folder / CONTROL_FOLDER / "scratch"
 
     @contextlib.asynccontextmanager
     async def lend_scratch(self) -> AsyncIterator[Path]:
-        """Make a folder for one process, which no other sees; it is gone when the body ends."""
+        """Create a temporary folder for one process, removed when the body ends."""
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
         try:
             yield folder
@@ -139,29 +139,29 @@ class Workspace:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def cache_of(self, tenant: str) -> Path:
-        """Return where a tenant's jobs keep what the next of them may use."""
+        """Return the folder in which a tenant's jobs cache files for later jobs."""
         return self.scratch / f"cache-{tenant or self.folder.name}"
 
     def fits(self, tenant: str) -> bool:
-        """Return whether jobs of a tenant have a place here: without tenants, nobody's alone."""
+        """Return whether jobs of a tenant can run here; without tenants only the empty name can."""
         return bool(_TENANT_PATTERN.match(tenant)) if self.has_tenants else not tenant
 
     def folder_of(self, tenant: str) -> Path:
-        """Return where a tenant's names start; nothing is made or looked at."""
+        """Return the folder that a tenant's names are relative to; it need not exist."""
         return self.folder / "tenants" / tenant if self.has_tenants else self.folder
 
     def root(self, tenant: str) -> TenantRoot:
-        """Return the root of a tenant; made when it is first asked for.
+        """Return the root of a tenant, created on first use.
 
         Raises:
-            DataError: If the tenant's name cannot be that of a folder.
+            DataError: If the tenant's name is not a valid folder name.
         """
         if self.has_tenants and not self.fits(tenant):
             raise DataError(
-                f"tenant {tenant!r:.40} cannot have a folder",
+                f"the name of tenant {tenant!r:.40} is not a valid folder name",
                 code="serve.tenant-name",
                 expected="letters, digits, '.', '_' and '-', at most 64",
-                next="rename the tenant in the file of keys",
+                next="rename the tenant in the key file",
             )
         shared = self.folder / "shared" if self.has_tenants else None
         root = TenantRoot(self.folder_of(tenant), shared)
@@ -170,18 +170,18 @@ class Workspace:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Workspace]:
-        """Hold the folder until the body ends.
+        """Lock the folder until the body ends.
 
         Raises:
-            DataError: If it is missing.
-            ResourceError: If another server holds it.
+            DataError: If it does not exist.
+            ResourceError: If another server has locked it.
         """
         if not self.folder.is_dir():
             raise DataError(
                 f"{self.folder} is not a folder",
                 code="data.missing",
                 where="--jobs",
-                expected="the folder that jobs run in",
+                expected="an existing folder for jobs",
                 next=f"mkdir {self.folder}",
             )
         self.control.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -193,7 +193,7 @@ class Workspace:
                     f"another server runs jobs in {self.folder}",
                     code="resource.busy",
                     where="--jobs",
-                    expected="one server a folder",
+                    expected="one server for each folder",
                     next="stop it, or give another --jobs",
                 ) from error
             shutil.rmtree(self.scratch, ignore_errors=True)
@@ -206,24 +206,26 @@ def _not_found(name: str) -> DataError:
         f"{name!r:.200} is not in the served folder",
         code="data.missing",
         expected="a name inside it",
-        next="choose from the list of what lies there: GET /v1/workspace, or a page of the console",
+        next="choose one of GET /v1/workspace, or of a page of the console",
     )
 
 
-def make_path_redactor(places: Mapping[str, str] | Mapping[Path, str]) -> Callable[[Any], Any]:
-    """Return what puts names for places into JSON values.
+def make_path_redactor(
+    replacements: Mapping[str, str] | Mapping[Path, str],
+) -> Callable[[Any], Any]:
+    """Return a function that replaces absolute paths in JSON values by names.
 
     Args:
-        places: Absolute paths, and what each is called instead; an empty name is that of the
-            folder which names start at. The innermost path that fits counts.
+        replacements: Absolute paths with their names; an empty name marks the folder that names
+            are relative to. The innermost matching path wins.
 
     Returns:
-        A function from a JSON value to the same with names in all of its texts.
+        A function from a JSON value to a copy with all strings replaced.
     """
     names: dict[str, str] = {}
-    for place, name in places.items():
-        for path in (os.path.abspath(place), os.path.realpath(place)):  # noqa: PTH100
-            if len(Path(path).parts) > 1:  # of "/" everything would be a part
+    for prefix, name in replacements.items():
+        for path in (os.path.abspath(prefix), os.path.realpath(prefix)):  # noqa: PTH100
+            if len(Path(path).parts) > 1:  # "/" is a prefix of every path
                 names.setdefault(path, name)
     if not names:
         return lambda value: value
@@ -238,27 +240,27 @@ def make_path_redactor(places: Mapping[str, str] | Mapping[Path, str]) -> Callab
         if isinstance(value, (str, PurePath)):
             return pattern.sub(put, str(value))
         if isinstance(value, Mapping):
-            return {key: hide(one) for key, one in value.items()}
+            return {key: hide(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [hide(one) for one in value]
+            return [hide(item) for item in value]
         return value
 
     return hide
 
 
 def replace_names(value: Any, names: Mapping[str, str]) -> Any:
-    """Return a JSON value with names put for others in all of its texts.
+    """Return a JSON value with names replaced in all of its strings.
 
     Args:
-        value: Any JSON value, or what ``json`` takes for one.
-        names: What stands nowhere by accident (a random file name), and what is said instead.
+        value: JSON value, or one that ``json`` can serialize.
+        names: Unique strings (random file names), and their replacements.
     """
     if isinstance(value, str):
-        for own, told in names.items():
-            value = value.replace(own, told)
+        for name, replacement in names.items():
+            value = value.replace(name, replacement)
         return value
     if isinstance(value, Mapping):
-        return {key: replace_names(one, names) for key, one in value.items()}
+        return {key: replace_names(item, names) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replace_names(one, names) for one in value]
+        return [replace_names(item, names) for item in value]
     return value

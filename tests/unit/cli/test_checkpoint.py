@@ -45,7 +45,7 @@ def test_export_says_what_it_wrote(run, tmp_path):
     assert done.exit_code == 0, done.output
     assert "llama" in done.output
     assert "15 q8_0" in done.output
-    assert "not compared with transformers: --check does" in done.output
+    assert "not compared with transformers: add --check" in done.output
     fields = gguf.GGUFReader(out).fields
     assert fields["general.name"].contents() == "student"
     assert fields["general.license"].contents() == "PSF-2.0"

@@ -80,7 +80,7 @@ def test_a_mixture_of_origins_and_an_answer_that_was_cut_are_said():
     text = said(
         print_answer, ["Yes [1].", replace(CITED, completion=cut, details=details)], as_json=False
     )
-    assert "origin of what is cited: 1 human, 2 synthetic\n" in text
+    assert "origin of the sources: 1 human, 2 synthetic\n" in text
     assert "note: the answer was cut off" in text
     assert "note: the query was searched\n" in text
 
@@ -143,12 +143,12 @@ def test_sources_steps_and_what_no_passage_says_are_told():
     }
     answer = Answer(CITED.completion, CITED.citations, details=details)
     told = said(print_answer, [answer], as_json=False, steps=True)
-    source = "page 3, origin suspected-fake, its file says that a program made it\n"
-    assert f"{source}    look twice: instruction\n" in told
-    assert "no passage says: It grinds" in told
-    assert "left out, since no passage says it: Mills fly." in told
+    source = "page 3, origin suspected-fake, its file is marked as machine-generated\n"
+    assert f"{source}    verify: instruction\n" in told
+    assert "not in any passage: It grinds" in told
+    assert "left out, unsupported: Mills fly." in told
     assert "step retrieve: found 3, new 2\nstep stop\n" in told
-    assert "kept answer (near), asked as: What is ground?" in told
+    assert "cached answer (near), to the question: What is ground?" in told
     shown = json.loads(said(print_answer, [answer], as_json=True))
     assert shown["citations"][0]["origin"] == "suspected-fake"
     assert shown["citations"][0]["flags"] == ["instruction"]
@@ -157,7 +157,7 @@ def test_sources_steps_and_what_no_passage_says_are_told():
 
 def test_a_model_that_says_nothing_is_told_as_that():
     told = said(print_answer, [Answer(Completion("", model="student"))], as_json=False)
-    assert "the model said nothing" in told
+    assert "the model returned no text" in told
 
 
 def test_documents_left_out_are_named_even_when_progress_is_quiet(tmp_path):
@@ -180,7 +180,7 @@ def test_documents_left_out_are_named_even_when_progress_is_quiet(tmp_path):
             [["pas-1", 5, 9], ["pas-2", 0, 9]],
             [
                 "note: 1 of 1 passages did not fit the prompt",
-                "note: the last passage that was shown was cut after a sentence",
+                "note: the last passage shown was cut after a sentence",
             ],
         ),
     ],
@@ -193,7 +193,7 @@ def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
 
 @pytest.mark.parametrize(
     ("why", "told"),
-    [("empty", "the model said nothing"), ("restated", "only said again what was asked")],
+    [("empty", "the model returned no text"), ("restated", "only repeated the question")],
 )
 def test_an_answer_that_says_nothing_says_why(why, told):
     details = {"refusal": why, "abstained": True}

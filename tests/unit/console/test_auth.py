@@ -54,7 +54,7 @@ def test_names_of_other_machines_are_not_answered_to(client, host):
     for path in ("/ask", "/static/tokens.css"):
         reply = client.get(path, headers={"host": host})
         assert reply.status_code == 403
-        assert "own names" in reply.text
+        assert "names of this machine" in reply.text
 
 
 @pytest.mark.parametrize("host", ["localhost:8152", "[::1]:8152"])

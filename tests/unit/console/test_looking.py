@@ -19,7 +19,7 @@ def test_the_pages_offer_what_lies_in_the_folder(client):
     page = client.get("/diffusion").text
     assert '<option value="diffusion">' in page
     assert MODEL not in page
-    assert "No detector is here" in client.get("/forensics").text
+    assert "No detector is loaded" in client.get("/forensics").text
 
 
 def test_conflict_is_measured_by_layer(client, headers):

@@ -135,7 +135,7 @@ def test_nothing_is_written_into_an_artifact(folder):
     app = create_console(folder / "run", key=KEY)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         client.get(f"/?key={KEY}")
-        assert "no job writes into it" in client.get("/make").text
+        assert "which jobs do not modify" in client.get("/make").text
         assert client.get("/v1/jobs").status_code == 404
         assert 'data-at="."' in client.get("/ask").text
     told = json.loads((folder / "run/artifact.json").read_text())

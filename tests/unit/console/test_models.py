@@ -60,9 +60,9 @@ def test_a_model_answers_by_itself(client, token):
 
 def test_the_graph_names_what_everything_was_made_from(folder):
     graph = layout_lineage_graph(folder, ["run/steps/index"])
-    assert {spot.kind for spot in graph.spots} == {"index", "folder", "elsewhere"}
-    index = next(spot for spot in graph.spots if spot.kind == "index")
-    documents = next(spot for spot in graph.spots if spot.kind == "folder")
+    assert {node.kind for node in graph.nodes} == {"index", "folder", "elsewhere"}
+    index = next(node for node in graph.nodes if node.kind == "index")
+    documents = next(node for node in graph.nodes if node.kind == "folder")
     assert documents.x < index.x
     assert "index was made from documents as its documents" in graph.words
 

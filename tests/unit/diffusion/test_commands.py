@@ -318,7 +318,7 @@ def test_a_published_layout_is_written_in_stock_terms(tmp_path, folder):
         call("convert", str(stored), "--out", str(out))
     assert caught.value.code == "data.exists"
     done = call("convert", str(stored), "--out", str(tmp_path / "x"), "--block-size", "4")
-    assert (done.exit_code, "--block-size does nothing" in done.stderr) == (2, True)
+    assert (done.exit_code, "--block-size has no effect" in done.stderr) == (2, True)
 
 
 def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):

@@ -98,7 +98,7 @@ def test_by_the_command_line(shared, tmp_path):
     assert "8 of 8 passages" in done.output
     words = ["rag", "graph-show", str(tmp_path / "g"), "--check", "--index", index]
     done = CliRunner().invoke(stillroom, [*words, "--tenant", "bolt"], catch_exceptions=False)
-    assert "every span is what its passage says" in done.output
+    assert "every span matches its passage" in done.output
     words = ["rag", "tree", index, "--out", str(tmp_path / "t"), "--tenant", "bolt", "--quiet"]
     done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
     assert "over 8 passages" in done.output

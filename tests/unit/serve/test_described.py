@@ -21,7 +21,7 @@ def app(tmp_path):
     fill(tmp_path)
     both = served(ask=ask_documents, embedder=Embedder())
     with Workspace(tmp_path).open() as workspace:
-        yield create_app(both, jobs=JobRunner(workspace), looker=MediaCheckService())
+        yield create_app(both, jobs=JobRunner(workspace), media_check=MediaCheckService())
 
 
 def check(app, route, method, reply, status=200):

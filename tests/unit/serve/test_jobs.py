@@ -224,7 +224,7 @@ def test_a_cancel_while_a_job_waits_for_its_folder_is_heard(served, monkeypatch)
     folder = served.runner.workspace.folder / "jobs"
     ticket = JobRecord(new_job_id("merge"), "", "merge")
     with contextlib.closing(Job.start(folder / ticket.id, "held: by a process that ends")):
-        served.runner.tickets.add(ticket, MERGE)
+        served.runner.jobs.add(ticket, MERGE)
         drop(served, submit(served))  # whatever is sent makes the runner look
         wait_until(lambda: ticket.id in served.runner._processes)
         wait_until(lambda: ticket.id not in served.runner._processes)  # busy, and asked again
@@ -396,24 +396,24 @@ def test_jobs_of_a_server_with_other_keys_are_set_aside(tmp_path, has_tenants, c
         foreign, own = (JobRecord(new_job_id("merge"), tenant, "merge") for tenant in whose)
         lost = JobRecord(new_job_id("merge"), whose[0], "merge", state="running", takes=1)
         for ticket in (foreign, lost, own):
-            runner.tickets.add(ticket, MERGE)
+            runner.jobs.add(ticket, MERGE)
         (workspace.control / "broken").mkdir()
 
         async def go():
-            runner.tickets.unread.append("broken")
+            runner.jobs.unread.append("broken")
             runner.start()
             runner._fail(foreign.id, {"code": "x", "what": f"{tmp_path}/a"})
-            while not runner.tickets.get(own.id).is_over:
+            while not runner.jobs.get(own.id).is_over:
                 await asyncio.sleep(0.02)
             await runner.stop()
 
         asyncio.run(go())
-    assert runner.tickets.get(own.id).state == "failed"  # it has no checkpoints; the line went on
-    assert runner.tickets.get(lost.id) == lost
+    assert runner.jobs.get(own.id).state == "failed"  # it has no checkpoints; the line went on
+    assert runner.jobs.get(lost.id) == lost
     assert foreign.id in caplog.text
-    assert "set aside" in caplog.text
+    assert "are ignored" in caplog.text
     assert "broken" in caplog.text
-    assert str(tmp_path) not in json.dumps(runner.tickets.get(foreign.id).problems)
+    assert str(tmp_path) not in json.dumps(runner.jobs.get(foreign.id).problems)
 
 
 @pytest.mark.parametrize("may_fetch", [False, True])
@@ -434,7 +434,7 @@ def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_
     recipe = MERGE.replace("checkpoint: a", "checkpoint: hub:a")
     recipe = recipe.replace("checkpoint: b", "checkpoint: hub:org/b")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    with live(space, openings=RecipePolicy(hub=may_fetch)) as client:
+    with live(space, policy=RecipePolicy(hub=may_fetch)) as client:
         events = follow(client, submit(client, recipe))
         assert events[-1][1]["state"] == "finished", events
         assert str(tmp_path) not in json.dumps(events)
@@ -451,7 +451,7 @@ def test_a_job_cannot_read_what_a_recipe_hid_from_the_first_fence(tmp_path):
     outside.mkdir()
     (inside / "a" / "model.safetensors").rename(outside / "model.safetensors")
     (inside / "a" / "model.safetensors").symlink_to(outside / "model.safetensors")
-    with live(inside, openings=RecipePolicy()) as client:
+    with live(inside, policy=RecipePolicy()) as client:
         name = submit(client)
         follow(client, name)
         assert client.get(f"/v1/jobs/{name}").json()["state"] == "failed"
@@ -468,13 +468,13 @@ def test_every_path_takes_a_scope(tmp_path):
 
 def test_a_job_that_fails_for_no_known_reason_is_told_by_a_number(served):
     ticket = JobRecord(new_job_id("merge"), "", "merge")
-    served.runner.tickets.add(ticket, MERGE)
+    served.runner.jobs.add(ticket, MERGE)
     blocked = served.runner.workspace.folder / "jobs" / f".{ticket.id}.partial"
     (blocked / "recipe.yaml").mkdir(parents=True)  # no job makes that, so none foresees it
     drop(served, submit(served))
     error = wait_for(served, ticket.id, "failed")["error"]
     assert error["code"] == "job.failed"
     number = re.search(r"[0-9a-f]{12}\Z", error["message"])[0]
-    log = (served.runner.tickets.place(ticket.id) / "log.txt").read_text()
+    log = (served.runner.jobs.folder_of(ticket.id) / "log.txt").read_text()
     assert f"error {number}" in log
     assert "IsADirectoryError" in log

@@ -37,7 +37,7 @@ def bomb():
 
 def send(files, *, limits=None, data=None, headers=None, content=None):
     async def go():
-        app = create_app(None, looker=MediaCheckService(), limits=limits)
+        app = create_app(None, media_check=MediaCheckService(), limits=limits)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post(

@@ -151,7 +151,7 @@ def test_tools_are_passed_on_where_the_backend_knows_them():
     ]
     with Server(answer) as server, open_mounts([Mount("far", server.address)]) as served:
         assert isinstance(served[0].model, ConcurrentModel)
-        assert served[0].lanes == 16
+        assert served[0].concurrency == 16
         app = create_app(served)
         reply = chat(app, model="far", tools=[TOOL], messages=turns, user="me").json()
         assert reply["model"] == "far"

@@ -329,7 +329,7 @@ def test_what_is_not_served_is_refused_by_name(body, code, param):
 )
 def test_other_types_are_named_with_those_that_are_served(kind, body):
     error = check_error(respond(create_app(served()), **body), 400, "invalid_request")
-    assert f"type '{kind}' are not served here; expected " in error["message"]
+    assert f"type '{kind}' are not supported; expected " in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,8 @@ def test_documents_are_asked_as_whom_the_key_says():
         yield from ask_documents(messages, sampling, k)
 
     keys = [ApiKey(f"key-of-{name}-long-enough", AccessContext(name)) for name in ("acme", "bolt")]
-    app = create_app(served(ask=ask, rule="tenants"), api_keys=[*keys, "key-of-nobody-long-enough"])
+    model = served(ask=ask, access_rule="tenants")
+    app = create_app(model, api_keys=[*keys, "key-of-nobody-long-enough"])
     for name in ("acme", "bolt"):
         headers = {"Authorization": f"Bearer key-of-{name}-long-enough"}
         whole(respond(app, headers=headers, k=5, way="keyword"))

@@ -42,7 +42,7 @@ def test_a_key_file_that_others_may_read_is_refused(tmp_path):
     path = tmp_path / "keys"
     path.write_text(KEY)
     path.chmod(0o644)
-    with pytest.raises(DataError, match="read by others") as caught:
+    with pytest.raises(DataError, match="readable by other users") as caught:
         read_keys(path)
     assert caught.value.code == "serve.key-file"
     with pytest.raises(DataError, match="cannot be read"):
@@ -78,7 +78,7 @@ def test_nothing_to_serve_is_said():
 
 @pytest.mark.parametrize("address", ["file:///etc", "host:80", "http://", "http://me@host/v1"])
 def test_only_addresses_of_servers_are_opened_to_recipes(tmp_path, address):
-    jobs = JobServerSettings(tmp_path, openings=RecipePolicy((address,)))
+    jobs = JobServerSettings(tmp_path, policy=RecipePolicy((address,)))
     with pytest.raises(RecipeError) as caught:
         run_server((), port=0, jobs=jobs)
     assert caught.value.code == "serve.endpoint"
@@ -92,7 +92,7 @@ def test_scopes_of_keys_are_read_and_odd_ones_refused(tmp_path):
     assert first.scopes == {"jobs:read", "models"}
     assert second.scopes == SCOPES
     path.write_text(f"{KEY} scope=everything")
-    with pytest.raises(DataError, match="not understood"):
+    with pytest.raises(DataError, match="not recognized"):
         read_keys(path)
 
 
@@ -111,7 +111,7 @@ def test_a_new_key_is_kept_as_a_digest_alone(tmp_path):
     assert match_key(f"Bearer {second}".encode(), digests) == 1
     assert match_key(f"Bearer {text.split()[0]}".encode(), digests) is None
     assert first not in repr(one)
-    with pytest.raises(DataError, match="not understood"):
+    with pytest.raises(DataError, match="not recognized"):
         create_key(path, "tennant=acme")
     assert path.read_text() == text
 

@@ -19,15 +19,15 @@ __all__ = ["diffusion_group"]
         ),
         "convert": (
             "stillroom.cli.diffusion.training:convert_command",
-            "Make a diffusion checkpoint of another: of any layout, or autoregressive.",
+            "Convert a checkpoint to diffusion: any published layout, or autoregressive.",
         ),
         "sample": (
             "stillroom.cli.diffusion.sampling:sample_command",
-            "Write texts or fill holes, and show how the tokens come.",
+            "Generate texts or fill holes, and show the order of the tokens.",
         ),
         "score": (
             "stillroom.cli.diffusion.score:score_command",
-            "Bound how likely a model finds records or an answer, with the error.",
+            "Estimate a lower bound on the log-likelihood of records or answers, with its error.",
         ),
         "train": (
             "stillroom.cli.diffusion.training:train_command",
@@ -35,8 +35,7 @@ __all__ = ["diffusion_group"]
         ),
         "tune": (
             "stillroom.cli.diffusion.sampling:tune_command",
-            "Measure quality against readings and seconds, and write the best settings as a "
-            "preset.",
+            "Measure quality against forward passes and time, and write the best preset.",
         ),
     },
     epilog="""
@@ -47,4 +46,4 @@ Examples:
 """,
 )
 def diffusion_group() -> None:
-    """Diffusion's own verbs."""
+    """Diffusion: train, sample and evaluate diffusion language models."""

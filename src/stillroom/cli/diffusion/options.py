@@ -17,10 +17,10 @@ __all__ = ["open_model", "read_estimator", "read_schema", "read_settings"]
 def read_settings(
     path: Path | None, overrides: Sequence[str], preset: DecodingPreset | None = None
 ) -> DecodeSettings:
-    """Return decoding settings from a YAML file or a preset, and overrides.
+    """Return decoding settings from a YAML file or a preset, with overrides.
 
     Raises:
-        RecipeError: With every problem, each where it stands.
+        RecipeError: With every problem and its location.
     """
     from stillroom.diffusion.sampling.settings import DecodeSettings
     from stillroom.errors import RecipeError
@@ -38,7 +38,7 @@ def read_settings(
             f"{path} does not exist",
             code="recipe.not-found",
             expected="a YAML file of decoding settings",
-            next="leave --settings out, and give single ones by --set",
+            next="leave --settings out, and use --set for single settings",
         )
     return parse_group(DecodeSettings, path.read_text(encoding="utf-8"), str(path), overrides)
 
@@ -47,14 +47,14 @@ def read_schema(path: Path) -> dict[str, Any]:
     """Return the JSON Schema of a file.
 
     Raises:
-        DataError: If there is no such file, or it holds no JSON object.
+        DataError: If the file is missing, or is not a JSON object.
     """
     import json
 
     from stillroom.errors import DataError
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the schema cannot be read: {error}",
@@ -63,14 +63,14 @@ def read_schema(path: Path) -> dict[str, Any]:
             expected="a file with a JSON Schema",
             next="check the path and the JSON",
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(schema, dict):
         raise DataError(
-            "the schema is no object",
+            "the schema is not an object",
             code="diffusion.schema",
             where=str(path),
             expected='a JSON Schema, as {"type": "object", "properties": {...}}',
         )
-    return found
+    return schema
 
 
 def read_estimator(name: str, overrides: Sequence[str]) -> LikelihoodEstimator:
@@ -85,16 +85,16 @@ def read_estimator(name: str, overrides: Sequence[str]) -> LikelihoodEstimator:
     from stillroom.errors import RecipeError
     from stillroom.recipes.loader import parse_values
 
-    given = parse_values(overrides)
+    values = parse_values(overrides)
     try:
-        return ESTIMATORS.build({"name": name, **given})
+        return ESTIMATORS.build({"name": name, **values})
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(
             f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
             code="recipe.value",
             where=f"estimator {name}",
-            expected="the settings that stillroom show lists",
+            expected="the settings listed by stillroom show",
             next=f"stillroom show {name}",
         ) from error
 
@@ -105,7 +105,7 @@ def open_model(
     """Open a diffusion model that has a tokenizer.
 
     Raises:
-        CheckpointError: If it is no diffusion model, or has no tokenizer.
+        CheckpointError: If it is not a diffusion model, or has no tokenizer.
     """
     from stillroom.diffusion.model.loading import open_diffusion
     from stillroom.errors import CheckpointError

@@ -41,45 +41,54 @@ Examples:
 )
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
-@click.option("--chat", is_flag=True, help="Prompts are messages; use the chat template.")
-@click.option("--holes", is_flag=True, help="Prompts hold holes, as [[5]], that are filled.")
+@click.option("--chat", is_flag=True, help="Treat prompts as messages; use the chat template.")
+@click.option("--holes", is_flag=True, help="Fill holes in the prompts, such as [[5]].")
 @click.option(
     "--settings",
     type=click.Path(path_type=Path),
     default=None,
-    help="A YAML file of decoding settings.",
+    help="YAML file of decoding settings.",
 )
 @click.option(
     "--preset",
     type=click.Path(path_type=Path),
     default=None,
-    help="A preset that tune wrote, or the folder it left.",
+    help="Preset file written by tune, or its folder.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="One decoding setting, as order=margin or commit.threshold=0.8; may be repeated.",
+    help="Decoding setting, such as order=margin or commit.threshold=0.8; may be repeated.",
 )
-@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
-@click.option("--count", type=click.IntRange(min=1), default=1, help="Texts for each prompt.")
+@click.option(
+    "--model-is",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Model property that its config does not record.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), default=1, help="Number of texts for each prompt."
+)
 @click.option("--watch", is_flag=True, help="Show every step of the first text.")
 @click.option(
     "--html",
     "page",
     type=click.Path(path_type=Path),
     default=None,
-    help="Write a page that plays the first text's steps.",
+    help="Write an HTML page that animates the first text's steps.",
 )
 @click.option(
     "--schema",
     type=click.Path(path_type=Path),
     default=None,
-    help="A JSON Schema: what it fixes is given, each value is a hole.",
+    help="JSON Schema: fixed parts are given, each value is a hole.",
 )
-@click.option("--dtype", default="auto", help="Of the weights: auto, float32, bfloat16, float16.")
-@click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda, mps.")
+@click.option(
+    "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
+)
+@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
 @json_option
 @debug_option
 def sample_command(
@@ -99,7 +108,7 @@ def sample_command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Write texts or fill holes, and show how the tokens come.
+    """Generate texts or fill holes, and show the order of the tokens.
 
     Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
@@ -121,11 +130,11 @@ def sample_command(
         {"--schema": schema is not None, "--watch": watch},
         {"--schema": schema is not None, "--html": page is not None},
     )
-    found = read_preset(preset) if preset is not None else None
-    decoding = read_settings(settings, overrides, found)
+    loaded_preset = read_preset(preset) if preset is not None else None
+    decoding = read_settings(settings, overrides, loaded_preset)
     model = open_model(checkpoint, model_is, dtype=dtype, device=device)
-    if found is not None:
-        found.check_against(model.fingerprint)
+    if loaded_preset is not None:
+        loaded_preset.check_against(model.fingerprint)
     requests = _build_requests(
         model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count
     )
@@ -133,8 +142,8 @@ def sample_command(
         _fill_schema(model, requests, decoding, read_schema(schema), as_json)
         return
     events: list[StepEvent] = []
-    given = [token is not None for token in requests[0].ids]
-    view = TerminalAnimation(model.tokenizer, first=0 if holes else len(given))
+    is_fixed = [token is not None for token in requests[0].ids]
+    view = TerminalAnimation(model.tokenizer, first=0 if holes else len(is_fixed))
 
     def on_step(event: StepEvent) -> None:
         if event.row == 0:
@@ -143,7 +152,7 @@ def sample_command(
     wants_steps = watch or page is not None
     samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
     if page is not None:
-        write_animation(page, events, model.tokenizer, title="Unmasking", given_mask=given)
+        write_animation(page, events, model.tokenizer, title="Unmasking", given_mask=is_fixed)
         click.echo(f"steps    {page}", err=True)
     texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
     if as_json:
@@ -159,15 +168,15 @@ def sample_command(
             }
             for text, sample in zip(texts, samples, strict=True)
         ]
-        name = found.name if found is not None else None
-        said = decoding.model_dump(mode="json")
-        print_json({"samples": rows, "preset": name, "settings": said})
+        name = loaded_preset.name if loaded_preset is not None else None
+        settings_json = decoding.model_dump(mode="json")
+        print_json({"samples": rows, "preset": name, "settings": settings_json})
         return
     _print_samples(texts, samples, holes)
 
 
 def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool) -> None:
-    """Print each text, and beside it what it took."""
+    """Print each text with its cost."""
     for text, sample in zip(texts, samples, strict=True):
         click.echo(text)
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
@@ -186,7 +195,7 @@ def _fill_schema(
     schema: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write the JSON that a schema lays out behind each prompt."""
+    """Generate JSON that follows a schema for each prompt."""
     from stillroom.diffusion.constrained.infilling import JsonInfiller
     from stillroom.diffusion.constrained.json_template import build_template
     from stillroom.models.tokenization.token_bytes import read_token_bytes
@@ -194,25 +203,27 @@ def _fill_schema(
     skeleton = build_template(schema)
     filler = JsonInfiller(model, read_token_bytes(model.tokenizer), decoding)
     filled = [
-        filler.fill(one.ids, skeleton, room=one.max_new_tokens, seed=one.seed or 0)
-        for one in requests
+        filler.fill(sample.ids, skeleton, room=sample.max_new_tokens, seed=sample.seed or 0)
+        for sample in requests
     ]
     if as_json:
-        rows = [{"text": one.text, "tokens": one.tokens, "nfe": one.nfe} for one in filled]
+        rows = [
+            {"text": sample.text, "tokens": sample.tokens, "nfe": sample.nfe} for sample in filled
+        ]
         print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
         return
-    for one in filled:
-        click.echo(one.text)
-        click.echo(f"{one.tokens} tokens, {one.nfe} readings", err=True)
+    for sample in filled:
+        click.echo(sample.text)
+        click.echo(f"{sample.tokens} tokens, {sample.nfe} readings", err=True)
 
 
 def _count_tokens(sample: SampledSequence, holes: bool) -> int:
-    """Return how many tokens were written: in holes, or behind the prompt and before the end."""
+    """Return the number of tokens generated: in holes, or between prompt and end."""
     return sum(step >= 0 for step in sample.chosen_at) if holes else len(sample.new_ids)
 
 
 def _refuse_conflicting_options(*pairs: dict[str, bool]) -> None:
-    """Refuse options that do not go together."""
+    """Refuse conflicting options."""
     for pair in pairs:
         if all(pair.values()):
             raise click.UsageError(f"give either {' or '.join(pair)}")
@@ -227,7 +238,7 @@ def _build_requests(
     holes: bool,
     count: int,
 ) -> list[InfillRequest]:
-    """Return one request a text; the texts of a prompt have seeds one after the other."""
+    """Return one request for each text; the texts of a prompt have consecutive seeds."""
     from dataclasses import replace
 
     from stillroom.diffusion.sampling.sequence import (
@@ -236,7 +247,7 @@ def _build_requests(
         build_text_request,
     )
 
-    found = []
+    requests = []
     for prompt in prompts or ("",):
         if holes:
             request = build_infill_request(model.tokenizer, prompt)
@@ -244,8 +255,8 @@ def _build_requests(
             request = build_chat_request(model.tokenizer, prompt, max_new_tokens)
         else:
             request = build_text_request(model.tokenizer, prompt, max_new_tokens)
-        found += [replace(request, seed=seed + number) for number in range(count)]
-    return found
+        requests += [replace(request, seed=seed + number) for number in range(count)]
+    return requests
 
 
 @click.command(
@@ -259,37 +270,48 @@ Examples:
 )
 @click.argument("checkpoint")
 @click.option(
-    "--records", type=existing_path, required=True, help="Records whose answers are written."
+    "--records", type=existing_path, required=True, help="Records with reference answers."
 )
-@click.option("--split", default="", help="Only records of this split; empty is all.")
-@click.option("--most", type=click.IntRange(min=1), default=32, help="Most records.")
+@click.option("--split", default="", help="Use only records of this split; empty uses all.")
+@click.option("--most", type=click.IntRange(min=1), default=32, help="Maximum number of records.")
 @click.option(
     "--try",
     "tried",
     multiple=True,
     metavar="KEY=VALUE,VALUE",
-    help="A row of the grid; may be repeated. Others keep threshold x block x cache x order.",
+    help="Row of the grid; may be repeated. Default grid: threshold x block x cache x order.",
 )
-@click.option("--set", "fixed", multiple=True, metavar="KEY=VALUE", help="A setting that all have.")
 @click.option(
-    "--measure", default="f1", help="How a text is compared with the answer: f1, exact, same."
+    "--set",
+    "fixed",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Setting shared by all rows; may be repeated.",
+)
+@click.option(
+    "--measure", default="f1", help="Quality measure against the answer: f1, exact, same."
 )
 @click.option(
     "--loss",
     type=FiniteFloatRange(min=0, max=1),
     default=0.01,
-    help="Quality that may be lost against one place a step.",
+    help="Acceptable loss of quality against one token a step.",
 )
-@click.option("--name", default="tuned", help="Of the preset.")
+@click.option("--name", default="tuned", help="Name of the preset.")
 @click.option(
     "--write",
     "is_written",
     is_flag=True,
-    help="Leave the preset at the checkpoint: whoever asks this model then writes by it.",
+    help="Store the preset in the checkpoint, as its default for decoding.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of draws and intervals.")
-@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+@click.option(
+    "--model-is",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Model property that its config does not record.",
+)
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def tune_command(
@@ -311,12 +333,12 @@ def tune_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Measure quality against readings and seconds, and write the best settings as a preset.
+    """Measure quality against forward passes and time, and write the best preset.
 
-    Every setting of a grid (threshold x block x cache x order, or what --try says) writes the
-    answers of the records, beside one place a step with nothing kept. Printed is what nothing else
-    beats; output/preset.yaml is the cheapest that loses at most --loss. With --write, serve, synth,
-    rag and evaluate write by it, and completions name it.
+    Every setting of a grid (threshold x block x cache x order, or the rows of --try) generates the
+    answers of the records; the baseline is one token a step without a cache. The Pareto front is
+    printed; output/preset.yaml is the cheapest setting that loses at most --loss. With --write,
+    serve, synth, rag and evaluate use the preset, and completions name it.
     """
     from stillroom.cli.diffusion.options import open_model
     from stillroom.cli.output import align_columns, print_json
@@ -325,7 +347,7 @@ def tune_command(
     from stillroom.jobs import choose_reporter
 
     if is_written and not Path(checkpoint).is_dir():
-        raise click.UsageError("--write leaves a preset in the checkpoint's folder: give its path")
+        raise click.UsageError("--write stores a preset in the checkpoint's folder: give its path")
     model = open_model(checkpoint, model_is)
     plan = DecodingSweepPlan(
         checkpoint, records, split, most, tried, fixed, measure, loss, name, seed
@@ -341,8 +363,8 @@ def tune_command(
     if is_written:
         write_preset(Path(checkpoint) / PRESET_FILE, preset)
     if as_json:
-        told = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
-        print_json({"out": str(out), **told, **report.to_json()})
+        summary = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
+        print_json({"out": str(out), **summary, **report.to_json()})
         return
     click.echo(report.summary)
     front = report.sections[0].table

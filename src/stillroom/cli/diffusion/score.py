@@ -36,28 +36,42 @@ Examples:
     default=None,
     help="Records whose answers are scored.",
 )
-@click.option("--split", default="", help="Only records of this split; empty is all.")
-@click.option("--most", type=click.IntRange(min=1), default=64, help="Most records.")
-@click.option("--max-tokens", type=click.IntRange(min=2), default=512, help="Tokens of a record.")
-@click.option("--include-prompt", is_flag=True, help="Score all that is said.")
-@click.option("--prompt", default="", help="What stands before the answers.")
-@click.option("--chat", is_flag=True, help="The prompt is a message; use the chat template.")
-@click.option("--answer", "answers", multiple=True, help="An answer; may be repeated to choose.")
+@click.option("--split", default="", help="Use only records of this split; empty uses all.")
+@click.option("--most", type=click.IntRange(min=1), default=64, help="Maximum number of records.")
 @click.option(
-    "--estimator", default="low_variance", help="A method of diffusion.evaluation.estimators."
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    help="Maximum number of tokens of a record.",
+)
+@click.option("--include-prompt", is_flag=True, help="Score all messages, not answers alone.")
+@click.option("--prompt", default="", help="Text before the answers.")
+@click.option("--chat", is_flag=True, help="Treat the prompt as a message; use the chat template.")
+@click.option("--answer", "answers", multiple=True, help="Candidate answer; may be repeated.")
+@click.option(
+    "--estimator", default="low_variance", help="Method of diffusion.evaluation.estimators."
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Setting of the estimator; may be repeated.",
 )
 @click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Draws masks.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the masks.")
 @click.option(
     "--error",
     type=FiniteFloatRange(min=0, min_open=True),
     default=None,
-    help="Say how many samples bring the error, in nats a token, down to this.",
+    help="Estimate the samples needed for this error, in nats a token.",
 )
-@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@click.option(
+    "--model-is",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Model property that its config does not record.",
+)
 @json_option
 @debug_option
 def score_command(
@@ -78,10 +92,10 @@ def score_command(
     model_is: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Bound how likely a model finds records or an answer, with the error.
+    """Estimate a lower bound on the log-likelihood of records or answers, with its error.
 
-    The bound is at most the log-likelihood: its nats a token are no perplexity of an autoregressive
-    model, and not to be set beside one as its equal.
+    The bound is at most the log-likelihood: its nats a token are not comparable with the perplexity
+    of an autoregressive model.
     """
     from stillroom.cli.diffusion.options import open_model, read_estimator
 
@@ -89,45 +103,50 @@ def score_command(
         raise click.UsageError("give either --records or --answer")
     if records is not None and (prompt or chat):
         raise click.UsageError("--prompt and --chat belong to --answer; records have their own")
-    chosen = read_estimator(estimator, overrides)
+    estimate = read_estimator(estimator, overrides)
     model = open_model(checkpoint, model_is)
     if records is None:
         before = _encode_prompt(model, prompt, chat)
-        verdict = _score_answers(model, before, answers, chosen, seed, cfg_scale)
+        verdict = _score_answers(model, before, answers, estimate, seed, cfg_scale)
         _print_answers(verdict, answers, error, as_json)
         return
     lessons, left_out = _read_lessons(model, records, split, most, max_tokens, include_prompt)
-    bounds = _score_lessons(model, lessons, chosen, seed, cfg_scale)
+    bounds = _score_lessons(model, lessons, estimate, seed, cfg_scale)
     _print_scores(bounds, left_out, error, as_json)
 
 
 def _read_lessons(
-    model: DiffusionModel, records: Path, split: str, most: int, max_tokens: int, whole: bool
+    model: DiffusionModel,
+    records: Path,
+    split: str,
+    most: int,
+    max_tokens: int,
+    include_prompt: bool,
 ) -> tuple[list[Any], int]:
     from stillroom.diffusion.training.data import tokenize_records
     from stillroom.errors import DataError
     from stillroom.records import read_records
 
-    found = [
+    selected = [
         record
         for record in read_records(records)
         if not split or record.fields.get("split") == split
     ][:most]
     lessons, counts = tokenize_records(
         model.tokenizer,
-        found,
+        selected,
         max_tokens=min(max_tokens, model.context_length),
-        include_prompt=whole,
+        include_prompt=include_prompt,
         first=int(model.metadata.logit_shift),
     )
     if not lessons:
         named = f" of split '{split}'" if split else ""
         raise DataError(
-            f"none of {len(found)} records{named} has a token to score",
+            f"none of {len(selected)} records{named} has a token to score",
             code="diffusion.no-places",
             where=str(records),
             expected="assistant messages within --max-tokens",
-            next="look at --split, or score all that is said with --include-prompt",
+            next="check --split, or score all messages with --include-prompt",
         )
     return list(lessons), counts.left_out
 
@@ -145,15 +164,15 @@ def _score_lessons(
 
     bounds = []
     with Progress("score", len(lessons), "records", choose_reporter()) as progress:
-        for at, lesson in enumerate(lessons):
-            places = lesson.noised.nonzero()[0].tolist()
+        for index, lesson in enumerate(lessons):
+            positions = lesson.noised.nonzero()[0].tolist()
             bounds.append(
                 score_text(
                     model,
                     lesson.ids.tolist(),
-                    places,
+                    positions,
                     estimator,
-                    seed=seed + at,
+                    seed=seed + index,
                     cfg_scale=cfg_scale,
                     rows=choose_batch_rows(len(lesson.ids)),
                 )
@@ -167,17 +186,17 @@ def _print_scores(
 ) -> None:
     tokens = sum(bound.tokens for bound in bounds)
     nats = -sum(bound.value for bound in bounds) / max(tokens, 1)
-    own = sum(bound.error**2 for bound in bounds) ** 0.5 / max(tokens, 1)
+    own_error = sum(bound.error**2 for bound in bounds) ** 0.5 / max(tokens, 1)
     forwards = sum(bound.forwards for bound in bounds)
     samples = max((bound.samples for bound in bounds), default=0)
-    needed = _estimate_samples(own, samples, error)
+    needed = _estimate_samples(own_error, samples, error)
     kind = "bound" if all(bound.kind == "bound" for bound in bounds) else "order"
     if as_json:
         print_json(
             {
                 "kind": kind,
                 "nats_per_token": nats,
-                "error": _to_json_number(own),
+                "error": _to_json_number(own_error),
                 "records": len(bounds),
                 "left_out": left_out,
                 "tokens": tokens,
@@ -186,26 +205,26 @@ def _print_scores(
             }
         )
         return
-    what = "bound" if kind == "bound" else "log-likelihood of one order"
+    label = "bound" if kind == "bound" else "log-likelihood of one order"
     click.echo(
-        f"{what} {nats:.4f} nats a token, {_format_error(own)} ({len(bounds)} records, {tokens} "
-        f"tokens, {forwards} readings)"
+        f"{label} {nats:.4f} nats a token, {_format_error(own_error)} ({len(bounds)} records, "
+        f"{tokens} tokens, {forwards} readings)"
     )
     if needed is not None:
-        click.echo(f"an error of {error:g} takes about {needed} samples a record")
+        click.echo(f"an error of {error:g} needs about {needed} samples a record")
     if left_out:
         click.echo(f"{left_out} records have nothing to score", err=True)
 
 
-def _estimate_samples(own: float, samples: int, error: float | None) -> int | None:
-    """Return how many samples bring an error down to another; None where that is not known."""
-    if not error or not samples or own == float("inf"):
+def _estimate_samples(own_error: float, samples: int, error: float | None) -> int | None:
+    """Return the number of samples for a target error; None if unknown."""
+    if not error or not samples or own_error == float("inf"):
         return None
-    return max(1, math.ceil(samples * (own / error) ** 2))
+    return max(1, math.ceil(samples * (own_error / error) ** 2))
 
 
 def _to_json_number(error: float) -> float | None:
-    """Return an error, or None where one sample says nothing of it: JSON knows no infinity."""
+    """Return an error, or None if it is infinite (one sample), which JSON cannot represent."""
     return error if error != float("inf") else None
 
 
@@ -230,7 +249,7 @@ def _score_answers(
 ) -> ChoiceResult:
     from stillroom.diffusion.evaluation.likelihood import choose_answer
 
-    after = [model.tokenizer(one, add_special_tokens=False)["input_ids"] for one in answers]
+    after = [model.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
     return choose_answer(model, before, after, estimator, seed=seed, cfg_scale=cfg_scale)
 
 

@@ -31,7 +31,7 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def train_command(
@@ -45,7 +45,7 @@ def train_command(
 ) -> None:
     """Run a recipe of kind diffusion.
 
-    The same as `stillroom run`, and says what the held-out records came to.
+    Same as `stillroom run`; also prints the held-out loss.
     """
     from stillroom.diffusion.recipe import DiffusionRecipe
     from stillroom.errors import RecipeError
@@ -56,7 +56,7 @@ def train_command(
     loaded = load_recipe(recipe, overrides)
     if not isinstance(loaded, DiffusionRecipe):
         raise RecipeError(
-            f"kind {loaded.kind} trains no diffusion model",
+            f"a recipe of kind {loaded.kind} trains no diffusion model",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: diffusion",
@@ -93,24 +93,24 @@ Examples:
 """,
 )
 @click.argument("checkpoint")
-@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
     default=None,
     help="Records to train an autoregressive checkpoint on.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=500, help="Optimizer steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=500, help="Number of optimizer steps.")
 @click.option(
     "--block-size",
     type=click.IntRange(min=1),
     default=None,
-    help="Attention by blocks of so many tokens, grown from 1; without it attention is full.",
+    help="Block size of block-causal attention, grown from 1; default full attention.",
 )
 @click.option(
     "--shift/--no-shift",
     default=None,
-    help="Whether a state predicts the next token; by default what the start does.",
+    help="Predict the next token at each position; by default as the checkpoint does.",
 )
 @click.option(
     "--anneal-steps",
@@ -119,7 +119,11 @@ Examples:
     help="Steps over which causal attention becomes full.",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Setting of the recipe; may be repeated.",
 )
 @json_option
 @job_options
@@ -137,11 +141,11 @@ def convert_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Make a diffusion checkpoint of another: of any layout, or autoregressive.
+    """Convert a checkpoint to diffusion: any published layout, or autoregressive.
 
-    A checkpoint of a published layout is written in stock terms, and needs no records. An
-    autoregressive one gets a mask token and is trained on records; `stillroom new diffusion` says
-    what more can be set.
+    A diffusion checkpoint of a published layout is rewritten with standard names and needs no
+    records. An autoregressive one gets a mask token and is trained on records; `stillroom new
+    diffusion` lists more settings.
     """
     from stillroom.diffusion.model.initialization import describe_expected_quality
     from stillroom.flow import run_recipe
@@ -149,11 +153,11 @@ def convert_command(
 
     if records is None:
         _refuse_unused_options(block_size, shift, anneal_steps, overrides)
-        said = _rewrite_checkpoint(checkpoint, out, overwrite=overwrite)
+        summary = _rewrite_checkpoint(checkpoint, out, overwrite=overwrite)
         if as_json:
-            print_json({"out": str(out), "start": said})
+            print_json({"out": str(out), "start": summary})
         else:
-            click.echo(f"{out}: {said}")
+            click.echo(f"{out}: {summary}")
         return
     recipe = _build_recipe(checkpoint, records, steps, block_size, shift, anneal_steps, overrides)
     artifact = run_recipe(
@@ -163,9 +167,9 @@ def convert_command(
     tokens = int(details["train"]["tokens"])
     expected = describe_expected_quality(tokens, by_blocks=block_size is not None)
     if as_json:
-        kept = {name: details[name] for name in ("start", "before", "after")}
+        shown = {name: details[name] for name in ("start", "before", "after")}
         more = {"tokens": tokens, "expect": expected}
-        print_json({"out": str(out), "digest": artifact.digest, **kept, **more})
+        print_json({"out": str(out), "digest": artifact.digest, **shown, **more})
         return
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}, from {details['start']}")
     if details["after"]:
@@ -180,7 +184,7 @@ def convert_command(
 def _refuse_unused_options(
     block_size: int | None, shift: bool | None, anneal_steps: int, overrides: tuple[str, ...]
 ) -> None:
-    """Refuse options of a training that there is none of."""
+    """Refuse training options when nothing is trained."""
     idle = {
         "--block-size": block_size is not None,
         "--shift": shift is not None,
@@ -189,7 +193,7 @@ def _refuse_unused_options(
     }
     named = ", ".join(name for name, is_given in idle.items() if is_given)
     if named:
-        raise click.UsageError(f"without --records nothing is trained, and {named} does nothing")
+        raise click.UsageError(f"without --records nothing is trained, and {named} has no effect")
 
 
 def _build_recipe(
@@ -205,7 +209,7 @@ def _build_recipe(
     from stillroom.recipes.loader import build_recipe
 
     growth = [size for size in (1, 4) if block_size is not None and size < block_size]
-    said: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "version": 1,
         "kind": "diffusion",
         "start": checkpoint,
@@ -218,12 +222,12 @@ def _build_recipe(
         "answers": {"pad_multiple": block_size or 1},
         "train": {"steps": steps, "learning_rate": 2e-4},
     }
-    built = build_recipe(said, "command line", folder=Path.cwd())
+    built = build_recipe(settings, "command line", folder=Path.cwd())
     return parse_recipe(dump_recipe(built), "command line", overrides) if overrides else built
 
 
 def _rewrite_checkpoint(checkpoint: str, out: Path, *, overwrite: bool) -> str:
-    """Write a diffusion checkpoint of a published layout in stock terms."""
+    """Rewrite a diffusion checkpoint of a published layout with standard names."""
     from stillroom.diffusion.model.initialization import convert_checkpoint
 
     return convert_checkpoint(checkpoint, out, overwrite=overwrite)
@@ -241,20 +245,22 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="A folder for both and the report.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
     "--facts",
     default="",
     metavar="TEMPLATE",
-    help="What facts of the records read as, as '{a} is {b} .': asked both ways.",
+    help="Template of the facts in the records, such as '{a} is {b} .': tested in both directions.",
 )
 @click.option(
     "--ask",
     multiple=True,
     metavar="NAME=RECORDS",
-    help="Records whose answers both are to write, as reversed=test.jsonl; may be repeated.",
+    help="Records whose answers both models generate, as reversed=test.jsonl; may be repeated.",
 )
-@click.option("--most", type=click.IntRange(min=1), default=200, help="Records and facts asked.")
+@click.option(
+    "--most", type=click.IntRange(min=1), default=200, help="Number of records and facts tested."
+)
 @json_option
 @job_options
 def compare_command(
@@ -271,8 +277,8 @@ def compare_command(
 ) -> None:
     """Train a diffusion model and its autoregressive twin, and compare them.
 
-    The twin has the same network, records, batch and seed, and as many steps as make the same
-    arithmetic. What is finished is not trained again with --resume.
+    The twin has the same network, records, batch size and seed, and as many steps as give the same
+    compute. With --resume, finished models are not trained again.
     """
     from stillroom.diffusion.evaluation.comparison import (
         compare_models,
@@ -289,20 +295,20 @@ def compare_command(
     loaded = load_recipe(recipe, overrides)
     if not isinstance(loaded, DiffusionRecipe):
         raise RecipeError(
-            f"kind {loaded.kind} trains no diffusion model",
+            f"a recipe of kind {loaded.kind} trains no diffusion model",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: diffusion",
             next="stillroom new diffusion",
         )
     questions = _read_questions(ask)
-    if facts:  # a template that fits nothing is told before anything is trained
+    if facts:  # a template without matches is reported before training
         find_facts(split_records(Path(loaded.records)).train, facts)
     out.mkdir(parents=True, exist_ok=True)
-    places = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
-    for name, one in places.items():
+    recipes = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
+    for name, twin in recipes.items():
         run_recipe(
-            one,
+            twin,
             out / name,
             resume=resume,
             overwrite=overwrite,
@@ -326,15 +332,15 @@ def compare_command(
 
 
 def _read_questions(words: tuple[str, ...]) -> dict[str, list[Record]]:
-    """Return the records of each ``NAME=RECORDS``; read before anything is trained."""
+    """Return the records of each ``NAME=RECORDS``, read before training."""
     from stillroom.records import read_records
 
-    found: dict[str, list[Record]] = {}
-    for word in words:
-        name, _, path = word.partition("=")
-        if not name or not path or name in found:
+    questions: dict[str, list[Record]] = {}
+    for argument in words:
+        name, _, path = argument.partition("=")
+        if not name or not path or name in questions:
             raise click.BadParameter(
-                f"{word!r} is not NAME=RECORDS with a name of its own", param_hint="--ask"
+                f"{argument!r} is not NAME=RECORDS with a unique name", param_hint="--ask"
             )
-        found[name] = list(read_records(Path(path)))
-    return found
+        questions[name] = list(read_records(Path(path)))
+    return questions

@@ -19,7 +19,7 @@ __all__ = ["distill_group"]
         ),
         "preflight": (
             "stillroom.cli.distill.preparation:preflight_command",
-            "Say what would go wrong in a distillation, before it starts.",
+            "Check a distillation for problems before it starts.",
         ),
         "capture": (
             "stillroom.cli.distill.teacher_cache:capture_command",
@@ -27,7 +27,7 @@ __all__ = ["distill_group"]
         ),
         "import": (
             "stillroom.cli.distill.teacher_cache:import_command",
-            "Make a teacher cache of log-probabilities captured elsewhere.",
+            "Import log-probabilities captured elsewhere into a teacher cache.",
         ),
         "verify": (
             "stillroom.cli.distill.teacher_cache:verify_command",
@@ -39,7 +39,7 @@ __all__ = ["distill_group"]
         ),
         "texts": (
             "stillroom.cli.distill.preparation:texts_command",
-            "Cut documents into records that a student learns as they stand.",
+            "Cut documents into records of plain training text.",
         ),
     },
     epilog="""
@@ -50,4 +50,4 @@ Examples:
 """,
 )
 def distill_group() -> None:
-    """Distillation's own verbs."""
+    """Distillation: prepare training, and manage teacher caches."""

@@ -33,14 +33,14 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, default=Path("run"), help="Where it would be written.")
+@click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
 @json_option
 @debug_option
 def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Say what would go wrong in a distillation, before it starts.
+    """Check a distillation for problems before it starts.
 
     Checks machine, records, tokenizers, chat templates and end tokens, and compares teacher and
-    student on held-out records. Checkpoints on a hub are fetched. Nothing is written.
+    student on held-out records. Checkpoints on a hub are downloaded. Nothing is written.
     """
     from stillroom.errors import RecipeError
     from stillroom.flow import preflight_recipe
@@ -82,7 +82,7 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
     """Show how well two tokenizers align on your texts.
 
     TEACHER and STUDENT are checkpoints or tokenizer.json files. A FILE of records (.jsonl,
-    .parquet) is rendered with both chat templates; any other is read as one UTF-8 text.
+    .parquet) is rendered with both chat templates; any other file is read as one UTF-8 text.
     """
     from stillroom.distill.cross_tokenizer.report import align_files
     from stillroom.distill.data.plain_text import open_tokenizer
@@ -97,7 +97,7 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
         return
     click.echo(str(report))
     if missed:
-        click.echo(f"{missed} messages stand in one rendering only and were left out")
+        click.echo(f"{missed} messages occur in one rendering only and were left out")
 
 
 @click.command(
@@ -110,44 +110,48 @@ Examples:
 """,
 )
 @click.argument("teacher")
-@click.option("--records", required=True, type=existing_path, help="What the teacher is run on.")
-@click.option("--out", required=True, type=existing_path, help="The folder of the artifact.")
+@click.option(
+    "--records", required=True, type=existing_path, help="Calibration records for the teacher."
+)
+@click.option("--out", required=True, type=existing_path, help="Output folder.")
 @click.option(
     "--max-parameters",
     type=FiniteFloat(),
-    help="Share of the teacher's parameters; default 0.6, or 1 where a size is given.",
+    help="Share of the teacher's parameters; default 0.6, or 1 if a size is given.",
 )
 @click.option(
     "--prune",
     type=click.Choice(["depth", "inner", "width", "both"]),
     default="depth",
-    help="What shrinks until it fits: layers, they and the feed-forward size, it and the hidden "
-    "size, or all three.",
+    help="Dimensions reduced to fit: layers, also the feed-forward size, also the hidden size, "
+    "or all three.",
 )
-@click.option("--layers", type=click.IntRange(min=1), help="How many layers to keep.")
-@click.option("--hidden-size", type=click.IntRange(min=1), help="Channels between layers.")
-@click.option("--intermediate-size", type=click.IntRange(min=1), help="Feed-forward channels.")
-@click.option("--attention-heads", type=click.IntRange(min=1), help="Query heads of a layer.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Key-value heads of a layer.")
+@click.option("--layers", type=click.IntRange(min=1), help="Number of layers to keep.")
+@click.option("--hidden-size", type=click.IntRange(min=1), help="Hidden size.")
+@click.option("--intermediate-size", type=click.IntRange(min=1), help="Feed-forward size.")
+@click.option("--attention-heads", type=click.IntRange(min=1), help="Number of query heads.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Number of key-value heads.")
 @click.option(
     "--choose",
     type=click.Choice(["influence", "even", "loss", "kl", "contiguous"]),
     default="influence",
-    help="How layers are chosen.",
+    help="Method of choosing layers.",
 )
-@click.option("--iterative", is_flag=True, help="With loss or kl: measure after each one dropped.")
-@click.option("--no-rescale-norms", is_flag=True, help="Leave the norms' weights as they are.")
+@click.option(
+    "--iterative", is_flag=True, help="With loss or kl: measure again after each dropped layer."
+)
+@click.option("--no-rescale-norms", is_flag=True, help="Keep the weights of the norms unchanged.")
 @click.option(
     "--calibration-records",
     type=click.IntRange(min=1),
     default=16,
-    help="How many records, from the first.",
+    help="Number of records, from the first.",
 )
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=512,
-    help="Tokens of a record that are read.",
+    help="Maximum number of tokens of a record.",
 )
 @json_option
 @job_options
@@ -166,7 +170,7 @@ def prune_command(
     """Make a smaller student from a teacher's own layers, heads and channels.
 
     The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
-    recipe whose student is OUT, or say the same sizes in a recipe's student settings.
+    recipe whose student is OUT, or give the same sizes in a recipe's student settings.
     """
     from stillroom.distill.pruning.job import prune_teacher
     from stillroom.jobs import choose_reporter
@@ -211,30 +215,30 @@ Examples:
 """,
 )
 @click.argument("documents", type=existing_path)
-@click.option("--tokenizer", required=True, help="The teacher, whose tokens are counted.")
-@click.option("--out", required=True, type=existing_path, help="The folder of the artifact.")
+@click.option("--tokenizer", required=True, help="Teacher whose tokenizer counts tokens.")
+@click.option("--out", required=True, type=existing_path, help="Output folder.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Most tokens of a record.",
+    help="Maximum number of tokens of a record.",
 )
 @click.option(
     "--held-out",
     type=FiniteFloat(),
     default=0.1,
     show_default=True,
-    help="Share that is measured on only: whole documents of ten or more, else each one's end.",
+    help="Held-out share: whole documents if there are ten or more, else the end of each.",
 )
 @click.option(
     "--kind",
     type=click.Choice(["human", "synthetic", "unknown"]),
     default="unknown",
     show_default=True,
-    help="Who wrote the documents.",
+    help="Origin of the documents.",
 )
-@click.option("--license", "license_name", default="", help="The documents' license.")
+@click.option("--license", "license_name", default="", help="License of the documents.")
 @json_option
 @job_options
 def texts_command(
@@ -250,16 +254,16 @@ def texts_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Cut documents into records that a student learns as they stand.
+    """Cut documents into records of plain training text.
 
-    Name OUT as a distill recipe's records. Each record leads back to the bytes of its document.
+    Use OUT as the records of a distill recipe. Each record refers to the bytes of its document.
     """
     from stillroom.distill.data.plain_text import ChunkingPlan, chunk_documents
     from stillroom.jobs import choose_reporter
     from stillroom.records import Origin
 
     origin = Origin(cast("OriginKind", kind), (), license_name)
-    artifact, told = chunk_documents(
+    artifact, counts = chunk_documents(
         ChunkingPlan(documents, tokenizer, max_tokens, held_out, origin),
         out,
         resume=resume,
@@ -267,7 +271,7 @@ def texts_command(
         reporter=choose_reporter(quiet=quiet),
     )
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **told.to_json()})
+        print_json({"out": str(out), "digest": artifact.digest, **counts.to_json()})
         return
-    click.echo(str(told))
+    click.echo(str(counts))
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")

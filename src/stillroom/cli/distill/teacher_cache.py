@@ -31,9 +31,9 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache's folder.")
-@click.option("--estimate", is_flag=True, help="Say coverage, size and bias; capture nothing.")
-@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
+@click.option("--estimate", is_flag=True, help="Print coverage, size and bias; capture nothing.")
+@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
 @json_option
 @debug_option
 def capture_command(
@@ -41,8 +41,8 @@ def capture_command(
 ) -> None:
     """Fill a teacher cache for a recipe without training.
 
-    What is there already is not captured again: run it again after a stop, or with other records.
-    Recipes use it as targets.cache.
+    Cached records are not captured again: repeat the command after an interruption, or with other
+    records. Recipes use the cache as targets.cache.
     """
     from stillroom.distill.trainers.local import capture_recipe
     from stillroom.errors import RecipeError
@@ -52,7 +52,7 @@ def capture_command(
     loaded = load_recipe(recipe, overrides)
     if loaded.kind != "distill":
         raise RecipeError(
-            f"kind {loaded.kind} has no teacher to capture",
+            f"a recipe of kind {loaded.kind} has no teacher to capture",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: distill",
@@ -88,28 +88,32 @@ Examples:
 @click.option(
     "--format", "format", type=click.Choice(["axolotl", "distillkit"]), required=True, help="Whose."
 )
-@click.option("--teacher", required=True, help="The checkpoint that spoke.")
-@click.option("--tokenizer", default="", help="A checkpoint with the ids' tokenizer; default it.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache's folder.")
+@click.option("--teacher", required=True, help="Checkpoint of the teacher.")
+@click.option(
+    "--tokenizer",
+    default="",
+    help="Checkpoint with the tokenizer of the ids; default the teacher.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
 @click.option(
     "--temperature",
     type=FiniteFloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="What the teacher's logits were divided by.",
+    help="Temperature by which the teacher's logits were divided.",
 )
-@click.option("--license", default="", help="Of the teacher; default what its card says.")
+@click.option("--license", default="", help="License of the teacher; default from its card.")
 @click.option(
     "--logprob-dtype",
     type=click.Choice(["float16", "float32"]),
     default="float16",
     show_default=True,
-    help="Type to keep them in.",
+    help="Data type of the stored values.",
 )
 @json_option
 @debug_option
 def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> None:
-    """Make a teacher cache of log-probabilities captured elsewhere.
+    """Import log-probabilities captured elsewhere into a teacher cache.
 
     FILE is axolotl's JSON lines with input_ids and target_token_ids, target_logprobs, target_mask
     (or logprobs), or DistillKit's parquet file or folder with its compression_config.yaml. Check it
@@ -134,15 +138,15 @@ Examples:
 """,
 )
 @click.argument("cache", type=existing_path)
-@click.option("--teacher", default="", help="Where the teacher is; default where it was.")
+@click.option("--teacher", default="", help="Checkpoint of the teacher; default the recorded one.")
 @click.option(
     "--records",
     type=click.IntRange(min=0),
     default=8,
     show_default=True,
-    help="How many are scored again; 0 checks digests only.",
+    help="Number of records to score again; 0 checks digests only.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the choice of records.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
 @click.option(
     "--tolerance",
     type=FiniteFloatRange(min=0),
@@ -155,12 +159,12 @@ def verify_command(
 ) -> None:
     """Check a teacher cache, and score a sample of it again.
 
-    Every record's digest is recomputed; then the teacher scores some records again and the largest
-    difference is told. The command fails where it is above the tolerance.
+    Every record's digest is recomputed; then the teacher scores some records again, and the largest
+    difference is printed. The command fails if it exceeds the tolerance.
     """
     from stillroom.distill.logit_cache.capture import verify_cache
 
-    found = verify_cache(
+    verification = verify_cache(
         cache,
         teacher=teacher,
         records=records,
@@ -169,7 +173,7 @@ def verify_command(
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        print_json({"cache": str(cache), **found.to_json()})
+        print_json({"cache": str(cache), **verification.to_json()})
     else:
-        click.echo(str(found))
-    found.refuse_apart(cache)
+        click.echo(str(verification))
+    verification.refuse_apart(cache)

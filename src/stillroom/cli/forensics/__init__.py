@@ -15,39 +15,39 @@ __all__ = ["forensics_group"]
     lazy={
         "benchmark": (
             "stillroom.cli.forensics.benchmark:benchmark_group",
-            "Measure detectors so that the figures hold: manifests, splits, audits, one protocol.",
+            "Benchmark detectors: manifests, splits, audits, scores and stress tests.",
         ),
         "check": (
             "stillroom.cli.forensics.check:check_command",
-            "Say what is known of files: credentials, this lab's watermark, limits.",
+            "Check files: content credentials, this lab's watermark, detectors and limitations.",
         ),
         "consent": (
             "stillroom.cli.forensics.lab:consent_command",
-            "Write a record of who agreed to the use of which pictures or recordings.",
+            "Write a consent record for images or recordings of a person.",
         ),
         "export": (
             "stillroom.cli.forensics.detectors:export_command",
-            "Write a detector as an ONNX file.",
+            "Export a detector as an ONNX file.",
         ),
         "import": (
             "stillroom.cli.forensics.detectors:import_command",
-            "Bring a published detector's weights into this program's files.",
+            "Convert the weights of a published detector.",
         ),
         "ledger": (
             "stillroom.cli.forensics.lab:ledger_command",
-            "Prove the lab's ledger, row by row.",
+            "Verify the lab's ledger, row by row.",
         ),
         "provenance": (
             "stillroom.cli.forensics.provenance:provenance_group",
-            "Sign media, and read what they say of their own origin.",
+            "Provenance: sign media, and verify content credentials.",
         ),
         "trace": (
             "stillroom.cli.forensics.lab:trace_command",
-            "Find the lab's own files by their watermark, stripped or not.",
+            "Detect the lab's watermark in files, with or without metadata.",
         ),
         "train": (
             "stillroom.cli.forensics.detectors:train_command",
-            "Learn a detector from a recipe.",
+            "Train a detector from a recipe.",
         ),
     },
     epilog="""
@@ -58,4 +58,4 @@ Examples:
 """,
 )
 def forensics_group() -> None:
-    """Forensics' own verbs."""
+    """Forensics: check provenance, train and benchmark detectors."""

@@ -30,23 +30,23 @@ __all__ = [
     lazy={
         "attack": (
             "stillroom.cli.forensics.benchmark:attack_command",
-            "Measure what is left of a detector under adversarial noise and search.",
+            "Measure a detector under adversarial attacks.",
         ),
         "audit": (
             "stillroom.cli.forensics.manifests:audit_command",
-            "Look for leaks, near duplicates, and files that tell fake from real by themselves.",
+            "Audit a manifest for leaks, near duplicates, and telltale metadata.",
         ),
         "compare": (
             "stillroom.cli.forensics.benchmark:compare_command",
-            "Compare two detectors that were measured under one protocol.",
+            "Compare two detectors measured under one protocol.",
         ),
         "import": (
             "stillroom.cli.forensics.manifests:import_command",
-            "Read DeepfakeBench's or FaceForensics++'s lists into a manifest.",
+            "Import the lists of DeepfakeBench or FaceForensics++ as a manifest.",
         ),
         "score": (
             "stillroom.cli.forensics.benchmark:score_command",
-            "Measure a table of scores, with intervals, under a protocol with a digest.",
+            "Evaluate a table of scores, with intervals, under a protocol with a digest.",
         ),
         "split": (
             "stillroom.cli.forensics.manifests:split_command",
@@ -54,7 +54,7 @@ __all__ = [
         ),
         "stress": (
             "stillroom.cli.forensics.benchmark:stress_command",
-            "Draw curves of a detector under JPEG, blur, crops and eight other treatments.",
+            "Plot a detector's scores under JPEG, blur, crops and eight other treatments.",
         ),
     },
     epilog="""
@@ -65,7 +65,7 @@ Examples:
 """,
 )
 def benchmark_group() -> None:
-    """Measure detectors so that the figures hold: manifests, splits, audits, one protocol."""
+    """Benchmark detectors: manifests, splits, audits, scores and stress tests."""
 
 
 @click.command(
@@ -78,20 +78,20 @@ Examples:
 """,
 )
 @click.argument("manifest", type=existing_path)
-@click.option("--detector", type=existing_path, required=True, help="A trained detector's folder.")
+@click.option("--detector", type=existing_path, required=True, help="Folder of a trained detector.")
 @click.option(
     "--attack",
     "attacks",
     type=click.Choice(["fgsm", "pgd", "square", "eot_jpeg"]),
     multiple=True,
-    help="Which; default all; may be repeated.",
+    help="Attack; default all; may be repeated.",
 )
 @click.option(
     "--strength",
     "strengths",
     type=click.IntRange(1, 64),
     multiple=True,
-    help="The most that a value of 0 to 255 may change; default 1, 2 and 4.",
+    help="Maximum change of a pixel value (0 to 255); default 1, 2 and 4.",
 )
 @click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Steps.")
 @click.option(
@@ -99,15 +99,15 @@ Examples:
     type=click.IntRange(1, 100_000),
     default=200,
     show_default=True,
-    help="How often the square attack may ask for scores.",
+    help="Maximum number of score queries of the square attack.",
 )
-@click.option("--split", default="test", show_default=True, help="What is tested; '' for all.")
+@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of what is drawn by lot.",
+    help="Random seed.",
 )
 @json_option
 @debug_option
@@ -122,17 +122,17 @@ def attack_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Measure what is left of a detector under adversarial noise and search.
+    """Measure a detector under adversarial attacks.
 
-    Forged pictures are changed within a bound until they pass for real: along the network's
-    gradient (fgsm, pgd), by search over scores alone (square), or so that JPEG does not take it
-    away (eot_jpeg). What counts as found is decided on the manifest's validation rows, else by the
-    detector's own calibration; the first line says which. Nothing is written.
+    Forged images are changed within a bound until the detector accepts them: along the gradient
+    (fgsm, pgd), by search over scores alone (square), or robustly to JPEG (eot_jpeg). The decision
+    threshold comes from the manifest's validation rows, or else from the detector's own
+    calibration; the first line says which. Nothing is written.
     """
     from stillroom.forensics.benchmark.adversarial import ATTACKS, attack_manifest
     from stillroom.forensics.inference.trained_detector import TrainedDetector
 
-    found = attack_manifest(
+    curves = attack_manifest(
         manifest,
         TrainedDetector.open(detector),
         attacks=cast("tuple[Attack, ...]", attacks) or ATTACKS,
@@ -143,9 +143,9 @@ def attack_command(
         seed=seed,
     )
     if as_json:
-        print_json({"detector": str(detector), **found.to_json()})
+        print_json({"detector": str(detector), **curves.to_json()})
         return
-    for line in found.lines():
+    for line in curves.lines():
         click.echo(line)
 
 
@@ -163,21 +163,21 @@ Examples:
 @json_option
 @debug_option
 def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
-    """Compare two detectors that were measured under one protocol.
+    """Compare two detectors measured under one protocol.
 
-    Areas on the same items by DeLong's test, and the difference's interval over groups. Figures of
-    different protocols are refused, and what differs is named.
+    AUCs on the same items are compared by DeLong's test, with a group bootstrap interval of the
+    difference. Results of different protocols are refused, and the differences listed.
     """
     from stillroom.forensics.benchmark.evaluation import compare_evaluations, read_evaluation
 
     first, second = read_evaluation(ours), read_evaluation(theirs)
-    found = compare_evaluations(first, second)
+    comparison = compare_evaluations(first, second)
     if as_json:
         names = {"ours": first.detector, "theirs": second.detector}
         protocol = {"protocol_digest": first.protocol.digest}
-        print_json({**names, **protocol, **dataclasses.asdict(found)})
+        print_json({**names, **protocol, **dataclasses.asdict(comparison)})
         return
-    click.echo(f"{first.detector} against {second.detector}: {found.line()}")
+    click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
 
 
 @click.command(
@@ -191,37 +191,36 @@ Examples:
 )
 @click.argument("manifest", type=existing_path)
 @click.argument("scores", type=existing_path)
-@click.option("--column", default="score", show_default=True, help="The scores' column.")
-@click.option("--detector", default="", help="Its name; default the table's.")
-@click.option("--split", default="test", show_default=True, help="What is tested; '' for all.")
+@click.option("--column", default="score", show_default=True, help="Column of the scores.")
+@click.option("--detector", default="", help="Name of the detector; default the table's.")
+@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
 @click.option(
     "--unit",
     type=click.Choice(["frame", "clip"]),
     default="frame",
     show_default=True,
-    help="Whether files or whole clips are judged.",
+    help="Unit that is judged: files or whole clips.",
 )
 @click.option(
     "--aggregation",
     type=click.Choice(["mean", "max", "top"]),
     default="mean",
     show_default=True,
-    help="How a clip's score follows from its frames'.",
+    help="Aggregation of frame scores to a clip's score.",
 )
 @click.option(
     "--no-score",
     type=click.Choice(["refuse", "drop", "half"]),
     default="refuse",
     show_default=True,
-    help="What an item without a score is: an error, left out, or 0.5.",
+    help="Treatment of items without a score: error, left out, or 0.5.",
 )
 @click.option(
     "--leave-out",
     type=click.Choice(["generator", "source"]),
-    help="Also the figures on each held-out generator or source: of scores of a detector that was "
-    "trained without it.",
+    help="Also report each held-out generator or source, for a detector trained without it.",
 )
-@click.option("--out", type=existing_path, help="Keep figures, protocol and scores as JSON.")
+@click.option("--out", type=existing_path, help="Write metrics, protocol and scores as JSON.")
 @json_option
 @debug_option
 def score_command(
@@ -237,10 +236,10 @@ def score_command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure a table of scores, with intervals, under a protocol with a digest.
+    """Evaluate a table of scores, with intervals, under a protocol with a digest.
 
-    Intervals draw whole recordings. The threshold comes from the validation split, where there is
-    one, never from what is tested.
+    Intervals resample whole recordings. The threshold comes from the validation split, if there is
+    one, never from the tested items.
     """
     from stillroom.forensics.benchmark.evaluation import (
         evaluate_folds,
@@ -270,8 +269,8 @@ def score_command(
     for line in standing.lines():
         click.echo(line)
     for name, metric in folds.items():
-        said = f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
-        click.echo(f"  auc with {leave_out} {name} left out: {said}")
+        shown = f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
+        click.echo(f"  auc with {leave_out} {name} left out: {shown}")
 
 
 @click.command(
@@ -288,21 +287,23 @@ Examples:
 @click.option(
     "--scorer",
     required=True,
-    help="A trained detector's folder (pictures are squares about faces, as the lab's sets hold "
-    "them), or FILE.py:NAME of a function that takes a list of RGB images (H, W, 3), 8 bits, and "
-    "returns a score each, higher for fake.",
+    help="Folder of a trained detector (images are face crops, as in the lab's sets), or "
+    "FILE.py:NAME of a function from a list of RGB images (H, W, 3), uint8, to scores, "
+    "higher for fake.",
 )
-@click.option("--allow-code", is_flag=True, help="Run that file.")
-@click.option("--treatment", multiple=True, help="Of the suite; default all; may be repeated.")
-@click.option("--split", default="test", show_default=True, help="What is tested; '' for all.")
+@click.option("--allow-code", is_flag=True, help="Allow running that file.")
+@click.option(
+    "--treatment", multiple=True, help="Treatment of the suite; default all; may be repeated."
+)
+@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of what is drawn by lot.",
+    help="Random seed.",
 )
-@click.option("--html", type=existing_path, help="Write the curves as a page.")
+@click.option("--html", type=existing_path, help="Write the curves as an HTML page.")
 @json_option
 @debug_option
 def stress_command(
@@ -315,22 +316,22 @@ def stress_command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw curves of a detector under JPEG, blur, crops and eight other treatments.
+    """Plot a detector's scores under JPEG, blur, crops and eight other treatments.
 
     Real and fake files are treated alike. The threshold of flips is chosen on the validation split,
-    or, where there is none, on what is tested as it is, and the output says so.
+    or, if there is none, on the untreated test items, and the output says so.
     """
     from stillroom.forensics.benchmark.robustness import measure_robustness, render_robustness_page
     from stillroom.jobs import atomic_write
 
-    found = measure_robustness(
+    curves = measure_robustness(
         manifest, scorer, treatments=treatment, split=split, seed=seed, allow_code=allow_code
     )
     if html is not None:
         with atomic_write(html) as file:
-            file.write(render_robustness_page(found))
+            file.write(render_robustness_page(curves))
     if as_json:
-        print_json(found.to_json())
+        print_json(curves.to_json())
         return
-    for line in found.lines():
+    for line in curves.lines():
         click.echo(line)

@@ -31,36 +31,39 @@ Examples:
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
 @click.option(
-    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+    "--trust",
+    type=existing_path,
+    multiple=True,
+    help="Certificate authorities that you trust, as PEM.",
 )
 @click.option(
-    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
 )
-@click.option("--interim", type=existing_path, multiple=True, help="The interim list, as PEM.")
-@click.option("--html", type=existing_path, help="Write a page with everything inline.")
 @click.option(
-    "--remote", is_flag=True, help="Fetch manifests that lie elsewhere; needs the network."
+    "--interim", type=existing_path, multiple=True, help="Interim C2PA trust list, as PEM."
 )
+@click.option("--html", type=existing_path, help="Write a self-contained HTML page.")
+@click.option("--remote", is_flag=True, help="Fetch remote manifests; needs the network.")
 @click.option(
     "--detector",
     "detectors",
     type=existing_path,
     multiple=True,
-    help="A trained detector that looks at each face, in clips frame by frame; may be repeated.",
+    help="Trained detector, applied to each face, in videos frame by frame; may be repeated.",
 )
 @click.option(
     "--prevalence",
     type=FiniteFloatRange(0, 1, min_open=True, max_open=True),
     default=0.5,
     show_default=True,
-    help="The share of such files that you expect to be forged; chances move with it.",
+    help="Expected share of forged files; it shifts the probabilities.",
 )
 @click.option(
     "--pulse",
     is_flag=True,
-    help="Look for a pulse in the faces of clips; decodes up to 20 seconds of every clip.",
+    help="Look for a pulse in the faces of videos; decodes up to 20 seconds of each.",
 )
-@click.option("--maps", is_flag=True, help="Show where detectors that indicate a forgery see it.")
+@click.option("--maps", is_flag=True, help="Show heat maps of detectors that indicate a forgery.")
 @engine_option
 @json_option
 @debug_option
@@ -78,12 +81,12 @@ def check_command(
     engine: str,
     as_json: bool,
 ) -> None:
-    """Say what is known of files: credentials, this lab's watermark, limits.
+    """Check files: content credentials, this lab's watermark, detectors and limitations.
 
-    Evidence in order, never one number. Detectors that are named judge each face; their findings
-    stand beside the verdict, as chances, or as inconclusive where the picture is too poor for them.
-    Exit code 1 if a file could not be checked, or there was none; the others are checked all the
-    same.
+    Lists evidence, never a single number. Given detectors judge each face; their findings are
+    reported beside the verdict, as probabilities, or as inconclusive if the image quality is too
+    low. Exit code 1 if a file could not be checked, or there was none; the others are checked
+    nevertheless.
     """
     from stillroom.forensics.check.check import FileCheckTask, check_files, list_media
     from stillroom.forensics.check.report_page import render_check_page
@@ -95,38 +98,38 @@ def check_command(
     lists = open_trust_lists(official=official, interim=interim, user=trust)
     lab = open_lab() if has_lab() else None
     limits = _read_limits(detectors)
-    found = []
+    reports = []
     listed = list_media(paths)
     work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps, pulse)
     with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
-        for one in check_files(work, listed.media, opened, lab=lab):
-            found.append(one)
+        for report in check_files(work, listed.media, opened, lab=lab):
+            reports.append(report)
             if not as_json:
-                click.echo("\n".join(one.lines()))
+                click.echo("\n".join(report.lines()))
     if html is not None:
         with atomic_write(html) as file:
-            file.write(render_check_page(found, limits, listed.line()))
+            file.write(render_check_page(reports, limits, listed.line()))
     if as_json:
         print_json(
             {
-                "files": [one.to_json() for one in found],
+                "files": [report.to_json() for report in reports],
                 "limits": list(limits),
                 "passed_over": [str(path) for path in listed.passed_over],
             }
         )
     else:
-        if not found:
-            click.echo("nothing was checked: the folder holds no medium", err=True)
+        if not reports:
+            click.echo("nothing was checked: the folder contains no media files", err=True)
         if listed.passed_over:
             click.echo(listed.line(), err=True)
         for line in limits:
             click.echo(line, err=True)
-    if not found or any(one.error for one in found):
+    if not reports or any(report.error for report in reports):
         raise click.exceptions.Exit(1)
 
 
 def _read_limits(detectors: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return what no finding says; the detectors are opened once more where they judge."""
+    """Return the limitations of all findings; detectors are opened once more to list theirs."""
     from stillroom.forensics.check.check import list_limits
 
     if not detectors:

@@ -27,7 +27,7 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the detector.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def train_command(
@@ -39,11 +39,11 @@ def train_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Learn a detector from a recipe.
+    """Train a detector from a recipe.
 
-    The recipe is of kind forensics and has the group 'detector'. The same as `stillroom run`, and
-    says what it came to on people it never saw. The model card in output/README.md says where it is
-    blind.
+    The recipe is of kind forensics and has the group 'detector'. Same as `stillroom run`; also
+    prints the metrics on identities held out of training. The model card in output/README.md lists
+    the blind spots.
     """
     from stillroom.errors import RecipeError
     from stillroom.flow import run_recipe
@@ -54,7 +54,7 @@ def train_command(
     loaded = load_recipe(recipe, overrides)
     if not isinstance(loaded, ForensicsRecipe) or loaded.detector is None:
         raise RecipeError(
-            "the recipe learns no detector",
+            "the recipe trains no detector",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: forensics with the group 'detector'",
@@ -63,20 +63,20 @@ def train_command(
     artifact = run_recipe(
         loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
     )
-    about = artifact.details["detector"]
+    detector = artifact.details["detector"]
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, "detector": dict(about)})
+        print_json({"out": str(out), "digest": artifact.digest, "detector": dict(detector)})
         return
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-    for name, metric in about["figures"]["auc"].items():
+    for name, metric in detector["figures"]["auc"].items():
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
-    learned, domain = about["learned"], about["domain"]
+    learned, domain = detector["learned"], detector["domain"]
     click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
-    kept = domain["tried"]["as they are"]["value"]
-    click.echo(f"knows    {kept:.1%} of what test people show; strangers are inconclusive")
-    if about["audit"]["leak"]:
-        click.echo(f"leaks    {about['audit']['leak']}: check calls all it says inconclusive")
-    for line in about["blind"]:
+    known_share = domain["tried"]["as they are"]["value"]
+    click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
+    if detector["audit"]["leak"]:
+        click.echo(f"leaks    {detector['audit']['leak']}: check calls all it says inconclusive")
+    for line in detector["blind"]:
         click.echo(f"blind    {line}")
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
@@ -91,14 +91,14 @@ Examples:
 """,
 )
 @click.argument("detector", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="The ONNX file to write.")
+@click.option("--out", type=existing_path, required=True, help="Output file (ONNX).")
 @json_option
 @debug_option
 def export_command(detector: Path, out: Path, as_json: bool) -> None:
-    """Write a detector as an ONNX file.
+    """Export a detector as an ONNX file.
 
-    It takes pictures (N, 3, P, P) in [0, 1] and gives logits, higher for forged. The file is run
-    and compared with the detector before it is kept. Calibration, bounds and what it cannot see are
+    The network takes images (N, 3, P, P) in [0, 1] and returns logits, higher for forged. The file
+    is run and compared with the detector before it is kept. Calibration, limits and blind spots are
     in its metadata.
     """
     from stillroom.forensics.inference.conversion import export_onnx
@@ -122,15 +122,15 @@ Examples:
 )
 @click.argument("kind", type=click.Choice(["aasist", "meso4"]))
 @click.argument("weights", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="The folder of the detector.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @debug_option
 def import_command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
-    """Bring a published detector's weights into this program's files.
+    """Convert the weights of a published detector.
 
-    Meso4 says 1 for real, AASIST's second output is bona fide; here a higher score is forged, and
-    the last layer is turned round. Nothing is here to show that they work, so check calls all they
-    say inconclusive.
+    Meso4's output is 1 for real, and AASIST's second output is bona fide; here a higher score means
+    forged, so the last layer is inverted. The detector is not validated here, so check reports all
+    its findings as inconclusive.
     """
     from stillroom.forensics.inference.conversion import import_aasist, import_meso4
 
@@ -139,6 +139,4 @@ def import_command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
         print_json({"out": str(out), "digest": artifact.digest})
         return
     click.echo(f"{out}: {artifact.kind} of {kind}, digest {artifact.digest[:16]}")
-    click.echo(
-        "its scores are raw: nothing here has calibrated it, nor shown that it works", err=True
-    )
+    click.echo("its scores are raw: neither calibrated nor validated here", err=True)

@@ -30,15 +30,18 @@ Examples:
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
-@click.option("--who", required=True, help="The person shown or heard.")
-@click.option("--basis", required=True, help="What the consent stands on: a form, a contract.")
+@click.option("--who", required=True, help="Person shown or recorded.")
+@click.option("--basis", required=True, help="Basis of the consent: a form, a contract.")
 @click.option(
-    "--scope", multiple=True, required=True, help="A forgery or edit that is agreed to, or 'any'."
+    "--scope",
+    multiple=True,
+    required=True,
+    help="Forgery or edit that is agreed to, or 'any'; may be repeated.",
 )
 @click.option(
-    "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="The last day it holds."
+    "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="Last day of validity."
 )
-@click.option("--out", type=existing_path, required=True, help="The record to write.")
+@click.option("--out", type=existing_path, required=True, help="Output file.")
 @json_option
 @debug_option
 def consent_command(
@@ -50,20 +53,20 @@ def consent_command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Write a record of who agreed to the use of which pictures or recordings.
+    """Write a consent record for images or recordings of a person.
 
-    The record holds the files' digests: it serves for these files and no others. Of a folder all
-    pictures and recordings below it are named.
+    The record lists the files' digests: it is valid for these files and no others. For a folder,
+    all images and recordings below it are listed.
     """
     from stillroom.forensics.synthesis.consent import list_consented_files, write_consent
 
-    named = [one for file in files for one in list_consented_files(file)]
-    made = write_consent(out, named, who=who, basis=basis, scope=scope, expires=expires.date())
+    named = [consented for file in files for consented in list_consented_files(file)]
+    consent = write_consent(out, named, who=who, basis=basis, scope=scope, expires=expires.date())
     if as_json:
-        print_json({"id": made.id, "files": len(made.files), "path": str(out)})
+        print_json({"id": consent.id, "files": len(consent.files), "path": str(out)})
         return
-    count = f"{len(made.files)} file{'' if len(made.files) == 1 else 's'}"
-    click.echo(f"{out}: consent {made.id} of {made.who} for {count}")
+    count = f"{len(consent.files)} file{'' if len(consent.files) == 1 else 's'}"
+    click.echo(f"{out}: consent {consent.id} of {consent.who} for {count}")
 
 
 @click.command(
@@ -80,15 +83,14 @@ Examples:
     "--unmarked",
     type=existing_path,
     multiple=True,
-    help="A folder whose media have to carry every mark of the lab; those that do not are named. "
-    "May be repeated.",
+    help="Folder whose media must carry every mark of the lab; others are listed. May be repeated.",
 )
 @json_option
 @debug_option
 def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
-    """Prove the lab's ledger, row by row.
+    """Verify the lab's ledger, row by row.
 
-    Exit code 1 if a file lacks a mark, or a folder that is named holds no media.
+    Exit code 1 if a file lacks a mark, or a given folder contains no media.
     """
     from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
     from stillroom.forensics.labeling.lab import open_lab
@@ -96,21 +98,21 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
 
     lab = open_lab()
     rows = lab.ledger.verify()
-    found = {place: find_unmarked_files(place, lab) for place in unmarked}
+    unmarked_files = {folder: find_unmarked_files(folder, lab) for folder in unmarked}
     lacking = {
-        str(place if place.is_file() else place / name): missing
-        for place, names in found.items()
+        str(folder if folder.is_file() else folder / name): missing
+        for folder, names in unmarked_files.items()
         for name, missing in names.items()
     }
     if as_json:
         print_json({"lab": str(lab.folder), "rows": rows, "unmarked": lacking})
     else:
-        click.echo(f"{lab.ledger.path}: {rows} rows, each as it was written")
+        click.echo(f"{lab.ledger.path}: {rows} rows, all unchanged")
         for name, missing in lacking.items():
             click.echo(escape_line(f"{name}: lacks {', '.join(missing)}"))
-        for place, names in found.items():
+        for folder, names in unmarked_files.items():
             if not names:
-                click.echo(escape_line(f"{place}: every media file carries every mark"))
+                click.echo(escape_line(f"{folder}: every media file carries every mark"))
     if lacking:
         raise click.exceptions.Exit(1)
 
@@ -128,11 +130,11 @@ Examples:
 @json_option
 @debug_option
 def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
-    """Find the lab's own files by their watermark, stripped or not.
+    """Detect the lab's watermark in files, with or without metadata.
 
     Finds files of this lab alone, also after recompression, resizing, or a crop of up to 10 % a
-    side. Without a mark nothing is said about a file. A mark that was copied to other content is
-    told as that; a small change of a marked file is not.
+    side. A missing mark proves nothing. A mark copied to other content is reported as such; a small
+    edit of a marked file is not.
     """
     from stillroom.errors import DataError
     from stillroom.forensics.labeling.lab import open_lab
@@ -143,14 +145,14 @@ def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
     results, failed = {}, False
     for file in files:
         try:
-            found = look_up_file(file, lab)
+            trace = look_up_file(file, lab)
         except DataError as error:
             click.echo(str(error), err=True)
             failed = True
             continue
-        results[str(file)] = found.to_json()
+        results[str(file)] = trace.to_json()
         if not as_json:
-            click.echo(escape_line(f"{file}: {found.line()}"))
+            click.echo(escape_line(f"{file}: {trace.line()}"))
     if as_json:
         print_json({"files": results})
     if failed:

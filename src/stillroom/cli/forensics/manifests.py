@@ -32,23 +32,23 @@ Examples:
 @json_option
 @debug_option
 def audit_command(manifest: Path, as_json: bool) -> None:
-    """Look for leaks, near duplicates, and files that tell fake from real by themselves.
+    """Audit a manifest for leaks, near duplicates, and telltale metadata.
 
-    A leak is a person, a recording or the same bytes in two splits. The last audit trains a
-    classifier on format, size, tables and tags alone: its area has to be near 0.5. Exit code 1 if
+    A leak is a person, a recording or identical bytes in two splits. The last audit trains a
+    classifier on format, size, tables and tags alone: its AUC should be near 0.5. Exit code 1 if
     something is found.
     """
     from stillroom.forensics.benchmark.audit import audit_items
     from stillroom.forensics.benchmark.manifest import find_manifest, read_items
 
     file = find_manifest(manifest)
-    found = audit_items(read_items(file), file.parent)
+    audit = audit_items(read_items(file), file.parent)
     if as_json:
-        print_json({"manifest": str(file), **found.to_json()})
+        print_json({"manifest": str(file), **audit.to_json()})
     else:
-        for line in found.lines():
+        for line in audit.lines():
             click.echo(line)
-    if not found.is_clean:
+    if not audit.is_clean:
         raise click.exceptions.Exit(1)
 
 
@@ -61,13 +61,15 @@ Examples:
   stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv
 """,
 )
-@click.option("--deepfakebench", type=existing_path, help="One of DeepfakeBench's dataset_json.")
+@click.option("--deepfakebench", type=existing_path, help="A dataset_json file of DeepfakeBench.")
 @click.option("--ff-train", type=existing_path, help="FaceForensics++'s train.json.")
 @click.option("--ff-validation", type=existing_path, help="FaceForensics++'s val.json.")
 @click.option("--ff-test", type=existing_path, help="FaceForensics++'s test.json.")
-@click.option("--compression", default="c23", show_default=True, help="raw, c23 or c40.")
 @click.option(
-    "--out", type=existing_path, required=True, help="The manifest: .jsonl, .csv or .parquet."
+    "--compression", default="c23", show_default=True, help="Compression: raw, c23 or c40."
+)
+@click.option(
+    "--out", type=existing_path, required=True, help="Output manifest: .jsonl, .csv or .parquet."
 )
 @json_option
 @debug_option
@@ -80,9 +82,9 @@ def import_command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Read DeepfakeBench's or FaceForensics++'s lists into a manifest.
+    """Import the lists of DeepfakeBench or FaceForensics++ as a manifest.
 
-    Paths stay as the data set has them: put the manifest into the folder that holds the data.
+    Paths are kept as in the data set: save the manifest in the folder of the data.
     """
     from stillroom.forensics.benchmark.manifest import (
         import_deepfakebench,
@@ -117,26 +119,26 @@ Examples:
     type=click.Choice(get_args(SplitBy)),
     default="identity",
     show_default=True,
-    help="What no two splits share.",
+    help="Attribute that no two splits share.",
 )
 @click.option(
     "--held-out",
     type=FiniteFloatRange(0, 0.9),
     default=0.2,
     show_default=True,
-    help="Share to test on.",
+    help="Share of the test split.",
 )
 @click.option(
     "--validation",
     type=FiniteFloatRange(0, 0.9),
     default=0.1,
     show_default=True,
-    help="Share to choose thresholds and calibrate on.",
+    help="Share of the validation split, for thresholds and calibration.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the lot."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
-@click.option("--out", type=existing_path, required=True, help="The new manifest.")
+@click.option("--out", type=existing_path, required=True, help="Output manifest.")
 @json_option
 @debug_option
 def split_command(
@@ -150,7 +152,7 @@ def split_command(
 ) -> None:
     """Split a manifest so that no person, recording or generator is on both sides.
 
-    Rows that share one, also through a swap's second person, go into one split together.
+    Rows that share one, also through the second person of a swap, go to the same split.
     """
     from stillroom.forensics.benchmark.manifest import read_items, write_items
     from stillroom.forensics.benchmark.splits import split_items

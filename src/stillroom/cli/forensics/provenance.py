@@ -24,15 +24,15 @@ __all__ = [
     lazy={
         "init-ca": (
             "stillroom.cli.forensics.provenance:init_ca_command",
-            "Make a certificate authority and a signer that work at once.",
+            "Create a certificate authority and a signer.",
         ),
         "sign": (
             "stillroom.cli.forensics.provenance:sign_command",
-            "Sign a file's origin into it.",
+            "Sign a file with content credentials.",
         ),
         "verify": (
             "stillroom.cli.forensics.provenance:verify_command",
-            "Say of files whether they are as signed, by whom, and whether that is trusted.",
+            "Verify content credentials: integrity, signer, and trust.",
         ),
     },
     epilog="""
@@ -43,7 +43,7 @@ Examples:
 """,
 )
 def provenance_group() -> None:
-    """Sign media, and read what they say of their own origin."""
+    """Provenance: sign media, and verify content credentials."""
 
 
 @click.command(
@@ -57,22 +57,25 @@ Examples:
 )
 @click.argument("folder", type=existing_path)
 @click.option(
-    "--organization", default="Stillroom lab", show_default=True, help="What readers see as issuer."
+    "--organization",
+    default="Stillroom lab",
+    show_default=True,
+    help="Issuer name in the certificates.",
 )
 @click.option(
     "--days",
     type=click.IntRange(1, 10950),
     default=3650,
     show_default=True,
-    help="How long the certificates hold.",
+    help="Days of validity of the certificates.",
 )
 @json_option
 @debug_option
 def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -> None:
-    """Make a certificate authority and a signer that work at once.
+    """Create a certificate authority and a signer.
 
-    The new signer signs a trial picture, which is read back, before anything is left on disk.
-    Nobody trusts the authority but who gives its ca.pem as --trust.
+    The new signer signs a test image, which is verified, before anything is written. Readers trust
+    the authority only if they are given its ca.pem as --trust.
     """
     from stillroom.forensics.c2pa.certificates import init_ca
 
@@ -97,33 +100,33 @@ Examples:
 """,
 )
 @click.argument("file", type=existing_path)
-@click.option("--ca", type=existing_path, required=True, help="The folder that init-ca made.")
-@click.option("--out", type=existing_path, required=True, help="The signed file.")
-@click.option("--title", default="", help="The file's title; default its name.")
+@click.option("--ca", type=existing_path, required=True, help="Folder created by init-ca.")
+@click.option("--out", type=existing_path, required=True, help="Output file.")
+@click.option("--title", default="", help="Title of the file; default its name.")
 @click.option(
     "--made-by",
     default="",
-    help="The generator of a synthetic file: it is then marked as trainedAlgorithmicMedia. Without "
-    "it the credentials claim nothing of how the file was made.",
+    help="Generator of a synthetic file, which is then marked as trainedAlgorithmicMedia. "
+    "Without it the credentials claim nothing about how the file was made.",
 )
 @click.option(
-    "--timestamp-url", default="", help="A timestamp authority to ask; needs the network."
+    "--timestamp-url", default="", help="URL of a timestamp authority; needs the network."
 )
 @json_option
 @debug_option
 def sign_command(
     file: Path, ca: Path, out: Path, title: str, made_by: str, timestamp_url: str, as_json: bool
 ) -> None:
-    """Sign a file's origin into it."""
+    """Sign a file with content credentials."""
     from stillroom.forensics.labeling.signature import sign_file
 
-    found = sign_file(
+    verification = sign_file(
         file, out, ca, title=title or file.name, made_by=made_by, timestamp_url=timestamp_url
     )
     if as_json:
-        print_json({"file": str(out), **found.to_json()})
+        print_json({"file": str(out), **verification.to_json()})
         return
-    click.echo(f"{out}: {found.integrity}, {found.trust}")
+    click.echo(f"{out}: {verification.integrity}, {verification.trust}")
 
 
 @click.command(
@@ -137,21 +140,24 @@ Examples:
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @click.option(
-    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+    "--trust",
+    type=existing_path,
+    multiple=True,
+    help="Certificate authorities that you trust, as PEM.",
 )
 @click.option(
-    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
 )
 @click.option(
     "--interim",
     type=existing_path,
     multiple=True,
-    help="The interim list that was frozen at the start of 2026, as PEM.",
+    help="Interim C2PA trust list, frozen at the start of 2026, as PEM.",
 )
 @click.option(
     "--remote",
     is_flag=True,
-    help="Fetch manifests that lie elsewhere, ask OCSP; needs the network.",
+    help="Fetch remote manifests and query OCSP; needs the network.",
 )
 @json_option
 @debug_option
@@ -163,10 +169,10 @@ def verify_command(
     remote: bool,
     as_json: bool,
 ) -> None:
-    """Say of files whether they are as signed, by whom, and whether that is trusted.
+    """Verify content credentials: integrity, signer, and trust.
 
-    Three findings that are never mixed. A file without credentials has no provenance, which says
-    nothing about whether it is real. Exit code 1 if a file was changed since it was signed, or
+    The three findings are reported separately. A file without credentials has no provenance, which
+    does not tell whether it is authentic. Exit code 1 if a file was changed since it was signed, or
     cannot be read.
     """
     from stillroom.errors import StillroomError
@@ -180,16 +186,16 @@ def verify_command(
     results, failed = {}, False
     for file in files:
         try:
-            found = verify_file(file, lists, remote=remote)
+            verification = verify_file(file, lists, remote=remote)
         except StillroomError as error:
             click.echo(str(error), err=True)
             failed = True
             continue
-        failed = failed or found.integrity in {"broken", "unreadable"}
-        results[str(file)] = found.to_json()
+        failed = failed or verification.integrity in {"broken", "unreadable"}
+        results[str(file)] = verification.to_json()
         if not as_json:
             click.echo(escape_line(str(file)))
-            for line in found.lines():
+            for line in verification.lines():
                 click.echo(f"  {line}")
     if as_json:
         print_json({"files": results})

@@ -15,35 +15,35 @@ __all__ = ["merge_group"]
     lazy={
         "adapters": (
             "stillroom.cli.merge.adapters:adapters_command",
-            "Add LoRA adapters up to one, in their own space.",
+            "Add LoRA adapters into one, in low-rank form.",
         ),
         "calibrate": (
             "stillroom.cli.merge.calibration:calibrate_command",
-            "Gather what fisher and regmean weigh models by.",
+            "Compute the statistics that fisher and regmean need.",
         ),
         "extract": (
             "stillroom.cli.merge.adapters:extract_command",
-            "Take out what a fine-tuning changed.",
+            "Extract the changes of a fine-tuning.",
         ),
         "inspect": (
             "stillroom.cli.merge.inspection:inspect_command",
-            "Show where models agree and where they fight.",
+            "Show agreement and conflicts of models.",
         ),
         "learn": (
             "stillroom.cli.merge.calibration:learn_command",
-            "Learn on records how much of each model every layer takes.",
+            "Learn the merge coefficients of every layer from records.",
         ),
         "plan": (
             "stillroom.cli.merge.run:plan_command",
-            "Print what a merge will read, write and need.",
+            "Print the inputs, outputs and resources of a merge.",
         ),
         "run": (
             "stillroom.cli.merge.run:run_command",
-            "Merge as a recipe says; a mergekit file runs unchanged.",
+            "Run a merge recipe or an unchanged mergekit file.",
         ),
         "search": (
             "stillroom.cli.merge.inspection:search_command",
-            "Show what a search of merges tried and found.",
+            "Show the trials and the result of a merge search.",
         ),
         "transplant": (
             "stillroom.cli.merge.run:transplant_command",
@@ -51,7 +51,7 @@ __all__ = ["merge_group"]
         ),
         "verify": (
             "stillroom.cli.merge.run:verify_command",
-            "Make a merge's tensors again and compare the bytes.",
+            "Recompute tensors of a merge and compare the bytes.",
         ),
     },
     epilog="""
@@ -62,4 +62,4 @@ Examples:
 """,
 )
 def merge_group() -> None:
-    """Merging's own verbs."""
+    """Merging: plan, run, inspect and verify merges of models and adapters."""

@@ -27,17 +27,21 @@ Examples:
 )
 @click.argument("adapters", nargs=-1, required=True, type=existing_path)
 @click.option(
-    "--weight", "weights", type=FiniteFloat(), multiple=True, help="One an adapter; default 1."
+    "--weight",
+    "weights",
+    type=FiniteFloat(),
+    multiple=True,
+    help="Weight of each adapter; default 1.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
-    "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; without it the sum is exact."
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Maximum rank of a tensor; by default the sum is exact.",
 )
-@click.option(
-    "--energy", type=FiniteFloat(), help="Share of the squared singular values that is kept."
-)
-@click.option("--base", help="The base; needed where adapters bring whole tensors.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--energy", type=FiniteFloat(), help="Share of the squared singular values to keep.")
+@click.option("--base", help="Base model; required if adapters contain full tensors.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def adapters_command(
@@ -50,7 +54,7 @@ def adapters_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Add LoRA adapters up to one, in their own space."""
+    """Add LoRA adapters into one, in low-rank form."""
     from stillroom.merge.lora.adapter import Adapter
     from stillroom.merge.lora.combination import merge_adapters
     from stillroom.merge.tensors.storage import open_checkpoint
@@ -80,30 +84,34 @@ Examples:
 """,
 )
 @click.argument("finetuned")
-@click.option("--base", required=True, help="The checkpoint that it was fine-tuned from.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
+@click.option("--base", required=True, help="Checkpoint that it was fine-tuned from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
     "--as",
     "kind",
     type=click.Choice(["lora", "task_vector"]),
     default="lora",
-    help="An adapter that peft loads, or every difference whole.",
+    help="Output type: an adapter for peft, or the full differences.",
 )
 @click.option(
-    "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; 32 where neither is given."
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Maximum rank of a tensor; default 32 without --error.",
 )
 @click.option(
-    "--error", type=FiniteFloat(), help="Most relative error of a tensor; its rank follows."
+    "--error", type=FiniteFloat(), help="Maximum relative error of a tensor, which sets its rank."
 )
 @click.option(
     "--svd",
     "routine",
     type=click.Choice(["exact", "randomized"]),
     default="exact",
-    help="Randomized is faster on large matrices.",
+    help="SVD algorithm; randomized is faster on large matrices.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the randomized SVD.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the randomized SVD."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def extract_command(
@@ -118,9 +126,10 @@ def extract_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Take out what a fine-tuning changed.
+    """Extract the changes of a fine-tuning.
 
-    FINETUNED minus BASE becomes a LoRA adapter, or a task vector; the error by layer is printed.
+    FINETUNED minus BASE becomes a LoRA adapter, or a task vector; the error of each layer is
+    printed.
     """
     from stillroom.errors import RecipeError
     from stillroom.merge.lora.extraction import extract_lora, extract_task_vector
@@ -128,7 +137,7 @@ def extract_command(
 
     if kind == "task_vector" and (rank is not None or error is not None):
         raise RecipeError(
-            "a task vector is whole: it has neither a rank nor an error",
+            "a task vector is exact: --rank and --error do not apply",
             code="merge.extract-settings",
             expected="--rank or --error with --as lora only",
             next="leave them out, or extract a LoRA",

@@ -37,69 +37,82 @@ Examples:
     required=True,
     multiple=True,
     type=existing_path,
-    help="One a model, or one for all.",
+    help="Records of each model, or one file for all.",
 )
 @click.option(
     "--for",
     "method",
     type=click.Choice(["fisher", "regmean"]),
     required=True,
-    help="The method that will use them.",
+    help="Method that will use the statistics.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
-@click.option("--plus-plus", is_flag=True, help="RegMean++: inputs from the merged layers before.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
-    "--weight", "weights", type=FiniteFloat(), multiple=True, help="RegMean++: one a model."
+    "--plus-plus", is_flag=True, help="RegMean++: take inputs from the merged preceding layers."
 )
 @click.option(
-    "--alpha", type=FiniteFloatRange(0, 1), default=0.9, help="RegMean++: as regmean's setting."
+    "--weight",
+    "weights",
+    type=FiniteFloat(),
+    multiple=True,
+    help="RegMean++: weight of each model.",
+)
+@click.option(
+    "--alpha",
+    type=FiniteFloatRange(0, 1),
+    default=0.9,
+    help="RegMean++: alpha, as in the method regmean.",
 )
 @click.option(
     "--labels",
     type=click.Choice(["sampled", "true"]),
     default="sampled",
-    help="Fisher: drawn from the model, or the tokens themselves.",
+    help="Fisher: labels sampled from the model, or the true tokens.",
 )
 @click.option(
     "--max-records",
     type=click.IntRange(min=1),
     default=256,
-    help="How many a model, drawn by --seed.",
+    help="Number of records for each model, sampled with --seed.",
 )
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=512,
-    help="Tokens of a record that are read.",
+    help="Maximum number of tokens of a record.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    help="Which records are drawn; Fisher: and labels.",
+    help="Random seed of the sample; Fisher: also of the labels.",
 )
-@click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) -> None:
-    """Gather what fisher and regmean weigh models by.
+    """Compute the statistics that fisher and regmean need.
 
-    One folder a model is written below --out; name them in method.statistics.
+    Writes one folder for each model below --out; name them in method.statistics.
     """
-    found = _collect_statistics(models, out, settings)
+    statistics = _collect_statistics(models, out, settings)
     if as_json:
         print_json(
             {
                 "statistics": [
-                    {"folder": str(each.folder), "tokens": each.tokens, "model": each.model}
-                    for each in found
+                    {
+                        "folder": str(statistic.folder),
+                        "tokens": statistic.tokens,
+                        "model": statistic.model,
+                    }
+                    for statistic in statistics
                 ]
             }
         )
     else:
-        for each in found:
-            click.echo(f"{each.folder}: {each.kind} over {each.tokens} tokens")
+        for statistic in statistics:
+            click.echo(f"{statistic.folder}: {statistic.kind} over {statistic.tokens} tokens")
 
 
 def _print_progress(line: str) -> None:
@@ -118,9 +131,9 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
         raise RecipeError(
             f"{len(models)} models have {len(files)} files of records"
             if len(files) != len(models)
-            else "--plus-plus is RegMean's",
+            else "--plus-plus applies to RegMean only",
             code="merge.calibration-settings",
-            expected="one --records for all, or one a model; --plus-plus with --for regmean only",
+            expected="one --records for all, or one for each model; --plus-plus with regmean only",
             next="correct the command",
         )
     bounds = {"limit": settings["max_records"], "seed": settings["seed"]}
@@ -136,14 +149,18 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
             alpha=settings["alpha"],
             **common,
         )
-    found = []
-    for model, each, folder in zip(models, records, folders, strict=True):
+    statistics = []
+    for model, model_records, folder in zip(models, records, folders, strict=True):
         if settings["method"] == "fisher":
-            drawn = {"labels": settings["labels"], "seed": settings["seed"]}
-            found.append(calibration.gather_fisher(model, each, folder, **drawn, **common))
+            fisher_settings = {"labels": settings["labels"], "seed": settings["seed"]}
+            statistics.append(
+                calibration.gather_fisher(model, model_records, folder, **fisher_settings, **common)
+            )
         else:
-            found.append(calibration.gather_gram_matrices(model, each, folder, **common))
-    return found
+            statistics.append(
+                calibration.gather_gram_matrices(model, model_records, folder, **common)
+            )
+    return statistics
 
 
 @click.command(
@@ -157,43 +174,51 @@ Examples:
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--records", required=True, type=existing_path, help="Of all tasks together.")
-@click.option("--out", type=click.Path(path_type=Path), help="A recipe to write.")
+@click.option("--records", required=True, type=existing_path, help="Records of all tasks together.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output recipe.")
 @click.option(
     "--objective",
     type=click.Choice(["cross_entropy", "entropy"]),
     default="cross_entropy",
-    help="Of the assistant's tokens, or of predictions, which needs no answers.",
+    help=(
+        "Loss: cross-entropy of the assistant's tokens, or entropy of predictions, which needs "
+        "no answers."
+    ),
 )
 @click.option(
     "--search",
     type=click.Choice(["gradient", "spsa"]),
     default="gradient",
-    help="By gradients, or by two losses a step.",
+    help="Optimizer: gradients, or two loss evaluations a step.",
 )
 @click.option(
     "--group",
     type=click.Choice(["layer", "module", "model"]),
     default="layer",
-    help="What shares a coefficient.",
+    help="Tensors that share a coefficient.",
 )
-@click.option("--start", type=FiniteFloat(), default=0.3, help="The coefficients to begin with.")
-@click.option("--steps", type=click.IntRange(min=1), default=100, help="How many.")
+@click.option("--start", type=FiniteFloat(), default=0.3, help="Initial value of the coefficients.")
+@click.option("--steps", type=click.IntRange(min=1), default=100, help="Number of steps.")
 @click.option(
     "--learning-rate",
     type=FiniteFloatRange(min=0, min_open=True),
     default=0.01,
-    help="Of Adam.",
+    help="Learning rate of Adam.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=4, help="Records a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, help="Records in a batch.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=512,
-    help="Tokens of a record that are read.",
+    help="Maximum number of tokens of a record.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the split and the batches.")
-@click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Random seed of the split and the batches.",
+)
+@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
 @json_option
 @debug_option
 def learn_command(
@@ -205,9 +230,9 @@ def learn_command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Learn on records how much of each model every layer takes.
+    """Learn the merge coefficients of every layer from records.
 
-    What comes out is a recipe for task_arithmetic; the gain is measured on records never seen.
+    Writes a recipe for task_arithmetic; the gain is measured on held-out records.
     """
     from stillroom.merge.analysis.comparison import open_model
     from stillroom.merge.search.learned_coefficients import CoefficientTraining, learn_coefficients
@@ -217,13 +242,15 @@ def learn_command(
     start = open_checkpoint(base)
     parents = [open_model(model, start) for model in models]
     learning = CoefficientTraining(**settings)
-    found = learn_coefficients(start, parents, list(read_records(records)), learning, device=device)
+    learned = learn_coefficients(
+        start, parents, list(read_records(records)), learning, device=device
+    )
     if out is not None:
         from stillroom.merge.search.learned_coefficients import write_recipe
 
-        write_recipe(found.to_recipe(base, models), out)
-        click.echo(f"wrote {out}; make it with: stillroom run {out} --out DIR", err=True)
+        write_recipe(learned.to_recipe(base, models), out)
+        click.echo(f"wrote {out}; run it with: stillroom run {out} --out DIR", err=True)
     if as_json:
-        print_json({"learned": found.to_json()})
+        print_json({"learned": learned.to_json()})
     else:
-        click.echo(str(found))
+        click.echo(str(learned))

@@ -29,28 +29,35 @@ Examples:
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for the page and numbers.")
-@click.option("--density", type=FiniteFloat(), default=0.2, help="Share that trimming would keep.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Output folder for the page and the data."
+)
+@click.option(
+    "--density",
+    type=FiniteFloat(),
+    default=0.2,
+    help="Share of parameters that trimming would keep.",
+)
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
-    help="Also measure the loss at 11 points between each two models, on these.",
+    help="Also measure the loss at 11 points between each pair of models, on these records.",
 )
 @click.option(
     "--max-records",
     type=click.IntRange(min=1),
     default=200,
-    help="How many of them, drawn by --seed.",
+    help="Number of records, sampled with --seed.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Which records are drawn.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=512,
-    help="Tokens of a record that are read.",
+    help="Maximum number of tokens of a record.",
 )
-@click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def inspect_command(
@@ -66,7 +73,7 @@ def inspect_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Show where models agree and where they fight.
+    """Show agreement and conflicts of models.
 
     MODELS are checkpoints, or adapters, that were fine-tuned from BASE.
     """
@@ -77,12 +84,12 @@ def inspect_command(
 
     start = open_checkpoint(base)
     parents = [open_model(model, start) for model in models]
-    found = inspect_models(start, parents, density=density)
+    inspection = inspect_models(start, parents, density=density)
     if records is not None:
         from stillroom.merge.analysis.comparison import measure_loss_path
         from stillroom.merge.search.scoring import draw_records
 
-        drawn = draw_records(
+        sample = draw_records(
             str(records),
             split="",
             limit=max_records,
@@ -91,24 +98,24 @@ def inspect_command(
         )
         paths = [
             measure_loss_path(
-                (found.parents[i], found.parents[j]),
+                (inspection.parents[i], inspection.parents[j]),
                 (parents[i].weights, parents[j].weights),
-                drawn,
+                sample,
                 max_tokens=max_tokens,
                 device=device,
             )
             for i, j in combinations(range(len(parents)), 2)
         ]
-        found = replace(found, paths=tuple(paths))
+        inspection = replace(inspection, paths=tuple(paths))
     if out is not None:
         from stillroom.merge.analysis.report import write_inspection
 
-        page = write_inspection(found, out, overwrite=overwrite)
+        page = write_inspection(inspection, out, overwrite=overwrite)
         click.echo(f"wrote {page}", err=True)
     if as_json:
-        print_json({"inspection": found.to_json()})
+        print_json({"inspection": inspection.to_json()})
     else:
-        click.echo(str(found))
+        click.echo(str(inspection))
 
 
 @click.command(
@@ -126,24 +133,26 @@ Examples:
     type=click.IntRange(0),
     default=10,
     show_default=True,
-    help="How many of the best trials are shown.",
+    help="Number of the best trials to show.",
 )
 @json_option
 @debug_option
 def search_command(folder: Path, trials: int, as_json: bool) -> None:
-    """Show what a search of merges tried and found."""
+    """Show the trials and the result of a merge search."""
     from stillroom.merge.search.run import format_search, read_search_result
 
-    found = read_search_result(folder)
+    result = read_search_result(folder)
     if as_json:
-        print_json({"path": str(folder), "search": found})
+        print_json({"path": str(folder), "search": result})
         return
-    click.echo(format_search(found))
-    click.echo(f"\n{found['objective']} on the {found['records']['choose']} records that choose:")
-    for row in found["candidates"]:
+    click.echo(format_search(result))
+    click.echo(
+        f"\n{result['objective']} on the {result['records']['choose']} records of the final choice:"
+    )
+    for row in result["candidates"]:
         click.echo(f"  {_format_value(row)}  {row['name']}")
-    click.echo(f"\nbest of {found['tried']} trials on {found['records']['search']} records:")
-    for row in _select_best(found["trials"], trials, found["best_on_search"]):
+    click.echo(f"\nbest of {result['tried']} trials on {result['records']['search']} records:")
+    for row in _select_best(result["trials"], trials, result["best_on_search"]):
         click.echo(
             f"  {_format_value(row)}  trial {row['number']}  {_format_changes(row['changes'])}"
         )
@@ -152,7 +161,7 @@ def search_command(folder: Path, trials: int, as_json: bool) -> None:
 def _select_best(
     rows: Sequence[Mapping[str, Any]], count: int, best: float
 ) -> list[Mapping[str, Any]]:
-    """Return the best rows; the distance to the best value orders, whichever way is better."""
+    """Return the best rows, ordered by the distance to the best value, for either direction."""
     good = [row for row in rows if row["value"] is not None]
     return sorted(good, key=lambda row: (abs(row["value"] - best), row["number"]))[:count]
 
@@ -163,8 +172,8 @@ def _format_value(row: Mapping[str, Any]) -> str:
 
 def _format_changes(changes: Mapping[str, Any]) -> str:
     parts = [f"{name}={value:.4g}" for name, value in changes["method"].items()]
-    for number, own in changes["models"].items():
-        parts += [f"models.{number}.{name}={value:.4g}" for name, value in own.items()]
+    for number, model_changes in changes["models"].items():
+        parts += [f"models.{number}.{name}={value:.4g}" for name, value in model_changes.items()]
     for entry in changes["vary"]:
         values = entry.get("layers", [entry.get("value")])
         owner = "" if entry["model"] is None else f"models.{entry['model']}."

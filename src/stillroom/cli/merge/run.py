@@ -28,8 +28,8 @@ __all__ = [
 arithmetic_option = click.option(
     "--arithmetic",
     type=click.Choice(["paper", "mergekit"]),
-    help="Compute as the papers say, or bit for bit as mergekit does; default what the recipe "
-    "says, and mergekit for a mergekit file.",
+    help="Arithmetic of the papers, or bit for bit that of mergekit; default from the recipe, "
+    "and mergekit for a mergekit file.",
 )
 
 
@@ -45,7 +45,7 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @arithmetic_option
 @json_option
 @job_options
@@ -59,9 +59,9 @@ def run_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Merge as a recipe says; a mergekit file runs unchanged.
+    """Run a merge recipe or an unchanged mergekit file.
 
-    Where a mergekit file describes several merges, those before the last lie in OUT.parts.
+    If a mergekit file describes several merges, those before the last are written to OUT.parts.
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_recipe
@@ -107,7 +107,7 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--explain", metavar="TENSOR", help="Say what becomes of one tensor.")
+@click.option("--explain", metavar="TENSOR", help="Explain one tensor.")
 @arithmetic_option
 @json_option
 @debug_option
@@ -118,9 +118,9 @@ def plan_command(
     arithmetic: Literal["paper", "mergekit"] | None,
     as_json: bool,
 ) -> None:
-    """Print what a merge will read, write and need.
+    """Print the inputs, outputs and resources of a merge.
 
-    RECIPE is one of ours or a mergekit file.
+    RECIPE is a Stillroom recipe or a mergekit file.
     """
     from stillroom.merge.planning.inputs import open_sources, read_rules
     from stillroom.merge.planning.plan import plan_sources
@@ -135,11 +135,11 @@ def plan_command(
     plan = plan_sources(loaded.method, base, parents, read_rules(loaded))
     sources = [*([base] if base else []), *parents]
     if explain is not None:
-        found = explain_tensor(plan, sources, explain)
+        explanation = explain_tensor(plan, sources, explain)
         if as_json:
-            print_json({"tensor": found})
+            print_json({"tensor": explanation})
         else:
-            for key, value in found.items():
+            for key, value in explanation.items():
                 click.echo(f"{key}: {value}")
         return
     warnings = list_warnings(plan, sources)
@@ -175,11 +175,15 @@ Examples:
 )
 @click.argument("donor")
 @click.argument("target")
-@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
-    "--k", type=click.IntRange(min=1), default=64, show_default=True, help="Most tokens of a sum."
+    "--k",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Maximum number of tokens in a sum.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what it would do; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @json_option
 @job_options
 def transplant_command(
@@ -195,7 +199,7 @@ def transplant_command(
 ) -> None:
     """Give TARGET the tokenizer of DONOR, without training.
 
-    The same as a recipe with the method transplant, TARGET as its base and DONOR as its model.
+    Same as a recipe with the method transplant, TARGET as its base and DONOR as its model.
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_recipe
@@ -235,33 +239,34 @@ Examples:
     type=FiniteFloatRange(0, 1, min_open=True),
     default=0.1,
     show_default=True,
-    help="How many of the tensors.",
+    help="Number of tensors to recompute.",
 )
-@click.option("--all", "everything", is_flag=True, help="Every tensor.")
+@click.option("--all", "everything", is_flag=True, help="Recompute every tensor.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Which tensors are drawn.",
+    help="Random seed of the sample.",
 )
 @json_option
 @debug_option
 def verify_command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:
-    """Make a merge's tensors again and compare the bytes."""
+    """Recompute tensors of a merge and compare the bytes."""
     from stillroom.merge.verification import verify_merge
 
-    found = verify_merge(
+    verification = verify_merge(
         folder,
         share=1.0 if everything else share,
         seed=seed,
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        print_json({"path": str(folder), **found.to_json()})
-    found.check(folder)
+        print_json({"path": str(folder), **verification.to_json()})
+    verification.check(folder)
     if not as_json:
         click.echo(
-            f"{folder}: {len(found.inputs)} inputs are what was merged; "
-            f"{len(found.replayed)} of {found.tensors} tensors made again, to the same bytes"
+            f"{folder}: {len(verification.inputs)} inputs are unchanged; "
+            f"{len(verification.replayed)} of {verification.tensors} tensors recomputed, with the "
+            "same bytes"
         )

@@ -19,7 +19,7 @@ __all__ = ["rag_group"]
         ),
         "compact": (
             "stillroom.cli.rag.index:compact_command",
-            "Merge an index's segments and remove what only older snapshots need.",
+            "Merge an index's segments and remove data of older snapshots.",
         ),
         "delete": (
             "stillroom.cli.rag.index:delete_command",
@@ -31,7 +31,7 @@ __all__ = ["rag_group"]
         ),
         "graph": (
             "stillroom.cli.rag.graph:graph_command",
-            "Find what an index speaks of, how it is related, and its communities.",
+            "Build a knowledge graph of an index: entities, relations and communities.",
         ),
         "graph-show": (
             "stillroom.cli.rag.graph:graph_show_command",
@@ -43,15 +43,15 @@ __all__ = ["rag_group"]
         ),
         "log": (
             "stillroom.cli.rag.index:log_command",
-            "List the snapshots of an index that can be asked, newest first.",
+            "List the snapshots of an index that can be queried, newest first.",
         ),
         "migrate": (
             "stillroom.cli.rag.migration:migrate_command",
-            "Move an index to another store, once it is proved equal.",
+            "Move an index to another store after comparing both.",
         ),
         "rebuild": (
             "stillroom.cli.rag.migration:rebuild_command",
-            "Build an index anew beside the one that answers, measure both, and switch.",
+            "Build an index anew beside the active one, measure both, and switch.",
         ),
         "score": (
             "stillroom.cli.rag.evaluation:score_command",
@@ -63,12 +63,15 @@ __all__ = ["rag_group"]
         ),
         "sweep": (
             "stillroom.cli.rag.tuning:sweep_command",
-            "Try chunkers, embedders and ways on judged questions, and say which is worth it.",
+            "Compare chunkers, embedders and pipelines on judged questions, and name the best.",
         ),
-        "tree": ("stillroom.cli.rag.graph:tree_command", "Make a tree of summaries over an index."),
+        "tree": (
+            "stillroom.cli.rag.graph:tree_command",
+            "Build a tree of summaries over an index.",
+        ),
         "tune": (
             "stillroom.cli.rag.tuning:tune_command",
-            "Choose on judged queries how words and vectors are fused.",
+            "Tune the fusion of keyword and dense scores on judged queries.",
         ),
         "unpack": (
             "stillroom.cli.rag.index:unpack_command",
@@ -76,11 +79,11 @@ __all__ = ["rag_group"]
         ),
         "update": (
             "stillroom.cli.rag.index:update_command",
-            "Bring an index up to what its folder of documents holds now.",
+            "Update an index to the current state of its folder of documents.",
         ),
         "verify": (
             "stillroom.cli.rag.index:verify_command",
-            "Hold an index's segments, counts and texts against its ledger.",
+            "Compare an index's segments, counts and texts with its ledger.",
         ),
     },
     epilog="""
@@ -91,4 +94,4 @@ Examples:
 """,
 )
 def rag_group() -> None:
-    """Retrieval's own verbs."""
+    """Retrieval: build, search and evaluate indexes."""

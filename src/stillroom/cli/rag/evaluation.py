@@ -50,122 +50,137 @@ Examples:
 @click.option(
     "--answers",
     type=existing_path,
-    help="Questions with their right answers (JSON lines, SQuAD's JSON, records): --model answers "
+    help="Questions with reference answers (JSON lines, SQuAD's JSON, records): --model answers "
     "them from the index, and the answers are graded.",
 )
 @click.option(
     "--way",
     "ways",
     multiple=True,
-    help="[TRANSFORM>]RETRIEVER[+RERANKER], with --answers also =>ANSWERING[!drop]; the first is "
-    "compared with. Default: convex, hybrid, keyword and dense; of --answers, convex.",
+    help="Pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], with --answers also =>ANSWERING[!drop]; "
+    "the first is the baseline. Default: convex, hybrid, keyword and dense; with --answers, "
+    "convex.",
 )
-@click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one ranks.")
 @click.option(
-    "--model", default="", help="What transforms and rerankers ask (hyde); of --answers, who reads."
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Measure, such as ndcg@10; the first one ranks. May be repeated.",
 )
-@click.option("--judge", default="", help="Of --answers: the model that grades; default words.")
+@click.option(
+    "--model",
+    default="",
+    help="Model of transforms and rerankers (hyde); with --answers, the reader.",
+)
+@click.option("--judge", default="", help="With --answers: model that grades; default by words.")
 @click.option(
     "--judge-way",
     type=click.Choice(["logprob", "json"]),
-    help="Of --judge: yes against no by their probabilities, or held to a schema.",
+    help="With --judge: compare the probabilities of yes and no, or constrain to a schema.",
 )
 @click.option(
     "--checker",
     default="overlap",
-    help="Without --judge: what says that a statement is supported, NAME[:KEY=VALUE,...].",
+    help="Without --judge: support checker of statements, NAME[:KEY=VALUE,...].",
 )
 @click.option(
     "--labels",
     type=existing_path,
-    help="Of --judge: people's verdicts, JSON lines of question, way and right.",
+    help="With --judge: human verdicts, JSON lines of question, way and right.",
 )
 @click.option(
-    "--limit", type=click.IntRange(0), default=0, help="Of --answers: most questions; 0 is all."
+    "--limit",
+    type=click.IntRange(0),
+    default=0,
+    help="With --answers: maximum number of questions; 0 is all.",
 )
 @click.option(
     "--price",
     type=(float, float),
     default=(0.0, 0.0),
-    help="Of --answers: what a million tokens cost, read and written.",
+    help="With --answers: price of a million tokens, input and output.",
 )
-@click.option("--depth", type=click.IntRange(1, 1000), default=100, help="Ranks that are judged.")
 @click.option(
-    "--k", type=click.IntRange(1), help="Hits that a reader sees; default 10, of --answers 3."
+    "--depth", type=click.IntRange(1, 1000), default=100, help="Number of ranks to judge."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the intervals.")
+@click.option(
+    "--k",
+    type=click.IntRange(1),
+    help="Number of hits shown to a reader; default 10, with --answers 3.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the intervals.")
 @access_options
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
-def eval_command(out: Path, as_json: bool, **given: Any) -> None:
+def eval_command(out: Path, as_json: bool, **options: Any) -> None:
     """Measure retrieval on judged queries, with intervals and paired differences.
 
-    The judgements name passages, documents, paths of documents, or rows of an unpacked corpus.
-    With --answers the reading is measured, too: right answers, faithfulness, citations, silence
-    where there is no answer, and for every question the stage to blame.
+    The judgments name passages, documents, paths of documents, or rows of an unpacked corpus. With
+    --answers the answers are evaluated as well: correctness, faithfulness, citations, abstention
+    without an answer, and for every question the stage at fault.
     """
-    run = _evaluate_answers if given["answers"] else _evaluate_retrieval
-    artifact, report = run(out, given)
+    run = _evaluate_answers if options["answers"] else _evaluate_retrieval
+    artifact, report = run(out, options)
     print_report(out, artifact, report, as_json=as_json)
 
 
-def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+def _evaluate_retrieval(out: Path, options: dict[str, Any]) -> tuple[Artifact, Report]:
     from stillroom.rag.evaluation.retrieval import DEFAULT_MEASURES
     from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
     from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 
-    places = (given[name] for name in ("collection", "split", "queries", "qrels"))
-    queries, qrels = resolve_qrels(*places)
+    sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
+    queries, qrels = resolve_qrels(*sources)
     plan = RetrievalEvalPlan(
-        given["index"],
+        options["index"],
         queries,
         qrels,
-        given["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
-        given["measures"] or DEFAULT_MEASURES,
-        given["depth"],
-        given["k"] or _K_FOUND,
-        given["seed"],
-        given["model"],
-        build_access(given["tenant"], given["principals"]),
+        options["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
+        options["measures"] or DEFAULT_MEASURES,
+        options["depth"],
+        options["k"] or _K_FOUND,
+        options["seed"],
+        options["model"],
+        build_access(options["tenant"], options["principals"]),
     )
-    return evaluate_retrieval(plan, out, **_job_settings(given))
+    return evaluate_retrieval(plan, out, **_job_settings(options))
 
 
-def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+def _evaluate_answers(out: Path, options: dict[str, Any]) -> tuple[Artifact, Report]:
     from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
     from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 
-    if not given["model"]:
-        raise click.UsageError("--answers needs --model: who is to answer?")
-    if given["labels"] and not given["judge"]:
-        raise click.UsageError("--labels need --judge: they are compared with its verdicts")
+    if not options["model"]:
+        raise click.UsageError("--answers needs --model, which answers the questions")
+    if options["labels"] and not options["judge"]:
+        raise click.UsageError("--labels needs --judge: its verdicts are compared with the labels")
     plan = AnswerEvalPlan(
-        given["index"],
-        given["answers"],
-        given["model"],
-        given["ways"] or (DEFAULT_RETRIEVER,),
-        given["judge"],
-        given["judge_way"],
-        given["labels"],
-        given["checker"],
-        given["k"] or _K_READ,
-        given["depth"],
-        given["limit"],
-        given["seed"],
-        prices=given["price"],
-        access=build_access(given["tenant"], given["principals"]),
+        options["index"],
+        options["answers"],
+        options["model"],
+        options["ways"] or (DEFAULT_RETRIEVER,),
+        options["judge"],
+        options["judge_way"],
+        options["labels"],
+        options["checker"],
+        options["k"] or _K_READ,
+        options["depth"],
+        options["limit"],
+        options["seed"],
+        prices=options["price"],
+        access=build_access(options["tenant"], options["principals"]),
     )
-    return evaluate_answers(plan, out, **_job_settings(given))
+    return evaluate_answers(plan, out, **_job_settings(options))
 
 
-def _job_settings(given: dict[str, Any]) -> dict[str, Any]:
+def _job_settings(options: dict[str, Any]) -> dict[str, Any]:
     from stillroom.jobs import choose_reporter
 
     return {
-        "resume": given["resume"],
-        "overwrite": given["overwrite"],
-        "reporter": choose_reporter(quiet=given["quiet"]),
+        "resume": options["resume"],
+        "overwrite": options["overwrite"],
+        "reporter": choose_reporter(quiet=options["quiet"]),
     }
 
 
@@ -180,24 +195,29 @@ Examples:
 )
 @click.argument("qrels", type=existing_path)
 @click.argument("runs", type=existing_path, nargs=-1, required=True, metavar="RUN...")
-@click.option("--measure", "measures", multiple=True, help="As ndcg@10, recall@100, map, mrr.")
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Measure: ndcg@10, recall@100, map, mrr. May be repeated.",
+)
 @click.option(
     "--relevance-level",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="From which grade on an id is relevant, for all but ndcg (trec_eval's -l).",
+    help="Minimum grade of a relevant id, for all measures but ndcg (trec_eval's -l).",
 )
 @click.option(
-    "--depth", type=click.IntRange(0), default=0, help="Ranks that are read (trec_eval's -M)."
+    "--depth", type=click.IntRange(0), default=0, help="Number of ranks to read (trec_eval's -M)."
 )
 @click.option(
     "--answered-only",
     is_flag=True,
-    help="Average over the queries that a run answers (trec_eval without -c); flatters a run that "
-    "is silent.",
+    help="Average over the queries that a run answers (trec_eval without -c); favors a run that "
+    "omits queries.",
 )
-@click.option("--per-query", is_flag=True, help="List every query, too (trec_eval's -q).")
+@click.option("--per-query", is_flag=True, help="List every query as well (trec_eval's -q).")
 @json_option
 @debug_option
 def score_command(
@@ -212,8 +232,8 @@ def score_command(
 ) -> None:
     """Score run files as trec_eval does, with intervals, and compare them with the first.
 
-    Judgements and runs are TREC's; BEIR's and JSON lines of judgements are read, too. Every judged
-    query counts, with 0 where a run has nothing for it (trec_eval's -c).
+    Reads judgments and runs of TREC, and judgments of BEIR or as JSON lines. Every judged query
+    counts, as 0 if a run has no results for it (trec_eval's -c).
     """
     from stillroom.evaluate.metrics.retrieval import compare_runs
     from stillroom.evaluate.qa.collections import read_qrels, read_run
@@ -235,11 +255,11 @@ def score_command(
         click.echo()
     click.echo(align_columns([("run", "measure", "value", "95 % interval"), *scored.list_means()]))
     if len(runs) > 1:
-        head = ("run", "measure", "less the first", "95 % interval", "p")
+        head = ("run", "measure", "minus the first", "95 % interval", "p")
         click.echo("\n" + align_columns([head, *scored.list_differences()]))
 
 
 def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
-    """Return the files' names without their endings, or whole paths where two are the same."""
+    """Return the files' names without suffixes, or whole paths if two names are the same."""
     stems = [path.stem for path in runs]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]

@@ -39,29 +39,29 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="The folder of the graph.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
     "--extractor",
     default="noun_phrases",
     show_default=True,
-    help="What finds entities, perhaps with settings: noun_phrases:window=3,min_count=1.",
+    help="Entity extractor, with settings: noun_phrases:window=3,min_count=1.",
 )
-@click.option("--model", default="", help="What is asked: by the extractor, and for reports.")
-@click.option("--quoted-reports", is_flag=True, help="Choose sentences for reports; write none.")
+@click.option("--model", default="", help="Model of the extractor and of reports.")
+@click.option("--quoted-reports", is_flag=True, help="Select sentences for reports; generate none.")
 @click.option(
     "--same-name",
     default=0.0,
     type=FiniteFloatRange(0, 1),
-    help="Cosine from which two names are one entity; 0 joins none by their vectors.",
+    help="Cosine from which two names are one entity; 0 disables matching by vectors.",
 )
 @click.option(
     "--community-size",
     default=10,
     type=click.IntRange(min=2),
     show_default=True,
-    help="Communities with more entities are divided.",
+    help="Maximum number of entities of a community.",
 )
-@click.option("--estimate", is_flag=True, help="Say calls, tokens and time; make nothing.")
+@click.option("--estimate", is_flag=True, help="Print calls, tokens and time; write nothing.")
 @access_options
 @json_option
 @job_options
@@ -81,10 +81,10 @@ def graph_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Find what an index speaks of, how it is related, and its communities.
+    """Build a knowledge graph of an index: entities, relations and communities.
 
-    With --overwrite the graph at --out is brought up to date: only passages that it does not know
-    are read again, and what is gone from the index is gone from the graph.
+    With --overwrite the graph at --out is updated: only new passages are read, and entities of
+    removed passages are removed.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.graph.job import GraphPlan, build_graph, estimate_graph
@@ -125,8 +125,8 @@ def graph_command(
         f"{counts['communities']} communities on {counts['levels']} levels"
     )
     click.echo(
-        f"  {artifact.details['extracted']} of {counts['passages']} passages were read anew; "
-        f"digest {artifact.digest[:16]}"
+        f"  {artifact.details['extracted']} of {counts['passages']} passages were read; digest "
+        f"{artifact.digest[:16]}"
     )
 
 
@@ -145,9 +145,11 @@ Examples:
 )
 @click.argument("graph", type=existing_path)
 @click.option("--entity", default="", help="Show one entity, its relations and mentions.")
-@click.option("--index", type=existing_path, help="Whose passages are quoted, and checked against.")
-@click.option("--check", is_flag=True, help="Hold every span against the index's passages.")
-@click.option("--graphml", type=existing_path, help="Write entities and relations for other tools.")
+@click.option(
+    "--index", type=existing_path, help="Index whose passages are quoted, and checked against."
+)
+@click.option("--check", is_flag=True, help="Compare every span with the index's passages.")
+@click.option("--graphml", type=existing_path, help="Write entities and relations as GraphML.")
 @access_options
 @json_option
 @debug_option
@@ -176,16 +178,18 @@ def graph_show_command(
             _export_graph(opened, graphml)
         if check and passages is not None:
             _check_graph(opened, passages)
-        told = describe_entity(opened, entity, passages) if entity else describe_graph(opened)
+        description = (
+            describe_entity(opened, entity, passages) if entity else describe_graph(opened)
+        )
     finally:
         if passages is not None:
             passages.close()
     if as_json:
-        print_json({"entity" if entity else "graph": told})
+        print_json({"entity" if entity else "graph": description})
     elif entity:
-        _print_entity(told)
+        _print_entity(description)
     else:
-        _print_graph(told)
+        _print_graph(description)
 
 
 def _export_graph(graph: KnowledgeGraph, path: Path) -> None:
@@ -206,45 +210,45 @@ def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
         raise IntegrityError(
             [
                 Problem(
-                    f"{one.part}: {one.what}",
+                    f"{flaw.part}: {flaw.what}",
                     "rag.graph-flaw",
                     str(graph.folder),
                     "text of the passage that the graph names",
-                    "make the graph again: stillroom rag graph INDEX --out GRAPH --overwrite",
+                    "build the graph again: stillroom rag graph INDEX --out GRAPH --overwrite",
                 )
-                for one in flaws
+                for flaw in flaws
             ]
         )
-    click.echo("every span is what its passage says", err=True)
+    click.echo("every span matches its passage", err=True)
 
 
-def _print_graph(told: dict[str, Any]) -> None:
-    counts = told["counts"]
-    click.echo(f"graph {told['digest'][:16]} of index {told['index'][:16]}")
+def _print_graph(description: dict[str, Any]) -> None:
+    counts = description["counts"]
+    click.echo(f"graph {description['digest'][:16]} of index {description['index'][:16]}")
     for name, value in counts.items():
         click.echo(f"  {name:20} {value}")
     click.echo("best connected")
-    for one in told["entities"]:
-        click.echo(f"  {one['name']}: {one['edges']} relations, {one['passages']} passages")
+    for item in description["entities"]:
+        click.echo(f"  {item['name']}: {item['edges']} relations, {item['passages']} passages")
     click.echo("largest communities")
-    for one in told["communities"]:
-        click.echo(f"  {one['title']}: {one['entities']} entities, {one['passages']} passages")
+    for item in description["communities"]:
+        click.echo(f"  {item['title']}: {item['entities']} entities, {item['passages']} passages")
 
 
-def _print_entity(told: dict[str, Any]) -> None:
-    also = f" (also {', '.join(told['aliases'])})" if told["aliases"] else ""
-    click.echo(f"{told['name']}{also}")
-    if told["description"]:
-        click.echo(f"  {told['description']}  [written by a model]")
-    for one in told["edges"][:_MAX_MENTIONS]:
-        click.echo(f"  - {one['to']}, weight {one['weight']:.2f}, {one['passages']} passages")
-    for one in told["mentions"][:_MAX_MENTIONS]:
-        click.echo(f"  {one.get('location', one['passage'])}")
-        if "text" in one:
-            click.echo(f"    …{one['text']}…")
-    left = len(told["mentions"]) - _MAX_MENTIONS
-    if left > 0:
-        click.echo(f"  and {left} more mentions; --json shows all")
+def _print_entity(description: dict[str, Any]) -> None:
+    also = f" (also {', '.join(description['aliases'])})" if description["aliases"] else ""
+    click.echo(f"{description['name']}{also}")
+    if description["description"]:
+        click.echo(f"  {description['description']}  [written by a model]")
+    for item in description["edges"][:_MAX_MENTIONS]:
+        click.echo(f"  - {item['to']}, weight {item['weight']:.2f}, {item['passages']} passages")
+    for item in description["mentions"][:_MAX_MENTIONS]:
+        click.echo(f"  {item.get('location', item['passage'])}")
+        if "text" in item:
+            click.echo(f"    …{item['text']}…")
+    remaining = len(description["mentions"]) - _MAX_MENTIONS
+    if remaining > 0:
+        click.echo(f"  and {remaining} more mentions; --json shows all")
 
 
 @click.command(
@@ -257,23 +261,25 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="The folder of the tree.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @click.option(
-    "--model", default="", help="What writes summaries; default the documents' own words."
+    "--model",
+    default="",
+    help="Model that writes summaries; by default they are sentences of the documents.",
 )
 @click.option(
     "--cluster-size",
     default=8,
     type=click.IntRange(2, 100),
     show_default=True,
-    help="Most texts in one summary.",
+    help="Maximum number of texts in one summary.",
 )
 @click.option(
     "--layers",
     default=5,
     type=click.IntRange(1, 20),
     show_default=True,
-    help="How often summaries are summarized at most.",
+    help="Maximum number of layers.",
 )
 @access_options
 @json_option
@@ -291,10 +297,10 @@ def tree_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Make a tree of summaries over an index.
+    """Build a tree of summaries over an index.
 
-    With --overwrite the tree at --out is brought up to date: only clusters whose members changed
-    are summarized again.
+    With --overwrite the tree at --out is updated: only clusters whose members changed are
+    summarized again.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.graph.tree_job import TreePlan, build_tree

@@ -33,7 +33,7 @@ Examples:
 )
 @click.argument("folder")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the index.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def index_command(
@@ -52,8 +52,8 @@ def index_command(
     from stillroom.objects import is_address
     from stillroom.recipes import parse_recipe
 
-    place = folder if is_address(folder) else str(Path(folder).absolute())
-    text = f"version: 1\nkind: rag\ndocuments: {place!r}\n"
+    documents = folder if is_address(folder) else str(Path(folder).absolute())
+    text = f"version: 1\nkind: rag\ndocuments: {documents!r}\n"
     artifact = run_recipe(
         parse_recipe(text, "rag index", overrides, folder=Path.cwd()),
         out,
@@ -78,13 +78,13 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("folder", type=existing_path, required=False)
-@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
 @json_option
 @debug_option
 def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool) -> None:
-    """Bring an index up to what its folder of documents holds now.
+    """Update an index to the current state of its folder of documents.
 
-    Readers go on with what they have opened. A killed update goes on where it was when it is run
+    Readers keep the state that they have opened. An interrupted update continues when it is run
     again; the index changes once, at the end.
     """
     from stillroom.jobs import choose_reporter
@@ -116,7 +116,7 @@ Examples:
 def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
     """Delete documents from an index, by path, folder/ or pattern.
 
-    Files are not touched: one that still lies in the folder comes back with the next update.
+    Files are not touched: one that still exists in the folder returns with the next update.
     """
     from stillroom.rag.maintenance.update import delete_documents
 
@@ -140,8 +140,8 @@ Examples:
 """,
 )
 @click.argument("corpus", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="The folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> None:
@@ -169,7 +169,7 @@ Examples:
 @json_option
 @debug_option
 def log_command(index: Path, as_json: bool) -> None:
-    """List the snapshots of an index that can be asked, newest first."""
+    """List the snapshots of an index that can be queried, newest first."""
     from stillroom.rag.maintenance.update import list_snapshots
 
     known = list_snapshots(index)[::-1]
@@ -196,7 +196,7 @@ Examples:
 @json_option
 @debug_option
 def compact_command(index: Path, as_json: bool) -> None:
-    """Merge an index's segments and remove what only older snapshots need."""
+    """Merge an index's segments and remove data of older snapshots."""
     from dataclasses import asdict
 
     from stillroom.rag.maintenance.update import compact_index
@@ -211,8 +211,8 @@ def compact_command(index: Path, as_json: bool) -> None:
     )
     if done.held:
         click.echo(
-            f"{done.held} older snapshots stay: one is being read. What they need goes with the "
-            "next change after that ends."
+            f"{done.held} older snapshots remain while one is being read; the next change after "
+            "that removes them."
         )
 
 
@@ -226,55 +226,54 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--repair", is_flag=True, help="Make derived files again from the ledger.")
+@click.option("--repair", is_flag=True, help="Rebuild derived files from the ledger.")
 @json_option
 @debug_option
 def verify_command(index: Path, repair: bool, as_json: bool) -> None:
-    """Hold an index's segments, counts and texts against its ledger.
+    """Compare an index's segments, counts and texts with its ledger.
 
-    What --repair makes again: segments (vectors that are damaged by the embedder), index.json and
-    artifact.json, and what approximate search needs to find enough. The ledger itself cannot be
-    made again.
+    --repair rebuilds segments (damaged vectors are embedded again), index.json and artifact.json,
+    and approximate search until it finds enough. The ledger itself cannot be rebuilt.
     """
     from stillroom.errors import IntegrityError, Problem
     from stillroom.rag.index.ann_recall import check_recall, describe_recall, refresh_recall
     from stillroom.rag.maintenance.update import check_index, repair_index
 
     findings = repair_index(index) if repair else check_index(index)
-    left = check_index(index) if repair else findings
+    remaining = check_index(index) if repair else findings
     recall: dict[str, Any] | None = None
-    if not left:
+    if not remaining:
         recall, doubts = check_recall(index)
         if doubts and repair:
             refresh_recall(index)
-            recall, left = check_recall(index)
+            recall, remaining = check_recall(index)
             findings = [*findings, *doubts]
         elif doubts:
-            findings = left = [*findings, *doubts]
+            findings = remaining = [*findings, *doubts]
     if as_json:
         print_json(
             {
                 "findings": [finding.to_json() for finding in findings],
-                "left": [finding.to_json() for finding in left],
+                "left": [finding.to_json() for finding in remaining],
                 **({"approximate": recall} if recall else {}),
             }
         )
     elif repair:
         for finding in findings:
             click.echo(f"found: {finding}")
-    if left:
+    if remaining:
         raise IntegrityError(
             [
                 Problem(
                     str(finding),
                     "rag.index-damaged",
                     str(index),
-                    "what the ledger says",
+                    "the content recorded in the ledger",
                     "add --repair"
                     if finding.is_derived and not repair
                     else "build the index again with --overwrite",
                 )
-                for finding in left
+                for finding in remaining
             ]
         )
     if not as_json:

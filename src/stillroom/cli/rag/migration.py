@@ -40,65 +40,72 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--recipe", type=existing_path, help="The new recipe; default the index's own.")
+@click.option("--recipe", type=existing_path, help="New recipe; default the index's own.")
 @qrels_options
-@click.option("--way", default="convex", show_default=True, help="How both are searched.")
-@click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one decides.")
+@click.option(
+    "--way", default="convex", show_default=True, help="Retrieval pipeline of both indexes."
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Measure, such as ndcg@10; the first one decides. May be repeated.",
+)
 @click.option(
     "--anyway",
     is_flag=True,
-    help="Switch even if the new index is worse beyond doubt; roll back without an update.",
+    help="Switch even if the new index is significantly worse; roll back without an update.",
 )
 @click.option(
     "--rollback",
     is_flag=True,
-    help="Bring the index before the last rebuild up to its documents, and let it answer.",
+    help="Update the index before the last rebuild to its documents, and switch back to it.",
 )
 @click.option("--drop-previous", is_flag=True, help="Remove the index before the last rebuild.")
 @access_options
-@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
 @json_option
 @debug_option
-def rebuild_command(index: Path, as_json: bool, **given: Any) -> None:
-    """Build an index anew beside the one that answers, measure both, and switch.
+def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
+    """Build an index anew beside the active one, measure both, and switch.
 
-    Measured on judged questions, or, without them, on some words of some passages whose document is
-    to be found again. A rebuild that was killed goes on when it is run again.
+    Measured on judged questions, or, without them, on words of sampled passages whose document must
+    be found again. An interrupted rebuild continues when it is run again.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.maintenance.rebuild import drop_previous, roll_back
 
-    if given["rollback"]:
-        reporter = choose_reporter(quiet=given["quiet"])
-        done = roll_back(index, anyway=given["anyway"], reporter=reporter)
+    if options["rollback"]:
+        reporter = choose_reporter(quiet=options["quiet"])
+        done = roll_back(index, anyway=options["anyway"], reporter=reporter)
         if as_json:
             print_json({"rolled_back": True, "update": done.to_json() if done else None})
             return
         since = "as it was before the last rebuild" if done is None else str(done)
         click.echo(f"{index}: rolled back; {since}")
         return
-    if given["drop_previous"]:
+    if options["drop_previous"]:
         dropped = drop_previous(index)
         if as_json:
             print_json({"dropped": dropped})
             return
         click.echo(f"{index}: " + ("the previous one is removed" if dropped else "none is kept"))
         return
-    _rebuild_index(index, as_json, given)
+    _rebuild_index(index, as_json, options)
 
 
 def _override_recipe(source: Path, overrides: tuple[str, ...]) -> Recipe:
-    """Return an index's own recipe, whose paths stand as they are, with those of a command."""
+    """Return the recipe of an index, with its paths unchanged, and the overrides of a command."""
     from stillroom.recipes import parse_recipe
 
     text = source.read_text(encoding="utf-8")
     recipe = parse_recipe(text, str(source))
     changed = parse_recipe(text, str(source), overrides, folder=Path.cwd())
-    named = {one.partition("=")[0].partition(".")[0] for one in overrides}
+    named = {override.partition("=")[0].partition(".")[0] for override in overrides}
     return recipe.model_copy(update={name: getattr(changed, name) for name in named})
 
 
-def _rebuild_index(index: Path, as_json: bool, given: dict[str, Any]) -> None:
+def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
     from stillroom.jobs import choose_reporter
     from stillroom.provenance import read_artifact
     from stillroom.rag.maintenance.rebuild import RecallCheck, rebuild_index
@@ -106,43 +113,43 @@ def _rebuild_index(index: Path, as_json: bool, given: dict[str, Any]) -> None:
     from stillroom.recipes import load_recipe
 
     read_artifact(index)
-    source = Path(given["recipe"] or index / "recipe.yaml")
-    if given["recipe"]:
-        recipe = load_recipe(source, given["overrides"])
+    source = Path(options["recipe"] or index / "recipe.yaml")
+    if options["recipe"]:
+        recipe = load_recipe(source, options["overrides"])
     else:
-        recipe = _override_recipe(source, given["overrides"])
+        recipe = _override_recipe(source, options["overrides"])
     if not isinstance(recipe, RagRecipe):
-        raise click.UsageError(f"{source} is no recipe of kind rag")
+        raise click.UsageError(f"{source} is not a recipe of kind rag")
     queries = qrels = None
-    if given["collection"] or given["queries"] or given["qrels"]:
-        places = (given[name] for name in ("collection", "split", "queries", "qrels"))
-        queries, qrels = resolve_qrels(*places)
-    access = build_access(given["tenant"], given["principals"])
-    questions = RecallCheck(queries, qrels, given["way"], access=access)
-    if given["measures"]:
-        questions = RecallCheck(queries, qrels, given["way"], given["measures"], access)
+    if options["collection"] or options["queries"] or options["qrels"]:
+        sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
+        queries, qrels = resolve_qrels(*sources)
+    access = build_access(options["tenant"], options["principals"])
+    questions = RecallCheck(queries, qrels, options["way"], access=access)
+    if options["measures"]:
+        questions = RecallCheck(queries, qrels, options["way"], options["measures"], access)
     done = rebuild_index(
         index,
         recipe,
         questions,
-        anyway=given["anyway"],
-        reporter=choose_reporter(quiet=given["quiet"]),
+        anyway=options["anyway"],
+        reporter=choose_reporter(quiet=options["quiet"]),
     )
-    told = done.to_json()
+    result = done.to_json()
     if as_json:
-        print_json(told)
+        print_json(result)
         return
     rows = [["measure", "before", "after", "difference", "p"]]
-    for name, one in told["measures"].items():
-        gap = one["difference"]
+    for name, measured in result["measures"].items():
+        gap = measured["difference"]
         within = "no interval" if gap["low"] is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}"
         rows.append(
             [
                 name,
-                f"{one['before']['value']:.4f}",
-                f"{one['after']['value']:.4f}",
+                f"{measured['before']['value']:.4f}",
+                f"{measured['after']['value']:.4f}",
                 f"{gap['value']:+.4f} ({within})",
-                f"{one['p']:.3g}",
+                f"{measured['p']:.3g}",
             ]
         )
     click.echo(f"{done.queries} {done.kind} questions")
@@ -168,17 +175,17 @@ Examples:
     "store",
     default="",
     shell_complete=complete_stores,
-    help="The store; see 'stillroom list methods rag.stores'.",
+    help="Target store; see 'stillroom list methods rag.stores'.",
 )
-@click.option("--drop-source", is_flag=True, help="Remove what is kept of the store before.")
+@click.option("--drop-source", is_flag=True, help="Remove the data in the previous store.")
 @click.option(
     "--queries",
     default=64,
     type=click.IntRange(min=0),
     show_default=True,
-    help="How many questions by words, and by vectors, must find the same in both.",
+    help="Number of keyword queries, and of vector queries, that must match in both stores.",
 )
-@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
 @json_option
 @debug_option
 def migrate_command(
@@ -190,11 +197,11 @@ def migrate_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Move an index to another store, once it is proved equal.
+    """Move an index to another store after comparing both.
 
-    Counts, digests, vectors and the scores of a sample of queries are compared before the switch.
+    Counts, digests, vectors and the scores of sampled queries are compared before the switch.
 
-    A migration that was killed goes on when it is run again. The source stays, in INDEX/source or
+    An interrupted migration continues when it is run again. The source is kept, in INDEX/source or
     on its server, until --drop-source.
     """
     from stillroom.jobs import choose_reporter
@@ -211,8 +218,8 @@ def migrate_command(
         else:
             click.echo("the source was removed" if was_there else "no source is kept")
         return
-    told = dict(one.partition("=")[::2] for one in settings)
-    method = STORES.build({"name": store, **told})
+    store_settings = dict(setting.partition("=")[::2] for setting in settings)
+    method = STORES.build({"name": store, **store_settings})
     done = migrate_index(index, method, queries=queries, reporter=choose_reporter(quiet=quiet))
     if as_json:
         print_json(done.to_json())
@@ -224,7 +231,7 @@ def migrate_command(
         f"{compared.digest[:16]}, both equal"
     )
     click.echo(
-        f"{2 * compared.queries} queries find the same in both; the greatest difference of a "
+        f"{2 * compared.queries} queries return the same in both; the largest difference of a "
         f"score is {compared.difference:g}"
     )
     click.echo(f"the source is kept: stillroom rag migrate {index} --drop-source removes it")

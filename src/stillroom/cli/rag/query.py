@@ -35,15 +35,15 @@ Examples:
     default=5,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many passages to list.",
+    help="Number of passages to list.",
 )
 @click.option(
     "--way",
     default="",
-    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default: what "
-    "'rag tune --write' left in the index, else convex.",
+    help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
+    "default: the one stored by 'rag tune --write', else convex.",
 )
-@click.option("--timings", is_flag=True, help="Say what each stage took, in milliseconds.")
+@click.option("--timings", is_flag=True, help="Print the time of each stage, in milliseconds.")
 @view_options
 @json_option
 @debug_option
@@ -61,9 +61,8 @@ def search_command(
 ) -> None:
     """List the passages that a query finds.
 
-    What stands in quotation marks must stand so in a passage, one word after another;
-    headings:WORD and body:WORD must stand there. Where no passage has it, that is said, and the
-    words alone are searched.
+    Words in quotation marks must occur in a passage as a phrase; headings:WORD and body:WORD must
+    occur there. If no passage matches, a note says so, and the words alone are searched.
     """
     from stillroom.rag.generation.answer import flag_text
     from stillroom.rag.index.searcher import Index
@@ -76,20 +75,20 @@ def search_command(
     from stillroom.rag.retrieval.pipeline import parse_pipeline
 
     configure_from_environment()
-    chosen = parse_pipeline(way) if way else None
+    pipeline = parse_pipeline(way) if way else None
     access = AccessContext(tenant, principals) if tenant or principals else None
     with (
         collect_stages() as times,
-        collect_warnings() as told,
+        collect_warnings() as warnings,
         Index.open(index, snapshot=snapshot, access=access) as opened,
     ):
         shown = opened.restrict(where) if where else opened
         hits = shown.retrieve(
             query,
             k,
-            retriever=chosen.retriever if chosen else None,
-            reranker=chosen.reranker if chosen else None,
-            transform=chosen.transform if chosen else None,
+            retriever=pipeline.retriever if pipeline else None,
+            reranker=pipeline.reranker if pipeline else None,
+            transform=pipeline.transform if pipeline else None,
         )
     if as_json:
         rows = [
@@ -102,15 +101,15 @@ def search_command(
             for hit in hits
         ]
         spent = {"stage_ms": times.to_json()} if timings else {}
-        print_json({"query": query, "hits": rows, "notices": told, **spent})
+        print_json({"query": query, "hits": rows, "notices": warnings, **spent})
         return
-    for line in told:
+    for line in warnings:
         click.echo(line, err=True)
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
         click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
         if labels := flag_text(hit.passage.text):
-            click.echo(f"   look twice: {', '.join(labels)}")
+            click.echo(f"   verify: {', '.join(labels)}")
     if not hits:
         click.echo("nothing was found")
     for name, spent_ms in times.milliseconds.items() if timings else ():
@@ -132,16 +131,16 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("question")
-@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="What answers.")
+@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="Model that answers.")
 @click.option(
     "--k",
     default=3,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many passages the model is shown.",
+    help="Number of passages shown to the model.",
 )
 @ask_options
-@click.option("--steps", is_flag=True, help="Print every step of finding and judging.")
+@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @view_options
 @json_option
 @debug_option
@@ -155,11 +154,11 @@ def ask_command(
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Answer a question from an index, with citations.
 
-    Where no passage supports an answer, the passages that came nearest are named.
+    If no passage supports an answer, the nearest passages are listed.
     """
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_index
@@ -167,7 +166,7 @@ def ask_command(
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(given)
+    settings = ask_settings(options)
     with open_index(
         index,
         model,

@@ -39,18 +39,29 @@ Examples:
     "--way",
     "ways",
     multiple=True,
-    help="What is tried, the default first. Default: 50 settings of hybrid and convex.",
+    help=(
+        "Pipeline to try, the default first; may be repeated. Default: 50 settings of hybrid "
+        "and convex."
+    ),
 )
-@click.option("--measure", default="ndcg@10", show_default=True, help="What is made high.")
-@click.option("--folds", type=click.IntRange(2, 100), default=5, help="Parts of the queries.")
+@click.option("--measure", default="ndcg@10", show_default=True, help="Measure to maximize.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Of the folds and the intervals."
+    "--folds", type=click.IntRange(2, 100), default=5, help="Number of cross-validation folds."
 )
 @click.option(
-    "--write", "is_written", is_flag=True, help="Search the index by what was chosen from now on."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Random seed of the folds and the intervals.",
+)
+@click.option(
+    "--write",
+    "is_written",
+    is_flag=True,
+    help="Store the chosen pipeline in the index as its default.",
 )
 @access_options
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def tune_command(
@@ -72,21 +83,20 @@ def tune_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Choose on judged queries how words and vectors are fused.
+    """Tune the fusion of keyword and dense scores on judged queries.
 
-    Every setting is measured on queries that had no part in choosing it. Where nothing is gained
-    so, the default stays. output/retriever.json names the retriever to use; --write lets the index
-    be searched by it wherever nobody names another.
+    Every setting is measured on queries that were not used to choose it. Without a gain the default
+    stays. output/retriever.json names the chosen retriever; --write makes it the index's default.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan
     from stillroom.rag.evaluation.tuning import tune_fusion
 
-    found, judged = resolve_qrels(collection, split, queries, qrels)
+    queries_path, judged = resolve_qrels(collection, split, queries, qrels)
     artifact, report, tuned = tune_fusion(
         RetrievalEvalPlan(
             index,
-            found,
+            queries_path,
             judged,
             ways,
             (measure,),
@@ -100,8 +110,8 @@ def tune_command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    told = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
-    print_report(out, artifact, report, as_json=as_json, **told)
+    summary = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
+    print_report(out, artifact, report, as_json=as_json, **summary)
 
 
 @click.command(
@@ -115,11 +125,9 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
-@click.option(
-    "--cache", type=existing_path, help="Where indexes and vectors are kept for later sweeps."
-)
-@click.option("--yes", "allow_many", is_flag=True, help="Try more than 24 configurations.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@click.option("--cache", type=existing_path, help="Cache of indexes and vectors for later sweeps.")
+@click.option("--yes", "allow_many", is_flag=True, help="Allow more than 24 configurations.")
 @json_option
 @job_options
 def sweep_command(
@@ -133,10 +141,10 @@ def sweep_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Try chunkers, embedders and ways on judged questions, and say which is worth it.
+    """Compare chunkers, embedders and pipelines on judged questions, and name the best.
 
-    The recipe is one of kind rag with a block sweep. The best configuration is chosen on one part
-    of the questions and measured on the other; output/best.yaml is its recipe.
+    The recipe is of kind rag with a block sweep. The best configuration is chosen on one part of
+    the questions and measured on the other; output/best.yaml is its recipe.
     """
     from stillroom.errors import RecipeError
     from stillroom.jobs import choose_reporter
@@ -162,5 +170,5 @@ def sweep_command(
         reporter=choose_reporter(quiet=quiet),
     )
     best = outcome.best.configuration.model_dump(mode="json")
-    told = {"best": best, "is_gain": outcome.is_gain}
-    print_report(out, artifact, report, as_json=as_json, **told)
+    summary = {"best": best, "is_gain": outcome.is_gain}
+    print_report(out, artifact, report, as_json=as_json, **summary)

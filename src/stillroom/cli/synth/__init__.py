@@ -15,15 +15,15 @@ __all__ = ["synth_group"]
     lazy={
         "decontaminate": (
             "stillroom.cli.synth.dedup:decontaminate_command",
-            "Take what holds a test question out of files of records.",
+            "Remove records that contain a test question.",
         ),
         "dedup": (
             "stillroom.cli.synth.dedup:dedup_command",
-            "Take near duplicates out of files of records.",
+            "Remove near duplicates from files of records.",
         ),
         "drops": (
             "stillroom.cli.synth.records:drops_command",
-            "Show what a run dropped, row beside reason.",
+            "Show the dropped rows of a run with their reasons.",
         ),
         "export": (
             "stillroom.cli.synth.records:export_command",
@@ -31,20 +31,19 @@ __all__ = ["synth_group"]
         ),
         "generations": (
             "stillroom.cli.synth.experiments:generations_command",
-            "Train students on what students wrote, generation by generation, and plot what it "
-            "costs.",
+            "Train students on outputs of students over generations, and plot the degradation.",
         ),
         "monitor": (
             "stillroom.cli.synth.experiments:monitor_command",
-            "Compare generations of data with the first, which people wrote, and warn of collapse.",
+            "Compare generations of data with the first, human one, and warn of collapse.",
         ),
         "preview": (
             "stillroom.cli.synth.records:preview_command",
-            "Make a few records and print them.",
+            "Generate a few records and print them.",
         ),
         "worth": (
             "stillroom.cli.synth.experiments:worth_command",
-            "Train small students on subsets of records and say which subsets make them better.",
+            "Measure the value of subsets of records by training small students on them.",
         ),
     },
     epilog="""
@@ -62,4 +61,4 @@ Examples:
 """,
 )
 def synth_group() -> None:
-    """Synthetic data's own verbs."""
+    """Synthetic data: preview, deduplicate, export and study records."""

@@ -38,16 +38,19 @@ Examples:
     type=FiniteFloat(),
     default=0.8,
     show_default=True,
-    help="Jaccard similarity of word n-grams from which two records are one.",
+    help="Jaccard similarity of word n-grams above which two records are duplicates.",
 )
-@click.option("--n", type=int, default=5, show_default=True, help="Words of an n-gram.")
+@click.option("--n", type=int, default=5, show_default=True, help="Number of words of an n-gram.")
 @click.option(
-    "--field", "fields", multiple=True, help="Compare these fields; by default all messages."
+    "--field",
+    "fields",
+    multiple=True,
+    help="Field to compare; may be repeated; by default all messages.",
 )
 @click.option(
-    "--prefer", default="", help="Field whose number says which one is kept, the highest."
+    "--prefer", default="", help="Numeric field: the record with the highest value is kept."
 )
-@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @engine_option
 @json_option
 @job_options
@@ -64,10 +67,10 @@ def dedup_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Take near duplicates out of files of records.
+    """Remove near duplicates from files of records.
 
-    Every pair above the threshold is found, and each record that falls is near the very one that
-    is kept: output/duplicates.jsonl lists both. The order of rows does not matter.
+    Every pair above the threshold is found, and each removed record is a near duplicate of a kept
+    one: output/duplicates.jsonl lists both. The order of rows does not matter.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.jobs.engines import open_engine
@@ -87,7 +90,7 @@ def dedup_command(
         return
     click.echo(
         f"{out}: {counts['kept']} of {counts['read']} records kept, {counts['fell']} are near "
-        f"duplicates of one that is kept"
+        "duplicates of a kept one"
     )
     for name in ("unreadable", "wordless"):
         if counts[name]:
@@ -110,18 +113,18 @@ Examples:
     type=existing_path,
     multiple=True,
     required=True,
-    help="File or artifact of what must not be learned; may be given again.",
+    help="File or artifact of test items; may be repeated.",
 )
 @click.option(
     "--near",
     type=FiniteFloat(),
     default=0.65,
     show_default=True,
-    help="Share of an item's words, in order, from which it is found.",
+    help="Share of an item's words, in order, that counts as contamination.",
 )
-@click.option("--embedder", default="", help="Look for rewordings too, by this embedder.")
-@click.option("--judge", default="", help="Model that decides on rewordings in doubt.")
-@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@click.option("--embedder", default="", help="Also look for paraphrases, with this embedder.")
+@click.option("--judge", default="", help="Model that decides on doubtful paraphrases.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def decontaminate_command(
@@ -136,17 +139,17 @@ def decontaminate_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Take what holds a test question out of files of records.
+    """Remove records that contain a test question.
 
-    Found are items word for word, with words changed, in another order, and, with --embedder, in
-    other words. output/contaminated.jsonl lists each record that fell with what is in it. Where the
+    Finds items verbatim, with changed words, in another order, and, with --embedder, paraphrased.
+    output/contaminated.jsonl lists each removed record with the item that it contains. If the
     embedder or the judge fails, records go to output/unchecked.jsonl and the exit code is 1.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.synth.dedup.decontamination import DecontaminationSettings, decontaminate
     from stillroom.synth.dedup.leakage import LeakThresholds
 
-    artifact, told = decontaminate(
+    artifact, counts = decontaminate(
         DecontaminationSettings(records, against, embedder, judge, LeakThresholds(near=near)),
         out,
         resume=resume,
@@ -154,16 +157,17 @@ def decontaminate_command(
         reporter=choose_reporter(quiet=quiet),
     )
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **told})
+        print_json({"out": str(out), "digest": artifact.digest, **counts})
     else:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in told["kinds"].items())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts["kinds"].items())
         click.echo(
-            f"{out}: {told['kept']} of {told['read']} records are clean; {told['contaminated']} "
-            f"hold one of {told['items_found']} items" + (f" ({kinds})" if kinds else "")
+            f"{out}: {counts['kept']} of {counts['read']} records are clean; "
+            f"{counts['contaminated']} contain one of {counts['items_found']} items"
+            + (f" ({kinds})" if kinds else "")
         )
-        if not told["rewordings"]:
-            click.echo("rewordings were not looked for: add --embedder")
-        if told["unchecked"]:
-            click.echo(f"{told['unchecked']} records are not checked: {told['why_unchecked']}")
-    if told["unchecked"]:
+        if not counts["rewordings"]:
+            click.echo("paraphrases were not searched: add --embedder")
+        if counts["unchecked"]:
+            click.echo(f"{counts['unchecked']} records are not checked: {counts['why_unchecked']}")
+    if counts["unchecked"]:
         sys.exit(1)

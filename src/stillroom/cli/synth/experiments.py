@@ -40,41 +40,47 @@ Examples:
     "rules",
     multiple=True,
     type=click.Choice(["replace", "accumulate", "accumulate_subsample"]),
-    help="What a generation learns from; may be given again; by default all three.",
+    help="Training data of a generation; may be repeated; by default all three.",
 )
 @click.option(
     "--generations",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="After the one of human records.",
+    help="Number of generations after the human one.",
 )
-@click.option("--seeds", type=int, default=3, show_default=True, help="How often all is done.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Number of repetitions.")
 @click.option(
-    "--records", type=int, default=400, show_default=True, help="Human records to learn from."
+    "--records",
+    type=int,
+    default=400,
+    show_default=True,
+    help="Number of human training records.",
 )
 @click.option(
-    "--held-out", type=int, default=200, show_default=True, help="Human records to measure on."
+    "--held-out", type=int, default=200, show_default=True, help="Number of human test records."
 )
 @click.option(
     "--human-share",
     type=FiniteFloat(),
     default=0.0,
     show_default=True,
-    help="Least share of human records in every generation.",
+    help="Minimum share of human records in every generation.",
 )
-@click.option("--embedder", default="", help="Measure spread and coverage of meanings too.")
+@click.option(
+    "--embedder", default="", help="Also measure semantic spread and coverage with this embedder."
+)
 @click.option(
     "--tolerance",
     type=FiniteFloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Share of a figure that may be lost without a warning.",
+    help="Share of a metric that may be lost without a warning.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything that is drawn.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
 @student_options
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
-@click.option("--estimate", "only_estimate", is_flag=True, help="Say what it takes; do nothing.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@click.option("--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing.")
 @json_option
 @job_options
 def generations_command(
@@ -96,11 +102,11 @@ def generations_command(
     quiet: bool,
     **student: Any,
 ) -> None:
-    """Train students on what students wrote, generation by generation, and plot what it costs.
+    """Train students on outputs of students over generations, and plot the degradation.
 
     HUMAN is a file of records or of text, an index, or a recipe of kind synth, whose passages are
-    taken. Every generation is measured on human records that nobody learned from, and its data by
-    the collapse monitor.
+    used. Every generation is measured on held-out human records, and its data by the collapse
+    monitor.
     """
     from stillroom.cli.synth.options import build_student_settings
     from stillroom.jobs import check_fits, choose_reporter, describe_machine
@@ -136,7 +142,7 @@ def generations_command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    warned = sum(len(found) for found in outcome.warned.values())
+    warned = sum(len(warnings) for warnings in outcome.warned.values())
     print_report(out, artifact, report, as_json=as_json, warned=warned)
 
 
@@ -155,54 +161,60 @@ Examples:
     "--human",
     type=existing_path,
     required=True,
-    help="Records that people wrote, to measure on; none of them may be learned from.",
+    help="Human records to measure on; none may be used for training.",
 )
 @click.option(
     "--by",
     default="generator",
     show_default=True,
-    help="Groups: generator, filter (needs dropped.jsonl), or the name of a field.",
+    help="Grouping: generator, filter (needs dropped.jsonl), or the name of a field.",
 )
 @click.option(
     "--group",
     "groups",
     multiple=True,
-    help="Compare this group; may be given again; 'all filters' is one of the filters'.",
+    help="Group to compare; may be repeated; 'all filters' is one of the filters'.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Per arm.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of seeds for each arm.",
+)
 @click.option(
     "--records",
     "most",
     type=click.IntRange(1),
     default=1000,
     show_default=True,
-    help="Most records that a student learns from.",
+    help="Maximum number of training records of a student.",
 )
 @click.option(
     "--held-out",
     type=click.IntRange(2),
     default=200,
     show_default=True,
-    help="Most human records that are measured on.",
+    help="Maximum number of human test records.",
 )
 @click.option(
     "--least",
     type=click.IntRange(1),
     default=20,
     show_default=True,
-    help="Records that a group needs to be compared.",
+    help="Minimum number of records of a group.",
 )
 @click.option(
     "--equal",
     type=click.Choice(["tokens", "records"]),
     default="tokens",
     show_default=True,
-    help="What all arms learn from as much of.",
+    help="Unit of equal size: all arms train on the same amount of it.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything that is drawn.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
 @student_options
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
-@click.option("--estimate", "only_estimate", is_flag=True, help="Say what it takes; do nothing.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@click.option("--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing.")
 @json_option
 @job_options
 def worth_command(
@@ -224,10 +236,10 @@ def worth_command(
     quiet: bool,
     **student: Any,
 ) -> None:
-    """Train small students on subsets of records and say which subsets make them better.
+    """Measure the value of subsets of records by training small students on them.
 
     Each group is left out, and taken alone, at equal size; every student is measured on the human
-    records. With --by filter, what a filter dropped is put back in: does the filter help?
+    records. With --by filter, dropped records are put back: does the filter help?
     """
     from stillroom.cli.synth.options import build_student_settings
     from stillroom.jobs import check_fits, choose_reporter, describe_machine
@@ -276,26 +288,33 @@ Examples:
 """,
 )
 @click.argument("generations", type=existing_path, nargs=-1, required=True)
-@click.option("--embedder", default="", help="Measure spread and coverage of meanings too.")
+@click.option(
+    "--embedder", default="", help="Also measure semantic spread and coverage with this embedder."
+)
 @click.option(
     "--student",
     "students",
     multiple=True,
-    help="A checkpoint trained on a generation; once for each, in order.",
+    help="Checkpoint trained on a generation; once for each, in order.",
 )
 @click.option(
-    "--human", type=existing_path, help="Records that no student has seen, for their perplexity."
+    "--human", type=existing_path, help="Held-out records, for the perplexity of the students."
 )
 @click.option(
     "--tolerance",
     type=FiniteFloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Share of the reference's figure that may be lost without a warning.",
+    help="Share of the reference value that may be lost without a warning.",
 )
-@click.option("--budget", type=click.IntRange(0), default=0, help="Words of a draw; 0 chooses.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
-@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@click.option(
+    "--budget",
+    type=click.IntRange(0),
+    default=0,
+    help="Number of words of a sample; 0 chooses one.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the samples.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
 @json_option
 @job_options
 def monitor_command(
@@ -312,10 +331,10 @@ def monitor_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Compare generations of data with the first, which people wrote, and warn of collapse.
+    """Compare generations of data with the first, human one, and warn of collapse.
 
-    Every figure is taken of draws of as much text. The rare words go first: watch 'tail', and
-    'surprise', what people's text costs to foresee who has read the generation alone.
+    Every metric is computed on samples of equal size. Rare words vanish first: watch 'tail', and
+    'surprise', the cross-entropy of human text under a model of the generation.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.synth.experiments.diversity_monitor import (

@@ -21,48 +21,61 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
 def student_options(function: CommandT) -> CommandT:
-    """Add the options that say what a student is and how it learns."""
+    """Add the options of the student and its training."""
     for option in (
         click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all cores."),
         click.option(
-            "--learning-rate", type=FiniteFloat(), default=4e-3, show_default=True, help="Peak."
+            "--learning-rate",
+            type=FiniteFloat(),
+            default=4e-3,
+            show_default=True,
+            help="Peak learning rate.",
         ),
         click.option(
-            "--batch-size", type=int, default=16, show_default=True, help="Records of a step."
+            "--batch-size", type=int, default=16, show_default=True, help="Records in a batch."
         ),
         click.option(
-            "--steps", type=int, default=120, show_default=True, help="Optimizer steps a student."
+            "--steps",
+            type=int,
+            default=120,
+            show_default=True,
+            help="Optimizer steps of a student.",
         ),
         click.option(
             "--epochs",
             type=FiniteFloat(),
             default=0.0,
-            help="Passes over what is learned, in place of --steps: more records, more steps.",
+            help="Passes over the training data, in place of --steps: more records, more steps.",
         ),
         click.option(
-            "--lora-rank",
+            "--lora-rank", type=int, default=0, help="Rank of LoRA; 0 trains all weights."
+        ),
+        click.option(
+            "--max-tokens", type=int, default=96, show_default=True, help="Maximum tokens a record."
+        ),
+        click.option(
+            "--vocabulary",
             type=int,
-            default=0,
-            help="Train low-rank additions of this rank instead of all weights.",
+            default=768,
+            show_default=True,
+            help="Vocabulary of a fresh student.",
         ),
         click.option(
-            "--max-tokens", type=int, default=96, show_default=True, help="Tokens of a record."
+            "--hidden",
+            type=int,
+            default=96,
+            show_default=True,
+            help="Hidden size of a fresh student.",
         ),
         click.option(
-            "--vocabulary", type=int, default=768, show_default=True, help="Of a fresh student."
-        ),
-        click.option(
-            "--hidden", type=int, default=96, show_default=True, help="Width of a fresh student."
-        ),
-        click.option(
-            "--layers", type=int, default=2, show_default=True, help="Of a fresh student."
+            "--layers", type=int, default=2, show_default=True, help="Layers of a fresh student."
         ),
         click.option(
             "--student",
             "start",
             default="fresh",
             show_default=True,
-            help="What students start from: 'fresh' for random weights, or a checkpoint.",
+            help="Initial weights of students: 'fresh' for random weights, or a checkpoint.",
         ),
     ):
         function = option(function)
@@ -83,7 +96,7 @@ def build_student_settings(
     learning_rate: float,
     threads: int,
 ) -> StudentSettings:
-    """Return the settings that the options name.
+    """Return the settings that the options give.
 
     Raises:
         RecipeError: If one is out of range.
@@ -127,7 +140,7 @@ def build_student_settings(
 def print_estimate(
     estimate: Estimate, out: Path, *, as_json: bool, only: bool, quiet: bool
 ) -> None:
-    """Say what a job will take: on stdout where that was asked, else beforehand on stderr."""
+    """Print the estimate of a job: on stdout if requested, else on stderr before the job."""
     if only and as_json:
         print_json(
             {

@@ -42,12 +42,12 @@ Examples:
     default=5,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many units to ask about.",
+    help="Number of prompts.",
 )
 @json_option
 @debug_option
 def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:
-    """Make a few records and print them."""
+    """Generate a few records and print them."""
     from stillroom.errors import RecipeError
     from stillroom.recipes import load_recipe
     from stillroom.synth.recipe import SynthRecipe
@@ -56,7 +56,7 @@ def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: b
     loaded = load_recipe(recipe, overrides)
     if not isinstance(loaded, SynthRecipe):
         raise RecipeError(
-            f"kind {loaded.kind} makes no records",
+            f"a recipe of kind {loaded.kind} generates no records",
             code="recipe.wrong-kind",
             where=str(recipe),
             expected="kind: synth",
@@ -104,28 +104,36 @@ Examples:
 """,
 )
 @click.argument("run", type=existing_path)
-@click.option("--reason", default="", help="Only rows whose reason holds this.")
-@click.option("--method", default="", help="Only what this filter, generator or selector dropped.")
-@click.option("--step", default="", help="Only what fell at this step of a graph.")
-@click.option("--n", default=10, type=click.IntRange(min=0), show_default=True, help="Rows shown.")
+@click.option("--reason", default="", help="Show only rows whose reason contains this text.")
+@click.option(
+    "--method", default="", help="Show only rows dropped by this filter, generator or selector."
+)
+@click.option("--step", default="", help="Show only rows dropped at this step of a graph.")
+@click.option(
+    "--n",
+    default=10,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="Number of rows to show.",
+)
 @json_option
 @debug_option
 def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_json: bool) -> None:
-    """Show what a run dropped, row beside reason."""
+    """Show the dropped rows of a run with their reasons."""
     from stillroom.synth.output.rejected import count_rejected, read_rejected
 
     rows = list(islice(read_rejected(run, reason=reason, method=method, step=step), n))
     counts = count_rejected(run)
     if as_json:
-        told = [
-            {"step": at, "method": by, "reason": why, "count": count}
-            for (at, by, why), count in counts.most_common()
+        shown = [
+            {"step": step, "method": by, "reason": why, "count": count}
+            for (step, by, why), count in counts.most_common()
         ]
-        print_json({"counts": told, "rows": [row.to_json() for row in rows]})
+        print_json({"counts": shown, "rows": [row.to_json() for row in rows]})
         return
-    for (at, by, why), count in counts.most_common():
-        if reason.casefold() in why.casefold() and method in {"", by} and step in {"", at}:
-            click.echo(f"{count:8}  {f'{at}/' if at else ''}{by}: {why}")
+    for (step_name, by, why), count in counts.most_common():
+        if reason.casefold() in why.casefold() and method in {"", by} and step in {"", step_name}:
+            click.echo(f"{count:8}  {f'{step_name}/' if step_name else ''}{by}: {why}")
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
     for row in rows:
         click.echo("─" * width)
@@ -134,13 +142,13 @@ def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_jso
 
 
 def _format_columns(row: RejectedRow, width: int) -> Iterator[str]:
-    """Yield the lines of a row: what it says on the left, why it fell on the right."""
+    """Yield the lines of a row: its content on the left, the reason on the right."""
     left_width = (width - 3) * 3 // 5
     right_width = width - 3 - left_width
-    left = [line for role, text in row.says for line in _wrap(f"{role}: {text}", left_width)]
+    left_lines = [line for role, text in row.says for line in _wrap(f"{role}: {text}", left_width)]
     right = [line for text in _describe_drop(row) for line in _wrap(text, right_width)]
-    for one, other in zip_longest(_shorten(left), _shorten(right), fillvalue=""):
-        yield f"{one:<{left_width}} │ {other}".rstrip()
+    for left_line, right_line in zip_longest(_shorten(left_lines), _shorten(right), fillvalue=""):
+        yield f"{left_line:<{left_width}} │ {right_line}".rstrip()
 
 
 def _describe_drop(row: RejectedRow) -> Iterator[str]:
@@ -156,7 +164,7 @@ def _describe_drop(row: RejectedRow) -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Return a text in lines; tabs and control characters are spaces."""
+    """Wrap a text into lines; tabs and control characters become spaces."""
     plain = " ".join("".join(c if c.isprintable() or c == " " else " " for c in text).split())
     return textwrap.wrap(plain, width) or [""]
 
@@ -192,13 +200,13 @@ Examples:
     type=click.Choice(_FORMATS),
     default="messages",
     show_default=True,
-    help="Shape of a row.",
+    help="Format of a row.",
 )
 @click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines.")
-@click.option("--name", default="", help="The dataset's name; by default the folder's.")
+@click.option("--name", default="", help="Name of the dataset; by default the folder's name.")
 @click.option("--with-fields", is_flag=True, help="Keep fields and the whole origin in every row.")
-@click.option("--out", type=existing_path, required=True, help="The folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
 @json_option
 @debug_option
 def export_command(
@@ -213,26 +221,26 @@ def export_command(
 ) -> None:
     """Write records as a dataset with a card and Croissant metadata.
 
-    One file a split; a record's field 'split' says which, and held_out becomes test. What the
-    format cannot hold is left out and counted.
+    One file for each split; a record's field 'split' names it, and held_out becomes test. Content
+    that the format cannot represent is left out and counted.
     """
     from stillroom.synth.output.dataset import export_records
     from stillroom.synth.output.formats import ExportFormat
 
-    chosen: ExportFormat = next(one for one in get_args(ExportFormat) if one == shape)
-    told = export_records(
+    format: ExportFormat = next(name for name in get_args(ExportFormat) if name == shape)
+    export = export_records(
         records,
         out,
-        format=chosen,
+        format=format,
         kind="parquet" if parquet else "jsonl",
         name=name,
         with_fields=with_fields,
         overwrite=overwrite,
     )
     if as_json:
-        print_json({"out": str(out), **told.to_json()})
+        print_json({"out": str(out), **export.to_json()})
         return
-    rows = ", ".join(f"{count} {split}" for split, count in sorted(told.rows.items()))
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(export.rows.items()))
     click.echo(f"{out}: {rows}")
-    for why, count in told.left_out.most_common():
+    for why, count in export.left_out.most_common():
         click.echo(f"left out: {count} rows: {why}")

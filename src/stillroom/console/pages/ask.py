@@ -16,37 +16,41 @@ __all__ = [
 ]
 
 
-def ask_routes(desk: PageContext) -> list[Route]:
+def ask_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        runs = [one for one in await desk.found() if one.is_run]
-        wanted = request.query_params.get("at", "")
-        chosen = next((one for one in runs if one.name == wanted), None)
-        if wanted and chosen is None:
+        runs = [artifact for artifact in await context.found() if artifact.is_run]
+        name = request.query_params.get("at", "")
+        run = next((artifact for artifact in runs if artifact.name == name), None)
+        if name and run is None:
             raise DataError(
-                f"{wanted!r:.200} is no run that answers",
+                f"{name!r:.200} is not a run that answers",
                 code="data.missing",
-                expected=f"one of: {', '.join(one.name for one in runs) or 'none yet'}",
+                expected=f"one of: {', '.join(artifact.name for artifact in runs) or 'none yet'}",
                 next="choose a run on the page Ask",
             )
-        return desk.page(
+        return context.page(
             request,
             "ask.html",
             title="Ask",
             runs=runs,
-            run=chosen or (runs[0] if runs else None),
-            ways=await desk.work(list_answering_options),
+            run=run or (runs[0] if runs else None),
+            ways=await context.run_in_thread(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
         )
 
     async def open_run(request: Request) -> Response:
-        served = await desk.work(desk.shelf.open, request.query_params.get("at", ""))
-        return JSONResponse({"model": served.name, "bare": served.bare_name, "k": served.k})
+        served = await context.run_in_thread(
+            context.models.open, request.query_params.get("at", "")
+        )
+        return JSONResponse({"model": served.name, "bare": served.model_name, "k": served.k})
 
     async def passages(request: Request) -> Response:
         query = request.query_params
-        rows = await desk.work(desk.sources.passages, query.get("at", ""), query.getlist("id"))
+        rows = await context.run_in_thread(
+            context.sources.passages, query.get("at", ""), query.getlist("id")
+        )
         return JSONResponse({"data": rows})
 
     return [
@@ -56,14 +60,14 @@ def ask_routes(desk: PageContext) -> list[Route]:
     ]
 
 
-def source_routes(desk: PageContext) -> list[Route]:
+def source_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
-        at, passage = query.get("at", ""), query.get("passage", "")
-        view = await desk.work(desk.sources.source, at, passage)
+        name, passage = query.get("at", ""), query.get("passage", "")
+        view = await context.run_in_thread(context.sources.source, name, passage)
         template = "source_part.html" if "part" in query else "source.html"
-        return desk.page(request, template, title=view.path, view=view, at=at)
+        return context.page(request, template, title=view.path, view=view, at=name)
 
     return [Route("/source", page)]

@@ -1,6 +1,6 @@
 """Job pages: recipe form, estimate, and progress of a job.
 
-The forms come from the recipes' schemas; jobs are those of the API, which the pages follow.
+Forms are built from the recipes' schemas; jobs are created and followed through the jobs API.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _MAX_VALUE_CHARS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class _JobRow:
-    ticket: JobRecord
+    record: JobRecord
     state: str
     is_run: bool
     position: int | None
 
 
-def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
+def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         if runner is None:
-            return desk.page(request, "make_none.html", title="Make")
-        tickets = list(reversed(list(runner.tickets)))[:_MAX_JOBS]
-        rows = [_build_row(one, runner, runs=frozenset()) for one in tickets]
-        forms = await desk.work(list_forms)
-        return desk.page(request, "make.html", title="Make", forms=forms, rows=rows)
+            return context.page(request, "make_none.html", title="Make")
+        records = list(reversed(list(runner.jobs)))[:_MAX_JOBS]
+        rows = [_build_row(record, runner, runs=frozenset()) for record in records]
+        forms = await context.run_in_thread(list_forms)
+        return context.page(request, "make.html", title="Make", forms=forms, rows=rows)
 
     async def new(request: Request) -> Response:
         if runner is None:
             return RedirectResponse("/make", 303)
         kind = request.query_params.get("kind", "")
-        known = {one.name: one for one in await desk.work(list_forms)}
+        known = {item.name: item for item in await context.run_in_thread(list_forms)}
         if kind not in known:
             raise RecipeError(
                 f"there is no kind {kind!r:.80}",
@@ -54,9 +54,9 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
                 expected=f"one of: {', '.join(known)}",
                 next="choose one on the page Make",
             )
-        settings, commented = await desk.work(describe_form, kind)
-        places = [one.name for one in await desk.found() if one.name != "."]
-        return desk.page(
+        settings, commented = await context.run_in_thread(describe_form, kind)
+        names = [item.name for item in await context.found() if item.name != "."]
+        return context.page(
             request,
             "make_new.html",
             title=f"Make: {kind}",
@@ -64,26 +64,26 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
             settings=settings,
             commented=request.query_params.get("recipe", "")[:_MAX_VALUE_CHARS] or commented,
             is_written="recipe" in request.query_params,
-            places=[*await desk.work(_list_folders, desk), *places],
+            places=[*await context.run_in_thread(_list_folders, context), *names],
         )
 
     async def job(request: Request) -> Response:
-        ticket = runner.tickets.get(request.path_params["name"]) if runner is not None else None
-        if runner is None or ticket is None:
+        record = runner.jobs.get(request.path_params["name"]) if runner is not None else None
+        if runner is None or record is None:
             raise DataError(
                 f"there is no job {request.path_params['name']!r:.80}",
                 code="data.missing",
                 expected="a job of this folder",
                 next="see the page Make",
             )
-        runs = frozenset(one.name for one in await desk.found() if one.is_run)
+        runs = frozenset(artifact.name for artifact in await context.found() if artifact.is_run)
         template = "job_head.html" if "part" in request.query_params else "job.html"
-        return desk.page(
+        return context.page(
             request,
             template,
-            title=ticket.label or ticket.id,
-            row=_build_row(ticket, runner, runs),
-            recipe=runner.tickets.recipe(ticket.id),
+            title=record.label or record.id,
+            row=_build_row(record, runner, runs),
+            recipe=runner.jobs.recipe(record.id),
         )
 
     return [
@@ -93,15 +93,15 @@ def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
     ]
 
 
-def _build_row(ticket: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _JobRow:
-    state = "cancelling" if ticket.is_cancelling else ticket.state
-    return _JobRow(ticket, state, f"jobs/{ticket.id}" in runs, runner.position(ticket))
+def _build_row(record: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _JobRow:
+    state = "cancelling" if record.is_cancelling else record.state
+    return _JobRow(record, state, f"jobs/{record.id}" in runs, runner.position(record))
 
 
-def _list_folders(desk: PageContext) -> list[str]:
-    """Return the folders at the top, which documents may lie in."""
+def _list_folders(context: PageContext) -> list[str]:
+    """Return the top-level folders, which may contain documents."""
     return sorted(
-        one.name
-        for one in desk.root.iterdir()
-        if one.is_dir() and not one.name.startswith(".") and one.name != "jobs"
+        folder.name
+        for folder in context.root.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name != "jobs"
     )

@@ -1,6 +1,7 @@
 """Model pages: checkpoint comparison, merge preview, diffusion sampling and media forensics.
 
-The file goes to the API's check, which looks at it in a fenced process; the page draws the answer.
+Media files are sent to the API's check, which runs in a sandboxed process; the page displays the
+result.
 """
 
 from __future__ import annotations
@@ -39,41 +40,55 @@ __all__ = [
 ]
 
 
-def model_routes(desk: PageContext) -> list[Route]:
+def model_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        models, figures = await desk.work(list_models, desk.root)
-        told = {key: said for key, said in figures.items() if any(key in m.figures for m in models)}
-        return desk.page(request, "models.html", title="Models", models=models, figures=told)
+        models, figures = await context.run_in_thread(list_models, context.root)
+        shown_metrics = {
+            key: description
+            for key, description in figures.items()
+            if any(key in m.figures for m in models)
+        }
+        return context.page(
+            request, "models.html", title="Models", models=models, figures=shown_metrics
+        )
 
     async def compare(request: Request) -> Response:
-        models, figures = await desk.work(list_models, desk.root)
-        chosen = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
-        if not chosen:
+        models, figures = await context.run_in_thread(list_models, context.root)
+        selected = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
+        if not selected:
             raise DataError(
-                "no model was chosen",
+                "no model is selected",
                 code="data.missing",
                 expected="one or two of the folder's models",
-                next="choose them on the page Models",
+                next="select them on the page Models",
             )
-        graph = await desk.work(
-            layout_lineage_graph, desk.root, [one.name for one in chosen if not one.is_reference]
+        graph = await context.run_in_thread(
+            layout_lineage_graph,
+            context.root,
+            [model.name for model in selected if not model.is_reference],
         )
-        told = {key: said for key, said in figures.items() if any(key in m.figures for m in chosen)}
-        return desk.page(
+        shown_metrics = {
+            key: description
+            for key, description in figures.items()
+            if any(key in m.figures for m in selected)
+        }
+        return context.page(
             request,
             "models_compare.html",
-            title=" beside ".join(one.name for one in chosen),
-            chosen=chosen,
+            title=" vs. ".join(model.name for model in selected),
+            chosen=selected,
             models=models,
-            figures=told,
+            figures=shown_metrics,
             graph=graph,
         )
 
     async def open_model(request: Request) -> Response:
-        served = await desk.work(desk.shelf.open, request.query_params.get("at", ""))
-        return JSONResponse({"model": served.bare_name})
+        served = await context.run_in_thread(
+            context.models.open, request.query_params.get("at", "")
+        )
+        return JSONResponse({"model": served.model_name})
 
     return [
         Route("/models", page),
@@ -83,44 +98,44 @@ def model_routes(desk: PageContext) -> list[Route]:
 
 
 def _find_model(models: list[ModelSummary], name: str) -> ModelSummary:
-    found = next((one for one in models if one.name == name), None)
-    if found is None:
+    model = next((candidate for candidate in models if candidate.name == name), None)
+    if model is None:
         raise DataError(
-            f"{name!r:.200} is no model of this folder",
+            f"{name!r:.200} is not a model of this folder",
             code="data.missing",
             expected="one of those on the page Models",
-            next="open that page",
+            next="choose one there",
         )
-    return found
+    return model
 
 
 _PATH_POINTS = (3, 5, 11)
 
 
-def merge_routes(desk: PageContext) -> list[Route]:
+def merge_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
     slots = WorkerSlots(RequestLimits(timeout_s=900.0))
 
     async def page(request: Request) -> Response:
-        models, _ = await desk.work(list_models, desk.root)
-        return desk.page(
+        models, _ = await context.run_in_thread(list_models, context.root)
+        return context.page(
             request,
             "merge.html",
             title="Merge",
-            models=[one for one in models if not one.is_reference],
-            sets=await desk.work(list_record_sets, desk.sources),
+            models=[model for model in models if not model.is_reference],
+            sets=await context.run_in_thread(list_record_sets, context.sources),
             most=MAX_PARENTS,
         )
 
     async def run(request: Request, work: Any) -> Response:
-        told = await desk.collect(slots, work, request)
-        return JSONResponse(told[0] if told else {})
+        results = await context.collect(slots, work, request)
+        return JSONResponse(results[0] if results else {})
 
     async def conflict(request: Request) -> Response:
         query = request.query_params
         density = _parse_number(query.get("density", "0.2"), 0.01, 1.0)
         inspect = partial(
-            inspect_models, desk.root, query.get("base", ""), query.getlist("m"), density
+            inspect_models, context.root, query.get("base", ""), query.getlist("m"), density
         )
         return await run(request, inspect)
 
@@ -129,20 +144,20 @@ def merge_routes(desk: PageContext) -> list[Route]:
         names = query.getlist("m")
         if len(names) != 2:
             raise DataError(
-                f"a line has two ends, not {len(names)}",
+                f"a line needs two models, not {len(names)}",
                 code="console.parents",
                 expected="two models",
-                next="choose two on the page Merge",
+                next="select two on the page Merge",
             )
         points = int(_parse_number(query.get("points", "11"), 3, 11))
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
             return measure_loss_path(
-                desk.sources,
+                context.sources,
                 (names[0], names[1]),
                 query.get("records", ""),
                 count=int(_parse_number(query.get("n", "12"), 1, 64)),
-                points=min(_PATH_POINTS, key=lambda one: abs(one - points)),
+                points=min(_PATH_POINTS, key=lambda count: abs(count - points)),
                 is_stopped=is_stopped,
             )
 
@@ -163,61 +178,61 @@ def _parse_number(text: str, low: float, high: float) -> float:
     if low <= value <= high:
         return value
     raise DataError(
-        f"{text!r:.40} is out of bounds",
+        f"{text!r:.40} is out of range",
         code="console.settings",
         expected=f"a number from {low:g} to {high:g}",
         next="use the form of the page",
     )
 
 
-def diffusion_routes(desk: PageContext) -> list[Route]:
+def diffusion_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
-    unmasker, slots = DiffusionStreamService(desk.root), WorkerSlots(RequestLimits())
+    service, slots = DiffusionStreamService(context.root), WorkerSlots(RequestLimits())
 
     async def page(request: Request) -> Response:
-        models, _ = await desk.work(list_models, desk.root)
-        return desk.page(
+        models, _ = await context.run_in_thread(list_models, context.root)
+        return context.page(
             request,
             "diffusion.html",
             title="Diffusion",
-            models=[one for one in models if one.is_diffusion],
+            models=[model for model in models if model.is_diffusion],
             orders=list_method_options("diffusion.sampling.unmask_orders"),
             commits=list_method_options("diffusion.sampling.unmask_rules"),
             remaskings=list_method_options("diffusion.sampling.remaskings"),
         )
 
     async def write(request: Request) -> Response:
-        at = request.query_params.get("at", "")
+        name = request.query_params.get("at", "")
         try:
-            wanted = DiffusionStreamRequest.model_validate_json(await request.body())
+            body = DiffusionStreamRequest.model_validate_json(await request.body())
         except ValidationError as error:
             first = error.errors()[0]
             raise DataError(
                 f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}",
                 code="console.settings",
-                expected="what the form of the page asks for",
-                next="open the page again",
+                expected="values of the form",
+                next="reload the page",
             ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
-            return unmasker.write(at, wanted, is_stopped)
+            return service.write(name, body, is_stopped)
 
-        told = await desk.collect(slots, work, request)
-        return JSONResponse({"steps": told[:-1], "result": told[-1] if told else {}})
+        results = await context.collect(slots, work, request)
+        return JSONResponse({"steps": results[:-1], "result": results[-1] if results else {}})
 
     return [Route("/diffusion", page), Route("/diffusion/write", write, methods=["POST"])]
 
 
-def forensics_routes(desk: PageContext, looker: MediaCheckService) -> list[Route]:
+def forensics_routes(context: PageContext, media_check: MediaCheckService) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        return desk.page(
+        return context.page(
             request,
             "forensics.html",
             title="Forensics",
-            detectors=[path.name for path in looker.detectors],
-            lists=len(looker.official) + len(looker.trust),
+            detectors=[path.name for path in media_check.detectors],
+            lists=len(media_check.official) + len(media_check.trust),
         )
 
     return [Route("/forensics", page)]

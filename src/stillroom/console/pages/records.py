@@ -1,6 +1,6 @@
 """Record pages: browsing, review, generator comparison, and the lineage of an artifact.
 
-Works without JavaScript: deciding is a form, and leads back to where it was decided.
+Works without JavaScript: a decision is a form that leads back to the record.
 """
 
 from __future__ import annotations
@@ -35,50 +35,52 @@ __all__ = [
 _MAX_COMPARED = 6
 
 
-def record_routes(desk: PageContext) -> list[Route]:
+def record_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
-        sets = await desk.work(list_record_sets, desk.sources)
-        at = query.get("at") or (sets[0].name if sets else "")
-        if not at:
-            return desk.page(request, "records_none.html", title="Records")
-        wanted = _parse_query(query)
-        review = await desk.work(desk.review_of, at)
-        shown = await desk.work(list_records, desk.sources, at, wanted, review)
-        return desk.page(
+        sets = await context.run_in_thread(list_record_sets, context.sources)
+        name = query.get("at") or (sets[0].name if sets else "")
+        if not name:
+            return context.page(request, "records_none.html", title="Records")
+        query_settings = _parse_query(query)
+        review = await context.run_in_thread(context.review_of, name)
+        shown = await context.run_in_thread(
+            list_records, context.sources, name, query_settings, review
+        )
+        return context.page(
             request,
             "records.html",
             title="Records",
             sets=sets,
-            at=at,
-            wanted=wanted,
+            at=name,
+            wanted=query_settings,
             shown=shown,
-            link=lambda **more: _build_link(at, wanted, **more),
-            can_decide=desk.can_write,
+            link=lambda **more: _build_link(name, query_settings, **more),
+            can_decide=context.can_write,
         )
 
     async def decide(request: Request) -> Response:
         form = await _read_form(request)
-        at = form.get("at", "")
-        desk.check_writable()
-        shown = await desk.work(_make_visibility_filter, desk.sources, at)
-        review = await desk.work(desk.review_of, at)
+        name = form.get("at", "")
+        context.check_writable()
+        shown = await context.run_in_thread(_make_visibility_filter, context.sources, name)
+        review = await context.run_in_thread(context.review_of, name)
         action, key = form.get("action", ""), form.get("key", "")
         if not shown(key):
             raise DataError(
                 f"there is no record {key!r:.80}",
                 code="data.missing",
-                expected="a record that is shown",
-                next="open the page again",
+                expected="a visible record",
+                next="reload the page",
             )
         count = int(form["turns"]) if form.get("turns", "").isdecimal() else 0
         turns = [
             (form.get(f"role{n}", ""), form.get(f"text{n}", "").replace("\r\n", "\n"))
             for n in range(min(count, 100))
         ]
-        await desk.work(
+        await context.run_in_thread(
             review.decide,
             key,
             action,
@@ -86,46 +88,52 @@ def record_routes(desk: PageContext) -> list[Route]:
             messages=turns if action == "edit" else (),
             note=form.get("note", ""),
         )
-        back = urlencode({"at": at}) + ("&" + form["back"] if form.get("back") else "")
+        back = urlencode({"at": name}) + ("&" + form["back"] if form.get("back") else "")
         return RedirectResponse(f"/records?{back}#{key}", 303)
 
     return [
         Route("/records", page),
         Route("/records/decide", decide, methods=["POST"]),
-        *_list_more_routes(desk),
+        *_list_more_routes(context),
     ]
 
 
-def _list_more_routes(desk: PageContext) -> list[Route]:
+def _list_more_routes(context: PageContext) -> list[Route]:
     async def trail(request: Request) -> Response:
-        at = request.query_params.get("at", "")
-        shown = await desk.work(_make_visibility_filter, desk.sources, at)
-        review = await desk.work(desk.review_of, at)
-        rows = [one for one in reversed(await desk.work(review.trail)) if shown(one.key)]
-        return desk.page(
-            request, "records_trail.html", title="Trail", at=at, rows=rows[:500], total=len(rows)
+        name = request.query_params.get("at", "")
+        shown = await context.run_in_thread(_make_visibility_filter, context.sources, name)
+        review = await context.run_in_thread(context.review_of, name)
+        rows = [
+            decision
+            for decision in reversed(await context.run_in_thread(review.trail))
+            if shown(decision.key)
+        ]
+        return context.page(
+            request, "records_trail.html", title="Trail", at=name, rows=rows[:500], total=len(rows)
         )
 
     async def write(request: Request) -> Response:
         form = await _read_form(request)
-        at = form.get("at", "")
-        desk.check_writable()
-        shown = await desk.work(_make_visibility_filter, desk.sources, at)
-        folder = resolve_name(desk.root, at)
-        review = await desk.work(desk.review_of, at)
-        name = desk.free_name("reviewed", at)
-        await desk.work(write_reviewed_records, folder, review, desk.root / name, at, shown=shown)
+        source = form.get("at", "")
+        context.check_writable()
+        shown = await context.run_in_thread(_make_visibility_filter, context.sources, source)
+        folder = resolve_name(context.root, source)
+        review = await context.run_in_thread(context.review_of, source)
+        name = context.free_name("reviewed", source)
+        await context.run_in_thread(
+            write_reviewed_records, folder, review, context.root / name, source, shown=shown
+        )
         return RedirectResponse(f"/records?{urlencode({'at': name})}", 303)
 
     async def generators(request: Request) -> Response:
-        sets = await desk.work(list_record_sets, desk.sources)
+        sets = await context.run_in_thread(list_record_sets, context.sources)
         names = request.query_params.getlist("m")[:_MAX_COMPARED]
-        names = names or [one.name for one in sets[:_MAX_COMPARED]]
+        names = names or [artifact.name for artifact in sets[:_MAX_COMPARED]]
         rows = []
         for name in names:
-            review = await desk.work(desk.review_of, name)
-            rows += await desk.work(compare_generators, desk.sources, name, review)
-        return desk.page(
+            review = await context.run_in_thread(context.review_of, name)
+            rows += await context.run_in_thread(compare_generators, context.sources, name, review)
+        return context.page(
             request, "generators.html", title="Generators", sets=sets, names=names, rows=rows
         )
 
@@ -137,67 +145,73 @@ def _list_more_routes(desk: PageContext) -> list[Route]:
 
 
 def _make_visibility_filter(sources: Sources, name: str) -> Callable[[str], bool]:
-    """Return what says whether a record, by its key, is shown to the asker.
+    """Return a predicate that tests, by its key, whether a record is visible.
 
     Raises:
-        DataError: If the name is no artifact of records, or is not shown.
+        DataError: If the name is not an artifact of records, or not visible.
     """
     with open_record_set(sources, name) as opened:
         return opened.keys().__contains__ if opened.is_guarded else lambda key: True
 
 
-def _parse_query(told: Mapping[str, str]) -> RecordsQuery:
-    show = told.get("show", "kept")
-    number = told.get("page", "1")
+def _parse_query(parameters: Mapping[str, str]) -> RecordsQuery:
+    show = parameters.get("show", "kept")
+    number = parameters.get("page", "1")
     return RecordsQuery(
         show if show in {"kept", "dropped"} else "kept",
-        told.get("words", "")[:500],
-        told.get("origin", "")[:40],
-        told.get("reason", "")[:500],
-        told.get("decision", "")[:20],
+        parameters.get("words", "")[:500],
+        parameters.get("origin", "")[:40],
+        parameters.get("reason", "")[:500],
+        parameters.get("decision", "")[:20],
         int(number) if number.isdecimal() and len(number) < 20 else 1,
     )
 
 
-def _build_link(name: str, wanted: RecordsQuery, **more: str | int) -> str:
-    """Return the address of the same list with something changed; a filter starts at page 1."""
-    told: dict[str, str | int] = {
+def _build_link(name: str, query: RecordsQuery, **more: str | int) -> str:
+    """Return the address of the list with changed parameters; a new filter starts at page 1."""
+    parameters: dict[str, str | int] = {
         "at": name,
-        "show": wanted.show,
-        "words": wanted.words,
-        "origin": wanted.origin,
-        "reason": wanted.reason,
-        "decision": wanted.decision,
+        "show": query.show,
+        "words": query.words,
+        "origin": query.origin,
+        "reason": query.reason,
+        "decision": query.decision,
         **more,
     }
-    return "/records?" + urlencode({key: value for key, value in told.items() if value})
+    return "/records?" + urlencode({key: value for key, value in parameters.items() if value})
 
 
 async def _read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form; of one that is given twice, the last."""
+    """Return the fields of a form; the last value of a repeated field wins."""
     body = (await request.body()).decode("utf-8", "replace")
     return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
 
 
-def lineage_routes(desk: PageContext) -> list[Route]:
+def lineage_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
         if "at" not in query:
-            found = await desk.found()
+            artifacts = await context.found()
             kind = query.get("kind", "")
-            kinds = sorted({one.kind for one in found})
-            rows = [one for one in found if kind in {"", one.kind}]
-            return desk.page(
+            kinds = sorted({artifact.kind for artifact in artifacts})
+            rows = [artifact for artifact in artifacts if kind in {"", artifact.kind}]
+            return context.page(
                 request, "lineage.html", title="Lineage", rows=rows, kinds=kinds, kind=kind
             )
-        at, record = query["at"], query.get("record", "").strip()
-        tree = await desk.work(trace_lineage, desk.root, at, record=record)
-        found_one = await desk.work(read_folder_artifact, desk.root, at)
-        title = f"Lineage of {record or (at if at != '.' else desk.root.name)}"
-        return desk.page(
-            request, "lineage_of.html", title=title, tree=tree, at=at, record=record, one=found_one
+        name, record = query["at"], query.get("record", "").strip()
+        tree = await context.run_in_thread(trace_lineage, context.root, name, record=record)
+        artifact_row = await context.run_in_thread(read_folder_artifact, context.root, name)
+        title = f"Lineage of {record or (name if name != '.' else context.root.name)}"
+        return context.page(
+            request,
+            "lineage_of.html",
+            title=title,
+            tree=tree,
+            at=name,
+            record=record,
+            one=artifact_row,
         )
 
     return [Route("/lineage", page)]

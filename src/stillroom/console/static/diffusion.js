@@ -1,4 +1,4 @@
-// Diffusion: plays the steps of a text, lets them be scrubbed, and lists ways beside each other.
+// Diffusion: plays and scrubs the steps of a text, and compares decoding settings.
 (() => {
   "use strict";
   const { post, problem, make, svg } = window.stillroom;
@@ -30,7 +30,7 @@
       show(canvas, told, at);
       const step = told.steps[at];
       const open = step.pieces.filter((one) => one === null).length;
-      said.textContent = `step ${at + 1} of ${last + 1}, ${step.nfe} readings, ${step.written.length} written, ${open} open`;
+      said.textContent = `step ${at + 1} of ${last + 1}, ${step.nfe} passes, ${step.written.length} written, ${open} open`;
       slider.setAttribute("aria-valuetext", said.textContent);
     };
     const stop = () => {
@@ -57,7 +57,7 @@
       make("div", { class: "row apart" }, make("h2", { text: `${number}. ${way}` }), play),
       make("div", { class: "scrub" }, make("label", { for: slider.id, class: "away", text: "Step" }), slider, said),
       canvas,
-      make("details", {}, make("summary", { text: "The text as it ended" }), make("p", { class: "pre", text: told.result.text })),
+      make("details", {}, make("summary", { text: "Final text" }), make("p", { class: "pre", text: told.result.text })),
     );
     go(isStill() ? last : 0);
     if (!isStill()) start();
@@ -113,8 +113,8 @@
             runs.push({ number, way: name(asked), told, seconds });
             list();
             $("lanes").prepend(lane(number, told, name(asked)));
-            $("status").textContent = `Text ${number}: ${told.result.tokens} tokens in ${told.result.nfe} readings`;
-          } else $("status").textContent = "It wrote nothing.";
+            $("status").textContent = `Text ${number}: ${told.result.tokens} tokens in ${told.result.nfe} passes`;
+          } else $("status").textContent = "No text was generated.";
         }
       } catch {
         $("status").textContent = "The console does not answer: is it still running?";

@@ -1,4 +1,4 @@
-// Forensics: sends files to be checked and draws what comes back, evidence in order.
+// Forensics: uploads files for the check and draws the findings.
 (() => {
   "use strict";
   const { token, problem, make, svg } = window.stillroom;
@@ -16,9 +16,9 @@
     make("section", { class: "evidence" }, make("h3", {}, make("span", { class: "at", text: String(number) }), title), ...children);
 
   const SAID = {
-    intact: "The file is as it was signed.",
-    broken: "The file is not what was signed: it was changed afterwards.",
-    none: "It carries no content credentials. That is no sign of a forgery.",
+    intact: "The file is unchanged since it was signed.",
+    broken: "The file was changed after it was signed.",
+    none: "It has no content credentials, which is no evidence of a forgery.",
     unreadable: "Its credentials cannot be read.",
   };
 
@@ -61,19 +61,19 @@
   const credentials = (told) => {
     const parts = [make("p", { text: SAID[told.integrity] || told.integrity })];
     if (told.integrity !== "none") {
-      const trust = { trusted: "vouched for by a list that you gave", untrusted: "vouched for by no list that you gave" };
+      const trust = { trusted: "on a trust list that you gave", untrusted: "on no trust list that you gave" };
       parts.push(facts([
         ["signer", told.signer], ["issuer", told.issuer], ["trust", trust[told.trust] || told.trust],
-        ["says it was made by", told.source_types.map((one) => one.split("/").pop()).join(", ")],
+        ["claims to be made by", told.source_types.map((one) => one.split("/").pop()).join(", ")],
         ["found", [...told.codes, ...told.ingredient_codes].join(", ")], ["note", told.note],
       ]));
       if (told.manifests.active_manifest)
         parts.push(
-          make("details", {}, make("summary", { text: "What it was made from, as signed" }), manifests(told.manifests)),
+          make("details", {}, make("summary", { text: "Signed ingredients" }), manifests(told.manifests)),
           make("details", {}, make("summary", { text: "Credentials in full" }), make("pre", { class: "scroll", tabindex: "0", text: JSON.stringify(told.manifests, null, 1) })),
         );
     }
-    return step(1, "What it is signed to be", ...parts);
+    return step(1, "Content credentials", ...parts);
   };
 
   const bar = (chance) => {
@@ -91,10 +91,10 @@
     finding.map.forEach((row, y) =>
       row.forEach((value, x) => value > 0.05 && picture.append(svg("rect", { x, y, width: 1, height: 1, fill: "var(--bad)", "fill-opacity": Math.min(1, value).toFixed(2) }))),
     );
-    return make("figure", {}, picture, make("figcaption", { class: "small quiet", text: "The places in the window about the face that moved the score most; no proof of where a forgery is." }));
+    return make("figure", {}, picture, make("figcaption", { class: "small quiet", text: "Regions of the face crop that influenced the score most; no proof of a forgery's location." }));
   };
 
-  const taught = (one) => ` (learned from ${one.learned.name || "a set that is not named"}, digest ${one.learned.digest.slice(0, 12) || "not kept"})`;
+  const taught = (one) => ` (trained on ${one.learned.name || "an unnamed set"}, digest ${one.learned.digest.slice(0, 12) || "not kept"})`;
 
   const findings = (told) => {
     const list = make("div", {});
@@ -123,7 +123,7 @@
     else image.addEventListener("load", draw);
   };
 
-  // Frames are drawn here from the file itself, at the times that were looked at.
+  // Frames are drawn here from the file itself, at the sampled times.
   const frames = (box, address, times) => {
     const video = make("video", { muted: true, preload: "auto" });
     video.muted = true;
@@ -141,7 +141,7 @@
       at += 1;
       if (at < wanted.length) video.currentTime = wanted[at];
     });
-    video.addEventListener("error", () => strip.replaceWith(make("p", { class: "small quiet", text: "This browser cannot draw frames of this clip." })));
+    video.addEventListener("error", () => strip.replaceWith(make("p", { class: "small quiet", text: "This browser cannot draw frames of this video." })));
     video.src = address;
   };
 
@@ -149,30 +149,30 @@
     const scan = told.scan || { times: [], shots: 0, tracks: [] };
     const box = make("div", {}, facts([
       ["length", told.duration ? `${told.duration.toFixed(1)} s` : ""], ["size", told.width ? `${told.width} × ${told.height}` : ""],
-      ["codec", told.codec], ["frames looked at", scan.times.length], ["shots", scan.shots], ["faces over time", scan.tracks.length],
+      ["codec", told.codec], ["frames checked", scan.times.length], ["shots", scan.shots], ["faces over time", scan.tracks.length],
       ["frames with this lab's watermark", told.marked_frames], ["sound", told.sound ? "has sound" : "no sound"],
     ]));
     if (scan.times.length && told.width) frames(box, address, scan.times);
     for (const one of told.courses || []) {
       box.append(make("p", {}, make("strong", { text: one.detector }), `${taught(one)}, ${one.subject || `face ${one.face}`}: ${one.verdict}`));
       if (one.times && one.times.length > 1)
-        box.append(window.curves.draw("chance over time", one.times.map((time, at) => [time, one.chances[at]]), "second"));
+        box.append(window.curves.draw("probability over time", one.times.map((time, at) => [time, one.chances[at]]), "second"));
     }
     for (const one of told.pulses || []) box.append(make("p", { class: "small", text: one.line || JSON.stringify(one) }));
     return box;
   };
 
-  // Faces of a clip are those that its scan followed over time.
+  // Faces of a video are those that its scan tracked.
   const countFaces = (told) => {
     const faces = told.faces || (told.clip && told.clip.scan && told.clip.scan.tracks);
-    return faces ? `Faces: ${faces.length}.` : "Faces were not looked for.";
+    return faces ? `Faces: ${faces.length}.` : "Faces were not searched.";
   };
 
   const draw = (file, told) => {
     const address = URL.createObjectURL(file);
     const frame = make("div", { class: "frame-of" });
     if (file.type.startsWith("image/")) {
-      const image = make("img", { src: address, alt: `the picture ${file.name}` });
+      const image = make("img", { src: address, alt: `the image ${file.name}` });
       const picture = make("div", { class: "pictured" }, image);
       frame.append(picture);
       overlay(picture, image, told.faces);
@@ -182,21 +182,21 @@
     if (told.error) evidence.append(make("p", { class: "note bad", text: told.error }));
     let number = 2;
     if (told.credentials) evidence.append(credentials(told.credentials));
-    else evidence.append(step(1, "What it is signed to be", make("p", { class: "quiet", text: "Files of this kind carry no credentials that could be read." })));
+    else evidence.append(step(1, "Content credentials", make("p", { class: "quiet", text: "Files of this type have no readable credentials." })));
     const claims = told.claims || [];
-    if (claims.length) evidence.append(step(number++, "What it says of itself, unsigned", facts(claims.map((one) => [one.where, one.says])), make("p", { class: "small quiet", text: "Anyone can write or remove this." })));
+    if (claims.length) evidence.append(step(number++, "Unsigned metadata", facts(claims.map((one) => [one.where, one.says])), make("p", { class: "small quiet", text: "Anyone can write or remove this." })));
     const mark = told.watermark;
-    evidence.append(step(number++, "This lab's watermark", mark ? facts(Object.entries(mark).map(([k, v]) => [k.replaceAll("_", " "), typeof v === "object" && v ? JSON.stringify(v) : v])) : make("p", { class: "quiet", text: "There is no lab on this machine whose mark could be looked for." })));
-    if (told.clip) evidence.append(step(number++, "What is seen and heard over time", clip(told.clip, address)));
+    evidence.append(step(number++, "This lab's watermark", mark ? facts(Object.entries(mark).map(([k, v]) => [k.replaceAll("_", " "), typeof v === "object" && v ? JSON.stringify(v) : v])) : make("p", { class: "quiet", text: "There is no lab on this machine, so no watermark was searched." })));
+    if (told.clip) evidence.append(step(number++, "Video and audio over time", clip(told.clip, address)));
     const limits = told.quality || [];
-    evidence.append(step(number++, "What limits a judgement of the pixels", limits.length ? make("ul", {}, ...limits.map((one) => make("li", { text: one }))) : make("p", { class: "quiet", text: `Nothing was found that does. ${countFaces(told)}` })));
-    evidence.append(step(number++, "What detectors make of faces", told.detectors && told.detectors.length ? findings(told.detectors) : make("p", { class: "quiet", text: "No detector judged anything: nothing here says whether it is forged." })));
+    evidence.append(step(number++, "Limits of pixel evidence", limits.length ? make("ul", {}, ...limits.map((one) => make("li", { text: one }))) : make("p", { class: "quiet", text: `None was found. ${countFaces(told)}` })));
+    evidence.append(step(number++, "Detectors on faces", told.detectors && told.detectors.length ? findings(told.detectors) : make("p", { class: "quiet", text: "No detector was applied: nothing here tells whether it is forged." })));
     return make("article", { class: "looked" }, make("h2", { text: file.name }), make("p", { class: "verdict", text: told.verdict || told.error }), make("div", { class: "both" }, frame, evidence), make("p", { class: "small quiet" }, "sha256 ", make("code", { text: told.sha256 || "–" })));
   };
 
   const check = async (files) => {
     for (const file of files) {
-      $("status").textContent = `Looking at ${file.name}…`;
+      $("status").textContent = `Checking ${file.name}…`;
       const form = new FormData();
       form.append("file", file, file.name);
       form.append("prevalence", $("prevalence").value || "0.5");
@@ -214,7 +214,7 @@
         $("found").prepend(make("p", { class: "note bad", text: "The console does not answer: is it still running?" }));
       }
     }
-    $("status").textContent = files.length ? "Looked at." : "";
+    $("status").textContent = files.length ? "Checked." : "";
   };
 
   document.addEventListener("DOMContentLoaded", () => {

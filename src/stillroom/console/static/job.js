@@ -1,4 +1,4 @@
-// Job: follows the events of one job as they come, and stops or resumes it.
+// Job: follows the events of one job, and stops or resumes it.
 (() => {
   "use strict";
   const { post, problem, make } = window.stillroom;
@@ -54,7 +54,7 @@
     if (typeof told.value !== "number" || !Number.isFinite(told.value)) return;
     if (!metrics.has(told.name)) metrics.set(told.name, []);
     const points = metrics.get(told.name);
-    // A resumed job goes on from its last checkpoint: what it does again replaces what was.
+    // A resumed job continues from its last checkpoint: repeated points replace earlier ones.
     while (points.length && points[points.length - 1][0] >= step) points.pop();
     points.push([step, told.value]);
     if (isDrawing) return;

@@ -1,4 +1,4 @@
-// Make: gathers a form into overrides of its recipe, asks for the estimate, then starts the job.
+// Make: collects a form into overrides of its recipe, requests the estimate, and starts the job.
 (() => {
   "use strict";
   const { post, problem, make } = window.stillroom;
@@ -35,7 +35,7 @@
       const control = field.dataset.control;
       const isRaw = ["yaml", "integer", "number", "boolean"].includes(control);
       told.push(`${field.dataset.path}=${isRaw ? text : JSON.stringify(text)}`);
-      // A default method whose settings are changed is named, too.
+      // A default method with changed settings is named as well.
       const method = field.closest("[data-option]");
       if (method) {
         const path = method.closest("[data-method]").dataset.method;
@@ -88,7 +88,7 @@
       const head = make("thead", {}, make("tr", {}, make("td", {}), make("th", { scope: "col", class: "number", text: "needs" }), make("th", { scope: "col", class: "number", text: "free" })));
       told.append(make("table", {}, make("caption", { text: "Estimate, within a factor of three" }), head, body));
       if (estimate.basis)
-        told.append(make("details", {}, make("summary", { text: "What it stands on" }), make("p", { class: "small quiet", text: estimate.basis })));
+        told.append(make("details", {}, make("summary", { text: "Basis of the estimate" }), make("p", { class: "small quiet", text: estimate.basis })));
     }
     tellProblems(told, found.problems || []);
     const isReady = found.valid && found.fits !== false && !(found.problems || []).length;
@@ -152,7 +152,7 @@
       check();
     });
     $("check").addEventListener("click", check);
-    $("check").disabled = false; // until now a press would have been lost
+    $("check").disabled = false; // before, a click would have been lost
     $("start").addEventListener("click", start);
   });
 })();

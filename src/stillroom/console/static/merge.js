@@ -25,7 +25,7 @@
   };
 
   const show = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
-  // A color says how far, the number says it exactly.
+  // The color is approximate, the number exact.
   const cell = (value, share, color) => {
     const element = make("td", { class: "number", text: show(value) });
     if (value !== null && value !== undefined)
@@ -118,8 +118,8 @@
         $("share").max = String(path.points.length - 1);
         $("share").value = String(path.best);
         $("curve").replaceChildren(window.curves.draw(path.held_out ? "held-out loss" : "loss", path.points.map((one) => [one.share, one.value]), "share"));
-        const where = path.held_out ? "held out of training" : "not said to be held out: take them as what they are";
-        $("barrier").textContent = `Barrier ${path.barrier.toFixed(4)} nats; least at a share of ${path.points[path.best].share}. Over ${path.records} records, ${where}.`;
+        const where = path.held_out ? "held out of training" : "not marked as held out of training";
+        $("barrier").textContent = `Barrier ${path.barrier.toFixed(4)} nats; lowest at a share of ${path.points[path.best].share}. Over ${path.records} records, ${where}.`;
         slide(path);
       } catch (error) {
         done();

@@ -40,7 +40,7 @@
       const seconds = (performance.now() - start) / 1000;
       under.textContent = `${tokens} tokens in ${seconds.toFixed(1)} s, the first after ${(first / 1000).toFixed(1)} s`;
     } catch (error) {
-      under.textContent = error.name === "AbortError" ? "stopped" : `It could not answer: ${error.message}`;
+      under.textContent = error.name === "AbortError" ? "stopped" : `No answer: ${error.message}`;
     }
     answer.removeAttribute("aria-busy");
     return performance.now() - begun;

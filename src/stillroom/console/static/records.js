@@ -1,4 +1,4 @@
-// Records by keyboard: j and k go from one to the next; a, r and e decide the one in focus.
+// Keyboard control of records: j and k move the focus; a, r and e decide on the focused one.
 document.addEventListener("DOMContentLoaded", () => {
   "use strict";
   const entries = [...document.querySelectorAll(".entry")];

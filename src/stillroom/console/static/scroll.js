@@ -1,4 +1,4 @@
-// Says of each table that is wider than its place that there are more columns beside those seen.
+// Shows a hint above each table that is wider than the page.
 document.addEventListener("DOMContentLoaded", () => {
   for (const region of document.querySelectorAll(".scroll")) {
     const hint = document.createElement("p");

@@ -18,7 +18,7 @@
     try {
       const reply = await fetch(address);
       const page = new DOMParser().parseFromString(await reply.text(), "text/html");
-      // An error comes as a whole page, the source as a part of one.
+      // An error is a whole page, the source a part of one.
       const main = page.querySelector("main") || page.body;
       inside.replaceChildren(...main.childNodes);
       const span = inside.querySelector("#span");

@@ -1,4 +1,4 @@
-// Speaking to the API: one streamed reply, read event by event.
+// API client: one streamed reply, read event by event.
 window.stillroom = (() => {
   "use strict";
   const token = () => document.querySelector('meta[name="stillroom-token"]').content;
@@ -36,7 +36,7 @@ window.stillroom = (() => {
     }
   };
 
-  // Streams a chat; tells every piece, canvas and closing delta as it comes.
+  // Streams a chat; reports every piece, canvas and closing delta.
   const chat = async (at, body, { onPiece, onDelta, onCanvas, onEnd, signal }) => {
     const reply = await post(`/v1/chat/completions?at=${encodeURIComponent(at)}`, body, signal);
     if (!reply.ok) throw new Error(await problem(reply));

@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it; kept on this machine. Runs before the page is drawn.
+// Light, dark, or system theme; stored in the browser. Runs before the page is drawn.
 (() => {
   "use strict";
   const names = ["system", "light", "dark"];
@@ -23,7 +23,7 @@
         try {
           localStorage.setItem("theme", select.value);
         } catch {
-          // Kept for this page alone where nothing may be stored.
+          // Without storage the choice lasts for this page alone.
         }
         apply(select.value);
       });

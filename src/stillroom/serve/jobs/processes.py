@@ -1,7 +1,7 @@
 """Child processes of the server: start, one request, termination and crash reports.
 
-What a client sends is worked on in them and not in the server: a crash, memory that runs out or a
-file that a decoder chokes on costs one request or job. See ``job_child`` for the other end.
+Client input is processed in child processes, not in the server: a crash, an out-of-memory kill or a
+file that hangs a decoder costs one request or job. See ``jobs.worker`` for the child's side.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ async def spawn(
     cache: Path | None = None,
     log: int | None = None,
 ) -> Process:
-    """Start a child with an order.
+    """Start a worker process and send it its order.
 
     Args:
-        order: See ``job_child``.
-        folder: Where it works.
-        scratch: Where it puts files that nobody needs after it; its alone.
-        cache: Where it keeps what the next one may use; by default in its scratch.
-        log: A descriptor that takes what it says; None drops it.
+        order: See ``jobs.worker``.
+        folder: Working directory.
+        scratch: Folder for temporary files, used by this process alone.
+        cache: Folder for files that later processes may reuse; by default inside ``scratch``.
+        log: File descriptor for the process's output; None discards it.
     """
     environment = {
         key: value for key, value in os.environ.items() if key not in _WITHHELD_VARIABLES
@@ -56,7 +56,7 @@ async def spawn(
         environment["HF_HUB_OFFLINE"] = "1"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",  # no module is taken from the folder it works in
+        "-P",  # import no module from the working directory
         "-m",
         "stillroom.serve.jobs.worker",
         stdin=PIPE,
@@ -72,7 +72,7 @@ async def spawn(
             process.stdin.write(json.dumps(order).encode() + b"\n")
             with contextlib.suppress(ConnectionError):
                 await process.stdin.drain()
-    except BaseException:  # whoever asked for it is gone
+    except BaseException:  # the client that requested it is gone
         await kill_worker(process)
         raise
     return process
@@ -86,10 +86,10 @@ async def run_worker(
     timeout_s: float,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Start a child, wait for what it tells, and end it, also when the client leaves.
+    """Run a worker process to its result; it is ended as well when the client disconnects.
 
     Raises:
-        Refusal: If it takes too long.
+        ApiError: If it takes too long.
     """
     process = await spawn(order, folder, scratch, cache=cache)
     try:
@@ -105,13 +105,13 @@ async def run_worker(
 
 
 async def kill_worker(process: Process) -> None:
-    """Kill a child with all that it started, unless it has ended."""
+    """Kill a process group, unless it has already ended."""
     send_signal(process, signal.SIGKILL)
     await process.wait()
 
 
 async def read_worker_result(process: Process) -> dict[str, Any] | None:
-    """Return what a child tells, or None where it ended without a word."""
+    """Return the result of a worker process, or None if it ended without one."""
     if process.stdout is None:
         return None
     try:
@@ -122,7 +122,7 @@ async def read_worker_result(process: Process) -> dict[str, Any] | None:
 
 
 def send_signal(process: Process, number: int) -> None:
-    """Send a signal to a child; killed, all that it started goes with it."""
+    """Send a signal to a worker; SIGKILL is sent to its whole process group."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -133,9 +133,11 @@ def send_signal(process: Process, number: int) -> None:
 
 
 def describe_crash(code: int) -> Problem:
-    """Return the problem of a child that ended without a word."""
+    """Return the problem for a process that ended without a result."""
     if code == -signal.SIGKILL:
-        what = "the job's process was killed, most likely since memory ran out"
-        return Problem(what, "job.killed", next="lower what the recipe takes, then resume")
-    how = f"died of signal {-code}" if code < 0 else "ended without a word"
+        message = "the job's process was killed, most likely because memory ran out"
+        return Problem(
+            message, "job.killed", next="reduce the memory that the recipe needs, then resume"
+        )
+    how = f"died of signal {-code}" if code < 0 else "ended without a result"
     return Problem(f"the job's process {how}", "job.killed", next="resume it")

@@ -1,8 +1,9 @@
 """Policy for recipes of clients: names, addresses and secrets that a recipe may refer to.
 
-Every text of a recipe is looked at, whatever its setting means: names inside the folder pass, and
-so do addresses, hubs and secrets that the operator opened by name. What a recipe says is one
-fence; the process that runs it has another (``fence``), for what this one cannot see.
+Every string of a recipe is checked, whatever its setting means: names inside the folder are
+allowed, and so are the addresses, hubs and secrets that the operator allowed by name. This policy
+covers the text of a recipe; the process that runs it is confined again (``jobs.sandbox``), for
+accesses that the text does not show.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _SCRIPTED_PREFIX = "scripted:"
 
 @dataclass(frozen=True, slots=True)
 class RecipePolicy:
-    """What recipes of clients may reach beside the served folder; nothing by default.
+    """Resources outside the served folder that client recipes may use; none by default.
 
     Args:
-        endpoints: Addresses that models may be asked at, each with all that lies below it.
-        hub: Whether ``hub:`` references may be downloaded; without, they find what is installed.
-        variables: Variables of the server's environment that ``${env:NAME}`` may name.
+        endpoints: Base URLs of allowed model servers; every address below one is allowed.
+        hub: Whether ``hub:`` references may be downloaded; if not, only cached ones resolve.
+        variables: Environment variables of the server that ``${env:NAME}`` may name.
     """
 
     endpoints: tuple[str, ...] = ()
@@ -52,34 +53,34 @@ class RecipePolicy:
     variables: tuple[str, ...] = ()
 
     def has_endpoint(self, address: str) -> bool:
-        """Return whether an address lies at or below one of those that are open."""
+        """Return whether an address lies at or below an allowed endpoint."""
         try:
-            asked = urlsplit(address.partition("#")[0])
-            port = asked.port
+            url = urlsplit(address.partition("#")[0])
+            port = url.port
         except ValueError:
             return False
-        if asked.username is not None or ".." in asked.path.split("/"):
+        if url.username is not None or ".." in url.path.split("/"):
             return False
         for endpoint in self.endpoints:
             known = urlsplit(endpoint)
             same = (known.scheme, known.hostname, known.port) == (
-                asked.scheme,
-                asked.hostname,
+                url.scheme,
+                url.hostname,
                 port,
             )
             path = known.path.rstrip("/")
-            if same and (asked.path.rstrip("/") == path or asked.path.startswith(f"{path}/")):
+            if same and (url.path.rstrip("/") == path or url.path.startswith(f"{path}/")):
                 return True
         return False
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The ports that a job may connect to."""
-        found = {443} if self.hub else set()
+        """TCP ports that a job may connect to."""
+        ports = {443} if self.hub else set()
         for endpoint in self.endpoints:
             parts = urlsplit(endpoint)
-            found.add(parts.port or (443 if parts.scheme == "https" else 80))
-        return tuple(sorted(found))
+            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
+        return tuple(sorted(ports))
 
 
 def dump_client_recipe(recipe: str | Mapping[str, Any]) -> str:
@@ -90,36 +91,36 @@ def dump_client_recipe(recipe: str | Mapping[str, Any]) -> str:
 
 
 def validate_client_recipe(
-    text: str, root: TenantRoot, openings: RecipePolicy, overrides: Sequence[str] = ()
+    text: str, root: TenantRoot, policy: RecipePolicy, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """Validate a client's recipe; its relative paths stay as they are written.
+    """Validate a client's recipe; its relative paths are kept unchanged.
 
     Args:
         text: YAML 1.2.
-        root: The folder that its names start at.
-        openings: What else it may reach.
-        overrides: ``KEY=VALUE`` each.
+        root: Folder that its names are relative to.
+        policy: What it may use outside the folder.
+        overrides: Settings as ``KEY=VALUE``.
 
     Raises:
-        RecipeError: With every problem; ``recipe.outside`` where it reaches outside.
+        RecipeError: With every problem; code ``recipe.outside`` if it refers to anything outside.
     """
     tree = read_yaml(text, "recipe")
     apply_overrides(tree, overrides)
-    problems, said = [], set()
-    for path, found in _iter_texts(tree.data, ()):
-        said.add(found)
-        if told := _find_fault(found, root, openings):
+    problems, reported = [], set()
+    for path, text_value in _iter_texts(tree.data, ()):
+        reported.add(text_value)
+        if fault := _find_fault(text_value, root, policy):
             problems.append(
-                _outside_problem(told, f"{tree.place_of_value(path)} {format_path(path)}")
+                _outside_problem(fault, f"{tree.place_of_value(path)} {format_path(path)}")
             )
     if problems:
         raise RecipeError(problems)
 
     def check(reference: str) -> None:
-        if reference not in said:
-            return  # a default, which is ours
-        if told := _find_reference_fault(reference, root, openings):
-            raise RecipeError([_outside_problem(told, "")])
+        if reference not in reported:
+            return  # a default value, which is trusted
+        if fault := _find_reference_fault(reference, root, policy):
+            raise RecipeError([_outside_problem(fault, "")])
 
     with check_references(check):
         recipe = parse_recipe(text, "recipe", overrides)
@@ -128,25 +129,25 @@ def validate_client_recipe(
 
 
 def _refuse_clusters(recipe: Recipe) -> None:
-    """Refuse work on other machines: a cluster does whatever reaches it, outside of any fence."""
+    """Refuse work on other machines: a cluster is outside the sandbox."""
     from stillroom.flow.recipe import FlowRecipe, engine_of
 
     steps = recipe.steps.values() if isinstance(recipe, FlowRecipe) else ()
-    for one in (recipe, *(step.recipe for step in steps)):
-        chosen = engine_of(one)
-        if chosen is not None and chosen.ray is not None:
+    for step_recipe in (recipe, *(step.recipe for step in steps)):
+        engine = engine_of(step_recipe)
+        if engine is not None and engine.ray is not None:
             raise RecipeError(
-                [_outside_problem("engine: ray is not open to recipes of clients", "engine")]
+                [_outside_problem("engine: ray is not allowed in recipes of clients", "engine")]
             )
 
 
-def _outside_problem(told: str, where: str) -> Problem:
+def _outside_problem(message: str, where: str) -> Problem:
     return Problem(
-        told,
+        message,
         "recipe.outside",
         where,
-        "names inside the served folder, or what the server's operator opened",
-        "GET /v1/workspace lists what can be named",
+        "names inside the served folder, or resources that the server's operator allowed",
+        "list the names that can be used with GET /v1/workspace",
     )
 
 
@@ -163,43 +164,43 @@ def _iter_texts(
             yield from _iter_texts(part, (*path, index))
 
 
-def _find_reference_fault(text: str, root: TenantRoot, openings: RecipePolicy) -> str:
-    """Return what is wrong with a text that is known to be a reference; empty where nothing is."""
+def _find_reference_fault(text: str, root: TenantRoot, policy: RecipePolicy) -> str:
+    """Return the problem of a string that is known to be a reference; empty if there is none."""
     if text.startswith("builtin:"):
         return ""
     if text.startswith(_SCRIPTED_PREFIX):
         return _find_path_fault(text.removeprefix(_SCRIPTED_PREFIX), root, is_sure=True)
     if _SCHEME.match(text):
-        return _find_address_fault(text, openings)
+        return _find_address_fault(text, policy)
     return _find_path_fault(text, root, is_sure=True)
 
 
-def _find_fault(text: str, root: TenantRoot, openings: RecipePolicy) -> str:
-    """Return what is wrong with a text of any setting; empty where nothing is."""
+def _find_fault(text: str, root: TenantRoot, policy: RecipePolicy) -> str:
+    """Return the problem of the string of any setting; empty if there is none."""
     bare = text.strip()
     for name in _VARIABLE.findall(text):
-        if name not in openings.variables:
-            return f"the variable {name} is not open to recipes"
+        if name not in policy.variables:
+            return f"the variable {name} is not allowed in recipes"
     if "\0" in text:
-        return "a text holds a NUL character"
+        return "a text contains a NUL character"
     is_word = not re.search(r"\s", bare)
     if _URL.match(bare) or (is_word and _KNOWN_SCHEME.match(bare)):
-        return _find_address_fault(bare, openings)
+        return _find_address_fault(bare, policy)
     if is_word and _EMBEDDED_PATH.search(bare):
-        return f"{bare!r:.80} names a path or an address within a setting"
+        return f"{bare!r:.80} is a path or an address inside a setting"
     return _find_path_fault(bare, root, is_sure=False)
 
 
-def _find_address_fault(text: str, openings: RecipePolicy) -> str:
+def _find_address_fault(text: str, policy: RecipePolicy) -> str:
     if text.startswith("hub:") and ".." not in text:
         return ""
-    if text.startswith(("http://", "https://")) and openings.has_endpoint(text):
+    if text.startswith(("http://", "https://")) and policy.has_endpoint(text):
         return ""
-    return f"{text!r:.80} is not open to recipes"
+    return f"{text!r:.80} is not allowed in recipes"
 
 
 def _find_path_fault(text: str, root: TenantRoot, *, is_sure: bool) -> str:
-    """Return what is wrong with a text that is, or may be, a path."""
+    """Return the problem of a string that is, or may be, a path."""
     parts = re.split(r"[/\\]", text)
     is_word = is_sure or not re.search(r"\s", text)
     if text.startswith(("/", "\\")) or _HOME_PATH.match(text) or ".." in parts:
@@ -208,7 +209,7 @@ def _find_path_fault(text: str, root: TenantRoot, *, is_sure: bool) -> str:
     if hidden and (is_sure or (is_word and len(parts) > 1) or hidden[0] == CONTROL_FOLDER):
         return f"{text!r:.80} names a hidden file"
     if is_word and text.lower().endswith((".py", ".pyc", ".pyz")):
-        return f"{text!r:.80} is code, which recipes of clients may not bring"
-    if "\n" not in text and len(text) <= _MAX_NAME_LENGTH and not root.holds(Path(text)):
-        return f"{text!r:.80} leads outside the served folder"
+        return f"{text!r:.80} is code, which recipes of clients may not contain"
+    if "\n" not in text and len(text) <= _MAX_NAME_LENGTH and not root.contains(Path(text)):
+        return f"{text!r:.80} resolves to a path outside the served folder"
     return ""

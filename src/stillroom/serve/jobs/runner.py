@@ -1,9 +1,9 @@
 """Job runner: a queue of client jobs, a limited number of processes, and their results.
 
-A job runs in a process of its own, so that nothing it does, neither a crash nor memory that runs
-out, takes the server along. Tenants take turns. The queue is the tickets themselves: a server that
-starts finds them, and takes up what was running when the last one ended, however it ended. All of
-it runs on one event loop.
+Each job runs in its own process, so that a crash or running out of memory does not affect the
+server. Tenants take turns. The job records on disk are the queue: a server reads them at startup
+and restarts jobs that were running when the last server ended, however it ended. Runs on one event
+loop.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ _MAX_LISTED = 10
 
 
 class JobRunner:
-    """Starts, stops, takes up and forgets jobs."""
+    """Queue that starts, cancels, resumes and deletes jobs."""
 
     def __init__(
         self,
         workspace: Workspace,
         *,
-        openings: RecipePolicy | None = None,
+        policy: RecipePolicy | None = None,
         running: int = 1,
         waiting: int = 100,
     ) -> None:
-        """Read the tickets of a workspace that is held.
+        """Read the job records of an open workspace.
 
         Args:
-            workspace: Open.
-            openings: What recipes may reach beside the folder.
-            running: How many jobs run at once.
-            waiting: How many of one tenant may stand in line.
+            workspace: Open workspace.
+            policy: Resources outside the folder that recipes may use.
+            running: Number of jobs that run at once.
+            waiting: Number of jobs that one tenant may have in the queue.
         """
-        self.workspace, self.openings = workspace, openings or RecipePolicy()
-        self.tickets = JobStore(workspace.control)
+        self.workspace, self.policy = workspace, policy or RecipePolicy()
+        self.jobs = JobStore(workspace.control)
         self.running, self.waiting = running, waiting
         self.has_fence = is_sandbox_available()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -75,50 +75,53 @@ class JobRunner:
         self._stopping = False
 
     def start(self) -> None:
-        """Put what was running back in line, and begin; on the event loop.
+        """Queue interrupted jobs again and start processing; call it on the event loop.
 
-        Jobs of tenants whom this server does not know how to place (keys have got tenants, or lost
-        them) are left as they are, and the log says so.
+        Jobs of tenants that this server cannot place (tenants were added to or removed from the
+        keys) are left unchanged and logged.
         """
         self._say_what_is_left()
-        for ticket in list(self.tickets):
-            if ticket.state != "running" or not self.workspace.fits(ticket.tenant):
+        for record in list(self.jobs):
+            if record.state != "running" or not self.workspace.fits(record.tenant):
                 continue
-            if ticket.is_cancelling:
-                self._change(ticket.id, state="cancelled", is_cancelling=False, ended=format_now())
-            elif ticket.takes >= _MAX_AUTOMATIC_ATTEMPTS:
-                told = f"the server ended {ticket.takes} times while the job ran"
-                then = "resume it once you know why"
-                problem = Problem(told, "job.too-many-takes", next=then)
-                self._fail(ticket.id, asdict(problem))
+            if record.is_cancelling:
+                self._change(record.id, state="cancelled", is_cancelling=False, ended=format_now())
+            elif record.takes >= _MAX_AUTOMATIC_ATTEMPTS:
+                message = f"the server ended {record.takes} times while the job ran"
+                then = "find out why, then resume it"
+                problem = Problem(message, "job.too-many-takes", next=then)
+                self._fail(record.id, asdict(problem))
             else:
-                self._change(ticket.id, state="queued")
+                self._change(record.id, state="queued")
         self._pump()
 
     def _say_what_is_left(self) -> None:
         aside = [
-            ticket.id
-            for ticket in self.tickets
-            if not ticket.is_over and not self.workspace.fits(ticket.tenant)
+            record.id
+            for record in self.jobs
+            if not record.is_over and not self.workspace.fits(record.tenant)
         ]
         if aside:
             was = "without tenants" if self.workspace.has_tenants else "with tenants"
             _LOG.warning(
-                "%d jobs were sent to a server %s and are set aside until one runs here again: %s",
+                (
+                    "%d jobs were submitted to a server %s and are ignored until such a server "
+                    "runs here: %s"
+                ),
                 len(aside),
                 was,
                 ", ".join(aside[:_MAX_LISTED]),
             )
-        if unread := self.tickets.unread:
+        if unread := self.jobs.unread:
             _LOG.warning(
-                "%d folders in %s hold no whole ticket and are left alone: %s",
+                "%d folders in %s hold no complete job record and are ignored: %s",
                 len(unread),
-                self.tickets.folder,
+                self.jobs.folder,
                 ", ".join(unread[:_MAX_LISTED]),
             )
 
     async def stop(self, grace_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask what runs to stop at its next safe point, wait, kill the rest; all stays in line."""
+        """Stop running jobs at their next safe point, or kill them; all stay queued."""
         self._stopping = True
         for process in list(self._processes.values()):
             send_signal(process, signal.SIGTERM)
@@ -133,42 +136,44 @@ class JobRunner:
     def submit(
         self, recipe: Recipe, tenant: str, *, label: str = "", request_key: str = ""
     ) -> tuple[JobRecord, bool]:
-        """Put a job in line.
+        """Queue a job.
 
         Args:
-            recipe: Confined and validated.
-            tenant: Whose it is.
-            label: What the client calls it.
-            request_key: The same key again gives the same job.
+            recipe: Validated recipe that satisfies the policy.
+            tenant: Tenant that owns the job.
+            label: Name that the client gives the job.
+            request_key: Idempotency key; a repeated key returns the same job.
 
         Returns:
-            The ticket, and whether it is new.
+            The job record, and whether it is new.
 
         Raises:
-            Refusal: If the tenant's line is full, or the key stands for another recipe.
+            ApiError: If the tenant's queue is full, or the key was used for another recipe.
             ResourceError: If the disk is full.
         """
         text = dump_recipe(recipe)
-        mine = [ticket for ticket in self.tickets if ticket.tenant == tenant]
+        mine = [record for record in self.jobs if record.tenant == tenant]
         if request_key:
-            for ticket in mine:
-                if ticket.request_key != request_key:
+            for record in mine:
+                if record.request_key != request_key:
                     continue
-                if ticket.recipe_digest != digest_text(text):
+                if record.recipe_digest != digest_text(text):
                     raise ApiError(
-                        409, "the key was sent with another recipe", code="idempotency_conflict"
+                        409,
+                        "Idempotency-Key was used for another recipe",
+                        code="idempotency_conflict",
                     )
-                return ticket, False
+                return record, False
         if self._stopping:
             raise server_stopping()
-        if sum(ticket.state == "queued" for ticket in mine) >= self.waiting:
+        if sum(record.state == "queued" for record in mine) >= self.waiting:
             raise ApiError(
                 429,
-                f"{self.waiting} jobs are waiting; come again later",
+                f"{self.waiting} jobs are waiting; retry later",
                 code="too_many_jobs",
                 headers={"Retry-After": "30"},
             )
-        ticket = JobRecord(
+        record = JobRecord(
             new_job_id(recipe.kind),
             tenant,
             recipe.kind,
@@ -177,70 +182,70 @@ class JobRunner:
             request_key=request_key,
             recipe_digest=digest_text(text),
         )
-        self.tickets.add(ticket, text)
+        self.jobs.add(record, text)
         self._pump()
-        return self.tickets.get(ticket.id) or ticket, True
+        return self.jobs.get(record.id) or record, True
 
     def cancel(self, name: str) -> JobRecord:
-        """Stop a job at its next safe point; asked again, at once. What it did is kept."""
-        ticket = self.tickets.get(name)
-        if ticket is None or ticket.is_over:
-            raise ApiError(409, "the job is over already", code="job_is_over")
-        if ticket.state == "queued":
+        """Stop a job at its next safe point, or at once on a second call; its output is kept."""
+        record = self.jobs.get(name)
+        if record is None or record.is_over:
+            raise ApiError(409, "the job has already ended", code="job_is_over")
+        if record.state == "queued":
             return self._change(name, state="cancelled", ended=format_now())
         process = self._processes.get(name)
         if process is not None:
-            send_signal(process, signal.SIGKILL if ticket.is_cancelling else signal.SIGTERM)
+            send_signal(process, signal.SIGKILL if record.is_cancelling else signal.SIGTERM)
         return self._change(name, is_cancelling=True)
 
     def resume(self, name: str) -> JobRecord:
-        """Put a job that failed or was cancelled in line again; it goes on where it stopped."""
-        ticket = self.tickets.get(name)
-        if ticket is None or ticket.state not in {"failed", "cancelled"}:
+        """Queue a failed or cancelled job again; it continues from its last saved state."""
+        record = self.jobs.get(name)
+        if record is None or record.state not in {"failed", "cancelled"}:
             raise ApiError(
-                409, "only a job that failed or was cancelled resumes", code="job_not_stopped"
+                409, "only a failed or cancelled job can be resumed", code="job_not_stopped"
             )
         self._change(name, state="queued", takes=0, ended="", problems=(), is_cancelling=False)
         self._pump()
-        return self.tickets.get(name) or ticket
+        return self.jobs.get(name) or record
 
     async def remove(self, name: str) -> None:
-        """Forget a job that is over, with all that it left.
+        """Delete an ended job with its files.
 
         Raises:
-            Refusal: If it is not over.
+            ApiError: If it has not ended.
         """
-        ticket = self.tickets.get(name)
-        if ticket is None or not ticket.is_over:
-            raise ApiError(409, "a job that is not over is cancelled first", code="job_is_not_over")
-        out = self.out_of(ticket)
-        self.tickets.remove(name)
+        record = self.jobs.get(name)
+        if record is None or not record.is_over:
+            raise ApiError(409, "the job has not ended; cancel it first", code="job_is_not_over")
+        out = self.out_of(record)
+        self.jobs.remove(name)
         for folder in (out, get_working_folder(out)):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is on its way out."""
+        """Whether the server is shutting down."""
         return self._stopping
 
     def begin_stop(self) -> None:
-        """Start no more jobs, and let those who follow events go."""
+        """Start no more jobs, and end the streams of events."""
         self._stopping = True
 
-    def position(self, ticket: JobRecord) -> int | None:
-        """Return how many jobs of its tenant were sent before it and wait still."""
-        if ticket.state != "queued":
+    def position(self, record: JobRecord) -> int | None:
+        """Return the number of waiting jobs of the same tenant that were submitted earlier."""
+        if record.state != "queued":
             return None
         return sum(
-            one.state == "queued" and one.tenant == ticket.tenant and one.id < ticket.id
-            for one in self.tickets
+            other.state == "queued" and other.tenant == record.tenant and other.id < record.id
+            for other in self.jobs
         )
 
     async def check(self, text: str, tenant: str) -> dict[str, Any]:
-        """Return what a valid recipe will need, found in a process of its own.
+        """Return the resources that a valid recipe needs, estimated in a separate process.
 
         Raises:
-            Refusal: If that takes too long.
+            ApiError: If the estimate takes too long.
         """
         root = self.workspace.root(tenant)
         order = self._order("check", text, tenant, root.jobs / "check", "")
@@ -250,48 +255,55 @@ class JobRunner:
                 order, root.folder, scratch, timeout_s=_CHECK_TIMEOUT_S, cache=cache
             )
 
-    def out_of(self, ticket: JobRecord) -> Path:
+    def out_of(self, record: JobRecord) -> Path:
         """Return the folder of a job's artifact."""
-        return self.workspace.root(ticket.tenant).jobs / ticket.id
+        return self.workspace.root(record.tenant).jobs / record.id
 
     def _pump(self) -> None:
-        """Start what may start: of the tenant with fewest running, the oldest."""
+        """Start the next jobs: the oldest one of the tenant with the fewest running jobs first."""
         while not self._stopping and len(self._tasks) < self.running:
-            busy = Counter(ticket.tenant for ticket in self.tickets if ticket.id in self._tasks)
+            busy = Counter(record.tenant for record in self.jobs if record.id in self._tasks)
             line = [
-                ticket
-                for ticket in self.tickets
-                if ticket.state == "queued"
-                and ticket.id not in self._tasks
-                and self.workspace.fits(ticket.tenant)
+                record
+                for record in self.jobs
+                if record.state == "queued"
+                and record.id not in self._tasks
+                and self.workspace.fits(record.tenant)
             ]
             if not line:
                 return
             last = self._last_started()
-            chosen = min(line, key=lambda one: (busy[one.tenant], last.get(one.tenant, ""), one.id))
-            self._change(
-                chosen.id,
-                state="running",
-                started=chosen.started or format_now(),
-                takes=chosen.takes + 1,
+            record = min(
+                line,
+                key=lambda candidate: (
+                    busy[candidate.tenant],
+                    last.get(candidate.tenant, ""),
+                    candidate.id,
+                ),
             )
-            task = asyncio.get_running_loop().create_task(self._run(chosen.id))
-            self._tasks[chosen.id] = task
+            self._change(
+                record.id,
+                state="running",
+                started=record.started or format_now(),
+                takes=record.takes + 1,
+            )
+            task = asyncio.get_running_loop().create_task(self._run(record.id))
+            self._tasks[record.id] = task
 
     def _last_started(self) -> dict[str, str]:
         last: dict[str, str] = {}
-        for ticket in self.tickets:
-            last[ticket.tenant] = max(last.get(ticket.tenant, ""), ticket.started)
+        for record in self.jobs:
+            last[record.tenant] = max(last.get(record.tenant, ""), record.started)
         return last
 
     async def _run(self, name: str) -> None:
         result, code = None, 0
         try:
             result, code = await self._attempt(name)
-        except Exception as error:  # noqa: BLE001  # the queue must go on
+        except Exception as error:  # noqa: BLE001  # the queue must continue
             _LOG.error("job %s could not be started", name, exc_info=error)
-            told = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
-            result = {"state": "failed", "problems": [asdict(one) for one in told]}
+            problems = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
+            result = {"state": "failed", "problems": [asdict(problem) for problem in problems]}
         finally:
             self._processes.pop(name, None)
             self._tasks.pop(name, None)
@@ -301,92 +313,94 @@ class JobRunner:
             self._pump()
 
     async def _attempt(self, name: str) -> tuple[dict[str, Any] | None, int]:
-        ticket = self.tickets.get(name)
-        if ticket is None:
+        record = self.jobs.get(name)
+        if record is None:
             raise LookupError(name)
-        place = self.tickets.place(name)
-        text = self.tickets.recipe(name)
-        order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(place))
+        job_folder = self.jobs.folder_of(name)
+        text = self.jobs.recipe(name)
+        order = self._order("run", text, record.tenant, self.out_of(record), str(job_folder))
         while not self._is_leaving(name):
             async with self.workspace.lend_scratch() as scratch:
-                result, code = await self._work(ticket, order, scratch)
+                result, code = await self._work(record, order, scratch)
             if not _is_busy(result):
                 return result, code
             if not self._is_leaving(name):
-                await asyncio.sleep(_BUSY_WAIT_S)  # a killed server's process is still ending
+                await asyncio.sleep(_BUSY_WAIT_S)  # the process of a killed server is still ending
         return {"state": "cancelled"}, 0
 
     async def _work(
-        self, ticket: JobRecord, order: Mapping[str, Any], scratch: Path
+        self, record: JobRecord, order: Mapping[str, Any], scratch: Path
     ) -> tuple[dict[str, Any] | None, int]:
-        """Return what a job's process told when it ended, and how it did."""
-        root = self.workspace.root(ticket.tenant)
-        cache = self.workspace.cache_of(ticket.tenant)
-        with (self.tickets.place(ticket.id) / _LOG_FILE).open("ab") as log:
+        """Return the result of a job's process, and its exit code."""
+        root = self.workspace.root(record.tenant)
+        cache = self.workspace.cache_of(record.tenant)
+        with (self.jobs.folder_of(record.id) / _LOG_FILE).open("ab") as log:
             process = await spawn(order, root.folder, scratch, cache=cache, log=log.fileno())
-        self._processes[ticket.id] = process
-        if self._is_leaving(ticket.id):  # asked while the process was starting
+        self._processes[record.id] = process
+        if self._is_leaving(record.id):  # cancelled while the process was starting
             send_signal(process, signal.SIGTERM)
         result = await read_worker_result(process)
         code = await process.wait()
-        del self._processes[ticket.id]
+        del self._processes[record.id]
         return result, code
 
     def _is_leaving(self, name: str) -> bool:
-        """Return whether a job is to stop: a client asked for it, or the server ends."""
-        ticket = self.tickets.get(name)
-        return self._stopping or ticket is None or ticket.is_cancelling
+        """Return whether a job should stop: its client cancelled it, or the server shuts down."""
+        record = self.jobs.get(name)
+        return self._stopping or record is None or record.is_cancelling
 
-    def _order(self, do: str, text: str, tenant: str, out: Path, place: str) -> dict[str, Any]:
+    def _order(
+        self, task: str, text: str, tenant: str, out: Path, job_folder: str
+    ) -> dict[str, Any]:
         root = self.workspace.root(tenant)
         return {
-            "do": do,
+            "task": task,
             "recipe": text,
             "root": str(root.folder),
             "out": str(out.relative_to(root.folder)),
-            "place": place,
+            "job_folder": job_folder,
             "readable": [str(root.shared)] if root.shared else [],
-            "ports": list(self.openings.ports),
-            "hub": self.openings.hub,
-            "fence": self.has_fence,
+            "ports": list(self.policy.ports),
+            "hub": self.policy.hub,
+            "sandbox": self.has_fence,
         }
 
     def _settle(self, name: str, result: dict[str, Any] | None, code: int) -> None:
-        ticket = self.tickets.get(name)
-        if ticket is None:
+        record = self.jobs.get(name)
+        if record is None:
             return
         if result and result["state"] == "finished":
             done = {"state": "finished", "artifact": result["artifact"], "problems": ()}
             self._change(name, **done, is_cancelling=False, ended=format_now())
-        elif self._stopping and not ticket.is_cancelling:
+        elif self._stopping and not record.is_cancelling:
             self._change(name, state="queued")
-        elif ticket.is_cancelling or (result and result["state"] == "cancelled"):
+        elif record.is_cancelling or (result and result["state"] == "cancelled"):
             self._change(name, state="cancelled", is_cancelling=False, ended=format_now())
         else:
             self._fail(name, *(result["problems"] if result else [asdict(describe_crash(code))]))
 
     def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
         _LOG.warning("job %s failed: %s", name, problems[0]["code"])
-        ticket = self.tickets.get(name)
-        if ticket is None:
+        record = self.jobs.get(name)
+        if record is None:
             return
         folder = self.workspace.folder
         hide = make_path_redactor(
-            {self.workspace.folder_of(ticket.tenant): "", folder: "the served folder"}
+            {self.workspace.folder_of(record.tenant): "", folder: "the served folder"}
         )
-        told = tuple(hide(dict(one)) for one in problems)
-        self._change(name, state="failed", problems=told, ended=format_now())
+        hidden = tuple(hide(dict(problem)) for problem in problems)
+        self._change(name, state="failed", problems=hidden, ended=format_now())
 
     def _change(self, name: str, **fields: Any) -> JobRecord:
-        """Change a ticket; where the disk is full the memory goes first, and the log says so."""
+        """Update a job record; on a full disk in memory alone, which is logged."""
         try:
-            return self.tickets.change(name, **fields)
+            return self.jobs.change(name, **fields)
         except (OSError, ResourceError) as error:
-            _LOG.error("the ticket of job %s could not be written: %s", name, error)
-            ticket = self.tickets.get(name)
-            if ticket is None:
+            _LOG.error("the record of job %s could not be written: %s", name, error)
+            record = self.jobs.get(name)
+            if record is None:
                 raise
-            return ticket
+            return record
 
 
 def _is_busy(result: dict[str, Any] | None) -> bool:

@@ -1,13 +1,12 @@
 """Landlock sandbox of a client job: files, ports and signals that its process may use.
 
-Landlock (Linux 5.13 or newer) refuses to open, make, move or remove any file but those below the
-folders that are named, from 6.7 on also TCP connections to every port that is not, and from 6.12 on
-signals and abstract sockets to processes outside; a server that runs as root leaves its privileges
-before it. A recipe that got past what ``confining`` looks
-at, or a link inside a folder, meets it. Once put up it cannot be taken down, by child processes
-neither. Not refused are: to learn that a file exists and how large it is, UDP, sockets that are
-files, listening, and shared memory (``/dev/shm``), which all processes of the user have in common.
-Standard library alone.
+Landlock (Linux 5.13 or newer) denies opening, creating, moving or removing files outside the given
+folders; from 6.7 on also TCP connections to other ports, and from 6.12 on signals and abstract
+sockets to processes outside. A server that runs as root drops its privileges first. The sandbox
+also catches recipes that pass ``recipe_policy`` and links inside a folder. Once entered it cannot
+be left, by child processes neither. Not denied: finding out that a file exists and how large it is,
+UDP, Unix sockets with a path, listening, and shared memory (``/dev/shm``), which all processes of
+the user share. Uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -24,35 +23,35 @@ from pathlib import Path
 __all__ = ["describe_sandbox_gap", "enter_sandbox", "is_sandbox_available", "list_system_folders"]
 
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-_READ_RIGHTS = (1 << 0) | (1 << 2) | (1 << 3)  # run a program, read a file, list a folder
+_READ_RIGHTS = (1 << 0) | (1 << 2) | (1 << 3)  # execute, read a file, list a folder
 _SINGLE_FILE_RIGHTS = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
 _CONNECT_RIGHT = 1 << 1
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NO_NEW_PRIVILEGES = 38
 _SCOPES = (1 << 0) | (1 << 1)  # abstract sockets, signals
-_DEVICE_FILES = (1 << 6) | (1 << 11)  # to make these is to reach any disk
+_DEVICE_FILES = (1 << 6) | (1 << 11)  # device nodes: they give access to any disk
 _DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "nvidia*")
 _CAPSET, _HEADER = {"x86_64": 126, "aarch64": 91}, 0x20080522
-_KEPT_CAPABILITIES = 0b11111  # to read and write files as their owner would; Landlock bounds which
+_KEPT_CAPABILITIES = 0b11111  # read and write files as their owner; Landlock still restricts which
 
 
 def is_sandbox_available() -> bool:
-    """Return whether this kernel has what a fence is made of."""
+    """Return whether this kernel supports the sandbox."""
     return _read_landlock_version() >= 1
 
 
 def describe_sandbox_gap() -> str:
-    """Return what this kernel cannot fence, in a sentence for the operator; empty where it can."""
+    """Return what this kernel cannot sandbox, as a sentence for the operator; empty if nothing."""
     version = _read_landlock_version()
     if version < 1:
-        return "this kernel has no Landlock: jobs and decoders of media run without a fence"
+        return "this kernel has no Landlock: jobs and media decoders run without a sandbox"
     if version < 4:
-        return "this kernel's Landlock is older than Linux 6.7: connections are not fenced"
+        return "this kernel's Landlock is older than Linux 6.7: connections are not restricted"
     return ""
 
 
 def _read_landlock_version() -> int:
-    """Return the version of the kernel's Landlock; below 1 where it has none."""
+    """Return the kernel's Landlock ABI version; below 1 if it has none."""
     try:
         return int(ctypes.CDLL(None).syscall(_CREATE, None, 0, 1))
     except AttributeError:
@@ -60,7 +59,7 @@ def _read_landlock_version() -> int:
 
 
 def list_system_folders() -> list[Path]:
-    """Return what any Python process reads: the interpreter, its packages, the system's files."""
+    """Return the paths that any Python process reads: interpreter, packages, system files."""
     names = {
         *sysconfig.get_paths().values(),
         *sys.path,
@@ -85,15 +84,15 @@ def list_system_folders() -> list[Path]:
 def enter_sandbox(
     *, readable: Sequence[Path], writable: Sequence[Path], ports: Sequence[int] = ()
 ) -> bool:
-    """Confine this process and its children to the named folders and ports, for good.
+    """Restrict this process and its children to the given folders and ports, irrevocably.
 
     Args:
-        readable: Files and folders to read; what is not there is passed over.
+        readable: Files and folders to read; missing ones are skipped.
         writable: Folders to read and write.
-        ports: TCP ports to connect to; others are refused where the kernel can (Linux 6.7).
+        ports: TCP ports to connect to; others are denied from Linux 6.7 on.
 
     Returns:
-        Whether the kernel put it up; False where it has no Landlock.
+        Whether the sandbox is active; False if the kernel has no Landlock.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = _read_landlock_version()
@@ -126,9 +125,9 @@ def enter_sandbox(
 
 
 def _drop_privileges(libc: ctypes.CDLL) -> bool:
-    """Give up what root can do past any fence, as reading the memory of other processes.
+    """Drop root's capabilities, such as reading the memory of other processes.
 
-    The kernel lets whoever has some of these capabilities pass without asking Landlock.
+    The kernel exempts processes with some of these capabilities from Landlock checks.
     """
     call = _CAPSET.get(platform.machine())
     if call is None:
@@ -144,12 +143,12 @@ def _drop_privileges(libc: ctypes.CDLL) -> bool:
 
 def _allow_path(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> bool:
     try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return True
     try:
         allowed = rights if path.is_dir() else rights & _SINGLE_FILE_RIGHTS
-        rule = struct.pack("=Qi", allowed, place)
+        rule = struct.pack("=Qi", allowed, descriptor)
         return bool(libc.syscall(_ADD, rules, 1, rule, 0) == 0)
     finally:
-        os.close(place)
+        os.close(descriptor)

@@ -1,8 +1,8 @@
 """Job store: one record and one event log for each job.
 
-A ticket is a small JSON file that is replaced whole; the events are appended line by line, by the
-server and by the job's own process, and a reader goes on from any byte where a line ended. Both
-outlive the server. Knows nothing of processes.
+A record is a small JSON file that is replaced atomically; events are appended line by line, by the
+server and by the job's process, and a reader can continue from the end of any line. Both survive
+the server. Knows nothing of processes.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job as it stands.
+    """State of one job.
 
-    ``takes`` counts how often a process was started for it; ``is_cancelling`` says that a client
-    asked it to stop and it has not yet.
+    ``takes`` counts the processes started for it; ``is_cancelling`` is set between a client's
+    cancel request and the end of the job.
     """
 
     id: str
@@ -65,93 +65,93 @@ class JobRecord:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens unless a client resumes it."""
+        """Whether the job has ended and only a client can resume it."""
         return self.state not in {"queued", "running"}
 
 
 class JobStore:
-    """Every ticket, in memory and on disk."""
+    """Job records, in memory and on disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what lies in ``folder``; what is not a whole ticket is left alone."""
+        """Read the records in ``folder``; incomplete ones are left unchanged."""
         self.folder = folder
         self._all: dict[str, JobRecord] = {}
         self.unread: list[str] = []
         for path in sorted(folder.iterdir()):
             try:
-                ticket = _from_json(json.loads((path / _RECORD_FILE).read_text(encoding="utf-8")))
+                record = _from_json(json.loads((path / _RECORD_FILE).read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError, KeyError):
                 self.unread.append(path.name)
                 continue
-            self._all[ticket.id] = ticket
+            self._all[record.id] = record
 
     def __iter__(self) -> Iterator[JobRecord]:
-        """Yield all, oldest first."""
-        return iter(sorted(self._all.values(), key=lambda ticket: ticket.id))
+        """Yield all records, oldest first."""
+        return iter(sorted(self._all.values(), key=lambda record: record.id))
 
     def get(self, name: str) -> JobRecord | None:
-        """Return the ticket of that id."""
+        """Return the record of an id."""
         return self._all.get(name)
 
-    def place(self, name: str) -> Path:
-        """Return the folder of a ticket."""
+    def folder_of(self, name: str) -> Path:
+        """Return the folder of a job record."""
         return self.folder / name
 
-    def add(self, ticket: JobRecord, recipe: str) -> JobRecord:
-        """Keep a new ticket and its recipe; on disk before this returns.
+    def add(self, record: JobRecord, recipe: str) -> JobRecord:
+        """Write a new record and its recipe to disk.
 
         Raises:
             ResourceError: If the disk is full; nothing is kept then.
         """
-        place = self.place(ticket.id)
+        folder = self.folder_of(record.id)
         try:
-            place.mkdir(mode=0o700)
-            with atomic_write(place / _RECIPE_FILE) as file:
+            folder.mkdir(mode=0o700)
+            with atomic_write(folder / _RECIPE_FILE) as file:
                 file.write(recipe)
-            append_event(place / EVENTS_FILE, {"event": "state", "state": ticket.state})
-            self._write(ticket)
+            append_event(folder / EVENTS_FILE, {"event": "state", "state": record.state})
+            self._write(record)
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._all[ticket.id] = ticket
-        return ticket
+        self._all[record.id] = record
+        return record
 
     def recipe(self, name: str) -> str:
-        """Return the recipe of a ticket."""
-        return (self.place(name) / _RECIPE_FILE).read_text(encoding="utf-8")
+        """Return the recipe of a job."""
+        return (self.folder_of(name) / _RECIPE_FILE).read_text(encoding="utf-8")
 
     def change(self, name: str, **fields: Any) -> JobRecord:
-        """Replace fields of a ticket, in memory and then on disk.
+        """Replace fields of a record, in memory and then on disk.
 
         Raises:
-            ResourceError: If the disk is full; the memory has the change all the same.
+            ResourceError: If the disk is full; the memory is updated nevertheless.
         """
         before = self._all[name]
-        ticket = self._all[name] = replace(before, **fields)
-        if ticket.state != before.state:
-            told: dict[str, Any] = {"event": "state", "state": ticket.state}
-            if ticket.problems:
-                told["problems"] = list(ticket.problems)
-            append_event(self.place(name) / EVENTS_FILE, told)
-        self._write(ticket)
-        return ticket
+        record = self._all[name] = replace(before, **fields)
+        if record.state != before.state:
+            event: dict[str, Any] = {"event": "state", "state": record.state}
+            if record.problems:
+                event["problems"] = list(record.problems)
+            append_event(self.folder_of(name) / EVENTS_FILE, event)
+        self._write(record)
+        return record
 
     def remove(self, name: str) -> None:
-        """Forget a ticket and its events."""
+        """Delete a job record and its events."""
         del self._all[name]
-        shutil.rmtree(self.place(name), ignore_errors=True)
+        shutil.rmtree(self.folder_of(name), ignore_errors=True)
 
-    def _write(self, ticket: JobRecord) -> None:
-        with atomic_write(self.place(ticket.id) / _RECORD_FILE) as file:
-            json.dump(asdict(ticket), file, ensure_ascii=False, indent=1)
+    def _write(self, record: JobRecord) -> None:
+        with atomic_write(self.folder_of(record.id) / _RECORD_FILE) as file:
+            json.dump(asdict(record), file, ensure_ascii=False, indent=1)
 
 
 _last_moment = datetime.min.replace(tzinfo=UTC)
 
 
 def new_job_id(kind: str) -> str:
-    """Return an id that is not guessed, and sorts behind all that this process gave before it."""
-    global _last_moment  # the clock may stand still or go back; ids may not
+    """Return an unguessable id that sorts after all earlier ones of this process."""
+    global _last_moment  # the clock may stop or go backward; ids must not
     with _LOCK:
         moment = max(datetime.now(UTC), _last_moment + timedelta(microseconds=1))
         _last_moment = moment
@@ -159,12 +159,12 @@ def new_job_id(kind: str) -> str:
 
 
 def format_now() -> str:
-    """Return the time as tickets and events have it."""
+    """Return the current time in the format of records and events."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
-    """Append one event; a line that a kill tore is ended first."""
+    """Append one event; an incomplete last line, left by a kill, is ended first."""
     line = (
         json.dumps({"time": format_now(), **event}, ensure_ascii=False, default=str).encode()
         + b"\n"
@@ -179,11 +179,11 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
 
 
 def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the events from a byte on, each with the byte after it; torn lines are passed over.
+    """Yield events from a byte offset on, each with the offset after it; broken lines are skipped.
 
     Args:
-        path: The file of events.
-        start: Where an earlier reader stopped; what is no beginning of a line is moved to the next.
+        path: Event log.
+        start: Offset where an earlier reader stopped; moved to the start of the next line.
     """
     with path.open("rb") as file:
         if start > 0:
@@ -200,7 +200,7 @@ def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any
 
 
 def _from_json(data: dict[str, Any]) -> JobRecord:
-    ticket = JobRecord(**{**data, "problems": tuple(data["problems"])})
-    if not _ID_PATTERN.match(ticket.id) or ticket.state not in get_args(JobState):
-        raise ValueError("not a ticket")
-    return ticket
+    record = JobRecord(**{**data, "problems": tuple(data["problems"])})
+    if not _ID_PATTERN.match(record.id) or record.state not in get_args(JobState):
+        raise ValueError("not a job record")
+    return record

@@ -1,8 +1,8 @@
 """Worker process of one client job or file: ``python -P -m stillroom.serve.jobs.worker``.
 
-The server writes one line of JSON to its standard input and keeps that open: when it ends, the
-server is gone and the process kills itself, so that the next server may take the job up. It puts up
-the fence, runs or checks the recipe or looks at the files, and writes one line of JSON to its
+The server writes one line of JSON to standard input and keeps the pipe open: when it closes, the
+server is gone and the process kills itself, so that the next server can restart the job. The worker
+enters the sandbox, runs or checks the recipe or checks the files, and writes one line of JSON to
 standard output.
 """
 
@@ -33,32 +33,32 @@ from stillroom.serve.workspace import make_path_redactor, replace_names
 __all__ = ["EventReporter", "main"]
 
 _PR_SET_PDEATHSIG = 1
-_OOM_SCORE = "500"  # of all processes, where memory runs out: the server must stay
+_OOM_SCORE = "500"  # first choice of the OOM killer: the server must survive
 _EVENT_INTERVAL_S = 0.5
 _MAX_ENGINES = 16
 
 
 class EventReporter:
-    """Writes what happens to the job's file of events, as values."""
+    """Reporter that writes progress to the job's event log."""
 
     every_s = _EVENT_INTERVAL_S
 
     def __init__(self, path: Path, hide: Callable[[Any], Any]) -> None:
-        """Append to ``path`` what ``hide`` leaves of the places that an event names."""
+        """Append to ``path``; ``hide`` removes the server's paths from each event."""
         self._path, self._hide = path, hide
 
     def show(self, line: str) -> None:
-        """Draw nothing: progress comes as values."""
+        """Draw nothing: progress is written as events."""
 
     def end(self, line: str) -> None:
         """Draw nothing."""
 
     def say(self, line: str) -> None:
-        """Note what is said."""
+        """Log a message."""
         self._append({"event": "said", "text": line})
 
     def hear(self, kind: str, fields: Mapping[str, object]) -> None:
-        """Note progress, metrics, steps and a job's own events; what is said came already."""
+        """Log progress, metrics, steps and a job's own events; messages were logged by ``say``."""
         if kind == "event":
             if fields["event"] != "said":
                 self._append(fields)
@@ -70,26 +70,28 @@ class EventReporter:
 
 
 def main() -> None:
-    """Read the order, do it, tell the result."""
+    """Read the order, carry it out, and write the result."""
     answer = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is talk
+    os.dup2(2, 1)  # libraries may print to standard output; this goes to the log
     order = json.loads(sys.stdin.buffer.readline())
     _exit_with_server()
     try:
         _enter_sandbox_of_order(order)
-        result = {"run": _run_job, "check": _check_recipe, "look": _check_media}[order["do"]](order)
+        result = {"run": _run_job, "check": _check_recipe, "media": _check_media}[order["task"]](
+            order
+        )
     except Cancelled:
         result = {"state": "cancelled"}
     except StillroomError as error:
-        result = {"state": "failed", "problems": [asdict(one) for one in error.problems]}
-    except BaseException:  # noqa: BLE001  # whatever it is, the server is told that it was
+        result = {"state": "failed", "problems": [asdict(problem) for problem in error.problems]}
+    except BaseException:  # noqa: BLE001  # every failure is reported to the server
         result = _report_internal_error()
-    told = _make_redactor(order)(result)
-    os.write(answer, json.dumps(told).encode() + b"\n")
+    redacted = _make_redactor(order)(result)
+    os.write(answer, json.dumps(redacted).encode() + b"\n")
     os.close(answer)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and threads of libraries may not hold us up
+    os._exit(0)  # do not wait for threads of libraries
 
 
 def _exit_with_server() -> None:
@@ -104,27 +106,27 @@ def _exit_with_server() -> None:
 
 
 def _enter_sandbox_of_order(order: Mapping[str, Any]) -> None:
-    if not order["fence"]:
+    if not order["sandbox"]:
         return
     root = Path(order["root"])
     cache = Path(os.environ["STILLROOM_CACHE"])
     cache.mkdir(parents=True, exist_ok=True)
     writable = [root, Path(tempfile.gettempdir()), cache]
-    if order["place"]:
-        writable.append(Path(order["place"]))
+    if order["job_folder"]:
+        writable.append(Path(order["job_folder"]))
     readable = [*list_system_folders(), *map(Path, order["readable"])]
-    if order["do"] != "look":
+    if order["task"] != "media":
         readable += [*_list_model_folders(), *_list_hub_folders()]
     if order["hub"]:
         for folder in _list_hub_folders():
-            folder.mkdir(parents=True, exist_ok=True)  # a place that is not there cannot be opened
+            folder.mkdir(parents=True, exist_ok=True)  # a missing path cannot be opened
             writable.append(folder)
         readable.append(_find_hub_token())
     ports = list(order["ports"])
-    if order["do"] == "run":
-        ports += reserve_ports(_MAX_ENGINES)  # llama.cpp answers on a port of this machine
+    if order["task"] == "run":
+        ports += reserve_ports(_MAX_ENGINES)  # llama.cpp listens on a local port
     if not enter_sandbox(readable=readable, writable=writable, ports=ports):
-        raise RuntimeError("the fence could not be put up")
+        raise RuntimeError("the sandbox could not be set up")
 
 
 def _list_model_folders() -> list[Path]:
@@ -133,7 +135,7 @@ def _list_model_folders() -> list[Path]:
 
 
 def _list_hub_folders() -> list[Path]:
-    """Return where the hub's library keeps what it fetched, and the pieces that it fetches by."""
+    """Return the cache folders of the hub library: snapshots and download chunks."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -148,20 +150,20 @@ def _find_hub_token() -> Path:
 
 
 def _make_redactor(order: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Return what takes the places of this machine out of what a client is told."""
-    places = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
-    places |= {path: "(installed)" for path in sys.path if path}
-    places[os.environ["STILLROOM_CACHE"]] = "(cache)"
-    places[tempfile.gettempdir()] = "(scratch)"
-    places[str(Path.home())] = "~"
-    if order["do"] != "look":
-        places |= {str(folder): "(hub cache)" for folder in _list_hub_folders()}
-        places |= {str(folder): "$STILLROOM_MODELS" for folder in _list_model_folders()}
-    places |= {path: "shared" for path in order["readable"] if order["do"] != "look"}
-    if order["place"]:
-        places[order["place"]] = "(job)"
-    places[order["root"]] = ""
-    return make_path_redactor(places)
+    """Return a function that removes this machine's paths from texts for the client."""
+    names = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
+    names |= {path: "(installed)" for path in sys.path if path}
+    names[os.environ["STILLROOM_CACHE"]] = "(cache)"
+    names[tempfile.gettempdir()] = "(scratch)"
+    names[str(Path.home())] = "~"
+    if order["task"] != "media":
+        names |= {str(folder): "(hub cache)" for folder in _list_hub_folders()}
+        names |= {str(folder): "$STILLROOM_MODELS" for folder in _list_model_folders()}
+    names |= {path: "shared" for path in order["readable"] if order["task"] != "media"}
+    if order["job_folder"]:
+        names[order["job_folder"]] = "(job)"
+    names[order["root"]] = ""
+    return make_path_redactor(names)
 
 
 def _run_job(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def _run_job(order: Mapping[str, Any]) -> dict[str, Any]:
     from stillroom.recipes import parse_recipe
 
     recipe = parse_recipe(order["recipe"], "recipe")
-    reporter = EventReporter(Path(order["place"]) / EVENTS_FILE, _make_redactor(order))
+    reporter = EventReporter(Path(order["job_folder"]) / EVENTS_FILE, _make_redactor(order))
     artifact = run_recipe(recipe, Path(order["out"]), resume=True, reporter=reporter)
     return {"state": "finished", "artifact": {"kind": artifact.kind, "digest": artifact.digest}}
 
@@ -183,7 +185,7 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
     check_inputs(recipe)
     out = Path(order["out"])
     estimate, machine = estimate_recipe(recipe), describe_machine(out)
-    found: dict[str, Any] = {
+    check: dict[str, Any] = {
         "state": "checked",
         "estimate": asdict(estimate),
         "machine": asdict(machine),
@@ -193,36 +195,38 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
     try:
         flight = preflight_recipe(recipe, out, machine=False)
         if flight:
-            found["preflight"] = flight.to_json()
+            check["preflight"] = flight.to_json()
             flight.raise_errors()
         check_fits(estimate, machine, recipe.kind)
     except StillroomError as error:
-        found["problems"] = [asdict(one) for one in error.problems]
-    return found
+        check["problems"] = [asdict(problem) for problem in error.problems]
+    return check
 
 
 def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Look at files that a client sent, whose decoders are not to be trusted with memory."""
+    """Check files of a client with bounded memory, since decoders are not trusted with it."""
     resource.setrlimit(resource.RLIMIT_DATA, (order["memory_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from stillroom.forensics.check.check import check_file, list_limits
     from stillroom.forensics.labeling.signature import open_trust_lists
 
     lists = open_trust_lists(
-        official=[Path(one) for one in order["official"]],
-        user=[Path(one) for one in order["trust"]],
+        official=[Path(path_text) for path_text in order["official"]],
+        user=[Path(path_text) for path_text in order["trust"]],
     )
     judges = None
     if order["detectors"]:
         from stillroom.forensics.inference.detector_set import open_detectors
 
-        places = [Path(one) for one in order["detectors"]]
-        judges = open_detectors(places, prevalence=order["prevalence"])
-    found = []
+        detectors = [Path(path_text) for path_text in order["detectors"]]
+        judges = open_detectors(detectors, prevalence=order["prevalence"])
+    findings = []
     for path, name in order["files"]:
-        told = check_file(Path(path), lists, detectors=judges, with_pulse=order["pulse"]).to_json()
-        found.append(replace_names({**told, "path": name}, {Path(path).name: name}))
-    return {"state": "looked", "files": found, "limits": list(list_limits(judges))}
+        finding = check_file(
+            Path(path), lists, detectors=judges, with_pulse=order["pulse"]
+        ).to_json()
+        findings.append(replace_names({**finding, "path": name}, {Path(path).name: name}))
+    return {"state": "checked", "files": findings, "limits": list(list_limits(judges))}
 
 
 def _report_internal_error() -> dict[str, Any]:
@@ -230,7 +234,7 @@ def _report_internal_error() -> dict[str, Any]:
     sys.stderr.write(f"error {number}\n")
     traceback.print_exc()
     problem = Problem(
-        f"the job failed; the server's log of it says why under {number}",
+        f"the job failed; its log on the server has the reason under {number}",
         "job.failed",
         next="resume the job, or report it with the number",
     )

@@ -1,6 +1,6 @@
 """Authentication middleware: API keys, scopes, body size limits and security headers.
 
-Plain ASGI, so that a client's leaving reaches the work. Knows nothing of models.
+Plain ASGI, so that a client's disconnect reaches the application. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 ACCESS_KEY = "stillroom.access"
-"""Under what a request's scope says who asks: an Access, or None."""
+"""ASGI scope key of the client's Access, or None."""
 
 CLIENT_KEY = "stillroom.asker"
-"""Under what a request's scope says which key asks, by its number; clients without share one."""
+"""ASGI scope key of the number of the client's API key; clients without a key share one."""
 
 _SCOPE_RULES = (
     ("/metrics", "metrics", "metrics"),
@@ -50,10 +50,10 @@ _SCOPE_RULES = (
     ("/v1/jobs", "jobs:read", "jobs:write"),
     ("/v1/forensics/", "forensics", "forensics"),
 )
-"""Beginnings of paths, and the scope that reading (GET) and the rest of it take."""
+"""Path prefixes, and the scopes for reading (GET) and for all other methods."""
 _PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 _UPLOAD_PATHS = frozenset({"/v1/forensics/check"})
-"""Paths whose bodies are not kept in memory; the app reads them part by part."""
+"""Path prefixes whose bodies are not buffered; the app reads them part by part."""
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -65,26 +65,26 @@ _SECURITY_HEADERS = (
 
 
 class AuthMiddleware:
-    """Checks keys, hosts, origins and sizes before an app sees a request.
+    """Checks API key, host, origin and body size before the app sees a request.
 
-    Without keys only this machine's own names are answered to, so that a web page whose name was
-    pointed here (DNS rebinding) gets nothing.
+    Without keys only requests to this machine's own names are answered, which protects from DNS
+    rebinding.
     """
 
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[ApiKey], limits: RequestLimits) -> None:
-        """Stand before ``app``; keys are kept as digests only."""
+        """Wrap ``app``; keys are kept as digests only."""
         self.app, self.limits = app, limits
         self._keys = [key.digest for key in api_keys]
         self._askers = list(api_keys)
         self._buckets: dict[int, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
-        given: Receive
+        inner_receive: Receive
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -97,62 +97,62 @@ class AuthMiddleware:
             self._count(scope)
             is_streamed = scope["path"] in _UPLOAD_PATHS and scope["method"] == "POST"
             bound = _BoundedBody(self.limits, headers, receive, is_upload=is_streamed)
-            given = bound.receive if is_streamed else replay_body(await bound.read(), receive)
+            inner_receive = (
+                bound.receive if is_streamed else replay_body(await bound.read(), receive)
+            )
         except ApiError as refusal:
             await _send_error(refusal, send_guarded)
             return
-        await self.app(scope, given, send_guarded)
+        await self.app(scope, inner_receive, send_guarded)
 
     def _count(self, scope: Scope) -> None:
-        """Refuse a client that asks more often than it may; a bucket for each key."""
+        """Refuse a client over its rate limit; each key has a token bucket."""
         rate = self.limits.requests_per_minute
         if not rate or scope["path"] in _PUBLIC_PATHS:
             return
-        now, asker = time.monotonic(), scope.get(CLIENT_KEY, 0)
-        left, then = self._buckets.get(asker, (float(rate), now))
-        left = min(left + (now - then) * rate / 60, float(rate))
-        if left < 1:
-            wait = max(math.ceil((1 - left) * 60 / rate), 1)
+        now, client = time.monotonic(), scope.get(CLIENT_KEY, 0)
+        tokens, then = self._buckets.get(client, (float(rate), now))
+        tokens = min(tokens + (now - then) * rate / 60, float(rate))
+        if tokens < 1:
+            wait = max(math.ceil((1 - tokens) * 60 / rate), 1)
             raise ApiError(
                 429,
                 f"more than {rate} requests a minute",
                 code="rate_limited",
                 headers={"Retry-After": str(wait)},
             )
-        self._buckets[asker] = (left - 1, now)
+        self._buckets[client] = (tokens - 1, now)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> AccessContext | None:
-        """Return as whom a client asks, or refuse it."""
+        """Return the access of the client, or refuse the request."""
         host = parse_host_name(headers.get(b"host", b"").decode("latin-1"))
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and parse_host_name(origin.partition("://")[2]) != host:
-            raise ApiError(403, "pages of other origins are not answered", code="foreign_origin")
+            raise ApiError(403, "requests of other origins are refused", code="foreign_origin")
         if scope["path"] in _PUBLIC_PATHS:
             return None
         if self._keys:
-            found = match_key(headers.get(b"authorization", b""), self._keys)
-            if found is None:
+            key_index = match_key(headers.get(b"authorization", b""), self._keys)
+            if key_index is None:
                 raise ApiError(
                     401,
                     "the API key is missing or wrong",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            key = self._askers[found]
-            scope[CLIENT_KEY] = found
-            wanted = find_required_scope(scope["method"], scope["path"])
-            if wanted and wanted not in key.scopes:
-                raise ApiError(
-                    403, f"the key is not for this: it lacks {wanted}", code="missing_scope"
-                )
+            key = self._askers[key_index]
+            scope[CLIENT_KEY] = key_index
+            required = find_required_scope(scope["method"], scope["path"])
+            if required and required not in key.scopes:
+                raise ApiError(403, f"the API key lacks the scope {required}", code="missing_scope")
             return key.access
         if host not in LOOPBACK_NAMES:
-            raise ApiError(403, "without keys only this machine is answered", code="foreign_host")
+            raise ApiError(403, "without API keys only this machine is served", code="foreign_host")
         return None
 
 
 class _BoundedBody:
-    """A body that is read within a number of bytes and seconds."""
+    """Request body, read within a limit of bytes and seconds."""
 
     def __init__(
         self,
@@ -166,20 +166,20 @@ class _BoundedBody:
         self._seconds = limits.upload_s if is_upload else limits.body_s
         self._end = time.monotonic() + self._seconds
         self._receive, self._size, self._is_whole = receive, 0, False
-        told = headers.get(b"content-length", b"0")
-        if told.isdigit() and int(told[:19]) > self._most:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:19]) > self._most:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """Receive a part of the body; behind its end, what comes after it."""
+        """Receive a part of the body; after its end, later messages."""
         if self._is_whole:
             return await self._receive()
         try:
-            left = max(self._end - time.monotonic(), 0.0)
-            message = await asyncio.wait_for(self._receive(), left)
+            remaining_s = max(self._end - time.monotonic(), 0.0)
+            message = await asyncio.wait_for(self._receive(), remaining_s)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not come within {self._seconds:g} s", code="body_too_slow"
+                408, f"the body did not arrive within {self._seconds:g} s", code="body_too_slow"
             ) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
@@ -203,7 +203,7 @@ class _BoundedBody:
 
 
 def find_required_scope(method: str, path: str) -> str:
-    """Return the scope that a request takes; empty where nothing is served."""
+    """Return the scope that a request requires; empty for unknown paths."""
     for beginning, reading, writing in _SCOPE_RULES:
         if path.startswith(beginning):
             return reading if method in {"GET", "HEAD"} else writing
@@ -211,16 +211,16 @@ def find_required_scope(method: str, path: str) -> str:
 
 
 def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
-    """Return which of the keys a header bears, or None; takes as long whichever it is."""
+    """Return the index of the key in a header, or None; takes the same time for every key."""
     scheme, _, key = authorization.partition(b" ")
-    given = hashlib.sha256(key.strip()).digest()
-    matches = [hmac.compare_digest(given, digest) for digest in digests]
-    known = [at for at, is_it in enumerate(matches) if is_it]
+    key_digest = hashlib.sha256(key.strip()).digest()
+    matches = [hmac.compare_digest(key_digest, digest) for digest in digests]
+    known = [index for index, is_it in enumerate(matches) if is_it]
     return known[0] if known and scheme.lower() == b"bearer" else None
 
 
 def replay_body(body: bytes, receive: Receive) -> Receive:
-    """Return a receive that gives the body once, then what comes after it."""
+    """Return a ``receive`` that yields the body once, then later messages."""
     is_given = False
 
     async def give() -> Message:

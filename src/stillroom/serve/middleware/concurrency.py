@@ -1,13 +1,12 @@
 """Concurrency limits: a fair request queue, worker slots, and an LRU of open resources.
 
-Who waits longest is next; of several keys' clients each key has its turn. All of it runs on one
-event loop.
+The request that has waited longest is next; API keys take turns. Runs on one event loop.
 
-A slot is given free when its thread has really ended, not when its client has left, so that an
-engine never runs more than it was promised. Who waits stands in a ``Line``.
+A slot is released when its thread has ended, not when its client has disconnected, so that an
+engine never runs more than its limit. Waiting requests are in a ``FairQueue``.
 
-What is in use is never closed, and what two ask for at once is opened once. Knows nothing of what
-it keeps.
+A resource in use is never closed, and one that two threads request at once is opened once. Knows
+nothing of the resources.
 """
 
 from __future__ import annotations
@@ -57,31 +56,31 @@ _QUEUE_POLL_S = 0.5
 
 
 class FairQueue:
-    """Lets some in and has others wait: a queue for each asker, who take turns."""
+    """Queue with a limit of concurrent holders, in which clients take turns."""
 
     def __init__(
         self, limits: RequestLimits, running: int, *, most_waiting: int | None = None
     ) -> None:
-        """Open the line.
+        """Create an empty queue.
 
         Args:
-            limits: How many wait, how long, and when who is refused may come again.
-            running: How many are let in at once.
-            most_waiting: How many wait, if not as many as the limits say.
+            limits: Queue length, longest wait, and retry delay of refused requests.
+            running: Number of concurrent holders.
+            most_waiting: Queue length, overriding ``limits``.
         """
         self.running, self.limits = running, limits
         self.most_waiting = limits.waiting if most_waiting is None else most_waiting
         self.last = math.inf
-        """From which moment of the monotonic clock on nobody is let in: the server stops."""
+        """Time on the monotonic clock after which nobody enters: the server stops."""
         self._free, self._waiting, self._places = running, 0, 0
-        self._askers: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
+        self._turns: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Keep a place until the body ends, from before a request's body is read.
+        """Reserve a place until the body ends, before a request's body is read.
 
         Raises:
-            Refusal: If as many as may be let in and wait have places.
+            ApiError: If all places are taken.
         """
         if self._places >= self.running + self.most_waiting:
             raise self._full(self._places - self.running)
@@ -93,10 +92,10 @@ class FairQueue:
 
     @asynccontextmanager
     async def turn(self, request: Request) -> AsyncIterator[None]:
-        """Wait to be let in, and be inside until the body ends.
+        """Wait for a turn, and hold it until the body ends.
 
         Raises:
-            Refusal: If the line is full, the wait is too long, or the client left.
+            ApiError: If the queue is full, the wait is too long, or the client disconnects.
         """
         await self.enter(request)
         try:
@@ -105,11 +104,11 @@ class FairQueue:
             self.leave()
 
     async def enter(self, request: Request) -> None:
-        """Wait to be let in; who is in calls ``leave``.
+        """Wait for a turn; the holder must call ``leave``.
 
         Raises:
-            Refusal: If the line is full, the wait is too long, the server stops, or the client
-                left.
+            ApiError: If the queue is full, the wait is too long, the server stops, or the client
+                disconnects.
         """
         if time.monotonic() > self.last:
             raise server_stopping()
@@ -118,69 +117,69 @@ class FairQueue:
             return
         if self._waiting >= self.most_waiting:
             raise self._full(self._waiting)
-        asker = request.scope.get(CLIENT_KEY, 0)
-        place = self._stand(asker)
+        client = request.scope.get(CLIENT_KEY, 0)
+        turn = self._stand(client)
         end = time.monotonic() + self.limits.wait_s
         is_in = False
         try:
             while True:
-                await asyncio.wait({place}, timeout=_QUEUE_POLL_S)
+                await asyncio.wait({turn}, timeout=_QUEUE_POLL_S)
                 if await request.is_disconnected():
                     raise client_disconnected()
                 if time.monotonic() > self.last:
                     raise server_stopping()
-                if place.done():
+                if turn.done():
                     is_in = True
                     return
                 if time.monotonic() > end:
                     raise self._full(self._waiting)
         finally:
             if not is_in:
-                self._quit(asker, place)
+                self._quit(client, turn)
 
     def leave(self) -> None:
-        """Let in the asker whose turn it is, or nobody."""
-        if self._askers:
-            asker, places = self._askers.popitem(last=False)
-            place = places.popleft()
-            if places:
-                self._askers[asker] = places
+        """Give the turn to the next client in the queue, if any."""
+        if self._turns:
+            client, turns = self._turns.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._turns[client] = turns
             self._waiting -= 1
-            place.set_result(None)
+            turn.set_result(None)
             return
         self._free += 1
 
-    def _stand(self, asker: object) -> asyncio.Future[None]:
-        """Stand in line; what is returned is done when it is our turn."""
-        place = asyncio.get_running_loop().create_future()
-        self._askers.setdefault(asker, deque()).append(place)
+    def _stand(self, client: object) -> asyncio.Future[None]:
+        """Join the queue; the returned future is done when the turn comes."""
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.setdefault(client, deque()).append(turn)
         self._waiting += 1
-        return place
+        return turn
 
-    def _quit(self, asker: object, place: asyncio.Future[None]) -> None:
-        """Leave before it was our turn; if it came just now, the next is let in."""
-        if place.done():
+    def _quit(self, client: object, turn: asyncio.Future[None]) -> None:
+        """Leave the queue; a turn that was just given goes to the next in the queue."""
+        if turn.done():
             self.leave()
             return
         self._waiting -= 1
-        self._askers[asker].remove(place)
-        if not self._askers[asker]:
-            del self._askers[asker]
+        self._turns[client].remove(turn)
+        if not self._turns[client]:
+            del self._turns[client]
 
     def _full(self, waiting: int) -> ApiError:
         return ApiError(
             429,
-            f"{self.running} running and {waiting} waiting; come again later",
+            f"{self.running} running and {waiting} waiting; retry later",
             code="too_many_requests",
             headers={"Retry-After": str(self.limits.retry_after_s)},
         )
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Return what some work gives; it is cancelled, and has ended, when the client leaves.
+    """Await a coroutine; cancel it, and wait for its end, when the client disconnects.
 
     Raises:
-        Refusal: If the client left.
+        ApiError: If the client disconnects.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -204,40 +203,40 @@ IsStopped = Callable[[], bool]
 Work = Callable[[IsStopped], Iterator[ItemT]]
 
 
-"""Blocking work that yields as it goes and looks at whether it should stop."""
+"""Blocking generator that checks between items whether it should stop."""
 
 
 _POLL_S = 0.2
 
 
 class WorkerSlots:
-    """Lets some pieces of work run in threads and others stand in line."""
+    """Slots in which blocking work runs in threads, with a queue."""
 
-    def __init__(self, limits: RequestLimits, lanes: int = 1) -> None:
-        """Open the slots; the event loop is the one that first uses them.
+    def __init__(self, limits: RequestLimits, concurrency: int = 1) -> None:
+        """Create the slots; they belong to the event loop that first uses them.
 
         Args:
-            limits: How many wait, and how long.
-            lanes: How many run at once, unless the limits say.
+            limits: Queue length and longest wait.
+            concurrency: Number of concurrent threads, unless ``limits`` sets one.
         """
         self.limits = limits
-        self._line = FairQueue(limits, limits.running or lanes)
+        self._line = FairQueue(limits, limits.running or concurrency)
         self._last = math.inf
 
     def end_by(self, moment: float) -> None:
-        """End what runs still, and let nobody in, from a moment of the monotonic clock on."""
+        """End running work at a time on the monotonic clock, and start none after it."""
         self._last = self._line.last = moment
 
     async def stream(self, work: Work[ItemT], request: Request) -> AsyncIterator[ItemT]:
-        """Yield what the work yields; stops it when the client leaves or time is over.
+        """Yield the items of the work; stop it on disconnect or timeout.
 
         Raises:
-            Refusal: If too many stand in line, the time is over, or the work fails.
+            ApiError: If the queue is full, the time is over, or the work fails.
         """
         clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
         begun = time.perf_counter()
         await self._line.enter(request)
-        clock.waited_s += time.perf_counter() - begun
+        clock.queue_s += time.perf_counter() - begun
         run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._line.leave, clock)
         run.start(work)
         end = time.monotonic() + self.limits.timeout_s
@@ -273,7 +272,7 @@ async def get_single_result(items: AsyncIterator[ItemT]) -> ItemT:
     """Return the only item, closing the rest.
 
     Raises:
-        Refusal: If there is none, since the client left.
+        ApiError: If there is none because the client disconnected.
     """
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         async for item in opened:
@@ -285,7 +284,7 @@ _END_OF_ITEMS = object()
 
 
 class _WorkerRun(Generic[ItemT]):
-    """One piece of work in its thread."""
+    """Work that runs in one thread."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, release: Callable[[], None], clock: RequestTiming
@@ -301,7 +300,7 @@ class _WorkerRun(Generic[ItemT]):
         threading.Thread(target=self._go, args=(work,), daemon=True, name="stillroom-serve").start()
 
     def tick(self) -> Callable[[], None]:
-        """Wake now and then to look at client and clock; returns what ends that."""
+        """Check client and clock periodically; return the error that ends the work."""
         timers: list[asyncio.TimerHandle] = []
 
         def look() -> None:
@@ -334,7 +333,7 @@ class _WorkerRun(Generic[ItemT]):
 
     def _put(self, item: object) -> None:
         self.items.append(item)
-        if not self._is_waking:  # else the reader will be woken, and find this one too
+        if not self._is_waking:  # the reader is woken later and finds this item as well
             self._is_waking = True
             self._call(self._wake)
 
@@ -345,7 +344,7 @@ class _WorkerRun(Generic[ItemT]):
     def _call(self, call: Callable[[], object]) -> None:
         try:
             self._loop.call_soon_threadsafe(call)
-        except RuntimeError:  # the loop was closed: nobody listens, but the slot is given free
+        except RuntimeError:  # the loop is closed: nobody reads, but the slot is released
             self.stop.set()
             if call is self._release:
                 self._release()
@@ -359,7 +358,7 @@ ResourceT = TypeVar("ResourceT")
 
 @dataclass
 class _Resource(Generic[ResourceT]):
-    """One that is open, or about to be: then it counts already."""
+    """Resource that is open or being opened; both count toward the limit."""
 
     closing: ExitStack = field(default_factory=ExitStack)
     value: ResourceT | None = None
@@ -368,17 +367,17 @@ class _Resource(Generic[ResourceT]):
 
 
 class ResourceLRU(Generic[KeyT, ResourceT]):
-    """Opens by key what is asked for, at most ``most`` at once; for several threads."""
+    """LRU cache of open resources by key, at most ``most`` at once; thread-safe."""
 
-    def __init__(self, most: int, what: str, *, patience_s: float = 0.0) -> None:
-        """Begin with nothing open.
+    def __init__(self, most: int, noun: str, *, patience_s: float = 0.0) -> None:
+        """Create an empty cache.
 
         Args:
-            most: How many are open at once.
-            what: What they are called, many of them, for errors.
-            patience_s: How long to wait for one that is idle where all are in use.
+            most: Number of open resources.
+            noun: Plural noun for the resources, for errors.
+            patience_s: Seconds to wait for an idle resource when all are in use.
         """
-        self.most, self.what, self.patience_s = most, what, patience_s
+        self.most, self.what, self.patience_s = most, noun, patience_s
         self._held: OrderedDict[KeyT, _Resource[ResourceT]] = OrderedDict()
         self._changed = threading.Condition()
 
@@ -386,10 +385,10 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
     def use(
         self, key: KeyT, open_: Callable[[], AbstractContextManager[ResourceT]]
     ) -> Iterator[ResourceT]:
-        """Hold what a key stands for open until the body ends; blocks while it is opened.
+        """Keep the resource of a key open until the body ends; blocks while it is opened.
 
         Raises:
-            ResourceError: If as many as may be open are all in use.
+            ResourceError: If the limit is reached and all are in use.
         """
         held = self._take(key, open_)
         try:
@@ -398,12 +397,12 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
             self._give_back(key, held)
 
     def close(self) -> None:
-        """Close what is open, and what is in use when it is used no more."""
+        """Close idle resources now, and those in use when they are released."""
         with self._changed:
-            idle = [one for one in self._held.values() if one.is_open and not one.users]
+            idle = [entry for entry in self._held.values() if entry.is_open and not entry.users]
             self._held.clear()
-        for one in idle:
-            one.closing.close()
+        for entry in idle:
+            entry.closing.close()
 
     def _take(
         self, key: KeyT, open_: Callable[[], AbstractContextManager[ResourceT]]
@@ -417,7 +416,7 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
                     held.users += 1
                     return held
                 if held is not None:
-                    self._changed.wait()  # another opens it
+                    self._changed.wait()  # another thread is opening it
                     continue
                 idle = self._pop_idle()
                 if idle is not None or len(self._held) < self.most:
@@ -426,7 +425,7 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
             held = self._held[key] = _Resource(users=1)
         try:
             if idle is not None:
-                idle.closing.close()  # first: there may be no room for both
+                idle.closing.close()  # before opening: there may be no memory for both
             held.value = held.closing.enter_context(open_())
         except BaseException:
             held.closing.close()
@@ -441,24 +440,24 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
         return held
 
     def _pop_idle(self) -> _Resource[ResourceT] | None:
-        """Take out the one used longest ago, if one must go and one is idle."""
+        """Remove the least recently used idle resource, if the limit requires it."""
         if len(self._held) >= self.most:
-            for key, one in self._held.items():
-                if one.is_open and not one.users:
+            for key, entry in self._held.items():
+                if entry.is_open and not entry.users:
                     return self._held.pop(key)
         return None
 
     def _wait(self, end: float) -> None:
-        """Wait until something changes, as long as there is patience."""
-        left = end - time.monotonic()
-        if left <= 0:
+        """Wait for a change, up to the time limit."""
+        remaining_s = end - time.monotonic()
+        if remaining_s <= 0:
             raise ResourceError(
-                f"{self.most} {self.what} are open, and all of them are in use",
+                f"{self.most} {self.what} are open, and all are in use",
                 code="resource.busy",
-                expected="one that is idle, to be closed",
-                next="wait until one is done, or stop one",
+                expected="an idle one that can be closed",
+                next="wait until one is released, or stop one",
             )
-        self._changed.wait(left)
+        self._changed.wait(remaining_s)
 
     def _give_back(self, key: KeyT, held: _Resource[ResourceT]) -> None:
         with self._changed:

@@ -1,7 +1,7 @@
 """Prometheus metrics: requests, tokens, and the latency of each stage.
 
-Counts and times only; no name that a client chose becomes a label, so that nobody can fill the
-memory or write into what is read. Knows nothing of models.
+Counts and times only; no client-chosen name becomes a label, so that clients can neither fill the
+memory nor inject text. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TIMING_KEY = "stillroom.clock"
-"""Under what a request's scope holds its Clock."""
+"""ASGI scope key of the request's RequestTiming."""
 _OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _LATENCY_BUCKETS = (
     0.005,
@@ -52,7 +52,7 @@ _HELP = {
     "stillroom_request_seconds": ("histogram", "time until the last byte, by route"),
     "stillroom_own_seconds": (
         "histogram",
-        "time of the server's own work: without waiting in line and without the engine, by route",
+        "time of the server's own work: without queueing and without the engine, by route",
     ),
     "stillroom_tokens_total": ("counter", "tokens by kind: prompt or completion"),
     "stillroom_answers_total": ("counter", "answers from documents by outcome"),
@@ -64,17 +64,17 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(slots=True)
 class RequestTiming:
-    """Where the time of one request went, as far as it was not the server's own."""
+    """Seconds of one request that were spent outside the server's own work."""
 
-    waited_s: float = 0.0
+    queue_s: float = 0.0
     engine_s: float = 0.0
 
 
 class ServerMetrics:
-    """Sums that only grow; safe from several threads."""
+    """Monotonic counters; thread-safe."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
+        """Start all counters at zero."""
         self._lock = threading.Lock()
         self._sums: dict[tuple[str, Labels], float] = defaultdict(float)
         self._buckets: dict[tuple[str, Labels], list[int]] = {}
@@ -82,7 +82,7 @@ class ServerMetrics:
     def count_request(
         self, route: str, method: str, status: int, seconds: float, own_s: float | None = None
     ) -> None:
-        """Count one request that is over; ``own_s`` of its seconds were the server's own work."""
+        """Count a finished request; ``own_s`` is the server's own share of its seconds."""
         by = (("route", route), ("method", method), ("status", str(status)))
         where = (("route", route),)
         with self._lock:
@@ -98,11 +98,11 @@ class ServerMetrics:
         buckets[bisect.bisect_left(bounds, seconds)] += 1
 
     def count_reply(self, usage: Mapping[str, int], *answers: Mapping[str, Any]) -> None:
-        """Count the tokens of a reply, and of answers from documents their outcomes and stages.
+        """Count the tokens of a reply, and outcomes and stages of answers from documents.
 
         Args:
-            usage: Of the whole reply.
-            answers: The details of each of its texts; empty of a text that no documents support.
+            usage: Token usage of the whole reply.
+            answers: Details of each text; empty for a text without documents.
         """
         with self._lock:
             for kind in ("prompt", "completion"):
@@ -114,20 +114,20 @@ class ServerMetrics:
         outcome = "abstained" if details.get("abstained") else "answered"
         self._sums["stillroom_answers_total", (("outcome", outcome),)] += 1
         if details.get("cached"):
-            return  # its stages are those of the answer that was kept
+            return  # the stages belong to the cached answer
         for name, spent_ms in details.get("stage_ms", {}).items():
             stage = (("stage", name),)
             self._sums["stillroom_stage_seconds_sum", stage] += spent_ms / 1000
             self._sums["stillroom_stage_seconds_count", stage] += 1
 
     def render(self) -> str:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in the Prometheus text format."""
         with self._lock:
             sums = dict(self._sums)
-            buckets = {at: list(counts) for at, counts in self._buckets.items()}
+            buckets = {label: list(counts) for label, counts in self._buckets.items()}
         lines = []
-        for name, (kind, said) in _HELP.items():
-            lines += [f"# HELP {name} {said}", f"# TYPE {name} {kind}"]
+        for name, (kind, summary) in _HELP.items():
+            lines += [f"# HELP {name} {summary}", f"# TYPE {name} {kind}"]
             lines += [
                 _render_sample(full, labels, value)
                 for (full, labels), value in sorted(sums.items())
@@ -139,16 +139,16 @@ class ServerMetrics:
 
 
 class MetricsMiddleware:
-    """Counts every request that passes, refused ones too."""
+    """Counts every request, including refused ones."""
 
     def __init__(
         self, app: ASGIApp, *, counters: ServerMetrics, log: Callable[[str], None] | None = None
     ) -> None:
-        """Stand before ``app``; ``log`` is told every request as one line of JSON."""
+        """Wrap ``app``; ``log`` receives one line of JSON for each request."""
         self.app, self.counters, self._log = app, counters, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and count it when it is over."""
+        """Forward a request, and count it when it ends."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -167,23 +167,23 @@ class MetricsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             spent = time.perf_counter() - begun
-            own = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
-            self.counters.count_request(route, method, status, spent, own)
+            own_s = max(spent - clock.queue_s - clock.engine_s, 0.0) if clock.engine_s else None
+            self.counters.count_request(route, method, status, spent, own_s)
             if self._log is not None:
-                self._log(_format_log_line(scope, route, method, status, spent, own))
+                self._log(_format_log_line(scope, route, method, status, spent, own_s))
 
 
 def _format_log_line(
-    scope: Scope, route: str, method: str, status: int, spent: float, own: float | None
+    scope: Scope, route: str, method: str, status: int, spent: float, own_s: float | None
 ) -> str:
-    """Return a line for the log: when, who, what, how it went; nothing that was said or named."""
+    """Return a log line with time, client, route and outcome; no content and no names."""
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "method": method,
         "route": route,
         "status": status,
         "ms": round(spent * 1000, 1),
-        "own_ms": None if own is None else round(own * 1000, 1),
+        "own_ms": None if own_s is None else round(own_s * 1000, 1),
         "key": scope.get("stillroom.asker"),
     }
     return json.dumps(line)

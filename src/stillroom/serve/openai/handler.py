@@ -1,7 +1,7 @@
 """Handlers of requests to a language model, an embedder or a reranker.
 
-Finds who is asked, says what they are asked in the floor's own nouns, and sends what comes: whole
-or event by event. Waiting and threads are the slots', shapes are the replies'.
+Resolves the model, converts the request to ``text.generation`` types, and sends the reply: whole or
+event by event. ``middleware.concurrency`` does the waiting and threads, ``replies`` the formats.
 """
 
 from __future__ import annotations
@@ -48,57 +48,57 @@ __all__ = ["ModelService"]
 
 
 class ModelService:
-    """Answers requests to everything that is mounted."""
+    """Handlers of requests to all mounted models."""
 
     def __init__(
         self, served: Sequence[ServedModel], limits: RequestLimits, counters: ServerMetrics
     ) -> None:
-        """Stand over the mounts; each has slots of its own, as each has its own engine."""
+        """Create the worker slots: one set for each mount, since each has its own engine."""
         self.limits, self.counters = limits, counters
-        self._by_name = {name: one for one in served for name in one.names}
-        self._slots = {one.name: WorkerSlots(limits, one.lanes) for one in served}
+        self._by_name = {name: model for model in served for name in model.names}
+        self._slots = {model.name: WorkerSlots(limits, model.concurrency) for model in served}
 
     def end_by(self, moment: float) -> None:
-        """End what is answered still at a moment of the monotonic clock: the server stops."""
+        """End all running answers at a time on the monotonic clock: the server stops."""
         for slots in self._slots.values():
             slots.end_by(moment)
 
     @property
     def names(self) -> list[str]:
-        """Every name that a client may ask for."""
+        """All names that a client may request."""
         return list(self._by_name)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return OpenAI's object of a model, with what it can do.
+        """Return OpenAI's model object, extended by the model's endpoints.
 
         Raises:
-            Refusal: If there is none of that name.
+            ApiError: If no model has that name.
         """
         if name not in self._by_name:
             raise _unknown_model_error(name, self.names)
-        abilities = self._by_name[name].abilities(name)
+        abilities = self._by_name[name].capabilities(name)
         head = {"id": name, "object": "model", "created": 0, "owned_by": "stillroom"}
         return {**head, "abilities": abilities}
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
-        asked = self._find_writer(body.model)
-        order = body.to_order(self.limits)
-        if order.passed_on is not None:
-            return await self._speak(*asked, order, ProxiedReply(body.model), request)
+        served = self._find_writer(body.model)
+        order = body.to_generation_request(self.limits)
+        if order.proxied_body is not None:
+            return await self._speak(*served, order, ProxiedReply(body.model), request)
         reply = ChatReply(body.model, is_chat=True, wants_usage=body.wants_usage)
-        return await self._speak(*asked, order, reply, request)
+        return await self._speak(*served, order, reply, request)
 
     async def respond(self, body: ResponsesRequest, request: Request) -> Response:
         """Answer POST /v1/responses."""
-        asked = self._find_writer(body.model)
-        order = body.to_order(self.limits)
-        return await self._speak(*asked, order, ResponsesReply(body.echo(order)), request)
+        served = self._find_writer(body.model)
+        order = body.to_generation_request(self.limits)
+        return await self._speak(*served, order, ResponsesReply(body.echo(order)), request)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answer POST /v1/completions."""
         served, model = self._find_writer(body.model)
-        order = body.to_order(self.limits)
+        order = body.to_generation_request(self.limits)
         reply = ChatReply(body.model, is_chat=False, wants_usage=body.wants_usage)
         return await self._answer(served, model, order, reply, request)
 
@@ -128,7 +128,7 @@ class ModelService:
         )
 
     async def rerank(self, body: RerankRequest, request: Request) -> Response:
-        """Answer POST /v1/rerank, in Cohere's and Jina's shape."""
+        """Answer POST /v1/rerank, in the format of Cohere and Jina."""
         served = self._find(body.model, "rerank")
         texts = body.texts()
         self._check_texts([body.query], "query")
@@ -138,14 +138,14 @@ class ModelService:
             yield _score_texts(served, body.query, texts)
 
         scores = await get_single_result(self._slots[served.name].stream(work, request))
-        order = sorted(range(len(texts)), key=lambda at: (-scores[at], at))[: body.top_n]
+        order = sorted(range(len(texts)), key=lambda index: (-scores[index], index))[: body.top_n]
         results = [
             {
-                "index": at,
-                "relevance_score": scores[at],
-                **({"document": {"text": texts[at]}} if body.return_documents else {}),
+                "index": index,
+                "relevance_score": scores[index],
+                **({"document": {"text": texts[index]}} if body.return_documents else {}),
             }
-            for at in order
+            for index in order
         ]
         head = {"id": f"rerank-{uuid.uuid4().hex[:24]}", "object": "list", "model": body.model}
         return JSONResponse({**head, "results": results})
@@ -154,12 +154,16 @@ class ModelService:
         served = self._by_name.get(name)
         if served is None:
             raise _unknown_model_error(name, self.names)
-        if ability not in served.abilities(name):
-            able = [one for one in self.names if ability in self._by_name[one].abilities(one)]
-            there = f"; there is: {', '.join(able)}" if able else ""
+        if ability not in served.capabilities(name):
+            able = [
+                candidate
+                for candidate in self.names
+                if ability in self._by_name[candidate].capabilities(candidate)
+            ]
+            there = f"; available: {', '.join(able)}" if able else ""
             raise ApiError(
                 404,
-                f"'{name}' does not do {ability}{there}",
+                f"'{name}' does not support {ability}{there}",
                 code="model_not_found",
                 param="model",
             )
@@ -175,7 +179,7 @@ class ModelService:
         if not 0 < len(texts) <= self.limits.texts or not all(text.strip() for text in texts):
             raise ApiError(
                 400,
-                f"1 to {self.limits.texts} texts are read at once, none of them empty",
+                f"the number of texts must be 1 to {self.limits.texts}, none of them empty",
                 code="invalid_input",
                 param=param,
             )
@@ -188,22 +192,24 @@ class ModelService:
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
-        """Answer an order from documents, by the model alone, or by another server behind it."""
-        if order.passed_on is not None:
-            return await self._pass_on(served, model, order.passed_on, order, reply, request)
-        if served.ask is None or order.model == served.bare_name:
-            if order.of_documents:
+        """Answer a request from documents, by the model alone, or through another server."""
+        if order.proxied_body is not None:
+            return await self._to_proxied_body(
+                served, model, order.proxied_body, order, reply, request
+            )
+        if served.ask is None or order.model == served.model_name:
+            if order.retrieval_field:
                 raise ApiError(
                     400,
-                    f"'{order.model}' shows no passages",
+                    f"'{order.model}' has no documents and shows no passages",
                     code="no_documents",
-                    param=order.of_documents,
+                    param=order.retrieval_field,
                 )
             return await self._answer(served, model, order, reply, request)
         if order.prompt.schema is not None:
             raise ApiError(
                 400,
-                f"answers from documents are text; ask '{served.bare_name}' for JSON",
+                f"answers from documents are text; request JSON from '{served.model_name}'",
                 code="invalid_response_format",
                 param=order.schema_field,
             )
@@ -219,16 +225,16 @@ class ModelService:
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
-        """Answer from documents, each draw by itself."""
+        """Answer from documents, one sampling at a time."""
         ask, prompt, k = served.ask, order.prompt, order.k or served.k
         if ask is None:
             raise _unknown_model_error(order.model, self.names)
 
-        def answer(drawn: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
+        def answer(sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
             try:
                 yield from ask(
                     prompt.messages,
-                    drawn,
+                    sampling,
                     k,
                     settings=order.settings,
                     access=request.scope.get(ACCESS_KEY),
@@ -237,18 +243,23 @@ class ModelService:
             except DataError as error:
                 if error.problems[0].code == "rag.access-needed":
                     raise ApiError(
-                        403, "the key does not say whose documents are asked", code="no_tenant"
+                        403,
+                        "the API key does not name the tenant whose documents are used",
+                        code="no_tenant",
                     ) from error
                 raise
             except RecipeError as error:
-                told = error.problems[0]
-                wanted = "answering" if "rag.answer_strategies" in told.what else "way"
+                problem = error.problems[0]
+                field = "answering" if "rag.answer_strategies" in problem.what else "way"
                 raise ApiError(
-                    400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
+                    400,
+                    f"{problem.what}; expected {problem.expected}",
+                    code=problem.code,
+                    param=field,
                 ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
-            return (answer(drawn, is_stopped) for drawn in order.draws)
+            return (answer(sampling, is_stopped) for sampling in order.samplings)
 
         return await self._send(served, model, work, order, reply, request)
 
@@ -260,8 +271,8 @@ class ModelService:
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
-        """Answer by the model alone: whole texts side by side where it can, streams in turn."""
-        prompt, draws = order.prompt, order.draws
+        """Answer by the model alone: whole texts in a batch if possible, streams in turn."""
+        prompt, samplings = order.prompt, order.samplings
         shows = model if isinstance(model, DenoisingModel) and order.wants_canvas else None
         if order.wants_canvas and (shows is None or not order.is_streamed):
             raise _canvas_error()
@@ -269,17 +280,20 @@ class ModelService:
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
             if shows is not None:
                 return (
-                    stream_with_completion(shows.stream_canvas(prompt, drawn)) for drawn in draws
+                    stream_with_completion(shows.stream_canvas(prompt, sampling))
+                    for sampling in samplings
                 )
             if order.is_streamed:
-                return (stream_with_completion(model.stream(prompt, drawn)) for drawn in draws)
-            prompts = [prompt] * len(draws)
-            whole = model.generate(prompts, draws, is_cancelled=is_stopped)
-            return (iter([completion]) for completion in whole)
+                return (
+                    stream_with_completion(model.stream(prompt, sampling)) for sampling in samplings
+                )
+            prompts = [prompt] * len(samplings)
+            completions = model.generate(prompts, samplings, is_cancelled=is_stopped)
+            return (iter([completion]) for completion in completions)
 
         return await self._send(served, model, work, order, reply, request)
 
-    async def _pass_on(
+    async def _to_proxied_body(
         self,
         served: ServedModel,
         model: TextModel,
@@ -288,13 +302,13 @@ class ModelService:
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
-        """Pass a request with tools on to a backend that speaks of tools itself."""
+        """Forward a request with tools to a backend that supports tools."""
         if not isinstance(model, OpenAIPassthroughModel) or (
             served.ask and order.model == served.name
         ):
             raise ApiError(
                 400,
-                f"'{order.model}' calls no tools: its engine is asked for text alone",
+                f"'{order.model}' supports no tools: its engine generates text alone",
                 code="no_tools",
                 param="tools",
             )
@@ -315,13 +329,15 @@ class ModelService:
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
-        heard: list[ResponseCollector] = [LocalCollector(model, order.prompt) for _ in order.draws]
-        if order.passed_on is not None:
-            heard = [ProxyCollector()]
+        collectors: list[ResponseCollector] = [
+            LocalCollector(model, order.prompt) for _ in order.samplings
+        ]
+        if order.proxied_body is not None:
+            collectors = [ProxyCollector()]
         return await send_response(
             self._slots[served.name],
             work,
-            heard,
+            collectors,
             reply,
             request,
             self.counters,
@@ -330,8 +346,8 @@ class ModelService:
 
 
 def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:
-    """Return what a client is told whose model is not served."""
-    there = f"there is: {', '.join(known)}" if known else "there is none"
+    """Return the error for an unknown model name."""
+    there = f"available: {', '.join(known)}" if known else "available: none"
     return ApiError(
         404,
         f"model {name[:80]!r} is not served here; {there}",
@@ -341,19 +357,20 @@ def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:
 
 
 def _score_texts(served: ServedModel, query: str, texts: Sequence[str]) -> list[float]:
-    """Return how well texts fit a query, 0 to 1 of our own models.
+    """Return relevance scores of texts for a query, in [0, 1] for local models.
 
-    A cross-encoder's log-odds become a probability; an embedder's likeness (-1 to 1) is halved.
+    Logits of a cross-encoder pass through a sigmoid; a cosine similarity (-1 to 1) is mapped
+    linearly.
     """
     if served.reranker is not None:
         scores = served.reranker.score(query, texts)
         is_odds = not served.reranker.fingerprint.startswith("endpoint:")
         return [_apply_sigmoid(score) for score in scores] if is_odds else scores
     if served.embedder is None:
-        raise TypeError(f"{served.name} has nothing to rerank with")
-    asked = served.embedder.embed([query], kind="query")[0]
+        raise TypeError(f"{served.name} has no embedder or reranker to rank with")
+    query_vector = served.embedder.embed([query], kind="query")[0]
     rows = served.embedder.embed(texts, kind="passage")
-    return [(1.0 + float(likeness)) / 2 for likeness in rows @ asked]
+    return [(1.0 + float(likeness)) / 2 for likeness in rows @ query_vector]
 
 
 def _apply_sigmoid(odds: float) -> float:
@@ -364,7 +381,7 @@ def _apply_sigmoid(odds: float) -> float:
 def _canvas_error() -> ApiError:
     return ApiError(
         400,
-        "a canvas is shown in streams, by models that write in any order",
+        "canvas needs stream: true and a diffusion model",
         code="no_canvas",
         param="stream_options",
     )

@@ -1,7 +1,7 @@
 """Replies and stream chunks of chat and completions, with citations as annotations.
 
-An annotation marks where ``[1]`` stands in the text; ``citations`` says what stands behind it:
-file, byte range, pages, passage and its words.
+An annotation marks the position of ``[1]`` in the text; ``citations`` gives its target: file, byte
+range, pages, passage and its text.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def _format_event(value: object) -> bytes:
 def describe_citations(
     citations: Sequence[Citation], details: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Return citations as plain values, numbers as in the text.
+    """Return citations as plain values, numbered as in the text.
 
     Args:
-        citations: Of one answer.
-        details: The answer's; where they name its sources, each citation says who made its
-            passage, under which license, and what to look twice at.
+        citations: Citations of one answer.
+        details: Details of the answer; if they name its sources, each citation gives the author
+            and the license of its passage, and points to verify.
     """
-    sources = {one["number"]: one for one in (details or {}).get("sources", ())}
+    sources = {source["number"]: source for source in (details or {}).get("sources", ())}
     return [
         {
             "number": citation.number,
@@ -100,64 +100,64 @@ def describe_citations(
 
 
 def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an answer's details say of its making, for whoever wants to look closer.
+    """Return the details of how an answer was produced.
 
-    None of the documents' text is in it but sentences that were left out of the answer.
+    Contains no text of the documents except sentences that were left out of the answer.
     """
     return {key: details[key] for key in _DETAIL_FIELDS if key in details}
 
 
-def describe_sources(heard: ResponseCollector) -> dict[str, Any]:
-    """Return what a reply says of a text that documents were asked for; empty of any other.
+def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
+    """Return the document fields of a reply; empty for replies without documents.
 
-    Answers from documents read the last message alone, unless their way makes it stand alone
-    first: ``turns_not_read`` counts the others.
+    Answers from documents read the last message alone, unless the pipeline first rewrites it as a
+    standalone question: ``turns_not_read`` counts the others.
     """
-    if heard.citations is None:
+    if collector.citations is None:
         return {}
-    details = heard.details
-    cited: dict[str, Any] = {"citations": describe_citations(heard.citations, details)}
+    details = collector.details
+    cited: dict[str, Any] = {"citations": describe_citations(collector.citations, details)}
     if details:
         cited["answer"] = describe_answer(details)
-    is_read = any(one["step"] == "stand_alone" for one in details.get("trace", ()))
-    if heard.turns_before and not is_read:
-        cited["turns_not_read"] = heard.turns_before
+    is_read = any(citation["step"] == "stand_alone" for citation in details.get("trace", ()))
+    if collector.turns_before and not is_read:
+        cited["turns_not_read"] = collector.turns_before
     return cited
 
 
 def locate_citations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return where marks stand in a text: one for each that a citation stands behind."""
+    """Return the positions of citation marks in a text; marks without a citation are skipped."""
     known = {citation.number: citation for citation in citations}
-    found = []
+    marks = []
     for mark in _CITATION_MARK.finditer(text):
         citation = known.get(int(mark[1]))
         if citation is None:
             continue
-        place = citation.location
+        position = citation.location
         part = (
-            f"page={place.pages[0]}"
-            if place.pages
-            else f"bytes={place.byte_start}-{place.byte_end}"
+            f"page={position.pages[0]}"
+            if position.pages
+            else f"bytes={position.byte_start}-{position.byte_end}"
         )
-        found.append(
+        marks.append(
             {
                 "type": "url_citation",
                 "start_index": mark.start(),
                 "end_index": mark.end(),
-                "title": place.path,
-                "url": f"{quote(place.path)}#{part}",
+                "title": position.path,
+                "url": f"{quote(position.path)}#{part}",
                 "passage_id": citation.passage_id,
-                "byte_start": place.byte_start,
-                "byte_end": place.byte_end,
-                "pages": list(place.pages),
+                "byte_start": position.byte_start,
+                "byte_end": position.byte_end,
+                "pages": list(position.pages),
             }
         )
-    return found
+    return marks
 
 
 @dataclass(frozen=True)
 class ChatReply:
-    """One reply to a chat or to a raw text: whole, or chunk by chunk."""
+    """Reply to a chat or a text completion: whole, or chunk by chunk."""
 
     model: str
     is_chat: bool
@@ -165,68 +165,70 @@ class ChatReply:
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
-        """Return the reply in one object."""
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply as one object."""
         kind = "chat.completion" if self.is_chat else "text_completion"
-        choices = [self._choice(at, one) for at, one in enumerate(heard)]
-        return {**self._head(kind), "choices": choices, "usage": sum_usage(heard)}
+        choices = [self._choice(index, collector) for index, collector in enumerate(collectors)]
+        return {**self._head(kind), "choices": choices, "usage": sum_usage(collectors)}
 
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the chunk that opens each text of a chat."""
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the opening chunk of each text of a chat."""
         if self.is_chat:
-            for at in range(len(heard)):
-                yield self._chunk(at, {"role": "assistant", "content": ""})
+            for index in range(len(collectors)):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
-        """Yield the chunks of a piece of a text, of a step, or of a text's end.
+    def item_events(
+        self, index: int, item: OutputItem | None, collector: ResponseCollector
+    ) -> Iterator[bytes]:
+        """Yield the chunks of a piece of text, of a denoising step, or of a text's end.
 
-        Citations come after the text, and before the chunk that says why it ended. A step is a
-        chunk without text that shows the whole of it as it stands: an extension.
+        Citations come after the text, before the chunk with the finish reason. A step is a chunk
+        without text that holds the whole canvas: an extension.
         """
         if isinstance(item, str):
-            said = {"content": item}
-            yield self._chunk(at, said) if self.is_chat else self._chunk(at, {}, text=item)
+            delta = {"content": item}
+            yield self._chunk(index, delta) if self.is_chat else self._chunk(index, {}, text=item)
         elif isinstance(item, DenoisingStep):
             shown = _describe_step(item)
             yield _format_event({**self._head(self._chunk_kind), "choices": [], "canvas": shown})
-        elif item is None and heard.spent is not None:
-            if cited := self._cite(heard):
-                yield self._chunk(at, cited)
-            yield self._chunk(at, {}, finish_reason=heard.spent.finish_reason)
+        elif item is None and collector.spent is not None:
+            if cited := self._cite(collector):
+                yield self._chunk(index, cited)
+            yield self._chunk(index, {}, finish_reason=collector.spent.finish_reason)
 
-    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the chunk of usage, where it is wanted, and the mark of the end."""
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the chunk of usage, if requested, and ``[DONE]``."""
         if self.wants_usage:
-            usage = sum_usage(heard)
+            usage = sum_usage(collectors)
             yield _format_event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
         yield _DONE_EVENT
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
-        """Yield what ends a stream that failed."""
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield the events that end a failed stream."""
         yield _format_event(refusal.to_json())
 
-    def _choice(self, at: int, heard: ResponseCollector) -> dict[str, Any]:
-        reason = heard.spent.finish_reason if heard.spent else None
-        choice: dict[str, Any] = {"index": at, "finish_reason": reason, "logprobs": None}
+    def _choice(self, index: int, collector: ResponseCollector) -> dict[str, Any]:
+        reason = collector.spent.finish_reason if collector.spent else None
+        choice: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": None}
         if not self.is_chat:
-            return {**choice, "text": heard.text}
-        message = {"role": "assistant", "content": heard.text, "refusal": None}
-        return {**choice, "message": {**message, **self._cite(heard)}}
+            return {**choice, "text": collector.text}
+        message = {"role": "assistant", "content": collector.text, "refusal": None}
+        return {**choice, "message": {**message, **self._cite(collector)}}
 
     def _chunk(
-        self, at: int, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
+        self, index: int, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
     ) -> bytes:
         """Return one chunk of a text as an event."""
-        choice: dict[str, Any] = {"index": at, "finish_reason": finish_reason, "logprobs": None}
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": None}
         choice.update({"delta": delta} if self.is_chat else {"text": text})
         return _format_event({**self._head(self._chunk_kind), "choices": [choice]})
 
-    def _cite(self, heard: ResponseCollector) -> dict[str, Any]:
-        if heard.citations is None:
+    def _cite(self, collector: ResponseCollector) -> dict[str, Any]:
+        if collector.citations is None:
             return {}
         return {
-            "annotations": _build_annotations(heard.text, heard.citations),
-            **describe_sources(heard),
+            "annotations": _build_annotations(collector.text, collector.citations),
+            **describe_sources(collector),
         }
 
     @property
@@ -245,31 +247,33 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class ProxiedReply:
-    """Another server's reply to a chat, under our model's name and otherwise as it came."""
+    """Reply of another server, under the local model name and otherwise unchanged."""
 
     model: str
 
-    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
-        """Return the reply in one object."""
-        (one,) = heard
-        answer = one.answer if isinstance(one, ProxyCollector) else {}
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply as one object."""
+        (collector,) = collectors
+        answer = collector.answer if isinstance(collector, ProxyCollector) else {}
         return {**answer, "model": self.model}
 
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield nothing: the other server opens its text itself."""
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield nothing: the other server sends the opening chunk."""
         yield from ()
 
-    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+    def item_events(
+        self, index: int, item: OutputItem | None, collector: ResponseCollector
+    ) -> Iterator[bytes]:
         """Yield a chunk."""
         if isinstance(item, dict):
             yield _format_event({**item, "model": self.model})
 
-    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the mark of the end."""
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield ``[DONE]``."""
         yield _DONE_EVENT
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
-        """Yield what ends a stream that failed."""
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield the events that end a failed stream."""
         yield _format_event(refusal.to_json())
 
 
@@ -284,7 +288,7 @@ def _describe_step(step: DenoisingStep) -> dict[str, Any]:
 
 
 def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return marks as a chat message has them: the place within an object of its own."""
+    """Return annotations in the format of a chat message: the position in a nested object."""
     return [
         {
             "type": mark["type"],
@@ -297,7 +301,7 @@ def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[st
 def build_embedding_reply(
     vectors: Vectors, model: str, tokens: int, encoding: str
 ) -> dict[str, Any]:
-    """Return vectors as OpenAI's list, as numbers or as base64 of little-endian float32."""
+    """Return embeddings as OpenAI's list, as numbers or as base64 of little-endian float32."""
     rows = np.asarray(vectors, dtype="<f4")
     values = [
         base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist()
@@ -307,8 +311,8 @@ def build_embedding_reply(
         "object": "list",
         "model": model,
         "data": [
-            {"object": "embedding", "index": at, "embedding": value}
-            for at, value in enumerate(values)
+            {"object": "embedding", "index": index, "embedding": value}
+            for index, value in enumerate(values)
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }

@@ -1,8 +1,8 @@
 """Request bodies of chat, completions, embeddings and rerank, and the normalized request.
 
-A key that would change the answer and is not served is refused by name, as OpenAI does; keys that
-only label a request (``user``, ``metadata``) are accepted and not kept, and of what is not served
-the value that changes nothing is (``best_of: 1``, ``logprobs: false``), which many clients send.
+An unsupported key that would change the answer is refused by name, as OpenAI does; keys that only
+label a request (``user``, ``metadata``) are accepted and not stored; of unsupported keys the
+neutral value is accepted (``best_of: 1``, ``logprobs: false``), since many clients send it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _IGNORED_FIELDS = {
 _REPLY_FIELDS = ("annotations", "citations", "answer", "turns_not_read", "refusal")
 
 
-"""What a message of ours tells besides, which no other server takes back."""
+"""Extra fields of our messages, which other servers do not accept back."""
 
 
 _NON_SETTING_FIELDS = {"model", "user", "k"}
@@ -69,7 +69,7 @@ class _Request(BaseModel):
 
 
 class SampledRequest(_Request):
-    """What every request shares that is answered with text: how it is drawn."""
+    """Sampling fields that all text requests share."""
 
     stream: bool | None = False
     temperature: float | None = Field(None, ge=0, le=2)
@@ -82,31 +82,36 @@ class SampledRequest(_Request):
         self,
         limits: RequestLimits,
         *,
-        wanted: int | None,
+        max_tokens: int | None,
         stop: tuple[str, ...] = (),
         field: str = "max_tokens",
     ) -> Sampling:
-        """Return how to draw, within the limits.
+        """Return the sampling settings, within the limits.
 
         Args:
-            limits: What a client may ask for at most.
-            wanted: Tokens, where the client says.
-            stop: Where the text ends.
-            field: How the client's dialect calls the tokens that are wanted.
+            limits: Request limits.
+            max_tokens: Maximum number of new tokens, if given.
+            stop: Stop sequences.
+            field: Name of the token limit in the client's API.
 
         Raises:
-            Refusal: If more tokens are wanted than are given, or too many stops.
+            ApiError: If more tokens are requested than allowed, or too many stop sequences.
         """
-        tokens = wanted or limits.default_new_tokens
+        tokens = max_tokens or limits.default_new_tokens
         if tokens > limits.max_new_tokens:
             raise ApiError(
                 400,
-                f"{tokens} tokens are wanted; at most {limits.max_new_tokens} are given",
+                f"{tokens} tokens are requested; the maximum is {limits.max_new_tokens}",
                 code="max_tokens",
                 param=field,
             )
         if len(stop) > 4 or not all(stop):
-            raise ApiError(400, "at most 4 stops, none empty", code="invalid_stop", param="stop")
+            raise ApiError(
+                400,
+                "at most 4 stop sequences are allowed, none empty",
+                code="invalid_stop",
+                param="stop",
+            )
         return Sampling(
             max_new_tokens=tokens,
             temperature=self.temperature or 0.0,
@@ -118,12 +123,12 @@ class SampledRequest(_Request):
 
 
 class _TextRequest(SampledRequest):
-    """What chat and completion requests share."""
+    """Fields that chat and completion requests share."""
 
     stream_options: dict[str, bool] | None = None
     max_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
-    n: int | None = Field(1, ge=1, description="texts that are drawn, the seed one higher each")
+    n: int | None = Field(1, ge=1, description="number of texts; each has the next higher seed")
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
@@ -137,46 +142,50 @@ class _TextRequest(SampledRequest):
 
     @property
     def wants_canvas(self) -> bool:
-        """Whether a stream shows every step of a model that writes in any order; an extension."""
+        """Whether a stream shows every step of a diffusion model; an extension."""
         return bool((self.stream_options or {}).get("include_canvas"))
 
-    def draws(self, limits: RequestLimits, *, wanted: int | None) -> tuple[Sampling, ...]:
-        """Return how each of the ``n`` texts is drawn; the first as if it were the only one.
+    def samplings(self, limits: RequestLimits, *, max_tokens: int | None) -> tuple[Sampling, ...]:
+        """Return the sampling of each of the ``n`` texts; the first equals that of ``n=1``.
 
         Raises:
-            Refusal: If more texts are wanted than are given, or ``sampling`` refuses.
+            ApiError: If more texts are requested than allowed, or ``sampling`` raises.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        one, count = self.sampling(limits, wanted=wanted, stop=stop), self.n or 1
+        sampling, count = self.sampling(limits, max_tokens=max_tokens, stop=stop), self.n or 1
         if count > limits.choices:
             raise ApiError(
                 400,
-                f"{count} choices are wanted; at most {limits.choices} are given",
+                f"{count} choices are requested; the maximum is {limits.choices}",
                 code="too_many_choices",
                 param="n",
             )
         if count > 1 and self.wants_canvas:
             raise ApiError(
-                400, "a canvas is shown of one choice", code="no_canvas", param="stream_options"
+                400, "canvas supports one choice", code="no_canvas", param="stream_options"
             )
-        return tuple(replace(one, seed=(one.seed + at) & _SEED_MASK) for at in range(count))
+        return tuple(
+            replace(sampling, seed=(sampling.seed + index) & _SEED_MASK) for index in range(count)
+        )
 
 
 class DocumentsRequest(_Request):
-    """What may be said of an answer from documents: all of it extensions."""
+    """Fields of answers from documents; all of them are extensions."""
 
-    k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
+    k: int | None = Field(
+        None, ge=1, le=50, description="number of passages shown to the model; an extension"
+    )
     way: str | None = Field(
         None,
         max_length=80,
         pattern=_RETRIEVAL_PATTERN,
-        description="methods of retrieval; an extension",
+        description="retrieval methods; an extension",
     )
     answering: str | None = Field(
         None,
         max_length=40,
         pattern=_METHOD_PATTERN,
-        description="method of answering; an extension",
+        description="answering method; an extension",
     )
     unsupported: Literal["mark", "drop", "refuse"] | None = None
     neighbours: int | None = Field(None, ge=0, le=10)
@@ -186,23 +195,24 @@ class DocumentsRequest(_Request):
     parent_share: float | None = Field(None, ge=0, le=1)
 
     def ask_settings(self) -> AnswerOptionTexts:
-        """Return what the client wants of an answer from documents, as far as it says.
+        """Return the answer settings that the client gives.
 
-        Methods are named without settings: those may hold addresses and paths, which are the
-        server's to choose.
+        Methods are named without settings: those may hold addresses and paths, which the server
+        chooses.
         """
         names = [name for name in DocumentsRequest.model_fields if name not in _NON_SETTING_FIELDS]
-        told = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
         return cast(
-            "AnswerOptionTexts", {name: value for name, value in told.items() if value is not None}
+            "AnswerOptionTexts",
+            {name: value for name, value in values.items() if value is not None},
         )
 
 
 def check_message_count(count: int, limits: RequestLimits, field: str) -> None:
-    """Refuse more messages than are read.
+    """Refuse more messages than the limit.
 
     Raises:
-        Refusal: Naming the field of the client's dialect.
+        ApiError: Naming the field of the client's API.
     """
     if count > limits.messages:
         raise ApiError(
@@ -214,10 +224,10 @@ def check_message_count(count: int, limits: RequestLimits, field: str) -> None:
 
 
 def check_last_message(messages: Sequence[Message], field: str) -> None:
-    """Refuse a conversation that asks nothing.
+    """Refuse a conversation without a question at its end.
 
     Raises:
-        Refusal: If the last message is not the user's, or is empty.
+        ApiError: If the last message is not the user's, or is empty.
     """
     if messages[-1].role != "user" or not messages[-1].content.strip():
         raise ApiError(
@@ -234,7 +244,7 @@ class _ContentPart(BaseModel):
 
 
 class _ChatMessage(BaseModel):
-    """One message; what tells of an earlier answer may be sent back with it."""
+    """One message; the extra fields of earlier answers may be sent back."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -250,7 +260,7 @@ class _ChatMessage(BaseModel):
     tool_call_id: str | None = None
 
     @property
-    def speaks_of_tools(self) -> bool:
+    def uses_tools(self) -> bool:
         return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
 
     def to_message(self) -> Message:
@@ -281,56 +291,60 @@ class ChatRequest(_TextRequest, DocumentsRequest):
     prompt_cache_key: str | None = None
 
     @property
-    def speaks_of_tools(self) -> bool:
-        """Whether only a backend that knows tools can answer."""
-        return bool(self.tools) or any(turn.speaks_of_tools for turn in self.messages)
+    def uses_tools(self) -> bool:
+        """Whether only a backend that supports tools can answer."""
+        return bool(self.tools) or any(turn.uses_tools for turn in self.messages)
 
-    def to_order(self, limits: RequestLimits) -> GenerationRequest:
-        """Return what is wanted, within the limits.
+    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
+        """Return the normalized request, within the limits.
 
         Raises:
-            Refusal: If there are too many messages, the last is not the user's, too much is
-                wanted, or what is served here alone goes with tools.
+            ApiError: If there are too many messages, the last is not the user's, a limit is
+                exceeded, or an extension is combined with tools.
         """
         check_message_count(len(self.messages), limits, "messages")
-        draws = self.draws(limits, wanted=self.max_completion_tokens or self.max_tokens)
-        if self.speaks_of_tools:
-            passed_on = self._pass_on(draws[0])
-            return GenerationRequest(self.model, is_streamed=bool(self.stream), passed_on=passed_on)
+        samplings = self.samplings(limits, max_tokens=self.max_completion_tokens or self.max_tokens)
+        if self.uses_tools:
+            proxied_body = self._to_proxied_body(samplings[0])
+            return GenerationRequest(
+                self.model, is_streamed=bool(self.stream), proxied_body=proxied_body
+            )
         messages = tuple(turn.to_message() for turn in self.messages)
         check_last_message(messages, "messages")
         return GenerationRequest(
             self.model,
             Prompt(messages, schema=self._schema()),
-            draws,
+            samplings,
             bool(self.stream),
             self.k,
             self.ask_settings(),
             self.wants_canvas,
         )
 
-    def _pass_on(self, sampling: Sampling) -> dict[str, Any]:
-        """Return the request as another server of the dialect takes it."""
-        ours = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
-        if ours or self.wants_canvas:
-            param = next(iter(ours), "stream_options")
-            raise ApiError(400, f"'{param}' does not go with tools", code="no_tools", param=param)
-        given = self.model_dump(exclude_unset=True, exclude=_IGNORED_FIELDS)
-        given.pop("max_completion_tokens", None)
-        for turn in given["messages"]:
+    def _to_proxied_body(self, sampling: Sampling) -> dict[str, Any]:
+        """Return the body for another server of the same API."""
+        extensions = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
+        if extensions or self.wants_canvas:
+            param = next(iter(extensions), "stream_options")
+            raise ApiError(
+                400, f"'{param}' cannot be combined with tools", code="no_tools", param=param
+            )
+        body = self.model_dump(exclude_unset=True, exclude=_IGNORED_FIELDS)
+        body.pop("max_completion_tokens", None)
+        for turn in body["messages"]:
             for key in _REPLY_FIELDS:
                 turn.pop(key, None)
-        return {**given, "max_tokens": sampling.max_new_tokens}
+        return {**body, "max_tokens": sampling.max_new_tokens}
 
     def _schema(self) -> dict[str, Any] | None:
-        wanted = self.response_format
-        if wanted is None or wanted.get("type") == "text":
+        format = self.response_format
+        if format is None or format.get("type") == "text":
             return None
-        if wanted.get("type") == "json_object":
+        if format.get("type") == "json_object":
             return {"type": "object"}
-        named = wanted.get("json_schema")
+        named = format.get("json_schema")
         schema = named.get("schema") if isinstance(named, dict) else None
-        if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
+        if format.get("type") != "json_schema" or not isinstance(schema, dict):
             raise ApiError(
                 400,
                 "response_format must be text, json_object, or json_schema with its schema",
@@ -345,32 +359,32 @@ class CompletionRequest(_TextRequest):
 
     prompt: Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)]]
     echo: Literal[False] | None = None
-    best_of: int | None = Field(None, ge=1, description="only as many as ``n``")
+    best_of: int | None = Field(None, ge=1, description="must equal ``n``")
     logprobs: None = None
     suffix: None = None
 
     @property
     def text(self) -> str:
-        """The one text that is gone on with."""
+        """The one text to complete."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
-    def to_order(self, limits: RequestLimits) -> GenerationRequest:
-        """Return what is wanted, within the limits.
+    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
+        """Return the normalized request, within the limits.
 
         Raises:
-            Refusal: As ``draws``; and if more are wanted to be drawn than to be given.
+            ApiError: Like ``samplings``; also if ``best_of`` differs from ``n``.
         """
         if self.best_of not in {None, self.n or 1}:
             raise ApiError(
                 400,
-                "every text that is drawn is given: best_of can only be n",
+                "every generated text is returned: best_of must equal n",
                 code="invalid_request",
                 param="best_of",
             )
         return GenerationRequest(
             self.model,
             Prompt(text=self.text),
-            self.draws(limits, wanted=self.max_tokens),
+            self.samplings(limits, max_tokens=self.max_tokens),
             bool(self.stream),
             wants_canvas=self.wants_canvas,
         )
@@ -383,7 +397,7 @@ class EmbeddingRequest(_Request):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     kind: Literal["query", "passage"] = Field(
-        "passage", description="what the texts are; an extension"
+        "passage", description="role of the texts; an extension"
     )
 
 
@@ -394,7 +408,7 @@ class _RerankDocument(BaseModel):
 
 
 class RerankRequest(_Request):
-    """POST /v1/rerank, as Cohere and Jina have it."""
+    """POST /v1/rerank, in the format of Cohere and Jina."""
 
     query: str
     documents: list[str | _RerankDocument] = Field(min_length=1)
@@ -403,7 +417,9 @@ class RerankRequest(_Request):
 
     def texts(self) -> list[str]:
         """Return the documents' texts."""
-        return [one if isinstance(one, str) else one.text for one in self.documents]
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
 
 
 def _no_settings() -> AnswerOptionTexts:
@@ -412,32 +428,32 @@ def _no_settings() -> AnswerOptionTexts:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One request to a model.
+    """Normalized request to a model.
 
     Args:
-        model: The name that the client asks for.
-        prompt: What is answered; empty where the request is passed on.
-        draws: How each text is drawn.
-        is_streamed: Whether the client wants events as they come.
-        k: Passages shown, where the client says.
-        settings: What the client wants otherwise of an answer from documents.
-        wants_canvas: Whether every step is shown of a model that writes in any order.
-        passed_on: The request as another server of the dialect takes it, where only a backend that
-            knows tools can answer.
-        schema_field: How the client's dialect calls the field that asks for JSON.
+        model: Requested model name.
+        prompt: Messages or raw text; empty if the request is forwarded.
+        samplings: Sampling of each text.
+        is_streamed: Whether the client requests a stream.
+        k: Number of passages shown to the model, if given.
+        settings: Answer settings that the client overrides.
+        wants_canvas: Whether every step of a diffusion model is shown.
+        proxied_body: Body for another server of the same API, if only a backend that supports
+            tools can answer.
+        schema_field: Name of the field that requests JSON in the client's API.
     """
 
     model: str
     prompt: Prompt = field(default_factory=Prompt)
-    draws: tuple[Sampling, ...] = ()
+    samplings: tuple[Sampling, ...] = ()
     is_streamed: bool = False
     k: int | None = None
     settings: AnswerOptionTexts = field(default_factory=_no_settings)
     wants_canvas: bool = False
-    passed_on: Mapping[str, Any] | None = None
+    proxied_body: Mapping[str, Any] | None = None
     schema_field: str = "response_format"
 
     @property
-    def of_documents(self) -> str | None:
-        """The first thing that is said of how documents are asked, or None."""
+    def retrieval_field(self) -> str | None:
+        """Name of the first document field that is set, or None."""
         return next(iter(self.settings), None if self.k is None else "k")

@@ -1,8 +1,8 @@
 """Reply items and stream events of ``/v1/responses``.
 
-An answer's items are made in one way, whether they are sent as they grow or whole at the end, so
-that both say the same. Citations are annotations of the text, as OpenAI has them, and a list of
-their own in the message, as in a chat.
+Items are built by the same code whether they are streamed or sent whole, so both have the same
+content. Citations are annotations of the text, as in OpenAI's API, and a list of their own in the
+message, as in a chat.
 """
 
 from __future__ import annotations
@@ -29,63 +29,65 @@ from stillroom.serve.openai.stream import (
 __all__ = ["ResponsesReply"]
 
 _StreamEvent = tuple[str, dict[str, Any]]
-"""An event before it is numbered: its type without the beginning that all share, and its fields."""
+"""Event without its sequence number: type without the common prefix, and fields."""
 _INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
-"""Codes that OpenAI has for an answer that failed; every other failure is the server's."""
+"""Error codes of OpenAI for a failed response; all other failures are server errors."""
 
 
 class ResponsesReply:
-    """One reply: whole, or event by event; heard of one text."""
+    """Reply with one text: whole, or event by event."""
 
     def __init__(self, echo: Mapping[str, Any]) -> None:
-        """Begin a reply to a request.
+        """Create the reply to a request.
 
         Args:
-            echo: What the reply says of the request.
+            echo: Fields of the request that the reply repeats.
         """
         self._echo, self._id, self._created = echo, _new_item_id("resp"), int(time.time())
         self._output = _OutputItems()
         self._number = 0
 
-    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
-        """Return the reply in one object.
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply as one object.
 
         Raises:
-            BackendError: If another server gave up on it, or sent no answer.
+            BackendError: If another server failed, or sent no answer.
         """
-        (one,) = heard
-        said = one.answer if isinstance(one, ProxyCollector) else one.text
-        for _ in (*self._output.take(said), *self._close(one)):
+        (collector,) = collectors
+        answer = collector.answer if isinstance(collector, ProxyCollector) else collector.text
+        for _ in (*self._output.add(answer), *self._close(collector)):
             pass
-        return self._state(*_find_outcome(one))
+        return self._state(*_find_outcome(collector))
 
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the events that open a stream."""
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the opening events of a stream."""
         for kind in ("created", "in_progress"):
             yield self._event(kind, {"response": self._state("in_progress")})
 
-    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
-        """Yield the events of a piece, or of the text's end.
+    def item_events(
+        self, index: int, item: OutputItem | None, collector: ResponseCollector
+    ) -> Iterator[bytes]:
+        """Yield the events of a piece of text, or of its end.
 
         Raises:
-            BackendError: If another server gave up on it, or sent what is no answer.
+            BackendError: If another server failed, or sent an invalid answer.
         """
-        told: Iterator[_StreamEvent] = iter(())
+        events: Iterator[_StreamEvent] = iter(())
         if isinstance(item, str | dict):
-            told = self._output.take(item)
+            events = self._output.add(item)
         elif item is None:
-            told = self._close(heard)
-        for event in told:
+            events = self._close(collector)
+        for event in events:
             yield self._event(*event)
 
-    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
         """Yield the event that holds the whole reply."""
-        status, spent = _find_outcome(heard[0])
+        status, spent = _find_outcome(collectors[0])
         yield self._event(status, {"response": self._state(status, spent)})
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
-        """Yield the event that ends a stream that failed, with what there was by then."""
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield the event that ends a failed stream, with the items so far."""
         self._output.break_off()
         error = {
             "code": _ERROR_CODES.get(refusal.status, "server_error"),
@@ -96,22 +98,24 @@ class ResponsesReply:
         }
         yield self._event("failed", {"response": {**self._state("failed"), "error": error}})
 
-    def _close(self, heard: ResponseCollector) -> Iterator[_StreamEvent]:
-        """End the items of a text that is over."""
-        if isinstance(heard, ProxyCollector) and (
-            not heard.has_choice or _find_outcome(heard)[0] == "broken"
+    def _close(self, collector: ResponseCollector) -> Iterator[_StreamEvent]:
+        """Close the open item at the end of a text."""
+        if isinstance(collector, ProxyCollector) and (
+            not collector.has_choice or _find_outcome(collector)[0] == "broken"
         ):
             raise BackendError(
-                "the server behind the model sent no answer, or gave up on it",
+                "the upstream server sent no answer, or failed",
                 code="backend.broken",
                 expected="choices, and finish_reason stop",
-                next="look into that server's log, and ask again",
+                next="check the log of that server, and retry",
             )
-        marks = locate_citations(heard.text, heard.citations or ())
-        yield from self._output.close(_find_outcome(heard)[0], marks, describe_sources(heard))
+        marks = locate_citations(collector.text, collector.citations or ())
+        yield from self._output.close(
+            _find_outcome(collector)[0], marks, describe_sources(collector)
+        )
 
     def _state(self, status: str, spent: GenerationUsage | None = None) -> dict[str, Any]:
-        """Return the reply as it stands."""
+        """Return the current state of the reply."""
         why = _INCOMPLETE_REASONS.get(spent.finish_reason) if spent else None
         return {
             "id": self._id,
@@ -122,13 +126,13 @@ class ResponsesReply:
             "error": None,
             "incomplete_details": {"reason": why} if why else None,
             "output": self._output.items,
-            "usage": _format_usage(spent) if spent and spent.is_told else None,
+            "usage": _format_usage(spent) if spent and spent.is_reported else None,
             "user": None,
             **self._echo,
         }
 
     def _event(self, kind: str, fields: Mapping[str, Any]) -> bytes:
-        """Return a numbered event."""
+        """Return an event with its sequence number."""
         kind = f"response.{kind}"
         data = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
@@ -136,9 +140,9 @@ class ResponsesReply:
 
 
 class _OutputItems:
-    """The items of an answer, and what a stream tells as they grow: one is open at a time.
+    """Output items of an answer, and their events; one item is open at a time.
 
-    What is told are the items themselves: an event is written before the next one is asked for.
+    Events hold the items themselves: an event must be written before the next one is requested.
     """
 
     def __init__(self) -> None:
@@ -148,12 +152,12 @@ class _OutputItems:
         self._is_open = False
         self._place: tuple[int, str] | None = None
 
-    def take(self, said: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
-        """Take a piece of text, or another server's answer or a chunk of one."""
-        if isinstance(said, str):
-            yield from self._say(said, "output_text", "text")
+    def add(self, piece: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
+        """Add a piece of text, or an answer or a chunk of another server."""
+        if isinstance(piece, str):
+            yield from self._say(piece, "output_text", "text")
             return
-        choice = get_first_choice(said)
+        choice = get_first_choice(piece)
         delta = choice.get("delta") or choice.get("message")
         delta = delta if isinstance(delta, dict) else {}
         content = delta.get("content")
@@ -164,20 +168,20 @@ class _OutputItems:
         if text := _join_text(delta.get("refusal")):
             yield from self._say(text, "refusal", "refusal")
         calls = delta.get("tool_calls")
-        for at, call in enumerate(calls if isinstance(calls, list) else ()):
+        for index, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
-                yield from self._call(_FunctionCallDelta.read(call, at))
+                yield from self._call(_FunctionCallDelta.read(call, index))
 
     def close(
         self, status: str, marks: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
     ) -> Iterator[_StreamEvent]:
-        """End the answer; a message there is always, if nothing else."""
+        """Close the last item; an answer without items gets an empty message."""
         if not self.items:
             yield from self._say("", "output_text", "text")
         yield from self._close_item(status, marks, more)
 
     def break_off(self) -> None:
-        """Leave the open item as it is, for good."""
+        """Leave the open item incomplete."""
         if self._is_open:
             self._settle()
             self.items[-1]["status"] = "incomplete"
@@ -202,7 +206,7 @@ class _OutputItems:
         yield "output_item.added", {"output_index": len(self.items) - 1, "item": item}
 
     def _say(self, text: str, kind: str, key: str) -> Iterator[_StreamEvent]:
-        """Write a piece of a message: of its text, or of a refusal."""
+        """Add a piece of a message: of its text, or of a refusal."""
         if not self._is_open or self._item["type"] != "message":
             head = {"id": _new_item_id("msg"), "type": "message", "status": "in_progress"}
             yield from self._open({**head, "role": "assistant", "content": []})
@@ -220,13 +224,15 @@ class _OutputItems:
             yield f"{kind}.delta", {**self._where_part, "delta": text, **more}
 
     def _call(self, call: _FunctionCallDelta) -> Iterator[_StreamEvent]:
-        """Write a piece of a call of a function; another place, or another id, is another call."""
+        """Add a piece of a function call; another index or id starts another call."""
         is_open = self._is_open and self._item["type"] == "function_call"
         if not is_open or self._place is None or not call.belongs_to(*self._place):
             if not call.name:
                 if not call.arguments:
                     return
-                raise _upstream_error("arguments of no function", "the function's name first")
+                raise _upstream_error(
+                    "arguments without a function name", "the function's name first"
+                )
             known = {item.get("call_id") for item in self.items}
             call_id = call.id if call.id and call.id not in known else _new_item_id("call")
             head = {"id": _new_item_id("fc"), "type": "function_call", "status": "in_progress"}
@@ -237,7 +243,7 @@ class _OutputItems:
             yield "function_call_arguments.delta", {**self._where, "delta": call.arguments}
 
     def _settle(self) -> None:
-        """Give the open item the text that was written of it."""
+        """Set the text of the open item from its pieces."""
         text, self._pieces = "".join(self._pieces), []
         if self._item["type"] == "function_call":
             self._item["arguments"] = text
@@ -250,10 +256,10 @@ class _OutputItems:
         if part is None:
             return
         self._settle()
-        for at, mark in enumerate(marks if part["type"] == "output_text" else ()):
+        for index, mark in enumerate(marks if part["type"] == "output_text" else ()):
             part["annotations"].append(dict(mark))
-            place = {**self._where_part, "annotation_index": at}
-            yield "output_text.annotation.added", {**place, "annotation": dict(mark)}
+            position = {**self._where_part, "annotation_index": index}
+            yield "output_text.annotation.added", {**position, "annotation": dict(mark)}
         if part["type"] == "output_text":
             yield "output_text.done", {**self._where_part, "text": part["text"], "logprobs": []}
         else:
@@ -285,7 +291,7 @@ class _OutputItems:
 
 @dataclass(frozen=True, slots=True)
 class _FunctionCallDelta:
-    """A piece of a call of a function, as another server tells it."""
+    """Piece of a function call, as sent by another server."""
 
     at: int
     id: str
@@ -293,37 +299,37 @@ class _FunctionCallDelta:
     arguments: str
 
     @classmethod
-    def read(cls, call: Mapping[str, Any], at: int) -> _FunctionCallDelta:
-        """Read with care; some servers tell no index, or no id."""
+    def read(cls, call: Mapping[str, Any], position: int) -> _FunctionCallDelta:
+        """Parse leniently; some servers send no index, or no id."""
         function = call.get("function")
         function = function if isinstance(function, dict) else {}
-        place, arguments = call.get("index"), function.get("arguments")
+        index, arguments = call.get("index"), function.get("arguments")
         if isinstance(arguments, dict):
             arguments = json.dumps(arguments)
         return cls(
-            place if isinstance(place, int) else at,
+            index if isinstance(index, int) else position,
             _join_text(call.get("id")),
             _join_text(function.get("name")),
             _join_text(arguments),
         )
 
-    def belongs_to(self, at: int, id: str) -> bool:
-        """Whether it goes on with the call of a place and an id."""
-        return self.at == at and (not self.id or not id or self.id == id)
+    def belongs_to(self, index: int, id: str) -> bool:
+        """Whether it continues the call with an index and an id."""
+        return self.at == index and (not self.id or not id or self.id == id)
 
 
-def _upstream_error(what: str, expected: str) -> BackendError:
-    """Return what is wrong with an answer that another server sent."""
+def _upstream_error(received: str, expected: str) -> BackendError:
+    """Return the error for an invalid answer of another server."""
     return BackendError(
-        f"the server behind the model sent {what}",
+        f"the upstream server sent {received}",
         code="backend.answer",
         expected=expected,
-        next="look into that server's log, and ask again",
+        next="check the log of that server, and retry",
     )
 
 
 def _join_text(value: object) -> str:
-    """Return text that is given as such, or in parts; empty for anything else."""
+    """Return text given as a string or in parts; empty for anything else."""
     if isinstance(value, list):
         return "".join(_join_text(part.get("text")) for part in value if isinstance(part, dict))
     return value if isinstance(value, str) else ""
@@ -333,9 +339,9 @@ def _new_item_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
-def _find_outcome(heard: ResponseCollector) -> tuple[str, GenerationUsage | None]:
-    """Return how a text ended."""
-    reason = heard.spent.finish_reason if heard.spent else "broken"
+def _find_outcome(collector: ResponseCollector) -> tuple[str, GenerationUsage | None]:
+    """Return the status and the reason for an incomplete response."""
+    reason = collector.spent.finish_reason if collector.spent else "broken"
     status = (
         "incomplete"
         if reason in _INCOMPLETE_REASONS
@@ -343,7 +349,7 @@ def _find_outcome(heard: ResponseCollector) -> tuple[str, GenerationUsage | None
         if reason == "broken"
         else "completed"
     )
-    return status, heard.spent
+    return status, collector.spent
 
 
 def _format_usage(spent: GenerationUsage) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Request body of ``/v1/responses``, as far as it is supported.
 
-The rule is that of ``wire``: what would change the answer and is not served is refused by name,
-labels are taken and not kept, and the value that changes nothing is taken. Nothing is stored, so
-what refers to an earlier answer is refused with what to send instead.
+The rule of ``requests`` applies: an unsupported field that would change the answer is refused by
+name, labels are accepted and not stored, and neutral values are accepted. Nothing is stored, so
+references to an earlier answer are refused with an alternative.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from stillroom.serve.openai.requests import (
 
 __all__ = ["ResponsesRequest"]
 
-_NOT_STORED = "answers are not kept here"
+_NOT_STORED = "answers are not stored here"
 _MAX_DEPTH = 64
 _PROXIED_FIELDS = ("temperature", "top_p", "top_k", "seed", "parallel_tool_calls")
-"""Fields that another server takes as they are, where the client says them."""
+"""Fields that are forwarded unchanged to another server, if given."""
 
 
 class _StrictModel(BaseModel):
@@ -38,12 +38,12 @@ class _StrictModel(BaseModel):
 
 
 def _require_known_type(noun: str, *known: str, default: str = "") -> BeforeValidator:
-    """Return what refuses values of other types than are known, by the name of their type.
+    """Return a validator that refuses unknown values of a ``type`` field.
 
     Args:
-        noun: What they are, in the plural.
-        known: The types.
-        default: The type of a value that says none.
+        noun: Plural noun for the values.
+        known: Supported types.
+        default: Type of a value without one.
     """
 
     def check(value: Any) -> Any:
@@ -52,21 +52,21 @@ def _require_known_type(noun: str, *known: str, default: str = "") -> BeforeVali
         kind = default if value.get("type") is None else value["type"]
         if isinstance(kind, str) and kind and kind not in known:
             shown = kind[:40].encode("ascii", "backslashreplace").decode()
-            told = {"noun": noun, "kind": shown, "known": ", ".join(known)}
-            message = "{noun} of type '{kind}' are not served here; expected {known}"
-            raise PydanticCustomError("unknown_type", message, told)
+            context = {"noun": noun, "kind": shown, "known": ", ".join(known)}
+            message = "{noun} of type '{kind}' are not supported; expected {known}"
+            raise PydanticCustomError("unknown_type", message, context)
         return {**value, "type": kind} if kind else value
 
     return BeforeValidator(check)
 
 
 def _check_depth(value: Any) -> Any:
-    """Refuse what is nested so deep that it could not be sent on or back."""
+    """Refuse values that are nested too deeply to be forwarded or returned."""
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
-        level = [one for one in level if isinstance(one, dict | list)]
-        rows = [one.values() if isinstance(one, dict) else one for one in level]
-        level = [one for row in rows for one in row]
+        level = [value for value in level if isinstance(value, dict | list)]
+        rows = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for row in rows for value in row]
         if not level:
             return value
     raise PydanticCustomError("too_deep", "nested deeper than {most}", {"most": _MAX_DEPTH})
@@ -76,7 +76,7 @@ _JsonObject = Annotated[dict[str, JsonValue], BeforeValidator(_check_depth)]
 
 
 class _TextPart(_StrictModel):
-    """A piece of a message's text; what tells of an earlier answer may be sent back with it."""
+    """Part of a message's text; the extra fields of earlier answers may be sent back."""
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -185,7 +185,7 @@ _AbsentInclude = Literal[
     "code_interpreter_call.outputs",
     "reasoning.encrypted_content",
 ]
-"""What may be asked for besides, all of it of items that no answer here has."""
+"""Accepted values of ``include``; all concern items that no answer here has."""
 
 
 class ResponsesRequest(SampledRequest, DocumentsRequest):
@@ -203,12 +203,16 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         _require_known_type("tool choices", "function"),
     ] = None
     parallel_tool_calls: bool | None = None
-    max_tool_calls: int | None = Field(None, ge=1, description="of built-in tools: there are none")
+    max_tool_calls: int | None = Field(
+        None, ge=1, description="of built-in tools, which are not supported"
+    )
     metadata: dict[_MetadataKey, _MetadataValue] | None = Field(None, max_length=16)
-    store: bool | None = Field(None, description="nothing is stored: only false")
-    previous_response_id: str | None = Field(None, description="nothing is stored: only null")
+    store: bool | None = Field(None, description="nothing is stored: false is accepted")
+    previous_response_id: str | None = Field(
+        None, description="nothing is stored: null is accepted"
+    )
     conversation: str | dict[str, JsonValue] | None = Field(
-        None, description="nothing is stored: only null"
+        None, description="nothing is stored: null is accepted"
     )
     stream_options: _StreamOptions | None = None
     include: list[_AbsentInclude] | None = None
@@ -221,22 +225,27 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    def to_order(self, limits: RequestLimits) -> GenerationRequest:
-        """Return what is wanted, within the limits.
+    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
+        """Return the normalized request, within the limits.
 
         Raises:
-            Refusal: If it builds on what is not kept, there are too many items, the last message
-                is not the user's, too much is wanted, or tools are spoken of that are not there.
+            ApiError: If it refers to an earlier answer, has too many items, does not end with a
+                message of the user, exceeds a limit, or names unknown tools.
         """
         self._check_kept()
         items = self._items()
         check_message_count(len(items) + bool(self.instructions), limits, "input")
-        sampling = self.sampling(limits, wanted=self.max_output_tokens, field="max_output_tokens")
+        sampling = self.sampling(
+            limits, max_tokens=self.max_output_tokens, field="max_output_tokens"
+        )
         self._check_choice()
         if self.tools or not all(isinstance(item, _InputMessage) for item in items):
-            passed_on = self._pass_on(items, sampling)
+            proxied_body = self._to_proxied_body(items, sampling)
             return GenerationRequest(
-                self.model, draws=(sampling,), is_streamed=bool(self.stream), passed_on=passed_on
+                self.model,
+                samplings=(sampling,),
+                is_streamed=bool(self.stream),
+                proxied_body=proxied_body,
             )
         turns = [Message("system", self.instructions)] if self.instructions else []
         turns += [_to_message(item) for item in items if isinstance(item, _InputMessage)]
@@ -252,18 +261,18 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         )
 
     def echo(self, order: GenerationRequest) -> dict[str, Any]:
-        """Return what an answer says of its request: what was asked for, and what held else.
+        """Return the request fields that the response repeats, with effective defaults.
 
-        How another server draws where nothing is said is not known here, and so null.
+        Sampling defaults of another server are unknown here, and therefore null.
         """
-        drawn, is_ours = order.draws[0], order.passed_on is None
+        sampling, is_ours = order.samplings[0], order.proxied_body is None
         text = self.text.model_dump(by_alias=True, exclude_none=True) if self.text else {}
         choice = self.tool_choice
         return {
             "model": self.model,
             "background": False,
             "instructions": self.instructions,
-            "max_output_tokens": drawn.max_new_tokens,
+            "max_output_tokens": sampling.max_new_tokens,
             "max_tool_calls": self.max_tool_calls,
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
@@ -271,14 +280,14 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
-            "temperature": drawn.temperature if is_ours else self.temperature,
+            "temperature": sampling.temperature if is_ours else self.temperature,
             "text": {"format": {"type": "text"}, **text},
             "tool_choice": choice.model_dump()
             if isinstance(choice, BaseModel)
             else choice or "auto",
             "tools": [tool.model_dump() for tool in self.tools or ()],
             "top_logprobs": 0,
-            "top_p": drawn.top_p if is_ours else self.top_p,
+            "top_p": sampling.top_p if is_ours else self.top_p,
             "truncation": "disabled",
         }
 
@@ -288,7 +297,7 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
         return self.input
 
     def _check_kept(self) -> None:
-        """Refuse what builds on an earlier answer, or asks for this one to be kept."""
+        """Refuse references to an earlier answer, and requests to store this one."""
         if self.store:
             then = "leave store out, and send earlier items again with each request"
             raise _not_stored_error("store", "store is true", "false or nothing", then)
@@ -300,35 +309,35 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
                 )
 
     def _check_choice(self) -> None:
-        """Refuse a choice of tools that are not there."""
+        """Refuse a tool_choice of unknown tools."""
         known = [tool.name for tool in self.tools or ()]
         choice = self.tool_choice
         is_missing = isinstance(choice, _FunctionToolChoice) and choice.name not in known
         if is_missing or (choice == "required" and not known):
-            there = f"there is: {', '.join(known)[:200]}" if known else "there is none"
+            there = f"available: {', '.join(known)[:200]}" if known else "available: none"
             raise ApiError(
                 400,
-                f"tool_choice asks for a tool that is not in tools; {there}",
+                f"tool_choice names a tool that is not in tools; {there}",
                 code="unknown_tool",
                 param="tool_choice",
             )
 
     def _schema(self) -> dict[str, Any] | None:
-        wanted = self.text.format if self.text else None
-        if isinstance(wanted, _JsonSchemaFormat):
-            return dict(wanted.schema_)
-        return {"type": "object"} if isinstance(wanted, _JsonObjectFormat) else None
+        format = self.text.format if self.text else None
+        if isinstance(format, _JsonSchemaFormat):
+            return dict(format.schema_)
+        return {"type": "object"} if isinstance(format, _JsonObjectFormat) else None
 
-    def _pass_on(
+    def _to_proxied_body(
         self,
         items: Sequence[_InputMessage | _FunctionCall | _FunctionCallOutput],
         sampling: Sampling,
     ) -> dict[str, Any]:
-        """Return the request as a chat, which is what other servers of the dialect take."""
-        ours = [*self.ask_settings(), *(["k"] if self.k is not None else [])]
-        if ours:
-            told = f"'{ours[0]}' does not go with tools"
-            raise ApiError(400, told, code="no_tools", param=ours[0])
+        """Return the request as a chat body, which other servers accept."""
+        extensions = [*self.ask_settings(), *(["k"] if self.k is not None else [])]
+        if extensions:
+            message = f"'{extensions[0]}' cannot be combined with tools"
+            raise ApiError(400, message, code="no_tools", param=extensions[0])
         turns = [{"role": "system", "content": self.instructions}] if self.instructions else []
         sent: dict[str, Any] = {
             "messages": turns + _to_turns(items),
@@ -348,21 +357,21 @@ class ResponsesRequest(SampledRequest, DocumentsRequest):
                 sent["tool_choice"] = {"type": "function", "function": named}
             elif self.tool_choice is not None:
                 sent["tool_choice"] = self.tool_choice
-        wanted = self.text.format if self.text else None
-        if isinstance(wanted, _JsonSchemaFormat):
-            held = wanted.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+        format = self.text.format if self.text else None
+        if isinstance(format, _JsonSchemaFormat):
+            held = format.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
             sent["response_format"] = {"type": "json_schema", "json_schema": held}
-        elif isinstance(wanted, _JsonObjectFormat):
+        elif isinstance(format, _JsonObjectFormat):
             sent["response_format"] = {"type": "json_object"}
         if self.stream:
             sent["stream_options"] = {"include_usage": True}
         return sent
 
 
-def _not_stored_error(field: str, what: str, expected: str, then: str) -> ApiError:
-    told = f"{what}, and {_NOT_STORED}; expected {expected}; next: {then}"
-    problem = Problem(f"{what}, and {_NOT_STORED}", "not_kept", field, expected, then)
-    return ApiError(400, told, code="not_kept", param=field, problems=[problem])
+def _not_stored_error(field: str, reason: str, expected: str, then: str) -> ApiError:
+    message = f"{reason}, and {_NOT_STORED}; expected {expected}; next: {then}"
+    problem = Problem(f"{reason}, and {_NOT_STORED}", "not_kept", field, expected, then)
+    return ApiError(400, message, code="not_kept", param=field, problems=[problem])
 
 
 def _join_text(texts: str | Sequence[_TextPart]) -> str:
@@ -377,14 +386,14 @@ def _to_message(item: _InputMessage) -> Message:
 def _to_turns(
     items: Sequence[_InputMessage | _FunctionCall | _FunctionCallOutput],
 ) -> list[dict[str, Any]]:
-    """Return items as a chat's messages; calls belong to the message of the model before them.
+    """Convert items to chat messages; calls join the preceding message of the model.
 
     Raises:
-        Refusal: If there is the outcome of a call that is not among the items.
+        ApiError: If there is an output without its call.
     """
     turns: list[dict[str, Any]] = []
     called = set()
-    for at, item in enumerate(items):
+    for index, item in enumerate(items):
         if isinstance(item, _InputMessage):
             turns.append(_to_message(item).to_json())
         elif isinstance(item, _FunctionCall):
@@ -403,6 +412,6 @@ def _to_turns(
                 f"no function_call with the call_id {item.call_id[:80]!r} comes before its output, "
                 f"and {_NOT_STORED}; next: send the call again, before its output",
                 code="unknown_call",
-                param=f"input.{at}.call_id",
+                param=f"input.{index}.call_id",
             )
     return turns

@@ -1,10 +1,7 @@
 """Model output as a stream of events: local or proxied, sent whole or as SSE.
 
-What is heard is counted on the thread of the work, where counting tokens may take its time. Knows
-nothing of who is asked, nor of the dialect in which it is told.
-
-The one way of every answer, whichever dialect asks: waiting, threads, and what is counted are the
-same. Knows nothing of models.
+All API formats share this path: queueing, threads and token counts are the same. Tokens are counted
+on the worker thread, since counting may be slow. Knows nothing of models, clients or reply formats.
 """
 
 from __future__ import annotations
@@ -46,37 +43,37 @@ __all__ = [
 OutputItem = str | Completion | Answer | DenoisingStep | dict[str, Any]
 
 
-"""What the work on a text yields; a dict is another server's answer, or a chunk of it."""
+"""Item of generated text; a dict is an answer or a chunk of another server."""
 
 
 StreamItem = tuple[int, OutputItem | None]
 
 
-"""Which of a reply's texts, and what comes of it; None once it is over and counted."""
+"""Index of the text in the reply, and its item; None marks the end of a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationUsage:
-    """What a text took, and why it ended.
+    """Tokens used by a text, and its finish reason.
 
     Args:
-        usage: Tokens of the prompt, of what was written, and of both.
-        finish_reason: ``stop`` or ``length``; of another server's also ``content_filter``, and
-            ``broken`` where it gave up.
-        cached_tokens: How many of the prompt's another server had read before.
-        reasoning_tokens: How many of those written another server's model thought with.
-        is_told: Whether they were counted at all: another server need not.
+        usage: Tokens of the prompt, of the completion, and of both.
+        finish_reason: ``stop`` or ``length``; of another server also ``content_filter``, and
+            ``broken`` if it failed.
+        cached_tokens: Prompt tokens that another server had cached.
+        reasoning_tokens: Completion tokens that another server's model used for reasoning.
+        is_reported: Whether tokens were counted at all; another server may not report them.
     """
 
     usage: dict[str, int]
     finish_reason: str
     cached_tokens: int = 0
     reasoning_tokens: int = 0
-    is_told: bool = True
+    is_reported: bool = True
 
 
 class ResponseCollector(ABC):
-    """What has come of one text so far; taken on the thread of the work."""
+    """State of one text so far; updated on the worker thread."""
 
     citations: tuple[Citation, ...] | None = None
     details: Mapping[str, Any] = {}
@@ -85,27 +82,27 @@ class ResponseCollector(ABC):
     @property
     @abstractmethod
     def text(self) -> str:
-        """The text of the answer."""
+        """Text of the answer."""
 
     @property
     @abstractmethod
     def turns_before(self) -> int:
-        """How many messages come before the last one."""
+        """Number of messages before the last one."""
 
     @abstractmethod
-    def take(self, item: OutputItem) -> None:
-        """Keep what an item says of the answer."""
+    def add(self, item: OutputItem) -> None:
+        """Add an item to the answer."""
 
     @abstractmethod
-    def end(self) -> None:
-        """Say what was spent."""
+    def finish(self) -> None:
+        """Count the tokens used."""
 
 
 class LocalCollector(ResponseCollector):
-    """A text that a model writes here."""
+    """Text that a local model generates."""
 
     def __init__(self, model: TextModel, prompt: Prompt) -> None:
-        """Hear what a model writes of a prompt."""
+        """Start with the prompt and no text."""
         self._model, self._prompt = model, prompt
         self._pieces: list[str] = []
         self._completion: Completion | None = None
@@ -121,7 +118,7 @@ class LocalCollector(ResponseCollector):
         return len(self._prompt.messages) - 1
 
     @override
-    def take(self, item: OutputItem) -> None:
+    def add(self, item: OutputItem) -> None:
         if isinstance(item, str):
             self._pieces.append(item)
         elif isinstance(item, Answer):
@@ -131,8 +128,8 @@ class LocalCollector(ResponseCollector):
             self._completion = item
 
     @override
-    def end(self) -> None:
-        """Say what was spent: as the engine counted, or, where it does not tell, as it would."""
+    def finish(self) -> None:
+        """Count the tokens used: as reported by the engine, or with its tokenizer."""
         done = self._completion or Completion(self.text)
         spent = done.completion_tokens
         if done.text and not spent:
@@ -146,9 +143,9 @@ class LocalCollector(ResponseCollector):
         self.spent = GenerationUsage(usage, "length" if done.finish_reason == "length" else "stop")
 
     def _count_prompt(self) -> int:
-        """Return the tokens of the prompt, with its template's where the model can tell them.
+        """Return the tokens of the prompt, including its template if the model can count them.
 
-        A prompt with documents in it is the answering method's own: its question alone is known.
+        The prompt with documents belongs to the answering method: its question alone is known.
         """
         if isinstance(self._model, CountingModel) and self.citations is None:
             return self._model.count_prompt(self._prompt)
@@ -157,10 +154,10 @@ class LocalCollector(ResponseCollector):
 
 
 class ProxyCollector(ResponseCollector):
-    """A text that another server writes, whose answer is passed on: whole, or chunk by chunk."""
+    """Text of another server, which is forwarded whole or chunk by chunk."""
 
     def __init__(self) -> None:
-        """Hear nothing yet."""
+        """Start without an answer."""
         self.answer: dict[str, Any] = {}
         self.has_choice = False
         self._usage: dict[str, Any] | None = None
@@ -169,7 +166,7 @@ class ProxyCollector(ResponseCollector):
     @property
     @override
     def text(self) -> str:
-        """What is passed on is no text: it may call tools."""
+        """Always empty: the forwarded answer may contain tool calls."""
         return ""
 
     @property
@@ -178,7 +175,7 @@ class ProxyCollector(ResponseCollector):
         return 0
 
     @override
-    def take(self, item: OutputItem) -> None:
+    def add(self, item: OutputItem) -> None:
         if not isinstance(item, dict):
             return
         self.answer = item
@@ -189,8 +186,8 @@ class ProxyCollector(ResponseCollector):
             self._end = choice.get("finish_reason") or self._end
 
     @override
-    def end(self) -> None:
-        """Say what was spent, as far as the other server tells."""
+    def finish(self) -> None:
+        """Count the tokens used, as reported by the other server."""
         used = self._usage or {}
         read = read_count(used.get("prompt_tokens"))
         written = read_count(used.get("completion_tokens"))
@@ -213,9 +210,9 @@ def _read_detail(usage: Mapping[str, Any], group: str, key: str) -> int:
     return read_count(details.get(key)) if isinstance(details, dict) else 0
 
 
-def sum_usage(heard: Sequence[ResponseCollector]) -> dict[str, int]:
-    """Return what all texts of a reply took; the prompt that they share counts once."""
-    spent = [one.spent.usage for one in heard if one.spent is not None]
+def sum_usage(collectors: Sequence[ResponseCollector]) -> dict[str, int]:
+    """Return the usage of all texts of a reply; their common prompt counts once."""
+    spent = [collector.spent.usage for collector in collectors if collector.spent is not None]
     read = spent[0]["prompt_tokens"] if spent else 0
     written = sum(usage["completion_tokens"] for usage in spent)
     return {
@@ -226,109 +223,111 @@ def sum_usage(heard: Sequence[ResponseCollector]) -> dict[str, int]:
 
 
 class ResponseFormat(Protocol):
-    """How one reply is told."""
+    """Format of one reply."""
 
-    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
-        """Return all of it in one object.
-
-        Raises:
-            BackendError: If another server gave up on it.
-        """
-
-    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the events that come before anything is said."""
-
-    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
-        """Yield the events of what was just heard of a text; of None, those of its end.
+    def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply as one object.
 
         Raises:
-            BackendError: If another server gave up on it.
+            BackendError: If another server failed.
         """
 
-    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
-        """Yield the events that come last."""
+    def start_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the opening events."""
 
-    def fail(self, refusal: ApiError) -> Iterator[bytes]:
-        """Yield the events that come last where something fails after the first one."""
+    def item_events(
+        self, index: int, item: OutputItem | None, collector: ResponseCollector
+    ) -> Iterator[bytes]:
+        """Yield the events of the latest item of a text; for None, those of its end.
+
+        Raises:
+            BackendError: If another server failed.
+        """
+
+    def end_events(self, collectors: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the closing events."""
+
+    def error_events(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield the closing events of a stream that fails after its first event."""
 
 
 async def send_response(
     slots: WorkerSlots,
     work: Work[Iterator[OutputItem]],
-    heard: Sequence[ResponseCollector],
+    collectors: Sequence[ResponseCollector],
     reply: ResponseFormat,
     request: Request,
     counters: ServerMetrics,
     *,
     is_streamed: bool,
 ) -> Response:
-    """Send what the work gives of each text: event by event, or whole.
+    """Send the generated texts: event by event, or whole.
 
     Raises:
-        Refusal: If it fails before anything is sent, or the client leaves.
+        ApiError: If it fails before anything is sent, or the client disconnects.
     """
     clock: RequestTiming | None = request.scope.get(TIMING_KEY)
 
     def listen(is_stopped: IsStopped) -> Iterator[StreamItem]:
-        """Hear on the work's own thread, where counting tokens may take its time."""
-        for at, items in enumerate(work(is_stopped)):
+        """Collect items on the worker thread, since counting tokens may be slow."""
+        for index, items in enumerate(work(is_stopped)):
             for item in items:
-                heard[at].take(item)
-                yield at, item
+                collectors[index].add(item)
+                yield index, item
             if is_stopped():
                 return
             begun = time.perf_counter()
-            heard[at].end()
-            if clock is not None:  # counting is our own work, though the engine is asked
+            collectors[index].finish()
+            if clock is not None:  # counting is the server's own work, not the engine's
                 clock.engine_s -= time.perf_counter() - begun
-            yield at, None
+            yield index, None
 
     items = slots.stream(listen, request)
     if is_streamed:
-        # The first item is awaited here, so that what fails at once fails with a status.
+        # The first item is awaited here, so that an immediate failure gets an HTTP status.
         first = await anext(items, None)
-        events = _stream_events(first, items, heard, reply, counters)
+        events = _stream_events(first, items, collectors, reply, counters)
         return StreamingResponse(events, media_type="text/event-stream")
     async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
         async for _ in opened:
             pass
-    if any(one.spent is None for one in heard):
+    if any(collector.spent is None for collector in collectors):
         raise client_disconnected()
-    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
-    return Response(encode_json(reply.whole(heard)), media_type="application/json")
+    counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
+    return Response(encode_json(reply.render(collectors)), media_type="application/json")
 
 
 async def _stream_events(
     first: StreamItem | None,
     items: AsyncIterator[StreamItem],
-    heard: Sequence[ResponseCollector],
+    collectors: Sequence[ResponseCollector],
     reply: ResponseFormat,
     counters: ServerMetrics,
 ) -> AsyncIterator[bytes]:
-    """Yield a reply's events; an error after the first ends the stream as the dialect has it."""
-    for event in reply.begin(heard):
+    """Yield the events of a reply; a late error ends the stream in the format of the API."""
+    for event in reply.start_events(collectors):
         yield event
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         try:
             if first is not None:
-                for event in reply.tell(*first, heard[first[0]]):
+                for event in reply.item_events(*first, collectors[first[0]]):
                     yield event
-            async for at, item in opened:
-                for event in reply.tell(at, item, heard[at]):
+            async for index, item in opened:
+                for event in reply.item_events(index, item, collectors[index]):
                     yield event
         except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
-            for event in reply.fail(to_api_error(error)):
+            for event in reply.error_events(to_api_error(error)):
                 yield event
             return
-    if any(one.spent is None for one in heard):
+    if any(collector.spent is None for collector in collectors):
         return
-    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
-    for event in reply.end(heard):
+    counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
+    for event in reply.end_events(collectors):
         yield event
 
 
 def encode_json(value: object) -> bytes:
-    """Return a value as JSON; half a surrogate pair, which is no character, stays escaped."""
+    """Return a value as JSON; lone surrogates, which are invalid in UTF-8, stay escaped."""
     try:
         return json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

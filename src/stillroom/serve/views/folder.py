@@ -37,8 +37,8 @@ _SKIPPED_FOLDERS = frozenset({"output", "node_modules", "__pycache__"})
 class FolderArtifact:
     """One artifact or checkpoint of the folder.
 
-    ``kind`` is an artifact's kind; ``is_run`` says that it answers questions by itself; ``origin``
-    is ``human``, ``synthetic``, ``unknown`` or empty where it says nothing.
+    ``kind`` is an artifact's kind; ``is_run`` marks runs, which answer questions; ``origin`` is
+    ``human``, ``synthetic``, ``unknown`` or empty if not recorded.
     """
 
     name: str
@@ -54,17 +54,17 @@ class FolderArtifact:
 
     @property
     def title(self) -> str:
-        """The last part of its name."""
+        """Last part of its name."""
         return self.name.rpartition("/")[2]
 
 
 def is_artifact(folder: Path) -> bool:
-    """Return whether a folder is what one job left."""
+    """Return whether a folder is an artifact."""
     return (folder / ARTIFACT_FILE).is_file()
 
 
 def read_kind(folder: Path) -> str:
-    """Return an artifact's kind (``broken`` where it cannot be read), checkpoint, or folder."""
+    """Return an artifact's kind (``broken`` if unreadable), ``checkpoint``, or ``folder``."""
     if is_artifact(folder):
         try:
             return read_artifact(folder).kind
@@ -77,13 +77,13 @@ def resolve_name(root: Path, name: str) -> Path:
     """Return the path of a name inside the folder.
 
     Raises:
-        DataError: If it leads outside, names something hidden, or is not there.
+        DataError: If it resolves to a path outside, is hidden, or does not exist.
     """
     return TenantRoot(root).find(name)
 
 
 def to_name(root: Path, path: Path | str) -> str:
-    """Return the name of a path inside the folder, or an empty text for one outside."""
+    """Return the name of a path inside the folder; empty for a path outside."""
     real, top = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     if not real.is_relative_to(top):
         return ""
@@ -93,38 +93,38 @@ def to_name(root: Path, path: Path | str) -> str:
 
 
 def list_folder_artifacts(root: Path) -> list[FolderArtifact]:
-    """Return what lies in the folder, the newest first; broken artifacts are of kind ``broken``."""
-    found = [_describe_artifact(root, folder) for folder in _walk_artifacts(root)]
-    return sorted(found, key=lambda one: (one.created, one.name), reverse=True)
+    """Return the artifacts of the folder, newest first; unreadable ones are of kind ``broken``."""
+    artifacts = [_describe_artifact(root, folder) for folder in _walk_artifacts(root)]
+    return sorted(artifacts, key=lambda artifact: (artifact.created, artifact.name), reverse=True)
 
 
 def read_folder_artifact(root: Path, name: str) -> FolderArtifact:
     """Return one artifact or checkpoint by its name.
 
     Raises:
-        DataError: If there is no such thing inside the folder.
+        DataError: If there is none of that name inside the folder.
     """
     folder = resolve_name(root, name)
     if not _is_artifact_or_checkpoint(folder):
         raise DataError(
-            f"{name!r:.200} is no artifact",
+            f"{name!r:.200} is not an artifact",
             code="data.not-an-artifact",
             expected="the folder of a finished job, or a checkpoint",
-            next="open the list of what lies there",
+            next="choose one from the list of the folder",
         )
     return _describe_artifact(root, folder)
 
 
 def _walk_artifacts(root: Path) -> Iterator[Path]:
     count = 0
-    for place, folders, files in os.walk(root):
-        folder = Path(place)
+    for folder_path, folders, files in os.walk(root):
+        folder = Path(folder_path)
         depth = len(folder.relative_to(root).parts)
         is_artifact = ARTIFACT_FILE in files
         folders[:] = sorted(
-            one
-            for one in folders
-            if depth < _MAX_DEPTH and not one.startswith(".") and one not in _SKIPPED_FOLDERS
+            name
+            for name in folders
+            if depth < _MAX_DEPTH and not name.startswith(".") and name not in _SKIPPED_FOLDERS
         )
         if is_artifact or _is_checkpoint(files):
             count += 1
@@ -142,7 +142,7 @@ def _is_artifact_or_checkpoint(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     return (folder / ARTIFACT_FILE).is_file() or _is_checkpoint(
-        [one.name for one in folder.iterdir()]
+        [file.name for file in folder.iterdir()]
     )
 
 
@@ -150,7 +150,7 @@ def _describe_artifact(root: Path, folder: Path) -> FolderArtifact:
     name = folder.relative_to(root).as_posix()
     if not (folder / ARTIFACT_FILE).is_file():
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-        return FolderArtifact(name, "checkpoint", size_bytes=size, recipe="made elsewhere")
+        return FolderArtifact(name, "checkpoint", size_bytes=size, recipe="produced elsewhere")
     try:
         artifact = read_artifact(folder)
     except DataError as error:
@@ -177,7 +177,7 @@ def _read_origin(artifact: Artifact) -> tuple[str, str]:
 
 
 def _read_recipe_kind(folder: Path) -> str:
-    """Return the kind that the resolved recipe names, read from its first lines."""
+    """Return the kind in the resolved recipe, read from its first lines."""
     try:
         with (folder / "recipe.yaml").open(encoding="utf-8") as file:
             for line, _ in zip(file, range(8), strict=False):
@@ -190,7 +190,7 @@ def _read_recipe_kind(folder: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file of an artifact holds, or None where there is none that is sound."""
+    """Return the content of a JSON file of an artifact, or None if missing or invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

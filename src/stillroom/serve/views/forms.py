@@ -1,8 +1,8 @@
 """Form fields of a recipe from its JSON Schema, and the methods that a form offers.
 
-A setting that no simple control can hold is asked for as YAML. Nothing is said here that the schema
-does not say; what a form leaves empty stays as the recipe has it. What jobs of clients are refused,
-work on a cluster, is not offered.
+A setting without a simple control is edited as YAML. All information comes from the schema; an
+empty field keeps the value of the recipe. Work on a cluster, which client jobs may not use, is not
+offered.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FieldOption:
-    """One choice of a setting: its name, what it is, and the settings of its own."""
+    """One choice of a setting: its name, its description, and its own settings."""
 
     name: str
     summary: str
@@ -68,8 +68,8 @@ class FormField:
 
     ``control`` is ``text``, ``place`` (a name in the folder or a reference), ``integer``,
     ``number``, ``boolean``, ``choice``, ``method`` (a choice whose options have settings),
-    ``group`` or ``yaml``; ``path`` is dotted, as an override has it. ``example`` is what the
-    commented recipe has in a setting that must be given.
+    ``group`` or ``yaml``; ``path`` is dotted, as in an override. ``example`` is the value in the
+    commented recipe of a required setting.
     """
 
     path: str
@@ -86,22 +86,22 @@ class FormField:
 
     @property
     def label(self) -> str:
-        """What a form calls it: its title, else the last part of its path in words."""
+        """Label of the field: its title, or the last part of its path in words."""
         words = self.path.rpartition(".")[2].replace("_", " ")
         return self.title or words[:1].upper() + words[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeForm:
-    """A kind of recipe that a job can be made of."""
+    """Kind of recipe that a form can create."""
 
     name: str
     summary: str
 
 
 def list_forms() -> list[RecipeForm]:
-    """Return the main job and every other kind of recipe."""
-    main = RecipeForm(MAIN_JOB, "The main job: documents in, a small model that you own out.")
+    """Return the main job and all other kinds of recipe."""
+    main = RecipeForm(MAIN_JOB, "The main job: from documents to a small model of your own.")
     return [
         main,
         *(RecipeForm(name, _first_line(find_recipe_class(name).__doc__)) for name in list_kinds()),
@@ -109,7 +109,7 @@ def list_forms() -> list[RecipeForm]:
 
 
 def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
-    """Return a kind's settings, and its commented recipe.
+    """Return the settings of a kind, and its commented recipe.
 
     Raises:
         RecipeError: If there is no such kind or method.
@@ -124,19 +124,19 @@ def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
     )
     written = read_yaml(commented, "recipe").data
     settings = tuple(
-        replace(one, example=_format_default(_drop_empty(written[one.path])))
-        if one.is_required and one.path in written
-        else one
-        for one in _build_fields(schema, schema.get("$defs", {}), "", 0)
+        replace(field, example=_format_default(_drop_empty(written[field.path])))
+        if field.is_required and field.path in written
+        else field
+        for field in _build_fields(schema, schema.get("$defs", {}), "", 0)
     )
     return settings, commented
 
 
 def _drop_empty(value: Any) -> Any:
-    """Return a value of a commented recipe without what it leaves as it is."""
+    """Return a value of a commented recipe without empty settings."""
     if isinstance(value, Mapping):
-        return {str(key): _drop_empty(one) for key, one in value.items() if one}
-    return [_drop_empty(one) for one in value] if isinstance(value, list) else value
+        return {str(key): _drop_empty(item) for key, item in value.items() if item}
+    return [_drop_empty(item) for item in value] if isinstance(value, list) else value
 
 
 def _first_line(text: str | None) -> str:
@@ -145,66 +145,70 @@ def _first_line(text: str | None) -> str:
 
 def _build_fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[FormField, ...]:
     required = set(schema.get("required", ()))
-    found = [
-        _build_field(f"{prefix}{name}", one, defs, depth, is_required=name in required)
-        for name, one in schema.get("properties", {}).items()
+    fields = [
+        _build_field(f"{prefix}{name}", part, defs, depth, is_required=name in required)
+        for name, part in schema.get("properties", {}).items()
         if name not in _HIDDEN_FIELDS
-        and not (prefix and "const" in one)
-        and _drop_cluster_options(_resolve_reference(one, defs)) != {}
+        and not (prefix and "const" in part)
+        and _drop_cluster_options(_resolve_reference(part, defs)) != {}
     ]
-    return tuple(sorted(found, key=lambda one: (not one.is_required, one.control == "group")))
+    return tuple(sorted(fields, key=lambda part: (not part.is_required, part.control == "group")))
 
 
 def _build_field(
     path: str, schema: Schema, defs: Schema, depth: int, *, is_required: bool
 ) -> FormField:
     resolved = _resolve_reference(schema, defs)
-    whole = _drop_cluster_options(resolved)
-    hint = str(schema.get("description", whole.get("description", "")))
-    if whole is not resolved:
-        hint = hint.partition(";")[0]  # what follows is about clusters
+    merged = _drop_cluster_options(resolved)
+    hint = str(schema.get("description", merged.get("description", "")))
+    if merged is not resolved:
+        hint = hint.partition(";")[0]  # the text after this concerns clusters
     default = _format_default(schema.get("default"))
-    told: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
-    parts = [_resolve_reference(one, defs) for one in whole.get("anyOf", ())]
-    parts = [one for one in parts if one.get("type") != "null"]
-    named = [one for one in parts if "const" in one.get("properties", {}).get("name", {})]
+    values: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
+    parts = [_resolve_reference(part, defs) for part in merged.get("anyOf", ())]
+    parts = [part for part in parts if part.get("type") != "null"]
+    named = [part for part in parts if "const" in part.get("properties", {}).get("name", {})]
     if named and depth < _MAX_DEPTH:
-        options = tuple(_build_option(one, defs, f"{path}.", depth) for one in named)
-        return FormField(path, "method", **told, options=options)
+        options = tuple(_build_option(part, defs, f"{path}.", depth) for part in named)
+        return FormField(path, "method", **values, options=options)
     if len(parts) == 1:
-        whole = {**whole, **parts[0]}
-    if "enum" in whole and all(isinstance(one, str) for one in whole["enum"]):
-        options = tuple(FieldOption(one, "") for one in whole["enum"])
-        return FormField(path, "choice", **told, options=options)
-    if whole.get("properties") and depth < _MAX_DEPTH:
+        merged = {**merged, **parts[0]}
+    if "enum" in merged and all(isinstance(part, str) for part in merged["enum"]):
+        options = tuple(FieldOption(part, "") for part in merged["enum"])
+        return FormField(path, "choice", **values, options=options)
+    if merged.get("properties") and depth < _MAX_DEPTH:
         return FormField(
-            path, "group", **told, settings=_build_fields(whole, defs, f"{path}.", depth + 1)
+            path, "group", **values, settings=_build_fields(merged, defs, f"{path}.", depth + 1)
         )
-    control = _SIMPLE_CONTROLS.get(str(whole.get("type")), "yaml")
-    if control == "text" and whole.get("minLength") == 1:
+    control = _SIMPLE_CONTROLS.get(str(merged.get("type")), "yaml")
+    if control == "text" and merged.get("minLength") == 1:
         control = "place"
-    low = whole.get("minimum", whole.get("exclusiveMinimum"))
-    high = whole.get("maximum", whole.get("exclusiveMaximum"))
-    return FormField(path, control, **told, low=low, high=high)
+    low = merged.get("minimum", merged.get("exclusiveMinimum"))
+    high = merged.get("maximum", merged.get("exclusiveMaximum"))
+    return FormField(path, control, **values, low=low, high=high)
 
 
 def _drop_cluster_options(schema: Schema) -> Schema:
-    """Return an engine's schema as its group without clusters, empty where nothing is left.
+    """Return the schema of an engine without its cluster options, empty if none are left.
 
-    Any other schema stays as it is.
+    Any other schema is returned unchanged.
     """
     parts = schema.get("anyOf", ())
-    if not any(_CLUSTER_ENGINE in one.get("enum", ()) for one in parts):
+    if not any(_CLUSTER_ENGINE in part.get("enum", ()) for part in parts):
         return schema
-    groups = (one["properties"] for one in parts if "properties" in one)
-    kept = {name: one for group in groups for name, one in group.items() if name != _CLUSTER_ENGINE}
-    return {**schema, "anyOf": (), "type": "object", "properties": kept} if kept else {}
+    groups = (part["properties"] for part in parts if "properties" in part)
+    properties = {
+        name: part for group in groups for name, part in group.items() if name != _CLUSTER_ENGINE
+    }
+    return {**schema, "anyOf": (), "type": "object", "properties": properties} if properties else {}
 
 
 def _build_option(schema: Schema, defs: Schema, prefix: str, depth: int) -> FieldOption:
     name = str(schema["properties"]["name"]["const"])
     settings = tuple(
-        one for one in _build_fields(schema, defs, prefix, depth + 1) if one.path != f"{prefix}name"
+        field
+        for field in _build_fields(schema, defs, prefix, depth + 1)
+        if field.path != f"{prefix}name"
     )
     return FieldOption(name, str(schema.get("description", "")), settings)
 
@@ -217,7 +221,7 @@ def _resolve_reference(schema: Schema, defs: Schema) -> Schema:
 
 
 def _format_default(default: Any) -> str:
-    """Return a default as a reader of the form sees it."""
+    """Format a default value for the form."""
     if default is None or default == "":
         return ""
     if isinstance(default, Mapping) and "name" in default:
@@ -238,32 +242,32 @@ _MAIN_FIELDS = (
         "Origin of the documents",
         "steps.index.origin.kind",
         "choice",
-        "who wrote them",
+        "author or source of the documents",
         default="unknown",
         options=_ORIGIN_OPTIONS,
     ),
     _build_main_field(
-        "License of the documents", "steps.index.origin.license", "text", "an SPDX id"
+        "License of the documents", "steps.index.origin.license", "text", "an SPDX identifier"
     ),
     _build_main_field(
         "Teacher",
         "inputs.teacher",
         "place",
-        "writes the records and teaches the student",
+        "generates the records and teaches the student",
         default="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     _build_main_field(
         "Embedder",
         "inputs.embedder",
         "place",
-        "turns passages and questions into vectors",
+        "embeds passages and questions",
         default="hub:sentence-transformers/all-MiniLM-L6-v2",
     ),
     _build_main_field(
         "Training records",
         "steps.records.target.train",
         "integer",
-        "questions and answers to learn from",
+        "number of questions and answers for training",
         default="100",
         low=1,
     ),
@@ -271,7 +275,7 @@ _MAIN_FIELDS = (
         "Held-out records",
         "steps.records.target.held_out",
         "integer",
-        "questions and answers to measure with",
+        "number of questions and answers for evaluation",
         default="20",
         low=1,
     ),
@@ -279,7 +283,7 @@ _MAIN_FIELDS = (
         "Passages as training text",
         "steps.records.include_passages",
         "integer",
-        "learned as plain text",
+        "number of passages used as plain training text",
         default="100",
         low=0,
     ),
@@ -287,7 +291,7 @@ _MAIN_FIELDS = (
         "Student size",
         "steps.student.student.max_parameters",
         "number",
-        "as a share of the teacher's parameters",
+        "share of the teacher's parameters",
         default="0.6",
         low=0,
         high=1,
@@ -296,7 +300,7 @@ _MAIN_FIELDS = (
         "Training steps",
         "steps.student.train.steps",
         "integer",
-        "optimizer steps of the student",
+        "number of optimizer steps of the student",
         default="50",
         low=1,
     ),
@@ -304,19 +308,24 @@ _MAIN_FIELDS = (
         "Questions in the report",
         "steps.report.max_questions",
         "integer",
-        "held-out questions that each model answers",
+        "number of held-out questions that each model answers",
         default="20",
         low=1,
     ),
     _build_main_field(
-        "Seed", "seed", "integer", "same seed, same machine: same bytes", default="0", low=0
+        "Seed",
+        "seed",
+        "integer",
+        "the same seed on the same machine gives the same bytes",
+        default="0",
+        low=0,
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class MethodOption:
-    """A method's name and the first line of what it says of itself."""
+    """Name of a method, and the first line of its docstring."""
 
     name: str
     summary: str
@@ -324,14 +333,14 @@ class MethodOption:
 
 @lru_cache(maxsize=32)
 def list_method_options(seam: str) -> tuple[MethodOption, ...]:
-    """Return the methods of a seam, as ``rag.retrievers``, by name."""
+    """Return the methods of a seam such as ``rag.retrievers``, by name."""
     name = f"stillroom.{seam}"
-    found = list_methods({name: find_registries()[name]})
-    return tuple(MethodOption(one.name, one.summary) for one in found)
+    methods = list_methods({name: find_registries()[name]})
+    return tuple(MethodOption(method.name, method.summary) for method in methods)
 
 
 def list_answering_options() -> dict[str, tuple[MethodOption, ...]]:
-    """Return what retrieves, what reorders, and what answers."""
+    """Return the retrievers, rerankers and answering methods."""
     return {
         "retrievers": list_method_options("rag.retrievers"),
         "rerankers": list_method_options("rag.rerankers"),

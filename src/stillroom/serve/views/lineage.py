@@ -1,10 +1,10 @@
 """Lineage of an artifact as a tree with links, and as a graph laid out in columns.
 
-Of what was made from an index with tenants no text is walked: its records hold words of all of
-them.
+The lineage of an artifact derived from an index with tenants is not traced to texts: its records
+hold text of all tenants.
 
-A node stands one column right of the rightmost of its parents; rows are ordered so that lines cross
-little. Knows places and names, nothing of what they hold.
+A node is one column right of its rightmost parent; rows are ordered to reduce crossings. Uses
+folders and names alone, not the content of artifacts.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MAX_EXAMPLES = 20
 
 @dataclass(frozen=True, slots=True)
 class LineageTreeNode:
-    """A node of a lineage: what it is, and the name in the folder that opens it, if there is one.
+    """Node of a lineage, with the name in the folder that opens it, if there is one.
 
-    ``origin`` is one of the four kinds or empty; ``says`` is what the node says of its origin.
+    ``origin`` is one of the four kinds or empty; ``says`` describes the origin.
     """
 
     title: str
@@ -55,34 +55,34 @@ class LineageTreeNode:
 
 
 def has_tenant_sources(folder: Path) -> bool:
-    """Return whether an artifact is, or was made from, an index with tenants."""
+    """Return whether an artifact is, or derives from, an index with tenants."""
     return any(
-        artifact.kind == "index" and has_tenants(place)
-        for place, artifact in list_ancestors(folder)
+        artifact.kind == "index" and has_tenants(ancestor)
+        for ancestor, artifact in list_ancestors(folder)
     )
 
 
 def trace_lineage(root: Path, name: str, *, record: str = "", examples: int = 3) -> LineageTreeNode:
-    """Return the tree of an artifact, or of one record or passage of it.
+    """Return the lineage tree of an artifact, or of one of its records or passages.
 
     Args:
-        root: The served folder.
-        name: The artifact's name.
-        record: The id of a record or passage to walk from.
-        examples: How many records and passages are followed.
+        root: Served folder.
+        name: Name of the artifact.
+        record: Id of a record or passage to start from.
+        examples: Number of records and passages that are traced.
 
     Raises:
-        DataError: If there is no such artifact or record, or it holds words of tenants.
+        DataError: If there is no such artifact or record, or it holds text of tenants.
     """
     folder = resolve_name(root, name)
     is_guarded = has_tenant_sources(folder)
     if record:
         if is_guarded:
             raise DataError(
-                "what was made from an index with tenants is not opened record by record",
+                "an artifact derived from an index with tenants is not traced record by record",
                 code="rag.access-needed",
-                expected="an artifact whose sources all may see",
-                next="ask the index itself, as one of its tenants",
+                expected="an artifact whose sources are visible to everyone",
+                next="query the index itself, as one of its tenants",
             )
         return _build_node(walk_record(folder, record), root)
     count = 0 if is_guarded else min(examples, _MAX_EXAMPLES)
@@ -115,7 +115,7 @@ NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 168, 46, 44, 18
 
 @dataclass(frozen=True, slots=True)
 class LineageGraphNode:
-    """A node with its place, in pixels; ``name`` opens it where it lies in the folder."""
+    """Node with its position in pixels; ``name`` opens it if it lies in the folder."""
 
     key: str
     label: str
@@ -128,7 +128,7 @@ class LineageGraphNode:
 
 @dataclass(frozen=True, slots=True)
 class LineageGraphEdge:
-    """A line from a parent to what was made of it, and the part that it took."""
+    """Edge from a parent to a derived artifact, with the parent's role."""
 
     role: str
     path: str
@@ -136,28 +136,28 @@ class LineageGraphEdge:
 
 @dataclass(frozen=True, slots=True)
 class LineageGraph:
-    """Everything to draw, and the same in words."""
+    """Graph with its geometry, and a description in words."""
 
     width: int
     height: int
-    spots: tuple[LineageGraphNode, ...]
+    nodes: tuple[LineageGraphNode, ...]
     edges: tuple[LineageGraphEdge, ...]
     words: tuple[str, ...]
     is_cut: bool
 
 
 def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
-    """Return the graph of some artifacts and all that they were made from.
+    """Return the graph of artifacts and their ancestors.
 
     Args:
-        root: The served folder.
-        names: The artifacts' names.
+        root: Served folder.
+        names: Names of the artifacts.
     """
-    chosen = list(names)
-    kinds, links, is_cut = _collect_nodes(root, chosen)
+    selected = list(names)
+    kinds, links, is_cut = _collect_nodes(root, selected)
     columns = _assign_columns(kinds, links)
     rows = _assign_rows(columns, links)
-    spots = {
+    nodes = {
         key: LineageGraphNode(
             key,
             key.removeprefix("hub:").rstrip("/").rpartition("/")[2] or key,
@@ -165,35 +165,35 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
             key if kinds[key] not in {"reference", "elsewhere"} else "",
             columns[key] * (NODE_WIDTH + COLUMN_GAP),
             round(rows[key] * (NODE_HEIGHT + ROW_GAP)),
-            key in chosen,
+            key in selected,
         )
         for key in kinds
     }
     edges = tuple(
-        LineageGraphEdge(role, _draw_edge(spots[parent], spots[child]))
+        LineageGraphEdge(role, _draw_edge(nodes[parent], nodes[child]))
         for parent, child, role in links
     )
     words = tuple(
-        f"{spots[child].label} was made from {spots[parent].label} as its {role}"
+        f"{nodes[child].label} was made from {nodes[parent].label} as its {role}"
         for parent, child, role in links
     )
-    width = max((spot.x for spot in spots.values()), default=0) + NODE_WIDTH
-    height = max((spot.y for spot in spots.values()), default=0) + NODE_HEIGHT
-    return LineageGraph(width, height, tuple(spots.values()), edges, words, is_cut)
+    width = max((node.x for node in nodes.values()), default=0) + NODE_WIDTH
+    height = max((node.y for node in nodes.values()), default=0) + NODE_HEIGHT
+    return LineageGraph(width, height, tuple(nodes.values()), edges, words, is_cut)
 
 
 def _collect_nodes(
-    root: Path, chosen: list[str]
+    root: Path, selected: list[str]
 ) -> tuple[dict[str, str], list[tuple[str, str, str]], bool]:
-    """Return kinds by key, links of parent, child and role, and whether there were too many."""
+    """Return kinds by key, edges (parent, child, role), and whether the limit was exceeded."""
     kinds: dict[str, str] = {}
     links: list[tuple[str, str, str]] = []
-    waiting = list(chosen)
-    for name in waiting:  # grows while it is walked
+    waiting = list(selected)
+    for name in waiting:  # the list grows during the walk
         if name in kinds:
             continue
         if len(kinds) >= _MAX_NODES:
-            return kinds, [one for one in links if one[0] in kinds], True
+            return kinds, [link for link in links if link[0] in kinds], True
         if name.startswith(("hub:", "…/")):
             kinds[name] = "reference" if name.startswith("hub:") else "elsewhere"
             continue
@@ -206,9 +206,9 @@ def _collect_nodes(
                 continue
             key = parent.path
             if not key.startswith("hub:"):
-                place = resolve_parent(folder, parent)
-                key = to_name(root, place) if place.exists() else ""
-                key = key or f"…/{place.name}"
+                parent_folder = resolve_parent(folder, parent)
+                key = to_name(root, parent_folder) if parent_folder.exists() else ""
+                key = key or f"…/{parent_folder.name}"
             if (key, name, parent.role) not in links:
                 links.append((key, name, parent.role))
             waiting.append(key)
@@ -217,7 +217,7 @@ def _collect_nodes(
 
 def _assign_columns(kinds: dict[str, str], links: list[tuple[str, str, str]]) -> dict[str, int]:
     columns = dict.fromkeys(kinds, 0)
-    for _ in kinds:  # a circle cannot go on for longer
+    for _ in kinds:  # bounds the walk in a cyclic graph
         moved = False
         for parent, child, _ in links:
             if columns[child] <= columns[parent] < len(kinds):
@@ -228,17 +228,17 @@ def _assign_columns(kinds: dict[str, str], links: list[tuple[str, str, str]]) ->
 
 
 def _assign_rows(columns: dict[str, int], links: list[tuple[str, str, str]]) -> dict[str, float]:
-    """Return rows: within a column by the middle of the parents, each its own."""
+    """Return a distinct row in its column for each node, near the mean row of its parents."""
     rows: dict[str, float] = {}
     for column in range(max(columns.values(), default=0) + 1):
         keys = [key for key in columns if columns[key] == column]
-        wanted = {}
-        for at, key in enumerate(keys):
+        targets = {}
+        for index, key in enumerate(keys):
             above = [rows[parent] for parent, child, _ in links if child == key and parent in rows]
-            wanted[key] = sum(above) / len(above) if above else float(at)
+            targets[key] = sum(above) / len(above) if above else float(index)
         free = 0.0
-        for key in sorted(keys, key=lambda one: wanted[one]):
-            rows[key] = max(free, wanted[key])
+        for key in sorted(keys, key=lambda node: targets[node]):
+            rows[key] = max(free, targets[key])
             free = rows[key] + 1
     return rows
 

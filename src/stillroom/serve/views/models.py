@@ -1,6 +1,6 @@
 """Comparison of checkpoints: architecture, lineage and reported metrics.
 
-A figure is shown only where a report of the folder holds it; nothing is measured here.
+Metrics are read from the reports of the folder; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from stillroom.serve.views.folder import (
 
 __all__ = ["MetricValue", "ModelSummary", "list_models", "list_references"]
 
-_WEIGHT_FILES = re.compile(r"output/[^/]+\.(safetensors|gguf)")  # not those of its candidates
+_WEIGHT_FILES = re.compile(
+    r"output/[^/]+\.(safetensors|gguf)"
+)  # metrics of the result, not of its candidates
 _METRICS = {
     "kl_to_teacher/final": ("divergence from its teacher", "nats a token", "KL to teacher"),
-    "agreement": ("tokens it agrees with its teacher on", "share", "agreement"),
+    "agreement": ("top-1 agreement with its teacher", "share", "agreement"),
     "perplexity": ("perplexity on held-out records", "", "perplexity"),
     "closed/f1": ("F1 of answers without documents", "", "F1 closed"),
     "retrieved/f1": ("F1 of answers from documents", "", "F1 retrieved"),
@@ -39,7 +41,7 @@ _METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """A measured value with its interval, how many it stands on, and which report holds it."""
+    """Metric with its interval, its sample size, and the report that holds it."""
 
     value: float
     low: float | None
@@ -50,7 +52,7 @@ class MetricValue:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """A checkpoint of the folder, or a reference that something in it was made from."""
+    """Checkpoint of the folder, or a reference to the parent of an artifact in it."""
 
     name: str
     kind: str
@@ -67,28 +69,28 @@ class ModelSummary:
     figures: Mapping[str, MetricValue] = field(default_factory=dict)
     is_diffusion: bool = False
     same_as: str = ""
-    """Another checkpoint of the folder whose weight files hold the same bytes."""
+    """Name of an older checkpoint of the folder with identical weight files, or empty."""
 
     @property
     def is_reference(self) -> bool:
-        """Whether it lies elsewhere."""
+        """Whether it lies outside the folder."""
         return self.kind == "reference"
 
 
 def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, str, str]]]:
-    """Return checkpoints and references, newest first, and each figure's name, unit, short name."""
-    found = list_folder_artifacts(root)
-    figures = _collect_metrics(root, found)
+    """Return models, newest first, and the name, unit and short name of each metric."""
+    artifacts = list_folder_artifacts(root)
+    figures = _collect_metrics(root, artifacts)
     models = _mark_duplicates(
         root,
         [
-            _summarize_model(root, one, figures.get(one.name, {}))
-            for one in found
-            if one.kind == "checkpoint"
+            _summarize_model(root, artifact, figures.get(artifact.name, {}))
+            for artifact in artifacts
+            if artifact.kind == "checkpoint"
         ],
     )
-    known = {one.name for one in models}
-    for reference, roles in _collect_references(root, found).items():
+    known = {artifact.name for artifact in models}
+    for reference, roles in _collect_references(root, artifacts).items():
         if reference not in known:
             models.append(
                 ModelSummary(
@@ -102,13 +104,13 @@ def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, st
 
 
 def _mark_duplicates(root: Path, models: list[ModelSummary]) -> list[ModelSummary]:
-    """Return models, those whose weights an older one has marked with its name; newest first."""
+    """Return models newest first; copies of an older one's weights are marked with its name."""
     first: dict[tuple[str, ...], str] = {}
     marked = []
     for model in reversed(models):
         folder = resolve_name(root, model.name)
         files = read_artifact(folder).files if is_artifact(folder) else ()
-        weights = tuple(sorted(one.digest for one in files if _WEIGHT_FILES.fullmatch(one.path)))
+        weights = tuple(sorted(file.digest for file in files if _WEIGHT_FILES.fullmatch(file.path)))
         same_as = first.setdefault(weights, model.name) if weights else model.name
         marked.append(model if same_as == model.name else replace(model, same_as=same_as))
     return marked[::-1]
@@ -119,19 +121,19 @@ def list_references(root: Path) -> set[str]:
     return set(_collect_references(root, list_folder_artifacts(root)))
 
 
-def _collect_references(root: Path, found: list[FolderArtifact]) -> dict[str, set[str]]:
-    told: dict[str, set[str]] = {}
-    for one in found:
-        for role, name in _iter_parents(root, one):
+def _collect_references(root: Path, artifacts: list[FolderArtifact]) -> dict[str, set[str]]:
+    references: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for role, name in _iter_parents(root, artifact):
             if name.startswith("hub:") and role != "embedder":
-                told.setdefault(name, set()).add(role)
-    return told
+                references.setdefault(name, set()).add(role)
+    return references
 
 
-def _iter_parents(root: Path, one: FolderArtifact) -> Iterator[tuple[str, str]]:
-    """Yield role and name of what an artifact was made from; nameless where it lies outside."""
-    folder = resolve_name(root, one.name)
-    if not is_artifact(folder) or one.kind == "broken":
+def _iter_parents(root: Path, artifact: FolderArtifact) -> Iterator[tuple[str, str]]:
+    """Yield role and name of an artifact's parents; the name is empty outside the folder."""
+    folder = resolve_name(root, artifact.name)
+    if not is_artifact(folder) or artifact.kind == "broken":
         return
     for parent in read_artifact(folder).parents:
         if not has_path(parent):
@@ -143,36 +145,36 @@ def _iter_parents(root: Path, one: FolderArtifact) -> Iterator[tuple[str, str]]:
 
 
 def _summarize_model(
-    root: Path, one: FolderArtifact, figures: Mapping[str, MetricValue]
+    root: Path, artifact: FolderArtifact, figures: Mapping[str, MetricValue]
 ) -> ModelSummary:
-    folder = resolve_name(root, one.name)
-    told = _read_header(folder, one.digest)
+    folder = resolve_name(root, artifact.name)
+    header = _read_header(folder, artifact.digest)
     return ModelSummary(
-        one.name,
+        artifact.name,
         "checkpoint",
-        one.recipe,
-        told.get("parameters"),
-        told.get("size_bytes", one.size_bytes),
-        told.get("layers"),
-        told.get("width"),
-        one.origin,
-        one.license or told.get("license", ""),
-        one.digest,
-        one.created,
-        tuple((role, name or "outside the folder") for role, name in _iter_parents(root, one)),
+        artifact.recipe,
+        header.get("parameters"),
+        header.get("size_bytes", artifact.size_bytes),
+        header.get("layers"),
+        header.get("width"),
+        artifact.origin,
+        artifact.license or header.get("license", ""),
+        artifact.digest,
+        artifact.created,
+        tuple((role, name or "outside the folder") for role, name in _iter_parents(root, artifact)),
         figures,
-        told.get("is_diffusion", False),
+        header.get("is_diffusion", False),
     )
 
 
 @lru_cache(maxsize=256)
 def _read_header(folder: Path, digest: str) -> dict[str, Any]:
-    """Return what a checkpoint's header and config say; empty where it cannot be read."""
+    """Return the tensor header and the config of a checkpoint; empty if unreadable."""
     from stillroom.checkpoints import Checkpoint
 
     try:
         checkpoint = Checkpoint.open(find_output(folder, "checkpoint"))
-        parameters = checkpoint.parameters  # not known where a layout of quantization is not
+        parameters = checkpoint.parameters  # unknown for an unknown quantization layout
     except (StillroomError, OSError):
         return {}
     config = checkpoint.config
@@ -186,39 +188,47 @@ def _read_header(folder: Path, digest: str) -> dict[str, Any]:
     }
 
 
-def _collect_metrics(root: Path, found: list[FolderArtifact]) -> dict[str, dict[str, MetricValue]]:
-    """Return figures by model, out of every report whose parents are models."""
-    told: dict[str, dict[str, MetricValue]] = {}
-    for one in found:
-        if one.kind != "report":
+def _collect_metrics(
+    root: Path, artifacts: list[FolderArtifact]
+) -> dict[str, dict[str, MetricValue]]:
+    """Collect metrics by model, from every report whose parents are models."""
+    by_model: dict[str, dict[str, MetricValue]] = {}
+    for artifact in artifacts:
+        if artifact.kind != "report":
             continue
-        folder = resolve_name(root, one.name)
+        folder = resolve_name(root, artifact.name)
         metrics = [
             metric
             for name in ("output/report.json", "report.json", "timings.json")
             for metric in _read_report_metrics(read_json(folder / name))
         ]
-        for role, name in _iter_parents(root, one):
+        for role, name in _iter_parents(root, artifact):
             if not name:
                 continue
             for metric in metrics:
                 if key := _find_metric_key(str(metric.get("name", "")), role):
-                    told.setdefault(name, {}).setdefault(key, _build_metric_value(metric, one.name))
-    return told
+                    by_model.setdefault(name, {}).setdefault(
+                        key, _build_metric_value(metric, artifact.name)
+                    )
+    return by_model
 
 
 def _read_report_metrics(report: Any) -> list[Mapping[str, Any]]:
-    found = report.get("metrics") if isinstance(report, dict) else None
-    rows = found if isinstance(found, list) else []
-    return [one for one in rows if isinstance(one, dict) and isinstance(one.get("value"), float)]
+    metrics = report.get("metrics") if isinstance(report, dict) else None
+    rows = metrics if isinstance(metrics, list) else []
+    return [
+        metric
+        for metric in rows
+        if isinstance(metric, dict) and isinstance(metric.get("value"), float)
+    ]
 
 
 def _find_metric_key(name: str, role: str) -> str:
-    """Return which of our figures a metric is of a role, as ``student/agreement``."""
+    """Return the key of a metric of a role, such as ``student/agreement``."""
     for prefix in (f"{role}/", f"answers/{role}/"):
-        rest = name.removeprefix(prefix)
-        if rest != name and rest in _METRICS:
-            return rest
+        suffix = name.removeprefix(prefix)
+        if suffix != name and suffix in _METRICS:
+            return suffix
     return ""
 
 

@@ -1,8 +1,8 @@
 """Pages of kept and dropped records with filters, and a comparison of generators.
 
-A file is read row by row at every request, so that thousands cost time and no memory. Of what
-was made from an index with tenants, whoever asks as one of them is shown the records whose passages
-they may see; whoever asks as nobody, none.
+A file is read row by row at every request, so that large files cost time but no memory. Of an
+artifact derived from an index with tenants, a tenant sees the records whose passages it may see; a
+client without a tenant sees none.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _HIDDEN: list[str] = []
 
 @dataclass(frozen=True, slots=True)
 class RecordsQuery:
-    """What a reader asks for: kept or dropped, words, origin, reason, decision, and the page."""
+    """Filters and page: kept or dropped, words, origin, reason, decision."""
 
     show: str = "kept"
     words: str = ""
@@ -83,7 +83,7 @@ class RecordEntry:
     """One record, kept or dropped, with its latest decision.
 
     ``key`` names it in the review: its id, or ``dropped-NUMBER``; ``says`` are role and text of
-    each turn, as they are now; ``can_decide`` is false where a dropped row holds no record.
+    each turn, with edits applied; ``can_decide`` is false for a dropped row without a record.
     """
 
     key: str
@@ -105,7 +105,7 @@ class RecordEntry:
 
 @dataclass(frozen=True, slots=True)
 class RecordsPage:
-    """Some of the entries, how many there are in all, and counts of what can be filtered by."""
+    """Page of entries, with the total and the counts for each filter."""
 
     entries: tuple[RecordEntry, ...]
     total: int
@@ -121,36 +121,37 @@ class RecordsPage:
 
 
 def list_record_sets(sources: Sources) -> list[FolderArtifact]:
-    """Return the artifacts of records in the folder that are shown to the asker, newest first."""
+    """Return the artifacts of records that are visible to the client, newest first."""
     return [
-        one
-        for one in list_folder_artifacts(sources.root)
-        if one.kind == "records" and _find_guarding_indexes(sources, one.name) is not _HIDDEN
+        artifact
+        for artifact in list_folder_artifacts(sources.root)
+        if artifact.kind == "records"
+        and _find_guarding_indexes(sources, artifact.name) is not _HIDDEN
     ]
 
 
 class RecordSet:
-    """An artifact of records, as far as one asker may see it."""
+    """Artifact of records, restricted to those visible to one client."""
 
     def __init__(self, folder: Path, indexes: Sequence[Index] | None = None) -> None:
-        """Show all, or those records alone whose passages some indexes show the asker."""
+        """Show all records, or those whose passages the given indexes show to the client."""
         self.folder, self._indexes = folder, indexes
         self._known: dict[str, bool] = {}
 
     @property
     def is_guarded(self) -> bool:
-        """Whether some of it may be hidden."""
+        """Whether some records may be hidden."""
         return self._indexes is not None
 
     def shows(self, record: Record) -> bool:
-        """Return whether a record is shown: of a guarded set, where all its passages are."""
+        """Return whether a record is visible: in a guarded set, if all its passages are."""
         if self._indexes is None:
             return True
         named = {
-            one
+            parent
             for link in record.origin.chain
-            for one in link.parents
-            if one[:4] == _PASSAGE_PREFIX
+            for parent in link.parents
+            if parent[:4] == _PASSAGE_PREFIX
         }
         evidence = record.fields.get("evidence")
         if isinstance(evidence, Mapping):
@@ -158,7 +159,7 @@ class RecordSet:
         return self._see(named)
 
     def shows_row(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row of what was dropped is shown."""
+        """Return whether a dropped row is visible."""
         if self._indexes is None:
             return True
         record = _parse_record(row)
@@ -166,17 +167,17 @@ class RecordSet:
         return self.shows(record) if record is not None else self._see({unit})
 
     def keys(self) -> set[str]:
-        """Return the keys of all that is shown."""
-        kept = {one.id for one in self.records()}
-        return kept | {key for key, _, _ in self.dropped()}
+        """Return the keys of all visible records and rows."""
+        ids = {record.id for record in self.records()}
+        return ids | {key for key, _, _ in self.dropped()}
 
     def records(self) -> Iterator[Record]:
-        """Yield what was kept and is shown."""
+        """Yield the visible kept records."""
         rows = read_records(self.folder / "output", on_drop=lambda _number, _reason: None)
-        return (one for one in rows if self.shows(one))
+        return (record for record in rows if self.shows(record))
 
     def dropped(self) -> Iterator[tuple[str, RejectedRow, Mapping[str, Any]]]:
-        """Yield key, row and JSON object of what was dropped and is shown."""
+        """Yield key, row and JSON object of the visible dropped rows."""
         path = self.folder / _DROPPED_FILE
         if not path.is_file():
             return
@@ -187,26 +188,28 @@ class RecordSet:
                 yield f"dropped-{number}", row, raw
 
     def _see(self, passages: set[str]) -> bool:
-        """Return whether the asker may see all of some passages; none are nobody's."""
+        """Return whether the client may see all of the passages; False for an empty list."""
         return bool(passages) and all(map(self._see_one, passages))
 
     def _see_one(self, passage: str) -> bool:
         if passage not in self._known:
-            self._known[passage] = any(_has_passage(one, passage) for one in self._indexes or ())
+            self._known[passage] = any(
+                _has_passage(index, passage) for index in self._indexes or ()
+            )
         return self._known[passage]
 
 
 @contextmanager
 def open_record_set(sources: Sources, name: str) -> Iterator[RecordSet]:
-    """Hold an artifact of records open until the body ends.
+    """Open an artifact of records until the body ends.
 
     Args:
-        sources: The indexes of the folder, as the asker sees them.
-        name: The artifact's.
+        sources: Indexes of the folder, with the client's access.
+        name: Name of the artifact.
 
     Raises:
-        DataError: If it is none, or holds words of tenants and nobody asks, or their index is not
-            in the folder.
+        DataError: If it is not an artifact of records, or it holds text of tenants and the client
+            names none or their index is not in the folder.
     """
     if read_folder_artifact(sources.root, name).kind != "records":
         raise DataError(
@@ -218,71 +221,71 @@ def open_record_set(sources: Sources, name: str) -> Iterator[RecordSet]:
     folder, guards = resolve_name(sources.root, name), _find_guarding_indexes(sources, name)
     if guards is _HIDDEN:
         raise DataError(
-            "these records were made from an index with tenants: they hold words of all of them",
+            "these records derive from an index with tenants: they hold text of all tenants",
             code="rag.access-needed",
-            expected="one who asks, and the index in the folder; or records that all may see",
-            next="start the console with --tenant NAME, on a folder that holds the index",
+            expected="a tenant, and its index in the folder; or records that everyone may see",
+            next="start the console with --tenant NAME, on a folder that contains the index",
         )
     with ExitStack() as opened:
-        seen = [opened.enter_context(sources.seen(one)) for one in guards or ()]
-        yield RecordSet(folder, None if guards is None else seen)
+        indexes = [opened.enter_context(sources.seen(guard)) for guard in guards or ()]
+        yield RecordSet(folder, None if guards is None else indexes)
 
 
 def _find_guarding_indexes(sources: Sources, name: str) -> list[str] | None:
-    """Return the indexes that say which records are shown; None where all are.
+    """Return the indexes that decide which records are visible; None if all are.
 
-    ``_HIDDEN`` where none is: nobody asks, or an index cannot be asked, since it is elsewhere.
+    ``_HIDDEN`` if none are: the client names no tenant, or an index lies elsewhere.
     """
     folder = resolve_name(sources.root, name)
     if not has_tenant_sources(folder):
         return None
     indexes = [
-        to_name(sources.root, place)
-        for place, artifact in list_ancestors(folder)
-        if artifact.kind == "index" and has_passages(place)
+        to_name(sources.root, ancestor)
+        for ancestor, artifact in list_ancestors(folder)
+        if artifact.kind == "index" and has_passages(ancestor)
     ]
     return indexes if sources.access is not None and all(indexes) else _HIDDEN
 
 
 def list_records(
-    sources: Sources, name: str, wanted: RecordsQuery, review: ReviewLog
+    sources: Sources, name: str, query: RecordsQuery, review: ReviewLog
 ) -> RecordsPage:
-    """Return one page of an artifact's records; behind the end, the last.
+    """Return one page of an artifact's records; a page after the end is the last one.
 
     Raises:
-        DataError: If it is no artifact of records or not shown to the asker, or a row is broken.
+        DataError: If it is not an artifact of records or not visible, or a row is invalid.
     """
     with open_record_set(sources, name) as opened:
-        return _list_page(sources.root, opened, wanted, review)
+        return _list_page(sources.root, opened, query, review)
 
 
 def _list_page(
-    root: Path, opened: RecordSet, wanted: RecordsQuery, review: ReviewLog
+    root: Path, opened: RecordSet, query: RecordsQuery, review: ReviewLog
 ) -> RecordsPage:
     origins: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     decisions: Counter[str] = Counter()
     counts = {"kept": 0, "dropped": 0}
-    found: list[RecordEntry] = []
-    total, page = 0, max(1, wanted.page)
+    entries: list[RecordEntry] = []
+    total, page = 0, max(1, query.page)
     for show, entry in _iter_entries(opened, review):
         counts[show] += 1
         if entry.decision is not None:
             decisions[entry.decision.action] += 1
-        if show != wanted.show:
+        if show != query.show:
             continue
         origins[entry.origin] += 1
         reasons[entry.reason] += 1
-        if not _matches_query(entry, wanted):
+        if not _matches_query(entry, query):
             continue
-        if total < page * PAGE_SIZE:  # the page that is asked for, or the last that there is
+        if total < page * PAGE_SIZE:  # the requested page, or the last one
             if total % PAGE_SIZE == 0:
-                found.clear()
-            found.append(entry)
+                entries.clear()
+            entries.append(entry)
         total += 1
     pages = max(1, -(-total // PAGE_SIZE))
     return RecordsPage(
-        tuple(found),
+        tuple(entries),
         total,
         pages,
         min(page, pages),
@@ -310,7 +313,7 @@ def _build_record_entry(record: Record, review: ReviewLog) -> RecordEntry:
     chain = record.origin.chain
     return RecordEntry(
         record.id,
-        messages or tuple((one.role, one.content) for one in record.messages),
+        messages or tuple((message.role, message.content) for message in record.messages),
         record.origin.kind,
         record.origin.license,
         chain[-1].method if chain else "",
@@ -347,7 +350,7 @@ def _build_row_entry(
 
 
 def _parse_record(row: Mapping[str, Any]) -> Record | None:
-    """Return the record that a row of what was dropped holds, if it holds a whole one."""
+    """Return the record of a dropped row, if it holds a complete one."""
     data = row.get("record")
     return Record.from_json(data) if isinstance(data, dict) and "messages" in data else None
 
@@ -360,18 +363,18 @@ def _has_passage(index: Index, passage: str) -> bool:
     return True
 
 
-def _matches_query(entry: RecordEntry, wanted: RecordsQuery) -> bool:
+def _matches_query(entry: RecordEntry, query: RecordsQuery) -> bool:
     decided = entry.decision.action if entry.decision else "none"
-    if wanted.origin not in {"", entry.origin} or wanted.decision not in {"", decided}:
+    if query.origin not in {"", entry.origin} or query.decision not in {"", decided}:
         return False
-    if wanted.reason not in {"", entry.reason}:
+    if query.reason not in {"", entry.reason}:
         return False
-    words = wanted.words.casefold()
+    words = query.words.casefold()
     return not words or any(words in text.casefold() for _, text in entry.says)
 
 
 def _find_source_index(root: Path, folder: Path) -> str:
-    """Return the name of the index that the records were made from, or an empty text."""
+    """Return the name of the index that the records derive from; empty if there is none."""
     for parent in read_artifact(folder).parents:
         if parent.kind == "index" and is_path_parent(parent):
             return to_name(root, resolve_parent(folder, parent))
@@ -389,10 +392,10 @@ _NO_GENERATOR = "no generator"
 
 @dataclass
 class GeneratorSummary:
-    """What one generator left in one artifact.
+    """Records of one generator in one artifact.
 
-    ``words_asked`` and ``words_answered`` are means; ``distinct`` is the share of pairs of words in
-    what is asked that differ (distinct-2); ``rejected`` counts a person's decisions.
+    ``words_asked`` and ``words_answered`` are means; ``distinct`` is the share of distinct bigrams
+    of the questions (distinct-2); ``rejected`` counts decisions of reviewers.
     """
 
     name: str
@@ -408,30 +411,29 @@ class GeneratorSummary:
 
     @property
     def share(self) -> float:
-        """The share of what was written that was kept."""
+        """Share of generated records that were kept."""
         written = self.kept + self.dropped
         return self.kept / written if written else 0.0
 
 
 def compare_generators(sources: Sources, name: str, review: ReviewLog) -> list[GeneratorSummary]:
-    """Return what each generator of an artifact left, and what was taken without any.
+    """Return statistics of each generator of an artifact, and of records without one.
 
-    Dropped rows without a record count for the generator that the artifact's others name, where
-    there is only one.
+    Dropped rows without a record count for the artifact's only generator, if there is just one.
 
     Raises:
-        DataError: If it is no artifact of records, or not shown to the asker.
+        DataError: If it is not an artifact of records, or not visible to the client.
     """
     with open_record_set(sources, name) as opened:
         return _compare_opened(opened, name, review)
 
 
 def _compare_opened(opened: RecordSet, name: str, review: ReviewLog) -> list[GeneratorSummary]:
-    told: dict[str, _GeneratorTally] = {}
+    tallies: dict[str, _GeneratorTally] = {}
     for record in opened.records():
         decision, _ = review.latest(record.id)
         is_rejected = decision is not None and decision.action == "reject"
-        told.setdefault(_find_generator(record), _GeneratorTally()).keep(
+        tallies.setdefault(_find_generator(record), _GeneratorTally()).keep(
             record, is_rejected=is_rejected
         )
     fallen: Counter[tuple[str, str]] = Counter()
@@ -440,11 +442,11 @@ def _compare_opened(opened: RecordSet, name: str, review: ReviewLog) -> list[Gen
         is_whole = isinstance(data, dict) and "messages" in data
         generator = _find_generator(Record.from_json(data or {})) if is_whole else ""
         fallen[generator, str(row.get("reason", ""))] += 1
-    named = [generator for generator in told if generator != _NO_GENERATOR]
+    named = [generator for generator in tallies if generator != _NO_GENERATOR]
     only = named[0] if len(named) == 1 else _NO_GENERATOR
     for (generator, reason), count in fallen.items():
-        told.setdefault(generator or only, _GeneratorTally()).reasons[reason] += count
-    return [tally.sum_up(name, generator) for generator, tally in sorted(told.items())]
+        tallies.setdefault(generator or only, _GeneratorTally()).reasons[reason] += count
+    return [tally.sum_up(name, generator) for generator, tally in sorted(tallies.items())]
 
 
 class _GeneratorTally:
@@ -457,11 +459,13 @@ class _GeneratorTally:
     def keep(self, record: Record, *, is_rejected: bool) -> None:
         self.kept += 1
         self.rejected += is_rejected
-        turns = [(one.role, one.content) for one in record.messages]
-        asked = [word for role, text in turns if role == "user" for word in _split_words(text)]
-        self.asked += len(asked)
+        turns = [(message.role, message.content) for message in record.messages]
+        question_words = [
+            word for role, text in turns if role == "user" for word in _split_words(text)
+        ]
+        self.asked += len(question_words)
         self.answered += sum(len(_split_words(text)) for role, text in turns if role == "assistant")
-        pairs = list(pairwise(asked))
+        pairs = list(pairwise(question_words))
         self.pairs += len(pairs)
         self.seen.update(pairs)
         if len(self.examples) < _MAX_EXAMPLES:

@@ -1,8 +1,8 @@
 """Review decisions on records, and the reviewed record set written from them.
 
-Decisions are appended to a journal, each line whole or not at all; none is ever changed, a later
-one counts. The artifact that was reviewed stays as it is: what was accepted becomes a new one,
-which carries the trail.
+Decisions are appended to a journal in whole lines; none is ever changed, the latest one counts. The
+reviewed artifact is not modified: accepted records are written to a new one, together with the
+trail.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EDIT_METHOD = "console.edit"
 
 @dataclass(frozen=True, slots=True)
 class ReviewDecision:
-    """What somebody decided of one record, when, and the turns as they were edited."""
+    """Decision on one record, its time, and the edited turns."""
 
     key: str
     action: str
@@ -52,16 +52,16 @@ class ReviewDecision:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ReviewDecision:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         turns = tuple((str(role), str(text)) for role, text in data["messages"])
         return cls(data["key"], data["action"], data["who"], data["time"], turns, data["note"])
 
 
 class ReviewLog:
-    """The decisions of one artifact, by its digest; safe from several threads of one server."""
+    """Decisions on one artifact, keyed by its digest; safe for the threads of one server."""
 
     def __init__(self, home: Path, digest: str) -> None:
-        """Read the trail in ``home``; nothing is made before the first decision."""
+        """Read the trail in ``home``; no file is created before the first decision."""
         self.path = home / f"{digest}.jsonl"
         self._lock = threading.Lock()
         self._latest: dict[str, tuple[ReviewDecision, int]] = {}
@@ -70,7 +70,7 @@ class ReviewLog:
             self._take(ReviewDecision.from_json(value))
 
     def latest(self, key: str) -> tuple[ReviewDecision | None, int]:
-        """Return what counts for a record, and how often it was decided."""
+        """Return the latest decision on a record, and the number of its decisions."""
         decision, count = self._latest.get(key, (None, 0))
         return (None if decision is not None and decision.action == "undo" else decision), count
 
@@ -90,15 +90,15 @@ class ReviewLog:
         """Append a decision; it is on disk when this returns.
 
         Args:
-            key: The record.
+            key: Key of the record.
             action: One of ``REVIEW_ACTIONS``.
-            seen: How many decisions of the record whoever decides has seen.
-            messages: The turns as edited, role and text; for ``edit`` alone.
-            note: Why.
+            seen: Number of the record's decisions that the reviewer has seen.
+            messages: Edited turns, as role and text; for ``edit`` alone.
+            note: Reason.
 
         Raises:
-            DataError: If the action is unknown, an edit is empty or too long, or somebody decided
-                meanwhile.
+            DataError: If the action is unknown, an edit is empty or too long, or another decision
+                was made meanwhile.
             ResourceError: If the disk is full.
         """
         turns = tuple((role, text) for role, text in messages)
@@ -107,14 +107,14 @@ class ReviewLog:
             before, count = self._latest.get(key, (None, 0))
             if count != seen:
                 raise DataError(
-                    "the record was decided meanwhile",
+                    "another decision on the record was made meanwhile",
                     code="console.decided",
                     where=key,
-                    expected="the page as it is now",
-                    next="open the page again and decide anew",
+                    expected="the current state of the page",
+                    next="reload the page and decide again",
                 )
             if before is not None and action in {"accept", "reject"}:
-                turns = before.messages  # an edit stays until it is undone
+                turns = before.messages  # an edit stays in effect until it is undone
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
             decision = ReviewDecision(key, action, getpass.getuser(), moment, turns, note[:1000])
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,37 +136,37 @@ def write_reviewed_records(
     *,
     shown: Callable[[str], bool] = lambda key: True,
 ) -> Artifact:
-    """Leave a new artifact: what was kept and not rejected, edits applied, and what was rescued.
+    """Write a new artifact of records with edits and restored records, without rejected ones.
 
     Args:
-        folder: The artifact that was reviewed.
+        folder: Reviewed artifact.
         review: Its decisions.
-        out: Where the new one shall lie.
-        name: What the reviewed one is called, for the recipe's text.
-        shown: Whether a record, by its key, is shown to whoever asks for it; others are left out.
+        out: Folder of the new artifact.
+        name: Name of the reviewed artifact, for the recipe's text.
+        shown: Whether a record is visible to the client, by its key; others are left out.
 
     Raises:
-        DataError: If ``out`` is taken, or nothing is left.
+        DataError: If ``out`` exists, or no record is left.
     """
-    kept, counts = _apply_decisions(folder, review, shown)
-    if not kept:
+    records, counts = _apply_decisions(folder, review, shown)
+    if not records:
         raise DataError(
             "every record was rejected",
             code="console.nothing-left",
-            expected="one record that was not",
-            next="accept some, then make the artifact",
+            expected="at least one record that is not rejected",
+            next="accept some records, then write the artifact",
         )
-    told = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
-    decided = [one for one in review.trail() if shown(one.key)]
-    recipe = f"{told}records: {name}\ndecisions: {len(decided)}\n"
-    # What an attempt that was killed left is of no use; what was finished stays.
+    recipe_text = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
+    decided = [decision for decision in review.trail() if shown(decision.key)]
+    recipe = f"{recipe_text}records: {name}\ndecisions: {len(decided)}\n"
+    # Partial output of a killed attempt is discarded; a finished one is kept.
     job = Job.start(out, recipe, overwrite=not out.exists())
     try:
-        write_records(job.output / "records.jsonl", kept)
+        write_records(job.output / "records.jsonl", records)
         with Journal(job.output / "review.jsonl") as trail:
-            for number, one in enumerate(decided):
-                trail.put(f"{number:09d}", one.to_json())
-        origin = combine_origins(record.origin for record in kept)
+            for number, decision in enumerate(decided):
+                trail.put(f"{number:09d}", decision.to_json())
+        origin = combine_origins(record.origin for record in records)
         return job.finish(
             "records",
             parents=[make_parent("records", folder, out)],
@@ -181,8 +181,8 @@ def write_reviewed_records(
 def _apply_decisions(
     folder: Path, review: ReviewLog, shown: Callable[[str], bool]
 ) -> tuple[list[Record], dict[str, int]]:
-    """Return the records that a review leaves, edits applied, and what became of how many."""
-    kept: list[Record] = []
+    """Return the records left by a review, edits applied, and counts of each outcome."""
+    records: list[Record] = []
     counts = {"kept": 0, "edited": 0, "rejected": 0, "rescued": 0}
     for record, key, was_kept in _iter_records(folder):
         if not shown(key):
@@ -193,10 +193,10 @@ def _apply_decisions(
             counts["rejected"] += was_kept
             continue
         edited = decision is not None and bool(decision.messages)
-        kept.append(_apply_edit(record, decision) if decision and edited else record)
+        records.append(_apply_edit(record, decision) if decision and edited else record)
         counts["edited"] += edited
         counts["kept" if was_kept else "rescued"] += 1
-    return kept, counts
+    return records, counts
 
 
 def _iter_records(folder: Path) -> Iterator[tuple[Record, str, bool]]:
@@ -209,7 +209,7 @@ def _iter_records(folder: Path) -> Iterator[tuple[Record, str, bool]]:
 
 
 def _apply_edit(record: Record, decision: ReviewDecision) -> Record:
-    """Return a record with the turns of an edit; fields that said the same as a turn follow it."""
+    """Return a record with edited turns; fields that repeat a turn are updated as well."""
     turns = tuple(Message.from_json({"role": r, "content": t}) for r, t in decision.messages)
     renamed = {
         old.content: new.content
@@ -231,7 +231,7 @@ def _check_decision(action: str, turns: Sequence[tuple[str, str]]) -> None:
     if action in REVIEW_ACTIONS and is_edit == bool(turns) and size <= _MAX_EDIT_CHARS and is_whole:
         return
     raise DataError(
-        f"{action!r:.40} with {len(turns)} turns of {size} characters is no decision",
+        f"{action!r:.40} with {len(turns)} turns of {size} characters is not a valid decision",
         code="console.decision",
         expected=f"one of: {', '.join(REVIEW_ACTIONS)}; an edit with its turns, none of them empty",
         next="use the buttons of the page",

@@ -1,7 +1,7 @@
 """Passages of an index and their source documents, within the access of a client.
 
-All reading goes through ``rag.audience``: of an index with tenants nothing is shown that whoever
-asks may not see, and a document of another tenant is as unknown as one that never was.
+All reads go through ``rag.audience``: of an index with tenants only documents visible to the client
+are shown, and a document of another tenant is reported as unknown.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _MAX_DOCUMENT_CHARS = 400_000
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """A document with one passage marked: ``before + marked + after`` is its text, or a part.
+    """Document with one passage marked: ``before + marked + after`` is its text, or a part.
 
-    ``cut_before`` and ``cut_after`` count the characters that are not shown; ``notes`` say what a
-    reader must know of the file as it lies now.
+    ``cut_before`` and ``cut_after`` count the omitted characters; ``notes`` are remarks on the
+    current state of the file.
     """
 
     index: str
@@ -63,20 +63,20 @@ class SourceView:
 
 
 class Sources:
-    """The indexes of a folder, opened when first asked; closed when others are asked for."""
+    """Indexes of a folder, opened on first use and closed to make room for others."""
 
     def __init__(self, root: Path, access: AccessContext | None = None) -> None:
-        """Read indexes under ``root`` as one asker, where they have tenants."""
+        """Read indexes under ``root`` with the access of one client."""
         self.root, self.access = root, access
         self._open: ResourceLRU[Path, PerUserIndexCache] = ResourceLRU(
             _MAX_OPEN_INDEXES, "indexes", patience_s=_OPEN_TIMEOUT_S
         )
 
     def index_of(self, name: str) -> Path:
-        """Return the folder of a name's index: of a run its index step, of an index itself.
+        """Return the folder of an index: the index step of a run, or an index itself.
 
         Raises:
-            DataError: If it is neither.
+            DataError: If the name is neither.
         """
         folder = resolve_name(self.root, name)
         if read_artifact(folder).kind == "index":
@@ -85,11 +85,11 @@ class Sources:
 
     @contextmanager
     def seen(self, name: str) -> Iterator[Index]:
-        """Hold an index open until the body ends, as it is now and as the asker sees it.
+        """Open the current state of an index, with the client's access, until the body ends.
 
         Raises:
-            DataError: If the name holds none, or it has tenants and nobody asks.
-            ResourceError: If too many are read at once.
+            DataError: If the name has no index, or the index has tenants and the client names none.
+            ResourceError: If too many indexes are in use.
         """
         from stillroom.rag.index.user_cache import PerUserIndexCache
 
@@ -99,15 +99,15 @@ class Sources:
             yield audience.seen_by(access)
 
     def passages(self, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return passages by their ids; of one that is not there only ``missing`` is said."""
+        """Return passages by id; a missing one is marked ``missing``."""
         with self.seen(name) as index:
-            return [_describe_passage(index, one) for one in ids[:_MAX_IDS]]
+            return [_describe_passage(index, id) for id in ids[:_MAX_IDS]]
 
     def source(self, name: str, passage_id: str) -> SourceView:
         """Return the document of a passage with the passage marked.
 
         Raises:
-            DataError: If the index shows the asker no such passage.
+            DataError: If the index has no such passage that is visible to the client.
         """
         folder = self.index_of(name)
         with self.seen(name) as index:
@@ -116,7 +116,7 @@ class Sources:
         return _mark_passage(document, passage, folder, to_name(self.root, folder))
 
     def close(self) -> None:
-        """Close all that is open."""
+        """Close all open indexes."""
         self._open.close()
 
 
@@ -136,9 +136,9 @@ def _describe_passage(index: Index, passage_id: str) -> dict[str, Any]:
 
 
 def has_tenants(index: Path) -> bool:
-    """Return whether an index denies: what it holds is shown to those of a tenant alone."""
-    told = read_json(find_output(index, "index") / "index.json")
-    settings = told.get("settings") if isinstance(told, dict) else None
+    """Return whether an index has tenants, so that each document is visible to one tenant alone."""
+    header = read_json(find_output(index, "index") / "index.json")
+    settings = header.get("settings") if isinstance(header, dict) else None
     return isinstance(settings, dict) and settings.get("access", "open") != "open"
 
 
@@ -148,17 +148,17 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
     if len(text) > _MAX_DOCUMENT_CHARS:
         first = _find_line_start(text, max(0, start - _CONTEXT_CHARS))
         last = min(len(text), end + _CONTEXT_CHARS)
-    place = passage.location
+    location = passage.location
     notes = []
     try:
-        file, told = locate_document(folder, place.path, place.digest)
-        notes += list(told)
-        if file is not None and not told:
-            notes.append("the file is the one that was read: its digest is the same")
+        file, status = locate_document(folder, location.path, location.digest)
+        notes += list(status)
+        if file is not None and not status:
+            notes.append("the file is unchanged since it was indexed: its digest is the same")
     except OSError as error:
-        notes.append(f"the file cannot be looked at: {os.strerror(error.errno or 0)}")
-    if not place.is_exact:
-        notes.append("the bytes hold the text within markup or in another encoding")
+        notes.append(f"the file cannot be read: {os.strerror(error.errno or 0)}")
+    if not location.is_exact:
+        notes.append("the bytes contain the text in markup or in another encoding")
     return SourceView(
         index=name,
         path=document.path,
@@ -171,12 +171,12 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
         cut_after=len(text) - last,
         first_line=text.count("\n", 0, start) + 1,
         place={
-            "byte_start": place.byte_start,
-            "byte_end": place.byte_end,
-            "is_exact": place.is_exact,
-            "pages": list(place.pages),
-            "label": place.label,
-            "digest": place.digest,
+            "byte_start": location.byte_start,
+            "byte_end": location.byte_end,
+            "is_exact": location.is_exact,
+            "pages": list(location.pages),
+            "label": location.label,
+            "digest": location.digest,
         },
         origin=passage.origin.to_json(),
         passage_id=passage.id,
@@ -187,5 +187,5 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
 
 
 def _find_line_start(text: str, position: int) -> int:
-    """Return where the line begins that a position stands in."""
+    """Return the start of the line that contains a position."""
     return text.rfind("\n", 0, position) + 1

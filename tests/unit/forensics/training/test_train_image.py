@@ -177,7 +177,7 @@ def test_train_command_tells_figures_and_blindness(tmp_path):
     (tmp_path / "r.yaml").write_text(plain)
     done = CliRunner().invoke(stillroom, words)
     assert isinstance(done.exception, RecipeError)
-    assert "the recipe learns no detector" in str(done.exception)
+    assert "the recipe trains no detector" in str(done.exception)
 
 
 def test_maps_find_what_a_detector_was_told(trained, faces):

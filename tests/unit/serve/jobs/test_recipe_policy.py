@@ -22,10 +22,10 @@ def root(tmp_path):
     return TenantRoot(inside)
 
 
-def refused(recipe, root, openings=None, overrides=()):
+def refused(recipe, root, policy=None, overrides=()):
     with pytest.raises(RecipeError) as caught:
         validate_client_recipe(
-            dump_client_recipe(recipe), root, openings or RecipePolicy(), overrides
+            dump_client_recipe(recipe), root, policy or RecipePolicy(), overrides
         )
     assert {problem.code for problem in caught.value.problems} == {"recipe.outside"}
     assert str(root.folder) not in str(caught.value)
@@ -108,21 +108,21 @@ def test_prose_may_speak_of_anything(root):
 
 
 def test_what_the_operator_opens_is_open(root):
-    openings = RecipePolicy(("http://localhost:8000/v1",), variables=("TOKEN",))
+    policy = RecipePolicy(("http://localhost:8000/v1",), variables=("TOKEN",))
     teacher = {
         "endpoint": "http://localhost:8000/v1", "api_key": "${env:TOKEN}", "tokenizer": "t"
     }  # fmt: skip
     recipe = {"kind": "distill", "records": "docs", "method": "forward_kl", "student": "s"}
-    validate_client_recipe(dump_client_recipe({**recipe, "teacher": teacher}), root, openings)
-    refused({**recipe, "teacher": {**teacher, "api_key": "${env:HOME}"}}, root, openings)
+    validate_client_recipe(dump_client_recipe({**recipe, "teacher": teacher}), root, policy)
+    refused({**recipe, "teacher": {**teacher, "api_key": "${env:HOME}"}}, root, policy)
     for address in (
         "http://localhost:8000/v1x", "http://localhost:80/v1", "https://localhost:8000/v1",
         "http://localhost:8000", "http://localhost:8000/v1/../admin", "http://evil/localhost:8000/v1",
     ):  # fmt: skip
-        refused({**recipe, "teacher": {**teacher, "endpoint": address}}, root, openings)
-    assert openings.ports == (8000,)
-    assert not openings.has_endpoint("http://me@localhost:8000/v1")
-    assert not openings.has_endpoint("http://localhost:port/v1")
+        refused({**recipe, "teacher": {**teacher, "endpoint": address}}, root, policy)
+    assert policy.ports == (8000,)
+    assert not policy.has_endpoint("http://me@localhost:8000/v1")
+    assert not policy.has_endpoint("http://localhost:port/v1")
 
 
 def test_steps_of_a_flow_are_looked_at_too(root):
@@ -140,7 +140,7 @@ def test_defaults_are_ours_and_pass(root):
 def test_no_recipe_of_a_client_works_on_a_cluster(root):
     for engine in ("ray", {"ray": {"address": "10.0.0.5:6379"}}):
         told = refused({**SYNTH, "engine": engine}, root)
-        assert "engine: ray is not open" in str(told)
+        assert "engine: ray is not allowed" in str(told)
         steps = {"records": {**SYNTH, "engine": engine}}
         refused({"kind": "flow", "steps": steps}, root)
         refused({"kind": "flow", "steps": {"records": SYNTH}, "engine": engine}, root)

@@ -22,7 +22,9 @@ LIMITS = RequestLimits(checks=1)
 def app(tmp_path):
     fill(tmp_path)
     with Workspace(tmp_path).open() as workspace:
-        yield create_app(None, jobs=JobRunner(workspace), looker=MediaCheckService(), limits=LIMITS)
+        yield create_app(
+            None, jobs=JobRunner(workspace), media_check=MediaCheckService(), limits=LIMITS
+        )
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
     assert done.exit_code == 0
     assert "2 of 4 records are clean; 2 hold one of 1 items (1 near, 1 whole)" in done.output
-    assert "rewordings were not looked for" in done.output
+    assert "paraphrases were not searched" in done.output
     assert kept(files / "out") == [REWORDED, CLEAN]
     lines = (files / "out/output/contaminated.jsonl").read_text().splitlines()
     assert [json.loads(line)["item"]["row"] for line in lines] == [1, 1]
