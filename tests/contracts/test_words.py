@@ -14,6 +14,7 @@ FORBIDDEN = re.compile(
     re.IGNORECASE,
 )
 READ_BY_PEOPLE = {"help", "description", "expected", "next", "where", "short_help", "epilog"}
+MODULES = list(modules())
 PAGES = sorted(
     path
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -37,7 +38,7 @@ def texts_of(tree):
                 yield text.lineno, text.value
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=[name for name, _ in modules()])
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
 def test_no_forbidden_phrase_in_what_people_read(name, path):
     hits = {
         line: FORBIDDEN.search(text).group()
