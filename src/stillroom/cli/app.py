@@ -174,7 +174,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, lazy=_COMMANDS, epilog=_EXAMPLES)
 @click.version_option(__version__, prog_name="stillroom")
 def stillroom() -> None:
-    """Turn your documents into a small model you own, and prove its lineage."""
+    """Turn your documents into a small model you own, and prove what made it."""
 
 
 def main() -> None:
