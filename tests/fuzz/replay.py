@@ -36,7 +36,7 @@ _VOLATILE = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.+:Z]*|\b\d+([.,]\d+)? ?"
     r"(s|ms|min|h|MB|GB|MiB|GiB|KiB|B|%|/s)\b|0x[0-9a-f]{6,}|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}\b"
 )
-_SCRATCH = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w+(/first|/second)?")
+_SCRATCH = re.compile(re.escape(tempfile.gettempdir()) + r"/\w+(/first|/second)")
 _TEXT = {".json", ".jsonl", ".md", ".html", ".txt", ".yaml", ".svg", ".csv", ".tsv", ".log", ".err"}
 
 CALLS: tuple[str, ...] = (

@@ -20,7 +20,7 @@ __all__ = ["Independent"]
 
 
 class Independent(Corruption):
-    """One copy; masked tokens have weight slope / share."""
+    """One copy; masked tokens have weight slope / share, which is 1/t for a linear schedule."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 
