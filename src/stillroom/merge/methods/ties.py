@@ -2,7 +2,8 @@
 
 Source: Yadav et al. 2023, arXiv:2306.01708, Algorithm 1. Differs from the paper: a tied vote elects
 +, models may have weights, and of equal magnitudes at the threshold the first ones (by tensor name
-and element) are kept, so that the share kept is exact. Signs are elected in ``merge.tensors.task_vectors.elect_sign``.
+and element) are kept, so that the share kept is exact. Signs are elected in
+``merge.tensors.task_vectors.elect_sign``.
 """
 
 from __future__ import annotations
