@@ -1,9 +1,8 @@
 """Stillroom turns your documents into a small model you own, and proves what made it.
 
 Six rooms share a set of common packages: ``synth``, ``distill``, ``rag``, ``diffusion``, ``merge``
-and
-``forensics``. Imports only go down; data goes round through files that carry their origin. This
-module itself imports nothing that takes time, so that the command line starts at once.
+and ``forensics``. Imports only go down; data passes through files that carry their origin. This
+module imports nothing that takes time, so that the command line starts at once.
 """
 
 import os

@@ -293,7 +293,7 @@ def test_an_adapter_is_kept_that_gives_the_written_student(make_recipe, do, tmp_
     assert adapter["base"] in {parent.digest for parent in artifact.parents}
     paths = {entry.path for entry in artifact.files}
     assert "output/adapter/adapter_model.safetensors" in paths
-    with pytest.raises(ValueError, match="stands nowhere"):
+    with pytest.raises(ValueError, match="no published base checkpoint"):
         make_recipe(train={**FAST, "lora": {"keep_adapter": True}})
 
 
