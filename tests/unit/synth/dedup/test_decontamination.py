@@ -87,7 +87,7 @@ def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
     words += ["--out", files / "out", "--quiet"]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
     assert done.exit_code == 0
-    assert "2 of 4 records are clean; 2 hold one of 1 items (1 near, 1 whole)" in done.output
+    assert "2 of 4 records are clean; 2 contain one of 1 items (1 near, 1 whole)" in done.output
     assert "paraphrases were not searched" in done.output
     assert kept(files / "out") == [REWORDED, CLEAN]
     lines = (files / "out/output/contaminated.jsonl").read_text().splitlines()
