@@ -2,14 +2,14 @@
 
 Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without
-spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so that short
-texts are equal only when they are the same. For many texts at once see ``near_duplicates``.
+spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so short
+texts match only when they are equal. For many texts at once see ``near_duplicates``.
 
-Words are those of ``normalize.words``, but found and hashed by array operations over half a million
-characters at a time. A word's hash is a polynomial in its code points over the integers modulo
-2**64, had as a difference of prefix sums (Karp and Rabin 1987, doi:10.1147/rd.312.0249), and mixed;
-an n-gram's is a polynomial in those of its words. 48 bits are kept: two different n-grams are taken
-for one with a probability of about 2**-48.
+Words are those of ``unicode.split_words``, but found and hashed by array operations over half a
+million characters at a time. A word's hash is a mixed polynomial in its code points modulo 2**64,
+computed as a difference of prefix sums (Karp and Rabin 1987, doi:10.1147/rd.312.0249); an n-gram's
+is a polynomial in those of its words. 48 bits are kept: two different n-grams collide with a
+probability of about 2**-48.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _WordHashCache(dict[str, int]):
 def hash_shingles(text: str, n: int = 5) -> HashArray:
     """Return the distinct hashes of a text's word n-grams, sorted; (N,) uint64.
 
-    A text of fewer than n words gives one hash, of all its words; a text without words none.
+    A text of fewer than n words gives one hash, of all its words; a text without words gives none.
     """
     return _hash_ngrams(text, n, _WordHashCache())
 
@@ -81,7 +81,7 @@ def jaccard_similarity(one: HashArray, other: HashArray) -> float:
 
 
 class MinHasher:
-    """MinHash signatures of texts, and the keys of their bands."""
+    """MinHash signatures of texts, and the keys of their LSH bands."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class MinHasher:
         """Draw the hash functions.
 
         Args:
-            n: Words of a shingle.
+            n: Words per shingle.
             num_bands: Bands; two texts of similarity s share one with 1 - (1 - s**rows)**num_bands.
-            rows: Values of a band.
-            rng: Where the hash functions come from; by default always the same ones.
+            rows: Values per band.
+            rng: Source of the hash functions; by default always the same ones.
         """
         rng = np.random.default_rng(0) if rng is None else rng
         size = num_bands * rows
@@ -107,15 +107,15 @@ class MinHasher:
         self._words = _WordHashCache()
 
     def shingles(self, text: str) -> HashArray:
-        """Return a text's shingles; see the function of that name."""
+        """Return a text's shingles; see ``hash_shingles``."""
         return _hash_ngrams(text, self.n, self._words)
 
     def sign(self, texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-        """Return signatures, (N, num_bands * rows) uint32; texts without words are all ones."""
+        """Return signatures, (N, num_bands * rows) uint32; all ones for texts without words."""
         return self.sign_shingles([self.shingles(text) for text in texts])
 
     def sign_shingles(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
-        """Return the signatures of sets of shingles, a block at a time."""
+        """Return the signatures of sets of shingles, computed a block at a time."""
         signatures = np.full((len(sets), len(self._factors)), 2**32 - 1, dtype=np.uint32)
         filled = [index for index, one in enumerate(sets) if len(one)]
         start = 0
@@ -148,16 +148,16 @@ class MinHasher:
 
 
 def ngram_overlap(text: str, reference: str, n: int = 13) -> float:
-    """Return the share of the reference's word n-grams that the text contains, from 0 to 1.
+    """Return the share of the reference's word n-grams contained in the text, from 0 to 1.
 
-    Where the reference is shorter than n words, all of it is one n-gram: short items are found too.
-    A reference without words gives 0.
+    A reference shorter than n words is one n-gram, so short items are found too. A reference
+    without words gives 0.
     """
     return NgramIndex([reference], n=n).overlaps(text)[0]
 
 
 class NgramIndex:
-    """The n-grams of many references, for finding texts that contain one (decontamination)."""
+    """N-grams of many references, to find texts that contain one (decontamination)."""
 
     def __init__(self, references: Sequence[str], *, n: int = 13) -> None:
         """Index the references, each by n-grams of min(n, its words) words."""
@@ -174,14 +174,14 @@ class NgramIndex:
                 holders.setdefault(gram, []).append(number)
 
     def overlaps(self, text: str) -> list[float]:
-        """Return each reference's share of n-grams that the text contains."""
+        """Return each reference's share of n-grams contained in the text."""
         counts = [0] * len(self._sizes)
         for number, count in self._count(text).items():
             counts[number] = count
         return [count / max(size, 1) for count, size in zip(counts, self._sizes, strict=True)]
 
     def best(self, text: str) -> tuple[int, float]:
-        """Return the index and share of the reference most contained; (-1, 0.0) for none."""
+        """Return index and share of the reference with the largest share; (-1, 0.0) for none."""
         shares = (
             (count / self._sizes[number], -number) for number, count in self._count(text).items()
         )
@@ -212,7 +212,7 @@ def _hash_known_words(text: str, known: _WordHashCache) -> HashArray:
 
 
 def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
-    """Return the hash of every run of n words."""
+    """Return the hash of every sequence of n words."""
     rolled = np.zeros(len(hashes) - n + 1, dtype=np.uint64)
     for shift in range(n):
         rolled = rolled * _MULTIPLIER + hashes[shift : len(hashes) - n + 1 + shift]
@@ -220,7 +220,7 @@ def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
 
 
 def _mix_bits(values: HashArray) -> HashArray:
-    """Return well-mixed values (the finalizer of SplitMix64)."""
+    """Mix the bits of hashes (the finalizer of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
@@ -256,7 +256,7 @@ _MIXER_2 = np.uint64(0x94D049BB133111EB)
 _END_OF_LETTERS = 0x40000
 
 
-"""From this code point on no letters are assigned."""
+"""No letters are assigned from this code point on."""
 
 
 _BLOCK_CHARACTERS = 1 << 19
@@ -266,14 +266,14 @@ _BLOCK_TEXTS = 1 << (64 - HASH_BITS)
 
 
 class ShingleSets:
-    """Each text's set of hashed n-grams, sorted; the sets of all texts lie in one array."""
+    """Sets of hashed n-grams, one per text, sorted; stored in one array."""
 
     def __init__(self, values: ShingleHashes, offsets: TextPositions) -> None:
-        """Hold ``values``, (M,) below 2**48, cut at ``offsets``, (N + 1,)."""
+        """Use ``values``, (M,) below 2**48, split at ``offsets``, (N + 1,)."""
         self.values, self.offsets = values, offsets
 
     def __len__(self) -> int:
-        """Return how many texts there are."""
+        """Return the number of texts."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> ShingleHashes:
@@ -282,7 +282,7 @@ class ShingleSets:
 
     @property
     def sizes(self) -> TextPositions:
-        """How many n-grams each text has, (N,)."""
+        """Number of n-grams of each text, (N,)."""
         return np.diff(self.offsets)
 
 
@@ -291,12 +291,12 @@ def build_shingle_sets(
 ) -> ShingleSets:
     """Return the sets of word n-grams of texts.
 
-    A text of fewer than n words gives one n-gram, of all its words; one without words none.
+    A text of fewer than n words gives one n-gram, of all its words; one without words gives none.
 
     Args:
-        texts: In order; read once.
-        n: Words of an n-gram.
-        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+        texts: Texts in order; read once.
+        n: Words per n-gram.
+        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
     """
     return join_shingle_sets(_iter_sets(texts, n), scratch=scratch)
 
@@ -304,11 +304,11 @@ def build_shingle_sets(
 def join_shingle_sets(
     blocks: Iterable[tuple[ShingleHashes, TextPositions]], *, scratch: Path | None = None
 ) -> ShingleSets:
-    """Return sets that were made block by block: their values, and the size of each.
+    """Join sets that were built block by block, as their values and the size of each.
 
     Args:
-        blocks: In order; read once.
-        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+        blocks: Blocks in order; read once.
+        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
     """
     sizes: list[TextPositions] = []
     if scratch is None:
@@ -337,7 +337,7 @@ def _append_values(file: IO[bytes], values: ShingleHashes) -> None:
 
 
 def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[ShingleHashes, TextPositions]]:
-    """Yield blocks of sets, one after another, with the size of each."""
+    """Yield blocks of sets with the size of each set."""
     for block in _blocks(map(fold_text, texts)):
         words, counts = _hash_words(block)
         yield _sort_sets(*_roll_block(words, counts, n), len(block))
@@ -357,7 +357,7 @@ def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _hash_words(block: Sequence[str]) -> tuple[ShingleHashes, TextPositions]:
-    """Return the hashes of the words of all texts, and how many each text has."""
+    """Return the hashes of the words of all texts, and the number of words per text."""
     if len(block) == 1 and len(block[0]) > _BLOCK_CHARACTERS:
         pieces = [_hash_joined(piece)[1] for piece in _cut_text(block[0])]
         words = np.concatenate(pieces)
@@ -369,7 +369,7 @@ def _hash_words(block: Sequence[str]) -> tuple[ShingleHashes, TextPositions]:
 
 
 def _cut_text(text: str) -> Iterator[str]:
-    """Yield pieces of a long text, cut at white space where there is any."""
+    """Yield pieces of a long text, split at white space where possible."""
     start = 0
     space = re.compile(r"\s")
     while start < len(text):
@@ -380,7 +380,7 @@ def _cut_text(text: str) -> Iterator[str]:
 
 
 def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
-    """Return where each word begins, and its hash."""
+    """Return the start of each word, and its hash."""
     raw = f"\n{text}\n".encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(raw, dtype=np.uint32)
     kinds = _character_classes()[codes]
@@ -397,7 +397,7 @@ def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
 def _roll_block(
     words: ShingleHashes, counts: TextPositions, n: int
 ) -> tuple[ShingleHashes, TextPositions]:
-    """Return the hash of every n-gram, and which text of the block each is of."""
+    """Return the hash of every n-gram, and the text of the block that it belongs to."""
     firsts = np.cumsum(counts) - counts
     held = np.maximum(counts - n + 1, 0)
     found = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
@@ -413,7 +413,7 @@ def _roll_block(
 
 
 def _hash_runs(words: ShingleHashes, width: int) -> ShingleHashes:
-    """Return the hash of every run of ``width`` words, over the ends of texts too."""
+    """Return the hash of every sequence of ``width`` words, across texts too."""
     size = len(words) - width + 1
     rolled = np.zeros(size, dtype=np.uint64)
     for shift in range(width):
@@ -424,7 +424,7 @@ def _hash_runs(words: ShingleHashes, width: int) -> ShingleHashes:
 def _sort_sets(
     values: ShingleHashes, texts: TextPositions, count: int
 ) -> tuple[ShingleHashes, TextPositions]:
-    """Return the sets of a block's texts, sorted and without repeats, and their sizes."""
+    """Return the sets of a block's texts, sorted and unique, and their sizes."""
     low = np.uint64((1 << HASH_BITS) - 1)
     keys = (texts.astype(np.uint64) << np.uint64(HASH_BITS)) | (values & low)
     keys.sort()
@@ -434,14 +434,14 @@ def _sort_sets(
 
 
 def expand_ranges(firsts: TextPositions, counts: TextPositions) -> TextPositions:
-    """Return firsts[i], firsts[i] + 1, ... (counts[i] of them), for every i in turn."""
+    """Return firsts[i], firsts[i] + 1, ... (counts[i] numbers) for every i in turn."""
     shift = np.repeat(firsts - (np.cumsum(counts) - counts), counts)
     positions: TextPositions = np.arange(len(shift)) + shift
     return positions
 
 
 def _finalize_hashes(values: ShingleHashes) -> ShingleHashes:
-    """Return well-mixed values (the finalizer of SplitMix64)."""
+    """Mix the bits of hashes (the finalizer of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * _MIXER_1
     values = (values ^ (values >> np.uint64(27))) * _MIXER_2
     return values ^ (values >> np.uint64(31))
@@ -462,7 +462,7 @@ def _powers(bits: int) -> tuple[ShingleHashes, ShingleHashes]:
 
 @functools.cache
 def _character_classes() -> npt.NDArray[np.uint8]:
-    """Return the kind of every code point: in a word, a word of its own, joining, or between."""
+    """Return the class of every code point: word, single-character word, joining, or separator."""
     text = "".join(map(chr, range(_END_OF_LETTERS)))
     kinds = np.zeros(0x110000, dtype=np.uint8)
     kinds[: len(text)] = np.fromiter(map(str.isalnum, text), dtype=np.uint8, count=len(text))

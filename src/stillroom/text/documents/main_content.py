@@ -1,7 +1,7 @@
 """Main-content extraction from web pages.
 
-What counts as boilerplate is told by elements and roles first, then by class names, then by the
-share of linked text; if that would leave next to nothing, all visible text is kept instead.
+Boilerplate is found by elements and roles first, then by class names, then by the share of linked
+text; if that would leave almost nothing, all visible text is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["PageMetadata", "extract_main_content"]
 
 @dataclass(frozen=True, slots=True)
 class PageMetadata:
-    """What a page says of itself, and how much was left out: as boilerplate, or not shown."""
+    """A page's own metadata, and the characters left out: boilerplate and hidden."""
 
     title: str = ""
     language: str = ""
@@ -35,20 +35,20 @@ def extract_main_content(
     keep_all: bool = False,
     is_xml: bool = False,
 ) -> PageMetadata:
-    """Add the main text of a page to an assembly.
+    """Add the main text of a page to a document.
 
     Args:
         decoded: The page.
-        assembly: Where blocks, anchors and headings go.
-        span: One byte range for all of it (a member of an archive, a part of a mail); by default
-            each piece of text has its own.
-        label: Put on every anchor.
-        keep_all: Keep what looks like navigation too (books and mail have none).
+        assembly: The document builder to add blocks, anchors and headings to.
+        span: One byte range for the whole page (a member of an archive, a part of a mail); by
+            default each piece of text has its own.
+        label: Label of every anchor.
+        keep_all: Keep navigation-like content too (books and mail have no navigation).
         is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
 
     Returns:
-        The page's title and language, and how many characters were left out: as boilerplate, and
-        within elements that are not shown (formulas, forms, hidden ones; not scripts).
+        The page's title and language, and the number of characters left out: boilerplate, and
+        hidden elements (formulas, forms; scripts do not count).
     """
     reader = HtmlBlockReader(decoded.text, is_xml)
     reader.read()
@@ -77,7 +77,7 @@ def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
 
 
 def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
-    """Say of each block whether it stands among three or more that are mostly links."""
+    """Return for each block whether it is in a run of three or more that are mostly links."""
     found = [False] * len(blocks)
     start = 0
     for index in range(len(blocks) + 1):
@@ -90,7 +90,7 @@ def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
 
 
 class _BlockWriter:
-    """Writes blocks as Markdown, each piece with its bytes."""
+    """Writes blocks as Markdown, each piece with its byte range."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _BlockWriter:
 
 
 def _trim_pieces(pieces: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """Return pieces without white space at the ends and where two of them meet."""
+    """Strip white space from the ends of pieces and where two of them meet."""
     kept: list[tuple[str, int, int]] = []
     is_spaced = True
     for text, start, end in pieces:
