@@ -1,22 +1,22 @@
 """Personal data, secrets and toxic language: detection, masking, pseudonyms.
 
-By form and check digit, no model: mail addresses, telephone numbers, payment cards (Luhn), IBANs
-(ISO 7064 mod 97), US social security numbers, public IP addresses, keys and tokens of well-known
-forms. What documentation uses as an example (RFC 2606 domains, RFC 5737 and private networks, the
-card numbers of payment test sites) is left out. Names and postal addresses are not looked for: they
-cannot be told by their form.
+Detection by pattern and check digit, without a model: mail addresses, telephone numbers, payment
+cards (Luhn), IBANs (ISO 7064 mod 97), US social security numbers, public IP addresses, keys and
+tokens of well-known forms. Documentation examples (RFC 2606 domains, RFC 5737 and private networks,
+the card numbers of payment test sites) are ignored. Names and postal addresses are not detected:
+they have no fixed form.
 
-A pseudonym is cut from an HMAC of the value: without the key it can neither be turned back nor be
-tested against a guess. Surrogates have the value's form and lie in ranges that belong to nobody
-(RFC 2606 domains, RFC 5737 and 3849 networks, 555-01xx numbers, check digits that are wrong).
+A pseudonym is derived from an HMAC of the value: without the key it can be neither inverted nor
+tested against a guess. Surrogates have the value's form and lie in reserved ranges
+(RFC 2606 domains, RFC 5737 and 3849 networks, 555-01xx numbers, wrong check digits).
 
 Source: ISO/IEC 20889:2018, section 8.4 (pseudonymization by keyed functions).
 
-Letters written as digits or signs, stretched, or parted by dots are read as they are meant. Kinds:
-``profanity`` (words that are rude wherever they stand), ``insult`` (words that are rude of a
-person, beside one), ``threat`` (harm announced or wished to a person) and ``slur``. Does not know:
-irony, contempt in clean words, other languages, what a quotation is for. It is a fall-back: a
-classifier knows more.
+Toxic language is matched after obfuscation (digits or signs for letters, stretched words, dots
+between letters) is undone. Kinds: ``profanity`` (words that are always rude), ``insult`` (rude
+words next to a reference to a person), ``threat`` (harm announced or wished to a person) and
+``slur``. Limitations: no irony, no contempt in clean words, English only, no context of quotations.
+A fallback: a classifier is better.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PiiKind = Literal["email", "phone", "card", "iban", "ssn", "ip", "secret"]
 
 @dataclass(frozen=True, slots=True)
 class PiiSpan:
-    """A stretch of text, and what it is."""
+    """A span of text with personal data, and its kind."""
 
     kind: PiiKind
     start: int
@@ -62,7 +62,7 @@ _EXAMPLE_EMAIL = re.compile(
 _VERSION_PART = 32
 
 
-"""Four numbers that are all below this are taken for a version, as 3.11.0.1."""
+"""Four numbers all below this are a version, such as 3.11.0.1."""
 
 
 _TEST_CARDS = frozenset(
@@ -87,7 +87,7 @@ _EXAMPLE_NETWORKS = tuple(
 
 
 def find_pii(text: str) -> list[PiiSpan]:
-    """Return what is found, in order; a stretch is one thing only, the surest."""
+    """Return the matches in order; overlapping ones are resolved by certainty."""
     found: list[PiiSpan] = []
     for kind, pattern, holds in _PII_PATTERNS:
         for match in pattern.finditer(text):
@@ -99,7 +99,7 @@ def find_pii(text: str) -> list[PiiSpan]:
 
 
 def mask_pii(text: str) -> tuple[str, list[PiiSpan]]:
-    """Return the text with each find replaced by its kind in brackets, and the finds."""
+    """Return the text with each match replaced by its kind in brackets, and the matches."""
     found = find_pii(text)
     return "".join(_split_pieces(text, found)), found
 
@@ -214,13 +214,13 @@ _DIGITS = 6
 
 @dataclass(frozen=True, slots=True)
 class Pseudonymizer:
-    """Makes pseudonyms with one key, as tags or as surrogates."""
+    """Keyed pseudonyms, as tags or as surrogates."""
 
     key: str
     style: Literal["tag", "surrogate"] = "tag"
 
     def name(self, kind: PiiKind, value: str) -> str:
-        """Return the pseudonym of a value; spaces, dashes and case do not make another one."""
+        """Return the pseudonym of a value, ignoring spaces, dashes and case."""
         plain = "".join(letter for letter in value.casefold() if letter.isalnum() or letter in "@.")
         if kind in {"phone", "card", "iban", "ssn"}:
             plain = "".join(letter for letter in plain if letter.isalnum())
@@ -231,7 +231,7 @@ class Pseudonymizer:
         return _make_surrogate(kind, mark)
 
     def mask(self, text: str, found: list[PiiSpan]) -> str:
-        """Return the text with each find replaced by its pseudonym."""
+        """Return the text with each match replaced by its pseudonym."""
         parts, at = [], 0
         for one in found:
             parts += [text[at : one.start], self.name(one.kind, text[one.start : one.end])]
@@ -263,7 +263,7 @@ ToxicityKind = Literal["profanity", "insult", "threat", "slur"]
 
 @dataclass(frozen=True, slots=True)
 class ToxicSpan:
-    """What was found, and of which kind."""
+    """A span of toxic language, and its kind."""
 
     kind: ToxicityKind
     text: str
@@ -338,7 +338,7 @@ _TOXICITY_PATTERNS: tuple[tuple[ToxicityKind, re.Pattern[str]], ...] = (
 
 
 def find_toxic_spans(text: str) -> list[ToxicSpan]:
-    """Return what is found, threats first, at most one of each kind."""
+    """Return the matches, threats first, at most one of each kind."""
     plain = _undo_obfuscation(text)
     found = []
     for kind, pattern in _TOXICITY_PATTERNS:
@@ -349,7 +349,7 @@ def find_toxic_spans(text: str) -> list[ToxicSpan]:
 
 
 def _undo_obfuscation(text: str) -> str:
-    """Return the text as it is meant: signs for letters, parted and stretched words undone."""
+    """Undo obfuscation: signs for letters, separated and stretched words."""
     plain = fold_text(text).replace("’", "'")
     plain = _LEET_WORD.sub(lambda match: match.group().translate(_LEET), plain)
     plain = _SPACED_WORD.sub(lambda match: re.sub(r"[.\-*_ ]", "", match.group()), plain)

@@ -1,8 +1,8 @@
 """Video and audio files: title, description, chapters and embedded subtitles.
 
-Nothing is transcribed. Of several text tracks the one marked as default is read, else the first;
-the others are named. Chapters are sections, and each line of a subtitle is labelled with the time
-at which it begins. Bytes are those of the whole file.
+Nothing is transcribed. Of several text tracks the default one is read, else the first; the others
+are named. Chapters are sections, and each subtitle line is labeled with its start time. All anchors
+have the bytes of the whole file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_CUES = 100_000
 
 
 class Clip(Parser):
-    """MP4, QuickTime, Matroska, WebM and sound files, with the extra ``forensics``."""
+    """MP4, QuickTime, Matroska, WebM and audio files, with the extra ``forensics``."""
 
     suffixes: ClassVar[tuple[str, ...]] = (
         *(".mp4", ".m4v", ".mov", ".mkv", ".webm"),
@@ -92,7 +92,7 @@ def _read(container: Any, size: int, source: SourceFile) -> Document:
 
 
 def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
-    """Yield when each cue begins, in seconds, and its lines."""
+    """Yield each cue's start in seconds, and its lines."""
     if track is None:
         return
     for packet in container.demux(track):
@@ -107,13 +107,13 @@ def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
 
 
 def _subtitle_texts(found: Any) -> list[Any]:
-    """Return what of a decoded subtitle is text, whether it comes in a set or alone."""
+    """Return the text events of a decoded subtitle, given as a set or as one event."""
     parts = list(found) if hasattr(found, "__iter__") else [found]
     return [part for part in parts if getattr(part, "dialogue", None)]
 
 
 def _chapters(container: Any) -> Iterator[tuple[float, str]]:
-    """Yield when each chapter begins, in seconds, and its title."""
+    """Yield each chapter's start in seconds, and its title."""
     for number, chapter in enumerate(getattr(container, "chapters", list)(), 1):
         title = " ".join(str(chapter["metadata"].get("title", "")).split())
         yield float(chapter["start"] * chapter["time_base"]), title or f"Chapter {number}"

@@ -1,8 +1,8 @@
 """Word documents: paragraphs, headings, lists, tables, equations, charts, notes and comments.
 
-Bytes are those of the archive's member that holds the text. Tracked deletions and hidden text are
+Anchors have the bytes of the archive member with the text. Tracked deletions and hidden text are
 left out and counted, insertions kept; headers, footers and pictures are left out and counted. A
-cell that spans several is repeated in each, but for one that spans a whole row.
+cell that spans several rows or columns is repeated in each, unless it spans a whole row.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Docx(Parser):
 
 
 def _elements(parent: Any, depth: int) -> Iterator[Any]:
-    """Yield the paragraphs and tables of a body, those within content controls too."""
+    """Yield the paragraphs and tables of a body, including those in content controls."""
     for child in parent:
         name = str(child.tag).rpartition("}")[2]
         if name in {"p", "tbl"}:
@@ -133,7 +133,7 @@ class _BodyReader:
         rows: list[list[str]] = []
         for row in element.iter(f"{_W}tr"):
             if next(row.iterancestors(f"{_W}tbl")) is not element:
-                continue  # a table within a cell is that cell's text
+                continue  # a nested table is part of the cell's text
             cells: list[tuple[str, int]] = []
             for cell in _cells(row):
                 above = rows[-1] if rows else []
@@ -150,7 +150,7 @@ class _BodyReader:
         self._add_drawings(element)
 
     def _add_drawings(self, element: Any) -> None:
-        """Add what charts and diagrams say, with the bytes of their own members."""
+        """Add the text of charts and diagrams, with the bytes of their own members."""
         for text, part in read_drawings(element, self._word.part):
             name = str(part.partname).lstrip("/")
             self._assembly.gap()
@@ -169,7 +169,7 @@ def _cells(row: Any) -> Iterator[Any]:
 
 
 def _merge(cell: Any) -> tuple[bool, int]:
-    """Say whether a cell goes on the one above, and over how many columns it spans."""
+    """Return whether a cell continues the one above, and its number of columns."""
     properties = cell.find(f"{_W}tcPr")
     if properties is None:
         return False, 1
@@ -184,7 +184,7 @@ def _parse_whole(value: str | None, least: int, most: int) -> int:
 
 
 class _ListNumbering:
-    """The marks of list items: bullets, or numbers that go on."""
+    """List markers: bullets, or running numbers."""
 
     def __init__(self, word: Any) -> None:
         self._formats: dict[str, dict[int, str]] = {}
@@ -205,7 +205,7 @@ class _ListNumbering:
             self._formats[number] = kinds.get(_value(one, "abstractNumId"), {})
 
     def mark(self, paragraph: Any, style: Any, name: str) -> str:
-        """Return what stands before a list item's text, or nothing."""
+        """Return the marker of a list item, or an empty string."""
         number, level = _numbers(paragraph.find(f"{_W}pPr"))
         if not number:
             properties = getattr(getattr(style, "element", None), "pPr", None)
@@ -223,7 +223,7 @@ class _ListNumbering:
 
 
 def _numbers(properties: Any) -> tuple[str, int]:
-    """Return the list and the level that a paragraph's properties name."""
+    """Return the list and the level in a paragraph's properties."""
     found = properties.find(f"{_W}numPr") if properties is not None else None
     if found is None:
         return "", 0
@@ -236,7 +236,7 @@ def _value(element: Any, name: str) -> str:
 
 
 def _level(style: Any, name: str) -> int:
-    """Return a paragraph's heading level by its style or those it is based on; 0 for none."""
+    """Return a paragraph's heading level from its style or the style's bases; 0 for none."""
     if name.lower() == "title":
         return 1
     for _ in range(10):
@@ -270,7 +270,7 @@ def _add_notes(archive: CheckedArchive, assembly: DocumentBuilder, counts: Count
 
 
 def _count_margins(archive: CheckedArchive) -> int:
-    """Return how many headers and footers hold text."""
+    """Return the number of headers and footers with text."""
     names = [
         one.filename
         for one in archive.file.infolist()

@@ -23,7 +23,7 @@ _ENCRYPTION = "META-INF/encryption.xml"
 
 
 class Epub(Parser):
-    """EPUB 2 and 3 without digital locks."""
+    """EPUB 2 and 3 without DRM."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".epub",)
     media_type: ClassVar[str] = "application/epub+zip"
@@ -56,7 +56,7 @@ class Epub(Parser):
 
 
 def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
-    """Return the package document as an element, and the folder it is in."""
+    """Return the package document as an element, and its folder."""
     try:
         from defusedxml import ElementTree
     except ImportError as error:
@@ -67,7 +67,7 @@ def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
 
 
 def _chapters(package: Any, folder: str) -> list[str]:
-    """Return the members of the spine in reading order, but for the list of contents."""
+    """Return the spine's members in reading order, without the table of contents."""
     lists = {
         one.get("id")
         for one in package.iter()
@@ -94,7 +94,7 @@ def _check_locks(archive: CheckedArchive, chapters: list[str], where: str) -> No
     if _ENCRYPTION not in archive:
         return
     locks = archive.read(_ENCRYPTION).decode("utf-8", "replace")
-    if any(name in locks for name in chapters):  # fonts alone may be scrambled
+    if any(name in locks for name in chapters):  # obfuscated fonts do not matter
         raise DataError(
             "the book is protected by a digital lock",
             code="document.encrypted",

@@ -1,7 +1,7 @@
 """Images of text, such as scans and screenshots, read by OCR.
 
-Each frame of a TIFF is a page. Tables and columns are found as on a PDF page; the reader's
-confidence is told on every passage. Bytes are those of the whole file.
+Each frame of a TIFF is a page. Tables and columns are found as on a PDF page; every passage is
+labeled with the OCR confidence. All anchors have the bytes of the whole file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_SIDE = 2000
 
 
 class Image(Parser):
-    """PNG, JPEG, TIFF, WebP and BMP pictures, with the extra ``ocr``."""
+    """PNG, JPEG, TIFF, WebP and BMP images, with the extra ``ocr``."""
 
     suffixes: ClassVar[tuple[str, ...]] = (
         ".png",
@@ -114,7 +114,7 @@ def _read(data: bytes, source: SourceFile) -> Document:
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:
-    """Return blue, green, red, (Y, X, 3), upright, no larger than OCR reads."""
+    """Return BGR pixels, (Y, X, 3), upright, reduced to the maximum size for OCR."""
     import numpy as np
     from PIL import Image as Pictures
     from PIL import ImageOps

@@ -1,8 +1,9 @@
 """OpenDocument texts, spreadsheets and presentations (ISO/IEC 26300).
 
 Headings, lists, tables, notes and comments become Markdown; slides and sheets are labeled. A cell
-that spans several is repeated in each, but one over a whole row. Tracked deletions, pictures, and
-contents that repeat the headings are left out and counted. Bytes are those of the archive's member.
+that spans several rows or columns is repeated in each, unless it spans a whole row. Tracked
+deletions, pictures and generated tables of contents are left out and counted. Anchors have the
+bytes of the archive member.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Odf(Parser):
 
 
 class _BlockWriter:
-    """Adds the blocks of a document, and keeps notes and comments for its end."""
+    """Adds the blocks of a document, with notes and comments at its end."""
 
     def __init__(self, assembly: DocumentBuilder, span: tuple[int, int]) -> None:
         self.assembly, self.counts = assembly, Counter[str]()
@@ -177,7 +178,7 @@ class _BlockWriter:
             texts = expand_row(cells)
             times = _number(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_ROWS)
             if not cells:
-                times = 1  # what is empty down to a sheet's last row
+                times = 1  # empty rows down to the sheet's last row
             for _ in range(min(times, _MAX_ROWS - total)):
                 yield texts
             total += times
@@ -185,9 +186,9 @@ class _BlockWriter:
         self.counts["rows"] += max(total - _MAX_ROWS, 0)
 
     def _cells(self, row: Any, above: list[str]) -> tuple[list[tuple[str, int]], set[int]]:
-        """Return the texts of a row with how many columns each fills, and where one goes on down.
+        """Return the texts of a row with their column spans, and the columns that continue below.
 
-        A covered cell says what the one that covers it from above says.
+        A covered cell has the text of the cell that covers it from above.
         """
         cells: list[tuple[str, int]] = []
         down: set[int] = set()
@@ -219,7 +220,7 @@ class _BlockWriter:
         return cells, down
 
     def _cell(self, cell: Any) -> str:
-        """Return what a cell shows, or the value behind it."""
+        """Return the displayed text of a cell, or its value."""
         texts = [self._words(one) for one in cell if _name(one) in {"p", "h", "list", "table"}]
         for comment in cell.iterchildren(f"{_OFFICE}annotation"):
             self._note("Comments", comment)
@@ -228,7 +229,7 @@ class _BlockWriter:
         return shown or str(value)
 
     def _words(self, element: Any) -> str:
-        """Return the text within an element; notes and comments are kept for the end."""
+        """Return the text of an element; notes and comments are collected for the end."""
         parts = [element.text or ""]
         for child in element:
             name = _name(child)
@@ -250,7 +251,7 @@ class _BlockWriter:
         return "\n".join(line for line in kept if line)
 
     def _note(self, kind: str, element: Any) -> int:
-        """Keep a note's text for the end of the document; return its number."""
+        """Collect a note's text for the end of the document; return its number."""
         lines = self._notes[kind]
         bodies = [self._words(one) for one in element.iter(f"{_TEXT}p")]
         text = " ".join(" ".join(one.split()) for one in bodies if one)

@@ -1,6 +1,6 @@
 """PowerPoint presentations: title, text, tables and notes of each slide.
 
-Shapes are read from top to bottom. Charts give their titles and values, diagrams their words;
+Shapes are read from top to bottom. Charts become their titles and values, diagrams their text;
 pictures are left out and counted.
 """
 
@@ -73,7 +73,7 @@ class Pptx(Parser):
 
 
 def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: DocumentBuilder) -> int:
-    """Add one slide; return how many pictures it has."""
+    """Add one slide; return its number of pictures."""
     place: dict[str, Any] = {"span": span, "page": number, "label": f"slide {number}"}
     title = slide.shapes.title
     if title is not None and title.has_text_frame and title.text_frame.text.strip():
@@ -99,7 +99,7 @@ def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Documen
 
 
 def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
-    """Yield shapes, those within groups too."""
+    """Yield shapes, including those in groups."""
     for shape in shapes:
         if hasattr(shape, "shapes") and depth < _MAX_NESTING:
             yield from _shapes(shape.shapes, depth + 1)
@@ -121,7 +121,7 @@ def _shape_text(shape: Any) -> str:
 
 
 def _table_rows(table: Any) -> list[list[str]]:
-    """Return a table's texts; a cell that spans several is repeated, but one over a whole row."""
+    """Return a table's texts; cells that span columns are repeated, except over a whole row."""
     rows: list[list[str]] = []
     for row in table.rows:
         texts: list[str] = []

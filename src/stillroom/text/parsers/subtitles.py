@@ -1,6 +1,6 @@
 """SubRip and WebVTT subtitles: the spoken text without numbers and times.
 
-Each cue is labelled with the time at which it begins, so that a citation leads to the moment.
+Each cue is labeled with its start time, so that a citation has a timestamp.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CUE = re.compile(
 
 
 class Subtitles(Parser):
-    """SubRip and WebVTT files; a file without a cue is read as it stands."""
+    """SubRip and WebVTT files; a file without a cue is read as plain text."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".srt", ".vtt")
     media_type: ClassVar[str] = "text/vtt"

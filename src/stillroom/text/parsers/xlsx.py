@@ -1,8 +1,8 @@
 """Excel workbooks: sheets as Markdown tables in blocks of rows labeled by cell range.
 
-Cells give their last computed values; where a program has stored none, the formula stands. A merged
-cell is repeated in all that it covers, but one alone in its row. Hidden sheets and rows are read
-too; sheets are named so, rows counted. Comments and pictures are left out and counted.
+Cells give their last computed values; where none is stored, the formula. A merged cell is repeated
+in all cells that it covers, unless it is alone in its row. Hidden sheets and rows are read too;
+hidden sheets are marked, hidden rows counted. Comments and pictures are left out and counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Xlsx"]
 _BLOCK_ROWS = 20
 _MAX_COLUMNS = 512
 _MAX_MERGES = 10_000
-_MAX_TABLE_WIDTH = 64  # columns; a wider merged cell stands once
+_MAX_TABLE_WIDTH = 64  # columns; a wider merged cell appears once
 _MAX_BLOCK_ROWS = 256
 _MERGE = re.compile(rb'<(?:\w+:)?mergeCell\s+ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _VALUELESS = re.compile(
@@ -98,7 +98,7 @@ CellArea = tuple[int, int, int, int]
 
 
 def _merges(xml: bytes) -> list[CellArea]:
-    """Return the merged areas of a sheet by their first rows."""
+    """Return the merged areas of a sheet, sorted by first row."""
     from openpyxl.utils import column_index_from_string as index
 
     found = []
@@ -111,7 +111,7 @@ def _merges(xml: bytes) -> list[CellArea]:
 
 
 class _SheetReader:
-    """One sheet: its rows with what is merged and what has no value, in blocks."""
+    """One sheet: its rows with merged areas and missing values, in blocks."""
 
     def __init__(
         self, sheet: Any, formulas: Any | None, merges: list[CellArea], counts: Counter[str]
@@ -142,20 +142,20 @@ class _SheetReader:
                 assembly.heading(2, title)
                 state = "" if self._sheet.sheet_state == "visible" else " (hidden)"
                 assembly.add(f"## {title}{state}\n\n")
-            elif is_wider:  # new columns: a table of its own, with the header again
+            elif is_wider:  # new columns start a new table with the header repeated
                 rows = [self._header, *rows]
             self._columns = sorted({*self._columns, *used})
             lines = render_table(rows, self._columns).split("\n")
             if not is_first:
                 assembly.gap("\n\n" if is_wider else "\n")
             if not is_wider:
-                del lines[1]  # only a table's first block has a header
+                del lines[1]  # only the first block of a table has a header
             label = f"sheet {title}!A{first}:{get_column_letter(max(used) + 1)}"
             label += str(first + len(rows) - 1 - (is_wider and not is_first))
             assembly.add("\n".join(lines), span, label=label)
 
     def _blocks(self) -> Iterator[tuple[int, list[list[str]]]]:
-        """Yield (first row's number, rows) with empty rows cut from the ends of blocks."""
+        """Yield (first row's number, rows), without empty rows at the ends of blocks."""
         block: list[list[str]] = []
         start = 1
         for number, cells in self._rows():
@@ -197,7 +197,7 @@ class _SheetReader:
             yield number, cells
 
     def _merge(self, number: int, cells: list[str]) -> None:
-        """Repeat merged cells in the row, but one that is alone in it."""
+        """Repeat merged cells in the row, except one alone in it."""
         if not self._active:
             return
         self._active = [one for one in self._active if one[0][1] >= number]
@@ -212,7 +212,7 @@ class _SheetReader:
 
 
 def _format_value(value: object) -> str:
-    """Return a cell's value as a person would write it."""
+    """Format a cell's value as a person would write it."""
     if value is None:
         return ""
     if isinstance(value, float):

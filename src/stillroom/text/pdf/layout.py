@@ -1,9 +1,9 @@
 """PDF page layout: columns, tables and paragraphs in reading order.
 
-Rows of the page are looked at from top to bottom. Where neighboring rows leave the same gaps free,
-they are columns of text (read one after the other) or a table without lines (kept as a table), told
-apart by how full the columns are. Source for the idea of whitespace between columns: Breuel 2002,
-"Two Geometric Algorithms for Layout Analysis"; differs: gaps are followed row by row.
+Rows of the page are processed from top to bottom. Neighboring rows with common gaps are columns of
+text (read one after the other) or a table without rules (kept as a table), depending on how full
+the columns are. Source for the idea of whitespace between columns: Breuel 2002, "Two Geometric
+Algorithms for Layout Analysis"; differs: gaps are followed row by row.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from stillroom.text.pdf.tables import (
 
 __all__ = ["PageBlock", "TextLine", "arrange_blocks"]
 
-_GUTTER = 0.9  # of the characters' height: the narrowest gap between columns
-_FAR_GAP = 2.5  # of the characters' height: rows further apart belong to different bands
-_FULL_LINE_SHARE = 0.7  # of a column's width: what lines of running text fill
+_GUTTER = 0.9  # of the characters' height: minimum gap between columns
+_FAR_GAP = 2.5  # of the characters' height: rows further apart are in different bands
+_FULL_LINE_SHARE = 0.7  # of a column's width: minimum width of lines of running text
 _LIST_MARK = re.compile(
     r"[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|\.?\d{1,2}(?:\.\d{1,2})*\.?"
 )
@@ -62,7 +62,7 @@ class TextLine:
 
 @dataclass(slots=True)
 class PageBlock:
-    """A paragraph or list item of lines, or a table of rows of cells."""
+    """A paragraph or list item (lines), or a table (rows of cells)."""
 
     kind: str
     lines: list[TextLine] = field(default_factory=list)
@@ -73,7 +73,7 @@ class PageBlock:
 
     @property
     def text(self) -> str:
-        """The lines with line ends between them; ``CUT`` stands where a line has cut a word."""
+        """The lines joined by line ends; ``CUT`` marks a hyphenated word."""
         return "\n".join(line.text for line in self.lines)
 
     @property
@@ -91,8 +91,8 @@ def arrange_blocks(runs: Sequence[TextRun], grids: Sequence[TableGrid] = ()) -> 
     """Return a page's blocks in reading order.
 
     Args:
-        runs: The page's runs of one direction of writing.
-        grids: Its ruled tables.
+        runs: The page's runs in one writing direction.
+        grids: The page's ruled tables.
     """
     rest = list(runs)
     tables: list[PageBlock] = []
@@ -112,7 +112,7 @@ def arrange_blocks(runs: Sequence[TextRun], grids: Sequence[TableGrid] = ()) -> 
 
 
 def _table_placeholders(inside: list[TextRun], grid: TableGrid, number: int) -> Iterator[TextRun]:
-    """Yield, for each row of a ruled table, a run that holds its place on the page."""
+    """Yield one placeholder run for each row of a ruled table."""
     left, _, right, _ = grid.box
     for row in group_rows(inside):
         top, bottom = min(run.top for run in row), max(run.bottom for run in row)
@@ -158,7 +158,7 @@ def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[P
 
 
 def _take_band(rows: list[TextRow], at: int) -> tuple[int, Gaps]:
-    """Return where the rows end that leave the same gaps free from ``at`` on, and those gaps."""
+    """Return the end of the rows that share the gaps of row ``at``, and those gaps."""
     size = median(run.size for run in rows[at])
     gutters = find_row_gaps(rows[at], _GUTTER * size)
     stop = at + 1
@@ -178,7 +178,7 @@ def _take_band(rows: list[TextRow], at: int) -> tuple[int, Gaps]:
 
 
 def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
-    """Say whether rows with common gaps are a table, columns of text, or neither."""
+    """Return whether rows with common gaps are a table, columns of text, or neither."""
     if not gutters or len(band) < 2:
         return ""
     grid = [split_cells(row, gutters) for row in band]
@@ -200,13 +200,13 @@ def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
 
 
 def _is_list(grid: list[list[TextRow]]) -> bool:
-    """Say whether all columns but the last hold nothing but bullets or numbers."""
+    """Return whether all columns except the last hold only bullets or numbers."""
     marks = [join_runs(cell) for cells in grid for cell in cells[:-1] if cell]
     return bool(marks) and all(_LIST_MARK.fullmatch(mark) for mark in marks)
 
 
 def _is_prose(cells: list[TextRow]) -> bool:
-    """Say whether a column holds running text: lines that fill its width."""
+    """Return whether a column holds running text: lines that fill its width."""
     lines = [cell for cell in cells if cell]
     if len(lines) < 3:
         return False
@@ -222,7 +222,7 @@ def _is_prose(cells: list[TextRow]) -> bool:
 
 
 def _count_lines_above(plain: list[TextRow], gutters: Gaps) -> int:
-    """Return how many of the lines before columns stand in one of them."""
+    """Return how many of the lines before columns belong to one of them."""
     count = 0
     for row in reversed(plain):
         size = median(run.size for run in row)
@@ -247,7 +247,7 @@ def _flow_columns(band: list[TextRow], gutters: Gaps) -> list[TextRow]:
 
 
 def _paragraphs(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlock]:
-    """Yield the paragraphs, list items and ruled tables of rows that are read across."""
+    """Yield the paragraphs, list items and ruled tables of rows without columns."""
     lines: list[TextLine] = []
     last = -1
     for row in rows:
@@ -264,7 +264,7 @@ def _paragraphs(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBl
 
 
 def _group_by_size(row: TextRow) -> Iterator[TextRow]:
-    """Yield the runs of a row together, but for those far apart of which one is much larger."""
+    """Yield the runs of a row, with distant runs of a much larger size separate."""
     part: TextRow = []
     for run in row:
         if part:
@@ -292,7 +292,7 @@ def _make_line(row: TextRow) -> TextLine:
 
 
 def _split_paragraphs(lines: list[TextLine]) -> Iterator[PageBlock]:
-    """Yield paragraphs: cut where the distance, the type or the indentation says so."""
+    """Yield paragraphs, split by changes of distance, type or indentation."""
     if not lines:
         return
     steps = [below.top - above.bottom for above, below in pairwise(lines)]
@@ -310,7 +310,7 @@ def _split_paragraphs(lines: list[TextLine]) -> Iterator[PageBlock]:
 
 
 def _begins_paragraph(lines: list[TextLine], at: int, usual: float, margin: float) -> bool:
-    """Say whether a paragraph begins at a line."""
+    """Return whether a paragraph starts at a line."""
     above, line = lines[at - 1], lines[at]
     size = min(above.size, line.size)
     if line.top - above.bottom > min(max(usual, -0.2 * size) + 0.4 * size, 2.2 * size):

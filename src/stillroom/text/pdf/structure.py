@@ -1,6 +1,6 @@
 """PDF document structure: running heads, heading levels and hyphenation.
 
-Knows blocks of pages, not the format that they come from.
+Works on blocks of pages, independent of the file format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "measure_body_size",
 ]
 
-_MARGIN = 0.11  # of the page's height, at its top and its foot
+_MARGIN = 0.11  # of the page's height, at top and bottom
 _MIN_PAGES = 3
 _MAX_REQUIRED_PAGES = (
     10  # pages; more need not agree, since a book has parts with heads of their own
@@ -35,9 +35,9 @@ _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
     re.IGNORECASE,
 )
-_TITLE_RATIO = 1.6  # times the body: what may run over more than two lines
-_HEADING_RATIO = 1.13  # times the body's size, as a heading is
-_NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones are of the next
+_TITLE_RATIO = 1.6  # times the body: size of titles that may have more than two lines
+_HEADING_RATIO = 1.13  # times the body: minimum size of a heading
+_NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones start the next level
 _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
@@ -47,7 +47,7 @@ _CUT_WORD = re.compile(rf"([^\W\d_]+)(?:{SOFT_HYPHEN}|-)\n([^\W\d_]+\S*)[ \n]?")
 
 @dataclass(slots=True)
 class PdfPage:
-    """One page's blocks, and where its paper begins and ends, in the blocks' own coordinates."""
+    """One page's blocks, and top and bottom of the page in the blocks' coordinates."""
 
     number: int
     blocks: list[PageBlock] = field(default_factory=list)
@@ -55,16 +55,16 @@ class PdfPage:
     bottom: float = 0.0
 
     def is_marginal(self, block: PageBlock) -> bool:
-        """Say whether a block stands in the page's top or foot margin."""
+        """Return whether a block is in the top or bottom margin of the page."""
         margin = _MARGIN * (self.bottom - self.top)
         return block.bottom < self.top + margin or block.top > self.bottom - margin
 
 
 def drop_running_heads(pages: Sequence[PdfPage]) -> int:
-    """Take out running heads and feet and page numbers; return how many lines were taken out.
+    """Remove running heads, feet and page numbers; return the number of lines removed.
 
-    A line in the margin that stands on at least three pages and a third of them or ten, but for its
-    digits, is kept once, where it first stands. A document of fewer pages keeps all.
+    A line in the margin that occurs, ignoring digits, on at least three pages and on a third of all
+    or ten is kept only at its first occurrence. Shorter documents keep all.
     """
     if len(pages) < _MIN_PAGES:
         return 0
@@ -83,7 +83,7 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
         for block in page.blocks:
             mark = _normalize_repeated(block) if _may_repeat(block, page) else ""
             is_number = bool(_PAGE_NUMBER.fullmatch(block.text)) if mark else False
-            is_again = mark in seen and bool(lasting)  # else the page would lose all it has
+            is_again = mark in seen and bool(lasting)  # else the page would be empty
             if mark in running and (is_again or is_number):
                 dropped += len(block.lines)
                 continue
@@ -103,7 +103,7 @@ def _normalize_repeated(block: PageBlock) -> str:
 
 
 def measure_body_size(pages: Sequence[PdfPage]) -> float:
-    """Return the size that most characters have, in points; 0 without any."""
+    """Return the type size of most characters in points; 0 without characters."""
     sizes: Counter[float] = Counter()
     for page in pages:
         for block in page.blocks:
@@ -120,11 +120,11 @@ HeadingStyle = tuple[float, bool]
 def find_heading_levels(
     pages: Sequence[PdfPage], known: dict[int, int] | None = None
 ) -> dict[int, int]:
-    """Return the level of every block that is a heading, by the block's ``id``.
+    """Return the level of every heading block, by the block's ``id``.
 
-    Headings are short and larger than the body, or bold where it is not. Larger comes first, what
-    is only bold last; at most six levels. ``known`` headings, as an outline tells them, keep their
-    level, and others are headings only if they look like a known one.
+    Headings are short and larger than the body, or bold where the body is not. Levels follow size,
+    with merely bold headings last; at most six levels. ``known`` headings, from an outline, keep
+    their level; others are then headings only if they look like a known one.
     """
     body = measure_body_size(pages)
     known = known or {}
@@ -139,7 +139,7 @@ def find_heading_levels(
             bold, plain = (bold + size, plain) if block.is_bold else (bold, plain + size)
             if id(block) in known or _looks_like_heading(block, body):
                 found.append((block, _style_of_block(block, body)))
-    if bold > plain:  # bold is how this document writes, not how it marks
+    if bold > plain:  # bold is the document's normal style
         found = [
             (one, style) for one, style in found if style[0] >= _HEADING_RATIO or id(one) in known
         ]
@@ -158,13 +158,13 @@ def _rank_styles(
         return {
             style: next(level for level, _ in count.most_common() if level)
             for style, count in votes.items()
-            if 2 * count[0] <= count.total()  # half of that look are named by the outline
+            if 2 * count[0] <= count.total()  # the outline names half of the blocks in that style
         }
     larger = sorted({size for _, (size, _) in found if size >= _HEADING_RATIO}, reverse=True)
     ranks: dict[float, int] = {}
     first = 0.0
     for size in larger:
-        if not ranks or size < _NEAR_RATIO * first:  # a new rank, by the largest of the one before
+        if not ranks or size < _NEAR_RATIO * first:  # a new level, by the largest heading before
             first, rank = size, len(set(ranks.values()))
         ranks[size] = rank
     least = len(set(ranks.values()))
@@ -189,15 +189,15 @@ def _looks_like_heading(block: PageBlock, body: float) -> bool:
 
 
 OutlineEntry = tuple[int, str]
-"""A heading as an outline has it: its level and its title."""
+"""An outline entry: its level and its title."""
 
 
 def match_outline(
     pages: list[PdfPage], outline: dict[int, list[OutlineEntry]]
 ) -> tuple[dict[int, int], dict[int, list[OutlineEntry]]]:
-    """Return which blocks the outline names, and which hold a title that it names.
+    """Return the blocks named by the outline, and the blocks with a title of the outline.
 
-    A number may stand before the title. A title that is nowhere on its page belongs to the page's
+    A number may precede the title. A title that is not found on its page belongs to the page's
     first block.
     """
     known: dict[int, int] = {}
@@ -219,22 +219,22 @@ def match_outline(
 
 
 def _is_title(block: PageBlock, title: str) -> bool:
-    """Say whether a block is a title, but for a number before it and a word that a line has cut."""
+    """Return whether a block is a title, ignoring a leading number and hyphenation."""
     wanted = "".join(title.split()).casefold()
     text = "".join(block.text.split()).replace(SOFT_HYPHEN, "").casefold()
     return text.endswith(wanted) and len(text) - len(wanted) <= 12
 
 
 def compile_title(title: str) -> re.Pattern[str]:
-    """Return what finds a title over the ends of lines."""
+    """Return a pattern that matches a title across line ends."""
     return re.compile(r"\s+".join(re.escape(word) for word in title.split()), re.IGNORECASE)
 
 
 class DocumentVocabulary:
-    """The whole words of a document, to tell a hyphen that belongs from one of a line's end."""
+    """The unbroken words of a document, to resolve hyphens at line ends."""
 
     def __init__(self, pages: Sequence[PdfPage]) -> None:
-        """Count the words of all pages that no line's end has cut."""
+        """Count the words of all pages that no line end splits."""
         self._known: set[str] = set()
         for page in pages:
             for block in page.blocks:
@@ -242,10 +242,10 @@ class DocumentVocabulary:
                     self._known.update(_WORD.findall(line.text.casefold())[:-1])
 
     def mend(self, text: str) -> str:
-        """Return text with the words joined that its lines' ends have cut.
+        """Return text with hyphenated words joined.
 
         The hyphen stays where the document elsewhere writes it, or writes both halves as words but
-        never the two as one.
+        never the joined word.
         """
         if SOFT_HYPHEN not in text and "-\n" not in text:
             return text

@@ -1,9 +1,8 @@
 """Table detection on PDF pages, by ruling lines and by alignment.
 
-Knows what is written in each cell; whether something is a table at all is told by ``layout``.
-
-Knows where lines run and where they cross, not what is written between them. Rectangles count by
-their four sides, thin ones as one line; curves are no rules.
+Ruled tables are found from the lines and their crossings, independent of the text. Rectangles count
+by their four sides, thin ones as one line; curves are ignored. Whether aligned rows are a table is
+decided by ``layout``; here they are split into cells.
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ _MIN_GUTTER = (
 )
 
 
-_WIDE_GUTTER = 0.9  # the same of two rows
+_WIDE_GUTTER = 0.9  # the same for two rows
 
 
 _MANY_ROWS = 8
 
 
-_LARGE_RATIO = 1.3  # times the type of the rest: no cell
+_LARGE_RATIO = 1.3  # times the table's type size: not a cell
 
 
 def split_table_sections(band: list[TextRow]) -> Iterator[list[TextRow]]:
-    """Yield a table's rows in pieces: lines that are lone and bold, or large, are headings."""
+    """Yield a table's rows in sections: lone bold or large lines are headings."""
     start = 0
     usual = median(run.type_size for row in band for run in row)
     for at, row in enumerate(band):
@@ -73,9 +72,9 @@ def split_table_sections(band: list[TextRow]) -> Iterator[list[TextRow]]:
 
 
 def find_column_gutters(rows: list[TextRow]) -> Gaps:
-    """Return the strips that all words of all rows leave free, between columns of a table.
+    """Return the gaps that all words of all rows leave free, between columns of a table.
 
-    Looks at words rather than runs, since columns may stand close. One row of many may cross.
+    Uses words rather than runs, since columns may be close. One of many rows may cross a gap.
     """
     if len(rows) < 2:
         return []
@@ -103,7 +102,7 @@ def find_column_gutters(rows: list[TextRow]) -> Gaps:
 
 
 def trim_table_tail(band: list[TextRow]) -> list[TextRow]:
-    """Return a table's rows without lone lines at its end, which follow rather than belong."""
+    """Return a table's rows without lone lines at its end, which are text after the table."""
     stop = len(band)
     while stop > 2 and len(band[stop - 1]) == 1:
         stop -= 1
@@ -111,7 +110,7 @@ def trim_table_tail(band: list[TextRow]) -> list[TextRow]:
 
 
 def align_rows(band: list[TextRow], gutters: Gaps) -> list[list[str]]:
-    """Return the cells of rows without rules; a row that goes on the one above is joined to it."""
+    """Return the cells of rows without rules; continuation rows are joined to the one above."""
     size = median(run.size for row in band for run in row)
     rows: list[list[str]] = []
     steps = [
@@ -136,7 +135,7 @@ def align_rows(band: list[TextRow], gutters: Gaps) -> list[list[str]]:
 def _wrapped_column(
     cells: list[TextRow], above: list[TextRow], gutters: Gaps, band: list[TextRow]
 ) -> int:
-    """Return the one column in which a row goes on the one above, or -1 if it stands alone."""
+    """Return the one column in which a row continues the one above, or -1."""
     filled = [at for at, cell in enumerate(cells) if cell]
     column = filled[0]
     if len(filled) != 1 or column == 0 or not above[column]:
@@ -156,7 +155,7 @@ def _join_cell_texts(old: str, new: str) -> str:
 
 
 def read_grid_rows(grid: TableGrid, inside: list[TextRun]) -> list[list[str]]:
-    """Return the texts of a ruled table's cells; nothing if it only frames other things."""
+    """Return the texts of a ruled table's cells; empty if it only frames other content."""
     filled: dict[tuple[int, int], list[TextRun]] = {}
     for run in inside:
         for word in run.words:
@@ -180,12 +179,12 @@ def read_grid_rows(grid: TableGrid, inside: list[TextRun]) -> list[list[str]]:
 
 
 def _is_frame_cell(grid: TableGrid, inside: list[TextRun], cell: tuple[int, int, Box]) -> bool:
-    """Say whether a cell holds what looks like a table or columns itself."""
+    """Return whether a cell itself contains a table or columns."""
     rows = group_rows([run for run in inside if is_inside(run, cell[2])])
     return sum(len(row) >= 2 for row in rows) >= 2 and len(rows) >= 3
 
 
-_SNAP_DISTANCE = 3.0  # points; lines that are closer are one
+_SNAP_DISTANCE = 3.0  # points; closer lines are one
 
 
 _MIN_RULE_LENGTH = 4.0
@@ -212,14 +211,14 @@ TransformMatrix = tuple[float, float, float, float, float, float]
 RulingLine = tuple[float, float, float]
 
 
-"""A rule: where it lies across its direction, where it begins and ends along it."""
+"""A ruling line: its position across its direction, its start and end along it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableGrid:
-    """A ruled table: its columns' and rows' borders, and its cells.
+    """A ruled table: the borders of its columns and rows, and its cells.
 
-    A cell is ``(row, column)`` with the box of all the base cells that it joins.
+    A cell is ``(row, column)`` with the box of all base cells that it merges.
     """
 
     xs: tuple[float, ...]
@@ -228,16 +227,16 @@ class TableGrid:
 
     @property
     def box(self) -> Box:
-        """The whole grid's box."""
+        """The bounding box of the grid."""
         return self.xs[0], self.ys[0], self.xs[-1], self.ys[-1]
 
 
 def read_ruling_lines(page: Any, turn: int = 0) -> tuple[list[RulingLine], list[RulingLine]]:
-    """Return the level and the upright rules of a page, y downward.
+    """Return the horizontal and the vertical rules of a page, y downward.
 
     Args:
-        page: PDFium's handle of the page.
-        turn: The page's direction of writing, in degrees.
+        page: PDFium's page handle.
+        turn: The page's writing direction, in degrees.
     """
     level: list[RulingLine] = []
     upright: list[RulingLine] = []
@@ -253,7 +252,7 @@ def read_ruling_lines(page: Any, turn: int = 0) -> tuple[list[RulingLine], list[
 
 
 def find_table_grids(level: list[RulingLine], upright: list[RulingLine]) -> list[TableGrid]:
-    """Return the grids that rules make where they cross, of two rows and two columns at least."""
+    """Return the grids formed by crossing rules, of at least two rows and two columns."""
     groups = _UnionFind(len(level) + len(upright))
     for i, (y, x0, x1) in enumerate(level):
         for j, (x, y0, y1) in enumerate(upright, len(level)):
@@ -270,7 +269,7 @@ def find_table_grids(level: list[RulingLine], upright: list[RulingLine]) -> list
 
 
 class _UnionFind:
-    """Which numbers belong together (union-find)."""
+    """Union-find over integers."""
 
     def __init__(self, size: int) -> None:
         self._parent = list(range(size))
@@ -324,7 +323,7 @@ def _build_grid(level: list[RulingLine], upright: list[RulingLine]) -> TableGrid
 
 
 def _find_borders(crossings: list[float], ends: list[float]) -> list[float]:
-    """Return where rows or columns begin and end; rules that reach beyond add the outer borders."""
+    """Return the row or column borders; rules beyond the crossings add outer borders."""
     places = [*crossings]
     low, high = min(crossings), max(crossings)
     if min(ends) < low - 2 * _SNAP_DISTANCE:
@@ -347,7 +346,7 @@ def _is_ruled(rules: list[RulingLine], along: float) -> bool:
 
 
 def _join_rules(rules: list[RulingLine]) -> list[RulingLine]:
-    """Return rules with those joined that lie on one line and touch."""
+    """Join rules that lie on one line and touch."""
     joined: list[RulingLine] = []
     places: list[tuple[float, list[RulingLine]]] = []
     for rule in sorted(rules):
