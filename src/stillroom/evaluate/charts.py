@@ -1,10 +1,7 @@
 """Inline SVG charts: confidence intervals, bars and line charts.
 
-No script, no fonts, no outside references; every plot has a title for screen readers. Knows shapes
-only, not what is measured.
-
-No script and no outside references, as in ``plots``; colors are the page's. Knows numbers, not what
-is measured.
+No scripts, fonts or outside references; every chart has a title for screen readers; colors come
+from the page's style sheet.
 """
 
 from __future__ import annotations
@@ -42,9 +39,9 @@ _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Rows of one scale: ``intervals`` (a dot within its interval) or ``bars`` (from zero).
+    """Chart of ``intervals`` (a dot within its interval) or ``bars`` (from zero) on one scale.
 
-    ``lows`` and ``highs`` may be empty, or hold None where a row has no interval.
+    ``lows`` and ``highs`` may be empty, or contain None for rows without an interval.
     """
 
     caption: str
@@ -64,7 +61,7 @@ class Plot:
         labels: Sequence[str] = (),
         kind: Literal["intervals", "bars"] = "intervals",
     ) -> Plot:
-        """Return the plot of some metrics of one unit, under their own names or given labels."""
+        """Build a plot of metrics of one unit, labeled by their names or by ``labels``."""
         known = [metric.to_json() for metric in metrics]
         return cls(
             caption,
@@ -90,7 +87,7 @@ class Plot:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plot:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(
             data["caption"],
             tuple(data["labels"]),
@@ -103,7 +100,7 @@ class Plot:
 
 
 def format_value(value: float | None, unit: str = "") -> str:
-    """Return a number as people read it: three digits, ``1.23 GB``, a dash for none."""
+    """Format a number with three significant digits: ``1.23 GB``; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     digits, prefix = _split_prefix(value)
@@ -111,7 +108,7 @@ def format_value(value: float | None, unit: str = "") -> str:
 
 
 def render_plot(plot: Plot) -> str:
-    """Return the plot as a ``<figure>`` of inline SVG; empty when no row has a value."""
+    """Render the plot as a ``<figure>`` of inline SVG; empty if no row has a value."""
     rows = [
         (label, value, low, high)
         for label, value, low, high in zip(
@@ -144,11 +141,11 @@ def _pad_range(ends: tuple[float | None, ...], plot: Plot) -> tuple[float | None
 
 
 def choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
-    """Return ends and step of an axis with round ticks; bars begin at zero, shares end at one."""
+    """Return ends and step of an axis with round ticks; bars start at zero, shares end at one."""
     if is_bars or 0 <= low <= high <= 1:
         low = min(low, 0.0)
     size = max(abs(low), abs(high))
-    if high - low <= max(size * 1e-9, _EPSILON):  # too near to tell apart by ticks
+    if high - low <= max(size * 1e-9, _EPSILON):  # too close for distinct ticks
         high = low + (size if size > _EPSILON else 1.0)
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
@@ -162,7 +159,7 @@ def _x_position(value: float, scale: tuple[float, float]) -> float:
 
 
 def _render_axis(low: float, high: float, step: float, bottom: float, unit: str) -> str:
-    """Return grid lines and tick labels; the unit stands with the values, bytes apart."""
+    """Return grid lines and tick labels; units are shown with the values, except bytes."""
     parts = []
     for tick in range(round((high - low) / step) + 1):
         value = low + tick * step
@@ -209,7 +206,7 @@ def _render_row(
 
 
 def _split_prefix(value: float) -> tuple[float, str]:
-    """Return the number before a decimal prefix, and the prefix: 1230.0 is (1.23, "k")."""
+    """Split a number into mantissa and decimal prefix: 1230.0 is (1.23, "k")."""
     for factor, prefix in _SI_PREFIXES:
         if abs(value) >= factor * 0.9995:
             return value / factor, prefix
@@ -217,7 +214,7 @@ def _split_prefix(value: float) -> tuple[float, str]:
 
 
 def _three_digits(value: float) -> str:
-    """Return three significant digits, trailing zeros kept; whole numbers as they are."""
+    """Format with three significant digits, trailing zeros kept; integers unchanged."""
     if value == round(value):
         return str(round(value))
     return f"{value:#.3g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.2e}"
@@ -232,7 +229,7 @@ _CHART_LEFT, _CHART_RIGHT, _CHART_TOP, _CHART_BOTTOM = 64, 16, 12, 46
 _SERIES_OFFSET = 3.0
 
 
-_NUM_STYLES = 5  # strokes that the page's style knows
+_NUM_STYLES = 5  # strokes defined by the page's style
 
 
 Point = tuple[float, float]
@@ -243,11 +240,11 @@ class Series:
     """One curve.
 
     Args:
-        name: In the key.
-        points: (x, y), rising by x.
-        weights: What each point stands on; larger dots where it is more. Empty draws them alike.
-        style: Which stroke, from 0; None takes the place among the series. The same thing should
-            have the same one on every picture of a page.
+        name: Name in the legend.
+        points: (x, y), ascending by x.
+        weights: Weight of each point, shown as the size of its dot; empty for equal dots.
+        style: Number of the stroke, from 0; None uses the position among the series. The same
+            entity should have the same stroke in all charts of a page.
         spans: The interval of each point, (low, high); empty draws none.
     """
 
@@ -258,21 +255,21 @@ class Series:
     spans: tuple[Point, ...] = ()
 
     def stroke(self, at: int) -> str:
-        """Return the class of its stroke, given its place among the series."""
+        """Return the CSS class of the stroke at a position among the series."""
         return f"s{(at if self.style is None else self.style) % _NUM_STYLES}"
 
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """Series over one axis.
+    """Line chart of several series.
 
     Args:
-        caption: What is shown, in a sentence.
-        x: Name of the axis across.
-        y: Name of the axis upwards.
-        series: What is drawn; one without points is left out.
-        diagonal: Draw where y equals x, and both axes from 0 to 1.
-        is_log: Whether x grows by factors; then it is above 0.
+        caption: Title as a sentence.
+        x: Name of the horizontal axis.
+        y: Name of the vertical axis.
+        series: The curves; those without points are left out.
+        diagonal: Draw the line x = y, with both axes from 0 to 1.
+        is_log: Whether x is on a logarithmic scale; then it must be above 0.
     """
 
     caption: str
@@ -304,7 +301,7 @@ class LineChart:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LineChart:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         series = tuple(
             Series(
                 one["name"],
@@ -320,7 +317,7 @@ class LineChart:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where a point lies on the picture."""
+    """Maps points to positions in the image."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -342,7 +339,7 @@ class _Frame:
 
 
 def render_line_chart(curves: LineChart) -> str:
-    """Return the curves as a ``<figure>``; empty where no series has a point."""
+    """Render the chart as a ``<figure>``; empty if no series has a point."""
     shown = [one for one in curves.series if one.points]
     if not shown:
         return ""
@@ -435,7 +432,7 @@ def _render_series(one: Series, frame: _Frame, at: int) -> str:
 
 
 def _interval_ends(one: Series, frame: _Frame, at: int) -> list[list[Point]]:
-    """Return both ends of each point's interval on the picture, a little aside for each series."""
+    """Return both ends of each interval in the image, shifted for each series."""
     aside = (at - 1) * _SERIES_OFFSET
     found = []
     for (x, _), (low, high) in zip(one.points, one.spans, strict=False):

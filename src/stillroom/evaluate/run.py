@@ -1,7 +1,7 @@
 """Evaluation job: retrieval, answers, fidelity and sizes into one report.
 
-Figures that depend on the clock stand in timings.json beside the output, so that the same work
-gives the same artifact; the flow merges both into the run's report.
+Figures that depend on the clock are in timings.json beside the output, so that the artifact is
+reproducible; the flow merges both into the run's report.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _WEIGHTS = (".safetensors", ".gguf")
 
 
 def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
-    """Measure an index and models on held-out questions, and write the report.
+    """Evaluate an index and models on held-out questions, and write the report.
 
     Raises:
-        DataError: If there is nothing to ask and the recipe does not go on without, or an input is
-            not what it should be.
+        DataError: If there is nothing to ask and the recipe does not allow that, or an input is
+            invalid.
         RecipeError: If the index's plug-in is not installed.
-        Cancelled: If the user stopped it; ``--resume`` goes on.
+        Cancelled: If the user stopped it; ``--resume`` continues.
     """
     bad_rows: list[int] = []
     records = read_records(
@@ -98,7 +98,7 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
 
 
 def estimate(recipe: EvaluateRecipe) -> Estimate:
-    """Return what the job will need; references that are not here yet count as nothing."""
+    """Estimate the job's resources; references that do not exist yet are not counted."""
     sizes = {name: _local_bytes(reference) for name, reference in recipe.models.items()}
     biggest = sorted(sizes.values(), reverse=True)[: 2 if recipe.fidelity else 1]
     modes = 2 if recipe.index else 1
@@ -209,7 +209,7 @@ def _add_omissions(report: Report, counts: Mapping[str, int]) -> None:
 
 
 def _count_truncations(asked: Sequence[AnsweredQuestion]) -> dict[str, int]:
-    """Count answers that ended at the token limit, and passages that did not fit."""
+    """Count answers truncated at the token limit, and passages that did not fit."""
     counts: dict[str, int] = {}
     for one in asked:
         if one.finish_reason == "length":

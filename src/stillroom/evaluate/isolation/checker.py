@@ -1,9 +1,10 @@
 """Test process: runs tests against a program in another process.
 
-A pass is said here, where no code of the program ever runs. What it returns is plain data, or an
-object that stays with it; the tests may use such an object, but it may not judge itself: compared
-with plain data, asked whether it holds some, or reckoned with some, it could learn the right answer
-and say yes. Such tests are refused by name, as is a test that runs text of the program as code.
+Passes are reported by this process, where no code of the program ever runs. The program returns
+plain data, or a handle of an object that stays in its process. Tests may use such an object, but
+it must not judge itself: in a comparison with plain data, a containment test or arithmetic it could
+learn the right answer and return True. Such tests are refused with a named reason, as are tests
+that run text of the program as code.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from stillroom.evaluate.isolation.peer import (
 from stillroom.evaluate.isolation.proxy import Proxy, handle_of, is_scaled, scale
 from stillroom.evaluate.isolation.wire import PURE_MODULES, Decoder, WireError
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import IO, Any
@@ -87,7 +88,7 @@ NOT_PYTHON = "the tests are no Python"
 
 
 def examine(libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[str, bool]) -> None:
-    """Close the doors, run the tests, say how they ended."""
+    """Confine the process, run the tests, report the result."""
     die_with_parent(libc)
     with os.fdopen(order["tests"], "rb", closefd=False) as file:
         asked = json.load(file)
@@ -120,7 +121,7 @@ def _verdict(tests: list[str], examiner: _TestRunner) -> str:
 
 
 def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
-    """Run tests that were declared for a test runner, but functions that the tests call."""
+    """Run tests declared for a test runner, except functions that the tests call."""
     declared = {
         name: one
         for name, one in names.items()
@@ -137,7 +138,7 @@ def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
 
 
 def _run_class(name: str, kind: type) -> None:
-    """Run the tests of a class, by unittest or as a runner of plain classes does."""
+    """Run the tests of a class, with unittest or as plain methods."""
     if "unittest" in sys.modules:
         import unittest
 
@@ -155,7 +156,7 @@ def _run_class(name: str, kind: type) -> None:
 
 
 def _finish(made: Any) -> None:
-    """Bring a coroutine or a generator that a test function gave to its end."""
+    """Run a coroutine or a generator returned by a test function to its end."""
     if isinstance(made, CoroutineType | GeneratorType):
         try:
             while True:
@@ -165,8 +166,8 @@ def _finish(made: Any) -> None:
 
 
 def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
-    """Return the names that the tests' modules use, and those that their functions use."""
-    import dis  # costs a little, and few tests are declared
+    """Return the names used by the tests' modules, and those used by their functions."""
+    import dis  # slow to import, and declared tests are rare
 
     by_module = {
         one.argval
@@ -201,7 +202,7 @@ class _TestRunner(Peer):
         """Return the names that the program defines, once it has run.
 
         Raises:
-            BaseException: What it raised.
+            BaseException: The exception of the program.
         """
         message = self._receive()
         if message is None:
@@ -212,23 +213,23 @@ class _TestRunner(Peer):
         return {one for one in names if type(one) is str} if isinstance(names, list) else set()
 
     def fetch(self, name: str) -> Any:
-        """Return what the program calls by a name."""
+        """Return the program's object of a name."""
         value = self.ask("global", name)
         self.was_asked |= type(value) not in (Proxy, _Module)
         return self._note(value)
 
     def _note(self, value: Any) -> Any:
-        """Remember a copy of what the program keeps, as it came."""
+        """Remember a copy of the received state of the program's containers."""
         if type(value) in (list, dict, set) and len(self._copies) < _MAX_COPIES:
             self._copies.append((value, snapshot(value)))
         return value
 
     def has_changed_copy(self) -> bool:
-        """Return whether the tests changed a copy, which the program never saw."""
+        """Return whether the tests changed a copy, which the program does not see."""
         return any(is_changed(before, value) for value, before in self._copies)
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
-        self.was_asked |= name != "bool"  # every function is true
+        self.was_asked |= name != "bool"  # functions are always true
         plain = [one for one in args if type(one) is not Proxy]
         if name == "contains":
             held: Iterable[Any] = iter(proxy)
@@ -271,7 +272,7 @@ class _TestRunner(Peer):
         if name in _PREDICATES or (is_scaled(proxy) and name in _NUMBER_METHODS):
             raise self.lose(OBJECT_JUDGES)
         if name.startswith("__") and name not in _READABLE_ATTRIBUTES:
-            raise AttributeError(name)  # annotations, say, which the library may run as code
+            raise AttributeError(name)  # annotations, which the library may run as code
 
     def _equal(self, proxy: Proxy, other: Any) -> bool:
         if other is None:
@@ -295,7 +296,7 @@ class _TestRunner(Peer):
             scale(result)
         return result
 
-    # what the program may ask of objects of the tests
+    # requests of the program about objects of the tests
 
     def guard(self, name: str, args: tuple[Any, ...]) -> None:
         target = args[0] if args else None
@@ -306,7 +307,7 @@ class _TestRunner(Peer):
                 raise AttributeError(args[1])
             if name == "set" and (
                 isinstance(target, type) or callable(getattr(target, args[1], None))
-            ):  # a program does not rewrite its tests
+            ):  # a program must not change its tests
                 raise AttributeError(args[1])
         elif name == "call":
             if not callable(target):
@@ -323,7 +324,7 @@ class _TestRunner(Peer):
     def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
         if "bases" in told:
             return self._mirror(told, [self._read_name(one, decoder) for one in told["bases"]])
-        if type(told.get("value")) in (int, float, str):  # told before it was asked to compare it
+        if type(told.get("value")) in (int, float, str):  # sent before any comparison
             self._values[int(told["h"])] = told["value"]
         return Proxy(self, int(told["h"]), str(told.get("t", "")))
 
@@ -334,7 +335,7 @@ class _TestRunner(Peer):
         return kind
 
     def _mirror(self, told: dict[str, Any], bases: list[type]) -> type:
-        """Return an exception that tests may catch in place of the program's."""
+        """Return an exception class that tests may catch for one of the program's."""
 
         def find(error: BaseException, name: str) -> Any:
             own = error.__dict__.get("__stillroom__")
@@ -353,13 +354,13 @@ class _TestRunner(Peer):
     def _describe(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, PeerGone):
             raise error
-        if isinstance(error, AssertionError):  # the program that called it could go on
+        if isinstance(error, AssertionError):  # the calling program could catch it and continue
             self.lose("AssertionError")
         return super()._describe(error)
 
 
 class _Module:
-    """A module that a program has under some name; the tests get their own of it."""
+    """A module that a program uses under some name; the tests get the real one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -371,7 +372,7 @@ def _is_of_tests(value: Any) -> bool:
 
 
 def _is_raised_by_tests(error: BaseException) -> bool:
-    """Return whether a raise statement of the tests made an exception, no failure of theirs."""
+    """Return whether a raise statement of the tests made an exception, not a failure of theirs."""
     from opcode import opmap
 
     place = error.__traceback__
@@ -384,7 +385,7 @@ def _is_raised_by_tests(error: BaseException) -> bool:
 
 
 class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
-    """The names of the tests: their own first, then the program's, then Python's."""
+    """Names of the tests: their own first, then the program's, then built-ins."""
 
     def __init__(self, examiner: _TestRunner, offered: set[str], codes: list[CodeType]) -> None:
         super().__init__(__name__=_TESTS, __builtins__=_guarded_builtins(examiner, codes))
@@ -403,7 +404,7 @@ class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
         return value
 
     def _judge(self, name: str, value: Any) -> None:
-        """Refuse what the program put in place of Python's, where it decides for other names."""
+        """Refuse a replacement of a built-in where its result decides for other names."""
         is_pythons = type(value) is not Proxy and getattr(value, "__name__", None) == name
         if is_pythons and getattr(builtins, name, value) is value:
             return
@@ -422,9 +423,9 @@ class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
 
 
 class _Impostor:
-    """Something of the program's under the name of a module: to be called, not to be used as one.
+    """An object of the program under a module's name: callable, but not usable as the module.
 
-    Tests that use ``math.isclose`` without importing it would else get the program's.
+    Tests that use ``math.isclose`` without importing it would otherwise get the program's.
     """
 
     def __init__(self, examiner: _TestRunner, value: Proxy) -> None:
@@ -438,7 +439,7 @@ class _Impostor:
 
 
 def _guarded_builtins(examiner: _TestRunner, codes: list[CodeType]) -> dict[str, Any]:
-    """Return Python's built-in names, those that run text for the text of the tests alone."""
+    """Return the built-ins; those that run text accept the text of the tests only."""
     texts = set[str]()
     for code in codes:
         _collect(code, texts)
@@ -457,7 +458,7 @@ def _guarded_builtins(examiner: _TestRunner, codes: list[CodeType]) -> dict[str,
         if name.split(".")[0] in _NO_IMPORT:
             raise examiner.lose(RUNS_TEXT)
         found = __import__(name, *args, **named)
-        if "unittest" in sys.modules:  # its cases are run at the end, and main would look elsewhere
+        if "unittest" in sys.modules:  # its cases run at the end; main would search elsewhere
             vars(sys.modules["unittest"])["main"] = lambda *args, **named: None
         return found
 

@@ -1,8 +1,8 @@
 """Bidirectional RPC between two processes over pipes.
 
-A message is a line of JSON. Arguments go by copy and come back: what the other side changed in a
-list, dictionary or set that it was given is put into the original. What is no plain data stays
-where it is; the other side holds a ``Proxy``, whose operators and attributes are requests.
+A message is a line of JSON. Arguments are copied and sent back: changes of a list, dictionary or
+set by the other side are applied to the original. Anything but plain data stays in its process; the
+other side holds a ``Proxy``, whose operators and attributes are requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from stillroom.evaluate.isolation.proxy import Proxy, handle_of
 from stillroom.evaluate.isolation.wire import Decoder, Encoder, WireError, find_name, resolve_name
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import IO, Any
 
@@ -48,7 +48,7 @@ _BUILT_IN = (
 
 
 def _exit_context(target: Any, error: Any = None) -> Any:
-    """End a with statement; an exception of the other side comes as its name and arguments."""
+    """End a with statement; the other side's exception is sent as name and arguments."""
     if isinstance(error, list):
         kind = getattr(builtins, error[0])
         made = kind.__new__(kind, *error[1])
@@ -76,21 +76,21 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class PeerGone(BaseException):
-    """The other process has ended, or no longer says what can be read."""
+    """The other process has ended, or its messages cannot be read."""
 
 
 def exception_name(error: BaseException) -> str:
-    """Return the name of an exception of Python's; a program does not choose what is said of it."""
+    """Return the name of a built-in exception; a program cannot choose the text reported."""
     kind = type(error)
     return kind.__name__ if _is_built_in(kind) else CUSTOM_EXCEPTION
 
 
 class Peer:
-    """The side of one process.
+    """One side of the connection.
 
     Args:
-        reader: What the other says.
-        writer: What it is told.
+        reader: Messages from the other side.
+        writer: Messages to the other side.
     """
 
     def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
@@ -102,38 +102,38 @@ class Peer:
         self.lost = ""
 
     def lose(self, reason: str) -> PeerGone:
-        """Note why nothing that follows counts, even if the exception is caught."""
+        """Record why all further results are void, even if the exception is caught."""
         self.lost = self.lost or reason
         return PeerGone(reason)
 
-    # what a side decides
+    # overridden by each side
 
     def guard(self, name: str, args: tuple[Any, ...]) -> None:
-        """Refuse, by an exception, what the other side may not ask."""
+        """Refuse, by an exception, requests that the other side must not make."""
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
-        """Return what an operator, an attribute or a call of a proxy gives."""
+        """Return the result of an operator, an attribute or a call of a proxy."""
         return self.ask(name, proxy, *args, **named)
 
     def share(self, value: Any) -> dict[str, Any]:
-        """Return what the other side is told of something that is no plain data."""
+        """Return the message for an object that is not plain data."""
         return {"k": "object", "h": self.handle(value)}
 
     def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        """Return what stands here for something of the other side."""
+        """Return the local stand-in for an object of the other side."""
         return Proxy(self, int(told["h"]))
 
     def printed(self) -> str:
-        """Return what was printed since it was asked last."""
+        """Return the output printed since the last call."""
         return ""
 
     # messages
 
     def ask(self, operation: str, *args: Any, **named: Any) -> Any:
-        """Return what the other side gives for a request, or raise what it raises.
+        """Return the other side's result of a request, or raise its exception.
 
         Raises:
-            Gone: If the other side ends before it answers.
+            PeerGone: If the other side ends before it answers.
         """
         with self._lock:
             encoder = Encoder({}, self._tell)
@@ -151,7 +151,7 @@ class Peer:
                 self._answer(message)
 
     def serve(self) -> None:
-        """Answer until the other side ends."""
+        """Answer requests until the other side ends."""
         while (message := self._receive()) is not None:
             self._answer(message)
 
@@ -197,7 +197,7 @@ class Peer:
         self._send(reply)
 
     def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Return what a request of the other side gives."""
+        """Return the result of a request of the other side."""
         return OPERATIONS[name](*args, **named)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ class Peer:
     # objects
 
     def handle(self, value: Any) -> int:
-        """Return the number by which the other side knows an object, which is kept alive."""
+        """Return the handle of an object for the other side; the object is kept alive."""
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self._mine)
             self._mine.append(value)
@@ -270,7 +270,7 @@ class Peer:
         if operation == "next" and own is StopIteration:
             return StopIteration()
         if issubclass(own, StopIteration | StopAsyncIteration | GeneratorExit):
-            # would end a loop of the caller as if there were no more to do
+            # would end a loop of the caller silently
             return RuntimeError(kind.__name__)
         error: BaseException = own.__new__(own, *args)
         error.args = args
@@ -280,12 +280,12 @@ class Peer:
 
 
 def snapshot(container: Any) -> Any:
-    """Return what a container holds now."""
+    """Return the current content of a container."""
     return list(container.items()) if isinstance(container, dict) else list(container)
 
 
 def is_changed(before: list[Any], container: Any) -> bool:
-    """Return whether a container holds something else than it did."""
+    """Return whether the content of a container has changed."""
     now = snapshot(container)
     if len(now) != len(before):
         return True

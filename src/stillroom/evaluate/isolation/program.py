@@ -1,6 +1,6 @@
 """Program process: runs model-written code and answers the calls of its tests.
 
-Nothing that this process says is believed: it may have been taken over by what it runs.
+Output of this process is not trusted: the code that it runs may have taken it over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillroom.evaluate.isolation.confinement import (
 from stillroom.evaluate.isolation.peer import Peer, exception_name
 from stillroom.evaluate.isolation.wire import Encoder, find_name
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import Any
 
@@ -39,7 +39,7 @@ _VALUES: dict[type, Callable[[Any], Any]] = {
 def run_program(
     libc: ctypes.CDLL, order: Order, pipes: tuple[int, int] | None, told: dict[str, bool]
 ) -> None:
-    """Close the doors, say so, run the code; answer its tests where there are pipes to them."""
+    """Confine the process, report that, run the code; answer its tests if there are pipes."""
     die_with_parent(libc)
     with os.fdopen(order["program"], "rb", closefd=False) as file:
         parts: list[str] = json.load(file)
@@ -61,7 +61,7 @@ def run_program(
 
 
 def _finish() -> None:
-    """Do what an interpreter does at its end: wait for threads, run what was registered."""
+    """Finish like an interpreter: wait for threads, run exit handlers."""
     if "threading" in sys.modules:
         import threading
 
@@ -71,7 +71,7 @@ def _finish() -> None:
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # too much of it, or closed
+    except (OSError, ValueError):  # too much output, or closed
         return
 
 
@@ -101,7 +101,7 @@ def _answer(parts: list[str], pipes: tuple[int, int]) -> None:
 
 
 class _Printed(io.BytesIO):
-    """What a program prints while its tests ask it, which goes with its answers."""
+    """Output that a program prints while its tests run, sent with its answers."""
 
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > 1 << 18:
@@ -129,7 +129,7 @@ class _Program(Peer):
         told["t"] = str(getattr(value, "__name__", ""))[:64]
         compares: object = type(value).__eq__
         for kind, read in _VALUES.items():
-            if isinstance(value, kind) and compares is kind.__eq__:  # an IntEnum, say
+            if isinstance(value, kind) and compares is kind.__eq__:  # for example an IntEnum
                 told["value"] = read(value)
         if isinstance(value, type) and issubclass(value, BaseException):
             told["bases"] = [

@@ -1,7 +1,7 @@
 """Entry script of the sandbox, run by path: starts the processes of one check.
 
-It holds nothing of what they are given: each reads its own part after it was forked, so that the
-memory of the program's process never held the tests or the word that proves a pass.
+Holds none of the inputs: each process reads its own part after the fork, so that the memory of the
+program's process never contains the tests or the secret that proves a pass.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import sys
 from types import ModuleType
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 
 
 def _import_apart() -> None:
-    """Make these modules importable without what else the package imports."""
+    """Make these modules importable without importing the package."""
     folder = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  # no pathlib here
     for name in ("stillroom.evaluate.isolation", "stillroom.evaluate", "stillroom"):
         package = ModuleType(name)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _supervise(libc: ctypes.CDLL, order: Order, told: dict[str, bool], nowhere: int) -> None:
-    """Be the parent of one program and its tests, and of nothing else."""
+    """Parent of one program and its tests."""
     die_with_parent(libc)
     if order["tests"] < 0:
         program = _fork(lambda: run_program(libc, order, None, told))

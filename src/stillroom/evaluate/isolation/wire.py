@@ -1,8 +1,8 @@
 """Wire format: values as JSON, by value, by name or by handle.
 
-What comes of the other process is data and never more: only exact built-in types and a few of the
-standard library are made of it. Subclasses do not pass as what they derive from, since they may
-compare as they like; named tuples that compare as tuples do.
+Input from the other process is data only: exact built-in types and a few of the standard library
+are built from it. Subclasses are not sent as their base class, since they may override comparison;
+named tuples that compare like tuples are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import collections
 import sys
 from collections.abc import Callable, Iterable
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import Any
 
@@ -31,7 +31,7 @@ _PURE = (
     "textwrap time typing"
 )
 PURE_MODULES = frozenset(_PURE.split())
-"""Modules whose functions do nothing but compute: either process takes its own by name."""
+"""Modules of pure functions: each process uses its own copy by name."""
 
 _LISTS: dict[type, str] = {
     list: "list",
@@ -65,17 +65,17 @@ _SAFE_INT = 1 << 53
 
 
 class WireError(Exception):
-    """What came is not what is written here."""
+    """A message is malformed."""
 
 
 def is_plain(value: object) -> bool:
-    """Return whether a value passes by value: it compares as Python has it."""
+    """Return whether a value is sent by value: it has built-in comparison."""
     kind = type(value)
     return kind in _PLAIN or bool(_library_kind(value))
 
 
 def _library_kind(value: object) -> str:
-    """Return which class of datetime, decimal or fractions a value is an exact instance of."""
+    """Return the class of datetime, decimal or fractions that a value is an exact instance of."""
     kind = type(value)
     module, name = kind.__module__, kind.__name__
     if module not in {"datetime", "decimal", "fractions"}:
@@ -90,21 +90,21 @@ def _library_kind(value: object) -> str:
 
 
 class Encoder:
-    """Writes the values of one message.
+    """Encodes the values of one message.
 
     Args:
         known: Numbers of containers that the other side holds already, by id.
-        other: Writes what is no plain data.
+        other: Encodes values that are not plain data.
     """
 
     def __init__(self, known: dict[int, int], other: Callable[[Any, Encoder], Any]) -> None:
         self._known = dict(known)
         self._other = other
         self.containers: dict[int, Any] = {}
-        """Containers that were written here, by number."""
+        """Containers encoded here, by number."""
 
     def encode(self, value: Any) -> Any:
-        """Return a value as JSON has it."""
+        """Return a value as JSON."""
         kind = type(value)
         if kind is int:
             return value if -_SAFE_INT < value < _SAFE_INT else {"k": "int", "v": hex(value)}
@@ -142,7 +142,7 @@ class Encoder:
         return told
 
     def contents(self, value: Any) -> Any:
-        """Return what a container holds."""
+        """Return the content of a container."""
         if type(value) is bytearray:
             return value.hex()
         if type(value) in _DICTS:
@@ -180,11 +180,11 @@ def _is_named_tuple(kind: Any) -> bool:
 
 
 class Decoder:
-    """Reads the values of one message.
+    """Decodes the values of one message.
 
     Args:
-        known: Containers that messages may name by number.
-        other: Reads what is no plain data.
+        known: Containers that messages may refer to by number.
+        other: Decodes values that are not plain data.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class Decoder:
         self._other = other
 
     def decode(self, told: Any) -> Any:
-        """Return the value that JSON tells.
+        """Return the value of a JSON description.
 
         Raises:
-            WireError: If it tells none.
+            WireError: If it describes none.
         """
         if not isinstance(told, dict):
             if isinstance(told, list):
@@ -239,7 +239,7 @@ class Decoder:
         return _TYPES[kind]()
 
     def fill(self, made: Any, value: Any) -> None:
-        """Put what JSON tells in place of what a container holds."""
+        """Replace the content of a container by a JSON description."""
         if isinstance(made, bytearray):
             made[:] = bytes.fromhex(value)
         elif isinstance(made, dict):
@@ -302,11 +302,11 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def find_name(value: Any) -> dict[str, Any] | None:
-    """Return by what name a function or class of Python's own is known, if it is one."""
+    """Return the qualified name of a standard-library function or class, if it is one."""
     name, module = getattr(value, "__name__", None), getattr(value, "__module__", None)
     if type(name) is not str or type(module) is not str:
         return None
-    # much of the library is written in C under such a name, or in a part of a package
+    # much of the library is implemented in C under such a name, or in a submodule
     module = module.lstrip("_").split(".")[0]
     if module not in PURE_MODULES and module != "builtins":
         return None
@@ -323,10 +323,10 @@ def _is_pure_function(found: Any, module: str, name: str) -> bool:
 
 
 def resolve_name(module: str, name: str) -> Any:
-    """Return Python's own function or class of a name.
+    """Return the standard library's function or class of a name.
 
     Raises:
-        WireError: If there is none, or it does more than compute.
+        WireError: If there is none, or it has side effects.
     """
     if module not in PURE_MODULES and module != "builtins":
         raise WireError("a module that does more than compute")

@@ -1,7 +1,7 @@
 """Perplexity of each model and its divergence from the first, on held-out records.
 
-Works on groups of records that never change, so that a resumed run computes the same batches. Two
-models are in memory at most: the first and the one compared.
+Works on fixed groups of records, so that a resumed run computes the same batches. At most two
+models are in memory: the first and the one compared with it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
 
 
 def has_weights(reference: str) -> bool:
-    """Return whether a reference names weights that can be opened here, not an endpoint."""
+    """Return whether a reference is a local model with weights, not an endpoint."""
     return not _SCHEME.match(reference) and not reference.endswith(".json")
 
 
 def measure_fidelity(
     recipe: EvaluateRecipe, questions: Sequence[Question], job: Job
 ) -> tuple[list[Metric], dict[str, int]]:
-    """Return perplexities and divergences, and what was left out, counted by reason."""
+    """Return perplexities and divergences, and the counts of omissions by reason."""
     causal, notes = _find_causal(recipe, job)
     groups = [questions[at : at + _GROUP_SIZE] for at in range(0, len(questions), _GROUP_SIZE)]
     first = next(iter(recipe.models))
@@ -61,7 +61,7 @@ def measure_fidelity(
 
 
 def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Counter[str]]:
-    """Return the models whose next-token logits can be read, and why the others' cannot."""
+    """Return the models with next-token logits, and the reasons for leaving out the others."""
     causal: dict[str, str] = {}
     notes: Counter[str] = Counter()
     for name, reference in recipe.models.items():
@@ -77,9 +77,9 @@ def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Coun
 
 
 def read_initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[str, int]]:
-    """Return the divergence before distillation, as the distilled artifact recorded it.
+    """Return the divergence before distillation as recorded by the distilled artifact.
 
-    Where it recorded none, there is no metric, and the second value says so.
+    Without a record there is no metric, and the second value has a note.
     """
     names = list(recipe.models)
     if recipe.distilled is None or len(names) < 2:
@@ -99,7 +99,7 @@ def read_initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[st
 
 
 class _ModelLoader:
-    """Loads models when they are first needed, and lets them go."""
+    """Loads models on first use and releases them."""
 
     def __init__(self, references: Mapping[str, str], job: Job) -> None:
         self._references, self._job = references, job

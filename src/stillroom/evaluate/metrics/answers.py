@@ -1,10 +1,9 @@
 """Answer quality: correctness, faithfulness, citations, quotes and abstention.
 
-Every measure is a plain function of one answer and gives a share from 0 to 1, or nothing where
-there is nothing to measure (no quotation, no citation). What supports a statement is asked of a
-``EntailmentCheck``: shared words, or a model that judges; the formulas are the same.
-``summarize_shares`` makes a metric of many answers: nothing is averaged as 0 or dropped in silence,
-the metric says on how many of how many it stands. Knows no index and no files.
+Every measure is a function of one answer and returns a share from 0 to 1, or None where it is not
+defined (no quotation, no citation). Support of a statement is decided by an ``EntailmentCheck``:
+shared words, or a model as judge. ``summarize_shares`` averages many answers; undefined values are
+neither averaged as 0 nor dropped silently: the metric's note has the number measured.
 
 Sources: Rajpurkar et al. 2016, arXiv:1606.05250 (exact match and F1); Gao et al. 2023,
 arXiv:2305.14627, section 4 (citation recall and precision); Es et al. 2023, arXiv:2309.15217
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 EntailmentCheck = Callable[[str, Sequence[str]], bool | None]
-"""Whether texts, read together, say what a statement says; None where that could not be judged."""
+"""Whether texts together entail a statement; None where that could not be judged."""
 
 _QUOTED = re.compile(r"“([^“”]{8,})”|\"([^\"\n]{8,})\"|«([^«»]{8,})»")
 _MIN_QUOTED_WORDS = 3
@@ -47,7 +46,7 @@ _MIN_QUOTED_WORDS = 3
 
 @dataclass(frozen=True, slots=True)
 class CitedStatement:
-    """One sentence of an answer that claims something, and the texts of what it cites."""
+    """One claiming sentence of an answer, and the texts of its citations."""
 
     text: str
     cited: tuple[str, ...] = ()
@@ -59,14 +58,14 @@ def best_exact_match(answer: str, accepted: Sequence[str]) -> float:
 
 
 def best_f1(answer: str, accepted: Sequence[str]) -> float:
-    """Return SQuAD's F1 against the accepted answer that it fits best."""
+    """Return SQuAD's maximum F1 over the accepted answers."""
     return max((token_f1(answer, one) for one in accepted), default=0.0)
 
 
 def contains_answer(answer: str, accepted: Sequence[str]) -> float:
-    """Return 1.0 if the answer holds an accepted one, word for word, whatever stands around it.
+    """Return 1.0 if the answer contains an accepted one word for word.
 
-    An accepted answer without a word is held by nothing.
+    An accepted answer without a word does not match.
     """
     said = f" {normalize_text(answer)} "
     forms = (normalize_text(one) for one in accepted)
@@ -76,15 +75,15 @@ def contains_answer(answer: str, accepted: Sequence[str]) -> float:
 def faithfulness(
     statements: Sequence[str], shown: Sequence[str], supports: EntailmentCheck
 ) -> float | None:
-    """Return the share of statements that what was shown supports.
+    """Return the share of statements supported by the shown texts.
 
     Args:
-        statements: The answer's sentences that claim something.
-        shown: The texts that the model was shown.
-        supports: What judges.
+        statements: The answer's sentences with claims.
+        shown: The texts shown to the model.
+        supports: The entailment check.
 
     Returns:
-        None where nothing is claimed, or where a statement could not be judged.
+        None without statements, or where a statement could not be judged.
     """
     verdicts = [supports(one, shown) if shown else False for one in statements]
     return _mean_verdict(verdicts)
@@ -95,14 +94,14 @@ def citation_scores(
 ) -> tuple[float | None, float | None]:
     """Return citation recall and precision of one answer.
 
-    Recall: the share of statements that their citations, taken together, support. Precision: the
-    share of citations that are needed: of a supported statement, one that supports it alone, or
-    without which the others do not. Citations of an unsupported statement are none of them right.
+    Recall: the share of statements supported by their citations together. Precision: the share
+    of citations that are needed: of a supported statement, one that supports it alone, or without
+    which the others do not. Citations of an unsupported statement all count as wrong.
 
     Source: Gao et al. 2023, arXiv:2305.14627, section 4.2.
 
     Returns:
-        Each None where it has nothing to be measured on, or could not be judged.
+        Each None where it is not defined or could not be judged.
     """
     whole = [supports(one.text, one.cited) if one.cited else False for one in statements]
     right: list[bool | None] = []
@@ -113,12 +112,12 @@ def citation_scores(
 
 
 def quote_exactness(answer: str, shown: Sequence[str]) -> float | None:
-    """Return the share of quotations in an answer that stand word for word in what was shown.
+    """Return the share of quotations in an answer that occur word for word in the shown texts.
 
-    A quotation is three words or more between quotation marks; white space does not count.
+    A quotation is three words or more between quotation marks; white space is ignored.
 
     Returns:
-        None where nothing is quoted.
+        None without quotations.
     """
     texts = [" ".join(one.split()) for one in shown]
     quotes = [" ".join("".join(found).split()) for found in _QUOTED.findall(answer)]
@@ -127,10 +126,10 @@ def quote_exactness(answer: str, shown: Sequence[str]) -> float | None:
 
 
 def context_precision(relevant: Sequence[bool]) -> float:
-    """Return how early the relevant ones stand among what was shown, best first.
+    """Return the average precision of the texts shown, best first.
 
-    The mean over the relevant of the precision at their rank: sum(P@k * v_k) / sum(v_k); 0 where
-    none is.
+    The mean over relevant texts of the precision at their rank: sum(P@k * v_k) / sum(v_k); 0
+    without relevant ones.
     """
     seen, total = 0, 0.0
     for rank, is_relevant in enumerate(relevant, 1):
@@ -143,13 +142,13 @@ def context_precision(relevant: Sequence[bool]) -> float:
 def noise_sensitivity(
     statements: Sequence[str], reference: str, shown: Sequence[str], supports: EntailmentCheck
 ) -> float | None:
-    """Return the share of statements that what was shown led into error: it says so, the truth not.
+    """Return the share of statements that are errors induced by the shown texts.
 
-    Source: RAGAS's noise sensitivity: a statement that the reference does not support and a shown
-    text does.
+    Source: noise sensitivity of RAGAS: a statement supported by a shown text but not by the
+    reference.
 
     Returns:
-        None where nothing is claimed, or where a statement could not be judged.
+        None without statements, or where a statement could not be judged.
     """
     verdicts: list[bool | None] = []
     for one in statements:
@@ -161,12 +160,12 @@ def noise_sensitivity(
 
 
 def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int = 0) -> Metric:
-    """Return the mean of what could be measured, with its interval; the note says of how many.
+    """Return the mean of the defined values with its interval; the note has their number.
 
     Args:
-        values: One share a question; None where there was nothing to measure.
+        values: One share per question; None where it is not defined.
         name: The metric's name.
-        seed: Of the interval.
+        seed: Random seed of the interval.
     """
     valid = [value for value in values.values() if value is not None]
     metric = bootstrap(valid, seed=seed, name=name)
@@ -180,13 +179,13 @@ def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int
 def abstention_scores(
     should: Sequence[bool], did: Sequence[bool], name: str, *, seed: int = 0
 ) -> list[Metric]:
-    """Return precision, recall and F1 of saying that there is no answer, with intervals.
+    """Return precision, recall and F1 of abstentions, with intervals.
 
     Args:
         should: Whether each question has no answer in the documents.
-        did: Whether the answer said so.
-        name: What the metrics' names begin with.
-        seed: Of the intervals, over questions.
+        did: Whether the answer was an abstention.
+        name: Prefix of the metrics' names.
+        seed: Random seed of the intervals over questions.
     """
     wanted, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
     both = wanted * done

@@ -1,11 +1,8 @@
 """Retrieval measures with trec_eval's semantics, and comparison of runs.
 
 Scores are computed by trec_eval's own code (pytrec_eval-terrier). Every judged query counts, with 0
-where nothing was retrieved for it (trec_eval's ``-c``); what was retrieved for queries nobody
-judged is left out. Knows ids and scores only, no passages.
-
-What the runs hold in common is a set of queries: those that are judged, or, where that is asked,
-those that both the judgements and a run have. Knows ids and scores only.
+where nothing was retrieved for it (trec_eval's ``-c``); results of unjudged queries are ignored.
+Runs are compared on all judged queries or, on request, on those that each run has results for.
 """
 
 from __future__ import annotations
@@ -57,13 +54,13 @@ _FULL_MEASURES = {
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 
 
-"""What was retrieved for one query: ids with scores, in any order."""
+"""Results of one query: ids with scores, in any order."""
 
 
 Judgements = Mapping[str, Mapping[str, int]]
 
 
-"""For each query the relevance of each judged id; above 0 is relevant."""
+"""Relevance of each judged id by query; above 0 is relevant."""
 
 
 def retrieval_metrics(
@@ -76,10 +73,10 @@ def retrieval_metrics(
     """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
     Args:
-        run: What was retrieved, by query.
-        qrels: What is relevant, by query.
-        ndcg_at: Depth of the discounted gain (gain is the relevance itself, discount log2).
-        recall_at: Depth of recall.
+        run: Results by query.
+        qrels: Relevance judgements by query.
+        ndcg_at: Cutoff of nDCG (gain is the relevance itself, discount log2).
+        recall_at: Cutoff of recall.
 
     Returns:
         ``{"ndcg@10": {query: value}, "recall@5": {...}, "recip_rank": {...}}``.
@@ -100,23 +97,23 @@ def score_run(
     relevance_level: int = 1,
     depth: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Return for each measure the value of every judged query, as trec_eval computes it.
+    """Compute each measure for every judged query with trec_eval.
 
-    Ties are broken as trec_eval does, by id, later first. Scores are handed over as ranks, because
-    pytrec_eval keeps them in single precision and would tie what differs in the ninth digit.
+    Ties are broken as in trec_eval, by id, later first. Scores are passed as ranks, since
+    pytrec_eval stores single precision and would tie scores that differ in the ninth digit.
 
     Args:
-        run: What was retrieved, by query.
-        qrels: What is relevant, by query.
+        run: Results by query.
+        qrels: Relevance judgements by query.
         measures: ``ndcg@K``, ``recall@K``, ``precision@K``, ``success@K``, ``map``, ``map@K``,
             ``mrr`` (trec_eval's recip_rank, of the whole ranking), ``mrr@K``, ``ndcg``, ``rprec``
             or ``bpref``.
-        relevance_level: From which grade on an id is relevant, for all but ndcg, whose gain is the
-            grade itself (trec_eval's ``-l``); 1 or more.
-        depth: How many of each ranking are read (trec_eval's ``-M``); 0 reads all.
+        relevance_level: Minimum grade of a relevant id, for all but ndcg, whose gain is the grade
+            itself (trec_eval's ``-l``); 1 or more.
+        depth: Cutoff of each ranking (trec_eval's ``-M``); 0 for none.
 
     Returns:
-        By measure, then query in the order of ``qrels``; a mean over all of them is trec_eval's
+        By measure, then query in the order of ``qrels``; the mean over all of them is trec_eval's
         ``all`` with ``-c``.
 
     Raises:
@@ -154,12 +151,12 @@ def score_run(
 
 
 def _prepare_qrels(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
-    """Return the judgements as trec_eval can take them, queries without any left out.
+    """Return the judgements in a form safe for trec_eval, without queries that have none.
 
-    What lies below 1 is not relevant to any measure; but grades below -1 (the web tracks' -2 for
-    spam) overrun pytrec_eval's tables and may end the process, and a query with negative grades
-    alone never comes back from ``ndcg``. To ``bpref`` alone -1 and 0 differ: not in the pool, and
-    judged not relevant.
+    Grades below 1 are not relevant to any measure; but grades below -1 (the web tracks' -2 for
+    spam) overrun pytrec_eval's tables and may crash the process, and ``ndcg`` does not terminate
+    on a query with negative grades only. Only ``bpref`` distinguishes -1 (not in the pool) from 0
+    (judged not relevant).
     """
     return {
         query: {
@@ -172,9 +169,9 @@ def _prepare_qrels(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
 
 
 def parse_measure(name: str) -> tuple[str, int]:
-    """Return trec_eval's name of a measure and its depth, 0 where it has none.
+    """Return trec_eval's name of a measure and its cutoff, 0 where it has none.
 
-    trec_eval's own names are taken, too, as ``ndcg_cut_10``, ``P_5`` or ``recip_rank``.
+    trec_eval's own names are accepted too: ``ndcg_cut_10``, ``P_5`` or ``recip_rank``.
 
     Raises:
         DataError: If the measure is not known.
@@ -202,7 +199,7 @@ def _truncate_ranks(ranks: dict[str, float], depth: int) -> dict[str, float]:
 
 
 def _rank_scores(query: str, ranking: Ranking) -> dict[str, float]:
-    """Return descending whole numbers in place of the scores, ties broken as trec_eval does."""
+    """Replace scores by descending integers, with ties broken as in trec_eval."""
     pairs = list(ranking.items()) if isinstance(ranking, Mapping) else list(ranking)
     scores = [score for _, score in pairs]
     if not all(map(operator.gt, scores, scores[1:])) or any(map(math.isnan, scores)):
@@ -215,10 +212,10 @@ def _rank_scores(query: str, ranking: Ranking) -> dict[str, float]:
 
 
 def _check_scores(query: str, pairs: Sequence[tuple[str, float]]) -> None:
-    """Refuse what cannot be ordered.
+    """Check that scores can be ordered.
 
     Raises:
-        DataError: If an id comes twice, or a score is not a number.
+        DataError: If an id occurs twice, or a score is not a number.
     """
     seen: set[str] = set()
     for name, score in pairs:
@@ -269,7 +266,7 @@ class RunComparison:
                 yield run, measure, f"{one.value:+.4f}", interval, f"{p:.4f}"
 
     def to_json(self, *, per_query: bool) -> dict[str, Any]:
-        """Return plain JSON values; every query's only where that is asked."""
+        """Return plain JSON values; those of every query only with ``per_query``."""
         told: dict[str, Any] = {
             "means": {
                 run: {measure: one.to_json() for measure, one in metrics.items()}
@@ -293,19 +290,19 @@ def compare_runs(
     answered_only: bool = False,
     seed: int = 0,
 ) -> RunComparison:
-    """Score runs and compare each with the first, on the queries that both count.
+    """Score runs and compare each with the first, on common queries.
 
     Args:
-        runs: What was retrieved, by run and query.
-        qrels: What is relevant.
-        measures: As ``score_run`` takes them.
+        runs: Results by run and query.
+        qrels: Relevance judgements.
+        measures: Measures, as in ``score_run``.
         relevance_level: trec_eval's ``-l``.
-        depth: trec_eval's ``-M``; 0 reads all.
-        answered_only: Leave out queries that a run has nothing for (trec_eval without ``-c``).
-        seed: Of intervals and tests.
+        depth: trec_eval's ``-M``; 0 for no cutoff.
+        answered_only: Leave out queries without results of a run (trec_eval without ``-c``).
+        seed: Random seed of intervals and tests.
 
     Raises:
-        DataError: If a measure is not known, or an id comes twice for a query.
+        DataError: If a measure is not known, or an id occurs twice for a query.
         MissingExtraError: If pytrec_eval is not installed.
     """
     values = {}

@@ -1,10 +1,10 @@
 """Answers of models with and without retrieved passages, and their scores.
 
-One model is in memory at a time. Every answer is journaled as it comes, so that a killed run goes
-on where it stopped. Scores are SQuAD's exact match and F1, citation marks taken out first.
+One model is in memory at a time. Every answer is journaled as it arrives, so that a killed run can
+be resumed. Scores are SQuAD's exact match and F1, without citation marks.
 
-The evidence of a record is a passage id and the span it was made from. An index that was cut
-otherwise has other passages: there a hit counts as the evidence if it holds most of that span.
+The evidence of a record is a passage id and the span of its source. An index with another chunking
+has other passages: a hit then counts as the evidence if it holds most of that span.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _BLOCK = 8
 
 @dataclass(frozen=True, slots=True)
 class AnsweredQuestion:
-    """One answer of one model to one question, with what it was shown and its scores."""
+    """One model's answer to one question, with the passages shown and its scores."""
 
     question: Question
     model: str
@@ -65,7 +65,7 @@ class AnsweredQuestion:
     em: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is kept in answers.jsonl."""
+        """Return a row of answers.jsonl."""
         return {
             "record": self.question.id,
             "question": self.question.text,
@@ -91,7 +91,7 @@ def ask_models(
 ) -> list[AnsweredQuestion]:
     """Return every model's answers in order of model, mode and question.
 
-    Passages that do not fit a model's context are left out from the last, and counted in
+    Passages that do not fit a model's context are dropped from the end, and counted in
     ``not_shown``.
     """
     modes = ("closed", "retrieved") if answerer else ("closed",)
@@ -116,7 +116,7 @@ def ask_models(
 
 
 def measure_answers(asked: Sequence[AnsweredQuestion], *, seed: int) -> list[Metric]:
-    """Return F1 and exact match by model and mode, then each model's F1 less the first one's."""
+    """Return F1 and exact match by model and mode, then differences of F1 from the first model."""
     metrics, first = [], asked[0].model
     groups = _group_by_model(asked)
     for (model, mode), answers in groups.items():
@@ -138,9 +138,9 @@ def measure_answers(asked: Sequence[AnsweredQuestion], *, seed: int) -> list[Met
 
 
 def measure_speed(models: Iterable[str], job: Job, *, seed: int) -> list[Metric]:
-    """Return tokens written per second by model, prompts' reading included.
+    """Return generated tokens per second by model, including the time to read the prompts.
 
-    The unit that is resampled is a block of questions, since those are answered side by side.
+    The unit of resampling is a block of questions, since these are answered in one batch.
     """
     journal = job.journal("speed")
     keys, metrics = journal.keys(), []
@@ -162,7 +162,7 @@ def _ask_model(
     job: Job,
     advance: Callable[[], None],
 ) -> None:
-    """Ask one model a block of questions; each answer is journaled as it comes."""
+    """Ask one model a block of questions and journal each answer as it arrives."""
     journal = job.journal("answers")
     prompts, samplings, shown = [], [], []
     for name, mode, question in todo:
@@ -205,7 +205,7 @@ def _fit_prompt(
     answerer: RagSystem | None,
     recipe: EvaluateRecipe,
 ) -> tuple[Prompt, list[Hit]]:
-    """Return the prompt with as many passages as the model's context holds."""
+    """Return the prompt with as many passages as fit into the model's context."""
     if answerer is None:
         return Prompt((Message("user", question.text),)), []
     room = model.context_length - recipe.sampling.max_new_tokens
@@ -268,16 +268,16 @@ def _journal_key(model: str, mode: str, question: Question) -> str:
 _MIN_SPAN_SHARE = 0.5
 
 
-"""Share of the evidence's span that a passage of another cut must hold."""
+"""Minimum share of the evidence's span within a passage of another chunking."""
 
 
 def retrieve_all(
     answerer: RagSystem, questions: Sequence[Question], *, depth: int, k: int, job: Job
 ) -> dict[str, dict[str, Any]]:
-    """Return for each question what was retrieved: ``ranking`` and ``shown``.
+    """Return the results of each question: ``ranking`` and ``shown``.
 
-    ``ranking`` is pairs of id and score, the evidence under its own id wherever a hit holds it;
-    ``shown`` is the first ``k`` passages whole.
+    ``ranking`` is pairs of id and score, with the evidence's id wherever a hit contains it;
+    ``shown`` is the first ``k`` passages with their text.
     """
     journal = job.journal("retrieval")
     done = sum(question.id in journal for question in questions)
@@ -294,7 +294,7 @@ def retrieve_all(
 
 
 def restore_hits(found: dict[str, Any]) -> list[Hit]:
-    """Return the passages that are shown with a question, as hits."""
+    """Return the passages shown with a question, as hits."""
     return [
         Hit(Passage.from_json(passage), score, rank)
         for rank, (passage, score) in enumerate(found["shown"], 1)
@@ -304,7 +304,7 @@ def restore_hits(found: dict[str, Any]) -> list[Hit]:
 def measure_retrieval(
     questions: Sequence[Question], found: dict[str, dict[str, Any]], *, seed: int
 ) -> tuple[list[Metric], int]:
-    """Return the retrieval measures, and how many questions name no evidence and do not count."""
+    """Return the retrieval measures, and the number of questions without evidence."""
     judged = [question for question in questions if question.evidence.get("passage_id")]
     qrels = {question.id: {str(question.evidence["passage_id"]): 1} for question in judged}
     run = {
@@ -318,7 +318,7 @@ def measure_retrieval(
 
 
 def _label_hits(question: Question, hits: Sequence[Hit]) -> list[list[Any]]:
-    """Return ids with scores; the first hit that holds the evidence bears the evidence's id."""
+    """Return ids with scores; the first hit that contains the evidence gets its id."""
     wanted = question.evidence.get("passage_id")
     is_known = any(hit.passage.id == wanted for hit in hits)
     ranking: list[list[Any]] = []
@@ -332,7 +332,7 @@ def _label_hits(question: Question, hits: Sequence[Hit]) -> list[list[Any]]:
 
 
 def _contains_evidence(passage: Passage, question: Question) -> bool:
-    """Return whether a passage holds the evidence: most of its span, or its very words."""
+    """Return whether a passage contains the evidence: most of its span, or its exact words."""
     evidence = question.evidence
     start, end = evidence.get("start"), evidence.get("end")
     if evidence.get("document_id") == passage.document_id and (

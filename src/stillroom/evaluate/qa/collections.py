@@ -1,9 +1,9 @@
 """Test collections in BEIR and TREC formats: corpora, queries, qrels and runs.
 
 Reads BEIR's layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), TREC's qrels and run files, and
-plain JSON lines; writes TREC's run files. Lines of columns that begin with ``#`` are comments, as
-trec_eval has it. A row that cannot be read stops the reading, named by
-file and line: a judgement that is left out would flatter or spoil every figure in silence.
+plain JSON lines; writes TREC's run files. Column lines that start with ``#`` are comments, as in
+trec_eval. An unreadable row raises an error with file and line: silently dropped judgements would
+bias every figure.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RUN_TAG = "stillroom"
 
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
-    """One text of a corpus: its id, its title (may be empty) and its text."""
+    """One document of a corpus: its id, its title (may be empty) and its text."""
 
     id: str
     title: str
@@ -49,7 +49,7 @@ class CorpusRow:
 
 @dataclass(frozen=True, slots=True)
 class JudgedCollection:
-    """Where the parts of a judged collection lie."""
+    """Paths of the parts of a judged collection."""
 
     corpus: Path
     queries: Path
@@ -81,13 +81,13 @@ def read_corpus(path: Path) -> Iterator[CorpusRow]:
     """Yield the rows of a corpus: JSON lines with an id, a text and perhaps a title.
 
     Raises:
-        DataError: If a row is malformed or an id comes twice.
+        DataError: If a row is malformed or an id occurs twice.
     """
     seen: set[str] = set()
     for where, row in _json_rows(path):
         name = _first_text(row, _CORPUS_IDS, where)
         if name in seen:
-            raise _row_error(where, f"'{name}' comes twice", "every id once")
+            raise _row_error(where, f"'{name}' occurs twice", "every id once")
         seen.add(name)
         text = row.get("text")
         if not isinstance(text, str):
@@ -99,12 +99,12 @@ def read_queries(path: Path) -> dict[str, str]:
     """Return queries by id, from JSON lines or from lines of id, tab and text.
 
     Raises:
-        DataError: If a row is malformed or an id comes twice.
+        DataError: If a row is malformed or an id occurs twice.
     """
     found: dict[str, str] = {}
     for where, name, text in _query_rows(path):
         if name in found:
-            raise _row_error(where, f"query '{name}' comes twice", "every id once")
+            raise _row_error(where, f"query '{name}' occurs twice", "every id once")
         found[name] = text
     if not found:
         raise _row_error(str(path), "there is no query", "at least one")
@@ -114,7 +114,7 @@ def read_queries(path: Path) -> dict[str, str]:
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Return relevance by query and id.
 
-    Takes TREC's four columns (query, iteration, id, relevance), BEIR's three with a header line,
+    Accepts TREC's four columns (query, iteration, id, relevance), BEIR's three with a header line,
     and JSON lines.
 
     Raises:
@@ -139,7 +139,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     """Return scores by query from a TREC run file, in the order of the file.
 
     Raises:
-        DataError: If a row has not six columns or its score is no finite number.
+        DataError: If a row does not have six columns or its score is not finite.
     """
     found: dict[str, list[tuple[str, float]]] = {}
     for where, columns in _columns(path):
@@ -157,8 +157,7 @@ def write_run(
 ) -> None:
     """Write a TREC run file: query Q0 id rank score tag.
 
-    Scores are written so that they read back equal. trec_eval orders equal scores by id, whatever
-    their rank says.
+    Scores are written with full precision. trec_eval orders equal scores by id, ignoring ranks.
     """
     with atomic_write(path) as file:
         for query, ranking in run.items():

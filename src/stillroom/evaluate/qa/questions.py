@@ -1,13 +1,13 @@
 """Held-out questions from records and from question-set files.
 
-Knows records only. What cannot be asked is counted by reason, never left out in silence.
+Records that cannot be asked are counted by reason.
 
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
 or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
 (2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
-BEIR's layout whose queries have answers (the judgements are the evidence), and records that
-``synth`` or anyone else made, whose evidence names a document and a span. A row that cannot be read
-stops the reading, named by file and line.
+BEIR's layout whose queries have answers (the judgements are the evidence), and records from
+``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
+error with file and line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with the answer it should get and where the answer stands."""
+    """One question with its expected answer and the answer's evidence."""
 
     id: str
     text: str
@@ -72,14 +72,14 @@ def find_records(path: Path) -> Path:
 def select_questions(
     records: Iterable[Record], *, limit: int, seed: int, may_be_none: bool = False
 ) -> tuple[list[Question], dict[str, int]]:
-    """Return the questions to ask, and how many records were passed over, by reason.
+    """Return the questions to ask, and the number of records skipped, by reason.
 
-    Where any record says its split, only ``held_out`` ones are asked; data made elsewhere, that
-    names no split, is asked whole. Past ``limit``, the seed and each record's id choose, so that
-    the order of the file does not.
+    If any record has a split, only ``held_out`` ones are asked; data without splits is asked as a
+    whole. Beyond ``limit``, questions are sampled by the seed and each record's id, independent of
+    the order of the file.
 
     Raises:
-        DataError: If nothing is left to ask, unless ``may_be_none``.
+        DataError: If there are no questions, unless ``may_be_none``.
     """
     every = list(records)
     has_splits = any("split" in record.fields for record in every)
@@ -153,9 +153,9 @@ _DOCUMENT_KEYS = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSpan:
-    """Where an answer stands: a quote, a name (path or id), a span of that document, or some.
+    """Evidence of an answer: a quote, a name (path or id), a span of that document, or several.
 
-    ``passage_id`` is the passage that a question was made from, where its maker says so.
+    ``passage_id`` is the passage that the question was generated from, if known.
     """
 
     quote: str = ""
@@ -167,7 +167,7 @@ class EvidenceSpan:
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuestion:
-    """One question, every answer that is accepted (none: it has no answer), and the evidence."""
+    """One question, all accepted answers (empty: unanswerable), and the evidence."""
 
     id: str
     text: str
@@ -176,7 +176,7 @@ class JudgedQuestion:
 
     @property
     def is_answerable(self) -> bool:
-        """Whether the documents hold an answer."""
+        """Whether the documents contain an answer."""
         return bool(self.answers)
 
 
@@ -184,13 +184,13 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
     """Return the questions of a file, or of a records artifact.
 
     Raises:
-        DataError: If a row cannot be read, an id comes twice, or there is no question.
+        DataError: If a row cannot be read, an id occurs twice, or there is no question.
     """
     found = list(_read_file(path))
     seen: set[str] = set()
     for one in found:
         if one.id in seen:
-            raise _row_error(str(path), f"question '{one.id}' comes twice", "every id once")
+            raise _row_error(str(path), f"question '{one.id}' occurs twice", "every id once")
         seen.add(one.id)
     if not found:
         raise _row_error(str(path), "there is no question", "at least one")
@@ -297,7 +297,7 @@ def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
 
 
 def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]:
-    """Read SQuAD 1.1 and 2.0; the evidence is the sentence that holds the first answer."""
+    """Read SQuAD 1.1 and 2.0; the evidence is the sentence with the first answer."""
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
@@ -322,7 +322,7 @@ def _sentence_at(context: str, start: int) -> str:
 
 
 def _read_records(path: Path) -> Iterator[JudgedQuestion]:
-    """Read what was made from documents; where splits are told, the held-out ones alone."""
+    """Read records generated from documents; only held-out ones if there are splits."""
     records = list(read_records(find_records(path)))
     questions, _ = select_questions(records, limit=len(records), seed=0)
     for one in questions:
