@@ -1,6 +1,6 @@
 """Contract checks of every method of every registry.
 
-Lists, schemas and recipes rely on the contract; the identities are in ``families``.
+Lists, schemas and recipes rely on this contract; the identities are in ``families``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _STATUSES = ("stable", "experimental")
 
 
 def check_method(seam: str, name: str) -> None:
-    """Check what a method promises: summary, source, defaults, round trip, family identities.
+    """Check a method's contract: summary, source, defaults, round trip, family identities.
 
     Args:
-        seam: The seam's dotted name, as ``stillroom.merge.methods``.
+        seam: The registry's dotted name, such as ``stillroom.merge.methods``.
         name: The method's name.
 
     Raises:
-        AssertionError: If a promise is broken; says which.
+        AssertionError: With the contract that is broken.
         RecipeError: If there is no such method.
     """
     method = _find_registry(seam).get(name)
@@ -38,7 +38,7 @@ def check_method(seam: str, name: str) -> None:
 
 
 def _find_registry(group: str) -> Registry[Method]:
-    """Return the registry of a seam: in the room's ``interfaces``, or in a module beside it."""
+    """Return the registry of a folder: in the room's ``interfaces``, or in another module."""
     room, beside = ".".join(group.split(".")[:2]), group.rpartition(".")[0]
     names = [f"{room}.interfaces"]
     names += [f"{beside}.{module.name}" for module in pkgutil.iter_modules(_path_of(beside))]
@@ -65,7 +65,7 @@ def _check_family(method: Method) -> None:
     from stillroom.text.interfaces import Chunker
 
     if isinstance(method, ArchitectureMerge):
-        return  # its verb places whole tensors: it has no identity on blocks
+        return  # moves whole tensors: there is no identity on blocks
     if isinstance(method, MergeMethod):
         check_merge_method(method)
     elif isinstance(method, DistillationObjective):
