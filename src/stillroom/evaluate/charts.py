@@ -126,8 +126,8 @@ def render_plot(plot: Plot) -> str:
     low, high, step = choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
     height = _TOP + _ROW * len(rows) + _BOTTOM
     parts = [_render_axis(low, high, step, height - _BOTTOM, plot.unit)]
-    for at, row in enumerate(rows):
-        parts.append(_render_row(plot, row, _TOP + _ROW * at + _ROW / 2, (low, high)))
+    for index, row in enumerate(rows):
+        parts.append(_render_row(plot, row, _TOP + _ROW * index + _ROW / 2, (low, high)))
     spoken = "; ".join(f"{label}: {format_value(value, plot.unit)}" for label, value, _, _ in rows)
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
@@ -254,9 +254,9 @@ class Series:
     style: int | None = None
     spans: tuple[Point, ...] = ()
 
-    def stroke(self, at: int) -> str:
+    def stroke(self, index: int) -> str:
         """Return the CSS class of the stroke at a position among the series."""
-        return f"s{(at if self.style is None else self.style) % _NUM_STYLES}"
+        return f"s{(index if self.style is None else self.style) % _NUM_STYLES}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +289,13 @@ class LineChart:
             "is_log": self.is_log,
             "series": [
                 {
-                    "name": one.name,
-                    "points": [list(point) for point in one.points],
-                    "weights": list(one.weights),
-                    "style": one.style,
-                    **({"spans": [list(span) for span in one.spans]} if one.spans else {}),
+                    "name": series.name,
+                    "points": [list(point) for point in series.points],
+                    "weights": list(series.weights),
+                    "style": series.style,
+                    **({"spans": [list(span) for span in series.spans]} if series.spans else {}),
                 }
-                for one in self.series
+                for series in self.series
             ],
         }
 
@@ -304,13 +304,13 @@ class LineChart:
         """Build from the result of ``to_json``."""
         series = tuple(
             Series(
-                one["name"],
-                tuple((float(x), float(y)) for x, y in one["points"]),
-                tuple(map(float, one["weights"])),
-                one["style"],
-                tuple((float(low), float(high)) for low, high in one.get("spans", ())),
+                series["name"],
+                tuple((float(x), float(y)) for x, y in series["points"]),
+                tuple(map(float, series["weights"])),
+                series["style"],
+                tuple((float(low), float(high)) for low, high in series.get("spans", ())),
             )
-            for one in data["series"]
+            for series in data["series"]
         )
         return cls(data["caption"], data["x"], data["y"], series, data["diagonal"], data["is_log"])
 
@@ -340,32 +340,33 @@ class _Frame:
 
 def render_line_chart(curves: LineChart) -> str:
     """Render the chart as a ``<figure>``; empty if no series has a point."""
-    shown = [one for one in curves.series if one.points]
+    shown = [series for series in curves.series if series.points]
     if not shown:
         return ""
-    xs = [x for one in shown for x, _ in one.points]
-    ys = [y for one in shown for _, y in one.points]
-    ys += [end for one in shown for span in one.spans for end in span]
+    xs = [x for series in shown for x, _ in series.points]
+    ys = [y for series in shown for _, y in series.points]
+    ys += [end for series in shown for span in series.spans for end in span]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
     else:
         low, high, step = choose_scale(min(*ys, 0.0), max(ys))
         frame = _Frame((min(xs), max(xs)), (low, high), curves.is_log)
-    ticks = [low + at * step for at in range(round((high - low) / step) + 1)]
+    ticks = [low + index * step for index in range(round((high - low) / step) + 1)]
     parts = [_render_chart_axes(curves, frame, ticks)]
     if curves.diagonal:
         start, end = frame.place((0.0, 0.0)), frame.place((1.0, 1.0))
         parts.append(f'<path class="even" d="{_svg_path([start, end])}"/>')
-    parts += [_render_series(one, frame, at) for at, one in enumerate(shown)]
+    parts += [_render_series(series, frame, index) for index, series in enumerate(shown)]
     spoken = "; ".join(
-        f"{one.name} from {format_value(one.points[0][1])} to {format_value(one.points[-1][1])}"
-        for one in shown
+        f"{series.name} from {format_value(series.points[0][1])} "
+        f"to {format_value(series.points[-1][1])}"
+        for series in shown
     )
     keys = "".join(
         f'<li><svg class="key" viewBox="0 0 36 12" aria-hidden="true">'
-        f'<path class="line {one.stroke(at)}" d="M0 6H36"/></svg>{escape(one.name)}</li>'
-        for at, one in enumerate(shown)
+        f'<path class="line {series.stroke(index)}" d="M0 6H36"/></svg>{escape(series.name)}</li>'
+        for index, series in enumerate(shown)
     )
     return (
         f'<figure><svg viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" role="img" '
@@ -404,42 +405,42 @@ def _x_ticks(curves: LineChart, frame: _Frame) -> list[float]:
     if curves.diagonal:
         return [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     if curves.is_log:
-        found = [2.0**at for at in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
-        return found[:: max(-(-len(found) // 8), 1)]
+        ticks = [2.0**index for index in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
+        return ticks[:: max(-(-len(ticks) // 8), 1)]
     start, end, step = choose_scale(low, high)
     count = round((end - start) / step) + 1
-    return [x for x in (start + at * step for at in range(count)) if low <= x <= high]
+    return [x for x in (start + index * step for index in range(count)) if low <= x <= high]
 
 
-def _render_series(one: Series, frame: _Frame, at: int) -> str:
-    places = [frame.place(point) for point in one.points]
-    most = max(one.weights, default=0.0)
+def _render_series(series: Series, frame: _Frame, index: int) -> str:
+    points = [frame.place(point) for point in series.points]
+    most = max(series.weights, default=0.0)
     dots = ""
-    if len(places) <= 40:
+    if len(points) <= 40:
         sizes = [
             2.0 + 4.0 * math.sqrt(weight / most) if most else 2.5
-            for weight in (one.weights or (0.0,) * len(places))
+            for weight in (series.weights or (0.0,) * len(points))
         ]
         dots = "".join(
-            f'<circle class="{one.stroke(at)}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
-            for (x, y), size in zip(places, sizes, strict=True)
+            f'<circle class="{series.stroke(index)}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
+            for (x, y), size in zip(points, sizes, strict=True)
         )
     spans = "".join(
-        f'<path class="span {one.stroke(at)}" d="{_svg_path(ends)}"/>'
-        for ends in _interval_ends(one, frame, at)
+        f'<path class="span {series.stroke(index)}" d="{_svg_path(ends)}"/>'
+        for ends in _interval_ends(series, frame, index)
     )
-    return f'{spans}<path class="line {one.stroke(at)}" d="{_svg_path(places)}"/>{dots}'
+    return f'{spans}<path class="line {series.stroke(index)}" d="{_svg_path(points)}"/>{dots}'
 
 
-def _interval_ends(one: Series, frame: _Frame, at: int) -> list[list[Point]]:
+def _interval_ends(series: Series, frame: _Frame, index: int) -> list[list[Point]]:
     """Return both ends of each interval in the image, shifted for each series."""
-    aside = (at - 1) * _SERIES_OFFSET
-    found = []
-    for (x, _), (low, high) in zip(one.points, one.spans, strict=False):
+    aside = (index - 1) * _SERIES_OFFSET
+    intervals = []
+    for (x, _), (low, high) in zip(series.points, series.spans, strict=False):
         ends = [frame.place((x, low)), frame.place((x, high))]
-        found.append([(across + aside, up) for across, up in ends])
-    return found
+        intervals.append([(across + aside, up) for across, up in ends])
+    return intervals
 
 
-def _svg_path(places: Sequence[Point]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+def _svg_path(points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

@@ -177,33 +177,35 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
     A statement in words is also read as its last expression ("the largest n is 34.",
     "so $x < 3$.", "12 apples"), unless it is a negation. Of several statements only one is read.
     """
-    found = extract_answer(text, find)
-    if not found or find != "marked" or _find_last_boxed(text):
-        return [found] if found else []
+    answer = extract_answer(text, find)
+    if not answer or find != "marked" or _find_last_boxed(text):
+        return [answer] if answer else []
     line, is_first = _answer_line(text)
-    sentences = [one for one in _SENTENCE.split(line) if re.search(r"\d|\$|\\", one)] or [line]
+    sentences = [
+        reading for reading in _SENTENCE.split(line) if re.search(r"\d|\$|\\", reading)
+    ] or [line]
     sentence = sentences[0 if is_first else -1]
-    read = [found, _unwrap_brackets(sentence)]
+    read = [answer, _unwrap_brackets(sentence)]
     if not _NEGATION.search(sentence):
         copulas = list(_COPULA.finditer(sentence))
-        told = sentence[copulas[-1].end() :] if copulas else sentence
+        stated = sentence[copulas[-1].end() :] if copulas else sentence
         spans = list(_MATH_SPAN.finditer(sentence))
         if copulas:
-            read.append(_unwrap_brackets(told))
+            read.append(_unwrap_brackets(stated))
         if len(spans) == 1 and not re.search(r"\d", _MATH_SPAN.sub("", sentence)):
             read.append(next(filter(None, spans[0].groups())))
-        read.append(_counted_number(told.strip(), is_first))
-    return [one for one in dict.fromkeys(map(str.strip, read)) if one]
+        read.append(_counted_number(stated.strip(), is_first))
+    return [reading for reading in dict.fromkeys(map(str.strip, read)) if reading]
 
 
-def _counted_number(told: str, is_marked: bool) -> str:
+def _counted_number(phrase: str, is_marked: bool) -> str:
     """Return the only number in a phrase of words that do not change it."""
-    found = _COUNTED.fullmatch(told)
-    if found is None or is_number_modifier(found[3]):
+    match = _COUNTED.fullmatch(phrase)
+    if match is None or is_number_modifier(match[3]):
         return ""
-    if found[1] and not (is_marked and _LEADING_WORDS.fullmatch(found[1])):
+    if match[1] and not (is_marked and _LEADING_WORDS.fullmatch(match[1])):
         return ""
-    return found[2].lstrip("$\u20ac\u00a3 ")
+    return match[2].lstrip("$\u20ac\u00a3 ")
 
 
 def is_number_modifier(words: str) -> bool:
@@ -214,7 +216,7 @@ def is_number_modifier(words: str) -> bool:
 def _answer_line(text: str) -> tuple[str, bool]:
     """Return the line that states the answer, and whether a marker shows where it starts."""
     text = _DISPLAY.sub(
-        lambda found: " ".join(found[0].split()), text.split("<|")[0].replace('\\"', '"')
+        lambda match: " ".join(match[0].split()), text.split("<|")[0].replace('\\"', '"')
     )
     marks = list(_MARK.finditer(text))
     lines = text[marks[-1].end() :].strip().splitlines() if marks else text.strip().splitlines()
@@ -237,32 +239,32 @@ def normalize_answer(answer: str) -> str:
     )
 
 
-def is_same_answer(one: str, other: str) -> bool:
+def is_same_answer(answer: str, reference: str) -> bool:
     """Return whether two answers are equal: as numbers where both are numbers, else as words.
 
     A comma is a decimal comma where the other answer has a point and the same digits. In the
     second answer, which may be the reference, ``2,5`` stays two numbers.
     """
-    one, other = _strip_text_command(one), _strip_text_command(other)
-    if _has_decimal_comma(one, other, 1) or _has_decimal_comma(other, one, 2):
+    answer, reference = _strip_text_command(answer), _strip_text_command(reference)
+    if _has_decimal_comma(answer, reference, 1) or _has_decimal_comma(reference, answer, 2):
         return True
-    numbers = _parse_number(one), _parse_number(other)
+    numbers = _parse_number(answer), _parse_number(reference)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
-    if not one.strip() or not other.strip():
+    if not answer.strip() or not reference.strip():
         return False
-    if _OPERATOR.search(one) or _OPERATOR.search(other):  # as words, x+1 and x-1 are equal
-        return "".join(one.split()) == "".join(other.split())
-    if any(_EXACT.search(text) for text in (one, other)):  # (1,2) is not [1,2] or 12
-        return _tokenize_answer(one) == _tokenize_answer(other)
-    return bool(exact_match(one, other))
+    if _OPERATOR.search(answer) or _OPERATOR.search(reference):  # as words, x+1 and x-1 are equal
+        return "".join(answer.split()) == "".join(reference.split())
+    if any(_EXACT.search(text) for text in (answer, reference)):  # (1,2) is not [1,2] or 12
+        return _tokenize_answer(answer) == _tokenize_answer(reference)
+    return bool(exact_match(answer, reference))
 
 
-def _has_decimal_comma(one: str, other: str, places: int) -> bool:
-    found = _DECIMAL_COMMA.fullmatch(_unwrap_brackets(one).replace("{,}", ","))
-    if found is None or len(found[1]) < places:
+def _has_decimal_comma(answer: str, reference: str, digits: int) -> bool:
+    match = _DECIMAL_COMMA.fullmatch(_unwrap_brackets(answer).replace("{,}", ","))
+    if match is None or len(match[1]) < digits:
         return False
-    return found[0].replace(",", ".") == _unwrap_brackets(other)
+    return match[0].replace(",", ".") == _unwrap_brackets(reference)
 
 
 def _parse_number(text: str) -> Fraction | None:
@@ -283,8 +285,8 @@ def _parse_number(text: str) -> Fraction | None:
 
 def _strip_text_command(text: str) -> str:
     r"""Return the content of ``\text{...}`` if that is the whole text."""
-    found = _TEXT_COMMAND.fullmatch(text.strip().strip("$ "))
-    return found[1] if found else text
+    match = _TEXT_COMMAND.fullmatch(text.strip().strip("$ "))
+    return match[1] if match else text
 
 
 def _tokenize_answer(text: str) -> list[str]:
@@ -296,7 +298,7 @@ def _tokenize_answer(text: str) -> list[str]:
 def _find_last_boxed(text: str) -> str:
     """Return the content of the last box, or of the list of boxes that it ends."""
     starts = list(_BOXED.finditer(text))[-_MAX_BOXES:]
-    boxes = [one for start in starts if (one := _read_boxed(text, start))]
+    boxes = [box for start in starts if (box := _read_boxed(text, start))]
     if not boxes or _BOXED.search(text, boxes[-1][1]):
         return ""  # the last one is not closed
     if _FINAL.search(text, boxes[-1][1]):
@@ -317,15 +319,15 @@ def _is_list(between: str) -> bool:
 
 
 def _read_boxed(text: str, start: re.Match[str]) -> tuple[int, int, str] | None:
-    at = start.end()
-    if text[at - 1] != "{":  # the form \boxed 5
-        word = text[at:].split()[0]
-        return start.start(), at + len(word), word.strip(_SURROUNDING_MARKS).removesuffix(".")
+    position = start.end()
+    if text[position - 1] != "{":  # the form \boxed 5
+        word = text[position:].split()[0]
+        return start.start(), position + len(word), word.strip(_SURROUNDING_MARKS).removesuffix(".")
     depth = 1
-    for end in range(at, len(text)):
+    for end in range(position, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if not depth:
-            return start.start(), end + 1, text[at:end].strip()
+            return start.start(), end + 1, text[position:end].strip()
     return None
 
 
@@ -400,66 +402,69 @@ for line in sys.stdin:
 """
 
 
-def is_same_formula(one: str, other: str) -> bool:
+def is_same_formula(answer: str, reference: str) -> bool:
     """Return whether two answers are equal as formulas, sets, intervals or equations.
 
     Raises:
         MissingExtraError: If math-verify is not installed and one of the two is a formula.
     """
     # Math-Verify drops an upright e or i: 1 - 1/e would equal 1 + 1/e
-    one, other = (_UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (one, other))
-    if max(len(one), len(other)) > _MAX_FORMULA or not (
-        _FORMULA.search(one) and _FORMULA.search(other)
+    answer, reference = (
+        _UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (answer, reference)
+    )
+    if max(len(answer), len(reference)) > _MAX_FORMULA or not (
+        _FORMULA.search(answer) and _FORMULA.search(reference)
     ):
         return False
-    one, other = _strip_unit(one), _strip_unit(other)
-    if any(_differs_in_kind(*sides) for sides in ((one, other), (other, one))):
+    answer, reference = _strip_unit(answer), _strip_unit(reference)
+    if any(_differs_in_kind(*sides) for sides in ((answer, reference), (reference, answer))):
         return False
     if find_spec("math_verify") is None:
         raise MissingExtraError.of("math-verify", "verify", "comparing formulas")
-    return _compare_in_process(one, other)
+    return _compare_in_process(answer, reference)
 
 
 def _strip_unit(text: str) -> str:
     r"""Remove a trailing unit (``\text{ square inches}``) from a formula."""
-    found = _UNIT.search(text)
-    return text if found is None or is_number_modifier(found[1]) else text[: found.start()]
+    match = _UNIT.search(text)
+    return text if match is None or is_number_modifier(match[1]) else text[: match.start()]
 
 
-def _differs_in_kind(one: str, other: str) -> bool:
+def _differs_in_kind(answer: str, reference: str) -> bool:
     """Return whether two answers differ in kind, which Math-Verify ignores.
 
     It compares only the right-hand sides of equations, a zero matrix with 0, inequalities as if
     they were equations, and only the last number of a sentence.
     """
-    if _PROSE.search(one) or bool(_UNEQUAL.search(one)) > bool(_UNEQUAL.search(other)):
+    if _PROSE.search(answer) or bool(_UNEQUAL.search(answer)) > bool(_UNEQUAL.search(reference)):
         return True
     return bool(
-        _PLAIN_NUMBER.fullmatch(one) and (_MATRIX.search(other) or _TO_ZERO.fullmatch(other))
+        _PLAIN_NUMBER.fullmatch(answer)
+        and (_MATRIX.search(reference) or _TO_ZERO.fullmatch(reference))
     )
 
 
 @lru_cache(maxsize=4096)
-def _compare_in_process(one: str, other: str) -> bool:
+def _compare_in_process(answer: str, reference: str) -> bool:
     with _LOCK:
-        return _SERVER_PROCESS.ask(one, other)
+        return _SERVER_PROCESS.ask(answer, reference)
 
 
 class _MathVerifyProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, one: str, other: str) -> bool:
+    def ask(self, answer: str, reference: str) -> bool:
         process = self._process or self._start()
         try:
-            _require_pipe(process.stdin).write(json.dumps([one, other]).encode() + b"\n")
+            _require_pipe(process.stdin).write(json.dumps([answer, reference]).encode() + b"\n")
             _require_pipe(process.stdin).flush()
-            said = self._line(_TIMEOUT_S)
+            reply = self._line(_TIMEOUT_S)
         except OSError:
-            said = b""
-        if said not in {b"0", b"1"}:
+            reply = b""
+        if reply not in {b"0", b"1"}:
             self._stop()
-        return said == b"1"
+        return reply == b"1"
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and words

@@ -82,7 +82,7 @@ def _schema_validator(schema: str) -> Any:
 def _repair_json(text: str) -> Any:
     import json_repair
 
-    starts = [place for place in (text.find("{"), text.find("[")) if place >= 0]
+    starts = [start for start in (text.find("{"), text.find("[")) if start >= 0]
     if not starts:
         return None
     try:
@@ -131,12 +131,14 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
     """Return the first violation in document order; None if the value fits."""
-    found = list(_validator_class(schema)(dict(schema)).iter_errors(value))
-    if not found:
+    errors = list(_validator_class(schema)(dict(schema)).iter_errors(value))
+    if not errors:
         return None
-    first = min(found, key=lambda one: ([str(part) for part in one.absolute_path], one.message))
-    place = "".join(f"/{part}" for part in first.absolute_path)
-    return SchemaViolation(place, str(first.message)[:_MAX_REASON])
+    first = min(
+        errors, key=lambda error: ([str(part) for part in error.absolute_path], error.message)
+    )
+    pointer = "".join(f"/{part}" for part in first.absolute_path)
+    return SchemaViolation(pointer, str(first.message)[:_MAX_REASON])
 
 
 def parse_json(text: str) -> Any:

@@ -108,10 +108,10 @@ class JudgeStats:
         every = list(verdicts)
         return cls(
             len(every),
-            sum(one.retries for one in every),
-            sum(one.value is None for one in every),
-            sum(one.prompt_tokens for one in every),
-            sum(one.completion_tokens for one in every),
+            sum(result.retries for result in every),
+            sum(result.value is None for result in every),
+            sum(result.prompt_tokens for result in every),
+            sum(result.completion_tokens for result in every),
         )
 
     def to_json(self) -> dict[str, int]:
@@ -151,7 +151,7 @@ class BinaryJudge:
 
     def _compare(self, question: str) -> JudgeResult:
         prompt = self._prompt(question)
-        yes, no = (one.total for one in self.model.score([prompt] * len(_WORDS), list(_WORDS)))
+        yes, no = (score.total for score in self.model.score([prompt] * len(_WORDS), list(_WORDS)))
         tokens = sum(self.model.count_tokens(message.content) for message in prompt.messages)
         gap = yes - no
         if not math.isfinite(gap):
@@ -284,13 +284,15 @@ class RubricJudge:
         """
         marks = [str(mark) for mark in range(1, self.scale + 1)]
         prompts = [
-            self._ask_mark(task, name, told) for task in tasks for name, told in self.rubric.items()
+            self._ask_mark(task, name, requirement)
+            for task in tasks
+            for name, requirement in self.rubric.items()
         ]
-        chosen = iter(score_options(self.model, prompts, marks, seed=self.seed) if prompts else ())
+        choices = iter(score_options(self.model, prompts, marks, seed=self.seed) if prompts else ())
         ratings = []
         for _ in tasks:
-            mine = {name: next(chosen) for name in self.rubric}
-            scores = {name: one.expect(list(map(float, marks))) for name, one in mine.items()}
+            mine = {name: next(choices) for name in self.rubric}
+            scores = {name: choice.expect(list(map(float, marks))) for name, choice in mine.items()}
             ratings.append(RubricResult(scores, _mode_of(list(mine.values()))))
         return ratings
 
@@ -304,20 +306,21 @@ class RubricJudge:
         for question, first, second in tasks:
             prompts += [self._ask_better(question, first, second)]
             prompts += [self._ask_better(question, second, first)]
-        chosen = score_options(self.model, prompts, ("A", "B"), seed=self.seed) if prompts else []
+        choices = score_options(self.model, prompts, ("A", "B"), seed=self.seed) if prompts else []
         return [
-            _combine_orders(chosen[at], chosen[at + 1]) for at in range(0, len(chosen), _NUM_ORDERS)
+            _combine_orders(choices[index], choices[index + 1])
+            for index in range(0, len(choices), _NUM_ORDERS)
         ]
 
-    def _ask_mark(self, task: str, name: str, told: str) -> Prompt:
+    def _ask_mark(self, task: str, name: str, requirement: str) -> Prompt:
         words = (
-            f"{task}\n\nCriterion: {name}. {told}\n\nGive one mark for this criterion alone, from "
-            f"1 (not at all) to {self.scale} (entirely). Answer with the number only."
+            f"{task}\n\nCriterion: {name}. {requirement}\n\nGive one mark for this criterion "
+            f"alone, from 1 (not at all) to {self.scale} (entirely). Answer with the number only."
         )
         return Prompt((Message("system", _RUBRIC_PROMPT), Message("user", words)))
 
     def _ask_better(self, question: str, first: str, second: str) -> Prompt:
-        criteria = "; ".join(f"{name}: {told}" for name, told in self.rubric.items())
+        criteria = "; ".join(f"{name}: {requirement}" for name, requirement in self.rubric.items())
         words = (
             f'{question}\n\n<answer name="A">\n{_escape_frame(first)}\n</answer>\n\n<answer '
             'name="B">\n'
@@ -332,13 +335,13 @@ def _combine_orders(straight: ChoiceProbabilities, swapped: ChoiceProbabilities)
     way = _mode_of([straight, swapped])
     if straight.chances is None or swapped.chances is None:
         return PairwiseResult(None, None, False, way)
-    one, other = straight.chances[0], swapped.chances[1]
-    chance = (one + other) / 2
-    if one > 0.5 and other > 0.5:
+    first, second = straight.chances[0], swapped.chances[1]
+    chance = (first + second) / 2
+    if first > 0.5 and second > 0.5:
         return PairwiseResult("first", chance, False, way)
-    if one < 0.5 and other < 0.5:
+    if first < 0.5 and second < 0.5:
         return PairwiseResult("second", chance, False, way)
-    return PairwiseResult("tie", chance, (one - 0.5) * (other - 0.5) < 0, way)
+    return PairwiseResult("tie", chance, (first - 0.5) * (second - 0.5) < 0, way)
 
 
 def _escape_frame(text: str) -> str:
@@ -346,5 +349,5 @@ def _escape_frame(text: str) -> str:
     return _FRAME.sub(r"< \1", text)
 
 
-def _mode_of(chosen: Sequence[ChoiceProbabilities]) -> str:
-    return "drawn" if any(one.way == "drawn" for one in chosen) else "logprob"
+def _mode_of(choices: Sequence[ChoiceProbabilities]) -> str:
+    return "drawn" if any(choice.way == "drawn" for choice in choices) else "logprob"

@@ -102,7 +102,7 @@ class Section:
             "plot": self.plot.to_json() if self.plot else None,
             "table": self.table.to_json() if self.table else None,
             **({"grid": self.grid.to_json()} if self.grid else {}),
-            **({"curves": [one.to_json() for one in self.curves]} if self.curves else {}),
+            **({"curves": [chart.to_json() for chart in self.curves]} if self.curves else {}),
         }
 
 
@@ -159,8 +159,8 @@ class Report:
         """
         for metric in metrics:
             self.add(metric)
-        whole = Section(title, text, tuple(metrics), plot, table, grid, tuple(curves))
-        self.sections.append(whole)
+        section = Section(title, text, tuple(metrics), plot, table, grid, tuple(curves))
+        self.sections.append(section)
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Report:
                 Plot.from_json(row["plot"]) if row.get("plot") else None,
                 Table.from_json(row["table"]) if row.get("table") else None,
                 ComparisonTable.from_json(row["grid"]) if row.get("grid") else None,
-                tuple(LineChart.from_json(one) for one in row.get("curves", ())),
+                tuple(LineChart.from_json(chart) for chart in row.get("curves", ())),
             )
             for row in data.get("sections", ())
         ]
@@ -239,17 +239,17 @@ def merge_reports(
     Raises:
         DataError: If a part cannot be read, or one name has different values.
     """
-    whole = Report(title)
-    said = []
+    merged = Report(title)
+    summaries = []
     for part in parts:
         report = part if isinstance(part, Report) else Report.read(part)
         for metric in report.metrics.values():
-            whole.add(metric, is_headline=metric.name in report.headlines)
-        whole.sections.extend(report.sections)
+            merged.add(metric, is_headline=metric.name in report.headlines)
+        merged.sections.extend(report.sections)
         if report.summary:
-            said.append(report.summary)
-    whole.summary = summary or " ".join(said)
-    return whole.write(folder) if folder else whole
+            summaries.append(report.summary)
+    merged.summary = summary or " ".join(summaries)
+    return merged.write(folder) if folder else merged
 
 
 _STYLE = """
@@ -329,9 +329,9 @@ def render_page(report: Mapping[str, Any]) -> str:
         shown |= {metric["name"] for metric in mine} | in_grid
         listed = [metric for metric in mine if metric["name"] not in in_grid]
         parts.append(_render_section(section, listed, metrics))
-    rest = [metric for name, metric in metrics.items() if name not in shown]
-    if rest:
-        parts.append(_render_section({"title": "Further measurements"}, rest, metrics))
+    remaining = [metric for name, metric in metrics.items() if name not in shown]
+    if remaining:
+        parts.append(_render_section({"title": "Further measurements"}, remaining, metrics))
     title = escape(report["title"])
     summary = f"<p>{escape(report['summary'])}</p>" if report["summary"] else ""
     return (
@@ -369,7 +369,7 @@ def _render_section(
     parts += [f"<p>{escape(line)}</p>" for line in section.get("text", "").split("\n\n") if line]
     if section.get("plot"):
         parts.append(render_plot(Plot.from_json(section["plot"])))
-    parts += [render_line_chart(LineChart.from_json(one)) for one in section.get("curves", ())]
+    parts += [render_line_chart(LineChart.from_json(chart)) for chart in section.get("curves", ())]
     if section.get("grid"):
         parts.append(_render_comparison(section["grid"], known))
     if metrics:
@@ -416,12 +416,12 @@ def _render_comparison(grid: Mapping[str, Any], known: Mapping[str, Mapping[str,
             for cell in cells
             if cell and cell.get("note") and cell["low"] is None
         ]
-    said = "".join(f"<div>{escape(note)}.</div>" for note in dict.fromkeys(notes))
+    note_lines = "".join(f"<div>{escape(note)}.</div>" for note in dict.fromkeys(notes))
     return (
         f'<table class="grid"><caption>{escape(grid["caption"])}</caption><thead><tr>'
         f'<th scope="col">measure</th>{head}<th scope="col" class="number">n</th></tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
-        + (f'<div class="note">{said}</div>' if said else "")
+        + (f'<div class="note">{note_lines}</div>' if note_lines else "")
     )
 
 

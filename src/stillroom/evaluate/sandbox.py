@@ -136,33 +136,33 @@ def _run_sandboxed(
         "readable": [*_interpreter_files(), *(str(path.resolve()) for path in readable)],
         "namespaces": _NAMESPACES,
     }
-    given: dict[str, object] = {"program": list(parts), "stdin": stdin}
+    inputs: dict[str, object] = {"program": list(parts), "stdin": stdin}
     if tests is not None:
-        given["tests"] = {"tests": list(tests), "nonce": nonce}
+        inputs["tests"] = {"tests": list(tests), "nonce": nonce}
     with contextlib.ExitStack() as stack:
         out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         stack.enter_context(_SLOTS)
-        code, told = _run_processes(order, given, out, err, timeout_s)
-        if not told and code == -signal.SIGXCPU:  # killed before startup on a busy machine
-            code, told = _run_processes(order, given, out, err, timeout_s + _STARTUP_S)
+        code, report = _run_processes(order, inputs, out, err, timeout_s)
+        if not report and code == -signal.SIGXCPU:  # killed before startup on a busy machine
+            code, report = _run_processes(order, inputs, out, err, timeout_s + _STARTUP_S)
         shown, errors = _read_output(out), _read_output(err)
-    if not told.get("ready"):
-        raise _isolation_error(told.get("doors"), errors)
-    if not told["doors"]["view"]:
+    if not report.get("ready"):
+        raise _isolation_error(report.get("doors"), errors)
+    if not report["doors"]["view"]:
         _warn_of_open_access()
-    if tests is not None and told.get("verdict") == nonce:
-        reason = str(told["reason"])
-        return ExecutionResult(reason and _failure_reason(code, told, reason), shown, errors)
-    if tests is None and told.get("end") == "":
+    if tests is not None and report.get("verdict") == nonce:
+        reason = str(report["reason"])
+        return ExecutionResult(reason and _failure_reason(code, report, reason), shown, errors)
+    if tests is None and report.get("end") == "":
         return ExecutionResult("", shown, errors)
     return ExecutionResult(
-        _failure_reason(code, told, _exception_name(told.get("end"))), shown, errors
+        _failure_reason(code, report, _exception_name(report.get("end"))), shown, errors
     )
 
 
 def _run_processes(
     order: dict[str, object],
-    given: dict[str, object],
+    inputs: dict[str, object],
     out: IO[bytes],
     err: IO[bytes],
     timeout_s: float,
@@ -171,10 +171,10 @@ def _run_processes(
     with contextlib.ExitStack() as files:
         reader, writer = os.pipe()
         pipe = files.enter_context(os.fdopen(reader, "rb"))
-        passed = {name: _anonymous_file(value, files) for name, value in given.items()}
+        passed = {name: _anonymous_file(value, files) for name, value in inputs.items()}
         stdin = passed.pop("stdin")
-        told = order | {"tests": -1} | passed | {"report": writer}
-        command = [sys.executable, "-I", "-S", "-B", str(_START), json.dumps(told)]
+        settings = order | {"tests": -1} | passed | {"report": writer}
+        command = [sys.executable, "-I", "-S", "-B", str(_START), json.dumps(settings)]
         try:
             process = subprocess.Popen(  # noqa: S603  # our own interpreter and file
                 command,
@@ -215,18 +215,18 @@ def _parse_report(lines: bytes) -> dict[str, Any]:
     sent before it ran, and its own report may be of any type.
     """
     first: dict[str, Any] = {}
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for line in lines.decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 first = first or row
-                told |= row
-    told |= first
-    ended = told.get("ended")
-    if not (isinstance(ended, dict) and all(type(one) is int for one in ended.values())):
-        told.pop("ended", None)
-    return told
+                report |= row
+    report |= first
+    ended = report.get("ended")
+    if not (isinstance(ended, dict) and all(type(status) is int for status in ended.values())):
+        report.pop("ended", None)
+    return report
 
 
 @lru_cache(maxsize=1)
@@ -249,21 +249,21 @@ def _read_output(file: IO[bytes]) -> str:
     return file.read(_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
-def _failure_reason(code: int, told: dict[str, Any], said: str) -> str:
+def _failure_reason(code: int, report: dict[str, Any], name: str) -> str:
     """Return a fixed phrase for code that did not finish."""
-    killed = [status & 127 for status in told.get("ended", {}).values()]
+    killed = [status & 127 for status in report.get("ended", {}).values()]
     if code == -signal.SIGXCPU or signal.SIGXCPU in killed or not killed:
         return "out of time"
-    if said == "MemoryError" or signal.SIGSEGV in killed:
+    if name == "MemoryError" or signal.SIGSEGV in killed:
         return "out of memory"
-    return {"SystemExit": "ended early", "": "ended early"}.get(said, said)
+    return {"SystemExit": "ended early", "": "ended early"}.get(name, name)
 
 
-def _exception_name(said: object) -> str:
+def _exception_name(name: object) -> str:
     """Return the name of a built-in exception reported by a program, else a fixed phrase."""
-    kind = getattr(builtins, said, None) if isinstance(said, str) else None
+    kind = getattr(builtins, name, None) if isinstance(name, str) else None
     is_known = isinstance(kind, type) and issubclass(kind, BaseException)
-    return str(said) if is_known or said == CUSTOM_EXCEPTION else ""
+    return str(name) if is_known or name == CUSTOM_EXCEPTION else ""
 
 
 def _isolation_error(doors: object, errors: str) -> ResourceError:

@@ -160,10 +160,10 @@ class TermImpactCache:
     def get(self, key: Hashable) -> TermImpacts | None:
         """Return the entry of a key, or None."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
+            impacts = self._kept.get(key)
+            if impacts is not None:
                 self._kept.move_to_end(key)
-            return found
+            return impacts
 
     def put(self, key: Hashable, value: TermImpacts) -> None:
         """Store an entry and evict the least recently used ones."""
@@ -195,7 +195,7 @@ def rank_rows(
     """
     # One fixed order of summation for every row: the largest possible contribution first.
     ordered = sorted(weighted, key=lambda item: (-item[1] * item[2].most, item[0]))
-    summands = [(weight, one) for _, weight, one in ordered]
+    summands = [(weight, impacts) for _, weight, impacts in ordered]
     if not summands:
         return np.zeros(0, dtype=np.int64), np.zeros(0)
     if mask is not None and (rows := _narrow_mask(mask, summands)) is not None:
@@ -208,7 +208,7 @@ def rank_rows(
 def _narrow_mask(mask: NDArray[np.bool_], weighted: WeightedImpacts) -> NDArray[np.int64] | None:
     """Return the mask's rows where looking up each is less work than scoring all."""
     allowed = int(np.count_nonzero(mask))
-    touched = sum(len(one.rows) for _, one in weighted) + len(mask) // 3
+    touched = sum(len(impacts.rows) for _, impacts in weighted) + len(mask) // 3
     # A binary search takes about as long as adding sixteen postings.
     return np.flatnonzero(mask) if allowed * 16 * len(weighted) < touched else None
 
@@ -216,11 +216,11 @@ def _narrow_mask(mask: NDArray[np.bool_], weighted: WeightedImpacts) -> NDArray[
 def _score_rows(rows: NDArray[np.int64], weighted: WeightedImpacts) -> NDArray[np.float64]:
     """Return the scores of ascending rows by looking up each in every term's rows."""
     scores = np.zeros(len(rows))
-    for weight, one in weighted:
-        at = np.searchsorted(one.rows, rows)
-        at[at == len(one.rows)] = 0
-        held = one.rows[at] == rows
-        scores[held] += weight * one.values[at[held]]
+    for weight, impacts in weighted:
+        indices = np.searchsorted(impacts.rows, rows)
+        indices[indices == len(impacts.rows)] = 0
+        held = impacts.rows[indices] == rows
+        scores[held] += weight * impacts.values[indices[held]]
     return scores
 
 
@@ -229,14 +229,14 @@ def _score_all(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return rows and scores of all candidates for the best ``k``."""
     scores = np.zeros(count)
-    for weight, one in weighted:
-        scores[one.rows] += one.values if weight == 1.0 else weight * one.values
+    for weight, impacts in weighted:
+        scores[impacts.rows] += impacts.values if weight == 1.0 else weight * impacts.values
     if mask is not None:
         np.multiply(scores, mask, out=scores)
     limit = 0.0
-    for _, one in weighted:
-        if len(one.rows) >= k:
-            some = scores[one.rows]
+    for _, impacts in weighted:
+        if len(impacts.rows) >= k:
+            some = scores[impacts.rows]
             limit = float(np.partition(some, len(some) - k)[len(some) - k])
             break
     rows = np.flatnonzero(scores >= limit if limit > 0 else scores > 0)

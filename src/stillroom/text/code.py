@@ -245,7 +245,7 @@ def extract_token_trigrams(text: str) -> list[str]:
     tokens = [
         _normalize_token(match) for match in _TOKEN.finditer(find_code(text)) if not match["skip"]
     ]
-    return [" ".join(tokens[at : at + _NGRAM]) for at in range(len(tokens) - _NGRAM + 1)]
+    return [" ".join(tokens[index : index + _NGRAM]) for index in range(len(tokens) - _NGRAM + 1)]
 
 
 def _normalize_token(match: re.Match[str]) -> str:

@@ -72,12 +72,12 @@ class DecodedText:
     @property
     def metadata(self) -> dict[str, object]:
         """Metadata fields: the encoding and the number of replaced characters."""
-        found: dict[str, object] = {"encoding": self.encoding}
+        fields: dict[str, object] = {"encoding": self.encoding}
         if self.broken:
-            found["undecodable_bytes"] = sum(run[3] - run[2] for run in self.broken)
+            fields["undecodable_bytes"] = sum(run[3] - run[2] for run in self.broken)
         if self.zeros:
-            found["zero_characters"] = self.zeros
-        return found
+            fields["zero_characters"] = self.zeros
+        return fields
 
 
 def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
@@ -102,8 +102,8 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     for encoding in _guess_stateful_encodings(
         data, declared
     ):  # all bytes are ASCII, and so valid UTF-8
-        if found := _try_decode(data, encoding):
-            return found
+        if decoded := _try_decode(data, encoding):
+            return decoded
     try:
         return _replace_invalid(data.decode("utf-8"), "utf-8")
     except UnicodeDecodeError:
@@ -112,8 +112,8 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     if _is_nearly_utf8(data):
         return _decode_as(data, "utf-8", 0)
     for encoding in [declared, *_guess_encodings(data)]:
-        if encoding and (found := _try_decode(data, encoding)):
-            return found
+        if encoding and (decoded := _try_decode(data, encoding)):
+            return decoded
     return _replace_invalid(data.decode("latin-1"), "latin-1")
 
 
@@ -255,12 +255,12 @@ def _decode_utf16(body: bytes, encoding: str, skip: int) -> DecodedText:
 
 def _decode_utf32(body: bytes, encoding: str, skip: int) -> DecodedText:
     """Decode UTF-32 with invalid code points or a truncated last character."""
-    whole = len(body) // 4 * 4
-    text = body[:whole].decode(encoding, "replace")  # one character per four bytes
+    complete = len(body) // 4 * 4
+    text = body[:complete].decode(encoding, "replace")  # one character per four bytes
     runs = [match.span() for match in _REPLACEMENT_RUN.finditer(text)]
     broken = [(start, end, skip + 4 * start, skip + 4 * end) for start, end in runs]
-    if whole < len(body):
-        broken.append((len(text), len(text) + 1, skip + whole, skip + len(body)))
+    if complete < len(body):
+        broken.append((len(text), len(text) + 1, skip + complete, skip + len(body)))
         text += "\ufffd"
     return _replace_invalid(text, encoding, skip, broken)
 

@@ -134,7 +134,7 @@ def split_windows(text: str, size: int) -> list[str]:
         return []
     step = max(1, size // 2)
     starts = [0, *range(step, max(len(spans) - size + step, 1), step)]
-    return [text[spans[at][0] : spans[min(at + size, len(spans)) - 1][1]] for at in starts]
+    return [text[spans[index][0] : spans[min(index + size, len(spans)) - 1][1]] for index in starts]
 
 
 def _append_span(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None:
@@ -156,10 +156,10 @@ def _is_sentence_end(text: str, start: int, end: int) -> bool:
     if text[start:end].rstrip(_CLOSERS) != ".":
         return True
     before = text[max(start - 48, 0) : start]
-    word = _LAST_WORD.match(before[::-1])
-    if word is None:
+    match = _LAST_WORD.match(before[::-1])
+    if match is None:
         return True
-    last = word.group(1)[::-1]
+    last = match.group(1)[::-1]
     if last.lower().strip("([\"'") in _ABBREVIATIONS:
         return False
     if len(last) <= _MAX_NUMBER_LENGTH and _ENUMERATION.search(before + "."):

@@ -196,14 +196,14 @@ class _Deadline:
         Raises:
             TimeoutError: If the time is up.
         """
-        left = self.until - self._spent()
-        if left <= 0:
+        remaining = self.until - self._spent()
+        if remaining <= 0:
             raise TimeoutError("so much processor time has it used")
-        rest = self._wall - (time.monotonic() - self._begun)
-        if rest <= 0:
+        wall_remaining = self._wall - (time.monotonic() - self._begun)
+        if wall_remaining <= 0:
             raise TimeoutError(f"it has used less, but has not answered for {self._wall:g} s")
         # Processor time grows no faster than the clock (one thread): an earlier check is useless.
-        return min(max(left, _POLL_S), rest)
+        return min(max(remaining, _POLL_S), wall_remaining)
 
 
 def _exchange(
@@ -233,8 +233,8 @@ def _exchange(
 
 def _receive(descriptor: int, received: bytearray) -> None:
     """Receive data, but never beyond the end of one reply."""
-    wanted = 8 + int.from_bytes(received[:8], "big") if len(received) >= 8 else 8
-    block = os.read(descriptor, min(_BLOCK, wanted - len(received)))
+    expected = 8 + int.from_bytes(received[:8], "big") if len(received) >= 8 else 8
+    block = os.read(descriptor, min(_BLOCK, expected - len(received)))
     if not block:
         raise EOFError
     received += block
@@ -321,13 +321,13 @@ def _handle_request(
 def _plain_problems(problems: tuple[Problem, ...]) -> list[dict[str, str]]:
     return [
         {
-            "what": one.what,
-            "code": one.code,
-            "where": one.where,
-            "expected": one.expected,
-            "next": one.next,
+            "what": problem.what,
+            "code": problem.code,
+            "where": problem.where,
+            "expected": problem.expected,
+            "next": problem.next,
         }
-        for one in problems
+        for problem in problems
     ]
 
 

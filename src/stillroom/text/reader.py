@@ -114,7 +114,9 @@ def scan_folder(root: Path) -> FolderScan:
             else:
                 files.append(here / name)
     by_path = sorted(files, key=lambda path: path.relative_to(root).as_posix())
-    return FolderScan(tuple(by_path), hidden, tuple(sorted(refused, key=lambda one: one.path)))
+    return FolderScan(
+        tuple(by_path), hidden, tuple(sorted(refused, key=lambda failure: failure.path))
+    )
 
 
 def list_documents(root: Path) -> list[Path]:
@@ -153,9 +155,9 @@ def parse_file(
     limits = limits or ParseLimits()
     name = _relative_path(path, root)
     data = _read_file(path, name, limits)
-    known, told = check_origin(path, origin or Origin())
+    known, notices = check_origin(path, origin or Origin())
     document = parse_bytes(data, name, limits=limits, origin=known, worker=worker)
-    return _add_notices(document, told)
+    return _add_notices(document, notices)
 
 
 def recheck_origin(document: Document, file: Path) -> Document:
@@ -165,14 +167,14 @@ def recheck_origin(document: Document, file: Path) -> Document:
         document: The document as returned by ``parse_file``.
         file: The file that it was parsed from.
     """
-    known, told = check_origin(file, document.origin)
-    return _add_notices(replace(document, origin=known), told)
+    known, notices = check_origin(file, document.origin)
+    return _add_notices(replace(document, origin=known), notices)
 
 
-def _add_notices(document: Document, told: Sequence[str]) -> Document:
-    if not told:
+def _add_notices(document: Document, added: Sequence[str]) -> Document:
+    if not added:
         return document
-    notices = [*document.metadata.get("notices", ()), *told]
+    notices = [*document.metadata.get("notices", ()), *added]
     return replace(document, metadata={**document.metadata, "notices": notices})
 
 
@@ -215,8 +217,8 @@ def parse_bytes(
     elif worker is not None:
         document = worker.parse(parser, data, source)
     else:
-        with ParserProcess() as own:
-            document = own.parse(parser, data, source)
+        with ParserProcess() as process:
+            document = process.parse(parser, data, source)
     return _add_metadata(document, limits)
 
 
@@ -459,11 +461,11 @@ def detect_parser(path: str, data: bytes) -> Parser:
 @lru_cache(maxsize=1)
 def map_suffixes() -> dict[str, str]:
     """Return the parser's name for every supported suffix."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in PARSERS.names():
         for suffix in PARSERS.get(name).suffixes:
-            found.setdefault(suffix, name)
-    return found
+            names.setdefault(suffix, name)
+    return names
 
 
 def _parser_by_suffix(path: str) -> str:

@@ -88,29 +88,29 @@ _EXAMPLE_NETWORKS = tuple(
 
 def find_pii(text: str) -> list[PiiSpan]:
     """Return the matches in order; overlapping ones are resolved by certainty."""
-    found: list[PiiSpan] = []
+    spans: list[PiiSpan] = []
     for kind, pattern, holds in _PII_PATTERNS:
         for match in pattern.finditer(text):
             start, end = match.span()
-            taken = any(start < one.end and one.start < end for one in found)
-            if not taken and holds(match.group()):
-                found.append(PiiSpan(kind, start, end))
-    return sorted(found, key=lambda one: one.start)
+            overlaps = any(start < span.end and span.start < end for span in spans)
+            if not overlaps and holds(match.group()):
+                spans.append(PiiSpan(kind, start, end))
+    return sorted(spans, key=lambda span: span.start)
 
 
 def mask_pii(text: str) -> tuple[str, list[PiiSpan]]:
     """Return the text with each match replaced by its kind in brackets, and the matches."""
-    found = find_pii(text)
-    return "".join(_split_pieces(text, found)), found
+    spans = find_pii(text)
+    return "".join(_split_pieces(text, spans)), spans
 
 
-def _split_pieces(text: str, found: list[PiiSpan]) -> Iterator[str]:
-    at = 0
-    for one in found:
-        yield text[at : one.start]
-        yield f"[{one.kind}]"
-        at = one.end
-    yield text[at:]
+def _split_pieces(text: str, spans: list[PiiSpan]) -> Iterator[str]:
+    position = 0
+    for span in spans:
+        yield text[position : span.start]
+        yield f"[{span.kind}]"
+        position = span.end
+    yield text[position:]
 
 
 def _is_email(text: str) -> bool:
@@ -118,13 +118,14 @@ def _is_email(text: str) -> bool:
 
 
 def _is_card(text: str) -> bool:
-    digits = [int(one) for one in text if one.isdigit()]
+    digits = [int(character) for character in text if character.isdigit()]
     if not 13 <= len(digits) <= 19 or len(set(digits)) < 3:
         return False
     if "".join(map(str, digits)) in _TEST_CARDS:
         return False
     doubled = [
-        digit * 2 - 9 * (digit > 4) if at % 2 else digit for at, digit in enumerate(digits[::-1])
+        digit * 2 - 9 * (digit > 4) if index % 2 else digit
+        for index, digit in enumerate(digits[::-1])
     ]
     return sum(doubled) % 10 == 0
 
@@ -134,7 +135,7 @@ def _is_iban(text: str) -> bool:
     if not 15 <= len(plain) <= 34:
         return False
     turned = plain[4:] + plain[:4]
-    return int("".join(str(int(one, 36)) for one in turned)) % 97 == 1
+    return int("".join(str(int(character, 36)) for character in turned)) % 97 == 1
 
 
 def _is_ssn(text: str) -> bool:
@@ -155,7 +156,7 @@ def _is_ip_address(text: str) -> bool:
 
 
 def _is_phone(text: str) -> bool:
-    digits = sum(one.isdigit() for one in text)
+    digits = sum(character.isdigit() for character in text)
     return 9 <= digits <= 15 and "555-01" not in text
 
 
@@ -224,19 +225,22 @@ class Pseudonymizer:
         plain = "".join(letter for letter in value.casefold() if letter.isalnum() or letter in "@.")
         if kind in {"phone", "card", "iban", "ssn"}:
             plain = "".join(letter for letter in plain if letter.isalnum())
-        told = f"{kind}\0{plain}".encode("utf-8", "surrogatepass")
-        mark = hmac.new(self.key.encode(), told, hashlib.sha256).hexdigest()
+        message = f"{kind}\0{plain}".encode("utf-8", "surrogatepass")
+        mark = hmac.new(self.key.encode(), message, hashlib.sha256).hexdigest()
         if self.style == "tag" or kind == "secret":
             return f"[{kind}-{mark[:_DIGITS]}]"
         return _make_surrogate(kind, mark)
 
-    def mask(self, text: str, found: list[PiiSpan]) -> str:
+    def mask(self, text: str, spans: list[PiiSpan]) -> str:
         """Return the text with each match replaced by its pseudonym."""
-        parts, at = [], 0
-        for one in found:
-            parts += [text[at : one.start], self.name(one.kind, text[one.start : one.end])]
-            at = one.end
-        return "".join([*parts, text[at:]])
+        parts, position = [], 0
+        for span in spans:
+            parts += [
+                text[position : span.start],
+                self.name(span.kind, text[span.start : span.end]),
+            ]
+            position = span.end
+        return "".join([*parts, text[position:]])
 
 
 def _make_surrogate(kind: PiiKind, mark: str) -> str:
@@ -340,12 +344,12 @@ _TOXICITY_PATTERNS: tuple[tuple[ToxicityKind, re.Pattern[str]], ...] = (
 def find_toxic_spans(text: str) -> list[ToxicSpan]:
     """Return the matches, threats first, at most one of each kind."""
     plain = _undo_obfuscation(text)
-    found = []
+    spans = []
     for kind, pattern in _TOXICITY_PATTERNS:
         match = pattern.search(plain)
         if match is not None:
-            found.append(ToxicSpan(kind, match.group()))
-    return found
+            spans.append(ToxicSpan(kind, match.group()))
+    return spans
 
 
 def _undo_obfuscation(text: str) -> str:

@@ -80,9 +80,9 @@ def replace_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, Mapping):
-        return {key: replace_surrogates(one) for key, one in value.items()}
+        return {key: replace_surrogates(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replace_surrogates(one) for one in value]
+        return [replace_surrogates(item) for item in value]
     return value
 
 

@@ -87,26 +87,28 @@ NOT_ASKED = "the tests ask nothing of the program"
 NOT_PYTHON = "the tests are no Python"
 
 
-def examine(libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[str, bool]) -> None:
+def examine(
+    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], isolation: dict[str, bool]
+) -> None:
     """Confine the process, run the tests, report the result."""
     die_with_parent(libc)
     with os.fdopen(order["tests"], "rb", closefd=False) as file:
-        asked = json.load(file)
+        task = json.load(file)
     report = order["report"]
     close_other_files(libc, report, *pipes)
-    doors = confine_process(libc, order, apart=told["namespaces"])
+    doors = confine_process(libc, order, apart=isolation["namespaces"])
     if not (doors["files"] and doors["calls"]):
         return
     sys.argv = ["tests"]
     with os.fdopen(pipes[0], "rb") as reader, os.fdopen(pipes[1], "wb") as writer:
-        reason = _verdict(asked["tests"], _TestRunner(reader, writer))
-    verdict = {"verdict": asked["nonce"], "reason": reason}
+        reason = _verdict(task["tests"], _TestRunner(reader, writer))
+    verdict = {"verdict": task["nonce"], "reason": reason}
     os.write(report, json.dumps(verdict).encode() + b"\n")
 
 
 def _verdict(tests: list[str], examiner: _TestRunner) -> str:
     try:
-        codes = [compile(one, _FILE, "exec", dont_inherit=True) for one in tests]
+        codes = [compile(source, _FILE, "exec", dont_inherit=True) for source in tests]
     except (SyntaxError, ValueError, RecursionError):
         return NOT_PYTHON
     try:
@@ -123,9 +125,10 @@ def _verdict(tests: list[str], examiner: _TestRunner) -> str:
 def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
     """Run tests declared for a test runner, except functions that the tests call."""
     declared = {
-        name: one
-        for name, one in names.items()
-        if isinstance(one, type) or (isinstance(one, FunctionType) and name.startswith("test"))
+        name: member
+        for name, member in names.items()
+        if isinstance(member, type)
+        or (isinstance(member, FunctionType) and name.startswith("test"))
     }
     if not declared:
         return
@@ -149,18 +152,18 @@ def _run_class(name: str, kind: type) -> None:
                 raise AssertionError
             return
     if name.startswith("Test") and kind.__module__ == _TESTS and "__init__" not in vars(kind):
-        for test in (one for one in dir(kind) if one.startswith("test")):
-            one = kind()
-            getattr(one, "setup_method", lambda: None)()
-            _finish(getattr(one, test)())
+        for test in (name for name in dir(kind) if name.startswith("test")):
+            instance = kind()
+            getattr(instance, "setup_method", lambda: None)()
+            _finish(getattr(instance, test)())
 
 
-def _finish(made: Any) -> None:
+def _finish(result: Any) -> None:
     """Run a coroutine or a generator returned by a test function to its end."""
-    if isinstance(made, CoroutineType | GeneratorType):
+    if isinstance(result, CoroutineType | GeneratorType):
         try:
             while True:
-                made.send(None)
+                result.send(None)
         except StopIteration:
             return
 
@@ -170,12 +173,15 @@ def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
     import dis  # slow to import, and declared tests are rare
 
     by_module = {
-        one.argval
+        instruction.argval
         for code in codes
-        for one in dis.get_instructions(code)
-        if one.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
     }
-    by_functions, inner = set[str](), [one for code in codes for one in _codes_in(code)]
+    by_functions, inner = (
+        set[str](),
+        [nested for code in codes for nested in _codes_in(code)],
+    )
     while inner:
         code = inner.pop()
         by_functions.update(code.co_names)
@@ -184,7 +190,7 @@ def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
 
 
 def _codes_in(code: CodeType) -> list[CodeType]:
-    return [one for one in code.co_consts if isinstance(one, CodeType)]
+    return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
 def _needs_arguments(function: FunctionType) -> bool:
@@ -210,7 +216,7 @@ class _TestRunner(Peer):
         if "raised" in message:
             self._finish("load", message, {})
         names = message.get("names")
-        return {one for one in names if type(one) is str} if isinstance(names, list) else set()
+        return {name for name in names if type(name) is str} if isinstance(names, list) else set()
 
     def fetch(self, name: str) -> Any:
         """Return the program's object of a name."""
@@ -230,10 +236,10 @@ class _TestRunner(Peer):
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
         self.was_asked |= name != "bool"  # functions are always true
-        plain = [one for one in args if type(one) is not Proxy]
+        plain = [item for item in args if type(item) is not Proxy]
         if name == "contains":
             held: Iterable[Any] = iter(proxy)
-            return any(args[0] is one or one == args[0] for one in held)
+            return any(args[0] is item or item == args[0] for item in held)
         if name in {"isinstance", "issubclass"}:
             return self.ask(name, args[0], proxy)
         if name == "exit":
@@ -252,17 +258,17 @@ class _TestRunner(Peer):
             self._look_up(proxy, args[0])
         if is_scaled(proxy) and name not in {"get", "lt", "le", "gt", "ge"}:
             raise self.lose(OBJECT_JUDGES)
-        found = self.ask(name, proxy, *args, **named)
-        return self._note(found) if name in {"get", "getitem"} else found
+        result = self.ask(name, proxy, *args, **named)
+        return self._note(result) if name in {"get", "getitem"} else result
 
     def _leave(self, proxy: Proxy, error: BaseException | None) -> Any:
         if isinstance(error, PeerGone):
             return False
-        own = getattr(error, "__dict__", {}).get("__stillroom__")
-        if own is None and error is not None:
-            told = self._describe(error)
-            own = [told["base"], told["args"]]
-        if self.ask("exit", proxy, own) is True and error is not None:
+        reference = getattr(error, "__dict__", {}).get("__stillroom__")
+        if reference is None and error is not None:
+            description = self._describe(error)
+            reference = [description["base"], description["args"]]
+        if self.ask("exit", proxy, reference) is True and error is not None:
             if not _is_raised_by_tests(error):
                 raise self.lose(SUPPRESSES)
             return True
@@ -285,9 +291,9 @@ class _TestRunner(Peer):
         return bool(value == other)
 
     def _reckon(self, operation: str, sides: tuple[Any, ...]) -> Any:
-        plain = [one for one in sides if type(one) is not Proxy]
-        scaled = bool(plain) or any(is_scaled(one) for one in sides if type(one) is Proxy)
-        if any(type(one) not in (int, float) for one in plain):
+        plain = [side for side in sides if type(side) is not Proxy]
+        scaled = bool(plain) or any(is_scaled(side) for side in sides if type(side) is Proxy)
+        if any(type(side) not in (int, float) for side in plain):
             raise self.lose(OBJECT_JUDGES)
         result = self.ask(operation, *sides)
         if scaled:
@@ -321,35 +327,37 @@ class _TestRunner(Peer):
             return {**super().share(value), "t": str(getattr(value, "__name__", ""))}
         raise self.lose(NOT_HANDED)
 
-    def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        if "bases" in told:
-            return self._mirror(told, [self._read_name(one, decoder) for one in told["bases"]])
-        if type(told.get("value")) in (int, float, str):  # sent before any comparison
-            self._values[int(told["h"])] = told["value"]
-        return Proxy(self, int(told["h"]), str(told.get("t", "")))
+    def lend(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        if "bases" in message:
+            return self._mirror(
+                message, [self._read_name(base, decoder) for base in message["bases"]]
+            )
+        if type(message.get("value")) in (int, float, str):  # sent before any comparison
+            self._values[int(message["h"])] = message["value"]
+        return Proxy(self, int(message["h"]), str(message.get("t", "")))
 
-    def _read_name(self, told: Any, decoder: Decoder) -> type:
-        kind = decoder.decode(told)
+    def _read_name(self, message: Any, decoder: Decoder) -> type:
+        kind = decoder.decode(message)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise WireError("no exception")
         return kind
 
-    def _mirror(self, told: dict[str, Any], bases: list[type]) -> type:
+    def _mirror(self, message: dict[str, Any], bases: list[type]) -> type:
         """Return an exception class that tests may catch for one of the program's."""
 
         def find(error: BaseException, name: str) -> Any:
-            own = error.__dict__.get("__stillroom__")
-            if own is None or name.startswith("__"):
+            original = error.__dict__.get("__stillroom__")
+            if original is None or name.startswith("__"):
                 raise AttributeError(name)
-            return getattr(own, name)
+            return getattr(original, name)
 
-        name = str(told.get("t", ""))[:64]
+        name = str(message.get("t", ""))[:64]
         return type(name, tuple(bases), {"__stillroom__": None, "__getattr__": find})
 
-    def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        if told["k"] == "module":
-            return _Module(str(told["v"]))
-        return super()._read(told, decoder)
+    def _read(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        if message["k"] == "module":
+            return _Module(str(message["v"]))
+        return super()._read(message, decoder)
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, PeerGone):
@@ -375,13 +383,13 @@ def _is_raised_by_tests(error: BaseException) -> bool:
     """Return whether a raise statement of the tests made an exception, not a failure of theirs."""
     from opcode import opmap
 
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None or isinstance(error, AssertionError):
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or isinstance(error, AssertionError):
         return False
-    code = place.tb_frame.f_code
-    return code.co_filename == _FILE and code.co_code[place.tb_lasti] == opmap["RAISE_VARARGS"]
+    code = traceback.tb_frame.f_code
+    return code.co_filename == _FILE and code.co_code[traceback.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
@@ -409,7 +417,7 @@ class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
         if is_pythons and getattr(builtins, name, value) is value:
             return
         self._made.add(name)
-        is_built_in = any(hasattr(builtins, one) for one in self._made)
+        is_built_in = any(hasattr(builtins, own_name) for own_name in self._made)
         if (is_built_in and len(self._made) > 1) or (
             self._made & _DECIDING and self._made - _DECIDING
         ):
@@ -457,19 +465,19 @@ def _guarded_builtins(examiner: _TestRunner, codes: list[CodeType]) -> dict[str,
     def bring(name: str, *args: Any, **named: Any) -> Any:
         if name.split(".")[0] in _NO_IMPORT:
             raise examiner.lose(RUNS_TEXT)
-        found = __import__(name, *args, **named)
+        module = __import__(name, *args, **named)
         if "unittest" in sys.modules:  # its cases run at the end; main would search elsewhere
             vars(sys.modules["unittest"])["main"] = lambda *args, **named: None
-        return found
+        return module
 
-    own = dict(vars(builtins))
-    own |= {name: guard(getattr(builtins, name)) for name in ("eval", "exec", "compile")}
-    return own | {"__import__": bring}
+    guarded = dict(vars(builtins))
+    guarded |= {name: guard(getattr(builtins, name)) for name in ("eval", "exec", "compile")}
+    return guarded | {"__import__": bring}
 
 
 def _collect(code: CodeType, texts: set[str]) -> None:
-    for one in code.co_consts:
-        if isinstance(one, str):
-            texts.add(one)
-        elif isinstance(one, CodeType):
-            _collect(one, texts)
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            texts.add(constant)
+        elif isinstance(constant, CodeType):
+            _collect(constant, texts)

@@ -41,10 +41,10 @@ def die_with_parent(libc: ctypes.CDLL) -> None:
 def close_other_files(libc: ctypes.CDLL, *kept: int) -> None:
     """Close every file except the standard ones and these."""
     last = 2
-    for place in [*sorted(kept), 1 << 30]:
-        if place > last + 1:
-            libc.syscall(436, last + 1, place - 1, 0)  # close_range, older than Landlock
-        last = place
+    for descriptor in [*sorted(kept), 1 << 30]:
+        if descriptor > last + 1:
+            libc.syscall(436, last + 1, descriptor - 1, 0)  # close_range, older than Landlock
+        last = descriptor
 
 
 def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str, bool]:
@@ -80,12 +80,12 @@ def _restrict_files(libc: ctypes.CDLL, readable: list[str]) -> bool:
         return False
     for path in readable:
         try:
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             continue
         allowed = _READ | _LIST if os.path.isdir(path) else _READ  # noqa: PTH112  # no pathlib here
-        failed = libc.syscall(445, rules, 1, struct.pack("=Qi", allowed, place), 0)
-        os.close(place)
+        failed = libc.syscall(445, rules, 1, struct.pack("=Qi", allowed, descriptor), 0)
+        os.close(descriptor)
         if failed:
             return False
     closed = libc.syscall(446, rules, 0) == 0

@@ -45,11 +45,11 @@ def enter_namespaces(libc: ctypes.CDLL, readable: list[str]) -> dict[str, bool]:
 
 
 def _write(name: str, text: str) -> None:
-    place = os.open(f"/proc/self/{name}", os.O_WRONLY)
+    descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY)
     try:
-        os.write(place, text.encode())
+        os.write(descriptor, text.encode())
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _make_root(libc: ctypes.CDLL, readable: list[str]) -> None:

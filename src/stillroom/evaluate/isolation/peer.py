@@ -51,11 +51,11 @@ def _exit_context(target: Any, error: Any = None) -> Any:
     """End a with statement; the other side's exception is sent as name and arguments."""
     if isinstance(error, list):
         kind = getattr(builtins, error[0])
-        made = kind.__new__(kind, *error[1])
-        made.args = tuple(error[1])
-        error = made
-    told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-    return type(target).__exit__(target, *told)
+        instance = kind.__new__(kind, *error[1])
+        instance.args = tuple(error[1])
+        error = instance
+    exc_info = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+    return type(target).__exit__(target, *exc_info)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -119,9 +119,9 @@ class Peer:
         """Return the message for an object that is not plain data."""
         return {"k": "object", "h": self.handle(value)}
 
-    def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
+    def lend(self, message: dict[str, Any], decoder: Decoder) -> Any:
         """Return the local stand-in for an object of the other side."""
-        return Proxy(self, int(told["h"]))
+        return Proxy(self, int(message["h"]))
 
     def printed(self) -> str:
         """Return the output printed since the last call."""
@@ -137,10 +137,10 @@ class Peer:
         """
         with self._lock:
             encoder = Encoder({}, self._tell)
-            told = [encoder.encode(one) for one in args]
-            request: dict[str, Any] = {"ask": operation, "args": told}
+            encoded = [encoder.encode(value) for value in args]
+            request: dict[str, Any] = {"ask": operation, "args": encoded}
             if named:
-                request["named"] = {key: encoder.encode(one) for key, one in named.items()}
+                request["named"] = {key: encoder.encode(value) for key, value in named.items()}
             self._send(request)
             while True:
                 message = self._receive()
@@ -160,12 +160,12 @@ class Peer:
             sys.stdout.write(str(message.get("printed", "")))
             decoder = Decoder(sent, self._read)
             value = decoder.decode(message.get("value"))
-            for number, told in message.get("changed", ()):
-                decoder.fill(sent[number], told)
+            for number, contents in message.get("changed", ()):
+                decoder.fill(sent[number], contents)
             raised = message.get("raised")
             error = None if raised is None else self._error(operation, raised, decoder)
-        except (WireError, LookupError, TypeError, ValueError, AttributeError) as found:
-            raise self.lose("says what is no answer") from found
+        except (WireError, LookupError, TypeError, ValueError, AttributeError) as malformed:
+            raise self.lose("says what is no answer") from malformed
         if error is not None:
             raise error
         return value
@@ -177,10 +177,10 @@ class Peer:
         encoder = Encoder({}, self._tell)
         try:
             name = message["ask"]
-            args = tuple(decoder.decode(one) for one in message["args"])
-            named = {key: decoder.decode(one) for key, one in message.get("named", {}).items()}
-            held = {number: snapshot(one) for number, one in decoder.known.items()}
-            encoder = Encoder({id(one): n for n, one in decoder.known.items()}, self._tell)
+            args = tuple(decoder.decode(value) for value in message["args"])
+            named = {key: decoder.decode(value) for key, value in message.get("named", {}).items()}
+            held = {number: snapshot(value) for number, value in decoder.known.items()}
+            encoder = Encoder({id(value): n for n, value in decoder.known.items()}, self._tell)
             self.guard(name, args)
             reply["value"] = encoder.encode(self.carry_out(name, args, named))
         except PeerGone:
@@ -192,8 +192,8 @@ class Peer:
             for number, before in held.items()
             if is_changed(before, decoder.known[number])
         ]
-        if said := self.printed():
-            reply["printed"] = said
+        if output := self.printed():
+            reply["printed"] = output
         self._send(reply)
 
     def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -235,47 +235,51 @@ class Peer:
             return {"k": "yours", "h": handle_of(value)}
         return find_name(value) or self.share(value)
 
-    def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        kind = told["k"]
+    def _read(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        kind = message["k"]
         if kind == "yours":
-            return self._mine[_natural(told["h"])]
+            return self._mine[_natural(message["h"])]
         if kind == "name":
-            return resolve_name(told["m"], told["v"])
+            return resolve_name(message["m"], message["v"])
         if kind != "object":
             raise WireError("a kind that nobody knows")
-        number = _natural(told["h"])
+        number = _natural(message["h"])
         if number not in self._theirs:
-            self._theirs[number] = self.lend(told, decoder)
+            self._theirs[number] = self.lend(message, decoder)
         return self._theirs[number]
 
     # exceptions
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
         kind: type = type(error)
-        base = next(one for one in kind.__mro__ if _is_built_in(one))
+        base = next(item for item in kind.__mro__ if _is_built_in(item))
         try:
-            args = [one if type(one) in (str, int, float) else str(one) for one in error.args]
+            args = [item if type(item) in (str, int, float) else str(item) for item in error.args]
         except Exception:  # noqa: BLE001  # arguments of its own may not even be printed
             args = []
         return {"base": base.__name__, "args": args}
 
-    def _error(self, operation: str, told: Any, decoder: Decoder) -> BaseException:
-        kind = getattr(builtins, told["base"])
+    def _error(self, operation: str, message: Any, decoder: Decoder) -> BaseException:
+        kind = getattr(builtins, message["base"])
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise WireError("no exception")
-        args = tuple(one for one in told["args"] if type(one) in (str, int, float))
-        own = decoder.decode(told["class"]) if "class" in told else kind
-        if not (isinstance(own, type) and issubclass(own, kind)):
-            own = kind
-        if operation == "next" and own is StopIteration:
+        args = tuple(item for item in message["args"] if type(item) in (str, int, float))
+        error_class = decoder.decode(message["class"]) if "class" in message else kind
+        if not (isinstance(error_class, type) and issubclass(error_class, kind)):
+            error_class = kind
+        if operation == "next" and error_class is StopIteration:
             return StopIteration()
-        if issubclass(own, StopIteration | StopAsyncIteration | GeneratorExit):
+        if issubclass(error_class, StopIteration | StopAsyncIteration | GeneratorExit):
             # would end a loop of the caller silently
             return RuntimeError(kind.__name__)
-        error: BaseException = own.__new__(own, *args)
+        error: BaseException = error_class.__new__(error_class, *args)
         error.args = args
-        if "object" in told and own is not kind and hasattr(own, "__stillroom__"):
-            error.__dict__["__stillroom__"] = decoder.decode(told["object"])
+        if (
+            "object" in message
+            and error_class is not kind
+            and hasattr(error_class, "__stillroom__")
+        ):
+            error.__dict__["__stillroom__"] = decoder.decode(message["object"])
         return error
 
 

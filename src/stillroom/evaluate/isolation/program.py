@@ -37,7 +37,7 @@ _VALUES: dict[type, Callable[[Any], Any]] = {
 
 
 def run_program(
-    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int] | None, told: dict[str, bool]
+    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int] | None, isolation: dict[str, bool]
 ) -> None:
     """Confine the process, report that, run the code; answer its tests if there are pipes."""
     die_with_parent(libc)
@@ -45,7 +45,7 @@ def run_program(
         parts: list[str] = json.load(file)
     report = order["report"]
     close_other_files(libc, report, *(pipes or ()))
-    doors = told | confine_process(libc, order, apart=told["namespaces"])
+    doors = isolation | confine_process(libc, order, apart=isolation["namespaces"])
     closed = doors["files"] and doors["calls"]
     os.write(report, json.dumps({"ready": closed, "doors": doors}).encode() + b"\n")
     if not closed:
@@ -65,9 +65,9 @@ def _finish() -> None:
     if "threading" in sys.modules:
         import threading
 
-        for one in threading.enumerate():
-            if one is not threading.current_thread() and not one.daemon:
-                one.join()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
@@ -77,7 +77,7 @@ def _finish() -> None:
 
 def _run(parts: list[str], names: dict[str, Any]) -> BaseException | None:
     try:
-        for code in [compile(one, "<code>", "exec") for one in parts]:
+        for code in [compile(part, "<code>", "exec") for part in parts]:
             exec(code, names)  # noqa: S102  # this is what the sandbox is for
     except BaseException as error:  # noqa: BLE001  # code may raise anything
         sys.__excepthook__(type(error), error, error.__traceback__)
@@ -114,8 +114,8 @@ class _Program(Peer):
     output: _Printed
 
     def begin(self, raised: BaseException | None) -> None:
-        told: dict[str, Any] = {"names": [one for one in self.names if one != "__builtins__"]}
-        self._send({"value": None, "raised": self._describe(raised)} if raised else told)
+        message: dict[str, Any] = {"names": [name for name in self.names if name != "__builtins__"]}
+        self._send({"value": None, "raised": self._describe(raised)} if raised else message)
 
     def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if name == "global":
@@ -123,34 +123,34 @@ class _Program(Peer):
         return super().carry_out(name, args, named)
 
     def share(self, value: Any) -> dict[str, Any]:
-        told = super().share(value)
+        message = super().share(value)
         if isinstance(value, type(sys)):
             return {"k": "module", "v": value.__name__}
-        told["t"] = str(getattr(value, "__name__", ""))[:64]
+        message["t"] = str(getattr(value, "__name__", ""))[:64]
         compares: object = type(value).__eq__
         for kind, read in _VALUES.items():
             if isinstance(value, kind) and compares is kind.__eq__:  # for example an IntEnum
-                told["value"] = read(value)
+                message["value"] = read(value)
         if isinstance(value, type) and issubclass(value, BaseException):
-            told["bases"] = [
-                find_name(one) or self.share(one)
-                for one in value.__bases__
-                if issubclass(one, BaseException)
+            message["bases"] = [
+                find_name(base) or self.share(base)
+                for base in value.__bases__
+                if issubclass(base, BaseException)
             ]
-        return told
+        return message
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
-        told = super()._describe(error)
-        if type(error).__name__ != told["base"]:
+        message = super()._describe(error)
+        if type(error).__name__ != message["base"]:
             encoder = Encoder({}, self._tell)
-            told |= {"class": encoder.encode(type(error)), "object": encoder.encode(error)}
-        return told
+            message |= {"class": encoder.encode(type(error)), "object": encoder.encode(error)}
+        return message
 
     def printed(self) -> str:
         if self.output.closed:
             return ""
-        said = self.output.getvalue().decode("utf-8", "replace")
-        if said:
+        output = self.output.getvalue().decode("utf-8", "replace")
+        if output:
             self.output.seek(0)
             self.output.truncate()
-        return said
+        return output

@@ -46,27 +46,27 @@ def main() -> None:
     order: Order = json.loads(sys.argv[1])
     libc = ctypes.CDLL(None, use_errno=True)
     nowhere = os.open("/dev/null", os.O_RDWR)
-    told = {"namespaces": False, "view": False}
+    isolation = {"namespaces": False, "view": False}
     if order["namespaces"]:
-        told = enter_namespaces(libc, order["readable"])
+        isolation = enter_namespaces(libc, order["readable"])
     first = os.fork()
     if not first:
-        _supervise(libc, order, told, nowhere)
+        _supervise(libc, order, isolation, nowhere)
     os.waitpid(first, 0)
 
 
-def _supervise(libc: ctypes.CDLL, order: Order, told: dict[str, bool], nowhere: int) -> None:
+def _supervise(libc: ctypes.CDLL, order: Order, isolation: dict[str, bool], nowhere: int) -> None:
     """Parent of one program and its tests."""
     die_with_parent(libc)
     if order["tests"] < 0:
-        program = _fork(lambda: run_program(libc, order, None, told))
+        program = _fork(lambda: run_program(libc, order, None, isolation))
         ended = {"program": os.waitpid(program, 0)[1]}
     else:
-        asked, answered = os.pipe(), os.pipe()
-        program = _fork(lambda: run_program(libc, order, (asked[0], answered[1]), told))
-        tests = _fork(lambda: _examine(libc, order, (answered[0], asked[1]), told, nowhere))
-        for place in (*asked, *answered):
-            os.close(place)
+        requests, answered = os.pipe(), os.pipe()
+        program = _fork(lambda: run_program(libc, order, (requests[0], answered[1]), isolation))
+        tests = _fork(lambda: _examine(libc, order, (answered[0], requests[1]), isolation, nowhere))
+        for descriptor in (*requests, *answered):
+            os.close(descriptor)
         ended = {"tests": os.waitpid(tests, 0)[1]}
         os.kill(program, 9)
         ended["program"] = os.waitpid(program, 0)[1]
@@ -75,11 +75,15 @@ def _supervise(libc: ctypes.CDLL, order: Order, told: dict[str, bool], nowhere: 
 
 
 def _examine(
-    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[str, bool], nowhere: int
+    libc: ctypes.CDLL,
+    order: Order,
+    pipes: tuple[int, int],
+    isolation: dict[str, bool],
+    nowhere: int,
 ) -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
-    examine(libc, order, pipes, told)
+    examine(libc, order, pipes, isolation)
 
 
 def _fork(work: Callable[[], None]) -> int:

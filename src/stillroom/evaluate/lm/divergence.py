@@ -107,37 +107,45 @@ def compare_distributions(
     Returns:
         One DistributionMetrics per record, in order, and the fitted temperature or None.
     """
-    found = [DistributionMetrics()] * len(records)
+    metrics = [DistributionMetrics()] * len(records)
     models = [student] if teacher is None else [student, teacher]
     modes = [bool(model.training) for model in models]
     fit = TemperatureScaler() if calibrate else None
     try:
-        ours = _ModelStates(LogitReader(student), {})
-        theirs = None
+        student_states = _ModelStates(LogitReader(student), {})
+        teacher_states = None
         if teacher is not None:
-            theirs = _ModelStates(LogitReader(teacher), kept if kept is not None else {})
-        sides = [ours] if theirs is None else [ours, theirs]
+            teacher_states = _ModelStates(LogitReader(teacher), kept if kept is not None else {})
+        sides = [student_states] if teacher_states is None else [student_states, teacher_states]
         width = min(side.reader.vocabulary for side in sides)
         parts = _calibration_halves(records) if calibrate else [range(len(records))]
         with torch.inference_mode():
             for number, part in enumerate(parts):
                 is_fitting = calibrate and number == 0
                 scale = fit.temperature if fit and not is_fitting else None
-                for batch in batch_records([records[at] for at in part], batch_tokens):
-                    chosen = [(part[place], record) for place, record in batch]
+                for batch in batch_records([records[index] for index in part], batch_tokens):
+                    indexed = [(part[position], record) for position, record in batch]
                     for side in sides:
-                        side.read(chosen)
-                    for at, record in chosen:
-                        found[at] = _compare_positions(
-                            ours, theirs, at, record, width, fit if is_fitting else None, scale
+                        side.read(indexed)
+                    for index, record in indexed:
+                        metrics[index] = _compare_positions(
+                            student_states,
+                            teacher_states,
+                            index,
+                            record,
+                            width,
+                            fit if is_fitting else None,
+                            scale,
                         )
-                    ours.states.clear()
-                    if theirs is not None and (kept is None or not theirs.reader.is_chunked):
-                        theirs.states.clear()
+                    student_states.states.clear()
+                    if teacher_states is not None and (
+                        kept is None or not teacher_states.reader.is_chunked
+                    ):
+                        teacher_states.states.clear()
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-    return found, fit.temperature if fit and fit.positions else None
+    return metrics, fit.temperature if fit and fit.positions else None
 
 
 class _ModelStates:
@@ -148,43 +156,43 @@ class _ModelStates:
 
     def read(self, batch: Sequence[tuple[int, EncodedConversation]]) -> None:
         """Run the body over the records whose states are not cached."""
-        if all(at in self.states for at, _ in batch):
+        if all(index in self.states for index, _ in batch):
             return
         hidden = self.reader.hidden([record for _, record in batch])
-        for row, (at, record) in enumerate(batch):
+        for row, (index, record) in enumerate(batch):
             positions = torch.tensor(record.targets) - 1
-            self.states[at] = self.reader.pick(hidden, row, positions)
+            self.states[index] = self.reader.pick(hidden, row, positions)
 
-    def logits(self, at: int, start: int, stop: int, width: int) -> Tensor:
-        return self.reader.logits(self.states[at][start:stop])[:, :width]
+    def logits(self, index: int, start: int, stop: int, width: int) -> Tensor:
+        return self.reader.logits(self.states[index][start:stop])[:, :width]
 
 
 def _calibration_halves(records: Sequence[EncodedConversation]) -> list[list[int]]:
     """Return the records with counted tokens in two halves, alternating."""
-    counted = [at for at, record in enumerate(records) if record.targets]
+    counted = [index for index, record in enumerate(records) if record.targets]
     return [counted[::2], counted[1::2]]
 
 
 def _compare_positions(
-    ours: _ModelStates,
-    theirs: _ModelStates | None,
-    at: int,
+    student_states: _ModelStates,
+    teacher_states: _ModelStates | None,
+    index: int,
     record: EncodedConversation,
     width: int,
     fit: TemperatureScaler | None,
     scale: float | None,
 ) -> DistributionMetrics:
     targets = torch.tensor(record.targets)
-    labels = torch.tensor(record.ids)[targets].to(ours.reader.device)
+    labels = torch.tensor(record.ids)[targets].to(student_states.reader.device)
     parts: dict[str, list[Tensor]] = {}
     step = count_rows_per_chunk(4 * width)
     for start in range(0, len(targets), step):
         stop = min(start + step, len(targets))
-        logits = ours.logits(at, start, stop, width)
+        logits = student_states.logits(index, start, stop, width)
         values = _single_model_terms(logits, labels[start:stop])
-        if theirs is not None:
+        if teacher_states is not None:
             values |= _divergence_terms(
-                logits, theirs.logits(at, start, stop, width).to(logits.device)
+                logits, teacher_states.logits(index, start, stop, width).to(logits.device)
             )
         if fit is not None:
             fit.add(logits, labels[start:stop])
@@ -193,24 +201,24 @@ def _compare_positions(
             values |= {f"scaled_{name}": value for name, value in scaled.items()}
         for name, value in values.items():
             parts.setdefault(name, []).append(value.double().cpu())
-    whole = {name: torch.cat(values) for name, values in parts.items()}
-    return _summarize(whole)
+    terms = {name: torch.cat(values) for name, values in parts.items()}
+    return _summarize(terms)
 
 
-def _summarize(whole: dict[str, Tensor]) -> DistributionMetrics:
+def _summarize(terms: dict[str, Tensor]) -> DistributionMetrics:
     bins = {
-        prefix: bin_confidences(whole.pop(f"{prefix}confidence"), whole.pop(f"{prefix}is_right"))
+        prefix: bin_confidences(terms.pop(f"{prefix}confidence"), terms.pop(f"{prefix}is_right"))
         for prefix in ("", "scaled_")
-        if f"{prefix}confidence" in whole
+        if f"{prefix}confidence" in terms
     }
-    whole.pop("scaled_entropy", None)
-    means = {name: float(value.mean()) for name, value in whole.items()}
+    terms.pop("scaled_entropy", None)
+    means = {name: float(value.mean()) for name, value in terms.items()}
     means |= {name: max(means[name], 0.0) for name in ("kl", "reverse_kl") if name in means}
     return DistributionMetrics(
-        tokens=len(whole["loss"]),
+        tokens=len(terms["loss"]),
         bins=bins[""],
         scaled_bins=bins.get("scaled_"),
-        kl_by_position=whole.get("kl", torch.zeros(0)).clamp(min=0).double().numpy(),
+        kl_by_position=terms.get("kl", torch.zeros(0)).clamp(min=0).double().numpy(),
         **means,
     )
 
@@ -295,19 +303,19 @@ def measure_agreement(
         DataError: If the assistant's part of a conversation cannot be found.
     """
     encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
-    found = [DistributionAgreement(0.0, 0.0, 0.0, 0)] * len(encoded)
+    agreements = [DistributionAgreement(0.0, 0.0, 0.0, 0)] * len(encoded)
     modes = [bool(student.training), bool(teacher.training)]
     try:
         readers = LogitReader(student), LogitReader(teacher)
         with torch.inference_mode():
             for batch in batch_records(encoded, batch_tokens):
                 hidden = [reader.hidden([record for _, record in batch]) for reader in readers]
-                for row, (at, record) in enumerate(batch):
-                    found[at] = _measure_record(readers, hidden, row, record)
+                for row, (index, record) in enumerate(batch):
+                    agreements[index] = _measure_record(readers, hidden, row, record)
     finally:
         student.train(modes[0])
         teacher.train(modes[1])
-    return found
+    return agreements
 
 
 def _measure_record(

@@ -31,7 +31,7 @@ class EncodedConversation:
     @property
     def targets(self) -> list[int]:
         """Positions of assistant tokens that have a preceding token to be predicted from."""
-        return [at for at, counts in enumerate(self.is_assistant) if counts and at > 0]
+        return [index for index, counts in enumerate(self.is_assistant) if counts and index > 0]
 
 
 def find_assistant_spans(
@@ -51,11 +51,13 @@ def find_assistant_spans(
         return plain, [(0, len(plain))]
     text = render_chat(tokenizer, messages, add_generation_prompt=False)
     spans = []
-    for at, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before = render_chat(tokenizer, messages[:at], add_generation_prompt=True) if at else ""
-        after = render_chat(tokenizer, messages[: at + 1], add_generation_prompt=False)
+        before = (
+            render_chat(tokenizer, messages[:index], add_generation_prompt=True) if index else ""
+        )
+        after = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False)
         is_written = len(after) > len(before) or not message.content
         if is_written and after.startswith(before) and text.startswith(after):
             end = max(len(after.rstrip()), len(before) + len(message.content))
@@ -90,12 +92,12 @@ def encode_record(tokenizer: Any, record: Record, *, max_tokens: int) -> Encoded
 
 
 def _find_content(text: str, content: str, begin: int) -> CharacterSpan:
-    at = text.find(content.strip(), begin)
-    if at < 0 or not content.strip():
+    start = text.find(content.strip(), begin)
+    if start < 0 or not content.strip():
         raise DataError(
             f"the chat template hides the assistant's turn {content!r:.60}",
             code="data.hidden-turn",
             expected="a template that writes out every assistant message",
             next="use records of one turn each, or a checkpoint with a plain chat template",
         )
-    return at, at + len(content.strip())
+    return start, start + len(content.strip())

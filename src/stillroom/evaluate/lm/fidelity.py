@@ -38,22 +38,26 @@ def measure_fidelity(
 ) -> tuple[list[Metric], dict[str, int]]:
     """Return perplexities and divergences, and the counts of omissions by reason."""
     causal, notes = _find_causal(recipe, job)
-    groups = [questions[at : at + _GROUP_SIZE] for at in range(0, len(questions), _GROUP_SIZE)]
+    groups = [
+        questions[index : index + _GROUP_SIZE] for index in range(0, len(questions), _GROUP_SIZE)
+    ]
     first = next(iter(recipe.models))
     loader = _ModelLoader(causal, job)
     journal = job.journal("beliefs")
     with job.phase("fidelity", len(groups) * len(causal), "groups") as progress:
         for name in causal:
-            for at, group in enumerate(groups):
+            for index, group in enumerate(groups):
                 job.check_cancelled()
-                if f"{name}/{at}" not in journal:
-                    journal.put(f"{name}/{at}", _measure_group(recipe, loader, name, first, group))
+                if f"{name}/{index}" not in journal:
+                    journal.put(
+                        f"{name}/{index}", _measure_group(recipe, loader, name, first, group)
+                    )
                 progress.advance()
             loader.drop(name, keep=first)
     loader.drop(first)
     metrics = []
     for name in causal:
-        values = [journal[f"{name}/{at}"] for at in range(len(groups))]
+        values = [journal[f"{name}/{index}"] for index in range(len(groups))]
         metrics += _summarize(name, first, values, recipe.seed)
         for value in values:
             notes.update(value["notes"])
@@ -135,12 +139,15 @@ def _measure_group(
     )
     agreements = []
     if name != first and first in loader:
-        other, others = loader.load(first)
-        if others.get_vocab() == tokenizer.get_vocab():
-            found = measure_agreement(
-                model, other, tokenizer, records, max_tokens=recipe.max_tokens
+        reference_model, reference_tokenizer = loader.load(first)
+        if reference_tokenizer.get_vocab() == tokenizer.get_vocab():
+            results = measure_agreement(
+                model, reference_model, tokenizer, records, max_tokens=recipe.max_tokens
             )
-            agreements = [[one.kl, one.reverse_kl, one.agreement, one.tokens] for one in found]
+            agreements = [
+                [result.kl, result.reverse_kl, result.agreement, result.tokens]
+                for result in results
+            ]
         else:
             notes[f"{name}: another tokenizer than {first}'s, no divergence"] = len(records)
     return {"losses": [list(loss) for loss in losses], "agreements": agreements, "notes": notes}
@@ -154,7 +161,7 @@ def _summarize(
     rows = [row for value in values for row in value["agreements"] if row[3]]
     if rows:
         weights = [row[3] for row in rows]
-        for at, (metric, unit) in enumerate(
+        for column, (metric, unit) in enumerate(
             (
                 (f"{name}/kl_to_{first}/final", "nats/token"),
                 (f"{name}/reverse_kl_to_{first}/final", "nats/token"),
@@ -163,7 +170,11 @@ def _summarize(
         ):
             metrics.append(
                 bootstrap(
-                    [row[at] for row in rows], weights=weights, seed=seed, name=metric, unit=unit
+                    [row[column] for row in rows],
+                    weights=weights,
+                    seed=seed,
+                    name=metric,
+                    unit=unit,
                 )
             )
     return metrics

@@ -44,10 +44,10 @@ def encode_records(
         DataError: If the assistant's part of a conversation cannot be found.
     """
     encoded = []
-    for at, record in enumerate(records):
+    for index, record in enumerate(records):
         encoded.append(encode_record(tokenizer, record, max_tokens=max_tokens))
         if encoded[-1].truncated and on_truncated:
-            on_truncated(at, encoded[-1].truncated)
+            on_truncated(index, encoded[-1].truncated)
     return encoded
 
 
@@ -99,8 +99,8 @@ def encoded_loss(
         with torch.inference_mode():
             for batch in batch_records(encoded, batch_tokens):
                 hidden = reader.hidden([record for _, record in batch])
-                for row, (at, record) in enumerate(batch):
-                    losses[at] = _measure_record_loss(reader, hidden, row, record)
+                for row, (index, record) in enumerate(batch):
+                    losses[index] = _measure_record_loss(reader, hidden, row, record)
     finally:
         model.train(was_training)
     return losses
@@ -163,15 +163,15 @@ def batch_records(
     Records without a target are left out; one longer than ``batch_tokens`` is its own batch.
     """
     order = sorted(
-        (at for at, record in enumerate(records) if record.targets),
-        key=lambda at: (len(records[at].ids), at),
+        (index for index, record in enumerate(records) if record.targets),
+        key=lambda index: (len(records[index].ids), index),
     )
     batch: list[tuple[int, EncodedConversation]] = []
-    for at in order:
-        if batch and (len(batch) + 1) * len(records[at].ids) > batch_tokens:
+    for index in order:
+        if batch and (len(batch) + 1) * len(records[index].ids) > batch_tokens:
             yield batch
             batch = []
-        batch.append((at, records[at]))
+        batch.append((index, records[index]))
     if batch:
         yield batch
 
@@ -190,15 +190,15 @@ class LogitReader:
         self._head: Any = None
         with torch.inference_mode():
             ids = torch.arange(_CHECK_TOKENS, device=self.device)[None] % 4
-            whole = model(input_ids=ids, use_cache=False).logits.float()  # (1, T, V)
-            self.vocabulary = int(whole.shape[-1])
+            expected = model(input_ids=ids, use_cache=False).logits.float()  # (1, T, V)
+            self.vocabulary = int(expected.shape[-1])
             body, head = _split_body_and_head(model)
             if body is None or head is None:
                 return
             hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-            ours = self._finish(head(hidden))
-            if ours.shape == whole.shape and torch.allclose(
-                ours, whole, rtol=_LOGIT_TOLERANCE, atol=_LOGIT_TOLERANCE
+            computed = self._finish(head(hidden))
+            if computed.shape == expected.shape and torch.allclose(
+                computed, expected, rtol=_LOGIT_TOLERANCE, atol=_LOGIT_TOLERANCE
             ):
                 self._body, self._head = body, head
 
@@ -212,9 +212,9 @@ class LogitReader:
         width = max(len(record.ids) for record in batch)
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for at, record in enumerate(batch):
-            ids[at, : len(record.ids)] = torch.tensor(record.ids)
-            mask[at, : len(record.ids)] = 1
+        for row, record in enumerate(batch):
+            ids[row, : len(record.ids)] = torch.tensor(record.ids)
+            mask[row, : len(record.ids)] = 1
         inputs = {
             "input_ids": ids.to(self.device),
             "attention_mask": mask.to(self.device),

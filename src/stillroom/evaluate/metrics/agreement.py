@@ -46,7 +46,7 @@ _CLIP = 1e-6
 
 
 def measure_judge_agreement(
-    said: Sequence[bool], labels: Sequence[bool], name: str = "judge", *, seed: int = 0
+    verdicts: Sequence[bool], labels: Sequence[bool], name: str = "judge", *, seed: int = 0
 ) -> list[Metric]:
     """Return accuracy and Cohen's kappa of a judge against people, with intervals over answers.
 
@@ -54,7 +54,7 @@ def measure_judge_agreement(
     verdict, so that chance agreement is certain.
 
     Args:
-        said: The judge's verdicts.
+        verdicts: The judge's verdicts.
         labels: Human labels of the same answers in the same order.
         name: Prefix of the metrics' names.
         seed: Random seed of the intervals.
@@ -62,13 +62,13 @@ def measure_judge_agreement(
     Raises:
         DataError: If the lists differ in length.
     """
-    ours, theirs = _pair_labels(said, labels)
-    same = (ours == theirs).astype(np.float64)
+    judge_values, human_values = _pair_labels(verdicts, labels)
+    same = (judge_values == human_values).astype(np.float64)
 
     def kappa(counts: Floats) -> Floats:
         total = counts.sum(1)
         observed = (counts @ same) / total
-        first, second = (counts @ ours) / total, (counts @ theirs) / total
+        first, second = (counts @ judge_values) / total, (counts @ human_values) / total
         chance = first * second + (1 - first) * (1 - second)
         return np.asarray((observed - chance) / (1 - chance))
 
@@ -163,32 +163,34 @@ def prediction_powered_mean(
         DataError: If there are fewer than two of either, or the labels do not fit.
     """
     truth = np.asarray([float(label) for label in labels])
-    theirs, ours = np.asarray(labeled_judged, dtype=float), np.asarray(judged, dtype=float)
-    if len(truth) != len(theirs) or len(truth) < 2 or len(ours) < 2:
+    labeled, unlabeled = np.asarray(labeled_judged, dtype=float), np.asarray(judged, dtype=float)
+    if len(truth) != len(labeled) or len(truth) < 2 or len(unlabeled) < 2:
         raise DataError(
-            f"{len(ours)} verdicts, {len(theirs)} labeled verdicts and {len(truth)} labels",
+            f"{len(unlabeled)} verdicts, {len(labeled)} labeled verdicts and {len(truth)} labels",
             code="metric.unpaired",
             expected="two or more of each, one label a labeled verdict",
             next="label more answers",
         )
-    error = theirs - truth
-    value = float(ours.mean() - error.mean())
+    error = labeled - truth
+    value = float(unlabeled.mean() - error.mean())
     spread = _Z_95 * math.sqrt(
-        float(ours.var(ddof=1)) / len(ours) + float(error.var(ddof=1)) / len(error)
+        float(unlabeled.var(ddof=1)) / len(unlabeled) + float(error.var(ddof=1)) / len(error)
     )
-    note = f"{len(ours)} verdicts corrected by {len(truth)} labels"
-    return Metric(name, value, value - spread, value + spread, len(ours) + len(truth), note=note)
+    note = f"{len(unlabeled)} verdicts corrected by {len(truth)} labels"
+    return Metric(
+        name, value, value - spread, value + spread, len(unlabeled) + len(truth), note=note
+    )
 
 
-def _pair_labels(said: Sequence[bool], labels: Sequence[bool]) -> tuple[Floats, Floats]:
-    if len(said) != len(labels):
+def _pair_labels(verdicts: Sequence[bool], labels: Sequence[bool]) -> tuple[Floats, Floats]:
+    if len(verdicts) != len(labels):
         raise DataError(
-            f"{len(said)} verdicts and {len(labels)} labels cannot be paired",
+            f"{len(verdicts)} verdicts and {len(labels)} labels cannot be paired",
             code="metric.unpaired",
             expected="one label a verdict, in the same order",
             next="compare what people and the judge said of the same answers",
         )
-    return np.asarray(said, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    return np.asarray(verdicts, dtype=np.float64), np.asarray(labels, dtype=np.float64)
 
 
 def _log_odds(chance: float) -> float:
@@ -217,10 +219,12 @@ def krippendorff_alpha(
     values = sorted({value for row in units for value in row})
     if len(values) < 2:
         return math.nan
-    place = {value: at for at, value in enumerate(values)}
+    position = {value: index for index, value in enumerate(values)}
     coincidences = np.zeros((len(values), len(values)))
     for row in units:
-        counts = np.bincount([place[value] for value in row], minlength=len(values)).astype(float)
+        counts = np.bincount([position[value] for value in row], minlength=len(values)).astype(
+            float
+        )
         pairs = np.outer(counts, counts) - np.diag(counts)
         coincidences += pairs / (len(row) - 1)
     totals = coincidences.sum(1)
@@ -269,10 +273,10 @@ def cohen_kappa(
             next="compare ratings of the same units",
         )
     values = sorted({*first, *second})
-    place = {value: at for at, value in enumerate(values)}
+    position = {value: index for index, value in enumerate(values)}
     table = np.zeros((len(values), len(values)))
-    for one, other in zip(first, second, strict=True):
-        table[place[one], place[other]] += 1
+    for first_rating, second_rating in zip(first, second, strict=True):
+        table[position[first_rating], position[second_rating]] += 1
     table /= table.sum()
     scale = np.asarray(values, dtype=float)
     gap = np.abs(scale[:, None] - scale[None, :])

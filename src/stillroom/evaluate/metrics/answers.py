@@ -54,12 +54,12 @@ class CitedStatement:
 
 def best_exact_match(answer: str, accepted: Sequence[str]) -> float:
     """Return 1.0 if the answer equals an accepted one after SQuAD's normalization."""
-    return max((exact_match(answer, one) for one in accepted), default=0.0)
+    return max((exact_match(answer, candidate) for candidate in accepted), default=0.0)
 
 
 def best_f1(answer: str, accepted: Sequence[str]) -> float:
     """Return SQuAD's maximum F1 over the accepted answers."""
-    return max((token_f1(answer, one) for one in accepted), default=0.0)
+    return max((token_f1(answer, candidate) for candidate in accepted), default=0.0)
 
 
 def contains_answer(answer: str, accepted: Sequence[str]) -> float:
@@ -67,9 +67,9 @@ def contains_answer(answer: str, accepted: Sequence[str]) -> float:
 
     An accepted answer without a word does not match.
     """
-    said = f" {normalize_text(answer)} "
-    forms = (normalize_text(one) for one in accepted)
-    return float(any(form and f" {form} " in said for form in forms))
+    normalized = f" {normalize_text(answer)} "
+    forms = (normalize_text(candidate) for candidate in accepted)
+    return float(any(form and f" {form} " in normalized for form in forms))
 
 
 def faithfulness(
@@ -85,7 +85,7 @@ def faithfulness(
     Returns:
         None without statements, or where a statement could not be judged.
     """
-    verdicts = [supports(one, shown) if shown else False for one in statements]
+    verdicts = [supports(statement, shown) if shown else False for statement in statements]
     return _mean_verdict(verdicts)
 
 
@@ -103,12 +103,18 @@ def citation_scores(
     Returns:
         Each None where it is not defined or could not be judged.
     """
-    whole = [supports(one.text, one.cited) if one.cited else False for one in statements]
+    recalls = [
+        supports(statement.text, statement.cited) if statement.cited else False
+        for statement in statements
+    ]
     right: list[bool | None] = []
-    for one, verdict in zip(statements, whole, strict=True):
-        cited = range(len(one.cited))
-        right += [_is_citation_needed(one, at, supports) if verdict else verdict for at in cited]
-    return _mean_verdict(whole), _mean_verdict(right)
+    for statement, verdict in zip(statements, recalls, strict=True):
+        cited = range(len(statement.cited))
+        right += [
+            _is_citation_needed(statement, index, supports) if verdict else verdict
+            for index in cited
+        ]
+    return _mean_verdict(recalls), _mean_verdict(right)
 
 
 def quote_exactness(answer: str, shown: Sequence[str]) -> float | None:
@@ -119,10 +125,10 @@ def quote_exactness(answer: str, shown: Sequence[str]) -> float | None:
     Returns:
         None without quotations.
     """
-    texts = [" ".join(one.split()) for one in shown]
-    quotes = [" ".join("".join(found).split()) for found in _QUOTED.findall(answer)]
-    long = [one.rstrip(".,;:!?") for one in quotes if len(one.split()) >= _MIN_QUOTED_WORDS]
-    return _mean_verdict([any(one in text for text in texts) for one in long])
+    texts = [" ".join(quote.split()) for quote in shown]
+    quotes = [" ".join("".join(groups).split()) for groups in _QUOTED.findall(answer)]
+    long = [quote.rstrip(".,;:!?") for quote in quotes if len(quote.split()) >= _MIN_QUOTED_WORDS]
+    return _mean_verdict([any(quote in text for text in texts) for quote in long])
 
 
 def context_precision(relevant: Sequence[bool]) -> float:
@@ -131,12 +137,12 @@ def context_precision(relevant: Sequence[bool]) -> float:
     The mean over relevant texts of the precision at their rank: sum(P@k * v_k) / sum(v_k); 0
     without relevant ones.
     """
-    seen, total = 0, 0.0
+    relevant_count, total = 0, 0.0
     for rank, is_relevant in enumerate(relevant, 1):
         if is_relevant:
-            seen += 1
-            total += seen / rank
-    return total / seen if seen else 0.0
+            relevant_count += 1
+            total += relevant_count / rank
+    return total / relevant_count if relevant_count else 0.0
 
 
 def noise_sensitivity(
@@ -151,9 +157,9 @@ def noise_sensitivity(
         None without statements, or where a statement could not be judged.
     """
     verdicts: list[bool | None] = []
-    for one in statements:
-        is_true = supports(one, [reference])
-        is_shown = supports(one, shown) if shown else False
+    for statement in statements:
+        is_true = supports(statement, [reference])
+        is_shown = supports(statement, shown) if shown else False
         unknown = is_true is None or is_shown is None
         verdicts.append(None if unknown else bool(is_shown and not is_true))
     return _mean_verdict(verdicts)
@@ -171,8 +177,8 @@ def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int
     metric = bootstrap(valid, seed=seed, name=name)
     if len(valid) == len(values):
         return metric
-    said = f"measured on {len(valid)} of {len(values)}"
-    note = f"{said}; {metric.note}" if metric.note else said
+    measured = f"measured on {len(valid)} of {len(values)}"
+    note = f"{measured}; {metric.note}" if metric.note else measured
     return Metric(name, metric.value, metric.low, metric.high, metric.n, metric.unit, note)
 
 
@@ -187,35 +193,37 @@ def abstention_scores(
         name: Prefix of the metrics' names.
         seed: Random seed of the intervals over questions.
     """
-    wanted, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
-    both = wanted * done
+    expected, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
+    both = expected * done
 
     def precision(counts: Floats) -> Floats:
         return np.asarray((counts @ both) / (counts @ done))
 
     def recall(counts: Floats) -> Floats:
-        return np.asarray((counts @ both) / (counts @ wanted))
+        return np.asarray((counts @ both) / (counts @ expected))
 
     def f1(counts: Floats) -> Floats:
-        return np.asarray(2 * (counts @ both) / (counts @ (wanted + done)))
+        return np.asarray(2 * (counts @ both) / (counts @ (expected + done)))
 
     return [
-        bootstrap_statistic(statistic, len(wanted), seed=seed, name=f"{name}/abstention_{what}")
-        for what, statistic in (("precision", precision), ("recall", recall), ("f1", f1))
+        bootstrap_statistic(
+            statistic, len(expected), seed=seed, name=f"{name}/abstention_{measure}"
+        )
+        for measure, statistic in (("precision", precision), ("recall", recall), ("f1", f1))
     ]
 
 
 def _is_citation_needed(
-    statement: CitedStatement, at: int, supports: EntailmentCheck
+    statement: CitedStatement, index: int, supports: EntailmentCheck
 ) -> bool | None:
     if len(statement.cited) == 1:
         return True
-    alone = supports(statement.text, [statement.cited[at]])
+    alone = supports(statement.text, [statement.cited[index]])
     if alone is None or alone:
         return alone
-    rest = [text for other, text in enumerate(statement.cited) if other != at]
-    others = supports(statement.text, rest)
-    return None if others is None else not others
+    remaining = [text for position, text in enumerate(statement.cited) if position != index]
+    is_supported = supports(statement.text, remaining)
+    return None if is_supported is None else not is_supported
 
 
 def _mean_verdict(verdicts: Sequence[bool | None]) -> float | None:

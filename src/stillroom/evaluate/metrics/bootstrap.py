@@ -289,20 +289,20 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": the smallest is
     multiplied by their number, the next by one less, and so on, with a running maximum.
     """
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, least = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        least = max(least, min(p_values[at] * (len(p_values) - rank), 1.0))
-        corrected[at] = least
+    for rank, index in enumerate(order):
+        least = max(least, min(p_values[index] * (len(p_values) - rank), 1.0))
+        corrected[index] = least
     return corrected
 
 
 def _check_finite(values: Sequence[float] | Floats, name: str) -> Floats:
     data = np.asarray(values, dtype=np.float64).reshape(-1)
     if not np.isfinite(data).all():
-        at = int(np.flatnonzero(~np.isfinite(data))[0])
+        index = int(np.flatnonzero(~np.isfinite(data))[0])
         raise DataError(
-            f"value {at} of '{name}' is {data[at]}",
+            f"value {index} of '{name}' is {data[index]}",
             code="metric.not-finite",
             expected="finite numbers; a failed measurement is counted, not averaged",
             next="find why it could not be measured",
@@ -327,8 +327,10 @@ def _resample(
     block = max(_BLOCK_NUMBERS // len(data), 1)
     parts = []
     for begin in range(0, resamples, block):
-        drawn = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
-        parts.append(_statistic(data[drawn], None if shares is None else shares[drawn], statistic))
+        indices = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
+        parts.append(
+            _statistic(data[indices], None if shares is None else shares[indices], statistic)
+        )
     return np.concatenate(parts)
 
 
@@ -336,9 +338,11 @@ def _jackknife(data: Floats, shares: Floats | None, statistic: Statistic) -> Flo
     """Return the statistic without each value in turn (the jackknife)."""
     if statistic == "mean":
         weight = np.ones_like(data) if shares is None else shares
-        rest = weight.sum() - weight
-        return np.asarray(((data * weight).sum() - data * weight) / np.where(rest == 0, 1, rest))
-    return np.array([np.median(np.delete(data, at)) for at in range(len(data))])
+        remaining = weight.sum() - weight
+        return np.asarray(
+            ((data * weight).sum() - data * weight) / np.where(remaining == 0, 1, remaining)
+        )
+    return np.array([np.median(np.delete(data, index)) for index in range(len(data))])
 
 
 def _bca_interval(draws: Floats, left_out: Floats, value: float) -> tuple[float, float]:
@@ -353,8 +357,8 @@ def _bca_interval(draws: Floats, left_out: Floats, value: float) -> tuple[float,
     ends = []
     for tail in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2):
         shifted = bias + normal.inv_cdf(tail)
-        at = normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
-        ends.append(float(np.quantile(draws, min(max(at, 0.0), 1.0))))
+        level = normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
+        ends.append(float(np.quantile(draws, min(max(level, 0.0), 1.0))))
     return min(ends[0], value), max(ends[1], value)
 
 
@@ -431,6 +435,6 @@ def _weighted_mean(
 def _weighted_ratio(
     tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
 ) -> _FloatArray:
-    top, bottom = (_weighted_mean([one], weights, by_row, by_column) for one in tables)
+    top, bottom = (_weighted_mean([table], weights, by_row, by_column) for table in tables)
     result: _FloatArray = top / bottom - 1
     return result

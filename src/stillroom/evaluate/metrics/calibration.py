@@ -35,13 +35,13 @@ def bin_confidences(confidence: Tensor, is_right: Tensor) -> Floats:
         confidence: The largest probability at each position, (n,).
         is_right: Whether the most likely token is the token in the record, (n,).
     """
-    said = confidence.double().cpu().numpy()
+    confidences = confidence.double().cpu().numpy()
     came = is_right.double().cpu().numpy()
-    place = np.clip(np.ceil(said * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    bin_index = np.clip(np.ceil(confidences * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     return np.stack(
         [
-            np.bincount(place, weights=weights, minlength=NUM_BINS)
-            for weights in (np.ones_like(said), said, came)
+            np.bincount(bin_index, weights=weights, minlength=NUM_BINS)
+            for weights in (np.ones_like(confidences), confidences, came)
         ]
     )
 
@@ -69,8 +69,8 @@ def expected_calibration_error(
     sides = [np.asarray(side, dtype=np.float64) for side in (bins, less) if side is not None]
 
     def error(counts: Floats) -> Floats:
-        found = [_binned_error(side, counts) for side in sides]
-        return found[0] if len(found) == 1 else found[0] - found[1]
+        errors = [_binned_error(side, counts) for side in sides]
+        return errors[0] if len(errors) == 1 else errors[0] - errors[1]
 
     return bootstrap_statistic(error, len(sides[0]), seed=seed, name=name)
 
@@ -91,10 +91,10 @@ class TemperatureScaler:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add positions: logits (n, V), float32, and the true tokens, (n,)."""
-        said = logits.gather(1, labels[:, None])[:, 0]
-        for at, inverse in enumerate(_INVERSE_TEMPERATURES):
+        label_logits = logits.gather(1, labels[:, None])[:, 0]
+        for index, inverse in enumerate(_INVERSE_TEMPERATURES):
             mean = (torch.softmax(logits * float(inverse), -1) * logits).sum(-1)
-            self._slopes[at] += float((mean - said).double().sum())
+            self._slopes[index] += float((mean - label_logits).double().sum())
         self.positions += len(labels)
 
     @property

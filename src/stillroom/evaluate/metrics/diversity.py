@@ -111,36 +111,36 @@ def measure_diversity(
     """
     cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
     figures: dict[str, Callable[[NGramSample], float]] = {
-        "distinct_1": lambda one: _distinct(one, 1),
-        "distinct_3": lambda one: _distinct(one, 3),
+        "distinct_1": lambda sample: _distinct(sample, 1),
+        "distinct_3": lambda sample: _distinct(sample, 3),
         "self_bleu": _self_bleu,
-        "compression": lambda one: compression_ratio([texts[at] for at in one.drawn]),
-        "repeated": lambda one: _repeated_share(one, 4),
+        "compression": lambda sample: compression_ratio([texts[index] for index in sample.drawn]),
+        "repeated": lambda sample: _repeated_share(sample, 4),
     }
     if tail and tail_mass:
         is_rare = _mark_words(cut, tail)
-        figures["tail"] = lambda one: _mean_share(is_rare[one.words()]) / tail_mass
+        figures["tail"] = lambda sample: _mean_share(is_rare[sample.words()]) / tail_mass
     if vectors is not None:
         rows = vectors
-        figures["vendi"] = lambda one: vendi_score(rows[one.drawn])
-        figures["spread"] = lambda one: mean_cosine_distance(rows[one.drawn])
+        figures["vendi"] = lambda sample: vendi_score(rows[sample.drawn])
+        figures["spread"] = lambda sample: mean_cosine_distance(rows[sample.drawn])
     if only is not None:
         figures = {name: figure for name, figure in figures.items() if name in only}
-    drawn = list(_draw_samples([len(one) for one in cut.texts], budget, seed, draws))
+    drawn = list(_draw_samples([len(words) for words in cut.texts], budget, seed, draws))
     values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn, pause)
     is_crowded = budget > _CROWDED_SHARE * cut.count()
     note = "drawn from little more text than the budget" if is_crowded else ""
     return {
         name: Metric(
             name,
-            float(np.mean(found)),
-            float(np.quantile(found, 0.025)),
-            float(np.quantile(found, 0.975)),
+            float(np.mean(results)),
+            float(np.quantile(results, 0.025)),
+            float(np.quantile(results, 0.975)),
             len(texts),
             note=note,
         )
-        for name, found in values.items()
-        if found
+        for name, results in values.items()
+        if results
     }
 
 
@@ -160,16 +160,16 @@ def _compute_figures(
                 pause()
         return values
     with ThreadPoolExecutor(min(os.cpu_count() or 1, len(samples)) or 1) as pool:
-        beside = {
+        futures = {
             name: pool.map(figure, samples)
             for name, figure in figures.items()
             if name == "compression"
         }
         for name, figure in figures.items():
-            if name not in beside:
+            if name not in futures:
                 values[name] = [figure(sample) for sample in samples]
-        for name, found in beside.items():
-            values[name] = list(found)
+        for name, results in futures.items():
+            values[name] = list(results)
     return values
 
 
@@ -288,7 +288,7 @@ def find_rare_words(
     room, mass = _TAIL * int(counts.sum()), 0
     tail: list[str] = []
     for often in np.unique(counts[counts > 0]).tolist():
-        rare = [named[at] for at in np.flatnonzero(counts == often).tolist()]
+        rare = [named[index] for index in np.flatnonzero(counts == often).tolist()]
         if is_last := mass + often * len(rare) > room:
             rare.sort(key=_hash_order)
         for word in rare:
@@ -301,10 +301,10 @@ def find_rare_words(
     return frozenset(tail), _mean_share(_mark_words(cut, tail)[cut[1::2].flat()])
 
 
-def _mark_words(cut: TokenizedTexts, chosen: Iterable[str]) -> npt.NDArray[np.bool_]:
+def _mark_words(cut: TokenizedTexts, selected: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Return a mask of words over the vocabulary's numbers."""
     is_chosen = np.zeros(len(cut.lexicon), dtype=bool)
-    is_chosen[cut.lexicon.find(chosen)] = True
+    is_chosen[cut.lexicon.find(selected)] = True
     return is_chosen
 
 
@@ -320,8 +320,8 @@ def _hash_order(word: str) -> tuple[int, str]:
 def rare_word_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
     """Return the share of the texts' words that are in the tail."""
     total = sum(map(len, texts))
-    found = sum(sum(map(tail.__contains__, text)) for text in texts)
-    return found / total if total else 0.0
+    count = sum(sum(map(tail.__contains__, text)) for text in texts)
+    return count / total if total else 0.0
 
 
 def nearest_neighbor_coverage(
@@ -352,11 +352,11 @@ def _draw_samples(sizes: Sequence[int], budget: int, seed: int, draws: int) -> I
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         drawn, held = [], 0
-        for at in rng.permutation(len(sizes)).tolist():
+        for index in rng.permutation(len(sizes)).tolist():
             if held >= budget:
                 break
-            drawn.append(at)
-            held += sizes[at]
+            drawn.append(index)
+            held += sizes[index]
         yield drawn
 
 
@@ -369,7 +369,7 @@ def distinct_ngram_share(ids: Sequence[int], n: int) -> float | None:
     Source: Li et al. 2016, arXiv:1510.03055 (distinct-n); here within one completion, where low
     means repetitive.
     """
-    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    grams = [tuple(ids[index : index + n]) for index in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -407,6 +407,6 @@ def excess_accumulated_error(
 def _pad_rows(rows: Sequence[_FloatArray], depth: int) -> tuple[_FloatArray, _FloatArray]:
     """Return values and presence, (records, depth) each."""
     values, present = np.zeros((len(rows), depth)), np.zeros((len(rows), depth))
-    for at, row in enumerate(rows):
-        values[at, : len(row)], present[at, : len(row)] = row, 1
+    for index, row in enumerate(rows):
+        values[index, : len(row)], present[index, : len(row)] = row, 1
     return values, present

@@ -52,12 +52,12 @@ class WordVocabulary:
     def number(self, words: Iterable[str]) -> WordIds:
         """Return the numbers of a text's words, adding unknown words."""
         numbers = self._numbers
-        return np.array([numbers.setdefault(one, len(numbers)) for one in words], dtype=np.int32)
+        return np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.int32)
 
     def find(self, words: Iterable[str]) -> Ints:
         """Return the numbers of the known ones of some words, unordered."""
         known = self._numbers
-        return np.array([known[one] for one in words if one in known], dtype=np.int64)
+        return np.array([known[word] for word in words if word in known], dtype=np.int64)
 
     def words(self) -> list[str]:
         """Return the words in order of their numbers."""
@@ -105,18 +105,18 @@ class NGramTable:
         size = max(len(cut.lexicon), 1)
         self.lengths: Ints = np.array([len(text) for text in cut.texts], dtype=np.int64)
         flat = cut.flat()
-        left = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(flat))
+        remaining = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(flat))
         self._grams: list[Ints] = []
         self._bounds: list[Ints] = []
-        at, grams, below = np.arange(len(flat)), flat, size
+        positions, grams, below = np.arange(len(flat)), flat, size
         for n in range(1, order + 1):
             if n > 1:
-                goes_on = left[at] >= n  # words to the text's end
-                at, grams = at[goes_on], grams[goes_on]
+                goes_on = remaining[positions] >= n  # words to the text's end
+                positions, grams = positions[goes_on], grams[goes_on]
                 if below * size > _MAX_INT64:  # else the number encodes all of the words
                     grams = np.unique(grams, return_inverse=True)[1].reshape(-1).astype(np.int64)
                     below = len(flat)
-                grams = grams * size + flat[at + n - 1]
+                grams = grams * size + flat[positions + n - 1]
                 below *= size
             counts = np.maximum(self.lengths - n + 1, 0)
             self._grams.append(grams)
@@ -127,9 +127,9 @@ class NGramTable:
         grams, bounds = self._grams[n - 1], self._bounds[n - 1]
         if not len(drawn):
             return grams[:0], grams[:0]
-        found = np.concatenate([grams[bounds[one] : bounds[one + 1]] for one in drawn])
+        ngrams = np.concatenate([grams[bounds[index] : bounds[index + 1]] for index in drawn])
         sizes = bounds[np.array(drawn) + 1] - bounds[np.array(drawn)]
-        return found, np.repeat(np.arange(len(drawn)), sizes)
+        return ngrams, np.repeat(np.arange(len(drawn)), sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,8 @@ class NGramCounts:
         is_top = self.often == highest[self.group]
         below = np.maximum.reduceat(np.where(is_top, 0, self.often), self.starts)
         is_shared = np.add.reduceat(is_top.astype(np.int64), self.starts) > 1
-        other = np.where(is_shared, highest, below)
-        return np.where(is_top, other[self.group], highest[self.group])
+        elsewhere = np.where(is_shared, highest, below)
+        return np.where(is_top, elsewhere[self.group], highest[self.group])
 
 
 class NGramSample:
@@ -178,7 +178,7 @@ class NGramSample:
         """
         self.drawn = drawn
         self._grams = grams
-        self._filled = [at for at in drawn if grams.lengths[at]]
+        self._filled = [index for index in drawn if grams.lengths[index]]
         self._known: dict[int, NGramCounts] = {}
 
     @property
@@ -238,10 +238,10 @@ class CharacterNGramModel:
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for text in texts:
             marked = self._mark(text)
-            for at in range(order - 1, len(marked)):
-                character = marked[at]
+            for position in range(order - 1, len(marked)):
+                character = marked[position]
                 for length in range(order):
-                    counts[marked[at - length : at]][character] += 1
+                    counts[marked[position - length : position]][character] += 1
         self._counts = dict(counts)
         self._totals = {context: held.total() for context, held in counts.items()}
 
@@ -249,8 +249,8 @@ class CharacterNGramModel:
         """Return the code length of a text and its end, in bits."""
         marked, first = self._mark(text), self._order - 1
         return -math.fsum(
-            math.log2(self._chance(marked[at - first : at], marked[at]))
-            for at in range(first, len(marked))
+            math.log2(self._chance(marked[position - first : position], marked[position]))
+            for position in range(first, len(marked))
         )
 
     def _chance(self, before: str, character: str) -> float:

@@ -85,8 +85,8 @@ def retrieval_metrics(
         DataError: If an id was retrieved twice for one query, or a score is not a number.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    found = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
-    return {"recip_rank" if name == "mrr" else name: values for name, values in found.items()}
+    scores = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
+    return {"recip_rank" if name == "mrr" else name: values for name, values in scores.items()}
 
 
 def score_run(
@@ -127,16 +127,16 @@ def score_run(
         raise MissingExtraError.of(
             "pytrec-eval-terrier", "evaluate", "Measuring retrieval"
         ) from error
-    wanted = {name: parse_measure(name) for name in measures}
+    parsed = {name: parse_measure(name) for name in measures}
     ranked = {
         query: _truncate_ranks(_rank_scores(query, run.get(query, ())), depth) for query in qrels
     }
     groups: dict[tuple[int, int], dict[str, str]] = {}
-    for name, (theirs, at) in wanted.items():
-        cut = at if theirs == "recip_rank" else 0
-        asked = theirs if cut or not at else f"{theirs}.{at}"
-        groups.setdefault((-1 if theirs == "bpref" else 0, cut), {})[name] = asked
-    found: dict[str, dict[str, float]] = {}
+    for name, (trec_name, cutoff) in parsed.items():
+        cut = cutoff if trec_name == "recip_rank" else 0
+        trec_measure = trec_name if cut or not cutoff else f"{trec_name}.{cutoff}"
+        groups.setdefault((-1 if trec_name == "bpref" else 0, cut), {})[name] = trec_measure
+    scores: dict[str, dict[str, float]] = {}
     for (least, cut), names in groups.items():
         evaluator = pytrec_eval.RelevanceEvaluator(
             _prepare_qrels(qrels, least), set(names.values()), relevance_level=relevance_level
@@ -144,10 +144,10 @@ def score_run(
         scored = evaluator.evaluate(
             {query: _truncate_ranks(ranks, cut) for query, ranks in ranked.items() if ranks}
         )
-        for name, asked in names.items():
-            key = asked.replace(".", "_")
-            found[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
-    return {name: found[name] for name in wanted}
+        for name, trec_measure in names.items():
+            key = trec_measure.replace(".", "_")
+            scores[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
+    return {name: scores[name] for name in parsed}
 
 
 def _prepare_qrels(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
@@ -176,12 +176,12 @@ def parse_measure(name: str) -> tuple[str, int]:
     Raises:
         DataError: If the measure is not known.
     """
-    base, at, depth = name.partition("@")
-    theirs = (_CUTOFF_MEASURES if depth else _FULL_MEASURES).get(base, "")
-    if not theirs and not at:
+    base, separator, depth = name.partition("@")
+    trec_name = (_CUTOFF_MEASURES if depth else _FULL_MEASURES).get(base, "")
+    if not trec_name and not separator:
         base, _, depth = name.rpartition("_") if name[-1:].isdecimal() else (name, "", "")
-        theirs = base if base in (_CUTOFF_MEASURES if depth else _FULL_MEASURES).values() else ""
-    if not theirs or (depth and not (depth.isdecimal() and int(depth) > 0)):
+        trec_name = base if base in (_CUTOFF_MEASURES if depth else _FULL_MEASURES).values() else ""
+    if not trec_name or (depth and not (depth.isdecimal() and int(depth) > 0)):
         raise DataError(
             f"'{name}' is not a measure of retrieval",
             code="metric.unknown-measure",
@@ -189,7 +189,7 @@ def parse_measure(name: str) -> tuple[str, int]:
             "rprec or bpref, or trec_eval's names of them",
             next="write for instance ndcg@10",
         )
-    return theirs, int(depth or 0)
+    return trec_name, int(depth or 0)
 
 
 def _truncate_ranks(ranks: dict[str, float], depth: int) -> dict[str, float]:
@@ -205,7 +205,7 @@ def _rank_scores(query: str, ranking: Ranking) -> dict[str, float]:
     if not all(map(operator.gt, scores, scores[1:])) or any(map(math.isnan, scores)):
         _check_scores(query, pairs)
         pairs.sort(key=lambda pair: (pair[1], pair[0].encode()), reverse=True)
-    ranks = {name: float(len(pairs) - at) for at, (name, _) in enumerate(pairs)}
+    ranks = {name: float(len(pairs) - index) for index, (name, _) in enumerate(pairs)}
     if len(ranks) < len(pairs):
         _check_scores(query, pairs)
     return ranks
@@ -254,30 +254,40 @@ class RunComparison:
     def list_means(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield run, measure, mean and interval."""
         for run, metrics in self.means.items():
-            for measure, one in metrics.items():
-                interval = f"[{one.low:.4f}, {one.high:.4f}]" if one.low == one.low else one.note
-                yield run, measure, f"{one.value:.4f}", interval
+            for measure, metric in metrics.items():
+                interval = (
+                    f"[{metric.low:.4f}, {metric.high:.4f}]"
+                    if metric.low == metric.low
+                    else metric.note
+                )
+                yield run, measure, f"{metric.value:.4f}", interval
 
     def list_differences(self) -> Iterator[tuple[str, str, str, str, str]]:
         """Yield run, measure, difference from the first run, interval and p."""
         for run, by_measure in self.differences.items():
-            for measure, (one, p) in by_measure.items():
-                interval = f"[{one.low:+.4f}, {one.high:+.4f}]" if one.low == one.low else one.note
-                yield run, measure, f"{one.value:+.4f}", interval, f"{p:.4f}"
+            for measure, (metric, p) in by_measure.items():
+                interval = (
+                    f"[{metric.low:+.4f}, {metric.high:+.4f}]"
+                    if metric.low == metric.low
+                    else metric.note
+                )
+                yield run, measure, f"{metric.value:+.4f}", interval, f"{p:.4f}"
 
     def to_json(self, *, per_query: bool) -> dict[str, Any]:
         """Return plain JSON values; those of every query only with ``per_query``."""
-        told: dict[str, Any] = {
+        data: dict[str, Any] = {
             "means": {
-                run: {measure: one.to_json() for measure, one in metrics.items()}
+                run: {measure: metric.to_json() for measure, metric in metrics.items()}
                 for run, metrics in self.means.items()
             },
             "differences": {
-                run: {name: {**one.to_json(), "p": p} for name, (one, p) in found.items()}
-                for run, found in self.differences.items()
+                run: {
+                    name: {**metric.to_json(), "p": p} for name, (metric, p) in by_measure.items()
+                }
+                for run, by_measure in self.differences.items()
             },
         }
-        return {**told, "queries": self.values} if per_query else told
+        return {**data, "queries": self.values} if per_query else data
 
 
 def compare_runs(
@@ -307,10 +317,10 @@ def compare_runs(
     """
     values = {}
     for name, run in runs.items():
-        kept = {query: grades for query, grades in qrels.items() if query in run}
+        answered = {query: grades for query, grades in qrels.items() if query in run}
         values[name] = score_run(
             run,
-            kept if answered_only else qrels,
+            answered if answered_only else qrels,
             measures,
             relevance_level=relevance_level,
             depth=depth,
@@ -322,12 +332,12 @@ def compare_runs(
         }
         for name, scored in values.items()
     }
-    first, *others = values
+    first, *other_runs = values
     differences = {
         name: {
             measure: _compare_with_first(values, first, name, measure, seed) for measure in measures
         }
-        for name in others
+        for name in other_runs
     }
     return RunComparison(values, means, differences)
 
@@ -339,8 +349,8 @@ def _compare_with_first(
     measure: str,
     seed: int,
 ) -> tuple[Metric, float]:
-    ours, theirs = values[name][measure], values[first][measure]
-    both = [query for query in theirs if query in ours]
-    pair = [[side[query] for query in both] for side in (ours, theirs)]
+    run_values, first_values = values[name][measure], values[first][measure]
+    both = [query for query in first_values if query in run_values]
+    pair = [[side[query] for query in both] for side in (run_values, first_values)]
     metric = paired_difference(pair[0], pair[1], seed=seed, name=f"{name} less {first}")
     return metric, randomization_test(pair[0], pair[1], seed=seed)

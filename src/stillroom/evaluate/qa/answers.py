@@ -86,7 +86,7 @@ def ask_models(
     recipe: EvaluateRecipe,
     questions: Sequence[Question],
     answerer: RagSystem | None,
-    found: Mapping[str, dict[str, Any]],
+    retrieved: Mapping[str, dict[str, Any]],
     job: Job,
 ) -> list[AnsweredQuestion]:
     """Return every model's answers in order of model, mode and question.
@@ -107,18 +107,18 @@ def ask_models(
                 continue
             model = open_text_model(reference, backend=recipe.backend)
             try:
-                for at in range(0, len(todo), _BLOCK):
-                    block = todo[at : at + _BLOCK]
-                    _ask_model(model, block, recipe, answerer, found, job, progress.advance)
+                for start in range(0, len(todo), _BLOCK):
+                    block = todo[start : start + _BLOCK]
+                    _ask_model(model, block, recipe, answerer, retrieved, job, progress.advance)
             finally:
                 model.close()
     return [_restore_answer(*key, journal[_journal_key(*key)]) for key in keys]
 
 
-def measure_answers(asked: Sequence[AnsweredQuestion], *, seed: int) -> list[Metric]:
+def measure_answers(all_answers: Sequence[AnsweredQuestion], *, seed: int) -> list[Metric]:
     """Return F1 and exact match by model and mode, then differences of F1 from the first model."""
-    metrics, first = [], asked[0].model
-    groups = _group_by_model(asked)
+    metrics, first = [], all_answers[0].model
+    groups = _group_by_model(all_answers)
     for (model, mode), answers in groups.items():
         for measure in ("f1", "em"):
             values = [getattr(answer, measure) for answer in answers]
@@ -158,7 +158,7 @@ def _ask_model(
     todo: Sequence[tuple[str, str, Question]],
     recipe: EvaluateRecipe,
     answerer: RagSystem | None,
-    found: Mapping[str, dict[str, Any]],
+    retrieved: Mapping[str, dict[str, Any]],
     job: Job,
     advance: Callable[[], None],
 ) -> None:
@@ -166,25 +166,25 @@ def _ask_model(
     journal = job.journal("answers")
     prompts, samplings, shown = [], [], []
     for name, mode, question in todo:
-        hits = restore_hits(found[question.id]) if mode == "retrieved" else []
-        prompt, kept = _fit_prompt(
+        hits = restore_hits(retrieved[question.id]) if mode == "retrieved" else []
+        prompt, fitting = _fit_prompt(
             model, question, hits, answerer if mode == "retrieved" else None, recipe
         )
         prompts.append(prompt)
-        shown.append((kept, len(hits) - len(kept)))
+        shown.append((fitting, len(hits) - len(fitting)))
         samplings.append(_sampling(recipe, _journal_key(name, mode, question)))
 
-    def keep(at: int, completion: Completion) -> None:
+    def keep(index: int, completion: Completion) -> None:
         if completion.finish_reason == "cancelled":
             return
-        kept, not_shown = shown[at]
+        fitting, not_shown = shown[index]
         journal.put(
-            _journal_key(*todo[at]),
+            _journal_key(*todo[index]),
             {
                 "text": completion.text,
                 "finish_reason": completion.finish_reason,
                 "tokens": completion.completion_tokens,
-                "shown": [_describe_hit(hit) for hit in kept],
+                "shown": [_describe_hit(hit) for hit in fitting],
                 "not_shown": not_shown,
             },
         )
@@ -224,39 +224,39 @@ def _sampling(recipe: EvaluateRecipe, key: str) -> Sampling:
 
 
 def _restore_answer(
-    model: str, mode: str, question: Question, kept: Mapping[str, Any]
+    model: str, mode: str, question: Question, entry: Mapping[str, Any]
 ) -> AnsweredQuestion:
-    said = _CITATION_MARK.sub("", kept["text"]) if mode == "retrieved" else kept["text"]
+    plain_text = _CITATION_MARK.sub("", entry["text"]) if mode == "retrieved" else entry["text"]
     return AnsweredQuestion(
         question,
         model,
         mode,
-        kept["text"],
-        kept["finish_reason"],
-        kept["tokens"],
-        tuple(kept["shown"]),
-        kept["not_shown"],
-        token_f1(said, question.answer),
-        exact_match(said, question.answer),
+        entry["text"],
+        entry["finish_reason"],
+        entry["tokens"],
+        tuple(entry["shown"]),
+        entry["not_shown"],
+        token_f1(plain_text, question.answer),
+        exact_match(plain_text, question.answer),
     )
 
 
 def _describe_hit(hit: Hit) -> dict[str, Any]:
-    place = hit.passage.location
+    location = hit.passage.location
     return {
         "passage_id": hit.passage.id,
-        "path": place.path,
-        "byte_start": place.byte_start,
-        "byte_end": place.byte_end,
-        "pages": list(place.pages),
+        "path": location.path,
+        "byte_start": location.byte_start,
+        "byte_end": location.byte_end,
+        "pages": list(location.pages),
     }
 
 
 def _group_by_model(
-    asked: Sequence[AnsweredQuestion],
+    answers: Sequence[AnsweredQuestion],
 ) -> dict[tuple[str, str], list[AnsweredQuestion]]:
     groups: dict[tuple[str, str], list[AnsweredQuestion]] = {}
-    for answer in asked:
+    for answer in answers:
         groups.setdefault((answer.model, answer.mode), []).append(answer)
     return groups
 
@@ -293,22 +293,23 @@ def retrieve_all(
     return {question.id: journal[question.id] for question in questions}
 
 
-def restore_hits(found: dict[str, Any]) -> list[Hit]:
+def restore_hits(retrieved: dict[str, Any]) -> list[Hit]:
     """Return the passages shown with a question, as hits."""
     return [
         Hit(Passage.from_json(passage), score, rank)
-        for rank, (passage, score) in enumerate(found["shown"], 1)
+        for rank, (passage, score) in enumerate(retrieved["shown"], 1)
     ]
 
 
 def measure_retrieval(
-    questions: Sequence[Question], found: dict[str, dict[str, Any]], *, seed: int
+    questions: Sequence[Question], retrieved: dict[str, dict[str, Any]], *, seed: int
 ) -> tuple[list[Metric], int]:
     """Return the retrieval measures, and the number of questions without evidence."""
     judged = [question for question in questions if question.evidence.get("passage_id")]
     qrels = {question.id: {str(question.evidence["passage_id"]): 1} for question in judged}
     run = {
-        name: [(str(hit), float(score)) for hit, score in found[name]["ranking"]] for name in qrels
+        name: [(str(hit), float(score)) for hit, score in retrieved[name]["ranking"]]
+        for name in qrels
     }
     metrics = [
         bootstrap(list(values.values()), seed=seed, name=f"retrieval/{name}")
@@ -319,14 +320,14 @@ def measure_retrieval(
 
 def _label_hits(question: Question, hits: Sequence[Hit]) -> list[list[Any]]:
     """Return ids with scores; the first hit that contains the evidence gets its id."""
-    wanted = question.evidence.get("passage_id")
-    is_known = any(hit.passage.id == wanted for hit in hits)
+    evidence_id = question.evidence.get("passage_id")
+    is_known = any(hit.passage.id == evidence_id for hit in hits)
     ranking: list[list[Any]] = []
     is_found = False
     for hit in hits:
         name = hit.passage.id
         if not is_known and not is_found and _contains_evidence(hit.passage, question):
-            name, is_found = str(wanted), True
+            name, is_found = str(evidence_id), True
         ranking.append([name, hit.score])
     return ranking
 

@@ -62,10 +62,10 @@ def find_collection(folder: Path, split: str = "test") -> JudgedCollection:
     Raises:
         DataError: If a file is missing.
     """
-    found = JudgedCollection(
+    collection = JudgedCollection(
         folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"
     )
-    for path in (found.corpus, found.queries, found.qrels):
+    for path in (collection.corpus, collection.queries, collection.qrels):
         if not path.is_file():
             raise DataError(
                 f"the collection has no {path.name}",
@@ -74,7 +74,7 @@ def find_collection(folder: Path, split: str = "test") -> JudgedCollection:
                 expected="corpus.jsonl, queries.jsonl and qrels/test.tsv, as BEIR lays them out",
                 next="check the folder, or name another split",
             )
-    return found
+    return collection
 
 
 def read_corpus(path: Path) -> Iterator[CorpusRow]:
@@ -101,14 +101,14 @@ def read_queries(path: Path) -> dict[str, str]:
     Raises:
         DataError: If a row is malformed or an id occurs twice.
     """
-    found: dict[str, str] = {}
+    queries: dict[str, str] = {}
     for where, name, text in _query_rows(path):
-        if name in found:
+        if name in queries:
             raise _row_error(where, f"query '{name}' occurs twice", "every id once")
-        found[name] = text
-    if not found:
+        queries[name] = text
+    if not queries:
         raise _row_error(str(path), "there is no query", "at least one")
-    return found
+    return queries
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
@@ -120,19 +120,19 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     Raises:
         DataError: If a row is malformed, or one id is judged twice and differently for a query.
     """
-    found: dict[str, dict[str, int]] = {}
+    judgements: dict[str, dict[str, int]] = {}
     rows = _json_judgements if path.suffix == ".jsonl" else _column_judgements
     for where, query, name, grade in rows(path):
-        known = found.setdefault(query, {})
+        known = judgements.setdefault(query, {})
         if known.setdefault(name, grade) != grade:
             raise _row_error(
                 where,
                 f"'{name}' is judged {known[name]} and {grade} for '{query}'",
                 "one judgement",
             )
-    if not found:
+    if not judgements:
         raise _row_error(str(path), "there is no judgement", "at least one")
-    return found
+    return judgements
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
@@ -141,15 +141,15 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     Raises:
         DataError: If a row does not have six columns or its score is not finite.
     """
-    found: dict[str, list[tuple[str, float]]] = {}
+    run: dict[str, list[tuple[str, float]]] = {}
     for where, columns in _columns(path):
         if len(columns) != 6:
             raise _row_error(where, f"{len(columns)} columns", "query Q0 id rank score tag")
         score = _parse_number(columns[4], float, where, "the score")
         if not math.isfinite(score):
             raise _row_error(where, f"the score is {columns[4]}", "a finite number")
-        found.setdefault(columns[0], []).append((columns[2], score))
-    return found
+        run.setdefault(columns[0], []).append((columns[2], score))
+    return run
 
 
 def write_run(
@@ -192,12 +192,12 @@ def _json_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
 
 
 def _column_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    for at, (where, columns) in enumerate(_columns(path)):
+    for index, (where, columns) in enumerate(_columns(path)):
         if len(columns) not in (3, 4):
             raise _row_error(
                 where, f"{len(columns)} columns", "query 0 id relevance, or query id relevance"
             )
-        if at == 0 and columns[0] in _QRELS_QUERY_IDS:
+        if index == 0 and columns[0] in _QRELS_QUERY_IDS:
             continue
         grade = _parse_number(columns[-1].removesuffix(".0"), int, where, "the relevance")
         yield where, columns[0], columns[-2], grade
@@ -248,16 +248,16 @@ def _first_text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
     raise _row_error(where, "a field is missing", f"text under one of: {', '.join(keys)}")
 
 
-def _parse_number(text: str, kind: Callable[[str], Any], where: str, what: str) -> Any:
+def _parse_number(text: str, kind: Callable[[str], Any], where: str, name: str) -> Any:
     try:
         return kind(text)
     except ValueError as error:
-        raise _row_error(where, f"{what} is {text!r}", "a number") from error
+        raise _row_error(where, f"{name} is {text!r}", "a number") from error
 
 
-def _row_error(where: str, what: str, expected: str) -> DataError:
+def _row_error(where: str, message: str, expected: str) -> DataError:
     return DataError(
-        what,
+        message,
         code="data.collection",
         where=where,
         expected=expected,

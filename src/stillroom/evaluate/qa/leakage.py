@@ -65,21 +65,28 @@ def find_leakage(
         held: For each question, the texts of the passages with its evidence.
         passages: The ids of the index's passages.
     """
-    found: list[LeakageFinding] = []
-    for one in questions:
-        overlap = max((_copied_share(one.text, text) for text in held.get(one.id, ())), default=0.0)
-        if overlap >= _COPIED_SHARE:
-            found.append(LeakageFinding(one.id, "copied", overlap))
-        if contains_answer(one.text, one.answers):
-            found.append(LeakageFinding(one.id, "answer-in-question", 1.0))
-        if any(piece.passage_id in passages for piece in one.evidence if piece.passage_id):
-            found.append(LeakageFinding(one.id, "boundary", 1.0))
-    near = find_near_duplicates([one.text for one in questions], threshold=_NEAR_SIMILARITY)
-    return found + [
-        LeakageFinding(
-            questions[one.index].id, "near-duplicate", one.similarity, questions[one.kept].id
+    findings: list[LeakageFinding] = []
+    for question in questions:
+        overlap = max(
+            (_copied_share(question.text, text) for text in held.get(question.id, ())), default=0.0
         )
-        for one in near
+        if overlap >= _COPIED_SHARE:
+            findings.append(LeakageFinding(question.id, "copied", overlap))
+        if contains_answer(question.text, question.answers):
+            findings.append(LeakageFinding(question.id, "answer-in-question", 1.0))
+        if any(piece.passage_id in passages for piece in question.evidence if piece.passage_id):
+            findings.append(LeakageFinding(question.id, "boundary", 1.0))
+    near = find_near_duplicates(
+        [question.text for question in questions], threshold=_NEAR_SIMILARITY
+    )
+    return findings + [
+        LeakageFinding(
+            questions[duplicate.index].id,
+            "near-duplicate",
+            duplicate.similarity,
+            questions[duplicate.kept].id,
+        )
+        for duplicate in near
     ]
 
 
@@ -91,9 +98,11 @@ def find_split_overlap(
     texts = [*choosing.values(), *measuring.values()]
     near = find_near_duplicates(texts, threshold=_NEAR_SIMILARITY)
     return [
-        LeakageFinding(names[one.index], "crossing", one.similarity, names[one.kept])
-        for one in near
-        if names[one.index] in measuring and names[one.kept] in choosing
+        LeakageFinding(
+            names[duplicate.index], "crossing", duplicate.similarity, names[duplicate.kept]
+        )
+        for duplicate in near
+        if names[duplicate.index] in measuring and names[duplicate.kept] in choosing
     ]
 
 
@@ -105,10 +114,10 @@ def tabulate_leakage(leaks: Sequence[LeakageFinding], count: int) -> Table | Non
         count: Number of questions checked.
     """
     rows = []
-    for kind, said in _DESCRIPTIONS.items():
-        ids = [one.question for one in leaks if one.kind == kind]
+    for kind, description in _DESCRIPTIONS.items():
+        ids = [leak.question for leak in leaks if leak.kind == kind]
         if ids:
-            rows.append((kind, f"{len(ids)} of {count}", said, ", ".join(ids[:_MAX_SHOWN])))
+            rows.append((kind, f"{len(ids)} of {count}", description, ", ".join(ids[:_MAX_SHOWN])))
     if not rows:
         return None
     columns = ("what", "questions", "why it matters", "for instance")

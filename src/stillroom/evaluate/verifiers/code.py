@@ -44,13 +44,15 @@ class Code(Verifier):
             outcome = run_tests(code, tests, timeout_s=self.timeout_s, memory_bytes=memory)
             if not outcome.is_done:
                 return VerificationResult(False, f"fails its tests: {outcome.reason}", 0.0)
-        for passed, (given, wanted) in enumerate(cases):
-            outcome = run_code([code], stdin=given, timeout_s=self.timeout_s, memory_bytes=memory)
+        for passed, (case_input, case_output) in enumerate(cases):
+            outcome = run_code(
+                [code], stdin=case_input, timeout_s=self.timeout_s, memory_bytes=memory
+            )
             if not outcome.is_done:
                 return VerificationResult(
                     False, f"fails a case: {outcome.reason}", passed / len(cases)
                 )
-            if outcome.output.split() != wanted.split():
+            if outcome.output.split() != case_output.split():
                 return VerificationResult(False, "prints something else", passed / len(cases))
         return VerificationResult(True)
 

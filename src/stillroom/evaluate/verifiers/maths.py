@@ -42,13 +42,13 @@ class Maths(Verifier):
 
     @override
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
-        wanted = _right_answers(str(fields.get("answer", "")), self.find)
-        found = extract_answers(text, self.find)
-        if not wanted:
+        references = _right_answers(str(fields.get("answer", "")), self.find)
+        answers = extract_answers(text, self.find)
+        if not references:
             return VerificationResult(False, "no right answer to compare with", 0.0)
-        if not found:
+        if not answers:
             return VerificationResult(False, "no answer found", 0.0)
-        pairs = list(product(found, wanted))
+        pairs = list(product(answers, references))
         if any(is_same_answer(*pair) for pair in pairs):
             return VerificationResult(True)
         if self.formulas and any(is_same_formula(*pair) for pair in pairs):
@@ -59,7 +59,7 @@ class Maths(Verifier):
 def _right_answers(text: str, find: ExtractionMode) -> list[str]:
     """Return the answer of a worked solution; a bare answer is returned with its brackets."""
     bare = text.strip()
-    found = extract_answers(bare, find)
-    if found and bare.strip(".$ {}()[]") == found[0].strip(".$ {}()[]"):
+    answers = extract_answers(bare, find)
+    if answers and bare.strip(".$ {}()[]") == answers[0].strip(".$ {}()[]"):
         return [bare]
-    return found
+    return answers

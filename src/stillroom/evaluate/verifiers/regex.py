@@ -54,15 +54,15 @@ class Regex(Verifier):
             return VerificationResult(False, "its pattern is no regular expression", 0.0)
         text = text.strip()
         if _NESTED.search(pattern):  # such patterns may not terminate
-            asked = json.dumps([pattern, text, self.whole])
-            outcome = run_code([_SEARCH], stdin=asked, timeout_s=2.0)
+            request = json.dumps([pattern, text, self.whole])
+            outcome = run_code([_SEARCH], stdin=request, timeout_s=2.0)
             if not outcome.is_done:
                 return VerificationResult(False, "the pattern does not come to an end", 0.0)
-            found = outcome.output.strip() == "1"
+            is_found = outcome.output.strip() == "1"
         else:
-            found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
+            is_found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
         return (
             VerificationResult(True)
-            if found
+            if is_found
             else VerificationResult(False, "does not match the pattern", 0.0)
         )

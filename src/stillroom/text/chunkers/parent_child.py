@@ -55,11 +55,11 @@ class ParentChild(Chunker):
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
         ruler = TokenRuler(document.text, count)
-        found = find_split_points(document, ruler, self.size)
+        points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,
-            [found.paragraphs, found.items, found.sentences, found.lines],
-            [found.clauses, found.words],
+            [points.paragraphs, points.items, points.sentences, points.lines],
+            [points.clauses, points.words],
             self.size,
             min(self.overlap, self.size // 2),
             min_size=min(self.min_size, self.size // 2),

@@ -87,19 +87,19 @@ class Semantic(Chunker):
         """Return the cosine distance of each unit to the next, (units - 1,)."""
         if len(units) < 2:
             return np.zeros(0)
-        texts = [self._surround(at, units, ruler) for at in range(len(units))]
+        texts = [self._surround(index, units, ruler) for index in range(len(units))]
         rows = np.asarray(embed(texts), dtype=np.float64)
         distances: NDArray[np.float64] = 1.0 - (rows[:-1] * rows[1:]).sum(axis=1)
         return distances
 
-    def _surround(self, at: int, units: Sequence[Span], ruler: TokenRuler) -> str:
+    def _surround(self, index: int, units: Sequence[Span], ruler: TokenRuler) -> str:
         """Return a unit with its neighbors on both sides, as far as they fit."""
         for buffer in range(self.buffer, 0, -1):
-            start = units[max(at - buffer, 0)][0]
-            end = units[min(at + buffer, len(units) - 1)][1]
+            start = units[max(index - buffer, 0)][0]
+            end = units[min(index + buffer, len(units) - 1)][1]
             if ruler.excess(start, end, self.size) <= 1:
                 return ruler.text[start:end]
-        return ruler.text[slice(*units[at])]
+        return ruler.text[slice(*units[index])]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _UnitSequence:
     def cut(self, share: float) -> list[_Span]:
         """Return (first, last + 1) of the units in each passage."""
         limit = np.quantile(self.distances, share) if len(self.distances) else 0.0
-        turns = [int(at) + 1 for at in np.flatnonzero(self.distances > limit)]
+        turns = [int(index) + 1 for index in np.flatnonzero(self.distances > limit)]
         waiting = self._join_small(list(pairwise([0, *turns, len(self.units)])))[::-1]
         cuts: list[_Span] = []
         while waiting:
@@ -164,8 +164,8 @@ class _UnitSequence:
         """
         inner = self.distances[first : last - 1].round(6)
         order = np.lexsort((np.abs(np.arange(len(inner)) - len(inner) / 2), -inner))
-        for at in order[:_MAX_TRIES]:
-            middle = first + int(at) + 1
+        for index in order[:_MAX_TRIES]:
+            middle = first + int(index) + 1
             if min(self._size(first, middle), self._size(middle, last)) >= self.min_size:
                 return middle
         return first + int(order[0]) + 1

@@ -42,11 +42,11 @@ class Sentence(Chunker):
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
         ruler = TokenRuler(document.text, count)
-        found = find_split_points(document, ruler, self.size)
+        points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,
-            [found.sentences, found.items],
-            [found.lines, found.clauses, found.words],
+            [points.sentences, points.items],
+            [points.lines, points.clauses, points.words],
             self.size,
             min(self.overlap, self.size // 2),
             0.0,

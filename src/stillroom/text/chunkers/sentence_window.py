@@ -47,11 +47,11 @@ class SentenceWindow(Chunker):
         )
         headings = [heading.start for heading in document.headings]
         sections = [bisect_right(headings, end - 1) for _, end in spans]
-        parents = {span: self._widen(at, spans, sections) for at, span in enumerate(spans)}
+        parents = {span: self._widen(index, spans, sections) for index, span in enumerate(spans)}
         yield from make_passages(document, spans, "text.chunkers.sentence_window", parents)
 
-    def _widen(self, at: int, spans: Sequence[Span], sections: Sequence[int]) -> Span:
+    def _widen(self, index: int, spans: Sequence[Span], sections: Sequence[int]) -> Span:
         """Return the window around a passage, within the headings before and after it."""
-        first = max(at - self.window, bisect_left(sections, sections[at]))
-        last = min(at + self.window, bisect_right(sections, sections[at]) - 1)
+        first = max(index - self.window, bisect_left(sections, sections[index]))
+        last = min(index + self.window, bisect_right(sections, sections[index]) - 1)
         return spans[first][0], spans[last][1]

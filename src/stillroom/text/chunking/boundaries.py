@@ -86,20 +86,20 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
     text = document.text
     by_line = bool(document.metadata.get("is_code") or document.metadata.get("is_table"))
     fences = _find_fences(text)
-    whole = [span for span in fences if ruler.measure(*span) <= size]
+    unsplit = [span for span in fences if ruler.measure(*span) <= size]
     large = [span for span in fences if ruler.measure(*span) > size]
     rows = [match.span() for match in _ROW.finditer(text)] if "|" in text else []
     if document.metadata.get("is_table"):
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
-    whole += [span for span in rows if ruler.measure(*span) <= size]
+    unsplit += [span for span in rows if ruler.measure(*span) <= size]
     lines = _match_ends(_LINE, text)
     starts = array("q", (line for line in lines if _ITEM.match(text, line)))
     items = lines if by_line else _union_positions(starts, _within(lines, large))
     sentences = array("q", (start for start, _ in split_sentences(text)))
-    blocked = _merge_spans(whole)
-    kept = [
-        _outside(found, blocked)
-        for found in (
+    blocked = _merge_spans(unsplit)
+    outside = [
+        _outside(positions, blocked)
+        for positions in (
             _match_ends(_PARAGRAPH, text),
             _union_positions(
                 items,
@@ -113,7 +113,7 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
             _word_starts(text),
         )
     ]
-    return SplitPoints(*kept)
+    return SplitPoints(*outside)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,9 @@ class TextSplitter:
             return 0
         low = max(self.ruler.reach(begin, self.size * self.fill), begin, done)
         high = self.ruler.reach(begin, total - self.min_size)
-        stop = next((one for kind in self.strong if (one := _last_position(kind, low, high))), 0)
+        stop = next(
+            (position for kind in self.strong if (position := _last_position(kind, low, high))), 0
+        )
         last = _strip_space(self.ruler.text, begin, stop)
         return stop if stop and self.ruler.excess(begin, last, self.size) <= 1 else 0
 
@@ -186,13 +188,15 @@ class TextSplitter:
         floor = max(done, begin)
         for kinds, least in ((self.strong, low), (self.strong, floor), (self.weak, low)):
             for positions in kinds:
-                found = _last_position(positions, max(least, floor), high)
-                if found:
-                    return found
+                position = _last_position(positions, max(least, floor), high)
+                if position:
+                    return position
         if begin < done:
             return None
-        found = next((one for kind in self.weak if (one := _last_position(kind, floor, high))), 0)
-        return found or find_grapheme_boundary(self.ruler.text, max(high, floor + 1), floor)
+        position = next(
+            (candidate for kind in self.weak if (candidate := _last_position(kind, floor, high))), 0
+        )
+        return position or find_grapheme_boundary(self.ruler.text, max(high, floor + 1), floor)
 
     def _overlap(self, before: int, done: int) -> int:
         """Return the start of the next piece so that it repeats the end of this one."""
@@ -259,8 +263,8 @@ def make_passages(
 
 
 def _parent_of(span: Span, parents: Mapping[Span, Span] | None) -> Span | None:
-    found = parents.get(span) if parents else None
-    return found if found != span else None
+    parent = parents.get(span) if parents else None
+    return parent if parent != span else None
 
 
 def _last_position(positions: array[int], low: int, high: int) -> int:
@@ -311,8 +315,8 @@ def _find_fences(text: str) -> list[Span]:
     return spans
 
 
-def _union_positions(one: array[int], other: array[int]) -> array[int]:
-    return array("q", np.union1d(_readonly_view(one), _readonly_view(other)).tobytes())
+def _union_positions(first: array[int], second: array[int]) -> array[int]:
+    return array("q", np.union1d(_readonly_view(first), _readonly_view(second)).tobytes())
 
 
 def _within(positions: array[int], spans: Sequence[Span]) -> array[int]:
@@ -331,9 +335,9 @@ def _outside(positions: array[int], spans: Sequence[Span]) -> array[int]:
 
 def _is_within(positions: array[int], spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
     starts, ends = np.array(spans, dtype=np.int64).T
-    at = _readonly_view(positions)
-    index = np.searchsorted(starts, at, side="left") - 1
-    inside: npt.NDArray[np.bool_] = (index >= 0) & (at < ends[np.maximum(index, 0)])
+    points = _readonly_view(positions)
+    index = np.searchsorted(starts, points, side="left") - 1
+    inside: npt.NDArray[np.bool_] = (index >= 0) & (points < ends[np.maximum(index, 0)])
     return inside
 
 
@@ -408,8 +412,8 @@ def find_tables(document: Document) -> list[TextTable]:
 
 def find_header(tables: Sequence[TextTable], position: int) -> str:
     """Return the header row of the table whose rows contain a position, or an empty string."""
-    at = bisect_right(tables, position - 1, key=lambda table: table.start) - 1
-    return tables[at].header if at >= 0 and position < tables[at].end else ""
+    index = bisect_right(tables, position - 1, key=lambda table: table.start) - 1
+    return tables[index].header if index >= 0 and position < tables[index].end else ""
 
 
 def _line_before(text: str, end: int) -> str:

@@ -29,11 +29,11 @@ def split_sections(
         overlap: Tokens repeated from the previous span of the same section; at most half of
             ``size``.
     """
-    found = find_split_points(document, ruler, size)
+    points = find_split_points(document, ruler, size)
     cutter = TextSplitter(
         ruler,
-        [found.paragraphs, found.items, found.sentences, found.lines],
-        [found.clauses, found.words],
+        [points.paragraphs, points.items, points.sentences, points.lines],
+        [points.clauses, points.words],
         size,
         min(overlap, size // 2),
         min_size=min(min_size, size // 2),
@@ -51,21 +51,23 @@ def split_sentence_units(
     A heading is joined to the sentence after it, a unit larger than ``size`` is split, and one
     below ``min_size`` is joined to the previous one in its section.
     """
-    found = find_split_points(document, ruler, size)
+    points = find_split_points(document, ruler, size)
     cutter = TextSplitter(
         ruler,
-        [found.sentences, found.items],
-        [found.lines, found.clauses, found.words],
+        [points.sentences, points.items],
+        [points.lines, points.clauses, points.words],
         size,
         min_size=min(min_size, size // 2),
     )
-    edges = sorted({*found.sentences, *found.items})
+    edges = sorted({*points.sentences, *points.items})
     headings = _drop_adjacent_headings([heading.start for heading in document.headings], edges)
-    under = {edges[at] for one in headings if (at := bisect_right(edges, one)) < len(edges)}
-    places = sorted({0, *edges, *headings} - (under - set(headings)))
+    under = {
+        edges[index] for heading in headings if (index := bisect_right(edges, heading)) < len(edges)
+    }
+    boundaries = sorted({0, *edges, *headings} - (under - set(headings)))
     pieces = [
         span
-        for start, end in pairwise([*places, len(document.text)])
+        for start, end in pairwise([*boundaries, len(document.text)])
         for span in cutter.cut(start, end)
     ]
     joined: list[Span] = []
@@ -76,12 +78,12 @@ def split_sentence_units(
 
 def _drop_adjacent_headings(headings: list[int], edges: list[int]) -> list[int]:
     """Return the headings without those directly after another heading."""
-    kept = headings[:1]
+    separate = headings[:1]
     for before, heading in pairwise(headings):
-        at = bisect_right(edges, before)
-        if at < len(edges) and edges[at] < heading:
-            kept.append(heading)
-    return kept
+        index = bisect_right(edges, before)
+        if index < len(edges) and edges[index] < heading:
+            separate.append(heading)
+    return separate
 
 
 def _merge_small_pieces(
@@ -102,7 +104,7 @@ def _merge_small_pieces(
 def _section_edges(pieces: list[Span], headings: list[int]) -> list[int]:
     """Return the indices of the pieces that start a section, except the first."""
     starts = [start for start, _ in pieces]
-    return sorted({bisect_right(starts, one - 1) for one in headings} - {0, len(pieces)})
+    return sorted({bisect_right(starts, heading - 1) for heading in headings} - {0, len(pieces)})
 
 
 def _join_sections(
@@ -120,7 +122,7 @@ def _join_sections(
     yield start, end
 
 
-def _may_join(ruler: TokenRuler, small: _Section, other: _Section, size: int) -> bool:
+def _may_join(ruler: TokenRuler, small: _Section, following: _Section, size: int) -> bool:
     """Return whether a small section may be joined to the next one.
 
     A bare heading is always joined to its subsections; otherwise both must fit and the next must
@@ -128,9 +130,9 @@ def _may_join(ruler: TokenRuler, small: _Section, other: _Section, size: int) ->
     """
     start, end, level = small
     is_bare = "\n" not in ruler.text[start:end].strip()
-    if other[2] <= level or not is_bare:
-        fits = ruler.measure(start, other[1]) <= size
-        return other[2] >= level and fits and ruler.excess(start, other[1], size) <= 1
+    if following[2] <= level or not is_bare:
+        fits = ruler.measure(start, following[1]) <= size
+        return following[2] >= level and fits and ruler.excess(start, following[1], size) <= 1
     return True
 
 
@@ -138,7 +140,7 @@ def _iter_sections(document: Document) -> list[_Section]:
     """Return (start, end, level) of the text before, and under, each heading."""
     edges = [(0, 0), *((heading.start, heading.level) for heading in document.headings)]
     ends = [start for start, _ in edges[1:]] + [len(document.text)]
-    found = [
+    sections = [
         (start, end, level) for (start, level), end in zip(edges, ends, strict=True) if end > start
     ]
-    return found or [(0, len(document.text), 0)]
+    return sections or [(0, len(document.text), 0)]

@@ -116,7 +116,7 @@ class BenchmarkIndex:
 
     def find(self, text: str) -> ContaminationMatch | None:
         """Return the best match in a text, or None."""
-        return max(self.matches(text), key=lambda one: (one.share, -one.item), default=None)
+        return max(self.matches(text), key=lambda match: (match.share, -match.item), default=None)
 
     def matches(self, text: str, *, may_state: bool = True) -> Iterator[ContaminationMatch]:
         """Yield every item found in a text; if one is the whole text, only that.
@@ -125,14 +125,14 @@ class BenchmarkIndex:
             text: Any text.
             may_state: Whether a text without a question mark counts as a statement.
         """
-        found = self._cut(text)
-        number = self._whole.get(tuple(found))
+        words = self._cut(text)
+        number = self._whole.get(tuple(words))
         if number is not None:
             yield ContaminationMatch(number, "whole", 1.0)
             return
         is_stated = may_state and not is_asking(text)
-        for number in self._candidates(found):
-            match = self._look(number, found, is_stated=is_stated)
+        for number in self._candidates(words):
+            match = self._look(number, words, is_stated=is_stated)
             if match is not None:
                 yield match
 
@@ -152,39 +152,39 @@ class BenchmarkIndex:
             question: The item's question.
             passage: The item's passage.
         """
-        asked, used = Counter(self._cut(question)), Counter(self._cut(passage))
-        found, best = self._cut(text), 0.0
-        information = sum(self._weight[word] * count for word, count in asked.items())
-        for start, stop in self._stretches(self._items[number], found) if information else ():
-            here = (Counter(found[start:stop]) - used) & asked
-            told = sum(self._weight[word] * count for word, count in here.items())
-            best = max(best, told / information, here.total() / asked.total())
+        wanted_words, used = Counter(self._cut(question)), Counter(self._cut(passage))
+        words, best = self._cut(text), 0.0
+        information = sum(self._weight[word] * count for word, count in wanted_words.items())
+        for start, stop in self._stretches(self._items[number], words) if information else ():
+            here = (Counter(words[start:stop]) - used) & wanted_words
+            shared = sum(self._weight[word] * count for word, count in here.items())
+            best = max(best, shared / information, here.total() / wanted_words.total())
         return best
 
-    def _candidates(self, found: Sequence[str]) -> list[int]:
+    def _candidates(self, words: Sequence[str]) -> list[int]:
         """Return the items with enough words anywhere in the text."""
         held: dict[int, float] = {}
-        for word in set(found):
+        for word in set(words):
             for number in self._holders.get(word, ()):
                 held[number] = held.get(number, 0.0) + self._weight[word]
         least = min(self.near, self.shuffled)
         return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
 
     def _look(
-        self, number: int, found: Sequence[str], *, is_stated: bool
+        self, number: int, words: Sequence[str], *, is_stated: bool
     ) -> ContaminationMatch | None:
         item = self._items[number]
-        if _contains_run(found, item):
+        if _contains_run(words, item):
             return ContaminationMatch(number, "verbatim", 1.0)
-        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(found):
+        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(words):
             return None
         near = max(self.near, _NEAR_SHORT_SHARE) if len(item) <= _MAX_SHORT_WORDS else self.near
         shuffled = self.shuffled
         if is_stated and self._asks[number]:
             near, shuffled = max(near, _NEAR_STATED_SHARE), math.inf
         best: ContaminationMatch | None = None
-        for start, stop in self._stretches(item, found):
-            stretch = found[start:stop]
+        for start, stop in self._stretches(item, words):
+            stretch = words[start:stop]
             in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
             if in_order >= near and (best is None or in_order > best.share):
                 best = ContaminationMatch(number, "near", in_order)
@@ -194,16 +194,16 @@ class BenchmarkIndex:
                     best = ContaminationMatch(number, "shuffled", any_order)
         return best
 
-    def _stretches(self, item: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
+    def _stretches(self, item: Sequence[str], words: Sequence[str]) -> list[tuple[int, int]]:
         """Return the windows of the text, sized by the item, that hold most of it."""
         size = int(_WINDOW_ROOM * len(item)) + _WINDOW_SPARE
-        if len(found) <= size:
-            return [(0, len(found))]
+        if len(words) <= size:
+            return [(0, len(words))]
         step = max(1, len(item) // 4)
         least = min(self.near, self.shuffled)
-        starts = range(0, len(found) - size + step, step)
-        spans = [(start, min(start + size, len(found))) for start in starts]
-        return [span for span in spans if self._shared(item, found[slice(*span)]) >= least]
+        starts = range(0, len(words) - size + step, step)
+        spans = [(start, min(start + size, len(words))) for start in starts]
+        return [span for span in spans if self._shared(item, words[slice(*span)]) >= least]
 
     def _shared(self, item: Sequence[str], stretch: Sequence[str]) -> float:
         """Return the share of the item's information in the window, with multiplicity."""
@@ -217,17 +217,17 @@ class BenchmarkIndex:
         for word in item:
             weight = self._weight[word]
             before = 0.0
-            for at, other in enumerate(stretch, 1):
-                above = row[at]
-                row[at] = before + weight if other == word else max(above, row[at - 1])
+            for column, candidate in enumerate(stretch, 1):
+                above = row[column]
+                row[column] = before + weight if candidate == word else max(above, row[column - 1])
                 before = above
         return row[-1]
 
 
-def _contains_run(found: Sequence[str], item: Sequence[str]) -> bool:
+def _contains_run(words: Sequence[str], item: Sequence[str]) -> bool:
     """Return whether the words of the item occur in the text in sequence."""
     size, first = len(item), item[0]
     return any(
-        word == first and found[at : at + size] == item
-        for at, word in enumerate(found[: len(found) - size + 1])
+        word == first and words[index : index + size] == item
+        for index, word in enumerate(words[: len(words) - size + 1])
     )

@@ -157,12 +157,12 @@ def find_duplicates(
     del rank
     falls_to, near = _SelfJoin(sets, single, threshold, scratch).settle()
     fallen = np.flatnonzero(falls_to >= 0)
-    kept, similarity = every.copy(), np.ones(len(sets))
-    kept[single[fallen]] = single[falls_to[fallen]]
+    nearest, similarity = every.copy(), np.ones(len(sets))
+    nearest[single[fallen]] = single[falls_to[fallen]]
     similarity[single[fallen]] = near[fallen]
-    kept, similarity = kept[twins], similarity[twins]
-    index = np.flatnonzero(kept != every)
-    return Duplicates(index, kept[index], similarity[index])
+    nearest, similarity = nearest[twins], similarity[twins]
+    index = np.flatnonzero(nearest != every)
+    return Duplicates(index, nearest[index], similarity[index])
 
 
 def find_near_duplicates(
@@ -246,7 +246,7 @@ class _SelfJoin:
 
         Numbers are positions in ``chosen``.
         """
-        found: list[_Pairs] = []
+        pairs: list[_Pairs] = []
         crowded: list[_Entries] = []
         with NgramPartitions(self.parts, self.scratch) as plain:
             for entries in self._prefix_blocks(np.arange(len(self.chosen))):
@@ -255,14 +255,15 @@ class _SelfJoin:
             with contextlib.closing(self._reorder_frequent(plain)) as last:
                 for entries in last:
                     left, right, crowd = self._candidates(*entries)
-                    found += self._verify(left, right)
+                    pairs += self._verify(left, right)
                     crowded.append(crowd)
-        firsts, seconds, near = _concatenate_pairs(found)
-        del found
+        firsts, seconds, near = _concatenate_pairs(pairs)
+        del pairs
         order = np.lexsort((firsts, -near, seconds))  # the nearest first, ties by position
         firsts, seconds, near = firsts[order], seconds[order], near[order]
-        values = np.unique(np.concatenate([one for one, _ in crowded]), return_inverse=True)[1]
-        owners = np.concatenate([one for _, one in crowded])
+        ngrams = np.concatenate([column for column, _ in crowded])
+        values = np.unique(ngrams, return_inverse=True)[1]
+        owners = np.concatenate([column for _, column in crowded])
         order = np.argsort(owners, kind="stable")
         crowds, members = values[order], owners[order]
         falls_to = np.full(len(self.chosen), -1, dtype=np.int64)
@@ -275,26 +276,28 @@ class _SelfJoin:
             *_find_spans(members, owners),
             strict=True,
         ):
-            stays = (at for at in range(start, stop) if falls_to[firsts[at]] < 0)
-            best = [(-float(near[at]), int(firsts[at])) for at in itertools.islice(stays, 1)]
-            own = crowds[begin:end].tolist()
-            best += self._compare(owner, {one for crowd in own for one in kept_of[crowd]})
+            stays = (index for index in range(start, stop) if falls_to[firsts[index]] < 0)
+            best = [
+                (-float(near[index]), int(firsts[index])) for index in itertools.islice(stays, 1)
+            ]
+            memberships = crowds[begin:end].tolist()
+            best += self._compare(owner, {text for crowd in memberships for text in kept_of[crowd]})
             if best:
                 less, falls_to[owner] = min(best)
                 similarity[owner] = -less
                 continue
-            for crowd in own:
+            for crowd in memberships:
                 kept_of[crowd].append(owner)
         return falls_to, similarity
 
     def _reorder_frequent(self, plain: NgramPartitions) -> Generator[_Entries]:
         """Move n-grams of many prefixes last, a few times; then yield the partitions."""
-        for left in reversed(range(_ROUNDS + 1)):
+        for rounds in reversed(range(_ROUNDS + 1)):
             with NgramPartitions(self.parts, self.scratch) as anew:
                 for entries in self._prefix_blocks(np.flatnonzero(self.reordered)):
                     anew.add(*entries)
                 parts = (self._join_parts(plain, anew, part) for part in range(self.parts))
-                fresh = self._note_frequent(parts) if left else False
+                fresh = self._note_frequent(parts) if rounds else False
                 if not fresh:
                     for part in range(self.parts):
                         yield self._join_parts(plain, anew, part)
@@ -302,12 +305,12 @@ class _SelfJoin:
 
     def _note_frequent(self, parts: Iterable[_Entries]) -> bool:
         """Record the n-grams of many prefixes and their owners; return whether there are any."""
-        found, touched = [], []
+        frequent, touched = [], []
         for values, owners in parts:  # an n-gram is in one partition only
             fresh = _find_crowded(values)
-            found.append(fresh)
+            frequent.append(fresh)
             touched.append(np.unique(owners[np.isin(values, fresh)]))
-        every = np.concatenate(found)
+        every = np.concatenate(frequent)
         self.reordered[np.concatenate(touched)] = True
         self.frequent = np.union1d(self.frequent, every)
         return bool(len(every))
@@ -349,8 +352,8 @@ class _SelfJoin:
         whose = np.repeat(np.arange(len(owners)), sizes)
         order = np.argsort(2 * whose + np.isin(values, self.frequent), kind="stable")
         firsts = np.cumsum(sizes) - sizes
-        kept = order[expand_ranges(firsts, self.prefixes[owners])]
-        return values[kept], owners[whose[kept]]
+        selected = order[expand_ranges(firsts, self.prefixes[owners])]
+        return values[selected], owners[whose[selected]]
 
     def _candidates(
         self, values: Hashes, owners: Positions
@@ -361,10 +364,10 @@ class _SelfJoin:
         values, owners = values[~crowded], owners[~crowded]
         codes = []
         for step in range(1, _CROWD_SIZE):
-            at = np.flatnonzero(values[step:] == values[:-step])
-            if not len(at):
+            indices = np.flatnonzero(values[step:] == values[:-step])
+            if not len(indices):
                 break
-            first, second = owners[at], owners[at + step]
+            first, second = owners[indices], owners[indices + step]
             small, large = np.sort(np.stack([self.sizes[first], self.sizes[second]]), axis=0)
             fits = small >= self.threshold * large - _ROUNDING
             pair = np.sort(np.stack([first[fits], second[fits]]), axis=0)
@@ -375,10 +378,10 @@ class _SelfJoin:
     def _verify(self, left: Positions, right: Positions) -> Iterator[_Pairs]:
         """Yield the pairs above the threshold with their similarities."""
         for start, stop in self._portions(left, right):
-            one, other = left[start:stop], right[start:stop]
-            similarity = self._similarities(one, other)
+            first, second = left[start:stop], right[start:stop]
+            similarity = self._similarities(first, second)
             near = similarity >= self.threshold - _ROUNDING
-            yield one[near], other[near], similarity[near]
+            yield first[near], second[near], similarity[near]
 
     def _portions(self, left: Positions, right: Positions) -> Iterator[tuple[int, int]]:
         """Yield splits of a list of pairs such that each piece's n-grams fit into memory."""
@@ -391,13 +394,15 @@ class _SelfJoin:
             yield start, stop
             start = stop
 
-    def _compare(self, owner: int, others: set[int]) -> list[tuple[float, int]]:
+    def _compare(self, owner: int, candidates: set[int]) -> list[tuple[float, int]]:
         """Return those of the others that are near a set."""
-        if not others:
+        if not candidates:
             return []
-        right = np.array(sorted(others))
-        one, _, similarity = _concatenate_pairs(self._verify(right, np.full(len(right), owner)))
-        return list(zip((-similarity).tolist(), one.tolist(), strict=True))
+        right = np.array(sorted(candidates))
+        neighbors, _, similarity = _concatenate_pairs(
+            self._verify(right, np.full(len(right), owner))
+        )
+        return list(zip((-similarity).tolist(), neighbors.tolist(), strict=True))
 
     def _similarities(self, left: Positions, right: Positions) -> npt.NDArray[np.float64]:
         """Return the Jaccard similarity of each pair."""
@@ -414,9 +419,9 @@ class _SelfJoin:
         return (pairs << np.uint64(HASH_BITS)) | values
 
 
-def _find_spans(ordered: Positions, wanted: Positions) -> tuple[list[int], list[int]]:
+def _find_spans(ordered: Positions, values: Positions) -> tuple[list[int], list[int]]:
     """Return start and end of each number in a sorted array."""
-    left, right = (np.searchsorted(ordered, wanted, side) for side in _SIDES)
+    left, right = (np.searchsorted(ordered, values, side) for side in _SIDES)
     return left.tolist(), right.tolist()
 
 
@@ -477,11 +482,11 @@ class NgramPartitions:
 
     def read(self, part: int) -> tuple[_PartitionHashes, _PartitionOwners]:
         """Return the n-grams of a partition, (N,), and their owners, (N,)."""
-        kept = self._kept[part]
+        blocks = self._kept[part]
         if self._folder is not None and (path := self._path(self._folder, part)).exists():
-            kept = [np.fromfile(path, dtype=np.uint64).reshape(-1, 2)]
+            blocks = [np.fromfile(path, dtype=np.uint64).reshape(-1, 2)]
         none = np.zeros((0, 2), dtype=np.uint64)
-        rows = kept[0] if len(kept) == 1 else np.concatenate([none, *kept])
+        rows = blocks[0] if len(blocks) == 1 else np.concatenate([none, *blocks])
         return rows[:, 0].copy(), rows[:, 1].astype(np.int64)
 
     def sort(self) -> None:

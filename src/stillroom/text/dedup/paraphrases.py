@@ -162,16 +162,16 @@ def find_anchors(
     """
     known = frequency or {}
     begins = set(_SENTENCE_START.findall(text))
-    found = set()
+    anchors = set()
     for token in _TOKEN.findall(text):
         low, number = token.lower(), _parse_number_word(token)
         if number:
-            found.add(number)
+            anchors.add(number)
         elif token[0].isupper() and (
             token not in begins or known.get(low, 0) < _COMMON_SHARE * texts
         ):
-            found.add(low)
-    return frozenset(found - _UNINFORMATIVE_NUMBERS)
+            anchors.add(low)
+    return frozenset(anchors - _UNINFORMATIVE_NUMBERS)
 
 
 def find_numbers(text: str) -> list[str]:
@@ -182,8 +182,8 @@ def find_numbers(text: str) -> list[str]:
 def _is_question(item: str) -> bool:
     """Return whether an item is one question, alone or after a passage."""
     part = split_question(item)
-    asked = part.question if part.is_apart else item
-    return is_asking(asked) and len(split_sentences(asked)) == 1
+    question = part.question if part.is_apart else item
+    return is_asking(question) and len(split_sentences(question)) == 1
 
 
 def _parse_number_word(token: str) -> str:
@@ -217,9 +217,9 @@ class ParaphraseIndex:
         self._anchors = [find_anchors(item, self._frequency, texts) for item in items]
         self._numbers = [find_numbers(item) for item in items]
         self._holders: dict[str, list[int]] = {}
-        for at, numbers in enumerate(self._numbers):
+        for index, numbers in enumerate(self._numbers):
             for number in set(numbers):
-                self._holders.setdefault(number, []).append(at)
+                self._holders.setdefault(number, []).append(index)
 
     def find(
         self,
@@ -244,19 +244,19 @@ class ParaphraseIndex:
             cosines = np.where(self._is_question, -1.0, cosines)
         nearest = np.argsort(-cosines, kind="stable")[:_MAX_CANDIDATES].tolist()
         here, numbers = find_anchors(text, self._frequency, self._texts), find_numbers(text)
-        orders = {at: self._order(at, numbers) for at in self._sharing(numbers)}
-        found = [
+        orders = {item: self._order(item, numbers) for item in self._sharing(numbers)}
+        scores = [
             ParaphraseScore(
-                at,
-                float(cosines[at]),
-                self._share(at, here),
-                orders.get(at, 0.0),
-                at in answered,
-                denied(at),
+                item,
+                float(cosines[item]),
+                self._share(item, here),
+                orders.get(item, 0.0),
+                item in answered,
+                denied(item),
             )
-            for at in {*nearest, *(at for at, order in orders.items() if order)}
+            for item in {*nearest, *(item for item, order in orders.items() if order)}
         ]
-        return max(found, key=lambda one: (one.score, -one.item), default=None)
+        return max(scores, key=lambda score: (score.score, -score.item), default=None)
 
     def _share(self, item: int, here: frozenset[str]) -> float:
         weights = {anchor: self._weigh(anchor) for anchor in self._anchors[item]}
@@ -274,25 +274,25 @@ class ParaphraseIndex:
         """Return the items that may share enough numbers with a text."""
         shared: dict[int, float] = {}
         for number in numbers:  # repeated numbers may count twice
-            for at in self._holders.get(number, ()):
-                shared[at] = shared.get(at, 0.0) + self._weigh(number)
-        return [at for at, nats in shared.items() if nats >= _MIN_ORDER]
+            for item in self._holders.get(number, ()):
+                shared[item] = shared.get(item, 0.0) + self._weigh(number)
+        return [item for item, nats in shared.items() if nats >= _MIN_ORDER]
 
     def _order(self, item: int, numbers: Sequence[str]) -> float:
         """Return the nats of the longest common subsequence of numbers, times its share.
 
         The share is of all numbers of both; 0 below the minimum of either.
         """
-        own = self._numbers[item]
+        item_numbers = self._numbers[item]
         row = [0.0] * (len(numbers) + 1)
-        for number in own:
+        for number in item_numbers:
             above, row = row, [0.0]
             nats = self._weigh(number)
-            for at, other in enumerate(numbers):
-                same = above[at] + nats if other == number else 0.0
-                row.append(max(above[at + 1], row[at], same))
+            for column, candidate in enumerate(numbers):
+                same = above[column] + nats if candidate == number else 0.0
+                row.append(max(above[column + 1], row[column], same))
         common = row[-1]
-        total = sum(map(self._weigh, own)) + sum(map(self._weigh, numbers)) - common
+        total = sum(map(self._weigh, item_numbers)) + sum(map(self._weigh, numbers)) - common
         if common < _MIN_ORDER or common < _MIN_ORDER_SIMILARITY * total:
             return 0.0
         return min(common, _MAX_ORDER) * common / total
@@ -373,19 +373,19 @@ def split_question(text: str) -> QuestionParts:
         return QuestionParts(text)
     labels = list(_LABEL.finditer(body))
     if labels:
-        asked, _, after = body[labels[-1].end() :].partition("\n")
-        found = _check_parts(asked, f"{body[: labels[-1].start()]}\n{after}")
-        if found is not None:
-            return found
+        question, _, after = body[labels[-1].end() :].partition("\n")
+        split = _check_parts(question, f"{body[: labels[-1].start()]}\n{after}")
+        if split is not None:
+            return split
     for parts in (_PARAGRAPHS.split(body), body.split("\n")):
         blocks = [part for part in parts if part.strip()]
-        for at in (-1, 0) if len(blocks) > 1 else ():
-            rest = blocks[:-1] if at else blocks[1:]
-            is_bare = at == -1 and _BARE_QUESTION.fullmatch(blocks[at].strip())
-            if _QUESTION_END.search(blocks[at]) or is_bare:
-                found = _check_parts(blocks[at], "\n".join(rest))
-                if found is not None:
-                    return found
+        for index in (-1, 0) if len(blocks) > 1 else ():
+            remaining = blocks[:-1] if index else blocks[1:]
+            is_bare = index == -1 and _BARE_QUESTION.fullmatch(blocks[index].strip())
+            if _QUESTION_END.search(blocks[index]) or is_bare:
+                split = _check_parts(blocks[index], "\n".join(remaining))
+                if split is not None:
+                    return split
     return _split_closing_question(body) or QuestionParts(text)
 
 

@@ -72,12 +72,12 @@ def hash_shingles(text: str, n: int = 5) -> HashArray:
     return _hash_ngrams(text, n, _WordHashCache())
 
 
-def jaccard_similarity(one: HashArray, other: HashArray) -> float:
+def jaccard_similarity(first: HashArray, second: HashArray) -> float:
     """Return the Jaccard similarity of two sorted sets of hashes; two empty ones give 0."""
-    if not len(one) or not len(other):
+    if not len(first) or not len(second):
         return 0.0
-    same = len(np.intersect1d(one, other, assume_unique=True))
-    return same / (len(one) + len(other) - same)
+    same = len(np.intersect1d(first, second, assume_unique=True))
+    return same / (len(first) + len(second) - same)
 
 
 class MinHasher:
@@ -117,7 +117,7 @@ class MinHasher:
     def sign_shingles(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
         """Return the signatures of sets of shingles, computed a block at a time."""
         signatures = np.full((len(sets), len(self._factors)), 2**32 - 1, dtype=np.uint32)
-        filled = [index for index, one in enumerate(sets) if len(one)]
+        filled = [index for index, shingles in enumerate(sets) if len(shingles)]
         start = 0
         while start < len(filled):
             stop, total = start, 0
@@ -139,7 +139,7 @@ class MinHasher:
 
     def _sign_block(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
         values = np.concatenate(sets)
-        starts = np.cumsum([0, *(len(one) for one in sets[:-1])])
+        starts = np.cumsum([0, *(len(shingles) for shingles in sets[:-1])])
         signed = np.empty((len(self._factors), len(sets)), dtype=np.uint32)
         for index in range(len(self._factors)):
             hashed = (values * self._factors[index] + self._offsets[index]) >> np.uint64(32)
@@ -207,8 +207,8 @@ def _hash_ngrams(text: str, n: int, known: _WordHashCache) -> HashArray:
 
 
 def _hash_known_words(text: str, known: _WordHashCache) -> HashArray:
-    found = split_words(text)
-    return np.fromiter(map(known.__getitem__, found), dtype=np.uint64, count=len(found))
+    words = split_words(text)
+    return np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
@@ -322,7 +322,7 @@ def join_shingle_sets(
             for values, counts in blocks:
                 _append_values(file, values)
                 sizes.append(counts)
-        total = sum(int(one.sum()) for one in sizes)
+        total = sum(int(block.sum()) for block in sizes)
         held = (
             np.memmap(scratch, dtype=np.uint64, mode="r", shape=(total,))
             if total
@@ -373,8 +373,8 @@ def _cut_text(text: str) -> Iterator[str]:
     start = 0
     space = re.compile(r"\s")
     while start < len(text):
-        found = space.search(text, start + _BLOCK_CHARACTERS)
-        stop = found.start() if found else len(text)
+        match = space.search(text, start + _BLOCK_CHARACTERS)
+        stop = match.start() if match else len(text)
         yield text[start:stop]
         start = stop
 
@@ -384,11 +384,11 @@ def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
     raw = f"\n{text}\n".encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(raw, dtype=np.uint32)
     kinds = _character_classes()[codes]
-    letter, whole = kinds == _LETTER, kinds == _WHOLE_WORD
+    letter, single = kinds == _LETTER, kinds == _WHOLE_WORD
     joiners = np.flatnonzero(kinds == _JOINER)
     letter[joiners] = (kinds[joiners - 1] == _LETTER) & (kinds[joiners + 1] == _LETTER)
-    begins = np.flatnonzero(letter[1:] & ~letter[:-1] | whole[1:]) + 1
-    ends = np.flatnonzero(letter[:-1] & ~letter[1:] | whole[:-1])
+    begins = np.flatnonzero(letter[1:] & ~letter[:-1] | single[1:]) + 1
+    ends = np.flatnonzero(letter[:-1] & ~letter[1:] | single[:-1])
     powers, inverses = _powers(max(_BLOCK_CHARACTERS, len(codes)).bit_length())
     sums = np.cumsum(codes * powers[: len(codes)], dtype=np.uint64)
     return begins - 1, _finalize_hashes((sums[ends] - sums[begins - 1]) * inverses[begins])
@@ -400,16 +400,16 @@ def _roll_block(
     """Return the hash of every n-gram, and the text of the block that it belongs to."""
     firsts = np.cumsum(counts) - counts
     held = np.maximum(counts - n + 1, 0)
-    found = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
+    rolled = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
     texts = [np.repeat(np.arange(len(counts)), held)]
     for width in range(1, n):
         short = np.flatnonzero(counts == width)
         if len(short):
-            found.append(_hash_runs(words, width)[firsts[short]])
+            rolled.append(_hash_runs(words, width)[firsts[short]])
             texts.append(short)
-    if not found:
+    if not rolled:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    return np.concatenate(found), np.concatenate(texts)
+    return np.concatenate(rolled), np.concatenate(texts)
 
 
 def _hash_runs(words: ShingleHashes, width: int) -> ShingleHashes:
@@ -450,14 +450,14 @@ def _finalize_hashes(values: ShingleHashes) -> ShingleHashes:
 @functools.cache
 def _powers(bits: int) -> tuple[ShingleHashes, ShingleHashes]:
     """Return the powers of the base, and of its inverse, below 2**bits."""
-    made = []
+    tables = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
         powers = np.ones(1 << bits, dtype=np.uint64)
         for bit in range(bits):
             half = 1 << bit
             powers[half : 2 * half] = powers[:half] * np.uint64(pow(base, half, 1 << 64))
-        made.append(powers)
-    return made[0], made[1]
+        tables.append(powers)
+    return tables[0], tables[1]
 
 
 @functools.cache
@@ -466,8 +466,8 @@ def _character_classes() -> npt.NDArray[np.uint8]:
     text = "".join(map(chr, range(_END_OF_LETTERS)))
     kinds = np.zeros(0x110000, dtype=np.uint8)
     kinds[: len(text)] = np.fromiter(map(str.isalnum, text), dtype=np.uint8, count=len(text))
-    for found in re.finditer(f"[{UNSPACED_SCRIPTS}]+", text):
-        kinds[found.start() : found.end()] = _WHOLE_WORD
+    for match in re.finditer(f"[{UNSPACED_SCRIPTS}]+", text):
+        kinds[match.start() : match.end()] = _WHOLE_WORD
     for joiner in _JOINERS:
         kinds[ord(joiner)] = _JOINER
     return kinds

@@ -104,11 +104,11 @@ class DocumentBuilder:
         if self._length:
             self.add(text)
 
-    def heading(self, level: int, title: str, *, at: int | None = None) -> None:
+    def heading(self, level: int, title: str, *, position: int | None = None) -> None:
         """Start a section here, or at a position; the caller adds the heading's text."""
         title = " ".join(title.split())[:300]
         if title:
-            start = self._length if at is None else at
+            start = self._length if position is None else position
             self._headings.append(Heading(start, max(level, 1), title))
 
     def finish(
@@ -228,8 +228,8 @@ _MARKUP = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|<\d[\d:.,]*>|\{\\[^{}\n]{0,200
 
 def format_timestamp(seconds: float) -> str:
     """Format a time as hours, minutes and seconds: ``0:01:05``."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    total = int(seconds)
+    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
 
 
 def add_cue(
@@ -330,7 +330,7 @@ def _flatten_fields(
         if isinstance(value, dict):
             yield from _flatten_fields(value, f"{name}.", depth + 1)
         elif isinstance(value, list | tuple | set):
-            yield name, [_json_scalar(one) for one in value if one is not None]
+            yield name, [_json_scalar(item) for item in value if item is not None]
         elif value is not None:
             yield name, _json_scalar(value)
 

@@ -219,7 +219,9 @@ class HtmlBlockReader:
         """Start a block of the kind given by the open elements."""
         top = self._stack[-1]
         block = HtmlBlock("p", aside=top.aside, main=top.main)
-        name = next((one.name for one in self._stack[:-_LOOKBACK:-1] if one.name in _BLOCK), "")
+        name = next(
+            (element.name for element in self._stack[:-_LOOKBACK:-1] if element.name in _BLOCK), ""
+        )
         if top.pre:
             block.kind = "code"
         elif len(name) == 2 and name[0] == "h" and name[1].isdigit():
@@ -284,7 +286,7 @@ class HtmlBlockReader:
         self._open[name] += 1
 
     def _begin_item(self) -> None:
-        lists = [one for one in self._stack[-_LOOKBACK:] if one.name in {"ul", "ol"}]
+        lists = [element for element in self._stack[-_LOOKBACK:] if element.name in {"ul", "ol"}]
         indent = "  " * max(len(lists) - 1, 0)
         if lists and lists[-1].name == "ol":
             lists[-1].items += 1
@@ -332,10 +334,10 @@ class HtmlBlockReader:
         if closes is None:
             return
         for depth in range(len(self._stack) - 1, max(len(self._stack) - _LOOKBACK, 0), -1):
-            one = self._stack[depth].name
-            if one in _SCOPES:
+            tag = self._stack[depth].name
+            if tag in _SCOPES:
                 return
-            if one in closes:
+            if tag in closes:
                 while len(self._stack) > depth:
                     self._pop()
                 if name not in {"tr", "tbody", "tfoot"}:
@@ -349,11 +351,11 @@ class HtmlBlockReader:
         self._block = None
         if _is_data_table(cells, table):
             first = cells[0]
-            made = HtmlBlock("table", aside=first.aside, main=first.main)
-            made.rows = _table_rows(cells)
-            made.pieces = [_flatten_table(made.rows)]
-            made.size = sum(block.size for block in cells)
-            self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [made]
+            joined = HtmlBlock("table", aside=first.aside, main=first.main)
+            joined.rows = _table_rows(cells)
+            joined.pieces = [_flatten_table(joined.rows)]
+            joined.size = sum(block.size for block in cells)
+            self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [joined]
         if self._tables:  # the enclosing table sees all of this as one cell
             outer = self._tables[-1]
             for block in self.blocks[table.first :]:
@@ -438,8 +440,8 @@ def _repeat_spans(
         for below in range(row, row + rows):
             if below not in grid or (columns > 1 and row in alone) or columns > _MAX_TABLE_WIDTH:
                 continue
-            for at in range(column, min(column + columns, 256)):
-                grid[below].setdefault(at, text)
+            for index in range(column, min(column + columns, 256)):
+                grid[below].setdefault(index, text)
 
 
 _ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
@@ -512,10 +514,10 @@ def tokenize(text: str) -> Iterator[MarkupToken]:
 
 def read_attributes(attributes: str) -> dict[str, str]:
     """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
-        found.setdefault(name.lower(), html.unescape(double or single or bare))
-    return found
+        values.setdefault(name.lower(), html.unescape(double or single or bare))
+    return values
 
 
 def iter_text_pieces(

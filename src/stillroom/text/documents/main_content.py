@@ -53,11 +53,11 @@ def extract_main_content(
     reader = HtmlBlockReader(decoded.text, is_xml)
     reader.read()
     visible = [block for block in reader.blocks if block.size]
-    chosen = visible if keep_all else _select_main_blocks(visible)
+    selected = visible if keep_all else _select_main_blocks(visible)
     write = _BlockWriter(decoded, assembly, span, label).write
-    for block in chosen:
+    for block in selected:
         write(block)
-    dropped = sum(block.size for block in visible) - sum(block.size for block in chosen)
+    dropped = sum(block.size for block in visible) - sum(block.size for block in selected)
     return PageMetadata(" ".join(reader.title.split()), reader.language, dropped, reader.hidden)
 
 
@@ -78,15 +78,15 @@ def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
 
 def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
     """Return for each block whether it is in a run of three or more that are mostly links."""
-    found = [False] * len(blocks)
+    is_list = [False] * len(blocks)
     start = 0
     for index in range(len(blocks) + 1):
         if index < len(blocks) and blocks[index].is_links:
             continue
         if index - start >= 3:
-            found[start:index] = [True] * (index - start)
+            is_list[start:index] = [True] * (index - start)
         start = index + 1
-    return found
+    return is_list
 
 
 class _BlockWriter:
@@ -107,16 +107,16 @@ class _BlockWriter:
         self._before = ""
 
     def write(self, block: HtmlBlock) -> None:
-        kept = _trim_pieces(block.pieces)
-        if not kept and not block.rows:
+        pieces = _trim_pieces(block.pieces)
+        if not pieces and not block.rows:
             return
         self._assembly.gap("\n" if block.kind == self._before == "li" else "\n\n")
         self._before = block.kind
         if block.kind == "heading":
-            title = "".join(piece[0] for piece in kept)
+            title = "".join(piece[0] for piece in pieces)
             self._assembly.heading(block.level, title)
             self._assembly.add("#" * block.level + " ")
-            kept = [(text.replace("\n", " "), start, end) for text, start, end in kept]
+            pieces = [(text.replace("\n", " "), start, end) for text, start, end in pieces]
         elif block.kind == "code":
             self._write_code(block.pieces)
             return
@@ -124,7 +124,7 @@ class _BlockWriter:
             self._write_table(block.rows)
             return
         self._assembly.add(block.prefix)
-        for piece in kept:
+        for piece in pieces:
             self._add(*piece)
 
     def _add(self, text: str, start: int, end: int) -> None:
@@ -160,22 +160,22 @@ class _BlockWriter:
 
 def _trim_pieces(pieces: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     """Strip white space from the ends of pieces and where two of them meet."""
-    kept: list[tuple[str, int, int]] = []
+    trimmed: list[tuple[str, int, int]] = []
     is_spaced = True
     for text, start, end in pieces:
         if is_spaced and text != "\n":
             short = text.lstrip()
             start, text = (end - len(short) if len(text) == end - start else start), short
-        if not text or (is_spaced and not kept and text.isspace()):
+        if not text or (is_spaced and not trimmed and text.isspace()):
             continue
-        kept.append((text, start, end))
+        trimmed.append((text, start, end))
         is_spaced = text[-1].isspace()
-    while kept:
-        text, start, end = kept[-1]
+    while trimmed:
+        text, start, end = trimmed[-1]
         short = text.rstrip()
         if short == text:
             break
-        kept.pop()
+        trimmed.pop()
         if short:
-            kept.append((short, start, start + len(short) if len(text) == end - start else end))
-    return kept
+            trimmed.append((short, start, start + len(short) if len(text) == end - start else end))
+    return trimmed

@@ -128,21 +128,23 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
 
 def _is_hidden(run: XmlElement) -> bool:
     """Return whether a run is formatted as hidden text."""
-    properties = next((one for one in run if str(one.tag).endswith("}rPr")), None)
+    properties = next((element for element in run if str(element.tag).endswith("}rPr")), None)
     if properties is None:
         return False
-    marks = [one for one in properties if str(one.tag).endswith(("}vanish", "}webHidden"))]
-    return any(_get_attribute(one, "val") not in {"0", "false", "off"} for one in marks)
+    marks = [
+        element for element in properties if str(element.tag).endswith(("}vanish", "}webHidden"))
+    ]
+    return any(_get_attribute(element, "val") not in {"0", "false", "off"} for element in marks)
 
 
 def _count_characters(element: XmlElement) -> int:
     """Return the number of characters of an element, deleted ones too, without recursion."""
-    size, rest = 0, [element]
-    while rest:
-        one = rest.pop()
-        if str(one.tag).rpartition("}")[2] in {"t", "delText"}:
-            size += len(one.text or "")
-        rest += list(one)
+    size, pending = 0, [element]
+    while pending:
+        node = pending.pop()
+        if str(node.tag).rpartition("}")[2] in {"t", "delText"}:
+            size += len(node.text or "")
+        pending += list(node)
     return size
 
 
@@ -345,13 +347,16 @@ def extract_chart_text(chart: Any) -> str:
         values = _series_points(_first_child(series, "val", "yVal"))
         if values:
             names.append(" ".join(_series_points(_first_child(series, "tx")).values()))
-            columns.append({at: _format_number(value) for at, value in values.items()})
-            for at, name in _series_points(_first_child(series, "cat", "xVal")).items():
-                categories.setdefault(at, _format_number(name))
+            columns.append({index: _format_number(value) for index, value in values.items()})
+            for index, name in _series_points(_first_child(series, "cat", "xVal")).items():
+                categories.setdefault(index, _format_number(name))
     title = _first_child(next(chart.iter(f"{_C}chart"), chart), "title")
-    places = sorted({at for one in (categories, *columns) for at in one})
+    indices = sorted({index for column in (categories, *columns) for index in column})
     rows = [["", *names]] if any(names) else [["", *("value" for _ in columns)]]
-    rows += [[categories.get(at, ""), *(one.get(at, "") for one in columns)] for at in places]
+    rows += [
+        [categories.get(index, ""), *(column.get(index, "") for column in columns)]
+        for index in indices
+    ]
     heading = " ".join(extract_text(title).split()) if title is not None else ""
     table = render_table(rows) if columns else ""
     return "\n\n".join(part for part in (heading, table) if part)
@@ -365,8 +370,10 @@ def extract_diagram_text(data: Any) -> str:
     """
     lines = []
     for point in data.iter(f"{_D}pt"):
-        paragraphs = [" ".join(extract_text(one).split()) for one in point.iter(f"{_A}p")]
-        text = " ".join(one for one in paragraphs if one)
+        paragraphs = [
+            " ".join(extract_text(paragraph).split()) for paragraph in point.iter(f"{_A}p")
+        ]
+        text = " ".join(paragraph for paragraph in paragraphs if paragraph)
         if text and point.get("type", "node") in {"node", "asst"}:
             lines.append(f"- {text}")
     return "\n".join(lines)
@@ -386,8 +393,8 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
         (f"{_C}chart", f"{_R}id", extract_chart_text),
         (f"{_D}relIds", f"{_R}dm", extract_diagram_text),
     ):
-        for one in element.iter(tag):
-            target = part.rels.get(one.get(attribute, ""))
+        for drawing in element.iter(tag):
+            target = part.rels.get(drawing.get(attribute, ""))
             if target is None or target.is_external:
                 continue
             text = read(etree.fromstring(target.target_part.blob, parser))
@@ -397,29 +404,31 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
 
 def _first_child(element: Any, *names: str) -> Any:
     """Return the first child of one of these names, or None."""
-    return next((one for name in names if (one := element.find(f"{_C}{name}")) is not None), None)
+    return next(
+        (child for name in names if (child := element.find(f"{_C}{name}")) is not None), None
+    )
 
 
 def _series_points(element: Any) -> dict[int, str]:
     """Return the cached points of a series' part by index; literal values have index 0."""
     if element is None:
         return {}
-    found: dict[int, str] = {}
-    form = "".join(one.text or "" for one in element.iter(f"{_C}formatCode")).lower()
+    points: dict[int, str] = {}
+    form = "".join(node.text or "" for node in element.iter(f"{_C}formatCode")).lower()
     is_date = "d" in form and "m" in form and "y" in form
     for point in element.iter(f"{_C}pt"):
         place = point.get("idx", "")
-        text = "".join(one.text or "" for one in point.iter(f"{_C}v")).strip()
+        text = "".join(node.text or "" for node in point.iter(f"{_C}v")).strip()
         text = _serial_date(text) if is_date else text
-        if place.isdecimal() and text and len(found) < _MAX_POINTS:
-            at = int(place)
-            found[at] = (
-                f"{text} {found[at]}" if at in found else text
+        if place.isdecimal() and text and len(points) < _MAX_POINTS:
+            index = int(place)
+            points[index] = (
+                f"{text} {points[index]}" if index in points else text
             )  # the inner level comes first
-    if not found:
-        text = " ".join(one.text or "" for one in element.iter(f"{_C}v")).strip()
-        found = {0: text} if text else {}
-    return found
+    if not points:
+        text = " ".join(node.text or "" for node in element.iter(f"{_C}v")).strip()
+        points = {0: text} if text else {}
+    return points
 
 
 def _serial_date(value: str) -> str:

@@ -57,30 +57,30 @@ class Clip(Parser):
 
 
 def _read(container: Any, size: int, source: SourceFile) -> Document:
-    assembly, whole = DocumentBuilder(source), (0, size)
+    assembly, span = DocumentBuilder(source), (0, size)
     tags = {str(key).lower(): str(value).strip() for key, value in container.metadata.items()}
     for name in _TAGS:
         if tags.get(name):
             assembly.gap()
-            assembly.add(f"{name.capitalize()}: {tags[name]}", whole)
+            assembly.add(f"{name.capitalize()}: {tags[name]}", span)
     tracks = [track for track in container.streams if track.type == "subtitle"]
     texts = [track for track in tracks if track.codec_context.name in _TEXT_TRACKS]
-    chosen = next(filter(_is_default, texts), texts[0] if texts else None)
+    selected = next(filter(_is_default, texts), texts[0] if texts else None)
     chapters = list(_chapters(container))
     cues = 0
-    for begins, lines in _cues(container, chosen):
+    for begins, lines in _cues(container, selected):
         while chapters and chapters[0][0] <= begins:
-            _add_chapter(assembly, *chapters.pop(0), whole)
+            _add_chapter(assembly, *chapters.pop(0), span)
         cues += 1
         for line in lines if cues <= _MAX_CUES else ():
-            add_cue(assembly, line, begins, whole)
+            add_cue(assembly, line, begins, span)
     for chapter in chapters:
-        _add_chapter(assembly, *chapter, whole)
+        _add_chapter(assembly, *chapter, span)
     metadata: dict[str, Any] = {
         "duration_s": round(container.duration / 1e6, 3) if container.duration else None,
-        "subtitles": _track_name(chosen) if chosen is not None else "",
+        "subtitles": _track_name(selected) if selected is not None else "",
         "cues": min(cues, _MAX_CUES),
-        "subtitles_left_out": [_track_name(track) for track in tracks if track is not chosen],
+        "subtitles_left_out": [_track_name(track) for track in tracks if track is not selected],
     }
     if cues > _MAX_CUES:
         metadata["cues_left_out"] = cues - _MAX_CUES
@@ -100,15 +100,15 @@ def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
             continue
         begins = max(float(packet.pts * packet.time_base), 0.0)
         shown = [
-            bytes(rect.dialogue) for found in packet.decode() for rect in _subtitle_texts(found)
+            bytes(rect.dialogue) for event in packet.decode() for rect in _subtitle_texts(event)
         ]
         text = b"\n".join(shown).decode("utf-8", "replace")
         yield begins, text.replace("\\N", "\n").replace("\\n", "\n").split("\n")
 
 
-def _subtitle_texts(found: Any) -> list[Any]:
+def _subtitle_texts(event: Any) -> list[Any]:
     """Return the text events of a decoded subtitle, given as a set or as one event."""
-    parts = list(found) if hasattr(found, "__iter__") else [found]
+    parts = list(event) if hasattr(event, "__iter__") else [event]
     return [part for part in parts if getattr(part, "dialogue", None)]
 
 
@@ -120,11 +120,11 @@ def _chapters(container: Any) -> Iterator[tuple[float, str]]:
 
 
 def _add_chapter(
-    assembly: DocumentBuilder, begins: float, title: str, whole: tuple[int, int]
+    assembly: DocumentBuilder, begins: float, title: str, span: tuple[int, int]
 ) -> None:
     assembly.gap()
     assembly.heading(2, title)
-    assembly.add(f"## {title}", whole, label=format_timestamp(begins))
+    assembly.add(f"## {title}", span, label=format_timestamp(begins))
     assembly.gap("\n")  # the line that follows adds another
 
 

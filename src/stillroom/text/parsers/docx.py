@@ -55,17 +55,17 @@ class Docx(Parser):
             raise MissingExtraError.of("python-docx", "documents", "reading Word files") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         with unreadable_as_error(source.path):
-            word = docx.Document(io.BytesIO(data))
-            main = str(word.part.partname).lstrip("/")
+            document = docx.Document(io.BytesIO(data))
+            main = str(document.part.partname).lstrip("/")
             assembly = DocumentBuilder(source)
-            body = _BodyReader(word, assembly, archive, main)
-            for element in _elements(word.element.body, 0):
+            body = _BodyReader(document, assembly, archive, main)
+            for element in _elements(document.element.body, 0):
                 if str(element.tag) == f"{_W}tbl":
                     body.add_table(element)
                 else:
                     body.add_paragraph(element)
             _add_notes(archive, assembly, body.counts)
-            title = str(word.core_properties.title or "")
+            title = str(document.core_properties.title or "")
         body.counts["margins"] = _count_margins(archive)
         metadata = {
             f"{name}_left_out": body.counts[key]
@@ -98,12 +98,12 @@ class _BodyReader:
     """Adds the blocks of a document's body."""
 
     def __init__(
-        self, word: Any, assembly: DocumentBuilder, archive: CheckedArchive, label: str
+        self, document: Any, assembly: DocumentBuilder, archive: CheckedArchive, label: str
     ) -> None:
-        self._word, self._assembly, self._archive = word, assembly, archive
+        self._word, self._assembly, self._archive = document, assembly, archive
         self._place: dict[str, Any] = {"span": archive.span(label), "label": label}
         self._was_item = False
-        self._numbering = _ListNumbering(word)
+        self._numbering = _ListNumbering(document)
         self.title = ""
         self.counts: Counter[str] = Counter()
 
@@ -138,9 +138,11 @@ class _BodyReader:
             for cell in _cells(row):
                 above = rows[-1] if rows else []
                 goes_on, width = _merge(cell)
-                at = sum(size for _, size in cells)
-                is_known = goes_on and at < len(above)
-                cells.append((above[at] if is_known else extract_text(cell, self.counts), width))
+                column = sum(size for _, size in cells)
+                is_known = goes_on and column < len(above)
+                cells.append(
+                    (above[column] if is_known else extract_text(cell, self.counts), width)
+                )
             rows.append(expand_row(cells))
         rendered = render_table(rows)
         if rendered:
@@ -186,23 +188,23 @@ def _parse_whole(value: str | None, least: int, most: int) -> int:
 class _ListNumbering:
     """List markers: bullets, or running numbers."""
 
-    def __init__(self, word: Any) -> None:
+    def __init__(self, document: Any) -> None:
         self._formats: dict[str, dict[int, str]] = {}
         self._counts: dict[tuple[str, int], int] = {}
         try:
-            root = word.part.numbering_part.element
+            root = document.part.numbering_part.element
         except (KeyError, AttributeError, RuntimeError):
             return
         kinds = {
-            one.get(f"{_W}abstractNumId"): {
+            element.get(f"{_W}abstractNumId"): {
                 _parse_whole(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
-                for level in one.iter(f"{_W}lvl")
+                for level in element.iter(f"{_W}lvl")
             }
-            for one in root.iter(f"{_W}abstractNum")
+            for element in root.iter(f"{_W}abstractNum")
         }
-        for one in root.iter(f"{_W}num"):
-            number = one.get(f"{_W}numId")
-            self._formats[number] = kinds.get(_value(one, "abstractNumId"), {})
+        for element in root.iter(f"{_W}num"):
+            number = element.get(f"{_W}numId")
+            self._formats[number] = kinds.get(_value(element, "abstractNumId"), {})
 
     def mark(self, paragraph: Any, style: Any, name: str) -> str:
         """Return the marker of a list item, or an empty string."""
@@ -224,10 +226,10 @@ class _ListNumbering:
 
 def _numbers(properties: Any) -> tuple[str, int]:
     """Return the list and the level in a paragraph's properties."""
-    found = properties.find(f"{_W}numPr") if properties is not None else None
-    if found is None:
+    numbering = properties.find(f"{_W}numPr") if properties is not None else None
+    if numbering is None:
         return "", 0
-    return _value(found, "numId"), _parse_whole(_value(found, "ilvl"), 0, _MAX_LEVEL)
+    return _value(numbering, "numId"), _parse_whole(_value(numbering, "ilvl"), 0, _MAX_LEVEL)
 
 
 def _value(element: Any, name: str) -> str:
@@ -272,9 +274,9 @@ def _add_notes(archive: CheckedArchive, assembly: DocumentBuilder, counts: Count
 def _count_margins(archive: CheckedArchive) -> int:
     """Return the number of headers and footers with text."""
     names = [
-        one.filename
-        for one in archive.file.infolist()
-        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", one.filename)
+        entry.filename
+        for entry in archive.file.infolist()
+        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", entry.filename)
     ]
     return sum(bool(extract_text(_parse_xml(archive.read(name))).strip()) for name in names)
 

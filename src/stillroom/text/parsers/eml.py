@@ -146,12 +146,12 @@ def _find_header(data: bytes, name: str) -> tuple[int, int]:
 
 
 def _body_start(data: bytes) -> int:
-    found = [
+    starts = [
         position + len(mark)
         for mark in (b"\r\n\r\n", b"\n\n")
         if (position := data.find(mark)) >= 0
     ]
-    return min(found, default=len(data))
+    return min(starts, default=len(data))
 
 
 def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
@@ -180,14 +180,21 @@ def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
 
 def _alternatives(part: Message) -> set[int]:
     """Return the leaves of alternatives to skip: HTML where there is plain text too."""
-    leaves = [one for one in part.get_payload() if isinstance(one, Message)]
+    leaves = [subpart for subpart in part.get_payload() if isinstance(subpart, Message)]
     has_plain = any(
-        one.get_content_type() == "text/plain" and str(one.get_payload()).strip() for one in leaves
+        subpart.get_content_type() == "text/plain" and str(subpart.get_payload()).strip()
+        for subpart in leaves
     )
     if not has_plain:
         return set()
-    inner = [leaf for one in leaves for leaf in (one.walk() if one.is_multipart() else [one])]
-    return {id(one) for one in inner[:_MAX_PARTS] if one.get_content_subtype() == "html"}
+    inner = [
+        leaf
+        for subpart in leaves
+        for leaf in (subpart.walk() if subpart.is_multipart() else [subpart])
+    ]
+    return {
+        id(subpart) for subpart in inner[:_MAX_PARTS] if subpart.get_content_subtype() == "html"
+    }
 
 
 def _add_body(

@@ -86,17 +86,17 @@ def _read(data: bytes, source: SourceFile) -> Document:
             continue
         picture.seek(number - 1)
         source.more_time()
-        found = recognize_text(_pixels(picture))
+        result = recognize_text(_pixels(picture))
         place: dict[str, Any] = {"span": (0, len(data)), "page": number}
-        place["label"] = f"OCR, confidence {found.confidence:.2f}"
-        for block in arrange_blocks(found.runs):
+        place["label"] = f"OCR, confidence {result.confidence:.2f}"
+        for block in arrange_blocks(result.runs):
             text = render_table(block.rows) if block.kind == "table" else block.text
             if text:
                 assembly.gap()
                 assembly.add(text, **place)
-        if found.runs:
-            sure.append(found.confidence)
-        if found.turn:
+        if result.runs:
+            sure.append(result.confidence)
+        if result.turn:
             turned.append(number)
     metadata: dict[str, Any] = {
         "pages": frames,

@@ -54,8 +54,8 @@ class Ipynb(Parser):
                 next="open and save it in Jupyter, or leave it out",
             ) from error
         for number, (cell, start, end) in enumerate(cells, 1):
-            given = cell.get("outputs")
-            outputs += len(given) if isinstance(given, list) else bool(given)
+            cell_outputs = cell.get("outputs")
+            outputs += len(cell_outputs) if isinstance(cell_outputs, list) else bool(cell_outputs)
             _add_cell(cell, assembly, (where.at(start), where.at(end)), f"cell {number}", language)
         title = str(facts.get("title") or facts.get("name") or "")
         metadata = {**decoded.metadata, "outputs_left_out": outputs}

@@ -69,7 +69,9 @@ def _unescape(run: str) -> str:
         readable = str(json.loads(f'"{run}"'))
     except ValueError:
         return ""
-    is_safe = all(ord(one) >= 0x80 and not 0xD800 <= ord(one) < 0xE000 for one in readable)
+    is_safe = all(
+        ord(character) >= 0x80 and not 0xD800 <= ord(character) < 0xE000 for character in readable
+    )
     return readable if is_safe else ""
 
 

@@ -146,8 +146,8 @@ class _BlockWriter:
                     is_first = False
 
     def _write_slide_notes(self, parent: Any) -> None:
-        texts = [self._words(one) for one in parent.iter(f"{_TEXT}p")]
-        text = " ".join(one for one in texts if one)
+        texts = [self._words(paragraph) for paragraph in parent.iter(f"{_TEXT}p")]
+        text = " ".join(paragraph for paragraph in texts if paragraph)
         self._add(f"Notes: {text}" if text else "")
 
     def _write_sheet(self, sheet: Any) -> None:
@@ -182,7 +182,7 @@ class _BlockWriter:
             for _ in range(min(times, _MAX_ROWS - total)):
                 yield texts
             total += times
-            above = [text if at in down else "" for at, text in enumerate(texts)]
+            above = [text if column in down else "" for column, text in enumerate(texts)]
         self.counts["rows"] += max(total - _MAX_ROWS, 0)
 
     def _cells(self, row: Any, above: list[str]) -> tuple[list[tuple[str, int]], set[int]]:
@@ -221,7 +221,9 @@ class _BlockWriter:
 
     def _cell(self, cell: Any) -> str:
         """Return the displayed text of a cell, or its value."""
-        texts = [self._words(one) for one in cell if _name(one) in {"p", "h", "list", "table"}]
+        texts = [
+            self._words(child) for child in cell if _name(child) in {"p", "h", "list", "table"}
+        ]
         for comment in cell.iterchildren(f"{_OFFICE}annotation"):
             self._note("Comments", comment)
         shown = " ".join(text for text in texts if text)
@@ -247,14 +249,14 @@ class _BlockWriter:
                 parts.append(gap + self._words(child) + gap)
             parts.append(child.tail or "")
         lines = "".join(parts).split("\n")
-        kept = [" ".join(line.split()) for line in lines]
-        return "\n".join(line for line in kept if line)
+        cleaned = [" ".join(line.split()) for line in lines]
+        return "\n".join(line for line in cleaned if line)
 
     def _note(self, kind: str, element: Any) -> int:
         """Collect a note's text for the end of the document; return its number."""
         lines = self._notes[kind]
-        bodies = [self._words(one) for one in element.iter(f"{_TEXT}p")]
-        text = " ".join(" ".join(one.split()) for one in bodies if one)
+        bodies = [self._words(body) for body in element.iter(f"{_TEXT}p")]
+        text = " ".join(" ".join(body.split()) for body in bodies if body)
         number = len(lines) + 1
         if text:
             lines.append(f"- [^{number}]: {text}" if kind == "Footnotes" else f"- {text}")
@@ -289,5 +291,5 @@ def _title(archive: CheckedArchive, parser: Any) -> str:
 
     if "meta.xml" not in archive:
         return ""
-    found = etree.fromstring(archive.read("meta.xml"), parser).find(".//{*}title")
-    return "" if found is None else str(found.text or "")
+    element = etree.fromstring(archive.read("meta.xml"), parser).find(".//{*}title")
+    return "" if element is None else str(element.text or "")

@@ -172,21 +172,21 @@ class _PdfReader:
         start = time.process_time()
         scale = min(_OCR_SCALE, _MAX_OCR_SIDE / max(*page.get_size(), 1.0))
         pixels = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3]
-        found = recognize_text(pixels, scale=1 / scale)
+        result = recognize_text(pixels, scale=1 / scale)
         self._spent += time.process_time() - start
-        blocks = arrange_blocks(found.runs)
+        blocks = arrange_blocks(result.runs)
         if blocks:
-            self._confidence[number] = found.confidence
-            if found.turn:
+            self._confidence[number] = result.confidence
+            if result.turn:
                 self._turned.append(number)
             for block in blocks:  # OCR and text pages use one scale, from the top
-                block.top, block.bottom = block.top - found.height, block.bottom - found.height
+                block.top, block.bottom = block.top - result.height, block.bottom - result.height
         return blocks
 
     def _require_ocr(self) -> None:
         """Refuse a file of images only where OCR is not available."""
         has_text = any(page.blocks for page in self._pages) or any(
-            one.fields or one.notes for one in self._overlays.values()
+            overlay.fields or overlay.notes for overlay in self._overlays.values()
         )
         if self._unread and not has_text and self._source.limits.ocr != "never" and not has_ocr():
             raise MissingExtraError.of(
@@ -196,14 +196,14 @@ class _PdfReader:
     def _metadata(self, total: int, dropped: int) -> dict[str, Any]:
         counts, pages = self._counts, self._pages
         overlays = self._overlays.values()
-        links = list(dict.fromkeys(link for one in overlays for link in one.links))
+        links = list(dict.fromkeys(link for overlay in overlays for link in overlay.links))
         sure = self._confidence
         facts: dict[str, Any] = {
             "repeated_lines_left_out": dropped,
             "hidden_characters_left_out": counts["hidden"],
             "tables": sum(block.kind == "table" for page in pages for block in page.blocks),
-            "form_fields": sum(len(one.fields) for one in overlays),
-            "notes": sum(len(one.notes) for one in overlays),
+            "form_fields": sum(len(overlay.fields) for overlay in overlays),
+            "notes": sum(len(overlay.notes) for overlay in overlays),
             "links": links[:_MAX_LINKS],
             "links_left_out": max(len(links) - _MAX_LINKS, 0),
             "attachments_left_out": self._pdf.count_attachments(),
@@ -212,14 +212,14 @@ class _PdfReader:
             "pages_turned": self._turned,
             "pages_needing_ocr": self._unread,
         }
-        told = {key: value for key, value in facts.items() if value}
+        metadata = {key: value for key, value in facts.items() if value}
         if self._unread:
-            told["notices"] = [self._notice()]
+            metadata["notices"] = [self._notice()]
         return {
             "pages": total,
             "pages_without_text": counts["silent"],
             "pages_unreadable": counts["broken"],
-            **told,
+            **metadata,
         }
 
     def _notice(self) -> str:
@@ -275,9 +275,9 @@ class _MarkdownWriter:
             self._assembly.heading(level, text)
             text = "#" * level + " " + text
         for deep, title in self._within.get(id(block), ()):
-            found = compile_title(title).search(text)
-            start = self._assembly.length + (found.start() if found else 0)
-            self._assembly.heading(deep, title, at=start)
+            match = compile_title(title).search(text)
+            start = self._assembly.length + (match.start() if match else 0)
+            self._assembly.heading(deep, title, position=start)
         self._assembly.add(text, self._span, **place)
         self._last = block if not level else None
 
@@ -334,18 +334,18 @@ def _has_picture(page: Any, *, least: float) -> bool:
 
     width, height = page.get_size()
     covered = drawings = 0.0
-    for one in page.get_objects(max_depth=3):
-        if one.type == pdfium.FPDF_PAGEOBJ_IMAGE:
-            left, bottom, right, top = one.get_bounds()
+    for drawing in page.get_objects(max_depth=3):
+        if drawing.type == pdfium.FPDF_PAGEOBJ_IMAGE:
+            left, bottom, right, top = drawing.get_bounds()
             covered += max(right - left, 0) * max(top - bottom, 0)
-        elif one.type == pdfium.FPDF_PAGEOBJ_PATH:
+        elif drawing.type == pdfium.FPDF_PAGEOBJ_PATH:
             drawings += 1
     return covered >= least * width * height or drawings >= 100
 
 
 def _outline(pdf: Any) -> dict[int, list[OutlineEntry]]:
     """Return the outline's entries as (level, title) by page number, from 1."""
-    found: dict[int, list[OutlineEntry]] = {}
+    entries: dict[int, list[OutlineEntry]] = {}
     for number, mark in enumerate(pdf.get_toc(max_depth=6)):
         if number >= _MAX_OUTLINE:
             break
@@ -353,8 +353,8 @@ def _outline(pdf: Any) -> dict[int, list[OutlineEntry]]:
         index = target.get_index() if target is not None else None
         title = " ".join(str(mark.get_title() or "").split())
         if index is not None and title:
-            found.setdefault(index + 1, []).append((mark.level + 1, title))
-    return found
+            entries.setdefault(index + 1, []).append((mark.level + 1, title))
+    return entries
 
 
 def _refused_error(why: str, where: str) -> DataError:

@@ -63,11 +63,11 @@ class Xlsx(Parser):
         with unreadable_as_error(source.path):
             book = load(values=True)
             formulas = None
-            for at, sheet in enumerate(book.worksheets[: source.limits.pages]):
+            for index, sheet in enumerate(book.worksheets[: source.limits.pages]):
                 xml = _sheet_xml(sheet, archive)
                 if _VALUELESS.search(xml):
                     formulas = formulas or load(values=False)
-                plain = formulas.worksheets[at] if _VALUELESS.search(xml) and formulas else None
+                plain = formulas.worksheets[index] if _VALUELESS.search(xml) and formulas else None
                 counts["hidden_rows"] += len(_HIDDEN_ROW.findall(xml))
                 _SheetReader(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
             title, sheets = str(book.properties.title or ""), book.sheetnames
@@ -101,13 +101,13 @@ def _merges(xml: bytes) -> list[CellArea]:
     """Return the merged areas of a sheet, sorted by first row."""
     from openpyxl.utils import column_index_from_string as index
 
-    found = []
+    areas = []
     for match in _MERGE.finditer(xml):
-        left, top, right, bottom = (one.decode() for one in match.groups())
-        found.append((int(top), int(bottom), index(left) - 1, index(right) - 1))
-        if len(found) >= _MAX_MERGES:
+        left, top, right, bottom = (group.decode() for group in match.groups())
+        areas.append((int(top), int(bottom), index(left) - 1, index(right) - 1))
+        if len(areas) >= _MAX_MERGES:
             break
-    return sorted(found)
+    return sorted(areas)
 
 
 class _SheetReader:
@@ -131,7 +131,9 @@ class _SheetReader:
         title = self._sheet.title
         for first, rows in self._blocks():
             self._counts["cut"] += sum(len(row) > _MAX_COLUMNS for row in rows)
-            used = {at for row in rows for at, cell in enumerate(row[:_MAX_COLUMNS]) if cell}
+            used = {
+                column for row in rows for column, cell in enumerate(row[:_MAX_COLUMNS]) if cell
+            }
             if not used:
                 continue
             is_first = not self._columns
@@ -183,10 +185,10 @@ class _SheetReader:
         for number, row in enumerate(self._sheet.iter_rows(values_only=True), 1):
             cells = [_format_value(value) for value in row]
             if formulas is not None:
-                for at, value in enumerate(next(formulas, ())):
-                    is_bare = at < len(cells) and not cells[at] and value is not None
+                for column, value in enumerate(next(formulas, ())):
+                    is_bare = column < len(cells) and not cells[column] and value is not None
                     if is_bare and str(value).startswith("="):
-                        cells[at] = str(value)
+                        cells[column] = str(value)
                         self._counts["formulas_without_values"] += 1
             while waiting and waiting[-1][0] <= number:
                 area = waiting.pop()
@@ -200,15 +202,15 @@ class _SheetReader:
         """Repeat merged cells in the row, except one alone in it."""
         if not self._active:
             return
-        self._active = [one for one in self._active if one[0][1] >= number]
+        self._active = [area for area in self._active if area[0][1] >= number]
         filled = sum(map(bool, cells))
         for (top, _, left, right), text in self._active:
             if number == top and filled <= 1:
                 continue
             end = min(right, _MAX_COLUMNS)
             cells += [""] * (end + 1 - len(cells))
-            for at in range(left, end + 1):
-                cells[at] = cells[at] or text
+            for column in range(left, end + 1):
+                cells[column] = cells[column] or text
 
 
 def _format_value(value: object) -> str:
@@ -216,8 +218,8 @@ def _format_value(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        whole = value.is_integer() and abs(value) < 1e15
-        return str(int(value)) if whole else f"{value:.15g}"
+        is_integer = value.is_integer() and abs(value) < 1e15
+        return str(int(value)) if is_integer else f"{value:.15g}"
     if isinstance(value, datetime.datetime):
         is_day = value.time() == datetime.time(0)
         return value.date().isoformat() if is_day else value.isoformat(" ")

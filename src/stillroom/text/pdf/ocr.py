@@ -81,19 +81,19 @@ def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
     Raises:
         MissingExtraError: If the extra ``ocr`` is not installed.
     """
-    found = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
-    quarters = _count_quarter_turns(pixels, found)
+    result = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
+    quarters = _count_quarter_turns(pixels, result)
     if quarters:
         import numpy as np
 
         pixels = np.ascontiguousarray(np.rot90(pixels, quarters))
-        found = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
+        result = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
     height, turn = len(pixels) * scale, 90 * quarters
-    if found.boxes is None or found.txts is None:
+    if result.boxes is None or result.txts is None:
         return OcrPage([], 0.0, height, turn)
     runs = []
     weights = total = 0.0
-    for corners, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+    for corners, text, score in zip(result.boxes, result.txts, result.scores, strict=True):
         xs, ys = [float(x) * scale for x, _ in corners], [float(y) * scale for _, y in corners]
         left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
         words = _place_words(" ".join(str(text).split()), left, right)
@@ -106,7 +106,7 @@ def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
     return OcrPage(runs, total / weights if weights else 0.0, height, turn)
 
 
-def _count_quarter_turns(pixels: NDArray[np.uint8], found: Any) -> int:
+def _count_quarter_turns(pixels: NDArray[np.uint8], result: Any) -> int:
     """Return the quarter turns counter-clockwise that make an image upright, from 0 to 3.
 
     Decided by the letters of lines on their side, and by a second recognition of the longest
@@ -114,22 +114,22 @@ def _count_quarter_turns(pixels: NDArray[np.uint8], found: Any) -> int:
     """
     import numpy as np
 
-    if found.boxes is None or found.txts is None:
+    if result.boxes is None or result.txts is None:
         return 0
     lines = [
         (len(text), corners, _is_sideways(corners) and not _HAN_OR_KANA.search(text))
-        for corners, text in zip(found.boxes, found.txts, strict=True)
+        for corners, text in zip(result.boxes, result.txts, strict=True)
     ]
     total = sum(length for length, _, _ in lines)
     on_side = 2 * sum(length for length, _, is_on_side in lines if is_on_side) > total
-    asked = sorted((one for one in lines if one[2] == on_side), key=lambda one: -one[0])
+    checked = sorted((line for line in lines if line[2] == on_side), key=lambda line: -line[0])
     labels = []
-    for _, corners, _ in [one for one in asked if one[0] >= _MIN_LETTERS][:_MAX_LINES_CHECKED]:
+    for _, corners, _ in [line for line in checked if line[0] >= _MIN_LETTERS][:_MAX_LINES_CHECKED]:
         (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
         crop = pixels[max(int(top), 0) : int(bottom) + 1, max(int(left), 0) : int(right) + 1]
         crop = np.ascontiguousarray(np.rot90(crop, int(on_side)))
-        told = _load_engine()(crop, use_det=False, use_cls=True, use_rec=False)
-        labels += [label for label, score in told.cls_res or () if score >= _MIN_CONFIDENCE]
+        crop_result = _load_engine()(crop, use_det=False, use_cls=True, use_rec=False)
+        labels += [label for label, score in crop_result.cls_res or () if score >= _MIN_CONFIDENCE]
     is_reversed = 2 * sum("180" in label for label in labels) > max(len(labels), 2)
     return (int(on_side) + 2 * is_reversed) % 4
 
@@ -143,10 +143,10 @@ def _is_sideways(corners: NDArray[np.float32]) -> bool:
 def _place_words(text: str, left: float, right: float) -> list[tuple[str, float, float]]:
     """Return words with estimated left and right edges, for characters of equal width."""
     step = (right - left) / max(len(text), 1)
-    words, at = [], 0
+    words, offset = [], 0
     for word in text.split():
-        words.append((word, left + at * step, left + (at + len(word)) * step))
-        at += len(word) + 1
+        words.append((word, left + offset * step, left + (offset + len(word)) * step))
+        offset += len(word) + 1
     return words
 
 

@@ -137,7 +137,7 @@ def read_page_text(raw: Any, box: Box) -> PageText:
         raw: PDFium's handle of the text page.
         box: The visible part of the page in PDF coordinates: left, bottom, right, top.
     """
-    found = PageText()
+    page_text = PageText()
     by_turn: dict[int, list[_Glyph]] = {}
     last = -1
     for glyph in _read_glyphs(raw):
@@ -149,18 +149,18 @@ def read_page_text(raw: Any, box: Box) -> PageText:
         by_turn.setdefault(last, []).append(glyph)
     counts = Counter({turn: len(glyphs) for turn, glyphs in by_turn.items()})
     for turn, _ in counts.most_common():
-        seen = rotate_box((box[0], -box[3], box[2], -box[1]), turn)
+        visible = rotate_box((box[0], -box[3], box[2], -box[1]), turn)
         runs: list[TextRun] = []
         for run in _join_runs(by_turn[turn], turn, raw):
-            if _is_hidden(run, seen) and not (runs and _is_overflow(runs[-1], run)):
-                found.hidden += sum(len(word[0]) for word in run.words)
+            if _is_hidden(run, visible) and not (runs and _is_overflow(runs[-1], run)):
+                page_text.hidden += sum(len(word[0]) for word in run.words)
             else:
                 runs.append(run)
-        if not found.runs:
-            found.runs, found.turn = runs, turn
+        if not page_text.runs:
+            page_text.runs, page_text.turn = runs, turn
         elif runs:
-            found.aside.append(runs)
-    return found
+            page_text.aside.append(runs)
+    return page_text
 
 
 @dataclass(slots=True)
@@ -284,7 +284,7 @@ def rotate_box(box: Box, turn: int) -> Box:
     corners = [
         (x * cos - y * sin, x * sin + y * cos) for x in (box[0], box[2]) for y in (box[1], box[3])
     ]
-    xs, ys = [one[0] for one in corners], [one[1] for one in corners]
+    xs, ys = [corner[0] for corner in corners], [corner[1] for corner in corners]
     return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -316,11 +316,11 @@ def group_rows(runs: Sequence[TextRun]) -> list[TextRow]:
     rows: list[TextRow] = []
     edges: list[tuple[float, float]] = []
     for run in sorted(runs, key=lambda run: (run.middle, run.left)):
-        for at in range(len(rows) - 1, max(len(rows) - 4, -1), -1):
-            top, bottom = edges[at]
+        for index in range(len(rows) - 1, max(len(rows) - 4, -1), -1):
+            top, bottom = edges[index]
             overlap = min(bottom, run.bottom) - max(top, run.top)
             if overlap >= 0.5 * min(bottom - top, run.bottom - run.top):
-                rows[at].append(run)
+                rows[index].append(run)
                 break
         else:
             rows.append([run])
@@ -345,13 +345,13 @@ def is_inside(run: TextRun, box: Box) -> bool:
 
 def find_row_gaps(row: TextRow, least: float) -> Gaps:
     """Return the gaps between a row's runs that are wide enough to separate columns."""
-    found: Gaps = []
+    gaps: Gaps = []
     end = row[0].right
     for run in row[1:]:
         if run.left - end >= least:
-            found.append((end, run.left))
+            gaps.append((end, run.left))
         end = max(end, run.right)
-    return found
+    return gaps
 
 
 def intersect_gaps(gutters: Gaps, row: TextRow, least: float) -> Gaps:
@@ -416,59 +416,61 @@ def read_annotations(document: Any, page: Any, form: Any | None) -> PageAnnotati
     """
     import pypdfium2.raw as pdfium
 
-    found = PageAnnotations()
+    annotations = PageAnnotations()
     for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), _MAX_ANNOTATIONS)):
-        one = pdfium.FPDFPage_GetAnnot(page, index)
-        if not one:
+        annotation = pdfium.FPDFPage_GetAnnot(page, index)
+        if not annotation:
             continue
         try:
-            _read_annotation(one, document, form, found)
+            _read_annotation(annotation, document, form, annotations)
         finally:
-            pdfium.FPDFPage_CloseAnnot(one)
-    return found
+            pdfium.FPDFPage_CloseAnnot(annotation)
+    return annotations
 
 
-def _read_annotation(one: Any, document: Any, form: Any | None, found: PageAnnotations) -> None:
+def _read_annotation(
+    annotation: Any, document: Any, form: Any | None, annotations: PageAnnotations
+) -> None:
     import pypdfium2.raw as pdfium
 
-    kind = pdfium.FPDFAnnot_GetSubtype(one)
+    kind = pdfium.FPDFAnnot_GetSubtype(annotation)
     if kind == _LINK:
-        target = _link_target(document, pdfium.FPDFAnnot_GetLink(one))
+        target = _link_target(document, pdfium.FPDFAnnot_GetLink(annotation))
         if target:
-            found.links.append(target)
+            annotations.links.append(target)
         return
     is_field = kind == _WIDGET and form is not None
     if not is_field and kind not in _NOTE_TYPES:
         return
-    text = _form_field(form, one) if is_field else _note_line(one, _NOTE_TYPES[kind])
+    text = _form_field(form, annotation) if is_field else _note_line(annotation, _NOTE_TYPES[kind])
     if not text:
         return
-    if pdfium.FPDFAnnot_GetFlags(one) & _HIDDEN:
-        found.hidden += len(text)
+    if pdfium.FPDFAnnot_GetFlags(annotation) & _HIDDEN:
+        annotations.hidden += len(text)
     else:
-        (found.fields if is_field else found.notes).append(text)
+        (annotations.fields if is_field else annotations.notes).append(text)
 
 
-def _form_field(form: Any, one: Any) -> str:
+def _form_field(form: Any, annotation: Any) -> str:
     """Return a filled form field as 'name: value', or an empty string."""
     import pypdfium2.raw as pdfium
 
-    kind = pdfium.FPDFAnnot_GetFormFieldType(form, one)
-    name = _read_string(pdfium.FPDFAnnot_GetFormFieldAlternateName, form, one)
-    name = name or _read_string(pdfium.FPDFAnnot_GetFormFieldName, form, one)
+    kind = pdfium.FPDFAnnot_GetFormFieldType(form, annotation)
+    name = _read_string(pdfium.FPDFAnnot_GetFormFieldAlternateName, form, annotation)
+    name = name or _read_string(pdfium.FPDFAnnot_GetFormFieldName, form, annotation)
     if kind in _TEXT_FIELDS:
-        value = _read_string(pdfium.FPDFAnnot_GetFormFieldValue, form, one)
-    elif kind in _CHECK_FIELDS and pdfium.FPDFAnnot_IsChecked(form, one):
-        value = _read_string(pdfium.FPDFAnnot_GetFormFieldExportValue, form, one) or "yes"
+        value = _read_string(pdfium.FPDFAnnot_GetFormFieldValue, form, annotation)
+    elif kind in _CHECK_FIELDS and pdfium.FPDFAnnot_IsChecked(form, annotation):
+        value = _read_string(pdfium.FPDFAnnot_GetFormFieldExportValue, form, annotation) or "yes"
     else:
         value = ""
     return f"{name or 'Field'}: {value}" if value else ""
 
 
-def _note_line(one: Any, title: str) -> str:
+def _note_line(annotation: Any, title: str) -> str:
     import pypdfium2.raw as pdfium
 
-    content = _read_string(pdfium.FPDFAnnot_GetStringValue, one, b"Contents")
+    content = _read_string(pdfium.FPDFAnnot_GetStringValue, annotation, b"Contents")
     return f"{title}: {content}" if content else ""
 
 

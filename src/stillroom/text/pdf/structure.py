@@ -78,7 +78,7 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
     seen: set[str] = set()
     dropped = 0
     for page in pages:
-        kept = []
+        remaining = []
         lasting = [block for block in page.blocks if not _may_repeat(block, page)]
         for block in page.blocks:
             mark = _normalize_repeated(block) if _may_repeat(block, page) else ""
@@ -88,8 +88,8 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
                 dropped += len(block.lines)
                 continue
             seen.add(mark)
-            kept.append(block)
-        page.blocks = kept
+            remaining.append(block)
+        page.blocks = remaining
     return dropped
 
 
@@ -128,7 +128,7 @@ def find_heading_levels(
     """
     body = measure_body_size(pages)
     known = known or {}
-    found: list[tuple[PageBlock, HeadingStyle]] = []
+    candidates: list[tuple[PageBlock, HeadingStyle]] = []
     bold = plain = 0
     for page in pages:
         for block in page.blocks:
@@ -138,29 +138,31 @@ def find_heading_levels(
             size = len(block.text)
             bold, plain = (bold + size, plain) if block.is_bold else (bold, plain + size)
             if id(block) in known or _looks_like_heading(block, body):
-                found.append((block, _style_of_block(block, body)))
+                candidates.append((block, _style_of_block(block, body)))
     if bold > plain:  # bold is the document's normal style
-        found = [
-            (one, style) for one, style in found if style[0] >= _HEADING_RATIO or id(one) in known
+        candidates = [
+            (heading, style)
+            for heading, style in candidates
+            if style[0] >= _HEADING_RATIO or id(heading) in known
         ]
-    levels = _rank_styles(found, known)
-    marked = {id(block): levels[style] for block, style in found if style in levels}
+    levels = _rank_styles(candidates, known)
+    marked = {id(block): levels[style] for block, style in candidates if style in levels}
     return {**marked, **known}
 
 
 def _rank_styles(
-    found: list[tuple[PageBlock, HeadingStyle]], known: dict[int, int]
+    candidates: list[tuple[PageBlock, HeadingStyle]], known: dict[int, int]
 ) -> dict[HeadingStyle, int]:
     if known:
         votes: dict[HeadingStyle, Counter[int]] = {}
-        for block, style in found:
+        for block, style in candidates:
             votes.setdefault(style, Counter())[known.get(id(block), 0)] += 1
         return {
             style: next(level for level, _ in count.most_common() if level)
             for style, count in votes.items()
             if 2 * count[0] <= count.total()  # the outline names half of the blocks in that style
         }
-    larger = sorted({size for _, (size, _) in found if size >= _HEADING_RATIO}, reverse=True)
+    larger = sorted({size for _, (size, _) in candidates if size >= _HEADING_RATIO}, reverse=True)
     ranks: dict[float, int] = {}
     first = 0.0
     for size in larger:
@@ -168,7 +170,7 @@ def _rank_styles(
             first, rank = size, len(set(ranks.values()))
         ranks[size] = rank
     least = len(set(ranks.values()))
-    return {style: min(ranks.get(style[0], least) + 1, 6) for _, style in found}
+    return {style: min(ranks.get(style[0], least) + 1, 6) for _, style in candidates}
 
 
 def _style_of_block(block: PageBlock, body: float) -> HeadingStyle:
@@ -203,15 +205,17 @@ def match_outline(
     known: dict[int, int] = {}
     within: dict[int, list[OutlineEntry]] = {}
     for page in pages:
-        rest = [block for block in page.blocks if block.kind != "table"]
+        remaining = [block for block in page.blocks if block.kind != "table"]
         for level, title in outline.get(page.number, []):
-            whole = next((block for block in rest if _is_title(block, title)), None)
-            if whole is not None:
-                known[id(whole)] = min(level, 6)
-                rest = rest[rest.index(whole) + 1 :]
+            title_block = next((block for block in remaining if _is_title(block, title)), None)
+            if title_block is not None:
+                known[id(title_block)] = min(level, 6)
+                remaining = remaining[remaining.index(title_block) + 1 :]
                 continue
             pattern = compile_title(title)
-            part = next((one for one in rest if pattern.search(one.text)), None)
+            part = next(
+                (candidate for candidate in remaining if pattern.search(candidate.text)), None
+            )
             part = part or next(iter(page.blocks), None)
             if part is not None:
                 within.setdefault(id(part), []).append((min(level, 6), title))
@@ -220,9 +224,9 @@ def match_outline(
 
 def _is_title(block: PageBlock, title: str) -> bool:
     """Return whether a block is a title, ignoring a leading number and hyphenation."""
-    wanted = "".join(title.split()).casefold()
+    folded_title = "".join(title.split()).casefold()
     text = "".join(block.text.split()).replace(SOFT_HYPHEN, "").casefold()
-    return text.endswith(wanted) and len(text) - len(wanted) <= 12
+    return text.endswith(folded_title) and len(text) - len(folded_title) <= 12
 
 
 def compile_title(title: str) -> re.Pattern[str]:
@@ -258,8 +262,8 @@ class DocumentVocabulary:
 
     def _mended(self, match: re.Match[str]) -> str:
         first, second = match.group(1), match.group(2)
-        rest = _WORD.match(second)
-        left, right = first.casefold(), (rest.group() if rest else second).casefold()
+        word = _WORD.match(second)
+        left, right = first.casefold(), (word.group() if word else second).casefold()
         is_known = f"{left}-{right}" in self._known or second[0].isupper()
         both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
         keeps = is_known or (both and left + right not in self._known)
