@@ -121,7 +121,7 @@ class Job:
         """Empty the working folder of an earlier run, if that is allowed."""
         if not overwrite:
             raise DataError(
-                f"an unfinished run of {self.out} lies in {self.work}",
+                f"an unfinished run of {self.out} is in {self.work}",
                 code="data.unfinished",
                 expected="--resume or --overwrite",
                 next="add --resume to continue it, or --overwrite to start over",

@@ -171,7 +171,7 @@ def read_range(address: str, start: int, stop: int) -> bytes:
         raise DataError(
             f"{address} ended at byte {start + len(data)} while it was read",
             code="object.changed",
-            expected="objects that stay as they are meanwhile",
+            expected="objects that do not change meanwhile",
             next="run again",
         )
     return data

@@ -323,7 +323,7 @@ def _changed_error(address: str, names: list[str]) -> DataError:
         f"{len(names)} objects changed while they were copied, the first is {names[0]!r:.120}",
         code="object.changed",
         where=address,
-        expected="objects that stay as they are meanwhile",
+        expected="objects that do not change meanwhile",
         next="run again",
     )
 
@@ -353,13 +353,13 @@ def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> in
             raise DataError(
                 f"the bucket of {address} does not exist",
                 code="object.missing",
-                expected="a bucket that is there: publishing makes none",
-                next="make it with the store's own tools, or check its name",
+                expected="an existing bucket: publishing does not create one",
+                next="create it with the store's own tools, or check its name",
             ) from error
         manifest = join_address(base, MANIFEST)
         if before and not overwrite:
             raise DataError(
-                f"something lies at {address} already",
+                f"{address} is not empty",
                 code="object.exists",
                 expected="an address with nothing below it",
                 next="choose another, or replace it with --overwrite",
@@ -397,7 +397,7 @@ def fetch_folder(address: str, folder: Path) -> int:
         raise DataError(
             f"{address} holds no {MANIFEST}",
             code="object.unfinished",
-            expected="what `stillroom publish` has sent, whole",
+            expected="a complete folder sent by `stillroom publish`",
             next="publish it again",
         )
     for name in [*(name for name in objects if name != MANIFEST), MANIFEST]:

@@ -232,7 +232,7 @@ def _damaged_error(path: Path, error: Exception) -> DataError:
         f"{path} is damaged: {error}",
         code="data.damaged",
         where=str(path),
-        expected="what a finished job wrote",
+        expected="the output of a finished job",
         next=f"stillroom verify {path.parent.parent}",
     )
 
@@ -308,7 +308,7 @@ def read_ledger(
             f"{path} is damaged: {error}",
             code="data.damaged",
             where=str(path),
-            expected="what a finished job wrote",
+            expected="the output of a finished job",
             next=f"stillroom verify {output.parent}",
         ) from error
 

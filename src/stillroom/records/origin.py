@@ -91,7 +91,7 @@ class Origin:
                 f"origin kind {kind!r} is not known",
                 code="data.origin",
                 expected="one of: human, synthetic, unknown",
-                next="set origin.kind to 'unknown' if nobody knows",
+                next="set origin.kind to 'unknown' if it is unknown",
             )
         chain = tuple(Link.from_json(link) for link in data.get("chain", ()))
         return cls(cast("OriginKind", kind), chain, str(data.get("license", "")))

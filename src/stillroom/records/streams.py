@@ -57,7 +57,7 @@ def find_suffix(path: Path | ObjectFile) -> str:
             f"{path} has no suffix of a file of records",
             code="data.suffix",
             expected=f"one of: {', '.join(SUFFIXES)}",
-            next="rename the file to what it is",
+            next="give the file the suffix of its format",
         )
     return max(suffixes, key=len)
 

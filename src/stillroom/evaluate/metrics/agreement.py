@@ -188,7 +188,7 @@ def _pair_labels(verdicts: Sequence[bool], labels: Sequence[bool]) -> tuple[Floa
             f"{len(verdicts)} verdicts and {len(labels)} labels cannot be paired",
             code="metric.unpaired",
             expected="one label a verdict, in the same order",
-            next="compare what people and the judge said of the same answers",
+            next="compare labels and verdicts of the same answers",
         )
     return np.asarray(verdicts, dtype=np.float64), np.asarray(labels, dtype=np.float64)
 
@@ -306,10 +306,10 @@ class IsotonicScaler:
         """
         if len(scores) != len(labels) or len(scores) < 2:
             raise DataError(
-                f"{len(scores)} scores and {len(labels)} labels give no curve",
+                f"{len(scores)} scores and {len(labels)} labels are too few for a curve",
                 code="metric.unpaired",
                 expected="two or more of each, one label a score",
-                next="label more of what was judged",
+                next="label more of the judged units",
             )
         pooled: dict[float, list[float]] = {}
         for score, label in zip(scores, labels, strict=True):

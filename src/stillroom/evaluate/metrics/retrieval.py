@@ -22,7 +22,7 @@ from stillroom.evaluate.metrics.bootstrap import (
 )
 
 __all__ = [
-    "Judgements",
+    "Judgments",
     "Ranking",
     "RunComparison",
     "compare_runs",
@@ -57,7 +57,7 @@ Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 """Results of one query: ids with scores, in any order."""
 
 
-Judgements = Mapping[str, Mapping[str, int]]
+Judgments = Mapping[str, Mapping[str, int]]
 
 
 """Relevance of each judged id by query; above 0 is relevant."""
@@ -65,7 +65,7 @@ Judgements = Mapping[str, Mapping[str, int]]
 
 def retrieval_metrics(
     run: Mapping[str, Ranking],
-    qrels: Judgements,
+    qrels: Judgments,
     *,
     ndcg_at: int = 10,
     recall_at: int = 5,
@@ -74,7 +74,7 @@ def retrieval_metrics(
 
     Args:
         run: Results by query.
-        qrels: Relevance judgements by query.
+        qrels: Relevance judgments by query.
         ndcg_at: Cutoff of nDCG (gain is the relevance itself, discount log2).
         recall_at: Cutoff of recall.
 
@@ -91,7 +91,7 @@ def retrieval_metrics(
 
 def score_run(
     run: Mapping[str, Ranking],
-    qrels: Judgements,
+    qrels: Judgments,
     measures: Sequence[str],
     *,
     relevance_level: int = 1,
@@ -104,7 +104,7 @@ def score_run(
 
     Args:
         run: Results by query.
-        qrels: Relevance judgements by query.
+        qrels: Relevance judgments by query.
         measures: ``ndcg@K``, ``recall@K``, ``precision@K``, ``success@K``, ``map``, ``map@K``,
             ``mrr`` (trec_eval's recip_rank, of the whole ranking), ``mrr@K``, ``ndcg``, ``rprec``
             or ``bpref``.
@@ -150,8 +150,8 @@ def score_run(
     return {name: scores[name] for name in parsed}
 
 
-def _prepare_qrels(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
-    """Return the judgements in a form safe for trec_eval, without queries that have none.
+def _prepare_qrels(qrels: Judgments, least: int) -> dict[str, dict[str, int]]:
+    """Return the judgments in a form safe for trec_eval, without queries that have none.
 
     Grades below 1 are not relevant to any measure; but grades below -1 (the web tracks' -2 for
     spam) overrun pytrec_eval's tables and may crash the process, and ``ndcg`` does not terminate
@@ -292,7 +292,7 @@ class RunComparison:
 
 def compare_runs(
     runs: Mapping[str, Mapping[str, Ranking]],
-    qrels: Judgements,
+    qrels: Judgments,
     measures: Sequence[str],
     *,
     relevance_level: int = 1,
@@ -304,7 +304,7 @@ def compare_runs(
 
     Args:
         runs: Results by run and query.
-        qrels: Relevance judgements.
+        qrels: Relevance judgments.
         measures: Measures, as in ``score_run``.
         relevance_level: trec_eval's ``-l``.
         depth: trec_eval's ``-M``; 0 for no cutoff.

@@ -2,7 +2,7 @@
 
 Reads BEIR's layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), TREC's qrels and run files, and
 plain JSON lines; writes TREC's run files. Column lines that start with ``#`` are comments, as in
-trec_eval. An unreadable row raises an error with file and line: silently dropped judgements would
+trec_eval. An unreadable row raises an error with file and line: silently dropped judgments would
 bias every figure.
 """
 
@@ -120,19 +120,19 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     Raises:
         DataError: If a row is malformed, or one id is judged twice and differently for a query.
     """
-    judgements: dict[str, dict[str, int]] = {}
-    rows = _json_judgements if path.suffix == ".jsonl" else _column_judgements
+    judgments: dict[str, dict[str, int]] = {}
+    rows = _json_judgments if path.suffix == ".jsonl" else _column_judgments
     for where, query, name, grade in rows(path):
-        known = judgements.setdefault(query, {})
+        known = judgments.setdefault(query, {})
         if known.setdefault(name, grade) != grade:
             raise _row_error(
                 where,
                 f"'{name}' is judged {known[name]} and {grade} for '{query}'",
-                "one judgement",
+                "one judgment",
             )
-    if not judgements:
-        raise _row_error(str(path), "there is no judgement", "at least one")
-    return judgements
+    if not judgments:
+        raise _row_error(str(path), "there is no judgment", "at least one")
+    return judgments
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
@@ -178,7 +178,7 @@ def _query_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         yield where, name.strip(), text.strip()
 
 
-def _json_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
+def _json_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
     for where, row in _json_rows(path):
         grade = next((row[key] for key in _GRADES if key in row), 1)
         if isinstance(grade, bool) or not isinstance(grade, int):
@@ -191,7 +191,7 @@ def _json_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
         )
 
 
-def _column_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
+def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
     for index, (where, columns) in enumerate(_columns(path)):
         if len(columns) not in (3, 4):
             raise _row_error(
@@ -261,5 +261,5 @@ def _row_error(where: str, message: str, expected: str) -> DataError:
         code="data.collection",
         where=where,
         expected=expected,
-        next="mend the file; nothing is left out in silence",
+        next="correct the row; unreadable rows are not skipped",
     )

@@ -5,7 +5,7 @@ Records that cannot be asked are counted by reason.
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
 or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
 (2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
-BEIR's layout whose queries have answers (the judgements are the evidence), and records from
+BEIR's layout whose queries have answers (the judgments are the evidence), and records from
 ``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
 error with file and line.
 """
@@ -145,7 +145,7 @@ _IDS = ("id", "_id", "query_id", "qid")
 _QUOTES = ("quote", "text", "content")
 
 
-_REPAIR_HINT = "mend the file; nothing is left out in silence"
+_REPAIR_HINT = "correct the row; unreadable rows are not skipped"
 
 
 _DOCUMENT_KEYS = ("path", "document_id", "passage_id", "doc_id", "corpus-id")

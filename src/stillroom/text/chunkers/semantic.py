@@ -67,11 +67,11 @@ class Semantic(Chunker):
     ) -> Iterator[Passage]:
         if embed is None:
             raise DataError(
-                "the chunker 'semantic' cuts by vectors, and no embedder is given",
+                "the chunker 'semantic' needs an embedder",
                 code="text.no-embedder",
                 where=document.path,
                 expected="chunk(document, embed=...)",
-                next="give what embeds texts, or use the chunker 'heading'",
+                next="pass an embedder, or use the chunker 'heading'",
             )
         ruler = TokenRuler(document.text, count)
         units = split_sentence_units(document, ruler, self.size, min_size=min(8, self.size // 2))
