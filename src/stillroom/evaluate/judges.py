@@ -234,13 +234,13 @@ class RubricResult:
 
 @dataclass(frozen=True, slots=True)
 class PairwiseResult:
-    """Verdict on two texts; ``chance`` is the first one's probability, averaged over orders.
+    """Verdict on two texts; ``probability`` is that of the first, averaged over orders.
 
     ``flipped`` is whether the verdict changed with the order. None where the judge gave none.
     """
 
     winner: Winner | None
-    chance: float | None
+    probability: float | None
     flipped: bool
     way: str
 
@@ -248,7 +248,7 @@ class PairwiseResult:
         """Return plain JSON values."""
         return {
             "winner": self.winner,
-            "chance": self.chance,
+            "chance": self.probability,
             "flipped": self.flipped,
             "way": self.way,
         }
@@ -336,12 +336,12 @@ def _combine_orders(straight: ChoiceProbabilities, swapped: ChoiceProbabilities)
     if straight.chances is None or swapped.chances is None:
         return PairwiseResult(None, None, False, way)
     first, second = straight.chances[0], swapped.chances[1]
-    chance = (first + second) / 2
+    probability = (first + second) / 2
     if first > 0.5 and second > 0.5:
-        return PairwiseResult("first", chance, False, way)
+        return PairwiseResult("first", probability, False, way)
     if first < 0.5 and second < 0.5:
-        return PairwiseResult("second", chance, False, way)
-    return PairwiseResult("tie", chance, (first - 0.5) * (second - 0.5) < 0, way)
+        return PairwiseResult("second", probability, False, way)
+    return PairwiseResult("tie", probability, (first - 0.5) * (second - 0.5) < 0, way)
 
 
 def _escape_frame(text: str) -> str:

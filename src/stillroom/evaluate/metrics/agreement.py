@@ -86,20 +86,20 @@ class PlattScaler:
     intercept: float
 
     @classmethod
-    def fit(cls, chances: Sequence[float], labels: Sequence[bool]) -> PlattScaler:
+    def fit(cls, probabilities: Sequence[float], labels: Sequence[bool]) -> PlattScaler:
         """Fit on verdicts with human labels, by Newton's method.
 
         Targets are Platt's smoothed ones, (n+1)/(n+2) and 1/(n+2), so that a few perfectly
         separated labels do not give an infinite slope.
 
         Args:
-            chances: The judge's probabilities of a yes.
+            probabilities: The judge's probabilities of a yes.
             labels: Human labels of the same answers.
 
         Raises:
             DataError: If the lists differ in length, or one of the two labels does not occur.
         """
-        _, truth = _pair_labels([chance > 0.5 for chance in chances], labels)
+        _, truth = _pair_labels([chance > 0.5 for chance in probabilities], labels)
         positives = int(truth.sum())
         if not 0 < positives < len(truth):
             raise DataError(
@@ -111,7 +111,7 @@ class PlattScaler:
         targets = np.where(
             truth > 0, (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
         )
-        odds = np.array([_log_odds(chance) for chance in chances])
+        odds = np.array([_log_odds(chance) for chance in probabilities])
         design = np.stack([odds, np.ones_like(odds)], 1)
         weights = np.array([1.0, 0.0])
         for _ in range(_MAX_NEWTON_STEPS):
@@ -134,9 +134,9 @@ class PlattScaler:
             return math.nan
         return 1 / (1 + math.exp(min(self.intercept / self.slope, 700.0)))
 
-    def apply(self, chance: float) -> float:
-        """Return the probability of a human yes at the judge's probability ``chance``."""
-        power = -(self.slope * _log_odds(chance) + self.intercept)
+    def apply(self, probability: float) -> float:
+        """Return the probability of a human yes given the judge's."""
+        power = -(self.slope * _log_odds(probability) + self.intercept)
         return 1 / (1 + math.exp(min(power, 700.0)))
 
 
@@ -193,8 +193,8 @@ def _pair_labels(verdicts: Sequence[bool], labels: Sequence[bool]) -> tuple[Floa
     return np.asarray(verdicts, dtype=np.float64), np.asarray(labels, dtype=np.float64)
 
 
-def _log_odds(chance: float) -> float:
-    bounded = min(max(chance, _CLIP), 1 - _CLIP)
+def _log_odds(probability: float) -> float:
+    bounded = min(max(probability, _CLIP), 1 - _CLIP)
     return math.log(bounded / (1 - bounded))
 
 

@@ -366,9 +366,6 @@ def _finite_or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_FloatArray = npt.NDArray[np.float64]
-
-
 MIN_RUNS = 3
 
 
@@ -376,14 +373,11 @@ MIN_RUNS = 3
 records exclude a true 0 in 55 % of experiments of one seed, 21 % of two, 16 % of three."""
 
 
-_CROSSED_LEVEL = 0.95
-
-
 def bootstrap_two_way(
-    values: _FloatArray,
-    weights: _FloatArray,
+    values: Floats,
+    weights: Floats,
     *,
-    over: _FloatArray | None = None,
+    over: Floats | None = None,
     resamples: int = 4000,
     seed: int = 0,
     name: str = "",
@@ -416,25 +410,25 @@ def bootstrap_two_way(
     by_row = rng.multinomial(rows, np.full(rows, 1 / rows), resamples).astype(np.float64)
     by_column = rng.multinomial(columns, np.full(columns, 1 / columns), resamples)
     draws = mean(tables, weights, by_row, by_column.astype(np.float64))
-    low, high = np.quantile(draws, [(1 - _CROSSED_LEVEL) / 2, (1 + _CROSSED_LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     note = f"{rows} run{'s' * (rows > 1)}" if rows < 5 else ""
     return Metric(name, value, float(low), float(high), columns, unit, note)
 
 
-_TableList = list[_FloatArray]
+_TableList = list[Floats]
 
 
 def _weighted_mean(
-    tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
-) -> _FloatArray:
+    tables: _TableList, weights: Floats, by_row: Floats, by_column: Floats
+) -> Floats:
     sums = np.einsum("dr,rn,dn->d", by_row, tables[0], by_column, optimize=True)
-    result: _FloatArray = sums / (by_row.sum(1) * (by_column @ weights))
+    result: Floats = sums / (by_row.sum(1) * (by_column @ weights))
     return result
 
 
 def _weighted_ratio(
-    tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
-) -> _FloatArray:
+    tables: _TableList, weights: Floats, by_row: Floats, by_column: Floats
+) -> Floats:
     top, bottom = (_weighted_mean([table], weights, by_row, by_column) for table in tables)
-    result: _FloatArray = top / bottom - 1
+    result: Floats = top / bottom - 1
     return result

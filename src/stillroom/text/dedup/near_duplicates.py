@@ -439,12 +439,6 @@ def _find_crowded(values: Hashes) -> Hashes:
     return np.unique(values[_CROWD_SIZE:][values[_CROWD_SIZE:] == values[:-_CROWD_SIZE]])
 
 
-_PartitionHashes = npt.NDArray[np.uint64]
-
-
-_PartitionOwners = npt.NDArray[np.int64]
-
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -459,7 +453,7 @@ class NgramPartitions:
             folder: Parent of the temporary folder; None keeps all in memory.
         """
         self.parts = parts
-        self._kept: list[list[_PartitionHashes]] = [[] for _ in range(parts)]
+        self._kept: list[list[Hashes]] = [[] for _ in range(parts)]
         self._folder = None if folder is None else Path(tempfile.mkdtemp(dir=folder))
 
     def __enter__(self) -> Self:
@@ -471,7 +465,7 @@ class NgramPartitions:
         if self._folder is not None:
             shutil.rmtree(self._folder)
 
-    def add(self, values: _PartitionHashes, owners: _PartitionOwners) -> None:
+    def add(self, values: Hashes, owners: Positions) -> None:
         """Partition n-grams, (N,) below 2**48, with their owners, (N,)."""
         part = ((values * _GOLDEN >> np.uint64(48)) * np.uint64(self.parts)) >> np.uint64(16)
         part = part.astype(np.min_scalar_type(self.parts))  # small types use a radix sort
@@ -480,7 +474,7 @@ class NgramPartitions:
         for number, rows in enumerate(np.split(_stack_columns(values[order], owners[order]), cuts)):
             self._keep(number, rows)
 
-    def read(self, part: int) -> tuple[_PartitionHashes, _PartitionOwners]:
+    def read(self, part: int) -> tuple[Hashes, Positions]:
         """Return the n-grams of a partition, (N,), and their owners, (N,)."""
         blocks = self._kept[part]
         if self._folder is not None and (path := self._path(self._folder, part)).exists():
@@ -499,7 +493,7 @@ class NgramPartitions:
                 self._path(self._folder, part).unlink(missing_ok=True)
             self._keep(part, _stack_columns(values[order], owners[order]))
 
-    def _keep(self, part: int, rows: _PartitionHashes) -> None:
+    def _keep(self, part: int, rows: Hashes) -> None:
         if self._folder is None:
             self._kept[part].append(rows)
         else:
@@ -511,5 +505,5 @@ class NgramPartitions:
         return folder / f"{part}.u64"
 
 
-def _stack_columns(values: _PartitionHashes, owners: _PartitionOwners) -> _PartitionHashes:
+def _stack_columns(values: Hashes, owners: Positions) -> Hashes:
     return np.stack([values, owners.astype(np.uint64)], axis=1)

@@ -226,9 +226,6 @@ def _mix_bits(values: HashArray) -> HashArray:
     return values ^ (values >> np.uint64(31))
 
 
-ShingleHashes = npt.NDArray[np.uint64]
-
-
 TextPositions = npt.NDArray[np.int64]
 
 
@@ -247,12 +244,6 @@ _BASE = 0x9E3779B97F4A7C15
 _STEP = np.uint64(0xD6E8FEB86659FD93)
 
 
-_MIXER_1 = np.uint64(0xBF58476D1CE4E5B9)
-
-
-_MIXER_2 = np.uint64(0x94D049BB133111EB)
-
-
 _END_OF_LETTERS = 0x40000
 
 
@@ -268,7 +259,7 @@ _BLOCK_TEXTS = 1 << (64 - HASH_BITS)
 class ShingleSets:
     """Sets of hashed n-grams, one per text, sorted; stored in one array."""
 
-    def __init__(self, values: ShingleHashes, offsets: TextPositions) -> None:
+    def __init__(self, values: HashArray, offsets: TextPositions) -> None:
         """Use ``values``, (M,) below 2**48, split at ``offsets``, (N + 1,)."""
         self.values, self.offsets = values, offsets
 
@@ -276,7 +267,7 @@ class ShingleSets:
         """Return the number of texts."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> ShingleHashes:
+    def __getitem__(self, index: int) -> HashArray:
         """Return one text's set, (N,) sorted."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
@@ -302,7 +293,7 @@ def build_shingle_sets(
 
 
 def join_shingle_sets(
-    blocks: Iterable[tuple[ShingleHashes, TextPositions]], *, scratch: Path | None = None
+    blocks: Iterable[tuple[HashArray, TextPositions]], *, scratch: Path | None = None
 ) -> ShingleSets:
     """Join sets that were built block by block, as their values and the size of each.
 
@@ -332,11 +323,11 @@ def join_shingle_sets(
     return ShingleSets(held, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _append_values(file: IO[bytes], values: ShingleHashes) -> None:
+def _append_values(file: IO[bytes], values: HashArray) -> None:
     file.write(values.tobytes())
 
 
-def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[ShingleHashes, TextPositions]]:
+def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[HashArray, TextPositions]]:
     """Yield blocks of sets with the size of each set."""
     for block in _blocks(map(fold_text, texts)):
         words, counts = _hash_words(block)
@@ -356,7 +347,7 @@ def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield block
 
 
-def _hash_words(block: Sequence[str]) -> tuple[ShingleHashes, TextPositions]:
+def _hash_words(block: Sequence[str]) -> tuple[HashArray, TextPositions]:
     """Return the hashes of the words of all texts, and the number of words per text."""
     if len(block) == 1 and len(block[0]) > _BLOCK_CHARACTERS:
         pieces = [_hash_joined(piece)[1] for piece in _cut_text(block[0])]
@@ -379,7 +370,7 @@ def _cut_text(text: str) -> Iterator[str]:
         start = stop
 
 
-def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
+def _hash_joined(text: str) -> tuple[TextPositions, HashArray]:
     """Return the start of each word, and its hash."""
     raw = f"\n{text}\n".encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(raw, dtype=np.uint32)
@@ -391,12 +382,10 @@ def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
     ends = np.flatnonzero(letter[:-1] & ~letter[1:] | single[:-1])
     powers, inverses = _powers(max(_BLOCK_CHARACTERS, len(codes)).bit_length())
     sums = np.cumsum(codes * powers[: len(codes)], dtype=np.uint64)
-    return begins - 1, _finalize_hashes((sums[ends] - sums[begins - 1]) * inverses[begins])
+    return begins - 1, _mix_bits((sums[ends] - sums[begins - 1]) * inverses[begins])
 
 
-def _roll_block(
-    words: ShingleHashes, counts: TextPositions, n: int
-) -> tuple[ShingleHashes, TextPositions]:
+def _roll_block(words: HashArray, counts: TextPositions, n: int) -> tuple[HashArray, TextPositions]:
     """Return the hash of every n-gram, and the text of the block that it belongs to."""
     firsts = np.cumsum(counts) - counts
     held = np.maximum(counts - n + 1, 0)
@@ -412,18 +401,18 @@ def _roll_block(
     return np.concatenate(rolled), np.concatenate(texts)
 
 
-def _hash_runs(words: ShingleHashes, width: int) -> ShingleHashes:
+def _hash_runs(words: HashArray, width: int) -> HashArray:
     """Return the hash of every sequence of ``width`` words, across texts too."""
     size = len(words) - width + 1
     rolled = np.zeros(size, dtype=np.uint64)
     for shift in range(width):
         rolled = rolled * _STEP + words[shift : size + shift]
-    return _finalize_hashes(rolled)
+    return _mix_bits(rolled)
 
 
 def _sort_sets(
-    values: ShingleHashes, texts: TextPositions, count: int
-) -> tuple[ShingleHashes, TextPositions]:
+    values: HashArray, texts: TextPositions, count: int
+) -> tuple[HashArray, TextPositions]:
     """Return the sets of a block's texts, sorted and unique, and their sizes."""
     low = np.uint64((1 << HASH_BITS) - 1)
     keys = (texts.astype(np.uint64) << np.uint64(HASH_BITS)) | (values & low)
@@ -440,15 +429,8 @@ def expand_ranges(firsts: TextPositions, counts: TextPositions) -> TextPositions
     return positions
 
 
-def _finalize_hashes(values: ShingleHashes) -> ShingleHashes:
-    """Mix the bits of hashes (the finalizer of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * _MIXER_1
-    values = (values ^ (values >> np.uint64(27))) * _MIXER_2
-    return values ^ (values >> np.uint64(31))
-
-
 @functools.cache
-def _powers(bits: int) -> tuple[ShingleHashes, ShingleHashes]:
+def _powers(bits: int) -> tuple[HashArray, HashArray]:
     """Return the powers of the base, and of its inverse, below 2**bits."""
     tables = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
