@@ -60,8 +60,10 @@ def _means_full_disk(error: Exception) -> bool:
     """Return whether the disk is full; SQLite and safetensors raise their own errors."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
-    said = str(error)
-    return not isinstance(error, StillroomError) and any(text in said for text in _DISK_FULL_TEXTS)
+    message = str(error)
+    return not isinstance(error, StillroomError) and any(
+        text in message for text in _DISK_FULL_TEXTS
+    )
 
 
 @contextmanager

@@ -141,10 +141,10 @@ class Journal:
                 self._reader = self.path.open("rb")
             reader = self._reader.fileno()
         parts: list[bytes] = []
-        at = offset
+        position = offset
         while not parts or b"\n" not in parts[-1]:
-            parts.append(os.pread(reader, _READ_BYTES, at))
-            at += len(parts[-1])
+            parts.append(os.pread(reader, _READ_BYTES, position))
+            position += len(parts[-1])
             if not parts[-1]:
                 raise IntegrityError(
                     "the journal has become shorter while it was in use",

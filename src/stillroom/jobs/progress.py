@@ -171,9 +171,9 @@ class Progress:
         self.done += count
         now = time.monotonic()
         if now - self._shown >= self._reporter.every_s:
-            said = note if isinstance(note, str) else note()
-            self._reporter.show(self._line(note=said))
-            self._tell(said)
+            text = note if isinstance(note, str) else note()
+            self._reporter.show(self._line(note=text))
+            self._tell(text)
             self._shown = now
 
     def over(self, items: Iterable[T]) -> Iterator[T]:

@@ -49,7 +49,7 @@ def connect(address: str) -> tuple[Any, str]:
         MissingExtraError: If the package for the scheme is not installed.
     """
     match = _ADDRESS.fullmatch(address)
-    scheme, rest = (match[1], match[2]) if match else ("", "")
+    scheme, location = (match[1], match[2]) if match else ("", "")
     if scheme not in _PACKAGES:
         raise DataError(
             f"'{scheme}://' is not a store that can be read" if match else "this is no address",
@@ -58,7 +58,7 @@ def connect(address: str) -> tuple[Any, str]:
             expected="a path, or an address with s3://, gs:// or abfs://",
             next="copy the files to one of these, or to this machine",
         )
-    if "@" in rest.split("/")[0] or "?" in rest:
+    if "@" in location.split("/")[0] or "?" in location:
         raise DataError(
             "an address holds no credentials and no settings",
             code="object.credentials",
@@ -74,7 +74,7 @@ def connect(address: str) -> tuple[Any, str]:
     except ImportError as error:
         package = _PACKAGES[scheme]
         raise MissingExtraError.of(package, "s3", f"{scheme}://") from error
-    return store, rest.rstrip("/")
+    return store, location.rstrip("/")
 
 
 @contextmanager

@@ -134,11 +134,11 @@ class _LockedMirror:
         missing = (
             {name for name in self.found if name.endswith(self.leaves)} if self.leaves else set()
         )
-        wanted = [name for name in self.found if name not in missing and name not in notes]
+        pending = [name for name in self.found if name not in missing and name not in notes]
         self._remove()
         copied, noted = [], time.monotonic()
         try:
-            for name in wanted:
+            for name in pending:
                 source = self.address if self.is_object else join_address(self.address, name)
                 download(source, self.folder / name)
                 notes[name] = self.found[name] | {"here": _local_version(self.folder / name)}
@@ -285,8 +285,8 @@ def _read_note(folder: Path) -> dict[str, Any]:
     """Return the saved list of a mirror; empty if the folder is none."""
     if not folder.name or not (note := _note_path(folder)).is_file():
         return {}
-    found: dict[str, Any] = json.loads(note.read_text())
-    return found
+    saved: dict[str, Any] = json.loads(note.read_text())
+    return saved
 
 
 def _note_path(folder: Path) -> Path:

@@ -256,10 +256,10 @@ class _LineageWalker:
         left = list(dict.fromkeys(ids))
         nodes: dict[str, ProvenanceNode] = {}
         for folder in sources:
-            wanted = [name for name in left if name not in nodes]
-            if not wanted or not has_passages(folder):
+            pending = [name for name in left if name not in nodes]
+            if not pending or not has_passages(folder):
                 continue
-            for name, passage in find_passages(folder, wanted).items():
+            for name, passage in find_passages(folder, pending).items():
                 nodes[name] = self.passage(folder, passage)
         absent = "in no index that this was made from"
         return [
@@ -302,11 +302,11 @@ class _LineageWalker:
         """Return one node per document."""
         nodes: dict[str, ProvenanceNode] = {}
         for folder in sources:
-            wanted = {name for name in ids if name not in nodes}
-            if not wanted:
+            pending = {name for name in ids if name not in nodes}
+            if not pending:
                 continue
-            for row in iter_documents(folder, wanted):
-                if row.get("id") in wanted:
+            for row in iter_documents(folder, pending):
+                if row.get("id") in pending:
                     path, digest = str(row.get("path", "")), str(row.get("digest", ""))
                     file, notes = locate_document(folder, path, digest)
                     shown = str(file) if file else ""

@@ -73,8 +73,8 @@ class EngineChoice(Settings):
     ) -> dict[str, Any]:
         """Include the short form in the schema."""
         group = handler.resolve_ref_schema(handler(schema))
-        whole = {key: group.pop(key) for key in list(group) if key not in {"description", "title"}}
-        group["anyOf"] = [{"enum": list(_NAMES), "type": "string"}, whole]
+        full = {key: group.pop(key) for key in list(group) if key not in {"description", "title"}}
+        group["anyOf"] = [{"enum": list(_NAMES), "type": "string"}, full]
         return group
 
 

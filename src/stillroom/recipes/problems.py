@@ -35,25 +35,25 @@ def explain_validation(
         clean_path(error.location, tree.data, is_missing=error.details["type"] == "missing")
         for error in every
     ]
-    for found, path in zip(every, paths, strict=True):
-        problem = found.problem
-        kind = found.details["type"]
+    for flat, path in zip(every, paths, strict=True):
+        problem = flat.problem
+        kind = flat.details["type"]
         if problem is not None:
-            problems.append(_place(problem, found.location, tree))
+            problems.append(_place(problem, flat.location, tree))
         elif kind in _UNKNOWN:
-            problems.append(_unknown_setting(found.location, model, tree))
+            problems.append(_unknown_setting(flat.location, model, tree))
         elif kind == "missing":
-            problems.append(_missing_setting(found.location, model, tree))
-        elif not _is_other_shape(found.details, path, paths):
-            made = _refused_value(path, found.details, tree)
-            if path in refused and made.expected:
+            problems.append(_missing_setting(flat.location, model, tree))
+        elif not _is_other_shape(flat.details, path, paths):
+            refusal = _refused_value(path, flat.details, tree)
+            if path in refused and refusal.expected:
                 before = problems[refused[path]]
                 problems[refused[path]] = replace(
-                    before, expected=f"{before.expected}, or {made.expected}"
+                    before, expected=f"{before.expected}, or {refusal.expected}"
                 )
             else:
                 refused[path] = len(problems)
-                problems.append(made)
+                problems.append(refusal)
     return list(dict.fromkeys(problems))
 
 

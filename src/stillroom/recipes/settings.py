@@ -87,14 +87,14 @@ def _parse_duration(value: object) -> object:
     return _parse_quantity(value, _TIME_UNITS, "a time as 30s, 5min or 2h", whole=False)
 
 
-def _parse_quantity(value: object, units: dict[str, Any], wanted: str, *, whole: bool) -> object:
+def _parse_quantity(value: object, units: dict[str, Any], expected: str, *, whole: bool) -> object:
     """Parse a number with a unit; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     match = _QUANTITY.fullmatch(value.strip())
     unit = units.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise RecipeError(f"{value!r} has no known unit", code="recipe.value", expected=wanted)
+        raise RecipeError(f"{value!r} has no known unit", code="recipe.value", expected=expected)
     number = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
     return round(number) if whole else float(number)
 

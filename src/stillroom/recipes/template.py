@@ -114,19 +114,21 @@ class _TemplatePrinter:
             self.sets |= method.recipe_sets()
         yield from self.group(model, 0, {"version": 1, "kind": kind})
 
-    def group(self, model: type[BaseModel], indent: int, given: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the lines of a model's settings; ``given`` are the values already decided."""
+    def group(
+        self, model: type[BaseModel], indent: int, decided: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """Yield the lines of a model's settings; ``decided`` are the values already fixed."""
         for name, info in model.model_fields.items():
             key = info.alias or name
-            if key in given:
-                yield from emit_yaml({key: given[key]}, indent)
+            if key in decided:
+                yield from emit_yaml({key: decided[key]}, indent)
                 continue
             if not indent and key in self.sets:
                 yield ""
                 yield from _comment_lines(describe_setting(info), indent)
                 yield from emit_yaml({key: self.sets[key]}, indent)
                 continue
-            if given or name != next(iter(model.model_fields)):
+            if decided or name != next(iter(model.model_fields)):
                 yield ""
             is_needed = get_default(info) is None and key in self.needs
             yield from _comment_lines(describe_setting(info, is_needed=is_needed), indent)
@@ -365,5 +367,5 @@ def _number(kind: type[int] | type[float], metadata: Sequence[Any]) -> int | flo
 
 
 def _limit(metadata: Sequence[Any], name: str) -> Any:
-    found = (getattr(mark, name, None) for mark in metadata)
-    return next((limit for limit in found if limit is not None), None)
+    limits = (getattr(mark, name, None) for mark in metadata)
+    return next((limit for limit in limits if limit is not None), None)

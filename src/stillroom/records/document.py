@@ -241,7 +241,7 @@ class Passage:
         Parent, table header and context are included only if present.
         """
         place = self.location
-        rest = {
+        optional = {
             "parent": list(self.parent) if self.parent else None,
             "table_header": self.table_header,
             "context": self.context,
@@ -265,7 +265,7 @@ class Passage:
             "title": self.title,
             "language": self.language,
             "origin": self.origin.to_json(),
-            **{name: value for name, value in rest.items() if value},
+            **{name: value for name, value in optional.items() if value},
         }
 
     @classmethod

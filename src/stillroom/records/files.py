@@ -156,9 +156,9 @@ def find_record_file(path: Path | str) -> Path:
 
 def _find_object(address: str) -> ObjectFile:
     if exists(address):
-        found = ObjectFile(address)
-        find_suffix(found)
-        return found
+        file = ObjectFile(address)
+        find_suffix(file)
+        return file
     for folder in (address.rstrip("/"), f"{address.rstrip('/')}/output"):
         for suffix in (".jsonl", ".jsonl.zst", ".parquet"):
             if exists(f"{folder}/records{suffix}"):

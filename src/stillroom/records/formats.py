@@ -110,27 +110,27 @@ def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
     """
     if format == "stillroom":
         return record.to_json()
-    rest = {**record.fields, "origin": record.origin.to_json()}
+    extra = {**record.fields, "origin": record.origin.to_json()}
     messages = [message.to_json() for message in record.messages]
     roles = [message.role for message in record.messages]
     match format:
         case "messages":
-            return {"messages": messages, **rest}
+            return {"messages": messages, **extra}
         case "sharegpt":
             names = {"user": "human", "assistant": "gpt"}
             turns = [
                 {"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in messages
             ]
-            return {"conversations": turns, **rest}
+            return {"conversations": turns, **extra}
         case "text" if roles == ["assistant"]:
-            return {"text": messages[0]["content"], **rest}
+            return {"text": messages[0]["content"], **extra}
         case "alpaca" if roles == ["user", "assistant"]:
-            asked, given = (message["content"] for message in messages)
-            return {"instruction": asked, "input": "", "output": given, **rest}
+            question, reply = (message["content"] for message in messages)
+            return {"instruction": question, "input": "", "output": reply, **extra}
         case "question_answer" if roles == ["user", "assistant"]:
-            return {"question": messages[0]["content"], "answer": messages[1]["content"], **rest}
+            return {"question": messages[0]["content"], "answer": messages[1]["content"], **extra}
         case "prompt_completion" if roles and roles[-1] == "assistant":
-            return {"prompt": messages[:-1], "completion": messages[-1:], **rest}
+            return {"prompt": messages[:-1], "completion": messages[-1:], **extra}
     return _format_error(
         f"format '{format}' cannot hold messages of roles {', '.join(roles) or 'none'}",
         expected=f"one of: {', '.join(FORMATS)}, and messages that fit it",
@@ -188,11 +188,11 @@ def _from_alpaca(row: Mapping[str, Any]) -> Record:
             _format_error("an item of history is not a pair", expected="[question, answer]")
         turns.append(("user", _text(pair[0], "history"), {}))
         turns.append(("assistant", _text(pair[1], "history"), {}))
-    asked = _text(row["instruction"], "instruction")
-    given = row.get("input")
-    if given:
-        asked = f"{asked}\n\n{_text(given, 'input')}"
-    turns += [("user", asked, {}), ("assistant", _text(row["output"], "output"), {})]
+    instruction = _text(row["instruction"], "instruction")
+    context = row.get("input")
+    if context:
+        instruction = f"{instruction}\n\n{_text(context, 'input')}"
+    turns += [("user", instruction, {}), ("assistant", _text(row["output"], "output"), {})]
     return _build(row, {"instruction", "input", "output", "system", "history"}, turns)
 
 
@@ -207,8 +207,8 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
 
 
 def _from_question_answer(row: Mapping[str, Any]) -> Record:
-    asked, given = (_text(row[key], key) for key in ("question", "answer"))
-    return _build(row, {"question", "answer"}, [("user", asked, {}), ("assistant", given, {})])
+    question, reply = (_text(row[key], key) for key in ("question", "answer"))
+    return _build(row, {"question", "answer"}, [("user", question, {}), ("assistant", reply, {})])
 
 
 def _from_text(row: Mapping[str, Any]) -> Record:

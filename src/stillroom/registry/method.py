@@ -138,8 +138,8 @@ class Registry(Generic[M]):
                 expected="{name: METHOD, setting: value, ...} or the bare name",
                 next=f"stillroom list methods {self.group.removeprefix('stillroom.')}",
             )
-        rest = {key: value for key, value in settings.items() if key != "name"}
-        return self.get(settings["name"]).model_validate(rest)
+        values = {key: value for key, value in settings.items() if key != "name"}
+        return self.get(settings["name"]).model_validate(values)
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of a choice, with one branch per method of the folder."""

@@ -106,19 +106,19 @@ def _check_file(method: type[Method], path: Path) -> None:
         and not name.startswith("_")
     ]
     _require(public == [method.__name__], f"{path.name} holds the methods {public}")
-    wanted = "".join(part.capitalize() for part in path.stem.split("_"))
+    class_name = "".join(part.capitalize() for part in path.stem.split("_"))
     _require(
-        method.__name__.lower() == wanted.lower(),
-        f"{path.name} holds {method.__name__}, not {wanted}",
+        method.__name__.lower() == class_name.lower(),
+        f"{path.name} holds {method.__name__}, not {class_name}",
     )
 
 
 def _check_round_trip(method: type[Method]) -> None:
-    made = method()
-    dumped = made.model_dump(mode="json")
+    built = method()
+    dumped = built.model_dump(mode="json")
     _require(dumped.pop("name") == method.method_name(), "the dump does not name the method")
     again = method.model_validate(dumped)
-    _require(again == made, f"{method.__name__} does not survive a round trip through JSON")
+    _require(again == built, f"{method.__name__} does not survive a round trip through JSON")
     schema = method.model_json_schema()
     _require(schema.get("additionalProperties") is False, "unknown settings are not refused")
 

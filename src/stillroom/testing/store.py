@@ -164,8 +164,8 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
     """Apply one random change to the store and to the expected state."""
     keys = writer.list_keys()
     _require(list(keys) == sorted(trial.model), "list_keys has other paths, or another order")
-    told = {path: name.key for path, name in writer.list_documents().items()}
-    _require(told == keys, "list_documents and list_keys differ")
+    listed = {path: name.key for path, name in writer.list_documents().items()}
+    _require(listed == keys, "list_documents and list_keys differ")
     names = sorted(trial.model)
     kind = rng.choice(["add", "change", "delete", "rename", "tell", "many", "compact"])
     name = rng.choice(names) if names else ""
@@ -192,8 +192,8 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
             for index in range(3)
         }
         gone = names[:1] if kind == "many" and len(names) > 4 else []
-        for one in gone:
-            del trial.model[one]
+        for name in gone:
+            del trial.model[name]
         trial.model.update(more)
         puts = [(WordDocument(path, text), facts) for path, (text, facts) in more.items()]
         change = IndexUpdate(puts=puts, removes=[keys[name] for name in gone])
@@ -202,25 +202,27 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
 
 
 def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Random) -> None:
-    wanted = [(path, line) for path in sorted(model) for line in model[path][0].split("\n")]
+    expected = [(path, line) for path in sorted(model) for line in model[path][0].split("\n")]
     seen = [index.passage_at(row) for row in range(len(index))]
     snapshot = [(row.location.path, row.text) for row in seen]
-    _require(snapshot == wanted, "a reader sees other passages, or in another order")
+    _require(snapshot == expected, "a reader sees other passages, or in another order")
     word = rng.choice(_WORDS)
-    holding = [row for row, (_, line) in enumerate(wanted) if word in line.split()]
+    holding = [row for row, (_, line) in enumerate(expected) if word in line.split()]
     rows = sorted(row for row, _ in index.search_keyword(Query(word), 10_000))
     _require(rows == holding, f"{word} is found in other passages than hold it")
     _require(
         index.lexicon.document_frequency(word) == len(holding), f"{word} has another frequency"
     )
     if seen:
-        one = rng.choice(seen)
-        _require(index.passage(one.id) == one, "a passage is not found by its id")
-        _require(index.document(one.document_id).path == one.location.path, "nor its document")
+        passage = rng.choice(seen)
+        _require(index.passage(passage.id) == passage, "a passage is not found by its id")
+        _require(
+            index.document(passage.document_id).path == passage.location.path, "nor its document"
+        )
 
 
 def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
-    asked = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
+    queries = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
     lines = [index.passage_at(row).text.split() for row in range(0, len(index), 5)]
     phrases = [f'"{" ".join(line[:2])}"' for line in lines[:8]]
     with collect_warnings():
@@ -230,7 +232,7 @@ def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
                 index.search_dense(Query(text), 7),
                 [hit.passage.id for hit in index.retrieve(text, 5)],
             )
-            for text in (*asked, *phrases)
+            for text in (*queries, *phrases)
         ]
 
 
@@ -321,18 +323,18 @@ def _check_access(trial: _StoreTrial, alone: Path, rng: random.Random, filters: 
     """A user sees an index of only their documents, with any filter and any method."""
     for number in range(8):
         access = AccessContext(rng.choice(_TENANTS[1:]), rng.sample(_LABELS, rng.randint(0, 3)))
-        own = {path: row for path, row in trial.model.items() if _is_granted(row[1], access)}
+        granted = {path: row for path, row in trial.model.items() if _is_granted(row[1], access)}
         reference = alone / str(number)
-        _build(STORES.build("folder"), reference, "open", own)
+        _build(STORES.build("folder"), reference, "open", granted)
         with (
             trial.open(access=access) as index,
             Index.open(reference, embedder=WordEmbedder()) as only,
         ):
-            _compare_with_model(index, own, rng)
+            _compare_with_model(index, granted, rng)
             _require(_search(index) == _search(only), "what is not theirs shows in a score")
             _require(index.fields == only.fields, "what is not theirs shows in the fields")
-            for _ in range(max(1, filters // 8) if own else 0):
-                _check_canaries(index, trial.model, own, rng)
+            for _ in range(max(1, filters // 8) if granted else 0):
+                _check_canaries(index, trial.model, granted, rng)
     try:
         trial.open().close()
     except DataError as error:
@@ -342,19 +344,21 @@ def _check_access(trial: _StoreTrial, alone: Path, rng: random.Random, filters: 
 
 
 def _check_canaries(
-    index: Index, model: _ExpectedState, own: Mapping[str, Any], rng: random.Random
+    index: Index, model: _ExpectedState, granted: Mapping[str, Any], rng: random.Random
 ) -> None:
     try:
         shown = index.restrict(_draw_filter(rng))
     except DataError:  # none of their documents has such a field
         return
-    path = rng.choice(sorted(set(model) - set(own)))
+    path = rng.choice(sorted(set(model) - set(granted)))
     text = model[path][0].split("\n", 1)[0]
     canary = text.rsplit(" ", 1)[1]
     texts = [row for row, _ in shown.search_keyword(Query(text), 50)]
     texts += [row for row, _ in shown.search_dense(Query(text), 50)]
     seen = {shown.passage_at(row).location.path for row in texts}
-    _require(seen <= set(own), f"{seen - set(own)} was found by somebody who may not see it")
+    _require(
+        seen <= set(granted), f"{seen - set(granted)} was found by somebody who may not see it"
+    )
     _require(shown.lexicon.document_frequency(canary) == 0, "a foreign word has a frequency")
     passage = next(WordDocument(path, model[path][0]).passages())
     for ask in (shown.passage, shown.row_of):
@@ -393,13 +397,13 @@ def _check_filters(trial: _StoreTrial, rng: random.Random, filters: int) -> None
     _build(STORES.build("folder"), reference, "open", trial.model)
     with trial.open() as index, Index.open(reference, embedder=WordEmbedder()) as only:
         for number in range(filters):
-            one = "path = 'a/d1.txt'" if number == 0 else _draw_filter(rng)
-            shown, wanted = index.restrict(one), only.restrict(one)
+            text = "path = 'a/d1.txt'" if number == 0 else _draw_filter(rng)
+            shown, expected = index.restrict(text), only.restrict(text)
             texts = [
-                [view.passage_at(row).id for row in range(len(view))] for view in (shown, wanted)
+                [view.passage_at(row).id for row in range(len(view))] for view in (shown, expected)
             ]
-            _require(texts[0] == texts[1], f"{one} leaves other passages")
-            _require(_search(shown) == _search(wanted), f"{one} gives other scores")
+            _require(texts[0] == texts[1], f"{text} leaves other passages")
+            _require(_search(shown) == _search(expected), f"{text} gives other scores")
         rows = rng.sample(range(len(index)), min(len(index), 20))
         for name in sorted({"year", "is_new", "tag", "day"} & index.fields.keys()):
             held = [sorted(map(str, values)) for values in index.values_of(rows, name)]

@@ -306,13 +306,13 @@ def _join_cluster(settings: RaySettings) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job itself
-    asked: dict[str, Any] = {"address": settings.address}
+    options: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
         cores = settings.num_workers or os.cpu_count()
-        asked = {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        options = {"address": "local", "include_dashboard": False, "num_cpus": cores}
     try:
         _check_address(settings.address or "")
-        ray.init(**asked, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ResourceError(
             f"Ray cannot be used: {_first_line(error)}",
