@@ -70,9 +70,9 @@ def test_success_is_not_to_be_had_by_printing_it():
 def test_where_the_doors_do_not_close_nothing_is_run(monkeypatch, tmp_path):
     inside = tmp_path / "stillroom/evaluate/isolation"
     shutil.copytree(sandbox._START.parent, inside)
-    text = (inside / "doors.py").read_text()
+    text = (inside / "confinement.py").read_text()
     assert "libc.syscall(444, None, 0, 1)" in text
-    (inside / "doors.py").write_text(text.replace("libc.syscall(444, None, 0, 1)", "-1"))
+    (inside / "confinement.py").write_text(text.replace("libc.syscall(444, None, 0, 1)", "-1"))
     monkeypatch.setattr(sandbox, "_START", inside / "start.py")
     with pytest.raises(ResourceError, match="cannot be isolated"):
         run_tests("x = 1", ["assert x == 1"])
