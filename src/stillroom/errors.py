@@ -13,10 +13,10 @@ The tree (each class also derives from the standard class that callers already c
       x IntegrityError(RuntimeError)    bytes that are not what was recorded
       x Cancelled                       stopped by the user at a safe point
 
-An error is one or more problems; a problem says what is wrong, where, what was expected and what to
-do next, and has a code that is a heading of docs/reference/errors.md. To add an error: raise one of
+An error is one or more problems; a problem has a description, a location, the expected value, the
+next step, and a code that is a heading of docs/reference/errors.md. To add an error: raise one of
 these classes with a new ``code``, document the code, and write a test that triggers it. All are
-picklable, so that they cross process borders whole.
+picklable, so that they can be passed between processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in four parts and a code."""
+    """One problem: what, where, expected, next, and a code."""
 
     what: str
     code: str
@@ -51,7 +51,7 @@ class Problem:
     next: str = ""
 
     def __str__(self) -> str:
-        """Return the problem as the lines a user reads."""
+        """Return the problem as lines for the user."""
         head = f"{self.where}: {self.what}" if self.where else self.what
         lines = [f"{head}  [{self.code}]"]
         if self.expected:
@@ -62,7 +62,7 @@ class Problem:
 
 
 class StillroomError(Exception):
-    """The root of every error that Stillroom raises on purpose."""
+    """Base class of every deliberate error of Stillroom."""
 
     exit_code: ClassVar[int] = 1
 
@@ -75,13 +75,13 @@ class StillroomError(Exception):
         expected: str = "",
         next: str = "",
     ) -> None:
-        """Make an error of one problem, given by its parts, or of several.
+        """Create an error of one problem, given by its parts, or of several.
 
         Args:
-            what: One sentence that names the value, or the finished problems.
+            what: One sentence with the value, or the finished problems.
             code: ``area.problem``, a heading of docs/reference/errors.md.
             where: ``file:line:column``, a row, or a tensor's name.
-            expected: What would have been right.
+            expected: The expected value.
             next: One command or edit that helps.
         """
         if isinstance(what, str):
@@ -91,7 +91,7 @@ class StillroomError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[StillroomError], tuple[tuple[Problem, ...]]]:
-        """Rebuild from the problems, so that pickling keeps every part."""
+        """Pickle as the problems, so that every part is kept."""
         return type(self), (self.problems,)
 
     @property
@@ -135,7 +135,7 @@ class MissingExtraError(StillroomError, ImportError):
 
     @classmethod
     def of(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
-        """Say which extra brings ``package``, and what it is needed for."""
+        """Build the error of a missing package with the extra that provides it."""
         return cls(
             f"{purpose} needs the package '{package}', which is not installed",
             code="extra.missing",
@@ -145,10 +145,10 @@ class MissingExtraError(StillroomError, ImportError):
 
 
 class IntegrityError(StillroomError, RuntimeError):
-    """Bytes that are not what was recorded."""
+    """Bytes differ from those recorded."""
 
 
-class Cancelled(StillroomError):  # noqa: N818  # a stop that was asked for is not an error
+class Cancelled(StillroomError):  # noqa: N818  # a requested stop is not an error
     """Stopped by the user at a safe point."""
 
     exit_code = 130

@@ -1,8 +1,8 @@
 """Evaluation: metrics with confidence intervals, judges, verifiers and reports.
 
-Retrieval is measured as trec_eval does, answers as SQuAD does, beliefs as nats per token; every
-number comes with a 95 % bootstrap interval over the units it was measured on. In: a records
-artifact with held-out questions, optionally an index, and models by name. Out: a report artifact
+Retrieval measures follow trec_eval, answer scores SQuAD, divergences are in nats per token; every
+metric has a 95 % bootstrap interval over its units. Input: a records artifact with held-out
+questions, optionally an index, and models by name. Output: a report artifact
 (output/report.json, output/report.html, output/answers.jsonl).
 
 Papers: Rajpurkar et al. 2016 (arXiv:1606.05250) for answers; Efron 1987 for intervals; Hinton et
@@ -71,7 +71,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use; torch comes with the models only."""
+    """Import a public name on first use, so that torch is loaded only with models."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -1,10 +1,7 @@
 """Inline SVG charts: confidence intervals, bars and line charts.
 
-No script, no fonts, no outside references; every plot has a title for screen readers. Knows shapes
-only, not what is measured.
-
-No script and no outside references, as in ``plots``; colors are the page's. Knows numbers, not what
-is measured.
+No scripts, fonts or outside references; every chart has a title for screen readers; colors come
+from the page's style sheet.
 """
 
 from __future__ import annotations
@@ -42,9 +39,9 @@ _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Rows of one scale: ``intervals`` (a dot within its interval) or ``bars`` (from zero).
+    """Chart of ``intervals`` (a dot within its interval) or ``bars`` (from zero) on one scale.
 
-    ``lows`` and ``highs`` may be empty, or hold None where a row has no interval.
+    ``lows`` and ``highs`` may be empty, or contain None for rows without an interval.
     """
 
     caption: str
@@ -64,7 +61,7 @@ class Plot:
         labels: Sequence[str] = (),
         kind: Literal["intervals", "bars"] = "intervals",
     ) -> Plot:
-        """Return the plot of some metrics of one unit, under their own names or given labels."""
+        """Build a plot of metrics of one unit, labeled by their names or by ``labels``."""
         known = [metric.to_json() for metric in metrics]
         return cls(
             caption,
@@ -90,7 +87,7 @@ class Plot:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plot:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(
             data["caption"],
             tuple(data["labels"]),
@@ -103,7 +100,7 @@ class Plot:
 
 
 def format_value(value: float | None, unit: str = "") -> str:
-    """Return a number as people read it: three digits, ``1.23 GB``, a dash for none."""
+    """Format a number with three significant digits: ``1.23 GB``; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     digits, prefix = _split_prefix(value)
@@ -111,7 +108,7 @@ def format_value(value: float | None, unit: str = "") -> str:
 
 
 def render_plot(plot: Plot) -> str:
-    """Return the plot as a ``<figure>`` of inline SVG; empty when no row has a value."""
+    """Render the plot as a ``<figure>`` of inline SVG; empty if no row has a value."""
     rows = [
         (label, value, low, high)
         for label, value, low, high in zip(
@@ -129,8 +126,8 @@ def render_plot(plot: Plot) -> str:
     low, high, step = choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
     height = _TOP + _ROW * len(rows) + _BOTTOM
     parts = [_render_axis(low, high, step, height - _BOTTOM, plot.unit)]
-    for at, row in enumerate(rows):
-        parts.append(_render_row(plot, row, _TOP + _ROW * at + _ROW / 2, (low, high)))
+    for index, row in enumerate(rows):
+        parts.append(_render_row(plot, row, _TOP + _ROW * index + _ROW / 2, (low, high)))
     spoken = "; ".join(f"{label}: {format_value(value, plot.unit)}" for label, value, _, _ in rows)
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
@@ -144,11 +141,11 @@ def _pad_range(ends: tuple[float | None, ...], plot: Plot) -> tuple[float | None
 
 
 def choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
-    """Return ends and step of an axis with round ticks; bars begin at zero, shares end at one."""
+    """Return ends and step of an axis with round ticks; bars start at zero, shares end at one."""
     if is_bars or 0 <= low <= high <= 1:
         low = min(low, 0.0)
     size = max(abs(low), abs(high))
-    if high - low <= max(size * 1e-9, _EPSILON):  # too near to tell apart by ticks
+    if high - low <= max(size * 1e-9, _EPSILON):  # too close for distinct ticks
         high = low + (size if size > _EPSILON else 1.0)
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
@@ -162,7 +159,7 @@ def _x_position(value: float, scale: tuple[float, float]) -> float:
 
 
 def _render_axis(low: float, high: float, step: float, bottom: float, unit: str) -> str:
-    """Return grid lines and tick labels; the unit stands with the values, bytes apart."""
+    """Return grid lines and tick labels; units are shown with the values, except bytes."""
     parts = []
     for tick in range(round((high - low) / step) + 1):
         value = low + tick * step
@@ -209,7 +206,7 @@ def _render_row(
 
 
 def _split_prefix(value: float) -> tuple[float, str]:
-    """Return the number before a decimal prefix, and the prefix: 1230.0 is (1.23, "k")."""
+    """Split a number into mantissa and decimal prefix: 1230.0 is (1.23, "k")."""
     for factor, prefix in _SI_PREFIXES:
         if abs(value) >= factor * 0.9995:
             return value / factor, prefix
@@ -217,7 +214,7 @@ def _split_prefix(value: float) -> tuple[float, str]:
 
 
 def _three_digits(value: float) -> str:
-    """Return three significant digits, trailing zeros kept; whole numbers as they are."""
+    """Format with three significant digits, trailing zeros kept; integers unchanged."""
     if value == round(value):
         return str(round(value))
     return f"{value:#.3g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.2e}"
@@ -232,7 +229,7 @@ _CHART_LEFT, _CHART_RIGHT, _CHART_TOP, _CHART_BOTTOM = 64, 16, 12, 46
 _SERIES_OFFSET = 3.0
 
 
-_NUM_STYLES = 5  # strokes that the page's style knows
+_NUM_STYLES = 5  # strokes defined by the page's style
 
 
 Point = tuple[float, float]
@@ -243,11 +240,11 @@ class Series:
     """One curve.
 
     Args:
-        name: In the key.
-        points: (x, y), rising by x.
-        weights: What each point stands on; larger dots where it is more. Empty draws them alike.
-        style: Which stroke, from 0; None takes the place among the series. The same thing should
-            have the same one on every picture of a page.
+        name: Name in the legend.
+        points: (x, y), ascending by x.
+        weights: Weight of each point, shown as the size of its dot; empty for equal dots.
+        style: Number of the stroke, from 0; None uses the position among the series. The same
+            entity should have the same stroke in all charts of a page.
         spans: The interval of each point, (low, high); empty draws none.
     """
 
@@ -257,22 +254,22 @@ class Series:
     style: int | None = None
     spans: tuple[Point, ...] = ()
 
-    def stroke(self, at: int) -> str:
-        """Return the class of its stroke, given its place among the series."""
-        return f"s{(at if self.style is None else self.style) % _NUM_STYLES}"
+    def stroke(self, index: int) -> str:
+        """Return the CSS class of the stroke at a position among the series."""
+        return f"s{(index if self.style is None else self.style) % _NUM_STYLES}"
 
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """Series over one axis.
+    """Line chart of several series.
 
     Args:
-        caption: What is shown, in a sentence.
-        x: Name of the axis across.
-        y: Name of the axis upwards.
-        series: What is drawn; one without points is left out.
-        diagonal: Draw where y equals x, and both axes from 0 to 1.
-        is_log: Whether x grows by factors; then it is above 0.
+        caption: Title as a sentence.
+        x: Name of the horizontal axis.
+        y: Name of the vertical axis.
+        series: The curves; those without points are left out.
+        diagonal: Draw the line x = y, with both axes from 0 to 1.
+        is_log: Whether x is on a logarithmic scale; then it must be above 0.
     """
 
     caption: str
@@ -292,35 +289,35 @@ class LineChart:
             "is_log": self.is_log,
             "series": [
                 {
-                    "name": one.name,
-                    "points": [list(point) for point in one.points],
-                    "weights": list(one.weights),
-                    "style": one.style,
-                    **({"spans": [list(span) for span in one.spans]} if one.spans else {}),
+                    "name": series.name,
+                    "points": [list(point) for point in series.points],
+                    "weights": list(series.weights),
+                    "style": series.style,
+                    **({"spans": [list(span) for span in series.spans]} if series.spans else {}),
                 }
-                for one in self.series
+                for series in self.series
             ],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LineChart:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         series = tuple(
             Series(
-                one["name"],
-                tuple((float(x), float(y)) for x, y in one["points"]),
-                tuple(map(float, one["weights"])),
-                one["style"],
-                tuple((float(low), float(high)) for low, high in one.get("spans", ())),
+                series["name"],
+                tuple((float(x), float(y)) for x, y in series["points"]),
+                tuple(map(float, series["weights"])),
+                series["style"],
+                tuple((float(low), float(high)) for low, high in series.get("spans", ())),
             )
-            for one in data["series"]
+            for series in data["series"]
         )
         return cls(data["caption"], data["x"], data["y"], series, data["diagonal"], data["is_log"])
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where a point lies on the picture."""
+    """Maps points to positions in the image."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -342,33 +339,34 @@ class _Frame:
 
 
 def render_line_chart(curves: LineChart) -> str:
-    """Return the curves as a ``<figure>``; empty where no series has a point."""
-    shown = [one for one in curves.series if one.points]
+    """Render the chart as a ``<figure>``; empty if no series has a point."""
+    shown = [series for series in curves.series if series.points]
     if not shown:
         return ""
-    xs = [x for one in shown for x, _ in one.points]
-    ys = [y for one in shown for _, y in one.points]
-    ys += [end for one in shown for span in one.spans for end in span]
+    xs = [x for series in shown for x, _ in series.points]
+    ys = [y for series in shown for _, y in series.points]
+    ys += [end for series in shown for span in series.spans for end in span]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
     else:
         low, high, step = choose_scale(min(*ys, 0.0), max(ys))
         frame = _Frame((min(xs), max(xs)), (low, high), curves.is_log)
-    ticks = [low + at * step for at in range(round((high - low) / step) + 1)]
+    ticks = [low + index * step for index in range(round((high - low) / step) + 1)]
     parts = [_render_chart_axes(curves, frame, ticks)]
     if curves.diagonal:
         start, end = frame.place((0.0, 0.0)), frame.place((1.0, 1.0))
         parts.append(f'<path class="even" d="{_svg_path([start, end])}"/>')
-    parts += [_render_series(one, frame, at) for at, one in enumerate(shown)]
+    parts += [_render_series(series, frame, index) for index, series in enumerate(shown)]
     spoken = "; ".join(
-        f"{one.name} from {format_value(one.points[0][1])} to {format_value(one.points[-1][1])}"
-        for one in shown
+        f"{series.name} from {format_value(series.points[0][1])} "
+        f"to {format_value(series.points[-1][1])}"
+        for series in shown
     )
     keys = "".join(
         f'<li><svg class="key" viewBox="0 0 36 12" aria-hidden="true">'
-        f'<path class="line {one.stroke(at)}" d="M0 6H36"/></svg>{escape(one.name)}</li>'
-        for at, one in enumerate(shown)
+        f'<path class="line {series.stroke(index)}" d="M0 6H36"/></svg>{escape(series.name)}</li>'
+        for index, series in enumerate(shown)
     )
     return (
         f'<figure><svg viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" role="img" '
@@ -407,42 +405,42 @@ def _x_ticks(curves: LineChart, frame: _Frame) -> list[float]:
     if curves.diagonal:
         return [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     if curves.is_log:
-        found = [2.0**at for at in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
-        return found[:: max(-(-len(found) // 8), 1)]
+        ticks = [2.0**index for index in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
+        return ticks[:: max(-(-len(ticks) // 8), 1)]
     start, end, step = choose_scale(low, high)
     count = round((end - start) / step) + 1
-    return [x for x in (start + at * step for at in range(count)) if low <= x <= high]
+    return [x for x in (start + index * step for index in range(count)) if low <= x <= high]
 
 
-def _render_series(one: Series, frame: _Frame, at: int) -> str:
-    places = [frame.place(point) for point in one.points]
-    most = max(one.weights, default=0.0)
+def _render_series(series: Series, frame: _Frame, index: int) -> str:
+    points = [frame.place(point) for point in series.points]
+    most = max(series.weights, default=0.0)
     dots = ""
-    if len(places) <= 40:
+    if len(points) <= 40:
         sizes = [
             2.0 + 4.0 * math.sqrt(weight / most) if most else 2.5
-            for weight in (one.weights or (0.0,) * len(places))
+            for weight in (series.weights or (0.0,) * len(points))
         ]
         dots = "".join(
-            f'<circle class="{one.stroke(at)}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
-            for (x, y), size in zip(places, sizes, strict=True)
+            f'<circle class="{series.stroke(index)}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
+            for (x, y), size in zip(points, sizes, strict=True)
         )
     spans = "".join(
-        f'<path class="span {one.stroke(at)}" d="{_svg_path(ends)}"/>'
-        for ends in _interval_ends(one, frame, at)
+        f'<path class="span {series.stroke(index)}" d="{_svg_path(ends)}"/>'
+        for ends in _interval_ends(series, frame, index)
     )
-    return f'{spans}<path class="line {one.stroke(at)}" d="{_svg_path(places)}"/>{dots}'
+    return f'{spans}<path class="line {series.stroke(index)}" d="{_svg_path(points)}"/>{dots}'
 
 
-def _interval_ends(one: Series, frame: _Frame, at: int) -> list[list[Point]]:
-    """Return both ends of each point's interval on the picture, a little aside for each series."""
-    aside = (at - 1) * _SERIES_OFFSET
-    found = []
-    for (x, _), (low, high) in zip(one.points, one.spans, strict=False):
+def _interval_ends(series: Series, frame: _Frame, index: int) -> list[list[Point]]:
+    """Return both ends of each interval in the image, shifted for each series."""
+    aside = (index - 1) * _SERIES_OFFSET
+    intervals = []
+    for (x, _), (low, high) in zip(series.points, series.spans, strict=False):
         ends = [frame.place((x, low)), frame.place((x, high))]
-        found.append([(across + aside, up) for across, up in ends])
-    return found
+        intervals.append([(across + aside, up) for across, up in ends])
+    return intervals
 
 
-def _svg_path(places: Sequence[Point]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+def _svg_path(points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

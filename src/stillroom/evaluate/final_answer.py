@@ -1,7 +1,7 @@
-r"""The final answer of a worked solution, and whether two of them are the same.
+r"""Final-answer extraction and equality: numbers, words and formulas (Math-Verify).
 
-Knows the marks that people and models put before an answer (``The answer is``, ``####``,
-``\boxed{}``), and what a sentence that states one ends in; what it does not find it does not guess.
+The answer is found by the usual markers of people and models (``The answer is``, ``####``,
+``\boxed{}``) and at the end of a sentence that states it; otherwise there is none.
 """
 
 from __future__ import annotations
@@ -109,14 +109,14 @@ _COUNTED = re.compile(
 )
 
 
-# What may stand before a number that a mark sets off, and leaves it as it is.
+# Words allowed before a number after a marker, which do not change it.
 _LEADING_WORDS = re.compile(
     r"(?:(?:exactly|precisely|simply|just|only|about|approximately|roughly|an?|the|total|of)\b,?\s*)*",
     re.IGNORECASE,
 )
 
 
-# What a number is not alone before; words of one letter are variables.
+# A number is not alone before these; words of one letter are variables.
 _NUMBER_MODIFIER = re.compile(
     r"\b(?:more|less|fewer|greater|higher|lower|times|percent|hundreds?|thousands?|[mbtr]+illions?|"
     r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
@@ -133,7 +133,7 @@ _LIST = re.compile(
 )
 
 
-_FINAL = re.compile(  # a heading is none, though it may number a step
+_FINAL = re.compile(  # a heading does not count, though it may number a step
     r"\bfinal\s+answer\s*(?:is|:|=)[^\n\d$\\]{0,200}[\d$\\]|"
     r"^####[ \t]*\$?[-+\u2212]?[\d.,/]+%?\$?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
@@ -160,8 +160,8 @@ def extract_answer(text: str, find: ExtractionMode = "marked") -> str:
 
     Args:
         text: A worked solution, or a bare answer.
-        find: Where it stands: ``marked`` after the last "answer is" or in a box, ``number`` the
-            last number, ``whole`` all of it.
+        find: Position: ``marked`` after the last "answer is" or in a box, ``number`` the last
+            number, ``whole`` the whole text.
     """
     if find == "whole":
         return text.strip()
@@ -172,49 +172,51 @@ def extract_answer(text: str, find: ExtractionMode = "marked") -> str:
 
 
 def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
-    """Return what the final answer of a text may be read as, as it stands first.
+    """Return the possible readings of the final answer of a text, the literal one first.
 
-    A statement in words is also read as what it ends in ("the largest n is 34.", "so $x < 3$.",
-    "12 apples"), unless it denies something. Of several statements one alone is read.
+    A statement in words is also read as its last expression ("the largest n is 34.",
+    "so $x < 3$.", "12 apples"), unless it is a negation. Of several statements only one is read.
     """
-    found = extract_answer(text, find)
-    if not found or find != "marked" or _find_last_boxed(text):
-        return [found] if found else []
+    answer = extract_answer(text, find)
+    if not answer or find != "marked" or _find_last_boxed(text):
+        return [answer] if answer else []
     line, is_first = _answer_line(text)
-    sentences = [one for one in _SENTENCE.split(line) if re.search(r"\d|\$|\\", one)] or [line]
+    sentences = [
+        reading for reading in _SENTENCE.split(line) if re.search(r"\d|\$|\\", reading)
+    ] or [line]
     sentence = sentences[0 if is_first else -1]
-    read = [found, _unwrap_brackets(sentence)]
+    read = [answer, _unwrap_brackets(sentence)]
     if not _NEGATION.search(sentence):
         copulas = list(_COPULA.finditer(sentence))
-        told = sentence[copulas[-1].end() :] if copulas else sentence
+        stated = sentence[copulas[-1].end() :] if copulas else sentence
         spans = list(_MATH_SPAN.finditer(sentence))
         if copulas:
-            read.append(_unwrap_brackets(told))
+            read.append(_unwrap_brackets(stated))
         if len(spans) == 1 and not re.search(r"\d", _MATH_SPAN.sub("", sentence)):
             read.append(next(filter(None, spans[0].groups())))
-        read.append(_counted_number(told.strip(), is_first))
-    return [one for one in dict.fromkeys(map(str.strip, read)) if one]
+        read.append(_counted_number(stated.strip(), is_first))
+    return [reading for reading in dict.fromkeys(map(str.strip, read)) if reading]
 
 
-def _counted_number(told: str, is_marked: bool) -> str:
-    """Return the one number among words that do not change it, which a mark may set off."""
-    found = _COUNTED.fullmatch(told)
-    if found is None or is_number_modifier(found[3]):
+def _counted_number(phrase: str, is_marked: bool) -> str:
+    """Return the only number in a phrase of words that do not change it."""
+    match = _COUNTED.fullmatch(phrase)
+    if match is None or is_number_modifier(match[3]):
         return ""
-    if found[1] and not (is_marked and _LEADING_WORDS.fullmatch(found[1])):
+    if match[1] and not (is_marked and _LEADING_WORDS.fullmatch(match[1])):
         return ""
-    return found[2].lstrip("$\u20ac\u00a3 ")
+    return match[2].lstrip("$\u20ac\u00a3 ")
 
 
 def is_number_modifier(words: str) -> bool:
-    """Return whether words after a number make it another one, or deny it; a unit does not."""
+    """Return whether the words after a number change or negate it; a unit does not."""
     return bool(_NUMBER_MODIFIER.search(words) or _NEGATION.search(words))
 
 
 def _answer_line(text: str) -> tuple[str, bool]:
-    """Return the line that states the answer, and whether a mark says where it begins."""
+    """Return the line that states the answer, and whether a marker shows where it starts."""
     text = _DISPLAY.sub(
-        lambda found: " ".join(found[0].split()), text.split("<|")[0].replace('\\"', '"')
+        lambda match: " ".join(match[0].split()), text.split("<|")[0].replace('\\"', '"')
     )
     marks = list(_MARK.finditer(text))
     lines = text[marks[-1].end() :].strip().splitlines() if marks else text.strip().splitlines()
@@ -222,12 +224,12 @@ def _answer_line(text: str) -> tuple[str, bool]:
 
 
 def is_answer_marked(text: str) -> bool:
-    """Return whether a text says which part of it is the answer."""
+    """Return whether a text marks its answer."""
     return bool(_BOXED.search(text) or _MARK.search(text))
 
 
 def normalize_answer(answer: str) -> str:
-    """Return what equal answers have in common: the number that it is, else its words and marks."""
+    """Return the canonical form of an answer: its number, else its words and symbols."""
     bare = _strip_text_command(answer)
     number = _parse_number(bare)
     if number is not None:
@@ -237,36 +239,36 @@ def normalize_answer(answer: str) -> str:
     )
 
 
-def is_same_answer(one: str, other: str) -> bool:
-    """Return whether two answers are equal: as numbers where both are numbers, else in words.
+def is_same_answer(answer: str, reference: str) -> bool:
+    """Return whether two answers are equal: as numbers where both are numbers, else as words.
 
-    A decimal comma is taken for one where the other answer has a point and the same digits. In the
-    second, which may be known to be right, ``2,5`` stays two numbers.
+    A comma is a decimal comma where the other answer has a point and the same digits. In the
+    second answer, which may be the reference, ``2,5`` stays two numbers.
     """
-    one, other = _strip_text_command(one), _strip_text_command(other)
-    if _has_decimal_comma(one, other, 1) or _has_decimal_comma(other, one, 2):
+    answer, reference = _strip_text_command(answer), _strip_text_command(reference)
+    if _has_decimal_comma(answer, reference, 1) or _has_decimal_comma(reference, answer, 2):
         return True
-    numbers = _parse_number(one), _parse_number(other)
+    numbers = _parse_number(answer), _parse_number(reference)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
-    if not one.strip() or not other.strip():
+    if not answer.strip() or not reference.strip():
         return False
-    if _OPERATOR.search(one) or _OPERATOR.search(other):  # in words x+1 and x-1 are the same
-        return "".join(one.split()) == "".join(other.split())
-    if any(_EXACT.search(text) for text in (one, other)):  # (1,2) is neither [1,2] nor 12
-        return _tokenize_answer(one) == _tokenize_answer(other)
-    return bool(exact_match(one, other))
+    if _OPERATOR.search(answer) or _OPERATOR.search(reference):  # as words, x+1 and x-1 are equal
+        return "".join(answer.split()) == "".join(reference.split())
+    if any(_EXACT.search(text) for text in (answer, reference)):  # (1,2) is not [1,2] or 12
+        return _tokenize_answer(answer) == _tokenize_answer(reference)
+    return bool(exact_match(answer, reference))
 
 
-def _has_decimal_comma(one: str, other: str, places: int) -> bool:
-    found = _DECIMAL_COMMA.fullmatch(_unwrap_brackets(one).replace("{,}", ","))
-    if found is None or len(found[1]) < places:
+def _has_decimal_comma(answer: str, reference: str, digits: int) -> bool:
+    match = _DECIMAL_COMMA.fullmatch(_unwrap_brackets(answer).replace("{,}", ","))
+    if match is None or len(match[1]) < digits:
         return False
-    return found[0].replace(",", ".") == _unwrap_brackets(other)
+    return match[0].replace(",", ".") == _unwrap_brackets(reference)
 
 
 def _parse_number(text: str) -> Fraction | None:
-    """Return the number that a text is; its commas may set off thousands and nothing else."""
+    """Parse a number; commas may only separate thousands."""
     bare = _THOUSANDS.sub("", _unwrap_brackets(text).strip("%").strip().replace("−", "-"))
     mixed = _MIXED.fullmatch(bare)
     if mixed is None and not _PLAIN.fullmatch(bare):
@@ -282,25 +284,25 @@ def _parse_number(text: str) -> Fraction | None:
 
 
 def _strip_text_command(text: str) -> str:
-    r"""Return what stands in ``\text{...}`` where that is all there is."""
-    found = _TEXT_COMMAND.fullmatch(text.strip().strip("$ "))
-    return found[1] if found else text
+    r"""Return the content of ``\text{...}`` if that is the whole text."""
+    match = _TEXT_COMMAND.fullmatch(text.strip().strip("$ "))
+    return match[1] if match else text
 
 
 def _tokenize_answer(text: str) -> list[str]:
-    """Return the words and marks of an answer, without articles and what stands around it."""
+    """Return the words and symbols of an answer, without articles and surrounding marks."""
     bare = _THOUSANDS.sub("", _unwrap_brackets(text)).casefold()
     return [token for token in _TOKEN.findall(bare) if token not in _ARTICLES]
 
 
 def _find_last_boxed(text: str) -> str:
-    """Return what stands in the last box, or in the list of boxes that it ends."""
+    """Return the content of the last box, or of the list of boxes that it ends."""
     starts = list(_BOXED.finditer(text))[-_MAX_BOXES:]
-    boxes = [one for start in starts if (one := _read_boxed(text, start))]
+    boxes = [box for start in starts if (box := _read_boxed(text, start))]
     if not boxes or _BOXED.search(text, boxes[-1][1]):
-        return ""  # the last one is never closed
+        return ""  # the last one is not closed
     if _FINAL.search(text, boxes[-1][1]):
-        return ""  # a step was boxed, and the answer told after it
+        return ""  # a step was boxed, and the answer follows it
     held = [boxes[-1][2]]
     for left, right in zip(reversed(boxes[:-1]), reversed(boxes), strict=False):
         if not _is_list(text[left[1] : right[0]]):
@@ -310,27 +312,27 @@ def _find_last_boxed(text: str) -> str:
 
 
 def _is_list(between: str) -> bool:
-    """Return whether what stands between two boxes makes them items of one answer."""
+    """Return whether the text between two boxes makes them items of one answer."""
     if len(between) > _MAX_JOIN or not _LIST.fullmatch(between):
         return False
     return bool(_JOINS.search(between)) or not re.search(r"\w|\n", _COMMANDS.sub("", between))
 
 
 def _read_boxed(text: str, start: re.Match[str]) -> tuple[int, int, str] | None:
-    at = start.end()
-    if text[at - 1] != "{":  # \boxed 5, as some write it
-        word = text[at:].split()[0]
-        return start.start(), at + len(word), word.strip(_SURROUNDING_MARKS).removesuffix(".")
+    position = start.end()
+    if text[position - 1] != "{":  # the form \boxed 5
+        word = text[position:].split()[0]
+        return start.start(), position + len(word), word.strip(_SURROUNDING_MARKS).removesuffix(".")
     depth = 1
-    for end in range(at, len(text)):
+    for end in range(position, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if not depth:
-            return start.start(), end + 1, text[at:end].strip()
+            return start.start(), end + 1, text[position:end].strip()
     return None
 
 
 def _unwrap_brackets(text: str) -> str:
-    """Return a text without marks around it, and without a pair of brackets around one thing."""
+    """Strip surrounding marks and one pair of brackets around a single item."""
     bare = _trim_marks(text)
     while (
         len(bare) > 1
@@ -342,7 +344,7 @@ def _unwrap_brackets(text: str) -> str:
 
 
 def _trim_marks(text: str) -> str:
-    """Return a text without marks around it; the point that begins .5 is none."""
+    """Strip surrounding marks, but not the decimal point of .5."""
     bare = text.strip(_SURROUNDING_MARKS)
     while bare.endswith("."):
         bare = bare[:-1].rstrip(_SURROUNDING_MARKS)
@@ -400,66 +402,69 @@ for line in sys.stdin:
 """
 
 
-def is_same_formula(one: str, other: str) -> bool:
+def is_same_formula(answer: str, reference: str) -> bool:
     """Return whether two answers are equal as formulas, sets, intervals or equations.
 
     Raises:
         MissingExtraError: If math-verify is not installed and one of the two is a formula.
     """
     # Math-Verify drops an upright e or i: 1 - 1/e would equal 1 + 1/e
-    one, other = (_UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (one, other))
-    if max(len(one), len(other)) > _MAX_FORMULA or not (
-        _FORMULA.search(one) and _FORMULA.search(other)
+    answer, reference = (
+        _UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (answer, reference)
+    )
+    if max(len(answer), len(reference)) > _MAX_FORMULA or not (
+        _FORMULA.search(answer) and _FORMULA.search(reference)
     ):
         return False
-    one, other = _strip_unit(one), _strip_unit(other)
-    if any(_differs_in_kind(*sides) for sides in ((one, other), (other, one))):
+    answer, reference = _strip_unit(answer), _strip_unit(reference)
+    if any(_differs_in_kind(*sides) for sides in ((answer, reference), (reference, answer))):
         return False
     if find_spec("math_verify") is None:
         raise MissingExtraError.of("math-verify", "verify", "comparing formulas")
-    return _compare_in_process(one, other)
+    return _compare_in_process(answer, reference)
 
 
 def _strip_unit(text: str) -> str:
-    r"""Return a formula without the unit (``\text{ square inches}``) that ends it."""
-    found = _UNIT.search(text)
-    return text if found is None or is_number_modifier(found[1]) else text[: found.start()]
+    r"""Remove a trailing unit (``\text{ square inches}``) from a formula."""
+    match = _UNIT.search(text)
+    return text if match is None or is_number_modifier(match[1]) else text[: match.start()]
 
 
-def _differs_in_kind(one: str, other: str) -> bool:
-    """Return whether two answers differ in kind, which Math-Verify overlooks.
+def _differs_in_kind(answer: str, reference: str) -> bool:
+    """Return whether two answers differ in kind, which Math-Verify ignores.
 
-    It compares what stands right of an equation's sign, a matrix of zeros with 0, what is unequal
-    as if it were equal, and the last number of a sentence.
+    It compares only the right-hand sides of equations, a zero matrix with 0, inequalities as if
+    they were equations, and only the last number of a sentence.
     """
-    if _PROSE.search(one) or bool(_UNEQUAL.search(one)) > bool(_UNEQUAL.search(other)):
+    if _PROSE.search(answer) or bool(_UNEQUAL.search(answer)) > bool(_UNEQUAL.search(reference)):
         return True
     return bool(
-        _PLAIN_NUMBER.fullmatch(one) and (_MATRIX.search(other) or _TO_ZERO.fullmatch(other))
+        _PLAIN_NUMBER.fullmatch(answer)
+        and (_MATRIX.search(reference) or _TO_ZERO.fullmatch(reference))
     )
 
 
 @lru_cache(maxsize=4096)
-def _compare_in_process(one: str, other: str) -> bool:
+def _compare_in_process(answer: str, reference: str) -> bool:
     with _LOCK:
-        return _SERVER_PROCESS.ask(one, other)
+        return _SERVER_PROCESS.ask(answer, reference)
 
 
 class _MathVerifyProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, one: str, other: str) -> bool:
+    def ask(self, answer: str, reference: str) -> bool:
         process = self._process or self._start()
         try:
-            _require_pipe(process.stdin).write(json.dumps([one, other]).encode() + b"\n")
+            _require_pipe(process.stdin).write(json.dumps([answer, reference]).encode() + b"\n")
             _require_pipe(process.stdin).flush()
-            said = self._line(_TIMEOUT_S)
+            reply = self._line(_TIMEOUT_S)
         except OSError:
-            said = b""
-        if said not in {b"0", b"1"}:
+            reply = b""
+        if reply not in {b"0", b"1"}:
             self._stop()
-        return said == b"1"
+        return reply == b"1"
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and words
@@ -497,7 +502,7 @@ class _MathVerifyProcess:
 
 
 def _limit_memory() -> None:
-    """Bound the memory of the process that is being started."""
+    """Limit the memory of the child process."""
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
 

@@ -1,10 +1,10 @@
 """Base classes: Verifier of answers by rule, and the protocol of a RAG system.
 
-Nothing passes that a verifier cannot decide. Imports no torch, so that a recipe can name one: synth
-keeps answers by it, diffusion learns from it as a reward.
+A text that a verifier cannot decide does not pass. Imports no torch, so that recipes load fast:
+synth filters answers with verifiers, diffusion uses them as rewards.
 
-Retrieval is a room above this floor; it enters by the door that users' own plug-ins take: an entry
-point of the group ``stillroom.answerers`` whose object opens a path.
+The rag room depends on this package, so it is reached as a plug-in: an entry point of the group
+``stillroom.answerers`` whose object opens a path.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult:
-    """Whether an answer is right; ``reason`` is a short fixed phrase, empty where it is.
+    """Verdict on an answer; ``reason`` is a short fixed phrase, empty if it is right.
 
-    ``score`` is how much of it is right, from 0 to 1, where that can be told.
+    ``score`` is the share that is right, from 0 to 1, where that is defined.
     """
 
     keep: bool
@@ -47,25 +47,25 @@ class Verifier(Method, ABC):
 
     paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Which fields a task must have, one of them at least; empty if none."""
+    """Fields of which a task needs at least one; empty if none."""
 
     def lacks(self, fields: Mapping[str, Any]) -> bool:
-        """Return whether a task gives nothing to check by."""
+        """Return whether a task lacks the fields to check with."""
         return bool(self.needs) and not any(
             fields.get(name) not in (None, "") for name in self.needs
         )
 
     @abstractmethod
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
-        """Return whether a text is right, and why not.
+        """Return whether a text is right, and a reason if not.
 
         Args:
-            text: What the model said.
+            text: The model's output.
             fields: The fields of the task's record.
 
         Raises:
             ResourceError: If code cannot be isolated here.
-            MissingExtraError: If what compares is not installed.
+            MissingExtraError: If a package for the comparison is not installed.
         """
 
 
@@ -77,19 +77,19 @@ RAG_SYSTEMS = "stillroom.answerers"
 
 @runtime_checkable
 class RagSystem(Protocol):
-    """Anything that finds passages for a question and makes a prompt of them."""
+    """Retriever and prompt builder for questions."""
 
     def retrieve(self, query: str, k: int) -> list[Hit]:
         """Return the ``k`` best passages, best first, ranks from 1."""
 
     def prompt(self, question: str, hits: Sequence[Hit]) -> Prompt:
-        """Return what a model is given to answer the question from the hits."""
+        """Return the prompt to answer the question from the hits."""
 
 
 def open_rag_system(path: Path, name: str = "rag") -> RagSystem:
     """Open an index with the plug-in of that name.
 
-    The entry point's object is called with the path: ``open(path: Path) -> Answerer``.
+    The entry point's object is called with the path: ``open(path: Path) -> RagSystem``.
 
     Raises:
         RecipeError: If no such plug-in is installed.
@@ -103,5 +103,5 @@ def open_rag_system(path: Path, name: str = "rag") -> RagSystem:
         f"'{name}' is not an installed answerer",
         code="recipe.unknown-answerer",
         expected=f"one of: {', '.join(known) or '(none is installed)'}",
-        next=suggest(name, known) or "install Stillroom anew, so that its plug-ins are found",
+        next=suggest(name, known) or "reinstall Stillroom to register its plug-ins",
     )

@@ -1,9 +1,8 @@
 """JSON of model outputs: parsing, repair and JSON Schema validation.
 
-Takes any text and never raises. Where the backend has a grammar the text is valid as it stands;
-where it has none, ``json_repair`` mends commas, quotes and fences, and ``jsonschema`` decides.
-
-Knows values, not records. References to other documents are not followed.
+Parsing with a schema takes any text and does not raise. A backend with grammar support returns
+valid text; for the others ``json_repair`` fixes commas, quotes and fences, and ``jsonschema``
+decides. References to other documents are not followed.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class ParsedJson:
-    """The value of a text, or what is wrong with it; ``is_repaired`` says that it was mended."""
+    """Parsed value, or the problem of the text; ``is_repaired`` is whether it was repaired."""
 
     value: Any = None
     problem: str = ""
@@ -44,7 +43,7 @@ class ParsedJson:
 
 
 def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
-    """Return the JSON value of a text that fits a schema, or the problem in words."""
+    """Return the JSON value of a text that fits a schema, or a description of the problem."""
     if not text.strip():
         return ParsedJson(problem="it is empty")
     if len(text) > _MAX_CHARACTERS:
@@ -60,7 +59,7 @@ def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
 
 
 def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
-    """Return how a value breaks a schema, in words; empty if it fits."""
+    """Describe how a value violates a schema; empty if it fits."""
     from jsonschema.exceptions import best_match
 
     try:
@@ -83,7 +82,7 @@ def _schema_validator(schema: str) -> Any:
 def _repair_json(text: str) -> Any:
     import json_repair
 
-    starts = [place for place in (text.find("{"), text.find("[")) if place >= 0]
+    starts = [start for start in (text.find("{"), text.find("[")) if start >= 0]
     if not starts:
         return None
     try:
@@ -103,17 +102,17 @@ _MAX_REASON = 200
 
 @dataclass(frozen=True, slots=True)
 class SchemaViolation:
-    """The first thing that does not fit: where (a JSON pointer) and why."""
+    """The first violation: a JSON pointer and a message."""
 
     pointer: str
     why: str
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Refuse what is no JSON Schema (draft 2020-12, unless it names another).
+    """Check that a JSON Schema is valid (draft 2020-12, unless it names another).
 
     Raises:
-        DataError: If a keyword has a value that it cannot have.
+        DataError: If a keyword has an invalid value.
     """
     kind = _validator_class(schema)
     from jsonschema.exceptions import SchemaError
@@ -131,20 +130,22 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
-    """Return the first misfit of a value in order of places; None if it fits."""
-    found = list(_validator_class(schema)(dict(schema)).iter_errors(value))
-    if not found:
+    """Return the first violation in document order; None if the value fits."""
+    errors = list(_validator_class(schema)(dict(schema)).iter_errors(value))
+    if not errors:
         return None
-    first = min(found, key=lambda one: ([str(part) for part in one.absolute_path], one.message))
-    place = "".join(f"/{part}" for part in first.absolute_path)
-    return SchemaViolation(place, str(first.message)[:_MAX_REASON])
+    first = min(
+        errors, key=lambda error: ([str(part) for part in error.absolute_path], error.message)
+    )
+    pointer = "".join(f"/{part}" for part in first.absolute_path)
+    return SchemaViolation(pointer, str(first.message)[:_MAX_REASON])
 
 
 def parse_json(text: str) -> Any:
-    """Return the JSON value that a text is, a Markdown fence around it left out.
+    """Parse a text as JSON, without a surrounding Markdown fence.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not JSON.
     """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:

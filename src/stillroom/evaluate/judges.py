@@ -1,19 +1,16 @@
 """LLM judges: binary verdicts, rubric scores and pairwise comparison.
 
-``logprob`` compares how likely the model finds ``Yes`` and ``No``: always a verdict, and a
-probability that can be calibrated. ``json`` holds the answer to a schema of two words and asks
-again, with another seed, what could not be read. What fails for good is a verdict without a value;
-whoever averages says on how many verdicts of how many a figure stands.
+``logprob`` compares the probabilities of ``Yes`` and ``No``: always a verdict, with a probability
+that can be calibrated. ``json`` constrains the answer to a schema of two words and retries
+unreadable answers with another seed. A final failure is a verdict without a value; means state the
+number of verdicts that they are taken over. Prompts come from the caller.
 
-Knows no question of retrieval: prompts come from outside. Does not know whether the model is any
-good at judging: ``judge_agreement`` tells, on labels of people.
+A rubric score is the expected mark under the model's probabilities if the engine provides them,
+else the sampled mark; the result has the mode. Two texts are compared in both orders, and the first
+wins only if it wins in both: a verdict that changes with the order is a tie.
 
-A score is the expected one under the model's probabilities of the marks of the scale, where its
-engine gives them; else the mark that it draws, and the rating says so. Two texts are shown in both
-orders and the first wins only if it wins in both: what changes with the order is a tie.
-
-Knows no record. Does not know whether a judge is any good: ``raters`` compares judges with each
-other and with people.
+A judge's quality is unknown here: ``measure_judge_agreement`` compares it with labels of people,
+and ``metrics.agreement`` with other judges.
 
 Sources: Zheng et al. 2023, arXiv:2306.05685 (judges, position bias); Liu et al. 2023,
 arXiv:2303.16634 (expected scores); Wang et al. 2023, arXiv:2305.17926 (both orders).
@@ -51,7 +48,7 @@ __all__ = [
 JudgeMode = Literal["logprob", "json"]
 
 
-_WORDS = ("Yes", "No")  # as a first word, which models write with a capital
+_WORDS = ("Yes", "No")  # as a first word, which models capitalize
 
 
 _VERDICTS = ("yes", "no")
@@ -82,7 +79,7 @@ _MIN_EXPONENT = -700.0
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """How likely a yes is, from 0 to 1 (just 0 or 1 under a grammar); None where asking failed."""
+    """Probability of a yes, from 0 to 1 (only 0 or 1 with a grammar); None after a failure."""
 
     value: float | None
     retries: int = 0
@@ -91,13 +88,13 @@ class JudgeResult:
 
     @property
     def is_yes(self) -> bool | None:
-        """Whether it is a yes; None where asking failed."""
+        """Whether the verdict is yes; None after a failure."""
         return None if self.value is None else self.value > 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeStats:
-    """What judging took and how it went."""
+    """Counts and outcomes of judge calls."""
 
     asked: int = 0
     retried: int = 0
@@ -107,14 +104,14 @@ class JudgeStats:
 
     @classmethod
     def of(cls, verdicts: Iterable[JudgeResult]) -> JudgeStats:
-        """Add up verdicts."""
+        """Aggregate verdicts."""
         every = list(verdicts)
         return cls(
             len(every),
-            sum(one.retries for one in every),
-            sum(one.value is None for one in every),
-            sum(one.prompt_tokens for one in every),
-            sum(one.completion_tokens for one in every),
+            sum(result.retries for result in every),
+            sum(result.value is None for result in every),
+            sum(result.prompt_tokens for result in every),
+            sum(result.completion_tokens for result in every),
         )
 
     def to_json(self) -> dict[str, int]:
@@ -123,37 +120,38 @@ class JudgeStats:
 
 
 class BinaryJudge:
-    """Asks one model for verdicts."""
+    """Judge with yes/no verdicts of one model."""
 
     def __init__(
         self, model: TextModel, *, way: JudgeMode = "logprob", retries: int = 2, seed: int = 0
     ) -> None:
-        """Judge by ``model``.
+        """Create a judge.
 
         Args:
-            model: Better another one than wrote the answers: models favor their own.
+            model: The judge; preferably not the model that wrote the answers, since models favor
+                their own.
             way: ``logprob``, where the engine can score; else ``json``.
-            retries: How often what could not be read is asked again.
-            seed: Of what is drawn.
+            retries: Retries of unreadable answers.
+            seed: Random seed of sampling.
         """
         self.model, self.way, self.retries, self.seed = model, way, retries, seed
 
     @property
     def fingerprint(self) -> str:
-        """What verdicts depend on beside the question."""
+        """Hash input of everything except the question that verdicts depend on."""
         return digest_json([self.model.fingerprint, self.way, self.retries, self.seed])
 
     def ask(self, question: str) -> JudgeResult:
-        """Return the verdict on a text that ends in what is to be decided.
+        """Return the verdict on a text that ends with the question.
 
         Raises:
-            BackendError: If the engine fails otherwise than in what it writes.
+            BackendError: If the engine fails.
         """
         return self._compare(question) if self.way == "logprob" else self._read(question)
 
     def _compare(self, question: str) -> JudgeResult:
         prompt = self._prompt(question)
-        yes, no = (one.total for one in self.model.score([prompt] * len(_WORDS), list(_WORDS)))
+        yes, no = (score.total for score in self.model.score([prompt] * len(_WORDS), list(_WORDS)))
         tokens = sum(self.model.count_tokens(message.content) for message in prompt.messages)
         gap = yes - no
         if not math.isfinite(gap):
@@ -183,7 +181,7 @@ class BinaryJudge:
 
 
 def choose_judge_mode(model: TextModel) -> JudgeMode:
-    """Return ``logprob`` where the model's engine can score a text, else ``json``."""
+    """Return ``logprob`` if the model's engine can score a text, else ``json``."""
     probe = Prompt((Message("user", "Is water wet?"),))
     try:
         model.score([probe], ["yes"])
@@ -195,7 +193,7 @@ def choose_judge_mode(model: TextModel) -> JudgeMode:
 
 
 def _parse_verdict(text: str) -> str:
-    """Return ``yes`` or ``no`` of a JSON answer; nothing if it is neither."""
+    """Return ``yes`` or ``no`` from a JSON answer; empty if it is neither."""
     try:
         value: Any = json.loads(text[text.index("{") : text.rindex("}") + 1])
         word = value["verdict"]
@@ -218,14 +216,14 @@ _FRAME = re.compile(r"<(/?answer\b)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class RubricResult:
-    """One judge's scores by criterion; None where it gave no mark. ``way`` is how they were had."""
+    """Scores of one judge by criterion; None without a mark. ``way`` is the scoring mode."""
 
     scores: Mapping[str, float | None]
     way: str
 
     @property
     def mean(self) -> float | None:
-        """The mean over the criteria; None where a mark is missing."""
+        """Mean over the criteria; None where a mark is missing."""
         known = [score for score in self.scores.values() if score is not None]
         return math.fsum(known) / len(known) if len(known) == len(self.scores) else None
 
@@ -236,13 +234,13 @@ class RubricResult:
 
 @dataclass(frozen=True, slots=True)
 class PairwiseResult:
-    """One judge's verdict on two texts; ``chance`` is that of the first, mean of both orders.
+    """Verdict on two texts; ``probability`` is that of the first, averaged over orders.
 
-    ``flipped`` says that the verdict changed with the order. None where the judge said nothing.
+    ``flipped`` is whether the verdict changed with the order. None where the judge gave none.
     """
 
     winner: Winner | None
-    chance: float | None
+    probability: float | None
     flipped: bool
     way: str
 
@@ -250,48 +248,51 @@ class PairwiseResult:
         """Return plain JSON values."""
         return {
             "winner": self.winner,
-            "chance": self.chance,
+            "chance": self.probability,
             "flipped": self.flipped,
             "way": self.way,
         }
 
 
 class RubricJudge:
-    """One model with a rubric: what is looked at, and from 1 to which mark."""
+    """Judge with a rubric: criteria and a scale from 1."""
 
     def __init__(
         self, model: TextModel, rubric: Mapping[str, str], *, scale: int = 5, seed: int = 0
     ) -> None:
-        """Judge by ``model``.
+        """Create a judge.
 
         Args:
-            model: Better another one than wrote the texts: models favor their own.
-            rubric: Criteria by name, each with what is asked of a good text.
+            model: The judge; preferably not the model that wrote the texts, since models favor
+                their own.
+            rubric: Criteria by name, each with the requirement for a good text.
             scale: The highest mark, 2 to 9; the lowest is 1.
-            seed: Of what is drawn where the engine gives no probabilities.
+            seed: Random seed of sampling, where the engine gives no probabilities.
         """
         self.model, self.rubric, self.scale, self.seed = model, dict(rubric), scale, seed
 
     @property
     def fingerprint(self) -> str:
-        """What ratings depend on beside the texts."""
+        """Hash input of everything except the texts that ratings depend on."""
         return digest_json([self.model.fingerprint, self.rubric, self.scale, self.seed, 2])
 
     def rate(self, tasks: Sequence[str]) -> list[RubricResult]:
-        """Return a rating of each task: a question with its answer, shown whole.
+        """Return a rating of each task: a question with its answer.
 
         Raises:
             BackendError: If the model fails.
         """
         marks = [str(mark) for mark in range(1, self.scale + 1)]
         prompts = [
-            self._ask_mark(task, name, told) for task in tasks for name, told in self.rubric.items()
+            self._ask_mark(task, name, requirement)
+            for task in tasks
+            for name, requirement in self.rubric.items()
         ]
-        chosen = iter(score_options(self.model, prompts, marks, seed=self.seed) if prompts else ())
+        choices = iter(score_options(self.model, prompts, marks, seed=self.seed) if prompts else ())
         ratings = []
         for _ in tasks:
-            mine = {name: next(chosen) for name in self.rubric}
-            scores = {name: one.expect(list(map(float, marks))) for name, one in mine.items()}
+            mine = {name: next(choices) for name in self.rubric}
+            scores = {name: choice.expect(list(map(float, marks))) for name, choice in mine.items()}
             ratings.append(RubricResult(scores, _mode_of(list(mine.values()))))
         return ratings
 
@@ -305,20 +306,21 @@ class RubricJudge:
         for question, first, second in tasks:
             prompts += [self._ask_better(question, first, second)]
             prompts += [self._ask_better(question, second, first)]
-        chosen = score_options(self.model, prompts, ("A", "B"), seed=self.seed) if prompts else []
+        choices = score_options(self.model, prompts, ("A", "B"), seed=self.seed) if prompts else []
         return [
-            _combine_orders(chosen[at], chosen[at + 1]) for at in range(0, len(chosen), _NUM_ORDERS)
+            _combine_orders(choices[index], choices[index + 1])
+            for index in range(0, len(choices), _NUM_ORDERS)
         ]
 
-    def _ask_mark(self, task: str, name: str, told: str) -> Prompt:
+    def _ask_mark(self, task: str, name: str, requirement: str) -> Prompt:
         words = (
-            f"{task}\n\nCriterion: {name}. {told}\n\nGive one mark for this criterion alone, from "
-            f"1 (not at all) to {self.scale} (entirely). Answer with the number only."
+            f"{task}\n\nCriterion: {name}. {requirement}\n\nGive one mark for this criterion "
+            f"alone, from 1 (not at all) to {self.scale} (entirely). Answer with the number only."
         )
         return Prompt((Message("system", _RUBRIC_PROMPT), Message("user", words)))
 
     def _ask_better(self, question: str, first: str, second: str) -> Prompt:
-        criteria = "; ".join(f"{name}: {told}" for name, told in self.rubric.items())
+        criteria = "; ".join(f"{name}: {requirement}" for name, requirement in self.rubric.items())
         words = (
             f'{question}\n\n<answer name="A">\n{_escape_frame(first)}\n</answer>\n\n<answer '
             'name="B">\n'
@@ -333,19 +335,19 @@ def _combine_orders(straight: ChoiceProbabilities, swapped: ChoiceProbabilities)
     way = _mode_of([straight, swapped])
     if straight.chances is None or swapped.chances is None:
         return PairwiseResult(None, None, False, way)
-    one, other = straight.chances[0], swapped.chances[1]
-    chance = (one + other) / 2
-    if one > 0.5 and other > 0.5:
-        return PairwiseResult("first", chance, False, way)
-    if one < 0.5 and other < 0.5:
-        return PairwiseResult("second", chance, False, way)
-    return PairwiseResult("tie", chance, (one - 0.5) * (other - 0.5) < 0, way)
+    first, second = straight.chances[0], swapped.chances[1]
+    probability = (first + second) / 2
+    if first > 0.5 and second > 0.5:
+        return PairwiseResult("first", probability, False, way)
+    if first < 0.5 and second < 0.5:
+        return PairwiseResult("second", probability, False, way)
+    return PairwiseResult("tie", probability, (first - 0.5) * (second - 0.5) < 0, way)
 
 
 def _escape_frame(text: str) -> str:
-    """Return an answer that cannot close its frame, nor open the other's."""
+    """Return an answer that cannot close its own frame or open another."""
     return _FRAME.sub(r"< \1", text)
 
 
-def _mode_of(chosen: Sequence[ChoiceProbabilities]) -> str:
-    return "drawn" if any(one.way == "drawn" for one in chosen) else "logprob"
+def _mode_of(choices: Sequence[ChoiceProbabilities]) -> str:
+    return "drawn" if any(choice.way == "drawn" for choice in choices) else "logprob"

@@ -1,9 +1,7 @@
 """Report: metrics, tables and charts as report.json and a self-contained report.html.
 
-The page stands alone: style and plots are inline, nothing is fetched, it reads in light and dark,
-on paper and by screen reader. All text is escaped. Knows numbers and words, no models.
-
-Knows the JSON of a report, and how it looks; nothing is computed here.
+The page is self-contained: style and plots are inline, nothing is fetched; it supports light and
+dark mode, print and screen readers. All text is escaped. Rendering computes no figures.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under named columns; the caption says what they are."""
+    """Rows of cells under named columns, with a caption."""
 
     caption: str
     columns: tuple[str, ...]
@@ -51,14 +49,14 @@ class Table:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Table:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         rows = tuple(tuple(str(cell) for cell in row) for row in data["rows"])
         return cls(data["caption"], tuple(data["columns"]), rows)
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonTable:
-    """Metrics side by side: one row a measure, one column a model.
+    """Metrics side by side: one row per measure, one column per model.
 
     Each row is a label, a unit and the names of the metrics in its cells, in order of the columns;
     an empty name is an empty cell.
@@ -78,14 +76,14 @@ class ComparisonTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ComparisonTable:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         rows = tuple((str(row[0]), str(row[1]), tuple(row[2])) for row in data["rows"])
         return cls(data["caption"], tuple(data["columns"]), rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a report: words, metrics, a plot, curves, a grid, a table; any may be absent."""
+    """A part of a report: text, metrics, a plot, curves, a grid, a table; all optional."""
 
     title: str
     text: str = ""
@@ -104,7 +102,7 @@ class Section:
             "plot": self.plot.to_json() if self.plot else None,
             "table": self.table.to_json() if self.table else None,
             **({"grid": self.grid.to_json()} if self.grid else {}),
-            **({"curves": [one.to_json() for one in self.curves]} if self.curves else {}),
+            **({"curves": [chart.to_json() for chart in self.curves]} if self.curves else {}),
         }
 
 
@@ -126,7 +124,7 @@ class Report:
         """Add a metric, and return the report.
 
         Raises:
-            DataError: If a metric of that name is there already with another value.
+            DataError: If another value of that name exists.
         """
         known = self.metrics.get(metric.name)
         if known is not None and known.to_json() != metric.to_json():
@@ -154,15 +152,15 @@ class Report:
     ) -> Report:
         """Add a section with its metrics, and return the report.
 
-        The metrics of a grid's cells are shown there and listed no second time.
+        Metrics in the grid's cells are not listed again.
 
         Raises:
-            DataError: If a metric of that name is there already with another value.
+            DataError: If another value of one of the names exists.
         """
         for metric in metrics:
             self.add(metric)
-        whole = Section(title, text, tuple(metrics), plot, table, grid, tuple(curves))
-        self.sections.append(whole)
+        section = Section(title, text, tuple(metrics), plot, table, grid, tuple(curves))
+        self.sections.append(section)
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -177,7 +175,7 @@ class Report:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
-        """Read what ``to_json`` wrote; a file that holds metrics only is enough."""
+        """Build from the result of ``to_json``; a file with only metrics is enough."""
         metrics = {row["name"]: Metric.from_json(row) for row in data["metrics"]}
         sections = [
             Section(
@@ -187,7 +185,7 @@ class Report:
                 Plot.from_json(row["plot"]) if row.get("plot") else None,
                 Table.from_json(row["table"]) if row.get("table") else None,
                 ComparisonTable.from_json(row["grid"]) if row.get("grid") else None,
-                tuple(LineChart.from_json(one) for one in row.get("curves", ())),
+                tuple(LineChart.from_json(chart) for chart in row.get("curves", ())),
             )
             for row in data.get("sections", ())
         ]
@@ -230,30 +228,28 @@ class Report:
 def merge_reports(
     title: str, parts: Sequence[Path | Report], *, summary: str = "", folder: Path | None = None
 ) -> Report:
-    """Return one report of several, and write it into ``folder`` if given.
+    """Merge several reports into one, and write it into ``folder`` if given.
 
     Args:
-        title: Of the whole.
-        parts: Reports, report.json files (timings.json too) or folders that hold one, in the order
-            they are shown.
-        summary: What the whole says, in a sentence or two; by default the parts' own, one after
-            the other.
-        folder: Where report.json and report.html are written.
+        title: Title of the merged report.
+        parts: Reports, report.json files (timings.json too) or their folders, in order.
+        summary: Summary in a sentence or two; by default the parts' own summaries joined.
+        folder: Destination of report.json and report.html.
 
     Raises:
-        DataError: If a part cannot be read, or two give different values to one name.
+        DataError: If a part cannot be read, or one name has different values.
     """
-    whole = Report(title)
-    said = []
+    merged = Report(title)
+    summaries = []
     for part in parts:
         report = part if isinstance(part, Report) else Report.read(part)
         for metric in report.metrics.values():
-            whole.add(metric, is_headline=metric.name in report.headlines)
-        whole.sections.extend(report.sections)
+            merged.add(metric, is_headline=metric.name in report.headlines)
+        merged.sections.extend(report.sections)
         if report.summary:
-            said.append(report.summary)
-    whole.summary = summary or " ".join(said)
-    return whole.write(folder) if folder else whole
+            summaries.append(report.summary)
+    merged.summary = summary or " ".join(summaries)
+    return merged.write(folder) if folder else merged
 
 
 _STYLE = """
@@ -323,7 +319,7 @@ _CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def render_page(report: Mapping[str, Any]) -> str:
-    """Return the report as a page that needs nothing else and fetches nothing."""
+    """Render the report as a self-contained HTML page."""
     metrics = {metric["name"]: metric for metric in report["metrics"]}
     shown: set[str] = set()
     parts = []
@@ -333,9 +329,9 @@ def render_page(report: Mapping[str, Any]) -> str:
         shown |= {metric["name"] for metric in mine} | in_grid
         listed = [metric for metric in mine if metric["name"] not in in_grid]
         parts.append(_render_section(section, listed, metrics))
-    rest = [metric for name, metric in metrics.items() if name not in shown]
-    if rest:
-        parts.append(_render_section({"title": "Further measurements"}, rest, metrics))
+    remaining = [metric for name, metric in metrics.items() if name not in shown]
+    if remaining:
+        parts.append(_render_section({"title": "Further measurements"}, remaining, metrics))
     title = escape(report["title"])
     summary = f"<p>{escape(report['summary'])}</p>" if report["summary"] else ""
     return (
@@ -373,7 +369,7 @@ def _render_section(
     parts += [f"<p>{escape(line)}</p>" for line in section.get("text", "").split("\n\n") if line]
     if section.get("plot"):
         parts.append(render_plot(Plot.from_json(section["plot"])))
-    parts += [render_line_chart(LineChart.from_json(one)) for one in section.get("curves", ())]
+    parts += [render_line_chart(LineChart.from_json(chart)) for chart in section.get("curves", ())]
     if section.get("grid"):
         parts.append(_render_comparison(section["grid"], known))
     if metrics:
@@ -402,7 +398,7 @@ def _render_metrics(title: str, metrics: list[Mapping[str, Any]]) -> str:
 
 
 def _render_comparison(grid: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return metrics side by side: in each cell the value, below it its interval."""
+    """Render metrics side by side: each cell has the value and below it the interval."""
     head = "".join(
         f'<th scope="col" class="number">{escape(str(column))}</th>' for column in grid["columns"]
     )
@@ -420,12 +416,12 @@ def _render_comparison(grid: Mapping[str, Any], known: Mapping[str, Mapping[str,
             for cell in cells
             if cell and cell.get("note") and cell["low"] is None
         ]
-    said = "".join(f"<div>{escape(note)}.</div>" for note in dict.fromkeys(notes))
+    note_lines = "".join(f"<div>{escape(note)}.</div>" for note in dict.fromkeys(notes))
     return (
         f'<table class="grid"><caption>{escape(grid["caption"])}</caption><thead><tr>'
         f'<th scope="col">measure</th>{head}<th scope="col" class="number">n</th></tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
-        + (f'<div class="note">{said}</div>' if said else "")
+        + (f'<div class="note">{note_lines}</div>' if note_lines else "")
     )
 
 
@@ -435,13 +431,13 @@ def _render_cell(metric: Mapping[str, Any] | None) -> str:
     low, high = metric["low"], metric["high"]
     ends = "" if low is None or high is None else f"{format_value(low)} to {format_value(high)}"
     if low == high and ends and metric["n"] > 1:
-        ends = "all equal"  # an interval without width would claim what nobody knows
+        ends = "all equal"  # an interval of zero width would be misleading
     under = f'<div class="note">{escape(ends)}</div>' if ends else ""
     return f'<td class="number">{escape(format_value(metric["value"]))}{under}</td>'
 
 
 def _count_range(cells: list[Mapping[str, Any] | None]) -> str:
-    """Return how many units a row stands on, a range where its cells differ."""
+    """Return the number of units of a row, a range where its cells differ."""
     counts = sorted({int(cell["n"]) for cell in cells if cell})
     if not counts:
         return "–"
@@ -461,7 +457,7 @@ def _render_table(table: Mapping[str, Any]) -> str:
 
 
 def _describe_interval(metric: Mapping[str, Any]) -> str:
-    """Return a tile's interval, or why it has none."""
+    """Return a tile's interval, or the reason for its absence."""
     if metric["low"] is None and metric["high"] is None and metric.get("note"):
         return str(metric["note"])
     return _format_interval(metric, "95 %: ")
@@ -475,13 +471,13 @@ def _format_interval(metric: Mapping[str, Any], before: str = "") -> str:
 
 
 def _format_value_with_unit(metric: Mapping[str, Any]) -> str:
-    """Return a tile's value, escaped, a long unit in small letters."""
+    """Return a tile's value, escaped, with a long unit in small letters."""
     unit = metric["unit"]
-    if len(unit) < 3:  # GB and the like belong to their number
+    if len(unit) < 3:  # short units such as GB belong to their number
         return escape(format_value(metric["value"], unit))
     return f"{escape(format_value(metric['value']))} <small>{escape(unit)}</small>"
 
 
 def _breakable_name(name: str) -> str:
-    """Return a metric's name, escaped, that may break after its slashes and underscores."""
+    """Return a metric's name, escaped, with breaks allowed after slashes and underscores."""
     return escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")

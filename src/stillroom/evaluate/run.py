@@ -1,7 +1,7 @@
 """Evaluation job: retrieval, answers, fidelity and sizes into one report.
 
-Figures that depend on the clock stand in timings.json beside the output, so that the same work
-gives the same artifact; the flow merges both into the run's report.
+Figures that depend on the clock are in timings.json beside the output, so that the artifact is
+reproducible; the flow merges both into the run's report.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _WEIGHTS = (".safetensors", ".gguf")
 
 
 def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
-    """Measure an index and models on held-out questions, and write the report.
+    """Evaluate an index and models on held-out questions, and write the report.
 
     Raises:
-        DataError: If there is nothing to ask and the recipe does not go on without, or an input is
-            not what it should be.
+        DataError: If there is nothing to ask and the recipe does not allow that, or an input is
+            invalid.
         RecipeError: If the index's plug-in is not installed.
-        Cancelled: If the user stopped it; ``--resume`` goes on.
+        Cancelled: If the user stopped it; ``--resume`` continues.
     """
     bad_rows: list[int] = []
     records = read_records(
@@ -67,28 +67,30 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     answerer = None
     if recipe.index and questions:
         answerer = open_rag_system(Path(recipe.index), recipe.answerer)
-    found = {}
+    retrieved = {}
     if answerer:
-        found = retrieve_all(answerer, questions, depth=recipe.depth, k=recipe.k, job=job)
-        metrics, unjudged = measure_retrieval(questions, found, seed=recipe.seed)
+        retrieved = retrieve_all(answerer, questions, depth=recipe.depth, k=recipe.k, job=job)
+        metrics, unjudged = measure_retrieval(questions, retrieved, seed=recipe.seed)
         _add_retrieval(report, metrics, recipe)
         if unjudged:
             passed_over["no evidence named, not counted in retrieval"] = unjudged
-    asked = ask_models(recipe, questions, answerer, found, job)
-    if asked:
-        _add_answers(report, asked, recipe)
+    answers = ask_models(recipe, questions, answerer, retrieved, job)
+    if answers:
+        _add_answers(report, answers, recipe)
     if recipe.fidelity and questions:
         before, missing = read_initial_fidelity(recipe)
         metrics, notes = measure_fidelity(recipe, questions, job)
         passed_over.update({**missing, **notes})
         _add_fidelity(report, [*before, *metrics], recipe)
     _add_sizes(report, recipe)
-    passed_over.update(_count_truncations(asked))
+    passed_over.update(_count_truncations(answers))
     _add_omissions(report, passed_over)
     with atomic_write(job.output / "answers.jsonl") as file:
-        file.writelines(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in asked)
+        file.writelines(
+            json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers
+        )
     report.write(job.output)
-    if asked:
+    if answers:
         _write_timings(recipe, job)
     return job.finish(
         "report",
@@ -98,7 +100,7 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
 
 
 def estimate(recipe: EvaluateRecipe) -> Estimate:
-    """Return what the job will need; references that are not here yet count as nothing."""
+    """Estimate the job's resources; references that do not exist yet are not counted."""
     sizes = {name: _local_bytes(reference) for name, reference in recipe.models.items()}
     biggest = sorted(sizes.values(), reverse=True)[: 2 if recipe.fidelity else 1]
     modes = 2 if recipe.index else 1
@@ -122,8 +124,8 @@ def _describe_questions(questions: int, models: int) -> str:
             "More documents give records that can be held out."
         )
     shown = f"{questions} held-out question{'s were' if questions > 1 else ' was'} asked"
-    said = f"{shown} of {models} model{'s' if models > 1 else ''}."
-    return f"{said} {warn_small_sample(questions, 'questions')}".rstrip()
+    sentence = f"{shown} of {models} model{'s' if models > 1 else ''}."
+    return f"{sentence} {warn_small_sample(questions, 'questions')}".rstrip()
 
 
 def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:
@@ -138,8 +140,10 @@ def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRe
     report.add(metrics[1], is_headline=True)
 
 
-def _add_answers(report: Report, asked: Sequence[AnsweredQuestion], recipe: EvaluateRecipe) -> None:
-    metrics = measure_answers(asked, seed=recipe.seed)
+def _add_answers(
+    report: Report, answers: Sequence[AnsweredQuestion], recipe: EvaluateRecipe
+) -> None:
+    metrics = measure_answers(answers, seed=recipe.seed)
     shown = [metric for metric in metrics if metric.name.endswith("/f1")]
     report.section(
         "Answers",
@@ -208,16 +212,16 @@ def _add_omissions(report: Report, counts: Mapping[str, int]) -> None:
     )
 
 
-def _count_truncations(asked: Sequence[AnsweredQuestion]) -> dict[str, int]:
-    """Count answers that ended at the token limit, and passages that did not fit."""
+def _count_truncations(answers: Sequence[AnsweredQuestion]) -> dict[str, int]:
+    """Count answers truncated at the token limit, and passages that did not fit."""
     counts: dict[str, int] = {}
-    for one in asked:
-        if one.finish_reason == "length":
-            reason = f"{one.model}, {one.mode}: answer ended at max_new_tokens"
+    for answer in answers:
+        if answer.finish_reason == "length":
+            reason = f"{answer.model}, {answer.mode}: answer ended at max_new_tokens"
             counts[reason] = counts.get(reason, 0) + 1
-        if one.not_shown:
-            reason = f"{one.model}, {one.mode}: passage did not fit the context"
-            counts[reason] = counts.get(reason, 0) + one.not_shown
+        if answer.not_shown:
+            reason = f"{answer.model}, {answer.mode}: passage did not fit the context"
+            counts[reason] = counts.get(reason, 0) + answer.not_shown
     return counts
 
 
@@ -246,8 +250,8 @@ def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
         elif path.exists():
             parents.append(make_parent(name, path, job.out))
         elif has_weights(reference):
-            found = resolve_checkpoint(reference)
-            fingerprint = Checkpoint.open(found).fingerprint
+            checkpoint_path = resolve_checkpoint(reference)
+            fingerprint = Checkpoint.open(checkpoint_path).fingerprint
             parents.append(Parent(name, reference, fingerprint, "checkpoint"))
         else:
             parents.append(Parent(name, reference, "", ""))

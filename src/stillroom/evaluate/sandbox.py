@@ -1,15 +1,15 @@
 """Sandbox for model-written code: a separate process without network or files.
 
-The process is a bare interpreter (the standard library alone) that closes its doors itself before
-it compiles a line (``stillroom.evaluate.isolation``); where the kernel cannot close them, nothing
-is run and the refusal says why. A timeout or too much output kills it. What code prints, and how it
-says that it ended, is data and never more.
+Code runs in a bare interpreter (standard library only) that confines itself before it compiles a
+line (``stillroom.evaluate.isolation``); if the kernel cannot confine it, nothing is run and the
+error has the reason. A timeout or too much output kills it. Its output and its reported exit reason
+are untrusted data.
 
-Tests are run by ``run_tests``, in a second process that shares nothing with the program but two
-pipes: what proves a pass is said there, with a word that the program's process never held.
+``run_tests`` runs tests in a second process that shares only two pipes with the program: a pass is
+reported there, with a secret that the program's process never holds.
 
-What this does not promise: a hole in the kernel is a hole here. Run the job itself in a container
-where what is at stake is more than wrong records.
+Not covered: a kernel vulnerability breaks the sandbox. Run the job itself in a container if more
+than wrong records is at stake.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOG = logging.getLogger("stillroom.evaluate")
 _START = Path(namespaces.__file__).with_name("start.py")
 _OUTPUT_BYTES = 1 << 18
 _MAX_CODE = 1 << 20
-_STARTUP_S = 60.0  # for an interpreter to start where everything else is slow, too
+_STARTUP_S = 60.0  # for interpreter startup on a slow machine
 _MECHANISMS = {
     "files": "Landlock (Linux 5.13 or newer)",
     "calls": "seccomp on x86-64 or 64-bit ARM",
@@ -53,9 +53,9 @@ _SLOTS = threading.BoundedSemaphore(max(os.cpu_count() or 1, 1))
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """How code ended: ``reason`` is empty where it came to its end; what it printed.
+    """Outcome of running code: ``reason`` is empty if it finished; and its output.
 
-    A reason is a fixed phrase or the name of one of Python's exceptions, never the code's words.
+    A reason is a fixed phrase or the name of a built-in exception, never text of the code.
     """
 
     reason: str
@@ -64,7 +64,7 @@ class ExecutionResult:
 
     @property
     def is_done(self) -> bool:
-        """Whether the code came to its end without an exception."""
+        """Whether the code finished without an exception."""
         return not self.reason
 
 
@@ -76,17 +76,17 @@ def run_code(
     memory_bytes: int = 512 * 2**20,
     readable: Sequence[Path] = (),
 ) -> ExecutionResult:
-    """Run Python code apart from everything.
+    """Run Python code in the sandbox.
 
-    How it ended is what its own process says: judge it by what it printed. ``run_tests`` is for
+    The outcome is reported by the code's own process: judge by its output. Use ``run_tests`` for
     verdicts.
 
     Args:
-        parts: Run one after another in one namespace.
-        stdin: What the code reads.
-        timeout_s: Seconds of wall clock and of processor until it is killed.
-        memory_bytes: Of address space.
-        readable: Files and folders that it may read, beside the interpreter's own.
+        parts: Sources to run one after another in one namespace.
+        stdin: Standard input of the code.
+        timeout_s: Limit in seconds, of wall clock and of processor time.
+        memory_bytes: Limit of address space.
+        readable: Files and folders that it may read in addition to the interpreter's own.
 
     Raises:
         ResourceError: If the kernel cannot isolate the process; nothing was run.
@@ -101,16 +101,16 @@ def run_tests(
     timeout_s: float = 5.0,
     memory_bytes: int = 512 * 2**20,
 ) -> ExecutionResult:
-    """Run a program, and tests of it in a process that it cannot reach.
+    """Run a program, and its tests in a process that the program cannot reach.
 
-    The tests use the program's names as if they shared its namespace. Their reason tells how they
+    The tests use the program's names as if they shared its namespace. The reason is how they
     failed, or why they prove nothing: see ``docs/explanation/sandbox.md``.
 
     Args:
-        program: What a model wrote.
-        tests: What must run without an exception, in order, in one namespace.
-        timeout_s: Seconds of wall clock, and of processor for each of the two.
-        memory_bytes: Of address space for each of the two.
+        program: Model-written code.
+        tests: Sources that must run without an exception, in order, in one namespace.
+        timeout_s: Limit in seconds, of wall clock, and of processor time for each process.
+        memory_bytes: Limit of address space for each process.
 
     Raises:
         ResourceError: If the kernel cannot isolate the processes; nothing was run.
@@ -136,45 +136,45 @@ def _run_sandboxed(
         "readable": [*_interpreter_files(), *(str(path.resolve()) for path in readable)],
         "namespaces": _NAMESPACES,
     }
-    given: dict[str, object] = {"program": list(parts), "stdin": stdin}
+    inputs: dict[str, object] = {"program": list(parts), "stdin": stdin}
     if tests is not None:
-        given["tests"] = {"tests": list(tests), "nonce": nonce}
+        inputs["tests"] = {"tests": list(tests), "nonce": nonce}
     with contextlib.ExitStack() as stack:
         out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         stack.enter_context(_SLOTS)
-        code, told = _run_processes(order, given, out, err, timeout_s)
-        if not told and code == -signal.SIGXCPU:  # a busy machine did not come to start it
-            code, told = _run_processes(order, given, out, err, timeout_s + _STARTUP_S)
+        code, report = _run_processes(order, inputs, out, err, timeout_s)
+        if not report and code == -signal.SIGXCPU:  # killed before startup on a busy machine
+            code, report = _run_processes(order, inputs, out, err, timeout_s + _STARTUP_S)
         shown, errors = _read_output(out), _read_output(err)
-    if not told.get("ready"):
-        raise _isolation_error(told.get("doors"), errors)
-    if not told["doors"]["view"]:
+    if not report.get("ready"):
+        raise _isolation_error(report.get("doors"), errors)
+    if not report["doors"]["view"]:
         _warn_of_open_access()
-    if tests is not None and told.get("verdict") == nonce:
-        reason = str(told["reason"])
-        return ExecutionResult(reason and _failure_reason(code, told, reason), shown, errors)
-    if tests is None and told.get("end") == "":
+    if tests is not None and report.get("verdict") == nonce:
+        reason = str(report["reason"])
+        return ExecutionResult(reason and _failure_reason(code, report, reason), shown, errors)
+    if tests is None and report.get("end") == "":
         return ExecutionResult("", shown, errors)
     return ExecutionResult(
-        _failure_reason(code, told, _exception_name(told.get("end"))), shown, errors
+        _failure_reason(code, report, _exception_name(report.get("end"))), shown, errors
     )
 
 
 def _run_processes(
     order: dict[str, object],
-    given: dict[str, object],
+    inputs: dict[str, object],
     out: IO[bytes],
     err: IO[bytes],
     timeout_s: float,
 ) -> tuple[int, dict[str, Any]]:
-    """Run the processes of one check; return how the first ended, and what they reported."""
+    """Run the processes of one check; return the first one's exit code, and their reports."""
     with contextlib.ExitStack() as files:
         reader, writer = os.pipe()
         pipe = files.enter_context(os.fdopen(reader, "rb"))
-        passed = {name: _anonymous_file(value, files) for name, value in given.items()}
+        passed = {name: _anonymous_file(value, files) for name, value in inputs.items()}
         stdin = passed.pop("stdin")
-        told = order | {"tests": -1} | passed | {"report": writer}
-        command = [sys.executable, "-I", "-S", "-B", str(_START), json.dumps(told)]
+        settings = order | {"tests": -1} | passed | {"report": writer}
+        command = [sys.executable, "-I", "-S", "-B", str(_START), json.dumps(settings)]
         try:
             process = subprocess.Popen(  # noqa: S603  # our own interpreter and file
                 command,
@@ -200,7 +200,7 @@ def _run_processes(
 
 
 def _anonymous_file(value: object, files: contextlib.ExitStack) -> int:
-    """Return the number of a nameless file that holds a text, or a value as JSON."""
+    """Return the descriptor of an anonymous file with a text, or a value as JSON."""
     file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
     text = value if isinstance(value, str) else json.dumps(value)
     file.write(text.encode("utf-8", "replace"))
@@ -209,36 +209,36 @@ def _anonymous_file(value: object, files: contextlib.ExitStack) -> int:
 
 
 def _parse_report(lines: bytes) -> dict[str, Any]:
-    """Return what the processes reported, by key.
+    """Return the reports of the processes, by key.
 
-    A program that is run without tests holds the pipe: it cannot take back what was said of its
-    doors before it ran, and what it says itself may be of any type.
+    A program run without tests holds the pipe: it cannot revoke the report on its confinement,
+    sent before it ran, and its own report may be of any type.
     """
     first: dict[str, Any] = {}
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for line in lines.decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 first = first or row
-                told |= row
-    told |= first
-    ended = told.get("ended")
-    if not (isinstance(ended, dict) and all(type(one) is int for one in ended.values())):
-        told.pop("ended", None)
-    return told
+                report |= row
+    report |= first
+    ended = report.get("ended")
+    if not (isinstance(ended, dict) and all(type(status) is int for status in ended.values())):
+        report.pop("ended", None)
+    return report
 
 
 @lru_cache(maxsize=1)
 def _warn_of_open_access() -> None:
     _LOG.warning(
-        "this machine gives no view of files apart (user namespaces): code in the sandbox can "
-        "read, change and reach nothing, but it can learn which files exist"
+        "user namespaces are not available on this machine: code in the sandbox cannot read, "
+        "change or reach anything, but can find out which files exist"
     )
 
 
 def _interpreter_files() -> list[str]:
-    """Return what the interpreter reads of itself: its library, and the shared ones."""
+    """Return the interpreter's own files: its library, and shared ones."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     paths |= {sysconfig.get_config_var("LIBDIR") or "", "/usr/lib", "/lib", "/lib64"}
     return sorted(path for path in paths if path and Path(path).exists())
@@ -249,21 +249,21 @@ def _read_output(file: IO[bytes]) -> str:
     return file.read(_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
-def _failure_reason(code: int, told: dict[str, Any], said: str) -> str:
-    """Return how code ended that did not come to its end, in fixed words."""
-    killed = [status & 127 for status in told.get("ended", {}).values()]
+def _failure_reason(code: int, report: dict[str, Any], name: str) -> str:
+    """Return a fixed phrase for code that did not finish."""
+    killed = [status & 127 for status in report.get("ended", {}).values()]
     if code == -signal.SIGXCPU or signal.SIGXCPU in killed or not killed:
         return "out of time"
-    if said == "MemoryError" or signal.SIGSEGV in killed:
+    if name == "MemoryError" or signal.SIGSEGV in killed:
         return "out of memory"
-    return {"SystemExit": "ended early", "": "ended early"}.get(said, said)
+    return {"SystemExit": "ended early", "": "ended early"}.get(name, name)
 
 
-def _exception_name(said: object) -> str:
-    """Return the name of an exception that a program says it ended by, and no other word of it."""
-    kind = getattr(builtins, said, None) if isinstance(said, str) else None
+def _exception_name(name: object) -> str:
+    """Return the name of a built-in exception reported by a program, else a fixed phrase."""
+    kind = getattr(builtins, name, None) if isinstance(name, str) else None
     is_known = isinstance(kind, type) and issubclass(kind, BaseException)
-    return str(said) if is_known or said == CUSTOM_EXCEPTION else ""
+    return str(name) if is_known or name == CUSTOM_EXCEPTION else ""
 
 
 def _isolation_error(doors: object, errors: str) -> ResourceError:

@@ -1,8 +1,8 @@
 """Jobs: one run of a recipe in one folder, resumable after a kill.
 
-``Job`` works under a temporary name and is renamed when all is written and synced; ``Journal``
-keeps finished units of work so that ``--resume`` goes on to the same bytes; ``files`` writes
-atomically; ``estimate`` says beforehand what a job will need.
+``Job`` works under a temporary name and is renamed when everything is written and synced;
+``Journal`` stores finished units of work so that ``--resume`` continues to the same bytes;
+``files`` writes atomically; ``machine`` estimates a job's resources.
 """
 
 from stillroom.jobs.files import atomic_write, replace_folder, sync_folder

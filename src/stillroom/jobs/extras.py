@@ -1,8 +1,7 @@
 """Installed optional dependencies, from the package's metadata.
 
-Read from the installed metadata, so that a new extra is known here without a word; ``PURPOSES``
-says in words what each lets a user do (a contract test holds the two together). Imports none of
-them.
+Extras are read from the installed metadata, so that new ones are found automatically; ``PURPOSES``
+describes each for users (a contract test compares the two). Imports none of them.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """One extra: what it is for, the packages that are there with versions, those that are not."""
+    """One extra: its purpose, and its installed (with versions) and missing packages."""
 
     name: str
     purpose: str
@@ -72,12 +71,12 @@ class Extra:
 
 
 def find_extra(module: str) -> str:
-    """Return the extra that brings a module which parts of Stillroom import at once; or empty."""
+    """Return the extra that provides a module imported by parts of Stillroom; or empty."""
     return _MODULES.get(module.partition(".")[0], "")
 
 
 def list_extras() -> list[Extra]:
-    """Return every extra a user may want, sorted; empty where Stillroom has no metadata."""
+    """Return every user-facing extra, sorted; empty without installed metadata."""
     try:
         declared = requires("stillroom") or []
     except PackageNotFoundError:

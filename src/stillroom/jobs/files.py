@@ -28,7 +28,7 @@ __all__ = [
 _AT_FDCWD, _EXCHANGE = -100, 2
 
 
-"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
+"""AT_FDCWD and RENAME_EXCHANGE on Linux."""
 
 
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
@@ -36,7 +36,7 @@ _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 @contextmanager
 def full_disk_as_error(path: Path) -> Iterator[None]:
-    """Turn 'no space left' into a ResourceError that names the disk and the next step.
+    """Convert 'no space left' into a ResourceError with the disk and the next step.
 
     Raises:
         ResourceError: If the body runs out of disk space or quota.
@@ -57,19 +57,21 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
 
 
 def _means_full_disk(error: Exception) -> bool:
-    """Return whether the disk is full; SQLite and safetensors say so in errors of their own."""
+    """Return whether the disk is full; SQLite and safetensors raise their own errors."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
-    said = str(error)
-    return not isinstance(error, StillroomError) and any(text in said for text in _DISK_FULL_TEXTS)
+    message = str(error)
+    return not isinstance(error, StillroomError) and any(
+        text in message for text in _DISK_FULL_TEXTS
+    )
 
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary neighbour of ``path``; sync and rename it when the body ends well.
+    """Open a temporary file next to ``path``; sync and rename it if the body succeeds.
 
     On any exception the temporary file is removed and ``path`` keeps its old bytes. A device or
-    pipe (as ``/dev/null``) is written into: a rename would put a file in its place.
+    pipe (such as ``/dev/null``) is written directly: a rename would replace it by a file.
 
     Args:
         path: The file to replace.
@@ -103,7 +105,7 @@ def sync_folder(folder: Path, *, but: Collection[str] = ()) -> None:
 
     Args:
         folder: The folder.
-        but: Names of what lies in it and need not be there after a power loss.
+        but: Names in it that need not survive a power loss.
     """
     entries = [path for path in folder.iterdir() if path.name not in but]
     below = [path for entry in entries if _is_folder(entry) for path in entry.rglob("*")]
@@ -120,7 +122,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``; an existing target stands aside until that is done."""
+    """Rename ``source`` to ``target``; an existing target is moved aside until then."""
     aside = target.with_name(f".{target.name}.old")
     if aside.exists():
         shutil.rmtree(aside)
@@ -138,9 +140,9 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def swap_folders(first: Path, second: Path) -> None:
-    """Give two folders on one file system each other's name, in one step where the system can.
+    """Exchange the names of two folders on one file system, atomically if possible.
 
-    Linux exchanges them at once; elsewhere ``other`` is missing for a moment.
+    Linux exchanges them atomically; elsewhere ``second`` is missing for a moment.
     """
     library = ctypes.CDLL(None, use_errno=True)
     rename = getattr(library, "renameat2", None)
@@ -167,17 +169,17 @@ _RETRY_S = 0.01
 def open_shared_database(
     path: Path | str, schema: str = "", wait_s: float = 60.0
 ) -> sqlite3.Connection:
-    """Open or create the database at ``path`` with a write-ahead log; statements commit at once.
+    """Open or create a database with a write-ahead log; statements commit at once.
 
-    The connection may be used from any thread, by one at a time.
+    The connection may be used from any thread, one at a time.
 
     Args:
         path: The file, or ``:memory:``.
-        schema: A statement that makes what is not there yet.
-        wait_s: How many seconds a statement, or the opening, waits for other processes.
+        schema: Statements that create missing tables.
+        wait_s: Seconds that a statement, or opening, waits for other processes.
 
     Raises:
-        sqlite3.DatabaseError: If the file is no database, or stays locked.
+        sqlite3.DatabaseError: If the file is not a database, or stays locked.
     """
     connection = sqlite3.connect(
         path, timeout=wait_s, isolation_level=None, check_same_thread=False
@@ -195,8 +197,8 @@ def open_shared_database(
 def _enable_wal(connection: sqlite3.Connection, until: float) -> None:
     """Switch to the write-ahead log.
 
-    SQLite does not wait here: where two processes open a new file at once, one is told at once that
-    the database is locked, however long its timeout.
+    SQLite ignores its timeout here: if two processes open a new file simultaneously, one gets
+    "database is locked" at once.
     """
     while True:
         try:

@@ -1,9 +1,8 @@
 """Job: the working folder, journal, events and artifact of one run.
 
 Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``events.jsonl``,
-``metrics.jsonl``, ``output/``. While it runs, all that lies in a hidden neighbour
-``.NAME.partial``, next to ``journals/`` that exist only there. A job knows nothing of what it
-computes.
+``metrics.jsonl``, ``output/``. Until then they are in a hidden folder next to it,
+``.NAME.partial``, together with ``journals/``, which exist only there.
 """
 
 from __future__ import annotations
@@ -48,15 +47,15 @@ _WORKING_ONLY = ("journals", "scratch", ".lock")
 class Job:
     """One run of one recipe.
 
-    Use ``Job.start`` to make or resume one, ``phase`` for progress, ``journal`` for units that
-    must survive a kill, ``check_cancelled`` at safe points, ``engine`` for work that others may
-    do, and ``finish`` to publish.
+    Use ``Job.start`` to create or resume one, ``phase`` for progress, ``journal`` for units that
+    must survive a kill, ``check_cancelled`` at safe points, ``engine`` for distributable work, and
+    ``finish`` to publish.
     """
 
     def __init__(
         self, out: Path, work: Path, recipe_digest: str, seed: int, reporter: Reporter
     ) -> None:
-        """Stand over a working folder; callers use ``start``."""
+        """Lock and open a working folder; use ``start`` instead."""
         self.out, self.work, self.recipe_digest, self.seed = out, work, recipe_digest, seed
         self.reporter = reporter
         self.engine: Engine = LocalEngine()
@@ -87,18 +86,18 @@ class Job:
         overwrite: bool = False,
         reporter: Reporter | None = None,
     ) -> Job:
-        """Make the working folder of a run, or take up the one a killed run left.
+        """Create the working folder of a run, or resume that of a killed run.
 
         Args:
-            out: Where the finished folder will stand.
-            recipe: The resolved recipe as YAML; a resume must bring the same one.
-            seed: The run's seed, kept in the artifact.
-            resume: Go on where a killed run stopped.
-            overwrite: Replace a finished folder, and forget an unfinished one.
-            reporter: What draws progress; default nothing.
+            out: The finished folder's path.
+            recipe: The resolved recipe as YAML; a resumed run must have the same one.
+            seed: The run's seed, stored in the artifact.
+            resume: Continue a killed run.
+            overwrite: Replace a finished folder, and discard an unfinished one.
+            reporter: Progress display; by default none.
 
         Raises:
-            DataError: If ``out`` is taken, or an unfinished run of another recipe lies there.
+            DataError: If ``out`` exists, or has an unfinished run of another recipe.
             ResourceError: If another process holds the folder, or the disk is full.
         """
         cls.recover(out)
@@ -119,13 +118,13 @@ class Job:
         return job
 
     def _forget(self, *, overwrite: bool) -> None:
-        """Empty the working folder that an earlier run left, if that is allowed."""
+        """Empty the working folder of an earlier run, if that is allowed."""
         if not overwrite:
             raise DataError(
-                f"an unfinished run of {self.out} lies in {self.work}",
+                f"an unfinished run of {self.out} is in {self.work}",
                 code="data.unfinished",
                 expected="--resume or --overwrite",
-                next="add --resume to go on with it, or --overwrite to start over",
+                next="add --resume to continue it, or --overwrite to start over",
             )
         for path in self.work.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -134,7 +133,7 @@ class Job:
                 path.unlink()
 
     def _begin(self, recipe: str) -> None:
-        """Note the start, or the resumption of a run of the same recipe."""
+        """Record the start, or the resumption of a run of the same recipe."""
         recorded = self.work / "recipe.yaml"
         if (
             recorded.exists()
@@ -153,12 +152,12 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """The folder for the artifact's own files."""
+        """The folder of the artifact's own files."""
         return self.work / "output"
 
     @property
     def scratch(self) -> Path:
-        """A folder for files that help the run and are removed at its end."""
+        """A folder for temporary files, removed at the end."""
         folder = self.work / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
@@ -174,14 +173,14 @@ class Job:
         self._append("events.jsonl", {"time": _now(), "event": kind, **fields})
 
     def metric(self, name: str, value: float, **fields: object) -> None:
-        """Append one line to metrics.jsonl: name, value, fields (as ``step``)."""
+        """Append one line to metrics.jsonl: name, value, fields (such as ``step``)."""
         self._append("metrics.jsonl", {"time": _now(), "name": name, "value": value, **fields})
 
     @contextmanager
     def phase(
         self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
     ) -> Iterator[Progress]:
-        """Run one phase: progress on the terminal, its seconds in the events."""
+        """Run one phase with progress on the terminal and its duration in the events."""
         start = time.monotonic()
         with Progress(name, total, unit, self.reporter, done=done) as progress:
             yield progress
@@ -190,7 +189,7 @@ class Job:
         )
 
     def say(self, line: str) -> None:
-        """Tell the user something that stays, and keep it in the events."""
+        """Print a permanent message and add it to the events."""
         self.reporter.say(line)
         self.event("said", text=line)
 
@@ -199,18 +198,18 @@ class Job:
         self._cancel.set()
 
     def cancel_with(self, other: Job) -> None:
-        """Be cancelled whenever another job is, of which this one is a part."""
+        """Cancel this job whenever ``other``, of which it is a part, is cancelled."""
         self._cancel = other._cancel
 
     def is_cancelled(self) -> bool:
-        """Return whether the user asked the job to stop; for engines that poll."""
+        """Return whether the job was cancelled; for engines that poll."""
         return self._cancel.is_set()
 
     def check_cancelled(self) -> None:
-        """Stop here if the user asked for it; call where the journal is consistent.
+        """Stop if the job was cancelled; call where the journal is consistent.
 
         Raises:
-            Cancelled: If ``cancel`` was called or an interrupt came.
+            Cancelled: If ``cancel`` was called or an interrupt was received.
         """
         if self._cancel.is_set():
             for journal in self._journals.values():
@@ -225,7 +224,7 @@ class Job:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within the body the first SIGINT or SIGTERM cancels; a second one breaks at once."""
+        """Cancel on the first SIGINT or SIGTERM in the context; a second one exits at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -233,7 +232,7 @@ class Job:
         def handle(number: int, frame: FrameType | None) -> None:
             if self._cancel.is_set():
                 raise KeyboardInterrupt
-            self.reporter.say("stopping at the next safe point (once more to break off at once)")
+            self.reporter.say("stopping at the next safe point (repeat to exit at once)")
             self.cancel()
 
         before = {
@@ -257,12 +256,12 @@ class Job:
         """Digest the output, write artifact.json, sync, and rename the folder into place.
 
         Args:
-            kind: What the job leaves.
-            parents: What it was made from.
-            origin: Whether that is human or synthetic.
-            details: What a reader of the artifact should know.
-            is_timed: Says of a file, by its path in the folder, whether its bytes depend on the
-                clock or on how it came about, so that they are no part of the digest.
+            kind: The artifact's kind.
+            parents: The artifact's inputs.
+            origin: The output's origin.
+            details: Further metadata of the artifact.
+            is_timed: Returns for a file, by its path in the folder, whether its bytes depend on the
+                clock or on the course of the run, so that they are excluded from the digest.
 
         Raises:
             ResourceError: If the disk is full; the working folder stays for ``--resume``.
@@ -312,11 +311,11 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """The time spent so far, over all sittings of a resumed run."""
+        """Seconds spent so far, summed over all sessions of a resumed run."""
         return sum_work_seconds(self.work)
 
     def close(self) -> None:
-        """Close journals and give the folder free; the working folder stays."""
+        """Close journals and unlock the folder; the working folder stays."""
         for journal in self._journals.values():
             journal.close()
         if not self._lock.closed:
@@ -330,14 +329,14 @@ class Job:
 
 
 def sum_work_seconds(folder: Path) -> float:
-    """Return the seconds a job worked, by its events: the sum over its sittings."""
+    """Return the seconds a job worked, summed over its sessions, from its events."""
     total, begun, last = 0.0, 0.0, 0.0
     path = folder / "events.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:  # a kill can tear the last line of a sitting
+        except ValueError:  # a kill can truncate the last line of a session
             continue
         moment = datetime.fromisoformat(event["time"]).timestamp()
         if event["event"] in {"started", "resumed"}:
@@ -347,7 +346,7 @@ def sum_work_seconds(folder: Path) -> float:
 
 
 def _require_free_folder(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that stands in the way; only artifacts and empty folders are replaced."""
+    """Refuse an occupied folder; only artifacts and empty folders are replaced."""
     if not overwrite:
         raise DataError(
             f"{out} exists already",
@@ -365,7 +364,7 @@ def _require_free_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def get_working_folder(out: Path) -> Path:
-    """Return where a job whose folder shall be ``out`` works until it is finished."""
+    """Return the working folder of a job until ``out`` is finished."""
     return out.with_name(f".{out.name}.partial")
 
 

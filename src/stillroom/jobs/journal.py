@@ -1,8 +1,8 @@
 """Append-only journal of finished units of work, with truncation of torn tails.
 
-A unit that is in the journal is never done again; one that is not is done again from scratch. Each
-line carries a digest of itself, so that a half-written or damaged line is recognised. Memory holds
-keys and places; a value is read from the file when it is asked for.
+A unit in the journal is not computed again; a missing one is computed from scratch. Each line has a
+digest of itself, so that a truncated or damaged line is detected. Memory holds keys and offsets;
+values are read from the file on demand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the journal at ``path``; a torn or damaged tail is dropped."""
+        """Open or create the journal at ``path``; a truncated or damaged tail is dropped."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._places: dict[str, int] = {}
@@ -50,7 +50,7 @@ class Journal:
         self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Journal:
-        """Return the journal, to be closed at the end of the body."""
+        """Return the journal, closed at the end of the ``with`` body."""
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -58,15 +58,15 @@ class Journal:
         self.close()
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the unit is done."""
+        """Return whether the unit is finished."""
         return key in self._places
 
     def __getitem__(self, key: str) -> Any:
-        """Return the value of a finished unit, a copy of its own."""
+        """Return a copy of the value of a finished unit."""
         return self._read(self._places[key])
 
     def __len__(self) -> int:
-        """Return how many units are done."""
+        """Return the number of finished units."""
         return len(self._places)
 
     def keys(self) -> list[str]:
@@ -74,12 +74,12 @@ class Journal:
         return list(self._places)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a unit, or the default where it is not done."""
+        """Return the value of a unit, or the default if it is not finished."""
         offset = self._places.get(key)
         return default if offset is None else self._read(offset)
 
     def put(self, key: str, value: Any) -> None:
-        """Record a finished unit; the same key again replaces the value.
+        """Store a finished unit; a repeated key replaces the value.
 
         Raises:
             ResourceError: If the disk is full.
@@ -95,14 +95,14 @@ class Journal:
             self._begin_sync()
 
     def sync(self) -> None:
-        """Force what was put to disk."""
+        """Flush all entries to disk."""
         self._end_sync()
         with full_disk_as_error(self.path):
             os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def _begin_sync(self) -> None:
-        """Force it on another thread: a slow disk must not hold up those who put."""
+        """Flush on another thread, so that a slow disk does not block callers of ``put``."""
         if self._syncing is not None and not self._syncing.done():
             return
         self._end_sync()
@@ -119,7 +119,7 @@ class Journal:
             done.set_result(None)
 
     def _end_sync(self) -> None:
-        """Wait for a sync on another thread, and raise what it met."""
+        """Wait for a flush on another thread, and raise its error."""
         if self._syncing is not None:
             begun, self._syncing = self._syncing, None
             with full_disk_as_error(self.path):
@@ -135,16 +135,16 @@ class Journal:
             self._reader = None
 
     def _read(self, offset: int) -> Any:
-        """Return the value of the line that begins at ``place``."""
+        """Return the value of the line that starts at ``offset``."""
         with self._opening:
             if self._reader is None:
                 self._reader = self.path.open("rb")
             reader = self._reader.fileno()
         parts: list[bytes] = []
-        at = offset
+        position = offset
         while not parts or b"\n" not in parts[-1]:
-            parts.append(os.pread(reader, _READ_BYTES, at))
-            at += len(parts[-1])
+            parts.append(os.pread(reader, _READ_BYTES, position))
+            position += len(parts[-1])
             if not parts[-1]:
                 raise IntegrityError(
                     "the journal has become shorter while it was in use",
@@ -157,15 +157,15 @@ class Journal:
 
 
 def read_journal(path: Path) -> dict[str, Any]:
-    """Return the values of a journal by key, and leave the file alone; {} where there is none.
+    """Return the values of a journal by key without changing the file; {} if there is none.
 
-    For those who read while another writes: a line that is not whole yet is not seen.
+    For readers during writes: an incomplete line is ignored.
     """
     return {key: value for key, value, _, _ in _iter_lines(path)}
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[str, Any, int, int]]:
-    """Yield key, value, begin and end of every line up to the first that is not sound."""
+    """Yield key, value, start and end of every line up to the first invalid one."""
     if not path.exists():
         return
     begin = 0

@@ -1,7 +1,7 @@
 """Resource estimates of jobs, machine resources and process rank.
 
-``accelerate launch`` and ``torchrun`` start one command several times; the variables are theirs.
-Needs no torch, so that a command can ask before it loads anything.
+``accelerate launch`` and ``torchrun`` start one command several times; the environment variables
+are theirs. Needs no torch, so that a command can check before it loads anything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 class Estimate:
     """Peak memory, disk to write and time of a job, with the settings that lower each.
 
-    ``basis`` says in one line what the figures stand on. Times are rough: within a factor of three.
+    ``basis`` is the basis of the figures in one line. Times are accurate within a factor of three.
     """
 
     memory_bytes: int = 0
@@ -40,7 +40,7 @@ class Estimate:
     basis: str = ""
 
     def __add__(self, other: Estimate) -> Estimate:
-        """Return the estimate of one job after the other: peak memory, summed disk and time."""
+        """Combine the estimates of sequential jobs: peak memory, summed disk and time."""
         return Estimate(
             max(self.memory_bytes, other.memory_bytes),
             self.disk_bytes + other.disk_bytes,
@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Memory and disk that are free now, and the cores."""
+    """Free memory and disk, and the number of cores."""
 
     memory_bytes: int
     disk_bytes: int
@@ -61,7 +61,7 @@ class Machine:
 
 
 def describe_machine(out: Path) -> Machine:
-    """Return what is free: memory (cgroup limits included) and the disk that ``out`` lies on."""
+    """Return free memory (with cgroup limits) and free disk space at ``out``."""
     import psutil
 
     memory = int(psutil.virtual_memory().available)
@@ -76,10 +76,10 @@ def describe_machine(out: Path) -> Machine:
 
 
 def check_fits(estimate: Estimate, machine: Machine, where: str) -> None:
-    """Refuse a job that cannot fit.
+    """Check that a job fits the machine.
 
     Raises:
-        ResourceError: If memory or disk does not suffice; names the figure and the knob.
+        ResourceError: If memory or disk is insufficient, with the size and the setting to change.
     """
     problems = []
     if estimate.memory_bytes > machine.memory_bytes:
@@ -107,22 +107,22 @@ def check_fits(estimate: Estimate, machine: Machine, where: str) -> None:
 
 
 def format_size(count: int) -> str:
-    """Return a count of bytes as a person reads it."""
+    """Format a number of bytes for a person."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def count_processes() -> int:
-    """Return how many processes do this job together; 1 without a launcher."""
+    """Return the number of processes of this job; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def get_process_rank() -> int:
-    """Return this process's number among them, from 0; 0 is the one that writes."""
+    """Return this process's rank, from 0; rank 0 writes the output."""
     return int(os.environ.get("RANK", "0")) if count_processes() > 1 else 0
 
 
 def require_single_process(task: str) -> None:
-    """Refuse a job that one process does, where a launcher started several.
+    """Refuse a single-process job under a multi-process launcher.
 
     Raises:
         RecipeError: If there are several.

@@ -1,7 +1,7 @@
 """Progress and event reporting, on a terminal or as plain lines.
 
-A Reporter draws; a Progress counts one phase. Neither writes to standard output: results go there,
-talk goes to standard error.
+A Reporter displays; a Progress counts one phase. Messages go to standard error, since standard
+output is for results.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ _LINE_EVERY_S = 10.0
 
 
 class Reporter(Protocol):
-    """What draws progress and messages."""
+    """Display of progress and messages."""
 
     every_s: float
 
     def show(self, line: str) -> None:
-        """Draw the state of the current phase, replacing the last where that is possible."""
+        """Show the state of the current phase, replacing the previous one where possible."""
 
     def end(self, line: str) -> None:
-        """Draw the final state of a phase."""
+        """Show the final state of a phase."""
 
     def say(self, line: str) -> None:
-        """Print a message that stays."""
+        """Print a permanent message."""
 
 
 @runtime_checkable
 class EventListener(Protocol):
-    """A reporter that wants what happens as values, too, and not only as lines to draw."""
+    """A reporter that also receives events as values."""
 
     def hear(self, kind: str, fields: Mapping[str, object]) -> None:
-        """Take what happened: ``progress``, ``metric``, ``step``, or an event of a job."""
+        """Receive an event: ``progress``, ``metric``, ``step``, or an event of a job."""
 
 
 def emit_event(reporter: Reporter, kind: str, fields: Mapping[str, object]) -> None:
-    """Tell a reporter what happened, if it listens."""
+    """Send an event to a reporter, if it is an EventListener."""
     if isinstance(reporter, EventListener):
         reporter.hear(kind, fields)
 
 
 def escape_line(text: str) -> str:
-    """Return a text as one line whose control and direction characters are written out.
+    """Return a text as one line with control and direction characters escaped.
 
-    What is said names files, and a file's name may hold line ends and what steers a terminal.
+    Messages contain file names, which may hold line ends and terminal escapes.
     """
     if text.isprintable():
         return text
@@ -71,22 +71,22 @@ def escape_line(text: str) -> str:
 
 
 class QuietReporter:
-    """Draws nothing."""
+    """Shows nothing."""
 
     every_s = 3600.0
 
     def show(self, line: str) -> None:
-        """Draw nothing."""
+        """Show nothing."""
 
     def end(self, line: str) -> None:
-        """Draw nothing."""
+        """Show nothing."""
 
     def say(self, line: str) -> None:
         """Print nothing."""
 
 
 class LineReporter:
-    """Plain lines, for logs and pipes."""
+    """Prints plain lines, for logs and pipes."""
 
     every_s = _LINE_EVERY_S
 
@@ -108,7 +108,7 @@ class LineReporter:
 
 
 class TerminalReporter(LineReporter):
-    """One line that redraws itself."""
+    """Redraws one line on a terminal."""
 
     every_s = _TERMINAL_EVERY_S
 
@@ -121,19 +121,19 @@ class TerminalReporter(LineReporter):
         print(f"\r\x1b[2K{escape_line(line)}", file=self.stream, flush=True)
 
     def say(self, line: str) -> None:
-        """Print the message on a line of its own."""
+        """Print the message on a separate line."""
         print(f"\r\x1b[2K{escape_line(line)}", file=self.stream, flush=True)
 
 
 def choose_reporter(*, quiet: bool = False) -> Reporter:
-    """Return the reporter that fits standard error: a terminal, a pipe, or silence."""
+    """Return the reporter for standard error: a terminal, a pipe, or silence."""
     if quiet:
         return QuietReporter()
     return TerminalReporter() if sys.stderr.isatty() else LineReporter()
 
 
 class Progress:
-    """Counts one phase of ``total`` units; ``done`` units may have been finished before.
+    """Progress of one phase of ``total`` units; ``done`` units may be finished already.
 
     A first line appears at once, then every ``reporter.every_s`` seconds with the rate and the
     expected end.
@@ -150,7 +150,7 @@ class Progress:
         self._shown = 0.0
 
     def __enter__(self) -> Progress:
-        """Draw the first state."""
+        """Show the first state."""
         self._reporter.show(self._line())
         self._tell()
         self._shown = time.monotonic()
@@ -162,22 +162,22 @@ class Progress:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Draw the last state."""
+        """Show the last state."""
         self._reporter.end(self._line(final=kind is None))
         self._tell()
 
     def advance(self, count: int = 1, note: str | Callable[[], str] = "") -> None:
-        """Count finished units, and draw when it is time; only then is a note made."""
+        """Count finished units, and show the state when due; only then is a note built."""
         self.done += count
         now = time.monotonic()
         if now - self._shown >= self._reporter.every_s:
-            said = note if isinstance(note, str) else note()
-            self._reporter.show(self._line(note=said))
-            self._tell(said)
+            text = note if isinstance(note, str) else note()
+            self._reporter.show(self._line(note=text))
+            self._tell(text)
             self._shown = now
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, counting one as each is finished."""
+        """Yield the items, counting each when it is finished."""
         for item in items:
             yield item
             self.advance()

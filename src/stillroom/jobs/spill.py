@@ -18,21 +18,20 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class DiskList(Sequence[T]):
-    """A list that can grow, be counted, read by index and gone through; its rows lie in a file.
+    """A growing sequence whose rows are stored in a file.
 
-    The file belongs to the list: what lay there before is overwritten, and whoever made the folder
-    removes it.
+    The file belongs to the list and is overwritten; the creator of the folder removes it.
     """
 
     def __init__(
         self, path: Path, to_json: Callable[[T], Any], from_json: Callable[[Any], T]
     ) -> None:
-        """Begin with nothing.
+        """Create an empty list.
 
         Args:
-            path: Where the rows lie.
-            to_json: Makes plain JSON values of a row.
-            from_json: Makes an equal row of them.
+            path: File of the rows.
+            to_json: Converts a row to plain JSON values.
+            from_json: Builds an equal row from them.
         """
         self._path = path
         self._to_json, self._from_json = to_json, from_json
@@ -42,7 +41,7 @@ class DiskList(Sequence[T]):
         self._end = 0
 
     def __enter__(self) -> Self:
-        """Return the list, to be closed at the end of the body."""
+        """Return the list, closed at the end of the ``with`` body."""
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -50,7 +49,7 @@ class DiskList(Sequence[T]):
         self.close()
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of rows."""
         return len(self._places)
 
     @overload
@@ -60,20 +59,20 @@ class DiskList(Sequence[T]):
     def __getitem__(self, index: slice) -> list[T]: ...
 
     def __getitem__(self, index: int | slice) -> T | list[T]:
-        """Return one, or those of a slice, copies of their own."""
+        """Return copies of one row, or of those of a slice."""
         if isinstance(index, slice):
             return [self[offset] for offset in range(*index.indices(len(self)))]
         self._flush()
         return self._read(index)
 
     def __iter__(self) -> Iterator[T]:
-        """Yield all, in order of their coming."""
+        """Yield all rows, in order of insertion."""
         self._flush()
         for offset in range(len(self)):
             yield self._read(offset)
 
     def append(self, row: T) -> None:
-        """Add one.
+        """Append one row.
 
         Raises:
             ResourceError: If the disk is full.
@@ -103,14 +102,14 @@ class DiskList(Sequence[T]):
 
 
 class DiskRecordList(DiskList[Record]):
-    """Records in a file, each in the line that it has in any file of records."""
+    """Records in a file, encoded as in any file of records."""
 
     def __init__(self, path: Path) -> None:
-        """Begin with nothing at ``path``."""
+        """Create an empty list at ``path``."""
         super().__init__(path, Record.to_json, Record.from_json)
 
     def copy_to(self, writer: RecordWriter) -> None:
-        """Write all of them, without making records of them again.
+        """Write all records, without decoding them.
 
         Raises:
             ResourceError: If the disk is full.

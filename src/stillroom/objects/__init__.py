@@ -1,9 +1,9 @@
 """Object stores at addresses such as ``s3://bucket/folder``, through fsspec.
 
-``connect`` opens a store; ``read_range`` reads a part of an object; ``writing`` writes one that
-appears whole or not at all; ``mirror`` keeps a copy of a folder here; ``publish`` sends a folder
+``connect`` opens a store; ``read_range`` reads a part of an object; ``open_for_writing`` writes one
+atomically; ``mirror_folder`` keeps a local copy of a folder; ``publish_folder`` uploads a folder
 with its manifest last. Credentials come from the environment and the usual files of each store,
-never from an address. Knows nothing of what the files hold.
+never from an address.
 """
 
 from stillroom.objects.address import (

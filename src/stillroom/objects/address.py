@@ -24,32 +24,32 @@ __all__ = [
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "memory": ""}
-"""Schemes that are known, and what reads each; ``memory`` is fsspec's own, for tests."""
+"""Known schemes and the package for each; ``memory`` is fsspec's own, for tests."""
 _READ_BYTES = 1 << 20
 _BLOCK_BYTES = 16 << 20
-"""Bytes of one part of an upload; S3 takes 10,000 parts of an object."""
+"""Bytes per part of an upload; S3 accepts 10,000 parts per object."""
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is an address (``s3://...``) and no path."""
+    """Return whether a text is an address (``s3://...``) rather than a path."""
     return _ADDRESS.fullmatch(text) is not None
 
 
 def is_store_address(text: str) -> bool:
-    """Return whether a text is the address of a store that can be read; an endpoint's is not."""
+    """Return whether a text is the address of a supported store, not of an endpoint."""
     match = _ADDRESS.fullmatch(text)
     return match is not None and match[1] in _PACKAGES
 
 
 def connect(address: str) -> tuple[Any, str]:
-    """Return the store that an address is of, and the address's path within it.
+    """Return the store of an address, and the path within it.
 
     Raises:
         DataError: If the scheme is not known, or the address holds credentials.
-        MissingExtraError: If what reads the scheme is not installed.
+        MissingExtraError: If the package for the scheme is not installed.
     """
     match = _ADDRESS.fullmatch(address)
-    scheme, rest = (match[1], match[2]) if match else ("", "")
+    scheme, location = (match[1], match[2]) if match else ("", "")
     if scheme not in _PACKAGES:
         raise DataError(
             f"'{scheme}://' is not a store that can be read" if match else "this is no address",
@@ -58,7 +58,7 @@ def connect(address: str) -> tuple[Any, str]:
             expected="a path, or an address with s3://, gs:// or abfs://",
             next="copy the files to one of these, or to this machine",
         )
-    if "@" in rest.split("/")[0] or "?" in rest:
+    if "@" in location.split("/")[0] or "?" in location:
         raise DataError(
             "an address holds no credentials and no settings",
             code="object.credentials",
@@ -74,12 +74,12 @@ def connect(address: str) -> tuple[Any, str]:
     except ImportError as error:
         package = _PACKAGES[scheme]
         raise MissingExtraError.of(package, "s3", f"{scheme}://") from error
-    return store, rest.rstrip("/")
+    return store, location.rstrip("/")
 
 
 @contextmanager
 def store_failure_as_error(address: str) -> Iterator[None]:
-    """Turn what a store raises into an error that names the address.
+    """Convert exceptions of a store into an error with the address.
 
     Raises:
         DataError: If the object is missing, or the store refuses or does not answer.
@@ -120,10 +120,10 @@ def exists(address: str) -> bool:
 
 
 class ObjectFile:
-    """An object that is read as a file is, for readers that are given a path."""
+    """An object that readers open like a file."""
 
     def __init__(self, address: str) -> None:
-        """Name an object; nothing is asked of the store yet."""
+        """Create without contacting the store."""
         self.address = address
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ class ObjectFile:
 
     @contextmanager
     def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
-        """Read the object a part at a time, as it is asked for.
+        """Read the object in parts on demand.
 
         Raises:
             DataError: If it is missing, or the store does not answer.
@@ -171,7 +171,7 @@ def read_range(address: str, start: int, stop: int) -> bytes:
         raise DataError(
             f"{address} ended at byte {start + len(data)} while it was read",
             code="object.changed",
-            expected="objects that stay as they are meanwhile",
+            expected="objects that do not change meanwhile",
             next="run again",
         )
     return data
@@ -179,10 +179,10 @@ def read_range(address: str, start: int, stop: int) -> bytes:
 
 @contextmanager
 def open_for_writing(address: str) -> Iterator[IO[bytes]]:
-    """Write an object that appears when the body ends well, and not at all otherwise.
+    """Write an object that appears if the body succeeds, and not otherwise.
 
-    What was there before stays until then: parts are sent as they come, and the store puts them
-    together at the end.
+    An existing object stays until then: parts are sent as they come, and the store assembles them
+    at the end.
 
     Raises:
         DataError: If the store refuses or does not answer.
@@ -203,7 +203,7 @@ def open_for_writing(address: str) -> Iterator[IO[bytes]]:
 
 
 def join_address(address: str, name: str) -> str:
-    """Return the address of a file below a folder's."""
+    """Return the address of a file below a folder's address."""
     return f"{address.rstrip('/')}/{name}"
 
 
@@ -214,6 +214,6 @@ def _settings(scheme: str) -> dict[str, Any]:
 
 
 def _is_store_error(error: Exception) -> bool:
-    """Return whether an error is a store's: an OSError, or one of the libraries below fsspec."""
+    """Return whether an error is a store's: an OSError, or one of the libraries under fsspec."""
     whose = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or whose in {"botocore", "aiobotocore", "aiohttp"}

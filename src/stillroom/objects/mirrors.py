@@ -1,14 +1,13 @@
 """Local mirrors of remote folders, and publishing and fetching of job folders.
 
-All jobs of a user share them, so a mirror is changed under a lock, a file at a time: each appears
-whole under its name, and one that vanished there vanishes here. What was copied is compared by size
-and mark (ETag, or the time of change) with what is there now, and by size and time of change with
-what lies here, so that neither a changed object nor a damaged copy is taken for the other. A job
-that reads a mirror while another brings in changes sees them; who reads documents proves each by
-its digest.
+Mirrors are shared by all jobs of a user, so they are changed under a lock, file by file: each file
+appears atomically, and files deleted in the store are deleted here. Copies are compared with the
+store by size and version (ETag, or modification time) and with the local file by size and
+modification time, so that changed objects and damaged copies are both detected. A job that reads a
+mirror during an update sees the changes; readers of documents verify each by its digest.
 
-An object store renames nothing. What makes a folder whole is its manifest (``artifact.json``),
-which is sent last and removed first: who reads a folder without one reads an unfinished one.
+An object store has no rename. A folder is complete if it has a manifest (``artifact.json``), which
+is uploaded last and removed first; a folder without one is unfinished.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ __all__ = [
 _NOTE_INTERVAL_S = 30.0
 
 
-"""How often what was copied is noted while more is being copied."""
+"""Seconds between saves of the list of copies during an update."""
 
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """Where a mirrored folder comes from, and its objects that were left there: size by name."""
+    """Source address of a mirror, and its objects that were not copied: size by name."""
 
     address: str
     left: dict[str, int]
@@ -58,19 +57,19 @@ class RemoteFolder:
 
 
 def mirror_folder(address: str, *, leaves: tuple[str, ...] = (), cache: Path | None = None) -> Path:
-    """Return a folder here with the objects of a folder there; what did not change stays.
+    """Mirror a remote folder locally; unchanged files stay.
 
     Args:
-        address: Of a folder, or of one object.
-        leaves: Endings of names whose objects are left where they are, to be read by ranges; such
-            a mirror is another folder than one that holds everything.
-        cache: Where copies are kept; default the user's cache.
+        address: Address of a folder, or of one object.
+        leaves: Endings of names whose objects are not copied but read by ranges; such a mirror is
+            separate from a complete one.
+        cache: Folder of the copies; by default the user's cache.
 
     Returns:
-        The folder, or the file where the address is of one object.
+        The folder, or the file if the address is that of one object.
 
     Raises:
-        DataError: If there is nothing, a name leads outside, an object changes while it is copied,
+        DataError: If there is nothing, a name leads outside, an object changes during the copy,
             or the store does not answer.
         ResourceError: If the disk is full.
     """
@@ -86,7 +85,7 @@ def mirror_folder(address: str, *, leaves: tuple[str, ...] = (), cache: Path | N
 
 
 def resolve_local(reference: str) -> Path:
-    """Return the path that a reference names: a mirror where it is an address.
+    """Return the local path of a reference; a mirror if it is an address.
 
     Raises:
         DataError: As ``mirror_folder`` does.
@@ -95,7 +94,7 @@ def resolve_local(reference: str) -> Path:
 
 
 def find_remote(folder: Path) -> RemoteFolder | None:
-    """Return where a mirrored folder comes from; None where it is none."""
+    """Return the source of a mirrored folder; None if it is not a mirror."""
     note = _read_note(folder.absolute())
     if not note:
         return None
@@ -103,7 +102,7 @@ def find_remote(folder: Path) -> RemoteFolder | None:
 
 
 def find_address(path: Path) -> str:
-    """Return the address of a file or folder that lies in a mirror; empty where it lies in none."""
+    """Return the address of a file or folder in a mirror; empty if it is in none."""
     path = path.absolute()
     for folder in (path, *path.parents):
         remote = find_remote(folder)
@@ -116,7 +115,7 @@ def find_address(path: Path) -> str:
 
 @dataclass
 class _LockedMirror:
-    """A mirror that this process has locked."""
+    """A mirror locked by this process."""
 
     address: str
     folder: Path
@@ -125,7 +124,7 @@ class _LockedMirror:
     is_object: bool
 
     def update(self) -> None:
-        """Remove what vanished, copy what is new or changed, and note what lies here then."""
+        """Remove deleted files, copy new or changed ones, and save the list of copies."""
         before = _read_note(self.folder)
         notes = {
             name: entry
@@ -135,16 +134,16 @@ class _LockedMirror:
         missing = (
             {name for name in self.found if name.endswith(self.leaves)} if self.leaves else set()
         )
-        wanted = [name for name in self.found if name not in missing and name not in notes]
+        pending = [name for name in self.found if name not in missing and name not in notes]
         self._remove()
         copied, noted = [], time.monotonic()
         try:
-            for name in wanted:
+            for name in pending:
                 source = self.address if self.is_object else join_address(self.address, name)
                 download(source, self.folder / name)
                 notes[name] = self.found[name] | {"here": _local_version(self.folder / name)}
                 copied.append(name)
-                if time.monotonic() - noted > _NOTE_INTERVAL_S:  # a kill costs no more than this
+                if time.monotonic() - noted > _NOTE_INTERVAL_S:  # bounds the loss after a kill
                     self._note(notes, missing)
                     noted = time.monotonic()
             changed = self._changed(copied)
@@ -157,17 +156,17 @@ class _LockedMirror:
             raise _changed_error(self.address, changed)
 
     def _is_same(self, name: str, entry: Mapping[str, Any]) -> bool:
-        """Return whether a file here is still what was copied, of an object as it is now."""
+        """Return whether a local file is the unchanged copy of the current object."""
         there = self.found.get(name)
         if there is None or any(entry.get(key) != value for key, value in there.items()):
             return False
         return bool(entry.get("here")) and entry["here"] == _local_version(self.folder / name)
 
     def _remove(self) -> None:
-        """Remove what is no object any more, and folders that are empty then."""
+        """Remove files without an object, and folders that become empty."""
         if not self.folder.is_dir():
             return
-        for path in sorted(self.folder.rglob("*"), reverse=True):  # what lies deeper comes first
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # deepest first
             if path.is_dir() and not path.is_symlink():
                 if not any(path.iterdir()):
                     path.rmdir()
@@ -175,7 +174,7 @@ class _LockedMirror:
                 path.unlink()
 
     def _changed(self, copied: list[str]) -> list[str]:
-        """Return which of the objects that were copied are not what was listed before."""
+        """Return the copied objects that changed since they were listed."""
         if not copied:
             return []
         now, _ = list_objects(self.address)
@@ -203,7 +202,7 @@ class _LockedMirror:
 
 
 def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
-    """Return size and mark of every object below an address, and whether it is one object.
+    """Return size and version of every object below an address, and whether it is one object.
 
     Raises:
         DataError: If there is nothing, a name leads outside, or the store does not answer.
@@ -235,7 +234,7 @@ def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
 
 
 def download(address: str, target: Path) -> None:
-    """Copy one object to a file that appears whole.
+    """Copy one object to a file atomically.
 
     Raises:
         DataError: If it is missing, or the store does not answer.
@@ -259,14 +258,14 @@ def download(address: str, target: Path) -> None:
 
 @contextmanager
 def _lock_mirror(folder: Path) -> Iterator[None]:
-    """Have a mirror to oneself, waiting for who brings it up to date now."""
+    """Lock a mirror, waiting for another process to finish its update."""
     with folder.with_name(f"{folder.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _remote_version(entry: Mapping[str, Any]) -> str:
-    """Return what changes with an object: its ETag, or when it was written."""
+    """Return the version of an object: its ETag, or its modification time."""
     for key in ("ETag", "etag", "mtime", "LastModified", "created"):
         if entry.get(key):
             return str(entry[key])
@@ -274,7 +273,7 @@ def _remote_version(entry: Mapping[str, Any]) -> str:
 
 
 def _local_version(path: Path) -> list[int]:
-    """Return size and time of change of a file; empty where there is none."""
+    """Return size and modification time of a file; empty if there is none."""
     try:
         state = path.stat()
     except OSError:
@@ -283,11 +282,11 @@ def _local_version(path: Path) -> list[int]:
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """Return what is noted of a mirror; empty where the folder is none."""
+    """Return the saved list of a mirror; empty if the folder is none."""
     if not folder.name or not (note := _note_path(folder)).is_file():
         return {}
-    found: dict[str, Any] = json.loads(note.read_text())
-    return found
+    saved: dict[str, Any] = json.loads(note.read_text())
+    return saved
 
 
 def _note_path(folder: Path) -> Path:
@@ -324,7 +323,7 @@ def _changed_error(address: str, names: list[str]) -> DataError:
         f"{len(names)} objects changed while they were copied, the first is {names[0]!r:.120}",
         code="object.changed",
         where=address,
-        expected="objects that stay as they are meanwhile",
+        expected="objects that do not change meanwhile",
         next="run again",
     )
 
@@ -333,7 +332,7 @@ MANIFEST = "artifact.json"
 
 
 def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> int:
-    """Send a folder with a manifest; return how many objects were sent.
+    """Upload a folder with a manifest; return the number of objects.
 
     Raises:
         DataError: If the folder is unfinished, another lies at the address and ``overwrite`` is
@@ -354,13 +353,13 @@ def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> in
             raise DataError(
                 f"the bucket of {address} does not exist",
                 code="object.missing",
-                expected="a bucket that is there: publishing makes none",
-                next="make it with the store's own tools, or check its name",
+                expected="an existing bucket: publishing does not create one",
+                next="create it with the store's own tools, or check its name",
             ) from error
         manifest = join_address(base, MANIFEST)
         if before and not overwrite:
             raise DataError(
-                f"something lies at {address} already",
+                f"{address} is not empty",
                 code="object.exists",
                 expected="an address with nothing below it",
                 next="choose another, or replace it with --overwrite",
@@ -381,10 +380,10 @@ def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> in
 
 
 def fetch_folder(address: str, folder: Path) -> int:
-    """Bring a published folder here, manifest last; return how many files came.
+    """Download a published folder, manifest last; return the number of files.
 
     Raises:
-        DataError: If there is no manifest, or the folder is there already.
+        DataError: If there is no manifest, or the folder exists already.
     """
     if folder.exists():
         raise DataError(
@@ -398,7 +397,7 @@ def fetch_folder(address: str, folder: Path) -> int:
         raise DataError(
             f"{address} holds no {MANIFEST}",
             code="object.unfinished",
-            expected="what `stillroom publish` has sent, whole",
+            expected="a complete folder sent by `stillroom publish`",
             next="publish it again",
         )
     for name in [*(name for name in objects if name != MANIFEST), MANIFEST]:

@@ -1,8 +1,8 @@
 """Provenance: artifacts, digests, lineage and verification.
 
-``digests`` names bytes; ``artifact`` is the file that every job leaves (artifact.json); ``lineage``
-walks parents from an artifact to the byte ranges of documents; ``verify`` recomputes digests and
-names what changed. Knows files only: no model is loaded here.
+``digests`` computes digests; ``artifact`` is the file written by every job (artifact.json);
+``lineage`` walks parents from an artifact to the byte ranges of documents; ``verify`` recomputes
+digests and lists changes. Works on files only; no model is loaded.
 """
 
 from stillroom.provenance.answers import StoredAnswer, read_answer

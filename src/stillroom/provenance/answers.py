@@ -1,7 +1,6 @@
 """Stored answers as JSON: text, model, index and citations.
 
-Takes what ``--json`` prints and OpenAI's objects as our server gives them. Knows the text of the
-file only; nothing of where its passages lie now.
+Reads the output of ``--json`` and OpenAI's objects from our server. Passages are not looked up.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class CitedSpan:
-    """What one citation says of its passage."""
+    """Passage of one citation as stored in the answer."""
 
     number: int
     passage_id: str
@@ -35,10 +34,10 @@ class CitedSpan:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """An answer's text, its model, what it was asked of, and its citations.
+    """An answer's text, its model, its source, and its citations.
 
-    ``asked_of`` is the folder that was asked, if the file says; ``index`` is the digest of the
-    index's state then.
+    ``asked_of`` is the folder that was queried, if stored; ``index`` is the digest of the index
+    at that time.
     """
 
     text: str
@@ -49,10 +48,10 @@ class StoredAnswer:
 
 
 def read_answer(path: Path) -> StoredAnswer | None:
-    """Return the answer that a file holds, or None if it is no answer.
+    """Return the answer in a file, or None if it has no answer.
 
     Raises:
-        DataError: If it is an answer whose citations cannot be read.
+        DataError: If its citations cannot be read.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -83,7 +82,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
 
 
 def _find_answer(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | None:
-    """Return text, citations and details of either shape."""
+    """Return text, citations and details from either format."""
     if not isinstance(content, dict):
         return None
     if isinstance(content.get("answer"), str) and isinstance(content.get("citations"), list):

@@ -1,8 +1,8 @@
 """artifact.json: kind, files, parents and environment of a job's output.
 
 A folder with this file is finished; one without is not. The artifact's digest covers the output
-files alone (paths and bytes), so that the same work on the same machine gives the same digest
-whatever the clock says.
+files only (paths and bytes), so that the same work on the same machine gives the same digest at any
+time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xlla
 class FileEntry:
     """One output file: path relative to the artifact's folder, size in bytes, digest.
 
-    The digest is a sha256 in hex; of a large file that changes often, ``blake3:`` and hex.
+    The digest is a SHA-256 in hex, or, for a large file that changes often, ``blake3:`` and hex.
     """
 
     path: str
@@ -56,11 +56,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Something the artifact was made from.
+    """An input of the artifact.
 
-    ``role`` says as what (``teacher``, ``records``, ``documents``); ``path`` is relative to the
-    artifact's folder where both lie under one run, else absolute; ``digest`` is the parent
-    artifact's digest, a checkpoint's fingerprint, or a file's sha256.
+    ``role`` is its role (``teacher``, ``records``, ``documents``); ``path`` is relative to the
+    artifact's folder if both are in one run, else absolute; ``digest`` is the parent artifact's
+    digest, a checkpoint's fingerprint, or a file's SHA-256.
     """
 
     role: str
@@ -71,10 +71,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What one job leaves.
+    """The result of one job.
 
-    ``timed_files`` are those whose bytes depend on the clock: verified like ``files``, but no part
-    of the artifact's digest.
+    ``timed_files`` are files whose bytes depend on the clock: verified like ``files``, but excluded
+    from the artifact's digest.
     """
 
     kind: ArtifactKind
@@ -91,7 +91,7 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The digest of the output: every path with its bytes' digest."""
+        """Digest of the output: every path with its file's digest."""
         return digest_json([[entry.path, entry.digest] for entry in self.files])
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Artifact:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Artifact:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(
             kind=data["kind"],
             files=tuple(FileEntry(*entry) for entry in data["files"]),
@@ -169,7 +169,7 @@ def read_artifact(folder: Path) -> Artifact:
     """Read ``folder/artifact.json``.
 
     Raises:
-        DataError: If the folder has none, or it is not one of ours.
+        DataError: If the folder has none, or the file is not an artifact of Stillroom.
     """
     path = folder / ARTIFACT_FILE
     if not folder.exists():
@@ -201,10 +201,10 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def find_artifact(reference: str) -> Artifact | None:
-    """Return what the job left that a reference names by its folder, here or in an object store.
+    """Return the artifact of the job folder that a reference names, local or in a store.
 
     Returns:
-        None where the reference names no folder of a job: data made elsewhere, ``hub:...``.
+        None if the reference is not a job folder: data from elsewhere, ``hub:...``.
 
     Raises:
         DataError: If there is a manifest that cannot be read, or the store does not answer.
@@ -217,12 +217,12 @@ def find_artifact(reference: str) -> Artifact | None:
 
 
 def find_output(path: Path, *kinds: ArtifactKind) -> Path:
-    """Return the folder that holds an artifact's own files: ``path/output``, or ``path`` itself.
+    """Return the folder with an artifact's own files: ``path/output``, or ``path`` itself.
 
-    A folder without artifact.json is taken as data made elsewhere and returned as it is.
+    A folder without artifact.json is data from elsewhere and returned unchanged.
 
     Raises:
-        DataError: If the path is missing, or the artifact is of none of the given kinds.
+        DataError: If the path is missing, or the artifact is not of one of the kinds.
     """
     if not path.exists():
         raise DataError(
@@ -248,13 +248,13 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
     """Return the Parent entry for an artifact or a plain file or folder.
 
     Args:
-        role: As what it took part.
+        role: The parent's role.
         path: The artifact's folder, or a file.
-        near: The child's final folder; siblings are named relatively, so that a run can be moved.
+        near: The child's final folder; siblings get relative paths, so that a run can be moved.
     """
     path, near = path.absolute(), near.absolute()
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
-    shown = find_address(path) or shown  # of what is mirrored from an object store
+    shown = find_address(path) or shown  # the source of a mirror
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind)
@@ -262,13 +262,13 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
 
 
 def list_installed_versions() -> dict[str, str]:
-    """Return the versions of the packages whose numerics may shape an artifact."""
+    """Return the versions of packages whose numerics may affect an artifact."""
     return dict(_find_versions())
 
 
 @lru_cache(maxsize=1)
 def _find_versions() -> tuple[tuple[str, str], ...]:
-    """Return packages with their versions; once, since each is read from its metadata (10 ms)."""
+    """Return packages with their versions; cached, since each takes 10 ms."""
     versions = []
     for package in _PACKAGES:
         try:
@@ -279,7 +279,7 @@ def _find_versions() -> tuple[tuple[str, str], ...]:
 
 
 def describe_host() -> dict[str, Any]:
-    """Return what of the machine may shape an artifact: platform, Python and cores."""
+    """Return the host's properties that may affect an artifact: platform, Python and cores."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),

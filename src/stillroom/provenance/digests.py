@@ -23,26 +23,26 @@ _CANONICAL = json.JSONEncoder(
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
-    """Return the sha256 of bytes in hex."""
+    """Return the SHA-256 of bytes in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_text(text: str) -> str:
-    """Return the sha256 of text as UTF-8."""
+    """Return the SHA-256 of text as UTF-8."""
     return digest_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def digest_file(path: Path) -> str:
-    """Return the sha256 of a file, read in blocks."""
+    """Return the SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_large_file(path: Path) -> str:
-    """Return the BLAKE3 of a file that is digested again and again, as ``blake3:`` and hex.
+    """Return the BLAKE3 of a file that is digested repeatedly, as ``blake3:`` and hex.
 
     Source: O'Connor et al. 2020, "BLAKE3: one function, fast everywhere". As strong as SHA-256 and
-    some times faster, over the file as it lies in memory: 80 MB in a few hundredths of a second.
+    several times faster on a memory-mapped file: 80 MB in a few hundredths of a second.
     """
     from blake3 import blake3
 
@@ -52,7 +52,7 @@ def digest_large_file(path: Path) -> str:
 
 
 def digest_like(path: Path, digest: str) -> str:
-    """Return the digest of a file in the way in which another digest of it was made."""
+    """Return the digest of a file with the same algorithm as another digest."""
     return digest_large_file(path) if digest.startswith(_BLAKE3) else digest_file(path)
 
 
@@ -62,5 +62,5 @@ def canonical_json(value: object) -> str:
 
 
 def digest_json(value: object) -> str:
-    """Return the sha256 of a value's canonical JSON."""
+    """Return the SHA-256 of a value's canonical JSON."""
     return digest_text(canonical_json(value))

@@ -1,7 +1,7 @@
 """Lineage tree from an artifact, record or answer down to byte ranges of documents.
 
-Reads artifact.json, records and passages; nothing that it cannot find is left out: a missing parent
-is shown as missing, one that changed as changed, and a circle is named. Loads no model.
+Reads artifact.json, records and passages. Nothing is omitted: missing and changed parents are shown
+as such, and cycles are marked. Loads no model.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _EXCERPT = 80
 
 
 def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
-    """Return the tree of what an artifact was made from, down to documents.
+    """Return the tree of an artifact's inputs, down to documents.
 
     Args:
-        path: The artifact's folder, or a file or folder made elsewhere.
-        examples: How many records and passages are followed one by one.
+        path: The artifact's folder, or a file or folder from elsewhere.
+        examples: Number of records and passages to follow.
 
     Raises:
         DataError: If the path is missing, or its artifact.json cannot be read.
@@ -61,7 +61,7 @@ def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
     if not path.exists():
         raise _missing_error(path)
     if (path / ARTIFACT_FILE).exists():
-        read_artifact(path)  # a broken root is an error; a broken parent is shown as such
+        read_artifact(path)  # a broken root is an error; a broken parent is shown in the tree
     return _LineageWalker(max(examples, 0)).artifact(path, path.name or str(path))
 
 
@@ -69,12 +69,12 @@ def walk_record(path: Path, record_id: str) -> ProvenanceNode:
     """Return the tree of one record or passage: its chain, down to the bytes of documents.
 
     Args:
-        path: An artifact of records, any artifact made from one (a whole run too), an index, or
+        path: An artifact of records, an artifact derived from one (also a whole run), an index, or
             a file of records.
         record_id: The record's id (``rec-...``) or the passage's (``pas-...``).
 
     Raises:
-        DataError: If the path is missing, or no artifact on the way holds the record.
+        DataError: If the path is missing, or no artifact on the way contains the record.
     """
     if not path.exists():
         raise _missing_error(path)
@@ -105,11 +105,11 @@ def walk_record(path: Path, record_id: str) -> ProvenanceNode:
 
 
 def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
-    """Return the tree of an answer: each citation's passage and its bytes, then what was asked.
+    """Return the tree of an answer: each citation's passage and bytes, then the index.
 
     Args:
-        answer: As ``read_answer`` gives it.
-        within: The run or index that it was asked of.
+        answer: Result of ``read_answer``.
+        within: The run or index that was queried.
 
     Raises:
         DataError: If the path is missing.
@@ -139,7 +139,7 @@ def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
 
 
 class _LineageWalker:
-    """Walks once; an artifact that was shown in full is referred to afterwards."""
+    """Walks each artifact once; later occurrences refer to the first."""
 
     def __init__(self, examples: int) -> None:
         self.examples = examples
@@ -175,7 +175,7 @@ class _LineageWalker:
         return replace(node, children=tuple(children), notes=(*notes, *more))
 
     def contents(self, folder: Path, artifact: Artifact) -> tuple[list[ProvenanceNode], list[str]]:
-        """Return examples out of an artifact, then its parents, with notes."""
+        """Return examples from an artifact, then its parents, with notes."""
         children: list[ProvenanceNode] = []
         notes: list[str] = []
         try:
@@ -200,7 +200,7 @@ class _LineageWalker:
         return self.artifact(resolve_parent(folder, parent), parent.role, parent)
 
     def foreign(self, path: Path, title: str, parent: Parent | None) -> ProvenanceNode:
-        """Return the node of data made elsewhere."""
+        """Return the node of data from elsewhere."""
         kind = "file" if path.is_file() else "folder"
         digest = parent.digest if parent else ""
         notes: tuple[str, ...] = ()
@@ -218,10 +218,10 @@ class _LineageWalker:
         return [self.record(folder, record) for record in records]
 
     def record(self, folder: Path, record: Record) -> ProvenanceNode:
-        """Return a record over the steps that made it, the latest first."""
+        """Return the node of a record above its steps, the latest first."""
         sources = [node for node, _ in list_ancestors(folder)]
         children: tuple[ProvenanceNode, ...] = ()
-        for link in record.origin.chain:  # oldest first, so that each step encloses those before
+        for link in record.origin.chain:  # oldest first, so that each step encloses earlier ones
             parents = [name for name in link.parents if name != record.id]
             known = self.passages(sources, [name for name in parents if name.startswith("pas-")])
             known += self.documents(sources, [name for name in parents if name.startswith("doc-")])
@@ -252,14 +252,14 @@ class _LineageWalker:
         return self.passages([folder], ids)
 
     def passages(self, sources: list[Path], ids: list[str]) -> list[ProvenanceNode]:
-        """Return a node per passage, over the bytes of its document."""
+        """Return one node per passage, above the bytes of its document."""
         left = list(dict.fromkeys(ids))
         nodes: dict[str, ProvenanceNode] = {}
         for folder in sources:
-            wanted = [name for name in left if name not in nodes]
-            if not wanted or not has_passages(folder):
+            pending = [name for name in left if name not in nodes]
+            if not pending or not has_passages(folder):
                 continue
-            for name, passage in find_passages(folder, wanted).items():
+            for name, passage in find_passages(folder, pending).items():
                 nodes[name] = self.passage(folder, passage)
         absent = "in no index that this was made from"
         return [
@@ -286,7 +286,7 @@ class _LineageWalker:
         )
 
     def cited(self, sources: list[Path], span: CitedSpan) -> ProvenanceNode:
-        """Return a citation's node over its passage, or over the bytes that it named then."""
+        """Return the node of a citation above its passage, or above the bytes that it cited."""
         (node,) = self.passages(sources, [span.passage_id])
         if node.kind == "missing":
             here = next((folder for folder in sources if has_passages(folder)), None)
@@ -299,14 +299,14 @@ class _LineageWalker:
         return ProvenanceNode(f"[{span.number}]", "citation", children=(node,))
 
     def documents(self, sources: list[Path], ids: list[str]) -> list[ProvenanceNode]:
-        """Return a node per document."""
+        """Return one node per document."""
         nodes: dict[str, ProvenanceNode] = {}
         for folder in sources:
-            wanted = {name for name in ids if name not in nodes}
-            if not wanted:
+            pending = {name for name in ids if name not in nodes}
+            if not pending:
                 continue
-            for row in iter_documents(folder, wanted):
-                if row.get("id") in wanted:
+            for row in iter_documents(folder, pending):
+                if row.get("id") in pending:
                     path, digest = str(row.get("path", "")), str(row.get("digest", ""))
                     file, notes = locate_document(folder, path, digest)
                     shown = str(file) if file else ""
@@ -329,7 +329,7 @@ def _origin_of(artifact: Artifact) -> str:
 
 
 def _origin_text(origin: Any) -> str:
-    """Return an origin's kind and license, or counts by kind where an artifact holds those."""
+    """Return an origin's kind and license, or counts by kind for an artifact of many."""
     if not isinstance(origin, dict):
         return ""
     kind, license = origin.get("kind"), origin.get("license")
@@ -351,16 +351,15 @@ def _missing_error(path: Path) -> DataError:
 SHOWN_DIGEST_DIGITS = 16
 
 
-"""How much of a digest is drawn."""
+"""Digits of a digest shown in the tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProvenanceNode:
-    """One thing in a lineage, and what it was made from.
+    """A node of the lineage tree, with its inputs as children.
 
     ``kind`` is an artifact's kind, or one of ``record``, ``step``, ``passage``, ``document``,
-    ``file``, ``folder``, ``reference``, ``missing`` and ``broken``; ``notes`` are facts that a
-    reader must see, one line each.
+    ``file``, ``folder``, ``reference``, ``missing`` and ``broken``; ``notes`` are lines to show.
     """
 
     title: str
@@ -372,7 +371,7 @@ class ProvenanceNode:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, children within."""
+        """Return plain JSON values with nested children."""
         return {
             "title": self.title,
             "kind": self.kind,
@@ -385,11 +384,11 @@ class ProvenanceNode:
 
 
 def render_tree(node: ProvenanceNode, *, ascii: bool = False) -> str:
-    """Return the tree as lines for a terminal; control characters are shown, never sent.
+    """Render the tree as lines for a terminal; control characters are escaped.
 
     Args:
         node: The root.
-        ascii: Draw with ASCII alone.
+        ascii: Use only ASCII characters.
     """
     marks = ("|- ", "`- ", "|  ", "   ") if ascii else ("├─ ", "└─ ", "│  ", "   ")
     return "\n".join(_render_node(node, "", "", marks)) + "\n"

@@ -1,9 +1,9 @@
 """Lookup of parents, records, passages and documents, in files and in an index's ledger.
 
-Two views are promised to whoever opens the file, with Stillroom or without: ``current_passages``
-(id, path, position, body) and ``current_documents`` (id, path, digest, body). A passage's body is
-JSON; a document's is JSON compressed by zlib. What else the file holds belongs to the room that
-writes it. Nothing is written here.
+The ledger has two public views, also for readers without Stillroom: ``current_passages`` (id, path,
+position, body) and ``current_documents`` (id, path, digest, body). A passage's body is JSON; a
+document's is JSON compressed with zlib. All other tables are private to the rag room. Nothing is
+written here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
 def find_passages(index_folder: Path, ids: Iterable[str]) -> dict[str, Passage]:
-    """Return those of the passages that an index artifact holds, by id.
+    """Return the requested passages of an index artifact, by id.
 
     Raises:
         DataError: If the index's passages are damaged.
@@ -76,35 +76,35 @@ def find_passages(index_folder: Path, ids: Iterable[str]) -> dict[str, Passage]:
 
 
 def has_passages(folder: Path) -> bool:
-    """Return whether an artifact's folder holds passages, in an index or in a file of them."""
+    """Return whether an artifact's folder has passages, in an index or in a file."""
     return (folder / "output" / LEDGER).is_file() or (folder / _PASSAGES).is_file()
 
 
 def iter_passages(folder: Path, ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the passages of an artifact's folder as JSON values, or those of some ids."""
+    """Yield the passages of an artifact's folder as JSON values, optionally by ids."""
     if (folder / "output" / LEDGER).is_file():
         return read_ledger(folder / "output", "passages", ids)
     return iter_objects(folder / _PASSAGES, ids)
 
 
 def iter_documents(folder: Path, ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the documents of an artifact's folder as JSON values, or those of some ids."""
+    """Yield the documents of an artifact's folder as JSON values, optionally by ids."""
     if (folder / "output" / LEDGER).is_file():
         return read_ledger(folder / "output", "documents", ids)
     return iter_objects(folder / _DOCUMENTS, ids)
 
 
 def resolve_parent(folder: Path, parent: Parent) -> Path:
-    """Return where a parent of the artifact in ``folder`` lies; relative paths start there."""
+    """Return the location of a parent of the artifact in ``folder``."""
     path = Path(parent.path)
     return path if path.is_absolute() else Path(os.path.normpath(folder.absolute() / path))
 
 
 def make_parent_absolute(parent: Parent, work: Path) -> Parent:
-    """Return a parent as its artifact names it: what was named from the working folder, whole.
+    """Return a parent with an absolute path if it is relative to the working directory.
 
     Args:
-        parent: As a recipe names it; relative to the artifact, or to where this process works.
+        parent: A parent from a recipe; relative to the artifact or to the current directory.
         work: The folder that becomes the artifact's.
     """
     if not is_path_parent(parent) or not parent.path or parent.path.startswith("../"):
@@ -121,23 +121,23 @@ def is_reference(text: str) -> bool:
 
 
 def has_path(parent: Parent) -> bool:
-    """Return whether a parent's path is text at all; a stranger's artifact.json may hold else."""
+    """Return whether a parent's path is text; a foreign artifact.json may hold anything."""
     return isinstance(parent.path, str)
 
 
 def is_path_parent(parent: Parent) -> bool:
-    """Return whether a parent is named by a path, not by a reference."""
+    """Return whether a parent has a path rather than a reference."""
     return has_path(parent) and not is_reference(parent.path)
 
 
 def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
-    """Yield the artifact at a path and all it was made from, nearest first, each once."""
+    """Yield the artifact at a path and all of its ancestors, nearest first, each once."""
     waiting = [Path(os.path.normpath(path.absolute()))]
     seen = set(waiting)
-    for folder in waiting:  # grows while it is walked
+    for folder in waiting:  # grows during iteration
         try:
             artifact = read_artifact(folder)
-        except DataError:  # data made elsewhere, or broken: the tree says which
+        except DataError:  # data from elsewhere, or broken: the tree shows which
             continue
         yield folder, artifact
         for parent in artifact.parents:
@@ -150,7 +150,7 @@ def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
 
 
 def locate_document(index: Path, path: str, digest: str) -> tuple[Path | None, tuple[str, ...]]:
-    """Return where a document of an index lies now, and whether it is what was read."""
+    """Return the file of an index's document, and notes if it changed or is missing."""
     try:
         parents = read_artifact(index).parents
     except DataError:
@@ -169,7 +169,7 @@ def locate_document(index: Path, path: str, digest: str) -> tuple[Path | None, t
 
 
 def iter_objects(path: Path, ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSONL file; with ids, only those of lines that mention one."""
+    """Yield the objects of a JSONL file; with ids, only from lines that contain one."""
     marks = [name.encode() for name in ids] if ids is not None else None
     if not path.is_file():
         return
@@ -187,7 +187,7 @@ def iter_objects(path: Path, ids: set[str] | None = None) -> Iterator[dict[str, 
 
 
 def find_records(path: Path, record_id: str) -> Iterator[Record]:
-    """Yield the record of that id; lines of a file of ours that do not mention it are skipped."""
+    """Yield the record with that id; lines of our own files without it are not parsed."""
     try:
         file = find_record_file(path)
     except DataError:
@@ -212,7 +212,7 @@ def find_dropped(output: Path, record_id: str) -> Iterator[tuple[Record, str]]:
 
 
 def count_origins(folder: Path) -> list[str]:
-    """Return how many documents and passages of an index are human, synthetic or unknown."""
+    """Return the numbers of human, synthetic and unknown documents and passages of an index."""
     notes = []
     for name, rows in (("documents", iter_documents), ("passages", iter_passages)):
         counts: Counter[str] = Counter()
@@ -232,7 +232,7 @@ def _damaged_error(path: Path, error: Exception) -> DataError:
         f"{path} is damaged: {error}",
         code="data.damaged",
         where=str(path),
-        expected="what a finished job wrote",
+        expected="the output of a finished job",
         next=f"stillroom verify {path.parent.parent}",
     )
 
@@ -255,13 +255,13 @@ _BY_ID = {
 
 
 def connect_ledger(path: Path, *, write: bool = False) -> sqlite3.Connection:
-    """Open a ledger that exists; without ``write`` no statement can change it.
+    """Open an existing ledger; read-only unless ``write``.
 
-    A reader may still roll back what a killed writer left half-done, as SQLite does; where the
-    disk is read-only it does not.
+    A reader may still roll back the incomplete transaction of a killed writer, as SQLite does,
+    except on a read-only disk.
 
     Raises:
-        sqlite3.Error: If there is no such file, or it is no database.
+        sqlite3.Error: If there is no such file, or it is not a database.
     """
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
@@ -278,16 +278,16 @@ def connect_ledger(path: Path, *, write: bool = False) -> sqlite3.Connection:
 def read_ledger(
     output: Path, view: Literal["passages", "documents"], ids: Iterable[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the newest passages in order, or documents, as plain JSON values.
+    """Yield the current passages in order, or documents, as plain JSON values.
 
     Args:
-        output: The folder that holds ledger.sqlite.
-        view: Which of the two.
+        output: The folder with ledger.sqlite.
+        view: One of the two views.
         ids: Only these; by default all.
 
     Raises:
-        DataError: If the ledger is damaged, or has tenants: it is then read through an index that
-            knows who asks.
+        DataError: If the ledger is damaged, or has tenants: it can then only be read through an
+            index with an access context.
     """
     path = output / LEDGER
     try:
@@ -308,7 +308,7 @@ def read_ledger(
             f"{path} is damaged: {error}",
             code="data.damaged",
             where=str(path),
-            expected="what a finished job wrote",
+            expected="the output of a finished job",
             next=f"stillroom verify {output.parent}",
         ) from error
 
@@ -328,7 +328,7 @@ def _refuse_tenants(connection: sqlite3.Connection, path: Path) -> None:
 def _read_bodies(
     connection: sqlite3.Connection, view: str, ids: Sequence[str] | None
 ) -> Iterator[bytes]:
-    """Yield bodies; the view is one of two names, never a user's text."""
+    """Yield bodies; the view is one of two constants, not user input."""
     if ids is None:
         for (body,) in connection.execute(f"SELECT body FROM current_{view}"):  # noqa: S608
             yield body

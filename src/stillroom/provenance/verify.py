@@ -1,8 +1,8 @@
 """Verification of an artifact's files and parents by digest.
 
-An artifact.json may come from a stranger: its paths never lead out of its folder, links are not
-followed, and only regular files are opened. Parents beyond the neighborhood (absolute paths) are
-compared by the digest that they record themselves, not read through.
+An artifact.json may be untrusted: its paths must stay in its folder, links are not followed, and
+only regular files are opened. Parents outside the neighborhood (absolute paths) are compared by
+their own recorded digest, without reading their files.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ MismatchKind = Literal["changed", "missing", "extra", "link", "unsafe", "broken"
 
 @dataclass(frozen=True, slots=True)
 class IntegrityMismatch:
-    """One difference between what was recorded and what lies there.
+    """One difference between the recorded and the actual state.
 
-    ``path`` is relative to the folder that was verified; ``what`` continues a sentence that begins
-    with it.
+    ``path`` is relative to the verified folder; ``what`` completes a sentence that starts with it.
     """
 
     path: str
@@ -49,17 +48,17 @@ class IntegrityMismatch:
 
 
 def verify_artifact(path: Path, *, parents: bool = True) -> list[IntegrityMismatch]:
-    """Return every difference between an artifact's record and its files; none means sound.
+    """Return every difference between an artifact's record and its files; empty if valid.
 
     Args:
-        path: The artifact's folder; a run's folder is verified with all its steps.
-        parents: Also verify the parents that lie next to or within the folder, and theirs.
+        path: The artifact's folder; for a run's folder all steps are verified.
+        parents: Also verify the parents next to or within the folder, recursively.
 
     Raises:
-        DataError: If the folder holds no artifact.json.
+        DataError: If the folder has no artifact.json.
     """
     if not (path / ARTIFACT_FILE).exists():
-        read_artifact(path)  # raises the error that says so
+        read_artifact(path)  # raises the specific error
     root = Path(os.path.normpath(path.absolute()))
     return list(_ArtifactVerifier(root, follow=parents).folder(root))
 
@@ -70,7 +69,7 @@ class _ArtifactVerifier:
         self.seen: set[Path] = set()
 
     def folder(self, folder: Path) -> Iterator[IntegrityMismatch]:
-        """Yield what differs in one artifact's folder, then in its parents'."""
+        """Yield the differences of one artifact's folder, then of its parents."""
         self.seen.add(folder)
         record = folder / ARTIFACT_FILE
         if not _is_regular(record):
@@ -153,7 +152,7 @@ class _ArtifactVerifier:
                     yield self.find(path, "is not listed in artifact.json", "extra")
 
     def parent(self, folder: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
-        """Yield what differs in a parent: in full where it is a neighbor, else by its digest."""
+        """Yield the differences of a parent: in full for a neighbor, else by its digest."""
         if not has_path(parent):
             yield self.find(folder / ARTIFACT_FILE, "names a parent without a path", "broken")
             return
@@ -179,13 +178,13 @@ class _ArtifactVerifier:
                 yield from self.folder(path)
 
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
-        """Yield whether a parent is still what it was, as far as it says itself."""
+        """Yield whether a parent has changed, according to its own artifact.json."""
         what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
         if (path / ARTIFACT_FILE).is_file():
             try:
                 digest = read_artifact(path).digest
             except (DataError, RecursionError):
-                return  # said where the folder itself is verified
+                return  # reported when the folder itself is verified
             if parent.digest and digest != parent.digest:
                 yield self.find(path, what, "changed")
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
@@ -200,7 +199,7 @@ class _ArtifactVerifier:
 
 
 def _is_safe(path: object) -> bool:
-    """Return whether an entry's path stays below its folder in every reading."""
+    """Return whether an entry's path stays below its folder on every platform."""
     if not isinstance(path, str) or not path or "\0" in path or "\\" in path:
         return False
     pure = PurePosixPath(path)

@@ -1,9 +1,9 @@
 """Recipes: one job as validated YAML 1.2.
 
 A room declares its recipe in ``stillroom/<room>/recipe.py`` as a subclass of ``Recipe``; it is
-found by its ``kind`` and imported only when chosen. ``load_recipe`` reads a file and reports every
-problem at once, each with its line and column. From the same declaration come the commented recipe
-and the JSON Schema. Knows no room by name and imports neither torch nor a model.
+found by its ``kind`` and imported on demand. ``load_recipe`` reads a file and reports all problems
+at once, each with line and column. The commented recipe and the JSON Schema are generated from the
+same declaration. Rooms are not listed by name; torch and models are not imported.
 """
 
 from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, engine_error

@@ -1,7 +1,7 @@
 """Execution engine settings: local processes or a Ray cluster.
 
-So it is no part of the resolved recipe: a run may be begun on one machine and gone on with on a
-cluster, and its recipe and its bytes are the same. Which engine did the work is in the events.
+The engine is not part of the resolved recipe: a run may be started on one machine and resumed on a
+cluster with the same recipe and the same bytes. The events record which engine did the work.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ _NAMES = ("local", "ray")
 
 
 class RaySettings(Settings):
-    """A Ray cluster, and how much of it is used."""
+    """Ray cluster settings."""
 
     address: str | None = Field(
         None,
         min_length=1,
-        description="a running cluster's address (host:6379, or auto for the one this machine is "
-        "part of); null starts one on this machine for the job",
+        description="address of a running cluster (host:6379, or auto for the one that this "
+        "machine is part of); null starts one on this machine for the job",
     )
     num_workers: int | None = Field(
-        None, ge=1, le=10_000, description="workers; default one for each of the cluster's cores"
+        None, ge=1, le=10_000, description="number of workers; by default one per cluster core"
     )
-    num_gpus: float = Field(0, ge=0, description="GPUs of each worker; a share, as 0.5, is allowed")
+    num_gpus: float = Field(0, ge=0, description="GPUs per worker; may be a fraction such as 0.5")
     block_size: int | None = Field(
         None,
         ge=1,
         le=100_000,
-        description="records, documents or files of one task; default what fits the work; never "
-        "changes what is made",
+        description="records, documents or files per task; by default chosen by the work; does not "
+        "change the result",
     )
 
 
 class EngineChoice(Settings):
-    """Where the work is done: in this process and its own, or on a Ray cluster.
+    """Execution engine: this machine, or a Ray cluster.
 
-    Written ``local``, ``ray``, or ``{ray: {...}}``.
+    Written as ``local``, ``ray``, or ``{ray: {...}}``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ray: RaySettings | None = Field(
-        default=None, exclude=True, description="work on a Ray cluster; null works on this machine"
+        default=None, exclude=True, description="run on a Ray cluster; null runs on this machine"
     )
 
     @model_validator(mode="before")
@@ -71,24 +71,24 @@ class EngineChoice(Settings):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Describe the short form, too."""
+        """Include the short form in the schema."""
         group = handler.resolve_ref_schema(handler(schema))
-        whole = {key: group.pop(key) for key in list(group) if key not in {"description", "title"}}
-        group["anyOf"] = [{"enum": list(_NAMES), "type": "string"}, whole]
+        full = {key: group.pop(key) for key in list(group) if key not in {"description", "title"}}
+        group["anyOf"] = [{"enum": list(_NAMES), "type": "string"}, full]
         return group
 
 
 ENGINE: Any = Field(
     default_factory=EngineChoice,
     exclude=True,
-    description="where the work is done: local, ray, or {ray: {address: ...}}; changes no byte of "
-    "what is made, so the resolved recipe leaves it out",
+    description="execution engine: local, ray, or {ray: {address: ...}}; does not change the "
+    "result, so the resolved recipe omits it",
 )
-"""The field ``engine`` of every kind whose work an engine can spread."""
+"""The field ``engine`` of every kind with distributable work."""
 
 
 def engine_error(why: str) -> RecipeError:
-    """Return the error of a recipe whose work cannot be spread."""
+    """Return the error for a recipe whose work cannot be distributed."""
     return RecipeError(
         f"engine: ray would be ignored: {why}",
         code="recipe.engine",

@@ -35,11 +35,11 @@ _INTERPOLATION = re.compile(r"\$\{env:")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate the recipe in a file; its relative paths start at the file's folder.
+    """Load and validate the recipe in a file; relative paths start at the file's folder.
 
     Args:
         path: The YAML file.
-        overrides: ``KEY=VALUE`` each, as ``method.density=0.3``.
+        overrides: ``KEY=VALUE`` strings, such as ``method.density=0.3``.
 
     Raises:
         RecipeError: With every problem of the file and the overrides.
@@ -50,7 +50,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def make_setting_locator(
     path: Path, overrides: Sequence[str] = ()
 ) -> Callable[[yaml_text.KeyPath], str]:
-    """Return what tells where a setting of a file's recipe stands: file, line, column.
+    """Return a function from a setting's path to its position: file, line, column.
 
     Raises:
         RecipeError: As ``load_recipe`` does.
@@ -74,7 +74,7 @@ def _read_text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if len(data) > yaml_text.MAX_TEXT_BYTES and error.end >= len(data) - 4:
-            text = data.decode("utf-8-sig", "ignore")  # cut within a letter: too large in any case
+            text = data.decode("utf-8-sig", "ignore")  # truncated; too large in any case
         else:
             line = data.count(b"\n", 0, error.start) + 1
             raise RecipeError(
@@ -94,13 +94,13 @@ def parse_recipe(
     *,
     folder: Path | None = None,
 ) -> Recipe:
-    """Validate a recipe given as text.
+    """Validate a recipe in a text.
 
     Args:
         text: YAML 1.2.
-        where: What problems call the text.
-        overrides: ``KEY=VALUE`` each.
-        folder: Where relative paths start; by default they stay as written.
+        where: Name of the text in problems.
+        overrides: ``KEY=VALUE`` strings.
+        folder: Base of relative paths; by default they are unchanged.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.
@@ -113,10 +113,10 @@ def parse_recipe(
 def build_recipe(
     settings: Mapping[str, Any], where: str = "", *, folder: Path | None = None
 ) -> Recipe:
-    """Validate a recipe given as plain values, as a step of a flow holds them.
+    """Validate a recipe given as plain values, such as a step of a flow.
 
     Raises:
-        RecipeError: With every problem; places are ``where`` alone, as there is no text.
+        RecipeError: With every problem; positions are ``where``, as there is no text.
     """
     tree = YamlTree(data=dict(settings))
     if where:
@@ -219,10 +219,10 @@ _OVERRIDE_PREFIX = "override "
 
 
 def apply_overrides(tree: YamlTree, overrides: Sequence[str]) -> None:
-    """Put each override into the tree, in order; what is wrong with one joins its problems.
+    """Apply each override to the tree, in order, and add its problems to the tree's.
 
     ``method.density=0.3`` sets a key, ``models.0.weight=1`` one of an item; missing groups are
-    made, an index one past the end appends, and a bare method name becomes ``{name: ...}``.
+    created, an index one past the end appends, and a bare method name becomes ``{name: ...}``.
     """
     for override in overrides:
         where = f"{_OVERRIDE_PREFIX}'{override}'"
@@ -244,7 +244,7 @@ def apply_overrides(tree: YamlTree, overrides: Sequence[str]) -> None:
 
 
 def is_override(place: str) -> bool:
-    """Return whether a place of a tree is an override, not a line of a file."""
+    """Return whether a position in a tree is an override, not a line of a file."""
     return place.startswith(f"{_OVERRIDE_PREFIX}'")
 
 
@@ -266,7 +266,7 @@ def _read_override(override: str, where: str) -> tuple[KeyPath, YamlTree]:
 
 
 def _set_value(data: Any, path: KeyPath, value: Any, where: str) -> Any:
-    """Return ``data`` with the value at the path; groups on the way are made or copied."""
+    """Return ``data`` with the value at the path; groups on the way are created or copied."""
     if not path:
         return value
     head, rest = path[0], path[1:]
@@ -305,13 +305,13 @@ G = TypeVar("G", bound=BaseModel)
 def parse_group(
     model: type[G], text: str = "{}", where: str = "settings", overrides: Sequence[str] = ()
 ) -> G:
-    """Validate a group of settings given as YAML text and overrides.
+    """Validate a group of settings in YAML text and overrides.
 
     Args:
         model: The group's class.
-        text: YAML 1.2; empty is no setting.
-        where: What problems call the text.
-        overrides: ``KEY=VALUE`` each, as ``commit.threshold=0.8``.
+        text: YAML 1.2; empty for no setting.
+        where: Name of the text in problems.
+        overrides: ``KEY=VALUE`` strings, such as ``commit.threshold=0.8``.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.
@@ -331,10 +331,10 @@ def parse_group(
 
 
 def parse_values(overrides: Sequence[str], where: str = "settings") -> dict[str, Any]:
-    """Return ``KEY=VALUE`` words as plain values.
+    """Parse ``KEY=VALUE`` strings into plain values.
 
     Raises:
-        RecipeError: With every word that is none.
+        RecipeError: With every malformed string.
     """
     tree = read_yaml("{}", where)
     apply_overrides(tree, overrides)

@@ -23,11 +23,10 @@ _PREFIXES = ("Input should be ", "Value error, ")
 def explain_validation(
     error: ValidationError, model: type[BaseModel], tree: YamlTree
 ) -> list[Problem]:
-    """Return one problem for everything that is wrong; alternatives of one value are joined.
+    """Return one problem for each validation error; errors of a union are joined.
 
-    Errors that methods and validators raised within are taken apart and placed where they belong.
-    Where a value may be of several shapes, and something is wrong within the one that was chosen,
-    it is not told that it could have been of another.
+    Nested errors of methods and validators are split and placed at their settings. If a value may
+    have several types and has an error within the selected one, the other types are not mentioned.
     """
     problems: list[Problem] = []
     refused: dict[KeyPath, int] = {}
@@ -36,30 +35,30 @@ def explain_validation(
         clean_path(error.location, tree.data, is_missing=error.details["type"] == "missing")
         for error in every
     ]
-    for found, path in zip(every, paths, strict=True):
-        problem = found.problem
-        kind = found.details["type"]
+    for flat, path in zip(every, paths, strict=True):
+        problem = flat.problem
+        kind = flat.details["type"]
         if problem is not None:
-            problems.append(_place(problem, found.location, tree))
+            problems.append(_place(problem, flat.location, tree))
         elif kind in _UNKNOWN:
-            problems.append(_unknown_setting(found.location, model, tree))
+            problems.append(_unknown_setting(flat.location, model, tree))
         elif kind == "missing":
-            problems.append(_missing_setting(found.location, model, tree))
-        elif not _is_other_shape(found.details, path, paths):
-            made = _refused_value(path, found.details, tree)
-            if path in refused and made.expected:
+            problems.append(_missing_setting(flat.location, model, tree))
+        elif not _is_other_shape(flat.details, path, paths):
+            refusal = _refused_value(path, flat.details, tree)
+            if path in refused and refusal.expected:
                 before = problems[refused[path]]
                 problems[refused[path]] = replace(
-                    before, expected=f"{before.expected}, or {made.expected}"
+                    before, expected=f"{before.expected}, or {refusal.expected}"
                 )
             else:
                 refused[path] = len(problems)
-                problems.append(made)
+                problems.append(refusal)
     return list(dict.fromkeys(problems))
 
 
 def _is_other_shape(details: Any, path: KeyPath, paths: Sequence[KeyPath]) -> bool:
-    """Whether a mapping or a list is only told to be of another shape than it was checked as."""
+    """Whether an error only states that a mapping or list has another type than was checked."""
     return (
         str(details["type"]).endswith("_type")
         and isinstance(details.get("input"), Mapping | list)
@@ -88,7 +87,7 @@ def _flatten(error: ValidationError, outer: tuple[str | int, ...]) -> Iterator[_
 
 
 def _place(problem: Problem, location: tuple[str | int, ...], tree: YamlTree) -> Problem:
-    """Give a problem that a method raised the place of the value it was raised for."""
+    """Place a method's problem at the value that caused it."""
     path = clean_path(location, tree.data, is_missing=False)
     if problem.where:
         named = (*path, *(int(p) if p.isdecimal() else p for p in problem.where.split(".")))

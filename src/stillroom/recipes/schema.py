@@ -40,7 +40,7 @@ SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) that every recipe fits, chosen by its ``kind``."""
+    """Return the JSON Schema (draft 2020-12) of all recipes, discriminated by ``kind``."""
     branches: dict[str, Any] = {}
     for kind in list_kinds():
         branch = find_recipe_class(kind).model_json_schema(
@@ -59,7 +59,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def write_schema(path: Path = SCHEMA_FILE) -> Path:
-    """Write the schema as stable JSON; return where."""
+    """Write the schema as stable JSON; return its path."""
     text = json.dumps(recipe_schema(), indent=1, ensure_ascii=False, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     return path
@@ -69,12 +69,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def list_kinds() -> list[str]:
-    """Return the name of every kind, sorted."""
+    """Return the names of all kinds, sorted."""
     return catalog.list_kind_names(_PACKAGE)
 
 
 def find_kind_folder(kind: str) -> Path:
-    """Return the folder of the package that a kind belongs to.
+    """Return the folder of a kind's package.
 
     Raises:
         RecipeError: If there is no such kind; the nearest name is suggested.
@@ -91,7 +91,7 @@ def find_kind_folder(kind: str) -> Path:
 
 
 def find_recipe_class(kind: str) -> type[Recipe]:
-    """Return the class whose ``kind`` is the given one, importing only its recipe module.
+    """Return the recipe class of a kind, importing only its recipe module.
 
     Raises:
         RecipeError: If there is no such kind.
@@ -111,7 +111,7 @@ SettingTarget = type[BaseModel] | MethodField[Any]
 
 @dataclass(frozen=True)
 class SettingsGroup:
-    """A group of settings: how messages call it, and the settings it has."""
+    """A group of settings: its label in messages, and its settings."""
 
     label: str
     known: tuple[str, ...]
@@ -119,7 +119,7 @@ class SettingsGroup:
 
 
 def iter_targets(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[SettingTarget]:
-    """Yield the models and choices that an annotation contains, however deep in containers."""
+    """Yield the models and method fields of an annotation, also within containers."""
     for mark in metadata:
         if isinstance(mark, MethodField):
             yield mark
@@ -135,7 +135,7 @@ def iter_targets(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[Sett
 
 
 def find_field(model: type[BaseModel], key: str) -> FieldInfo | None:
-    """Return the field that a recipe writes as ``key``."""
+    """Return the field with the recipe key ``key``."""
     for name, info in model.model_fields.items():
         if key == (info.alias or name):
             return info
@@ -146,9 +146,9 @@ def clean_path(location: tuple[str | int, ...], data: Any, *, is_missing: bool) 
     """Return pydantic's location without the tags it adds for unions and functions.
 
     Args:
-        location: What pydantic says.
-        data: The values that were validated.
-        is_missing: Whether the last part names something that the data lacks.
+        location: Pydantic's location.
+        data: The validated values.
+        is_missing: Whether the data lacks the last part.
     """
     path: list[str | int] = []
     for part in location[:-1] if is_missing else location:
@@ -160,7 +160,7 @@ def clean_path(location: tuple[str | int, ...], data: Any, *, is_missing: bool) 
 
 
 def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: Any) -> SettingsGroup:
-    """Return the group that the last part of pydantic's location is, or should be, a setting of."""
+    """Return the group in which the last part of pydantic's location is, or should be."""
     targets: list[SettingTarget] = [model]
     path: list[str | int] = []
     for part in location[:-1]:
@@ -190,7 +190,7 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
 
 
 def _is_tag_of(name: str, tag: str | int) -> bool:
-    """Whether a tag of a union, ``Name`` or ``tuple[Name, ...]``, is that of a model."""
+    """Whether a union's tag, ``Name`` or ``tuple[Name, ...]``, is that of a model."""
     return bool(name) and name in re.split(r"\W+", str(tag))
 
 
@@ -203,12 +203,12 @@ def _matching_models(targets: Iterable[SettingTarget], data: Any) -> Iterator[ty
         if isinstance(name, str):
             try:
                 yield target.seam.get(name)
-            except RecipeError:  # reported where the choice itself was validated
+            except RecipeError:  # reported by the validation of the choice itself
                 continue
 
 
 def _model_of_kind(data: Any) -> Iterator[type[BaseModel]]:
-    """Yield the recipe that a step of a flow is, where only its kind says so."""
+    """Yield the recipe class of a flow's step, found by its kind."""
     kind = data.get("kind") if isinstance(data, Mapping) else None
     if isinstance(kind, str) and kind in list_kinds():
         yield find_recipe_class(kind)
@@ -224,7 +224,7 @@ def _label_group(models: list[type[BaseModel]], data: Any, path: list[str | int]
 
 
 def _step(data: Any, part: str | int) -> tuple[bool, Any]:
-    """Return whether ``data`` has the part, and what is there."""
+    """Return whether ``data`` has the part, and its value."""
     if isinstance(data, Mapping) and part in data:
         return True, data[part]
     if isinstance(data, list) and isinstance(part, int) and 0 <= part < len(data):
@@ -233,9 +233,9 @@ def _step(data: Any, part: str | int) -> tuple[bool, Any]:
 
 
 def list_references(settings: BaseModel) -> Iterator[tuple[KeyPath, str]]:
-    """Yield every ``Reference`` of validated settings with its path, in the order declared.
+    """Yield every ``Reference`` of validated settings with its path, in order of declaration.
 
-    What a job makes where it is not there (``Destination``) is none.
+    A ``Destination``, which the job creates, does not count.
     """
     for name, info in type(settings).model_fields.items():
         is_named = REFERENCE_FORMAT in info.metadata or _contains_reference(info.annotation)
@@ -259,7 +259,7 @@ def _find_references(value: Any, path: KeyPath, *, is_named: bool) -> Iterator[t
 
 
 def _contains_reference(annotation: Any) -> bool:
-    """Return whether a Reference stands in an annotation, however deep in containers."""
+    """Return whether an annotation contains a Reference, also within containers."""
     if get_origin(annotation) is Annotated and REFERENCE_FORMAT in get_args(annotation):
         return True
     return any(_contains_reference(part) for part in get_args(annotation))

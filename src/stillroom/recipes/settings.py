@@ -1,6 +1,6 @@
 """Recipe and Settings base classes, and the types of settings.
 
-Knows how a setting is written and read; not where it stands in a file.
+Defines how settings are written and parsed, not their position in a file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MAX_SEED = 2**63 - 1
 
 
 class Settings(BaseModel):
-    """A group of settings within a recipe: frozen, every key known, no infinite number."""
+    """A group of settings within a recipe: frozen, no unknown keys, no infinite numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
@@ -54,16 +54,16 @@ class Settings(BaseModel):
 
 
 class Recipe(Settings):
-    """What every recipe has; a room's recipe adds its ``kind`` and its settings."""
+    """Base class of recipes; a room's recipe adds its ``kind`` and its settings."""
 
     version: Literal[1] = Field(1, description="version of the recipe grammar")
-    kind: str = Field(description="which job this is")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="same seed, same machine: same bytes")
+    kind: str = Field(description="job kind")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="random seed; same bytes on one machine")
 
 
 @dataclass(frozen=True)
 class SettingFormat:
-    """How a value is written, for the commented recipe; NAME stands for the setting's name."""
+    """Syntax of a value in the commented recipe; NAME is a placeholder for the setting's name."""
 
     hint: str
     placeholder: str
@@ -87,14 +87,14 @@ def _parse_duration(value: object) -> object:
     return _parse_quantity(value, _TIME_UNITS, "a time as 30s, 5min or 2h", whole=False)
 
 
-def _parse_quantity(value: object, units: dict[str, Any], wanted: str, *, whole: bool) -> object:
-    """Return the number that a text with a unit means; other values go through unchanged."""
+def _parse_quantity(value: object, units: dict[str, Any], expected: str, *, whole: bool) -> object:
+    """Parse a number with a unit; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     match = _QUANTITY.fullmatch(value.strip())
     unit = units.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise RecipeError(f"{value!r} has no known unit", code="recipe.value", expected=wanted)
+        raise RecipeError(f"{value!r} has no known unit", code="recipe.value", expected=expected)
     number = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
     return round(number) if whole else float(number)
 
@@ -116,7 +116,7 @@ Size = Annotated[
         }
     ),
 ]
-"""Bytes; a recipe may say ``2GB`` (10**9) or ``2GiB`` (2**30)."""
+"""Bytes; recipes accept ``2GB`` (10**9) or ``2GiB`` (2**30)."""
 
 Duration = Annotated[
     float,
@@ -132,7 +132,7 @@ Duration = Annotated[
         }
     ),
 ]
-"""Seconds; a recipe may say ``30s``, ``5min`` or ``2h``."""
+"""Seconds; recipes accept ``30s``, ``5min`` or ``2h``."""
 
 _FOLDER: ContextVar[Path | None] = ContextVar("stillroom_recipe_folder", default=None)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
@@ -141,7 +141,7 @@ _HUB = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 @contextmanager
 def resolve_references_in(folder: Path | None) -> Iterator[None]:
-    """Within the body, relative paths of a ``Reference`` start at ``folder``."""
+    """Resolve relative paths of ``Reference`` values against ``folder`` in the context."""
     token = _FOLDER.set(folder)
     try:
         yield
@@ -156,10 +156,10 @@ _REFERENCE_CHECK: ContextVar[Callable[[str], None] | None] = ContextVar(
 
 @contextmanager
 def check_references(check: Callable[[str], None]) -> Iterator[None]:
-    """Within the body, every ``Reference`` is shown to ``check`` as it is written.
+    """Call ``check`` with every ``Reference`` as written, in the context.
 
     Args:
-        check: Raises a RecipeError where a reference may not be used.
+        check: Raises a RecipeError for a reference that may not be used.
     """
     token = _REFERENCE_CHECK.set(check)
     try:
@@ -208,8 +208,8 @@ Reference = Annotated[
 ]
 """A path or ``hub:org/name[@revision]``.
 
-Relative paths start at the folder of the recipe that is being loaded, and are absolute afterwards;
-anything with a scheme stays as it is written.
+Relative paths are resolved against the folder of the recipe; anything with a scheme stays
+unchanged.
 """
 
 Destination = Annotated[
@@ -218,28 +218,28 @@ Destination = Annotated[
     SettingFormat("a path", "path/to/NAME"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
-"""A path, as a ``Reference`` is written, of what a job makes where it is not there yet."""
+"""A path, written like a ``Reference``, that a job creates if it does not exist."""
 
 _ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Secret:
-    """A secret that a recipe names but never holds: ``${env:NAME}``.
+    """A secret that a recipe names but does not contain: ``${env:NAME}``.
 
-    Dumps and prints show the reference only; ``reveal`` looks the value up when it is needed.
+    Dumps and prints show the reference only; ``reveal`` reads the value on demand.
     """
 
     __slots__ = ("reference",)
 
     def __init__(self, reference: str) -> None:
-        """Take the reference text.
+        """Parse the reference text.
 
         Raises:
             RecipeError: If it is not of the form ``${env:NAME}``; the text is not shown.
         """
         if not isinstance(reference, str) or not _ENVIRONMENT.fullmatch(reference):
             raise RecipeError(
-                "a secret does not stand in a recipe",
+                "a secret must not be written in a recipe",
                 code="recipe.secret",
                 expected="the name of an environment variable, as ${env:NAME}",
                 next="export the secret as a variable and write ${env:NAME} here",
@@ -279,7 +279,7 @@ class Secret:
     def __get_pydantic_core_schema__(
         cls, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Validate the reference text, serialize it back to that text."""
+        """Validate the reference text and serialize to it."""
         return core_schema.no_info_plain_validator_function(
             lambda value: value if isinstance(value, cls) else cls(value),
             serialization=core_schema.plain_serializer_function_ser_schema(

@@ -1,7 +1,7 @@
 """Commented recipe templates for ``stillroom new KIND[/METHOD]``.
 
-Every setting comes with its description, bounds and default; those without a default get a
-placeholder. What is printed parses as it stands.
+Every setting has its description, bounds and default; those without a default get a placeholder.
+The output is a valid recipe.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 def render_template(kind: str, method: str | None = None) -> str:
     """Return a recipe of a kind with every setting explained.
 
-    Where the room has a file ``recipe_examples/<name>.yaml`` or ``<name>.yaml`` (the name being the
-    method's, else the kind's), that file is returned as it is.
+    If the room has a file ``recipe_examples/<name>.yaml`` or ``<name>.yaml`` (name of the method,
+    else of the kind), that file is returned unchanged.
 
     Args:
         kind: One of ``list_kinds()``.
-        method: The method to choose, of whichever seam of the recipe has it.
+        method: The method to select, from any registry of the recipe.
 
     Raises:
         RecipeError: If the kind or the method is unknown.
@@ -99,7 +99,7 @@ def _list_registries(model: type[BaseModel]) -> Iterator[Registry[Any]]:
 
 
 class _TemplatePrinter:
-    """Prints groups of settings; ``wanted`` is chosen where its seam is first met."""
+    """Prints groups of settings; ``wanted`` is selected at the first field of its registry."""
 
     def __init__(self, wanted: tuple[Registry[Any], str] | None) -> None:
         self.wanted = wanted
@@ -107,33 +107,35 @@ class _TemplatePrinter:
         self.sets: dict[str, Any] = {}
 
     def recipe(self, model: type[BaseModel], kind: str) -> Iterator[str]:
-        """Yield the lines of a recipe; what its chosen methods need gets a placeholder."""
+        """Yield the lines of a recipe, with placeholders for the needs of its methods."""
         for method in _methods(model, self.wanted):
             for key, count in method.recipe_needs().items():
                 self.needs[key] = max(count, self.needs.get(key, 0))
             self.sets |= method.recipe_sets()
         yield from self.group(model, 0, {"version": 1, "kind": kind})
 
-    def group(self, model: type[BaseModel], indent: int, given: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the lines of a model's settings; ``given`` holds those already decided."""
+    def group(
+        self, model: type[BaseModel], indent: int, decided: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """Yield the lines of a model's settings; ``decided`` are the values already fixed."""
         for name, info in model.model_fields.items():
             key = info.alias or name
-            if key in given:
-                yield from emit_yaml({key: given[key]}, indent)
+            if key in decided:
+                yield from emit_yaml({key: decided[key]}, indent)
                 continue
             if not indent and key in self.sets:
                 yield ""
                 yield from _comment_lines(describe_setting(info), indent)
                 yield from emit_yaml({key: self.sets[key]}, indent)
                 continue
-            if given or name != next(iter(model.model_fields)):
+            if decided or name != next(iter(model.model_fields)):
                 yield ""
             is_needed = get_default(info) is None and key in self.needs
             yield from _comment_lines(describe_setting(info, is_needed=is_needed), indent)
             yield from self.setting(key, info, indent)
 
     def setting(self, key: str, info: FieldInfo, indent: int) -> Iterator[str]:
-        """Yield one setting: the chosen method, its default, an example or a placeholder."""
+        """Yield one setting: the selected method, its default, an example or a placeholder."""
         targets = list(iter_targets(info.annotation, info.metadata))
         choice = next((target for target in targets if isinstance(target, MethodField)), None)
         default = get_default(info)
@@ -155,7 +157,7 @@ class _TemplatePrinter:
             yield from emit_yaml({key: value}, indent)
 
     def _holds_wanted(self, targets: list[Any]) -> bool:
-        """Return whether a group that is left out by default holds the wanted method's seam."""
+        """Return whether a group without a default has a field of the wanted registry."""
         if not self.wanted or not targets or isinstance(targets[0], MethodField):
             return False
         return any(seam.group == self.wanted[0].group for seam in _list_registries(targets[0]))
@@ -163,7 +165,7 @@ class _TemplatePrinter:
     def method(
         self, key: str, seam: Registry[Any], name: str, info: FieldInfo, indent: int
     ) -> Iterator[str]:
-        """Yield a choice of a method with all its settings."""
+        """Yield a method field with all its settings."""
         yield f"{' ' * indent}{key}:"
         if is_list_setting(info.annotation):
             yield f"{' ' * indent}  -"
@@ -182,7 +184,7 @@ class _TemplatePrinter:
             yield from self.group(model, indent + 4, {})
 
     def default(self, key: str, value: Any, indent: int, path: str = "") -> Iterator[str]:
-        """Yield a default; a group or a method comes with each of its settings explained."""
+        """Yield a default; a group or a method is expanded with each of its settings explained."""
         path = f"{path}.{key}" if path else key
         if path in self.sets:
             yield from emit_yaml({key: self.sets[path]}, indent)
@@ -207,7 +209,7 @@ class _TemplatePrinter:
 def _methods(
     model: type[BaseModel], wanted: tuple[Registry[Any], str] | None
 ) -> Iterator[type[Method]]:
-    """Yield the methods that the printed recipe chooses."""
+    """Yield the methods selected in the printed recipe."""
     if wanted is not None:
         yield wanted[0].get(wanted[1])
     for info in model.model_fields.values():
@@ -226,7 +228,7 @@ def _methods(
 
 
 def _build_default(choice: MethodField[Any] | None, default: Any) -> Any:
-    """Return the method that a default names, where it is given by name or settings."""
+    """Return the method of a default given by name or settings."""
     if choice is not None and isinstance(default, str | dict):
         return choice.seam.build(default)
     return default
@@ -242,11 +244,11 @@ def _comment_lines(text: str, indent: int) -> list[str]:
 _UNBOUNDED = 2**53
 
 
-"""A bound at least as large as this is a limit of the machine, not of the method."""
+"""Bounds at least this large are limits of the machine and are not shown."""
 
 
 def describe_setting(info: FieldInfo, *, is_needed: bool = False) -> str:
-    """Return a setting's description, what it may be, and its default or that it is required."""
+    """Return a setting's description, allowed values, and default or that it is required."""
     parts = [info.description or "", *dict.fromkeys(_iter_formats(info.annotation, info.metadata))]
     default = get_default(info)
     if default is PydanticUndefined or is_needed:
@@ -263,12 +265,12 @@ def describe_setting(info: FieldInfo, *, is_needed: bool = False) -> str:
 
 
 def get_default(info: FieldInfo) -> Any:
-    """Return the default, made if it has a factory, or ``PydanticUndefined``."""
+    """Return the default, from its factory if it has one, or ``PydanticUndefined``."""
     return info.get_default(call_default_factory=True)
 
 
 def make_placeholder(name: str, annotation: Any, metadata: Sequence[Any]) -> Any:
-    """Return a plain value that the annotation accepts; ``name`` shows what it stands for."""
+    """Return a valid plain value for the annotation, based on ``name``."""
     form = next((mark for mark in metadata if isinstance(mark, SettingFormat)), None)
     if form is not None:
         return form.placeholder.replace("NAME", name)
@@ -290,19 +292,19 @@ def make_placeholder(name: str, annotation: Any, metadata: Sequence[Any]) -> Any
 
 
 def min_length(metadata: Sequence[Any]) -> int:
-    """Return how many items a list must have, at least one."""
+    """Return the minimum number of items of a list, at least one."""
     return max(1, int(_limit(metadata, "min_length") or 1))
 
 
 def is_list_setting(annotation: Any) -> bool:
-    """Return whether a value is a list, or may be."""
+    """Return whether a value is or may be a list."""
     if get_origin(annotation) in {list, tuple}:
         return True
     return any(get_origin(part) in {list, tuple} for part in get_args(annotation))
 
 
 def to_plain(value: Any) -> Any:
-    """Return a default as plain values that YAML can hold."""
+    """Convert a default to plain values for YAML."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Mapping):
@@ -315,7 +317,7 @@ def to_plain(value: Any) -> Any:
 
 
 def _iter_formats(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
-    """Yield what a value may be: units, choices, bounds."""
+    """Yield the allowed values: units, choices, bounds."""
     marks = list(metadata)
     forms = [mark.hint for mark in marks if isinstance(mark, SettingFormat)]
     yield from forms
@@ -365,5 +367,5 @@ def _number(kind: type[int] | type[float], metadata: Sequence[Any]) -> int | flo
 
 
 def _limit(metadata: Sequence[Any], name: str) -> Any:
-    found = (getattr(mark, name, None) for mark in metadata)
-    return next((limit for limit in found if limit is not None), None)
+    limits = (getattr(mark, name, None) for mark in metadata)
+    return next((limit for limit in limits if limit is not None), None)

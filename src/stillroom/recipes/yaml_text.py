@@ -2,7 +2,7 @@
 
 A strict subset: one UTF-8 document of mappings with plain keys, sequences and scalars of the core
 schema. Tags, anchors and aliases are refused, as are duplicate keys and documents that are too
-large or too deep. Knows nothing of recipes.
+large or too deep.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _MAX_DIGITS = 400
 
 @dataclass
 class YamlTree:
-    """Plain values, and for every path the places of its key and its value."""
+    """Plain values, with the positions of key and value for every path."""
 
     data: Any = None
     keys: dict[KeyPath, str] = field(default_factory=dict)
@@ -75,15 +75,15 @@ class YamlTree:
     problems: list[Problem] = field(default_factory=list)
 
     def place_of_key(self, path: KeyPath) -> str:
-        """Return where the key stands, or the nearest that encloses it."""
+        """Return the position of the key, or of the nearest enclosing one."""
         return self._nearest(path, self.keys)
 
     def place_of_value(self, path: KeyPath) -> str:
-        """Return where the value stands, or the nearest that encloses it."""
+        """Return the position of the value, or of the nearest enclosing one."""
         return self._nearest(path, self.values)
 
     def holds(self, path: KeyPath) -> bool:
-        """Return whether the text has something at the path."""
+        """Return whether the text has a value at the path."""
         return path in self.values
 
     def _nearest(self, path: KeyPath, places: Mapping[KeyPath, str]) -> str:
@@ -100,14 +100,14 @@ def read_yaml(text: str, where: str) -> YamlTree:
 
     Args:
         text: The document.
-        where: What its places begin with, as a file name.
+        where: Prefix of positions, such as a file name.
 
     Returns:
-        The values with their places; ``problems`` holds what is wrong but can be read past
-        (duplicate keys, tags, anchors).
+        The values with their positions; ``problems`` are the recoverable ones (duplicate keys,
+        tags, anchors).
 
     Raises:
-        RecipeError: If the text is no YAML, too large, or too deep.
+        RecipeError: If the text is not YAML, too large, or too deep.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
         raise RecipeError(
@@ -121,7 +121,7 @@ def read_yaml(text: str, where: str) -> YamlTree:
 
 
 def resolve_scalar(text: str) -> Any:
-    """Return what a plain scalar means in the core schema of YAML 1.2."""
+    """Resolve a plain scalar in the core schema of YAML 1.2."""
     if text in _NULL:
         return None
     if text in _TRUE or text in _FALSE:
@@ -141,7 +141,7 @@ def resolve_scalar(text: str) -> Any:
 
 
 class _TreeBuilder:
-    """Turns the parser's events into a Tree; recursion is bounded by MAX_DEPTH."""
+    """Builds a YamlTree from the parser's events; recursion is limited by MAX_DEPTH."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -270,7 +270,7 @@ class _TreeBuilder:
 
 
 def format_path(path: KeyPath) -> str:
-    """Return a path as overrides write it: ``models.0.weight``."""
+    """Return a path in override syntax: ``models.0.weight``."""
     return ".".join(str(part) for part in path)
 
 
@@ -338,7 +338,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _literal_header(text: str) -> str:
-    """Return the mark of a literal block that holds the text exactly, or an empty string."""
+    """Return the header of a literal block that represents the text exactly, or ''."""
     body = text.removesuffix("\n")
     lines = body.split("\n")
     if len(lines) < 2 or not lines[0].strip() or not lines[-1].strip():

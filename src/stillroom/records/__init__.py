@@ -1,8 +1,8 @@
 """Data types shared by all rooms: documents, passages, prompts, completions and records.
 
-All are frozen dataclasses that know how to become JSON and come back. Every Document, Passage and
-Record carries an Origin: human, synthetic or unknown, the chain that made it, and its license.
-Readers and writers stream JSONL (zstd too) and Parquet, and load the field's own formats.
+All are frozen dataclasses with conversion to and from JSON. Every Document, Passage and Record has
+an Origin: human, synthetic or unknown, the chain of steps that produced it, and its license.
+Readers and writers stream JSONL (zstd too) and Parquet, and support common dataset formats.
 """
 
 from stillroom.records.document import Anchor, Document, Heading, Location, Passage

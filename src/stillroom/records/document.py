@@ -20,10 +20,10 @@ __all__ = ["Anchor", "Document", "Heading", "Location", "Passage"]
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Ties text[start:end] to bytes [byte_start, byte_end) of the source, a page, or a label.
+    """Maps text[start:end] to bytes [byte_start, byte_end) of the source, a page, or a label.
 
-    ``is_exact`` says that the bytes, decoded, are that text one to one, so that a sub-range can be
-    narrowed; otherwise the bytes only contain it. ``page`` counts from 1; 0 means no pages.
+    ``is_exact`` is whether the decoded bytes equal that text, so that a sub-range can be narrowed;
+    otherwise the bytes only contain it. ``page`` counts from 1; 0 means no pages.
     """
 
     start: int
@@ -35,7 +35,7 @@ class Anchor:
     is_exact: bool = False
 
     def to_json(self) -> list[Any]:
-        """Return a compact list."""
+        """Return a compact list for JSON."""
         return [
             self.start,
             self.end,
@@ -48,13 +48,13 @@ class Anchor:
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Anchor:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(*data)
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A heading of a document: where its section starts, its level (1 is the top), its title."""
+    """A heading of a document: start of its section, its level (1 is the top), its title."""
 
     start: int
     level: int
@@ -63,10 +63,10 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a range of text stands in its source file.
+    """Location of a range of text in its source file.
 
-    ``is_exact`` says that the bytes, decoded, are the text one to one; otherwise they contain it,
-    within markup, in another encoding or compressed.
+    ``is_exact`` is whether the decoded bytes equal the text; otherwise they contain it, within
+    markup, in another encoding or compressed.
     """
 
     path: str
@@ -78,7 +78,7 @@ class Location:
     is_exact: bool = False
 
     def __str__(self) -> str:
-        """Return ``path:bytes a-b`` with the pages or label, as lineage and citations show it."""
+        """Return ``path:bytes a-b`` with pages or label, for lineage and citations."""
         page = f", page {self.pages[0]}" if self.pages else ""
         label = f", {self.label}" if self.label else ""
         return f"{self.path}: bytes {self.byte_start}-{self.byte_end}{page}{label}"
@@ -88,8 +88,8 @@ class Location:
 class Document:
     """Parsed source with byte and page spans.
 
-    ``path`` is relative to the folder that was read, with forward slashes; ``digest`` is the sha256
-    of the file's bytes; ``anchors`` are sorted by start and do not overlap.
+    ``path`` is relative to the folder that was read, with forward slashes; ``digest`` is the
+    SHA-256 of the file's bytes; ``anchors`` are sorted by start and do not overlap.
     """
 
     path: str
@@ -105,16 +105,16 @@ class Document:
 
     @property
     def id(self) -> str:
-        """An id that follows from the path and the bytes."""
+        """Id derived from the path and the bytes."""
         return make_content_id("doc", self.path, self.digest)
 
     @property
     def _encoding(self) -> str:
-        """The encoding that the file's bytes are in; UTF-8 unless the parser says otherwise."""
+        """Encoding of the file's bytes; UTF-8 unless set by the parser."""
         return str(self.metadata.get("encoding", "utf-8"))
 
     def locate(self, start: int, end: int) -> Location:
-        """Return where text[start:end] stands in the file, as narrowly as the anchors allow."""
+        """Return the location of text[start:end] in the file, as narrow as the anchors allow."""
         first = max(
             bisect.bisect_right(self.anchors, start, key=lambda anchor: anchor.start) - 1, 0
         )
@@ -169,7 +169,7 @@ class Document:
         return tuple(heading.title for heading in path)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the id included for readers of the file."""
+        """Return plain JSON values, including the id for readers of the file."""
         return {
             "id": self.id,
             "path": self.path,
@@ -188,7 +188,7 @@ class Document:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Document:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(
             path=data["path"],
             digest=data["digest"],
@@ -207,10 +207,10 @@ class Document:
 class Passage:
     """A contiguous piece of a Document: ``document.text[start:end] == text``.
 
-    ``parent`` is a wider span of the document that is read in the passage's place: small passages
-    are found, large ones are shown. ``table_header`` repeats the header row of the table that the
-    passage goes on with, and ``context`` says where the passage stands, as a model wrote it; the
-    passage is found by both, and neither is its own words. None of the three is part of its id.
+    ``parent`` is a wider span of the document to read in the passage's place: small passages are
+    matched, large ones are shown. ``table_header`` repeats the header row of the table that the
+    passage continues, and ``context`` is a model's description of the passage's context; the
+    passage is searched by both, but neither is part of its text. None of the three is in its id.
     """
 
     document_id: str
@@ -229,19 +229,19 @@ class Passage:
 
     @property
     def id(self) -> str:
-        """An id that follows from the document, the span and the text."""
-        if not self._id:  # made once: a job asks for it at every step
+        """Id derived from the document, the span and the text."""
+        if not self._id:  # cached: jobs use it at every step
             digest = make_content_id("pas", self.document_id, self.start, self.end, self.text)
             object.__setattr__(self, "_id", digest)
         return self._id
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the id included for readers of the file.
+        """Return plain JSON values, including the id for readers of the file.
 
-        Parent, table header and context are there only where the passage has them.
+        Parent, table header and context are included only if present.
         """
         place = self.location
-        rest = {
+        optional = {
             "parent": list(self.parent) if self.parent else None,
             "table_header": self.table_header,
             "context": self.context,
@@ -265,12 +265,12 @@ class Passage:
             "title": self.title,
             "language": self.language,
             "origin": self.origin.to_json(),
-            **{name: value for name, value in rest.items() if value},
+            **{name: value for name, value in optional.items() if value},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Passage:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         place = dict(data["location"])
         place["pages"] = tuple(place["pages"])
         parent = data.get("parent")
@@ -291,10 +291,10 @@ class Passage:
 
 
 def _width(text: str, anchor: Anchor, encoding: str) -> int:
-    """Return how many source bytes ``text`` takes within an exact anchor.
+    """Return the number of source bytes of ``text`` within an exact anchor.
 
-    Where the anchor has a byte a character, that is its length; else it is measured in the
-    document's encoding.
+    If the anchor has one byte per character, that is the text's length; else it is measured in
+    the document's encoding.
     """
     if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
         return len(text)

@@ -2,8 +2,8 @@
 
 Reads ``.jsonl`` (also ``.jsonl.zst``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by suffix;
 writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the line. Blank
-lines are no rows. The Parquet schema is written down here and never inferred: the open part of a
-record, its ``fields``, is JSON text in one column.
+lines are skipped. The Parquet schema is fixed and not inferred: the open part of a record, its
+``fields``, is JSON text in one column.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def read_records(
     """Yield the records of a file one by one.
 
     Args:
-        path: The file, or a folder that holds ``records.jsonl``, ``.jsonl.zst`` or ``.parquet``;
-            as text also the address of either in an object store (``s3://bucket/folder``).
+        path: The file, or a folder with ``records.jsonl``, ``.jsonl.zst`` or ``.parquet``; as text
+            also the address of either in an object store (``s3://bucket/folder``).
         format: One of ``formats.FORMATS``; by default guessed row by row.
-        on_drop: Told the number and the reason of each row that cannot be read; without it the
-            first such row raises. A damaged file raises in any case.
-        span: Which bytes of a file of lines are read, as ``streams.cut_lines`` cuts them; default
+        on_drop: Called with the number and the reason of each unreadable row; without it the first
+            such row raises. A damaged file raises in any case.
+        span: Byte range to read from a file of lines, from ``streams.split_lines``; by default
             all. Rows are numbered from 1 in each.
 
     Raises:
@@ -95,7 +95,7 @@ def read_records(
 
 
 def count_records(path: Path | str) -> int:
-    """Return how many rows a file holds, readable or not.
+    """Return the number of rows of a file, readable or not.
 
     Raises:
         DataError: If the file is missing, of no known suffix, or damaged.
@@ -110,7 +110,7 @@ def count_records(path: Path | str) -> int:
 
 
 def write_records(path: Path | str, records: Iterable[Record]) -> int:
-    """Write all records to a file at once or not at all; return how many.
+    """Write all records to a file atomically; return their number.
 
     Raises:
         DataError: If the suffix is unknown, or a record cannot be written.
@@ -122,9 +122,9 @@ def write_records(path: Path | str, records: Iterable[Record]) -> int:
 
 
 def find_record_file(path: Path | str) -> Path:
-    """Return the file of records that a path names; a folder names the one it holds.
+    """Return the file of records at a path; for a folder, the one in it.
 
-    An address gives an ``ObjectFile``, which readers open as they open a path.
+    For an address, return an ``ObjectFile``, which readers open like a path.
 
     Raises:
         DataError: If there is none.
@@ -156,9 +156,9 @@ def find_record_file(path: Path | str) -> Path:
 
 def _find_object(address: str) -> ObjectFile:
     if exists(address):
-        found = ObjectFile(address)
-        find_suffix(found)
-        return found
+        file = ObjectFile(address)
+        find_suffix(file)
+        return file
     for folder in (address.rstrip("/"), f"{address.rstrip('/')}/output"):
         for suffix in (".jsonl", ".jsonl.zst", ".parquet"):
             if exists(f"{folder}/records{suffix}"):
@@ -172,14 +172,14 @@ def _find_object(address: str) -> ObjectFile:
 
 
 class RecordWriter:
-    """Writes records one by one; the file appears when the ``with`` block ends well.
+    """Writes records one by one; the file appears if the ``with`` block succeeds.
 
     On any exception the file keeps its old bytes, or stays missing. Equal records in equal order
     give equal bytes.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Prepare to write ``path``, whose suffix chooses JSONL, zstd JSONL or Parquet.
+        """Prepare to write ``path``, whose suffix selects JSONL, zstd JSONL or Parquet.
 
         Args:
             path: The file; as text also an address in an object store.
@@ -204,7 +204,7 @@ class RecordWriter:
         self._kind = suffix
 
     def __enter__(self) -> RecordWriter:
-        """Open a temporary neighbour of the file, or begin to send an object's parts."""
+        """Open a temporary file next to the target, or start a multipart upload."""
         if self._address:
             self._sending = open_for_writing(self._address)
             self._file = self._sending.__enter__()
@@ -222,7 +222,7 @@ class RecordWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Sync and rename, or remove what was begun."""
+        """Sync and rename, or remove the temporary file."""
         if self._address:
             self._end_sending(kind, value, trace)
             return
@@ -270,11 +270,11 @@ class RecordWriter:
         self.count += 1
 
     def copy_lines(self, lines: IO[bytes], count: int) -> None:
-        """Append records that lie in a file as ``encode_record`` makes them, and nothing else does.
+        """Append lines from a file written with ``encode_record`` only.
 
         Args:
             lines: The file; read to its end.
-            count: How many there are.
+            count: Number of records in it.
 
         Raises:
             ResourceError: If the disk is full.
@@ -289,11 +289,11 @@ class RecordWriter:
 
 
 def encode_record(record: Record, number: int, path: Path) -> bytes:
-    """Return a record's line of a file of records, its end included.
+    """Return the record's line in a file of records, including the line end.
 
     Args:
         record: The record.
-        number: Which of the file it is, for errors; from 1.
+        number: The record's number in the file, for errors; from 1.
         path: The file, for errors.
 
     Raises:
@@ -307,7 +307,7 @@ def _encode_line(record: Record) -> bytes:
     row = record.to_json()
     try:
         line = _UNESCAPED.encode(row).encode()
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate: JSON can escape it, UTF-8 cannot
         line = json.dumps(row, allow_nan=False).encode()
     _check_size(len(line))
     return line + b"\n"
@@ -368,7 +368,7 @@ class _ParquetSink:
         size = len(row["fields"]) + sum(len(turn["content"]) for turn in row["messages"])
         _check_size(size)
         for text in (row["fields"], *(turn["content"] for turn in row["messages"])):
-            text.encode()  # refuses half a surrogate pair here, where the record is known
+            text.encode()  # rejects lone surrogates here, where the record is known
         self._rows.append(row)
         self._size += size
         if self._size >= _BATCH_BYTES or len(self._rows) >= _BATCH_ROWS:
@@ -382,7 +382,7 @@ class _ParquetSink:
         try:
             self._writer.close()
         except (OSError, ValueError):
-            self._writer.is_open = False  # else it tries again when it is collected
+            self._writer.is_open = False  # else garbage collection tries to close it again
 
     def _flush(self) -> None:
         import pyarrow

@@ -1,10 +1,9 @@
 """Conversion between Records and rows of common dataset formats.
 
-Knows the shapes of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
+Supports the formats of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
 (``instruction``/``output``), prompt and completion (text or message lists), ``question`` and
-``answer``, and plain ``text``. Keys
-that a format does not name are kept in ``Record.fields``; what cannot be kept is refused, never
-dropped. Knows nothing of files.
+``answer``, and plain ``text``. Unnamed keys of a format are kept in ``Record.fields``; content that
+cannot be kept raises an error.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FORMATS = (
     "text",
 )
 EXTRAS_FIELD = "message_extras"
-"""The field that keeps what a chat turn carried beside its role and content."""
+"""The field with the extra keys of chat turns besides role and content."""
 
 _ORIGIN_KEYS = frozenset({"kind", "chain", "license"})
 _ORIGIN_KINDS = frozenset({"human", "synthetic", "unknown"})
@@ -52,10 +51,10 @@ _CALLS = ("tool_calls", "function_call")
 
 
 def guess_format(row: Mapping[str, Any]) -> str:
-    """Return the format whose keys the row has.
+    """Return the format that matches the row's keys.
 
     Raises:
-        DataError: If it has those of none.
+        DataError: If no format matches.
     """
     if "messages" in row:
         return "stillroom" if "fields" in row and "origin" in row else "messages"
@@ -78,14 +77,14 @@ def guess_format(row: Mapping[str, Any]) -> str:
 
 
 def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
-    """Make a Record of one row.
+    """Build a Record from one row.
 
     Args:
-        row: JSON values, or what Arrow gives for them.
-        format: One of ``FORMATS``; by default it is guessed from the row's keys.
+        row: JSON values, or the row's Arrow values.
+        format: One of ``FORMATS``; by default guessed from the row's keys.
 
     Raises:
-        DataError: If the format is unknown, or the row is not of it.
+        DataError: If the format is unknown, or the row does not match it.
     """
     if not isinstance(row, Mapping):
         _format_error(f"the row is {_kind(row)}", expected="an object with named values")
@@ -104,34 +103,34 @@ def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
 
 
 def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
-    """Return the record as a row of a format; fields and origin go along as further keys.
+    """Convert a record to a row of a format, with fields and origin as further keys.
 
     Raises:
         DataError: If the format cannot hold the record's messages.
     """
     if format == "stillroom":
         return record.to_json()
-    rest = {**record.fields, "origin": record.origin.to_json()}
+    extra = {**record.fields, "origin": record.origin.to_json()}
     messages = [message.to_json() for message in record.messages]
     roles = [message.role for message in record.messages]
     match format:
         case "messages":
-            return {"messages": messages, **rest}
+            return {"messages": messages, **extra}
         case "sharegpt":
             names = {"user": "human", "assistant": "gpt"}
             turns = [
                 {"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in messages
             ]
-            return {"conversations": turns, **rest}
+            return {"conversations": turns, **extra}
         case "text" if roles == ["assistant"]:
-            return {"text": messages[0]["content"], **rest}
+            return {"text": messages[0]["content"], **extra}
         case "alpaca" if roles == ["user", "assistant"]:
-            asked, given = (message["content"] for message in messages)
-            return {"instruction": asked, "input": "", "output": given, **rest}
+            question, reply = (message["content"] for message in messages)
+            return {"instruction": question, "input": "", "output": reply, **extra}
         case "question_answer" if roles == ["user", "assistant"]:
-            return {"question": messages[0]["content"], "answer": messages[1]["content"], **rest}
+            return {"question": messages[0]["content"], "answer": messages[1]["content"], **extra}
         case "prompt_completion" if roles and roles[-1] == "assistant":
-            return {"prompt": messages[:-1], "completion": messages[-1:], **rest}
+            return {"prompt": messages[:-1], "completion": messages[-1:], **extra}
     return _format_error(
         f"format '{format}' cannot hold messages of roles {', '.join(roles) or 'none'}",
         expected=f"one of: {', '.join(FORMATS)}, and messages that fit it",
@@ -140,7 +139,7 @@ def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
 
 def _from_stillroom(row: Mapping[str, Any]) -> Record:
     fields = row["fields"]
-    if isinstance(fields, str):  # Parquet keeps the open part of a record as JSON text
+    if isinstance(fields, str):  # Parquet stores the open part of a record as JSON text
         try:
             fields = json.loads(fields or "{}", parse_constant=_refuse_constant)
         except (json.JSONDecodeError, RecursionError) as error:
@@ -189,11 +188,11 @@ def _from_alpaca(row: Mapping[str, Any]) -> Record:
             _format_error("an item of history is not a pair", expected="[question, answer]")
         turns.append(("user", _text(pair[0], "history"), {}))
         turns.append(("assistant", _text(pair[1], "history"), {}))
-    asked = _text(row["instruction"], "instruction")
-    given = row.get("input")
-    if given:
-        asked = f"{asked}\n\n{_text(given, 'input')}"
-    turns += [("user", asked, {}), ("assistant", _text(row["output"], "output"), {})]
+    instruction = _text(row["instruction"], "instruction")
+    context = row.get("input")
+    if context:
+        instruction = f"{instruction}\n\n{_text(context, 'input')}"
+    turns += [("user", instruction, {}), ("assistant", _text(row["output"], "output"), {})]
     return _build(row, {"instruction", "input", "output", "system", "history"}, turns)
 
 
@@ -208,8 +207,8 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
 
 
 def _from_question_answer(row: Mapping[str, Any]) -> Record:
-    asked, given = (_text(row[key], key) for key in ("question", "answer"))
-    return _build(row, {"question", "answer"}, [("user", asked, {}), ("assistant", given, {})])
+    question, reply = (_text(row[key], key) for key in ("question", "answer"))
+    return _build(row, {"question", "answer"}, [("user", question, {}), ("assistant", reply, {})])
 
 
 def _from_text(row: Mapping[str, Any]) -> Record:
@@ -230,7 +229,7 @@ _Turn = tuple[str, str, Mapping[str, Any]]
 
 
 def _turns(value: object, name: str) -> list[_Turn]:
-    """Read chat turns written as role and content, or as from and value."""
+    """Read chat turns with keys role and content, or from and value."""
     turns: list[_Turn] = []
     for item in _list(value, name):
         if not isinstance(item, Mapping):
@@ -255,7 +254,7 @@ def _turns(value: object, name: str) -> list[_Turn]:
 
 
 def _content(value: object, name: str) -> str:
-    """Return text given as such, or as OpenAI's list of text parts."""
+    """Return text, given as such or as OpenAI's list of text parts."""
     if isinstance(value, list | tuple):
         parts = []
         for part in value:
@@ -279,7 +278,7 @@ def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record
 
 
 def _pop_origin(fields: dict[str, Any]) -> Origin:
-    """Take the origin that a foreign row carries out of its fields; else nobody knows."""
+    """Remove and return the origin in the fields of a foreign row; else unknown."""
     carried = fields.get("origin")
     if isinstance(carried, str) and carried in _ORIGIN_KINDS:
         del fields["origin"]
@@ -300,7 +299,7 @@ def _parse_license(fields: Mapping[str, Any]) -> str:
 
 
 def _plain_json(value: Any) -> Any:
-    """Return JSON values; dates become text, what JSON cannot hold is refused."""
+    """Convert to JSON values; dates become text, other types raise an error."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -311,7 +310,7 @@ def _plain_json(value: Any) -> Any:
         return {str(key): _plain_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain_json(part) for part in value]
-    if isinstance(value, date | time):  # a datetime is a date
+    if isinstance(value, date | time):  # datetime is a subclass of date
         return value.isoformat()
     return _format_error(f"a value is {_kind(value)}", expected="values that JSON can hold")
 

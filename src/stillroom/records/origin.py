@@ -1,6 +1,6 @@
-"""Origin: who or what produced a thing, by which chain of steps, under which license.
+"""Origin of data: human or synthetic, the chain of steps that produced it, and the license.
 
-Knows nothing of files or models; parents are ids, models are fingerprints.
+Parents are ids, models are fingerprints.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _KINDS = ("human", "synthetic", "unknown")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One step of making: the method, the model it used, and what it was made from.
+    """One step of production: the method, its model, and its inputs.
 
-    ``method`` is a dotted name as ``synth.generators.grounded_qa``; ``model`` a checkpoint's
-    fingerprint or an endpoint's name, empty when no model took part; ``parents`` are ids;
-    ``prompt`` is the digest of the prompt templates that were filled, empty when nobody says.
+    ``method`` is a dotted name such as ``synth.generators.grounded_qa``; ``model`` is a
+    checkpoint's fingerprint or an endpoint's name, empty without a model; ``parents`` are ids;
+    ``prompt`` is the digest of the prompt templates, empty if unknown.
     """
 
     method: str
@@ -47,7 +47,7 @@ class Link:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Link:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(
             str(data["method"]),
             str(data.get("model", "")),
@@ -61,9 +61,9 @@ _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whether a thing is human, synthetic or unknown, the chain that made it, its license.
+    """Human, synthetic or unknown origin, with the chain of steps and the license.
 
-    ``chain`` is ordered oldest first. ``license`` is an SPDX id, or empty when nobody said.
+    ``chain`` is ordered oldest first. ``license`` is an SPDX id, or empty if unknown.
     """
 
     kind: OriginKind = "unknown"
@@ -80,10 +80,10 @@ class Origin:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Origin:
-        """Read what ``to_json`` wrote.
+        """Build from the result of ``to_json``.
 
         Raises:
-            DataError: If the kind is none of the three.
+            DataError: If the kind is not one of the three.
         """
         kind = data.get("kind", "unknown")
         if kind not in _KINDS:
@@ -91,7 +91,7 @@ class Origin:
                 f"origin kind {kind!r} is not known",
                 code="data.origin",
                 expected="one of: human, synthetic, unknown",
-                next="set origin.kind to 'unknown' if nobody knows",
+                next="set origin.kind to 'unknown' if it is unknown",
             )
         chain = tuple(Link.from_json(link) for link in data.get("chain", ()))
         return cls(cast("OriginKind", kind), chain, str(data.get("license", "")))
@@ -102,10 +102,10 @@ class Origin:
 
 
 def combine_origins(origins: Iterable[Origin]) -> Origin:
-    """Return the origin of a thing made of several parts.
+    """Combine the origins of several parts into one.
 
-    Synthetic wins over unknown, unknown over human: a mixture is never called purer than its least
-    known part. Differing licenses are joined with ``AND``, as SPDX does, each once.
+    Synthetic wins over unknown, unknown over human. Differing licenses are joined with ``AND``,
+    as in SPDX, each once.
     """
     kinds: set[OriginKind] = set()
     licenses: dict[str, None] = {}
@@ -121,7 +121,7 @@ def combine_origins(origins: Iterable[Origin]) -> Origin:
 
 
 def _split_terms(license: str) -> list[str]:
-    """Return what a license joins with ``AND``; one that offers a choice stays whole."""
+    """Split a license at ``AND``; one with a choice stays whole."""
     if " OR " in license:
         is_wrapped = license.startswith("(") and license.endswith(")") and license.count("(") == 1
         return [license[1:-1] if is_wrapped else license]
@@ -129,12 +129,12 @@ def _split_terms(license: str) -> list[str]:
 
 
 def find_license_warnings(licenses: Sequence[tuple[str, str]], subject: str, act: str) -> list[str]:
-    """Return what a user should know of the licenses of what a thing is made of.
+    """Return warnings about unknown or conflicting licenses of the inputs.
 
     Args:
-        licenses: Name and license of each; empty where nobody says.
-        subject: What the names are, as "the models".
-        act: What they must allow, as "this merge".
+        licenses: Name and license of each input; empty if unknown.
+        subject: Description of the inputs, such as "the models".
+        act: The intended use, such as "this merge".
     """
     known = {license for _, license in licenses if license}
     warnings = []
@@ -151,6 +151,6 @@ def find_license_warnings(licenses: Sequence[tuple[str, str]], subject: str, act
 
 
 def make_content_id(prefix: str, *parts: object) -> str:
-    """Return ``prefix-`` and 20 hex digits of the sha256 of the parts as canonical JSON."""
+    """Return ``prefix-`` and 20 hex digits of the SHA-256 of the parts as canonical JSON."""
     text = _CANONICAL.encode(parts)
     return f"{prefix}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"

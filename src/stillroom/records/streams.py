@@ -1,7 +1,7 @@
 """Streaming readers of JSONL, JSON, CSV, text and Parquet rows.
 
-A row that cannot be read is yielded as the error that says why, so that a reader may go on; damage
-to the file itself raises.
+An unreadable row is yielded as an error, so that the reader may continue; damage to the file itself
+raises.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")
 SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", ".csv", ".txt")
 _MAX_ZSTD_WINDOW = 2**27
 _ZSTD_READ = 2**10
-"""Compressed bytes fed at once; zstd can make 128 KiB of four bytes, so this bounds a bomb."""
+"""Compressed bytes per read; zstd can expand 4 bytes to 128 KiB, so this limits zip bombs."""
 _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
 
 
 def find_suffix(path: Path | ObjectFile) -> str:
-    """Return which of ``SUFFIXES`` a file's name ends with.
+    """Return the suffix of a file's name from ``SUFFIXES``.
 
     Raises:
-        DataError: If it is none of them.
+        DataError: If the suffix is none of them.
     """
     name = path.name.lower()
     suffixes = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
@@ -57,15 +57,15 @@ def find_suffix(path: Path | ObjectFile) -> str:
             f"{path} has no suffix of a file of records",
             code="data.suffix",
             expected=f"one of: {', '.join(SUFFIXES)}",
-            next="rename the file to what it is",
+            next="give the file the suffix of its format",
         )
     return max(suffixes, key=len)
 
 
 def split_lines(path: Path | ObjectFile, size_bytes: int) -> list[ByteSpan | None]:
-    """Return spans of a file of lines, each of whole lines and about so large, in order.
+    """Return spans of whole lines of about ``size_bytes`` each, in order.
 
-    A file that cannot be entered in the middle is one span, None, which is all of it.
+    A file without random access (such as zstd) has one span, None, for the whole file.
     """
     if isinstance(path, ObjectFile):
         return [None]
@@ -85,13 +85,12 @@ def split_lines(path: Path | ObjectFile, size_bytes: int) -> list[ByteSpan | Non
 
 
 def iter_rows(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, Any]]:
-    """Yield each row's number with its values, or with the error that kept it from being read.
+    """Yield each row's number with its values, or with the error of an unreadable row.
 
     Args:
         path: The file.
-        span: First and last + 1 byte, as ``split_lines`` gives them, of which rows are numbered
-            from
-            1; default all.
+        span: First and last + 1 byte from ``split_lines``, with rows numbered from 1; by default
+            all.
     """
     suffix = find_suffix(path)
     if suffix == ".parquet":
@@ -123,7 +122,7 @@ def _text_row(line: bytes) -> Any:
 
 
 def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, bytes | DataError]]:
-    """Yield the numbered lines that are not blank; one beyond the limit is yielded as its error."""
+    """Yield the numbered non-blank lines; one beyond the size limit is yielded as an error."""
     with path.open("rb") as raw:
         file: IO[bytes] = _open_zstd(raw, path) if path.name.lower().endswith(".zst") else raw
         number = 0
@@ -148,7 +147,7 @@ def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Unpacks zstd frames in bounded memory and knows when the last one is cut off."""
+    """Decompresses zstd frames in bounded memory and detects truncation."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         import zstandard
@@ -192,10 +191,10 @@ class _ZstdReader(io.RawIOBase):
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """Open a Parquet file until the body ends.
+    """Open a Parquet file for the body of the ``with`` statement.
 
     Raises:
-        DataError: If it is damaged, or turns out to be in the body.
+        DataError: If it is damaged, also if that is found within the body.
     """
     import pyarrow
     import pyarrow.parquet
@@ -282,7 +281,7 @@ def _row_error(message: str, expected: str) -> DataError:
 
 
 def row_too_large_error() -> DataError:
-    """Return the error of a row beyond ``MAX_ROW_BYTES``."""
+    """Return the error for a row larger than ``MAX_ROW_BYTES``."""
     return DataError(
         f"the row is larger than {MAX_ROW_BYTES // 2**20} MiB",
         code="data.row-too-large",

@@ -1,9 +1,8 @@
 """Messages, prompts, completions, search hits, answers and training records.
 
-Knows no engine: a Prompt is messages (or raw text), a Completion is text with its accounting.
-
+A Prompt is messages (or raw text), a Completion is text with its token counts. A record's
 ``messages`` hold the conversation (or a single assistant message for plain text rows); ``fields``
-hold everything else a method may want: question, answer, evidence, split, scores.
+hold everything else that methods use: question, answer, evidence, split, scores.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ class Message:
     content: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values in OpenAI's shape."""
+        """Return plain JSON values in OpenAI's format."""
         return {"role": self.role, "content": self.content}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Message:
-        """Read one chat turn.
+        """Parse one chat turn.
 
         Raises:
             DataError: If the role is unknown or the content is not text.
@@ -66,7 +65,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a completion is drawn; ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 off."""
+    """Sampling settings; ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 are off."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -79,9 +78,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is given: chat messages, or raw ``text`` that no template touches.
+    """Input of a model: chat messages, or raw ``text`` without a chat template.
 
-    ``schema`` asks for JSON that fits a JSON Schema. ``prefix`` begins the assistant's turn.
+    ``schema`` requests JSON that fits a JSON Schema. ``prefix`` starts the assistant's turn.
     """
 
     messages: tuple[Message, ...] = ()
@@ -101,7 +100,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model gives. ``finish_reason`` is ``stop``, ``length`` or ``cancelled``."""
+    """Output of a model. ``finish_reason`` is ``stop``, ``length`` or ``cancelled``."""
 
     text: str
     finish_reason: str = "stop"
@@ -115,7 +114,7 @@ class Completion:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         return cls(**data)
 
 
@@ -130,7 +129,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A mark ``[number]`` in an answer and the passage it opens to."""
+    """A mark ``[number]`` in an answer and the passage that it refers to."""
 
     number: int
     passage_id: str
@@ -140,7 +139,7 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion with its citations and the hits it was shown."""
+    """A completion with its citations and the hits shown to the model."""
 
     completion: Completion
     citations: tuple[Citation, ...] = ()
@@ -150,7 +149,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row: a conversation, named fields, and where it came from."""
+    """A training record: a conversation, named fields, and its origin."""
 
     messages: tuple[Message, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -159,8 +158,8 @@ class Record:
 
     @property
     def id(self) -> str:
-        """An id that follows from the messages, the fields and the chain."""
-        if not self._id:  # made once: a job asks for it at every step
+        """Id derived from the messages, the fields and the chain."""
+        if not self._id:  # cached: jobs use it at every step
             chain = [link.to_json() for link in self.origin.chain]
             messages = [message.to_json() for message in self.messages]
             digest = make_content_id("rec", messages, dict(self.fields), chain)
@@ -168,7 +167,7 @@ class Record:
         return self._id
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the id included for readers of the file."""
+        """Return plain JSON values, including the id for readers of the file."""
         return {
             "id": self.id,
             "messages": [message.to_json() for message in self.messages],
@@ -178,7 +177,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Read what ``to_json`` wrote.
+        """Build from the result of ``to_json``.
 
         Raises:
             DataError: If a message or the origin is malformed.

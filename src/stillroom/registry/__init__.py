@@ -1,9 +1,9 @@
-"""Registries of interchangeable methods: one folder, one class a file.
+"""Registries of interchangeable methods: folders with one method class per file.
 
-``listing`` reads first docstring lines with ``ast`` and imports nothing, so that the command line
-can list a hundred methods without torch or pydantic. ``method`` holds ``Method``, the base of every
-interchangeable algorithm, and ``Registry``, the folder they are chosen from; both are loaded on
-first use only.
+``catalog`` reads the first docstring lines with ``ast`` and imports nothing, so that the command
+line can list a hundred methods without torch or pydantic. ``method`` holds ``Method``, the base
+class of every interchangeable algorithm, and ``Registry``, a folder of methods; both are loaded on
+first use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load ``Method`` and ``Registry`` (and with them pydantic) on first use."""
+    """Import ``Method`` and ``Registry`` (and with them pydantic) on first use."""
     from stillroom.registry.method import Method, Registry
 
     for member in (Method, Registry):

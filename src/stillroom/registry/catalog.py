@@ -1,6 +1,6 @@
 """Catalog of methods, read from source files without importing them.
 
-Knows files and docstrings only: not what a method does, nor whether its dependencies are installed.
+Only files and docstrings are read; dependencies of a method are not checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SEAM_MARK = re.compile(r"^SEAM = ", re.MULTILINE)
 
 @dataclass(frozen=True)
 class MethodListing:
-    """One method as a list shows it."""
+    """Name, registry and summary of one method in a list."""
 
     name: str
     seam: str
@@ -44,7 +44,7 @@ class MethodListing:
 
 @dataclass(frozen=True)
 class MethodSetting:
-    """One setting of a method: its default as a recipe writes it (empty: none), and what it is."""
+    """One setting of a method: its default as in a recipe (empty: none), and its description."""
 
     name: str
     default: str
@@ -52,10 +52,10 @@ class MethodSetting:
 
 
 def find_registries(package: Path = _PACKAGE) -> dict[str, Path]:
-    """Return every seam folder by dotted name, sorted.
+    """Return every folder of methods by dotted name, sorted.
 
-    A seam is a sub-package whose ``__init__`` assigns ``SEAM`` (its one-line description), as
-    ``stillroom.merge.methods`` does.
+    A folder of methods is a sub-package whose ``__init__`` assigns ``SEAM`` (its one-line
+    description), such as ``stillroom.merge.methods``.
     """
     folders: dict[str, Path] = {}
     for init in sorted(package.rglob("__init__.py")):
@@ -66,21 +66,21 @@ def find_registries(package: Path = _PACKAGE) -> dict[str, Path]:
 
 
 def list_names(folder: Path) -> list[str]:
-    """Return the method names of a seam folder, sorted; private files are not methods."""
+    """Return the method names of a folder, sorted; private files are not methods."""
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
 def list_methods(seams: dict[str, Path] | None = None) -> Iterator[MethodListing]:
-    """Yield every method of the given seams (default: all) in order of seam and name."""
+    """Yield every method of the given folders (default: all) in order of folder and name."""
     for seam, folder in (find_registries() if seams is None else seams).items():
         for name in list_names(folder):
             yield _read_method(folder / f"{name}.py", seam)
 
 
 def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
-    """Return every recipe kind with its summary: the packages that hold a ``recipe.py``.
+    """Return every recipe kind with its summary, from the packages with a ``recipe.py``.
 
-    ``recipes`` itself, which reads them all, is not a kind.
+    The package ``recipes``, which loads them all, is not a kind.
     """
     return {
         name: read_docstring(package / name / "recipe.py").split("\n", 1)[0]
@@ -89,13 +89,13 @@ def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
 
 
 def list_kind_names(package: Path = _PACKAGE) -> list[str]:
-    """Return the name of every recipe kind, sorted; reads no file."""
+    """Return the name of every recipe kind, sorted, without reading files."""
     names = sorted(path.parent.name for path in package.glob("*/recipe.py"))
     return [name for name in names if name != "recipes"]
 
 
 def list_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
-    """Return the names of the recipes that a kind brings written out, sorted; reads no file."""
+    """Return the names of a kind's example recipes, sorted, without reading files."""
     folder = package / kind
     paths = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
     return sorted(path.stem for path in paths)
@@ -107,7 +107,7 @@ def read_docstring(path: Path) -> str:
 
 
 def read_settings(path: Path) -> list[MethodSetting]:
-    """Return the settings of a method, those of its base classes last, without importing it."""
+    """Return the settings of a method, base classes last, without importing it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     settings: dict[str, MethodSetting] = {}
     for node in _find_method_classes(path, tree):
@@ -117,13 +117,13 @@ def read_settings(path: Path) -> list[MethodSetting]:
 
 
 def _find_method_classes(path: Path, tree: ast.Module) -> list[ast.ClassDef]:
-    """Return the class that a method's file is named for; other classes there only help it."""
+    """Return the class that a method's file is named for; other classes are helpers."""
     name = path.stem.replace("_", "")
     return [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == name]
 
 
 def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetting]:
-    """Yield the settings of a class of a file, then those of the bases that are of this package."""
+    """Yield the settings of a class, then those of its base classes in this package."""
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
@@ -137,7 +137,7 @@ def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetti
 
 
 def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
-    """Return a class of a file, or one that it imports from this package, with its file."""
+    """Return a class of a file, or one imported from this package, with its file."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node, tree
@@ -160,7 +160,7 @@ def _read_setting(name: str, value: ast.expr | None) -> MethodSetting:
 
 
 def _format_default(default: ast.expr | None) -> str:
-    """Return a default as a recipe writes it."""
+    """Return a default in recipe syntax."""
     if not isinstance(default, ast.Constant):
         return ast.unparse(default) if default is not None else ""
     if isinstance(default.value, bool) or default.value is None:

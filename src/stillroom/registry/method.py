@@ -1,8 +1,8 @@
 """Method, the base class of all methods, and Registry, which finds them by file name.
 
 A method's pydantic fields are its hyper-parameters: one declaration gives validation, JSON Schema,
-the commented recipe, the reference page and the console's form. A seam knows its folder and its
-base class; it does not know any method by name.
+the commented recipe, the reference page and the console's form. A registry has a folder and a base
+class; no method is listed by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Method", "MethodField", "Registry"]
 
 
 class Method(BaseModel):
-    """An algorithm with its settings, no number infinite; subclasses stand one a file in a seam."""
+    """Algorithm with its settings; each subclass is one file in a folder of methods."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=False
@@ -46,17 +46,17 @@ class Method(BaseModel):
 
     @classmethod
     def recipe_needs(cls) -> dict[str, int]:
-        """Return what of its recipe the method cannot do without: how many of each setting.
+        """Return the recipe settings that the method requires, with the number of each.
 
-        The commented recipe gives a placeholder to each, even where the setting has a default.
+        The commented recipe has a placeholder for each, even where the setting has a default.
         """
         return {}
 
     @classmethod
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return what a recipe must set for the method, by dotted path, beside its defaults.
+        """Return recipe values that the method requires, by dotted path.
 
-        The commented recipe says these in place of the defaults.
+        The commented recipe has these in place of the defaults.
         """
         return {}
 
@@ -71,28 +71,28 @@ M = TypeVar("M", bound=Method)
 class Registry(Generic[M]):
     """A folder of interchangeable methods that share one base class.
 
-    Strangers add methods by an entry point whose group is the seam's dotted name.
+    Other packages add methods by an entry point whose group is the registry's dotted name.
     """
 
     def __init__(self, group: str, base: type[M]) -> None:
-        """Stand a seam at the package ``group`` for subclasses of ``base``."""
+        """Create the registry of the package ``group`` for subclasses of ``base``."""
         self.group = group
         self.base = base
 
     @property
     def folder(self) -> Path:
-        """The seam's folder on disk."""
+        """The folder of methods on disk."""
         package = importlib.import_module(self.group)
         return Path(str(package.__file__)).parent
 
     def names(self) -> list[str]:
-        """Return every method's name: the folder's files, then plug-ins'."""
+        """Return the names of all methods: the folder's files, then plug-ins."""
         return sorted(
             {*list_names(self.folder), *(entry.name for entry in entry_points(group=self.group))}
         )
 
     def get(self, name: str) -> type[M]:
-        """Return the class of one method, importing only that.
+        """Import and return the class of one method.
 
         Raises:
             RecipeError: If no such method is known; the nearest name is suggested.
@@ -122,7 +122,7 @@ class Registry(Generic[M]):
         )
 
     def build(self, choice: object) -> M:
-        """Make a method from ``{name: ..., setting: ...}``, a bare name, or a finished one.
+        """Build a method from ``{name: ..., setting: ...}``, a bare name, or a Method.
 
         Raises:
             RecipeError: If the method is unknown or no name is given.
@@ -138,11 +138,11 @@ class Registry(Generic[M]):
                 expected="{name: METHOD, setting: value, ...} or the bare name",
                 next=f"stillroom list methods {self.group.removeprefix('stillroom.')}",
             )
-        rest = {key: value for key, value in settings.items() if key != "name"}
-        return self.get(settings["name"]).model_validate(rest)
+        values = {key: value for key, value in settings.items() if key != "name"}
+        return self.get(settings["name"]).model_validate(values)
 
     def json_schema(self) -> dict[str, Any]:
-        """Return the JSON Schema of a choice: one branch per method of the folder."""
+        """Return the JSON Schema of a choice, with one branch per method of the folder."""
         branches = []
         for name in list_names(self.folder):
             schema = self.get(name).model_json_schema(mode="validation")
@@ -152,20 +152,20 @@ class Registry(Generic[M]):
         return {"anyOf": [{"type": "string", "enum": list_names(self.folder)}, *branches]}
 
     def choice(self, default: str = "") -> MethodField[M]:
-        """Return the annotation of a recipe field that chooses one method of this seam.
+        """Return the annotation of a recipe field that selects one method of this registry.
 
-        Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; lists take it per item.
+        Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; in lists, annotate the item.
 
         Args:
-            default: The method that settings without a name are of, as the field's own default is.
+            default: The method for settings without a name, as in the field's own default.
         """
         return MethodField(self, default)
 
 
 def _inline_definitions(value: Any, definitions: dict[str, Any]) -> Any:
-    """Return a schema with its own ``$defs`` put where they are referred to.
+    """Replace references in a schema by its own ``$defs``.
 
-    A branch becomes part of a larger schema, where references to its root would lead elsewhere.
+    A branch becomes part of a larger schema, where references to its root would not resolve.
     """
     if isinstance(value, dict):
         name = str(value.get("$ref", "")).removeprefix("#/$defs/")
@@ -181,16 +181,16 @@ def _inline_definitions(value: Any, definitions: dict[str, Any]) -> Any:
 
 
 class MethodField(Generic[M]):
-    """Tells pydantic how a field chooses a method: by name and settings; dumps it the same way."""
+    """Pydantic annotation of a method field: a name with settings, dumped the same way."""
 
     def __init__(self, seam: Registry[M], default: str = "") -> None:
-        """Choose from ``seam``; settings without a name are those of ``default``."""
+        """Select from ``seam``; settings without a name are those of ``default``."""
         self.seam, self.default = seam, default
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Validate through the seam, serialize through the method itself."""
+        """Validate with the registry, serialize with the method itself."""
         return core_schema.no_info_plain_validator_function(
             self._build,
             serialization=core_schema.plain_serializer_function_ser_schema(
@@ -206,5 +206,5 @@ class MethodField(Generic[M]):
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Offer one branch per method of the folder."""
+        """Return one branch per method of the folder."""
         return self.seam.json_schema()

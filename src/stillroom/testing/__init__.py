@@ -2,8 +2,8 @@
 
 ``tiny_checkpoint`` writes a real Llama-architecture folder with a real tokenizer in a fraction of a
 second; ``scripted_model`` gives a TextModel that answers from a function; ``check_method`` runs the
-checks that hold for every method of a seam; ``check_store`` holds a store of an index to what all
-stores promise. Everything is loaded on first use.
+contract checks of a method of any registry; ``check_store`` those of an index store. Everything is
+loaded on first use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a tool of the kit on first use."""
+    """Import a tool of the kit on first use."""
     if name in _HOMES:
         import importlib
 

@@ -1,7 +1,7 @@
 """Tiny Llama checkpoint with byte-level tokenizer and chat template.
 
-Its weights are random: it knows no language, only the shapes, files and special tokens of one that
-does. Same arguments, same bytes.
+Its weights are random, so its text is meaningless; shapes, files and special tokens are real. The
+same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SENTENCES = (
     "According to the passage, the river rises in the north and flows to the sea.",
 )
 _SPREAD = 0.08
-"""Wide enough that logits differ and greedy text varies without any training."""
+"""Scale of the weights: large enough that logits differ and greedy text varies untrained."""
 
 
 def tiny_checkpoint(
@@ -42,15 +42,15 @@ def tiny_checkpoint(
     """Write a small Llama checkpoint that ``AutoModelForCausalLM`` loads, and return its folder.
 
     Args:
-        folder: Where to write; made if missing.
-        seed: Draws the weights; two seeds give two models of the same shape and tokenizer.
+        folder: Target folder; created if missing.
+        seed: Random seed of the weights; two seeds give two models of the same shape and tokenizer.
         layers: Number of transformer layers.
         hidden: Width; a multiple of 16. Four heads, two of them for keys and values.
-        vocabulary: Tokens wanted, at least 260 (256 bytes and the special ones); the few training
-            sentences give about a thousand at most, and config.json says how many there are.
+        vocabulary: Requested number of tokens, at least 260 (256 bytes and the special ones); the
+            training sentences give about a thousand at most; config.json has the actual number.
         tie: Whether the output embedding is the input embedding.
         dtype: Storage type of the weights.
-        context_length: Positions the model knows.
+        context_length: Maximum number of positions.
 
     Returns:
         ``folder``.

@@ -34,7 +34,7 @@ def check_merge_method(method: MergeMethod) -> None:
     """Check a merge of a tensor with itself: type, shape, bits, blocks and untouched inputs.
 
     Raises:
-        AssertionError: Naming what does not hold.
+        AssertionError: With the identity that does not hold.
     """
     name = method.method_name()
     count = max(method.min_models, min(2, method.max_models))
@@ -49,7 +49,7 @@ def _check_merge(method: MergeMethod, tensor: Array, count: int, message: str) -
     base = tensor.copy() if method.needs_base else None
     parents = [tensor.copy() for _ in range(count)]
     for array in (*parents, *([base] if base is not None else [])):
-        array.flags.writeable = False  # as those that are mapped from a file
+        array.flags.writeable = False  # like memory-mapped tensors
     keys = tuple(f"parent{number}" for number in range(count))
     context = BlockContext("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
     merged = merge_arrays(method, base, parents, context)
@@ -64,10 +64,10 @@ def _check_merge(method: MergeMethod, tensor: Array, count: int, message: str) -
 
 
 def check_objective(method: DistillationObjective) -> None:
-    """Check that equal distributions cost nothing, and that the gradient is the loss's own.
+    """Check that equal distributions have zero loss, and that the gradient is the loss's own.
 
     Raises:
-        AssertionError: Naming what does not hold.
+        AssertionError: With the identity that does not hold.
     """
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 11, generator=rng, dtype=torch.float64)
@@ -80,7 +80,7 @@ def check_objective(method: DistillationObjective) -> None:
     loss, grad = method.divergence(logits.clone(), DenseTargets(other))
     _require(bool((loss >= -1e-9).all()), f"{name} is negative")
     if method.detaches_weights:
-        return  # its gradient holds weights fixed that the loss does not
+        return  # its gradient treats weights as constant that the loss does not
     step = 1e-6
     for entry in range(3):
         moved = logits.clone()
@@ -94,10 +94,10 @@ def check_objective(method: DistillationObjective) -> None:
 
 
 def check_feature(method: FeatureLoss) -> None:
-    """Check that what is equal costs nothing, and what differs something, at every position.
+    """Check that the loss is zero for equal inputs, and positive otherwise, at every position.
 
     Raises:
-        AssertionError: Naming what does not hold.
+        AssertionError: With the identity that does not hold.
     """
     rng = torch.Generator().manual_seed(0)
     rows, name = torch.tensor([1, 3, 4]), method.method_name()
@@ -123,10 +123,10 @@ def check_feature(method: FeatureLoss) -> None:
 
 
 def check_chunker(method: Chunker) -> None:
-    """Check that passages are pieces of the text that cover all of it.
+    """Check that passages are spans of the text that cover all of it.
 
     Raises:
-        AssertionError: Naming what does not hold.
+        AssertionError: With the identity that does not hold.
     """
     document = Document("bees.md", "0" * 64, "text/markdown", _TEXT)
     cut = method.chunk
@@ -148,7 +148,7 @@ def check_chunker(method: Chunker) -> None:
 
 
 def _embed(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return rows of length 1 by the letters of each text."""
+    """Return unit vectors computed from the letters of each text."""
     rows = np.array([[1 + text.count(letter) for letter in "aeinorst"] for text in texts])
     unit: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("f4")
     return unit

@@ -1,6 +1,6 @@
 """Contract checks of every method of every registry.
 
-Lists, schemas and recipes rely on the contract; the identities are in ``families``.
+Lists, schemas and recipes rely on this contract; the identities are in ``families``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _STATUSES = ("stable", "experimental")
 
 
 def check_method(seam: str, name: str) -> None:
-    """Check what a method promises: summary, source, defaults, round trip, family identities.
+    """Check a method's contract: summary, source, defaults, round trip, family identities.
 
     Args:
-        seam: The seam's dotted name, as ``stillroom.merge.methods``.
+        seam: The registry's dotted name, such as ``stillroom.merge.methods``.
         name: The method's name.
 
     Raises:
-        AssertionError: If a promise is broken; says which.
+        AssertionError: With the contract that is broken.
         RecipeError: If there is no such method.
     """
     method = _find_registry(seam).get(name)
@@ -38,7 +38,7 @@ def check_method(seam: str, name: str) -> None:
 
 
 def _find_registry(group: str) -> Registry[Method]:
-    """Return the registry of a seam: in the room's ``interfaces``, or in a module beside it."""
+    """Return the registry of a folder: in the room's ``interfaces``, or in another module."""
     room, beside = ".".join(group.split(".")[:2]), group.rpartition(".")[0]
     names = [f"{room}.interfaces"]
     names += [f"{beside}.{module.name}" for module in pkgutil.iter_modules(_path_of(beside))]
@@ -65,7 +65,7 @@ def _check_family(method: Method) -> None:
     from stillroom.text.interfaces import Chunker
 
     if isinstance(method, ArchitectureMerge):
-        return  # its verb places whole tensors: it has no identity on blocks
+        return  # moves whole tensors: there is no identity on blocks
     if isinstance(method, MergeMethod):
         check_merge_method(method)
     elif isinstance(method, DistillationObjective):
@@ -106,19 +106,19 @@ def _check_file(method: type[Method], path: Path) -> None:
         and not name.startswith("_")
     ]
     _require(public == [method.__name__], f"{path.name} holds the methods {public}")
-    wanted = "".join(part.capitalize() for part in path.stem.split("_"))
+    class_name = "".join(part.capitalize() for part in path.stem.split("_"))
     _require(
-        method.__name__.lower() == wanted.lower(),
-        f"{path.name} holds {method.__name__}, not {wanted}",
+        method.__name__.lower() == class_name.lower(),
+        f"{path.name} holds {method.__name__}, not {class_name}",
     )
 
 
 def _check_round_trip(method: type[Method]) -> None:
-    made = method()
-    dumped = made.model_dump(mode="json")
+    built = method()
+    dumped = built.model_dump(mode="json")
     _require(dumped.pop("name") == method.method_name(), "the dump does not name the method")
     again = method.model_validate(dumped)
-    _require(again == made, f"{method.__name__} does not survive a round trip through JSON")
+    _require(again == built, f"{method.__name__} does not survive a round trip through JSON")
     schema = method.model_json_schema()
     _require(schema.get("additionalProperties") is False, "unknown settings are not refused")
 

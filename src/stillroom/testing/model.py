@@ -12,7 +12,7 @@ __all__ = ["read_stream", "scripted_model"]
 
 
 def read_stream(stream: Generator[str, None, Completion]) -> tuple[list[str], Completion]:
-    """Return what a model's stream yields, and the completion that it returns at its end."""
+    """Consume a model's stream; return its parts and its final completion."""
     pieces, done = list[str](), Completion("")
     for item in stream_with_completion(stream):
         if isinstance(item, Completion):
@@ -29,13 +29,13 @@ def scripted_model(
     fingerprint: str = "",
     context_length: int = 8192,
 ) -> ScriptedModel:
-    """Return a TextModel that answers by ``answer`` and remembers what it was ``asked``.
+    """Return a TextModel that answers with ``answer`` and records prompts in ``asked``.
 
     Args:
-        answer: A function from Prompt to text; a list of texts, given in order of asking; or a map
-            from a part of the prompt to the text (``*`` for everything else).
+        answer: A function from Prompt to text; a list of texts, used in order; or a map from a
+            part of the prompt to the text (``*`` for everything else).
         name: The model's name.
-        fingerprint: What identifies it; by default a digest of the script.
-        context_length: How many words and marks it claims to read.
+        fingerprint: The model's fingerprint; by default a digest of the script.
+        context_length: Context length to report, in words and marks.
     """
     return ScriptedModel(answer, name=name, fingerprint=fingerprint, context_length=context_length)

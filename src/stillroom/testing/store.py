@@ -1,11 +1,12 @@
 """Contract checks of index stores, with documents of hashed words.
 
-A dictionary says what a store should hold, and a folder built from it at once is the reference: a
-store that was changed step by step must have its digest, give its passages in its order and find
-them with its scores. Asked as somebody, it must behave as an index of their documents alone.
+A dictionary is the expected content of the store, and a folder built from it at once is the
+reference: a store that was changed step by step must have its digest, return its passages in its
+order and find them with its scores. With an access context, it must behave like an index of only
+the accessible documents.
 
-A line is a passage. Nothing is parsed and nothing embedded, so that thousands of changes are tried
-in seconds, and any two indexes of the same documents must be equal to the last digit.
+A line is a passage. Nothing is parsed or embedded, so that thousands of changes are tested in
+seconds, and two indexes of the same documents must be equal to the last digit.
 """
 
 from __future__ import annotations
@@ -66,17 +67,17 @@ _ExpectedState = dict[str, tuple[str, DocumentMetadata]]
 def check_store(
     store: IndexStore, place: Path, *, steps: int = 40, filters: int = 60, seed: int = 0
 ) -> None:
-    """Check what a store promises; see the module.
+    """Check the contract of a store; see the module docstring.
 
     Args:
         store: The method with its settings.
-        place: A folder of its own; a store's data elsewhere are removed again.
-        steps: How many random changes to make.
-        filters: How many random askers and filters to try.
-        seed: Of all that is random.
+        place: An empty folder; data of the store elsewhere is removed.
+        steps: Number of random changes.
+        filters: Number of random access contexts and filters.
+        seed: Random seed.
 
     Raises:
-        AssertionError: If a promise is broken; says which.
+        AssertionError: With the contract that is broken.
     """
     rng = random.Random(seed)
     with _open_built(store, place / "walk", "open", _draw_documents(rng, 12)) as trial:
@@ -92,7 +93,7 @@ def check_store(
 
 @dataclass
 class _StoreTrial:
-    """A store under trial, and what it should hold."""
+    """A store under test, and its expected content."""
 
     folder: Path
     model: _ExpectedState
@@ -143,7 +144,7 @@ def _draw_one(rng: random.Random, number: int) -> tuple[str, DocumentMetadata]:
 
 
 def _check_steps(trial: _StoreTrial, place: Path, rng: random.Random, steps: int) -> None:
-    """Change one thing after another under a reader that follows."""
+    """Apply changes one after another, with a reader that follows."""
     with trial.open() as reader:
         for step in range(steps):
             with trial.write() as writer:
@@ -160,11 +161,11 @@ def _check_steps(trial: _StoreTrial, place: Path, rng: random.Random, steps: int
 
 
 def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, step: int) -> None:
-    """Do one random change to the store and to the model."""
+    """Apply one random change to the store and to the expected state."""
     keys = writer.list_keys()
     _require(list(keys) == sorted(trial.model), "list_keys has other paths, or another order")
-    told = {path: name.key for path, name in writer.list_documents().items()}
-    _require(told == keys, "list_documents says something else than list_keys")
+    listed = {path: name.key for path, name in writer.list_documents().items()}
+    _require(listed == keys, "list_documents and list_keys differ")
     names = sorted(trial.model)
     kind = rng.choice(["add", "change", "delete", "rename", "tell", "many", "compact"])
     name = rng.choice(names) if names else ""
@@ -191,8 +192,8 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
             for index in range(3)
         }
         gone = names[:1] if kind == "many" and len(names) > 4 else []
-        for one in gone:
-            del trial.model[one]
+        for name in gone:
+            del trial.model[name]
         trial.model.update(more)
         puts = [(WordDocument(path, text), facts) for path, (text, facts) in more.items()]
         change = IndexUpdate(puts=puts, removes=[keys[name] for name in gone])
@@ -201,25 +202,27 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
 
 
 def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Random) -> None:
-    wanted = [(path, line) for path in sorted(model) for line in model[path][0].split("\n")]
+    expected = [(path, line) for path in sorted(model) for line in model[path][0].split("\n")]
     seen = [index.passage_at(row) for row in range(len(index))]
     snapshot = [(row.location.path, row.text) for row in seen]
-    _require(snapshot == wanted, "a reader sees other passages, or in another order")
+    _require(snapshot == expected, "a reader sees other passages, or in another order")
     word = rng.choice(_WORDS)
-    holding = [row for row, (_, line) in enumerate(wanted) if word in line.split()]
+    holding = [row for row, (_, line) in enumerate(expected) if word in line.split()]
     rows = sorted(row for row, _ in index.search_keyword(Query(word), 10_000))
     _require(rows == holding, f"{word} is found in other passages than hold it")
     _require(
         index.lexicon.document_frequency(word) == len(holding), f"{word} has another frequency"
     )
     if seen:
-        one = rng.choice(seen)
-        _require(index.passage(one.id) == one, "a passage is not found by its id")
-        _require(index.document(one.document_id).path == one.location.path, "nor its document")
+        passage = rng.choice(seen)
+        _require(index.passage(passage.id) == passage, "a passage is not found by its id")
+        _require(
+            index.document(passage.document_id).path == passage.location.path, "nor its document"
+        )
 
 
 def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
-    asked = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
+    queries = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
     lines = [index.passage_at(row).text.split() for row in range(0, len(index), 5)]
     phrases = [f'"{" ".join(line[:2])}"' for line in lines[:8]]
     with collect_warnings():
@@ -229,12 +232,12 @@ def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
                 index.search_dense(Query(text), 7),
                 [hit.passage.id for hit in index.retrieve(text, 5)],
             )
-            for text in (*asked, *phrases)
+            for text in (*queries, *phrases)
         ]
 
 
 def _check_snapshots(trial: _StoreTrial) -> None:
-    """An old snapshot stays while it is read or kept, then goes with what only it holds."""
+    """An old snapshot stays while in use, and is then removed with its own data."""
     path = sorted(trial.model)[0]
     with trial.open() as old:
         before, passage = old.digest, old.passage_at(0)
@@ -270,7 +273,7 @@ def _check_snapshots(trial: _StoreTrial) -> None:
 
 
 def _check_one_commit_point(trial: _StoreTrial) -> None:
-    """A change that is given up has never been."""
+    """An aborted change has no effect."""
 
     def give_up() -> None:
         raise KeyboardInterrupt
@@ -287,7 +290,7 @@ def _check_one_commit_point(trial: _StoreTrial) -> None:
             except KeyboardInterrupt:
                 pass
             else:
-                raise AssertionError("a commit does not ask whether it may go on")
+                raise AssertionError("a commit does not call its check")
             finally:
                 writer.close()
             _require(not reader.refresh(), "a change that was given up makes a snapshot")
@@ -317,21 +320,21 @@ def _is_granted(facts: DocumentMetadata, access: AccessContext) -> bool:
 
 
 def _check_access(trial: _StoreTrial, alone: Path, rng: random.Random, filters: int) -> None:
-    """Whoever asks sees an index of their documents alone, by any filter and any method."""
+    """A user sees an index of only their documents, with any filter and any method."""
     for number in range(8):
         access = AccessContext(rng.choice(_TENANTS[1:]), rng.sample(_LABELS, rng.randint(0, 3)))
-        own = {path: row for path, row in trial.model.items() if _is_granted(row[1], access)}
+        granted = {path: row for path, row in trial.model.items() if _is_granted(row[1], access)}
         reference = alone / str(number)
-        _build(STORES.build("folder"), reference, "open", own)
+        _build(STORES.build("folder"), reference, "open", granted)
         with (
             trial.open(access=access) as index,
             Index.open(reference, embedder=WordEmbedder()) as only,
         ):
-            _compare_with_model(index, own, rng)
+            _compare_with_model(index, granted, rng)
             _require(_search(index) == _search(only), "what is not theirs shows in a score")
             _require(index.fields == only.fields, "what is not theirs shows in the fields")
-            for _ in range(max(1, filters // 8) if own else 0):
-                _check_canaries(index, trial.model, own, rng)
+            for _ in range(max(1, filters // 8) if granted else 0):
+                _check_canaries(index, trial.model, granted, rng)
     try:
         trial.open().close()
     except DataError as error:
@@ -341,19 +344,21 @@ def _check_access(trial: _StoreTrial, alone: Path, rng: random.Random, filters: 
 
 
 def _check_canaries(
-    index: Index, model: _ExpectedState, own: Mapping[str, Any], rng: random.Random
+    index: Index, model: _ExpectedState, granted: Mapping[str, Any], rng: random.Random
 ) -> None:
     try:
         shown = index.restrict(_draw_filter(rng))
-    except DataError:  # no document of theirs has such a field
+    except DataError:  # none of their documents has such a field
         return
-    path = rng.choice(sorted(set(model) - set(own)))
+    path = rng.choice(sorted(set(model) - set(granted)))
     text = model[path][0].split("\n", 1)[0]
     canary = text.rsplit(" ", 1)[1]
     texts = [row for row, _ in shown.search_keyword(Query(text), 50)]
     texts += [row for row, _ in shown.search_dense(Query(text), 50)]
     seen = {shown.passage_at(row).location.path for row in texts}
-    _require(seen <= set(own), f"{seen - set(own)} was found by somebody who may not see it")
+    _require(
+        seen <= set(granted), f"{seen - set(granted)} was found by somebody who may not see it"
+    )
     _require(shown.lexicon.document_frequency(canary) == 0, "a foreign word has a frequency")
     passage = next(WordDocument(path, model[path][0]).passages())
     for ask in (shown.passage, shown.row_of):
@@ -392,13 +397,13 @@ def _check_filters(trial: _StoreTrial, rng: random.Random, filters: int) -> None
     _build(STORES.build("folder"), reference, "open", trial.model)
     with trial.open() as index, Index.open(reference, embedder=WordEmbedder()) as only:
         for number in range(filters):
-            one = "path = 'a/d1.txt'" if number == 0 else _draw_filter(rng)
-            shown, wanted = index.restrict(one), only.restrict(one)
+            text = "path = 'a/d1.txt'" if number == 0 else _draw_filter(rng)
+            shown, expected = index.restrict(text), only.restrict(text)
             texts = [
-                [view.passage_at(row).id for row in range(len(view))] for view in (shown, wanted)
+                [view.passage_at(row).id for row in range(len(view))] for view in (shown, expected)
             ]
-            _require(texts[0] == texts[1], f"{one} leaves other passages")
-            _require(_search(shown) == _search(wanted), f"{one} gives other scores")
+            _require(texts[0] == texts[1], f"{text} leaves other passages")
+            _require(_search(shown) == _search(expected), f"{text} gives other scores")
         rows = rng.sample(range(len(index)), min(len(index), 20))
         for name in sorted({"year", "is_new", "tag", "day"} & index.fields.keys()):
             held = [sorted(map(str, values)) for values in index.values_of(rows, name)]
@@ -407,7 +412,7 @@ def _check_filters(trial: _StoreTrial, rng: random.Random, filters: int) -> None
 
 
 def _texts(value: Any) -> list[str]:
-    """Return the values of a field as texts in order, as a store gives them."""
+    """Return the values of a field as texts in order, as a store returns them."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     return sorted(str(float(row) if isinstance(row, bool | int) else row) for row in values)
 
@@ -429,11 +434,11 @@ class WordEmbedder:
     truncated = 0
 
     def count_tokens(self, text: str) -> int:
-        """Return how many words there are."""
+        """Return the number of words."""
         return len(text.split())
 
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
-        """Return one row a text, (N, D) float32."""
+        """Embed texts, (N, D) float32."""
         return np.array([embed_words(text) for text in texts])
 
 
@@ -461,18 +466,18 @@ class WordDocument:
 
     @property
     def document(self) -> Document:
-        """The document as a parser would give it."""
+        """The document as from a parser."""
         digest = hashlib.sha256(self.text.encode()).hexdigest()
         text = {"front_matter": dict(self.front)} if self.front else {}
         return Document(self.path, digest, "text/plain", self.text, title="t", metadata=text)
 
     @property
     def entry(self) -> DocumentEntry:
-        """What the index says of the document."""
+        """The index entry of the document."""
         return DocumentEntry(self.path, self.document.digest, len(self.text.split("\n")), 0)
 
     def passages(self) -> Iterator[Passage]:
-        """Yield the lines with their places."""
+        """Yield the lines with their positions."""
         document, start = self.document, 0
         for line in self.text.split("\n"):
             place = Location(self.path, document.digest, start, start + len(line))
@@ -488,7 +493,7 @@ class WordDocument:
         return [encode_json_line(passage.to_json()) for passage in self.passages()]
 
     def marks(self) -> list[EmbeddingDigest]:
-        """Return what is known of each passage's vector."""
+        """Return the embedding digest of each passage."""
         lines = self.text.split("\n")
         return [EmbeddingDigest(hashlib.sha256(line.encode()).digest(), False) for line in lines]
 
@@ -498,11 +503,11 @@ class WordDocument:
 
 
 def describe_word_index(access: str = "open", **settings: Any) -> dict[str, Any]:
-    """Return what shapes an index of such documents.
+    """Return the description of an index of such documents.
 
     Args:
         access: ``open`` or ``tenants``.
-        settings: Beside those that every index has.
+        settings: Additional settings of the index.
     """
     return {
         "preparation": "test",

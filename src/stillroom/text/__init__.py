@@ -1,8 +1,9 @@
 """Document parsing, chunking, deduplication and text analysis.
 
-``parse_folder`` reads a folder into Documents whose every character leads back to bytes and pages;
-a Chunker cuts them into Passages. Beside them: normalization and answer scores (``normalize``),
-sentences, languages, near duplicates and n-gram overlap (``similarity``).
+``parse_folder`` reads a folder into Documents in which every character has its bytes and page; a
+Chunker splits them into Passages. The package also holds text normalization and answer scores
+(``unicode``), sentence and language detection, near-duplicate search and n-gram overlap
+(``dedup``).
 """
 
 from stillroom.text.chunking.tokens import estimate_tokens

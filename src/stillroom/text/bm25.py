@@ -1,14 +1,13 @@
 """BM25 term weights in five variants, and exact top-k ranking over sums of them.
 
-Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as Kamphuis et al. 2020
-have them, "Which BM25 Do You Mean?", ECIR; the lower bounds by Lv and Zhai 2011, "When Documents
-Are Very Long, BM25 Fails!", SIGIR (BM25L, 0.5), and "Lower-bounding Term Frequency Normalization",
-CIKM (BM25+, 1).
+Impacts, the terms' contributions to the score, may be those of BM25 or of a learned model; where
+postings are stored (file or memory) is the caller's business. A row's score is one sum in one
+order, so its bits depend neither on the mask nor on the strategy by which rows are found.
 
-Does not know where terms and their occurrences lie: in a file of postings or in memory.
-
-A row's score is one sum in one order, whatever the mask and however the rows are found: the same
-bits. Does not know where impacts come from: BM25, or a model that learned them.
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; variants as in Kamphuis et al. 2020,
+"Which BM25 Do You Mean?", ECIR; lower bounds of Lv and Zhai 2011, "When Documents Are Very Long,
+BM25 Fails!", SIGIR (BM25L, 0.5), and "Lower-bounding Term Frequency Normalization", CIKM (BM25+,
+1).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ BM25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
 
 @dataclass(frozen=True, slots=True)
 class BM25Parameters:
-    """How occurrences become scores; a key of the cache."""
+    """BM25 variant and its settings; hashable, part of the cache key."""
 
     k1: float = 1.2
     b: float = 0.75
@@ -55,12 +54,18 @@ class BM25Parameters:
 
 
 def default_delta(variant: BM25Variant) -> float:
-    """Return the lower bound that a variant's own paper has."""
+    """Return the lower bound ``delta`` of the variant's own paper."""
     return 1.0 if variant == "bm25+" else 0.5
 
 
 def compute_idf(variant: BM25Variant, frequency: int, population: int) -> float:
-    """Return what a term counts that ``frequency`` of the rows hold, in nats; never below 0."""
+    """Return a term's inverse document frequency in nats, never below 0.
+
+    Args:
+        variant: The BM25 variant.
+        frequency: Rows that contain the term.
+        population: All rows.
+    """
     if variant == "lucene":
         return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
     if not frequency:
@@ -77,7 +82,7 @@ def compute_idf(variant: BM25Variant, frequency: int, population: int) -> float:
 def saturate_frequency(
     how: BM25Parameters, frequency: NDArray[np.float64], norm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return what occurrences score before the idf; ``norm`` is 1 for a row of average length."""
+    """Return the saturated term frequency; ``norm`` is 1 for a row of average length."""
     if how.variant in {"lucene", "robertson"}:
         return frequency / (frequency + how.k1 * norm)
     if how.variant == "bm25l":
@@ -89,7 +94,7 @@ def saturate_frequency(
 
 
 def score_absent(how: BM25Parameters) -> float:
-    """Return what no occurrence scores before the idf."""
+    """Return the saturated frequency of a term that does not occur."""
     if how.variant == "bm25+":
         return how.delta
     if how.variant == "bm25l" and how.delta:
@@ -104,17 +109,17 @@ def weigh_term(
     lengths: NDArray[np.float64],
     population: int,
 ) -> TermImpacts:
-    """Return what a term adds to each row that holds it; nothing where its idf is 0.
+    """Return a term's contribution to each row that contains it; nothing where its idf is 0.
 
-    Of BM25L and BM25+ a row that lacks the term gets what zero occurrences score, so that all rows
+    With BM25L and BM25+ a row without the term gets the score of zero occurrences, so that all rows
     have the same number of summands.
 
     Args:
         how: The variant and its settings.
-        rows: Which rows hold the term, (N,), ascending.
-        frequency: How often each of them does, (N,), above 0.
-        lengths: The terms of each of them over the mean of all rows, (N,).
-        population: How many rows there are.
+        rows: Rows that contain the term, (N,), ascending.
+        frequency: Occurrences in each of these rows, (N,), above 0.
+        lengths: Length of each row over the mean length of all rows, (N,).
+        population: Number of rows.
     """
     idf = compute_idf(how.variant, len(rows), population)
     if not len(rows) or idf <= 0:
@@ -126,9 +131,9 @@ def weigh_term(
 
 @dataclass(frozen=True, slots=True)
 class TermImpacts:
-    """What a term adds to the rows that hold it: rows ascending (N,), values (N,), their maximum.
+    """A term's contributions: rows ascending (N,), values (N,), and their maximum.
 
-    ``absent`` is what it adds to the others; ``values`` are above it by what they say.
+    ``absent`` is the contribution to all other rows; ``values`` are given above it.
     """
 
     rows: NDArray[np.int64]
@@ -138,30 +143,30 @@ class TermImpacts:
 
     @property
     def size_bytes(self) -> int:
-        """How much memory they take."""
+        """Memory used, in bytes."""
         return self.rows.nbytes + self.values.nbytes + 512
 
 
 class TermImpactCache:
-    """What terms add, by last use, up to a number of bytes; shared by engines and threads."""
+    """Least-recently-used cache of term impacts with a byte limit; shared by threads."""
 
     def __init__(self, limit_bytes: int = 96 << 20) -> None:
-        """Keep at most ``limit_bytes``, and always the last one asked for."""
+        """Limit the cache to ``limit_bytes``; the last entry always stays."""
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
         self._kept: OrderedDict[Hashable, TermImpacts] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> TermImpacts | None:
-        """Return what is kept under a key, or None."""
+        """Return the entry of a key, or None."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
+            impacts = self._kept.get(key)
+            if impacts is not None:
                 self._kept.move_to_end(key)
-            return found
+            return impacts
 
     def put(self, key: Hashable, value: TermImpacts) -> None:
-        """Keep a value and let go of those that were not used for longest."""
+        """Store an entry and evict the least recently used ones."""
         with self._lock:
             if key in self._kept:
                 return
@@ -183,14 +188,14 @@ def rank_rows(
     """Return the best ``k`` rows of a weighted sum of impacts, best first, ties by row; exact.
 
     Args:
-        weighted: Terms, all different, their weights, above 0, and their impacts, none empty.
-        count: How many rows there are.
-        k: How many rows to return; only those that some term adds to.
-        mask: Which rows may be found, (N,) bool.
+        weighted: Distinct terms with weights above 0 and non-empty impacts.
+        count: Number of rows.
+        k: Number of rows to return; only rows with a contribution are returned.
+        mask: Rows that may be returned, (N,) bool.
     """
-    # The one order in which every row's score is summed: what can add most comes first.
+    # One fixed order of summation for every row: the largest possible contribution first.
     ordered = sorted(weighted, key=lambda item: (-item[1] * item[2].most, item[0]))
-    summands = [(weight, one) for _, weight, one in ordered]
+    summands = [(weight, impacts) for _, weight, impacts in ordered]
     if not summands:
         return np.zeros(0, dtype=np.int64), np.zeros(0)
     if mask is not None and (rows := _narrow_mask(mask, summands)) is not None:
@@ -201,37 +206,37 @@ def rank_rows(
 
 
 def _narrow_mask(mask: NDArray[np.bool_], weighted: WeightedImpacts) -> NDArray[np.int64] | None:
-    """Return the mask's rows where looking each of them up is less work than scoring all."""
+    """Return the mask's rows where looking up each is less work than scoring all."""
     allowed = int(np.count_nonzero(mask))
-    touched = sum(len(one.rows) for _, one in weighted) + len(mask) // 3
+    touched = sum(len(impacts.rows) for _, impacts in weighted) + len(mask) // 3
     # A binary search takes about as long as adding sixteen postings.
     return np.flatnonzero(mask) if allowed * 16 * len(weighted) < touched else None
 
 
 def _score_rows(rows: NDArray[np.int64], weighted: WeightedImpacts) -> NDArray[np.float64]:
-    """Return the scores of rows, ascending, by looking each up in every term's rows."""
+    """Return the scores of ascending rows by looking up each in every term's rows."""
     scores = np.zeros(len(rows))
-    for weight, one in weighted:
-        at = np.searchsorted(one.rows, rows)
-        at[at == len(one.rows)] = 0
-        held = one.rows[at] == rows
-        scores[held] += weight * one.values[at[held]]
+    for weight, impacts in weighted:
+        indices = np.searchsorted(impacts.rows, rows)
+        indices[indices == len(impacts.rows)] = 0
+        held = impacts.rows[indices] == rows
+        scores[held] += weight * impacts.values[indices[held]]
     return scores
 
 
 def _score_all(
     count: int, weighted: WeightedImpacts, k: int, mask: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return rows and scores of all that may be among the best ``k``."""
+    """Return rows and scores of all candidates for the best ``k``."""
     scores = np.zeros(count)
-    for weight, one in weighted:
-        scores[one.rows] += one.values if weight == 1.0 else weight * one.values
+    for weight, impacts in weighted:
+        scores[impacts.rows] += impacts.values if weight == 1.0 else weight * impacts.values
     if mask is not None:
         np.multiply(scores, mask, out=scores)
     limit = 0.0
-    for _, one in weighted:
-        if len(one.rows) >= k:
-            some = scores[one.rows]
+    for _, impacts in weighted:
+        if len(impacts.rows) >= k:
+            some = scores[impacts.rows]
             limit = float(np.partition(some, len(some) - k)[len(some) - k])
             break
     rows = np.flatnonzero(scores >= limit if limit > 0 else scores > 0)
@@ -241,7 +246,7 @@ def _score_all(
 def _top_k(
     rows: NDArray[np.int64], scores: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the best ``k`` with a score above 0, best first, ties by row."""
+    """Return the best ``k`` rows with a score above 0, best first, ties by row."""
     if len(rows) > k:
         limit = max(float(np.partition(scores, len(rows) - k)[len(rows) - k]), 0.0)
         near = scores >= limit

@@ -1,12 +1,11 @@
 """Source code: language detection, definitions and identifier-free token n-grams.
 
-Knows the lines that begin a definition in some twenty languages, by pattern; it parses none of
-them, so a definition within a string or a comment may be taken for one.
+Definitions of some twenty languages are found by the pattern of their first line, without a parser,
+so one inside a string or a comment may be matched too.
 
-Code that was rephrased has other names, other comments, its conditions turned round, and the same
-calls in much the same order. Runs of tokens are made in which every name that the code gives itself
-is one and the same, and names that others gave (members after a dot, keywords) stand as they are.
-Knows the outer form that languages of braces and of indentation share, and parses none.
+Token n-grams find rephrased code, which has other names and comments and inverted conditions, but
+mostly the same calls in the same order: all names defined by the code become one token, while
+keywords and members after a dot stay. They cover languages with braces and with indentation.
 """
 
 from __future__ import annotations
@@ -133,11 +132,11 @@ _FILE_NAMES = ("makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "
 CODE_SUFFIXES = (*_LANGUAGES, *_OTHER_SUFFIXES.split())
 
 
-"""The suffixes of files that are code, or written like it."""
+"""Suffixes of source code and code-like files."""
 
 
 def is_code(path: str, text: str) -> bool:
-    """Say whether a file is code: by its name, or by its first line."""
+    """Return whether a file is source code, by its name or its first line."""
     name = path.rsplit("/", 1)[-1].lower()
     return name.endswith(CODE_SUFFIXES) or name in _FILE_NAMES or bool(_read_shebang(text))
 
@@ -149,7 +148,7 @@ def detect_code_language(path: str, text: str) -> str:
 
 
 def find_definitions(text: str, language: str) -> Iterator[Heading]:
-    """Yield where functions, classes and their like begin, nested by their indentation."""
+    """Yield functions, classes and similar definitions, nested by indentation."""
     pattern = _PATTERNS.get(language)
     if pattern is None:
         return
@@ -168,7 +167,7 @@ def find_definitions(text: str, language: str) -> Iterator[Heading]:
 
 
 def _extend_to_lead(text: str, start: int) -> int:
-    """Return where a definition begins with the decorators and comments right above it."""
+    """Return the start of a definition including decorators and comments right above it."""
     for _ in range(_MAX_LEAD_LINES):
         line = text.rfind("\n", 0, max(start - 1, 0)) + 1
         if line >= start or not text[line:start].lstrip().startswith(_LEAD_MARKS):
@@ -231,7 +230,7 @@ _MIN_CODE_LINES, _MIN_CODE_SHARE = 3, 0.5
 
 
 def find_code(text: str) -> str:
-    """Return the code in a text: what is fenced, else all of it where most lines are code."""
+    """Return the code in a text: its fenced blocks, else all of it where most lines are code."""
     fenced = [match[2] for match in _FENCE.finditer(text)]
     if fenced:
         return "\n".join(fenced)
@@ -242,11 +241,11 @@ def find_code(text: str) -> str:
 
 
 def extract_token_trigrams(text: str) -> list[str]:
-    """Return runs of three tokens of the code in a text, in order; none where there is no code."""
+    """Return token trigrams of the code in a text, in order; none without code."""
     tokens = [
         _normalize_token(match) for match in _TOKEN.finditer(find_code(text)) if not match["skip"]
     ]
-    return [" ".join(tokens[at : at + _NGRAM]) for at in range(len(tokens) - _NGRAM + 1)]
+    return [" ".join(tokens[index : index + _NGRAM]) for index in range(len(tokens) - _NGRAM + 1)]
 
 
 def _normalize_token(match: re.Match[str]) -> str:

@@ -1,9 +1,8 @@
 """Character encoding detection and decoding, with offsets back to the bytes.
 
-A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, the escapes of ISO 2022, then
-UTF-8, then statistics.
-What cannot be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the
-bytes.
+The order of evidence: byte order mark, zero bytes of UTF-16 and UTF-32, escapes of ISO 2022, UTF-8,
+statistics. Undecodable bytes become U+FFFD and are counted. Line ends are kept, so that text and
+bytes correspond.
 """
 
 from __future__ import annotations
@@ -53,13 +52,12 @@ _MAX_REPLACED_RUNS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class DecodedText:
-    """Text and how it stands on its bytes.
+    """Decoded text and its mapping to bytes.
 
-    ``broken`` are runs ``(start, end, byte_start, byte_end)`` whose bytes could not be decoded and
-    which read as U+FFFD; ``replaced`` are runs ``(start, end)`` of zero characters and half
-    characters, which were decoded and read as something else, as wide. ``is_exact`` is False where
-    the encoding has state or does not round-trip; all characters then lead to all of the ``size``
-    bytes.
+    ``broken`` are runs ``(start, end, byte_start, byte_end)`` of undecodable bytes, which became
+    U+FFFD; ``replaced`` are runs ``(start, end)`` of zero characters and lone surrogates, which
+    were replaced by characters of the same width. ``is_exact`` is False where the encoding has
+    state or does not round-trip; every character then maps to all of the ``size`` bytes.
     """
 
     text: str
@@ -73,22 +71,22 @@ class DecodedText:
 
     @property
     def metadata(self) -> dict[str, object]:
-        """What a reader of the document should know: the encoding and what was replaced."""
-        found: dict[str, object] = {"encoding": self.encoding}
+        """Metadata fields: the encoding and the number of replaced characters."""
+        fields: dict[str, object] = {"encoding": self.encoding}
         if self.broken:
-            found["undecodable_bytes"] = sum(run[3] - run[2] for run in self.broken)
+            fields["undecodable_bytes"] = sum(run[3] - run[2] for run in self.broken)
         if self.zeros:
-            found["zero_characters"] = self.zeros
-        return found
+            fields["zero_characters"] = self.zeros
+        return fields
 
 
 def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
-    """Return the text of bytes in whatever encoding they are most likely in.
+    """Decode bytes in their most likely encoding.
 
     Args:
-        data: The whole file, or a part of it that stands alone.
-        where: Named in errors.
-        declared: An encoding that the file claims of itself; believed if it decodes.
+        data: The whole file, or a self-contained part of it.
+        where: Name of the file in errors.
+        declared: The encoding declared by the file; used if it decodes.
 
     Raises:
         DataError: If the bytes are not text.
@@ -103,9 +101,9 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
         return _decode_as(data, wide, 0)
     for encoding in _guess_stateful_encodings(
         data, declared
-    ):  # its bytes are all ASCII, and so valid UTF-8
-        if found := _try_decode(data, encoding):
-            return found
+    ):  # all bytes are ASCII, and so valid UTF-8
+        if decoded := _try_decode(data, encoding):
+            return decoded
     try:
         return _replace_invalid(data.decode("utf-8"), "utf-8")
     except UnicodeDecodeError:
@@ -114,8 +112,8 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     if _is_nearly_utf8(data):
         return _decode_as(data, "utf-8", 0)
     for encoding in [declared, *_guess_encodings(data)]:
-        if encoding and (found := _try_decode(data, encoding)):
-            return found
+        if encoding and (decoded := _try_decode(data, encoding)):
+            return decoded
     return _replace_invalid(data.decode("latin-1"), "latin-1")
 
 
@@ -123,7 +121,7 @@ def check_not_binary(data: bytes, where: str) -> None:
     """Refuse bytes that cannot be text.
 
     Raises:
-        DataError: If zero bytes or control characters are more than a slip.
+        DataError: If there are more than a few zero bytes or control characters.
     """
     sample = data[:_SAMPLE_BYTES]
     zeros, controls = sample.count(0), len(_CONTROL.findall(sample))
@@ -139,12 +137,12 @@ def check_not_binary(data: bytes, where: str) -> None:
 
 
 def build_anchors(decoded: DecodedText, *, label: str = "", offset: int = 0) -> list[Anchor]:
-    """Return anchors that tie a text's characters to its bytes.
+    """Return anchors that map a text's characters to bytes.
 
     Args:
-        decoded: What ``decode_text`` gave.
-        label: Put on every anchor.
-        offset: Where the decoded bytes begin in the file.
+        decoded: Result of ``decode_text``.
+        label: Label of every anchor.
+        offset: Start of the decoded bytes in the file.
     """
     anchors: list[Anchor] = []
     position, byte = 0, decoded.byte_start
@@ -162,10 +160,10 @@ def build_anchors(decoded: DecodedText, *, label: str = "", offset: int = 0) -> 
 
 
 class ByteMap:
-    """Where each character of a decoded text stands in the file's bytes."""
+    """Byte offsets of the characters of a decoded text."""
 
     def __init__(self, decoded: DecodedText, *, offset: int = 0) -> None:
-        """Map the characters of ``decoded``, whose bytes begin at ``offset``."""
+        """Map the characters of ``decoded``, whose bytes start at ``offset``."""
         self._text, self._encoding = decoded.text, decoded.encoding
         self._keeps_widths = decoded.is_exact
         self._anchors = build_anchors(decoded, offset=offset)
@@ -185,14 +183,14 @@ class ByteMap:
         return anchor.byte_start + len(self._text[anchor.start : position].encode(self._encoding))
 
     def is_exact(self, start: int, end: int) -> bool:
-        """Say whether text[start:end] is its bytes one to one."""
+        """Return whether text[start:end] equals its bytes one to one."""
         first = bisect.bisect_right(self._anchors, start, key=lambda anchor: anchor.start) - 1
         last = bisect.bisect_left(self._anchors, end, key=lambda anchor: anchor.start)
         return not any(self._is_inexact[max(first, 0) : last])
 
 
 def _split_replaced(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (start, end, is_exact): what was replaced apart from what is the bytes' own text."""
+    """Yield (start, end, is_exact), with replaced runs separate from exact text."""
     if decoded.is_exact:
         first = bisect.bisect_right(decoded.replaced, start, key=lambda run: run[1])
         for run in decoded.replaced[first:]:
@@ -206,7 +204,7 @@ def _split_replaced(decoded: DecodedText, start: int, end: int) -> Iterator[tupl
 
 
 def _split_pieces(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, end, bytes): short pieces where a character's width varies."""
+    """Yield (start, end, bytes); pieces are short where the width of characters varies."""
     text, encoding = decoded.text, decoded.encoding
     if start == end:
         return
@@ -223,7 +221,7 @@ def _split_pieces(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[
 
 
 def _decode_as(data: bytes, encoding: str, skip: int) -> DecodedText:
-    """Decode, keeping count of what cannot be."""
+    """Decode and count undecodable runs."""
     body = data[skip:]
     try:
         return _replace_invalid(body.decode(encoding), encoding, skip)
@@ -246,7 +244,7 @@ def _decode_as(data: bytes, encoding: str, skip: int) -> DecodedText:
 
 
 def _decode_utf16(body: bytes, encoding: str, skip: int) -> DecodedText:
-    """Decode UTF-16 that has lone surrogates, or half a character at its end."""
+    """Decode UTF-16 with lone surrogates or a truncated last character."""
     even = len(body) // 2 * 2
     text = body[:even].decode(encoding, "surrogatepass")
     if even == len(body):
@@ -256,13 +254,13 @@ def _decode_utf16(body: bytes, encoding: str, skip: int) -> DecodedText:
 
 
 def _decode_utf32(body: bytes, encoding: str, skip: int) -> DecodedText:
-    """Decode UTF-32 with numbers of no character, or a part of one at its end."""
-    whole = len(body) // 4 * 4
-    text = body[:whole].decode(encoding, "replace")  # one character for every four bytes
+    """Decode UTF-32 with invalid code points or a truncated last character."""
+    complete = len(body) // 4 * 4
+    text = body[:complete].decode(encoding, "replace")  # one character per four bytes
     runs = [match.span() for match in _REPLACEMENT_RUN.finditer(text)]
     broken = [(start, end, skip + 4 * start, skip + 4 * end) for start, end in runs]
-    if whole < len(body):
-        broken.append((len(text), len(text) + 1, skip + whole, skip + len(body)))
+    if complete < len(body):
+        broken.append((len(text), len(text) + 1, skip + complete, skip + len(body)))
         text += "\ufffd"
     return _replace_invalid(text, encoding, skip, broken)
 
@@ -270,7 +268,7 @@ def _decode_utf32(body: bytes, encoding: str, skip: int) -> DecodedText:
 def _replace_invalid(
     text: str, encoding: str, skip: int = 0, broken: list[tuple[int, int, int, int]] | None = None
 ) -> DecodedText:
-    """Replace lone surrogates and zero characters one to one, so that widths stay."""
+    """Replace lone surrogates and zero characters one to one, so that widths do not change."""
     zeros = text.count("\x00")
     replaced = _find_replaced(text)
     if zeros:
@@ -281,7 +279,7 @@ def _replace_invalid(
 
 
 def _find_replaced(text: str) -> tuple[tuple[int, int], ...]:
-    """Return the runs of characters that read as others; near ones joined where there are many."""
+    """Return the runs of replaced characters; near ones are joined where there are many."""
     runs = [match.span() for match in _REPLACED.finditer(text)]
     if len(runs) <= _MAX_REPLACED_RUNS:
         return tuple(runs)
@@ -295,10 +293,10 @@ def _find_replaced(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def guess_wide_encoding(data: bytes) -> str:
-    """Return the wide encoding whose zero bytes the data has, or an empty string.
+    """Return the wide encoding suggested by the positions of zero bytes, or an empty string.
 
-    UTF-32 has two in each four, always the same two, and decodes; UTF-16 has every other one in
-    most. In a few words a stray zero is a large share: there, most must be zero.
+    UTF-32 has two zero bytes in each group of four, at fixed positions, and decodes; UTF-16 mostly
+    has every other one. In a short text a stray zero is a large share, so there most must be zero.
     """
     sample = data[:_SAMPLE_BYTES]
     quarter = len(sample) // 4
@@ -322,7 +320,7 @@ def guess_wide_encoding(data: bytes) -> str:
 
 
 def _guess_stateful_encodings(data: bytes, declared: str) -> Iterator[str]:
-    """Yield the encodings of seven bits that the file claims, or whose escapes it holds."""
+    """Yield 7-bit encodings that the file declares, or whose escapes it contains."""
     if declared.lower().replace("_", "-").startswith(_STATEFUL):
         yield declared
     sample = data[:_SAMPLE_BYTES]
@@ -334,7 +332,7 @@ def _guess_stateful_encodings(data: bytes, declared: str) -> Iterator[str]:
 
 
 def _is_nearly_utf8(data: bytes) -> bool:
-    """Say whether the bytes are UTF-8 but for a slip."""
+    """Return whether the bytes are UTF-8 except for a few errors."""
     text = data.decode("utf-8", "surrogateescape")
     broken = sum(map(len, _ESCAPED_BYTES.findall(text)))
     good = sum(1 for character in text[:_SAMPLE_BYTES] if ord(character) > 127) - broken
@@ -344,8 +342,8 @@ def _is_nearly_utf8(data: bytes) -> bool:
 def _guess_encodings(data: bytes) -> list[str]:
     """Return likely encodings, best first.
 
-    Where Windows-1252 explains the bytes as well as the statistics' first choice does, it goes
-    first: the many encodings of Latin letters look alike, and it is by far the most common.
+    Where Windows-1252 fits the bytes as well as the statistics' first choice, it comes first:
+    encodings of Latin letters look alike, and it is by far the most common.
     """
     sample = _sample_bytes(data)
     matches = list(from_bytes(sample))[:8]
@@ -365,10 +363,10 @@ def _guess_encodings(data: bytes) -> list[str]:
 
 
 def _sample_bytes(data: bytes) -> bytes:
-    """Return the sample, up to a space or line: no character is cut in two.
+    """Return a sample that ends at a space or line end, so that no character is truncated.
 
-    Half of one at the end is enough for the statistics to rule out every encoding of several bytes.
-    Its length is even, for UTF-16.
+    Half a character at the end is enough to rule out every multi-byte encoding. The length is even,
+    for UTF-16.
     """
     if len(data) <= _SAMPLE_BYTES:
         return data
@@ -381,7 +379,7 @@ def _try_decode(data: bytes, encoding: str) -> DecodedText | None:
     try:
         name = codecs.lookup(encoding).name
         text = data.decode(name)
-    except (LookupError, ValueError):  # no such encoding, or a name that is none
+    except (LookupError, ValueError):  # unknown or invalid encoding name
         return None
     if not isinstance(text, str) or name in {"utf-16", "utf-32", "utf-8-sig"}:
         return None

@@ -1,6 +1,6 @@
 """Base classes and types of parsers and chunkers.
 
-Knows the contracts and the limits, no file format and no way to cut.
+Contracts and limits only; file formats and chunking methods are in ``parsers`` and ``chunkers``.
 """
 
 from __future__ import annotations
@@ -38,29 +38,27 @@ TokenCounter = Callable[[str], int]
 
 
 class ParseLimits(BaseModel):
-    """How much one file may cost before it is refused."""
+    """Limits on the cost of one file, above which it is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    file_bytes: int = Field(
-        default=64 * 2**20, ge=1, description="largest file that is read, in bytes"
-    )
+    file_bytes: int = Field(default=64 * 2**20, ge=1, description="maximum size of a file in bytes")
     text_characters: int = Field(
-        default=50_000_000, ge=1, description="most characters that one document may hold"
+        default=50_000_000, ge=1, description="maximum characters of one document"
     )
-    pages: int = Field(default=5_000, ge=1, description="most pages, slides or sheets of one file")
+    pages: int = Field(default=5_000, ge=1, description="maximum pages, slides or sheets per file")
     decompressed_bytes: int = Field(
-        default=512 * 2**20, ge=1, description="most bytes that an archive may unpack to"
+        default=512 * 2**20, ge=1, description="maximum unpacked size of an archive in bytes"
     )
     compression_ratio: float = Field(
-        default=100.0, gt=1, description="most that an archive may shrink, above 16 MiB unpacked"
+        default=100.0, gt=1, description="maximum compression ratio, above 16 MiB unpacked"
     )
-    archive_entries: int = Field(default=10_000, ge=1, description="most files within an archive")
+    archive_entries: int = Field(default=10_000, ge=1, description="maximum files in an archive")
     timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="most seconds of processor time for one file of a risky format; of the wall "
-        "clock twenty times as many",
+        description="maximum processor seconds for one file of a risky format; twenty times as "
+        "many by the wall clock",
     )
     memory_bytes: int = Field(
         default=2 * 2**30,
@@ -69,26 +67,26 @@ class ParseLimits(BaseModel):
     )
     ocr: Literal["auto", "never", "always"] = Field(
         default="auto",
-        description="read pictures of text: on pages without text, never, or on every page",
+        description="read images of text: on pages without text, never, or on every page",
     )
     ocr_language: str = Field(
         default="",
         max_length=20,
-        description="the pictures' language as ISO 639-1, checked against what can be read",
+        description="language of the images as ISO 639-1, checked against the OCR model",
     )
     ocr_timeout_s: float = Field(
         default=600.0,
         gt=0,
-        description="most seconds of processor time for reading the pictures of one file",
+        description="maximum processor seconds for OCR of one file",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """The file that a parser is at: its name, its bytes' digest, its origin and its limits.
+    """The file being parsed: its name, its bytes' digest, its origin and its limits.
 
-    ``path`` is relative to the folder that was read, with forward slashes. A parser that works long
-    on a whole file, as OCR does, calls ``more_time`` before each page.
+    ``path`` is relative to the folder being read, with forward slashes. A slow parser, such as OCR,
+    calls ``more_time`` before each page.
     """
 
     path: str
@@ -106,10 +104,10 @@ class SourceFile:
 
 
 class Parser(Method):
-    """Turns the bytes of one file format into a Document.
+    """Parser of one file format into a Document.
 
-    ``is_risky`` formats (compressed, nested or read by native code) are parsed in a process of
-    their own, with its memory and time limited.
+    ``is_risky`` formats (compressed, nested or read by native code) are parsed in a subprocess with
+    limited memory and time.
     """
 
     paper: ClassVar[str] = ""
@@ -119,11 +117,11 @@ class Parser(Method):
 
     @abstractmethod
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        """Return the document that the bytes hold.
+        """Parse bytes into a document.
 
         Args:
             data: The whole file.
-            source: Where the bytes come from, and the limits to keep.
+            source: Name, digest, origin and limits of the file.
 
         Raises:
             DataError: If the bytes are broken, encrypted, too large or hold no text.
@@ -132,20 +130,20 @@ class Parser(Method):
 
 
 class Chunker(Method):
-    """Cuts a Document into Passages.
+    """Splits a Document into Passages.
 
     Every passage is ``document.text[start:end]``; together they cover all that is not white space;
     starts and ends increase; none is empty; none is larger than ``size`` unless it is one
-    character that cannot be split. ``needs_embedder`` says that the method reads vectors.
+    character that cannot be split. ``needs_embedder`` is whether the method uses vectors.
     """
 
     paper: ClassVar[str] = ""
     needs_embedder: ClassVar[bool] = False
-    size: int = Field(default=200, ge=4, le=100_000, description="most tokens of a passage")
+    size: int = Field(default=200, ge=4, le=100_000, description="maximum tokens of a passage")
 
     @property
     def reading_passes(self) -> int:
-        """How many times all of a text is embedded only to find where to cut it."""
+        """Number of times the whole text is embedded to find split points."""
         return int(self.needs_embedder)
 
     @abstractmethod
@@ -159,13 +157,14 @@ class Chunker(Method):
         """Yield the document's passages in order.
 
         Args:
-            document: What to cut.
-            count: Counts the tokens of a text, as the embedder that will read the passages does;
-                by default word pieces are estimated.
-            embed: Gives one row of length 1 for each text, (N, D); only for a method that needs it.
+            document: The document to split.
+            count: Token counter of the embedder that will embed the passages; by default word
+            pieces
+                are estimated.
+            embed: Embeds texts as unit vectors, (N, D); required by some methods.
 
         Yields:
-            Passages whose origin names the chunker and the document.
+            Passages whose origin contains the chunker and the document.
 
         Raises:
             DataError: If the method needs vectors and no ``embed`` is given.

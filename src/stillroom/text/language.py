@@ -1,9 +1,9 @@
 """Language identification and rule-based sentence segmentation.
 
-Knows nothing of programming languages: give it prose. py3langid was chosen over lingua (whose wheel
-is 96 MB to its 5) and fastText (whose model must be downloaded).
+For prose, not source code. py3langid was chosen over lingua (whose wheel is 96 MB against its 5)
+and fastText (whose model must be downloaded).
 
-Knows nothing of grammar or of any one language beyond its abbreviations. Linear, offset-exact.
+Sentence rules use abbreviations of several languages and no grammar. Linear time, exact offsets.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class _LanguageIdentifier(Protocol):
 def detect_language(text: str) -> str:
     """Return the ISO 639-1 code of a text's language, or an empty string when unsure.
 
-    Unsure means: fewer than 20 letters (7 in Chinese, Japanese and Korean), or a confidence below
-    0.95. Samples from the start and the middle of the text are looked at.
+    Unsure means fewer than 20 letters (7 in Chinese, Japanese and Korean), or a confidence below
+    0.95. Samples from the start and the middle of the text are classified.
     """
     sample = text[:_SAMPLE_CHARACTERS]
     if len(text) > 4 * _SAMPLE_CHARACTERS:
@@ -90,8 +90,8 @@ _CLOSERS = "\"'”’»)\\]}）」』】〉》"
 _WIDE_STOPS = "。！？｡؟۔।॥።"
 
 
-# What ends a sentence comes first in the pattern, so that the search skips all other characters; a
-# run of stops is taken whole, wherever it stands, so that it is read once.
+# The sentence end comes first in the pattern, so that the search skips all other characters; a
+# run of stops matches whole, so that it is scanned once.
 _SENTENCE_END = re.compile(
     rf"[.!?…{_WIDE_STOPS}\r\n](?:(?<=[.!?…])[.!?…]*+[{_CLOSERS}]*+|(?<=[{_WIDE_STOPS}])[{_CLOSERS}]*+"
     r"|(?:(?<=\n)|(?<=\r)\n)[ \t]*(?:\r?\n[ \t]*)+)"
@@ -104,7 +104,7 @@ _LAST_WORD = re.compile(r"\n?([^\s(\[\"'“‘«]{1,40})")  # before a stop, rea
 _NEXT_CHARACTER = re.compile(r"\s*([\"'“‘«(\[]*)(\S?)")
 
 
-_MAX_NUMBER_LENGTH = 5  # of an item of a list: xviii
+_MAX_NUMBER_LENGTH = 5  # of a list item: xviii
 
 
 _ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$")
@@ -113,8 +113,8 @@ _ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$"
 def split_sentences(text: str) -> list[tuple[int, int]]:
     """Return the spans of the sentences of a text, in order.
 
-    Spans have no white space at their ends; what lies between them is white space. An empty line
-    always ends a sentence; a line's end alone never does.
+    Spans have no white space at their ends; only white space lies between them. An empty line
+    always ends a sentence; a single line break never does.
     """
     spans: list[tuple[int, int]] = []
     start = 0
@@ -128,13 +128,13 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 
 
 def split_windows(text: str, size: int) -> list[str]:
-    """Return windows of so many sentences, each beginning in the middle of the one before."""
+    """Return windows of ``size`` sentences, each starting in the middle of the previous one."""
     spans = split_sentences(text)
     if not spans:
         return []
     step = max(1, size // 2)
     starts = [0, *range(step, max(len(spans) - size + step, 1), step)]
-    return [text[spans[at][0] : spans[min(at + size, len(spans)) - 1][1]] for at in starts]
+    return [text[spans[index][0] : spans[min(index + size, len(spans)) - 1][1]] for index in starts]
 
 
 def _append_span(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None:
@@ -146,7 +146,7 @@ def _append_span(text: str, start: int, end: int, spans: list[tuple[int, int]]) 
 
 
 def _is_sentence_end(text: str, start: int, end: int) -> bool:
-    """Say whether the stop at text[start:end] ends a sentence."""
+    """Return whether the stop at text[start:end] ends a sentence."""
     if end < len(text) and not text[end].isspace():
         return False
     following = _NEXT_CHARACTER.match(text, end, end + 64)
@@ -156,10 +156,10 @@ def _is_sentence_end(text: str, start: int, end: int) -> bool:
     if text[start:end].rstrip(_CLOSERS) != ".":
         return True
     before = text[max(start - 48, 0) : start]
-    word = _LAST_WORD.match(before[::-1])
-    if word is None:
+    match = _LAST_WORD.match(before[::-1])
+    if match is None:
         return True
-    last = word.group(1)[::-1]
+    last = match.group(1)[::-1]
     if last.lower().strip("([\"'") in _ABBREVIATIONS:
         return False
     if len(last) <= _MAX_NUMBER_LENGTH and _ENUMERATION.search(before + "."):
@@ -200,7 +200,7 @@ _FIRST_WORD = re.compile(r"\s*([^\W\d_]+)")
 
 
 def _starts_sentence(text: str, end: int) -> bool:
-    """Say whether the word after a dotted abbreviation is one that begins sentences."""
+    """Return whether the word after a dotted abbreviation is a typical sentence start."""
     match = _FIRST_WORD.match(text, end, end + 64)
     return bool(
         match and match.group(1)[0].isupper() and match.group(1).lower() in _SENTENCE_STARTERS

@@ -1,11 +1,10 @@
 """Parser subprocess with limits on time, memory and output.
 
-One process serves many files. It has a memory limit, cannot write files, sees none of our
-secrets in its environment (but is not cut off from the network), and is killed and started
-anew when a file takes too long or brings it down. Too long is told by the processor time that the
-process has used, so that a busy machine loses no file; a process that hangs without using any is
-ended by the wall clock, at twenty times the limit. Talk between the two is JSON with a length
-before it, so that nothing the process says is ever executed here.
+One process serves many files. It has a memory limit, cannot write files, has none of the parent's
+secrets in its environment (but does have network access), and is killed and restarted when a file
+exceeds its time or crashes it. The time limit is on processor time, so that a busy machine loses no
+file; a process that hangs without using any is killed by the wall clock, at twenty times the
+limit. Messages are length-prefixed JSON, so nothing received is ever executed.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ _ERRORS: dict[str, type[StillroomError]] = {
     kind.__name__: kind for kind in (DataError, ResourceError, MissingExtraError)
 }
 _STARTUP_S = 60.0
-_WALL_FACTOR = 20.0  # times the limit of processor time: how long a process may hang
-_POLL_S = 0.05  # the least time between two looks at the processor time
+_WALL_FACTOR = 20.0  # wall-clock limit as a multiple of the processor-time limit
+_POLL_S = 0.05  # minimum interval between two checks of the processor time
 _PASSED_VARIABLES = (
     "PATH",
     "HOME",
@@ -52,7 +51,7 @@ _MORE_TIME_REPLY: dict[str, Any] = {"more_time": True}
 
 
 class ParserProcess:
-    """Parses files in a process apart; a context manager, to be used by one thread at a time."""
+    """Parses files in a subprocess; a context manager, for one thread at a time."""
 
     def __init__(self) -> None:
         """Prepare; the process starts with the first file."""
@@ -75,7 +74,7 @@ class ParserProcess:
         self.close()
 
     def parse(self, parser: Parser, data: bytes, source: SourceFile) -> Document:
-        """Return what the parser makes of the bytes, in the process apart.
+        """Parse bytes in the subprocess.
 
         Raises:
             DataError: If the file is bad, takes too long or brings the process down.
@@ -101,7 +100,7 @@ class ParserProcess:
         raise _ERRORS.get(reply["error"], DataError)(problems)
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if it is running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -144,7 +143,7 @@ class ParserProcess:
         head = json.dumps(request).encode()
         pending = [memoryview(len(head).to_bytes(8, "big") + head), memoryview(data)]
         try:
-            if self._served == 1:  # what the process loads first is not the file's time
+            if self._served == 1:  # the first file's time excludes imports
                 _exchange(process, [], _Deadline(process, _STARTUP_S))
             patience = _Deadline(process, limits.timeout_s)
             last = patience.until + limits.ocr_timeout_s
@@ -171,17 +170,17 @@ class ParserProcess:
                 next="open and save it in its program, or leave it out",
             ) from error
         if not isinstance(answer, dict):
-            raise TypeError("the reading process answered out of turn")
+            raise TypeError("the parser process sent an unexpected reply")
         return answer
 
 
 class _Deadline:
-    """How much longer a process may take, in its own processor time; ``until`` is on that clock."""
+    """Remaining processor time of a process; ``until`` is on that process's clock."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], seconds: float, last: float = float("inf")
     ) -> None:
-        """Allow ``seconds`` from now on, but no more than ``last`` on the process's clock."""
+        """Allow ``seconds`` from now on, but not beyond ``last`` on the process's clock."""
         self._meter = psutil.Process(process.pid)
         self._begun = time.monotonic()
         self._wall = _WALL_FACTOR * seconds
@@ -192,25 +191,25 @@ class _Deadline:
         return float(times.user + times.system)
 
     def next_look(self) -> float:
-        """Return how many seconds to wait before asking again.
+        """Return the seconds to wait before the next check.
 
         Raises:
-            TimeoutError: If the time is over.
+            TimeoutError: If the time is up.
         """
-        left = self.until - self._spent()
-        if left <= 0:
+        remaining = self.until - self._spent()
+        if remaining <= 0:
             raise TimeoutError("so much processor time has it used")
-        rest = self._wall - (time.monotonic() - self._begun)
-        if rest <= 0:
+        wall_remaining = self._wall - (time.monotonic() - self._begun)
+        if wall_remaining <= 0:
             raise TimeoutError(f"it has used less, but has not answered for {self._wall:g} s")
-        # Nobody uses his time faster than the clock goes: looking sooner would tell nothing.
-        return min(max(left, _POLL_S), rest)
+        # Processor time grows no faster than the clock (one thread): an earlier check is useless.
+        return min(max(remaining, _POLL_S), wall_remaining)
 
 
 def _exchange(
     process: subprocess.Popen[bytes], pending: list[memoryview], patience: _Deadline
 ) -> bytes:
-    """Write what is pending and read one reply, while patience lasts."""
+    """Write pending data and read one reply before the deadline."""
     if process.stdin is None or process.stdout is None:
         raise EOFError
     sender, receiver = process.stdin.fileno(), process.stdout.fileno()
@@ -233,9 +232,9 @@ def _exchange(
 
 
 def _receive(descriptor: int, received: bytearray) -> None:
-    """Read on, but never beyond the end of one reply."""
-    wanted = 8 + int.from_bytes(received[:8], "big") if len(received) >= 8 else 8
-    block = os.read(descriptor, min(_BLOCK, wanted - len(received)))
+    """Receive data, but never beyond the end of one reply."""
+    expected = 8 + int.from_bytes(received[:8], "big") if len(received) >= 8 else 8
+    block = os.read(descriptor, min(_BLOCK, expected - len(received)))
     if not block:
         raise EOFError
     received += block
@@ -257,16 +256,16 @@ def _send(descriptor: int, pending: list[memoryview]) -> None:
 
 
 def _check_document(data: dict[str, Any], source: SourceFile) -> Document:
-    """Return the document, holding the process to what only we may say."""
+    """Build the document; fields that only the parent may set are overwritten."""
     data |= {"path": source.path, "digest": source.digest, "origin": source.origin.to_json()}
     return Document.from_json(data)
 
 
 def serve(memory_bytes: int) -> None:
-    """Parse files that stdin brings until it closes; the other side of ``ParserProcess``."""
+    """Parse files from stdin until it closes; the child side of ``ParserProcess``."""
     _limit_process(memory_bytes)
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with replies
+    os.dup2(2, 1)  # keep a library's prints out of the replies
     requests = os.fdopen(os.dup(0), "rb")
     _send_reply(replies, {"ready": True})
     while head := requests.read(8):
@@ -322,18 +321,18 @@ def _handle_request(
 def _plain_problems(problems: tuple[Problem, ...]) -> list[dict[str, str]]:
     return [
         {
-            "what": one.what,
-            "code": one.code,
-            "where": one.where,
-            "expected": one.expected,
-            "next": one.next,
+            "what": problem.what,
+            "code": problem.code,
+            "where": problem.where,
+            "expected": problem.expected,
+            "next": problem.next,
         }
-        for one in problems
+        for problem in problems
     ]
 
 
 def _limit_process(memory_bytes: int) -> None:
-    """Bound this process where the system can: memory, core dumps, file writes, new processes."""
+    """Limit this process where the system can: memory, core dumps, file writes, processes."""
     try:
         import resource
     except ImportError:  # Windows has no such limits; the time limit holds all the same

@@ -1,9 +1,10 @@
 """File and folder readers: format detection, origin check, parsing and failures.
 
-A folder is read in the order of its paths. One bad file is one Failure and stops nothing.
+A folder is read in the order of its paths. A bad file gives one ParseFailure and stops nothing.
 
-A picture or a document may say of itself who made it. Rooms do not know each other, so the flow,
-which knows all, names an examiner while a job runs, and reading asks it for every file.
+An image or a document may contain claims about its origin. Rooms are independent of each other, so
+the flow registers an origin check for the duration of a job, and the reader calls it for every
+file.
 """
 
 from __future__ import annotations
@@ -51,25 +52,25 @@ __all__ = [
 
 _SMALL_FILE_BYTES = (
     2**20
-)  # bytes; larger texts are read apart too, where time and memory are bounded
+)  # bytes; larger texts are parsed in the subprocess too, with limited time and memory
 
 
 @dataclass(frozen=True, slots=True)
 class ParseFailure:
-    """A file that gave no document: its path below the folder, the error's code, and why."""
+    """A file that could not be parsed: its path below the folder, error code and reason."""
 
     path: str
     code: str
     reason: str
 
     def __str__(self) -> str:
-        """Return one line for a person, whatever the file is called."""
+        """Return one line for a person, with control characters escaped."""
         return escape_line(f"{self.path}: {self.reason}  [{self.code}]")
 
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """What a folder holds: files to read, how many were hidden, and what is refused."""
+    """Contents of a folder: files to read, the number of hidden ones, and refused paths."""
 
     files: tuple[Path, ...]
     hidden: int = 0
@@ -77,7 +78,7 @@ class FolderScan:
 
 
 def scan_folder(root: Path) -> FolderScan:
-    """Walk a folder, or take one file.
+    """List the files of a folder, or one file.
 
     Hidden files and folders (a leading dot) are skipped and counted. Links that leave the folder,
     links to folders, and anything that is neither file nor folder are refused.
@@ -113,11 +114,13 @@ def scan_folder(root: Path) -> FolderScan:
             else:
                 files.append(here / name)
     by_path = sorted(files, key=lambda path: path.relative_to(root).as_posix())
-    return FolderScan(tuple(by_path), hidden, tuple(sorted(refused, key=lambda one: one.path)))
+    return FolderScan(
+        tuple(by_path), hidden, tuple(sorted(refused, key=lambda failure: failure.path))
+    )
 
 
 def list_documents(root: Path) -> list[Path]:
-    """Return the files of a folder that would be read, sorted by path; see ``scan_folder``.
+    """Return the files of a folder to read, sorted by path; see ``scan_folder``.
 
     Raises:
         DataError: If there is no such file or folder.
@@ -133,17 +136,17 @@ def parse_file(
     origin: Origin | None = None,
     worker: ParserProcess | None = None,
 ) -> Document:
-    """Read one file into a Document.
+    """Parse one file into a Document.
 
     Args:
         path: The file.
         root: The document's path is relative to this folder; by default to the file's own.
-        limits: What the file may cost.
-        origin: Who made the file; unknown unless said.
-        worker: A process for risky formats to reuse; by default one is started and ended.
+        limits: Limits on the cost of the file.
+        origin: The file's origin; unknown by default.
+        worker: A subprocess for risky formats to reuse; by default one is started and stopped.
 
     Returns:
-        The document, with its language where one can be told.
+        The document, with its language where it can be detected.
 
     Raises:
         DataError: If the file is missing, too large, broken, or of an unknown format.
@@ -152,26 +155,26 @@ def parse_file(
     limits = limits or ParseLimits()
     name = _relative_path(path, root)
     data = _read_file(path, name, limits)
-    known, told = check_origin(path, origin or Origin())
+    known, notices = check_origin(path, origin or Origin())
     document = parse_bytes(data, name, limits=limits, origin=known, worker=worker)
-    return _add_notices(document, told)
+    return _add_notices(document, notices)
 
 
 def recheck_origin(document: Document, file: Path) -> Document:
-    """Return a document that was read where nobody was asked of its file, with what is said here.
+    """Check the origin of a document that was parsed without an origin check.
 
     Args:
-        document: As ``parse_file`` gave it, without an examiner.
-        file: What it was read from.
+        document: The document as returned by ``parse_file``.
+        file: The file that it was parsed from.
     """
-    known, told = check_origin(file, document.origin)
-    return _add_notices(replace(document, origin=known), told)
+    known, notices = check_origin(file, document.origin)
+    return _add_notices(replace(document, origin=known), notices)
 
 
-def _add_notices(document: Document, told: Sequence[str]) -> Document:
-    if not told:
+def _add_notices(document: Document, added: Sequence[str]) -> Document:
+    if not added:
         return document
-    notices = [*document.metadata.get("notices", ()), *told]
+    notices = [*document.metadata.get("notices", ()), *added]
     return replace(document, metadata={**document.metadata, "notices": notices})
 
 
@@ -183,14 +186,14 @@ def parse_bytes(
     origin: Origin | None = None,
     worker: ParserProcess | None = None,
 ) -> Document:
-    """Read the bytes of a file, as an upload brings them, into a Document.
+    """Parse the bytes of a file, such as an upload, into a Document.
 
     Args:
         data: The whole file.
-        path: Its name, for the suffix and the document's path.
-        limits: What the file may cost.
-        origin: Who made the file; unknown unless said.
-        worker: A process for risky formats to reuse; by default one is started and ended.
+        path: The file's name, for the suffix and the document's path.
+        limits: Limits on the cost of the file.
+        origin: The file's origin; unknown by default.
+        worker: A subprocess for risky formats to reuse; by default one is started and stopped.
 
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
@@ -214,8 +217,8 @@ def parse_bytes(
     elif worker is not None:
         document = worker.parse(parser, data, source)
     else:
-        with ParserProcess() as own:
-            document = own.parse(parser, data, source)
+        with ParserProcess() as process:
+            document = process.parse(parser, data, source)
     return _add_metadata(document, limits)
 
 
@@ -226,14 +229,14 @@ def parse_folder(
     origin: Origin | None = None,
     paths: Iterable[Path] | None = None,
 ) -> Iterator[Document | ParseFailure]:
-    """Yield a Document or a Failure for every file of a folder, in order of path.
+    """Yield a Document or a ParseFailure for every file of a folder, in order of path.
 
     Args:
         root: The folder, or one file.
-        limits: What each file may cost.
-        origin: Who made the files; unknown unless said.
+        limits: Limits on the cost of each file.
+        origin: The files' origin; unknown by default.
         paths: Only these files of the folder; by default all that ``scan_folder`` finds, after a
-            Failure for each path that it refuses.
+            ParseFailure for each path that it refuses.
 
     Raises:
         DataError: If there is no such file or folder.
@@ -255,14 +258,14 @@ def parse_folder(
 
 
 def _relative_path(path: Path, root: Path | None) -> str:
-    """Return the path below the root with forward slashes, never with lone surrogates."""
+    """Return the path below the root with forward slashes, without lone surrogates."""
     base = root if root is not None else path.parent
     name = (path.relative_to(base) if path.is_relative_to(base) else Path(path.name)).as_posix()
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _refusal_reason(path: Path, real_root: Path) -> str:
-    """Say why a path is not read, or nothing."""
+    """Return the reason why a path is not read, or an empty string."""
     try:
         target = path.resolve(strict=True)
         mode = target.stat().st_mode
@@ -316,7 +319,7 @@ def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:
 
 
 def _add_metadata(document: Document, limits: ParseLimits) -> Document:
-    """Return the document with its language and the count of hidden characters."""
+    """Return the document with its language and the count of invisible characters."""
     if len(document.text) > limits.text_characters:
         raise DataError(
             f"the document holds {len(document.text)} characters",
@@ -336,7 +339,7 @@ def _add_metadata(document: Document, limits: ParseLimits) -> Document:
 OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
 
 
-"""Given a file and what is known of its origin: the origin, and what is to be told of it."""
+"""Maps a file and its known origin to the checked origin, and notices about it."""
 
 
 _ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
@@ -344,7 +347,7 @@ _ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=N
 
 @contextmanager
 def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
-    """Let an examiner be asked of every file that is read meanwhile."""
+    """Check the origin of every file read within the context."""
     token = _ORIGIN_CHECK.set(examiner)
     try:
         yield
@@ -353,7 +356,7 @@ def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
 
 
 def check_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Return a file's origin after the examiner looked at it, and what is to be told of it."""
+    """Return a file's origin after the registered check, and notices about it."""
     examiner = _ORIGIN_CHECK.get()
     return examiner(path, origin) if examiner is not None else (origin, ())
 
@@ -381,7 +384,7 @@ _MAIL_HEADER = re.compile(
 
 _PDF_HEADER = re.compile(
     rb"(?:\A|[^\t -~])%PDF-"
-)  # the header may follow other bytes, not other words
+)  # the header may follow other bytes, but not text
 
 
 _README_NAME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
@@ -416,16 +419,17 @@ _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 def detect_parser(path: str, data: bytes) -> Parser:
     """Return the parser for a file's bytes.
 
-    A suffix decides, unless it promises text and the bytes are a PDF or an office file. Without a
-    known suffix the first bytes decide; what looks like text is read as plain text.
+    The suffix decides, unless it is that of a text format and the bytes are a PDF or an office
+    file. Without a known suffix the first bytes decide; anything that looks like text is plain
+    text.
 
     Raises:
-        DataError: If the format is none that can be read.
+        DataError: If the format is not supported.
     """
     by_suffix = _parser_by_suffix(path)
     by_bytes = _parser_by_magic(data)
     if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
-        return PARSERS.build(by_suffix)  # it speaks of PDF, or carries one
+        return PARSERS.build(by_suffix)  # the text mentions PDF, or embeds one
     if by_suffix and not (
         by_bytes in {"pdf", "image", *_ZIP_MARKS.values()} and by_suffix in _TEXT_FORMATS
     ):
@@ -456,12 +460,12 @@ def detect_parser(path: str, data: bytes) -> Parser:
 
 @lru_cache(maxsize=1)
 def map_suffixes() -> dict[str, str]:
-    """Return the parser's name of every suffix that a parser claims."""
-    found: dict[str, str] = {}
+    """Return the parser's name for every supported suffix."""
+    names: dict[str, str] = {}
     for name in PARSERS.names():
         for suffix in PARSERS.get(name).suffixes:
-            found.setdefault(suffix, name)
-    return found
+            names.setdefault(suffix, name)
+    return names
 
 
 def _parser_by_suffix(path: str) -> str:

@@ -1,22 +1,22 @@
 """Personal data, secrets and toxic language: detection, masking, pseudonyms.
 
-By form and check digit, no model: mail addresses, telephone numbers, payment cards (Luhn), IBANs
-(ISO 7064 mod 97), US social security numbers, public IP addresses, keys and tokens of well-known
-forms. What documentation uses as an example (RFC 2606 domains, RFC 5737 and private networks, the
-card numbers of payment test sites) is left out. Names and postal addresses are not looked for: they
-cannot be told by their form.
+Detection by pattern and check digit, without a model: mail addresses, telephone numbers, payment
+cards (Luhn), IBANs (ISO 7064 mod 97), US social security numbers, public IP addresses, keys and
+tokens of well-known forms. Documentation examples (RFC 2606 domains, RFC 5737 and private networks,
+the card numbers of payment test sites) are ignored. Names and postal addresses are not detected:
+they have no fixed form.
 
-A pseudonym is cut from an HMAC of the value: without the key it can neither be turned back nor be
-tested against a guess. Surrogates have the value's form and lie in ranges that belong to nobody
-(RFC 2606 domains, RFC 5737 and 3849 networks, 555-01xx numbers, check digits that are wrong).
+A pseudonym is derived from an HMAC of the value: without the key it can be neither inverted nor
+tested against a guess. Surrogates have the value's form and lie in reserved ranges
+(RFC 2606 domains, RFC 5737 and 3849 networks, 555-01xx numbers, wrong check digits).
 
 Source: ISO/IEC 20889:2018, section 8.4 (pseudonymization by keyed functions).
 
-Letters written as digits or signs, stretched, or parted by dots are read as they are meant. Kinds:
-``profanity`` (words that are rude wherever they stand), ``insult`` (words that are rude of a
-person, beside one), ``threat`` (harm announced or wished to a person) and ``slur``. Does not know:
-irony, contempt in clean words, other languages, what a quotation is for. It is a fall-back: a
-classifier knows more.
+Toxic language is matched after obfuscation (digits or signs for letters, stretched words, dots
+between letters) is undone. Kinds: ``profanity`` (words that are always rude), ``insult`` (rude
+words next to a reference to a person), ``threat`` (harm announced or wished to a person) and
+``slur``. Limitations: no irony, no contempt in clean words, English only, no context of quotations.
+A fallback: a classifier is better.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PiiKind = Literal["email", "phone", "card", "iban", "ssn", "ip", "secret"]
 
 @dataclass(frozen=True, slots=True)
 class PiiSpan:
-    """A stretch of text, and what it is."""
+    """A span of text with personal data, and its kind."""
 
     kind: PiiKind
     start: int
@@ -62,7 +62,7 @@ _EXAMPLE_EMAIL = re.compile(
 _VERSION_PART = 32
 
 
-"""Four numbers that are all below this are taken for a version, as 3.11.0.1."""
+"""Four numbers all below this are a version, such as 3.11.0.1."""
 
 
 _TEST_CARDS = frozenset(
@@ -87,30 +87,30 @@ _EXAMPLE_NETWORKS = tuple(
 
 
 def find_pii(text: str) -> list[PiiSpan]:
-    """Return what is found, in order; a stretch is one thing only, the surest."""
-    found: list[PiiSpan] = []
+    """Return the matches in order; overlapping ones are resolved by certainty."""
+    spans: list[PiiSpan] = []
     for kind, pattern, holds in _PII_PATTERNS:
         for match in pattern.finditer(text):
             start, end = match.span()
-            taken = any(start < one.end and one.start < end for one in found)
-            if not taken and holds(match.group()):
-                found.append(PiiSpan(kind, start, end))
-    return sorted(found, key=lambda one: one.start)
+            overlaps = any(start < span.end and span.start < end for span in spans)
+            if not overlaps and holds(match.group()):
+                spans.append(PiiSpan(kind, start, end))
+    return sorted(spans, key=lambda span: span.start)
 
 
 def mask_pii(text: str) -> tuple[str, list[PiiSpan]]:
-    """Return the text with each find replaced by its kind in brackets, and the finds."""
-    found = find_pii(text)
-    return "".join(_split_pieces(text, found)), found
+    """Return the text with each match replaced by its kind in brackets, and the matches."""
+    spans = find_pii(text)
+    return "".join(_split_pieces(text, spans)), spans
 
 
-def _split_pieces(text: str, found: list[PiiSpan]) -> Iterator[str]:
-    at = 0
-    for one in found:
-        yield text[at : one.start]
-        yield f"[{one.kind}]"
-        at = one.end
-    yield text[at:]
+def _split_pieces(text: str, spans: list[PiiSpan]) -> Iterator[str]:
+    position = 0
+    for span in spans:
+        yield text[position : span.start]
+        yield f"[{span.kind}]"
+        position = span.end
+    yield text[position:]
 
 
 def _is_email(text: str) -> bool:
@@ -118,13 +118,14 @@ def _is_email(text: str) -> bool:
 
 
 def _is_card(text: str) -> bool:
-    digits = [int(one) for one in text if one.isdigit()]
+    digits = [int(character) for character in text if character.isdigit()]
     if not 13 <= len(digits) <= 19 or len(set(digits)) < 3:
         return False
     if "".join(map(str, digits)) in _TEST_CARDS:
         return False
     doubled = [
-        digit * 2 - 9 * (digit > 4) if at % 2 else digit for at, digit in enumerate(digits[::-1])
+        digit * 2 - 9 * (digit > 4) if index % 2 else digit
+        for index, digit in enumerate(digits[::-1])
     ]
     return sum(doubled) % 10 == 0
 
@@ -134,7 +135,7 @@ def _is_iban(text: str) -> bool:
     if not 15 <= len(plain) <= 34:
         return False
     turned = plain[4:] + plain[:4]
-    return int("".join(str(int(one, 36)) for one in turned)) % 97 == 1
+    return int("".join(str(int(character, 36)) for character in turned)) % 97 == 1
 
 
 def _is_ssn(text: str) -> bool:
@@ -155,7 +156,7 @@ def _is_ip_address(text: str) -> bool:
 
 
 def _is_phone(text: str) -> bool:
-    digits = sum(one.isdigit() for one in text)
+    digits = sum(character.isdigit() for character in text)
     return 9 <= digits <= 15 and "555-01" not in text
 
 
@@ -214,29 +215,32 @@ _DIGITS = 6
 
 @dataclass(frozen=True, slots=True)
 class Pseudonymizer:
-    """Makes pseudonyms with one key, as tags or as surrogates."""
+    """Keyed pseudonyms, as tags or as surrogates."""
 
     key: str
     style: Literal["tag", "surrogate"] = "tag"
 
     def name(self, kind: PiiKind, value: str) -> str:
-        """Return the pseudonym of a value; spaces, dashes and case do not make another one."""
+        """Return the pseudonym of a value, ignoring spaces, dashes and case."""
         plain = "".join(letter for letter in value.casefold() if letter.isalnum() or letter in "@.")
         if kind in {"phone", "card", "iban", "ssn"}:
             plain = "".join(letter for letter in plain if letter.isalnum())
-        told = f"{kind}\0{plain}".encode("utf-8", "surrogatepass")
-        mark = hmac.new(self.key.encode(), told, hashlib.sha256).hexdigest()
+        message = f"{kind}\0{plain}".encode("utf-8", "surrogatepass")
+        mark = hmac.new(self.key.encode(), message, hashlib.sha256).hexdigest()
         if self.style == "tag" or kind == "secret":
             return f"[{kind}-{mark[:_DIGITS]}]"
         return _make_surrogate(kind, mark)
 
-    def mask(self, text: str, found: list[PiiSpan]) -> str:
-        """Return the text with each find replaced by its pseudonym."""
-        parts, at = [], 0
-        for one in found:
-            parts += [text[at : one.start], self.name(one.kind, text[one.start : one.end])]
-            at = one.end
-        return "".join([*parts, text[at:]])
+    def mask(self, text: str, spans: list[PiiSpan]) -> str:
+        """Return the text with each match replaced by its pseudonym."""
+        parts, position = [], 0
+        for span in spans:
+            parts += [
+                text[position : span.start],
+                self.name(span.kind, text[span.start : span.end]),
+            ]
+            position = span.end
+        return "".join([*parts, text[position:]])
 
 
 def _make_surrogate(kind: PiiKind, mark: str) -> str:
@@ -263,7 +267,7 @@ ToxicityKind = Literal["profanity", "insult", "threat", "slur"]
 
 @dataclass(frozen=True, slots=True)
 class ToxicSpan:
-    """What was found, and of which kind."""
+    """A span of toxic language, and its kind."""
 
     kind: ToxicityKind
     text: str
@@ -338,18 +342,18 @@ _TOXICITY_PATTERNS: tuple[tuple[ToxicityKind, re.Pattern[str]], ...] = (
 
 
 def find_toxic_spans(text: str) -> list[ToxicSpan]:
-    """Return what is found, threats first, at most one of each kind."""
+    """Return the matches, threats first, at most one of each kind."""
     plain = _undo_obfuscation(text)
-    found = []
+    spans = []
     for kind, pattern in _TOXICITY_PATTERNS:
         match = pattern.search(plain)
         if match is not None:
-            found.append(ToxicSpan(kind, match.group()))
-    return found
+            spans.append(ToxicSpan(kind, match.group()))
+    return spans
 
 
 def _undo_obfuscation(text: str) -> str:
-    """Return the text as it is meant: signs for letters, parted and stretched words undone."""
+    """Undo obfuscation: signs for letters, separated and stretched words."""
     plain = fold_text(text).replace("’", "'")
     plain = _LEET_WORD.sub(lambda match: match.group().translate(_LEET), plain)
     plain = _SPACED_WORD.sub(lambda match: re.sub(r"[.\-*_ ]", "", match.group()), plain)

@@ -1,11 +1,10 @@
 """Unicode normalization, answer normalization and grapheme boundaries.
 
 Source: Rajpurkar et al. 2016, arXiv:1606.05250 (the normalization, exact match and F1 of SQuAD).
-Differs: in scripts without spaces every character is a word, so that the F1 of Chinese means
-something.
+Differs: in scripts without spaces every character is a word, so that F1 is meaningful for Chinese.
 
-Source: Unicode Standard Annex 29 (grapheme clusters), in the part that matters for cutting:
-combining marks, joiners, variation selectors, skin tones, tags, flags, CR LF, Hangul syllables.
+Source: Unicode Standard Annex 29 (grapheme clusters), the subset relevant to splitting: combining
+marks, joiners, variation selectors, skin tones, tags, flags, CR LF, Hangul syllables.
 """
 
 from __future__ import annotations
@@ -74,24 +73,23 @@ _CJK = re.compile(rf"([{UNSPACED_SCRIPTS}])")
 
 
 def replace_surrogates(value: Any) -> Any:
-    """Return text, or JSON values with text in them, with U+FFFD for each lone surrogate.
+    """Replace each lone surrogate by U+FFFD in text, or in the text of JSON values.
 
-    Half a surrogate pair is no character: JSON can escape it, but UTF-8 cannot hold it, and
-    tokenizers refuse it. All else is as it was.
+    JSON can escape half a surrogate pair, but UTF-8 cannot encode it and tokenizers refuse it.
     """
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, Mapping):
-        return {key: replace_surrogates(one) for key, one in value.items()}
+        return {key: replace_surrogates(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replace_surrogates(one) for one in value]
+        return [replace_surrogates(item) for item in value]
     return value
 
 
 def normalize_text(text: str) -> str:
-    """Return text for comparing: NFKC, case folded, words joined by single spaces.
+    """Normalize text for comparison: NFKC, case folded, words joined by single spaces.
 
-    Punctuation, symbols and invisible characters are gone.
+    Punctuation, symbols and invisible characters are removed.
     """
     return " ".join(split_words(text))
 
@@ -105,18 +103,18 @@ def split_words(text: str) -> list[str]:
 
 
 def fold_text(text: str) -> str:
-    """Return text as words are looked for in it: NFKC, case folded, invisible characters gone."""
+    """Normalize text for word search: NFKC, case folded, without invisible characters."""
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
 
 
 def strip_invisible(text: str) -> str:
-    r"""Return text without characters that a person cannot see but a model reads.
+    r"""Remove characters that are invisible to a person but visible to a model.
 
     Zero-width and bidirectional marks, Unicode tags, stray variation selectors and control
-    characters go, since instructions can be hidden in them; the joiners within emoji and in Persian
-    and Indic words stay. Line ends become ``\n``. Offsets change: for prompts, never for spans.
+    characters can hide instructions; the joiners in emoji and in Persian and Indic words stay. Line
+    ends become ``\n``. Offsets change: for prompts, not for spans.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text.isascii():
@@ -125,7 +123,7 @@ def strip_invisible(text: str) -> str:
 
 
 def count_invisible(text: str) -> int:
-    """Return how many characters ``strip_invisible`` takes out, line ends aside."""
+    """Return the number of characters removed by ``strip_invisible``, line ends not counted."""
     return len(_INVISIBLE.findall(text)) + len(_CONTROL.findall(text.replace("\r", "\n")))
 
 
@@ -137,7 +135,7 @@ def exact_match(prediction: str, reference: str) -> float:
 def token_f1(prediction: str, reference: str) -> float:
     """Return SQuAD's F1 over the words of two answers, from 0 to 1.
 
-    Two answers without words are equal; one without words against one with words scores 0.
+    Two answers without words are equal; only one without words scores 0.
     """
     predicted, expected = _answer_words(prediction), _answer_words(reference)
     if not predicted or not expected:
@@ -154,7 +152,7 @@ def _answer_words(text: str) -> list[str]:
     return _CJK.sub(r" \1 ", text).split()
 
 
-_MAX_CLUSTER = 64  # longer clusters are no writing; they may be cut
+_MAX_CLUSTER = 64  # longer clusters are not natural text and may be split
 
 
 _JOINER = "\u200d"
@@ -173,7 +171,7 @@ _TAGS = range(0xE0020, 0xE0080)
 
 
 def is_grapheme_boundary(text: str, position: int) -> bool:
-    """Say whether text may be cut before ``position``."""
+    """Return whether text may be split before ``position``."""
     if position <= 0 or position >= len(text):
         return True
     before, after = text[position - 1], text[position]
@@ -181,7 +179,7 @@ def is_grapheme_boundary(text: str, position: int) -> bool:
         return False
     if before.isascii() and after.isascii():
         return True
-    if before.isspace():  # white space ends a passage, whatever mark leans on it
+    if before.isspace():  # white space ends a passage, also before a combining mark
         return True
     code = ord(after)
     if (
@@ -203,9 +201,9 @@ def is_grapheme_boundary(text: str, position: int) -> bool:
 
 
 def find_grapheme_boundary(text: str, position: int, low: int) -> int:
-    """Return the last safe cut at or before ``position`` but after ``low``.
+    """Return the last safe split at or before ``position`` but after ``low``.
 
-    When there is none, the first safe cut after it; a cluster of more than 64 code points is cut.
+    If there is none, the first safe split after it; clusters of over 64 code points are split.
     """
     back = position
     while back > low and position - back < _MAX_CLUSTER:

@@ -88,7 +88,7 @@ def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(mon
     for code in ("open('/etc/passwd')", "import os; os.kill(os.getppid(), 0)"):
         assert run_code([code]).reason == "PermissionError"
     assert run_tests("def f(n): return n", ["assert f(1) == 1"]).is_done
-    assert caplog.text.count("can learn which files exist") == 1
+    assert caplog.text.count("can find out which files exist") == 1
     sandbox._warn_of_open_access.cache_clear()
 
 

@@ -1,9 +1,10 @@
 """Test process: runs tests against a program in another process.
 
-A pass is said here, where no code of the program ever runs. What it returns is plain data, or an
-object that stays with it; the tests may use such an object, but it may not judge itself: compared
-with plain data, asked whether it holds some, or reckoned with some, it could learn the right answer
-and say yes. Such tests are refused by name, as is a test that runs text of the program as code.
+Passes are reported by this process, where no code of the program ever runs. The program returns
+plain data, or a handle of an object that stays in its process. Tests may use such an object, but
+it must not judge itself: in a comparison with plain data, a containment test or arithmetic it could
+learn the right answer and return True. Such tests are refused with a named reason, as are tests
+that run text of the program as code.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from stillroom.evaluate.isolation.peer import (
 from stillroom.evaluate.isolation.proxy import Proxy, handle_of, is_scaled, scale
 from stillroom.evaluate.isolation.wire import PURE_MODULES, Decoder, WireError
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import IO, Any
@@ -86,26 +87,28 @@ NOT_ASKED = "the tests ask nothing of the program"
 NOT_PYTHON = "the tests are no Python"
 
 
-def examine(libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[str, bool]) -> None:
-    """Close the doors, run the tests, say how they ended."""
+def examine(
+    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], isolation: dict[str, bool]
+) -> None:
+    """Confine the process, run the tests, report the result."""
     die_with_parent(libc)
     with os.fdopen(order["tests"], "rb", closefd=False) as file:
-        asked = json.load(file)
+        task = json.load(file)
     report = order["report"]
     close_other_files(libc, report, *pipes)
-    doors = confine_process(libc, order, apart=told["namespaces"])
+    doors = confine_process(libc, order, apart=isolation["namespaces"])
     if not (doors["files"] and doors["calls"]):
         return
     sys.argv = ["tests"]
     with os.fdopen(pipes[0], "rb") as reader, os.fdopen(pipes[1], "wb") as writer:
-        reason = _verdict(asked["tests"], _TestRunner(reader, writer))
-    verdict = {"verdict": asked["nonce"], "reason": reason}
+        reason = _verdict(task["tests"], _TestRunner(reader, writer))
+    verdict = {"verdict": task["nonce"], "reason": reason}
     os.write(report, json.dumps(verdict).encode() + b"\n")
 
 
 def _verdict(tests: list[str], examiner: _TestRunner) -> str:
     try:
-        codes = [compile(one, _FILE, "exec", dont_inherit=True) for one in tests]
+        codes = [compile(source, _FILE, "exec", dont_inherit=True) for source in tests]
     except (SyntaxError, ValueError, RecursionError):
         return NOT_PYTHON
     try:
@@ -120,11 +123,12 @@ def _verdict(tests: list[str], examiner: _TestRunner) -> str:
 
 
 def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
-    """Run tests that were declared for a test runner, but functions that the tests call."""
+    """Run tests declared for a test runner, except functions that the tests call."""
     declared = {
-        name: one
-        for name, one in names.items()
-        if isinstance(one, type) or (isinstance(one, FunctionType) and name.startswith("test"))
+        name: member
+        for name, member in names.items()
+        if isinstance(member, type)
+        or (isinstance(member, FunctionType) and name.startswith("test"))
     }
     if not declared:
         return
@@ -137,7 +141,7 @@ def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
 
 
 def _run_class(name: str, kind: type) -> None:
-    """Run the tests of a class, by unittest or as a runner of plain classes does."""
+    """Run the tests of a class, with unittest or as plain methods."""
     if "unittest" in sys.modules:
         import unittest
 
@@ -148,33 +152,36 @@ def _run_class(name: str, kind: type) -> None:
                 raise AssertionError
             return
     if name.startswith("Test") and kind.__module__ == _TESTS and "__init__" not in vars(kind):
-        for test in (one for one in dir(kind) if one.startswith("test")):
-            one = kind()
-            getattr(one, "setup_method", lambda: None)()
-            _finish(getattr(one, test)())
+        for test in (name for name in dir(kind) if name.startswith("test")):
+            instance = kind()
+            getattr(instance, "setup_method", lambda: None)()
+            _finish(getattr(instance, test)())
 
 
-def _finish(made: Any) -> None:
-    """Bring a coroutine or a generator that a test function gave to its end."""
-    if isinstance(made, CoroutineType | GeneratorType):
+def _finish(result: Any) -> None:
+    """Run a coroutine or a generator returned by a test function to its end."""
+    if isinstance(result, CoroutineType | GeneratorType):
         try:
             while True:
-                made.send(None)
+                result.send(None)
         except StopIteration:
             return
 
 
 def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
-    """Return the names that the tests' modules use, and those that their functions use."""
-    import dis  # costs a little, and few tests are declared
+    """Return the names used by the tests' modules, and those used by their functions."""
+    import dis  # slow to import, and declared tests are rare
 
     by_module = {
-        one.argval
+        instruction.argval
         for code in codes
-        for one in dis.get_instructions(code)
-        if one.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
     }
-    by_functions, inner = set[str](), [one for code in codes for one in _codes_in(code)]
+    by_functions, inner = (
+        set[str](),
+        [nested for code in codes for nested in _codes_in(code)],
+    )
     while inner:
         code = inner.pop()
         by_functions.update(code.co_names)
@@ -183,7 +190,7 @@ def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
 
 
 def _codes_in(code: CodeType) -> list[CodeType]:
-    return [one for one in code.co_consts if isinstance(one, CodeType)]
+    return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
 def _needs_arguments(function: FunctionType) -> bool:
@@ -201,7 +208,7 @@ class _TestRunner(Peer):
         """Return the names that the program defines, once it has run.
 
         Raises:
-            BaseException: What it raised.
+            BaseException: The exception of the program.
         """
         message = self._receive()
         if message is None:
@@ -209,30 +216,30 @@ class _TestRunner(Peer):
         if "raised" in message:
             self._finish("load", message, {})
         names = message.get("names")
-        return {one for one in names if type(one) is str} if isinstance(names, list) else set()
+        return {name for name in names if type(name) is str} if isinstance(names, list) else set()
 
     def fetch(self, name: str) -> Any:
-        """Return what the program calls by a name."""
+        """Return the program's object of a name."""
         value = self.ask("global", name)
         self.was_asked |= type(value) not in (Proxy, _Module)
         return self._note(value)
 
     def _note(self, value: Any) -> Any:
-        """Remember a copy of what the program keeps, as it came."""
+        """Remember a copy of the received state of the program's containers."""
         if type(value) in (list, dict, set) and len(self._copies) < _MAX_COPIES:
             self._copies.append((value, snapshot(value)))
         return value
 
     def has_changed_copy(self) -> bool:
-        """Return whether the tests changed a copy, which the program never saw."""
+        """Return whether the tests changed a copy, which the program does not see."""
         return any(is_changed(before, value) for value, before in self._copies)
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
-        self.was_asked |= name != "bool"  # every function is true
-        plain = [one for one in args if type(one) is not Proxy]
+        self.was_asked |= name != "bool"  # functions are always true
+        plain = [item for item in args if type(item) is not Proxy]
         if name == "contains":
             held: Iterable[Any] = iter(proxy)
-            return any(args[0] is one or one == args[0] for one in held)
+            return any(args[0] is item or item == args[0] for item in held)
         if name in {"isinstance", "issubclass"}:
             return self.ask(name, args[0], proxy)
         if name == "exit":
@@ -251,17 +258,17 @@ class _TestRunner(Peer):
             self._look_up(proxy, args[0])
         if is_scaled(proxy) and name not in {"get", "lt", "le", "gt", "ge"}:
             raise self.lose(OBJECT_JUDGES)
-        found = self.ask(name, proxy, *args, **named)
-        return self._note(found) if name in {"get", "getitem"} else found
+        result = self.ask(name, proxy, *args, **named)
+        return self._note(result) if name in {"get", "getitem"} else result
 
     def _leave(self, proxy: Proxy, error: BaseException | None) -> Any:
         if isinstance(error, PeerGone):
             return False
-        own = getattr(error, "__dict__", {}).get("__stillroom__")
-        if own is None and error is not None:
-            told = self._describe(error)
-            own = [told["base"], told["args"]]
-        if self.ask("exit", proxy, own) is True and error is not None:
+        reference = getattr(error, "__dict__", {}).get("__stillroom__")
+        if reference is None and error is not None:
+            description = self._describe(error)
+            reference = [description["base"], description["args"]]
+        if self.ask("exit", proxy, reference) is True and error is not None:
             if not _is_raised_by_tests(error):
                 raise self.lose(SUPPRESSES)
             return True
@@ -271,7 +278,7 @@ class _TestRunner(Peer):
         if name in _PREDICATES or (is_scaled(proxy) and name in _NUMBER_METHODS):
             raise self.lose(OBJECT_JUDGES)
         if name.startswith("__") and name not in _READABLE_ATTRIBUTES:
-            raise AttributeError(name)  # annotations, say, which the library may run as code
+            raise AttributeError(name)  # annotations, which the library may run as code
 
     def _equal(self, proxy: Proxy, other: Any) -> bool:
         if other is None:
@@ -284,9 +291,9 @@ class _TestRunner(Peer):
         return bool(value == other)
 
     def _reckon(self, operation: str, sides: tuple[Any, ...]) -> Any:
-        plain = [one for one in sides if type(one) is not Proxy]
-        scaled = bool(plain) or any(is_scaled(one) for one in sides if type(one) is Proxy)
-        if any(type(one) not in (int, float) for one in plain):
+        plain = [side for side in sides if type(side) is not Proxy]
+        scaled = bool(plain) or any(is_scaled(side) for side in sides if type(side) is Proxy)
+        if any(type(side) not in (int, float) for side in plain):
             raise self.lose(OBJECT_JUDGES)
         result = self.ask(operation, *sides)
         if scaled:
@@ -295,7 +302,7 @@ class _TestRunner(Peer):
             scale(result)
         return result
 
-    # what the program may ask of objects of the tests
+    # requests of the program about objects of the tests
 
     def guard(self, name: str, args: tuple[Any, ...]) -> None:
         target = args[0] if args else None
@@ -306,7 +313,7 @@ class _TestRunner(Peer):
                 raise AttributeError(args[1])
             if name == "set" and (
                 isinstance(target, type) or callable(getattr(target, args[1], None))
-            ):  # a program does not rewrite its tests
+            ):  # a program must not change its tests
                 raise AttributeError(args[1])
         elif name == "call":
             if not callable(target):
@@ -320,46 +327,48 @@ class _TestRunner(Peer):
             return {**super().share(value), "t": str(getattr(value, "__name__", ""))}
         raise self.lose(NOT_HANDED)
 
-    def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        if "bases" in told:
-            return self._mirror(told, [self._read_name(one, decoder) for one in told["bases"]])
-        if type(told.get("value")) in (int, float, str):  # told before it was asked to compare it
-            self._values[int(told["h"])] = told["value"]
-        return Proxy(self, int(told["h"]), str(told.get("t", "")))
+    def lend(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        if "bases" in message:
+            return self._mirror(
+                message, [self._read_name(base, decoder) for base in message["bases"]]
+            )
+        if type(message.get("value")) in (int, float, str):  # sent before any comparison
+            self._values[int(message["h"])] = message["value"]
+        return Proxy(self, int(message["h"]), str(message.get("t", "")))
 
-    def _read_name(self, told: Any, decoder: Decoder) -> type:
-        kind = decoder.decode(told)
+    def _read_name(self, message: Any, decoder: Decoder) -> type:
+        kind = decoder.decode(message)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise WireError("no exception")
         return kind
 
-    def _mirror(self, told: dict[str, Any], bases: list[type]) -> type:
-        """Return an exception that tests may catch in place of the program's."""
+    def _mirror(self, message: dict[str, Any], bases: list[type]) -> type:
+        """Return an exception class that tests may catch for one of the program's."""
 
         def find(error: BaseException, name: str) -> Any:
-            own = error.__dict__.get("__stillroom__")
-            if own is None or name.startswith("__"):
+            original = error.__dict__.get("__stillroom__")
+            if original is None or name.startswith("__"):
                 raise AttributeError(name)
-            return getattr(own, name)
+            return getattr(original, name)
 
-        name = str(told.get("t", ""))[:64]
+        name = str(message.get("t", ""))[:64]
         return type(name, tuple(bases), {"__stillroom__": None, "__getattr__": find})
 
-    def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        if told["k"] == "module":
-            return _Module(str(told["v"]))
-        return super()._read(told, decoder)
+    def _read(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        if message["k"] == "module":
+            return _Module(str(message["v"]))
+        return super()._read(message, decoder)
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, PeerGone):
             raise error
-        if isinstance(error, AssertionError):  # the program that called it could go on
+        if isinstance(error, AssertionError):  # the calling program could catch it and continue
             self.lose("AssertionError")
         return super()._describe(error)
 
 
 class _Module:
-    """A module that a program has under some name; the tests get their own of it."""
+    """A module that a program uses under some name; the tests get the real one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -371,20 +380,20 @@ def _is_of_tests(value: Any) -> bool:
 
 
 def _is_raised_by_tests(error: BaseException) -> bool:
-    """Return whether a raise statement of the tests made an exception, no failure of theirs."""
+    """Return whether a raise statement of the tests made an exception, not a failure of theirs."""
     from opcode import opmap
 
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None or isinstance(error, AssertionError):
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or isinstance(error, AssertionError):
         return False
-    code = place.tb_frame.f_code
-    return code.co_filename == _FILE and code.co_code[place.tb_lasti] == opmap["RAISE_VARARGS"]
+    code = traceback.tb_frame.f_code
+    return code.co_filename == _FILE and code.co_code[traceback.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
-    """The names of the tests: their own first, then the program's, then Python's."""
+    """Names of the tests: their own first, then the program's, then built-ins."""
 
     def __init__(self, examiner: _TestRunner, offered: set[str], codes: list[CodeType]) -> None:
         super().__init__(__name__=_TESTS, __builtins__=_guarded_builtins(examiner, codes))
@@ -403,12 +412,12 @@ class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
         return value
 
     def _judge(self, name: str, value: Any) -> None:
-        """Refuse what the program put in place of Python's, where it decides for other names."""
+        """Refuse a replacement of a built-in where its result decides for other names."""
         is_pythons = type(value) is not Proxy and getattr(value, "__name__", None) == name
         if is_pythons and getattr(builtins, name, value) is value:
             return
         self._made.add(name)
-        is_built_in = any(hasattr(builtins, one) for one in self._made)
+        is_built_in = any(hasattr(builtins, own_name) for own_name in self._made)
         if (is_built_in and len(self._made) > 1) or (
             self._made & _DECIDING and self._made - _DECIDING
         ):
@@ -422,9 +431,9 @@ class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
 
 
 class _Impostor:
-    """Something of the program's under the name of a module: to be called, not to be used as one.
+    """An object of the program under a module's name: callable, but not usable as the module.
 
-    Tests that use ``math.isclose`` without importing it would else get the program's.
+    Tests that use ``math.isclose`` without importing it would otherwise get the program's.
     """
 
     def __init__(self, examiner: _TestRunner, value: Proxy) -> None:
@@ -438,7 +447,7 @@ class _Impostor:
 
 
 def _guarded_builtins(examiner: _TestRunner, codes: list[CodeType]) -> dict[str, Any]:
-    """Return Python's built-in names, those that run text for the text of the tests alone."""
+    """Return the built-ins; those that run text accept the text of the tests only."""
     texts = set[str]()
     for code in codes:
         _collect(code, texts)
@@ -456,19 +465,19 @@ def _guarded_builtins(examiner: _TestRunner, codes: list[CodeType]) -> dict[str,
     def bring(name: str, *args: Any, **named: Any) -> Any:
         if name.split(".")[0] in _NO_IMPORT:
             raise examiner.lose(RUNS_TEXT)
-        found = __import__(name, *args, **named)
-        if "unittest" in sys.modules:  # its cases are run at the end, and main would look elsewhere
+        module = __import__(name, *args, **named)
+        if "unittest" in sys.modules:  # its cases run at the end; main would search elsewhere
             vars(sys.modules["unittest"])["main"] = lambda *args, **named: None
-        return found
+        return module
 
-    own = dict(vars(builtins))
-    own |= {name: guard(getattr(builtins, name)) for name in ("eval", "exec", "compile")}
-    return own | {"__import__": bring}
+    guarded = dict(vars(builtins))
+    guarded |= {name: guard(getattr(builtins, name)) for name in ("eval", "exec", "compile")}
+    return guarded | {"__import__": bring}
 
 
 def _collect(code: CodeType, texts: set[str]) -> None:
-    for one in code.co_consts:
-        if isinstance(one, str):
-            texts.add(one)
-        elif isinstance(one, CodeType):
-            _collect(one, texts)
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            texts.add(constant)
+        elif isinstance(constant, CodeType):
+            _collect(constant, texts)

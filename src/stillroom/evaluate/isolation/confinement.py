@@ -9,12 +9,12 @@ import struct
 
 from stillroom.evaluate.isolation.seccomp import filter_calls
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import TypedDict
 
     class Order(TypedDict):
-        """What the job asks of the processes of one check."""
+        """Settings of the processes of one check, sent by the job."""
 
         program: int
         tests: int
@@ -34,25 +34,25 @@ _MAX_THREADS = 64
 
 
 def die_with_parent(libc: ctypes.CDLL) -> None:
-    """Have the kernel kill this process where its parent ends."""
+    """Let the kernel kill this process when its parent ends."""
     libc.prctl(1, 9, 0, 0, 0)
 
 
 def close_other_files(libc: ctypes.CDLL, *kept: int) -> None:
-    """Close every file but the standard ones and these."""
+    """Close every file except the standard ones and these."""
     last = 2
-    for place in [*sorted(kept), 1 << 30]:
-        if place > last + 1:
-            libc.syscall(436, last + 1, place - 1, 0)  # close_range, as old as Landlock
-        last = place
+    for descriptor in [*sorted(kept), 1 << 30]:
+        if descriptor > last + 1:
+            libc.syscall(436, last + 1, descriptor - 1, 0)  # close_range, older than Landlock
+        last = descriptor
 
 
 def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str, bool]:
-    """Limit this process, and say which doors are closed.
+    """Limit this process, and return which restrictions are in force.
 
     Args:
         libc: The C library.
-        order: What may be used and read.
+        order: Resource limits and readable files.
         apart: Whether the process is in a user namespace, so that its threads can be counted.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -63,7 +63,7 @@ def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str
     resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
     if apart:
         resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))
-    no_news = libc.prctl(38, 1, 0, 0, 0) == 0  # what is run gains no rights
+    no_news = libc.prctl(38, 1, 0, 0, 0) == 0  # executed programs gain no privileges
     files = no_news and _restrict_files(libc, order["readable"])
     libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
     return {"files": files, "calls": no_news and filter_calls(libc)}
@@ -80,12 +80,12 @@ def _restrict_files(libc: ctypes.CDLL, readable: list[str]) -> bool:
         return False
     for path in readable:
         try:
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             continue
         allowed = _READ | _LIST if os.path.isdir(path) else _READ  # noqa: PTH112  # no pathlib here
-        failed = libc.syscall(445, rules, 1, struct.pack("=Qi", allowed, place), 0)
-        os.close(place)
+        failed = libc.syscall(445, rules, 1, struct.pack("=Qi", allowed, descriptor), 0)
+        os.close(descriptor)
         if failed:
             return False
     closed = libc.syscall(446, rules, 0) == 0

@@ -1,7 +1,7 @@
 """Linux namespaces with a read-only view of the interpreter's library.
 
-Needs user namespaces, which some machines and containers do not give to every user. Without them
-the other doors still close; what is left open is told (``sandbox.Isolation``).
+Needs user namespaces, which some machines and containers do not permit for every user. Without them
+the other restrictions still apply, and the result lists what is missing.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _AT_FDCWD = -100
-_CLONE_TREE = 0x1 | 0x80000 | 0x8000  # a copy, closed on exec, with what is mounted below
-_READ_ONLY = 0x1 | 0x2 | 0x4  # nor devices or set-user-id
+_CLONE_TREE = 0x1 | 0x80000 | 0x8000  # a recursive copy, close-on-exec
+_READ_ONLY = 0x1 | 0x2 | 0x4  # and no devices or set-user-id
 
 
 def enter_namespaces(libc: ctypes.CDLL, readable: list[str]) -> dict[str, bool]:
-    """Leave the host's namespaces; processes forked from now on have their own numbers.
+    """Enter new namespaces; processes forked from now on have their own process ids.
 
     Args:
         libc: The C library.
         readable: Files and folders that stay visible, read-only.
 
     Returns:
-        Whether there are namespaces, and whether the files are a view of their own.
+        Whether there are namespaces, and whether the file view is private.
     """
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(_NAMESPACES) != 0:
@@ -45,16 +45,16 @@ def enter_namespaces(libc: ctypes.CDLL, readable: list[str]) -> dict[str, bool]:
 
 
 def _write(name: str, text: str) -> None:
-    place = os.open(f"/proc/self/{name}", os.O_WRONLY)
+    descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY)
     try:
-        os.write(place, text.encode())
+        os.write(descriptor, text.encode())
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _make_root(libc: ctypes.CDLL, readable: list[str]) -> None:
-    """Put an empty root in place of the host's, with what may be read and nothing else."""
-    _check_call(libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None))  # private, and all below
+    """Replace the root by an empty one with only the readable files."""
+    _check_call(libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None))  # private, recursive
     trees: dict[str, int] = {}
     for path in sorted({os.path.realpath(path) for path in readable}):
         if not any(path.startswith(f"{above}/") for above in trees):
@@ -62,7 +62,7 @@ def _make_root(libc: ctypes.CDLL, readable: list[str]) -> None:
     root = next(path for path in trees if os.path.isdir(path))  # noqa: PTH112  # no pathlib here
     links = {path: os.path.realpath(path) for path in readable}
     folders = {path for path in trees if os.path.isdir(path)}  # noqa: PTH112
-    # any folder will do: it is hidden in this process's own table of mounts alone
+    # any folder will do: it is hidden in this process's mount table only
     _check_call(libc.mount(b"none", root.encode(), b"tmpfs", 0x2 | 0x4, b"size=256k,mode=755"))
     try:
         os.chdir(root)
@@ -75,7 +75,7 @@ def _make_root(libc: ctypes.CDLL, readable: list[str]) -> None:
         _check_call(libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."))
     except (OSError, LookupError):
         os.chdir("/")
-        libc.umount2(root.encode(), 2)  # the library would be hidden
+        libc.umount2(root.encode(), 2)  # would hide the library
         raise
     _check_call(libc.umount2(b".", 2))
     os.chdir("/")

@@ -1,8 +1,8 @@
 """Bidirectional RPC between two processes over pipes.
 
-A message is a line of JSON. Arguments go by copy and come back: what the other side changed in a
-list, dictionary or set that it was given is put into the original. What is no plain data stays
-where it is; the other side holds a ``Proxy``, whose operators and attributes are requests.
+A message is a line of JSON. Arguments are copied and sent back: changes of a list, dictionary or
+set by the other side are applied to the original. Anything but plain data stays in its process; the
+other side holds a ``Proxy``, whose operators and attributes are requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from stillroom.evaluate.isolation.proxy import Proxy, handle_of
 from stillroom.evaluate.isolation.wire import Decoder, Encoder, WireError, find_name, resolve_name
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import IO, Any
 
@@ -48,14 +48,14 @@ _BUILT_IN = (
 
 
 def _exit_context(target: Any, error: Any = None) -> Any:
-    """End a with statement; an exception of the other side comes as its name and arguments."""
+    """End a with statement; the other side's exception is sent as name and arguments."""
     if isinstance(error, list):
         kind = getattr(builtins, error[0])
-        made = kind.__new__(kind, *error[1])
-        made.args = tuple(error[1])
-        error = made
-    told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-    return type(target).__exit__(target, *told)
+        instance = kind.__new__(kind, *error[1])
+        instance.args = tuple(error[1])
+        error = instance
+    exc_info = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+    return type(target).__exit__(target, *exc_info)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -76,21 +76,21 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class PeerGone(BaseException):
-    """The other process has ended, or no longer says what can be read."""
+    """The other process has ended, or its messages cannot be read."""
 
 
 def exception_name(error: BaseException) -> str:
-    """Return the name of an exception of Python's; a program does not choose what is said of it."""
+    """Return the name of a built-in exception; a program cannot choose the text reported."""
     kind = type(error)
     return kind.__name__ if _is_built_in(kind) else CUSTOM_EXCEPTION
 
 
 class Peer:
-    """The side of one process.
+    """One side of the connection.
 
     Args:
-        reader: What the other says.
-        writer: What it is told.
+        reader: Messages from the other side.
+        writer: Messages to the other side.
     """
 
     def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
@@ -102,45 +102,45 @@ class Peer:
         self.lost = ""
 
     def lose(self, reason: str) -> PeerGone:
-        """Note why nothing that follows counts, even if the exception is caught."""
+        """Record why all further results are void, even if the exception is caught."""
         self.lost = self.lost or reason
         return PeerGone(reason)
 
-    # what a side decides
+    # overridden by each side
 
     def guard(self, name: str, args: tuple[Any, ...]) -> None:
-        """Refuse, by an exception, what the other side may not ask."""
+        """Refuse, by an exception, requests that the other side must not make."""
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
-        """Return what an operator, an attribute or a call of a proxy gives."""
+        """Return the result of an operator, an attribute or a call of a proxy."""
         return self.ask(name, proxy, *args, **named)
 
     def share(self, value: Any) -> dict[str, Any]:
-        """Return what the other side is told of something that is no plain data."""
+        """Return the message for an object that is not plain data."""
         return {"k": "object", "h": self.handle(value)}
 
-    def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        """Return what stands here for something of the other side."""
-        return Proxy(self, int(told["h"]))
+    def lend(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        """Return the local stand-in for an object of the other side."""
+        return Proxy(self, int(message["h"]))
 
     def printed(self) -> str:
-        """Return what was printed since it was asked last."""
+        """Return the output printed since the last call."""
         return ""
 
     # messages
 
     def ask(self, operation: str, *args: Any, **named: Any) -> Any:
-        """Return what the other side gives for a request, or raise what it raises.
+        """Return the other side's result of a request, or raise its exception.
 
         Raises:
-            Gone: If the other side ends before it answers.
+            PeerGone: If the other side ends before it answers.
         """
         with self._lock:
             encoder = Encoder({}, self._tell)
-            told = [encoder.encode(one) for one in args]
-            request: dict[str, Any] = {"ask": operation, "args": told}
+            encoded = [encoder.encode(value) for value in args]
+            request: dict[str, Any] = {"ask": operation, "args": encoded}
             if named:
-                request["named"] = {key: encoder.encode(one) for key, one in named.items()}
+                request["named"] = {key: encoder.encode(value) for key, value in named.items()}
             self._send(request)
             while True:
                 message = self._receive()
@@ -151,7 +151,7 @@ class Peer:
                 self._answer(message)
 
     def serve(self) -> None:
-        """Answer until the other side ends."""
+        """Answer requests until the other side ends."""
         while (message := self._receive()) is not None:
             self._answer(message)
 
@@ -160,12 +160,12 @@ class Peer:
             sys.stdout.write(str(message.get("printed", "")))
             decoder = Decoder(sent, self._read)
             value = decoder.decode(message.get("value"))
-            for number, told in message.get("changed", ()):
-                decoder.fill(sent[number], told)
+            for number, contents in message.get("changed", ()):
+                decoder.fill(sent[number], contents)
             raised = message.get("raised")
             error = None if raised is None else self._error(operation, raised, decoder)
-        except (WireError, LookupError, TypeError, ValueError, AttributeError) as found:
-            raise self.lose("says what is no answer") from found
+        except (WireError, LookupError, TypeError, ValueError, AttributeError) as malformed:
+            raise self.lose("says what is no answer") from malformed
         if error is not None:
             raise error
         return value
@@ -177,10 +177,10 @@ class Peer:
         encoder = Encoder({}, self._tell)
         try:
             name = message["ask"]
-            args = tuple(decoder.decode(one) for one in message["args"])
-            named = {key: decoder.decode(one) for key, one in message.get("named", {}).items()}
-            held = {number: snapshot(one) for number, one in decoder.known.items()}
-            encoder = Encoder({id(one): n for n, one in decoder.known.items()}, self._tell)
+            args = tuple(decoder.decode(value) for value in message["args"])
+            named = {key: decoder.decode(value) for key, value in message.get("named", {}).items()}
+            held = {number: snapshot(value) for number, value in decoder.known.items()}
+            encoder = Encoder({id(value): n for n, value in decoder.known.items()}, self._tell)
             self.guard(name, args)
             reply["value"] = encoder.encode(self.carry_out(name, args, named))
         except PeerGone:
@@ -192,12 +192,12 @@ class Peer:
             for number, before in held.items()
             if is_changed(before, decoder.known[number])
         ]
-        if said := self.printed():
-            reply["printed"] = said
+        if output := self.printed():
+            reply["printed"] = output
         self._send(reply)
 
     def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Return what a request of the other side gives."""
+        """Return the result of a request of the other side."""
         return OPERATIONS[name](*args, **named)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ class Peer:
     # objects
 
     def handle(self, value: Any) -> int:
-        """Return the number by which the other side knows an object, which is kept alive."""
+        """Return the handle of an object for the other side; the object is kept alive."""
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self._mine)
             self._mine.append(value)
@@ -235,57 +235,61 @@ class Peer:
             return {"k": "yours", "h": handle_of(value)}
         return find_name(value) or self.share(value)
 
-    def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
-        kind = told["k"]
+    def _read(self, message: dict[str, Any], decoder: Decoder) -> Any:
+        kind = message["k"]
         if kind == "yours":
-            return self._mine[_natural(told["h"])]
+            return self._mine[_natural(message["h"])]
         if kind == "name":
-            return resolve_name(told["m"], told["v"])
+            return resolve_name(message["m"], message["v"])
         if kind != "object":
             raise WireError("a kind that nobody knows")
-        number = _natural(told["h"])
+        number = _natural(message["h"])
         if number not in self._theirs:
-            self._theirs[number] = self.lend(told, decoder)
+            self._theirs[number] = self.lend(message, decoder)
         return self._theirs[number]
 
     # exceptions
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
         kind: type = type(error)
-        base = next(one for one in kind.__mro__ if _is_built_in(one))
+        base = next(item for item in kind.__mro__ if _is_built_in(item))
         try:
-            args = [one if type(one) in (str, int, float) else str(one) for one in error.args]
+            args = [item if type(item) in (str, int, float) else str(item) for item in error.args]
         except Exception:  # noqa: BLE001  # arguments of its own may not even be printed
             args = []
         return {"base": base.__name__, "args": args}
 
-    def _error(self, operation: str, told: Any, decoder: Decoder) -> BaseException:
-        kind = getattr(builtins, told["base"])
+    def _error(self, operation: str, message: Any, decoder: Decoder) -> BaseException:
+        kind = getattr(builtins, message["base"])
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise WireError("no exception")
-        args = tuple(one for one in told["args"] if type(one) in (str, int, float))
-        own = decoder.decode(told["class"]) if "class" in told else kind
-        if not (isinstance(own, type) and issubclass(own, kind)):
-            own = kind
-        if operation == "next" and own is StopIteration:
+        args = tuple(item for item in message["args"] if type(item) in (str, int, float))
+        error_class = decoder.decode(message["class"]) if "class" in message else kind
+        if not (isinstance(error_class, type) and issubclass(error_class, kind)):
+            error_class = kind
+        if operation == "next" and error_class is StopIteration:
             return StopIteration()
-        if issubclass(own, StopIteration | StopAsyncIteration | GeneratorExit):
-            # would end a loop of the caller as if there were no more to do
+        if issubclass(error_class, StopIteration | StopAsyncIteration | GeneratorExit):
+            # would end a loop of the caller silently
             return RuntimeError(kind.__name__)
-        error: BaseException = own.__new__(own, *args)
+        error: BaseException = error_class.__new__(error_class, *args)
         error.args = args
-        if "object" in told and own is not kind and hasattr(own, "__stillroom__"):
-            error.__dict__["__stillroom__"] = decoder.decode(told["object"])
+        if (
+            "object" in message
+            and error_class is not kind
+            and hasattr(error_class, "__stillroom__")
+        ):
+            error.__dict__["__stillroom__"] = decoder.decode(message["object"])
         return error
 
 
 def snapshot(container: Any) -> Any:
-    """Return what a container holds now."""
+    """Return the current content of a container."""
     return list(container.items()) if isinstance(container, dict) else list(container)
 
 
 def is_changed(before: list[Any], container: Any) -> bool:
-    """Return whether a container holds something else than it did."""
+    """Return whether the content of a container has changed."""
     now = snapshot(container)
     if len(now) != len(before):
         return True

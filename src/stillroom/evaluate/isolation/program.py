@@ -1,6 +1,6 @@
 """Program process: runs model-written code and answers the calls of its tests.
 
-Nothing that this process says is believed: it may have been taken over by what it runs.
+Output of this process is not trusted: the code that it runs may have taken it over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillroom.evaluate.isolation.confinement import (
 from stillroom.evaluate.isolation.peer import Peer, exception_name
 from stillroom.evaluate.isolation.wire import Encoder, find_name
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import Any
 
@@ -37,15 +37,15 @@ _VALUES: dict[type, Callable[[Any], Any]] = {
 
 
 def run_program(
-    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int] | None, told: dict[str, bool]
+    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int] | None, isolation: dict[str, bool]
 ) -> None:
-    """Close the doors, say so, run the code; answer its tests where there are pipes to them."""
+    """Confine the process, report that, run the code; answer its tests if there are pipes."""
     die_with_parent(libc)
     with os.fdopen(order["program"], "rb", closefd=False) as file:
         parts: list[str] = json.load(file)
     report = order["report"]
     close_other_files(libc, report, *(pipes or ()))
-    doors = told | confine_process(libc, order, apart=told["namespaces"])
+    doors = isolation | confine_process(libc, order, apart=isolation["namespaces"])
     closed = doors["files"] and doors["calls"]
     os.write(report, json.dumps({"ready": closed, "doors": doors}).encode() + b"\n")
     if not closed:
@@ -61,23 +61,23 @@ def run_program(
 
 
 def _finish() -> None:
-    """Do what an interpreter does at its end: wait for threads, run what was registered."""
+    """Finish like an interpreter: wait for threads, run exit handlers."""
     if "threading" in sys.modules:
         import threading
 
-        for one in threading.enumerate():
-            if one is not threading.current_thread() and not one.daemon:
-                one.join()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # too much of it, or closed
+    except (OSError, ValueError):  # too much output, or closed
         return
 
 
 def _run(parts: list[str], names: dict[str, Any]) -> BaseException | None:
     try:
-        for code in [compile(one, "<code>", "exec") for one in parts]:
+        for code in [compile(part, "<code>", "exec") for part in parts]:
             exec(code, names)  # noqa: S102  # this is what the sandbox is for
     except BaseException as error:  # noqa: BLE001  # code may raise anything
         sys.__excepthook__(type(error), error, error.__traceback__)
@@ -101,7 +101,7 @@ def _answer(parts: list[str], pipes: tuple[int, int]) -> None:
 
 
 class _Printed(io.BytesIO):
-    """What a program prints while its tests ask it, which goes with its answers."""
+    """Output that a program prints while its tests run, sent with its answers."""
 
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > 1 << 18:
@@ -114,8 +114,8 @@ class _Program(Peer):
     output: _Printed
 
     def begin(self, raised: BaseException | None) -> None:
-        told: dict[str, Any] = {"names": [one for one in self.names if one != "__builtins__"]}
-        self._send({"value": None, "raised": self._describe(raised)} if raised else told)
+        message: dict[str, Any] = {"names": [name for name in self.names if name != "__builtins__"]}
+        self._send({"value": None, "raised": self._describe(raised)} if raised else message)
 
     def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if name == "global":
@@ -123,34 +123,34 @@ class _Program(Peer):
         return super().carry_out(name, args, named)
 
     def share(self, value: Any) -> dict[str, Any]:
-        told = super().share(value)
+        message = super().share(value)
         if isinstance(value, type(sys)):
             return {"k": "module", "v": value.__name__}
-        told["t"] = str(getattr(value, "__name__", ""))[:64]
+        message["t"] = str(getattr(value, "__name__", ""))[:64]
         compares: object = type(value).__eq__
         for kind, read in _VALUES.items():
-            if isinstance(value, kind) and compares is kind.__eq__:  # an IntEnum, say
-                told["value"] = read(value)
+            if isinstance(value, kind) and compares is kind.__eq__:  # for example an IntEnum
+                message["value"] = read(value)
         if isinstance(value, type) and issubclass(value, BaseException):
-            told["bases"] = [
-                find_name(one) or self.share(one)
-                for one in value.__bases__
-                if issubclass(one, BaseException)
+            message["bases"] = [
+                find_name(base) or self.share(base)
+                for base in value.__bases__
+                if issubclass(base, BaseException)
             ]
-        return told
+        return message
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
-        told = super()._describe(error)
-        if type(error).__name__ != told["base"]:
+        message = super()._describe(error)
+        if type(error).__name__ != message["base"]:
             encoder = Encoder({}, self._tell)
-            told |= {"class": encoder.encode(type(error)), "object": encoder.encode(error)}
-        return told
+            message |= {"class": encoder.encode(type(error)), "object": encoder.encode(error)}
+        return message
 
     def printed(self) -> str:
         if self.output.closed:
             return ""
-        said = self.output.getvalue().decode("utf-8", "replace")
-        if said:
+        output = self.output.getvalue().decode("utf-8", "replace")
+        if output:
             self.output.seek(0)
             self.output.truncate()
-        return said
+        return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import Any
 
@@ -26,7 +26,7 @@ class Proxy:
         put(self, "__name__", name)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """Call the object where it is."""
+        """Call the object in its process."""
         return self.__peer.operate("call", self, *args, **named)
 
     def __getattr__(self, name: str) -> Any:
@@ -109,16 +109,16 @@ def _peer_of(proxy: Proxy) -> Peer:
 
 
 def handle_of(proxy: Proxy) -> int:
-    """Return the number by which the other process knows the object."""
+    """Return the object's handle in the other process."""
     handle: int = object.__getattribute__(proxy, "_Proxy__handle")
     return handle
 
 
 def is_scaled(proxy: Proxy) -> bool:
-    """Return whether an object came of one and a number of the tests."""
+    """Return whether an object results from arithmetic with a number of the tests."""
     return bool(object.__getattribute__(proxy, "_Proxy__scaled"))
 
 
 def scale(proxy: Proxy) -> None:
-    """Note that an object came of one and a number of the tests."""
+    """Mark an object as the result of arithmetic with a number of the tests."""
     object.__setattr__(proxy, "_Proxy__scaled", True)

@@ -1,7 +1,7 @@
 """Seccomp allowlist of system calls for x86-64 and 64-bit ARM.
 
-Numbers are those of the kernel's ``asm/unistd_64.h`` and ``asm-generic/unistd.h``. A library
-(libseccomp) would have to be installed beside the interpreter; the filter is forty lines.
+Numbers are those of the kernel's ``asm/unistd_64.h`` and ``asm-generic/unistd.h``. libseccomp
+would be one more dependency; the filter is forty lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALLOWED_CALLS = {
         "202 273 334 324 24 309 "  # futex, robust list, rseq, membarrier, yield, getcpu
         "13 14 15 127 128 130 131 219 38 36 37 34 "  # own signals and timers
         "228 229 230 35 96 201 100 98 97 "  # clocks, sleep, usage, getrlimit
-        "39 186 110 102 107 104 108 115 118 120 63 99 318 95 "  # who am I
+        "39 186 110 102 107 104 108 115 118 120 63 99 318 95 "  # process and user ids
         "60 231 "  # exit
     ),
     "aarch64": (
@@ -51,7 +51,7 @@ _Line = tuple[int, int, int, int]
 
 
 def filter_calls(libc: ctypes.CDLL) -> bool:
-    """Refuse every system call of this process, and of its threads, that is not listed."""
+    """Refuse every system call of this process and its threads that is not listed."""
     machine = os.uname().machine
     if machine not in _ALLOWED_CALLS:
         return False
@@ -84,7 +84,7 @@ _ALLOW_LINE: _Line = (_RETURN, 0, 0, _ALLOW)
 
 
 def _for_call(number: int, lines: list[_Line]) -> list[_Line]:
-    """Return lines that run for one call alone, and refuse it where they do not return."""
+    """Return the lines for one call only, which refuse it unless they return."""
     lines = [*lines, (_RETURN, 0, 0, _REFUSE)]
     return [(_EQUAL, 0, len(lines), number), *lines]
 
@@ -97,5 +97,5 @@ def _one_of(offset: int, values: tuple[int, ...]) -> list[_Line]:
 
 
 def _require_zero(offset: int, other: int) -> list[_Line]:
-    """Go on where a word of the arguments is zero, else to the refusal ``other`` lines on."""
+    """Continue where a word of the arguments is zero, else jump to the refusal after ``other``."""
     return [(_LOAD, 0, 0, offset), (_EQUAL, 0, other - 1, 0)]

@@ -1,7 +1,7 @@
 """Entry script of the sandbox, run by path: starts the processes of one check.
 
-It holds nothing of what they are given: each reads its own part after it was forked, so that the
-memory of the program's process never held the tests or the word that proves a pass.
+Holds none of the inputs: each process reads its own part after the fork, so that the memory of the
+program's process never contains the tests or the secret that proves a pass.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import sys
 from types import ModuleType
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 
 
 def _import_apart() -> None:
-    """Make these modules importable without what else the package imports."""
+    """Make these modules importable without importing the package."""
     folder = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  # no pathlib here
     for name in ("stillroom.evaluate.isolation", "stillroom.evaluate", "stillroom"):
         package = ModuleType(name)
@@ -46,27 +46,27 @@ def main() -> None:
     order: Order = json.loads(sys.argv[1])
     libc = ctypes.CDLL(None, use_errno=True)
     nowhere = os.open("/dev/null", os.O_RDWR)
-    told = {"namespaces": False, "view": False}
+    isolation = {"namespaces": False, "view": False}
     if order["namespaces"]:
-        told = enter_namespaces(libc, order["readable"])
+        isolation = enter_namespaces(libc, order["readable"])
     first = os.fork()
     if not first:
-        _supervise(libc, order, told, nowhere)
+        _supervise(libc, order, isolation, nowhere)
     os.waitpid(first, 0)
 
 
-def _supervise(libc: ctypes.CDLL, order: Order, told: dict[str, bool], nowhere: int) -> None:
-    """Be the parent of one program and its tests, and of nothing else."""
+def _supervise(libc: ctypes.CDLL, order: Order, isolation: dict[str, bool], nowhere: int) -> None:
+    """Parent of one program and its tests."""
     die_with_parent(libc)
     if order["tests"] < 0:
-        program = _fork(lambda: run_program(libc, order, None, told))
+        program = _fork(lambda: run_program(libc, order, None, isolation))
         ended = {"program": os.waitpid(program, 0)[1]}
     else:
-        asked, answered = os.pipe(), os.pipe()
-        program = _fork(lambda: run_program(libc, order, (asked[0], answered[1]), told))
-        tests = _fork(lambda: _examine(libc, order, (answered[0], asked[1]), told, nowhere))
-        for place in (*asked, *answered):
-            os.close(place)
+        requests, answered = os.pipe(), os.pipe()
+        program = _fork(lambda: run_program(libc, order, (requests[0], answered[1]), isolation))
+        tests = _fork(lambda: _examine(libc, order, (answered[0], requests[1]), isolation, nowhere))
+        for descriptor in (*requests, *answered):
+            os.close(descriptor)
         ended = {"tests": os.waitpid(tests, 0)[1]}
         os.kill(program, 9)
         ended["program"] = os.waitpid(program, 0)[1]
@@ -75,11 +75,15 @@ def _supervise(libc: ctypes.CDLL, order: Order, told: dict[str, bool], nowhere: 
 
 
 def _examine(
-    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[str, bool], nowhere: int
+    libc: ctypes.CDLL,
+    order: Order,
+    pipes: tuple[int, int],
+    isolation: dict[str, bool],
+    nowhere: int,
 ) -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
-    examine(libc, order, pipes, told)
+    examine(libc, order, pipes, isolation)
 
 
 def _fork(work: Callable[[], None]) -> int:

@@ -1,8 +1,8 @@
 """Wire format: values as JSON, by value, by name or by handle.
 
-What comes of the other process is data and never more: only exact built-in types and a few of the
-standard library are made of it. Subclasses do not pass as what they derive from, since they may
-compare as they like; named tuples that compare as tuples do.
+Input from the other process is data only: exact built-in types and a few of the standard library
+are built from it. Subclasses are not sent as their base class, since they may override comparison;
+named tuples that compare like tuples are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import collections
 import sys
 from collections.abc import Callable, Iterable
 
-TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from typing import Any
 
@@ -31,7 +31,7 @@ _PURE = (
     "textwrap time typing"
 )
 PURE_MODULES = frozenset(_PURE.split())
-"""Modules whose functions do nothing but compute: either process takes its own by name."""
+"""Modules of pure functions: each process uses its own copy by name."""
 
 _LISTS: dict[type, str] = {
     list: "list",
@@ -65,17 +65,17 @@ _SAFE_INT = 1 << 53
 
 
 class WireError(Exception):
-    """What came is not what is written here."""
+    """A message is malformed."""
 
 
 def is_plain(value: object) -> bool:
-    """Return whether a value passes by value: it compares as Python has it."""
+    """Return whether a value is sent by value: it has built-in comparison."""
     kind = type(value)
     return kind in _PLAIN or bool(_library_kind(value))
 
 
 def _library_kind(value: object) -> str:
-    """Return which class of datetime, decimal or fractions a value is an exact instance of."""
+    """Return the class of datetime, decimal or fractions that a value is an exact instance of."""
     kind = type(value)
     module, name = kind.__module__, kind.__name__
     if module not in {"datetime", "decimal", "fractions"}:
@@ -90,21 +90,21 @@ def _library_kind(value: object) -> str:
 
 
 class Encoder:
-    """Writes the values of one message.
+    """Encodes the values of one message.
 
     Args:
         known: Numbers of containers that the other side holds already, by id.
-        other: Writes what is no plain data.
+        other: Encodes values that are not plain data.
     """
 
     def __init__(self, known: dict[int, int], other: Callable[[Any, Encoder], Any]) -> None:
         self._known = dict(known)
         self._other = other
         self.containers: dict[int, Any] = {}
-        """Containers that were written here, by number."""
+        """Containers encoded here, by number."""
 
     def encode(self, value: Any) -> Any:
-        """Return a value as JSON has it."""
+        """Return a value as JSON."""
         kind = type(value)
         if kind is int:
             return value if -_SAFE_INT < value < _SAFE_INT else {"k": "int", "v": hex(value)}
@@ -115,13 +115,13 @@ class Encoder:
         if kind in (bytes, complex, range):
             return self._atom(value, kind)
         if kind in _VIEWS:
-            return {"k": _VIEWS[kind], "v": [self.encode(one) for one in value]}
+            return {"k": _VIEWS[kind], "v": [self.encode(item) for item in value]}
         name = _library_kind(value)
         if name:
             return self._of_library(value, name)
         if isinstance(value, tuple) and _is_named_tuple(kind):
-            told = {"k": "named", "t": kind.__name__, "f": list(kind._fields)}
-            return told | {"v": [self.encode(one) for one in value]}
+            message = {"k": "named", "t": kind.__name__, "f": list(kind._fields)}
+            return message | {"v": [self.encode(item) for item in value]}
         return self._other(value, self)
 
     def _container(self, value: Any, kind: type) -> Any:
@@ -131,23 +131,23 @@ class Encoder:
         if kind not in (tuple, frozenset):
             self._known[id(value)] = number
             self.containers[number] = value
-        told: dict[str, Any] = {"k": self._name(kind), "v": None}
+        message: dict[str, Any] = {"k": self._name(kind), "v": None}
         if kind not in (tuple, frozenset):
-            told["n"] = number
+            message["n"] = number
         if kind is collections.deque:
-            told["m"] = value.maxlen
+            message["m"] = value.maxlen
         if kind is collections.defaultdict:
-            told["f"] = self.encode(value.default_factory)
-        told["v"] = self.contents(value)
-        return told
+            message["f"] = self.encode(value.default_factory)
+        message["v"] = self.contents(value)
+        return message
 
     def contents(self, value: Any) -> Any:
-        """Return what a container holds."""
+        """Return the content of a container."""
         if type(value) is bytearray:
             return value.hex()
         if type(value) in _DICTS:
-            return [[self.encode(key), self.encode(one)] for key, one in value.items()]
-        return [self.encode(one) for one in value]
+            return [[self.encode(key), self.encode(item)] for key, item in value.items()]
+        return [self.encode(item) for item in value]
 
     @staticmethod
     def _name(kind: type) -> str:
@@ -159,7 +159,10 @@ class Encoder:
             return {"k": "bytes", "v": value.hex()}
         if kind is complex:
             return {"k": "complex", "v": [value.real, value.imag]}
-        return {"k": "range", "v": [hex(one) for one in (value.start, value.stop, value.step)]}
+        return {
+            "k": "range",
+            "v": [hex(number) for number in (value.start, value.stop, value.step)],
+        }
 
     def _of_library(self, value: Any, name: str) -> Any:
         if name == "Decimal":
@@ -174,17 +177,17 @@ def _is_named_tuple(kind: Any) -> bool:
     return (
         kind.__bases__ == (tuple,)
         and isinstance(fields, tuple)
-        and all(type(one) is str for one in fields)
+        and all(type(field) is str for field in fields)
         and kind.__eq__ is tuple.__eq__
     )
 
 
 class Decoder:
-    """Reads the values of one message.
+    """Decodes the values of one message.
 
     Args:
-        known: Containers that messages may name by number.
-        other: Reads what is no plain data.
+        known: Containers that messages may refer to by number.
+        other: Decodes values that are not plain data.
     """
 
     def __init__(
@@ -193,64 +196,64 @@ class Decoder:
         self.known = dict(known)
         self._other = other
 
-    def decode(self, told: Any) -> Any:
-        """Return the value that JSON tells.
+    def decode(self, message: Any) -> Any:
+        """Return the value of a JSON description.
 
         Raises:
-            WireError: If it tells none.
+            WireError: If it describes none.
         """
-        if not isinstance(told, dict):
-            if isinstance(told, list):
+        if not isinstance(message, dict):
+            if isinstance(message, list):
                 raise WireError("a list without a kind")
-            return told
+            return message
         try:
-            return self._decode(told)
+            return self._decode(message)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise WireError(f"no value: {type(error).__name__}") from error
 
-    def _decode(self, told: dict[str, Any]) -> Any:
-        kind: str = told["k"]
-        value: Any = told.get("v")
+    def _decode(self, message: dict[str, Any]) -> Any:
+        kind: str = message["k"]
+        value: Any = message.get("v")
         if kind == "ref":
-            return self.known[told["n"]]
+            return self.known[message["n"]]
         if kind == "named":
-            made = _named_tuple(told["t"], tuple(told["f"]))
-            return made(*(self.decode(one) for one in value))
+            container = _named_tuple(message["t"], tuple(message["f"]))
+            return container(*(self.decode(item) for item in value))
         if kind in _VIEWS.values():
-            return _view(kind, [self.decode(one) for one in value])
+            return _view(kind, [self.decode(item) for item in value])
         if kind in _IMMUTABLE:
-            return _TYPES[kind](self.decode(one) for one in value)
+            return _TYPES[kind](self.decode(item) for item in value)
         if kind in _TYPES or kind == "bytearray":
-            made = self._empty(told)
-            self.known[told["n"]] = made
-            self.fill(made, value)
-            return made
+            container = self._empty(message)
+            self.known[message["n"]] = container
+            self.fill(container, value)
+            return container
         reader = _READERS.get(kind)
-        return reader(kind, value) if reader else self._other(told, self)
+        return reader(kind, value) if reader else self._other(message, self)
 
-    def _empty(self, told: dict[str, Any]) -> Any:
-        kind = told["k"]
+    def _empty(self, message: dict[str, Any]) -> Any:
+        kind = message["k"]
         if kind == "bytearray":
             return bytearray()
         if kind == "deque":
-            return collections.deque(maxlen=told["m"])
+            return collections.deque(maxlen=message["m"])
         if kind == "defaultdict":
-            return collections.defaultdict(self.decode(told["f"]))
+            return collections.defaultdict(self.decode(message["f"]))
         return _TYPES[kind]()
 
-    def fill(self, made: Any, value: Any) -> None:
-        """Put what JSON tells in place of what a container holds."""
-        if isinstance(made, bytearray):
-            made[:] = bytes.fromhex(value)
-        elif isinstance(made, dict):
-            pairs = [(self.decode(key), self.decode(one)) for key, one in value]
-            made.clear()
-            for key, one in pairs:
-                made[key] = one
+    def fill(self, container: Any, value: Any) -> None:
+        """Replace the content of a container by a JSON description."""
+        if isinstance(container, bytearray):
+            container[:] = bytes.fromhex(value)
+        elif isinstance(container, dict):
+            pairs = [(self.decode(key), self.decode(item)) for key, item in value]
+            container.clear()
+            for key, item in pairs:
+                container[key] = item
         else:
-            items = [self.decode(one) for one in value]
-            made.clear()
-            (made.update if isinstance(made, set) else made.extend)(items)
+            items = [self.decode(item) for item in value]
+            container.clear()
+            (container.update if isinstance(container, set) else container.extend)(items)
 
 
 def _view(kind: str, items: list[Any]) -> Any:
@@ -269,7 +272,7 @@ def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
 
 
 def _integers(value: Iterable[str]) -> list[int]:
-    return [int(one, 16) for one in value]
+    return [int(number, 16) for number in value]
 
 
 def _fraction(kind: str, value: Any) -> Any:
@@ -302,35 +305,35 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def find_name(value: Any) -> dict[str, Any] | None:
-    """Return by what name a function or class of Python's own is known, if it is one."""
+    """Return the qualified name of a standard-library function or class, if it is one."""
     name, module = getattr(value, "__name__", None), getattr(value, "__module__", None)
     if type(name) is not str or type(module) is not str:
         return None
-    # much of the library is written in C under such a name, or in a part of a package
+    # much of the library is implemented in C under such a name, or in a submodule
     module = module.lstrip("_").split(".")[0]
     if module not in PURE_MODULES and module != "builtins":
         return None
-    found = getattr(sys.modules.get(module), name, None)
-    if found is not value or not _is_pure_function(value, module, name):
+    candidate = getattr(sys.modules.get(module), name, None)
+    if candidate is not value or not _is_pure_function(value, module, name):
         return None
     return {"k": "name", "m": module, "v": name}
 
 
-def _is_pure_function(found: Any, module: str, name: str) -> bool:
-    if name.startswith("_") or not callable(found):
+def _is_pure_function(candidate: Any, module: str, name: str) -> bool:
+    if name.startswith("_") or not callable(candidate):
         return False
-    return isinstance(found, type) or module != "builtins" or name in _BUILT_IN.split()
+    return isinstance(candidate, type) or module != "builtins" or name in _BUILT_IN.split()
 
 
 def resolve_name(module: str, name: str) -> Any:
-    """Return Python's own function or class of a name.
+    """Return the standard library's function or class of a name.
 
     Raises:
-        WireError: If there is none, or it does more than compute.
+        WireError: If there is none, or it has side effects.
     """
     if module not in PURE_MODULES and module != "builtins":
         raise WireError("a module that does more than compute")
-    found = getattr(__import__(module, fromlist=[name]), name)
-    if not _is_pure_function(found, module, name):
+    resolved = getattr(__import__(module, fromlist=[name]), name)
+    if not _is_pure_function(resolved, module, name):
         raise WireError("a name that does more than compute")
-    return found
+    return resolved

@@ -1,12 +1,9 @@
 """Divergence of a student's next-token distributions from its teacher's.
 
-Both are fed the same tokens. Divergences, agreement, surprise, entropy and calibration come from
-the same logits, a chunk of rows at a time. What the teacher's body gives at the counted positions
-can be kept, so that a second student costs no second pass of the teacher. Knows token sequences,
-not where they come from.
-
-Both are fed the same tokens (teacher forcing); they must share one tokenizer. Knows nothing of
-which of the two is right.
+Both models are fed the same tokens (teacher forcing) and must share one tokenizer. Divergences,
+agreement, loss, entropy and calibration are computed from the same logits, a chunk of rows at a
+time. The teacher's hidden states at the counted positions can be kept, so that a second student
+needs no second forward pass of the teacher.
 """
 
 from __future__ import annotations
@@ -45,28 +42,28 @@ _TOP_K = 5
 CachedStates = dict[int, Tensor]
 
 
-"""What a body gave at the counted positions of each record, by the record's index: (n, D)."""
+"""Hidden states at the counted positions of each record, by the record's index: (n, D)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DistributionMetrics:
-    """Means over one record's counted tokens, in nats a token where not a share.
+    """Means over one record's counted tokens, in nats per token unless they are shares.
 
     Args:
-        tokens: How many count; all else is 0 where there are none.
-        loss: Surprise at the tokens that stand there.
-        entropy: Of the student's distributions.
-        brier: Squared distance to what stands there, 0 to 2.
+        tokens: Number of counted tokens; all else is 0 if there are none.
+        loss: Cross-entropy of the true tokens.
+        entropy: Entropy of the student's distributions.
+        brier: Squared distance to the true token's one-hot vector, 0 to 2.
         bins: ``bin_confidences``, (3, BINS), sums.
-        kl: KL(teacher || student); this and what else a teacher is needed for is 0 without one.
+        kl: KL(teacher || student); 0 without a teacher, as are the other comparisons.
         reverse_kl: KL(student || teacher).
-        agreement: Share where both think the same token likeliest.
-        top5_overlap: Share of the student's five likeliest among the teacher's five.
-        teacher_entropy: Of the teacher's distributions.
+        agreement: Share of positions with the same most likely token.
+        top5_overlap: Share of the student's top five tokens among the teacher's.
+        teacher_entropy: Entropy of the teacher's distributions.
         kl_by_position: KL(teacher || student) of each counted token, (n,).
-        scaled_loss: As ``loss``, after temperature scaling; None for records it was fitted on.
-        scaled_brier: As ``brier``, likewise.
-        scaled_bins: As ``bins``, likewise.
+        scaled_loss: ``loss`` after temperature scaling; None for records used to fit it.
+        scaled_brier: ``brier`` after temperature scaling, likewise.
+        scaled_bins: ``bins`` after temperature scaling, likewise.
     """
 
     tokens: int = 0
@@ -94,100 +91,108 @@ def compare_distributions(
     kept: CachedStates | None = None,
     batch_tokens: int = 2048,
 ) -> tuple[list[DistributionMetrics], float | None]:
-    """Read a student's beliefs on some token sequences, beside its teacher's.
+    """Measure a student's distributions on token sequences, and their distance to a teacher's.
 
-    Where one head is padded wider than the other, both are cut to the narrower before the softmax.
+    If one head is padded wider than the other, both are cut to the narrower before the softmax.
 
     Args:
-        student: A causal language model, left in the mode it came in; may be the teacher itself.
-        teacher: Another over the same tokens, likewise; None reads the student's beliefs alone.
-        records: What both read; the assistant's tokens count.
-        calibrate: Fit a temperature on every second record, and score the others with it, too.
-        kept: The teacher's states, filled where empty and read where not; the caller's word that
-            teacher and records are the same each time.
+        student: A causal language model, whose mode is restored; may be the teacher itself.
+        teacher: Another model over the same tokens; None measures the student only.
+        records: Token sequences; the assistant's tokens count.
+        calibrate: Fit a temperature on every second record and also score the others with it.
+        kept: Cache of the teacher's states, filled if empty; the caller ensures that teacher and
+            records do not change.
         batch_tokens: Tokens of one forward pass, padding included.
 
     Returns:
-        One Compared per record, in order, and the fitted temperature (None where not asked for).
+        One DistributionMetrics per record, in order, and the fitted temperature or None.
     """
-    found = [DistributionMetrics()] * len(records)
+    metrics = [DistributionMetrics()] * len(records)
     models = [student] if teacher is None else [student, teacher]
     modes = [bool(model.training) for model in models]
     fit = TemperatureScaler() if calibrate else None
     try:
-        ours = _ModelStates(LogitReader(student), {})
-        theirs = None
+        student_states = _ModelStates(LogitReader(student), {})
+        teacher_states = None
         if teacher is not None:
-            theirs = _ModelStates(LogitReader(teacher), kept if kept is not None else {})
-        sides = [ours] if theirs is None else [ours, theirs]
+            teacher_states = _ModelStates(LogitReader(teacher), kept if kept is not None else {})
+        sides = [student_states] if teacher_states is None else [student_states, teacher_states]
         width = min(side.reader.vocabulary for side in sides)
         parts = _calibration_halves(records) if calibrate else [range(len(records))]
         with torch.inference_mode():
             for number, part in enumerate(parts):
                 is_fitting = calibrate and number == 0
                 scale = fit.temperature if fit and not is_fitting else None
-                for batch in batch_records([records[at] for at in part], batch_tokens):
-                    chosen = [(part[place], record) for place, record in batch]
+                for batch in batch_records([records[index] for index in part], batch_tokens):
+                    indexed = [(part[position], record) for position, record in batch]
                     for side in sides:
-                        side.read(chosen)
-                    for at, record in chosen:
-                        found[at] = _compare_positions(
-                            ours, theirs, at, record, width, fit if is_fitting else None, scale
+                        side.read(indexed)
+                    for index, record in indexed:
+                        metrics[index] = _compare_positions(
+                            student_states,
+                            teacher_states,
+                            index,
+                            record,
+                            width,
+                            fit if is_fitting else None,
+                            scale,
                         )
-                    ours.states.clear()
-                    if theirs is not None and (kept is None or not theirs.reader.is_chunked):
-                        theirs.states.clear()
+                    student_states.states.clear()
+                    if teacher_states is not None and (
+                        kept is None or not teacher_states.reader.is_chunked
+                    ):
+                        teacher_states.states.clear()
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-    return found, fit.temperature if fit and fit.positions else None
+    return metrics, fit.temperature if fit and fit.positions else None
 
 
 class _ModelStates:
-    """One model's states at the counted positions of records."""
+    """One model's hidden states at the counted positions of records."""
 
     def __init__(self, reader: LogitReader, states: CachedStates) -> None:
         self.reader, self.states = reader, states
 
     def read(self, batch: Sequence[tuple[int, EncodedConversation]]) -> None:
-        """Run the body over those records whose states are not there."""
-        if all(at in self.states for at, _ in batch):
+        """Run the body over the records whose states are not cached."""
+        if all(index in self.states for index, _ in batch):
             return
         hidden = self.reader.hidden([record for _, record in batch])
-        for row, (at, record) in enumerate(batch):
+        for row, (index, record) in enumerate(batch):
             positions = torch.tensor(record.targets) - 1
-            self.states[at] = self.reader.pick(hidden, row, positions)
+            self.states[index] = self.reader.pick(hidden, row, positions)
 
-    def logits(self, at: int, start: int, stop: int, width: int) -> Tensor:
-        return self.reader.logits(self.states[at][start:stop])[:, :width]
+    def logits(self, index: int, start: int, stop: int, width: int) -> Tensor:
+        return self.reader.logits(self.states[index][start:stop])[:, :width]
 
 
 def _calibration_halves(records: Sequence[EncodedConversation]) -> list[list[int]]:
-    """Return every second record that has a token to count, from the first; then the others."""
-    counted = [at for at, record in enumerate(records) if record.targets]
+    """Return the records with counted tokens in two halves, alternating."""
+    counted = [index for index, record in enumerate(records) if record.targets]
     return [counted[::2], counted[1::2]]
 
 
 def _compare_positions(
-    ours: _ModelStates,
-    theirs: _ModelStates | None,
-    at: int,
+    student_states: _ModelStates,
+    teacher_states: _ModelStates | None,
+    index: int,
     record: EncodedConversation,
     width: int,
     fit: TemperatureScaler | None,
     scale: float | None,
 ) -> DistributionMetrics:
     targets = torch.tensor(record.targets)
-    labels = torch.tensor(record.ids)[targets].to(ours.reader.device)
+    labels = torch.tensor(record.ids)[targets].to(student_states.reader.device)
     parts: dict[str, list[Tensor]] = {}
     step = count_rows_per_chunk(4 * width)
     for start in range(0, len(targets), step):
         stop = min(start + step, len(targets))
-        logits = ours.logits(at, start, stop, width)
+        logits = student_states.logits(index, start, stop, width)
         values = _single_model_terms(logits, labels[start:stop])
-        if theirs is not None:
+        if teacher_states is not None:
             values |= _divergence_terms(
-                logits, theirs.logits(at, start, stop, width).to(logits.device)
+                logits, teacher_states.logits(index, start, stop, width).to(logits.device)
             )
         if fit is not None:
             fit.add(logits, labels[start:stop])
@@ -196,30 +201,30 @@ def _compare_positions(
             values |= {f"scaled_{name}": value for name, value in scaled.items()}
         for name, value in values.items():
             parts.setdefault(name, []).append(value.double().cpu())
-    whole = {name: torch.cat(values) for name, values in parts.items()}
-    return _summarize(whole)
+    terms = {name: torch.cat(values) for name, values in parts.items()}
+    return _summarize(terms)
 
 
-def _summarize(whole: dict[str, Tensor]) -> DistributionMetrics:
+def _summarize(terms: dict[str, Tensor]) -> DistributionMetrics:
     bins = {
-        prefix: bin_confidences(whole.pop(f"{prefix}confidence"), whole.pop(f"{prefix}is_right"))
+        prefix: bin_confidences(terms.pop(f"{prefix}confidence"), terms.pop(f"{prefix}is_right"))
         for prefix in ("", "scaled_")
-        if f"{prefix}confidence" in whole
+        if f"{prefix}confidence" in terms
     }
-    whole.pop("scaled_entropy", None)
-    means = {name: float(value.mean()) for name, value in whole.items()}
+    terms.pop("scaled_entropy", None)
+    means = {name: float(value.mean()) for name, value in terms.items()}
     means |= {name: max(means[name], 0.0) for name in ("kl", "reverse_kl") if name in means}
     return DistributionMetrics(
-        tokens=len(whole["loss"]),
+        tokens=len(terms["loss"]),
         bins=bins[""],
         scaled_bins=bins.get("scaled_"),
-        kl_by_position=whole.get("kl", torch.zeros(0)).clamp(min=0).double().numpy(),
+        kl_by_position=terms.get("kl", torch.zeros(0)).clamp(min=0).double().numpy(),
         **means,
     )
 
 
 def _single_model_terms(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return what one model's distributions say beside the tokens that came, (n,) each."""
+    """Return statistics of one model's distributions and the true tokens, (n,) each."""
     logprobs = torch.log_softmax(logits, -1)  # (n, V)
     chances = logprobs.exp()
     came = logprobs.gather(1, labels[:, None])[:, 0]
@@ -234,7 +239,7 @@ def _single_model_terms(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _divergence_terms(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """Return how far two models' distributions are apart, (n,) each, of logits (n, V)."""
+    """Return the distances of two models' distributions, (n,) each, from logits (n, V)."""
     log_q, log_p = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
     gap = log_p - log_q
     p = log_p.exp()
@@ -254,7 +259,7 @@ class DistributionAgreement:
     """Means over one record's assistant tokens: both divergences in nats, top-1 agreement.
 
     ``kl`` is KL(teacher || student), ``reverse_kl`` KL(student || teacher), ``agreement`` the share
-    of positions where both think the same token likeliest. All are 0 where ``tokens`` is 0.
+    of positions with the same most likely token. All are 0 where ``tokens`` is 0.
     """
 
     kl: float
@@ -273,44 +278,44 @@ def measure_agreement(
     batch_tokens: int = 2048,
     on_truncated: Callable[[int, int], None] | None = None,
 ) -> list[DistributionAgreement]:
-    """KL both ways and top-1 agreement of two models, per record.
+    """Measure KL in both directions and top-1 agreement of two models, per record.
 
-    Where one head is padded wider than the other, both are cut to the narrower before the softmax:
-    the rows past it stand for no token. A chunk of rows is compared at a time, so that the logits
-    of a whole batch never exist.
+    If one head is padded wider than the other, both are cut to the narrower before the softmax:
+    the padding rows are no tokens. A chunk of rows is compared at a time, so that the logits of a
+    whole batch are never in memory.
 
     Source: Hinton et al. 2015, arXiv:1503.02531 (teacher to student); Gu et al. 2023,
     arXiv:2306.08543 (the reverse).
 
     Args:
-        student: A causal language model, left in the mode it came in.
-        teacher: Another with the same tokenizer, likewise.
+        student: A causal language model, whose mode is restored.
+        teacher: Another one with the same tokenizer, likewise.
         tokenizer: The tokenizer of both, a fast one.
         records: Conversations; only assistant tokens count.
-        max_tokens: Tokens of a record that are read, from its start.
+        max_tokens: Maximum tokens of a record, from its start.
         batch_tokens: Tokens of one forward pass, padding included.
-        on_truncated: Hears the index of each record that was cut and how many tokens fell off.
+        on_truncated: Called with the index of each truncated record and the tokens dropped.
 
     Returns:
-        One Agreement per record, in order.
+        One DistributionAgreement per record, in order.
 
     Raises:
         DataError: If the assistant's part of a conversation cannot be found.
     """
     encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
-    found = [DistributionAgreement(0.0, 0.0, 0.0, 0)] * len(encoded)
+    agreements = [DistributionAgreement(0.0, 0.0, 0.0, 0)] * len(encoded)
     modes = [bool(student.training), bool(teacher.training)]
     try:
         readers = LogitReader(student), LogitReader(teacher)
         with torch.inference_mode():
             for batch in batch_records(encoded, batch_tokens):
                 hidden = [reader.hidden([record for _, record in batch]) for reader in readers]
-                for row, (at, record) in enumerate(batch):
-                    found[at] = _measure_record(readers, hidden, row, record)
+                for row, (index, record) in enumerate(batch):
+                    agreements[index] = _measure_record(readers, hidden, row, record)
     finally:
         student.train(modes[0])
         teacher.train(modes[1])
-    return found
+    return agreements
 
 
 def _measure_record(

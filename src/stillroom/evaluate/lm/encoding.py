@@ -1,7 +1,7 @@
 """Tokenized conversations with a mask of the assistant's tokens.
 
-A chat template is rendered twice, before and after each assistant turn; what the second adds is the
-assistant's. Token offsets then say which tokens stand within. Knows no model and no loss.
+A chat template is rendered twice, before and after each assistant turn; the difference is the
+assistant's text. Token offsets then give the tokens inside. No model is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CharacterSpan = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """A record as tokens: ids, which of them the assistant wrote, how many were cut off."""
+    """A tokenized record: ids, mask of the assistant's tokens, number of tokens cut off."""
 
     ids: tuple[int, ...]
     is_assistant: tuple[bool, ...]
@@ -30,32 +30,34 @@ class EncodedConversation:
 
     @property
     def targets(self) -> list[int]:
-        """The positions of assistant tokens that have a token before them to be predicted from."""
-        return [at for at, counts in enumerate(self.is_assistant) if counts and at > 0]
+        """Positions of assistant tokens that have a preceding token to be predicted from."""
+        return [index for index, counts in enumerate(self.is_assistant) if counts and index > 0]
 
 
 def find_assistant_spans(
     tokenizer: Any, messages: Sequence[Message]
 ) -> tuple[str, list[CharacterSpan]]:
-    """Return the rendered conversation and the character spans that the assistant wrote.
+    """Return the rendered conversation and the character spans of the assistant.
 
     A span holds the content and the end-of-turn marker, not the white space after it: the model
     must learn to stop, but not to write the template's line break. A lone assistant message is
-    plain text: it is not rendered, and all of it counts.
+    plain text: it is not rendered and counts as a whole.
 
     Raises:
-        DataError: If the template rewrites earlier turns, so that no span can be told.
+        DataError: If the template rewrites earlier turns, so that spans cannot be found.
     """
     if len(messages) == 1 and messages[0].role == "assistant":
         plain = escape_control_tokens(messages[0].content, list_control_tokens(tokenizer))
         return plain, [(0, len(plain))]
     text = render_chat(tokenizer, messages, add_generation_prompt=False)
     spans = []
-    for at, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before = render_chat(tokenizer, messages[:at], add_generation_prompt=True) if at else ""
-        after = render_chat(tokenizer, messages[: at + 1], add_generation_prompt=False)
+        before = (
+            render_chat(tokenizer, messages[:index], add_generation_prompt=True) if index else ""
+        )
+        after = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False)
         is_written = len(after) > len(before) or not message.content
         if is_written and after.startswith(before) and text.startswith(after):
             end = max(len(after.rstrip()), len(before) + len(message.content))
@@ -66,12 +68,12 @@ def find_assistant_spans(
 
 
 def encode_record(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
-    """Return a record's tokens with the assistant's marked; tokens past ``max_tokens`` are cut.
+    """Tokenize a record and mark the assistant's tokens; truncate after ``max_tokens``.
 
     Args:
-        tokenizer: A fast tokenizer, which can tell offsets.
-        record: The conversation; its fields are not looked at.
-        max_tokens: How many tokens are kept, from the start.
+        tokenizer: A fast tokenizer with offsets.
+        record: The conversation; its fields are ignored.
+        max_tokens: Maximum number of tokens, from the start.
 
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.
@@ -90,12 +92,12 @@ def encode_record(tokenizer: Any, record: Record, *, max_tokens: int) -> Encoded
 
 
 def _find_content(text: str, content: str, begin: int) -> CharacterSpan:
-    at = text.find(content.strip(), begin)
-    if at < 0 or not content.strip():
+    start = text.find(content.strip(), begin)
+    if start < 0 or not content.strip():
         raise DataError(
             f"the chat template hides the assistant's turn {content!r:.60}",
             code="data.hidden-turn",
             expected="a template that writes out every assistant message",
             next="use records of one turn each, or a checkpoint with a plain chat template",
         )
-    return at, at + len(content.strip())
+    return start, start + len(content.strip())

@@ -1,7 +1,7 @@
 """Perplexity of each model and its divergence from the first, on held-out records.
 
-Works on groups of records that never change, so that a resumed run computes the same batches. Two
-models are in memory at most: the first and the one compared.
+Works on fixed groups of records, so that a resumed run computes the same batches. At most two
+models are in memory: the first and the one compared with it.
 """
 
 from __future__ import annotations
@@ -29,31 +29,35 @@ _SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
 
 
 def has_weights(reference: str) -> bool:
-    """Return whether a reference names weights that can be opened here, not an endpoint."""
+    """Return whether a reference is a local model with weights, not an endpoint."""
     return not _SCHEME.match(reference) and not reference.endswith(".json")
 
 
 def measure_fidelity(
     recipe: EvaluateRecipe, questions: Sequence[Question], job: Job
 ) -> tuple[list[Metric], dict[str, int]]:
-    """Return perplexities and divergences, and what was left out, counted by reason."""
+    """Return perplexities and divergences, and the counts of omissions by reason."""
     causal, notes = _find_causal(recipe, job)
-    groups = [questions[at : at + _GROUP_SIZE] for at in range(0, len(questions), _GROUP_SIZE)]
+    groups = [
+        questions[index : index + _GROUP_SIZE] for index in range(0, len(questions), _GROUP_SIZE)
+    ]
     first = next(iter(recipe.models))
     loader = _ModelLoader(causal, job)
     journal = job.journal("beliefs")
     with job.phase("fidelity", len(groups) * len(causal), "groups") as progress:
         for name in causal:
-            for at, group in enumerate(groups):
+            for index, group in enumerate(groups):
                 job.check_cancelled()
-                if f"{name}/{at}" not in journal:
-                    journal.put(f"{name}/{at}", _measure_group(recipe, loader, name, first, group))
+                if f"{name}/{index}" not in journal:
+                    journal.put(
+                        f"{name}/{index}", _measure_group(recipe, loader, name, first, group)
+                    )
                 progress.advance()
             loader.drop(name, keep=first)
     loader.drop(first)
     metrics = []
     for name in causal:
-        values = [journal[f"{name}/{at}"] for at in range(len(groups))]
+        values = [journal[f"{name}/{index}"] for index in range(len(groups))]
         metrics += _summarize(name, first, values, recipe.seed)
         for value in values:
             notes.update(value["notes"])
@@ -61,7 +65,7 @@ def measure_fidelity(
 
 
 def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Counter[str]]:
-    """Return the models whose next-token logits can be read, and why the others' cannot."""
+    """Return the models with next-token logits, and the reasons for leaving out the others."""
     causal: dict[str, str] = {}
     notes: Counter[str] = Counter()
     for name, reference in recipe.models.items():
@@ -77,9 +81,9 @@ def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Coun
 
 
 def read_initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[str, int]]:
-    """Return the divergence before distillation, as the distilled artifact recorded it.
+    """Return the divergence before distillation as recorded by the distilled artifact.
 
-    Where it recorded none, there is no metric, and the second value says so.
+    Without a record there is no metric, and the second value has a note.
     """
     names = list(recipe.models)
     if recipe.distilled is None or len(names) < 2:
@@ -99,7 +103,7 @@ def read_initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[st
 
 
 class _ModelLoader:
-    """Loads models when they are first needed, and lets them go."""
+    """Loads models on first use and releases them."""
 
     def __init__(self, references: Mapping[str, str], job: Job) -> None:
         self._references, self._job = references, job
@@ -135,12 +139,15 @@ def _measure_group(
     )
     agreements = []
     if name != first and first in loader:
-        other, others = loader.load(first)
-        if others.get_vocab() == tokenizer.get_vocab():
-            found = measure_agreement(
-                model, other, tokenizer, records, max_tokens=recipe.max_tokens
+        reference_model, reference_tokenizer = loader.load(first)
+        if reference_tokenizer.get_vocab() == tokenizer.get_vocab():
+            results = measure_agreement(
+                model, reference_model, tokenizer, records, max_tokens=recipe.max_tokens
             )
-            agreements = [[one.kl, one.reverse_kl, one.agreement, one.tokens] for one in found]
+            agreements = [
+                [result.kl, result.reverse_kl, result.agreement, result.tokens]
+                for result in results
+            ]
         else:
             notes[f"{name}: another tokenizer than {first}'s, no divergence"] = len(records)
     return {"losses": [list(loss) for loss in losses], "agreements": agreements, "notes": notes}
@@ -154,7 +161,7 @@ def _summarize(
     rows = [row for value in values for row in value["agreements"] if row[3]]
     if rows:
         weights = [row[3] for row in rows]
-        for at, (metric, unit) in enumerate(
+        for column, (metric, unit) in enumerate(
             (
                 (f"{name}/kl_to_{first}/final", "nats/token"),
                 (f"{name}/reverse_kl_to_{first}/final", "nats/token"),
@@ -163,7 +170,11 @@ def _summarize(
         ):
             metrics.append(
                 bootstrap(
-                    [row[at] for row in rows], weights=weights, seed=seed, name=metric, unit=unit
+                    [row[column] for row in rows],
+                    weights=weights,
+                    seed=seed,
+                    name=metric,
+                    unit=unit,
                 )
             )
     return metrics

@@ -1,11 +1,11 @@
 """Held-out loss and perplexity of the assistant's tokens, with chunked logits.
 
-Knows tokens and probabilities only, not whether an answer is right. Perplexity is
-``exp(sum of nats / sum of tokens)``, over all records together, not a mean of means.
+Perplexity is ``exp(sum of nats / sum of tokens)`` over all records together, not a mean of means.
 
-``(B, T, V)`` never exists: the body gives hidden states, the head is put on a chunk of rows at a
-time. What a model does after its head (soft caps, scales) is read from its config, and the whole
-short cut is checked against the model's own logits once; a model that does otherwise is run whole.
+Logits ``(B, T, V)`` are never in memory at once: the body gives hidden states, and the head is
+applied to a chunk of rows at a time. Steps after the head (soft caps, scales) are read from the
+model's config, and the result is checked once against the model's own logits; a model that differs
+is run as a whole.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def encode_records(
     max_tokens: int,
     on_truncated: Callable[[int, int], None] | None = None,
 ) -> list[EncodedConversation]:
-    """Return the records as tokens; ``on_truncated(index, tokens cut)`` hears of each cut.
+    """Tokenize records; ``on_truncated(index, tokens cut)`` is called for each truncation.
 
     Raises:
         DataError: If the assistant's part of a conversation cannot be found.
     """
     encoded = []
-    for at, record in enumerate(records):
+    for index, record in enumerate(records):
         encoded.append(encode_record(tokenizer, record, max_tokens=max_tokens))
         if encoded[-1].truncated and on_truncated:
-            on_truncated(at, encoded[-1].truncated)
+            on_truncated(index, encoded[-1].truncated)
     return encoded
 
 
@@ -60,16 +60,16 @@ def held_out_loss(
     batch_tokens: int = 2048,
     on_truncated: Callable[[int, int], None] | None = None,
 ) -> list[tuple[float, int]]:
-    """Negative log-likelihood of the assistant's tokens, per record.
+    """Compute the negative log-likelihood of the assistant's tokens, per record.
 
     Args:
-        model: A causal language model, as ``stillroom.models.load_causal_lm`` gives it; it is left
-            in the mode (training or evaluation) it came in.
+        model: A causal language model from ``stillroom.models.load_causal_lm``; its mode (training
+            or evaluation) is restored.
         tokenizer: Its tokenizer, a fast one.
         records: Conversations; only assistant turns count, with their end-of-turn markers.
-        max_tokens: Tokens of a record that are read, from its start.
+        max_tokens: Maximum tokens of a record, from its start.
         batch_tokens: Tokens of one forward pass, padding included; bounds memory.
-        on_truncated: Hears the index of each record that was cut and how many tokens fell off.
+        on_truncated: Called with the index of each truncated record and the tokens dropped.
 
     Returns:
         One (sum of nats, number of tokens) per record, in order; (0.0, 0) where the assistant has
@@ -85,11 +85,11 @@ def held_out_loss(
 def encoded_loss(
     model: Any, encoded: Sequence[EncodedConversation], *, batch_tokens: int = 2048
 ) -> list[tuple[float, int]]:
-    """Negative log-likelihood of the marked tokens, per record; as ``held_out_loss`` gives it.
+    """Compute the negative log-likelihood of the marked tokens; see ``held_out_loss``.
 
     Args:
-        model: A causal language model; it is left in the mode it came in.
-        encoded: Records as tokens; the marked ones that have a token before them count.
+        model: A causal language model; its mode is restored.
+        encoded: Tokenized records; marked tokens with a preceding token count.
         batch_tokens: Tokens of one forward pass, padding included; bounds memory.
     """
     losses = [(0.0, 0)] * len(encoded)
@@ -99,8 +99,8 @@ def encoded_loss(
         with torch.inference_mode():
             for batch in batch_records(encoded, batch_tokens):
                 hidden = reader.hidden([record for _, record in batch])
-                for row, (at, record) in enumerate(batch):
-                    losses[at] = _measure_record_loss(reader, hidden, row, record)
+                for row, (index, record) in enumerate(batch):
+                    losses[index] = _measure_record_loss(reader, hidden, row, record)
     finally:
         model.train(was_training)
     return losses
@@ -109,9 +109,9 @@ def encoded_loss(
 def perplexity(
     losses: Sequence[tuple[float, int]], *, name: str = "perplexity", seed: int = 0
 ) -> Metric:
-    """Perplexity over all records together, its interval by resampling records.
+    """Compute perplexity over all records together, its interval by resampling records.
 
-    Records without a token say nothing and are not counted in ``n``.
+    Records without a token are not counted in ``n``.
     """
     counted = [(nats, tokens) for nats, tokens in losses if tokens]
     mean = bootstrap(
@@ -151,70 +151,70 @@ _LOGIT_TOLERANCE = 1e-2
 
 
 def count_rows_per_chunk(vocabulary: int) -> int:
-    """Return how many rows of logits are made at once: about 32 MB in float32."""
+    """Return the number of rows of logits computed at once: about 32 MB in float32."""
     return max(_CHUNK_NUMBERS // max(vocabulary, 1), 1)
 
 
 def batch_records(
     records: Sequence[EncodedConversation], batch_tokens: int
 ) -> Iterator[list[tuple[int, EncodedConversation]]]:
-    """Yield batches of (index, record), similar lengths together, padded size within bounds.
+    """Yield batches of (index, record) of similar lengths within the padded token limit.
 
-    Records without a target are left out; one that is longer than ``batch_tokens`` comes alone.
+    Records without a target are left out; one longer than ``batch_tokens`` is its own batch.
     """
     order = sorted(
-        (at for at, record in enumerate(records) if record.targets),
-        key=lambda at: (len(records[at].ids), at),
+        (index for index, record in enumerate(records) if record.targets),
+        key=lambda index: (len(records[index].ids), index),
     )
     batch: list[tuple[int, EncodedConversation]] = []
-    for at in order:
-        if batch and (len(batch) + 1) * len(records[at].ids) > batch_tokens:
+    for index in order:
+        if batch and (len(batch) + 1) * len(records[index].ids) > batch_tokens:
             yield batch
             batch = []
-        batch.append((at, records[at]))
+        batch.append((index, records[index]))
     if batch:
         yield batch
 
 
 class LogitReader:
-    """Reads logits of chosen positions from a causal language model.
+    """Reads logits at selected positions from a causal language model.
 
     ``vocabulary`` is the number of rows of its head, which may be padded past the tokenizer's.
     """
 
     def __init__(self, model: Any) -> None:
-        """Check once how ``model`` makes its logits; it is left in evaluation mode."""
+        """Check once how ``model`` computes its logits; it is left in evaluation mode."""
         self.model = model.eval()
         self.device: torch.device = next(model.parameters()).device
         self._body: Any = None
         self._head: Any = None
         with torch.inference_mode():
             ids = torch.arange(_CHECK_TOKENS, device=self.device)[None] % 4
-            whole = model(input_ids=ids, use_cache=False).logits.float()  # (1, T, V)
-            self.vocabulary = int(whole.shape[-1])
+            expected = model(input_ids=ids, use_cache=False).logits.float()  # (1, T, V)
+            self.vocabulary = int(expected.shape[-1])
             body, head = _split_body_and_head(model)
             if body is None or head is None:
                 return
             hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-            ours = self._finish(head(hidden))
-            if ours.shape == whole.shape and torch.allclose(
-                ours, whole, rtol=_LOGIT_TOLERANCE, atol=_LOGIT_TOLERANCE
+            computed = self._finish(head(hidden))
+            if computed.shape == expected.shape and torch.allclose(
+                computed, expected, rtol=_LOGIT_TOLERANCE, atol=_LOGIT_TOLERANCE
             ):
                 self._body, self._head = body, head
 
     @property
     def is_chunked(self) -> bool:
-        """Whether the head is put on rows apart from the body."""
+        """Whether the head is applied separately from the body."""
         return self._head is not None
 
     def hidden(self, batch: Sequence[EncodedConversation]) -> torch.Tensor:
-        """Return what ``rows`` reads from: the batch's hidden states, (B, T, D), or its logits."""
+        """Return the input of ``rows``: the batch's hidden states, (B, T, D), or its logits."""
         width = max(len(record.ids) for record in batch)
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for at, record in enumerate(batch):
-            ids[at, : len(record.ids)] = torch.tensor(record.ids)
-            mask[at, : len(record.ids)] = 1
+        for row, record in enumerate(batch):
+            ids[row, : len(record.ids)] = torch.tensor(record.ids)
+            mask[row, : len(record.ids)] = 1
         inputs = {
             "input_ids": ids.to(self.device),
             "attention_mask": mask.to(self.device),
@@ -229,7 +229,7 @@ class LogitReader:
         return self.logits(self.pick(hidden, row, positions))
 
     def pick(self, hidden: torch.Tensor, row: int, positions: torch.Tensor) -> torch.Tensor:
-        """Return what ``logits`` takes for some positions of one record."""
+        """Return the input of ``logits`` for some positions of one record."""
         return hidden[row, positions.to(self.device)]
 
     def logits(self, picked: torch.Tensor) -> torch.Tensor:
@@ -237,7 +237,7 @@ class LogitReader:
         return picked.float() if self._head is None else self._finish(self._head(picked))
 
     def _finish(self, logits: torch.Tensor) -> torch.Tensor:
-        """Do what the model does after its head, in float32."""
+        """Apply the model's steps after its head, in float32."""
         config = self.model.config
         logits = logits.float()
         for name, power in (("logit_scale", 1), ("logits_scaling", -1), ("lm_head_multiplier", 1)):
@@ -251,8 +251,8 @@ class LogitReader:
 
 
 def _split_body_and_head(model: Any) -> tuple[Any, Any]:
-    """Return the body and the head of a Hugging Face causal model, or None where it has none."""
-    if hasattr(model, "get_base_model"):  # adapters of peft wrap the model once more
+    """Return body and head of a Hugging Face causal model, or None where it has none."""
+    if hasattr(model, "get_base_model"):  # unwrap peft adapters
         model = model.get_base_model()
     prefix = getattr(model, "base_model_prefix", "")
     body = getattr(model, prefix, None) if prefix else None

@@ -1,14 +1,12 @@
 """Inter-rater agreement, and calibration of judges and raters to people.
 
-Labels of people on some of the verdicts give: accuracy and Cohen's kappa with intervals; a
-threshold or a Platt curve that makes the judge's probabilities mean what they say; and the mean
-over all answers, corrected by how far the judge is off where people have looked.
+From human labels of some of the verdicts: accuracy and Cohen's kappa with intervals; a threshold or
+a Platt curve that calibrates the judge's probabilities; and the mean over all answers, corrected by
+the judge's error on the labeled ones. Missing ratings are None and are left out, not imputed.
 
 Sources: Cohen 1960, "A Coefficient of Agreement for Nominal Scales"; Platt 1999, "Probabilistic
 Outputs for Support Vector Machines"; Angelopoulos et al. 2023, arXiv:2301.09633
 (prediction-powered inference, algorithm 1).
-
-Knows ratings, not who gave them. Missing ratings are None and are left out, never guessed.
 
 Sources: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"; Cohen 1968, "Weighted
 kappa"; Barlow et al. 1972 (pool adjacent violators, isotonic regression); Zadrozny and Elkan 2002
@@ -48,29 +46,29 @@ _CLIP = 1e-6
 
 
 def measure_judge_agreement(
-    said: Sequence[bool], labels: Sequence[bool], name: str = "judge", *, seed: int = 0
+    verdicts: Sequence[bool], labels: Sequence[bool], name: str = "judge", *, seed: int = 0
 ) -> list[Metric]:
     """Return accuracy and Cohen's kappa of a judge against people, with intervals over answers.
 
-    Kappa is agreement beyond what both would reach by chance: 1 is perfect, 0 chance; it is not a
-    number where one of them always says the same and so chance is certain.
+    Kappa is agreement beyond chance: 1 is perfect, 0 chance; NaN where one of them has only one
+    verdict, so that chance agreement is certain.
 
     Args:
-        said: The judge's verdicts.
-        labels: People's, of the same answers in the same order.
-        name: What the metrics' names begin with.
-        seed: Of the intervals.
+        verdicts: The judge's verdicts.
+        labels: Human labels of the same answers in the same order.
+        name: Prefix of the metrics' names.
+        seed: Random seed of the intervals.
 
     Raises:
         DataError: If the lists differ in length.
     """
-    ours, theirs = _pair_labels(said, labels)
-    same = (ours == theirs).astype(np.float64)
+    judge_values, human_values = _pair_labels(verdicts, labels)
+    same = (judge_values == human_values).astype(np.float64)
 
     def kappa(counts: Floats) -> Floats:
         total = counts.sum(1)
         observed = (counts @ same) / total
-        first, second = (counts @ ours) / total, (counts @ theirs) / total
+        first, second = (counts @ judge_values) / total, (counts @ human_values) / total
         chance = first * second + (1 - first) * (1 - second)
         return np.asarray((observed - chance) / (1 - chance))
 
@@ -82,26 +80,26 @@ def measure_judge_agreement(
 
 @dataclass(frozen=True, slots=True)
 class PlattScaler:
-    """A logistic curve over a judge's log-odds: P(a person says yes) = 1/(1+exp(-(a*x+b)))."""
+    """Logistic curve over a judge's log-odds: P(human yes) = 1 / (1 + exp(-(a * x + b)))."""
 
     slope: float
     intercept: float
 
     @classmethod
-    def fit(cls, chances: Sequence[float], labels: Sequence[bool]) -> PlattScaler:
-        """Fit on verdicts that people have labeled, by Newton's method.
+    def fit(cls, probabilities: Sequence[float], labels: Sequence[bool]) -> PlattScaler:
+        """Fit on verdicts with human labels, by Newton's method.
 
-        Targets are Platt's smoothed ones, (n+1)/(n+2) and 1/(n+2), so that a few labels that the
-        judge separates perfectly do not give an infinite slope.
+        Targets are Platt's smoothed ones, (n+1)/(n+2) and 1/(n+2), so that a few perfectly
+        separated labels do not give an infinite slope.
 
         Args:
-            chances: The judge's probabilities of a yes.
-            labels: People's verdicts on the same.
+            probabilities: The judge's probabilities of a yes.
+            labels: Human labels of the same answers.
 
         Raises:
-            DataError: If the lists differ in length, or one of the two verdicts never comes.
+            DataError: If the lists differ in length, or one of the two labels does not occur.
         """
-        _, truth = _pair_labels([chance > 0.5 for chance in chances], labels)
+        _, truth = _pair_labels([chance > 0.5 for chance in probabilities], labels)
         positives = int(truth.sum())
         if not 0 < positives < len(truth):
             raise DataError(
@@ -113,7 +111,7 @@ class PlattScaler:
         targets = np.where(
             truth > 0, (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
         )
-        odds = np.array([_log_odds(chance) for chance in chances])
+        odds = np.array([_log_odds(chance) for chance in probabilities])
         design = np.stack([odds, np.ones_like(odds)], 1)
         weights = np.array([1.0, 0.0])
         for _ in range(_MAX_NEWTON_STEPS):
@@ -128,17 +126,17 @@ class PlattScaler:
 
     @property
     def threshold(self) -> float:
-        """The judge's probability above which a person more likely says yes than no.
+        """The judge's probability above which a human yes is more likely than a no.
 
-        Not a number where the judge's word says nothing, or the opposite.
+        NaN where the judge is uninformative or reversed.
         """
         if self.slope <= 0:
             return math.nan
         return 1 / (1 + math.exp(min(self.intercept / self.slope, 700.0)))
 
-    def apply(self, chance: float) -> float:
-        """Return how likely a person says yes where the judge says ``chance``."""
-        power = -(self.slope * _log_odds(chance) + self.intercept)
+    def apply(self, probability: float) -> float:
+        """Return the probability of a human yes given the judge's."""
+        power = -(self.slope * _log_odds(probability) + self.intercept)
         return 1 / (1 + math.exp(min(power, 700.0)))
 
 
@@ -148,53 +146,55 @@ def prediction_powered_mean(
     labels: Sequence[bool],
     name: str = "corrected",
 ) -> Metric:
-    """Return the share that people would call right, from many verdicts and a few labels.
+    """Estimate the share that people would call right from many verdicts and a few labels.
 
-    The judge's mean over all answers, less its mean error where people have looked; the interval
-    is normal and holds whatever the judge is worth, wider the worse it is.
+    The judge's mean over all answers minus its mean error on labeled ones; the interval is normal
+    and valid for any judge, wider for a worse one.
 
     Source: Angelopoulos et al. 2023, arXiv:2301.09633, algorithm 1.
 
     Args:
-        judged: The judge's values of the answers that nobody labeled.
-        labeled_judged: Its values of the labeled ones.
-        labels: People's verdicts on those.
+        judged: The judge's values of the unlabeled answers.
+        labeled_judged: The judge's values of the labeled answers.
+        labels: Human labels of those.
         name: The metric's name.
 
     Raises:
         DataError: If there are fewer than two of either, or the labels do not fit.
     """
     truth = np.asarray([float(label) for label in labels])
-    theirs, ours = np.asarray(labeled_judged, dtype=float), np.asarray(judged, dtype=float)
-    if len(truth) != len(theirs) or len(truth) < 2 or len(ours) < 2:
+    labeled, unlabeled = np.asarray(labeled_judged, dtype=float), np.asarray(judged, dtype=float)
+    if len(truth) != len(labeled) or len(truth) < 2 or len(unlabeled) < 2:
         raise DataError(
-            f"{len(ours)} verdicts, {len(theirs)} labeled verdicts and {len(truth)} labels",
+            f"{len(unlabeled)} verdicts, {len(labeled)} labeled verdicts and {len(truth)} labels",
             code="metric.unpaired",
             expected="two or more of each, one label a labeled verdict",
             next="label more answers",
         )
-    error = theirs - truth
-    value = float(ours.mean() - error.mean())
+    error = labeled - truth
+    value = float(unlabeled.mean() - error.mean())
     spread = _Z_95 * math.sqrt(
-        float(ours.var(ddof=1)) / len(ours) + float(error.var(ddof=1)) / len(error)
+        float(unlabeled.var(ddof=1)) / len(unlabeled) + float(error.var(ddof=1)) / len(error)
     )
-    note = f"{len(ours)} verdicts corrected by {len(truth)} labels"
-    return Metric(name, value, value - spread, value + spread, len(ours) + len(truth), note=note)
+    note = f"{len(unlabeled)} verdicts corrected by {len(truth)} labels"
+    return Metric(
+        name, value, value - spread, value + spread, len(unlabeled) + len(truth), note=note
+    )
 
 
-def _pair_labels(said: Sequence[bool], labels: Sequence[bool]) -> tuple[Floats, Floats]:
-    if len(said) != len(labels):
+def _pair_labels(verdicts: Sequence[bool], labels: Sequence[bool]) -> tuple[Floats, Floats]:
+    if len(verdicts) != len(labels):
         raise DataError(
-            f"{len(said)} verdicts and {len(labels)} labels cannot be paired",
+            f"{len(verdicts)} verdicts and {len(labels)} labels cannot be paired",
             code="metric.unpaired",
             expected="one label a verdict, in the same order",
-            next="compare what people and the judge said of the same answers",
+            next="compare labels and verdicts of the same answers",
         )
-    return np.asarray(said, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    return np.asarray(verdicts, dtype=np.float64), np.asarray(labels, dtype=np.float64)
 
 
-def _log_odds(chance: float) -> float:
-    bounded = min(max(chance, _CLIP), 1 - _CLIP)
+def _log_odds(probability: float) -> float:
+    bounded = min(max(probability, _CLIP), 1 - _CLIP)
     return math.log(bounded / (1 - bounded))
 
 
@@ -204,25 +204,27 @@ MeasurementLevel = Literal["nominal", "ordinal", "interval"]
 def krippendorff_alpha(
     ratings: Sequence[Sequence[float | None]], level: MeasurementLevel = "interval"
 ) -> float:
-    """Return Krippendorff's alpha: 1 is perfect agreement, 0 what chance gives, below 0 worse.
+    """Return Krippendorff's alpha: 1 is perfect agreement, 0 chance level, below 0 worse.
 
     Args:
-        ratings: One row a unit, one column a rater; None where a rater said nothing. Units that
-            fewer than two have rated do not count.
-        level: How ratings differ: ``nominal`` (equal or not), ``ordinal`` (by rank), ``interval``.
+        ratings: One row per unit, one column per rater; None for a missing rating. Units with fewer
+            than two ratings do not count.
+        level: Distance of ratings: ``nominal`` (equal or not), ``ordinal`` (by rank), ``interval``.
 
     Returns:
-        Not a number where no two ratings can be paired, or all of them are the same.
+        NaN where no two ratings can be paired, or all of them are equal.
     """
     units = [[value for value in row if value is not None] for row in ratings]
     units = [row for row in units if len(row) > 1]
     values = sorted({value for row in units for value in row})
     if len(values) < 2:
         return math.nan
-    place = {value: at for at, value in enumerate(values)}
+    position = {value: index for index, value in enumerate(values)}
     coincidences = np.zeros((len(values), len(values)))
     for row in units:
-        counts = np.bincount([place[value] for value in row], minlength=len(values)).astype(float)
+        counts = np.bincount([position[value] for value in row], minlength=len(values)).astype(
+            float
+        )
         pairs = np.outer(counts, counts) - np.diag(counts)
         coincidences += pairs / (len(row) - 1)
     totals = coincidences.sum(1)
@@ -250,15 +252,15 @@ def cohen_kappa(
     second: Sequence[float],
     weights: Literal["none", "linear", "quadratic"] = "none",
 ) -> float:
-    """Return Cohen's kappa of two raters; weighted, what is nearly equal counts for part.
+    """Return Cohen's kappa of two raters; with weights, near ratings count in part.
 
     Args:
-        first: One rater's ratings.
-        second: The other's, of the same units in the same order.
-        weights: By how far apart two ratings of ``linear`` or ``quadratic`` kappa are counted.
+        first: The first rater's ratings.
+        second: The second rater's, of the same units in the same order.
+        weights: Distance weights of ``linear`` or ``quadratic`` kappa.
 
     Returns:
-        Not a number where both always say the same one thing.
+        NaN where both raters give only one and the same rating.
 
     Raises:
         DataError: If the lists differ in length or are empty.
@@ -271,10 +273,10 @@ def cohen_kappa(
             next="compare ratings of the same units",
         )
     values = sorted({*first, *second})
-    place = {value: at for at, value in enumerate(values)}
+    position = {value: index for index, value in enumerate(values)}
     table = np.zeros((len(values), len(values)))
-    for one, other in zip(first, second, strict=True):
-        table[place[one], place[other]] += 1
+    for first_rating, second_rating in zip(first, second, strict=True):
+        table[position[first_rating], position[second_rating]] += 1
     table /= table.sum()
     scale = np.asarray(values, dtype=float)
     gap = np.abs(scale[:, None] - scale[None, :])
@@ -286,28 +288,28 @@ def cohen_kappa(
 
 @dataclass(frozen=True, slots=True)
 class IsotonicScaler:
-    """A rising step curve from a rater's scores to people's, straight between its knots."""
+    """Monotone calibration from a rater's scores to human ones, linear between its knots."""
 
     knots: tuple[float, ...]
     values: tuple[float, ...]
 
     @classmethod
     def fit(cls, scores: Sequence[float], labels: Sequence[float]) -> IsotonicScaler:
-        """Fit by pooling adjacent violators: the least squares of all curves that never fall.
+        """Fit by pooling adjacent violators: least squares over all non-decreasing curves.
 
         Args:
-            scores: The rater's.
-            labels: People's, of the same units.
+            scores: The rater's scores.
+            labels: Human labels of the same units.
 
         Raises:
             DataError: If the lists differ in length, or hold fewer than two units.
         """
         if len(scores) != len(labels) or len(scores) < 2:
             raise DataError(
-                f"{len(scores)} scores and {len(labels)} labels give no curve",
+                f"{len(scores)} scores and {len(labels)} labels are too few for a curve",
                 code="metric.unpaired",
                 expected="two or more of each, one label a score",
-                next="label more of what was judged",
+                next="label more of the judged units",
             )
         pooled: dict[float, list[float]] = {}
         for score, label in zip(scores, labels, strict=True):
@@ -330,5 +332,5 @@ class IsotonicScaler:
         return cls(tuple(knots), tuple(values))
 
     def apply(self, score: float) -> float:
-        """Return what people would say where the rater says ``score``; level beyond the ends."""
+        """Return the calibrated score; constant beyond the ends."""
         return float(np.interp(score, self.knots, self.values))

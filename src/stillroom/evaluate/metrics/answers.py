@@ -1,10 +1,9 @@
 """Answer quality: correctness, faithfulness, citations, quotes and abstention.
 
-Every measure is a plain function of one answer and gives a share from 0 to 1, or nothing where
-there is nothing to measure (no quotation, no citation). What supports a statement is asked of a
-``EntailmentCheck``: shared words, or a model that judges; the formulas are the same.
-``summarize_shares`` makes a metric of many answers: nothing is averaged as 0 or dropped in silence,
-the metric says on how many of how many it stands. Knows no index and no files.
+Every measure is a function of one answer and returns a share from 0 to 1, or None where it is not
+defined (no quotation, no citation). Support of a statement is decided by an ``EntailmentCheck``:
+shared words, or a model as judge. ``summarize_shares`` averages many answers; undefined values are
+neither averaged as 0 nor dropped silently: the metric's note has the number measured.
 
 Sources: Rajpurkar et al. 2016, arXiv:1606.05250 (exact match and F1); Gao et al. 2023,
 arXiv:2305.14627, section 4 (citation recall and precision); Es et al. 2023, arXiv:2309.15217
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 EntailmentCheck = Callable[[str, Sequence[str]], bool | None]
-"""Whether texts, read together, say what a statement says; None where that could not be judged."""
+"""Whether texts together entail a statement; None where that could not be judged."""
 
 _QUOTED = re.compile(r"“([^“”]{8,})”|\"([^\"\n]{8,})\"|«([^«»]{8,})»")
 _MIN_QUOTED_WORDS = 3
@@ -47,7 +46,7 @@ _MIN_QUOTED_WORDS = 3
 
 @dataclass(frozen=True, slots=True)
 class CitedStatement:
-    """One sentence of an answer that claims something, and the texts of what it cites."""
+    """One claiming sentence of an answer, and the texts of its citations."""
 
     text: str
     cited: tuple[str, ...] = ()
@@ -55,38 +54,38 @@ class CitedStatement:
 
 def best_exact_match(answer: str, accepted: Sequence[str]) -> float:
     """Return 1.0 if the answer equals an accepted one after SQuAD's normalization."""
-    return max((exact_match(answer, one) for one in accepted), default=0.0)
+    return max((exact_match(answer, candidate) for candidate in accepted), default=0.0)
 
 
 def best_f1(answer: str, accepted: Sequence[str]) -> float:
-    """Return SQuAD's F1 against the accepted answer that it fits best."""
-    return max((token_f1(answer, one) for one in accepted), default=0.0)
+    """Return SQuAD's maximum F1 over the accepted answers."""
+    return max((token_f1(answer, candidate) for candidate in accepted), default=0.0)
 
 
 def contains_answer(answer: str, accepted: Sequence[str]) -> float:
-    """Return 1.0 if the answer holds an accepted one, word for word, whatever stands around it.
+    """Return 1.0 if the answer contains an accepted one word for word.
 
-    An accepted answer without a word is held by nothing.
+    An accepted answer without a word does not match.
     """
-    said = f" {normalize_text(answer)} "
-    forms = (normalize_text(one) for one in accepted)
-    return float(any(form and f" {form} " in said for form in forms))
+    normalized = f" {normalize_text(answer)} "
+    forms = (normalize_text(candidate) for candidate in accepted)
+    return float(any(form and f" {form} " in normalized for form in forms))
 
 
 def faithfulness(
     statements: Sequence[str], shown: Sequence[str], supports: EntailmentCheck
 ) -> float | None:
-    """Return the share of statements that what was shown supports.
+    """Return the share of statements supported by the shown texts.
 
     Args:
-        statements: The answer's sentences that claim something.
-        shown: The texts that the model was shown.
-        supports: What judges.
+        statements: The answer's sentences with claims.
+        shown: The texts shown to the model.
+        supports: The entailment check.
 
     Returns:
-        None where nothing is claimed, or where a statement could not be judged.
+        None without statements, or where a statement could not be judged.
     """
-    verdicts = [supports(one, shown) if shown else False for one in statements]
+    verdicts = [supports(statement, shown) if shown else False for statement in statements]
     return _mean_verdict(verdicts)
 
 
@@ -95,128 +94,136 @@ def citation_scores(
 ) -> tuple[float | None, float | None]:
     """Return citation recall and precision of one answer.
 
-    Recall: the share of statements that their citations, taken together, support. Precision: the
-    share of citations that are needed: of a supported statement, one that supports it alone, or
-    without which the others do not. Citations of an unsupported statement are none of them right.
+    Recall: the share of statements supported by their citations together. Precision: the share
+    of citations that are needed: of a supported statement, one that supports it alone, or without
+    which the others do not. Citations of an unsupported statement all count as wrong.
 
     Source: Gao et al. 2023, arXiv:2305.14627, section 4.2.
 
     Returns:
-        Each None where it has nothing to be measured on, or could not be judged.
+        Each None where it is not defined or could not be judged.
     """
-    whole = [supports(one.text, one.cited) if one.cited else False for one in statements]
+    recalls = [
+        supports(statement.text, statement.cited) if statement.cited else False
+        for statement in statements
+    ]
     right: list[bool | None] = []
-    for one, verdict in zip(statements, whole, strict=True):
-        cited = range(len(one.cited))
-        right += [_is_citation_needed(one, at, supports) if verdict else verdict for at in cited]
-    return _mean_verdict(whole), _mean_verdict(right)
+    for statement, verdict in zip(statements, recalls, strict=True):
+        cited = range(len(statement.cited))
+        right += [
+            _is_citation_needed(statement, index, supports) if verdict else verdict
+            for index in cited
+        ]
+    return _mean_verdict(recalls), _mean_verdict(right)
 
 
 def quote_exactness(answer: str, shown: Sequence[str]) -> float | None:
-    """Return the share of quotations in an answer that stand word for word in what was shown.
+    """Return the share of quotations in an answer that occur word for word in the shown texts.
 
-    A quotation is three words or more between quotation marks; white space does not count.
+    A quotation is three words or more between quotation marks; white space is ignored.
 
     Returns:
-        None where nothing is quoted.
+        None without quotations.
     """
-    texts = [" ".join(one.split()) for one in shown]
-    quotes = [" ".join("".join(found).split()) for found in _QUOTED.findall(answer)]
-    long = [one.rstrip(".,;:!?") for one in quotes if len(one.split()) >= _MIN_QUOTED_WORDS]
-    return _mean_verdict([any(one in text for text in texts) for one in long])
+    texts = [" ".join(quote.split()) for quote in shown]
+    quotes = [" ".join("".join(groups).split()) for groups in _QUOTED.findall(answer)]
+    long = [quote.rstrip(".,;:!?") for quote in quotes if len(quote.split()) >= _MIN_QUOTED_WORDS]
+    return _mean_verdict([any(quote in text for text in texts) for quote in long])
 
 
 def context_precision(relevant: Sequence[bool]) -> float:
-    """Return how early the relevant ones stand among what was shown, best first.
+    """Return the average precision of the texts shown, best first.
 
-    The mean over the relevant of the precision at their rank: sum(P@k * v_k) / sum(v_k); 0 where
-    none is.
+    The mean over relevant texts of the precision at their rank: sum(P@k * v_k) / sum(v_k); 0
+    without relevant ones.
     """
-    seen, total = 0, 0.0
+    relevant_count, total = 0, 0.0
     for rank, is_relevant in enumerate(relevant, 1):
         if is_relevant:
-            seen += 1
-            total += seen / rank
-    return total / seen if seen else 0.0
+            relevant_count += 1
+            total += relevant_count / rank
+    return total / relevant_count if relevant_count else 0.0
 
 
 def noise_sensitivity(
     statements: Sequence[str], reference: str, shown: Sequence[str], supports: EntailmentCheck
 ) -> float | None:
-    """Return the share of statements that what was shown led into error: it says so, the truth not.
+    """Return the share of statements that are errors induced by the shown texts.
 
-    Source: RAGAS's noise sensitivity: a statement that the reference does not support and a shown
-    text does.
+    Source: noise sensitivity of RAGAS: a statement supported by a shown text but not by the
+    reference.
 
     Returns:
-        None where nothing is claimed, or where a statement could not be judged.
+        None without statements, or where a statement could not be judged.
     """
     verdicts: list[bool | None] = []
-    for one in statements:
-        is_true = supports(one, [reference])
-        is_shown = supports(one, shown) if shown else False
+    for statement in statements:
+        is_true = supports(statement, [reference])
+        is_shown = supports(statement, shown) if shown else False
         unknown = is_true is None or is_shown is None
         verdicts.append(None if unknown else bool(is_shown and not is_true))
     return _mean_verdict(verdicts)
 
 
 def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int = 0) -> Metric:
-    """Return the mean of what could be measured, with its interval; the note says of how many.
+    """Return the mean of the defined values with its interval; the note has their number.
 
     Args:
-        values: One share a question; None where there was nothing to measure.
+        values: One share per question; None where it is not defined.
         name: The metric's name.
-        seed: Of the interval.
+        seed: Random seed of the interval.
     """
     valid = [value for value in values.values() if value is not None]
     metric = bootstrap(valid, seed=seed, name=name)
     if len(valid) == len(values):
         return metric
-    said = f"measured on {len(valid)} of {len(values)}"
-    note = f"{said}; {metric.note}" if metric.note else said
+    measured = f"measured on {len(valid)} of {len(values)}"
+    note = f"{measured}; {metric.note}" if metric.note else measured
     return Metric(name, metric.value, metric.low, metric.high, metric.n, metric.unit, note)
 
 
 def abstention_scores(
     should: Sequence[bool], did: Sequence[bool], name: str, *, seed: int = 0
 ) -> list[Metric]:
-    """Return precision, recall and F1 of saying that there is no answer, with intervals.
+    """Return precision, recall and F1 of abstentions, with intervals.
 
     Args:
         should: Whether each question has no answer in the documents.
-        did: Whether the answer said so.
-        name: What the metrics' names begin with.
-        seed: Of the intervals, over questions.
+        did: Whether the answer was an abstention.
+        name: Prefix of the metrics' names.
+        seed: Random seed of the intervals over questions.
     """
-    wanted, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
-    both = wanted * done
+    expected, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
+    both = expected * done
 
     def precision(counts: Floats) -> Floats:
         return np.asarray((counts @ both) / (counts @ done))
 
     def recall(counts: Floats) -> Floats:
-        return np.asarray((counts @ both) / (counts @ wanted))
+        return np.asarray((counts @ both) / (counts @ expected))
 
     def f1(counts: Floats) -> Floats:
-        return np.asarray(2 * (counts @ both) / (counts @ (wanted + done)))
+        return np.asarray(2 * (counts @ both) / (counts @ (expected + done)))
 
     return [
-        bootstrap_statistic(statistic, len(wanted), seed=seed, name=f"{name}/abstention_{what}")
-        for what, statistic in (("precision", precision), ("recall", recall), ("f1", f1))
+        bootstrap_statistic(
+            statistic, len(expected), seed=seed, name=f"{name}/abstention_{measure}"
+        )
+        for measure, statistic in (("precision", precision), ("recall", recall), ("f1", f1))
     ]
 
 
 def _is_citation_needed(
-    statement: CitedStatement, at: int, supports: EntailmentCheck
+    statement: CitedStatement, index: int, supports: EntailmentCheck
 ) -> bool | None:
     if len(statement.cited) == 1:
         return True
-    alone = supports(statement.text, [statement.cited[at]])
+    alone = supports(statement.text, [statement.cited[index]])
     if alone is None or alone:
         return alone
-    rest = [text for other, text in enumerate(statement.cited) if other != at]
-    others = supports(statement.text, rest)
-    return None if others is None else not others
+    remaining = [text for position, text in enumerate(statement.cited) if position != index]
+    is_supported = supports(statement.text, remaining)
+    return None if is_supported is None else not is_supported
 
 
 def _mean_verdict(verdicts: Sequence[bool | None]) -> float | None:

@@ -1,11 +1,10 @@
 """Metrics with BCa bootstrap intervals, paired differences and randomization tests.
 
-Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where there is too little to
-say an interval from, it is not-a-number (null in JSON), and ``note`` says why. Knows nothing of
-what is measured.
+Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where the data is too small
+for an interval, it is NaN (null in JSON), and ``note`` has the reason.
 
-A mean over records of one run says nothing of the luck of its seed, and a mean over seeds on fixed
-records nothing of the records. Here both are drawn anew. Knows numbers only.
+A mean over records of one run does not cover the variance of its seed, and a mean over seeds on
+fixed records not that of the records; the two-way bootstrap resamples both.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ Floats = npt.NDArray[np.float64]
 MIN_UNITS = 20
 
 
-"""Units from which a direction is concluded. Where there is none, intervals of values with heavy
-tails leave 0 out in 29 % of samples of 3, 17 % of 5, 12 % of 10 to 20, 9 % of 50."""
+"""Minimum number of units for a conclusion. Without an effect, intervals of heavy-tailed values
+exclude 0 in 29 % of samples of 3, 17 % of 5, 12 % of 10 to 20, 9 % of 50."""
 
 
 _LEVEL = 0.95
@@ -57,9 +56,9 @@ _BLOCK_NUMBERS = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A measured number: its 95 % interval, how many values it stands on, its unit.
+    """A measured value with its 95 % interval, number of units and unit of measure.
 
-    ``low`` and ``high`` are not-a-number where no interval can be given; ``note`` then says why.
+    ``low`` and ``high`` are NaN where no interval can be given; ``note`` then has the reason.
     """
 
     name: str
@@ -72,20 +71,20 @@ class Metric:
 
     @property
     def is_few(self) -> bool:
-        """Whether it stands on too few units to conclude a direction from."""
+        """Whether it has too few units for a conclusion about its direction."""
         return self.n < MIN_UNITS
 
     def side(self, of: float = 0.0) -> int:
-        """Return 1 where the value is shown to be above a number, -1 below it, else 0.
+        """Return 1 where the value is significantly above ``of``, -1 below it, else 0.
 
-        Shown means that the whole interval is, and that it stands on ``MIN_UNITS`` or more.
+        Significant means that the whole interval is, with ``MIN_UNITS`` units or more.
         """
         if self.is_few:
             return 0
         return int(self.low > of) - int(self.high < of)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; not-a-number becomes null."""
+        """Return plain JSON values; NaN becomes null."""
         return {
             "name": self.name,
             "value": _finite_or_none(self.value),
@@ -98,7 +97,7 @@ class Metric:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Metric:
-        """Read what ``to_json`` wrote."""
+        """Build from the result of ``to_json``."""
         value, low, high = (
             math.nan if data.get(key) is None else float(data[key])
             for key in ("value", "low", "high")
@@ -109,7 +108,7 @@ class Metric:
 
 
 def warn_small_sample(count: int, units: str) -> str:
-    """Return a sentence where so many units are too few to conclude from, else nothing."""
+    """Return a warning sentence for a sample too small to conclude from, else an empty string."""
     if count >= MIN_UNITS:
         return ""
     return f"{count} {units} are too few to conclude from ({MIN_UNITS} or more are wanted)."
@@ -132,10 +131,10 @@ def bootstrap(
     Args:
         values: One number per independent unit: a record, a query, a run.
         statistic: ``mean`` or ``median``.
-        weights: For a mean of ratios over all units together (as nats per token): each value's
-            share, resampled with it; means only.
-        resamples: How often the units are drawn anew.
-        seed: Of the draws; the same seed gives the same interval.
+        weights: For a ratio of sums over all units (such as nats per token): each value's share,
+            resampled with it; means only.
+        resamples: Number of bootstrap resamples.
+        seed: Random seed; the same seed gives the same interval.
         name: The metric's name.
         unit: Its unit, empty for a share.
 
@@ -178,16 +177,16 @@ def bootstrap_statistic(
 ) -> Metric:
     """Return any statistic of some units with its 95 % BCa bootstrap interval.
 
-    For what is no mean: a calibration error, a ratio of sums. Same method as ``bootstrap``; draws
-    in which the statistic is not finite (nothing to divide by) are left out and counted in
-    ``note``.
+    For statistics other than means: a calibration error, a ratio of sums. Same method as
+    ``bootstrap``; resamples in which the statistic is not finite (division by zero) are left out
+    and counted in ``note``.
 
     Args:
-        statistic: Given how often each unit counts, (R, units), returns its value for each row,
-            (R,); a row of ones is the measured value.
-        units: How many there are: records, queries.
-        resamples: How often the units are drawn anew.
-        seed: Of the draws.
+        statistic: Maps the counts of units in each resample, (R, units), to its value for each row,
+            (R,); a row of ones gives the measured value.
+        units: Number of units: records, queries.
+        resamples: Number of bootstrap resamples.
+        seed: Random seed.
         name: The metric's name.
         unit: Its unit, empty for a share.
     """
@@ -221,9 +220,9 @@ def paired_difference(
     name: str = "",
     unit: str = "",
 ) -> Metric:
-    """Return ``ours - theirs`` of the same units, with its interval; above 0 ours is higher.
+    """Return the mean of ``ours - theirs`` over paired units, with its interval.
 
-    ``weights`` are shared by both sides, as ``bootstrap`` takes them.
+    ``weights`` are shared by both sides, as in ``bootstrap``.
 
     Raises:
         DataError: If the lists differ in length or hold a value that is not finite.
@@ -254,17 +253,17 @@ def randomization_test(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Return the two-sided p-value that the mean of ``ours - theirs`` is 0.
+    """Return the two-sided p-value of the null hypothesis that the mean of ``ours - theirs`` is 0.
 
-    Fisher's randomization: under the null either side of a pair could bear either name. Source:
-    Smucker et al. 2007, "A Comparison of Statistical Significance Tests for Information Retrieval
-    Evaluation", CIKM.
+    Fisher's randomization: under the null hypothesis the two values of a pair are exchangeable.
+    Source: Smucker et al. 2007, "A Comparison of Statistical Significance Tests for Information
+    Retrieval Evaluation", CIKM.
 
     Args:
-        ours: One value a unit.
+        ours: One value per unit.
         theirs: The same units, in the same order.
-        resamples: Random assignments of the signs; the p-value is never below 1 / (resamples + 1).
-        seed: Of the signs.
+        resamples: Random assignments of the signs; the p-value is at least 1 / (resamples + 1).
+        seed: Random seed of the signs.
 
     Raises:
         DataError: If the lists differ in length or hold a value that is not finite.
@@ -285,25 +284,25 @@ def randomization_test(
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for how many there are, in the order given.
+    """Return p-values corrected for multiple tests, in the given order.
 
     Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": the smallest is
-    multiplied by their number, the next by one less, and none falls below the one before it.
+    multiplied by their number, the next by one less, and so on, with a running maximum.
     """
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, least = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        least = max(least, min(p_values[at] * (len(p_values) - rank), 1.0))
-        corrected[at] = least
+    for rank, index in enumerate(order):
+        least = max(least, min(p_values[index] * (len(p_values) - rank), 1.0))
+        corrected[index] = least
     return corrected
 
 
 def _check_finite(values: Sequence[float] | Floats, name: str) -> Floats:
     data = np.asarray(values, dtype=np.float64).reshape(-1)
     if not np.isfinite(data).all():
-        at = int(np.flatnonzero(~np.isfinite(data))[0])
+        index = int(np.flatnonzero(~np.isfinite(data))[0])
         raise DataError(
-            f"value {at} of '{name}' is {data[at]}",
+            f"value {index} of '{name}' is {data[index]}",
             code="metric.not-finite",
             expected="finite numbers; a failed measurement is counted, not averaged",
             next="find why it could not be measured",
@@ -328,8 +327,10 @@ def _resample(
     block = max(_BLOCK_NUMBERS // len(data), 1)
     parts = []
     for begin in range(0, resamples, block):
-        drawn = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
-        parts.append(_statistic(data[drawn], None if shares is None else shares[drawn], statistic))
+        indices = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
+        parts.append(
+            _statistic(data[indices], None if shares is None else shares[indices], statistic)
+        )
     return np.concatenate(parts)
 
 
@@ -337,9 +338,11 @@ def _jackknife(data: Floats, shares: Floats | None, statistic: Statistic) -> Flo
     """Return the statistic without each value in turn (the jackknife)."""
     if statistic == "mean":
         weight = np.ones_like(data) if shares is None else shares
-        rest = weight.sum() - weight
-        return np.asarray(((data * weight).sum() - data * weight) / np.where(rest == 0, 1, rest))
-    return np.array([np.median(np.delete(data, at)) for at in range(len(data))])
+        remaining = weight.sum() - weight
+        return np.asarray(
+            ((data * weight).sum() - data * weight) / np.where(remaining == 0, 1, remaining)
+        )
+    return np.array([np.median(np.delete(data, index)) for index in range(len(data))])
 
 
 def _bca_interval(draws: Floats, left_out: Floats, value: float) -> tuple[float, float]:
@@ -354,8 +357,8 @@ def _bca_interval(draws: Floats, left_out: Floats, value: float) -> tuple[float,
     ends = []
     for tail in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2):
         shifted = bias + normal.inv_cdf(tail)
-        at = normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
-        ends.append(float(np.quantile(draws, min(max(at, 0.0), 1.0))))
+        level = normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
+        ends.append(float(np.quantile(draws, min(max(level, 0.0), 1.0))))
     return min(ends[0], value), max(ends[1], value)
 
 
@@ -363,24 +366,18 @@ def _finite_or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_FloatArray = npt.NDArray[np.float64]
-
-
 MIN_RUNS = 3
 
 
-"""Runs from which a direction is concluded: where seeds differ as much as records do, intervals of
-20 records leave out a true 0 in 55 % of experiments of one seed, 21 % of two, 16 % of three."""
-
-
-_CROSSED_LEVEL = 0.95
+"""Minimum number of runs for a conclusion: where seeds vary as much as records, intervals of 20
+records exclude a true 0 in 55 % of experiments of one seed, 21 % of two, 16 % of three."""
 
 
 def bootstrap_two_way(
-    values: _FloatArray,
-    weights: _FloatArray,
+    values: Floats,
+    weights: Floats,
     *,
-    over: _FloatArray | None = None,
+    over: Floats | None = None,
     resamples: int = 4000,
     seed: int = 0,
     name: str = "",
@@ -388,17 +385,17 @@ def bootstrap_two_way(
 ) -> Metric:
     """Return the weighted mean of a table of runs by records, with its 95 % interval.
 
-    Rows and columns are drawn with replacement independently, and the interval holds the middle
-    95 % of the draws. Source: Owen 2007, "The pigeonhole bootstrap", doi:10.1214/07-AOAS122, which
-    errs towards wide intervals. With fewer than five runs their spread is known badly; ``note``
-    says how many there are.
+    Rows and columns are resampled independently, and the interval is the middle 95 % of the
+    resamples. Source: Owen 2007, "The pigeonhole bootstrap", doi:10.1214/07-AOAS122, which is
+    conservative. With fewer than five runs their spread is poorly estimated; ``note`` has their
+    number.
 
     Args:
-        values: One row a run, one column a record, (R, N): sums, as the nats of a record.
-        weights: What each record's sum is divided by when all are added up, (N,): its tokens.
+        values: One row per run, one column per record, (R, N): sums, such as the nats of a record.
+        weights: Divisor of each record's sum, (N,), such as its tokens.
         over: A second table, (R, N): the result is then the ratio of both means, minus 1.
-        resamples: How often both are drawn anew.
-        seed: Of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Random seed.
         name: The metric's name.
         unit: Its unit.
     """
@@ -413,25 +410,25 @@ def bootstrap_two_way(
     by_row = rng.multinomial(rows, np.full(rows, 1 / rows), resamples).astype(np.float64)
     by_column = rng.multinomial(columns, np.full(columns, 1 / columns), resamples)
     draws = mean(tables, weights, by_row, by_column.astype(np.float64))
-    low, high = np.quantile(draws, [(1 - _CROSSED_LEVEL) / 2, (1 + _CROSSED_LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     note = f"{rows} run{'s' * (rows > 1)}" if rows < 5 else ""
     return Metric(name, value, float(low), float(high), columns, unit, note)
 
 
-_TableList = list[_FloatArray]
+_TableList = list[Floats]
 
 
 def _weighted_mean(
-    tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
-) -> _FloatArray:
+    tables: _TableList, weights: Floats, by_row: Floats, by_column: Floats
+) -> Floats:
     sums = np.einsum("dr,rn,dn->d", by_row, tables[0], by_column, optimize=True)
-    result: _FloatArray = sums / (by_row.sum(1) * (by_column @ weights))
+    result: Floats = sums / (by_row.sum(1) * (by_column @ weights))
     return result
 
 
 def _weighted_ratio(
-    tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
-) -> _FloatArray:
-    top, bottom = (_weighted_mean([one], weights, by_row, by_column) for one in tables)
-    result: _FloatArray = top / bottom - 1
+    tables: _TableList, weights: Floats, by_row: Floats, by_column: Floats
+) -> Floats:
+    top, bottom = (_weighted_mean([table], weights, by_row, by_column) for table in tables)
+    result: Floats = top / bottom - 1
     return result

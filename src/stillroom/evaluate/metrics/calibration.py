@@ -1,9 +1,8 @@
 """Expected calibration error and temperature scaling.
 
-The outcome is the token that stands in the record. A bin holds the positions whose largest
-probability lies in it; the expected calibration error is the mean distance between what was said
-and what came, over the bins. One temperature, fitted on other records, is the baseline that any
-claim about calibration has to beat. Knows logits and labels, no models.
+The outcome is the token in the record. A bin holds the positions whose largest probability lies in
+it; the expected calibration error is the mean distance between confidence and accuracy over the
+bins. One temperature, fitted on other records, is the baseline for any claim about calibration.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap_statistic
 __all__ = ["NUM_BINS", "TemperatureScaler", "bin_confidences", "expected_calibration_error"]
 
 NUM_BINS = 15
-_INVERSE_TEMPERATURES = np.geomspace(0.25, 4.0, 11)  # of the temperatures that are tried
+_INVERSE_TEMPERATURES = np.geomspace(0.25, 4.0, 11)  # grid of 1/T
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,21 +27,21 @@ Floats = npt.NDArray[np.float64]
 def bin_confidences(confidence: Tensor, is_right: Tensor) -> Floats:
     """Return, for each of 15 equal bins of confidence, its positions' sums, (3, BINS).
 
-    Rows are the number of positions, the sum of what was said, the number that came true.
+    Rows are the number of positions, the sum of confidences, the number of correct ones.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 2 (15 bins, top label).
 
     Args:
         confidence: The largest probability at each position, (n,).
-        is_right: Whether that token stands in the record, (n,).
+        is_right: Whether the most likely token is the token in the record, (n,).
     """
-    said = confidence.double().cpu().numpy()
+    confidences = confidence.double().cpu().numpy()
     came = is_right.double().cpu().numpy()
-    place = np.clip(np.ceil(said * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    bin_index = np.clip(np.ceil(confidences * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     return np.stack(
         [
-            np.bincount(place, weights=weights, minlength=NUM_BINS)
-            for weights in (np.ones_like(said), said, came)
+            np.bincount(bin_index, weights=weights, minlength=NUM_BINS)
+            for weights in (np.ones_like(confidences), confidences, came)
         ]
     )
 
@@ -56,51 +55,51 @@ def expected_calibration_error(
 ) -> Metric:
     """Return the expected calibration error over all records together, with its interval.
 
-    The error of few positions is biased upward: bins hold noise. Compare models on the same
+    The error of few positions is biased upward by noise in the bins. Compare models on the same
     records, and read the difference.
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
 
     Args:
         bins: ``bin_confidences`` of each record, (records, 3, BINS).
-        less: The same of another model; then the difference is returned.
-        seed: Of the bootstrap over records.
+        less: The same of another model; the difference is then returned.
+        seed: Random seed of the bootstrap over records.
         name: The metric's name.
     """
     sides = [np.asarray(side, dtype=np.float64) for side in (bins, less) if side is not None]
 
     def error(counts: Floats) -> Floats:
-        found = [_binned_error(side, counts) for side in sides]
-        return found[0] if len(found) == 1 else found[0] - found[1]
+        errors = [_binned_error(side, counts) for side in sides]
+        return errors[0] if len(errors) == 1 else errors[0] - errors[1]
 
     return bootstrap_statistic(error, len(sides[0]), seed=seed, name=name)
 
 
 class TemperatureScaler:
-    """Finds the one temperature that makes the records' own tokens likeliest.
+    """Fits the temperature that maximizes the likelihood of the records' tokens.
 
     The loss is convex in 1/T; its slope is summed on a grid of temperatures, so that logits need
-    not be kept, and the root is found between two of them.
+    not be stored, and the root is interpolated.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling).
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start without data."""
         self.positions = 0
         self._slopes = np.zeros(len(_INVERSE_TEMPERATURES))
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count some positions: logits (n, V), float32, and the tokens that came, (n,)."""
-        said = logits.gather(1, labels[:, None])[:, 0]
-        for at, inverse in enumerate(_INVERSE_TEMPERATURES):
+        """Add positions: logits (n, V), float32, and the true tokens, (n,)."""
+        label_logits = logits.gather(1, labels[:, None])[:, 0]
+        for index, inverse in enumerate(_INVERSE_TEMPERATURES):
             mean = (torch.softmax(logits * float(inverse), -1) * logits).sum(-1)
-            self._slopes[at] += float((mean - said).double().sum())
+            self._slopes[index] += float((mean - label_logits).double().sum())
         self.positions += len(labels)
 
     @property
     def temperature(self) -> float:
-        """The best temperature from 1/4 to 4; 1 where nothing was counted."""
+        """The best temperature from 1/4 to 4; 1 without data."""
         if not self.positions:
             return 1.0
         slopes = self._slopes * _INVERSE_TEMPERATURES  # by log(1/T)

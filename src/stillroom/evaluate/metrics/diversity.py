@@ -1,32 +1,27 @@
 """Diversity and repetition of texts: distinct-n, self-BLEU, Vendi score, coverage.
 
-Every figure depends on how much text it is taken of, so samples of one size are compared: whole
-texts drawn without replacement until a budget of words is reached, many times over; the value is
-the mean of the draws and the interval their 2.5 % and 97.5 % points. (Draws of one small set share
-texts: where the budget is near the size of the set, the interval is too narrow, and ``note`` says
-so.)
+All figures depend on the amount of text, so samples of one size are compared: whole texts drawn
+without replacement until a budget of words is reached, repeatedly; the value is the mean of the
+draws and the interval their 2.5 % and 97.5 % points. (Draws from a small set share texts: if the
+budget is near the size of the set, the interval is too narrow, and ``note`` says so.)
 
-- ``distinct_n``: distinct word n-grams over all of them (Li et al. 2016, arXiv:1510.03055).
+- ``distinct_n``: share of distinct word n-grams (Li et al. 2016, arXiv:1510.03055).
 - ``self_bleu``: BLEU-4 of each text against all the others (Zhu et al. 2018, arXiv:1802.01886),
   with the closest reference length, and 1 added to both sides of each precision above unigrams.
 - ``compression_ratio``: bytes over bytes compressed by zstd with a window over all of them, in the
-order
-  drawn (Shaib et al. 2024, arXiv:2403.00553, there by gzip, whose window is 32 kB).
-- ``repeated_ngram_share``: share of 4-grams that another text of the draw holds too.
+  order drawn (Shaib et al. 2024, arXiv:2403.00553, there by gzip, whose window is 32 kB).
+- ``repeated_ngram_share``: share of 4-grams that occur in another text of the draw too.
 - ``vendi_score``: exp of the entropy of the eigenvalues of X X^T / n for L2-normalized rows, at
-most the
-  number of texts (Friedman and Dieng 2023, arXiv:2210.02410).
+  most the number of texts (Friedman and Dieng 2023, arXiv:2210.02410).
 - ``mean_cosine_distance``: 1 minus the mean cosine of two different texts.
-- ``tail``: mass of the reference's rare words (the least frequent ones of one half of it) over what
-  it is in the other half: 1 where the tail is as heavy as in more of the same, 0 where it is gone.
-  It is what collapse takes first (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
-- ``nearest_neighbor_coverage``: share of the reference's vectors that have one of the texts' within
-the distance of
-  their own 5th neighbour (Naeem et al. 2020, arXiv:2002.09797).
+- ``tail``: frequency of the reference's rare words (the least frequent ones of one half of it) over
+  their frequency in the other half: 1 for a tail as heavy as in the reference, 0 without a tail.
+  The tail is lost first in model collapse (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
+- ``nearest_neighbor_coverage``: share of the reference's vectors with one of the texts' within the
+  distance of their own 5th neighbor (Naeem et al. 2020, arXiv:2002.09797).
 
-Teacher-forced error reads right text so far; a served model reads its own. How much more it errs
-there is exposure bias, told here as the excess of the error that accumulates. Knows tokens, no
-recipes.
+Exposure bias: in teacher forcing a model reads the true text so far; in use it reads its own. It is
+measured as the excess of the accumulated error.
 """
 
 from __future__ import annotations
@@ -101,51 +96,51 @@ def measure_diversity(
     """Return the figures of some texts at a budget of words, by name.
 
     Args:
-        texts: What is measured.
-        budget: Words of a draw.
+        texts: Texts to measure.
+        budget: Words per draw.
         tail: Rare words of the reference, from ``find_rare_words``; without them no ``tail``.
         tail_mass: Their share of the reference.
-        vectors: One a text, (N, D), L2-normalized; without them there is no ``vendi_score`` and
-            no ``mean_cosine_distance``.
-        seed: Of the draws.
-        draws: How many.
-        only: The figures wanted, where not all are.
-        cut: The words of each text, where they are at hand.
-        pause: Called after every figure of a draw, so that others come to the processor; without
-            it other threads compress beside the counting.
+        vectors: One vector per text, (N, D), L2-normalized; without them there is no
+            ``vendi_score`` and no ``mean_cosine_distance``.
+        seed: Random seed of the draws.
+        draws: Number of draws.
+        only: The figures to compute; by default all.
+        cut: The tokenized texts, if available.
+        pause: Called after every figure of a draw, to let others use the processor; without it,
+            compression runs in other threads.
     """
     cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
     figures: dict[str, Callable[[NGramSample], float]] = {
-        "distinct_1": lambda one: _distinct(one, 1),
-        "distinct_3": lambda one: _distinct(one, 3),
+        "distinct_1": lambda sample: _distinct(sample, 1),
+        "distinct_3": lambda sample: _distinct(sample, 3),
         "self_bleu": _self_bleu,
-        "compression": lambda one: compression_ratio([texts[at] for at in one.drawn]),
-        "repeated": lambda one: _repeated_share(one, 4),
+        "compression": lambda sample: compression_ratio([texts[index] for index in sample.drawn]),
+        "repeated": lambda sample: _repeated_share(sample, 4),
     }
     if tail and tail_mass:
         is_rare = _mark_words(cut, tail)
-        figures["tail"] = lambda one: _mean_share(is_rare[one.words()]) / tail_mass
+        figures["tail"] = lambda sample: _mean_share(is_rare[sample.words()]) / tail_mass
     if vectors is not None:
         rows = vectors
-        figures["vendi"] = lambda one: vendi_score(rows[one.drawn])
-        figures["spread"] = lambda one: mean_cosine_distance(rows[one.drawn])
+        figures["vendi"] = lambda sample: vendi_score(rows[sample.drawn])
+        figures["spread"] = lambda sample: mean_cosine_distance(rows[sample.drawn])
     if only is not None:
         figures = {name: figure for name, figure in figures.items() if name in only}
-    drawn = list(_draw_samples([len(one) for one in cut.texts], budget, seed, draws))
+    drawn = list(_draw_samples([len(words) for words in cut.texts], budget, seed, draws))
     values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn, pause)
     is_crowded = budget > _CROWDED_SHARE * cut.count()
     note = "drawn from little more text than the budget" if is_crowded else ""
     return {
         name: Metric(
             name,
-            float(np.mean(found)),
-            float(np.quantile(found, 0.025)),
-            float(np.quantile(found, 0.975)),
+            float(np.mean(results)),
+            float(np.quantile(results, 0.025)),
+            float(np.quantile(results, 0.975)),
             len(texts),
             note=note,
         )
-        for name, found in values.items()
-        if found
+        for name, results in values.items()
+        if results
     }
 
 
@@ -155,7 +150,7 @@ def _compute_figures(
     draws: Sequence[list[int]],
     pause: Callable[[], None] | None,
 ) -> dict[str, list[float]]:
-    """Return the figures of every draw; compressing, the dearest of them, goes on beside."""
+    """Return the figures of every draw; compression, the slowest, runs in parallel."""
     samples = [NGramSample(grams, drawn) for drawn in draws]
     values: dict[str, list[float]] = {name: [] for name in figures}
     if pause is not None:
@@ -165,21 +160,21 @@ def _compute_figures(
                 pause()
         return values
     with ThreadPoolExecutor(min(os.cpu_count() or 1, len(samples)) or 1) as pool:
-        beside = {
+        futures = {
             name: pool.map(figure, samples)
             for name, figure in figures.items()
             if name == "compression"
         }
         for name, figure in figures.items():
-            if name not in beside:
+            if name not in futures:
                 values[name] = [figure(sample) for sample in samples]
-        for name, found in beside.items():
-            values[name] = list(found)
+        for name, results in futures.items():
+            values[name] = list(results)
     return values
 
 
 def distinct_n(texts: Sequence[Words], n: int) -> float:
-    """Return distinct word n-grams over all of them; 0 where there is none."""
+    """Return the share of distinct word n-grams; 0 without n-grams."""
     return _distinct(_sample_all(texts, n), n)
 
 
@@ -193,7 +188,7 @@ def _distinct(sample: NGramSample, n: int) -> float:
 
 
 def self_bleu(texts: Sequence[Words]) -> float:
-    """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is varied."""
+    """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is diverse."""
     return _self_bleu(_sample_all(texts, _ORDER))
 
 
@@ -210,7 +205,7 @@ def _self_bleu(sample: NGramSample) -> float:
             minlength=len(lengths),
         )
         smooth = int(n > 1)
-        with np.errstate(divide="ignore"):  # of nothing shared, the logarithm's limit is meant
+        with np.errstate(divide="ignore"):  # log(0) = -inf is intended where nothing is shared
             logs += np.log(
                 (clipped + smooth) / np.maximum(np.maximum(lengths - n + 1, 0) + smooth, 1)
             )
@@ -219,7 +214,7 @@ def _self_bleu(sample: NGramSample) -> float:
 
 
 def _closest_lengths(lengths: Ints) -> Ints:
-    """Return, for each of two or more lengths, the nearest of the others; of two, the shorter."""
+    """Return, for each of two or more lengths, the nearest other length; of two, the shorter."""
     order = np.argsort(lengths, kind="stable")
     ranked = lengths[order]
     below, above = np.roll(ranked, 1), np.roll(ranked, -1)
@@ -232,7 +227,7 @@ def _closest_lengths(lengths: Ints) -> Ints:
 
 
 def compression_ratio(texts: Sequence[str]) -> float:
-    """Return the bytes of the texts over their bytes compressed together; high is repetitive."""
+    """Return uncompressed over compressed bytes of the texts together; high is repetitive."""
     raw = "\n".join(texts).encode("utf-8", "surrogatepass")
     if not raw:
         return 0.0
@@ -242,7 +237,7 @@ def compression_ratio(texts: Sequence[str]) -> float:
 
 
 def repeated_ngram_share(texts: Sequence[Words], n: int = 4) -> float:
-    """Return the share of n-grams that another of the texts holds too."""
+    """Return the share of n-grams that occur in another of the texts too."""
     return _repeated_share(_sample_all(texts, n), n)
 
 
@@ -254,7 +249,7 @@ def _repeated_share(sample: NGramSample, n: int) -> float:
 
 
 def vendi_score(vectors: Vectors) -> float:
-    """Return the Vendi score of L2-normalized vectors, (N, D): how many different ones there are.
+    """Return the Vendi score of L2-normalized vectors, (N, D): the effective number of texts.
 
     The eigenvalues are those of the smaller of X X^T and X^T X.
     """
@@ -280,12 +275,12 @@ def mean_cosine_distance(vectors: Vectors) -> float:
 def find_rare_words(
     texts: Sequence[str] = (), *, cut: TokenizedTexts | None = None
 ) -> tuple[frozenset[str], float]:
-    """Return rare words of a reference, and the share they have of more of the same.
+    """Return rare words of a reference, and their share of more text of its kind.
 
-    The words are the least frequent ones of every other text, that together are a tenth of it; of
-    those that are equally rare, no kind is preferred: by the alphabet a small reference's tail
-    would be its numbers and a few letters. Their share is that in the rest, since a word seen once
-    is mostly not seen again. ``cut`` is the words of each text, where they are at hand.
+    The words are the least frequent ones of every other text that together make up a tenth of it;
+    ties are broken by hash: in alphabetical order a small reference's tail would be its numbers
+    and a few letters. Their share is measured on the rest, since a word seen once is mostly not
+    seen again. ``cut`` is the tokenized texts, if available.
     """
     cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
     counts = np.bincount(cut[::2].flat(), minlength=len(cut.lexicon))
@@ -293,7 +288,7 @@ def find_rare_words(
     room, mass = _TAIL * int(counts.sum()), 0
     tail: list[str] = []
     for often in np.unique(counts[counts > 0]).tolist():
-        rare = [named[at] for at in np.flatnonzero(counts == often).tolist()]
+        rare = [named[index] for index in np.flatnonzero(counts == often).tolist()]
         if is_last := mass + often * len(rare) > room:
             rare.sort(key=_hash_order)
         for word in rare:
@@ -306,10 +301,10 @@ def find_rare_words(
     return frozenset(tail), _mean_share(_mark_words(cut, tail)[cut[1::2].flat()])
 
 
-def _mark_words(cut: TokenizedTexts, chosen: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Return which words of a lexicon are chosen, by their numbers."""
+def _mark_words(cut: TokenizedTexts, selected: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return a mask of words over the vocabulary's numbers."""
     is_chosen = np.zeros(len(cut.lexicon), dtype=bool)
-    is_chosen[cut.lexicon.find(chosen)] = True
+    is_chosen[cut.lexicon.find(selected)] = True
     return is_chosen
 
 
@@ -318,29 +313,29 @@ def _mean_share(is_found: npt.NDArray[np.bool_]) -> float:
 
 
 def _hash_order(word: str) -> tuple[int, str]:
-    """Return a place that says nothing of the word, and is the same every time."""
+    """Return a deterministic sort key that is unrelated to the word."""
     return zlib.crc32(word.encode("utf-8", "surrogatepass")), word
 
 
 def rare_word_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
-    """Return which share of the texts' words are of the tail."""
+    """Return the share of the texts' words that are in the tail."""
     total = sum(map(len, texts))
-    found = sum(sum(map(tail.__contains__, text)) for text in texts)
-    return found / total if total else 0.0
+    count = sum(sum(map(tail.__contains__, text)) for text in texts)
+    return count / total if total else 0.0
 
 
 def nearest_neighbor_coverage(
     vectors: Vectors, reference: Vectors, *, neighbor: int = _NEIGHBOR_RANK
 ) -> npt.NDArray[np.bool_]:
-    """Return which of the reference's vectors have one of the others near them, (M,).
+    """Return which of the reference's vectors have a near neighbor among the others, (M,).
 
-    Their share is the coverage. Near is no further than the reference vector's own ``neighbor``-th
-    neighbour in the reference.
+    Their share is the coverage. Near means within the distance of the reference vector's own
+    ``neighbor``-th neighbor in the reference.
 
     Args:
         vectors: (N, D), L2-normalized.
         reference: (M, D), L2-normalized; M above ``neighbor``.
-        neighbor: Which neighbour gives the distance.
+        neighbor: Rank of the neighbor that sets the distance.
     """
     if not len(vectors) or len(reference) <= neighbor:
         return np.zeros(len(reference), dtype=bool)
@@ -357,11 +352,11 @@ def _draw_samples(sizes: Sequence[int], budget: int, seed: int, draws: int) -> I
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         drawn, held = [], 0
-        for at in rng.permutation(len(sizes)).tolist():
+        for index in rng.permutation(len(sizes)).tolist():
             if held >= budget:
                 break
-            drawn.append(at)
-            held += sizes[at]
+            drawn.append(index)
+            held += sizes[index]
         yield drawn
 
 
@@ -369,31 +364,30 @@ _FloatArray = npt.NDArray[np.float64]
 
 
 def distinct_ngram_share(ids: Sequence[int], n: int) -> float | None:
-    """Return the share of a text's n-grams that are distinct; None where it has none.
+    """Return the share of a text's n-grams that are distinct; None without n-grams.
 
-    Source: Li et al. 2016, arXiv:1510.03055 (distinct-n); here within one completion, so that low
-    means that it repeats itself.
+    Source: Li et al. 2016, arXiv:1510.03055 (distinct-n); here within one completion, where low
+    means repetitive.
     """
-    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    grams = [tuple(ids[index : index + n]) for index in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def excess_accumulated_error(
     free: Sequence[_FloatArray], forced: Sequence[_FloatArray], *, seed: int = 0, name: str = ""
 ) -> Metric:
-    """Return by how much more error accumulates on a model's own text than on its teacher's.
+    """Return the excess of the error accumulated on a model's own text over the teacher's text.
 
-    0 says that errors do not feed on each other; 0.5 that half as much again comes of them. At each
-    depth the mean is over the records whose text is that long, and only depths that both reach
-    count.
+    0 means that errors do not compound; 0.5 that they add half as much again. At each depth the
+    mean is over the records whose text is that long, and only depths reached by both count.
 
     Source: Arora et al. 2022, arXiv:2204.01171, section 3.2 (ExAccErr, here a share, not per cent);
     the teacher is the oracle, and its error is the whole KL(teacher || student) at each step.
 
     Args:
         free: KL(teacher || student) at each depth of the student's own sampled text, by record.
-        forced: The same of text that the teacher sampled after the same prompts.
-        seed: Of the bootstrap over records.
+        forced: The same of text sampled by the teacher from the same prompts.
+        seed: Random seed of the bootstrap over records.
         name: The metric's name.
     """
     depth = max([len(row) for row in [*free, *forced]], default=0)
@@ -413,6 +407,6 @@ def excess_accumulated_error(
 def _pad_rows(rows: Sequence[_FloatArray], depth: int) -> tuple[_FloatArray, _FloatArray]:
     """Return values and presence, (records, depth) each."""
     values, present = np.zeros((len(rows), depth)), np.zeros((len(rows), depth))
-    for at, row in enumerate(rows):
-        values[at, : len(row)], present[at, : len(row)] = row, 1
+    for index, row in enumerate(rows):
+        values[index, : len(row)], present[index, : len(row)] = row, 1
     return values, present

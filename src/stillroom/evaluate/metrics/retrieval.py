@@ -1,11 +1,8 @@
 """Retrieval measures with trec_eval's semantics, and comparison of runs.
 
 Scores are computed by trec_eval's own code (pytrec_eval-terrier). Every judged query counts, with 0
-where nothing was retrieved for it (trec_eval's ``-c``); what was retrieved for queries nobody
-judged is left out. Knows ids and scores only, no passages.
-
-What the runs hold in common is a set of queries: those that are judged, or, where that is asked,
-those that both the judgements and a run have. Knows ids and scores only.
+where nothing was retrieved for it (trec_eval's ``-c``); results of unjudged queries are ignored.
+Runs are compared on all judged queries or, on request, on those that each run has results for.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from stillroom.evaluate.metrics.bootstrap import (
 )
 
 __all__ = [
-    "Judgements",
+    "Judgments",
     "Ranking",
     "RunComparison",
     "compare_runs",
@@ -57,18 +54,18 @@ _FULL_MEASURES = {
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 
 
-"""What was retrieved for one query: ids with scores, in any order."""
+"""Results of one query: ids with scores, in any order."""
 
 
-Judgements = Mapping[str, Mapping[str, int]]
+Judgments = Mapping[str, Mapping[str, int]]
 
 
-"""For each query the relevance of each judged id; above 0 is relevant."""
+"""Relevance of each judged id by query; above 0 is relevant."""
 
 
 def retrieval_metrics(
     run: Mapping[str, Ranking],
-    qrels: Judgements,
+    qrels: Judgments,
     *,
     ndcg_at: int = 10,
     recall_at: int = 5,
@@ -76,10 +73,10 @@ def retrieval_metrics(
     """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
     Args:
-        run: What was retrieved, by query.
-        qrels: What is relevant, by query.
-        ndcg_at: Depth of the discounted gain (gain is the relevance itself, discount log2).
-        recall_at: Depth of recall.
+        run: Results by query.
+        qrels: Relevance judgments by query.
+        ndcg_at: Cutoff of nDCG (gain is the relevance itself, discount log2).
+        recall_at: Cutoff of recall.
 
     Returns:
         ``{"ndcg@10": {query: value}, "recall@5": {...}, "recip_rank": {...}}``.
@@ -88,35 +85,35 @@ def retrieval_metrics(
         DataError: If an id was retrieved twice for one query, or a score is not a number.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    found = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
-    return {"recip_rank" if name == "mrr" else name: values for name, values in found.items()}
+    scores = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
+    return {"recip_rank" if name == "mrr" else name: values for name, values in scores.items()}
 
 
 def score_run(
     run: Mapping[str, Ranking],
-    qrels: Judgements,
+    qrels: Judgments,
     measures: Sequence[str],
     *,
     relevance_level: int = 1,
     depth: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Return for each measure the value of every judged query, as trec_eval computes it.
+    """Compute each measure for every judged query with trec_eval.
 
-    Ties are broken as trec_eval does, by id, later first. Scores are handed over as ranks, because
-    pytrec_eval keeps them in single precision and would tie what differs in the ninth digit.
+    Ties are broken as in trec_eval, by id, later first. Scores are passed as ranks, since
+    pytrec_eval stores single precision and would tie scores that differ in the ninth digit.
 
     Args:
-        run: What was retrieved, by query.
-        qrels: What is relevant, by query.
+        run: Results by query.
+        qrels: Relevance judgments by query.
         measures: ``ndcg@K``, ``recall@K``, ``precision@K``, ``success@K``, ``map``, ``map@K``,
             ``mrr`` (trec_eval's recip_rank, of the whole ranking), ``mrr@K``, ``ndcg``, ``rprec``
             or ``bpref``.
-        relevance_level: From which grade on an id is relevant, for all but ndcg, whose gain is the
-            grade itself (trec_eval's ``-l``); 1 or more.
-        depth: How many of each ranking are read (trec_eval's ``-M``); 0 reads all.
+        relevance_level: Minimum grade of a relevant id, for all but ndcg, whose gain is the grade
+            itself (trec_eval's ``-l``); 1 or more.
+        depth: Cutoff of each ranking (trec_eval's ``-M``); 0 for none.
 
     Returns:
-        By measure, then query in the order of ``qrels``; a mean over all of them is trec_eval's
+        By measure, then query in the order of ``qrels``; the mean over all of them is trec_eval's
         ``all`` with ``-c``.
 
     Raises:
@@ -130,16 +127,16 @@ def score_run(
         raise MissingExtraError.of(
             "pytrec-eval-terrier", "evaluate", "Measuring retrieval"
         ) from error
-    wanted = {name: parse_measure(name) for name in measures}
+    parsed = {name: parse_measure(name) for name in measures}
     ranked = {
         query: _truncate_ranks(_rank_scores(query, run.get(query, ())), depth) for query in qrels
     }
     groups: dict[tuple[int, int], dict[str, str]] = {}
-    for name, (theirs, at) in wanted.items():
-        cut = at if theirs == "recip_rank" else 0
-        asked = theirs if cut or not at else f"{theirs}.{at}"
-        groups.setdefault((-1 if theirs == "bpref" else 0, cut), {})[name] = asked
-    found: dict[str, dict[str, float]] = {}
+    for name, (trec_name, cutoff) in parsed.items():
+        cut = cutoff if trec_name == "recip_rank" else 0
+        trec_measure = trec_name if cut or not cutoff else f"{trec_name}.{cutoff}"
+        groups.setdefault((-1 if trec_name == "bpref" else 0, cut), {})[name] = trec_measure
+    scores: dict[str, dict[str, float]] = {}
     for (least, cut), names in groups.items():
         evaluator = pytrec_eval.RelevanceEvaluator(
             _prepare_qrels(qrels, least), set(names.values()), relevance_level=relevance_level
@@ -147,19 +144,19 @@ def score_run(
         scored = evaluator.evaluate(
             {query: _truncate_ranks(ranks, cut) for query, ranks in ranked.items() if ranks}
         )
-        for name, asked in names.items():
-            key = asked.replace(".", "_")
-            found[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
-    return {name: found[name] for name in wanted}
+        for name, trec_measure in names.items():
+            key = trec_measure.replace(".", "_")
+            scores[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
+    return {name: scores[name] for name in parsed}
 
 
-def _prepare_qrels(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
-    """Return the judgements as trec_eval can take them, queries without any left out.
+def _prepare_qrels(qrels: Judgments, least: int) -> dict[str, dict[str, int]]:
+    """Return the judgments in a form safe for trec_eval, without queries that have none.
 
-    What lies below 1 is not relevant to any measure; but grades below -1 (the web tracks' -2 for
-    spam) overrun pytrec_eval's tables and may end the process, and a query with negative grades
-    alone never comes back from ``ndcg``. To ``bpref`` alone -1 and 0 differ: not in the pool, and
-    judged not relevant.
+    Grades below 1 are not relevant to any measure; but grades below -1 (the web tracks' -2 for
+    spam) overrun pytrec_eval's tables and may crash the process, and ``ndcg`` does not terminate
+    on a query with negative grades only. Only ``bpref`` distinguishes -1 (not in the pool) from 0
+    (judged not relevant).
     """
     return {
         query: {
@@ -172,19 +169,19 @@ def _prepare_qrels(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
 
 
 def parse_measure(name: str) -> tuple[str, int]:
-    """Return trec_eval's name of a measure and its depth, 0 where it has none.
+    """Return trec_eval's name of a measure and its cutoff, 0 where it has none.
 
-    trec_eval's own names are taken, too, as ``ndcg_cut_10``, ``P_5`` or ``recip_rank``.
+    trec_eval's own names are accepted too: ``ndcg_cut_10``, ``P_5`` or ``recip_rank``.
 
     Raises:
         DataError: If the measure is not known.
     """
-    base, at, depth = name.partition("@")
-    theirs = (_CUTOFF_MEASURES if depth else _FULL_MEASURES).get(base, "")
-    if not theirs and not at:
+    base, separator, depth = name.partition("@")
+    trec_name = (_CUTOFF_MEASURES if depth else _FULL_MEASURES).get(base, "")
+    if not trec_name and not separator:
         base, _, depth = name.rpartition("_") if name[-1:].isdecimal() else (name, "", "")
-        theirs = base if base in (_CUTOFF_MEASURES if depth else _FULL_MEASURES).values() else ""
-    if not theirs or (depth and not (depth.isdecimal() and int(depth) > 0)):
+        trec_name = base if base in (_CUTOFF_MEASURES if depth else _FULL_MEASURES).values() else ""
+    if not trec_name or (depth and not (depth.isdecimal() and int(depth) > 0)):
         raise DataError(
             f"'{name}' is not a measure of retrieval",
             code="metric.unknown-measure",
@@ -192,7 +189,7 @@ def parse_measure(name: str) -> tuple[str, int]:
             "rprec or bpref, or trec_eval's names of them",
             next="write for instance ndcg@10",
         )
-    return theirs, int(depth or 0)
+    return trec_name, int(depth or 0)
 
 
 def _truncate_ranks(ranks: dict[str, float], depth: int) -> dict[str, float]:
@@ -202,23 +199,23 @@ def _truncate_ranks(ranks: dict[str, float], depth: int) -> dict[str, float]:
 
 
 def _rank_scores(query: str, ranking: Ranking) -> dict[str, float]:
-    """Return descending whole numbers in place of the scores, ties broken as trec_eval does."""
+    """Replace scores by descending integers, with ties broken as in trec_eval."""
     pairs = list(ranking.items()) if isinstance(ranking, Mapping) else list(ranking)
     scores = [score for _, score in pairs]
     if not all(map(operator.gt, scores, scores[1:])) or any(map(math.isnan, scores)):
         _check_scores(query, pairs)
         pairs.sort(key=lambda pair: (pair[1], pair[0].encode()), reverse=True)
-    ranks = {name: float(len(pairs) - at) for at, (name, _) in enumerate(pairs)}
+    ranks = {name: float(len(pairs) - index) for index, (name, _) in enumerate(pairs)}
     if len(ranks) < len(pairs):
         _check_scores(query, pairs)
     return ranks
 
 
 def _check_scores(query: str, pairs: Sequence[tuple[str, float]]) -> None:
-    """Refuse what cannot be ordered.
+    """Check that scores can be ordered.
 
     Raises:
-        DataError: If an id comes twice, or a score is not a number.
+        DataError: If an id occurs twice, or a score is not a number.
     """
     seen: set[str] = set()
     for name, score in pairs:
@@ -257,35 +254,45 @@ class RunComparison:
     def list_means(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield run, measure, mean and interval."""
         for run, metrics in self.means.items():
-            for measure, one in metrics.items():
-                interval = f"[{one.low:.4f}, {one.high:.4f}]" if one.low == one.low else one.note
-                yield run, measure, f"{one.value:.4f}", interval
+            for measure, metric in metrics.items():
+                interval = (
+                    f"[{metric.low:.4f}, {metric.high:.4f}]"
+                    if metric.low == metric.low
+                    else metric.note
+                )
+                yield run, measure, f"{metric.value:.4f}", interval
 
     def list_differences(self) -> Iterator[tuple[str, str, str, str, str]]:
         """Yield run, measure, difference from the first run, interval and p."""
         for run, by_measure in self.differences.items():
-            for measure, (one, p) in by_measure.items():
-                interval = f"[{one.low:+.4f}, {one.high:+.4f}]" if one.low == one.low else one.note
-                yield run, measure, f"{one.value:+.4f}", interval, f"{p:.4f}"
+            for measure, (metric, p) in by_measure.items():
+                interval = (
+                    f"[{metric.low:+.4f}, {metric.high:+.4f}]"
+                    if metric.low == metric.low
+                    else metric.note
+                )
+                yield run, measure, f"{metric.value:+.4f}", interval, f"{p:.4f}"
 
     def to_json(self, *, per_query: bool) -> dict[str, Any]:
-        """Return plain JSON values; every query's only where that is asked."""
-        told: dict[str, Any] = {
+        """Return plain JSON values; those of every query only with ``per_query``."""
+        data: dict[str, Any] = {
             "means": {
-                run: {measure: one.to_json() for measure, one in metrics.items()}
+                run: {measure: metric.to_json() for measure, metric in metrics.items()}
                 for run, metrics in self.means.items()
             },
             "differences": {
-                run: {name: {**one.to_json(), "p": p} for name, (one, p) in found.items()}
-                for run, found in self.differences.items()
+                run: {
+                    name: {**metric.to_json(), "p": p} for name, (metric, p) in by_measure.items()
+                }
+                for run, by_measure in self.differences.items()
             },
         }
-        return {**told, "queries": self.values} if per_query else told
+        return {**data, "queries": self.values} if per_query else data
 
 
 def compare_runs(
     runs: Mapping[str, Mapping[str, Ranking]],
-    qrels: Judgements,
+    qrels: Judgments,
     measures: Sequence[str],
     *,
     relevance_level: int = 1,
@@ -293,27 +300,27 @@ def compare_runs(
     answered_only: bool = False,
     seed: int = 0,
 ) -> RunComparison:
-    """Score runs and compare each with the first, on the queries that both count.
+    """Score runs and compare each with the first, on common queries.
 
     Args:
-        runs: What was retrieved, by run and query.
-        qrels: What is relevant.
-        measures: As ``score_run`` takes them.
+        runs: Results by run and query.
+        qrels: Relevance judgments.
+        measures: Measures, as in ``score_run``.
         relevance_level: trec_eval's ``-l``.
-        depth: trec_eval's ``-M``; 0 reads all.
-        answered_only: Leave out queries that a run has nothing for (trec_eval without ``-c``).
-        seed: Of intervals and tests.
+        depth: trec_eval's ``-M``; 0 for no cutoff.
+        answered_only: Leave out queries without results of a run (trec_eval without ``-c``).
+        seed: Random seed of intervals and tests.
 
     Raises:
-        DataError: If a measure is not known, or an id comes twice for a query.
+        DataError: If a measure is not known, or an id occurs twice for a query.
         MissingExtraError: If pytrec_eval is not installed.
     """
     values = {}
     for name, run in runs.items():
-        kept = {query: grades for query, grades in qrels.items() if query in run}
+        answered = {query: grades for query, grades in qrels.items() if query in run}
         values[name] = score_run(
             run,
-            kept if answered_only else qrels,
+            answered if answered_only else qrels,
             measures,
             relevance_level=relevance_level,
             depth=depth,
@@ -325,12 +332,12 @@ def compare_runs(
         }
         for name, scored in values.items()
     }
-    first, *others = values
+    first, *other_runs = values
     differences = {
         name: {
             measure: _compare_with_first(values, first, name, measure, seed) for measure in measures
         }
-        for name in others
+        for name in other_runs
     }
     return RunComparison(values, means, differences)
 
@@ -342,8 +349,8 @@ def _compare_with_first(
     measure: str,
     seed: int,
 ) -> tuple[Metric, float]:
-    ours, theirs = values[name][measure], values[first][measure]
-    both = [query for query in theirs if query in ours]
-    pair = [[side[query] for query in both] for side in (ours, theirs)]
+    run_values, first_values = values[name][measure], values[first][measure]
+    both = [query for query in first_values if query in run_values]
+    pair = [[side[query] for query in both] for side in (run_values, first_values)]
     metric = paired_difference(pair[0], pair[1], seed=seed, name=f"{name} less {first}")
     return metric, randomization_test(pair[0], pair[1], seed=seed)

@@ -1,10 +1,10 @@
 """Answers of models with and without retrieved passages, and their scores.
 
-One model is in memory at a time. Every answer is journaled as it comes, so that a killed run goes
-on where it stopped. Scores are SQuAD's exact match and F1, citation marks taken out first.
+One model is in memory at a time. Every answer is journaled as it arrives, so that a killed run can
+be resumed. Scores are SQuAD's exact match and F1, without citation marks.
 
-The evidence of a record is a passage id and the span it was made from. An index that was cut
-otherwise has other passages: there a hit counts as the evidence if it holds most of that span.
+The evidence of a record is a passage id and the span of its source. An index with another chunking
+has other passages: a hit then counts as the evidence if it holds most of that span.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _BLOCK = 8
 
 @dataclass(frozen=True, slots=True)
 class AnsweredQuestion:
-    """One answer of one model to one question, with what it was shown and its scores."""
+    """One model's answer to one question, with the passages shown and its scores."""
 
     question: Question
     model: str
@@ -65,7 +65,7 @@ class AnsweredQuestion:
     em: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is kept in answers.jsonl."""
+        """Return a row of answers.jsonl."""
         return {
             "record": self.question.id,
             "question": self.question.text,
@@ -86,12 +86,12 @@ def ask_models(
     recipe: EvaluateRecipe,
     questions: Sequence[Question],
     answerer: RagSystem | None,
-    found: Mapping[str, dict[str, Any]],
+    retrieved: Mapping[str, dict[str, Any]],
     job: Job,
 ) -> list[AnsweredQuestion]:
     """Return every model's answers in order of model, mode and question.
 
-    Passages that do not fit a model's context are left out from the last, and counted in
+    Passages that do not fit a model's context are dropped from the end, and counted in
     ``not_shown``.
     """
     modes = ("closed", "retrieved") if answerer else ("closed",)
@@ -107,18 +107,18 @@ def ask_models(
                 continue
             model = open_text_model(reference, backend=recipe.backend)
             try:
-                for at in range(0, len(todo), _BLOCK):
-                    block = todo[at : at + _BLOCK]
-                    _ask_model(model, block, recipe, answerer, found, job, progress.advance)
+                for start in range(0, len(todo), _BLOCK):
+                    block = todo[start : start + _BLOCK]
+                    _ask_model(model, block, recipe, answerer, retrieved, job, progress.advance)
             finally:
                 model.close()
     return [_restore_answer(*key, journal[_journal_key(*key)]) for key in keys]
 
 
-def measure_answers(asked: Sequence[AnsweredQuestion], *, seed: int) -> list[Metric]:
-    """Return F1 and exact match by model and mode, then each model's F1 less the first one's."""
-    metrics, first = [], asked[0].model
-    groups = _group_by_model(asked)
+def measure_answers(all_answers: Sequence[AnsweredQuestion], *, seed: int) -> list[Metric]:
+    """Return F1 and exact match by model and mode, then differences of F1 from the first model."""
+    metrics, first = [], all_answers[0].model
+    groups = _group_by_model(all_answers)
     for (model, mode), answers in groups.items():
         for measure in ("f1", "em"):
             values = [getattr(answer, measure) for answer in answers]
@@ -138,9 +138,9 @@ def measure_answers(asked: Sequence[AnsweredQuestion], *, seed: int) -> list[Met
 
 
 def measure_speed(models: Iterable[str], job: Job, *, seed: int) -> list[Metric]:
-    """Return tokens written per second by model, prompts' reading included.
+    """Return generated tokens per second by model, including the time to read the prompts.
 
-    The unit that is resampled is a block of questions, since those are answered side by side.
+    The unit of resampling is a block of questions, since these are answered in one batch.
     """
     journal = job.journal("speed")
     keys, metrics = journal.keys(), []
@@ -158,33 +158,33 @@ def _ask_model(
     todo: Sequence[tuple[str, str, Question]],
     recipe: EvaluateRecipe,
     answerer: RagSystem | None,
-    found: Mapping[str, dict[str, Any]],
+    retrieved: Mapping[str, dict[str, Any]],
     job: Job,
     advance: Callable[[], None],
 ) -> None:
-    """Ask one model a block of questions; each answer is journaled as it comes."""
+    """Ask one model a block of questions and journal each answer as it arrives."""
     journal = job.journal("answers")
     prompts, samplings, shown = [], [], []
     for name, mode, question in todo:
-        hits = restore_hits(found[question.id]) if mode == "retrieved" else []
-        prompt, kept = _fit_prompt(
+        hits = restore_hits(retrieved[question.id]) if mode == "retrieved" else []
+        prompt, fitting = _fit_prompt(
             model, question, hits, answerer if mode == "retrieved" else None, recipe
         )
         prompts.append(prompt)
-        shown.append((kept, len(hits) - len(kept)))
+        shown.append((fitting, len(hits) - len(fitting)))
         samplings.append(_sampling(recipe, _journal_key(name, mode, question)))
 
-    def keep(at: int, completion: Completion) -> None:
+    def keep(index: int, completion: Completion) -> None:
         if completion.finish_reason == "cancelled":
             return
-        kept, not_shown = shown[at]
+        fitting, not_shown = shown[index]
         journal.put(
-            _journal_key(*todo[at]),
+            _journal_key(*todo[index]),
             {
                 "text": completion.text,
                 "finish_reason": completion.finish_reason,
                 "tokens": completion.completion_tokens,
-                "shown": [_describe_hit(hit) for hit in kept],
+                "shown": [_describe_hit(hit) for hit in fitting],
                 "not_shown": not_shown,
             },
         )
@@ -205,7 +205,7 @@ def _fit_prompt(
     answerer: RagSystem | None,
     recipe: EvaluateRecipe,
 ) -> tuple[Prompt, list[Hit]]:
-    """Return the prompt with as many passages as the model's context holds."""
+    """Return the prompt with as many passages as fit into the model's context."""
     if answerer is None:
         return Prompt((Message("user", question.text),)), []
     room = model.context_length - recipe.sampling.max_new_tokens
@@ -224,39 +224,39 @@ def _sampling(recipe: EvaluateRecipe, key: str) -> Sampling:
 
 
 def _restore_answer(
-    model: str, mode: str, question: Question, kept: Mapping[str, Any]
+    model: str, mode: str, question: Question, entry: Mapping[str, Any]
 ) -> AnsweredQuestion:
-    said = _CITATION_MARK.sub("", kept["text"]) if mode == "retrieved" else kept["text"]
+    plain_text = _CITATION_MARK.sub("", entry["text"]) if mode == "retrieved" else entry["text"]
     return AnsweredQuestion(
         question,
         model,
         mode,
-        kept["text"],
-        kept["finish_reason"],
-        kept["tokens"],
-        tuple(kept["shown"]),
-        kept["not_shown"],
-        token_f1(said, question.answer),
-        exact_match(said, question.answer),
+        entry["text"],
+        entry["finish_reason"],
+        entry["tokens"],
+        tuple(entry["shown"]),
+        entry["not_shown"],
+        token_f1(plain_text, question.answer),
+        exact_match(plain_text, question.answer),
     )
 
 
 def _describe_hit(hit: Hit) -> dict[str, Any]:
-    place = hit.passage.location
+    location = hit.passage.location
     return {
         "passage_id": hit.passage.id,
-        "path": place.path,
-        "byte_start": place.byte_start,
-        "byte_end": place.byte_end,
-        "pages": list(place.pages),
+        "path": location.path,
+        "byte_start": location.byte_start,
+        "byte_end": location.byte_end,
+        "pages": list(location.pages),
     }
 
 
 def _group_by_model(
-    asked: Sequence[AnsweredQuestion],
+    answers: Sequence[AnsweredQuestion],
 ) -> dict[tuple[str, str], list[AnsweredQuestion]]:
     groups: dict[tuple[str, str], list[AnsweredQuestion]] = {}
-    for answer in asked:
+    for answer in answers:
         groups.setdefault((answer.model, answer.mode), []).append(answer)
     return groups
 
@@ -268,16 +268,16 @@ def _journal_key(model: str, mode: str, question: Question) -> str:
 _MIN_SPAN_SHARE = 0.5
 
 
-"""Share of the evidence's span that a passage of another cut must hold."""
+"""Minimum share of the evidence's span within a passage of another chunking."""
 
 
 def retrieve_all(
     answerer: RagSystem, questions: Sequence[Question], *, depth: int, k: int, job: Job
 ) -> dict[str, dict[str, Any]]:
-    """Return for each question what was retrieved: ``ranking`` and ``shown``.
+    """Return the results of each question: ``ranking`` and ``shown``.
 
-    ``ranking`` is pairs of id and score, the evidence under its own id wherever a hit holds it;
-    ``shown`` is the first ``k`` passages whole.
+    ``ranking`` is pairs of id and score, with the evidence's id wherever a hit contains it;
+    ``shown`` is the first ``k`` passages with their text.
     """
     journal = job.journal("retrieval")
     done = sum(question.id in journal for question in questions)
@@ -293,22 +293,23 @@ def retrieve_all(
     return {question.id: journal[question.id] for question in questions}
 
 
-def restore_hits(found: dict[str, Any]) -> list[Hit]:
-    """Return the passages that are shown with a question, as hits."""
+def restore_hits(retrieved: dict[str, Any]) -> list[Hit]:
+    """Return the passages shown with a question, as hits."""
     return [
         Hit(Passage.from_json(passage), score, rank)
-        for rank, (passage, score) in enumerate(found["shown"], 1)
+        for rank, (passage, score) in enumerate(retrieved["shown"], 1)
     ]
 
 
 def measure_retrieval(
-    questions: Sequence[Question], found: dict[str, dict[str, Any]], *, seed: int
+    questions: Sequence[Question], retrieved: dict[str, dict[str, Any]], *, seed: int
 ) -> tuple[list[Metric], int]:
-    """Return the retrieval measures, and how many questions name no evidence and do not count."""
+    """Return the retrieval measures, and the number of questions without evidence."""
     judged = [question for question in questions if question.evidence.get("passage_id")]
     qrels = {question.id: {str(question.evidence["passage_id"]): 1} for question in judged}
     run = {
-        name: [(str(hit), float(score)) for hit, score in found[name]["ranking"]] for name in qrels
+        name: [(str(hit), float(score)) for hit, score in retrieved[name]["ranking"]]
+        for name in qrels
     }
     metrics = [
         bootstrap(list(values.values()), seed=seed, name=f"retrieval/{name}")
@@ -318,21 +319,21 @@ def measure_retrieval(
 
 
 def _label_hits(question: Question, hits: Sequence[Hit]) -> list[list[Any]]:
-    """Return ids with scores; the first hit that holds the evidence bears the evidence's id."""
-    wanted = question.evidence.get("passage_id")
-    is_known = any(hit.passage.id == wanted for hit in hits)
+    """Return ids with scores; the first hit that contains the evidence gets its id."""
+    evidence_id = question.evidence.get("passage_id")
+    is_known = any(hit.passage.id == evidence_id for hit in hits)
     ranking: list[list[Any]] = []
     is_found = False
     for hit in hits:
         name = hit.passage.id
         if not is_known and not is_found and _contains_evidence(hit.passage, question):
-            name, is_found = str(wanted), True
+            name, is_found = str(evidence_id), True
         ranking.append([name, hit.score])
     return ranking
 
 
 def _contains_evidence(passage: Passage, question: Question) -> bool:
-    """Return whether a passage holds the evidence: most of its span, or its very words."""
+    """Return whether a passage contains the evidence: most of its span, or its exact words."""
     evidence = question.evidence
     start, end = evidence.get("start"), evidence.get("end")
     if evidence.get("document_id") == passage.document_id and (

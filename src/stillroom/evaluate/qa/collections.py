@@ -1,9 +1,9 @@
 """Test collections in BEIR and TREC formats: corpora, queries, qrels and runs.
 
 Reads BEIR's layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), TREC's qrels and run files, and
-plain JSON lines; writes TREC's run files. Lines of columns that begin with ``#`` are comments, as
-trec_eval has it. A row that cannot be read stops the reading, named by
-file and line: a judgement that is left out would flatter or spoil every figure in silence.
+plain JSON lines; writes TREC's run files. Column lines that start with ``#`` are comments, as in
+trec_eval. An unreadable row raises an error with file and line: silently dropped judgments would
+bias every figure.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RUN_TAG = "stillroom"
 
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
-    """One text of a corpus: its id, its title (may be empty) and its text."""
+    """One document of a corpus: its id, its title (may be empty) and its text."""
 
     id: str
     title: str
@@ -49,7 +49,7 @@ class CorpusRow:
 
 @dataclass(frozen=True, slots=True)
 class JudgedCollection:
-    """Where the parts of a judged collection lie."""
+    """Paths of the parts of a judged collection."""
 
     corpus: Path
     queries: Path
@@ -62,10 +62,10 @@ def find_collection(folder: Path, split: str = "test") -> JudgedCollection:
     Raises:
         DataError: If a file is missing.
     """
-    found = JudgedCollection(
+    collection = JudgedCollection(
         folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"
     )
-    for path in (found.corpus, found.queries, found.qrels):
+    for path in (collection.corpus, collection.queries, collection.qrels):
         if not path.is_file():
             raise DataError(
                 f"the collection has no {path.name}",
@@ -74,20 +74,20 @@ def find_collection(folder: Path, split: str = "test") -> JudgedCollection:
                 expected="corpus.jsonl, queries.jsonl and qrels/test.tsv, as BEIR lays them out",
                 next="check the folder, or name another split",
             )
-    return found
+    return collection
 
 
 def read_corpus(path: Path) -> Iterator[CorpusRow]:
     """Yield the rows of a corpus: JSON lines with an id, a text and perhaps a title.
 
     Raises:
-        DataError: If a row is malformed or an id comes twice.
+        DataError: If a row is malformed or an id occurs twice.
     """
     seen: set[str] = set()
     for where, row in _json_rows(path):
         name = _first_text(row, _CORPUS_IDS, where)
         if name in seen:
-            raise _row_error(where, f"'{name}' comes twice", "every id once")
+            raise _row_error(where, f"'{name}' occurs twice", "every id once")
         seen.add(name)
         text = row.get("text")
         if not isinstance(text, str):
@@ -99,57 +99,57 @@ def read_queries(path: Path) -> dict[str, str]:
     """Return queries by id, from JSON lines or from lines of id, tab and text.
 
     Raises:
-        DataError: If a row is malformed or an id comes twice.
+        DataError: If a row is malformed or an id occurs twice.
     """
-    found: dict[str, str] = {}
+    queries: dict[str, str] = {}
     for where, name, text in _query_rows(path):
-        if name in found:
-            raise _row_error(where, f"query '{name}' comes twice", "every id once")
-        found[name] = text
-    if not found:
+        if name in queries:
+            raise _row_error(where, f"query '{name}' occurs twice", "every id once")
+        queries[name] = text
+    if not queries:
         raise _row_error(str(path), "there is no query", "at least one")
-    return found
+    return queries
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Return relevance by query and id.
 
-    Takes TREC's four columns (query, iteration, id, relevance), BEIR's three with a header line,
+    Accepts TREC's four columns (query, iteration, id, relevance), BEIR's three with a header line,
     and JSON lines.
 
     Raises:
         DataError: If a row is malformed, or one id is judged twice and differently for a query.
     """
-    found: dict[str, dict[str, int]] = {}
-    rows = _json_judgements if path.suffix == ".jsonl" else _column_judgements
+    judgments: dict[str, dict[str, int]] = {}
+    rows = _json_judgments if path.suffix == ".jsonl" else _column_judgments
     for where, query, name, grade in rows(path):
-        known = found.setdefault(query, {})
+        known = judgments.setdefault(query, {})
         if known.setdefault(name, grade) != grade:
             raise _row_error(
                 where,
                 f"'{name}' is judged {known[name]} and {grade} for '{query}'",
-                "one judgement",
+                "one judgment",
             )
-    if not found:
-        raise _row_error(str(path), "there is no judgement", "at least one")
-    return found
+    if not judgments:
+        raise _row_error(str(path), "there is no judgment", "at least one")
+    return judgments
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     """Return scores by query from a TREC run file, in the order of the file.
 
     Raises:
-        DataError: If a row has not six columns or its score is no finite number.
+        DataError: If a row does not have six columns or its score is not finite.
     """
-    found: dict[str, list[tuple[str, float]]] = {}
+    run: dict[str, list[tuple[str, float]]] = {}
     for where, columns in _columns(path):
         if len(columns) != 6:
             raise _row_error(where, f"{len(columns)} columns", "query Q0 id rank score tag")
         score = _parse_number(columns[4], float, where, "the score")
         if not math.isfinite(score):
             raise _row_error(where, f"the score is {columns[4]}", "a finite number")
-        found.setdefault(columns[0], []).append((columns[2], score))
-    return found
+        run.setdefault(columns[0], []).append((columns[2], score))
+    return run
 
 
 def write_run(
@@ -157,8 +157,7 @@ def write_run(
 ) -> None:
     """Write a TREC run file: query Q0 id rank score tag.
 
-    Scores are written so that they read back equal. trec_eval orders equal scores by id, whatever
-    their rank says.
+    Scores are written with full precision. trec_eval orders equal scores by id, ignoring ranks.
     """
     with atomic_write(path) as file:
         for query, ranking in run.items():
@@ -179,7 +178,7 @@ def _query_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         yield where, name.strip(), text.strip()
 
 
-def _json_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
+def _json_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
     for where, row in _json_rows(path):
         grade = next((row[key] for key in _GRADES if key in row), 1)
         if isinstance(grade, bool) or not isinstance(grade, int):
@@ -192,13 +191,13 @@ def _json_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
         )
 
 
-def _column_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    for at, (where, columns) in enumerate(_columns(path)):
+def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    for index, (where, columns) in enumerate(_columns(path)):
         if len(columns) not in (3, 4):
             raise _row_error(
                 where, f"{len(columns)} columns", "query 0 id relevance, or query id relevance"
             )
-        if at == 0 and columns[0] in _QRELS_QUERY_IDS:
+        if index == 0 and columns[0] in _QRELS_QUERY_IDS:
             continue
         grade = _parse_number(columns[-1].removesuffix(".0"), int, where, "the relevance")
         yield where, columns[0], columns[-2], grade
@@ -249,18 +248,18 @@ def _first_text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
     raise _row_error(where, "a field is missing", f"text under one of: {', '.join(keys)}")
 
 
-def _parse_number(text: str, kind: Callable[[str], Any], where: str, what: str) -> Any:
+def _parse_number(text: str, kind: Callable[[str], Any], where: str, name: str) -> Any:
     try:
         return kind(text)
     except ValueError as error:
-        raise _row_error(where, f"{what} is {text!r}", "a number") from error
+        raise _row_error(where, f"{name} is {text!r}", "a number") from error
 
 
-def _row_error(where: str, what: str, expected: str) -> DataError:
+def _row_error(where: str, message: str, expected: str) -> DataError:
     return DataError(
-        what,
+        message,
         code="data.collection",
         where=where,
         expected=expected,
-        next="mend the file; nothing is left out in silence",
+        next="correct the row; unreadable rows are not skipped",
     )

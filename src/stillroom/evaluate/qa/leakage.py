@@ -1,9 +1,8 @@
 """Question-set leakage: copied wording, answers in questions, near duplicates, overlap of splits.
 
-A question that copies its passage's words is found by any keyword search. One that holds its own
-answer asks nothing. One that was made from a passage of the very index that is measured knows where
-that index's cuts lie, and flatters its chunker. Two that are nearly one, on both sides of a split,
-let what was tuned be measured. Knows texts, no index.
+A question with its passage's wording is found by any keyword search. One that contains its own
+answer is trivial. One generated from a passage of the evaluated index follows its chunk boundaries,
+which favors its chunker. Near duplicates on both sides of a split mix tuning and test data.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _MAX_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class LeakageFinding:
-    """One question that is easier than it looks; ``value`` is the overlap or likeness, 0 to 1."""
+    """One question that is easier than it seems; ``value`` is overlap or similarity, 0 to 1."""
 
     question: str
     kind: LeakageKind
@@ -59,57 +58,66 @@ def find_leakage(
     held: Mapping[str, Sequence[str]],
     passages: Container[str],
 ) -> list[LeakageFinding]:
-    """Return what is wrong with the questions of one set, in their order.
+    """Return the findings on the questions of one set, in order.
 
     Args:
-        questions: The set.
-        held: For each question the texts of the passages that hold its evidence.
+        questions: The question set.
+        held: For each question, the texts of the passages with its evidence.
         passages: The ids of the index's passages.
     """
-    found: list[LeakageFinding] = []
-    for one in questions:
-        overlap = max((_copied_share(one.text, text) for text in held.get(one.id, ())), default=0.0)
-        if overlap >= _COPIED_SHARE:
-            found.append(LeakageFinding(one.id, "copied", overlap))
-        if contains_answer(one.text, one.answers):
-            found.append(LeakageFinding(one.id, "answer-in-question", 1.0))
-        if any(piece.passage_id in passages for piece in one.evidence if piece.passage_id):
-            found.append(LeakageFinding(one.id, "boundary", 1.0))
-    near = find_near_duplicates([one.text for one in questions], threshold=_NEAR_SIMILARITY)
-    return found + [
-        LeakageFinding(
-            questions[one.index].id, "near-duplicate", one.similarity, questions[one.kept].id
+    findings: list[LeakageFinding] = []
+    for question in questions:
+        overlap = max(
+            (_copied_share(question.text, text) for text in held.get(question.id, ())), default=0.0
         )
-        for one in near
+        if overlap >= _COPIED_SHARE:
+            findings.append(LeakageFinding(question.id, "copied", overlap))
+        if contains_answer(question.text, question.answers):
+            findings.append(LeakageFinding(question.id, "answer-in-question", 1.0))
+        if any(piece.passage_id in passages for piece in question.evidence if piece.passage_id):
+            findings.append(LeakageFinding(question.id, "boundary", 1.0))
+    near = find_near_duplicates(
+        [question.text for question in questions], threshold=_NEAR_SIMILARITY
+    )
+    return findings + [
+        LeakageFinding(
+            questions[duplicate.index].id,
+            "near-duplicate",
+            duplicate.similarity,
+            questions[duplicate.kept].id,
+        )
+        for duplicate in near
     ]
 
 
 def find_split_overlap(
     choosing: Mapping[str, str], measuring: Mapping[str, str]
 ) -> list[LeakageFinding]:
-    """Return the questions that measure and are nearly one that chooses; texts by id."""
+    """Return test questions that are near duplicates of tuning questions; texts by id."""
     names = [*choosing, *measuring]
     texts = [*choosing.values(), *measuring.values()]
     near = find_near_duplicates(texts, threshold=_NEAR_SIMILARITY)
     return [
-        LeakageFinding(names[one.index], "crossing", one.similarity, names[one.kept])
-        for one in near
-        if names[one.index] in measuring and names[one.kept] in choosing
+        LeakageFinding(
+            names[duplicate.index], "crossing", duplicate.similarity, names[duplicate.kept]
+        )
+        for duplicate in near
+        if names[duplicate.index] in measuring and names[duplicate.kept] in choosing
     ]
 
 
 def tabulate_leakage(leaks: Sequence[LeakageFinding], count: int) -> Table | None:
-    """Return what was found by kind, with some ids; nothing where nothing was.
+    """Return the findings by kind, with some ids; None without findings.
 
     Args:
-        leaks: What was found.
-        count: How many questions were looked at.
+        leaks: The findings.
+        count: Number of questions checked.
     """
     rows = []
-    for kind, said in _DESCRIPTIONS.items():
-        ids = [one.question for one in leaks if one.kind == kind]
+    for kind, description in _DESCRIPTIONS.items():
+        ids = [leak.question for leak in leaks if leak.kind == kind]
         if ids:
-            rows.append((kind, f"{len(ids)} of {count}", said, ", ".join(ids[:_MAX_SHOWN])))
+            rows.append((kind, f"{len(ids)} of {count}", description, ", ".join(ids[:_MAX_SHOWN])))
     if not rows:
         return None
     columns = ("what", "questions", "why it matters", "for instance")
@@ -117,7 +125,7 @@ def tabulate_leakage(leaks: Sequence[LeakageFinding], count: int) -> Table | Non
 
 
 def _copied_share(question: str, passage: str) -> float:
-    """Return the share of the question's runs of five words that stand in the passage."""
+    """Return the share of the question's five-word sequences that occur in the passage."""
     if len(split_words(question)) <= _SHINGLE_WORDS:
-        return 0.0  # one run would be the whole question: too short to tell
+        return 0.0  # the only sequence would be the whole question: too short to decide
     return ngram_overlap(passage, question, n=_NGRAM)

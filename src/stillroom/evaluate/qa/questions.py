@@ -1,13 +1,13 @@
 """Held-out questions from records and from question-set files.
 
-Knows records only. What cannot be asked is counted by reason, never left out in silence.
+Records that cannot be asked are counted by reason.
 
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
 or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
 (2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
-BEIR's layout whose queries have answers (the judgements are the evidence), and records that
-``synth`` or anyone else made, whose evidence names a document and a span. A row that cannot be read
-stops the reading, named by file and line.
+BEIR's layout whose queries have answers (the judgments are the evidence), and records from
+``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
+error with file and line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with the answer it should get and where the answer stands."""
+    """One question with its expected answer and the answer's evidence."""
 
     id: str
     text: str
@@ -72,19 +72,19 @@ def find_records(path: Path) -> Path:
 def select_questions(
     records: Iterable[Record], *, limit: int, seed: int, may_be_none: bool = False
 ) -> tuple[list[Question], dict[str, int]]:
-    """Return the questions to ask, and how many records were passed over, by reason.
+    """Return the questions to ask, and the number of records skipped, by reason.
 
-    Where any record says its split, only ``held_out`` ones are asked; data made elsewhere, that
-    names no split, is asked whole. Past ``limit``, the seed and each record's id choose, so that
-    the order of the file does not.
+    If any record has a split, only ``held_out`` ones are asked; data without splits is asked as a
+    whole. Beyond ``limit``, questions are sampled by the seed and each record's id, independent of
+    the order of the file.
 
     Raises:
-        DataError: If nothing is left to ask, unless ``may_be_none``.
+        DataError: If there are no questions, unless ``may_be_none``.
     """
     every = list(records)
     has_splits = any("split" in record.fields for record in every)
     skipped: Counter[str] = Counter()
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for record in every:
         if has_splits and record.fields.get("split") != "held_out":
             skipped["not held out"] += 1
@@ -92,11 +92,11 @@ def select_questions(
         question = _read_question(record)
         if question is None:
             skipped["no question or no answer"] += 1
-        elif question.id in found:
+        elif question.id in questions:
             skipped["the same record again"] += 1
         else:
-            found[question.id] = question
-    if not found and not may_be_none:
+            questions[question.id] = question
+    if not questions and not may_be_none:
         raise DataError(
             f"none of {len(every)} records can be asked",
             code="data.no-questions",
@@ -104,10 +104,10 @@ def select_questions(
             next=f"passed over: {dict(skipped)}; "
             "make some with held_out=0.9 and target.held_out=100",
         )
-    chosen = set(sorted(found, key=lambda name: digest_json([seed, name]))[:limit])
-    if len(found) > len(chosen):
-        skipped["more than max_questions"] = len(found) - len(chosen)
-    return [question for name, question in found.items() if name in chosen], dict(skipped)
+    selected = set(sorted(questions, key=lambda name: digest_json([seed, name]))[:limit])
+    if len(questions) > len(selected):
+        skipped["more than max_questions"] = len(questions) - len(selected)
+    return [question for name, question in questions.items() if name in selected], dict(skipped)
 
 
 def _read_question(record: Record) -> Question | None:
@@ -124,10 +124,10 @@ def _read_question(record: Record) -> Question | None:
     if not question.strip() or not answer.strip():
         return None
     evidence = fields.get("evidence")
-    place = {"document_id": fields.get("document_id", "")}
+    location = {"document_id": fields.get("document_id", "")}
     if isinstance(evidence, Mapping):
-        place.update(evidence)
-    return Question(record.id, question, answer, place, record)
+        location.update(evidence)
+    return Question(record.id, question, answer, location, record)
 
 
 _QUESTIONS = ("question", "user_input", "query", "text")
@@ -145,7 +145,7 @@ _IDS = ("id", "_id", "query_id", "qid")
 _QUOTES = ("quote", "text", "content")
 
 
-_REPAIR_HINT = "mend the file; nothing is left out in silence"
+_REPAIR_HINT = "correct the row; unreadable rows are not skipped"
 
 
 _DOCUMENT_KEYS = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
@@ -153,9 +153,9 @@ _DOCUMENT_KEYS = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSpan:
-    """Where an answer stands: a quote, a name (path or id), a span of that document, or some.
+    """Evidence of an answer: a quote, a name (path or id), a span of that document, or several.
 
-    ``passage_id`` is the passage that a question was made from, where its maker says so.
+    ``passage_id`` is the passage that the question was generated from, if known.
     """
 
     quote: str = ""
@@ -167,7 +167,7 @@ class EvidenceSpan:
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuestion:
-    """One question, every answer that is accepted (none: it has no answer), and the evidence."""
+    """One question, all accepted answers (empty: unanswerable), and the evidence."""
 
     id: str
     text: str
@@ -176,7 +176,7 @@ class JudgedQuestion:
 
     @property
     def is_answerable(self) -> bool:
-        """Whether the documents hold an answer."""
+        """Whether the documents contain an answer."""
         return bool(self.answers)
 
 
@@ -184,17 +184,17 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
     """Return the questions of a file, or of a records artifact.
 
     Raises:
-        DataError: If a row cannot be read, an id comes twice, or there is no question.
+        DataError: If a row cannot be read, an id occurs twice, or there is no question.
     """
-    found = list(_read_file(path))
+    questions = list(_read_file(path))
     seen: set[str] = set()
-    for one in found:
-        if one.id in seen:
-            raise _row_error(str(path), f"question '{one.id}' comes twice", "every id once")
-        seen.add(one.id)
-    if not found:
+    for question in questions:
+        if question.id in seen:
+            raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
+        seen.add(question.id)
+    if not questions:
         raise _row_error(str(path), "there is no question", "at least one")
-    return found
+    return questions
 
 
 def _read_file(path: Path) -> Iterator[JudgedQuestion]:
@@ -214,11 +214,11 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
             help="check the path",
         ) from error
     if path.suffix == ".json":
-        whole = _parse_json_row(text, str(path))
-        if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-            yield from _read_squad(whole["data"], str(path))
-        elif isinstance(whole, list):
-            for number, row in enumerate(whole):
+        data = _parse_json_row(text, str(path))
+        if isinstance(data, dict) and isinstance(data.get("data"), list):
+            yield from _read_squad(data["data"], str(path))
+        elif isinstance(data, list):
+            for number, row in enumerate(data):
                 yield _read_row(row, f"{path}: row {number}", str(number))
         else:
             raise _row_error(
@@ -253,13 +253,15 @@ def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
     if isinstance(answers, Mapping):  # Hugging Face's SQuAD: {"text": [...], "answer_start": [...]}
         answers = answers.get("text", [])
     accepted = [answers] if isinstance(answers, str) else answers or []
-    if not isinstance(accepted, list) or not all(isinstance(one, str) for one in accepted):
+    if not isinstance(accepted, list) or not all(isinstance(answer, str) for answer in accepted):
         raise _row_error(where, f"the answers are {accepted!r:.60}", "text, or a list of texts")
     name = next((str(row[key]) for key in _IDS if row.get(key) not in (None, "")), number)
-    given: Any = next((row[key] for key in _EVIDENCE if row.get(key)), [])
-    pieces = given if isinstance(given, list) else [given]
+    raw_evidence: Any = next((row[key] for key in _EVIDENCE if row.get(key)), [])
+    pieces = raw_evidence if isinstance(raw_evidence, list) else [raw_evidence]
     evidence = tuple(_read_evidence(piece, where) for piece in pieces)
-    return JudgedQuestion(name, text, tuple(one for one in accepted if one.strip()), evidence)
+    return JudgedQuestion(
+        name, text, tuple(answer for answer in accepted if answer.strip()), evidence
+    )
 
 
 def _read_evidence(piece: Any, where: str) -> EvidenceSpan:
@@ -281,30 +283,30 @@ def _read_evidence(piece: Any, where: str) -> EvidenceSpan:
 
 def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
     """Read BEIR's layout with answers beside the queries, or in their metadata."""
-    found = find_collection(folder)
-    qrels = read_qrels(found.qrels)
-    for number, line in enumerate(found.queries.read_text(encoding="utf-8").splitlines(), 1):
+    collection = find_collection(folder)
+    qrels = read_qrels(collection.qrels)
+    for number, line in enumerate(collection.queries.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
-        where = f"{found.queries}:{number}"
+        where = f"{collection.queries}:{number}"
         row = _parse_json_row(line, where)
         if isinstance(row, dict) and isinstance(row.get("metadata"), Mapping):
             row = {**row["metadata"], **row}
-        one = _read_row(row, where, str(number))
-        judged = (name for name, grade in qrels.get(one.id, {}).items() if grade > 0)
-        evidence = one.evidence or tuple(EvidenceSpan(name=name) for name in judged)
-        yield JudgedQuestion(one.id, one.text, one.answers, evidence)
+        question = _read_row(row, where, str(number))
+        judged = (name for name, grade in qrels.get(question.id, {}).items() if grade > 0)
+        evidence = question.evidence or tuple(EvidenceSpan(name=name) for name in judged)
+        yield JudgedQuestion(question.id, question.text, question.answers, evidence)
 
 
 def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]:
-    """Read SQuAD 1.1 and 2.0; the evidence is the sentence that holds the first answer."""
+    """Read SQuAD 1.1 and 2.0; the evidence is the sentence with the first answer."""
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
                 context = paragraph["context"]
                 for row in paragraph["qas"]:
                     answers = [] if row.get("is_impossible") else row["answers"]
-                    accepted = tuple(dict.fromkeys(one["text"] for one in answers))
+                    accepted = tuple(dict.fromkeys(answer["text"] for answer in answers))
                     start = answers[0]["answer_start"] if answers else -1
                     evidence = (EvidenceSpan(_sentence_at(context, start)),) if answers else ()
                     yield JudgedQuestion(str(row["id"]), row["question"], accepted, evidence)
@@ -322,20 +324,22 @@ def _sentence_at(context: str, start: int) -> str:
 
 
 def _read_records(path: Path) -> Iterator[JudgedQuestion]:
-    """Read what was made from documents; where splits are told, the held-out ones alone."""
+    """Read records generated from documents; only held-out ones if there are splits."""
     records = list(read_records(find_records(path)))
     questions, _ = select_questions(records, limit=len(records), seed=0)
-    for one in questions:
-        place = one.evidence
+    for question in questions:
+        location = question.evidence
         evidence = EvidenceSpan(
-            str(place.get("quote", "")),
-            str(place.get("document_id", "")),
-            int(place.get("start", -1)),
-            int(place.get("end", -1)),
-            str(place.get("passage_id", "")),
+            str(location.get("quote", "")),
+            str(location.get("document_id", "")),
+            int(location.get("start", -1)),
+            int(location.get("end", -1)),
+            str(location.get("passage_id", "")),
         )
         has_place = bool(evidence.quote or evidence.name)
-        yield JudgedQuestion(one.id, one.text, (one.answer,), (evidence,) if has_place else ())
+        yield JudgedQuestion(
+            question.id, question.text, (question.answer,), (evidence,) if has_place else ()
+        )
 
 
 def _parse_json_row(text: str, where: str) -> Any:
@@ -345,9 +349,9 @@ def _parse_json_row(text: str, where: str) -> Any:
         raise _row_error(where, f"it is no JSON: {error}", "JSON") from error
 
 
-def _row_error(where: str, what: str, expected: str, help: str = _REPAIR_HINT) -> DataError:
+def _row_error(where: str, message: str, expected: str, help: str = _REPAIR_HINT) -> DataError:
     return DataError(
-        what,
+        message,
         code="data.question-set",
         where=where,
         expected=expected,

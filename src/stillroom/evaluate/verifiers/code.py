@@ -1,8 +1,8 @@
 """Code verifier: the program passes its tests or input/output cases in a sandbox.
 
-Source: Chen et al. 2021, arXiv:2107.03374, section 2.3 (generated code is run apart from
-everything). Differs: processes with namespaces, Landlock and seccomp in place of gVisor; tests run
-in another process than the program, which cannot forge that it passed them.
+Source: Chen et al. 2021, arXiv:2107.03374, section 2.3 (sandboxed execution of generated code).
+Differs: processes with namespaces, Landlock and seccomp instead of gVisor; tests run in another
+process than the program, which cannot forge a pass.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.
 
 
 class Code(Verifier):
-    """Runs Python: field ``tests`` holds assertions, or ``cases`` pairs of input and output."""
+    """Runs Python: field ``tests`` has assertions, or ``cases`` pairs of input and output."""
 
     paper: ClassVar[str] = "arXiv:2107.03374"
     needs: ClassVar[tuple[str, ...]] = ("tests", "cases")
 
-    timeout_s: float = Field(5.0, gt=0, le=60, description="seconds until a run is killed")
-    memory_mb: int = Field(512, ge=64, le=8192, description="megabytes of memory of a run")
+    timeout_s: float = Field(5.0, gt=0, le=60, description="maximum seconds of a run")
+    memory_mb: int = Field(512, ge=64, le=8192, description="maximum memory of a run in megabytes")
 
     @override
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
@@ -44,19 +44,21 @@ class Code(Verifier):
             outcome = run_tests(code, tests, timeout_s=self.timeout_s, memory_bytes=memory)
             if not outcome.is_done:
                 return VerificationResult(False, f"fails its tests: {outcome.reason}", 0.0)
-        for passed, (given, wanted) in enumerate(cases):
-            outcome = run_code([code], stdin=given, timeout_s=self.timeout_s, memory_bytes=memory)
+        for passed, (case_input, case_output) in enumerate(cases):
+            outcome = run_code(
+                [code], stdin=case_input, timeout_s=self.timeout_s, memory_bytes=memory
+            )
             if not outcome.is_done:
                 return VerificationResult(
                     False, f"fails a case: {outcome.reason}", passed / len(cases)
                 )
-            if outcome.output.split() != wanted.split():
+            if outcome.output.split() != case_output.split():
                 return VerificationResult(False, "prints something else", passed / len(cases))
         return VerificationResult(True)
 
 
 def _extract_code(text: str) -> str:
-    """Return the last fenced block, or all of the text where none is fenced."""
+    """Return the last fenced block, or the whole text without fences."""
     blocks = _FENCE.findall(text)
     return str(blocks[-1] if blocks else text).strip()
 

@@ -1,7 +1,7 @@
 """JSON Schema verifier: the answer is JSON that validates.
 
-Own method, over the library jsonschema (draft 2020-12). Nothing is repaired: what is kept is what
-the teacher wrote.
+Own method, with the library jsonschema (draft 2020-12). Nothing is repaired: the stored answer is
+the teacher's text.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["JsonSchema"]
 
 
 class JsonSchema(Verifier):
-    """Validates JSON; field ``schema`` of a task goes before the setting."""
+    """Validates JSON; a task's field ``schema`` overrides the setting."""
 
     paper: ClassVar[str] = ""
 
     json_schema: dict[str, Any] = Field(
-        default_factory=dict, description="the schema, unless the task has one"
+        default_factory=dict, description="JSON Schema, unless the task has its own"
     )
 
     @override

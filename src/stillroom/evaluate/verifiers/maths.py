@@ -1,8 +1,8 @@
-r"""Maths: the final answer equals the right one, as numbers, as formulas, or word for word.
+r"""Math verifier: the final answer equals the reference as number, formula or text.
 
 Source: Hendrycks et al. 2021, arXiv:2103.03874 (answers in ``\boxed{}``), compared by Math-Verify.
-Differs: formulas are compared in a process apart with limits of time and memory, since some take
-forever; an answer in words is read as what its sentence ends in (``extract_answers``).
+Differs: formulas are compared in a subprocess with limits of time and memory, since some do not
+terminate; an answer in words is read as its sentence's last expression (``extract_answers``).
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ __all__ = ["Maths"]
 
 
 class Maths(Verifier):
-    """Compares final answers."""
+    """Compares final answers with a reference."""
 
     paper: ClassVar[str] = "arXiv:2103.03874"
     needs: ClassVar[tuple[str, ...]] = ("answer",)
 
     find: ExtractionMode = Field(
         "marked",
-        description="where the answer stands: marked after the last 'answer is', 'answer:', #### "
-        "or in \\boxed{}, or else the last line; number the last number; whole all of the text",
+        description="position of the answer: marked after the last 'answer is', 'answer:', #### or "
+        "in \\boxed{}, else the last line; number the last number; whole the whole text",
     )
     formulas: bool = Field(
-        True, description="compare as formulas what differs as numbers and words (needs the extra)"
+        True, description="compare formulas with Math-Verify if texts differ (needs the extra)"
     )
 
     @override
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
-        wanted = _right_answers(str(fields.get("answer", "")), self.find)
-        found = extract_answers(text, self.find)
-        if not wanted:
+        references = _right_answers(str(fields.get("answer", "")), self.find)
+        answers = extract_answers(text, self.find)
+        if not references:
             return VerificationResult(False, "no right answer to compare with", 0.0)
-        if not found:
+        if not answers:
             return VerificationResult(False, "no answer found", 0.0)
-        pairs = list(product(found, wanted))
+        pairs = list(product(answers, references))
         if any(is_same_answer(*pair) for pair in pairs):
             return VerificationResult(True)
         if self.formulas and any(is_same_formula(*pair) for pair in pairs):
@@ -57,9 +57,9 @@ class Maths(Verifier):
 
 
 def _right_answers(text: str, find: ExtractionMode) -> list[str]:
-    """Return the answer of a worked solution; a bare answer as it stands, brackets and all."""
+    """Return the answer of a worked solution; a bare answer is returned with its brackets."""
     bare = text.strip()
-    found = extract_answers(bare, find)
-    if found and bare.strip(".$ {}()[]") == found[0].strip(".$ {}()[]"):
+    answers = extract_answers(bare, find)
+    if answers and bare.strip(".$ {}()[]") == answers[0].strip(".$ {}()[]"):
         return [bare]
-    return found
+    return answers

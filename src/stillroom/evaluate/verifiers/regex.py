@@ -1,6 +1,6 @@
 """Regular-expression verifier: the answer matches a pattern.
 
-Own method. Patterns run apart from everything and with a time limit, since some never end.
+Own method. Patterns run in the sandbox with a time limit, since some do not terminate.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NESTED = re.compile(r"[*+}]\)?[*+{]|\)[*+{]")
 
 
 class Regex(Verifier):
-    """Looks for a pattern in the answer; field ``pattern`` of a task goes before the setting."""
+    """Searches the answer for a pattern; a task's field ``pattern`` overrides the setting."""
 
     paper: ClassVar[str] = ""
 
-    pattern: str = Field("", description="what the answer must match, unless its task says")
-    whole: bool = Field(False, description="whether all of the answer must match")
+    pattern: str = Field("", description="pattern, unless the task has its own")
+    whole: bool = Field(False, description="whether the whole answer must match")
 
     @field_validator("pattern")
     @classmethod
@@ -53,16 +53,16 @@ class Regex(Verifier):
         except re.error:
             return VerificationResult(False, "its pattern is no regular expression", 0.0)
         text = text.strip()
-        if _NESTED.search(pattern):  # such patterns may take forever
-            asked = json.dumps([pattern, text, self.whole])
-            outcome = run_code([_SEARCH], stdin=asked, timeout_s=2.0)
+        if _NESTED.search(pattern):  # such patterns may not terminate
+            request = json.dumps([pattern, text, self.whole])
+            outcome = run_code([_SEARCH], stdin=request, timeout_s=2.0)
             if not outcome.is_done:
                 return VerificationResult(False, "the pattern does not come to an end", 0.0)
-            found = outcome.output.strip() == "1"
+            is_found = outcome.output.strip() == "1"
         else:
-            found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
+            is_found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
         return (
             VerificationResult(True)
-            if found
+            if is_found
             else VerificationResult(False, "does not match the pattern", 0.0)
         )

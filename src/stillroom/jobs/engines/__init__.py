@@ -1,9 +1,9 @@
 """Execution engines: this process, or a Ray cluster.
 
-A job's journal, caches and files stay with the process that runs it; a worker is given a ``Work``
-once and blocks of items after that, and gives back one value for each. What a value is follows from
-its item and the work alone, so neither the number of workers nor the size of blocks nor a worker
-that died changes a byte.
+A job's journal, caches and files stay in the process that runs it; a worker gets a ``WorkerTask``
+once and then blocks of items, and returns one value for each. A value depends on its item and the
+task only, so that the number of workers, the size of blocks and lost workers do not change the
+result.
 """
 
 from stillroom.jobs.engines.interfaces import Engine, WorkerResources, WorkerTask

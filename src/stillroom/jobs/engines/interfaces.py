@@ -33,7 +33,7 @@ U_co = TypeVar("U_co", covariant=True)
 
 @dataclass(frozen=True)
 class WorkerResources(Generic[T, U]):
-    """What a work has opened and must give back: models, processes, files."""
+    """Resources of an open task that must be closed: models, processes, files."""
 
     run: Callable[[Sequence[T]], Sequence[U]]
     release: tuple[Callable[[], None], ...]
@@ -43,13 +43,13 @@ class WorkerResources(Generic[T, U]):
         return self.run(block)
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the resources."""
         for release in self.release:
             release()
 
 
 def close_resources(run: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
-    """Close what ``WorkerTask.open`` gave, where there is something to close."""
+    """Close the result of ``WorkerTask.open`` if it can be closed."""
     if isinstance(run, WorkerResources):
         run.close()
 
@@ -57,23 +57,22 @@ def close_resources(run: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
 class WorkerTask(Protocol[T_contra, U_co]):
     """One kind of work: small, picklable, and opened once on every worker.
 
-    Equal works (by ``==`` and hash) are opened once.
+    Equal tasks (by ``==`` and hash) are opened once.
     """
 
     @property
     def concurrency(self) -> int:
-        """How many blocks one worker may have in hand at once; above 1 for what mostly waits."""
+        """Blocks that one worker may process concurrently; above 1 for tasks that mostly wait."""
 
     def open(self) -> Callable[[Sequence[T_contra]], Sequence[U_co]]:
-        """Open what it needs (models, files); return what makes one value of each item.
+        """Open resources (models, files); return a function from items to values.
 
-        Where that holds what must be given back, it is an ``WorkerResources``, which the engine
-        closes.
+        If the resources must be released, return a ``WorkerResources``, which the engine closes.
         """
 
 
 class Engine(Protocol):
-    """Does work in blocks."""
+    """Executes tasks in blocks."""
 
     @property
     def name(self) -> str:
@@ -81,20 +80,20 @@ class Engine(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether work leaves this process."""
+        """Whether work runs outside this process."""
 
     @property
     def num_workers(self) -> int:
-        """How many workers there are; 1 for this process alone."""
+        """Number of workers; 1 for this process only."""
 
     def choose_block_size(self, default: int) -> int:
-        """Return how many items a block holds: what the user said, or what fits the work."""
+        """Return the number of items per block: the user's setting or ``default``."""
 
     def call(self, work: WorkerTask[T, U], block: Sequence[T]) -> list[U]:
-        """Return one value for each item of a block; may be called from several threads.
+        """Return one value for each item of a block; thread-safe.
 
         Raises:
-            StillroomError: As the work does; ``engine.worker-lost`` where workers die of it.
+            StillroomError: As raised by the task; ``engine.worker-lost`` if workers die of it.
         """
 
     def stream(
@@ -105,14 +104,14 @@ class Engine(Protocol):
         block_size: int = 1,
         pause: Callable[[], None] = lambda: None,
     ) -> Iterator[U]:
-        """Yield one value for each item, in order, taking items only a little ahead.
+        """Yield one value for each item, in order, reading items only a little ahead.
 
-        For work that may end early, or whose items are still being made.
+        For work that may end early, or whose items are produced meanwhile.
 
         Args:
-            work: What is done.
-            items: Taken as they are needed.
-            block_size: Items of one task, unless the user says otherwise.
+            work: The task.
+            items: Items, read on demand.
+            block_size: Items per block, unless set by the user.
             pause: Called on the caller's thread where it is safe to stop.
         """
 
@@ -124,10 +123,10 @@ class Engine(Protocol):
         block_size: int = 1,
         pause: Callable[[], None] = lambda: None,
     ) -> Iterator[U]:
-        """Yield one value for each item, in order; all items are known and all are done."""
+        """Yield one value for each item, in order; all items are processed."""
 
     def close(self) -> None:
-        """Give the workers back; closing twice does no harm."""
+        """Release the workers; may be called twice."""
 
 
 ItemT = TypeVar("ItemT")
@@ -146,9 +145,9 @@ def map_prefetched(
     workers: int,
     pause: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Yield every item with what ``work`` made of it, in order, some of it made ahead on threads.
+    """Yield every item with its result of ``work``, in order, prefetched on threads.
 
-    At most twice as many items as workers are begun beyond the one that is waited for.
+    At most twice as many items as workers are started beyond the current one.
     """
     if workers <= 1:
         for item in items:
@@ -173,7 +172,7 @@ def map_prefetched(
 
 
 def iter_batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
-    """Yield the items in lists of ``size``, the last one shorter."""
+    """Yield the items in lists of ``size``; the last one may be shorter."""
     remaining = iter(items)
     while block := list(islice(remaining, size)):
         yield block

@@ -1,4 +1,4 @@
-"""Local engine, and the choice of an engine from a recipe."""
+"""Local engine, and selection of the engine from a recipe."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ U = TypeVar("U")
 
 
 class LocalEngine:
-    """Does every block here, one after the other."""
+    """Processes every block in this process, one after the other."""
 
     name = "local"
     is_remote = False
     num_workers = 1
 
     def __init__(self) -> None:
-        """Begin with nothing opened."""
+        """Create without open tasks."""
         self._opened: dict[Any, Callable[[Sequence[Any]], Sequence[Any]]] = {}
         self._lock = threading.Lock()
 
     def choose_block_size(self, default: int) -> int:
-        """Return the size that fits the work."""
+        """Return ``default``."""
         return default
 
     def call(self, work: WorkerTask[T, U], block: Sequence[T]) -> list[U]:
@@ -74,14 +74,14 @@ class LocalEngine:
         return self.stream(work, items, block_size=block_size, pause=pause)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close open tasks."""
         with self._lock:
             while self._opened:
                 close_resources(self._opened.popitem()[1])
 
 
 def require_engine(choice: EngineChoice | None) -> None:
-    """Refuse an engine that is not installed, before a job's folder is made.
+    """Check that the selected engine is installed, before a job's folder is created.
 
     Raises:
         MissingExtraError: If Ray is chosen and not installed.
@@ -97,11 +97,11 @@ def require_engine(choice: EngineChoice | None) -> None:
 def open_engine(
     choice: EngineChoice | None, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[Engine]:
-    """Open the chosen engine until the body ends.
+    """Open the selected engine for the body of the ``with`` statement.
 
     Args:
-        choice: What the recipe says; None is this process.
-        tell: Told of workers that were lost.
+        choice: The recipe's setting; None is this process.
+        tell: Called with messages about lost workers.
 
     Raises:
         MissingExtraError: If Ray is chosen and not installed.

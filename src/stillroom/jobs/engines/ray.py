@@ -1,13 +1,12 @@
 """Ray engine: tasks on the nodes of a cluster, with retries of lost workers.
 
-Two ways, as the work is. What is all known beforehand and all done (documents of an index, files
-to be scanned, texts to be compared) goes through Ray Data's ``map_batches``, in order. What may
-end early or is asked for as answers come (a teacher, filters behind one, trials of a search) goes
-to actors a block at a time, a little ahead: Ray Data would fill its stores with answers that nobody
-wants any more, and each of them is paid for.
+Two modes of execution. If all items are known in advance and all are processed (documents of an
+index, files to scan, texts to compare), Ray Data's ``map_batches`` is used, in order. Work that may
+end early or is requested step by step (a teacher, filters after it, trials of a search) goes to
+actors, block by block and a little ahead: Ray Data would fill its stores with results that are no
+longer needed, and each of them costs.
 
-A worker that dies costs the blocks it had in hand: they go to another, and what was given back and
-journaled before is not done again.
+A lost worker's blocks are sent to another worker; results already journaled are not recomputed.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ U = TypeVar("U")
 _LOST_ERRORS = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 _MAX_TRIES = 4
 _MAX_IN_FLIGHT = 256
-"""Calls that wait at one actor; how many are at work is the work's own affair."""
+"""Calls queued at one actor; their concurrency is set by the task."""
 _WAIT_S = 120.0
 _POLL_S = 0.2
 _CONNECT_TIMEOUT_S = 5.0
@@ -55,16 +54,16 @@ _CONNECT_TIMEOUT_S = 5.0
 
 @dataclass(eq=False)
 class _WorkerSlot:
-    """An actor, how many blocks it has in hand, and whether it answers."""
+    """An actor, its number of blocks in progress, and whether it responds."""
 
     actor: Any
     held: int = 0
-    returns: Any = None  # of a ping that is answered once the actor has come back
+    returns: Any = None  # a ping that is answered once the actor has restarted
 
 
 @dataclass(frozen=True)
 class _TaskFetcher:
-    """Gets a pickled work out of the cluster's store, on the worker, when it is needed."""
+    """Fetches a pickled task from the cluster's store, on the worker, when it is needed."""
 
     inside: tuple[Any, ...] = field(repr=False)
 
@@ -73,7 +72,7 @@ class _TaskFetcher:
 
 
 class RayEngine:
-    """Work on a Ray cluster."""
+    """Executes tasks on a Ray cluster."""
 
     name = "ray"
     is_remote = True
@@ -95,14 +94,14 @@ class RayEngine:
         self._lock = threading.Lock()
 
     def choose_block_size(self, default: int) -> int:
-        """Return what the user said, or what fits the work."""
+        """Return the user's setting or ``default``."""
         return self._settings.block_size or default
 
     def call(self, work: WorkerTask[T, U], block: Sequence[T]) -> list[U]:
-        """Have one worker do a block; another where it dies.
+        """Run a block on one worker, and on another if it dies.
 
         Raises:
-            ResourceError: If it dies of four workers, or none is left.
+            ResourceError: If four workers die of it, or none is left.
         """
         key, options = self._put(work)
         packed = pickle.dumps(list(block))
@@ -127,7 +126,7 @@ class RayEngine:
         block_size: int = 1,
         pause: Callable[[], None] = lambda: None,
     ) -> Iterator[U]:
-        """Yield one value for each item, in order, two blocks a worker ahead of the taker."""
+        """Yield one value for each item, in order, two blocks per worker ahead."""
         blocks = iter_batches(items, self.choose_block_size(block_size))
         ahead = map_prefetched(
             partial(self.call, work),
@@ -159,7 +158,7 @@ class RayEngine:
         blocks = list(iter_batches(items, self.choose_block_size(block_size)))
         if not blocks:
             return
-        self._dismiss()  # their cores are needed
+        self._dismiss()  # frees their cores
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -184,13 +183,13 @@ class RayEngine:
             raise _worker_lost_error(f"Ray gave up: {_first_line(error)}") from error
 
     def close(self) -> None:
-        """Give the workers back; leave a cluster that this engine joined, end one it started."""
+        """Release the workers; leave a joined cluster, shut down one started by this engine."""
         self._dismiss()
         if self._is_ours and ray.is_initialized():
             ray.shutdown()
 
     def _put(self, work: WorkerTask[Any, Any]) -> tuple[str, Any]:
-        """Return a work's digest and its place in the cluster's store."""
+        """Return a task's digest and its object in the cluster's store."""
         with self._lock:
             if work not in self._works:
                 packed = pickle.dumps(work)
@@ -198,10 +197,10 @@ class RayEngine:
             return self._works[work]
 
     def _take(self) -> _WorkerSlot:
-        """Return the worker that has least in hand, waiting where none answers.
+        """Return the least busy worker, waiting until one responds.
 
         Raises:
-            ResourceError: If none does for two minutes.
+            ResourceError: If none responds for two minutes.
         """
         until = time.monotonic() + _WAIT_S
         while True:
@@ -224,16 +223,16 @@ class RayEngine:
             num_cpus=1,
             num_gpus=self._settings.num_gpus or None,
             max_restarts=-1,
-            max_task_retries=0,  # a block goes to another worker instead of waiting for this one
+            max_task_retries=0,  # retry on another worker instead of waiting for this one
             max_concurrency=_MAX_IN_FLIGHT,
             scheduling_strategy="SPREAD",
         )
         actor = maker.remote(*_worker_environment())
-        # An actor that is not placed yet must not be given work that others could do now.
+        # A pending actor must not get work that running ones could do.
         return _WorkerSlot(actor, returns=_ping(actor))
 
     def _mourn(self, post: _WorkerSlot, error: Exception) -> None:
-        """Note that a worker is gone, once for all that it had in hand."""
+        """Mark a worker as lost, once for all of its blocks."""
         with self._lock:
             if post not in self._posts or post.returns is not None:
                 return
@@ -250,7 +249,7 @@ class RayEngine:
 
 
 class _DataWorker:
-    """A hand as Ray Data wants it."""
+    """Worker class for Ray Data."""
 
     def __init__(self, work: bytes, threads: int, environment: dict[str, str]) -> None:
         self._hand, self._work = RayWorker(threads, environment), work
@@ -261,13 +260,13 @@ class _DataWorker:
 
 
 def _worker_environment() -> tuple[int, dict[str, str]]:
-    """Return what a worker is to find as it is here: threads of torch, and where models lie.
+    """Return the settings to copy to workers: torch's threads, and the locations of models.
 
-    By the actor itself: an environment that Ray sets up would keep workers waiting for seconds.
+    Set by the actor itself: a Ray runtime environment would delay workers by seconds.
     """
     try:
         import torch
-    except ImportError:  # the work then needs no torch either
+    except ImportError:  # the task then needs no torch either
         return 0, select_environment(os.environ)
     return torch.get_num_threads(), select_environment(os.environ)
 
@@ -282,7 +281,7 @@ def _ping(actor: Any) -> Any:
 
 
 def _is_alive(post: _WorkerSlot) -> bool:
-    """Return whether a worker answers; one that was lost is asked without waiting."""
+    """Return whether a worker responds; a lost one is checked without waiting."""
     if post.returns is None:
         return True
     ready, _ = ray.wait([post.returns], timeout=0)
@@ -300,20 +299,20 @@ def _is_alive(post: _WorkerSlot) -> bool:
 
 
 def _join_cluster(settings: RaySettings) -> None:
-    """Join the cluster of the settings, or start one here, and keep Ray's own talk short.
+    """Join the configured cluster, or start one here, with reduced logging.
 
     Raises:
         ResourceError: If that fails.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are the job, not beside it
-    asked: dict[str, Any] = {"address": settings.address}
+    os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job itself
+    options: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
         cores = settings.num_workers or os.cpu_count()
-        asked = {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        options = {"address": "local", "include_dashboard": False, "num_cpus": cores}
     try:
         _check_address(settings.address or "")
-        ray.init(**asked, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ResourceError(
             f"Ray cannot be used: {_first_line(error)}",
@@ -325,10 +324,10 @@ def _join_cluster(settings: RaySettings) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Look whether anything listens at an address: Ray itself would try for minutes.
+    """Check that the address accepts connections: Ray itself would retry for minutes.
 
     Raises:
-        OSError: If nothing does.
+        OSError: If it does not.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

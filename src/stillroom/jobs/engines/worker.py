@@ -1,7 +1,7 @@
 """Worker of a cluster: runs blocks of tasks and returns values or errors.
 
-An error that the work raises travels back as a value, so that the cluster never takes it for a
-failure of its own and tries again. Knows no cluster.
+An error of the task is returned as a value, so that the cluster does not treat it as a failure of
+its own and retry. Independent of Ray.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from stillroom.jobs.engines.interfaces import close_resources
 __all__ = ["RayWorker", "RemoteError", "select_environment", "unpack_results"]
 
 _MAX_OPEN_TASKS = 4
-"""Works that stay open on one worker; the one that was used longest ago is closed first."""
+"""Maximum open tasks per worker; the least recently used one is closed first."""
 
 
 _PASSED_PREFIXES = ("HF_", "OMP_WAIT_POLICY", "STILLROOM_", "TOKENIZERS_")
 _SECRETS = frozenset(
     ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")
 )
-"""Words of a name that say it holds a secret; the address of a database may hold its password."""
+"""Words of a variable's name that mark a secret; a database address may hold a password."""
 
 
 @dataclass(frozen=True)
 class RemoteError:
-    """An error that the work raised, and where."""
+    """An error raised by the task, with its traceback."""
 
     error: Exception
     trace: str
@@ -43,7 +43,7 @@ class RemoteError:
 
 @dataclass
 class _OpenTask:
-    """An open work: how many blocks of it are in hand, and whether it goes after the last."""
+    """An open task: its number of blocks in progress, and whether to close it after them."""
 
     run: Callable[[Sequence[Any]], Sequence[Any]]
     turn: threading.Semaphore
@@ -52,15 +52,15 @@ class _OpenTask:
 
 
 class RayWorker:
-    """Does blocks of works, as many at once as each work allows."""
+    """Runs blocks of tasks, with each task's concurrency."""
 
     def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
-        """Begin with nothing opened.
+        """Create without open tasks.
 
         Args:
-            threads: Of torch, as many as where the job runs: with another number the last bits of
-                a sum may differ.
-            environment: Variables that are set for this process.
+            threads: Threads of torch, as in the job's process: another number may change the last
+                bits of a sum.
+            environment: Environment variables to set in this process.
         """
         self._threads = threads
         os.environ.update(environment)
@@ -68,15 +68,15 @@ class RayWorker:
         self._lock = threading.Lock()
 
     def ping(self) -> int:
-        """Return the process's number."""
+        """Return the process id."""
         return os.getpid()
 
     def run(self, key: str, fetch: Callable[[], bytes], block: bytes) -> bytes:
-        """Do one block of the work of a key; return the pickled values, or ``RemoteError``.
+        """Run one block of a task; return the pickled values, or ``RemoteError``.
 
         Args:
-            key: The work's digest.
-            fetch: Gives the pickled work, where it is not open yet.
+            key: The task's digest.
+            fetch: Returns the pickled task, if it is not open yet.
             block: The pickled items.
         """
         try:
@@ -87,7 +87,7 @@ class RayWorker:
 
     @contextmanager
     def _opened_for(self, key: str, fetch: Callable[[], bytes]) -> Iterator[_OpenTask]:
-        """Yield an open work; one that has left meanwhile is closed after its last block."""
+        """Yield an open task; if it was evicted meanwhile, close it after its last block."""
         with self._lock:
             opened = self._open(key, fetch)
             opened.held += 1
@@ -116,9 +116,9 @@ class RayWorker:
 
 
 def select_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that workers are given: where models lie and how they are read.
+    """Return the environment variables for workers: locations and settings of models.
 
-    Those whose name says by one of its words that it holds a secret stay here.
+    Variables whose names contain a word for a secret are excluded.
     """
     return {
         name: value
@@ -128,7 +128,7 @@ def select_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def unpack_results(packed: bytes) -> list[Any]:
-    """Return the values of a block, or raise what the work raised."""
+    """Return the values of a block, or raise the task's error."""
     results = pickle.loads(packed)  # noqa: S301  # pickled by a hand of ours
     if isinstance(results, RemoteError):
         if not isinstance(results.error, StillroomError):

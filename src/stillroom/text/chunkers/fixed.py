@@ -1,7 +1,7 @@
 """Fixed-size chunks, cut between words.
 
-The baseline that others must beat: sentences and paragraphs are cut without regard. Code fences and
-table rows that fit are kept whole here too.
+The baseline: sentences and paragraphs are ignored. Code fences and table rows that fit are kept
+whole here too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ __all__ = ["Fixed"]
 
 
 class Fixed(Chunker):
-    """Cuts after every ``size`` tokens, between words."""
+    """Splits every ``size`` tokens, between words."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(
-        default=0, ge=0, description="tokens that a passage repeats of the one before"
-    )
+    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
 
     @override
     def chunk(

@@ -1,7 +1,7 @@
 """Chunks along headings; small sections are merged.
 
-Within a section cuts are as in ``recursive``. A section below ``min_size`` is joined to the next
-one of its level or deeper, else to the passage before. The default.
+Within a section, text is split as by ``recursive``. A section below ``min_size`` is joined to the
+next one of its level or deeper, else to the previous passage. The default.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["Heading"]
 
 
 class Heading(Chunker):
-    """Cuts at headings first."""
+    """Splits at headings first."""
 
     paper: ClassVar[str] = ""
     overlap: int = Field(
         default=0,
         ge=0,
-        description="tokens that a passage repeats of the one before in its section",
+        description="tokens repeated from the previous passage of the same section",
     )
     min_size: int = Field(
-        default=32, ge=0, description="a section below this is joined to its neighbor"
+        default=32, ge=0, description="sections below this size are joined to a neighbor"
     )
 
     @override

@@ -1,12 +1,12 @@
 """Small chunks for search, with the larger parent chunk for reading.
 
-Parts of at most ``parent_size`` tokens are cut along headings, as ``heading`` does, and each is cut
-into passages of at most ``size``, as ``recursive`` does. Passages are what is embedded and matched;
-an answer is given, and cites, the part. A short passage has a sharper vector than the long part
-around it, and a part holds what a sentence needs to be understood.
+Parent chunks of at most ``parent_size`` tokens follow headings, as with ``heading``, and each is
+split into passages of at most ``size``, as with ``recursive``. Passages are embedded and matched;
+the parent is shown to the reader and cited. A short passage has a sharper vector than the long
+parent, which in turn holds the context that a sentence needs.
 
-There is one level: a part has no part of its own. Rules, as auto-merging in Haystack and LlamaIndex
-has them, say at asking time how many of its passages must be found before a part is shown.
+There is one level of parents. Rules such as auto-merging in Haystack and LlamaIndex decide at
+query time how many passages must match before a parent is shown.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = ["ParentChild"]
 
 
 class ParentChild(Chunker):
-    """Cuts parts along headings, and each part into passages that know it."""
+    """Splits text into parents along headings, and each parent into passages."""
 
     paper: ClassVar[str] = ""
-    size: int = Field(default=64, ge=4, le=100_000, description="most tokens of a passage")
+    size: int = Field(default=64, ge=4, le=100_000, description="maximum tokens of a passage")
     parent_size: int = Field(
-        default=300, ge=4, le=100_000, description="most tokens of the part that is shown"
+        default=300, ge=4, le=100_000, description="maximum tokens of a parent chunk"
     )
     overlap: int = Field(
-        default=0, ge=0, description="tokens that a passage repeats of the one before in its part"
+        default=0, ge=0, description="tokens repeated from the previous passage of the same parent"
     )
     min_size: int = Field(
-        default=16, ge=0, description="a passage or section below this is joined to its neighbor"
+        default=16, ge=0, description="passages or sections below this size join a neighbor"
     )
 
     @override
@@ -55,11 +55,11 @@ class ParentChild(Chunker):
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
         ruler = TokenRuler(document.text, count)
-        found = find_split_points(document, ruler, self.size)
+        points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,
-            [found.paragraphs, found.items, found.sentences, found.lines],
-            [found.clauses, found.words],
+            [points.paragraphs, points.items, points.sentences, points.lines],
+            [points.clauses, points.words],
             self.size,
             min(self.overlap, self.size // 2),
             min_size=min(self.min_size, self.size // 2),

@@ -1,7 +1,7 @@
 """Recursive splitting at the strongest boundary: paragraph, item, sentence, line, clause, word.
 
-Source: the separators of LangChain's recursive splitter, but tokens are counted once and a cut is
-chosen by binary search instead of by splitting again and again.
+Source: the separators of LangChain's recursive splitter. Differs: tokens are counted once and the
+cut is found by binary search instead of by repeated splitting.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ __all__ = ["Recursive"]
 
 
 class Recursive(Chunker):
-    """Cuts at the strongest boundary between half the size and the size."""
+    """Splits at the strongest boundary between half the size and the size."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(
-        default=0, ge=0, description="tokens that a passage repeats of the one before"
-    )
+    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
     min_size: int = Field(
-        default=16, ge=0, description="a passage below this is joined to the one before"
+        default=16, ge=0, description="passages below this size are joined to the previous one"
     )
 
     @override
@@ -45,11 +43,11 @@ class Recursive(Chunker):
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
         ruler = TokenRuler(document.text, count)
-        found = find_split_points(document, ruler, self.size)
+        points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,
-            [found.paragraphs, found.items, found.sentences, found.lines],
-            [found.clauses, found.words],
+            [points.paragraphs, points.items, points.sentences, points.lines],
+            [points.clauses, points.words],
             self.size,
             min(self.overlap, self.size // 2),
             min_size=min(self.min_size, self.size // 2),

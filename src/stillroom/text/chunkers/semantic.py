@@ -1,14 +1,13 @@
 """Semantic chunking: splits between sentences with the largest embedding distance.
 
-Each sentence is embedded together with ``buffer`` sentences on both sides; a cut is made where the
-cosine distance to the next one is above the document's ``percentile``. Parts below ``min_size`` are
-joined to the nearer neighbor, and parts above ``size`` are cut again where their distance is
-greatest, so that the size holds exactly. Costs one vector for each sentence beside those of the
+Each sentence is embedded together with ``buffer`` sentences on both sides. Text is split where the
+cosine distance between neighbors is above the document's ``percentile``. Parts below ``min_size``
+are joined to the nearer neighbor; parts above ``size`` are split again at their greatest distance,
+so the size is a hard limit. Costs one vector for each sentence in addition to those of the
 passages.
 
 Source: Kamradt 2023, "5 Levels of Text Splitting", level 4, with the defaults of LlamaIndex (buffer
-1, percentile 95). Differs: sizes are bounded; there a part has no limit. The vectors are those of
-the embedder that is given, so another embedder cuts elsewhere.
+1, percentile 95). Differs: sizes are bounded. The splits depend on the embedder in use.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ _MAX_TRIES = 64
 
 
 class Semantic(Chunker):
-    """Cuts between sentences that mean something else."""
+    """Splits between sentences with distant embeddings."""
 
     paper: ClassVar[str] = ""
     needs_embedder: ClassVar[bool] = True
     percentile: float = Field(
-        default=95.0, ge=0, le=100, description="distances above this part of all are cuts"
+        default=95.0, ge=0, le=100, description="percentile of distances above which text is split"
     )
     buffer: int = Field(
-        default=1, ge=0, le=16, description="sentences on both sides that are embedded with one"
+        default=1, ge=0, le=16, description="sentences on both sides embedded with each sentence"
     )
     min_size: int = Field(
-        default=32, ge=0, description="a part below this is joined to the nearer neighbor"
+        default=32, ge=0, description="parts below this size are joined to the nearer neighbor"
     )
 
     @property
@@ -68,11 +67,11 @@ class Semantic(Chunker):
     ) -> Iterator[Passage]:
         if embed is None:
             raise DataError(
-                "the chunker 'semantic' cuts by vectors, and no embedder is given",
+                "the chunker 'semantic' needs an embedder",
                 code="text.no-embedder",
                 where=document.path,
                 expected="chunk(document, embed=...)",
-                next="give what embeds texts, or use the chunker 'heading'",
+                next="pass an embedder, or use the chunker 'heading'",
             )
         ruler = TokenRuler(document.text, count)
         units = split_sentence_units(document, ruler, self.size, min_size=min(8, self.size // 2))
@@ -88,24 +87,24 @@ class Semantic(Chunker):
         """Return the cosine distance of each unit to the next, (units - 1,)."""
         if len(units) < 2:
             return np.zeros(0)
-        texts = [self._surround(at, units, ruler) for at in range(len(units))]
+        texts = [self._surround(index, units, ruler) for index in range(len(units))]
         rows = np.asarray(embed(texts), dtype=np.float64)
         distances: NDArray[np.float64] = 1.0 - (rows[:-1] * rows[1:]).sum(axis=1)
         return distances
 
-    def _surround(self, at: int, units: Sequence[Span], ruler: TokenRuler) -> str:
-        """Return a unit with as many on both sides as there is room for."""
+    def _surround(self, index: int, units: Sequence[Span], ruler: TokenRuler) -> str:
+        """Return a unit with its neighbors on both sides, as far as they fit."""
         for buffer in range(self.buffer, 0, -1):
-            start = units[max(at - buffer, 0)][0]
-            end = units[min(at + buffer, len(units) - 1)][1]
+            start = units[max(index - buffer, 0)][0]
+            end = units[min(index + buffer, len(units) - 1)][1]
             if ruler.excess(start, end, self.size) <= 1:
                 return ruler.text[start:end]
-        return ruler.text[slice(*units[at])]
+        return ruler.text[slice(*units[index])]
 
 
 @dataclass(frozen=True)
 class _UnitSequence:
-    """Units in a row, how far each is from the next, and how large a part of them may be."""
+    """A sequence of units, the distance of each to the next, and the maximum size of a part."""
 
     units: Sequence[Span]
     distances: NDArray[np.float64]
@@ -117,9 +116,9 @@ class _UnitSequence:
         return self.units[first][0], self.units[last - 1][1]
 
     def cut(self, share: float) -> list[_Span]:
-        """Return (first, last + 1) of the units of each passage."""
+        """Return (first, last + 1) of the units in each passage."""
         limit = np.quantile(self.distances, share) if len(self.distances) else 0.0
-        turns = [int(at) + 1 for at in np.flatnonzero(self.distances > limit)]
+        turns = [int(index) + 1 for index in np.flatnonzero(self.distances > limit)]
         waiting = self._join_small(list(pairwise([0, *turns, len(self.units)])))[::-1]
         cuts: list[_Span] = []
         while waiting:
@@ -132,10 +131,10 @@ class _UnitSequence:
         return cuts
 
     def _join_small(self, parts: list[_Span]) -> list[_Span]:
-        """Return the parts, each below ``min_size`` joined to the neighbor it is nearer to."""
+        """Return the parts; each below ``min_size`` is joined to the nearer neighbor."""
         joined: list[_Span] = []
         for number, (first, last) in enumerate(parts):
-            if joined and joined[-1][1] > first:  # taken in by the part before
+            if joined and joined[-1][1] > first:  # already joined to the previous part
                 continue
             part = first, last
             if self._size(first, last) < self.min_size:
@@ -148,7 +147,7 @@ class _UnitSequence:
         return joined
 
     def _join(self, part: _Span, back: _Span | None, ahead: _Span | None) -> _Span:
-        """Return a small part with the nearer of its neighbors; what is too large is cut later."""
+        """Join a small part to the nearer neighbor; oversized results are split later."""
         first, last = part
         choices = []
         if back:
@@ -158,15 +157,15 @@ class _UnitSequence:
         return min(choices)[1] if choices else part
 
     def _divide(self, first: int, last: int) -> int:
-        """Return where a part that is too large is cut: at its greatest distance.
+        """Return the unit at which an oversized part is split: the one of greatest distance.
 
-        Neither side may be below ``min_size`` where that can be; of equal distances the one in the
-        middle is taken.
+        Neither side may be below ``min_size`` where that is possible; of equal distances the one in
+        the middle wins.
         """
         inner = self.distances[first : last - 1].round(6)
         order = np.lexsort((np.abs(np.arange(len(inner)) - len(inner) / 2), -inner))
-        for at in order[:_MAX_TRIES]:
-            middle = first + int(at) + 1
+        for index in order[:_MAX_TRIES]:
+            middle = first + int(index) + 1
             if min(self._size(first, middle), self._size(middle, last)) >= self.min_size:
                 return middle
         return first + int(order[0]) + 1

@@ -1,6 +1,6 @@
 """Chunks of whole sentences up to a size.
 
-A sentence larger than the size is cut at its clauses, then between words.
+A sentence larger than the size is split at its clauses, then between words.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ __all__ = ["Sentence"]
 
 
 class Sentence(Chunker):
-    """Packs whole sentences."""
+    """Packs whole sentences up to the size."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(
-        default=0, ge=0, description="tokens that a passage repeats of the one before"
-    )
+    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
     min_size: int = Field(
-        default=8, ge=0, description="a passage below this is joined to the one before"
+        default=8, ge=0, description="passages below this size are joined to the previous one"
     )
 
     @override
@@ -44,11 +42,11 @@ class Sentence(Chunker):
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
         ruler = TokenRuler(document.text, count)
-        found = find_split_points(document, ruler, self.size)
+        points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,
-            [found.sentences, found.items],
-            [found.lines, found.clauses, found.words],
+            [points.sentences, points.items],
+            [points.lines, points.clauses, points.words],
             self.size,
             min(self.overlap, self.size // 2),
             0.0,

@@ -1,8 +1,8 @@
 """Single sentences for search, with a window of sentences for reading.
 
-Each passage is a sentence (short ones are joined, ones larger than ``size`` are cut); what is shown
-and cited is the stretch from ``window`` passages before it to as many after it, within its section.
-Stretches that overlap are shown as one. Many vectors: one for each sentence.
+Each passage is a sentence (short ones are joined, ones larger than ``size`` are split). The text
+shown and cited reaches from ``window`` passages before it to as many after it, within its section;
+overlapping windows are shown as one. Costs many vectors: one for each sentence.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["SentenceWindow"]
 
 
 class SentenceWindow(Chunker):
-    """Gives each sentence the sentences around it to be read with."""
+    """Splits text into sentences, each with a window of neighbors as parent."""
 
     paper: ClassVar[str] = ""
     window: int = Field(
-        default=3, ge=0, le=1000, description="sentences shown before and after the one found"
+        default=3, ge=0, le=1000, description="sentences shown before and after the matched one"
     )
     min_size: int = Field(
-        default=8, ge=0, description="a sentence below this is joined to the one before"
+        default=8, ge=0, description="sentences below this size are joined to the previous one"
     )
 
     @override
@@ -47,11 +47,11 @@ class SentenceWindow(Chunker):
         )
         headings = [heading.start for heading in document.headings]
         sections = [bisect_right(headings, end - 1) for _, end in spans]
-        parents = {span: self._widen(at, spans, sections) for at, span in enumerate(spans)}
+        parents = {span: self._widen(index, spans, sections) for index, span in enumerate(spans)}
         yield from make_passages(document, spans, "text.chunkers.sentence_window", parents)
 
-    def _widen(self, at: int, spans: Sequence[Span], sections: Sequence[int]) -> Span:
-        """Return the stretch around a passage, up to the headings before and after it."""
-        first = max(at - self.window, bisect_left(sections, sections[at]))
-        last = min(at + self.window, bisect_right(sections, sections[at]) - 1)
+    def _widen(self, index: int, spans: Sequence[Span], sections: Sequence[int]) -> Span:
+        """Return the window around a passage, within the headings before and after it."""
+        first = max(index - self.window, bisect_left(sections, sections[index]))
+        last = min(index + self.window, bisect_right(sections, sections[index]) - 1)
         return spans[first][0], spans[last][1]

@@ -1,10 +1,10 @@
 """Split points, text splitter and passage construction shared by all chunkers.
 
-Boundaries are found once, by kind; a cut is then two binary searches per kind, so that cutting is
-linear in the text. No boundary lies within a code fence or a table's row that fits whole.
+Boundaries are found once, by kind; each split is then two binary searches per kind, so that time is
+linear in the text. No boundary lies within a code fence or a table row that fits whole.
 
-Knows Markdown's tables (which office files, pages and workbooks are written as) and files that are
-one table (CSV). Spans are untouched: a header is told beside a passage, never put into its text.
+Recognizes Markdown tables (also used for office files, pages and workbooks) and files that are one
+table (CSV). Spans stay exact: a table header is stored beside a passage, not in its text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Span = tuple[int, int]
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
 
 
-# possessive, so that a run of white space is read once, however long
+# possessive, so that a run of white space is scanned once, however long
 _CLAUSE = re.compile(r"[,;:，；：、](?:(?<=[,;:])\s++|(?<=[，；：、]))(?=\S)")
 
 
@@ -67,10 +67,10 @@ _FULL_LINE = re.compile(r"\S[^\r\n]*")
 
 @dataclass(frozen=True)
 class SplitPoints:
-    """Positions where a text may be cut, each the start of what follows, by kind.
+    """Positions where a text may be split, each the start of the next piece, by kind.
 
-    ``starts`` of kinds: paragraphs, items (list items, table rows, lines of code), sentences,
-    lines, clauses, words. ``first_line`` counts as none.
+    ``starts`` has one array per kind: paragraphs, items (list items, table rows, lines of code),
+    sentences, lines, clauses, words. ``first_line`` counts as none.
     """
 
     paragraphs: array[int]
@@ -82,24 +82,24 @@ class SplitPoints:
 
 
 def find_split_points(document: Document, ruler: TokenRuler, size: int) -> SplitPoints:
-    """Return the boundaries of a document's text outside what must stay whole at this size."""
+    """Return the boundaries of a document outside the blocks to keep whole at this size."""
     text = document.text
     by_line = bool(document.metadata.get("is_code") or document.metadata.get("is_table"))
     fences = _find_fences(text)
-    whole = [span for span in fences if ruler.measure(*span) <= size]
+    unsplit = [span for span in fences if ruler.measure(*span) <= size]
     large = [span for span in fences if ruler.measure(*span) > size]
     rows = [match.span() for match in _ROW.finditer(text)] if "|" in text else []
     if document.metadata.get("is_table"):
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
-    whole += [span for span in rows if ruler.measure(*span) <= size]
+    unsplit += [span for span in rows if ruler.measure(*span) <= size]
     lines = _match_ends(_LINE, text)
     starts = array("q", (line for line in lines if _ITEM.match(text, line)))
     items = lines if by_line else _union_positions(starts, _within(lines, large))
     sentences = array("q", (start for start, _ in split_sentences(text)))
-    blocked = _merge_spans(whole)
-    kept = [
-        _outside(found, blocked)
-        for found in (
+    blocked = _merge_spans(unsplit)
+    outside = [
+        _outside(positions, blocked)
+        for positions in (
             _match_ends(_PARAGRAPH, text),
             _union_positions(
                 items,
@@ -113,16 +113,16 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
             _word_starts(text),
         )
     ]
-    return SplitPoints(*kept)
+    return SplitPoints(*outside)
 
 
 @dataclass(frozen=True)
 class TextSplitter:
-    """Cuts spans of one text into pieces of at most ``size`` tokens.
+    """Splits spans of one text into pieces of at most ``size`` tokens.
 
     ``strong`` boundaries are tried in order of kind between ``fill * size`` and ``size`` tokens,
-    then anywhere; only then ``weak`` ones; in the end any place that tears no character. A rest
-    below ``min_size`` is made larger by a shorter piece before it.
+    then anywhere; only then ``weak`` ones; at last any position between characters. A remainder
+    below ``min_size`` is enlarged by shortening the piece before it.
     """
 
     ruler: TokenRuler
@@ -134,12 +134,12 @@ class TextSplitter:
     min_size: int = 0
 
     def cut(self, start: int, end: int) -> Iterator[Span]:
-        """Yield the spans that text[start:end] is cut into, without white space at their ends."""
+        """Yield the pieces of text[start:end], without white space at their ends."""
         text = self.ruler.text
         done = begin = _skip_space(text, start, end)
         while done < end:
             stop = self._stop(begin, done, end)
-            if stop is None:  # what overlaps leaves no room for what follows
+            if stop is None:  # the overlap leaves no room for new text
                 begin = done
                 continue
             last = _strip_space(text, begin, stop)
@@ -151,7 +151,7 @@ class TextSplitter:
             begin = self._overlap(begin, done) if self.overlap else done
 
     def _stop(self, begin: int, done: int, end: int) -> int | None:
-        """Return where the piece from ``begin`` ends, beyond ``done``."""
+        """Return the end of the piece that starts at ``begin``, beyond ``done``."""
         balanced = self._balance(begin, done, end) if self.min_size else 0
         if balanced:
             return balanced
@@ -172,13 +172,15 @@ class TextSplitter:
             budget = min(budget / excess, budget - 1)
 
     def _balance(self, begin: int, done: int, end: int) -> int:
-        """Return a strong boundary that leaves the rest at least ``min_size``, or 0 for none."""
+        """Return a strong boundary that leaves at least ``min_size``, or 0 for none."""
         total = self.ruler.measure(begin, end)
         if not self.size < total < self.size + self.min_size:
             return 0
         low = max(self.ruler.reach(begin, self.size * self.fill), begin, done)
         high = self.ruler.reach(begin, total - self.min_size)
-        stop = next((one for kind in self.strong if (one := _last_position(kind, low, high))), 0)
+        stop = next(
+            (position for kind in self.strong if (position := _last_position(kind, low, high))), 0
+        )
         last = _strip_space(self.ruler.text, begin, stop)
         return stop if stop and self.ruler.excess(begin, last, self.size) <= 1 else 0
 
@@ -186,16 +188,18 @@ class TextSplitter:
         floor = max(done, begin)
         for kinds, least in ((self.strong, low), (self.strong, floor), (self.weak, low)):
             for positions in kinds:
-                found = _last_position(positions, max(least, floor), high)
-                if found:
-                    return found
+                position = _last_position(positions, max(least, floor), high)
+                if position:
+                    return position
         if begin < done:
             return None
-        found = next((one for kind in self.weak if (one := _last_position(kind, floor, high))), 0)
-        return found or find_grapheme_boundary(self.ruler.text, max(high, floor + 1), floor)
+        position = next(
+            (candidate for kind in self.weak if (candidate := _last_position(kind, floor, high))), 0
+        )
+        return position or find_grapheme_boundary(self.ruler.text, max(high, floor + 1), floor)
 
     def _overlap(self, before: int, done: int) -> int:
-        """Return where the next piece starts so that it repeats the end of this one."""
+        """Return the start of the next piece so that it repeats the end of this one."""
         back = max(self.ruler.reach_back(done, self.overlap), before + 1)
         for positions in (*self.strong, *self.weak):
             index = bisect_left(positions, back)
@@ -205,7 +209,7 @@ class TextSplitter:
 
 
 def merge_small(spans: Iterable[Span], ruler: TokenRuler, size: int, min_size: int) -> list[Span]:
-    """Return the spans, those below ``min_size`` joined to the one before where both fit."""
+    """Return the spans; those below ``min_size`` are joined to the previous one where both fit."""
     merged: list[Span] = []
     for start, end in spans:
         if merged and ruler.measure(start, end) < min_size:
@@ -223,13 +227,13 @@ def make_passages(
     method: str,
     parents: Mapping[Span, Span] | None = None,
 ) -> Iterator[Passage]:
-    """Yield a Passage for each span, with its place, headings, table header, origin and parent.
+    """Yield a Passage for each span, with place, headings, table header, origin and parent.
 
     Args:
-        document: What was cut.
-        spans: In order.
-        method: The chunker, as the origin names it.
-        parents: The wider span to read in place of a span; one that is the span itself is none.
+        document: The document that was split.
+        spans: Spans in order.
+        method: The chunker's name in the origin.
+        parents: The wider span to read in place of a span; equal to the span: none.
     """
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
@@ -259,8 +263,8 @@ def make_passages(
 
 
 def _parent_of(span: Span, parents: Mapping[Span, Span] | None) -> Span | None:
-    found = parents.get(span) if parents else None
-    return found if found != span else None
+    parent = parents.get(span) if parents else None
+    return parent if parent != span else None
 
 
 def _last_position(positions: array[int], low: int, high: int) -> int:
@@ -282,13 +286,13 @@ def _strip_space(text: str, start: int, end: int) -> int:
 
 
 def _match_ends(pattern: re.Pattern[str], text: str) -> array[int]:
-    """Return where matches end; white space at the end of the text is not looked at."""
+    """Return the ends of matches, white space at the end of the text excluded."""
     end = _strip_space(text, 0, len(text))
     return array("q", (match.end() for match in pattern.finditer(text, 0, end)))
 
 
 def _word_starts(text: str) -> array[int]:
-    """Return where a word follows white space."""
+    """Return the starts of words after white space."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     is_space = _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]
     starts = np.flatnonzero(is_space[:-1] & ~is_space[1:]) + 1
@@ -296,7 +300,7 @@ def _word_starts(text: str) -> array[int]:
 
 
 def _find_fences(text: str) -> list[Span]:
-    """Return the spans of fenced code, from fence to fence."""
+    """Return the spans of fenced code, fences included."""
     spans: list[Span] = []
     opened: tuple[int, str] | None = None
     if "```" not in text and "~~~" not in text:
@@ -311,8 +315,8 @@ def _find_fences(text: str) -> list[Span]:
     return spans
 
 
-def _union_positions(one: array[int], other: array[int]) -> array[int]:
-    return array("q", np.union1d(_readonly_view(one), _readonly_view(other)).tobytes())
+def _union_positions(first: array[int], second: array[int]) -> array[int]:
+    return array("q", np.union1d(_readonly_view(first), _readonly_view(second)).tobytes())
 
 
 def _within(positions: array[int], spans: Sequence[Span]) -> array[int]:
@@ -331,9 +335,9 @@ def _outside(positions: array[int], spans: Sequence[Span]) -> array[int]:
 
 def _is_within(positions: array[int], spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
     starts, ends = np.array(spans, dtype=np.int64).T
-    at = _readonly_view(positions)
-    index = np.searchsorted(starts, at, side="left") - 1
-    inside: npt.NDArray[np.bool_] = (index >= 0) & (at < ends[np.maximum(index, 0)])
+    points = _readonly_view(positions)
+    index = np.searchsorted(starts, points, side="left") - 1
+    inside: npt.NDArray[np.bool_] = (index >= 0) & (points < ends[np.maximum(index, 0)])
     return inside
 
 
@@ -355,11 +359,11 @@ def _merge_spans(spans: Sequence[Span]) -> list[Span]:
 MAX_HEADER_CHARACTERS = 1_000
 
 
-"""Characters of a header row that is repeated; a longer one would be most of a passage."""
+"""Maximum characters of a repeated header row; a longer one would fill most of a passage."""
 
 
 _DELIMITER = re.compile(
-    # possessive, since a line of nothing but spaces else takes time by the square of their number
+    # possessive, since a line of only spaces would otherwise take quadratic time
     r"(?<![^\r\n])[ \t]*+(?:\|[ \t]*+)?:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+"
     r"(?:\|[ \t]*+)?(?![^\r\n])"
 )
@@ -373,7 +377,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table: where its rows begin and end, and its header row, empty where there is none."""
+    """A table: start and end of its rows, and its header row (empty for none)."""
 
     start: int
     end: int
@@ -381,7 +385,7 @@ class TextTable:
 
 
 def find_tables(document: Document) -> list[TextTable]:
-    """Return the tables of a document in order; ``start`` is the end of the header row."""
+    """Return the tables of a document in order; ``start`` is where the header row ends."""
     text = document.text
     if document.metadata.get("is_code"):
         return []
@@ -407,19 +411,19 @@ def find_tables(document: Document) -> list[TextTable]:
 
 
 def find_header(tables: Sequence[TextTable], position: int) -> str:
-    """Return the header row of the table that a position is in the rows of, or an empty string."""
-    at = bisect_right(tables, position - 1, key=lambda table: table.start) - 1
-    return tables[at].header if at >= 0 and position < tables[at].end else ""
+    """Return the header row of the table whose rows contain a position, or an empty string."""
+    index = bisect_right(tables, position - 1, key=lambda table: table.start) - 1
+    return tables[index].header if index >= 0 and position < tables[index].end else ""
 
 
 def _line_before(text: str, end: int) -> str:
-    """Return the line that ends at a position; of a very long one its end."""
+    """Return the line that ends at a position, truncated at its start if very long."""
     low = max(end - 2 * MAX_HEADER_CHARACTERS, 0)
     begin = max(text.rfind("\n", low, end), text.rfind("\r", low, end)) + 1
     return text[max(begin, low) : end] if end > 0 else ""
 
 
 def _repeatable_header(row: str) -> str:
-    """Return a header row as it is repeated: empty where it names nothing or is too long."""
+    """Return a header row as repeated: empty where it has no names or is too long."""
     row = row.strip()
     return row if len(row) <= MAX_HEADER_CHARACTERS and _LETTER.search(row) else ""

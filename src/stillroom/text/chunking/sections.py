@@ -18,22 +18,22 @@ _Section = tuple[int, int, int]
 def split_sections(
     document: Document, ruler: TokenRuler, size: int, *, min_size: int = 0, overlap: int = 0
 ) -> list[Span]:
-    """Return spans of at most ``size`` tokens, none of which runs over a heading it could end at.
+    """Return spans of at most ``size`` tokens that do not cross headings where avoidable.
 
     Args:
-        document: What to cut.
-        ruler: Measures its text.
-        size: Most tokens of a span.
+        document: The document to split.
+        ruler: Token counts of its text.
+        size: Maximum tokens of a span.
         min_size: A section below this is joined to the next one of its level or deeper, else to
-            the span before.
-        overlap: Tokens that a span repeats of the one before in its section; half of ``size`` at
-            most.
+            the previous span.
+        overlap: Tokens repeated from the previous span of the same section; at most half of
+            ``size``.
     """
-    found = find_split_points(document, ruler, size)
+    points = find_split_points(document, ruler, size)
     cutter = TextSplitter(
         ruler,
-        [found.paragraphs, found.items, found.sentences, found.lines],
-        [found.clauses, found.words],
+        [points.paragraphs, points.items, points.sentences, points.lines],
+        [points.clauses, points.words],
         size,
         min(overlap, size // 2),
         min_size=min(min_size, size // 2),
@@ -48,24 +48,26 @@ def split_sentence_units(
 ) -> list[Span]:
     """Return the spans of single sentences, list items and table rows.
 
-    A heading goes with the sentence after it, what is larger than ``size`` is cut, and what is
-    below ``min_size`` is joined to the one before in its section.
+    A heading is joined to the sentence after it, a unit larger than ``size`` is split, and one
+    below ``min_size`` is joined to the previous one in its section.
     """
-    found = find_split_points(document, ruler, size)
+    points = find_split_points(document, ruler, size)
     cutter = TextSplitter(
         ruler,
-        [found.sentences, found.items],
-        [found.lines, found.clauses, found.words],
+        [points.sentences, points.items],
+        [points.lines, points.clauses, points.words],
         size,
         min_size=min(min_size, size // 2),
     )
-    edges = sorted({*found.sentences, *found.items})
+    edges = sorted({*points.sentences, *points.items})
     headings = _drop_adjacent_headings([heading.start for heading in document.headings], edges)
-    under = {edges[at] for one in headings if (at := bisect_right(edges, one)) < len(edges)}
-    places = sorted({0, *edges, *headings} - (under - set(headings)))
+    under = {
+        edges[index] for heading in headings if (index := bisect_right(edges, heading)) < len(edges)
+    }
+    boundaries = sorted({0, *edges, *headings} - (under - set(headings)))
     pieces = [
         span
-        for start, end in pairwise([*places, len(document.text)])
+        for start, end in pairwise([*boundaries, len(document.text)])
         for span in cutter.cut(start, end)
     ]
     joined: list[Span] = []
@@ -75,19 +77,19 @@ def split_sentence_units(
 
 
 def _drop_adjacent_headings(headings: list[int], edges: list[int]) -> list[int]:
-    """Return the headings without those that follow at once on another."""
-    kept = headings[:1]
+    """Return the headings without those directly after another heading."""
+    separate = headings[:1]
     for before, heading in pairwise(headings):
-        at = bisect_right(edges, before)
-        if at < len(edges) and edges[at] < heading:
-            kept.append(heading)
-    return kept
+        index = bisect_right(edges, before)
+        if index < len(edges) and edges[index] < heading:
+            separate.append(heading)
+    return separate
 
 
 def _merge_small_pieces(
     pieces: list[Span], ruler: TokenRuler, size: int, min_size: int
 ) -> list[Span]:
-    """Return the pieces, those after one below ``min_size`` joined to it where both fit."""
+    """Return the pieces; those after one below ``min_size`` are joined to it where both fit."""
     gathered: list[Span] = []
     for start, end in pieces:
         if gathered and ruler.measure(*gathered[-1]) < min_size:
@@ -100,15 +102,15 @@ def _merge_small_pieces(
 
 
 def _section_edges(pieces: list[Span], headings: list[int]) -> list[int]:
-    """Return the indices of the pieces that begin a section, the first one aside."""
+    """Return the indices of the pieces that start a section, except the first."""
     starts = [start for start, _ in pieces]
-    return sorted({bisect_right(starts, one - 1) for one in headings} - {0, len(pieces)})
+    return sorted({bisect_right(starts, heading - 1) for heading in headings} - {0, len(pieces)})
 
 
 def _join_sections(
     sections: list[_Section], ruler: TokenRuler, size: int, min_size: int
 ) -> Iterator[Span]:
-    """Yield the sections, small ones joined forward to one of their level or deeper."""
+    """Yield the sections; small ones are joined to the next of their level or deeper."""
     start, end, level = sections[0]
     for following in sections[1:]:
         is_small = ruler.measure(start, end) < min_size
@@ -120,16 +122,17 @@ def _join_sections(
     yield start, end
 
 
-def _may_join(ruler: TokenRuler, small: _Section, other: _Section, size: int) -> bool:
-    """Say whether a small section is joined to the next one.
+def _may_join(ruler: TokenRuler, small: _Section, following: _Section, size: int) -> bool:
+    """Return whether a small section may be joined to the next one.
 
-    A bare heading always is to its own parts; else both must fit, and the next be no higher.
+    A bare heading is always joined to its subsections; otherwise both must fit and the next must
+    not be of a higher level.
     """
     start, end, level = small
     is_bare = "\n" not in ruler.text[start:end].strip()
-    if other[2] <= level or not is_bare:
-        fits = ruler.measure(start, other[1]) <= size
-        return other[2] >= level and fits and ruler.excess(start, other[1], size) <= 1
+    if following[2] <= level or not is_bare:
+        fits = ruler.measure(start, following[1]) <= size
+        return following[2] >= level and fits and ruler.excess(start, following[1], size) <= 1
     return True
 
 
@@ -137,7 +140,7 @@ def _iter_sections(document: Document) -> list[_Section]:
     """Return (start, end, level) of the text before, and under, each heading."""
     edges = [(0, 0), *((heading.start, heading.level) for heading in document.headings)]
     ends = [start for start, _ in edges[1:]] + [len(document.text)]
-    found = [
+    sections = [
         (start, end, level) for (start, level), end in zip(edges, ends, strict=True) if end > start
     ]
-    return found or [(0, len(document.text), 0)]
+    return sections or [(0, len(document.text), 0)]

@@ -2,10 +2,10 @@
 
 By default tokens are estimated by a pattern fitted to word-piece vocabularies (a run of up to 8
 letters, two digits, one other character): within -6 % to +25 % of MiniLM's count over prose, code,
-JSON and Chinese. A caller's own counter is called once per stretch of text; what lies between is
-interpolated, and every finished passage is counted exactly. A counter that can locate tokens
-(OffsetTokenCounter) is asked once for the whole text: then sums are exact, and only a passage that
-is cut within a word is counted again.
+JSON and Chinese. A caller's own counter is called once per stretch of text; positions in between
+are interpolated, and every finished passage is counted exactly. A counter that can locate tokens
+(OffsetTokenCounter) is called once for the whole text: sums are then exact, and only a passage
+that is split within a word is counted again.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _BLOCK_CHARACTERS = 512
 
 @dataclass(frozen=True)
 class TokenOffsets:
-    """The tokens of one text: where each begins, and whether a cut at a position keeps the count.
+    """Token starts of one text, and a test for splits that keep the count.
 
-    ``is_edge(text, position)`` says that what is left and right of the position has as many tokens
-    apart as it has together.
+    ``is_edge(text, position)`` returns whether the two sides of the position have as many tokens
+    apart as together.
     """
 
     starts: array[int]
@@ -46,30 +46,30 @@ class TokenOffsets:
 
 @runtime_checkable
 class OffsetTokenCounter(Protocol):
-    """Counts the tokens of a text, and locates them."""
+    """A token counter that also locates the tokens."""
 
     def __call__(self, text: str) -> int:
-        """Return how many tokens the text has."""
+        """Return the number of tokens in the text."""
 
     def locate(self, text: str) -> TokenOffsets:
-        """Return where the text's tokens begin."""
+        """Return the token starts of the text."""
 
 
 def find_token_starts(text: str) -> array[int]:
-    """Return where each estimated token of a text begins."""
+    """Return the starts of the estimated tokens of a text."""
     return array("q", (match.start() for match in _PIECE.finditer(text)))
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a word-piece tokenizer makes of a text."""
+    """Return the estimated token count of a text for a word-piece tokenizer."""
     return sum(1 for _ in _PIECE.finditer(text))
 
 
 class TokenRuler:
-    """Tells how many tokens lie between two positions of one text, in logarithmic time."""
+    """Token counts between any two positions of one text, in logarithmic time."""
 
     def __init__(self, text: str, count: Callable[[str], int] | None = None) -> None:
-        """Measure ``text`` once, by ``count`` or by estimate."""
+        """Measure ``text`` once, with ``count`` or by estimate."""
         self.text = text
         self._count = count
         self._located = count.locate(text) if isinstance(count, OffsetTokenCounter) else None
@@ -78,20 +78,20 @@ class TokenRuler:
         self._costs = self._spread(count) if count and not self._located else None
 
     def measure(self, start: int, end: int) -> float:
-        """Return the tokens of text[start:end]; an estimate where the caller counts."""
+        """Return the tokens of text[start:end]; an estimate where a caller's counter is used."""
         first, last = bisect_left(self._starts, start), bisect_left(self._starts, end)
         if self._costs is not None:
             return self._costs[last] - self._costs[first] + self._overhead
         return last - first + self._is_within(first, start)
 
     def excess(self, start: int, end: int, size: int) -> float:
-        """Return how many times too large text[start:end] is; 1.0 or less when it fits."""
+        """Return the size of text[start:end] relative to ``size``; 1.0 or less means it fits."""
         if self._count is None or self._is_exact(start, end):
             return self.measure(start, end) / size
         return self._count(self.text[start:end]) / size
 
     def reach(self, start: int, size: float) -> int:
-        """Return the farthest position up to which text from ``start`` has ``size`` tokens."""
+        """Return the last position such that the text from ``start`` has ``size`` tokens."""
         first = bisect_left(self._starts, start)
         if self._costs is not None:
             budget = self._costs[first] + max(size - self._overhead, 0) + 1e-6
@@ -101,7 +101,7 @@ class TokenRuler:
         return self._starts[last] if last < len(self._starts) else len(self.text)
 
     def reach_back(self, end: int, size: float) -> int:
-        """Return the position from which text up to ``end`` has ``size`` tokens."""
+        """Return the first position such that the text up to ``end`` has ``size`` tokens."""
         last = bisect_left(self._starts, end)
         if self._costs is None:
             first = last - int(size)
@@ -110,19 +110,19 @@ class TokenRuler:
         return self._starts[max(first, 0)] if self._starts else 0
 
     def _is_exact(self, start: int, end: int) -> bool:
-        """Say whether measuring text[start:end] is as good as counting it."""
+        """Return whether measuring text[start:end] is exact."""
         located = self._located
         return bool(located and located.is_edge(self.text, start)) and bool(
             located and located.is_edge(self.text, end)
         )
 
     def _is_within(self, first: int, start: int) -> bool:
-        """Say whether ``start`` stands within a piece that began before it."""
+        """Return whether ``start`` lies inside a token piece that starts before it."""
         at_piece = first < len(self._starts) and self._starts[first] == start
         return not at_piece and start < len(self.text) and not self.text[start].isspace()
 
     def _spread(self, count: Callable[[str], int]) -> array[float]:
-        """Return the cost before each piece, each stretch's count spread over its pieces."""
+        """Return the cumulative cost before each piece, with counts spread over their pieces."""
         costs = array("d", [0.0])
         index = 0
         while index < len(self._starts):

@@ -1,16 +1,16 @@
 """Benchmark contamination: verbatim, near-verbatim and shuffled test items in texts.
 
-An item is looked for in a stretch of the text not much longer than itself. What counts is the share
-of its words that are found there, each word by its information (rare ones more); *in order* it is
-that of the longest common subsequence of words. Short items, whose words are common property, must
-stand there word for word, and items of a word or two must be a whole part of the record. Of items
-of up to a dozen words the names and numbers must all be there: the same question about another
-place is another question. A question is found in a text that asks nothing only where nearly all of
-its words are: what answers it has most of them.
+An item is searched for in a window of the text not much longer than itself. The score is the share
+of its words found there, each weighted by its information (rare words more); *in order*, it is the
+share of the longest common subsequence of words. Short items, whose words are common, must occur
+word for word, and items of one or two words must be a complete part of the record. Of items of up
+to a dozen words all names and numbers must occur, since the same question about another place is
+another question. A question matches a text without questions only where nearly all of its words
+occur, since an answer repeats most of them.
 
 Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
-n-grams, so that one word changed in six and short items are found too; what was rephrased with
-other words is for an embedder to find.
+n-grams, so that short items and items with one word in six changed are found too; paraphrases
+need an embedder.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ __all__ = ["BenchmarkIndex", "ContaminationMatch", "MatchKind", "count_document_
 MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
 
 _MAX_WHOLE_TEXT_WORDS = 3
-"""An item of at most so many words matches a whole text only."""
+"""Items of at most this many words match a whole text only."""
 _MAX_VERBATIM_WORDS = 6
-"""An item of at most so many words must stand in the text word for word."""
+"""Items of at most this many words must occur word for word."""
 _MAX_SHORT_WORDS = 12
 _NEAR_SHORT_SHARE = 0.85
-"""Of items of at most ``_FEW`` words so much must be there: a word is a large part of them."""
+"""Minimum share for items of at most ``_MAX_SHORT_WORDS`` words: each word weighs much."""
 _NEAR_STATED_SHARE = 0.95
-"""Of a question so much must be there, in order, where the text asks nothing."""
+"""Minimum share of a question, in order, in a text that asks nothing."""
 _WINDOW_ROOM = 1.5
 _WINDOW_SPARE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ContaminationMatch:
-    """An item found in a text: which, how, and the share of its information that is there."""
+    """An item found in a text: its index, kind of match, and share of information found."""
 
     item: int
     kind: MatchKind
@@ -54,7 +54,7 @@ class ContaminationMatch:
 def count_document_frequencies(
     texts: Iterable[str], cut: Callable[[str], list[str]] = split_words
 ) -> tuple[Counter[str], int]:
-    """Return in how many of the texts each word is, and how many texts there are."""
+    """Return the number of texts that contain each word, and the number of texts."""
     counts: Counter[str] = Counter()
     total = 0
     for text in texts:
@@ -64,7 +64,7 @@ def count_document_frequencies(
 
 
 class BenchmarkIndex:
-    """Items to be looked for in many texts."""
+    """Benchmark items to be searched for in many texts."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class BenchmarkIndex:
         """Index the items.
 
         Args:
-            items: What must not be found.
-            frequency: In how many of ``texts`` texts a word is; by default only the items count.
-            texts: How many texts were counted.
-            near: Least share of an item's information that is found in order.
-            shuffled: Least share of it that is found in any order.
-            cut: Makes words of a text.
+            items: Test items.
+            frequency: Document frequency of words over ``texts`` texts; by default over the items.
+            texts: Number of texts counted.
+            near: Minimum share of an item's information found in order.
+            shuffled: Minimum share of an item's information found in any order.
+            cut: Splits a text into words.
         """
         self.near, self.shuffled, self._cut = near, shuffled, cut
         self._items = [cut(item) for item in items]
@@ -115,24 +115,24 @@ class BenchmarkIndex:
                 self._holders.setdefault(word, []).append(number)
 
     def find(self, text: str) -> ContaminationMatch | None:
-        """Return the item that is most clearly in a text, or None."""
-        return max(self.matches(text), key=lambda one: (one.share, -one.item), default=None)
+        """Return the best match in a text, or None."""
+        return max(self.matches(text), key=lambda match: (match.share, -match.item), default=None)
 
     def matches(self, text: str, *, may_state: bool = True) -> Iterator[ContaminationMatch]:
-        """Yield every item that is in a text; of one that is the whole text, no other.
+        """Yield every item found in a text; if one is the whole text, only that.
 
         Args:
             text: Any text.
-            may_state: Whether it states something where it has no question mark; else it asks.
+            may_state: Whether a text without a question mark counts as a statement.
         """
-        found = self._cut(text)
-        number = self._whole.get(tuple(found))
+        words = self._cut(text)
+        number = self._whole.get(tuple(words))
         if number is not None:
             yield ContaminationMatch(number, "whole", 1.0)
             return
         is_stated = may_state and not is_asking(text)
-        for number in self._candidates(found):
-            match = self._look(number, found, is_stated=is_stated)
+        for number in self._candidates(words):
+            match = self._look(number, words, is_stated=is_stated)
             if match is not None:
                 yield match
 
@@ -141,50 +141,50 @@ class BenchmarkIndex:
         return self._totals[number]
 
     def share_beyond(self, number: int, text: str, question: str, passage: str) -> float:
-        """Return the share of an item's question that a text has beyond the words of its passage.
+        """Return the share of an item's question in a text, without the words of its passage.
 
-        By words or by information, whichever is more: of a short question one rare word is most of
-        the information.
+        The larger of the shares by words and by information: in a short question one rare word is
+        most of the information.
 
         Args:
-            number: The item, which is the passage with the question.
-            text: Where it was found.
-            question: The item's.
-            passage: The item's.
+            number: The item: passage and question.
+            text: The text that matched.
+            question: The item's question.
+            passage: The item's passage.
         """
-        asked, used = Counter(self._cut(question)), Counter(self._cut(passage))
-        found, best = self._cut(text), 0.0
-        information = sum(self._weight[word] * count for word, count in asked.items())
-        for start, stop in self._stretches(self._items[number], found) if information else ():
-            here = (Counter(found[start:stop]) - used) & asked
-            told = sum(self._weight[word] * count for word, count in here.items())
-            best = max(best, told / information, here.total() / asked.total())
+        wanted_words, used = Counter(self._cut(question)), Counter(self._cut(passage))
+        words, best = self._cut(text), 0.0
+        information = sum(self._weight[word] * count for word, count in wanted_words.items())
+        for start, stop in self._stretches(self._items[number], words) if information else ():
+            here = (Counter(words[start:stop]) - used) & wanted_words
+            shared = sum(self._weight[word] * count for word, count in here.items())
+            best = max(best, shared / information, here.total() / wanted_words.total())
         return best
 
-    def _candidates(self, found: Sequence[str]) -> list[int]:
-        """Return the items enough of whose words are anywhere in the text."""
+    def _candidates(self, words: Sequence[str]) -> list[int]:
+        """Return the items with enough words anywhere in the text."""
         held: dict[int, float] = {}
-        for word in set(found):
+        for word in set(words):
             for number in self._holders.get(word, ()):
                 held[number] = held.get(number, 0.0) + self._weight[word]
         least = min(self.near, self.shuffled)
         return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
 
     def _look(
-        self, number: int, found: Sequence[str], *, is_stated: bool
+        self, number: int, words: Sequence[str], *, is_stated: bool
     ) -> ContaminationMatch | None:
         item = self._items[number]
-        if _contains_run(found, item):
+        if _contains_run(words, item):
             return ContaminationMatch(number, "verbatim", 1.0)
-        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(found):
+        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(words):
             return None
         near = max(self.near, _NEAR_SHORT_SHARE) if len(item) <= _MAX_SHORT_WORDS else self.near
         shuffled = self.shuffled
         if is_stated and self._asks[number]:
             near, shuffled = max(near, _NEAR_STATED_SHARE), math.inf
         best: ContaminationMatch | None = None
-        for start, stop in self._stretches(item, found):
-            stretch = found[start:stop]
+        for start, stop in self._stretches(item, words):
+            stretch = words[start:stop]
             in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
             if in_order >= near and (best is None or in_order > best.share):
                 best = ContaminationMatch(number, "near", in_order)
@@ -194,19 +194,19 @@ class BenchmarkIndex:
                     best = ContaminationMatch(number, "shuffled", any_order)
         return best
 
-    def _stretches(self, item: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
-        """Return the stretches of the text, as long as the item asks, that hold most of it."""
+    def _stretches(self, item: Sequence[str], words: Sequence[str]) -> list[tuple[int, int]]:
+        """Return the windows of the text, sized by the item, that hold most of it."""
         size = int(_WINDOW_ROOM * len(item)) + _WINDOW_SPARE
-        if len(found) <= size:
-            return [(0, len(found))]
+        if len(words) <= size:
+            return [(0, len(words))]
         step = max(1, len(item) // 4)
         least = min(self.near, self.shuffled)
-        starts = range(0, len(found) - size + step, step)
-        spans = [(start, min(start + size, len(found))) for start in starts]
-        return [span for span in spans if self._shared(item, found[slice(*span)]) >= least]
+        starts = range(0, len(words) - size + step, step)
+        spans = [(start, min(start + size, len(words))) for start in starts]
+        return [span for span in spans if self._shared(item, words[slice(*span)]) >= least]
 
     def _shared(self, item: Sequence[str], stretch: Sequence[str]) -> float:
-        """Return the share of the item's information whose words are in the stretch, as often."""
+        """Return the share of the item's information in the window, with multiplicity."""
         here = Counter(item) & Counter(stretch)
         total = sum(self._weight[word] for word in item)
         return sum(self._weight[word] * count for word, count in here.items()) / total
@@ -217,17 +217,17 @@ class BenchmarkIndex:
         for word in item:
             weight = self._weight[word]
             before = 0.0
-            for at, other in enumerate(stretch, 1):
-                above = row[at]
-                row[at] = before + weight if other == word else max(above, row[at - 1])
+            for column, candidate in enumerate(stretch, 1):
+                above = row[column]
+                row[column] = before + weight if candidate == word else max(above, row[column - 1])
                 before = above
         return row[-1]
 
 
-def _contains_run(found: Sequence[str], item: Sequence[str]) -> bool:
-    """Say whether the words of the item follow one another in the text."""
+def _contains_run(words: Sequence[str], item: Sequence[str]) -> bool:
+    """Return whether the words of the item occur in the text in sequence."""
     size, first = len(item), item[0]
     return any(
-        word == first and found[at : at + size] == item
-        for at, word in enumerate(found[: len(found) - size + 1])
+        word == first and words[index : index + size] == item
+        for index, word in enumerate(words[: len(words) - size + 1])
     )

@@ -1,23 +1,20 @@
 """Exact near-duplicate search: every pair above a Jaccard threshold.
 
-An exact join of sets by prefix filtering: in any one order of all n-grams, two sets of similarity t
-or more share one of their first m - ceil(t * m) + 1 (m the set's size), so only sets that share
-such an n-gram are compared, and those exactly. Unlike banded MinHash it misses nothing, and it
-needs no signatures. The order is that of the hashes, but that n-grams found in many texts come
-last, so that phrases that thousands of texts share make no candidates.
+An exact self-join of sets by prefix filtering: under any fixed order of all n-grams, two sets of
+similarity t or more share one of their first m - ceil(t * m) + 1 (m the set's size), so only sets
+that share such an n-gram are compared, and those exactly. Unlike banded MinHash it has no misses,
+and it needs no signatures. The order is that of the hashes, except that n-grams found in many
+texts come last, so that common phrases produce no candidates.
 
-Sets may lie in a file: they are read a block at a time, and the n-grams of prefixes are dealt into
-parts, which lie in files, too, and are joined one by one, so that memory holds a few numbers a text
-and three a pair that is near.
+Sets may lie in a file and are read a block at a time. The n-grams of prefixes are partitioned, in
+files of a folder or in memory, and the partitions are joined one by one, so that memory holds a
+few numbers a text and three for each near pair. Each n-gram belongs to one partition. Since
+prefixes hold the least n-grams of their texts, each is first multiplied by a constant (Knuth, The
+Art of Computer Programming 3, 6.4) to make partitions of equal size.
 
 Sources: Chaudhuri, Ganti and Kaushik 2006, doi:10.1109/ICDE.2006.9 (prefix filter); Bayardo, Ma and
 Srikant 2007, doi:10.1145/1242572.1242591 (All-Pairs, with the bound on sizes). Differs: the order
-is by hash rather than by frequency, and frequent n-grams are put last where they turn up.
-
-The parts lie in files of a folder, or in memory where none is given. An n-gram is of one part only,
-whoever has it. Parts are of like size also where the n-grams are the least ones of their texts, as
-prefixes are: each is multiplied by a number without a pattern first (Knuth, The Art of Computer
-Programming 3, 6.4).
+is by hash rather than by frequency, with frequent n-grams moved last once they are seen.
 """
 
 from __future__ import annotations
@@ -64,7 +61,7 @@ _Pairs = tuple[Positions, Positions, Similarities]
 _CROWD_SIZE = 48
 
 
-"""Texts that share an n-gram of their prefixes, from which it is put last."""
+"""Number of texts with the same prefix n-gram from which the n-gram is moved last."""
 
 
 _ROUNDS = 4
@@ -76,7 +73,7 @@ _PAIRS = 1 << (64 - HASH_BITS)
 _PART_ENTRIES = 1 << 20
 
 
-"""N-grams of prefixes that are sorted at once: some 100 MB."""
+"""Prefix n-grams sorted at once: some 100 MB."""
 
 
 _BLOCK_ENTRIES = 1 << 20
@@ -96,7 +93,7 @@ _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A text that is nearly another: its index, the index of the one kept, and how near."""
+    """A duplicate text: its index, the index of the text kept, and their similarity."""
 
     index: int
     kept: int
@@ -105,12 +102,12 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Duplicates:
-    """The texts that fall, in order of index, as columns; iterating gives each as a ``Duplicate``.
+    """Duplicate texts in order of index, as columns; iteration yields ``Duplicate`` objects.
 
     Args:
-        index: Of each text that is nearly another, (F,).
-        kept: Of the one that is kept instead, (F,).
-        similarity: How near the two are, (F,).
+        index: Index of each duplicate, (F,).
+        kept: Index of the text kept in its place, (F,).
+        similarity: Jaccard similarity of the two, (F,).
     """
 
     index: Positions
@@ -118,11 +115,11 @@ class Duplicates:
     similarity: Similarities
 
     def __len__(self) -> int:
-        """Return how many texts fall."""
+        """Return the number of duplicates."""
         return len(self.index)
 
     def __iter__(self) -> Iterator[Duplicate]:
-        """Yield each text that falls."""
+        """Yield each duplicate."""
         for start in range(0, len(self), _ITERATION_BLOCK):
             part = slice(start, start + _ITERATION_BLOCK)
             columns = (self.index[part], self.kept[part], self.similarity[part])
@@ -136,20 +133,20 @@ def find_duplicates(
     order: Sequence[int] | Positions | None = None,
     scratch: Path | None = None,
 ) -> Duplicates:
-    """Return the texts that are nearly a text that is kept, in order of index.
+    """Return the near duplicates of kept texts, in order of index.
 
-    Texts are taken in ``order``; each is kept unless its similarity to one already kept reaches the
-    threshold, and then falls to the nearest of these. So every duplicate is near the very text that
-    stays, and clusters cannot chain. A text whose n-grams are those of an earlier one shares its
-    fate. Texts without words are kept.
+    Texts are processed in ``order``; each is kept unless its similarity to a kept text reaches the
+    threshold, and is then assigned to the nearest of these. So every duplicate is near the text
+    that stays, and clusters cannot chain. A text with the same n-grams as an earlier one is treated
+    like it. Texts without words are kept.
 
     Args:
         sets: The texts' n-grams.
-        threshold: Least Jaccard similarity of a duplicate, in (0, 1].
-        order: Every index once, the one to be kept first; by default as they come. The same texts
-            in another order of ``sets``, taken in the same order, give the same outcome.
-        scratch: A folder for what is sorted, which is made, and removed in the end; by default
-            memory.
+        threshold: Minimum Jaccard similarity of a duplicate, in (0, 1].
+        order: Every index once, in order of preference; by default ascending. The result does not
+            depend on the order of ``sets`` if the texts are processed in the same order.
+        scratch: A folder for temporary files, created here and removed at the end; by default
+            memory is used.
     """
     every = np.arange(len(sets))
     rank = np.empty(len(sets), dtype=np.int64)
@@ -160,12 +157,12 @@ def find_duplicates(
     del rank
     falls_to, near = _SelfJoin(sets, single, threshold, scratch).settle()
     fallen = np.flatnonzero(falls_to >= 0)
-    kept, similarity = every.copy(), np.ones(len(sets))
-    kept[single[fallen]] = single[falls_to[fallen]]
+    nearest, similarity = every.copy(), np.ones(len(sets))
+    nearest[single[fallen]] = single[falls_to[fallen]]
     similarity[single[fallen]] = near[fallen]
-    kept, similarity = kept[twins], similarity[twins]
-    index = np.flatnonzero(kept != every)
-    return Duplicates(index, kept[index], similarity[index])
+    nearest, similarity = nearest[twins], similarity[twins]
+    index = np.flatnonzero(nearest != every)
+    return Duplicates(index, nearest[index], similarity[index])
 
 
 def find_near_duplicates(
@@ -175,20 +172,20 @@ def find_near_duplicates(
     n: int = 5,
     scores: Sequence[float] | None = None,
 ) -> list[Duplicate]:
-    """Return the texts that are nearly a text that is kept, in order of index.
+    """Return the near duplicates of kept texts, in order of index.
 
     Args:
-        texts: What to compare.
-        threshold: Least Jaccard similarity of a duplicate, in (0, 1].
-        n: Words of an n-gram.
-        scores: Higher is kept first; by default the first in order.
+        texts: Texts to compare.
+        threshold: Minimum Jaccard similarity of a duplicate, in (0, 1].
+        n: Words per n-gram.
+        scores: Texts with a higher score are kept first; by default the first in order.
     """
     order = sorted(range(len(texts)), key=lambda index: (-scores[index] if scores else 0.0, index))
     return list(find_duplicates(build_shingle_sets(texts, n=n), threshold=threshold, order=order))
 
 
 def _find_exact_duplicates(sets: ShingleSets, rank: Positions) -> Positions:
-    """Return for each text the first one with the same set, which may be itself."""
+    """Return, for each text, the first text with an equal set, possibly itself."""
     twins = np.arange(len(sets))
     sizes = sets.sizes
     filled = np.flatnonzero(sizes)
@@ -208,7 +205,7 @@ def _find_exact_duplicates(sets: ShingleSets, rank: Positions) -> Positions:
 
 
 def _fingerprint_sets(sets: ShingleSets, texts: Positions) -> Hashes:
-    """Return a number of each set of a run of texts, the same for equal sets."""
+    """Return a fingerprint of each set in a run of texts, equal for equal sets."""
     first, last = sets.offsets[texts[0]], sets.offsets[texts[-1] + 1]
     mixed = sets.values[first:last] * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
@@ -217,7 +214,7 @@ def _fingerprint_sets(sets: ShingleSets, texts: Positions) -> Hashes:
 
 
 def _block_edges(counts: Positions) -> Iterator[tuple[int, int]]:
-    """Yield where to cut a list so that the counts of each piece stay within a block."""
+    """Yield splits of a list such that the counts of each piece stay within a block."""
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):
@@ -229,12 +226,12 @@ def _block_edges(counts: Positions) -> Iterator[tuple[int, int]]:
 
 
 class _SelfJoin:
-    """The join of chosen sets with themselves, and what is kept of them."""
+    """Self-join of selected sets, and the choice of those to keep."""
 
     def __init__(
         self, sets: ShingleSets, chosen: Positions, threshold: float, scratch: Path | None
     ) -> None:
-        """Join ``chosen``, indexes of sets that are all different, the one to be kept first."""
+        """Join ``chosen``, indices of distinct sets in order of preference."""
         self.sets, self.chosen, self.threshold = sets, chosen, threshold
         self.starts, self.sizes = sets.offsets[chosen], sets.sizes[chosen]
         least = np.ceil(threshold * self.sizes - _ROUNDING).astype(np.int64)
@@ -245,11 +242,11 @@ class _SelfJoin:
         self.scratch = scratch
 
     def settle(self) -> tuple[Positions, Similarities]:
-        """Return the number of the set that each one falls to, -1 if it stays, and how near it is.
+        """Return each set's kept neighbor, -1 if it stays itself, and their similarity.
 
-        Numbers are places in ``chosen``.
+        Numbers are positions in ``chosen``.
         """
-        found: list[_Pairs] = []
+        pairs: list[_Pairs] = []
         crowded: list[_Entries] = []
         with NgramPartitions(self.parts, self.scratch) as plain:
             for entries in self._prefix_blocks(np.arange(len(self.chosen))):
@@ -258,14 +255,15 @@ class _SelfJoin:
             with contextlib.closing(self._reorder_frequent(plain)) as last:
                 for entries in last:
                     left, right, crowd = self._candidates(*entries)
-                    found += self._verify(left, right)
+                    pairs += self._verify(left, right)
                     crowded.append(crowd)
-        firsts, seconds, near = _concatenate_pairs(found)
-        del found
-        order = np.lexsort((firsts, -near, seconds))  # the nearest first, of equals the earliest
+        firsts, seconds, near = _concatenate_pairs(pairs)
+        del pairs
+        order = np.lexsort((firsts, -near, seconds))  # the nearest first, ties by position
         firsts, seconds, near = firsts[order], seconds[order], near[order]
-        values = np.unique(np.concatenate([one for one, _ in crowded]), return_inverse=True)[1]
-        owners = np.concatenate([one for _, one in crowded])
+        ngrams = np.concatenate([column for column, _ in crowded])
+        values = np.unique(ngrams, return_inverse=True)[1]
+        owners = np.concatenate([column for _, column in crowded])
         order = np.argsort(owners, kind="stable")
         crowds, members = values[order], owners[order]
         falls_to = np.full(len(self.chosen), -1, dtype=np.int64)
@@ -278,45 +276,47 @@ class _SelfJoin:
             *_find_spans(members, owners),
             strict=True,
         ):
-            stays = (at for at in range(start, stop) if falls_to[firsts[at]] < 0)
-            best = [(-float(near[at]), int(firsts[at])) for at in itertools.islice(stays, 1)]
-            own = crowds[begin:end].tolist()
-            best += self._compare(owner, {one for crowd in own for one in kept_of[crowd]})
+            stays = (index for index in range(start, stop) if falls_to[firsts[index]] < 0)
+            best = [
+                (-float(near[index]), int(firsts[index])) for index in itertools.islice(stays, 1)
+            ]
+            memberships = crowds[begin:end].tolist()
+            best += self._compare(owner, {text for crowd in memberships for text in kept_of[crowd]})
             if best:
                 less, falls_to[owner] = min(best)
                 similarity[owner] = -less
                 continue
-            for crowd in own:
+            for crowd in memberships:
                 kept_of[crowd].append(owner)
         return falls_to, similarity
 
     def _reorder_frequent(self, plain: NgramPartitions) -> Generator[_Entries]:
-        """Put the n-grams last that are in many prefixes, a few times; yield the parts then."""
-        for left in reversed(range(_ROUNDS + 1)):
+        """Move n-grams of many prefixes last, a few times; then yield the partitions."""
+        for rounds in reversed(range(_ROUNDS + 1)):
             with NgramPartitions(self.parts, self.scratch) as anew:
                 for entries in self._prefix_blocks(np.flatnonzero(self.reordered)):
                     anew.add(*entries)
                 parts = (self._join_parts(plain, anew, part) for part in range(self.parts))
-                fresh = self._note_frequent(parts) if left else False
+                fresh = self._note_frequent(parts) if rounds else False
                 if not fresh:
                     for part in range(self.parts):
                         yield self._join_parts(plain, anew, part)
                     return
 
     def _note_frequent(self, parts: Iterable[_Entries]) -> bool:
-        """Note what is in many prefixes, and in whose; return whether anything is."""
-        found, touched = [], []
-        for values, owners in parts:  # an n-gram is of one part only
+        """Record the n-grams of many prefixes and their owners; return whether there are any."""
+        frequent, touched = [], []
+        for values, owners in parts:  # an n-gram is in one partition only
             fresh = _find_crowded(values)
-            found.append(fresh)
+            frequent.append(fresh)
             touched.append(np.unique(owners[np.isin(values, fresh)]))
-        every = np.concatenate(found)
+        every = np.concatenate(frequent)
         self.reordered[np.concatenate(touched)] = True
         self.frequent = np.union1d(self.frequent, every)
         return bool(len(every))
 
     def _join_parts(self, plain: NgramPartitions, anew: NgramPartitions, part: int) -> _Entries:
-        """Return a part's n-grams, sorted, and whose prefixes they are of."""
+        """Return a partition's n-grams, sorted, with the owners of their prefixes."""
         values, owners = plain.read(part)
         stays = ~self.reordered[owners]
         more = anew.read(part)
@@ -328,14 +328,14 @@ class _SelfJoin:
         return values[order], owners[order]
 
     def _prefix_blocks(self, owners: Positions) -> Iterator[_Entries]:
-        """Yield the n-grams of some sets' prefixes, and whose they are, a block at a time.
+        """Yield the prefix n-grams of some sets with their owners, a block at a time.
 
-        The sets are either all reordered or none.
+        Either all of the sets are reordered or none.
         """
         if not len(owners):
             return
         is_reordered = bool(self.reordered[owners[0]])
-        by_place = owners[np.argsort(self.starts[owners], kind="stable")]  # as the file has them
+        by_place = owners[np.argsort(self.starts[owners], kind="stable")]  # in file order
         counts = self.sizes if is_reordered else self.prefixes
         for start, stop in _block_edges(counts[by_place]):
             some = by_place[start:stop]
@@ -352,22 +352,22 @@ class _SelfJoin:
         whose = np.repeat(np.arange(len(owners)), sizes)
         order = np.argsort(2 * whose + np.isin(values, self.frequent), kind="stable")
         firsts = np.cumsum(sizes) - sizes
-        kept = order[expand_ranges(firsts, self.prefixes[owners])]
-        return values[kept], owners[whose[kept]]
+        selected = order[expand_ranges(firsts, self.prefixes[owners])]
+        return values[selected], owners[whose[selected]]
 
     def _candidates(
         self, values: Hashes, owners: Positions
     ) -> tuple[Positions, Positions, _Entries]:
-        """Return the pairs that share an n-gram of a part, and who shares which crowded one."""
+        """Return pairs that share an n-gram of a partition, and the owners of each frequent one."""
         crowded = np.isin(values, _find_crowded(values))
         crowd = values[crowded], owners[crowded]
         values, owners = values[~crowded], owners[~crowded]
         codes = []
         for step in range(1, _CROWD_SIZE):
-            at = np.flatnonzero(values[step:] == values[:-step])
-            if not len(at):
+            indices = np.flatnonzero(values[step:] == values[:-step])
+            if not len(indices):
                 break
-            first, second = owners[at], owners[at + step]
+            first, second = owners[indices], owners[indices + step]
             small, large = np.sort(np.stack([self.sizes[first], self.sizes[second]]), axis=0)
             fits = small >= self.threshold * large - _ROUNDING
             pair = np.sort(np.stack([first[fits], second[fits]]), axis=0)
@@ -376,15 +376,15 @@ class _SelfJoin:
         return pairs // max(len(self.chosen), 1), pairs % max(len(self.chosen), 1), crowd
 
     def _verify(self, left: Positions, right: Positions) -> Iterator[_Pairs]:
-        """Yield the pairs that are near enough, and how near."""
+        """Yield the pairs above the threshold with their similarities."""
         for start, stop in self._portions(left, right):
-            one, other = left[start:stop], right[start:stop]
-            similarity = self._similarities(one, other)
+            first, second = left[start:stop], right[start:stop]
+            similarity = self._similarities(first, second)
             near = similarity >= self.threshold - _ROUNDING
-            yield one[near], other[near], similarity[near]
+            yield first[near], second[near], similarity[near]
 
     def _portions(self, left: Positions, right: Positions) -> Iterator[tuple[int, int]]:
-        """Yield where to cut a list of pairs so that each piece's n-grams fit into memory."""
+        """Yield splits of a list of pairs such that each piece's n-grams fit into memory."""
         ends = np.cumsum(self.sizes[left] + self.sizes[right])
         start = 0
         while start < len(left):
@@ -394,18 +394,20 @@ class _SelfJoin:
             yield start, stop
             start = stop
 
-    def _compare(self, owner: int, others: set[int]) -> list[tuple[float, int]]:
-        """Return those of the others that a set is near to."""
-        if not others:
+    def _compare(self, owner: int, candidates: set[int]) -> list[tuple[float, int]]:
+        """Return those of the others that are near a set."""
+        if not candidates:
             return []
-        right = np.array(sorted(others))
-        one, _, similarity = _concatenate_pairs(self._verify(right, np.full(len(right), owner)))
-        return list(zip((-similarity).tolist(), one.tolist(), strict=True))
+        right = np.array(sorted(candidates))
+        neighbors, _, similarity = _concatenate_pairs(
+            self._verify(right, np.full(len(right), owner))
+        )
+        return list(zip((-similarity).tolist(), neighbors.tolist(), strict=True))
 
     def _similarities(self, left: Positions, right: Positions) -> npt.NDArray[np.float64]:
         """Return the Jaccard similarity of each pair."""
         keys = np.concatenate([self._keys(left), self._keys(right)])
-        keys.sort(kind="stable")  # two runs in order already, which this merges
+        keys.sort(kind="stable")  # merges two sorted runs
         same = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(HASH_BITS)
         shared = np.bincount(same.astype(np.int64), minlength=len(left))
         return shared / (self.sizes[left] + self.sizes[right] - shared)
@@ -417,9 +419,9 @@ class _SelfJoin:
         return (pairs << np.uint64(HASH_BITS)) | values
 
 
-def _find_spans(ordered: Positions, wanted: Positions) -> tuple[list[int], list[int]]:
-    """Return where each wanted number begins and ends among ordered ones."""
-    left, right = (np.searchsorted(ordered, wanted, side) for side in _SIDES)
+def _find_spans(ordered: Positions, values: Positions) -> tuple[list[int], list[int]]:
+    """Return start and end of each number in a sorted array."""
+    left, right = (np.searchsorted(ordered, values, side) for side in _SIDES)
     return left.tolist(), right.tolist()
 
 
@@ -431,64 +433,58 @@ def _concatenate_pairs(pairs: Iterable[_Pairs]) -> _Pairs:
 
 
 def _find_crowded(values: Hashes) -> Hashes:
-    """Return the values that stand more than ``_CROWD_SIZE`` times in a sorted array."""
+    """Return the values that occur more than ``_CROWD_SIZE`` times in a sorted array."""
     if len(values) <= _CROWD_SIZE:
         return values[:0]
     return np.unique(values[_CROWD_SIZE:][values[_CROWD_SIZE:] == values[:-_CROWD_SIZE]])
-
-
-_PartitionHashes = npt.NDArray[np.uint64]
-
-
-_PartitionOwners = npt.NDArray[np.int64]
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class NgramPartitions:
-    """Rows of an n-gram and a number, by part; a context manager, which removes its files."""
+    """Partitions of (n-gram, owner) rows; a context manager that removes its files."""
 
     def __init__(self, parts: int, folder: Path | None) -> None:
-        """Hold nothing yet.
+        """Create empty partitions.
 
         Args:
-            parts: How many.
-            folder: Where a folder for the files is made; None keeps all in memory.
+            parts: Number of partitions.
+            folder: Parent of the temporary folder; None keeps all in memory.
         """
         self.parts = parts
-        self._kept: list[list[_PartitionHashes]] = [[] for _ in range(parts)]
+        self._kept: list[list[Hashes]] = [[] for _ in range(parts)]
         self._folder = None if folder is None else Path(tempfile.mkdtemp(dir=folder))
 
     def __enter__(self) -> Self:
-        """Hold files within the body alone."""
+        """Create the temporary files, which last for the body."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove them."""
+        """Remove the temporary files."""
         if self._folder is not None:
             shutil.rmtree(self._folder)
 
-    def add(self, values: _PartitionHashes, owners: _PartitionOwners) -> None:
-        """Deal out n-grams, (N,) below 2**48, and whose they are, (N,)."""
+    def add(self, values: Hashes, owners: Positions) -> None:
+        """Partition n-grams, (N,) below 2**48, with their owners, (N,)."""
         part = ((values * _GOLDEN >> np.uint64(48)) * np.uint64(self.parts)) >> np.uint64(16)
-        part = part.astype(np.min_scalar_type(self.parts))  # few bits are sorted by digits
+        part = part.astype(np.min_scalar_type(self.parts))  # small types use a radix sort
         order = np.argsort(part, kind="stable")
         cuts = np.searchsorted(part[order], np.arange(1, self.parts, dtype=part.dtype))
         for number, rows in enumerate(np.split(_stack_columns(values[order], owners[order]), cuts)):
             self._keep(number, rows)
 
-    def read(self, part: int) -> tuple[_PartitionHashes, _PartitionOwners]:
-        """Return the n-grams of a part, (N,), and whose they are, (N,)."""
-        kept = self._kept[part]
+    def read(self, part: int) -> tuple[Hashes, Positions]:
+        """Return the n-grams of a partition, (N,), and their owners, (N,)."""
+        blocks = self._kept[part]
         if self._folder is not None and (path := self._path(self._folder, part)).exists():
-            kept = [np.fromfile(path, dtype=np.uint64).reshape(-1, 2)]
+            blocks = [np.fromfile(path, dtype=np.uint64).reshape(-1, 2)]
         none = np.zeros((0, 2), dtype=np.uint64)
-        rows = kept[0] if len(kept) == 1 else np.concatenate([none, *kept])
+        rows = blocks[0] if len(blocks) == 1 else np.concatenate([none, *blocks])
         return rows[:, 0].copy(), rows[:, 1].astype(np.int64)
 
     def sort(self) -> None:
-        """Put the n-grams of each part in order, so that reading finds them so."""
+        """Sort the n-grams of each partition for reading."""
         for part in range(self.parts):
             values, owners = self.read(part)
             order = np.argsort(values, kind="stable")
@@ -497,7 +493,7 @@ class NgramPartitions:
                 self._path(self._folder, part).unlink(missing_ok=True)
             self._keep(part, _stack_columns(values[order], owners[order]))
 
-    def _keep(self, part: int, rows: _PartitionHashes) -> None:
+    def _keep(self, part: int, rows: Hashes) -> None:
         if self._folder is None:
             self._kept[part].append(rows)
         else:
@@ -509,5 +505,5 @@ class NgramPartitions:
         return folder / f"{part}.u64"
 
 
-def _stack_columns(values: _PartitionHashes, owners: _PartitionOwners) -> _PartitionHashes:
+def _stack_columns(values: Hashes, owners: Positions) -> Hashes:
     return np.stack([values, owners.astype(np.uint64)], axis=1)

@@ -1,23 +1,23 @@
 """Paraphrase detection of test items by embeddings, names and numbers.
 
-What decides is cosine + 0.2 * the share of the item's names and numbers that the text has too, each
-by its information. Cosine alone cannot tell a question reworded from another one of its kind: on
-grade-school problems reworded by hand it finds half at the false alarms with which the sum finds
-five sixths (docs/explanation/lab-notebook.md). Numbers in English words count as their digits.
+The score is cosine + 0.2 * the share of the item's names and numbers that the text has too, each
+weighted by its information. Cosine alone cannot separate a reworded question from another question
+of the same kind: on grade-school problems reworded by hand it finds half at the false-alarm rate
+at which the sum finds five sixths (docs/explanation/lab-notebook.md). Numbers in English words
+count as their digits.
 
-A question told of other people and things, or in another language, keeps little but its numbers:
-the same ones in the same order count by their information, and stand in for names where they say
-more. An item that has neither names nor numbers is told apart by cosine, from a lower bound on.
-That a text has the item's answer counts as well, where the caller knows it, and that it has
-another one against it: two questions about one passage share its names, and not their answers.
+A question about other people and things, or in another language, keeps little but its numbers: the
+same numbers in the same order count by their information and replace names where they score more.
+An item with neither names nor numbers is decided by cosine, above a lower bound. If the caller
+knows the answers, a common answer counts for a match and a different one against it: two questions
+about one passage share its names but not their answers.
+
+Reading comprehension joins a passage of a hundred words and a question of ten. As whole texts, two
+questions about one passage are nine tenths alike, so passage and question are split by form
+(labels, blank lines, a closing question), independent of language except for the labels.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples, found by embeddings and a judge).
-Differs: names and numbers stand beside the cosine; a judge is asked only about what lies between.
-
-Reading comprehension puts both into one text: a passage of a hundred words and a question of ten.
-Compared as a whole, two questions about one passage are nine tenths alike, and the question by
-itself is a tenth of what it came from. Knows forms (labels, blank lines, a closing question), and
-no language but for the labels.
+Differs: names and numbers are added to the cosine; a judge decides only uncertain pairs.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ _ANCHOR_WEIGHT = 0.2
 _NO_ANCHOR_SCORE = 0.3
 
 
-"""The share of an item that has none: it says neither that a text is like it nor that it is not."""
+"""The share of an item without names and numbers: neutral."""
 
 
 _FULL_SHARE = 2 / 3
 
 
-"""Of what a word tells that no text has. All that an item has, if less, is no whole share."""
+"""Fraction of the information of an unseen word; an item with less cannot reach a full share."""
 
 
 _ORDER_WEIGHT = 0.05
 
 
-"""Of a nat of numbers in order; with the next three chosen on hand-made rewordings."""
+"""Weight of a nat of numbers in order; with the next three chosen on hand-made rewordings."""
 
 
 _MIN_ORDER, _MAX_ORDER = 5.0, 13.0
@@ -74,13 +74,13 @@ _MIN_ORDER, _MAX_ORDER = 5.0, 13.0
 _ANSWER_WEIGHT = 0.11
 
 
-"""Of an answer that both have; chosen on hand-made rewordings of other items."""
+"""Weight of a common answer; chosen on hand-made rewordings of other items."""
 
 
 _NEGATION_WEIGHT = 0.25
 
 
-"""Of answers that have no word in common; chosen on pairs of questions about one passage."""
+"""Weight of answers without a common word; chosen on pairs of questions about one passage."""
 
 
 _MIN_ORDER_SIMILARITY = 0.7
@@ -92,7 +92,7 @@ _MAX_CANDIDATES = 5
 _COMMON_SHARE = 0.01
 
 
-"""A capitalized word that more of the texts hold is no name."""
+"""Maximum document frequency of a capitalized word that counts as a name."""
 
 
 _UNITS = (
@@ -125,12 +125,13 @@ _SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+)(\w+)")
 
 @dataclass(frozen=True, slots=True)
 class ParaphraseScore:
-    """How like a text is to an item.
+    """Similarity of a text to an item.
 
-    ``cosine`` of their vectors; ``anchors`` the share of the item's names and numbers that the text
-    has too, less where all of them are common; ``order`` the nats of the numbers that both have in
-    the same order, 0 where these are fewer than seven tenths of all; ``is_answered`` whether the
-    text's answer is the item's, ``is_denied`` whether both are told and have nothing in common.
+    ``cosine`` of their vectors; ``anchors``, the share of the item's names and numbers that the
+    text has too, less where all of them are common; ``order``, the nats of the numbers that both
+    have in the same order, 0 where these are fewer than seven tenths of all; ``is_answered``,
+    whether both have the same answer; ``is_denied``, whether both have answers without a common
+    word.
     """
 
     item: int
@@ -142,7 +143,7 @@ class ParaphraseScore:
 
     @property
     def score(self) -> float:
-        """What thresholds are compared with."""
+        """The value compared with thresholds."""
         anchors = max(_ANCHOR_WEIGHT * self.anchors, _ORDER_WEIGHT * self.order)
         answers = _ANSWER_WEIGHT * self.is_answered - _NEGATION_WEIGHT * self.is_denied
         return self.cosine + anchors + answers
@@ -155,34 +156,34 @@ def find_anchors(
 
     Args:
         text: Any text.
-        frequency: In how many of ``texts`` texts each word is, lower case.
-        texts: How many were counted; a word that begins a sentence is a name only where it is rare
-            in them.
+        frequency: Document frequency of each lower-case word over ``texts`` texts.
+        texts: Number of texts counted; the first word of a sentence is a name only where it is
+            rare in them.
     """
     known = frequency or {}
     begins = set(_SENTENCE_START.findall(text))
-    found = set()
+    anchors = set()
     for token in _TOKEN.findall(text):
         low, number = token.lower(), _parse_number_word(token)
         if number:
-            found.add(number)
+            anchors.add(number)
         elif token[0].isupper() and (
             token not in begins or known.get(low, 0) < _COMMON_SHARE * texts
         ):
-            found.add(low)
-    return frozenset(found - _UNINFORMATIVE_NUMBERS)
+            anchors.add(low)
+    return frozenset(anchors - _UNINFORMATIVE_NUMBERS)
 
 
 def find_numbers(text: str) -> list[str]:
-    """Return the numbers of a text in order, as digits, those in English words too."""
+    """Return the numbers of a text in order, as digits, including those in English words."""
     return [number for token in _TOKEN.findall(text) if (number := _parse_number_word(token))]
 
 
 def _is_question(item: str) -> bool:
-    """Return whether an item is one question, by itself or apart from a passage."""
+    """Return whether an item is one question, alone or after a passage."""
     part = split_question(item)
-    asked = part.question if part.is_apart else item
-    return is_asking(asked) and len(split_sentences(asked)) == 1
+    question = part.question if part.is_apart else item
+    return is_asking(question) and len(split_sentences(question)) == 1
 
 
 def _parse_number_word(token: str) -> str:
@@ -192,7 +193,7 @@ def _parse_number_word(token: str) -> str:
 
 
 class ParaphraseIndex:
-    """Items with their vectors, to be compared with many texts."""
+    """Items with their vectors, for comparison with many texts."""
 
     def __init__(
         self,
@@ -205,10 +206,10 @@ class ParaphraseIndex:
         """Index the items.
 
         Args:
-            items: What must not be found.
-            vectors: One for each, (N, D), L2-normalized.
-            frequency: In how many of ``texts`` texts each word is, lower case.
-            texts: How many texts were counted.
+            items: Test items.
+            vectors: One vector for each item, (N, D), L2-normalized.
+            frequency: Document frequency of each lower-case word over ``texts`` texts.
+            texts: Number of texts counted.
         """
         self._vectors = vectors
         self._frequency, self._texts = frequency or {}, texts
@@ -216,9 +217,9 @@ class ParaphraseIndex:
         self._anchors = [find_anchors(item, self._frequency, texts) for item in items]
         self._numbers = [find_numbers(item) for item in items]
         self._holders: dict[str, list[int]] = {}
-        for at, numbers in enumerate(self._numbers):
+        for index, numbers in enumerate(self._numbers):
             for number in set(numbers):
-                self._holders.setdefault(number, []).append(at)
+                self._holders.setdefault(number, []).append(index)
 
     def find(
         self,
@@ -229,33 +230,33 @@ class ParaphraseIndex:
         is_stated: bool = False,
         denied: Callable[[int], bool] = lambda item: False,
     ) -> ParaphraseScore | None:
-        """Return the item that a text is most like; None where there are no items.
+        """Return the item most similar to a text; None where there are no items.
 
         Args:
-            text: What is compared.
-            vector: Its own.
-            answered: The items whose answer is the text's, where that says something.
-            denied: Whether an item's answer is told and unlike the text's.
-            is_stated: The text asks nothing: a bare question is not compared with what answers it.
+            text: The text to compare.
+            vector: The text's vector.
+            answered: Items with the text's answer, where that answer is informative.
+            denied: Whether an item's answer is known and different from the text's.
+            is_stated: The text asks nothing; bare questions are not compared with it.
         """
         cosines = self._vectors @ vector
         if is_stated:
             cosines = np.where(self._is_question, -1.0, cosines)
         nearest = np.argsort(-cosines, kind="stable")[:_MAX_CANDIDATES].tolist()
         here, numbers = find_anchors(text, self._frequency, self._texts), find_numbers(text)
-        orders = {at: self._order(at, numbers) for at in self._sharing(numbers)}
-        found = [
+        orders = {item: self._order(item, numbers) for item in self._sharing(numbers)}
+        scores = [
             ParaphraseScore(
-                at,
-                float(cosines[at]),
-                self._share(at, here),
-                orders.get(at, 0.0),
-                at in answered,
-                denied(at),
+                item,
+                float(cosines[item]),
+                self._share(item, here),
+                orders.get(item, 0.0),
+                item in answered,
+                denied(item),
             )
-            for at in {*nearest, *(at for at, order in orders.items() if order)}
+            for item in {*nearest, *(item for item, order in orders.items() if order)}
         ]
-        return max(found, key=lambda one: (one.score, -one.item), default=None)
+        return max(scores, key=lambda score: (score.score, -score.item), default=None)
 
     def _share(self, item: int, here: frozenset[str]) -> float:
         weights = {anchor: self._weigh(anchor) for anchor in self._anchors[item]}
@@ -270,28 +271,28 @@ class ParaphraseIndex:
         return max(0.0, math.log((self._texts + 2) / (1 + count)))
 
     def _sharing(self, numbers: Sequence[str]) -> list[int]:
-        """Return the items that may have enough numbers in common with a text."""
+        """Return the items that may share enough numbers with a text."""
         shared: dict[int, float] = {}
-        for number in numbers:  # one that occurs twice may count twice
-            for at in self._holders.get(number, ()):
-                shared[at] = shared.get(at, 0.0) + self._weigh(number)
-        return [at for at, nats in shared.items() if nats >= _MIN_ORDER]
+        for number in numbers:  # repeated numbers may count twice
+            for item in self._holders.get(number, ()):
+                shared[item] = shared.get(item, 0.0) + self._weigh(number)
+        return [item for item, nats in shared.items() if nats >= _MIN_ORDER]
 
     def _order(self, item: int, numbers: Sequence[str]) -> float:
-        """Return the nats of the longest run of numbers in common, gaps allowed, times its share.
+        """Return the nats of the longest common subsequence of numbers, times its share.
 
-        The share is of all numbers of both; 0 below the least of either.
+        The share is of all numbers of both; 0 below the minimum of either.
         """
-        own = self._numbers[item]
+        item_numbers = self._numbers[item]
         row = [0.0] * (len(numbers) + 1)
-        for number in own:
+        for number in item_numbers:
             above, row = row, [0.0]
             nats = self._weigh(number)
-            for at, other in enumerate(numbers):
-                same = above[at] + nats if other == number else 0.0
-                row.append(max(above[at + 1], row[at], same))
+            for column, candidate in enumerate(numbers):
+                same = above[column] + nats if candidate == number else 0.0
+                row.append(max(above[column + 1], row[column], same))
         common = row[-1]
-        total = sum(map(self._weigh, own)) + sum(map(self._weigh, numbers)) - common
+        total = sum(map(self._weigh, item_numbers)) + sum(map(self._weigh, numbers)) - common
         if common < _MIN_ORDER or common < _MIN_ORDER_SIMILARITY * total:
             return 0.0
         return min(common, _MAX_ORDER) * common / total
@@ -326,32 +327,32 @@ _OPTION = re.compile(r"[ \t]*\(?[A-Ha-h1-9][).:]")
 _BARE_QUESTION = re.compile(r"[^\n.!:;]{8,200}[^\W\d_]")
 
 
-"""A closing line without a full stop: a question whose mark was forgotten."""
+"""A closing line without a full stop: a question whose question mark is missing."""
 
 
 _MIN_PASSAGE_WORDS = 25
 
 
-"""Words of a passage that stands apart by a label or a line; at least twice the question's."""
+"""Minimum words of a passage separated by a label or a line; at least twice the question's."""
 
 
 _MIN_CHARACTERS = 60
 
 
-"""Characters below which no text holds a passage, in whatever script."""
+"""Minimum characters of a text with a passage, in any script."""
 
 
 _MIN_RUNNING_WORDS = 40
 
 
-"""Words of a passage that a question follows on the same line: shorter ones may be a problem."""
+"""Minimum words of a passage with its question on the same line: shorter may be a problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionParts:
-    """A text in two: ``question``, and ``passage``, empty where there is none.
+    """A text split into ``question`` and ``passage``, empty where there is none.
 
-    ``is_apart`` says whether form tells them apart: in running text a passage may also be the
+    ``is_apart`` is whether form separates them: in running text the passage may also state the
     conditions of a problem, without which nobody could answer.
     """
 
@@ -361,35 +362,35 @@ class QuestionParts:
 
 
 def is_asking(text: str) -> bool:
-    """Return whether there is a question mark in a text."""
+    """Return whether a text contains a question mark."""
     return bool(_QUESTION_MARKS.search(text))
 
 
 def split_question(text: str) -> QuestionParts:
-    """Return a text's question apart from its passage; the whole is the question where unsure."""
+    """Split a text into passage and question; the whole text is the question where unsure."""
     body = _strip_options(_ANSWER.sub("", text.strip())).strip()
     if len(body) < _MIN_CHARACTERS:
         return QuestionParts(text)
     labels = list(_LABEL.finditer(body))
     if labels:
-        asked, _, after = body[labels[-1].end() :].partition("\n")
-        found = _check_parts(asked, f"{body[: labels[-1].start()]}\n{after}")
-        if found is not None:
-            return found
+        question, _, after = body[labels[-1].end() :].partition("\n")
+        split = _check_parts(question, f"{body[: labels[-1].start()]}\n{after}")
+        if split is not None:
+            return split
     for parts in (_PARAGRAPHS.split(body), body.split("\n")):
         blocks = [part for part in parts if part.strip()]
-        for at in (-1, 0) if len(blocks) > 1 else ():
-            rest = blocks[:-1] if at else blocks[1:]
-            is_bare = at == -1 and _BARE_QUESTION.fullmatch(blocks[at].strip())
-            if _QUESTION_END.search(blocks[at]) or is_bare:
-                found = _check_parts(blocks[at], "\n".join(rest))
-                if found is not None:
-                    return found
+        for index in (-1, 0) if len(blocks) > 1 else ():
+            remaining = blocks[:-1] if index else blocks[1:]
+            is_bare = index == -1 and _BARE_QUESTION.fullmatch(blocks[index].strip())
+            if _QUESTION_END.search(blocks[index]) or is_bare:
+                split = _check_parts(blocks[index], "\n".join(remaining))
+                if split is not None:
+                    return split
     return _split_closing_question(body) or QuestionParts(text)
 
 
 def _strip_options(text: str) -> str:
-    """Return a text without the lettered or numbered lines at its end; its first line stays."""
+    """Return a text without the answer options at its end; its first line stays."""
     lines = text.rstrip().split("\n")
     end = len(lines)
     while end > 1 and _OPTION.match(lines[end - 1]):
@@ -398,7 +399,7 @@ def _strip_options(text: str) -> str:
 
 
 def _split_closing_question(body: str) -> QuestionParts | None:
-    """Return the closing question of a long text, where it has one."""
+    """Return the closing question of a long text, if any."""
     if not _QUESTION_END.search(body):
         return None
     spans = split_sentences(body)

@@ -2,14 +2,14 @@
 
 Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without
-spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so that short
-texts are equal only when they are the same. For many texts at once see ``near_duplicates``.
+spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so short
+texts match only when they are equal. For many texts at once see ``near_duplicates``.
 
-Words are those of ``normalize.words``, but found and hashed by array operations over half a million
-characters at a time. A word's hash is a polynomial in its code points over the integers modulo
-2**64, had as a difference of prefix sums (Karp and Rabin 1987, doi:10.1147/rd.312.0249), and mixed;
-an n-gram's is a polynomial in those of its words. 48 bits are kept: two different n-grams are taken
-for one with a probability of about 2**-48.
+Words are those of ``unicode.split_words``, but found and hashed by array operations over half a
+million characters at a time. A word's hash is a mixed polynomial in its code points modulo 2**64,
+computed as a difference of prefix sums (Karp and Rabin 1987, doi:10.1147/rd.312.0249); an n-gram's
+is a polynomial in those of its words. 48 bits are kept: two different n-grams collide with a
+probability of about 2**-48.
 """
 
 from __future__ import annotations
@@ -67,21 +67,21 @@ class _WordHashCache(dict[str, int]):
 def hash_shingles(text: str, n: int = 5) -> HashArray:
     """Return the distinct hashes of a text's word n-grams, sorted; (N,) uint64.
 
-    A text of fewer than n words gives one hash, of all its words; a text without words none.
+    A text of fewer than n words gives one hash, of all its words; a text without words gives none.
     """
     return _hash_ngrams(text, n, _WordHashCache())
 
 
-def jaccard_similarity(one: HashArray, other: HashArray) -> float:
+def jaccard_similarity(first: HashArray, second: HashArray) -> float:
     """Return the Jaccard similarity of two sorted sets of hashes; two empty ones give 0."""
-    if not len(one) or not len(other):
+    if not len(first) or not len(second):
         return 0.0
-    same = len(np.intersect1d(one, other, assume_unique=True))
-    return same / (len(one) + len(other) - same)
+    same = len(np.intersect1d(first, second, assume_unique=True))
+    return same / (len(first) + len(second) - same)
 
 
 class MinHasher:
-    """MinHash signatures of texts, and the keys of their bands."""
+    """MinHash signatures of texts, and the keys of their LSH bands."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class MinHasher:
         """Draw the hash functions.
 
         Args:
-            n: Words of a shingle.
+            n: Words per shingle.
             num_bands: Bands; two texts of similarity s share one with 1 - (1 - s**rows)**num_bands.
-            rows: Values of a band.
-            rng: Where the hash functions come from; by default always the same ones.
+            rows: Values per band.
+            rng: Source of the hash functions; by default always the same ones.
         """
         rng = np.random.default_rng(0) if rng is None else rng
         size = num_bands * rows
@@ -107,17 +107,17 @@ class MinHasher:
         self._words = _WordHashCache()
 
     def shingles(self, text: str) -> HashArray:
-        """Return a text's shingles; see the function of that name."""
+        """Return a text's shingles; see ``hash_shingles``."""
         return _hash_ngrams(text, self.n, self._words)
 
     def sign(self, texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-        """Return signatures, (N, num_bands * rows) uint32; texts without words are all ones."""
+        """Return signatures, (N, num_bands * rows) uint32; all ones for texts without words."""
         return self.sign_shingles([self.shingles(text) for text in texts])
 
     def sign_shingles(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
-        """Return the signatures of sets of shingles, a block at a time."""
+        """Return the signatures of sets of shingles, computed a block at a time."""
         signatures = np.full((len(sets), len(self._factors)), 2**32 - 1, dtype=np.uint32)
-        filled = [index for index, one in enumerate(sets) if len(one)]
+        filled = [index for index, shingles in enumerate(sets) if len(shingles)]
         start = 0
         while start < len(filled):
             stop, total = start, 0
@@ -139,7 +139,7 @@ class MinHasher:
 
     def _sign_block(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
         values = np.concatenate(sets)
-        starts = np.cumsum([0, *(len(one) for one in sets[:-1])])
+        starts = np.cumsum([0, *(len(shingles) for shingles in sets[:-1])])
         signed = np.empty((len(self._factors), len(sets)), dtype=np.uint32)
         for index in range(len(self._factors)):
             hashed = (values * self._factors[index] + self._offsets[index]) >> np.uint64(32)
@@ -148,16 +148,16 @@ class MinHasher:
 
 
 def ngram_overlap(text: str, reference: str, n: int = 13) -> float:
-    """Return the share of the reference's word n-grams that the text contains, from 0 to 1.
+    """Return the share of the reference's word n-grams contained in the text, from 0 to 1.
 
-    Where the reference is shorter than n words, all of it is one n-gram: short items are found too.
-    A reference without words gives 0.
+    A reference shorter than n words is one n-gram, so short items are found too. A reference
+    without words gives 0.
     """
     return NgramIndex([reference], n=n).overlaps(text)[0]
 
 
 class NgramIndex:
-    """The n-grams of many references, for finding texts that contain one (decontamination)."""
+    """N-grams of many references, to find texts that contain one (decontamination)."""
 
     def __init__(self, references: Sequence[str], *, n: int = 13) -> None:
         """Index the references, each by n-grams of min(n, its words) words."""
@@ -174,14 +174,14 @@ class NgramIndex:
                 holders.setdefault(gram, []).append(number)
 
     def overlaps(self, text: str) -> list[float]:
-        """Return each reference's share of n-grams that the text contains."""
+        """Return each reference's share of n-grams contained in the text."""
         counts = [0] * len(self._sizes)
         for number, count in self._count(text).items():
             counts[number] = count
         return [count / max(size, 1) for count, size in zip(counts, self._sizes, strict=True)]
 
     def best(self, text: str) -> tuple[int, float]:
-        """Return the index and share of the reference most contained; (-1, 0.0) for none."""
+        """Return index and share of the reference with the largest share; (-1, 0.0) for none."""
         shares = (
             (count / self._sizes[number], -number) for number, count in self._count(text).items()
         )
@@ -207,12 +207,12 @@ def _hash_ngrams(text: str, n: int, known: _WordHashCache) -> HashArray:
 
 
 def _hash_known_words(text: str, known: _WordHashCache) -> HashArray:
-    found = split_words(text)
-    return np.fromiter(map(known.__getitem__, found), dtype=np.uint64, count=len(found))
+    words = split_words(text)
+    return np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
-    """Return the hash of every run of n words."""
+    """Return the hash of every sequence of n words."""
     rolled = np.zeros(len(hashes) - n + 1, dtype=np.uint64)
     for shift in range(n):
         rolled = rolled * _MULTIPLIER + hashes[shift : len(hashes) - n + 1 + shift]
@@ -220,13 +220,10 @@ def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
 
 
 def _mix_bits(values: HashArray) -> HashArray:
-    """Return well-mixed values (the finalizer of SplitMix64)."""
+    """Mix the bits of hashes (the finalizer of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
-
-
-ShingleHashes = npt.NDArray[np.uint64]
 
 
 TextPositions = npt.NDArray[np.int64]
@@ -247,16 +244,10 @@ _BASE = 0x9E3779B97F4A7C15
 _STEP = np.uint64(0xD6E8FEB86659FD93)
 
 
-_MIXER_1 = np.uint64(0xBF58476D1CE4E5B9)
-
-
-_MIXER_2 = np.uint64(0x94D049BB133111EB)
-
-
 _END_OF_LETTERS = 0x40000
 
 
-"""From this code point on no letters are assigned."""
+"""No letters are assigned from this code point on."""
 
 
 _BLOCK_CHARACTERS = 1 << 19
@@ -266,23 +257,23 @@ _BLOCK_TEXTS = 1 << (64 - HASH_BITS)
 
 
 class ShingleSets:
-    """Each text's set of hashed n-grams, sorted; the sets of all texts lie in one array."""
+    """Sets of hashed n-grams, one per text, sorted; stored in one array."""
 
-    def __init__(self, values: ShingleHashes, offsets: TextPositions) -> None:
-        """Hold ``values``, (M,) below 2**48, cut at ``offsets``, (N + 1,)."""
+    def __init__(self, values: HashArray, offsets: TextPositions) -> None:
+        """Use ``values``, (M,) below 2**48, split at ``offsets``, (N + 1,)."""
         self.values, self.offsets = values, offsets
 
     def __len__(self) -> int:
-        """Return how many texts there are."""
+        """Return the number of texts."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> ShingleHashes:
+    def __getitem__(self, index: int) -> HashArray:
         """Return one text's set, (N,) sorted."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     @property
     def sizes(self) -> TextPositions:
-        """How many n-grams each text has, (N,)."""
+        """Number of n-grams of each text, (N,)."""
         return np.diff(self.offsets)
 
 
@@ -291,24 +282,24 @@ def build_shingle_sets(
 ) -> ShingleSets:
     """Return the sets of word n-grams of texts.
 
-    A text of fewer than n words gives one n-gram, of all its words; one without words none.
+    A text of fewer than n words gives one n-gram, of all its words; one without words gives none.
 
     Args:
-        texts: In order; read once.
-        n: Words of an n-gram.
-        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+        texts: Texts in order; read once.
+        n: Words per n-gram.
+        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
     """
     return join_shingle_sets(_iter_sets(texts, n), scratch=scratch)
 
 
 def join_shingle_sets(
-    blocks: Iterable[tuple[ShingleHashes, TextPositions]], *, scratch: Path | None = None
+    blocks: Iterable[tuple[HashArray, TextPositions]], *, scratch: Path | None = None
 ) -> ShingleSets:
-    """Return sets that were made block by block: their values, and the size of each.
+    """Join sets that were built block by block, as their values and the size of each.
 
     Args:
-        blocks: In order; read once.
-        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+        blocks: Blocks in order; read once.
+        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
     """
     sizes: list[TextPositions] = []
     if scratch is None:
@@ -322,7 +313,7 @@ def join_shingle_sets(
             for values, counts in blocks:
                 _append_values(file, values)
                 sizes.append(counts)
-        total = sum(int(one.sum()) for one in sizes)
+        total = sum(int(block.sum()) for block in sizes)
         held = (
             np.memmap(scratch, dtype=np.uint64, mode="r", shape=(total,))
             if total
@@ -332,12 +323,12 @@ def join_shingle_sets(
     return ShingleSets(held, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _append_values(file: IO[bytes], values: ShingleHashes) -> None:
+def _append_values(file: IO[bytes], values: HashArray) -> None:
     file.write(values.tobytes())
 
 
-def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[ShingleHashes, TextPositions]]:
-    """Yield blocks of sets, one after another, with the size of each."""
+def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[HashArray, TextPositions]]:
+    """Yield blocks of sets with the size of each set."""
     for block in _blocks(map(fold_text, texts)):
         words, counts = _hash_words(block)
         yield _sort_sets(*_roll_block(words, counts, n), len(block))
@@ -356,8 +347,8 @@ def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield block
 
 
-def _hash_words(block: Sequence[str]) -> tuple[ShingleHashes, TextPositions]:
-    """Return the hashes of the words of all texts, and how many each text has."""
+def _hash_words(block: Sequence[str]) -> tuple[HashArray, TextPositions]:
+    """Return the hashes of the words of all texts, and the number of words per text."""
     if len(block) == 1 and len(block[0]) > _BLOCK_CHARACTERS:
         pieces = [_hash_joined(piece)[1] for piece in _cut_text(block[0])]
         words = np.concatenate(pieces)
@@ -369,62 +360,60 @@ def _hash_words(block: Sequence[str]) -> tuple[ShingleHashes, TextPositions]:
 
 
 def _cut_text(text: str) -> Iterator[str]:
-    """Yield pieces of a long text, cut at white space where there is any."""
+    """Yield pieces of a long text, split at white space where possible."""
     start = 0
     space = re.compile(r"\s")
     while start < len(text):
-        found = space.search(text, start + _BLOCK_CHARACTERS)
-        stop = found.start() if found else len(text)
+        match = space.search(text, start + _BLOCK_CHARACTERS)
+        stop = match.start() if match else len(text)
         yield text[start:stop]
         start = stop
 
 
-def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
-    """Return where each word begins, and its hash."""
+def _hash_joined(text: str) -> tuple[TextPositions, HashArray]:
+    """Return the start of each word, and its hash."""
     raw = f"\n{text}\n".encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(raw, dtype=np.uint32)
     kinds = _character_classes()[codes]
-    letter, whole = kinds == _LETTER, kinds == _WHOLE_WORD
+    letter, single = kinds == _LETTER, kinds == _WHOLE_WORD
     joiners = np.flatnonzero(kinds == _JOINER)
     letter[joiners] = (kinds[joiners - 1] == _LETTER) & (kinds[joiners + 1] == _LETTER)
-    begins = np.flatnonzero(letter[1:] & ~letter[:-1] | whole[1:]) + 1
-    ends = np.flatnonzero(letter[:-1] & ~letter[1:] | whole[:-1])
+    begins = np.flatnonzero(letter[1:] & ~letter[:-1] | single[1:]) + 1
+    ends = np.flatnonzero(letter[:-1] & ~letter[1:] | single[:-1])
     powers, inverses = _powers(max(_BLOCK_CHARACTERS, len(codes)).bit_length())
     sums = np.cumsum(codes * powers[: len(codes)], dtype=np.uint64)
-    return begins - 1, _finalize_hashes((sums[ends] - sums[begins - 1]) * inverses[begins])
+    return begins - 1, _mix_bits((sums[ends] - sums[begins - 1]) * inverses[begins])
 
 
-def _roll_block(
-    words: ShingleHashes, counts: TextPositions, n: int
-) -> tuple[ShingleHashes, TextPositions]:
-    """Return the hash of every n-gram, and which text of the block each is of."""
+def _roll_block(words: HashArray, counts: TextPositions, n: int) -> tuple[HashArray, TextPositions]:
+    """Return the hash of every n-gram, and the text of the block that it belongs to."""
     firsts = np.cumsum(counts) - counts
     held = np.maximum(counts - n + 1, 0)
-    found = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
+    rolled = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
     texts = [np.repeat(np.arange(len(counts)), held)]
     for width in range(1, n):
         short = np.flatnonzero(counts == width)
         if len(short):
-            found.append(_hash_runs(words, width)[firsts[short]])
+            rolled.append(_hash_runs(words, width)[firsts[short]])
             texts.append(short)
-    if not found:
+    if not rolled:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    return np.concatenate(found), np.concatenate(texts)
+    return np.concatenate(rolled), np.concatenate(texts)
 
 
-def _hash_runs(words: ShingleHashes, width: int) -> ShingleHashes:
-    """Return the hash of every run of ``width`` words, over the ends of texts too."""
+def _hash_runs(words: HashArray, width: int) -> HashArray:
+    """Return the hash of every sequence of ``width`` words, across texts too."""
     size = len(words) - width + 1
     rolled = np.zeros(size, dtype=np.uint64)
     for shift in range(width):
         rolled = rolled * _STEP + words[shift : size + shift]
-    return _finalize_hashes(rolled)
+    return _mix_bits(rolled)
 
 
 def _sort_sets(
-    values: ShingleHashes, texts: TextPositions, count: int
-) -> tuple[ShingleHashes, TextPositions]:
-    """Return the sets of a block's texts, sorted and without repeats, and their sizes."""
+    values: HashArray, texts: TextPositions, count: int
+) -> tuple[HashArray, TextPositions]:
+    """Return the sets of a block's texts, sorted and unique, and their sizes."""
     low = np.uint64((1 << HASH_BITS) - 1)
     keys = (texts.astype(np.uint64) << np.uint64(HASH_BITS)) | (values & low)
     keys.sort()
@@ -434,40 +423,33 @@ def _sort_sets(
 
 
 def expand_ranges(firsts: TextPositions, counts: TextPositions) -> TextPositions:
-    """Return firsts[i], firsts[i] + 1, ... (counts[i] of them), for every i in turn."""
+    """Return firsts[i], firsts[i] + 1, ... (counts[i] numbers) for every i in turn."""
     shift = np.repeat(firsts - (np.cumsum(counts) - counts), counts)
     positions: TextPositions = np.arange(len(shift)) + shift
     return positions
 
 
-def _finalize_hashes(values: ShingleHashes) -> ShingleHashes:
-    """Return well-mixed values (the finalizer of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * _MIXER_1
-    values = (values ^ (values >> np.uint64(27))) * _MIXER_2
-    return values ^ (values >> np.uint64(31))
-
-
 @functools.cache
-def _powers(bits: int) -> tuple[ShingleHashes, ShingleHashes]:
+def _powers(bits: int) -> tuple[HashArray, HashArray]:
     """Return the powers of the base, and of its inverse, below 2**bits."""
-    made = []
+    tables = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
         powers = np.ones(1 << bits, dtype=np.uint64)
         for bit in range(bits):
             half = 1 << bit
             powers[half : 2 * half] = powers[:half] * np.uint64(pow(base, half, 1 << 64))
-        made.append(powers)
-    return made[0], made[1]
+        tables.append(powers)
+    return tables[0], tables[1]
 
 
 @functools.cache
 def _character_classes() -> npt.NDArray[np.uint8]:
-    """Return the kind of every code point: in a word, a word of its own, joining, or between."""
+    """Return the class of every code point: word, single-character word, joining, or separator."""
     text = "".join(map(chr, range(_END_OF_LETTERS)))
     kinds = np.zeros(0x110000, dtype=np.uint8)
     kinds[: len(text)] = np.fromiter(map(str.isalnum, text), dtype=np.uint8, count=len(text))
-    for found in re.finditer(f"[{UNSPACED_SCRIPTS}]+", text):
-        kinds[found.start() : found.end()] = _WHOLE_WORD
+    for match in re.finditer(f"[{UNSPACED_SCRIPTS}]+", text):
+        kinds[match.start() : match.end()] = _WHOLE_WORD
     for joiner in _JOINERS:
         kinds[ord(joiner)] = _JOINER
     return kinds

@@ -1,11 +1,11 @@
 """Document builder: text with byte anchors, Markdown tables, subtitle cues, front matter.
 
-For formats whose text is not the file's own bytes. Headings, lists, tables and code are written as
-Markdown, so that every chunker and model meets one notation.
+For formats whose text differs from the file's bytes. Headings, lists, tables and code are written
+as Markdown, so that chunkers and models see one notation.
 
-YAML between ``---`` lines or TOML between ``+++`` lines. Fields keep their types as JSON has them
-(dates become ISO 8601), maps within get dotted names. Aliases of YAML, which can unfold without
-end, are refused.
+Front matter is YAML between ``---`` lines or TOML between ``+++`` lines. Fields keep their types as
+in JSON (dates become ISO 8601); nested maps get dotted names. YAML aliases, which can expand
+without limit, are refused.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _MAX_TABLE_WIDTH = 64
 
 
 class DocumentBuilder:
-    """A document in the making."""
+    """Builds a document block by block."""
 
     def __init__(self, source: SourceFile) -> None:
-        """Begin an empty document of ``source``."""
+        """Start an empty document of ``source``."""
         self.source = source
         self._parts: list[str] = []
         self._length = 0
@@ -56,7 +56,7 @@ class DocumentBuilder:
 
     @property
     def length(self) -> int:
-        """How many characters there are so far."""
+        """Number of characters so far."""
         return self._length
 
     @property
@@ -73,7 +73,7 @@ class DocumentBuilder:
         label: str = "",
         is_exact: bool = False,
     ) -> None:
-        """Append text, with the byte range that it comes from.
+        """Append text with its byte range in the file.
 
         Raises:
             DataError: If the document grows beyond the limit.
@@ -100,15 +100,15 @@ class DocumentBuilder:
             self._anchors.append(anchor)
 
     def gap(self, text: str = "\n\n") -> None:
-        """Append white space between blocks, unless the document is still empty."""
+        """Append white space between blocks, unless the document is empty."""
         if self._length:
             self.add(text)
 
-    def heading(self, level: int, title: str, *, at: int | None = None) -> None:
-        """Note that a section starts here, or at a position; the caller adds its text."""
+    def heading(self, level: int, title: str, *, position: int | None = None) -> None:
+        """Start a section here, or at a position; the caller adds the heading's text."""
         title = " ".join(title.split())[:300]
         if title:
-            start = self._length if at is None else at
+            start = self._length if position is None else position
             self._headings.append(Heading(start, max(level, 1), title))
 
     def finish(
@@ -117,9 +117,9 @@ class DocumentBuilder:
         """Return the document.
 
         Args:
-            title: What the file calls itself; else its first heading, else the file's name.
-            metadata: What else a reader should know.
-            expected: Why there may be no text, for the error.
+            title: The file's own title; by default its first heading, else the file's name.
+            metadata: Further fields of the document's metadata.
+            expected: Why the text may be empty, for the error.
 
         Raises:
             DataError: If there is no text.
@@ -144,7 +144,7 @@ def build_document(
     title: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> Document:
-    """Return a document of finished text; lone surrogates become U+FFFD and are counted."""
+    """Build a document from finished text; lone surrogates become U+FFFD and are counted."""
     facts = dict(metadata or {})
     broken = len(_SURROGATE.findall(text))
     if broken:
@@ -185,10 +185,10 @@ def require_text(document: Document, expected: str = "") -> Document:
 
 
 def expand_row(cells: Sequence[tuple[str, int]]) -> list[str]:
-    """Return a row of one text a column, of cells that span several columns.
+    """Expand the cells of a row to one text per column.
 
     A cell is repeated in each column that it spans, so that every column keeps its header; one that
-    spans the whole row, or more than 64 columns, stands once.
+    spans the whole row, or more than 64 columns, appears once.
     """
     if len(cells) == 1:
         return [cells[0][0], *[""] * (min(cells[0][1], _MAX_COLUMNS) - 1)]
@@ -199,13 +199,13 @@ def expand_row(cells: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def render_table(rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> str:
-    """Return rows as a Markdown table; the first row is the header.
+    """Render rows as a Markdown table; the first row is the header.
 
-    Cells are made one line each, bars are escaped, short rows are filled, empty rows are left out.
+    Cells become one line each, bars are escaped, short rows are padded, empty rows are left out.
 
     Args:
         rows: The texts of the cells.
-        columns: Which columns to write; by default those that are not empty.
+        columns: Columns to write; by default those that are not empty.
     """
     cells = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row[:_MAX_COLUMNS]] for row in rows
@@ -227,9 +227,9 @@ _MARKUP = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|<\d[\d:.,]*>|\{\\[^{}\n]{0,200
 
 
 def format_timestamp(seconds: float) -> str:
-    """Return a moment as hours, minutes and seconds: ``0:01:05``."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    """Format a time as hours, minutes and seconds: ``0:01:05``."""
+    total = int(seconds)
+    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
 
 
 def add_cue(
@@ -240,14 +240,14 @@ def add_cue(
     *,
     is_exact: bool = False,
 ) -> None:
-    """Add one line of a cue to a document.
+    """Add one line of a subtitle cue to a document.
 
     Args:
         assembly: The document.
-        line: The line, with its markup; nothing is added where nothing else is in it.
-        begins: When it is shown, in seconds from the start.
-        span: Its bytes in the file.
-        is_exact: Whether these bytes are the line one to one; not said of one that has markup.
+        line: The line with its markup; a line of markup only is skipped.
+        begins: Start time in seconds.
+        span: Byte range in the file.
+        is_exact: Whether the line equals these bytes; ignored for a line with markup.
     """
     text = _MARKUP.sub("", line).strip()
     if not text:
@@ -279,7 +279,7 @@ FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
 
 @dataclass(frozen=True, slots=True)
 class FrontMatter:
-    """The fields, where the text begins, and why fields could not be read."""
+    """The fields, the start of the text, and the reason why fields could not be read."""
 
     fields: dict[str, FrontMatterValue] = field(default_factory=dict)
     end: int = 0
@@ -287,7 +287,7 @@ class FrontMatter:
 
 
 def read_front_matter(text: str) -> FrontMatter:
-    """Return the front matter at the start of a text; nothing where there is none."""
+    """Parse the front matter at the start of a text; empty if there is none."""
     match = _YAML.match(text, 0, _MAX_CHARACTERS) or _TOML.match(text, 0, _MAX_CHARACTERS)
     if match is None:
         return FrontMatter()
@@ -330,13 +330,13 @@ def _flatten_fields(
         if isinstance(value, dict):
             yield from _flatten_fields(value, f"{name}.", depth + 1)
         elif isinstance(value, list | tuple | set):
-            yield name, [_json_scalar(one) for one in value if one is not None]
+            yield name, [_json_scalar(item) for item in value if item is not None]
         elif value is not None:
             yield name, _json_scalar(value)
 
 
 def _json_scalar(value: object) -> str | int | float | bool:
-    """Return a value as JSON has it."""
+    """Return a value as a JSON scalar."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str | bool | int | float):

@@ -1,12 +1,12 @@
 """HTML tokenizer and block reader with source offsets.
 
 Works on tokens, without a tree and without recursion: an explicit stack of open elements carries
-what is inherited (hidden, beside the main text, linked, preformatted, within ``main``).
+inherited properties (hidden, outside the main text, linked, preformatted, within ``main``).
 
-A tokenizer for HTML and XHTML: tags, text and the ends of both as offsets into the text. The
-parsers at hand (lexbor, lxml, html5lib) build better trees but forget where a node came from, and
-byte ranges are what a citation needs. Linear in the length of its text, whatever that holds; knows
-nothing of what the tags mean beyond those whose content is not markup.
+The tokenizer yields tags and text with start and end offsets, for HTML and XHTML. lexbor, lxml and
+html5lib build better trees but drop the source position of a node, which citations need. Time is
+linear in the length of the text for any content. Apart from elements with raw content (script,
+style, title), tags have no meaning to the tokenizer.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ _CDATA_END = re.compile(r"\]\]>\s*$")
 
 @dataclass(slots=True)
 class _OpenElement:
-    """An open element and what its content inherits."""
+    """An open element and the properties that its content inherits."""
 
     name: str = ""
     hidden: bool = False
@@ -125,7 +125,7 @@ class _OpenElement:
 
 @dataclass(slots=True)
 class HtmlBlock:
-    """A block of text: its pieces (text, start, end) and what is known of it."""
+    """A block of text: its pieces (text, start, end) and their properties."""
 
     kind: str
     prefix: str = ""
@@ -152,10 +152,10 @@ class HtmlBlock:
 
 @dataclass(slots=True)
 class _Table:
-    """An open table: its first block's index, the row and column it is at, and how far that spans.
+    """An open table: its first block's index, the current row and column, and the cell's span.
 
-    ``taken`` are the last rows down to which cells from above fill a column. ``has_header`` says
-    that header cells are marked, ``is_layout`` that its role is not that of a table of data.
+    ``taken`` are the last rows to which cells from above fill a column. ``has_header`` is whether
+    header cells are marked, ``is_layout`` whether the role is not that of a data table.
     """
 
     first: int
@@ -168,7 +168,7 @@ class _Table:
 
 
 class HtmlBlockReader:
-    """Reads the blocks of a page, its title and its language, and counts what is not shown."""
+    """Reads the blocks, title and language of a page, and counts hidden characters."""
 
     def __init__(self, text: str, is_xml: bool) -> None:
         self.text = text
@@ -184,7 +184,7 @@ class HtmlBlockReader:
         self._item = ""
 
     def read(self) -> None:
-        """Read all of the markup; then ``blocks``, ``title`` and ``language`` are there."""
+        """Read all of the markup into ``blocks``, ``title`` and ``language``."""
         for token in tokenize(self.text):
             if token.kind == "text":
                 self._read_text(token)
@@ -216,10 +216,12 @@ class HtmlBlockReader:
             block.linked += size * top.linked
 
     def _begin(self) -> HtmlBlock:
-        """Start a block of the kind that the open elements ask for."""
+        """Start a block of the kind given by the open elements."""
         top = self._stack[-1]
         block = HtmlBlock("p", aside=top.aside, main=top.main)
-        name = next((one.name for one in self._stack[:-_LOOKBACK:-1] if one.name in _BLOCK), "")
+        name = next(
+            (element.name for element in self._stack[:-_LOOKBACK:-1] if element.name in _BLOCK), ""
+        )
         if top.pre:
             block.kind = "code"
         elif len(name) == 2 and name[0] == "h" and name[1].isdigit():
@@ -284,7 +286,7 @@ class HtmlBlockReader:
         self._open[name] += 1
 
     def _begin_item(self) -> None:
-        lists = [one for one in self._stack[-_LOOKBACK:] if one.name in {"ul", "ol"}]
+        lists = [element for element in self._stack[-_LOOKBACK:] if element.name in {"ul", "ol"}]
         indent = "  " * max(len(lists) - 1, 0)
         if lists and lists[-1].name == "ol":
             lists[-1].items += 1
@@ -327,50 +329,50 @@ class HtmlBlockReader:
         return name
 
     def _close_implied(self, name: str) -> None:
-        """Close what a start tag ends unsaid: an item the item before it, a link a link."""
+        """Close elements that a start tag ends implicitly, such as the previous item or link."""
         closes = _CLOSES.get(name) or (frozenset(["a"]) if name == "a" else None)
         if closes is None:
             return
         for depth in range(len(self._stack) - 1, max(len(self._stack) - _LOOKBACK, 0), -1):
-            one = self._stack[depth].name
-            if one in _SCOPES:
+            tag = self._stack[depth].name
+            if tag in _SCOPES:
                 return
-            if one in closes:
+            if tag in closes:
                 while len(self._stack) > depth:
                     self._pop()
                 if name not in {"tr", "tbody", "tfoot"}:
                     return
 
     def _close_table(self) -> None:
-        """Make the blocks of a table of data one; leave those of a table for layout."""
+        """Join the blocks of a data table into one; leave those of a layout table."""
         table = self._tables.pop()
         inside = [block for block in self.blocks[table.first :] if block.size]
         cells = [block for block in inside if block.cell[1] >= 0]
         self._block = None
         if _is_data_table(cells, table):
             first = cells[0]
-            made = HtmlBlock("table", aside=first.aside, main=first.main)
-            made.rows = _table_rows(cells)
-            made.pieces = [_flatten_table(made.rows)]
-            made.size = sum(block.size for block in cells)
-            self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [made]
-        if self._tables:  # to the table around it, all of this is in one cell
+            joined = HtmlBlock("table", aside=first.aside, main=first.main)
+            joined.rows = _table_rows(cells)
+            joined.pieces = [_flatten_table(joined.rows)]
+            joined.size = sum(block.size for block in cells)
+            self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [joined]
+        if self._tables:  # the enclosing table sees all of this as one cell
             outer = self._tables[-1]
             for block in self.blocks[table.first :]:
                 block.cell, block.span = (outer.row, outer.cell), outer.span
 
 
 def _cell_span(attributes: dict[str, str], name: str) -> int:
-    """Return over how many rows or columns a cell spans; what is no number spans one."""
+    """Return the number of rows or columns of a cell; 1 if it is not a number."""
     value = attributes.get(name, "1").strip()
     return min(max(int(value), 1), _MAX_SPAN) if value.isdecimal() and len(value) < 6 else 1
 
 
 def _is_data_table(cells: list[HtmlBlock], table: _Table) -> bool:
-    """Say whether a table is one of data: of rows and columns whose cells are short.
+    """Return whether a table is a data table: rows and columns of short cells.
 
-    Code, tables and headings within its cells do not change that where header cells are marked, or
-    where they are in less than half of the cells; a heading with its text below is layout.
+    Code, tables and headings within its cells are allowed where header cells are marked, or where
+    less than half of the cells have them; a heading with its text below is layout.
     """
     rows = {block.cell[0] for block in cells}
     columns = {block.cell[1] for block in cells}
@@ -395,7 +397,7 @@ def _is_data_table(cells: list[HtmlBlock], table: _Table) -> bool:
 
 
 def _flatten_table(rows: list[tuple[str, int, int]]) -> tuple[str, int, int]:
-    """Return a table's rows as one text, as the cell of another table holds it."""
+    """Join a table's rows into one text, for the cell of an enclosing table."""
     lines = [
         ", ".join(cell.strip().replace("\\|", "|") for cell in _BAR.split(row)[1:-1])
         for row, _, _ in rows
@@ -404,9 +406,9 @@ def _flatten_table(rows: list[tuple[str, int, int]]) -> tuple[str, int, int]:
 
 
 def _table_rows(cells: list[HtmlBlock]) -> list[tuple[str, int, int]]:
-    """Return the lines of a table of data, each with where it stands in the page.
+    """Return the lines of a data table, each with its position in the page.
 
-    A cell that spans several rows or columns is repeated in each, but for one alone in its row.
+    A cell that spans several rows or columns is repeated in each, except one alone in its row.
     """
     grid: dict[int, dict[int, str]] = {}
     where: dict[int, tuple[int, int]] = {}
@@ -438,8 +440,8 @@ def _repeat_spans(
         for below in range(row, row + rows):
             if below not in grid or (columns > 1 and row in alone) or columns > _MAX_TABLE_WIDTH:
                 continue
-            for at in range(column, min(column + columns, 256)):
-                grid[below].setdefault(at, text)
+            for index in range(column, min(column + columns, 256)):
+                grid[below].setdefault(index, text)
 
 
 _ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
@@ -469,7 +471,7 @@ _SPACE_RUN = re.compile(r"(?<=\s)\s+")
 class MarkupToken:
     """A run of text, a start tag or an end tag, at text[start:end].
 
-    ``content`` is where a start tag's raw content ends (script, style, title), else 0.
+    ``content`` is the end of a start tag's raw content (script, style, title), else 0.
     """
 
     kind: Literal["text", "start", "end"]
@@ -482,7 +484,7 @@ class MarkupToken:
 def tokenize(text: str) -> Iterator[MarkupToken]:
     """Yield the tokens of markup in order; comments and declarations are left out.
 
-    The content of script, style, title and their like comes as one text token.
+    The content of script, style, title and similar elements is one text token.
     """
     position, last = 0, text.rfind(">")
     while position < len(text):
@@ -511,11 +513,11 @@ def tokenize(text: str) -> Iterator[MarkupToken]:
 
 
 def read_attributes(attributes: str) -> dict[str, str]:
-    """Return the attributes of a start tag; the first of a name wins, as browsers have it."""
-    found: dict[str, str] = {}
+    """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
+    values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
-        found.setdefault(name.lower(), html.unescape(double or single or bare))
-    return found
+        values.setdefault(name.lower(), html.unescape(double or single or bare))
+    return values
 
 
 def iter_text_pieces(
@@ -523,8 +525,8 @@ def iter_text_pieces(
 ) -> Iterator[tuple[str, int, int]]:
     """Yield (text, start, end) of the visible pieces of a run of markup text.
 
-    A piece is its source unchanged, or one decoded character reference. Runs of white space are cut
-    to their first character unless ``keep_space``.
+    A piece is unchanged source text or one decoded character reference. Runs of white space are
+    reduced to their first character unless ``keep_space``.
     """
     position = start
     for match in _ENTITY.finditer(text, start, end):
@@ -550,7 +552,7 @@ def _unescape_text(
 
 
 def _read_tag(text: str, opening: int) -> tuple[MarkupToken | None, int]:
-    """Return the tag at ``opening`` and where it ends; no tag for comments and declarations."""
+    """Return the tag at ``opening`` and its end; no tag for comments and declarations."""
     if text.startswith("<!--", opening):
         closing = text.find("-->", opening + 2)
         return None, len(text) if closing < 0 else closing + 3

@@ -1,7 +1,7 @@
 """Main-content extraction from web pages.
 
-What counts as boilerplate is told by elements and roles first, then by class names, then by the
-share of linked text; if that would leave next to nothing, all visible text is kept instead.
+Boilerplate is found by elements and roles first, then by class names, then by the share of linked
+text; if that would leave almost nothing, all visible text is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["PageMetadata", "extract_main_content"]
 
 @dataclass(frozen=True, slots=True)
 class PageMetadata:
-    """What a page says of itself, and how much was left out: as boilerplate, or not shown."""
+    """A page's own metadata, and the characters left out: boilerplate and hidden."""
 
     title: str = ""
     language: str = ""
@@ -35,29 +35,29 @@ def extract_main_content(
     keep_all: bool = False,
     is_xml: bool = False,
 ) -> PageMetadata:
-    """Add the main text of a page to an assembly.
+    """Add the main text of a page to a document.
 
     Args:
         decoded: The page.
-        assembly: Where blocks, anchors and headings go.
-        span: One byte range for all of it (a member of an archive, a part of a mail); by default
-            each piece of text has its own.
-        label: Put on every anchor.
-        keep_all: Keep what looks like navigation too (books and mail have none).
+        assembly: The document builder to add blocks, anchors and headings to.
+        span: One byte range for the whole page (a member of an archive, a part of a mail); by
+            default each piece of text has its own.
+        label: Label of every anchor.
+        keep_all: Keep navigation-like content too (books and mail have no navigation).
         is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
 
     Returns:
-        The page's title and language, and how many characters were left out: as boilerplate, and
-        within elements that are not shown (formulas, forms, hidden ones; not scripts).
+        The page's title and language, and the number of characters left out: boilerplate, and
+        hidden elements (formulas, forms; scripts do not count).
     """
     reader = HtmlBlockReader(decoded.text, is_xml)
     reader.read()
     visible = [block for block in reader.blocks if block.size]
-    chosen = visible if keep_all else _select_main_blocks(visible)
+    selected = visible if keep_all else _select_main_blocks(visible)
     write = _BlockWriter(decoded, assembly, span, label).write
-    for block in chosen:
+    for block in selected:
         write(block)
-    dropped = sum(block.size for block in visible) - sum(block.size for block in chosen)
+    dropped = sum(block.size for block in visible) - sum(block.size for block in selected)
     return PageMetadata(" ".join(reader.title.split()), reader.language, dropped, reader.hidden)
 
 
@@ -77,20 +77,20 @@ def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
 
 
 def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
-    """Say of each block whether it stands among three or more that are mostly links."""
-    found = [False] * len(blocks)
+    """Return for each block whether it is in a run of three or more that are mostly links."""
+    is_list = [False] * len(blocks)
     start = 0
     for index in range(len(blocks) + 1):
         if index < len(blocks) and blocks[index].is_links:
             continue
         if index - start >= 3:
-            found[start:index] = [True] * (index - start)
+            is_list[start:index] = [True] * (index - start)
         start = index + 1
-    return found
+    return is_list
 
 
 class _BlockWriter:
-    """Writes blocks as Markdown, each piece with its bytes."""
+    """Writes blocks as Markdown, each piece with its byte range."""
 
     def __init__(
         self,
@@ -107,16 +107,16 @@ class _BlockWriter:
         self._before = ""
 
     def write(self, block: HtmlBlock) -> None:
-        kept = _trim_pieces(block.pieces)
-        if not kept and not block.rows:
+        pieces = _trim_pieces(block.pieces)
+        if not pieces and not block.rows:
             return
         self._assembly.gap("\n" if block.kind == self._before == "li" else "\n\n")
         self._before = block.kind
         if block.kind == "heading":
-            title = "".join(piece[0] for piece in kept)
+            title = "".join(piece[0] for piece in pieces)
             self._assembly.heading(block.level, title)
             self._assembly.add("#" * block.level + " ")
-            kept = [(text.replace("\n", " "), start, end) for text, start, end in kept]
+            pieces = [(text.replace("\n", " "), start, end) for text, start, end in pieces]
         elif block.kind == "code":
             self._write_code(block.pieces)
             return
@@ -124,7 +124,7 @@ class _BlockWriter:
             self._write_table(block.rows)
             return
         self._assembly.add(block.prefix)
-        for piece in kept:
+        for piece in pieces:
             self._add(*piece)
 
     def _add(self, text: str, start: int, end: int) -> None:
@@ -159,23 +159,23 @@ class _BlockWriter:
 
 
 def _trim_pieces(pieces: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """Return pieces without white space at the ends and where two of them meet."""
-    kept: list[tuple[str, int, int]] = []
+    """Strip white space from the ends of pieces and where two of them meet."""
+    trimmed: list[tuple[str, int, int]] = []
     is_spaced = True
     for text, start, end in pieces:
         if is_spaced and text != "\n":
             short = text.lstrip()
             start, text = (end - len(short) if len(text) == end - start else start), short
-        if not text or (is_spaced and not kept and text.isspace()):
+        if not text or (is_spaced and not trimmed and text.isspace()):
             continue
-        kept.append((text, start, end))
+        trimmed.append((text, start, end))
         is_spaced = text[-1].isspace()
-    while kept:
-        text, start, end = kept[-1]
+    while trimmed:
+        text, start, end = trimmed[-1]
         short = text.rstrip()
         if short == text:
             break
-        kept.pop()
+        trimmed.pop()
         if short:
-            kept.append((short, start, start + len(short) if len(text) == end - start else end))
-    return kept
+            trimmed.append((short, start, start + len(short) if len(text) == end - start else end))
+    return trimmed

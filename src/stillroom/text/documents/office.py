@@ -1,11 +1,8 @@
 """Office files: validated zip archives, OOXML text, charts and diagrams.
 
-Knows lxml elements by duck type only, so that it needs no optional package.
-
-Knows zip and the dangers of XML in it; nothing of office formats.
-
-Knows the XML of DrawingML by duck type, so that no library's list of chart kinds decides what is
-read. Knows nothing of where a drawing stands.
+Archives are checked for the known attacks on zip and XML before any office format is read. lxml
+elements are duck-typed, so that no optional package is needed here. Charts and diagrams (DrawingML)
+are read from their XML, so that all chart kinds are supported.
 """
 
 from __future__ import annotations
@@ -56,14 +53,14 @@ _SPACE_ELEMENTS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
 class XmlElement(Protocol):
-    """The little of an lxml element that is needed here."""
+    """The part of the lxml element interface that is used here."""
 
     tag: object
     text: str | None
 
     @property
     def attrib(self) -> Mapping[str, str]:
-        """The attributes by their names, namespaces in braces."""
+        """Attributes by name, with namespaces in braces."""
 
     def __iter__(self) -> Iterator[XmlElement]:
         """Iterate over the children."""
@@ -71,10 +68,10 @@ class XmlElement(Protocol):
 
 @contextmanager
 def unreadable_as_error(where: str) -> Iterator[None]:
-    """Turn whatever a format's library raises over a broken file into a DataError.
+    """Convert any exception of a format's library over a broken file into a DataError.
 
     Raises:
-        DataError: If the body raises anything but an error of Stillroom or the lack of memory.
+        DataError: If the body raises anything but a Stillroom error or MemoryError.
     """
     try:
         yield
@@ -91,15 +88,15 @@ def unreadable_as_error(where: str) -> Iterator[None]:
 
 
 def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str:
-    """Return the text within an OOXML element in order: runs, links, insertions and equations.
+    """Return the text of an OOXML element in order: runs, links, insertions and equations.
 
-    Tracked deletions, hidden runs, field codes and fallbacks of newer content are left out. The
-    mark of a note is ``[^1]``. Without recursion, so that nesting cannot exhaust the stack.
+    Tracked deletions, hidden runs, field codes and fallback content are left out. A note
+    reference becomes ``[^1]``. Works without recursion, so that nesting cannot overflow the stack.
 
     Args:
-        element: What to read.
-        counts: Gets how many characters were ``deleted`` and ``hidden``, how many ``pictures`` are
-            there, and under ``inserted`` how many insertions were kept.
+        element: The element to read.
+        counts: Receives the number of ``deleted`` and ``hidden`` characters, of ``pictures``, and
+            of insertions kept (``inserted``).
     """
     counts = Counter() if counts is None else counts
     parts: list[str] = []
@@ -130,27 +127,29 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
 
 
 def _is_hidden(run: XmlElement) -> bool:
-    """Say whether a run is formatted as hidden text."""
-    properties = next((one for one in run if str(one.tag).endswith("}rPr")), None)
+    """Return whether a run is formatted as hidden text."""
+    properties = next((element for element in run if str(element.tag).endswith("}rPr")), None)
     if properties is None:
         return False
-    marks = [one for one in properties if str(one.tag).endswith(("}vanish", "}webHidden"))]
-    return any(_get_attribute(one, "val") not in {"0", "false", "off"} for one in marks)
+    marks = [
+        element for element in properties if str(element.tag).endswith(("}vanish", "}webHidden"))
+    ]
+    return any(_get_attribute(element, "val") not in {"0", "false", "off"} for element in marks)
 
 
 def _count_characters(element: XmlElement) -> int:
-    """Return how many characters an element holds, deleted ones too, without recursion."""
-    size, rest = 0, [element]
-    while rest:
-        one = rest.pop()
-        if str(one.tag).rpartition("}")[2] in {"t", "delText"}:
-            size += len(one.text or "")
-        rest += list(one)
+    """Return the number of characters of an element, deleted ones too, without recursion."""
+    size, pending = 0, [element]
+    while pending:
+        node = pending.pop()
+        if str(node.tag).rpartition("}")[2] in {"t", "delText"}:
+            size += len(node.text or "")
+        pending += list(node)
     return size
 
 
 def _get_attribute(element: XmlElement, name: str) -> str:
-    """Return an attribute whatever its namespace."""
+    """Return an attribute, ignoring its namespace."""
     return next(
         (value for key, value in element.attrib.items() if key.rpartition("}")[2] == name), ""
     )
@@ -170,14 +169,14 @@ _OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 @dataclass(frozen=True)
 class CheckedArchive:
-    """An archive whose members have been checked against the limits."""
+    """A zip archive whose members have been checked against the limits."""
 
     data: bytes
     file: zipfile.ZipFile
     where: str
 
     def __contains__(self, name: str) -> bool:
-        """Say whether there is a member of that name."""
+        """Return whether there is a member of that name."""
         return name in self.file.NameToInfo
 
     def read(self, name: str) -> bytes:
@@ -195,11 +194,11 @@ class CheckedArchive:
                 raise _encrypted_error(self.where) from error
             raise _broken_error(self.where, f"member '{name}': {error}") from error
         if len(content) > info.file_size:
-            raise _refused_error(self.where, f"member '{name}' is larger than it says")
+            raise _refused_error(self.where, f"member '{name}' is larger than its declared size")
         return content
 
     def span(self, name: str) -> tuple[int, int]:
-        """Return the bytes of the file that hold a member, its local header included."""
+        """Return the byte range of a member in the file, its local header included."""
         info = self.file.NameToInfo.get(name)
         if info is None:
             return 0, len(self.data)
@@ -215,17 +214,17 @@ class CheckedArchive:
 def open_archive(
     data: bytes, where: str, limits: ParseLimits, *, required: str = ""
 ) -> CheckedArchive:
-    """Return an archive after checking all that its directory tells.
+    """Open an archive after checking its directory.
 
     Args:
         data: The whole file.
-        where: Named in errors.
-        limits: How much it may hold.
-        required: A member that must be there.
+        where: Name of the file in errors.
+        limits: Size limits.
+        required: A member that must exist.
 
     Raises:
-        DataError: If it is no archive, encrypted, a bomb, or holds unsafe names, other archives,
-            or XML that declares entities.
+        DataError: If it is no archive, is encrypted, is a zip bomb, or holds unsafe names, other
+            archives, or XML that declares entities.
     """
     if data.startswith(_OLE_MAGIC):
         raise _encrypted_error(
@@ -241,7 +240,7 @@ def open_archive(
     for info in file.infolist():
         _check_name(info.filename, where)
         if info.filename in names:
-            raise _refused_error(where, f"member '{info.filename}' stands twice in the archive")
+            raise _refused_error(where, f"member '{info.filename}' occurs twice in the archive")
         names.add(info.filename)
         if info.flag_bits & 1:
             raise _encrypted_error(where)
@@ -331,14 +330,14 @@ _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 _MAX_POINTS = 10_000
 
 
-_EPOCH = datetime.datetime(1899, 12, 30)  # day 0 of spreadsheets, which know no time zone
+_EPOCH = datetime.datetime(1899, 12, 30)  # day 0 of spreadsheets, without a time zone
 
 
 def extract_chart_text(chart: Any) -> str:
-    """Return a chart's title and its values as a table, whatever kind of chart it is.
+    """Return a chart's title and values as a table, for any kind of chart.
 
-    The first column are the categories (or the x of points), then one a series; series of several
-    plots stand side by side.
+    The first column holds the categories (or the x of points), then there is one column per series;
+    series of several plots are in one table.
 
     Args:
         chart: The root element of the chart's part.
@@ -348,39 +347,44 @@ def extract_chart_text(chart: Any) -> str:
         values = _series_points(_first_child(series, "val", "yVal"))
         if values:
             names.append(" ".join(_series_points(_first_child(series, "tx")).values()))
-            columns.append({at: _format_number(value) for at, value in values.items()})
-            for at, name in _series_points(_first_child(series, "cat", "xVal")).items():
-                categories.setdefault(at, _format_number(name))
+            columns.append({index: _format_number(value) for index, value in values.items()})
+            for index, name in _series_points(_first_child(series, "cat", "xVal")).items():
+                categories.setdefault(index, _format_number(name))
     title = _first_child(next(chart.iter(f"{_C}chart"), chart), "title")
-    places = sorted({at for one in (categories, *columns) for at in one})
+    indices = sorted({index for column in (categories, *columns) for index in column})
     rows = [["", *names]] if any(names) else [["", *("value" for _ in columns)]]
-    rows += [[categories.get(at, ""), *(one.get(at, "") for one in columns)] for at in places]
+    rows += [
+        [categories.get(index, ""), *(column.get(index, "") for column in columns)]
+        for index in indices
+    ]
     heading = " ".join(extract_text(title).split()) if title is not None else ""
     table = render_table(rows) if columns else ""
     return "\n\n".join(part for part in (heading, table) if part)
 
 
 def extract_diagram_text(data: Any) -> str:
-    """Return the words of a SmartArt diagram as a list, in the order in which they were typed.
+    """Return the text of a SmartArt diagram as a list, in the order of entry.
 
     Args:
         data: The root element of the diagram's data part.
     """
     lines = []
     for point in data.iter(f"{_D}pt"):
-        paragraphs = [" ".join(extract_text(one).split()) for one in point.iter(f"{_A}p")]
-        text = " ".join(one for one in paragraphs if one)
+        paragraphs = [
+            " ".join(extract_text(paragraph).split()) for paragraph in point.iter(f"{_A}p")
+        ]
+        text = " ".join(paragraph for paragraph in paragraphs if paragraph)
         if text and point.get("type", "node") in {"node", "asst"}:
             lines.append(f"- {text}")
     return "\n".join(lines)
 
 
 def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the text of each chart and diagram that an element shows, with the part it is of.
+    """Yield the text of each chart and diagram of an element, with its package part.
 
     Args:
-        element: An element of the document; its drawings name their parts by relationship.
-        part: The part of the package that the element belongs to.
+        element: An element of the document; its drawings refer to parts by relationship.
+        part: The package part that the element belongs to.
     """
     from lxml import etree
 
@@ -389,8 +393,8 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
         (f"{_C}chart", f"{_R}id", extract_chart_text),
         (f"{_D}relIds", f"{_R}dm", extract_diagram_text),
     ):
-        for one in element.iter(tag):
-            target = part.rels.get(one.get(attribute, ""))
+        for drawing in element.iter(tag):
+            target = part.rels.get(drawing.get(attribute, ""))
             if target is None or target.is_external:
                 continue
             text = read(etree.fromstring(target.target_part.blob, parser))
@@ -400,33 +404,35 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
 
 def _first_child(element: Any, *names: str) -> Any:
     """Return the first child of one of these names, or None."""
-    return next((one for name in names if (one := element.find(f"{_C}{name}")) is not None), None)
+    return next(
+        (child for name in names if (child := element.find(f"{_C}{name}")) is not None), None
+    )
 
 
 def _series_points(element: Any) -> dict[int, str]:
-    """Return the cached points of a series' part by place; literal values stand at 0."""
+    """Return the cached points of a series' part by index; literal values have index 0."""
     if element is None:
         return {}
-    found: dict[int, str] = {}
-    form = "".join(one.text or "" for one in element.iter(f"{_C}formatCode")).lower()
+    points: dict[int, str] = {}
+    form = "".join(node.text or "" for node in element.iter(f"{_C}formatCode")).lower()
     is_date = "d" in form and "m" in form and "y" in form
     for point in element.iter(f"{_C}pt"):
         place = point.get("idx", "")
-        text = "".join(one.text or "" for one in point.iter(f"{_C}v")).strip()
+        text = "".join(node.text or "" for node in point.iter(f"{_C}v")).strip()
         text = _serial_date(text) if is_date else text
-        if place.isdecimal() and text and len(found) < _MAX_POINTS:
-            at = int(place)
-            found[at] = (
-                f"{text} {found[at]}" if at in found else text
+        if place.isdecimal() and text and len(points) < _MAX_POINTS:
+            index = int(place)
+            points[index] = (
+                f"{text} {points[index]}" if index in points else text
             )  # the inner level comes first
-    if not found:
-        text = " ".join(one.text or "" for one in element.iter(f"{_C}v")).strip()
-        found = {0: text} if text else {}
-    return found
+    if not points:
+        text = " ".join(node.text or "" for node in element.iter(f"{_C}v")).strip()
+        points = {0: text} if text else {}
+    return points
 
 
 def _serial_date(value: str) -> str:
-    """Return the day that a spreadsheet's number of days stands for; else the value as it is."""
+    """Convert a spreadsheet's serial date to ISO 8601; other values are returned unchanged."""
     try:
         return (_EPOCH + datetime.timedelta(days=float(value))).date().isoformat()
     except (ValueError, OverflowError):
@@ -434,7 +440,7 @@ def _serial_date(value: str) -> str:
 
 
 def _format_number(value: str) -> str:
-    """Return a value as a person would write it: charts keep 8.2 as 8.1999999999999993."""
+    """Format a value as a person would write it: charts store 8.2 as 8.1999999999999993."""
     try:
         number = float(value)
     except ValueError:

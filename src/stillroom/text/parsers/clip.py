@@ -1,8 +1,8 @@
 """Video and audio files: title, description, chapters and embedded subtitles.
 
-Nothing is transcribed. Of several text tracks the one marked as default is read, else the first;
-the others are named. Chapters are sections, and each line of a subtitle is labelled with the time
-at which it begins. Bytes are those of the whole file.
+Nothing is transcribed. Of several text tracks the default one is read, else the first; the others
+are named. Chapters are sections, and each subtitle line is labeled with its start time. All anchors
+have the bytes of the whole file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_CUES = 100_000
 
 
 class Clip(Parser):
-    """MP4, QuickTime, Matroska, WebM and sound files, with the extra ``forensics``."""
+    """MP4, QuickTime, Matroska, WebM and audio files, with the extra ``forensics``."""
 
     suffixes: ClassVar[tuple[str, ...]] = (
         *(".mp4", ".m4v", ".mov", ".mkv", ".webm"),
@@ -57,30 +57,30 @@ class Clip(Parser):
 
 
 def _read(container: Any, size: int, source: SourceFile) -> Document:
-    assembly, whole = DocumentBuilder(source), (0, size)
+    assembly, span = DocumentBuilder(source), (0, size)
     tags = {str(key).lower(): str(value).strip() for key, value in container.metadata.items()}
     for name in _TAGS:
         if tags.get(name):
             assembly.gap()
-            assembly.add(f"{name.capitalize()}: {tags[name]}", whole)
+            assembly.add(f"{name.capitalize()}: {tags[name]}", span)
     tracks = [track for track in container.streams if track.type == "subtitle"]
     texts = [track for track in tracks if track.codec_context.name in _TEXT_TRACKS]
-    chosen = next(filter(_is_default, texts), texts[0] if texts else None)
+    selected = next(filter(_is_default, texts), texts[0] if texts else None)
     chapters = list(_chapters(container))
     cues = 0
-    for begins, lines in _cues(container, chosen):
+    for begins, lines in _cues(container, selected):
         while chapters and chapters[0][0] <= begins:
-            _add_chapter(assembly, *chapters.pop(0), whole)
+            _add_chapter(assembly, *chapters.pop(0), span)
         cues += 1
         for line in lines if cues <= _MAX_CUES else ():
-            add_cue(assembly, line, begins, whole)
+            add_cue(assembly, line, begins, span)
     for chapter in chapters:
-        _add_chapter(assembly, *chapter, whole)
+        _add_chapter(assembly, *chapter, span)
     metadata: dict[str, Any] = {
         "duration_s": round(container.duration / 1e6, 3) if container.duration else None,
-        "subtitles": _track_name(chosen) if chosen is not None else "",
+        "subtitles": _track_name(selected) if selected is not None else "",
         "cues": min(cues, _MAX_CUES),
-        "subtitles_left_out": [_track_name(track) for track in tracks if track is not chosen],
+        "subtitles_left_out": [_track_name(track) for track in tracks if track is not selected],
     }
     if cues > _MAX_CUES:
         metadata["cues_left_out"] = cues - _MAX_CUES
@@ -92,7 +92,7 @@ def _read(container: Any, size: int, source: SourceFile) -> Document:
 
 
 def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
-    """Yield when each cue begins, in seconds, and its lines."""
+    """Yield each cue's start in seconds, and its lines."""
     if track is None:
         return
     for packet in container.demux(track):
@@ -100,31 +100,31 @@ def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
             continue
         begins = max(float(packet.pts * packet.time_base), 0.0)
         shown = [
-            bytes(rect.dialogue) for found in packet.decode() for rect in _subtitle_texts(found)
+            bytes(rect.dialogue) for event in packet.decode() for rect in _subtitle_texts(event)
         ]
         text = b"\n".join(shown).decode("utf-8", "replace")
         yield begins, text.replace("\\N", "\n").replace("\\n", "\n").split("\n")
 
 
-def _subtitle_texts(found: Any) -> list[Any]:
-    """Return what of a decoded subtitle is text, whether it comes in a set or alone."""
-    parts = list(found) if hasattr(found, "__iter__") else [found]
+def _subtitle_texts(event: Any) -> list[Any]:
+    """Return the text events of a decoded subtitle, given as a set or as one event."""
+    parts = list(event) if hasattr(event, "__iter__") else [event]
     return [part for part in parts if getattr(part, "dialogue", None)]
 
 
 def _chapters(container: Any) -> Iterator[tuple[float, str]]:
-    """Yield when each chapter begins, in seconds, and its title."""
+    """Yield each chapter's start in seconds, and its title."""
     for number, chapter in enumerate(getattr(container, "chapters", list)(), 1):
         title = " ".join(str(chapter["metadata"].get("title", "")).split())
         yield float(chapter["start"] * chapter["time_base"]), title or f"Chapter {number}"
 
 
 def _add_chapter(
-    assembly: DocumentBuilder, begins: float, title: str, whole: tuple[int, int]
+    assembly: DocumentBuilder, begins: float, title: str, span: tuple[int, int]
 ) -> None:
     assembly.gap()
     assembly.heading(2, title)
-    assembly.add(f"## {title}", whole, label=format_timestamp(begins))
+    assembly.add(f"## {title}", span, label=format_timestamp(begins))
     assembly.gap("\n")  # the line that follows adds another
 
 

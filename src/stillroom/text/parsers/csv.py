@@ -1,6 +1,6 @@
 """CSV and TSV files as text, byte for byte.
 
-The delimiter and the header's column names are told in the metadata; rows stay as they are written.
+The metadata has the delimiter and the header's column names; rows are kept unchanged.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Word documents: paragraphs, headings, lists, tables, equations, charts, notes and comments.
 
-Bytes are those of the archive's member that holds the text. Tracked deletions and hidden text are
+Anchors have the bytes of the archive member with the text. Tracked deletions and hidden text are
 left out and counted, insertions kept; headers, footers and pictures are left out and counted. A
-cell that spans several is repeated in each, but for one that spans a whole row.
+cell that spans several rows or columns is repeated in each, unless it spans a whole row.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Docx(Parser):
             raise MissingExtraError.of("python-docx", "documents", "reading Word files") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         with unreadable_as_error(source.path):
-            word = docx.Document(io.BytesIO(data))
-            main = str(word.part.partname).lstrip("/")
+            document = docx.Document(io.BytesIO(data))
+            main = str(document.part.partname).lstrip("/")
             assembly = DocumentBuilder(source)
-            body = _BodyReader(word, assembly, archive, main)
-            for element in _elements(word.element.body, 0):
+            body = _BodyReader(document, assembly, archive, main)
+            for element in _elements(document.element.body, 0):
                 if str(element.tag) == f"{_W}tbl":
                     body.add_table(element)
                 else:
                     body.add_paragraph(element)
             _add_notes(archive, assembly, body.counts)
-            title = str(word.core_properties.title or "")
+            title = str(document.core_properties.title or "")
         body.counts["margins"] = _count_margins(archive)
         metadata = {
             f"{name}_left_out": body.counts[key]
@@ -85,7 +85,7 @@ class Docx(Parser):
 
 
 def _elements(parent: Any, depth: int) -> Iterator[Any]:
-    """Yield the paragraphs and tables of a body, those within content controls too."""
+    """Yield the paragraphs and tables of a body, including those in content controls."""
     for child in parent:
         name = str(child.tag).rpartition("}")[2]
         if name in {"p", "tbl"}:
@@ -98,12 +98,12 @@ class _BodyReader:
     """Adds the blocks of a document's body."""
 
     def __init__(
-        self, word: Any, assembly: DocumentBuilder, archive: CheckedArchive, label: str
+        self, document: Any, assembly: DocumentBuilder, archive: CheckedArchive, label: str
     ) -> None:
-        self._word, self._assembly, self._archive = word, assembly, archive
+        self._word, self._assembly, self._archive = document, assembly, archive
         self._place: dict[str, Any] = {"span": archive.span(label), "label": label}
         self._was_item = False
-        self._numbering = _ListNumbering(word)
+        self._numbering = _ListNumbering(document)
         self.title = ""
         self.counts: Counter[str] = Counter()
 
@@ -133,14 +133,16 @@ class _BodyReader:
         rows: list[list[str]] = []
         for row in element.iter(f"{_W}tr"):
             if next(row.iterancestors(f"{_W}tbl")) is not element:
-                continue  # a table within a cell is that cell's text
+                continue  # a nested table is part of the cell's text
             cells: list[tuple[str, int]] = []
             for cell in _cells(row):
                 above = rows[-1] if rows else []
                 goes_on, width = _merge(cell)
-                at = sum(size for _, size in cells)
-                is_known = goes_on and at < len(above)
-                cells.append((above[at] if is_known else extract_text(cell, self.counts), width))
+                column = sum(size for _, size in cells)
+                is_known = goes_on and column < len(above)
+                cells.append(
+                    (above[column] if is_known else extract_text(cell, self.counts), width)
+                )
             rows.append(expand_row(cells))
         rendered = render_table(rows)
         if rendered:
@@ -150,7 +152,7 @@ class _BodyReader:
         self._add_drawings(element)
 
     def _add_drawings(self, element: Any) -> None:
-        """Add what charts and diagrams say, with the bytes of their own members."""
+        """Add the text of charts and diagrams, with the bytes of their own members."""
         for text, part in read_drawings(element, self._word.part):
             name = str(part.partname).lstrip("/")
             self._assembly.gap()
@@ -169,7 +171,7 @@ def _cells(row: Any) -> Iterator[Any]:
 
 
 def _merge(cell: Any) -> tuple[bool, int]:
-    """Say whether a cell goes on the one above, and over how many columns it spans."""
+    """Return whether a cell continues the one above, and its number of columns."""
     properties = cell.find(f"{_W}tcPr")
     if properties is None:
         return False, 1
@@ -184,28 +186,28 @@ def _parse_whole(value: str | None, least: int, most: int) -> int:
 
 
 class _ListNumbering:
-    """The marks of list items: bullets, or numbers that go on."""
+    """List markers: bullets, or running numbers."""
 
-    def __init__(self, word: Any) -> None:
+    def __init__(self, document: Any) -> None:
         self._formats: dict[str, dict[int, str]] = {}
         self._counts: dict[tuple[str, int], int] = {}
         try:
-            root = word.part.numbering_part.element
+            root = document.part.numbering_part.element
         except (KeyError, AttributeError, RuntimeError):
             return
         kinds = {
-            one.get(f"{_W}abstractNumId"): {
+            element.get(f"{_W}abstractNumId"): {
                 _parse_whole(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
-                for level in one.iter(f"{_W}lvl")
+                for level in element.iter(f"{_W}lvl")
             }
-            for one in root.iter(f"{_W}abstractNum")
+            for element in root.iter(f"{_W}abstractNum")
         }
-        for one in root.iter(f"{_W}num"):
-            number = one.get(f"{_W}numId")
-            self._formats[number] = kinds.get(_value(one, "abstractNumId"), {})
+        for element in root.iter(f"{_W}num"):
+            number = element.get(f"{_W}numId")
+            self._formats[number] = kinds.get(_value(element, "abstractNumId"), {})
 
     def mark(self, paragraph: Any, style: Any, name: str) -> str:
-        """Return what stands before a list item's text, or nothing."""
+        """Return the marker of a list item, or an empty string."""
         number, level = _numbers(paragraph.find(f"{_W}pPr"))
         if not number:
             properties = getattr(getattr(style, "element", None), "pPr", None)
@@ -223,11 +225,11 @@ class _ListNumbering:
 
 
 def _numbers(properties: Any) -> tuple[str, int]:
-    """Return the list and the level that a paragraph's properties name."""
-    found = properties.find(f"{_W}numPr") if properties is not None else None
-    if found is None:
+    """Return the list and the level in a paragraph's properties."""
+    numbering = properties.find(f"{_W}numPr") if properties is not None else None
+    if numbering is None:
         return "", 0
-    return _value(found, "numId"), _parse_whole(_value(found, "ilvl"), 0, _MAX_LEVEL)
+    return _value(numbering, "numId"), _parse_whole(_value(numbering, "ilvl"), 0, _MAX_LEVEL)
 
 
 def _value(element: Any, name: str) -> str:
@@ -236,7 +238,7 @@ def _value(element: Any, name: str) -> str:
 
 
 def _level(style: Any, name: str) -> int:
-    """Return a paragraph's heading level by its style or those it is based on; 0 for none."""
+    """Return a paragraph's heading level from its style or the style's bases; 0 for none."""
     if name.lower() == "title":
         return 1
     for _ in range(10):
@@ -270,11 +272,11 @@ def _add_notes(archive: CheckedArchive, assembly: DocumentBuilder, counts: Count
 
 
 def _count_margins(archive: CheckedArchive) -> int:
-    """Return how many headers and footers hold text."""
+    """Return the number of headers and footers with text."""
     names = [
-        one.filename
-        for one in archive.file.infolist()
-        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", one.filename)
+        entry.filename
+        for entry in archive.file.infolist()
+        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", entry.filename)
     ]
     return sum(bool(extract_text(_parse_xml(archive.read(name))).strip()) for name in names)
 

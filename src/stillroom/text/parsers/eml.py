@@ -1,9 +1,9 @@
 """E-mail messages, mailboxes and MHTML pages: headers, body and attached text.
 
-A plain body that travels as it is keeps its exact bytes; quoted-printable and base64 bodies have
-those of their encoded part. Of alternatives the plain one is read; attachments that are no text are
-named. The messages of a mailbox are sections of one document. The days that messages were sent on
-are told as ``date`` in the metadata, one or a list.
+An unencoded plain body keeps its exact bytes; quoted-printable and base64 bodies have the bytes of
+their encoded part. Of alternatives the plain text is read; attachments without text are only named.
+The messages of a mailbox are sections of one document. The metadata field ``date`` holds the days
+on which messages were sent, one or a list.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Eml(Parser):
 
 
 def _messages(data: bytes) -> list[tuple[int, int]]:
-    """Return where each message stands: one, or those of a mailbox (RFC 4155)."""
+    """Return the byte range of each message: one, or those of a mailbox (RFC 4155)."""
     begin = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     if not data.startswith(b"From ", begin):
         return [(begin, len(data))]
@@ -85,7 +85,7 @@ def _messages(data: bytes) -> list[tuple[int, int]]:
 
 
 class _MailReader:
-    """One message and its bytes, which begin at ``offset`` in the file."""
+    """One message and its bytes, which start at ``offset`` in the file."""
 
     def __init__(self, message: EmailMessage, data: bytes, offset: int) -> None:
         self._message, self._data, self._offset = message, data, offset
@@ -132,7 +132,7 @@ def _header(message: EmailMessage, data: bytes, name: str) -> str:
 
 
 def _find_header(data: bytes, name: str) -> tuple[int, int]:
-    """Return the bytes of a header, its folded lines included."""
+    """Return the byte range of a header, including folded lines."""
     head = data[: _body_start(data)]
     start = max((b"\n" + head.lower()).find(b"\n" + name.lower().encode() + b":"), 0)
     end = start
@@ -146,18 +146,18 @@ def _find_header(data: bytes, name: str) -> tuple[int, int]:
 
 
 def _body_start(data: bytes) -> int:
-    found = [
+    starts = [
         position + len(mark)
         for mark in (b"\r\n\r\n", b"\n\n")
         if (position := data.find(mark)) >= 0
     ]
-    return min(found, default=len(data))
+    return min(starts, default=len(data))
 
 
 def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
-    """Return the parts to read, the names of attachments, and how many parts were not looked at.
+    """Return the parts to read, the names of attachments, and the number of parts skipped.
 
-    Of alternatives the plain one is read; attached text is read as well.
+    Of alternatives the plain text is read; text attachments are read too.
     """
     bodies: list[EmailMessage] = []
     attachments: list[str] = []
@@ -179,21 +179,28 @@ def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
 
 
 def _alternatives(part: Message) -> set[int]:
-    """Return which leaves of alternatives are not read: HTML where there is plain text too."""
-    leaves = [one for one in part.get_payload() if isinstance(one, Message)]
+    """Return the leaves of alternatives to skip: HTML where there is plain text too."""
+    leaves = [subpart for subpart in part.get_payload() if isinstance(subpart, Message)]
     has_plain = any(
-        one.get_content_type() == "text/plain" and str(one.get_payload()).strip() for one in leaves
+        subpart.get_content_type() == "text/plain" and str(subpart.get_payload()).strip()
+        for subpart in leaves
     )
     if not has_plain:
         return set()
-    inner = [leaf for one in leaves for leaf in (one.walk() if one.is_multipart() else [one])]
-    return {id(one) for one in inner[:_MAX_PARTS] if one.get_content_subtype() == "html"}
+    inner = [
+        leaf
+        for subpart in leaves
+        for leaf in (subpart.walk() if subpart.is_multipart() else [subpart])
+    ]
+    return {
+        id(subpart) for subpart in inner[:_MAX_PARTS] if subpart.get_content_subtype() == "html"
+    }
 
 
 def _add_body(
     part: EmailMessage, data: bytes, cursor: int, assembly: DocumentBuilder, offset: int
 ) -> int:
-    """Add one part of the message whose bytes begin at ``offset``; return where its own end."""
+    """Add one part of the message whose bytes start at ``offset``; return the part's end."""
     content = part.get_payload(decode=True)
     raw = _encoded_body(part, content)
     start = data.find(raw.rstrip(b"\r\n"), cursor) if raw.strip() else -1
@@ -227,11 +234,11 @@ def _add_body(
 
 
 def _encoded_body(part: EmailMessage, content: object) -> bytes:
-    """Return a part's body as it travels."""
+    """Return a part's body in its transfer encoding."""
     try:
         encoded = part.get_payload(decode=False)
         if not isinstance(encoded, str):
             return b""
         return encoded.encode("ascii", "surrogateescape")
-    except ValueError:  # a body of 8 bits travels as it is; a charset may be no name
+    except ValueError:  # an 8-bit body is not encoded; the charset may be unknown
         return content if isinstance(content, bytes) else b""

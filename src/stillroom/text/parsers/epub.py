@@ -23,7 +23,7 @@ _ENCRYPTION = "META-INF/encryption.xml"
 
 
 class Epub(Parser):
-    """EPUB 2 and 3 without digital locks."""
+    """EPUB 2 and 3 without DRM."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".epub",)
     media_type: ClassVar[str] = "application/epub+zip"
@@ -56,33 +56,35 @@ class Epub(Parser):
 
 
 def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
-    """Return the package document as an element, and the folder it is in."""
+    """Return the package document as an element, and its folder."""
     try:
         from defusedxml import ElementTree
     except ImportError as error:
         raise MissingExtraError.of("defusedxml", "documents", "reading EPUB books") from error
     container = ElementTree.fromstring(archive.read(_CONTAINER))
-    path = next(one.get("full-path") for one in container.iter() if _name(one) == "rootfile")
+    path = next(
+        element.get("full-path") for element in container.iter() if _name(element) == "rootfile"
+    )
     return ElementTree.fromstring(archive.read(path)), posixpath.dirname(path)
 
 
 def _chapters(package: Any, folder: str) -> list[str]:
-    """Return the members of the spine in reading order, but for the list of contents."""
+    """Return the spine's members in reading order, without the table of contents."""
     lists = {
-        one.get("id")
-        for one in package.iter()
-        if _name(one) == "item" and "nav" in (one.get("properties") or "").split()
+        element.get("id")
+        for element in package.iter()
+        if _name(element) == "item" and "nav" in (element.get("properties") or "").split()
     }
     files = {
-        one.get("id"): (one.get("href", ""), one.get("media-type", ""))
-        for one in package.iter()
-        if _name(one) == "item"
+        element.get("id"): (element.get("href", ""), element.get("media-type", ""))
+        for element in package.iter()
+        if _name(element) == "item"
     }
     chapters = []
-    for one in package.iter():
-        if _name(one) == "itemref" and one.get("idref") in files:
-            href, media_type = files[one.get("idref")]
-            if one.get("idref") in lists:
+    for element in package.iter():
+        if _name(element) == "itemref" and element.get("idref") in files:
+            href, media_type = files[element.get("idref")]
+            if element.get("idref") in lists:
                 continue
             if "html" in media_type or not media_type:
                 path = unquote(href.partition("#")[0])
@@ -94,7 +96,7 @@ def _check_locks(archive: CheckedArchive, chapters: list[str], where: str) -> No
     if _ENCRYPTION not in archive:
         return
     locks = archive.read(_ENCRYPTION).decode("utf-8", "replace")
-    if any(name in locks for name in chapters):  # fonts alone may be scrambled
+    if any(name in locks for name in chapters):  # obfuscated fonts do not matter
         raise DataError(
             "the book is protected by a digital lock",
             code="document.encrypted",
@@ -105,8 +107,8 @@ def _check_locks(archive: CheckedArchive, chapters: list[str], where: str) -> No
 
 
 def _first(package: Any, name: str) -> str:
-    found = (one.text for one in package.iter() if _name(one) == name and one.text)
-    return " ".join(next(found, "").split())
+    texts = (element.text for element in package.iter() if _name(element) == name and element.text)
+    return " ".join(next(texts, "").split())
 
 
 def _name(element: Any) -> str:

@@ -1,7 +1,7 @@
 """Images of text, such as scans and screenshots, read by OCR.
 
-Each frame of a TIFF is a page. Tables and columns are found as on a PDF page; the reader's
-confidence is told on every passage. Bytes are those of the whole file.
+Each frame of a TIFF is a page. Tables and columns are found as on a PDF page; every passage is
+labeled with the OCR confidence. All anchors have the bytes of the whole file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_SIDE = 2000
 
 
 class Image(Parser):
-    """PNG, JPEG, TIFF, WebP and BMP pictures, with the extra ``ocr``."""
+    """PNG, JPEG, TIFF, WebP and BMP images, with the extra ``ocr``."""
 
     suffixes: ClassVar[tuple[str, ...]] = (
         ".png",
@@ -86,17 +86,17 @@ def _read(data: bytes, source: SourceFile) -> Document:
             continue
         picture.seek(number - 1)
         source.more_time()
-        found = recognize_text(_pixels(picture))
+        result = recognize_text(_pixels(picture))
         place: dict[str, Any] = {"span": (0, len(data)), "page": number}
-        place["label"] = f"OCR, confidence {found.confidence:.2f}"
-        for block in arrange_blocks(found.runs):
+        place["label"] = f"OCR, confidence {result.confidence:.2f}"
+        for block in arrange_blocks(result.runs):
             text = render_table(block.rows) if block.kind == "table" else block.text
             if text:
                 assembly.gap()
                 assembly.add(text, **place)
-        if found.runs:
-            sure.append(found.confidence)
-        if found.turn:
+        if result.runs:
+            sure.append(result.confidence)
+        if result.turn:
             turned.append(number)
     metadata: dict[str, Any] = {
         "pages": frames,
@@ -114,7 +114,7 @@ def _read(data: bytes, source: SourceFile) -> Document:
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:
-    """Return blue, green, red, (Y, X, 3), upright, no larger than OCR reads."""
+    """Return BGR pixels, (Y, X, 3), upright, reduced to the maximum size for OCR."""
     import numpy as np
     from PIL import Image as Pictures
     from PIL import ImageOps

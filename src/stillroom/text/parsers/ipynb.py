@@ -54,8 +54,8 @@ class Ipynb(Parser):
                 next="open and save it in Jupyter, or leave it out",
             ) from error
         for number, (cell, start, end) in enumerate(cells, 1):
-            given = cell.get("outputs")
-            outputs += len(given) if isinstance(given, list) else bool(given)
+            cell_outputs = cell.get("outputs")
+            outputs += len(cell_outputs) if isinstance(cell_outputs, list) else bool(cell_outputs)
             _add_cell(cell, assembly, (where.at(start), where.at(end)), f"cell {number}", language)
         title = str(facts.get("title") or facts.get("name") or "")
         metadata = {**decoded.metadata, "outputs_left_out": outputs}
@@ -69,7 +69,7 @@ def _add_cell(
     label: str,
     language: str,
 ) -> None:
-    content = cell.get("source", cell.get("input", ""))  # format 3 calls code its input
+    content = cell.get("source", cell.get("input", ""))  # format 3 uses "input" for code
     text = "".join(map(str, content)) if isinstance(content, list) else str(content)
     if not text.strip():
         return
@@ -96,9 +96,9 @@ def _add_cell(
 
 
 def _cells(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield every cell with where it stands in the notebook's text.
+    """Yield every cell with its range in the notebook's text.
 
-    Format 3 has cells within worksheets.
+    In format 3 the cells are inside worksheets.
     """
     decoder = json.JSONDecoder()
     yield from _cells_of(text, text.index("{"), decoder)
@@ -107,7 +107,7 @@ def _cells(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
 def _cells_of(
     text: str, opening: int, decoder: json.JSONDecoder
 ) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield the cells of the object that begins there."""
+    """Yield the cells of the object at a position."""
     position = opening + 1
     while True:
         position = _skip(text, position)

@@ -1,7 +1,7 @@
-r"""JSON and JSON lines: the text is the file, but that ``\uXXXX`` reads as its character.
+r"""JSON and JSON Lines files as text, with ``\uXXXX`` decoded.
 
-Every other byte stays as it is. A file that is not valid JSON is text all the same; its first
-error is told in the metadata.
+All other bytes are kept. A file that is not valid JSON is read as text too; the metadata has its
+first error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Json(Parser):
 
 
 def _add(decoded: DecodedText, assembly: DocumentBuilder) -> None:
-    """Add the text, each run of escapes as the characters that it stands for."""
+    """Add the text, with each run of escapes decoded."""
     text, where, position = decoded.text, ByteMap(decoded), 0
     for match in _ESCAPES.finditer(text):
         readable = _unescape(match.group(1) or "")
@@ -62,14 +62,16 @@ def _add_plain(text: str, start: int, end: int, where: ByteMap, assembly: Docume
 
 
 def _unescape(run: str) -> str:
-    r"""Return the characters of ``\uXXXX...``, or nothing where that would not be JSON any more."""
+    r"""Decode ``\uXXXX...``; return an empty string where the result would not be valid JSON."""
     if not run:
         return ""
     try:
         readable = str(json.loads(f'"{run}"'))
     except ValueError:
         return ""
-    is_safe = all(ord(one) >= 0x80 and not 0xD800 <= ord(one) < 0xE000 for one in readable)
+    is_safe = all(
+        ord(character) >= 0x80 and not 0xD800 <= ord(character) < 0xE000 for character in readable
+    )
     return readable if is_safe else ""
 
 

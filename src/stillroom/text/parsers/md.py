@@ -1,7 +1,7 @@
 """Markdown files as text, byte for byte, with headings from a CommonMark parser.
 
-A ``#`` within a code fence is no heading. The fields of a front matter are in the metadata, under
-``front_matter``, typed; its ``title`` is the title.
+A ``#`` within a code fence is no heading. The metadata field ``front_matter`` has the typed fields
+of the front matter; its ``title`` is the document's title.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Md(Parser):
 
 
 def _headings(text: str, begin: int) -> Iterator[Heading]:
-    """Yield the headings from ``begin`` on; only blocks are parsed, inline text is not."""
+    """Yield the headings from ``begin`` on, parsing blocks only."""
     starts = [begin, *(match.end() for match in _LINE.finditer(text, begin))]
     parser = MarkdownIt("commonmark").disable(["inline", "text_join"])
     tokens = parser.parse(text[begin:])

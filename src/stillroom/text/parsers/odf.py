@@ -1,8 +1,9 @@
 """OpenDocument texts, spreadsheets and presentations (ISO/IEC 26300).
 
 Headings, lists, tables, notes and comments become Markdown; slides and sheets are labeled. A cell
-that spans several is repeated in each, but one over a whole row. Tracked deletions, pictures, and
-contents that repeat the headings are left out and counted. Bytes are those of the archive's member.
+that spans several rows or columns is repeated in each, unless it spans a whole row. Tracked
+deletions, pictures and generated tables of contents are left out and counted. Anchors have the
+bytes of the archive member.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Odf(Parser):
 
 
 class _BlockWriter:
-    """Adds the blocks of a document, and keeps notes and comments for its end."""
+    """Adds the blocks of a document, with notes and comments at its end."""
 
     def __init__(self, assembly: DocumentBuilder, span: tuple[int, int]) -> None:
         self.assembly, self.counts = assembly, Counter[str]()
@@ -145,8 +146,8 @@ class _BlockWriter:
                     is_first = False
 
     def _write_slide_notes(self, parent: Any) -> None:
-        texts = [self._words(one) for one in parent.iter(f"{_TEXT}p")]
-        text = " ".join(one for one in texts if one)
+        texts = [self._words(paragraph) for paragraph in parent.iter(f"{_TEXT}p")]
+        text = " ".join(paragraph for paragraph in texts if paragraph)
         self._add(f"Notes: {text}" if text else "")
 
     def _write_sheet(self, sheet: Any) -> None:
@@ -177,17 +178,17 @@ class _BlockWriter:
             texts = expand_row(cells)
             times = _number(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_ROWS)
             if not cells:
-                times = 1  # what is empty down to a sheet's last row
+                times = 1  # empty rows down to the sheet's last row
             for _ in range(min(times, _MAX_ROWS - total)):
                 yield texts
             total += times
-            above = [text if at in down else "" for at, text in enumerate(texts)]
+            above = [text if column in down else "" for column, text in enumerate(texts)]
         self.counts["rows"] += max(total - _MAX_ROWS, 0)
 
     def _cells(self, row: Any, above: list[str]) -> tuple[list[tuple[str, int]], set[int]]:
-        """Return the texts of a row with how many columns each fills, and where one goes on down.
+        """Return the texts of a row with their column spans, and the columns that continue below.
 
-        A covered cell says what the one that covers it from above says.
+        A covered cell has the text of the cell that covers it from above.
         """
         cells: list[tuple[str, int]] = []
         down: set[int] = set()
@@ -219,8 +220,10 @@ class _BlockWriter:
         return cells, down
 
     def _cell(self, cell: Any) -> str:
-        """Return what a cell shows, or the value behind it."""
-        texts = [self._words(one) for one in cell if _name(one) in {"p", "h", "list", "table"}]
+        """Return the displayed text of a cell, or its value."""
+        texts = [
+            self._words(child) for child in cell if _name(child) in {"p", "h", "list", "table"}
+        ]
         for comment in cell.iterchildren(f"{_OFFICE}annotation"):
             self._note("Comments", comment)
         shown = " ".join(text for text in texts if text)
@@ -228,7 +231,7 @@ class _BlockWriter:
         return shown or str(value)
 
     def _words(self, element: Any) -> str:
-        """Return the text within an element; notes and comments are kept for the end."""
+        """Return the text of an element; notes and comments are collected for the end."""
         parts = [element.text or ""]
         for child in element:
             name = _name(child)
@@ -246,14 +249,14 @@ class _BlockWriter:
                 parts.append(gap + self._words(child) + gap)
             parts.append(child.tail or "")
         lines = "".join(parts).split("\n")
-        kept = [" ".join(line.split()) for line in lines]
-        return "\n".join(line for line in kept if line)
+        cleaned = [" ".join(line.split()) for line in lines]
+        return "\n".join(line for line in cleaned if line)
 
     def _note(self, kind: str, element: Any) -> int:
-        """Keep a note's text for the end of the document; return its number."""
+        """Collect a note's text for the end of the document; return its number."""
         lines = self._notes[kind]
-        bodies = [self._words(one) for one in element.iter(f"{_TEXT}p")]
-        text = " ".join(" ".join(one.split()) for one in bodies if one)
+        bodies = [self._words(body) for body in element.iter(f"{_TEXT}p")]
+        text = " ".join(" ".join(body.split()) for body in bodies if body)
         number = len(lines) + 1
         if text:
             lines.append(f"- [^{number}]: {text}" if kind == "Footnotes" else f"- {text}")
@@ -288,5 +291,5 @@ def _title(archive: CheckedArchive, parser: Any) -> str:
 
     if "meta.xml" not in archive:
         return ""
-    found = etree.fromstring(archive.read("meta.xml"), parser).find(".//{*}title")
-    return "" if found is None else str(found.text or "")
+    element = etree.fromstring(archive.read("meta.xml"), parser).find(".//{*}title")
+    return "" if element is None else str(element.text or "")

@@ -1,9 +1,9 @@
 """PDF files: paragraphs, headings, lists and tables in reading order, with page numbers.
 
-Columns are read one after the other; tables, ruled or only aligned, become Markdown tables; heads
-and feet that repeat are kept once and counted; words that a line's end has cut are joined. Filled
-form fields and notes follow their page. A page that is a picture is read by OCR where the extra
-``ocr`` is installed, marked so, and counted where it is not. Bytes are those of the whole file.
+Columns are read one after the other; tables, with or without rules, become Markdown tables;
+repeated headers and footers are kept once and counted; hyphenated words are joined. Filled form
+fields and notes follow their page. A page that is an image is read by OCR if the extra ``ocr`` is
+installed and labeled so, else counted. All anchors have the bytes of the whole file.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _PLACEHOLDER_TITLE = re.compile(
 _SENTENCE_END = re.compile(r"[.!?:;\"”’)]$")
 _MAX_OUTLINE = 5000
 _MAX_LINKS = 200
-_MIN_LETTERS = 20  # beside a picture, a page with fewer is one to be read by OCR
-_MAX_OCR_SIDE = 2000  # pixels; the longer side of a page that is drawn for OCR
-_OCR_SCALE = 2.5  # pixels a point, at most
+_MIN_LETTERS = 20  # a page with an image and fewer letters is read by OCR
+_MAX_OCR_SIDE = 2000  # pixels; longer side of a page rendered for OCR
+_OCR_SCALE = 2.5  # pixels per point, at most
 
 
 class Pdf(Parser):
@@ -76,7 +76,7 @@ class Pdf(Parser):
 
 
 class _PdfReader:
-    """The reading of one file: its pages, and what is counted on the way."""
+    """Reads one file: its pages and their counts."""
 
     def __init__(self, pdf: Any, source: SourceFile) -> None:
         self._pdf, self._source = pdf, source
@@ -106,7 +106,7 @@ class _PdfReader:
         for number in range(1, total + 1):
             try:
                 self._read_page(number)
-            except (RuntimeError, ValueError, OSError):  # one bad page does not lose the others
+            except (RuntimeError, ValueError, OSError):  # keep the other pages
                 self._counts["broken"] += 1
         self._require_ocr()
         dropped = drop_running_heads(self._pages)
@@ -126,11 +126,11 @@ class _PdfReader:
         )
 
     def overlay(self, number: int) -> PageAnnotations:
-        """Return what lies over a page."""
+        """Return the annotations of a page."""
         return self._overlays.get(number) or PageAnnotations()
 
     def label(self, number: int) -> str:
-        """Say how a page was read, if by OCR."""
+        """Return the OCR label of a page, or an empty string."""
         sure = self._confidence.get(number)
         return "" if sure is None else f"OCR, confidence {sure:.2f}"
 
@@ -156,7 +156,7 @@ class _PdfReader:
             page.close()
 
     def _needs_ocr(self, page: Any, glyphs: PageText) -> bool:
-        """Say whether a page is a picture of text rather than text."""
+        """Return whether a page is an image of text."""
         if self._source.limits.ocr == "always":
             return True
         letters = sum(len(_LETTER.findall(run.text)) for run in glyphs.runs)
@@ -172,21 +172,21 @@ class _PdfReader:
         start = time.process_time()
         scale = min(_OCR_SCALE, _MAX_OCR_SIDE / max(*page.get_size(), 1.0))
         pixels = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3]
-        found = recognize_text(pixels, scale=1 / scale)
+        result = recognize_text(pixels, scale=1 / scale)
         self._spent += time.process_time() - start
-        blocks = arrange_blocks(found.runs)
+        blocks = arrange_blocks(result.runs)
         if blocks:
-            self._confidence[number] = found.confidence
-            if found.turn:
+            self._confidence[number] = result.confidence
+            if result.turn:
                 self._turned.append(number)
-            for block in blocks:  # pages of pictures and of text lie on one scale, from the top
-                block.top, block.bottom = block.top - found.height, block.bottom - found.height
+            for block in blocks:  # OCR and text pages use one scale, from the top
+                block.top, block.bottom = block.top - result.height, block.bottom - result.height
         return blocks
 
     def _require_ocr(self) -> None:
-        """Refuse a file that is nothing but pictures where nothing can read them."""
+        """Refuse a file of images only where OCR is not available."""
         has_text = any(page.blocks for page in self._pages) or any(
-            one.fields or one.notes for one in self._overlays.values()
+            overlay.fields or overlay.notes for overlay in self._overlays.values()
         )
         if self._unread and not has_text and self._source.limits.ocr != "never" and not has_ocr():
             raise MissingExtraError.of(
@@ -196,14 +196,14 @@ class _PdfReader:
     def _metadata(self, total: int, dropped: int) -> dict[str, Any]:
         counts, pages = self._counts, self._pages
         overlays = self._overlays.values()
-        links = list(dict.fromkeys(link for one in overlays for link in one.links))
+        links = list(dict.fromkeys(link for overlay in overlays for link in overlay.links))
         sure = self._confidence
         facts: dict[str, Any] = {
             "repeated_lines_left_out": dropped,
             "hidden_characters_left_out": counts["hidden"],
             "tables": sum(block.kind == "table" for page in pages for block in page.blocks),
-            "form_fields": sum(len(one.fields) for one in overlays),
-            "notes": sum(len(one.notes) for one in overlays),
+            "form_fields": sum(len(overlay.fields) for overlay in overlays),
+            "notes": sum(len(overlay.notes) for overlay in overlays),
             "links": links[:_MAX_LINKS],
             "links_left_out": max(len(links) - _MAX_LINKS, 0),
             "attachments_left_out": self._pdf.count_attachments(),
@@ -212,14 +212,14 @@ class _PdfReader:
             "pages_turned": self._turned,
             "pages_needing_ocr": self._unread,
         }
-        told = {key: value for key, value in facts.items() if value}
+        metadata = {key: value for key, value in facts.items() if value}
         if self._unread:
-            told["notices"] = [self._notice()]
+            metadata["notices"] = [self._notice()]
         return {
             "pages": total,
             "pages_without_text": counts["silent"],
             "pages_unreadable": counts["broken"],
-            **told,
+            **metadata,
         }
 
     def _notice(self) -> str:
@@ -275,9 +275,9 @@ class _MarkdownWriter:
             self._assembly.heading(level, text)
             text = "#" * level + " " + text
         for deep, title in self._within.get(id(block), ()):
-            found = compile_title(title).search(text)
-            start = self._assembly.length + (found.start() if found else 0)
-            self._assembly.heading(deep, title, at=start)
+            match = compile_title(title).search(text)
+            start = self._assembly.length + (match.start() if match else 0)
+            self._assembly.heading(deep, title, position=start)
         self._assembly.add(text, self._span, **place)
         self._last = block if not level else None
 
@@ -286,7 +286,7 @@ class _MarkdownWriter:
         return _CONTROL.sub("", "\n".join(_SPACE.sub(" ", line).strip() for line in lines)).strip()
 
     def _gap(self, block: PageBlock, level: int) -> str:
-        """Return what stands before a block: less where it goes on the one before."""
+        """Return the white space before a block; less where it continues the previous one."""
         last = self._last
         if last is None or level:
             return "\n\n"
@@ -320,7 +320,7 @@ def _page_blocks(page: Any, glyphs: PageText) -> list[PageBlock]:
 
 
 def _page_edges(page: Any, glyphs: PageText, blocks: list[PageBlock]) -> tuple[float, float]:
-    """Return where the paper begins and ends in the blocks' coordinates."""
+    """Return top and bottom of the page in the blocks' coordinates."""
     if glyphs.turn:
         tops = [block.top for block in blocks] or [0.0]
         return min(tops), max(block.bottom for block in blocks) if blocks else 0.0
@@ -329,23 +329,23 @@ def _page_edges(page: Any, glyphs: PageText, blocks: list[PageBlock]) -> tuple[f
 
 
 def _has_picture(page: Any, *, least: float) -> bool:
-    """Say whether pictures or many drawings cover at least that share of a page."""
+    """Return whether images or many drawings cover at least that share of a page."""
     import pypdfium2.raw as pdfium
 
     width, height = page.get_size()
     covered = drawings = 0.0
-    for one in page.get_objects(max_depth=3):
-        if one.type == pdfium.FPDF_PAGEOBJ_IMAGE:
-            left, bottom, right, top = one.get_bounds()
+    for drawing in page.get_objects(max_depth=3):
+        if drawing.type == pdfium.FPDF_PAGEOBJ_IMAGE:
+            left, bottom, right, top = drawing.get_bounds()
             covered += max(right - left, 0) * max(top - bottom, 0)
-        elif one.type == pdfium.FPDF_PAGEOBJ_PATH:
+        elif drawing.type == pdfium.FPDF_PAGEOBJ_PATH:
             drawings += 1
     return covered >= least * width * height or drawings >= 100
 
 
 def _outline(pdf: Any) -> dict[int, list[OutlineEntry]]:
-    """Return the outline's entries as (level, title) by page, from 1."""
-    found: dict[int, list[OutlineEntry]] = {}
+    """Return the outline's entries as (level, title) by page number, from 1."""
+    entries: dict[int, list[OutlineEntry]] = {}
     for number, mark in enumerate(pdf.get_toc(max_depth=6)):
         if number >= _MAX_OUTLINE:
             break
@@ -353,8 +353,8 @@ def _outline(pdf: Any) -> dict[int, list[OutlineEntry]]:
         index = target.get_index() if target is not None else None
         title = " ".join(str(mark.get_title() or "").split())
         if index is not None and title:
-            found.setdefault(index + 1, []).append((mark.level + 1, title))
-    return found
+            entries.setdefault(index + 1, []).append((mark.level + 1, title))
+    return entries
 
 
 def _refused_error(why: str, where: str) -> DataError:

@@ -1,6 +1,6 @@
 """PowerPoint presentations: title, text, tables and notes of each slide.
 
-Shapes are read from top to bottom. Charts give their titles and values, diagrams their words;
+Shapes are read from top to bottom. Charts become their titles and values, diagrams their text;
 pictures are left out and counted.
 """
 
@@ -73,7 +73,7 @@ class Pptx(Parser):
 
 
 def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: DocumentBuilder) -> int:
-    """Add one slide; return how many pictures it has."""
+    """Add one slide; return its number of pictures."""
     place: dict[str, Any] = {"span": span, "page": number, "label": f"slide {number}"}
     title = slide.shapes.title
     if title is not None and title.has_text_frame and title.text_frame.text.strip():
@@ -81,12 +81,12 @@ def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Documen
         assembly.gap()
         assembly.heading(1, name)
         assembly.add(f"# {name}", **place)
-    shapes = sorted(_shapes(slide.shapes, 0), key=lambda one: (one.top or 0, one.left or 0))
+    shapes = sorted(_shapes(slide.shapes, 0), key=lambda item: (item.top or 0, item.left or 0))
     for shape in shapes:
         if title is not None and shape.shape_id == title.shape_id:
             continue
-        drawn = [text for text, _ in read_drawings(shape._element, slide.part)]
-        for text in (_shape_text(shape), *drawn):
+        drawings = [text for text, _ in read_drawings(shape._element, slide.part)]
+        for text in (_shape_text(shape), *drawings):
             if text:
                 assembly.gap()
                 assembly.add(text, **place)
@@ -99,7 +99,7 @@ def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Documen
 
 
 def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
-    """Yield shapes, those within groups too."""
+    """Yield shapes, including those in groups."""
     for shape in shapes:
         if hasattr(shape, "shapes") and depth < _MAX_NESTING:
             yield from _shapes(shape.shapes, depth + 1)
@@ -121,15 +121,15 @@ def _shape_text(shape: Any) -> str:
 
 
 def _table_rows(table: Any) -> list[list[str]]:
-    """Return a table's texts; a cell that spans several is repeated, but one over a whole row."""
+    """Return a table's texts; cells that span columns are repeated, except over a whole row."""
     rows: list[list[str]] = []
     for row in table.rows:
         texts: list[str] = []
         widest = 1
-        for at, cell in enumerate(row.cells):
+        for column, cell in enumerate(row.cells):
             if cell.is_spanned:
-                above = rows[-1][at] if rows and at < len(rows[-1]) else ""
-                is_across = at > 0 and int(cell._tc.get("hMerge", "0") in {"1", "true"})
+                above = rows[-1][column] if rows and column < len(rows[-1]) else ""
+                is_across = column > 0 and int(cell._tc.get("hMerge", "0") in {"1", "true"})
                 texts.append(texts[-1] if is_across else above)
             else:
                 widest = max(widest, cell.span_width if cell.is_merge_origin else 1)

@@ -1,7 +1,7 @@
 """reStructuredText files as text, byte for byte, with headings from underlines.
 
-Levels follow from the order in which the styles of underline (and overline) first appear, as
-docutils has it. Directives are left as they are.
+Heading levels follow the order in which styles of underline (and overline) first appear, as in
+docutils. Directives are kept unchanged.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SubRip and WebVTT subtitles: the spoken text without numbers and times.
 
-Each cue is labelled with the time at which it begins, so that a citation leads to the moment.
+Each cue is labeled with its start time, so that a citation has a timestamp.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CUE = re.compile(
 
 
 class Subtitles(Parser):
-    """SubRip and WebVTT files; a file without a cue is read as it stands."""
+    """SubRip and WebVTT files; a file without a cue is read as plain text."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".srt", ".vtt")
     media_type: ClassVar[str] = "text/vtt"
@@ -36,11 +36,11 @@ class Subtitles(Parser):
         where = ByteMap(decoded)
         assembly = DocumentBuilder(source)
         cues = 0
-        for found in _CUE.finditer(decoded.text):
-            hours, minutes, seconds = (int(part or 0) for part in found.group(1, 2, 3))
+        for cue in _CUE.finditer(decoded.text):
+            hours, minutes, seconds = (int(part or 0) for part in cue.group(1, 2, 3))
             begins = 3600 * hours + 60 * minutes + seconds
-            start = found.start(9)
-            lines = found[9].rstrip().split("\n")
+            start = cue.start(9)
+            lines = cue[9].rstrip().split("\n")
             cues += 1
             for line in lines:
                 stop = start + len(line)
@@ -48,7 +48,7 @@ class Subtitles(Parser):
                 add_cue(assembly, line, begins, span, is_exact=where.is_exact(start, stop))
                 start = stop + 1
         if not cues:
-            whole = (where.at(0), where.at(len(decoded.text)))
+            whole_span = (where.at(0), where.at(len(decoded.text)))
             exact = where.is_exact(0, len(decoded.text))
-            assembly.add(decoded.text, whole, is_exact=exact)
+            assembly.add(decoded.text, whole_span, is_exact=exact)
         return assembly.finish(metadata={**decoded.metadata, "cues": cues})

@@ -1,7 +1,7 @@
 """Plain text and source code, byte for byte.
 
-The encoding is told by a byte order mark, else UTF-8, else statistics; see ``decoding``. The
-functions and classes of code are its sections, so that it can be cut between them.
+The encoding is detected by byte order mark, then UTF-8, then statistics; see ``encoding``.
+Functions and classes of source code are sections, so that it can be split between them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Excel workbooks: sheets as Markdown tables in blocks of rows labeled by cell range.
 
-Cells give their last computed values; where a program has stored none, the formula stands. A merged
-cell is repeated in all that it covers, but one alone in its row. Hidden sheets and rows are read
-too; sheets are named so, rows counted. Comments and pictures are left out and counted.
+Cells give their last computed values; where none is stored, the formula. A merged cell is repeated
+in all cells that it covers, unless it is alone in its row. Hidden sheets and rows are read too;
+hidden sheets are marked, hidden rows counted. Comments and pictures are left out and counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Xlsx"]
 _BLOCK_ROWS = 20
 _MAX_COLUMNS = 512
 _MAX_MERGES = 10_000
-_MAX_TABLE_WIDTH = 64  # columns; a wider merged cell stands once
+_MAX_TABLE_WIDTH = 64  # columns; a wider merged cell appears once
 _MAX_BLOCK_ROWS = 256
 _MERGE = re.compile(rb'<(?:\w+:)?mergeCell\s+ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _VALUELESS = re.compile(
@@ -63,11 +63,11 @@ class Xlsx(Parser):
         with unreadable_as_error(source.path):
             book = load(values=True)
             formulas = None
-            for at, sheet in enumerate(book.worksheets[: source.limits.pages]):
+            for index, sheet in enumerate(book.worksheets[: source.limits.pages]):
                 xml = _sheet_xml(sheet, archive)
                 if _VALUELESS.search(xml):
                     formulas = formulas or load(values=False)
-                plain = formulas.worksheets[at] if _VALUELESS.search(xml) and formulas else None
+                plain = formulas.worksheets[index] if _VALUELESS.search(xml) and formulas else None
                 counts["hidden_rows"] += len(_HIDDEN_ROW.findall(xml))
                 _SheetReader(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
             title, sheets = str(book.properties.title or ""), book.sheetnames
@@ -98,20 +98,20 @@ CellArea = tuple[int, int, int, int]
 
 
 def _merges(xml: bytes) -> list[CellArea]:
-    """Return the merged areas of a sheet by their first rows."""
+    """Return the merged areas of a sheet, sorted by first row."""
     from openpyxl.utils import column_index_from_string as index
 
-    found = []
+    areas = []
     for match in _MERGE.finditer(xml):
-        left, top, right, bottom = (one.decode() for one in match.groups())
-        found.append((int(top), int(bottom), index(left) - 1, index(right) - 1))
-        if len(found) >= _MAX_MERGES:
+        left, top, right, bottom = (group.decode() for group in match.groups())
+        areas.append((int(top), int(bottom), index(left) - 1, index(right) - 1))
+        if len(areas) >= _MAX_MERGES:
             break
-    return sorted(found)
+    return sorted(areas)
 
 
 class _SheetReader:
-    """One sheet: its rows with what is merged and what has no value, in blocks."""
+    """One sheet: its rows with merged areas and missing values, in blocks."""
 
     def __init__(
         self, sheet: Any, formulas: Any | None, merges: list[CellArea], counts: Counter[str]
@@ -131,7 +131,9 @@ class _SheetReader:
         title = self._sheet.title
         for first, rows in self._blocks():
             self._counts["cut"] += sum(len(row) > _MAX_COLUMNS for row in rows)
-            used = {at for row in rows for at, cell in enumerate(row[:_MAX_COLUMNS]) if cell}
+            used = {
+                column for row in rows for column, cell in enumerate(row[:_MAX_COLUMNS]) if cell
+            }
             if not used:
                 continue
             is_first = not self._columns
@@ -142,20 +144,20 @@ class _SheetReader:
                 assembly.heading(2, title)
                 state = "" if self._sheet.sheet_state == "visible" else " (hidden)"
                 assembly.add(f"## {title}{state}\n\n")
-            elif is_wider:  # new columns: a table of its own, with the header again
+            elif is_wider:  # new columns start a new table with the header repeated
                 rows = [self._header, *rows]
             self._columns = sorted({*self._columns, *used})
             lines = render_table(rows, self._columns).split("\n")
             if not is_first:
                 assembly.gap("\n\n" if is_wider else "\n")
             if not is_wider:
-                del lines[1]  # only a table's first block has a header
+                del lines[1]  # only the first block of a table has a header
             label = f"sheet {title}!A{first}:{get_column_letter(max(used) + 1)}"
             label += str(first + len(rows) - 1 - (is_wider and not is_first))
             assembly.add("\n".join(lines), span, label=label)
 
     def _blocks(self) -> Iterator[tuple[int, list[list[str]]]]:
-        """Yield (first row's number, rows) with empty rows cut from the ends of blocks."""
+        """Yield (first row's number, rows), without empty rows at the ends of blocks."""
         block: list[list[str]] = []
         start = 1
         for number, cells in self._rows():
@@ -183,10 +185,10 @@ class _SheetReader:
         for number, row in enumerate(self._sheet.iter_rows(values_only=True), 1):
             cells = [_format_value(value) for value in row]
             if formulas is not None:
-                for at, value in enumerate(next(formulas, ())):
-                    is_bare = at < len(cells) and not cells[at] and value is not None
+                for column, value in enumerate(next(formulas, ())):
+                    is_bare = column < len(cells) and not cells[column] and value is not None
                     if is_bare and str(value).startswith("="):
-                        cells[at] = str(value)
+                        cells[column] = str(value)
                         self._counts["formulas_without_values"] += 1
             while waiting and waiting[-1][0] <= number:
                 area = waiting.pop()
@@ -197,27 +199,27 @@ class _SheetReader:
             yield number, cells
 
     def _merge(self, number: int, cells: list[str]) -> None:
-        """Repeat merged cells in the row, but one that is alone in it."""
+        """Repeat merged cells in the row, except one alone in it."""
         if not self._active:
             return
-        self._active = [one for one in self._active if one[0][1] >= number]
+        self._active = [area for area in self._active if area[0][1] >= number]
         filled = sum(map(bool, cells))
         for (top, _, left, right), text in self._active:
             if number == top and filled <= 1:
                 continue
             end = min(right, _MAX_COLUMNS)
             cells += [""] * (end + 1 - len(cells))
-            for at in range(left, end + 1):
-                cells[at] = cells[at] or text
+            for column in range(left, end + 1):
+                cells[column] = cells[column] or text
 
 
 def _format_value(value: object) -> str:
-    """Return a cell's value as a person would write it."""
+    """Format a cell's value as a person would write it."""
     if value is None:
         return ""
     if isinstance(value, float):
-        whole = value.is_integer() and abs(value) < 1e15
-        return str(int(value)) if whole else f"{value:.15g}"
+        is_integer = value.is_integer() and abs(value) < 1e15
+        return str(int(value)) if is_integer else f"{value:.15g}"
     if isinstance(value, datetime.datetime):
         is_day = value.time() == datetime.time(0)
         return value.date().isoformat() if is_day else value.isoformat(" ")

@@ -1,9 +1,9 @@
 """PDF page layout: columns, tables and paragraphs in reading order.
 
-Rows of the page are looked at from top to bottom. Where neighboring rows leave the same gaps free,
-they are columns of text (read one after the other) or a table without lines (kept as a table), told
-apart by how full the columns are. Source for the idea of whitespace between columns: Breuel 2002,
-"Two Geometric Algorithms for Layout Analysis"; differs: gaps are followed row by row.
+Rows of the page are processed from top to bottom. Neighboring rows with common gaps are columns of
+text (read one after the other) or a table without rules (kept as a table), depending on how full
+the columns are. Source for the idea of whitespace between columns: Breuel 2002, "Two Geometric
+Algorithms for Layout Analysis"; differs: gaps are followed row by row.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from stillroom.text.pdf.tables import (
 
 __all__ = ["PageBlock", "TextLine", "arrange_blocks"]
 
-_GUTTER = 0.9  # of the characters' height: the narrowest gap between columns
-_FAR_GAP = 2.5  # of the characters' height: rows further apart belong to different bands
-_FULL_LINE_SHARE = 0.7  # of a column's width: what lines of running text fill
+_GUTTER = 0.9  # of the characters' height: minimum gap between columns
+_FAR_GAP = 2.5  # of the characters' height: rows further apart are in different bands
+_FULL_LINE_SHARE = 0.7  # of a column's width: minimum width of lines of running text
 _LIST_MARK = re.compile(
     r"[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|\.?\d{1,2}(?:\.\d{1,2})*\.?"
 )
@@ -62,7 +62,7 @@ class TextLine:
 
 @dataclass(slots=True)
 class PageBlock:
-    """A paragraph or list item of lines, or a table of rows of cells."""
+    """A paragraph or list item (lines), or a table (rows of cells)."""
 
     kind: str
     lines: list[TextLine] = field(default_factory=list)
@@ -73,7 +73,7 @@ class PageBlock:
 
     @property
     def text(self) -> str:
-        """The lines with line ends between them; ``CUT`` stands where a line has cut a word."""
+        """The lines joined by line ends; ``CUT`` marks a hyphenated word."""
         return "\n".join(line.text for line in self.lines)
 
     @property
@@ -91,13 +91,13 @@ def arrange_blocks(runs: Sequence[TextRun], grids: Sequence[TableGrid] = ()) -> 
     """Return a page's blocks in reading order.
 
     Args:
-        runs: The page's runs of one direction of writing.
-        grids: Its ruled tables.
+        runs: The page's runs in one writing direction.
+        grids: The page's ruled tables.
     """
-    rest = list(runs)
+    remaining = list(runs)
     tables: list[PageBlock] = []
     for grid in grids:
-        inside = [run for run in rest if is_inside(run, grid.box)]
+        inside = [run for run in remaining if is_inside(run, grid.box)]
         rows = read_grid_rows(grid, inside) if inside else []
         if not rows:
             continue
@@ -105,14 +105,14 @@ def arrange_blocks(runs: Sequence[TextRun], grids: Sequence[TableGrid] = ()) -> 
         tables.append(
             PageBlock("table", rows=rows, top=grid.ys[0], bottom=grid.ys[-1], cell_size=size)
         )
-        gone = {id(run) for run in inside}
-        rest = [run for run in rest if id(run) not in gone]
-        rest += _table_placeholders(inside, grid, len(tables) - 1)
-    return list(_flow_region(rest, tables))
+        placed = {id(run) for run in inside}
+        remaining = [run for run in remaining if id(run) not in placed]
+        remaining += _table_placeholders(inside, grid, len(tables) - 1)
+    return list(_flow_region(remaining, tables))
 
 
 def _table_placeholders(inside: list[TextRun], grid: TableGrid, number: int) -> Iterator[TextRun]:
-    """Yield, for each row of a ruled table, a run that holds its place on the page."""
+    """Yield one placeholder run for each row of a ruled table."""
     left, _, right, _ = grid.box
     for row in group_rows(inside):
         top, bottom = min(run.top for run in row), max(run.bottom for run in row)
@@ -123,14 +123,14 @@ def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[P
     """Yield the blocks of a region of the page."""
     plain: list[TextRow] = []
     rows = group_rows(runs)
-    at = 0
-    while at < len(rows):
-        stop, gutters = _take_band(rows, at)
-        band = rows[at:stop]
+    index = 0
+    while index < len(rows):
+        stop, gutters = _take_band(rows, index)
+        band = rows[index:stop]
         kind = _classify_band(band, gutters)
         if kind == "table":
             band = trim_table_tail(band)
-            stop = at + len(band)
+            stop = index + len(band)
             for piece in split_table_sections(band):
                 narrow = find_column_gutters(piece)
                 if not narrow:
@@ -145,32 +145,32 @@ def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[P
                 yield PageBlock("table", rows=rows_of, top=top, bottom=bottom, cell_size=size)
         elif kind == "columns":
             before = _count_lines_above(plain, gutters)
-            kept, band = plain[: len(plain) - before], plain[len(plain) - before :] + band
-            yield from _paragraphs(kept, tables)
+            above, band = plain[: len(plain) - before], plain[len(plain) - before :] + band
+            yield from _paragraphs(above, tables)
             plain = []
             for column in _flow_columns(band, gutters):
                 yield from _flow_region(column, tables)
         else:
-            stop = at + 1
-            plain.append(rows[at])
-        at = stop
+            stop = index + 1
+            plain.append(rows[index])
+        index = stop
     yield from _paragraphs(plain, tables)
 
 
-def _take_band(rows: list[TextRow], at: int) -> tuple[int, Gaps]:
-    """Return where the rows end that leave the same gaps free from ``at`` on, and those gaps."""
-    size = median(run.size for run in rows[at])
-    gutters = find_row_gaps(rows[at], _GUTTER * size)
-    stop = at + 1
+def _take_band(rows: list[TextRow], index: int) -> tuple[int, Gaps]:
+    """Return the end of the rows that share the gaps of row ``at``, and those gaps."""
+    size = median(run.size for run in rows[index])
+    gutters = find_row_gaps(rows[index], _GUTTER * size)
+    stop = index + 1
     while gutters and stop < len(rows):
         row = rows[stop]
         above = max(run.bottom for run in rows[stop - 1])
         if min(run.top for run in row) - above > _FAR_GAP * size:
             break
-        own = find_row_gaps(row, _GUTTER * size)
+        gaps = find_row_gaps(row, _GUTTER * size)
         common = intersect_gaps(gutters, row, _GUTTER * size)
-        is_richer = len(own) - len(common) >= 3 and stop - at <= 2
-        is_across = len(row) == 1 and len(common) < len(gutters) and stop - at >= 3
+        is_richer = len(gaps) - len(common) >= 3 and stop - index <= 2
+        is_across = len(row) == 1 and len(common) < len(gutters) and stop - index >= 3
         if not common or is_richer or is_across:
             break
         gutters, stop = common, stop + 1
@@ -178,7 +178,7 @@ def _take_band(rows: list[TextRow], at: int) -> tuple[int, Gaps]:
 
 
 def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
-    """Say whether rows with common gaps are a table, columns of text, or neither."""
+    """Return whether rows with common gaps are a table, columns of text, or neither."""
     if not gutters or len(band) < 2:
         return ""
     grid = [split_cells(row, gutters) for row in band]
@@ -189,7 +189,7 @@ def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
         return "columns"
     if _is_list(grid):
         return ""
-    full = sum(_is_prose([cells[at] for cells in grid]) for at in range(len(gutters) + 1))
+    full = sum(_is_prose([cells[column] for cells in grid]) for column in range(len(gutters) + 1))
     if full >= 2 and 2 * full >= len(gutters) + 1:
         return "columns"
     if all(run.is_fixed for row in band for run in row):
@@ -200,13 +200,13 @@ def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
 
 
 def _is_list(grid: list[list[TextRow]]) -> bool:
-    """Say whether all columns but the last hold nothing but bullets or numbers."""
+    """Return whether all columns except the last hold only bullets or numbers."""
     marks = [join_runs(cell) for cells in grid for cell in cells[:-1] if cell]
     return bool(marks) and all(_LIST_MARK.fullmatch(mark) for mark in marks)
 
 
 def _is_prose(cells: list[TextRow]) -> bool:
-    """Say whether a column holds running text: lines that fill its width."""
+    """Return whether a column holds running text: lines that fill its width."""
     lines = [cell for cell in cells if cell]
     if len(lines) < 3:
         return False
@@ -222,7 +222,7 @@ def _is_prose(cells: list[TextRow]) -> bool:
 
 
 def _count_lines_above(plain: list[TextRow], gutters: Gaps) -> int:
-    """Return how many of the lines before columns stand in one of them."""
+    """Return how many of the lines before columns belong to one of them."""
     count = 0
     for row in reversed(plain):
         size = median(run.size for run in row)
@@ -239,15 +239,15 @@ def _count_lines_above(plain: list[TextRow], gutters: Gaps) -> int:
 def _flow_columns(band: list[TextRow], gutters: Gaps) -> list[TextRow]:
     columns: list[TextRow] = [[] for _ in range(len(gutters) + 1)]
     for row in band:
-        for at, cell in enumerate(split_cells(row, gutters)):
-            columns[at] += cell
+        for column, cell in enumerate(split_cells(row, gutters)):
+            columns[column] += cell
     if sum(run.is_right_to_left for row in band for run in row) * 2 > sum(map(len, band)):
         columns.reverse()
     return columns
 
 
 def _paragraphs(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlock]:
-    """Yield the paragraphs, list items and ruled tables of rows that are read across."""
+    """Yield the paragraphs, list items and ruled tables of rows without columns."""
     lines: list[TextLine] = []
     last = -1
     for row in rows:
@@ -264,7 +264,7 @@ def _paragraphs(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBl
 
 
 def _group_by_size(row: TextRow) -> Iterator[TextRow]:
-    """Yield the runs of a row together, but for those far apart of which one is much larger."""
+    """Yield the runs of a row, with distant runs of a much larger size separate."""
     part: TextRow = []
     for run in row:
         if part:
@@ -292,7 +292,7 @@ def _make_line(row: TextRow) -> TextLine:
 
 
 def _split_paragraphs(lines: list[TextLine]) -> Iterator[PageBlock]:
-    """Yield paragraphs: cut where the distance, the type or the indentation says so."""
+    """Yield paragraphs, split by changes of distance, type or indentation."""
     if not lines:
         return
     steps = [below.top - above.bottom for above, below in pairwise(lines)]
@@ -300,18 +300,18 @@ def _split_paragraphs(lines: list[TextLine]) -> Iterator[PageBlock]:
     lefts = [round(line.left) for line in lines]
     margin = max(set(lefts), key=lefts.count)
     start = 0
-    for at in range(1, len(lines) + 1):
-        if at < len(lines) and not _begins_paragraph(lines, at, usual, margin):
+    for index in range(1, len(lines) + 1):
+        if index < len(lines) and not _begins_paragraph(lines, index, usual, margin):
             continue
-        piece = lines[start:at]
+        piece = lines[start:index]
         kind = "li" if _LIST_ITEM.match(piece[0].text) else "p"
         yield PageBlock(kind, piece, top=piece[0].top, bottom=piece[-1].bottom)
-        start = at
+        start = index
 
 
-def _begins_paragraph(lines: list[TextLine], at: int, usual: float, margin: float) -> bool:
-    """Say whether a paragraph begins at a line."""
-    above, line = lines[at - 1], lines[at]
+def _begins_paragraph(lines: list[TextLine], index: int, usual: float, margin: float) -> bool:
+    """Return whether a paragraph starts at a line."""
+    above, line = lines[index - 1], lines[index]
     size = min(above.size, line.size)
     if line.top - above.bottom > min(max(usual, -0.2 * size) + 0.4 * size, 2.2 * size):
         return True
@@ -321,5 +321,5 @@ def _begins_paragraph(lines: list[TextLine], at: int, usual: float, margin: floa
         return True
     indent = line.left - margin
     is_first = 0.6 * size <= indent <= 4 * size and abs(above.left - margin) < 0.3 * size
-    follows = at + 1 >= len(lines) or abs(lines[at + 1].left - margin) < 0.3 * size
+    follows = index + 1 >= len(lines) or abs(lines[index + 1].left - margin) < 0.3 * size
     return is_first and follows

@@ -1,10 +1,9 @@
 """OCR of page images by RapidOCR.
 
-RapidOCR (Apache-2.0; PP-OCRv6 small, 31 MB of weights within the wheel, on ONNX Runtime): nothing
-is downloaded. A page that lies on its side or upside down is turned first: the reader rights each
-line by itself, but not their order. Knows pictures and places of words; nothing of files or of what
-the words mean. Does not know: Chinese or Japanese pages on their side, whose lines look like
-vertical ones.
+RapidOCR (Apache-2.0; PP-OCRv6 small, 31 MB of weights within the wheel, on ONNX Runtime) needs no
+download. Rotated pages are turned upright first: RapidOCR turns each line by itself, but does not
+restore their order. Limitation: rotated Chinese or Japanese pages are not detected, since their
+lines look like vertical text.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ _LANGUAGES = frozenset(
     " nl no oc pl pt qu rm ro sk sl sq sr sv sw tl tr uz vi zh".split()
 )
 _TALL_RATIO = 1.5
-_MIN_LETTERS = 4  # of a line that is asked which way up it is
+_MIN_LETTERS = 4  # of a line used to detect orientation
 _MAX_LINES_CHECKED = 9
 _MIN_CONFIDENCE = 0.8
 _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
-_HEIGHT = 0.8  # the height of characters as a share of the box that is found around a line
+_HEIGHT = 0.8  # the height of characters as a share of the detected box of a line
 
 
 @dataclass(frozen=True, slots=True)
 class OcrPage:
-    """The runs of a picture, in its pixels times a scale, and how sure the reader is, 0 to 1.
+    """Text runs of an image, in pixels times a scale, and the mean confidence, 0 to 1.
 
-    ``height`` is that of the picture once it stands upright, times the scale; ``turn`` is by how
-    many degrees it was turned counter-clockwise for that.
+    ``height`` is that of the upright image, times the scale; ``turn`` is its rotation to upright in
+    degrees counter-clockwise.
     """
 
     runs: list[TextRun]
@@ -50,14 +49,14 @@ class OcrPage:
 
 
 def has_ocr() -> bool:
-    """Say whether the packages of the extra ``ocr`` are installed."""
+    """Return whether the packages of the extra ``ocr`` are installed."""
     from importlib.util import find_spec
 
     return all(find_spec(name) is not None for name in ("rapidocr", "onnxruntime"))
 
 
 def require_ocr_language(language: str, where: str) -> None:
-    """Refuse a language whose script the packaged model has not learned.
+    """Refuse a language whose script the packaged model does not cover.
 
     Raises:
         DataError: If it is none of the 50 languages in Latin, Chinese and Japanese script.
@@ -73,28 +72,28 @@ def require_ocr_language(language: str, where: str) -> None:
 
 
 def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
-    """Return what is written in a picture.
+    """Recognize the text of an image.
 
     Args:
-        pixels: Blue, green, red of each pixel, (Y, X, 3), uint8.
-        scale: The runs' places are pixels times this.
+        pixels: BGR pixels, (Y, X, 3), uint8.
+        scale: Factor from pixels to the runs' coordinates.
 
     Raises:
         MissingExtraError: If the extra ``ocr`` is not installed.
     """
-    found = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
-    quarters = _count_quarter_turns(pixels, found)
+    result = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
+    quarters = _count_quarter_turns(pixels, result)
     if quarters:
         import numpy as np
 
         pixels = np.ascontiguousarray(np.rot90(pixels, quarters))
-        found = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
+        result = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
     height, turn = len(pixels) * scale, 90 * quarters
-    if found.boxes is None or found.txts is None:
+    if result.boxes is None or result.txts is None:
         return OcrPage([], 0.0, height, turn)
     runs = []
     weights = total = 0.0
-    for corners, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+    for corners, text, score in zip(result.boxes, result.txts, result.scores, strict=True):
         xs, ys = [float(x) * scale for x, _ in corners], [float(y) * scale for _, y in corners]
         left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
         words = _place_words(" ".join(str(text).split()), left, right)
@@ -107,47 +106,47 @@ def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
     return OcrPage(runs, total / weights if weights else 0.0, height, turn)
 
 
-def _count_quarter_turns(pixels: NDArray[np.uint8], found: Any) -> int:
-    """Return by how many quarters counter-clockwise a picture is to be turned, from 0 to 3.
+def _count_quarter_turns(pixels: NDArray[np.uint8], result: Any) -> int:
+    """Return the quarter turns counter-clockwise that make an image upright, from 0 to 3.
 
-    Told by most of the letters of the lines on their side, and by how most of the longest lines
-    stand, which the reader is asked again.
+    Decided by the letters of lines on their side, and by a second recognition of the longest
+    lines.
     """
     import numpy as np
 
-    if found.boxes is None or found.txts is None:
+    if result.boxes is None or result.txts is None:
         return 0
     lines = [
         (len(text), corners, _is_sideways(corners) and not _HAN_OR_KANA.search(text))
-        for corners, text in zip(found.boxes, found.txts, strict=True)
+        for corners, text in zip(result.boxes, result.txts, strict=True)
     ]
     total = sum(length for length, _, _ in lines)
     on_side = 2 * sum(length for length, _, is_on_side in lines if is_on_side) > total
-    asked = sorted((one for one in lines if one[2] == on_side), key=lambda one: -one[0])
+    checked = sorted((line for line in lines if line[2] == on_side), key=lambda line: -line[0])
     labels = []
-    for _, corners, _ in [one for one in asked if one[0] >= _MIN_LETTERS][:_MAX_LINES_CHECKED]:
+    for _, corners, _ in [line for line in checked if line[0] >= _MIN_LETTERS][:_MAX_LINES_CHECKED]:
         (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
         crop = pixels[max(int(top), 0) : int(bottom) + 1, max(int(left), 0) : int(right) + 1]
         crop = np.ascontiguousarray(np.rot90(crop, int(on_side)))
-        told = _load_engine()(crop, use_det=False, use_cls=True, use_rec=False)
-        labels += [label for label, score in told.cls_res or () if score >= _MIN_CONFIDENCE]
+        crop_result = _load_engine()(crop, use_det=False, use_cls=True, use_rec=False)
+        labels += [label for label, score in crop_result.cls_res or () if score >= _MIN_CONFIDENCE]
     is_reversed = 2 * sum("180" in label for label in labels) > max(len(labels), 2)
     return (int(on_side) + 2 * is_reversed) % 4
 
 
 def _is_sideways(corners: NDArray[np.float32]) -> bool:
-    """Say whether the box of a line is much higher than wide."""
+    """Return whether the box of a line is much higher than wide."""
     width, height = corners.max(axis=0) - corners.min(axis=0)
     return bool(height >= _TALL_RATIO * width)
 
 
 def _place_words(text: str, left: float, right: float) -> list[tuple[str, float, float]]:
-    """Return words with where each begins and ends, as if all characters had one width."""
+    """Return words with estimated left and right edges, for characters of equal width."""
     step = (right - left) / max(len(text), 1)
-    words, at = [], 0
+    words, offset = [], 0
     for word in text.split():
-        words.append((word, left + at * step, left + (at + len(word)) * step))
-        at += len(word) + 1
+        words.append((word, left + offset * step, left + (offset + len(word)) * step))
+        offset += len(word) + 1
     return words
 
 

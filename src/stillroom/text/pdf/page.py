@@ -1,11 +1,8 @@
 """Characters and annotations of a PDF page as text runs, rows and gaps.
 
-Knows PDFium's text page; nothing of lines, columns or tables. Coordinates are points, with y
-growing downward, turned so that the page's main direction of writing reads from left to right.
-
-Knows places on the page only, not whether they make a table or columns of text.
-
-Knows PDFium's annotations; nothing of the page's own text.
+Input is PDFium's text page and its annotations. Coordinates are points, with y growing downward,
+rotated so that the page's main writing direction is left to right. Tables and columns are found in
+``layout`` and ``tables``.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ __all__ = [
 SOFT_HYPHEN = "\u00ad"
 
 
-"""Ends a run whose last word the line's end has cut."""
+"""Ends a run whose last word is split at the line end."""
 
 
 _HYPHENS = frozenset({0x02, 0xAD, 0xFFFE})
@@ -66,13 +63,13 @@ _MONOSPACE = re.compile(r"mono|courier|consolas|typewriter|cmtt|menlo", re.IGNOR
 _BOLD_WEIGHT = 600
 
 
-_MIN_SIZE = 1.0  # points; nobody reads smaller print, but a model would
+_MIN_SIZE = 1.0  # points; smaller print is invisible to a person, but not to a model
 
 
-_OVERFLOW = 0.5  # of the page: tables and lines too long for it are careless, not hidden
+_OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not hidden text
 
 
-_WIDE_GAP = 1.0  # of the characters' height; wider ends the run
+_WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
 
 
 _SPACE = 0x20
@@ -86,11 +83,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(slots=True)
 class TextRun:
-    """Words that follow one another on a line without a wide gap.
+    """Consecutive words on a line without a wide gap.
 
-    ``words`` are their texts, each with where it begins and ends; ``size`` is the height of the
-    tallest character as the font has it, ``type_size`` that of the type as its maker chose it, both
-    in points; ``table`` is the number of the ruled table that the run stands for, or -1.
+    ``words`` are their texts, each with left and right edge; ``size`` is the height of the tallest
+    character in the font, ``type_size`` the nominal font size, both in points; ``table`` is the
+    number of the ruled table that the run is a placeholder for, or -1.
     """
 
     words: list[tuple[str, float, float]]
@@ -106,7 +103,7 @@ class TextRun:
 
     @property
     def text(self) -> str:
-        """The words with single spaces between them."""
+        """The words joined by single spaces."""
         return " ".join(word[0] for word in self.words)
 
     @property
@@ -116,15 +113,15 @@ class TextRun:
 
     @property
     def is_right_to_left(self) -> bool:
-        """Whether its first letter is of a script written from the right."""
+        """Whether its first letter is of a right-to-left script."""
         return bool(self.words and _RIGHT_TO_LEFT.search(self.words[0][0][:8]))
 
 
 @dataclass(slots=True)
 class PageText:
-    """A page's runs in the order they were drawn, those turned aside, and what nobody can see.
+    """A page's runs in drawing order, rotated runs, and the count of hidden characters.
 
-    ``turn`` is the main direction of writing, in degrees counter-clockwise.
+    ``turn`` is the main writing direction, in degrees counter-clockwise.
     """
 
     runs: list[TextRun] = field(default_factory=list)
@@ -138,9 +135,9 @@ def read_page_text(raw: Any, box: Box) -> PageText:
 
     Args:
         raw: PDFium's handle of the text page.
-        box: What of the page is seen, as PDF has it: left, bottom, right, top.
+        box: The visible part of the page in PDF coordinates: left, bottom, right, top.
     """
-    found = PageText()
+    page_text = PageText()
     by_turn: dict[int, list[_Glyph]] = {}
     last = -1
     for glyph in _read_glyphs(raw):
@@ -152,23 +149,23 @@ def read_page_text(raw: Any, box: Box) -> PageText:
         by_turn.setdefault(last, []).append(glyph)
     counts = Counter({turn: len(glyphs) for turn, glyphs in by_turn.items()})
     for turn, _ in counts.most_common():
-        seen = rotate_box((box[0], -box[3], box[2], -box[1]), turn)
+        visible = rotate_box((box[0], -box[3], box[2], -box[1]), turn)
         runs: list[TextRun] = []
         for run in _join_runs(by_turn[turn], turn, raw):
-            if _is_hidden(run, seen) and not (runs and _is_overflow(runs[-1], run)):
-                found.hidden += sum(len(word[0]) for word in run.words)
+            if _is_hidden(run, visible) and not (runs and _is_overflow(runs[-1], run)):
+                page_text.hidden += sum(len(word[0]) for word in run.words)
             else:
                 runs.append(run)
-        if not found.runs:
-            found.runs, found.turn = runs, turn
+        if not page_text.runs:
+            page_text.runs, page_text.turn = runs, turn
         elif runs:
-            found.aside.append(runs)
-    return found
+            page_text.aside.append(runs)
+    return page_text
 
 
 @dataclass(slots=True)
 class _Glyph:
-    """One character: its code, its place as PDF has it, its direction, its number."""
+    """One character: its code, its box in PDF coordinates, its direction, its index."""
 
     code: int
     left: float
@@ -201,7 +198,7 @@ def _read_glyphs(raw: Any) -> Iterator[_Glyph]:
 
 
 def _is_hidden(run: TextRun, box: Box) -> bool:
-    """Say whether a whole run is far off the page or too small for anybody to read."""
+    """Return whether a whole run is far off the page or too small to read."""
     left, top, right, bottom = box
     is_tiny = max(run.bottom - run.top, (run.right - run.left) / 50) < _MIN_SIZE
     across, down = _OVERFLOW * (right - left), _OVERFLOW * (bottom - top)
@@ -215,14 +212,14 @@ def _is_hidden(run: TextRun, box: Box) -> bool:
 
 
 def _is_overflow(before: TextRun, run: TextRun) -> bool:
-    """Say whether a run goes on a line that is too long for its page."""
+    """Return whether a run continues a line that is too long for its page."""
     overlap = min(before.bottom, run.bottom) - max(before.top, run.top)
     is_level = overlap >= 0.5 * min(before.size, run.size) and run.size >= _MIN_SIZE
     return is_level and 0 <= run.left - before.right <= 4 * run.size
 
 
 def _join_runs(glyphs: Iterable[_Glyph], turn: int, raw: Any) -> Iterator[TextRun]:
-    """Join characters of one direction to runs."""
+    """Join characters of one direction into runs."""
     run: TextRun | None = None
     before: Box = (0, 0, 0, 0)
     is_spaced = False
@@ -263,13 +260,13 @@ def _decode_code(code: int) -> str:
         return SOFT_HYPHEN
     if code in _LIGATURES:
         return _LIGATURES[code]
-    if 0x80 <= code < 0xA0:  # fonts without a map of characters: Windows' quotes and dashes
+    if 0x80 <= code < 0xA0:  # fonts without a character map: Windows quotes and dashes
         return bytes([code]).decode("cp1252", "ignore")
     return "" if code < 0x20 or code == 0x7F else chr(code)
 
 
 def _continues_run(run: TextRun, before: Box, place: Box) -> bool:
-    """Say whether a character at ``place`` goes on the run whose last one was at ``before``."""
+    """Return whether a character at ``place`` continues the run that ends at ``before``."""
     height = min(before[3] - before[1], place[3] - place[1])
     overlap = min(run.bottom, place[3]) - max(run.top, place[1])
     if overlap < 0.4 * height:
@@ -279,7 +276,7 @@ def _continues_run(run: TextRun, before: Box, place: Box) -> bool:
 
 
 def rotate_box(box: Box, turn: int) -> Box:
-    """Return a box (y downward) after the page is turned so that ``turn`` degrees are level."""
+    """Return a box (y downward) after rotating the page so that ``turn`` degrees are level."""
     if not turn:
         return box
     radians = math.radians(turn)
@@ -287,12 +284,12 @@ def rotate_box(box: Box, turn: int) -> Box:
     corners = [
         (x * cos - y * sin, x * sin + y * cos) for x in (box[0], box[2]) for y in (box[1], box[3])
     ]
-    xs, ys = [one[0] for one in corners], [one[1] for one in corners]
+    xs, ys = [corner[0] for corner in corners], [corner[1] for corner in corners]
     return min(xs), min(ys), max(xs), max(ys)
 
 
 def _font_of(raw: Any, index: int, height: float) -> tuple[float, bool, bool]:
-    """Return a character's type size, whether it is bold, and whether its font has one width."""
+    """Return a character's font size, whether it is bold, and whether the font is monospaced."""
     import pypdfium2.raw as pdfium
 
     buffer, flags, matrix = ctypes.create_string_buffer(128), ctypes.c_int(), pdfium.FS_MATRIX()
@@ -303,7 +300,7 @@ def _font_of(raw: Any, index: int, height: float) -> tuple[float, bool, bool]:
     points = pdfium.FPDFText_GetFontSize(raw, index)
     if pdfium.FPDFText_GetMatrix(raw, index, ctypes.byref(matrix)):
         points *= math.hypot(matrix.c, matrix.d)
-    if not 0.4 * height <= points <= 2.5 * height:  # some makers scale elsewhere
+    if not 0.4 * height <= points <= 2.5 * height:  # some producers scale elsewhere
         points = height
     return points, is_bold, bool(flags.value & 1) or bool(_MONOSPACE.search(name))
 
@@ -315,15 +312,15 @@ Gaps = list[tuple[float, float]]
 
 
 def group_rows(runs: Sequence[TextRun]) -> list[TextRow]:
-    """Return runs that stand side by side together, from top to bottom, each from left to right."""
+    """Group runs into rows, from top to bottom, each from left to right."""
     rows: list[TextRow] = []
     edges: list[tuple[float, float]] = []
     for run in sorted(runs, key=lambda run: (run.middle, run.left)):
-        for at in range(len(rows) - 1, max(len(rows) - 4, -1), -1):
-            top, bottom = edges[at]
+        for index in range(len(rows) - 1, max(len(rows) - 4, -1), -1):
+            top, bottom = edges[index]
             overlap = min(bottom, run.bottom) - max(top, run.top)
             if overlap >= 0.5 * min(bottom - top, run.bottom - run.top):
-                rows[at].append(run)
+                rows[index].append(run)
                 break
         else:
             rows.append([run])
@@ -334,31 +331,31 @@ def group_rows(runs: Sequence[TextRun]) -> list[TextRow]:
 
 
 def join_runs(runs: Sequence[TextRun]) -> str:
-    """Return the runs of one line as text, from the right where the script is written so."""
+    """Return the runs of one line as text, in reading order for right-to-left scripts."""
     turned = sum(run.is_right_to_left for run in runs) * 2 > len(runs)
     ordered = sorted(runs, key=lambda run: run.left, reverse=turned)
     return " ".join(text for run in ordered if (text := run.text))
 
 
 def is_inside(run: TextRun, box: Box) -> bool:
-    """Say whether a run's middle is within a box."""
+    """Return whether the middle of a run is within a box."""
     middle = (run.left + run.right) / 2
     return box[0] <= middle <= box[2] and box[1] <= run.middle <= box[3]
 
 
 def find_row_gaps(row: TextRow, least: float) -> Gaps:
-    """Return the gaps between a row's runs that are wide enough to part columns."""
-    found: Gaps = []
+    """Return the gaps between a row's runs that are wide enough to separate columns."""
+    gaps: Gaps = []
     end = row[0].right
     for run in row[1:]:
         if run.left - end >= least:
-            found.append((end, run.left))
+            gaps.append((end, run.left))
         end = max(end, run.right)
-    return found
+    return gaps
 
 
 def intersect_gaps(gutters: Gaps, row: TextRow, least: float) -> Gaps:
-    """Return what a row leaves free of gutters."""
+    """Return the parts of gaps that a row leaves free."""
     free = gutters
     for run in row:
         left_over: Gaps = []
@@ -396,12 +393,12 @@ _TEXT_FIELDS = {4, 5, 6}  # combo box, list box, text field
 _CHECK_FIELDS = {2, 3}  # check box, radio button
 
 
-_HIDDEN = 2  # the flag of annotations that are not shown
+_HIDDEN = 2  # the flag of hidden annotations
 
 
 @dataclass(slots=True)
 class PageAnnotations:
-    """A page's form fields and notes as lines of text, its links, and what is hidden."""
+    """A page's form fields and notes as lines of text, its links, and the count of hidden ones."""
 
     fields: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -413,65 +410,67 @@ def read_annotations(document: Any, page: Any, form: Any | None) -> PageAnnotati
     """Read the annotations of a page.
 
     Args:
-        document: PDFium's handle of the document.
-        page: Its handle of the page.
-        form: Its handle of the form, if the document has one.
+        document: PDFium's document handle.
+        page: PDFium's page handle.
+        form: PDFium's form handle, if the document has a form.
     """
     import pypdfium2.raw as pdfium
 
-    found = PageAnnotations()
+    annotations = PageAnnotations()
     for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), _MAX_ANNOTATIONS)):
-        one = pdfium.FPDFPage_GetAnnot(page, index)
-        if not one:
+        annotation = pdfium.FPDFPage_GetAnnot(page, index)
+        if not annotation:
             continue
         try:
-            _read_annotation(one, document, form, found)
+            _read_annotation(annotation, document, form, annotations)
         finally:
-            pdfium.FPDFPage_CloseAnnot(one)
-    return found
+            pdfium.FPDFPage_CloseAnnot(annotation)
+    return annotations
 
 
-def _read_annotation(one: Any, document: Any, form: Any | None, found: PageAnnotations) -> None:
+def _read_annotation(
+    annotation: Any, document: Any, form: Any | None, annotations: PageAnnotations
+) -> None:
     import pypdfium2.raw as pdfium
 
-    kind = pdfium.FPDFAnnot_GetSubtype(one)
+    kind = pdfium.FPDFAnnot_GetSubtype(annotation)
     if kind == _LINK:
-        target = _link_target(document, pdfium.FPDFAnnot_GetLink(one))
+        target = _link_target(document, pdfium.FPDFAnnot_GetLink(annotation))
         if target:
-            found.links.append(target)
+            annotations.links.append(target)
         return
     is_field = kind == _WIDGET and form is not None
     if not is_field and kind not in _NOTE_TYPES:
         return
-    text = _form_field(form, one) if is_field else _note_line(one, _NOTE_TYPES[kind])
+    text = _form_field(form, annotation) if is_field else _note_line(annotation, _NOTE_TYPES[kind])
     if not text:
         return
-    if pdfium.FPDFAnnot_GetFlags(one) & _HIDDEN:
-        found.hidden += len(text)
+    if pdfium.FPDFAnnot_GetFlags(annotation) & _HIDDEN:
+        annotations.hidden += len(text)
     else:
-        (found.fields if is_field else found.notes).append(text)
+        (annotations.fields if is_field else annotations.notes).append(text)
 
 
-def _form_field(form: Any, one: Any) -> str:
-    """Return a filled form field as 'name: value', or nothing."""
+def _form_field(form: Any, annotation: Any) -> str:
+    """Return a filled form field as 'name: value', or an empty string."""
     import pypdfium2.raw as pdfium
 
-    kind = pdfium.FPDFAnnot_GetFormFieldType(form, one)
-    name = _read_string(pdfium.FPDFAnnot_GetFormFieldAlternateName, form, one)
-    name = name or _read_string(pdfium.FPDFAnnot_GetFormFieldName, form, one)
+    kind = pdfium.FPDFAnnot_GetFormFieldType(form, annotation)
+    name = _read_string(pdfium.FPDFAnnot_GetFormFieldAlternateName, form, annotation)
+    name = name or _read_string(pdfium.FPDFAnnot_GetFormFieldName, form, annotation)
     if kind in _TEXT_FIELDS:
-        value = _read_string(pdfium.FPDFAnnot_GetFormFieldValue, form, one)
-    elif kind in _CHECK_FIELDS and pdfium.FPDFAnnot_IsChecked(form, one):
-        value = _read_string(pdfium.FPDFAnnot_GetFormFieldExportValue, form, one) or "yes"
+        value = _read_string(pdfium.FPDFAnnot_GetFormFieldValue, form, annotation)
+    elif kind in _CHECK_FIELDS and pdfium.FPDFAnnot_IsChecked(form, annotation):
+        value = _read_string(pdfium.FPDFAnnot_GetFormFieldExportValue, form, annotation) or "yes"
     else:
         value = ""
     return f"{name or 'Field'}: {value}" if value else ""
 
 
-def _note_line(one: Any, title: str) -> str:
+def _note_line(annotation: Any, title: str) -> str:
     import pypdfium2.raw as pdfium
 
-    content = _read_string(pdfium.FPDFAnnot_GetStringValue, one, b"Contents")
+    content = _read_string(pdfium.FPDFAnnot_GetStringValue, annotation, b"Contents")
     return f"{title}: {content}" if content else ""
 
 
@@ -490,7 +489,7 @@ def _link_target(document: Any, link: Any) -> str:
 
 
 def _read_string(read: Callable[..., int], *owner: Any) -> str:
-    """Return a string that PDFium writes as UTF-16 into a buffer, on one line."""
+    """Return a string that PDFium writes into a buffer as UTF-16, on one line."""
     size = read(*owner, None, 0)
     if not 2 < size <= 1 << 20:
         return ""

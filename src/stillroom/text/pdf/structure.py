@@ -1,6 +1,6 @@
 """PDF document structure: running heads, heading levels and hyphenation.
 
-Knows blocks of pages, not the format that they come from.
+Works on blocks of pages, independent of the file format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "measure_body_size",
 ]
 
-_MARGIN = 0.11  # of the page's height, at its top and its foot
+_MARGIN = 0.11  # of the page's height, at top and bottom
 _MIN_PAGES = 3
 _MAX_REQUIRED_PAGES = (
     10  # pages; more need not agree, since a book has parts with heads of their own
@@ -35,9 +35,9 @@ _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
     re.IGNORECASE,
 )
-_TITLE_RATIO = 1.6  # times the body: what may run over more than two lines
-_HEADING_RATIO = 1.13  # times the body's size, as a heading is
-_NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones are of the next
+_TITLE_RATIO = 1.6  # times the body: size of titles that may have more than two lines
+_HEADING_RATIO = 1.13  # times the body: minimum size of a heading
+_NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones start the next level
 _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
@@ -47,7 +47,7 @@ _CUT_WORD = re.compile(rf"([^\W\d_]+)(?:{SOFT_HYPHEN}|-)\n([^\W\d_]+\S*)[ \n]?")
 
 @dataclass(slots=True)
 class PdfPage:
-    """One page's blocks, and where its paper begins and ends, in the blocks' own coordinates."""
+    """One page's blocks, and top and bottom of the page in the blocks' coordinates."""
 
     number: int
     blocks: list[PageBlock] = field(default_factory=list)
@@ -55,16 +55,16 @@ class PdfPage:
     bottom: float = 0.0
 
     def is_marginal(self, block: PageBlock) -> bool:
-        """Say whether a block stands in the page's top or foot margin."""
+        """Return whether a block is in the top or bottom margin of the page."""
         margin = _MARGIN * (self.bottom - self.top)
         return block.bottom < self.top + margin or block.top > self.bottom - margin
 
 
 def drop_running_heads(pages: Sequence[PdfPage]) -> int:
-    """Take out running heads and feet and page numbers; return how many lines were taken out.
+    """Remove running heads, feet and page numbers; return the number of lines removed.
 
-    A line in the margin that stands on at least three pages and a third of them or ten, but for its
-    digits, is kept once, where it first stands. A document of fewer pages keeps all.
+    A line in the margin that occurs, ignoring digits, on at least three pages and on a third of all
+    or ten is kept only at its first occurrence. Shorter documents keep all.
     """
     if len(pages) < _MIN_PAGES:
         return 0
@@ -78,18 +78,18 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
     seen: set[str] = set()
     dropped = 0
     for page in pages:
-        kept = []
+        remaining = []
         lasting = [block for block in page.blocks if not _may_repeat(block, page)]
         for block in page.blocks:
             mark = _normalize_repeated(block) if _may_repeat(block, page) else ""
             is_number = bool(_PAGE_NUMBER.fullmatch(block.text)) if mark else False
-            is_again = mark in seen and bool(lasting)  # else the page would lose all it has
+            is_again = mark in seen and bool(lasting)  # else the page would be empty
             if mark in running and (is_again or is_number):
                 dropped += len(block.lines)
                 continue
             seen.add(mark)
-            kept.append(block)
-        page.blocks = kept
+            remaining.append(block)
+        page.blocks = remaining
     return dropped
 
 
@@ -103,7 +103,7 @@ def _normalize_repeated(block: PageBlock) -> str:
 
 
 def measure_body_size(pages: Sequence[PdfPage]) -> float:
-    """Return the size that most characters have, in points; 0 without any."""
+    """Return the type size of most characters in points; 0 without characters."""
     sizes: Counter[float] = Counter()
     for page in pages:
         for block in page.blocks:
@@ -120,15 +120,15 @@ HeadingStyle = tuple[float, bool]
 def find_heading_levels(
     pages: Sequence[PdfPage], known: dict[int, int] | None = None
 ) -> dict[int, int]:
-    """Return the level of every block that is a heading, by the block's ``id``.
+    """Return the level of every heading block, by the block's ``id``.
 
-    Headings are short and larger than the body, or bold where it is not. Larger comes first, what
-    is only bold last; at most six levels. ``known`` headings, as an outline tells them, keep their
-    level, and others are headings only if they look like a known one.
+    Headings are short and larger than the body, or bold where the body is not. Levels follow size,
+    with merely bold headings last; at most six levels. ``known`` headings, from an outline, keep
+    their level; others are then headings only if they look like a known one.
     """
     body = measure_body_size(pages)
     known = known or {}
-    found: list[tuple[PageBlock, HeadingStyle]] = []
+    candidates: list[tuple[PageBlock, HeadingStyle]] = []
     bold = plain = 0
     for page in pages:
         for block in page.blocks:
@@ -138,37 +138,39 @@ def find_heading_levels(
             size = len(block.text)
             bold, plain = (bold + size, plain) if block.is_bold else (bold, plain + size)
             if id(block) in known or _looks_like_heading(block, body):
-                found.append((block, _style_of_block(block, body)))
-    if bold > plain:  # bold is how this document writes, not how it marks
-        found = [
-            (one, style) for one, style in found if style[0] >= _HEADING_RATIO or id(one) in known
+                candidates.append((block, _style_of_block(block, body)))
+    if bold > plain:  # bold is the document's normal style
+        candidates = [
+            (heading, style)
+            for heading, style in candidates
+            if style[0] >= _HEADING_RATIO or id(heading) in known
         ]
-    levels = _rank_styles(found, known)
-    marked = {id(block): levels[style] for block, style in found if style in levels}
+    levels = _rank_styles(candidates, known)
+    marked = {id(block): levels[style] for block, style in candidates if style in levels}
     return {**marked, **known}
 
 
 def _rank_styles(
-    found: list[tuple[PageBlock, HeadingStyle]], known: dict[int, int]
+    candidates: list[tuple[PageBlock, HeadingStyle]], known: dict[int, int]
 ) -> dict[HeadingStyle, int]:
     if known:
         votes: dict[HeadingStyle, Counter[int]] = {}
-        for block, style in found:
+        for block, style in candidates:
             votes.setdefault(style, Counter())[known.get(id(block), 0)] += 1
         return {
             style: next(level for level, _ in count.most_common() if level)
             for style, count in votes.items()
-            if 2 * count[0] <= count.total()  # half of that look are named by the outline
+            if 2 * count[0] <= count.total()  # the outline names half of the blocks in that style
         }
-    larger = sorted({size for _, (size, _) in found if size >= _HEADING_RATIO}, reverse=True)
+    larger = sorted({size for _, (size, _) in candidates if size >= _HEADING_RATIO}, reverse=True)
     ranks: dict[float, int] = {}
     first = 0.0
     for size in larger:
-        if not ranks or size < _NEAR_RATIO * first:  # a new rank, by the largest of the one before
+        if not ranks or size < _NEAR_RATIO * first:  # a new level, by the largest heading before
             first, rank = size, len(set(ranks.values()))
         ranks[size] = rank
     least = len(set(ranks.values()))
-    return {style: min(ranks.get(style[0], least) + 1, 6) for _, style in found}
+    return {style: min(ranks.get(style[0], least) + 1, 6) for _, style in candidates}
 
 
 def _style_of_block(block: PageBlock, body: float) -> HeadingStyle:
@@ -189,29 +191,31 @@ def _looks_like_heading(block: PageBlock, body: float) -> bool:
 
 
 OutlineEntry = tuple[int, str]
-"""A heading as an outline has it: its level and its title."""
+"""An outline entry: its level and its title."""
 
 
 def match_outline(
     pages: list[PdfPage], outline: dict[int, list[OutlineEntry]]
 ) -> tuple[dict[int, int], dict[int, list[OutlineEntry]]]:
-    """Return which blocks the outline names, and which hold a title that it names.
+    """Return the blocks named by the outline, and the blocks with a title of the outline.
 
-    A number may stand before the title. A title that is nowhere on its page belongs to the page's
+    A number may precede the title. A title that is not found on its page belongs to the page's
     first block.
     """
     known: dict[int, int] = {}
     within: dict[int, list[OutlineEntry]] = {}
     for page in pages:
-        rest = [block for block in page.blocks if block.kind != "table"]
+        remaining = [block for block in page.blocks if block.kind != "table"]
         for level, title in outline.get(page.number, []):
-            whole = next((block for block in rest if _is_title(block, title)), None)
-            if whole is not None:
-                known[id(whole)] = min(level, 6)
-                rest = rest[rest.index(whole) + 1 :]
+            title_block = next((block for block in remaining if _is_title(block, title)), None)
+            if title_block is not None:
+                known[id(title_block)] = min(level, 6)
+                remaining = remaining[remaining.index(title_block) + 1 :]
                 continue
             pattern = compile_title(title)
-            part = next((one for one in rest if pattern.search(one.text)), None)
+            part = next(
+                (candidate for candidate in remaining if pattern.search(candidate.text)), None
+            )
             part = part or next(iter(page.blocks), None)
             if part is not None:
                 within.setdefault(id(part), []).append((min(level, 6), title))
@@ -219,22 +223,22 @@ def match_outline(
 
 
 def _is_title(block: PageBlock, title: str) -> bool:
-    """Say whether a block is a title, but for a number before it and a word that a line has cut."""
-    wanted = "".join(title.split()).casefold()
+    """Return whether a block is a title, ignoring a leading number and hyphenation."""
+    folded_title = "".join(title.split()).casefold()
     text = "".join(block.text.split()).replace(SOFT_HYPHEN, "").casefold()
-    return text.endswith(wanted) and len(text) - len(wanted) <= 12
+    return text.endswith(folded_title) and len(text) - len(folded_title) <= 12
 
 
 def compile_title(title: str) -> re.Pattern[str]:
-    """Return what finds a title over the ends of lines."""
+    """Return a pattern that matches a title across line ends."""
     return re.compile(r"\s+".join(re.escape(word) for word in title.split()), re.IGNORECASE)
 
 
 class DocumentVocabulary:
-    """The whole words of a document, to tell a hyphen that belongs from one of a line's end."""
+    """The unbroken words of a document, to resolve hyphens at line ends."""
 
     def __init__(self, pages: Sequence[PdfPage]) -> None:
-        """Count the words of all pages that no line's end has cut."""
+        """Count the words of all pages that no line end splits."""
         self._known: set[str] = set()
         for page in pages:
             for block in page.blocks:
@@ -242,10 +246,10 @@ class DocumentVocabulary:
                     self._known.update(_WORD.findall(line.text.casefold())[:-1])
 
     def mend(self, text: str) -> str:
-        """Return text with the words joined that its lines' ends have cut.
+        """Return text with hyphenated words joined.
 
         The hyphen stays where the document elsewhere writes it, or writes both halves as words but
-        never the two as one.
+        never the joined word.
         """
         if SOFT_HYPHEN not in text and "-\n" not in text:
             return text
@@ -258,8 +262,8 @@ class DocumentVocabulary:
 
     def _mended(self, match: re.Match[str]) -> str:
         first, second = match.group(1), match.group(2)
-        rest = _WORD.match(second)
-        left, right = first.casefold(), (rest.group() if rest else second).casefold()
+        word = _WORD.match(second)
+        left, right = first.casefold(), (word.group() if word else second).casefold()
         is_known = f"{left}-{right}" in self._known or second[0].isupper()
         both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
         keeps = is_known or (both and left + right not in self._known)

@@ -1,9 +1,8 @@
 """Table detection on PDF pages, by ruling lines and by alignment.
 
-Knows what is written in each cell; whether something is a table at all is told by ``layout``.
-
-Knows where lines run and where they cross, not what is written between them. Rectangles count by
-their four sides, thin ones as one line; curves are no rules.
+Ruled tables are found from the lines and their crossings, independent of the text. Rectangles count
+by their four sides, thin ones as one line; curves are ignored. Whether aligned rows are a table is
+decided by ``layout``; here they are split into cells.
 """
 
 from __future__ import annotations
@@ -47,35 +46,35 @@ _MIN_GUTTER = (
 )
 
 
-_WIDE_GUTTER = 0.9  # the same of two rows
+_WIDE_GUTTER = 0.9  # the same for two rows
 
 
 _MANY_ROWS = 8
 
 
-_LARGE_RATIO = 1.3  # times the type of the rest: no cell
+_LARGE_RATIO = 1.3  # times the table's type size: not a cell
 
 
 def split_table_sections(band: list[TextRow]) -> Iterator[list[TextRow]]:
-    """Yield a table's rows in pieces: lines that are lone and bold, or large, are headings."""
+    """Yield a table's rows in sections: lone bold or large lines are headings."""
     start = 0
     usual = median(run.type_size for row in band for run in row)
-    for at, row in enumerate(band):
+    for index, row in enumerate(band):
         is_large = any(run.type_size >= _LARGE_RATIO * usual for run in row)
         is_lone = is_large or (len(row) == 1 and row[0].is_bold)
-        if is_lone and at > start:
-            yield band[start:at]
+        if is_lone and index > start:
+            yield band[start:index]
         if is_lone:
             yield [row]
-            start = at + 1
+            start = index + 1
     if start < len(band):
         yield band[start:]
 
 
 def find_column_gutters(rows: list[TextRow]) -> Gaps:
-    """Return the strips that all words of all rows leave free, between columns of a table.
+    """Return the gaps that all words of all rows leave free, between columns of a table.
 
-    Looks at words rather than runs, since columns may stand close. One row of many may cross.
+    Uses words rather than runs, since columns may be close. One of many rows may cross a gap.
     """
     if len(rows) < 2:
         return []
@@ -91,19 +90,19 @@ def find_column_gutters(rows: list[TextRow]) -> Gaps:
         np.add.at(steps, np.searchsorted(edges, [right for _, right in row]), -1)
         crossing += np.cumsum(steps) > 0
     is_free = crossing[:-1] <= (1 if len(rows) >= _MANY_ROWS else 0)
-    found: Gaps = []
-    for at in np.flatnonzero(is_free):
-        start, end = float(edges[at]), float(edges[at + 1])
-        if found and found[-1][1] == start:
-            found[-1] = (found[-1][0], end)
+    gutters: Gaps = []
+    for index in np.flatnonzero(is_free):
+        start, end = float(edges[index]), float(edges[index + 1])
+        if gutters and gutters[-1][1] == start:
+            gutters[-1] = (gutters[-1][0], end)
         else:
-            found.append((start, end))
+            gutters.append((start, end))
     least = _MIN_GUTTER * size if len(rows) >= 3 else _WIDE_GUTTER * size
-    return [strip for strip in found if strip[1] - strip[0] >= least]
+    return [strip for strip in gutters if strip[1] - strip[0] >= least]
 
 
 def trim_table_tail(band: list[TextRow]) -> list[TextRow]:
-    """Return a table's rows without lone lines at its end, which follow rather than belong."""
+    """Return a table's rows without lone lines at its end, which are text after the table."""
     stop = len(band)
     while stop > 2 and len(band[stop - 1]) == 1:
         stop -= 1
@@ -111,7 +110,7 @@ def trim_table_tail(band: list[TextRow]) -> list[TextRow]:
 
 
 def align_rows(band: list[TextRow], gutters: Gaps) -> list[list[str]]:
-    """Return the cells of rows without rules; a row that goes on the one above is joined to it."""
+    """Return the cells of rows without rules; continuation rows are joined to the one above."""
     size = median(run.size for row in band for run in row)
     rows: list[list[str]] = []
     steps = [
@@ -120,10 +119,10 @@ def align_rows(band: list[TextRow], gutters: Gaps) -> list[list[str]]:
     ]
     is_spaced = bool(steps) and max(steps) > min(steps) + 0.35 * size
     above: list[TextRow] = []
-    for at, row in enumerate(band):
+    for index, row in enumerate(band):
         cells = split_cells(row, gutters)
         texts = [join_runs(cell) for cell in cells]
-        is_close = at > 0 and is_spaced and steps[at - 1] < min(steps) + 0.15 * size
+        is_close = index > 0 and is_spaced and steps[index - 1] < min(steps) + 0.15 * size
         column = _wrapped_column(cells, above, gutters, band) if is_close else -1
         if column >= 0:
             rows[-1][column] = _join_cell_texts(rows[-1][column], texts[column])
@@ -136,8 +135,8 @@ def align_rows(band: list[TextRow], gutters: Gaps) -> list[list[str]]:
 def _wrapped_column(
     cells: list[TextRow], above: list[TextRow], gutters: Gaps, band: list[TextRow]
 ) -> int:
-    """Return the one column in which a row goes on the one above, or -1 if it stands alone."""
-    filled = [at for at, cell in enumerate(cells) if cell]
+    """Return the one column in which a row continues the one above, or -1."""
+    filled = [index for index, cell in enumerate(cells) if cell]
     column = filled[0]
     if len(filled) != 1 or column == 0 or not above[column]:
         return -1
@@ -156,7 +155,7 @@ def _join_cell_texts(old: str, new: str) -> str:
 
 
 def read_grid_rows(grid: TableGrid, inside: list[TextRun]) -> list[list[str]]:
-    """Return the texts of a ruled table's cells; nothing if it only frames other things."""
+    """Return the texts of a ruled table's cells; empty if it only frames other content."""
     filled: dict[tuple[int, int], list[TextRun]] = {}
     for run in inside:
         for word in run.words:
@@ -180,12 +179,12 @@ def read_grid_rows(grid: TableGrid, inside: list[TextRun]) -> list[list[str]]:
 
 
 def _is_frame_cell(grid: TableGrid, inside: list[TextRun], cell: tuple[int, int, Box]) -> bool:
-    """Say whether a cell holds what looks like a table or columns itself."""
+    """Return whether a cell itself contains a table or columns."""
     rows = group_rows([run for run in inside if is_inside(run, cell[2])])
     return sum(len(row) >= 2 for row in rows) >= 2 and len(rows) >= 3
 
 
-_SNAP_DISTANCE = 3.0  # points; lines that are closer are one
+_SNAP_DISTANCE = 3.0  # points; closer lines are one
 
 
 _MIN_RULE_LENGTH = 4.0
@@ -212,14 +211,14 @@ TransformMatrix = tuple[float, float, float, float, float, float]
 RulingLine = tuple[float, float, float]
 
 
-"""A rule: where it lies across its direction, where it begins and ends along it."""
+"""A ruling line: its position across its direction, its start and end along it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableGrid:
-    """A ruled table: its columns' and rows' borders, and its cells.
+    """A ruled table: the borders of its columns and rows, and its cells.
 
-    A cell is ``(row, column)`` with the box of all the base cells that it joins.
+    A cell is ``(row, column)`` with the box of all base cells that it merges.
     """
 
     xs: tuple[float, ...]
@@ -228,16 +227,16 @@ class TableGrid:
 
     @property
     def box(self) -> Box:
-        """The whole grid's box."""
+        """The bounding box of the grid."""
         return self.xs[0], self.ys[0], self.xs[-1], self.ys[-1]
 
 
 def read_ruling_lines(page: Any, turn: int = 0) -> tuple[list[RulingLine], list[RulingLine]]:
-    """Return the level and the upright rules of a page, y downward.
+    """Return the horizontal and the vertical rules of a page, y downward.
 
     Args:
-        page: PDFium's handle of the page.
-        turn: The page's direction of writing, in degrees.
+        page: PDFium's page handle.
+        turn: The page's writing direction, in degrees.
     """
     level: list[RulingLine] = []
     upright: list[RulingLine] = []
@@ -253,7 +252,7 @@ def read_ruling_lines(page: Any, turn: int = 0) -> tuple[list[RulingLine], list[
 
 
 def find_table_grids(level: list[RulingLine], upright: list[RulingLine]) -> list[TableGrid]:
-    """Return the grids that rules make where they cross, of two rows and two columns at least."""
+    """Return the grids formed by crossing rules, of at least two rows and two columns."""
     groups = _UnionFind(len(level) + len(upright))
     for i, (y, x0, x1) in enumerate(level):
         for j, (x, y0, y1) in enumerate(upright, len(level)):
@@ -265,25 +264,25 @@ def find_table_grids(level: list[RulingLine], upright: list[RulingLine]) -> list
     members: dict[int, tuple[list[RulingLine], list[RulingLine]]] = {}
     for i, rule in enumerate([*level, *upright]):
         members.setdefault(groups.find(i), ([], []))[i >= len(level)].append(rule)
-    found = [grid for pair in members.values() if (grid := _build_grid(*pair)) is not None]
-    return sorted(found, key=lambda grid: (grid.ys[0], grid.xs[0]))
+    grids = [grid for pair in members.values() if (grid := _build_grid(*pair)) is not None]
+    return sorted(grids, key=lambda grid: (grid.ys[0], grid.xs[0]))
 
 
 class _UnionFind:
-    """Which numbers belong together (union-find)."""
+    """Union-find over integers."""
 
     def __init__(self, size: int) -> None:
         self._parent = list(range(size))
 
-    def find(self, one: int) -> int:
-        while self._parent[one] != one:
-            self._parent[one] = self._parent[self._parent[one]]
-            one = self._parent[one]
-        return one
+    def find(self, item: int) -> int:
+        while self._parent[item] != item:
+            self._parent[item] = self._parent[self._parent[item]]
+            item = self._parent[item]
+        return item
 
-    def join(self, one: int, other: int) -> None:
-        one, other = self.find(one), self.find(other)
-        self._parent[max(one, other)] = min(one, other)
+    def join(self, first: int, second: int) -> None:
+        first, second = self.find(first), self.find(second)
+        self._parent[max(first, second)] = min(first, second)
 
 
 def _build_grid(level: list[RulingLine], upright: list[RulingLine]) -> TableGrid | None:
@@ -295,14 +294,14 @@ def _build_grid(level: list[RulingLine], upright: list[RulingLine]) -> TableGrid
     if rows < 2 or columns < 2 or rows * columns > 10_000:
         return None
     below = [_rules_at(level, border) for border in ys]
-    beside = [_rules_at(upright, border) for border in xs]
+    rules_at_border = [_rules_at(upright, border) for border in xs]
     groups = _UnionFind(rows * columns)
     for row in range(rows):
         for column in range(columns):
             middle_x = (xs[column] + xs[column + 1]) / 2
             middle_y = (ys[row] + ys[row + 1]) / 2
             here = row * columns + column
-            if column + 1 < columns and not _is_ruled(beside[column + 1], middle_y):
+            if column + 1 < columns and not _is_ruled(rules_at_border[column + 1], middle_y):
                 groups.join(here, here + 1)
             if row + 1 < rows and not _is_ruled(below[row + 1], middle_x):
                 groups.join(here, here + columns)
@@ -324,18 +323,18 @@ def _build_grid(level: list[RulingLine], upright: list[RulingLine]) -> TableGrid
 
 
 def _find_borders(crossings: list[float], ends: list[float]) -> list[float]:
-    """Return where rows or columns begin and end; rules that reach beyond add the outer borders."""
-    places = [*crossings]
+    """Return the row or column borders; rules beyond the crossings add outer borders."""
+    positions = [*crossings]
     low, high = min(crossings), max(crossings)
     if min(ends) < low - 2 * _SNAP_DISTANCE:
-        places.append(min(ends))
+        positions.append(min(ends))
     if max(ends) > high + 2 * _SNAP_DISTANCE:
-        places.append(max(ends))
-    found: list[float] = []
-    for place in sorted(places):
-        if not found or place - found[-1] > _SNAP_DISTANCE:
-            found.append(place)
-    return found
+        positions.append(max(ends))
+    borders: list[float] = []
+    for position in sorted(positions):
+        if not borders or position - borders[-1] > _SNAP_DISTANCE:
+            borders.append(position)
+    return borders
 
 
 def _rules_at(rules: list[RulingLine], border: float) -> list[RulingLine]:
@@ -347,23 +346,23 @@ def _is_ruled(rules: list[RulingLine], along: float) -> bool:
 
 
 def _join_rules(rules: list[RulingLine]) -> list[RulingLine]:
-    """Return rules with those joined that lie on one line and touch."""
+    """Join rules that lie on one line and touch."""
     joined: list[RulingLine] = []
-    places: list[tuple[float, list[RulingLine]]] = []
+    lines: list[tuple[float, list[RulingLine]]] = []
     for rule in sorted(rules):
-        if places and rule[0] - places[-1][0] <= _SNAP_DISTANCE:
-            places[-1][1].append(rule)
+        if lines and rule[0] - lines[-1][0] <= _SNAP_DISTANCE:
+            lines[-1][1].append(rule)
         else:
-            places.append((rule[0], [rule]))
-    for place, together in places:
+            lines.append((rule[0], [rule]))
+    for position, together in lines:
         start, end = together[0][1], together[0][1] - 1
         for _, low, high in sorted(together, key=lambda rule: rule[1]):
             if low > end + _SNAP_DISTANCE and end > start:
-                joined.append((place, start, end))
+                joined.append((position, start, end))
                 start = low
             start = min(start, low) if end < start else start
             end = max(end, high)
-        joined.append((place, start, end))
+        joined.append((position, start, end))
     return joined
 
 
@@ -376,33 +375,33 @@ def _iter_segments(page: Any) -> Iterator[Box]:
         (pdfium.FPDFPage_GetObject(page, index), (1, 0, 0, 1, 0, 0), 0)
         for index in range(min(count, _MAX_SEGMENTS))
     ]
-    seen = 0
+    num_segments = 0
     while stack:
-        one, outer, depth = stack.pop()
-        kind = pdfium.FPDFPageObj_GetType(one)
+        item, outer, depth = stack.pop()
+        kind = pdfium.FPDFPageObj_GetType(item)
         if kind not in {_PATH, _FORM}:
             continue
-        matrix = _multiply_matrices(_read_matrix(one), outer)
+        matrix = _multiply_matrices(_read_matrix(item), outer)
         if kind == _FORM:
             if depth < _MAX_NESTING:
-                inside = min(pdfium.FPDFFormObj_CountObjects(one), _MAX_SEGMENTS)
+                inside = min(pdfium.FPDFFormObj_CountObjects(item), _MAX_SEGMENTS)
                 stack += [
-                    (pdfium.FPDFFormObj_GetObject(one, index), matrix, depth + 1)
+                    (pdfium.FPDFFormObj_GetObject(item, index), matrix, depth + 1)
                     for index in range(inside)
                 ]
             continue
-        for box in _path_segments(one, matrix):
-            seen += 1
-            if seen > _MAX_SEGMENTS:
+        for box in _path_segments(item, matrix):
+            num_segments += 1
+            if num_segments > _MAX_SEGMENTS:
                 return
             yield box
 
 
-def _read_matrix(one: Any) -> TransformMatrix:
+def _read_matrix(page_object: Any) -> TransformMatrix:
     import pypdfium2.raw as pdfium
 
     matrix = pdfium.FS_MATRIX()
-    if not pdfium.FPDFPageObj_GetMatrix(one, ctypes.byref(matrix)):
+    if not pdfium.FPDFPageObj_GetMatrix(page_object, ctypes.byref(matrix)):
         return (1, 0, 0, 1, 0, 0)
     return (matrix.a, matrix.b, matrix.c, matrix.d, matrix.e, matrix.f)
 
@@ -436,10 +435,10 @@ def _path_segments(path: Any, matrix: TransformMatrix) -> Iterator[Box]:
             yield _make_box(before, start)
 
 
-def _make_box(one: tuple[float, float], other: tuple[float, float]) -> Box:
+def _make_box(first: tuple[float, float], second: tuple[float, float]) -> Box:
     return (
-        min(one[0], other[0]),
-        min(one[1], other[1]),
-        max(one[0], other[0]),
-        max(one[1], other[1]),
+        min(first[0], second[0]),
+        min(first[1], second[1]),
+        max(first[0], second[0]),
+        max(first[1], second[1]),
     )

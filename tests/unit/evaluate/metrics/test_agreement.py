@@ -94,7 +94,7 @@ def test_a_judge_that_cannot_tell_ties_and_gives_the_middle():
     (rating,) = judge.rate(["a task"])
     assert rating.mean == pytest.approx(3.0)
     (verdict,) = judge.compare([("q", "one", "two")])
-    assert (verdict.winner, verdict.flipped, verdict.chance) == ("tie", False, 0.5)
+    assert (verdict.winner, verdict.flipped, verdict.probability) == ("tie", False, 0.5)
     assert judge.rate([]) == []
     assert judge.compare([]) == []
 
@@ -140,14 +140,14 @@ def test_two_orders_take_the_bias_of_place_out(first, second, bias):
         wanted = "tie"
     assume(all(one == 0.5 or abs(one - 0.5) > 1e-9 for one in (straight, swapped)))
     assert verdict.winner == wanted
-    assert verdict.chance == pytest.approx((straight + swapped) / 2)
+    assert verdict.probability == pytest.approx((straight + swapped) / 2)
     assert verdict.flipped == ((straight - 0.5) * (swapped - 0.5) < 0)
     if gap:  # whatever the bias, the better one has more than half of the mean
-        assert (verdict.chance > 0.5) == (gap > 0)
+        assert (verdict.probability > 0.5) == (gap > 0)
     (turned,) = judge.compare([("q", str(second / 4), str(first / 4))])
     mirror = {"first": "second", "second": "first", "tie": "tie"}
     assert turned.winner == mirror[verdict.winner]
-    assert turned.chance == pytest.approx(1 - verdict.chance)
+    assert turned.probability == pytest.approx(1 - verdict.probability)
     assert turned.flipped == verdict.flipped
 
 

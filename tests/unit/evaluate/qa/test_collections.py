@@ -66,7 +66,7 @@ def test_a_run_reads_back_equal(tmp_path_factory, run):
         (read_qrels, "q.txt", "1 0 a 1\n1 0 a b c\n", "5 columns"),
         (read_qrels, "q.txt", "1 0 a high\n", "'high'"),
         (read_qrels, "q.txt", "1 0 a 1\n1 0 a 2\n", "judged 1 and 2"),
-        (read_qrels, "q.txt", "", "no judgement"),
+        (read_qrels, "q.txt", "", "no judgment"),
         (read_qrels, "q.jsonl", '{"qid": "1", "doc_id": "a", "score": "x"}\n', "relevance"),
         (read_queries, "q.tsv", "only an id\n", "no query"),
         (read_queries, "q.jsonl", "[1]\n", "no JSON object"),
