@@ -49,6 +49,7 @@ _MODULES: Mapping[str, str] = {
     "fastapi": "serve",
     "jinja2": "console",
     "peft": "train",
+    "prometheus_client": "serve",
     "ray": "ray",
     "starlette": "serve",
     "torch": "models",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.types import ASGIApp
 
 from stillroom.errors import DataError
@@ -30,11 +31,7 @@ from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService, add_media_check_route
 from stillroom.serve.middleware.auth import AuthMiddleware
 from stillroom.serve.middleware.concurrency import ResourceLRU
-from stillroom.serve.middleware.metrics import (
-    METRICS_CONTENT_TYPE,
-    MetricsMiddleware,
-    ServerMetrics,
-)
+from stillroom.serve.middleware.metrics import MetricsMiddleware, ServerMetrics
 from stillroom.serve.mounts import Mount, ServedModel, open_mount
 from stillroom.serve.openai.handler import ModelService
 from stillroom.serve.openai.requests import (
@@ -130,7 +127,7 @@ def _add_health_routes(app: FastAPI, counters: ServerMetrics, jobs: JobRunner | 
     )
     async def metrics() -> Response:
         """Return the metrics in the Prometheus text format."""
-        return Response(counters.render(), media_type=METRICS_CONTENT_TYPE)
+        return Response(counters.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _add_model_routes(app: FastAPI, desk: ModelService) -> None:

@@ -35,15 +35,15 @@ def test_requests_tokens_and_stages_are_counted_and_nothing_that_was_said():
     request(app, "GET", f"/{CANARY}")
     counted = read(app)
     chats = 'route="/v1/chat/completions"'
-    assert counted[f'stillroom_requests_total{{{chats},method="POST",status="200"}}'] == "2"
-    assert counted[f'stillroom_requests_total{{{chats},method="POST",status="404"}}'] == "1"
-    assert counted['stillroom_requests_total{route="other",method="GET",status="404"}'] == "1"
-    assert counted['stillroom_tokens_total{kind="completion"}'] == "16"
-    assert counted['stillroom_answers_total{outcome="answered"}'] == "2"
-    assert counted['stillroom_stage_seconds_sum{stage="generate"}'] == "1"
-    assert counted['stillroom_stage_seconds_count{stage="embed"}'] == "2"
-    assert counted[f'stillroom_request_seconds_bucket{{{chats},le="+Inf"}}'] == "3"
-    assert counted[f"stillroom_request_seconds_count{{{chats}}}"] == "3"
+    assert counted[f'stillroom_requests_total{{method="POST",{chats},status="200"}}'] == "2.0"
+    assert counted[f'stillroom_requests_total{{method="POST",{chats},status="404"}}'] == "1.0"
+    assert counted['stillroom_requests_total{method="GET",route="other",status="404"}'] == "1.0"
+    assert counted['stillroom_tokens_total{kind="completion"}'] == "16.0"
+    assert counted['stillroom_answers_total{outcome="answered"}'] == "2.0"
+    assert counted['stillroom_stage_seconds_sum{stage="generate"}'] == "1.0"
+    assert counted['stillroom_stage_seconds_count{stage="embed"}'] == "2.0"
+    assert counted[f'stillroom_request_seconds_bucket{{le="+Inf",{chats}}}'] == "3.0"
+    assert counted[f"stillroom_request_seconds_count{{{chats}}}"] == "3.0"
     assert CANARY not in request(app, "GET", "/metrics").text
 
 
@@ -51,7 +51,7 @@ def test_counters_need_a_key_where_keys_are_asked_for_and_refusals_count():
     app = create_app(served(), api_keys=[KEY])
     assert request(app, "GET", "/metrics").status_code == 401
     counted = read(app, headers={"Authorization": f"Bearer {KEY}"})
-    assert counted['stillroom_requests_total{route="other",method="GET",status="401"}'] == "1"
+    assert counted['stillroom_requests_total{method="GET",route="other",status="401"}'] == "1.0"
 
 
 def test_counts_of_several_threads_add_up():
@@ -68,6 +68,15 @@ def test_counts_of_several_threads_add_up():
     for thread in threads:
         thread.join()
     lines = counters.render().splitlines()
-    assert 'stillroom_tokens_total{kind="completion"} 4000' in lines
-    assert 'stillroom_request_seconds_bucket{route="/x",le="0.01"} 0' in lines
-    assert 'stillroom_request_seconds_bucket{route="/x",le="0.025"} 2000' in lines
+    assert 'stillroom_tokens_total{kind="completion"} 4000.0' in lines
+    assert 'stillroom_request_seconds_bucket{le="0.01",route="/x"} 0.0' in lines
+    assert 'stillroom_request_seconds_bucket{le="0.025",route="/x"} 2000.0' in lines
+
+
+def test_two_servers_of_a_process_count_apart_and_tell_no_series_but_theirs():
+    one, other = ServerMetrics(), ServerMetrics()
+    one.count_request("/x", "GET", 200, 0.02)
+    other.count_reply({"prompt_tokens": 1, "completion_tokens": 2}, {})
+    assert '"completion"' not in one.render()
+    assert "/x" not in other.render()
+    assert "_created" not in one.render() + other.render()
