@@ -36,9 +36,7 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` continues to the same content.
     """
     if recipe.detector is not None:
-        from stillroom.forensics.training.train_image import train_detector
-
-        return train_detector(recipe, job)
+        return _train_detector(recipe, recipe.detector, job)
     if recipe.sound is not None:
         require_packages("av", "c2pa", "cryptography")
         from stillroom.forensics.synthesis.audio_dataset import build_audio_dataset
@@ -48,6 +46,19 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
     from stillroom.forensics.synthesis.image_dataset import build_image_dataset
 
     return build_image_dataset(recipe, job)
+
+
+def _train_detector(recipe: ForensicsRecipe, settings: DetectorSettings, job: Job) -> Artifact:
+    require_packages("av", *([] if recipe.sound else ["cv2", "PIL"]))
+    from stillroom.forensics.training.train_detector import train_detector
+
+    if recipe.sound is not None:
+        from stillroom.forensics.training.train_audio import open_audio_data
+
+        return train_detector(open_audio_data(recipe, settings, recipe.sound, job), job)
+    from stillroom.forensics.training.train_image import open_image_data
+
+    return train_detector(open_image_data(recipe, settings, job), job)
 
 
 def estimate(recipe: ForensicsRecipe) -> Estimate:
