@@ -107,15 +107,15 @@ def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
 
 
 def test_a_file_put_beside_the_others_fails_the_run(tmp_path, monkeypatch, lab):
-    from stillroom.forensics import run as room
+    from stillroom.forensics.synthesis.pair_writer import PairWriter
 
-    write = room._write
+    write = PairWriter.write
 
-    def smuggle(task, forged, bases, marker, output):
-        (output / "extra.bmp").write_bytes(b"BM")
-        return write(task, forged, bases, marker, output)
+    def smuggle(self, *args, **fields):
+        (self.job.output / "extra.bmp").write_bytes(b"BM")
+        return write(self, *args, **fields)
 
-    monkeypatch.setattr(room, "_write", smuggle)
+    monkeypatch.setattr(PairWriter, "write", smuggle)
     with pytest.raises(IntegrityError) as caught:
         run_recipe(recipe(count=1), tmp_path / "set")
     assert caught.value.code == "forensics.unmarked"

@@ -53,7 +53,7 @@ Labels = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
 
-_BLOCK = 2**22
+_BLOCK = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,44 +74,27 @@ def roc_curve(labels: Sequence[int] | Labels, scores: Sequence[float] | Floats) 
     Raises:
         DataError: If lengths differ, a label is not 0 or 1, or a score is not finite.
     """
-    truth, values = _check(labels, scores)
-    counts = _counts(truth)
-    if counts is None:
+    table = _sort_classes(labels, scores)
+    if table is None:
         return None
-    order = np.argsort(-values, kind="stable")
-    hits = np.cumsum(truth[order])
-    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
-    true = np.concatenate([[0.0], hits[ends] / counts[1]])
-    false = np.concatenate([[0.0], (ends + 1 - hits[ends]) / counts[0]])
-    return RocCurve(false, true, np.concatenate([[np.inf], values[order][ends]]))
+    true, false = table.rates(table.ones)
+    return RocCurve(false[0], true[0], np.concatenate([[np.inf], table.values[table.ends]]))
 
 
 def area_under_curve(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
 ) -> float | None:
     """Return the share of pairs in which the forged item scores higher; ties count half."""
-    truth, values = _check(labels, scores)
-    counts = _counts(truth)
-    if counts is None:
-        return None
-    ranks = _ranks(values)
-    above = float(ranks[truth == 1].sum()) - counts[1] * (counts[1] + 1) / 2
-    return above / (counts[0] * counts[1])
+    table = _sort_classes(labels, scores)
+    return None if table is None else float(table.areas(table.ones)[0])
 
 
 def average_precision(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
 ) -> float | None:
     """Return precision averaged over recall steps, without interpolation; None without a class."""
-    truth, values = _check(labels, scores)
-    counts = _counts(truth)
-    if counts is None:
-        return None
-    order = np.argsort(-values, kind="stable")
-    hits = np.cumsum(truth[order])
-    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
-    precision, recall = hits[ends] / (ends + 1), hits[ends] / counts[1]
-    return float((np.diff(np.concatenate([[0.0], recall])) * precision).sum())
+    table = _sort_classes(labels, scores)
+    return None if table is None else float(table.measure(table.ones)["ap"][0])
 
 
 def equal_error_rate(
@@ -125,13 +108,7 @@ def equal_error_rate(
     curve = roc_curve(labels, scores)
     if curve is None:
         return None
-    gap = curve.false_rates - (1 - curve.true_rates)  # rises from -1 to 1
-    crossing = int(np.argmax(gap >= 0))
-    if gap[crossing] == 0:
-        return float(curve.false_rates[crossing])
-    share = -gap[crossing - 1] / (gap[crossing] - gap[crossing - 1])
-    low, high = curve.false_rates[crossing - 1], curve.false_rates[crossing]
-    return float(low + share * (high - low))
+    return float(_equal_error(curve.true_rates[None], curve.false_rates[None])[0])
 
 
 def compute_tpr_at_fpr(
@@ -141,7 +118,8 @@ def compute_tpr_at_fpr(
     curve = roc_curve(labels, scores)
     if curve is None:
         return None
-    return float(curve.true_rates[curve.false_rates <= false_rate + 1e-12].max())
+    rates = _true_rate_at(curve.true_rates[None], curve.false_rates[None], false_rate)
+    return float(rates[0])
 
 
 def brier_score(labels: Sequence[int] | Labels, chances: Sequence[float] | Floats) -> float:
@@ -231,28 +209,12 @@ def bootstrap_auc(
         seed: Seed of the resampling.
     """
     truth, values = _check(labels, scores)
-    if len(groups) != len(values):
-        raise _length_mismatch(len(groups), len(values))
-    value = area_under_curve(truth, values)
-    if value is None:
+    table = _SortedScores(truth, values)
+    resampler = _Resampler(table, groups, resamples, seed)
+    if _counts(truth) is None:
         return Metric(name, math.nan, n=len(values), note="one class is missing")
-    numbers = {group: index for index, group in enumerate(dict.fromkeys(groups))}
-    member = np.array([numbers[group] for group in groups])
-    order = np.argsort(values, kind="stable")
-    truth, member = truth[order], member[order]
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) != 0]))
-    rng, count = np.random.default_rng(seed), len(numbers)
-    draws = []
-    for begin in range(0, resamples, max(_BLOCK // len(values), 1)):
-        size = min(max(_BLOCK // len(values), 1), resamples - begin)
-        times = rng.multinomial(count, np.full(count, 1 / count), size)[:, member]
-        draws.append(_weighted_areas(times * truth, times * (1 - truth), starts))
-    areas = np.concatenate(draws)
-    areas = areas[np.isfinite(areas)]
-    if count < 2 or len(areas) < resamples // 2:
-        return Metric(name, value, n=count, note="too few groups for an interval")
-    low, high = np.quantile(areas, [0.025, 0.975])
-    return Metric(name, value, float(low), float(high), count)
+    areas = np.concatenate([table.areas(weights) for weights in resampler])
+    return _metric(name, float(table.areas(table.ones)[0]), areas, resampler.count)
 
 
 def run_delong_test(
@@ -289,16 +251,6 @@ def _placements(truth: Labels, values: Floats) -> tuple[Floats, Floats]:
     up = (ranks[truth == 1] - _ranks(forged)) / len(real)
     down = 1 - (ranks[truth == 0] - _ranks(real)) / len(forged)
     return up, down
-
-
-def _weighted_areas(forged: Labels, real: Labels, starts: npt.NDArray[np.intp]) -> Floats:
-    """Return the area for each row of weights, items in order of score, ties from ``starts``."""
-    up = np.add.reduceat(forged, starts, axis=1).astype(np.float64)
-    down = np.add.reduceat(real, starts, axis=1).astype(np.float64)
-    below = np.cumsum(down, axis=1) - down
-    pairs = up.sum(axis=1) * down.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((up * (below + down / 2)).sum(axis=1) / pairs)
 
 
 def _ranks(values: Floats) -> Floats:
@@ -352,9 +304,6 @@ def _invalid_scores(problem: str, expected: str) -> DataError:
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_0.1": 0.001}
 
-_BOOTSTRAP_BLOCK = 2**21
-
-
 _LEVELS = (0.025, 0.975)
 
 
@@ -383,30 +332,17 @@ def measure_scores(
     Raises:
         DataError: If lengths differ, or a score is not finite.
     """
-    curve = roc_curve(labels, scores)  # validates both
-    truth, values = np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64)
-    if len(groups) != len(values):
-        raise DataError(
-            f"there are {len(values)} scores and {len(groups)} groups",
-            code="forensics.scores",
-            expected="one group per item",
-            next="name the clip or source of each item",
-        )
-    truth, values, member, count = _arrange(truth, values, groups)
-    tables = _SortedScores(truth, values, threshold)
-    metrics = tables.measure(np.ones((1, len(values))))
-    if curve is None:
+    truth, values = _check(labels, scores)
+    table = _SortedScores(truth, values)
+    resampler = _Resampler(table, groups, resamples, seed)
+    metrics, count = table.measure(table.ones, threshold), resampler.count
+    if _counts(truth) is None:
         note = "one class is missing"
         return {name: Metric(name, math.nan, n=count, note=note) for name in metrics}
-    draws = [
-        tables.measure(times)
-        for times in _draw_weights(member, count, len(values), resamples, seed)
-    ]
+    draws = [table.measure(weights, threshold) for weights in resampler]
     return {
-        name: _metric(
-            name, float(metrics[name][0]), np.concatenate([d[name] for d in draws]), count
-        )
-        for name in metrics
+        name: _metric(name, float(value[0]), np.concatenate([draw[name] for draw in draws]), count)
+        for name, value in metrics.items()
     }
 
 
@@ -419,16 +355,9 @@ def bootstrap_areas(
     resamples: int = 2000,
 ) -> Floats:
     """Return the area for each resample of groups, (resamples,); draws depend on the seed alone."""
-    truth, values, member, count = _arrange(
-        np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64), groups
-    )
-    tables = _SortedScores(truth, values, None)
-    return np.concatenate(
-        [
-            tables.measure(times)["auc"]
-            for times in _draw_weights(member, count, len(values), resamples, seed)
-        ]
-    )
+    table = _SortedScores(*_check(labels, scores))
+    resampler = _Resampler(table, groups, resamples, seed)
+    return np.concatenate([_trapezoid(*table.rates(weights)) for weights in resampler])
 
 
 def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | None:
@@ -442,60 +371,57 @@ def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | 
     return float(curve.thresholds[int(np.argmax(curve.true_rates - curve.false_rates))])
 
 
-def _arrange(
-    truth: Labels, values: Floats, groups: Sequence[object]
-) -> tuple[Labels, Floats, Labels, int]:
-    """Sort labels, scores and group numbers by falling score, and count the groups.
-
-    Groups are numbered by first occurrence, so that a seed draws the same groups for any scores.
-    """
-    order = np.argsort(-values, kind="stable")
-    numbers = {group: index for index, group in enumerate(dict.fromkeys(groups))}
-    member = np.array([numbers[group] for group in groups], dtype=np.int64)
-    return truth[order], values[order], member[order], len(numbers)
-
-
-def _draw_weights(
-    member: Labels, count: int, items: int, resamples: int, seed: int
-) -> Iterator[Floats]:
-    """Yield blocks of weights, (draws, items): the number of draws of each item's group."""
-    # The block size depends on the number of items alone, so that two detectors share every draw.
-    rng, size = np.random.default_rng(seed), max(_BOOTSTRAP_BLOCK // items, 1)
-    for begin in range(0, resamples, size):
-        size_left = min(size, resamples - begin)
-        times = rng.multinomial(count, np.full(count, 1 / count), size_left)[:, member]
-        yield times.astype(np.float64)
-
-
 class _SortedScores:
-    """Items in falling order of score, and values shared by all resamples."""
+    """Items in falling order of score, and values shared by all resamples.
 
-    def __init__(self, truth: Labels, values: Floats, threshold: float | None) -> None:
-        self.truth, self.values, self.threshold = truth, values, threshold
-        self.ends = np.flatnonzero(np.append(np.diff(values) != 0, True))
+    Weights are (draws, items) in that order; all results have one row or value per draw.
+    """
+
+    def __init__(self, truth: Labels, values: Floats) -> None:
+        self.order = np.argsort(-values, kind="stable")
+        self.truth, self.values = truth[self.order], values[self.order]
+        self.ends = np.flatnonzero(np.append(np.diff(self.values) != 0, True))
         self.bounded = bool(len(values)) and values.min() >= 0 and values.max() <= 1
+        self.ones = np.ones((1, len(values)))
 
-    def measure(self, weights: Floats) -> dict[str, Floats]:
-        """Return every metric for each row of weights, (draws, items)."""
+    def _count(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Return the weight of fakes and of reals at or above each distinct score."""
         fakes = np.cumsum(weights * self.truth, axis=1)[:, self.ends]
-        reals = np.cumsum(weights * (1 - self.truth), axis=1)[:, self.ends]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            true = fakes / fakes[:, -1:]
-            false = reals / reals[:, -1:]
-            precision = fakes / (fakes + reals)
+        return fakes, np.cumsum(weights * (1 - self.truth), axis=1)[:, self.ends]
+
+    def rates(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Return true and false positive rates from the strictest threshold; both start at 0."""
         start = np.zeros((len(weights), 1))
-        true, false = np.hstack([start, true]), np.hstack([start, false])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            true, false = (
+                np.hstack([start, counts / counts[:, -1:]]) for counts in self._count(weights)
+            )
+        return true, false
+
+    def areas(self, weights: Floats) -> Floats:
+        """Return the areas as shares of pairs, correctly rounded for integer weights."""
+        fakes, reals = self._count(weights)
+        down = np.diff(reals, axis=1, prepend=0)
+        pairs = np.diff(fakes, axis=1, prepend=0) * (reals[:, -1:] - reals + down / 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(pairs.sum(axis=1) / (fakes[:, -1] * reals[:, -1]))
+
+    def measure(self, weights: Floats, threshold: float | None = None) -> dict[str, Floats]:
+        """Return every metric for each row of weights."""
+        (fakes, reals), (true, false) = self._count(weights), self.rates(weights)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = fakes / (fakes + reals)
         steps = np.diff(true, axis=1)
         figures = {
-            "auc": ((true[:, 1:] + true[:, :-1]) / 2 * np.diff(false, axis=1)).sum(axis=1),
+            "auc": _trapezoid(true, false),
             "ap": np.where(steps > 0, steps * precision, 0.0).sum(axis=1),
             "eer": _equal_error(true, false),
         }
         figures["ap"] = np.where(np.isfinite(true[:, -1]), figures["ap"], np.nan)
         for name, max_rate in FALSE_POSITIVE_RATES.items():
-            figures[name] = np.where(false <= max_rate + 1e-12, true, 0.0).max(axis=1)
-        if self.threshold is not None:
-            is_over = self.values >= self.threshold
+            figures[name] = _true_rate_at(true, false, max_rate)
+        if threshold is not None:
+            is_over = self.values >= threshold
             figures["balanced_accuracy"] = _balanced(weights, self.truth, is_over)
         if self.bounded:
             total = weights.sum(axis=1)
@@ -511,6 +437,49 @@ class _SortedScores:
         member = bin_index.astype(np.int64)[:, None] == np.arange(CALIBRATION_BINS)
         gaps = weights @ (member * (self.values - self.truth)[:, None])
         return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))
+
+
+class _Resampler:
+    """Blocks of weights, (draws, items): the number of draws of each item's group.
+
+    Groups are numbered by first occurrence, and the block size depends on the number of items
+    alone, so that a seed draws the same groups for any scores.
+    """
+
+    def __init__(
+        self, table: _SortedScores, groups: Sequence[object], resamples: int, seed: int
+    ) -> None:
+        if len(groups) != len(table.values):
+            raise _length_mismatch(len(groups), len(table.values))
+        numbers = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+        self.count, self._resamples, self._seed = len(numbers), resamples, seed
+        self._member = np.array([numbers[group] for group in groups], np.int64)[table.order]
+
+    def __iter__(self) -> Iterator[Floats]:
+        rng, size = np.random.default_rng(self._seed), max(_BLOCK // len(self._member), 1)
+        chances = np.full(self.count, 1 / self.count)
+        for begin in range(0, self._resamples, size):
+            times = rng.multinomial(self.count, chances, min(size, self._resamples - begin))
+            yield times[:, self._member].astype(np.float64)
+
+
+def _sort_classes(
+    labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
+) -> _SortedScores | None:
+    """Return the scores in order; None if a class is missing."""
+    truth, values = _check(labels, scores)
+    return None if _counts(truth) is None else _SortedScores(truth, values)
+
+
+def _trapezoid(true: Floats, false: Floats) -> Floats:
+    """Return the area under each curve."""
+    heights = (true[:, 1:] + true[:, :-1]) / 2
+    return np.asarray((heights * np.diff(false, axis=1)).sum(axis=1))
+
+
+def _true_rate_at(true: Floats, false: Floats, max_rate: float) -> Floats:
+    """Return the highest true positive rate within a false positive rate."""
+    return np.asarray(np.where(false <= max_rate + 1e-12, true, 0.0).max(axis=1))
 
 
 def _equal_error(true: Floats, false: Floats) -> Floats:

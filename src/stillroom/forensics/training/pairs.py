@@ -18,10 +18,11 @@ section 1; Zheng et al. 2021, arXiv:2108.06693, section 1.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import numpy as np
@@ -55,8 +56,10 @@ __all__ = [
     "BenchmarkForgery",
     "BenchmarkPairs",
     "DetectorBatch",
+    "ImagePairDataset",
     "PairDataset",
     "animate_face",
+    "choose_forgery",
     "forge_animated_face",
     "forge_clip",
     "forge_pair",
@@ -65,14 +68,12 @@ __all__ = [
 ]
 
 
-_TRAIN_STREAM = 0xDE7
-
-
 @dataclass(frozen=True, eq=False)
 class DetectorBatch:
     """Images (B, 3, P, P) in [0, 1], labels (B,), masks (B, P, P); fakes first, then twins.
 
-    For temporal detectors: (B, T, 3, P, P) and (B, T, P, P).
+    For temporal detectors: (B, T, 3, P, P) and (B, T, P, P). Waveforms are (B, N), with masks (B,)
+    of zeros.
     """
 
     images: Tensor
@@ -91,34 +92,43 @@ class DetectorBatch:
         return len(self.labels)
 
 
-class PairDataset:
-    """Training pairs, forged as they are loaded."""
+class PairDataset(ABC):
+    """Training pairs of one medium, forged as they are loaded."""
+
+    stream: ClassVar[int]  # of the random numbers
 
     def __init__(
         self,
-        faces: Sequence[Face],
-        forgeries: Sequence[ImageForgery],
+        samples: Sequence[Any],
+        forgeries: Sequence[Any],
         settings: DetectorSettings,
         *,
         seed: int,
         device: torch.device,
     ) -> None:
-        """Wrap the faces, which each pass shuffles."""
-        self.faces, self.forgeries, self.settings = faces, forgeries, settings
+        """Wrap the faces or waveforms, which each pass shuffles."""
+        self.samples, self.forgeries, self.settings = samples, forgeries, settings
         self.seed, self.device = seed, device
-        self.preserve_pixels = settings.model.preserve_pixels
         self.identity = digest_json(
             [
-                [[face.digest, face.name] for face in faces],
+                [[sample.digest, sample.name] for sample in samples],
                 [forgery.model_dump(mode="json") for forgery in forgeries],
                 settings.model_dump(mode="json"),
                 seed,
             ]
         )
 
+    @abstractmethod
+    def draw(self, number: int, rng: np.random.Generator) -> Any:
+        """Forge the pair of a sample, and augment it."""
+
+    @abstractmethod
+    def collate(self, pairs: Sequence[Any], names: Sequence[str]) -> DetectorBatch:
+        """Collate pairs to one batch: all fakes, then all real twins."""
+
     def __len__(self) -> int:
-        """Return the number of faces per pass."""
-        return len(self.faces)
+        """Return the number of samples per pass."""
+        return len(self.samples)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
         """Do nothing: pairs are forged as they are loaded."""
@@ -126,46 +136,70 @@ class PairDataset:
 
     def plan(self, step: int) -> list[list[int]]:
         """Return the step's positions in the sequence of passes, as one micro-batch."""
-        size = min(self.settings.train.batch_size, len(self.faces))
+        size = min(self.settings.train.batch_size, len(self.samples))
         return [list(range(step * size, step * size + size))]
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return the number of images in a micro-batch."""
+        """Return the number of images or waveforms in a micro-batch."""
         return 2 * len(group)
 
     def load(self, group: Sequence[int]) -> DetectorBatch:
         """Forge the pairs of a micro-batch."""
-        views, names = [], []
+        pairs, names, count = [], [], len(self.samples)
         for position in group:
-            epoch, offset = divmod(position, len(self.faces))
-            order = np.random.default_rng([self.seed, epoch, _TRAIN_STREAM]).permutation(
-                len(self.faces)
-            )
+            epoch, offset = divmod(position, count)
+            order = np.random.default_rng([self.seed, epoch, self.stream]).permutation(count)
             number = int(order[offset])
-            rng = np.random.default_rng([self.seed, epoch, number, _TRAIN_STREAM])
-            views.append(self._draw(number, rng))
-            names.append(self.faces[number].name)
-        batch = make_batch(views, names, self.device)
+            rng = np.random.default_rng([self.seed, epoch, number, self.stream])
+            pairs.append(self.draw(number, rng))
+            names.append(self.samples[number].name)
+        batch = self.collate(pairs, names)
         if not self.settings.shuffle_labels:
             return batch
         labels = torch.tensor([self._draw_label(name, epoch) for epoch in (1, 0) for name in names])
-        return DetectorBatch(batch.images, labels.to(self.device), batch.masks, batch.record_ids)
-
-    def _draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
-        settings, frames = self.settings, self.settings.model.num_frames
-        if frames > 1:
-            clip = forge_clip(self.faces, number, self.forgeries, frames, rng)
-            return augment_clip_pair(
-                clip, settings.views, settings.pixels, rng, preserve_pixels=self.preserve_pixels
-            )
-        forged = forge_pair(self.faces, number, self.forgeries, rng)
-        return augment_pair(
-            forged, settings.views, settings.pixels, rng, preserve_pixels=self.preserve_pixels
-        )
+        return replace(batch, labels=labels.to(self.device))
 
     def _draw_label(self, name: str, label: int) -> float:
-        """Return an image's random label, equal in every pass: else it could not be learned."""
+        """Return a sample's random label, equal in every pass: else it could not be learned."""
         return float(int(digest_json([self.seed, name, label])[:8], 16) % 2)
+
+
+class ImagePairDataset(PairDataset):
+    """Training pairs of faces, or of clips for temporal detectors."""
+
+    stream = 0xDE7
+
+    @override
+    def draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
+        settings, frames = self.settings, self.settings.model.num_frames
+        augment: Callable[..., AugmentedPair]
+        if frames > 1:
+            forged: Any = forge_clip(self.samples, number, self.forgeries, frames, rng)
+            augment = augment_clip_pair
+        else:
+            forged, augment = forge_pair(self.samples, number, self.forgeries, rng), augment_pair
+        keeps = settings.model.preserve_pixels
+        return augment(forged, settings.views, settings.pixels, rng, preserve_pixels=keeps)
+
+    @override
+    def collate(self, pairs: Sequence[AugmentedPair], names: Sequence[str]) -> DetectorBatch:
+        return make_batch(pairs, names, self.device)
+
+
+def choose_forgery(
+    samples: Sequence[Any], number: int, forgeries: Sequence[Any], rng: np.random.Generator
+) -> tuple[Any, list[Any]]:
+    """Draw a forgery, and the samples that it needs, target first.
+
+    A second sample, where needed, is of another person if there is one.
+    """
+    method = forgeries[int(rng.integers(len(forgeries)))] if len(forgeries) > 1 else forgeries[0]
+    target = samples[number]
+    needed = method.num_faces if isinstance(method, ImageForgery) else method.num_waveforms
+    if needed == 1:
+        return method, [target]
+    others = [sample for sample in samples if sample.identity != target.identity] or samples
+    return method, [target, others[int(rng.integers(len(others)))]]
 
 
 def forge_pair(
@@ -175,7 +209,7 @@ def forge_pair(
 
     A second face, where needed, is of another person if there is one.
     """
-    method, selected = _choose_forgery(faces, number, forgeries, rng)
+    method, selected = choose_forgery(faces, number, forgeries, rng)
     forged = method.forge(selected, rng)
     return preserve_grayscale(forged, selected[0].image) if method.is_synthesized else forged
 
@@ -188,22 +222,8 @@ def forge_clip(
     rng: np.random.Generator,
 ) -> list[ForgedImage]:
     """Animate a face and forge it frame by frame, with forgeries as in ``forge_pair``."""
-    method, selected = _choose_forgery(faces, number, forgeries, rng)
+    method, selected = choose_forgery(faces, number, forgeries, rng)
     return forge_animated_face(selected, method, frames, rng)
-
-
-def _choose_forgery(
-    faces: Sequence[Face], number: int, forgeries: Sequence[ImageForgery], rng: np.random.Generator
-) -> tuple[ImageForgery, list[Face]]:
-    method = forgeries[int(rng.integers(len(forgeries)))] if len(forgeries) > 1 else forgeries[0]
-    face = faces[number]
-    selected = [face]
-    if method.num_faces > 1:
-        candidates = [
-            candidate for candidate in faces if candidate.identity != face.identity
-        ] or list(faces)
-        selected.append(candidates[int(rng.integers(len(candidates)))])
-    return method, selected
 
 
 def make_batch(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -125,6 +125,22 @@ IMAGE_CONDITIONS: Mapping[str, Callable[[Image], Image]] = {
 }
 
 
+class LabeledSamples(Protocol):
+    """Images or waveforms, their labels (1 for forged), and their identities."""
+
+    @property
+    def samples(self) -> Sequence[Any]:
+        """Images or waveforms."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Labels; fakes first."""
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Identities."""
+
+
 @dataclass(frozen=True, eq=False)
 class ValidationSet:
     """Images with labels, forgery masks, and identities; fakes first."""
@@ -133,6 +149,11 @@ class ValidationSet:
     labels: tuple[int, ...]
     masks: tuple[Mask, ...]
     groups: tuple[str, ...]
+
+    @property
+    def samples(self) -> tuple[Image, ...]:
+        """Images, as ``LabeledSamples`` names them."""
+        return self.images
 
     def measure(
         self, detector: TrainedDetector, change: Callable[[Image], Image], name: str
@@ -252,15 +273,6 @@ MediaItems = Sequence[Image] | Sequence[AudioSamples]
 Perturbation = Callable[[Any, np.random.Generator], Any]
 
 
-@dataclass(frozen=True, eq=False)
-class LabeledSamples:
-    """Images or waveforms, their labels (1 for forged), and their identities."""
-
-    things: Sequence[Any]
-    labels: Sequence[int]
-    groups: Sequence[str]
-
-
 def fit_domain(
     detector: TrainedDetector,
     parts: Mapping[str, LabeledSamples],
@@ -335,7 +347,7 @@ def _score_perturbed(
 ) -> tuple[ScoredBatch, list[int]]:
     """Score every sample after each perturbation, one perturbation after another."""
     batches = [
-        detector.score([change(sample, rng) for sample in part.things]) for change in changes
+        detector.score([change(sample, rng) for sample in part.samples]) for change in changes
     ]
     logits = np.concatenate([batch.logits for batch in batches])
     measures = {

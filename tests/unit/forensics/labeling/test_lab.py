@@ -43,8 +43,7 @@ ALLOWED = {
     "synthesis/consent.py": {"atomic_write"},
     "inference/conversion.py": {"atomic_write"},
     "labeling/lab.py": {"atomic_write", "open"},  # the key and the ledger
-    "run.py": {"atomic_write", "write_array"},  # masks
-    "synthesis/audio_dataset.py": {"atomic_write", "write_array"},
+    "synthesis/pair_writer.py": {"atomic_write", "write_array"},  # masks
     "labeling/signature.py": {"atomic_write"},
     "benchmark/manifest.py": {"atomic_write"},
     "benchmark/evaluation.py": {"atomic_write"},

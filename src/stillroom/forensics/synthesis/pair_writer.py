@@ -1,0 +1,170 @@
+"""Writer of a forgery data set: pairs of a fake and its real twin, masks, and manifest rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.forensics.interfaces import AudioForgery, ForgedAudio, ForgedImage, ImageForgery
+from stillroom.forensics.labeling.dataset_writer import ManifestRows, write_dataset
+from stillroom.forensics.labeling.lab import Lab
+from stillroom.forensics.labeling.marks import classify_twin
+from stillroom.forensics.labeling.writers import LabeledAudioWriter, LabeledImageWriter
+from stillroom.forensics.media.audio import Waveform
+from stillroom.forensics.media.face import Face
+from stillroom.forensics.recipe import ForensicsRecipe
+from stillroom.forensics.synthesis.faces import FaceSource, choose_split
+from stillroom.forensics.synthesis.voices import VoiceSource
+from stillroom.jobs import Job, atomic_write
+from stillroom.provenance import Artifact, digest_text, make_parent
+from stillroom.recipes import dump_recipe
+from stillroom.records import Link, Origin
+
+__all__ = ["PairTask", "PairWriter"]
+
+_Forgery = TypeVar("_Forgery", ImageForgery, AudioForgery)
+_Sample = TypeVar("_Sample", Face, Waveform)
+
+
+@dataclass(frozen=True)
+class PairTask(Generic[_Forgery, _Sample]):
+    """One forgery: everything that a worker needs, independent of other forgeries.
+
+    ``samples`` are the faces or voices, target first; ``block`` names the identities that go into
+    one split together.
+    """
+
+    number: int
+    method: _Forgery
+    samples: tuple[_Sample, ...]
+    recipe: ForensicsRecipe
+    block: str
+
+
+@dataclass(frozen=True)
+class PairWriter:
+    """Writes the pairs of one data set, every file marked by ``marker``.
+
+    ``role`` names what ``source`` holds, and ``folder`` where it was read; ``unit`` names the
+    items, and ``seam`` the folder of their forgery methods.
+    """
+
+    recipe: ForensicsRecipe
+    job: Job
+    source: FaceSource | VoiceSource
+    marker: LabeledImageWriter | LabeledAudioWriter
+    role: str
+    folder: str | None
+    unit: str
+    seam: str
+    suffix: str
+    compression: str
+
+    @cached_property
+    def run(self) -> str:
+        """Name of the run, which enters every watermark: a digest of all that decides the content.
+
+        The number of workers is excluded: it must not affect the marks.
+        """
+        return digest_text(dump_recipe(self.recipe.model_copy(update={"workers": 1})))[:16]
+
+    def state(
+        self, task: PairTask[Any, Any], *, is_fake: bool, edit: str = "twin"
+    ) -> dict[str, Any]:
+        """Return the statements of the marks of a fake, or of a twin made by ``edit``."""
+        kind, source_type = classify_twin(self.source.origin)
+        if is_fake:
+            kind, source_type = "forged", str(task.method.source_type)
+        return {
+            "generator": task.method.method_name() if is_fake else edit,
+            "seed": self.recipe.seed,
+            "run": self.run,
+            "source_type": source_type,
+            "consent": self.source.consent,
+            "kind": kind,
+            "source": self.source.origin,
+            "details": {"number": task.number},
+        }
+
+    def write(
+        self,
+        task: PairTask[Any, Any],
+        forged: ForgedImage | ForgedAudio,
+        mask: npt.NDArray[np.floating],
+        members: Sequence[Any],
+        **fields: Any,
+    ) -> ManifestRows:
+        """Write a forgery, its mask and its real twin; return their manifest rows.
+
+        Args:
+            task: Task of the forgery.
+            forged: The forgery.
+            mask: Mask to write, in [0, 1].
+            members: Fake and twin, as the marker takes them.
+            fields: More fields of both rows.
+        """
+        name, target, output = f"{task.number:06d}", task.samples[0], self.job.output
+        with atomic_write(output / "masks" / f"{name}.npy", "wb") as file:
+            np.lib.format.write_array(file, np.rint(mask * 255).astype(np.uint8))
+        rows = []
+        for label, folder, generated in zip((1, 0), ("fake", "real"), members, strict=True):
+            path = output / folder / f"{name}{self.suffix}"
+            marks = self.marker.write(generated, path)
+            rows.append(
+                {
+                    "id": f"{folder}-{name}",
+                    "path": path.relative_to(output).as_posix(),
+                    "label": label,
+                    "generator": generated.generator,
+                    "source_id": target.name,
+                    "identity": target.identity,
+                    "others": [sample.identity for sample in task.samples[1:]],
+                    "split": choose_split(task.block, self.recipe.seed, self.recipe.split),
+                    "mask": f"masks/{name}.npy" if label else None,
+                    "compression": self.compression,
+                    "consent": self.source.consent or None,
+                    "whose": self.source.origin,
+                    **fields,
+                    "details": dict(forged.details),
+                    **marks,
+                }
+            )
+        return rows
+
+    def write_all(
+        self,
+        lab: Lab,
+        make: Callable[[Collection[int]], Iterator[tuple[int, ManifestRows]]],
+        *,
+        rows_before: int,
+        uses: Sequence[str],
+    ) -> Artifact:
+        """Write all pairs and the manifest, and publish the data set.
+
+        ``uses`` names the forgery methods; the rest is as for ``write_dataset``.
+        """
+        count, unit, job, folder = self.recipe.count, self.unit, self.job, self.folder
+        rows = write_dataset(job, lab, make, count=count, unit=unit, rows_before=rows_before)
+        origin = Origin("synthetic")
+        for use in uses:
+            origin = origin.then(Link(f"forensics.synthesis.{self.seam}.{use}"))
+        return job.finish(
+            "media",
+            parents=[make_parent(self.role, Path(folder), job.out)] if folder else [],
+            origin=origin.to_json(),
+            details={
+                self.role: self.source.origin,
+                "consent": self.source.consent,
+                unit: len(rows),
+                "left_out": self.source.left_out,
+            },
+            # Signatures carry their time; the manifest holds the digests of pixels and samples,
+            # which are equal in every run.
+            is_timed=lambda path: path.endswith((".jpg", ".png", ".wav")),
+        )
