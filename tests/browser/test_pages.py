@@ -107,6 +107,21 @@ def test_the_theme_is_switched_and_kept(open_page, console):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
 
 
+def test_the_settings_of_an_answer_that_were_changed_are_sent(open_page, console):
+    page = open_page(console, "/ask")
+    page.locator("summary", has_text="Settings").click()
+    page.get_by_label("Passages shown to the model").fill("2")
+    page.get_by_label("Unsupported sentences").select_option("drop")
+    page.locator("#best_at_ends").check()
+    page.get_by_label("Question").fill("Where does the river rise?")
+    with page.expect_request("**/v1/chat/completions*") as sent:
+        page.locator("#send").click()
+    body = sent.value.post_data_json
+    given = {key: body[key] for key in body.keys() - {"model", "messages", "max_tokens", "stream"}}
+    assert given == {"k": 2, "unsupported": "drop", "best_at_ends": True}
+    page.locator(".answer:not([aria-busy])").wait_for(state="attached")
+
+
 def test_the_menu_opens_and_closes_by_keyboard_on_a_phone(open_page, console):
     page = open_page(console, "/ask", size="phone")
     page.locator(".menu summary").focus()

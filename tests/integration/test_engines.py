@@ -88,9 +88,9 @@ def test_a_chain_on_other_workers_gives_the_same_bytes(world, engine):
 
     assert digests(world / "there") == digests(world / "local")
     given = engine.count()
-    assert given["Preparing"] == 8  # every document
+    assert given["IngestTask"] == 8  # every document
     assert given["_Answering"] >= 11  # 22 records, of which a unit of work makes two at most
-    assert given["_Judging"] >= 11
+    assert given["_FilterTask"] >= 11
     recipes = [read_artifact(world / name).recipe_digest for name in ("there", "local")]
     assert recipes[0] == recipes[1]  # where the work was done is no part of the recipe
     (step,) = (world / "there" / "steps").glob("index-*")
@@ -108,7 +108,7 @@ def test_a_graph_on_other_workers_gives_the_same_bytes(world):
         job = Job.start(world / f"graph-{name}", dump_recipe(recipe))
         made[name] = run_job(recipe, job, chosen).digest
     assert made["one"] == made["two"]
-    assert engine.count()["_Judging"] > 0
+    assert engine.count()["_FilterTask"] > 0
 
 
 def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
         "lacking.md": "extra.missing",
         "large.md": "document.memory",
     }
-    assert engine.count()["Preparing"] == 6
+    assert engine.count()["IngestTask"] == 6
 
 
 def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatch):

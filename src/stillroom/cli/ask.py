@@ -4,104 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from stillroom.cli.options import FiniteFloatRange, debug_option, existing_path, json_option
-
-if TYPE_CHECKING:
-    from stillroom.rag.settings import AnswerOptions
+from stillroom.rag.settings import AnswerSettings
 
 __all__ = [
     "ask_command",
     "ask_options",
     "ask_settings",
+    "passages_option",
 ]
 
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-_ASK_OPTIONS = (
-    click.option(
-        "--way",
-        default="",
-        help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER]; default convex.",
-    ),
-    click.option(
-        "--answering",
-        default="direct",
-        show_default=True,
-        help="Answering method: METHOD[:KEY=VALUE,...]; see 'stillroom list methods "
-        "rag.answer_strategies'.",
-    ),
-    click.option(
-        "--checker",
-        default="overlap",
-        show_default=True,
-        help="Support checker of sentences: METHOD[:KEY=VALUE,...].",
-    ),
-    click.option(
-        "--unsupported",
-        type=click.Choice(["mark", "drop", "refuse"]),
-        default="mark",
-        show_default=True,
-        help="Treatment of sentences that no passage supports.",
-    ),
-    click.option(
-        "--neighbours",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Number of passages shown before and after each hit.",
-    ),
-    click.option(
-        "--per-document",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Maximum number of hits from one document; 0 for no limit.",
-    ),
-    click.option(
-        "--shorten", is_flag=True, help="Truncate the last passage between sentences if needed."
-    ),
-    click.option("--best-at-ends", is_flag=True, help="Show the best passages first and last."),
-    click.option(
-        "--parent-share",
-        type=FiniteFloatRange(0, 1),
-        default=0.0,
-        show_default=True,
-        help="Show the parent section when more than this share of its passages is found "
-        "(indexes cut by parent_child or sentence_window).",
-    ),
-    click.option(
-        "--cache",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Cache answers in this file, and reuse them for the same question.",
-    ),
-)
+def _build_option(name: str, *, is_served: bool = False) -> Callable[[CommandT], CommandT]:
+    """Return the option of a setting, with the bounds of requests if it is for a server."""
+    setting, option = AnswerSettings.client_options()[name]
+    flag, text = f"--{name.replace('_', '-')}", option.description or setting.description
+    if setting.annotation is bool:
+        return click.option(flag, is_flag=True, help=text)
+    bounds = {
+        key: value
+        for bound in setting.metadata
+        for key in ("ge", "le")
+        if (value := getattr(bound, key, None)) is not None
+    }
+    kind: Any = str
+    if setting.annotation is int:
+        most = option.maximum if is_served else None
+        kind = click.IntRange(bounds.get("ge"), bounds.get("le", most))
+    elif setting.annotation is float:
+        kind = FiniteFloatRange(bounds.get("ge"), bounds.get("le"))
+    elif not option.is_method:
+        kind = click.Choice(get_args(setting.annotation))
+    default = "" if setting.default is None else setting.default
+    return click.option(flag, type=kind, default=default, show_default=default != "", help=text)
+
+
+def passages_option(*, is_served: bool = False) -> Callable[[CommandT], CommandT]:
+    """Return --k, which each command places itself; a server bounds it as requests do."""
+    return _build_option("k", is_served=is_served)
 
 
 def ask_options(function: CommandT) -> CommandT:
     """Add the options of retrieval, answering and context."""
-    for option in reversed(_ASK_OPTIONS):
-        function = option(function)
+    function = click.option(
+        "--cache",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Cache answers in this file, and reuse them for the same question.",
+    )(function)
+    for name in reversed([name for name in AnswerSettings.client_options() if name != "k"]):
+        function = _build_option(name)(function)
     return function
 
 
-def ask_settings(options: dict[str, Any]) -> AnswerOptions:
-    """Return the settings that the options give.
+def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``AnswerSettings`` that the options give.
 
     Raises:
         RecipeError: If a method or setting is unknown, or a value is out of range.
         DataError: If the answer cache cannot be used.
     """
     from stillroom.rag.generation.semantic_cache import SemanticCache
-    from stillroom.rag.settings import parse_answer_settings
+    from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
     path = options.pop("cache", None)
-    settings = parse_answer_settings(options)  # type: ignore[arg-type]  # click has the names and types
+    settings = parse_answer_settings(options)
     if path is not None:
         settings["cache"] = SemanticCache(path)
     return settings
@@ -118,13 +91,7 @@ Examples:
 )
 @click.argument("run", type=existing_path)
 @click.argument("question")
-@click.option(
-    "--k",
-    default=3,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Number of passages shown to the model.",
-)
+@passages_option()
 @click.option("--model", default="", help="Model to use instead of the run's own.")
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")

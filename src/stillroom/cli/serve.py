@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.ask import ask_options, ask_settings
+from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import access_options, build_access, debug_option, existing_path
 
 __all__ = [
@@ -44,13 +44,7 @@ Examples:
     default=None,
     help="API keys, one a line, with tenant and scopes.",
 )
-@click.option(
-    "--k",
-    default=3,
-    type=click.IntRange(min=1, max=50),
-    show_default=True,
-    help="Number of passages shown to the model.",
-)
+@passages_option(is_served=True)
 @click.option("--jobs", type=existing_path, default=None, help="Workspace folder of jobs.")
 @click.option(
     "--job-workers",

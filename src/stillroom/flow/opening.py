@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.index.view import AccessContext
-    from stillroom.rag.settings import AnswerOptions
 
 __all__ = ["OpenedRun", "find_checkpoint", "find_model", "find_step", "open_index", "open_run"]
 
@@ -31,7 +28,7 @@ class OpenedRun:
     model: TextModel
     name: str
 
-    def ask(self, question: str, **settings: Unpack[AnswerOptions]) -> Iterator[str | Answer]:
+    def ask(self, question: str, **settings: Any) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
 
         Args:

@@ -58,7 +58,6 @@ __all__ = [
     "RelevanceGrader",
     "Retriever",
     "TimeDependent",
-    "UnsupportedPolicy",
     "make_query",
     "search_dense",
     "search_keyword",
@@ -431,7 +430,6 @@ class EntityExtractor(Method, ABC):
 
 
 EXTRACTORS = Registry("stillroom.rag.extractors", EntityExtractor)
-UnsupportedPolicy = Literal["mark", "drop", "refuse"]
 
 _AUXILIARY_NAMES = {
     "sparse": "term weights of learned sparse search (sparse)",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
 from stillroom.flow.opening import find_model, find_step
@@ -35,7 +35,6 @@ from stillroom.records import Answer, Message, Sampling
 
 if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
-    from stillroom.rag.settings import AnswerOptions, AnswerOptionTexts
 
 __all__ = [
     "AnswerFunction",
@@ -57,7 +56,7 @@ class AnswerFunction(Protocol):
         sampling: Sampling,
         k: int,
         *,
-        settings: AnswerOptionTexts,
+        settings: Mapping[str, Any],
         access: AccessContext | None,
         is_cancelled: Callable[[], bool],
     ) -> Iterator[str | Answer]:
@@ -141,7 +140,7 @@ def open_run(
     *,
     name: str = "",
     model: str = "",
-    settings: AnswerOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:
@@ -162,12 +161,12 @@ def open_run(
     from stillroom.rag.generation.answer import ask_stream
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
-    from stillroom.rag.settings import parse_answer_settings
+    from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
     reference = model or find_model(run)
-    defaults: AnswerOptions = settings or {}
+    defaults = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
 
@@ -176,14 +175,14 @@ def open_run(
             sampling: Sampling,
             k: int,
             *,
-            settings: AnswerOptionTexts,
+            settings: Mapping[str, Any],
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
         ) -> Iterator[str | Answer]:
             # The current state: deleted or no longer visible documents appear in no later answer.
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
-            options: AnswerOptions = {**defaults, **parse_answer_settings(settings), "k": k}
+            options = {**defaults, **parse_answer_settings(settings), "k": k}
             return ask_stream(
                 index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **options
             )
@@ -253,7 +252,7 @@ def parse_mount(text: str, model: str = "") -> Mount:
 def open_mounts(
     mounts: Sequence[Mount],
     *,
-    settings: AnswerOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[list[ServedModel]]:
@@ -296,7 +295,7 @@ def open_mounts(
 def open_mount(
     mount: Mount,
     *,
-    settings: AnswerOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:

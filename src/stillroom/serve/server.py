@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,6 @@ from stillroom.serve.jobs.sandbox import describe_sandbox_gap
 
 if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
-    from stillroom.rag.settings import AnswerOptions
     from stillroom.serve.jobs.runner import JobRunner
     from stillroom.serve.mounts import Mount, ServedModel
 
@@ -77,7 +76,7 @@ def run_server(
     host: str = "127.0.0.1",
     port: int = 8151,
     *,
-    settings: AnswerOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
     api_key_file: Path | None = None,
     access: AccessContext | None = None,
     limits: RequestLimits | None = None,

@@ -14,8 +14,8 @@ from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import parse_answer_settings
 from stillroom.rag.run import run
-from stillroom.rag.settings import parse_answer_settings
 from stillroom.records import Completion
 from stillroom.serve import ServedModel, create_app
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.ask import ask_options, ask_settings
+from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import debug_option, existing_path, json_option, view_options
 from stillroom.cli.output import print_json
 
@@ -132,13 +132,7 @@ Examples:
 @click.argument("index", type=existing_path)
 @click.argument("question")
 @click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="Model that answers.")
-@click.option(
-    "--k",
-    default=3,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Number of passages shown to the model.",
-)
+@passages_option()
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @view_options

@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
-from stillroom.serve.views.forms import list_answering_options
+from stillroom.serve.views.forms import list_answer_settings, list_answering_options
 
 __all__ = [
     "ask_routes",
@@ -36,6 +36,7 @@ def ask_routes(context: PageContext) -> list[Route]:
             title="Ask",
             runs=runs,
             run=run or (runs[0] if runs else None),
+            settings=list_answer_settings(),
             ways=await context.run_in_thread(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
         )

@@ -169,11 +169,17 @@
 
   const settings = () => {
     const way = [$("retriever").value, $("reranker").value].filter(Boolean);
-    const told = { k: Number($("k").value) || 3 };
+    const told = {};
+    for (const input of document.querySelectorAll("[data-setting]")) {
+      if (input.type === "checkbox") {
+        if (input.checked !== input.defaultChecked) told[input.id] = input.checked;
+      } else if (input.type === "number") {
+        if (input.value && input.value !== input.defaultValue) told[input.id] = Number(input.value);
+      } else if (!input.selectedOptions[0].defaultSelected) told[input.id] = input.value;
+    }
     if ($("retriever").value) told.way = way.join("+");
     else if ($("reranker").value) told.way = `convex+${$("reranker").value}`;
     if ($("answering").value) told.answering = $("answering").value;
-    if ($("unsupported").value !== "mark") told.unsupported = $("unsupported").value;
     return told;
   };
 

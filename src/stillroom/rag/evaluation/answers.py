@@ -188,12 +188,8 @@ def run_question(
         model,
         question.text,
         k=k,
-        retriever=pipeline.retriever,
-        reranker=pipeline.reranker,
-        transform=pipeline.transform,
-        answering=pipeline.answering or "direct",
-        unsupported=pipeline.unsupported,
         sampling=sampling,
+        **pipeline.to_answer_settings(),
     )
     seconds = time.perf_counter() - started
     details = answer.details

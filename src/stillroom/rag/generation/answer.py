@@ -11,10 +11,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
-
-from typing_extensions import Unpack
 
 from stillroom.rag.generation.citations import CitationStream
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
@@ -37,7 +35,7 @@ from stillroom.rag.observability import (
     open_span,
     record_answer,
 )
-from stillroom.rag.settings import AnswerOptions, AnswerSettings
+from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Answer, Citation, Hit, Origin, Sampling
 from stillroom.registry import Method
@@ -79,7 +77,7 @@ def ask(
     *,
     sampling: Sampling = _SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
-    **settings: Unpack[AnswerOptions],
+    **settings: Any,
 ) -> Answer:
     """Answer a question from the passages of an index.
 
@@ -104,10 +102,11 @@ def ask(
 
     Raises:
         DataError: If k is below 1, the question is too long, or the best passage does not fit.
+        RecipeError: If a method is unknown, or another setting is out of bounds.
         BackendError: If the model fails.
     """
     *_, answer = _answer(
-        index, model, question, AnswerSettings(**settings), sampling, False, is_cancelled
+        index, model, question, read_answer_settings(settings), sampling, False, is_cancelled
     )
     assert isinstance(answer, Answer)  # noqa: S101  # the last item is the Answer
     return answer
@@ -120,7 +119,7 @@ def ask_stream(
     *,
     sampling: Sampling = _SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
-    **settings: Unpack[AnswerOptions],
+    **settings: Any,
 ) -> Iterator[str | Answer]:
     """Yield pieces of the answer as soon as they are final, then the Answer; see ``ask``.
 
@@ -130,7 +129,9 @@ def ask_stream(
     Yields:
         Text, and finally the Answer.
     """
-    return _answer(index, model, question, AnswerSettings(**settings), sampling, True, is_cancelled)
+    return _answer(
+        index, model, question, read_answer_settings(settings), sampling, True, is_cancelled
+    )
 
 
 def _answer(
@@ -208,9 +209,9 @@ def _build_answer_scope(
     if asking.cache is None:
         return ""
     settings = {
-        field.name: _to_plain(getattr(asking, field.name))
-        for field in fields(asking)
-        if field.name != "cache"
+        name: _to_plain(getattr(asking, name))
+        for name in AnswerSettings.model_fields
+        if name != "cache"
     }
     if asking.retriever is None:
         settings["retriever"] = _to_plain(index.default_retriever)

@@ -27,7 +27,7 @@ from typing import Any
 
 from stillroom.rag.generation.grounding import SourceTexts
 from stillroom.rag.generation.prompt import ABSTENTION
-from stillroom.rag.interfaces import UnsupportedPolicy
+from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.text.language import split_sentences
 
 __all__ = [

@@ -10,7 +10,7 @@ once more than a share of them was found). Here one level, with the best score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from stillroom.errors import Problem, RecipeError
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
+    CHECKERS,
     QUERY_TRANSFORMS,
     RERANKERS,
     RETRIEVERS,
@@ -27,9 +28,9 @@ from stillroom.rag.interfaces import (
     PassageReranker,
     QueryTransform,
     Retriever,
-    UnsupportedPolicy,
 )
 from stillroom.rag.retrieval.ranking import merge_hit_spans
+from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.records import Hit, Passage
 from stillroom.registry import Method, Registry
 from stillroom.registry.catalog import suggest
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RetrievalPipeline",
     "merge_into_parents",
+    "parse_answer_settings",
     "parse_method",
     "parse_pipeline",
     "parse_rag_pipeline",
@@ -66,6 +68,38 @@ class RetrievalPipeline:
     transform: QueryTransform | None = None
     answering: AnswerStrategy | None = None
     unsupported: UnsupportedPolicy = "mark"
+
+    def to_answer_settings(self) -> dict[str, Any]:
+        """Return the fields of ``AnswerSettings`` that the pipeline decides."""
+        settings: dict[str, Any] = {
+            "retriever": self.retriever,
+            "reranker": self.reranker,
+            "transform": self.transform,
+        }
+        if self.answering is not None:
+            settings |= {"answering": self.answering, "unsupported": self.unsupported}
+        return settings
+
+
+def parse_answer_settings(texts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of ``AnswerSettings`` from the options of a client.
+
+    Args:
+        texts: Values by the names of ``AnswerSettings.client_options``; what is None or empty text
+            keeps its default. ``way`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering`` and
+            ``checker`` are ``METHOD[:KEY=VALUE,...]``.
+
+    Raises:
+        RecipeError: If a method or setting is unknown, or a value is out of bounds.
+    """
+    settings = {name: value for name, value in texts.items() if value not in (None, "")}
+    if pipeline_text := settings.pop("way", None):
+        settings |= parse_rag_pipeline(pipeline_text).to_answer_settings()
+    registries: dict[str, Registry[Any]] = {"answering": ANSWER_STRATEGIES, "checker": CHECKERS}
+    for name, registry in registries.items():
+        if isinstance(settings.get(name), str):
+            settings[name] = parse_method(registry, settings[name])
+    return settings
 
 
 def parse_rag_pipeline(text: str) -> RetrievalPipeline:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 
+from stillroom.rag.settings import AnswerSettings
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
-
-if TYPE_CHECKING:
-    from stillroom.rag.settings import AnswerOptionTexts
 
 __all__ = [
     "ChatRequest",
@@ -50,12 +48,6 @@ _REPLY_FIELDS = ("annotations", "citations", "answer", "turns_not_read", "refusa
 
 
 _NON_SETTING_FIELDS = {"model", "user", "k"}
-
-
-_METHOD_PATTERN = r"^[a-z_]+$"
-
-
-_RETRIEVAL_PATTERN = r"^(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?$"
 
 
 _SEED_MASK = 0x7FFFFFFF
@@ -169,32 +161,38 @@ class _TextRequest(SampledRequest):
         )
 
 
-class DocumentsRequest(_Request):
-    """Fields of answers from documents; all of them are extensions."""
+def _build_document_fields() -> dict[str, Any]:
+    """Return the request fields of an answer's settings: type and default by name."""
+    fields: dict[str, Any] = {}
+    for name, (setting, option) in AnswerSettings.client_options().items():
+        if not option.in_requests:
+            continue
+        kind: Any = str if option.is_method else setting.annotation
+        bounds = [bound for bound in setting.metadata if bound is not option]
+        bounds.append(
+            Field(le=option.maximum, max_length=option.max_length, pattern=option.pattern)
+        )
+        description = option.request_description or option.description or setting.description
+        default = Field(None, description=f"{description} An extension.")
+        fields[name] = (Annotated[(kind, *bounds)] | None, default)
+    return fields
 
-    k: int | None = Field(
-        None, ge=1, le=50, description="number of passages shown to the model; an extension"
-    )
-    way: str | None = Field(
-        None,
-        max_length=80,
-        pattern=_RETRIEVAL_PATTERN,
-        description="retrieval methods; an extension",
-    )
-    answering: str | None = Field(
-        None,
-        max_length=40,
-        pattern=_METHOD_PATTERN,
-        description="answering method; an extension",
-    )
-    unsupported: Literal["mark", "drop", "refuse"] | None = None
-    neighbours: int | None = Field(None, ge=0, le=10)
-    per_document: int | None = Field(None, ge=0, le=50)
-    shorten: bool | None = None
-    best_at_ends: bool | None = None
-    parent_share: float | None = Field(None, ge=0, le=1)
 
-    def ask_settings(self) -> AnswerOptionTexts:
+if TYPE_CHECKING:
+
+    class _DocumentFields(_Request):
+        k: int | None = None
+
+else:
+    _DocumentFields = create_model(
+        "_DocumentFields", __base__=_Request, __module__=__name__, **_build_document_fields()
+    )
+
+
+class DocumentsRequest(_DocumentFields):
+    """Fields of answers from documents, derived from ``AnswerSettings``; all are extensions."""
+
+    def ask_settings(self) -> dict[str, Any]:
         """Return the answer settings that the client gives.
 
         Methods are named without settings: those may hold addresses and paths, which the server
@@ -202,10 +200,7 @@ class DocumentsRequest(_Request):
         """
         names = [name for name in DocumentsRequest.model_fields if name not in _NON_SETTING_FIELDS]
         values = {name: getattr(self, name) for name in names}
-        return cast(
-            "AnswerOptionTexts",
-            {name: value for name, value in values.items() if value is not None},
-        )
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def check_message_count(count: int, limits: RequestLimits, field: str) -> None:
@@ -422,10 +417,6 @@ class RerankRequest(_Request):
         ]
 
 
-def _no_settings() -> AnswerOptionTexts:
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Normalized request to a model.
@@ -448,7 +439,7 @@ class GenerationRequest:
     samplings: tuple[Sampling, ...] = ()
     is_streamed: bool = False
     k: int | None = None
-    settings: AnswerOptionTexts = field(default_factory=_no_settings)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     wants_canvas: bool = False
     proxied_body: Mapping[str, Any] | None = None
     schema_field: str = "response_format"

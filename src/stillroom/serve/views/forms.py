@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from stillroom.rag.settings import AnswerSettings
 from stillroom.recipes import find_recipe_class, list_kinds, render_template
 from stillroom.recipes.yaml_text import read_yaml
 from stillroom.registry.catalog import find_registries, list_methods
@@ -24,6 +25,7 @@ __all__ = [
     "MethodOption",
     "RecipeForm",
     "describe_form",
+    "list_answer_settings",
     "list_answering_options",
     "list_forms",
     "list_method_options",
@@ -346,3 +348,14 @@ def list_answering_options() -> dict[str, tuple[MethodOption, ...]]:
         "rerankers": list_method_options("rag.rerankers"),
         "answering": list_method_options("rag.answer_strategies"),
     }
+
+
+def list_answer_settings() -> tuple[FormField, ...]:
+    """Return the settings of an answer that a request may give, without the methods."""
+    schema = AnswerSettings.model_json_schema()
+    fields = {field.path: field for field in _build_fields(schema, {}, "", 0)}
+    return tuple(
+        replace(fields[name], high=fields[name].high or option.maximum, title=setting.title or "")
+        for name, (setting, option) in AnswerSettings.client_options().items()
+        if option.in_requests and not option.is_method
+    )
