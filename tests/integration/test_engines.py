@@ -89,7 +89,7 @@ def test_a_chain_on_other_workers_gives_the_same_bytes(world, engine):
     assert digests(world / "there") == digests(world / "local")
     given = engine.count()
     assert given["IngestTask"] == 8  # every document
-    assert given["_Answering"] >= 11  # 22 records, of which a unit of work makes two at most
+    assert given["_WorkerModel"] >= 11  # 22 records, of which a unit of work makes two at most
     assert given["_FilterTask"] >= 11
     recipes = [read_artifact(world / name).recipe_digest for name in ("there", "local")]
     assert recipes[0] == recipes[1]  # where the work was done is no part of the recipe
@@ -174,7 +174,7 @@ def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatc
     assert counts["fell"] == 100
     assert counts["unreadable"] == 6
     assert there.digest == here.digest
-    assert engine.count()["_Reading"] > 10
+    assert engine.count()["_ReadTask"] > 10
 
 
 def test_files_that_are_named_from_here_are_found_by_workers_elsewhere(tmp_path, monkeypatch):
