@@ -14,16 +14,16 @@ which is sent last and removed first: who reads a folder without one reads an un
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.objects.address import connect, is_address, join_address, store_failure_as_error
@@ -79,7 +79,7 @@ def mirror_folder(address: str, *, leaves: tuple[str, ...] = (), cache: Path | N
     told_apart = "\n".join([address, *leaves])
     folder = home / hashlib.sha256(told_apart.encode()).hexdigest()[:20]
     home.mkdir(parents=True, exist_ok=True)
-    with _lock_mirror(folder):
+    with FileLock(folder.with_name(f"{folder.name}.lock"), fallback_to_soft=False):  # waits
         objects, is_object = list_objects(address)
         _LockedMirror(address, folder, leaves, objects, is_object).update()
     return folder / next(iter(objects)) if is_object else folder
@@ -255,14 +255,6 @@ def download(address: str, target: Path) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _lock_mirror(folder: Path) -> Iterator[None]:
-    """Have a mirror to oneself, waiting for who brings it up to date now."""
-    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _remote_version(entry: Mapping[str, Any]) -> str:
