@@ -70,7 +70,7 @@ def lock_folder(
 
     Args:
         folder: An existing folder.
-        busy: What to raise while somebody else, in this process or another, holds the lock.
+        busy: What to raise while another thread or process holds the lock.
         wait: Wait for the holder instead.
 
     Returns:
