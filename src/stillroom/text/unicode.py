@@ -165,9 +165,7 @@ def is_grapheme_boundary(text: str, position: int) -> bool:
     """Say whether text may be cut before ``position``; looks 64 code points back."""
     if position <= 0 or position >= len(text):
         return True
-    start = max(
-        position - _MAX_CLUSTER, 0
-    )  # as a slice: regex reads what precedes its start
+    start = max(position - _MAX_CLUSTER, 0)  # as a slice: regex reads what precedes its start
     clusters = _CLUSTER.finditer(text[start : position + 1])
     return any(one.end() == position - start for one in clusters)
 
