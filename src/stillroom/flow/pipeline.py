@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +29,7 @@ from stillroom.jobs import (
     sum_work_seconds,
 )
 from stillroom.jobs.engines import Engine, open_engine
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -52,9 +50,6 @@ __all__ = [
 
 
 _KEY_DIGITS = 12
-
-
-_LOCK_FILE = ".lock"
 
 
 _INSUFFICIENT_DATA_CODES = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
@@ -96,7 +91,14 @@ class FlowRun:
             resolve_inputs(self.recipe.inputs)
         with full_disk_as_error(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        busy = ResourceError(
+            f"another process is writing to {self.out}",
+            code="resource.busy",
+            where=str(self.out),
+            expected="one process for each folder",
+            next="wait for it, or choose another --out",
+        )
+        with lock_folder(self.out, busy):
             before = self._look_before(resume=resume, overwrite=overwrite)
             with full_disk_as_error(self.out):
                 (self.out / "steps").mkdir(exist_ok=True)
@@ -196,23 +198,8 @@ class FlowRun:
         for path in self.out.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != _LOCK_FILE:
+            elif path.name != LOCK_FILE:
                 path.unlink()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.out / _LOCK_FILE).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ResourceError(
-                    f"another process is writing to {self.out}",
-                    code="resource.busy",
-                    where=str(self.out),
-                    expected="one process for each folder",
-                    next="wait for it, or choose another --out",
-                ) from error
-            yield
 
     def _prepare(self, name: str, step: FlowStep, done: Mapping[str, Path]) -> _PreparedStep:
         """Return a step with its folder, named by the digests of its recipe and inputs."""

@@ -1,4 +1,4 @@
-"""Atomic file and folder writes, disk-full errors and shared SQLite databases."""
+"""Atomic writes of files and folders, locks, disk-full errors and shared SQLite databases."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
 from stillroom.errors import ResourceError, StillroomError
 
 __all__ = [
+    "LOCK_FILE",
     "atomic_write",
     "full_disk_as_error",
+    "lock_folder",
     "open_shared_database",
     "replace_folder",
     "swap_folders",
@@ -29,6 +33,9 @@ _AT_FDCWD, _EXCHANGE = -100, 2
 
 
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
+
+
+LOCK_FILE = ".lock"
 
 
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
@@ -54,6 +61,31 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
             expected=f"more than the {free / 1e6:.1f} MB that are free",
             next="free some space or choose another --out, then run again with --resume",
         ) from error
+
+
+def lock_folder(
+    folder: Path, busy: ResourceError, *, wait: bool = False
+) -> AcquireReturnProxy[FileLock]:
+    """Take the exclusive lock ``LOCK_FILE`` of a folder; the kernel frees it at a kill.
+
+    Args:
+        folder: An existing folder.
+        busy: What to raise while another thread or process holds the lock.
+        wait: Wait for the holder instead.
+
+    Returns:
+        A context manager that frees the lock; ``.lock.release()`` does it from any thread.
+
+    Raises:
+        ResourceError: ``busy``.
+        OSError: If the file cannot be opened, or the disk has no such locks (a lock that is only a
+            file would outlive a kill).
+    """
+    path = folder / LOCK_FILE
+    try:
+        return FileLock(path, blocking=wait, thread_local=False, fallback_to_soft=False).acquire()
+    except Timeout as error:
+        raise busy from error
 
 
 def _means_full_disk(error: Exception) -> bool:

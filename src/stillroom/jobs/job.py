@@ -7,7 +7,6 @@ Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import signal
@@ -23,7 +22,14 @@ from typing import Any
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs.engines.interfaces import Engine
 from stillroom.jobs.engines.local import LocalEngine
-from stillroom.jobs.files import atomic_write, full_disk_as_error, replace_folder, sync_folder
+from stillroom.jobs.files import (
+    LOCK_FILE,
+    atomic_write,
+    full_disk_as_error,
+    lock_folder,
+    replace_folder,
+    sync_folder,
+)
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.provenance.artifact import (
@@ -41,7 +47,7 @@ from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sum_work_seconds"]
 
-_WORKING_ONLY = ("journals", "scratch", ".lock")
+_WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 
 
 class Job:
@@ -62,18 +68,14 @@ class Job:
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
         self._journals: dict[str, Journal] = {}
-        self._lock = (work / ".lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ResourceError(
-                f"another process is writing {out}",
-                code="resource.busy",
-                where=str(work),
-                expected="one job a folder",
-                next="wait for it, or choose another --out",
-            ) from error
+        busy = ResourceError(
+            f"another process is writing {out}",
+            code="resource.busy",
+            where=str(work),
+            expected="one job a folder",
+            next="wait for it, or choose another --out",
+        )
+        self._lock = lock_folder(work, busy).lock
 
     @classmethod
     def start(
@@ -129,7 +131,7 @@ class Job:
         for path in self.work.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != ".lock":
+            elif path.name != LOCK_FILE:
                 path.unlink()
 
     def _begin(self, recipe: str) -> None:
@@ -318,8 +320,7 @@ class Job:
         """Close journals and unlock the folder; the working folder stays."""
         for journal in self._journals.values():
             journal.close()
-        if not self._lock.closed:
-            self._lock.close()
+        self._lock.release()
 
     def _append(self, name: str, fields: Mapping[str, object]) -> None:
         with full_disk_as_error(self.work), (self.work / name).open("a", encoding="utf-8") as file:

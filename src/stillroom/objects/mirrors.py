@@ -13,16 +13,16 @@ is uploaded last and removed first; a folder without one is unfinished.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.objects.address import connect, is_address, join_address, store_failure_as_error
@@ -78,7 +78,7 @@ def mirror_folder(address: str, *, leaves: tuple[str, ...] = (), cache: Path | N
     told_apart = "\n".join([address, *leaves])
     folder = home / hashlib.sha256(told_apart.encode()).hexdigest()[:20]
     home.mkdir(parents=True, exist_ok=True)
-    with _lock_mirror(folder):
+    with FileLock(folder.with_name(f"{folder.name}.lock"), fallback_to_soft=False):  # waits
         objects, is_object = list_objects(address)
         _LockedMirror(address, folder, leaves, objects, is_object).update()
     return folder / next(iter(objects)) if is_object else folder
@@ -256,6 +256,7 @@ def download(address: str, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+<<<<<<< HEAD
 @contextmanager
 def _lock_mirror(folder: Path) -> Iterator[None]:
     """Lock a mirror, waiting for another process to finish its update."""
@@ -264,6 +265,8 @@ def _lock_mirror(folder: Path) -> Iterator[None]:
         yield
 
 
+=======
+>>>>>>> x-locks
 def _remote_version(entry: Mapping[str, Any]) -> str:
     """Return the version of an object: its ETag, or its modification time."""
     for key in ("ETag", "etag", "mtime", "LastModified", "created"):

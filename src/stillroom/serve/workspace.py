@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -17,9 +16,10 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 from stillroom.errors import DataError, ResourceError
+from stillroom.jobs.files import lock_folder
 
 __all__ = [
     "CONTROL_FOLDER",
@@ -117,7 +117,6 @@ class Workspace:
     def __init__(self, folder: Path, *, has_tenants: bool = False) -> None:
         """Set the folder; ``open`` creates subfolders and locks it."""
         self.folder, self.has_tenants = folder.absolute(), has_tenants
-        self._lock: IO[str] | None = None
 
     @property
     def control(self) -> Path:
@@ -185,17 +184,14 @@ class Workspace:
                 next=f"mkdir {self.folder}",
             )
         self.control.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / CONTROL_FOLDER / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ResourceError(
-                    f"another server runs jobs in {self.folder}",
-                    code="resource.busy",
-                    where="--jobs",
-                    expected="one server for each folder",
-                    next="stop it, or give another --jobs",
-                ) from error
+        busy = ResourceError(
+            f"another server runs jobs in {self.folder}",
+            code="resource.busy",
+            where="--jobs",
+            expected="one server for each folder",
+            next="stop it, or give another --jobs",
+        )
+        with lock_folder(self.folder / CONTROL_FOLDER, busy):
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.scratch.mkdir(mode=0o700)
             yield self

@@ -3,8 +3,12 @@
 Source: Rajpurkar et al. 2016, arXiv:1606.05250 (the normalization, exact match and F1 of SQuAD).
 Differs: in scripts without spaces every character is a word, so that F1 is meaningful for Chinese.
 
+<<<<<<< HEAD
 Source: Unicode Standard Annex 29 (grapheme clusters), the subset relevant to splitting: combining
 marks, joiners, variation selectors, skin tones, tags, flags, CR LF, Hangul syllables.
+=======
+Source: Unicode Standard Annex 29 (grapheme clusters), as the package regex has it.
+>>>>>>> x-locks
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+
+import regex
 
 __all__ = [
     "UNSPACED_SCRIPTS",
@@ -155,22 +161,11 @@ def _answer_words(text: str) -> list[str]:
 _MAX_CLUSTER = 64  # longer clusters are not natural text and may be split
 
 
-_JOINER = "\u200d"
-
-
-_HANGUL = range(0x1160, 0x1200)
-
-
-_INDICATORS = range(0x1F1E6, 0x1F200)
-
-
-_SKIN_TONES = range(0x1F3FB, 0x1F400)
-
-
-_TAGS = range(0xE0020, 0xE0080)
+_CLUSTER = regex.compile(r"\r\n|\s|\X")  # white space ends a passage, whatever mark leans on it
 
 
 def is_grapheme_boundary(text: str, position: int) -> bool:
+<<<<<<< HEAD
     """Return whether text may be split before ``position``."""
     if position <= 0 or position >= len(text):
         return True
@@ -198,6 +193,14 @@ def is_grapheme_boundary(text: str, position: int) -> bool:
             start -= 1
         return (position - start) % 2 == 0
     return True
+=======
+    """Say whether text may be cut before ``position``; looks 64 code points back."""
+    if position <= 0 or position >= len(text):
+        return True
+    start = max(position - _MAX_CLUSTER, 0)  # as a slice: regex reads what precedes its start
+    clusters = _CLUSTER.finditer(text[start : position + 1])
+    return any(one.end() == position - start for one in clusters)
+>>>>>>> x-locks
 
 
 def find_grapheme_boundary(text: str, position: int, low: int) -> int:

@@ -1,11 +1,15 @@
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from stillroom.errors import ResourceError
 from stillroom.jobs import Job, atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
 
 
 def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
@@ -103,3 +107,33 @@ def test_a_pipe_is_written_into_and_stays_one(tmp_path):
     os.close(reader)
     assert pipe.is_fifo()
     assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_lock_is_refused_by_name_waited_for_and_free_after_a_kill(tmp_path):
+    code = (
+        "import pathlib, sys, time\n"
+        "from stillroom.errors import ResourceError\n"
+        "from stillroom.jobs.files import lock_folder\n"
+        "busy = ResourceError('taken', code='resource.busy')\n"
+        "held = lock_folder(pathlib.Path(sys.argv[1]), busy)\n"
+        "print('held', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    busy = ResourceError(f"another process writes {tmp_path}", code="resource.busy")
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(ResourceError, match=str(tmp_path)) as caught:
+                lock_folder(tmp_path, busy)
+            assert caught.value.code == "resource.busy"
+            waiting = threading.Timer(0.2, holder.send_signal, [signal.SIGKILL])
+            waiting.start()
+            with lock_folder(tmp_path, busy, wait=True):
+                assert holder.wait() == -signal.SIGKILL
+                with pytest.raises(ResourceError, match="another process"):
+                    lock_folder(tmp_path, busy)
+        finally:
+            holder.kill()
+    lock_folder(tmp_path, busy).lock.release()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]

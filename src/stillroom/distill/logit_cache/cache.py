@@ -11,10 +11,9 @@ never changes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from stillroom.distill.logit_cache.storage import (
 from stillroom.distill.losses.targets import DenseTargets, SampledTargets, Targets, TopKTargets
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.jobs import Journal, atomic_write, read_journal
+from stillroom.jobs.files import lock_folder
 from stillroom.provenance import digest_bytes
 
 __all__ = ["CacheCoverage", "LogitCache", "describe_cache", "digest_tokens"]
@@ -352,20 +352,15 @@ class LogitCache:
                 self._shards.read(kind, location)
 
 
-@contextmanager
-def _lock(folder: Path, *, wait: bool) -> Iterator[None]:
-    with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise ResourceError(
-                f"another process is writing to the logit cache {folder}",
-                code="distill.cache-busy",
-                where=str(folder),
-                expected="one writer at a time; any number may read",
-                next="wait for it, or set another targets.cache",
-            ) from error
-        yield
+def _lock(folder: Path, *, wait: bool) -> AbstractContextManager[object]:
+    busy = ResourceError(
+        f"another process is writing to the logit cache {folder}",
+        code="distill.cache-busy",
+        where=str(folder),
+        expected="one writer at a time; any number may read",
+        next="wait for it, or set another targets.cache",
+    )
+    return lock_folder(folder, busy, wait=wait)
 
 
 def describe_cache(cache: LogitCache) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Ledger:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)  # of the file itself; filelock needs another beside it
             count, previous = self._read_head(file.tell())
             row = {
                 "number": count,

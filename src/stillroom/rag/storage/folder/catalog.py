@@ -370,7 +370,11 @@ _PAUSE_S = 0.02
 
 
 class WriterLock:
-    """Exclusive lock of an index for writing, with information on its holder."""
+    """Exclusive lock of an index for writing, with information on its holder.
+
+    The locks of this module are not those of ``filelock``, which has no shared ``flock``: readers
+    probe this one (``is_being_written``) and hold ``SnapshotLease`` on files they cannot write.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Acquire the lock of the index in ``folder``.
