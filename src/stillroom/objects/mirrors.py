@@ -256,17 +256,6 @@ def download(address: str, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-<<<<<<< HEAD
-@contextmanager
-def _lock_mirror(folder: Path) -> Iterator[None]:
-    """Lock a mirror, waiting for another process to finish its update."""
-    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-=======
->>>>>>> x-locks
 def _remote_version(entry: Mapping[str, Any]) -> str:
     """Return the version of an object: its ETag, or its modification time."""
     for key in ("ETag", "etag", "mtime", "LastModified", "created"):

@@ -3,12 +3,7 @@
 Source: Rajpurkar et al. 2016, arXiv:1606.05250 (the normalization, exact match and F1 of SQuAD).
 Differs: in scripts without spaces every character is a word, so that F1 is meaningful for Chinese.
 
-<<<<<<< HEAD
-Source: Unicode Standard Annex 29 (grapheme clusters), the subset relevant to splitting: combining
-marks, joiners, variation selectors, skin tones, tags, flags, CR LF, Hangul syllables.
-=======
 Source: Unicode Standard Annex 29 (grapheme clusters), as the package regex has it.
->>>>>>> x-locks
 """
 
 from __future__ import annotations
@@ -165,42 +160,12 @@ _CLUSTER = regex.compile(r"\r\n|\s|\X")  # white space ends a passage, whatever 
 
 
 def is_grapheme_boundary(text: str, position: int) -> bool:
-<<<<<<< HEAD
-    """Return whether text may be split before ``position``."""
-    if position <= 0 or position >= len(text):
-        return True
-    before, after = text[position - 1], text[position]
-    if before == "\r" and after == "\n":
-        return False
-    if before.isascii() and after.isascii():
-        return True
-    if before.isspace():  # white space ends a passage, also before a combining mark
-        return True
-    code = ord(after)
-    if (
-        before == _JOINER
-        or after == _JOINER
-        or code in _SKIN_TONES
-        or code in _TAGS
-        or code in _HANGUL
-    ):
-        return False
-    if unicodedata.category(after)[0] == "M":
-        return False
-    if code in _INDICATORS and ord(before) in _INDICATORS:
-        start = position
-        while start > 0 and ord(text[start - 1]) in _INDICATORS and position - start < _MAX_CLUSTER:
-            start -= 1
-        return (position - start) % 2 == 0
-    return True
-=======
-    """Say whether text may be cut before ``position``; looks 64 code points back."""
+    """Return whether text may be split before ``position``; looks 64 code points back."""
     if position <= 0 or position >= len(text):
         return True
     start = max(position - _MAX_CLUSTER, 0)  # as a slice: regex reads what precedes its start
     clusters = _CLUSTER.finditer(text[start : position + 1])
-    return any(one.end() == position - start for one in clusters)
->>>>>>> x-locks
+    return any(cluster.end() == position - start for cluster in clusters)
 
 
 def find_grapheme_boundary(text: str, position: int, low: int) -> int:
