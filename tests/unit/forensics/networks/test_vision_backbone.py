@@ -83,7 +83,7 @@ def test_a_vision_model_is_loaded_and_built_again(clip, dino):
 
 def test_what_does_not_see_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="no vision model") as caught:
+    with pytest.raises(CheckpointError, match="no loadable vision model") as caught:
         load_vision(tmp_path)
     assert caught.value.code == "checkpoint.no-vision"
 
