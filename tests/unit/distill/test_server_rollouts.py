@@ -135,7 +135,9 @@ def test_drawn_tokens_alone_ask_for_nothing_but_their_own(make_recipe, do, serve
     assert set(asked[1:]) == {0}
 
 
-@pytest.mark.parametrize("way", ["sampled", "reverse_kl", "replay"])
+@pytest.mark.parametrize(
+    "way", ["sampled", "replay", pytest.param("reverse_kl", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server, monkeypatch, way):
     recipe = make_recipe(**WAYS[way])
     whole, _ = do(recipe, "whole")

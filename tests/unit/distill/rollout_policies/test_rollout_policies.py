@@ -439,9 +439,14 @@ def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teach
             "method": {"name": "distillm2"},
             "rollouts": {"name": "on_policy", "beside_records": True},
         },
-        {"train": {**FAST, "lora": {"rank": 4, "dropout": 0.1}}},
+        pytest.param(
+            {"train": {**FAST, "lora": {"rank": 4, "dropout": 0.1}}}, marks=pytest.mark.slow
+        ),
         {"train": {**FAST, "precision": "bfloat16"}, "method": "reverse_kl"},
-        {"train": {**FAST, "gradient_checkpointing": True}, "method": "jsd"},
+        pytest.param(
+            {"train": {**FAST, "gradient_checkpointing": True}, "method": "jsd"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
