@@ -96,7 +96,13 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=pytest.mark.slow if way in {"reverse_kl", "replay"} else ())
+        for way in WAYS
+    ],
+)
 def test_a_server_teaches_what_the_same_teacher_in_this_process_does(make_recipe, do, way):
     _, ours = do(make_recipe(**WAYS[way]), "served")
     _, theirs = do(make_recipe(is_served=False, **WAYS[way]), "local")

@@ -572,7 +572,9 @@ def test_replay_learns_again_from_what_it_kept(make_source, loaded):
     [
         {"rollouts": {"name": "replay", "level": 0.8, "buffer": 6, "validate_every": 2}},
         {"rollouts": {"name": "speculative"}, "method": "forward_kl"},
-        {"rollouts": {"name": "teacher_prefix"}, "method": "jsd"},
+        pytest.param(
+            {"rollouts": {"name": "teacher_prefix"}, "method": "jsd"}, marks=pytest.mark.slow
+        ),
         {
             "rollouts": {"name": "mixed_sampling", "beside_records": True, "reuse": 2},
             "method": {"name": "minillm", "ce_weight": 0.1},
