@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT ?= merge
 
-.PHONY: help install demo test test-slow test-peer test-http test-browser check docs links wheel sbom bench clean
+.PHONY: help install demo test test-fast test-slow test-peer test-http test-browser check docs links wheel sbom bench clean
 
 help:
 	@echo "make install      the virtual environment with everything the other targets need"
 	@echo "make demo         the main job on the Python language reference, into build/demo"
 	@echo "make test         unit, property, integration, contract, attack and parity tests"
-	@echo "make test-slow    the tests that load the real embedded models"
+	@echo "make test-fast    contracts and the fast unit tests, for every save"
+	@echo "make test-slow    tests of minutes, of many kills, and with the real embedded models"
 	@echo "make test-http    the HTTP description against a live server, by schemathesis"
 	@echo "make test-browser the console in a real Chromium, held to axe (needs chromium and npm)"
 	@echo "make check        layers, types, lint, docstrings and spelling"
@@ -33,6 +34,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	scripts/test $(VENV)
+
+test-fast: $(STAMP)
+	scripts/test $(VENV) fast
 
 test-slow: $(STAMP)
 	scripts/test $(VENV) slow

@@ -233,6 +233,7 @@ def test_missing_checkpoint_ends_before_the_first_step(job, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_hub_name_that_is_found_nowhere_names_the_places(job, tmp_path):
     out = tmp_path / "out"
     begun = time.monotonic()
@@ -297,7 +298,7 @@ def fill(path, left=20_000):
             pass
 
 
-@pytest.mark.parametrize("step", ["records", "report"])
+@pytest.mark.parametrize("step", ["records", pytest.param("report", marks=pytest.mark.slow)])
 def test_disk_that_fills_up_in_other_steps_is_the_same_error(job, run, small_disk, step):
     steps = list(read_artifact(run).details["steps"])
     out = take_over(run, small_disk / "run", steps[: steps.index(step)])

@@ -127,7 +127,10 @@ def test_two_ranks_have_the_loss_curve_of_one(one: Path, tmp_path: Path, shardin
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+SHARDED = ["fsdp", pytest.param("none", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("sharding", SHARDED)
 def test_stopped_by_one_rank_both_go_on_to_the_same_weights(tmp_path: Path, sharding: str) -> None:
     import torch
 
@@ -143,7 +146,7 @@ def test_stopped_by_one_rank_both_go_on_to_the_same_weights(tmp_path: Path, shar
     assert len(curve(tmp_path / "two", "loss")) == 15
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize("sharding", SHARDED)
 def test_a_bad_record_stops_every_rank(tmp_path: Path, sharding: str) -> None:
     done = launch(tmp_path / "bad", 2, poison=7, sharding=sharding)
     assert [process.returncode for process in done] == [3, 3], done[0].stderr + done[1].stderr

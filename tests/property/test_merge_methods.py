@@ -20,7 +20,7 @@ from stillroom.merge.interfaces import (
 from stillroom.merge.tensors.task_vectors import bernoulli_mask
 from stillroom.merge.tensors.trimming import find_thresholds, mask_above, trim
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=25, deadline=None)
 NUMBERS = st.floats(-8, 8, width=32, allow_subnormal=False)
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, max_side=7)
 NAMES = [  # without those that need statistics, or place whole tensors

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from stillroom.merge.interfaces import METHODS, BlockContext, merge_arrays
 
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=20, deadline=None)
 NUMBERS = st.floats(-8, 8, width=32, allow_subnormal=False)
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, max_side=6)
 MATRIX = arrays.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=6)

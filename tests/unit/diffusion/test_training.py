@@ -113,9 +113,19 @@ def test_a_schedule_goes_from_nothing_to_everything_and_knows_its_slope(name):
     assert np.allclose(slope, schedule.slope(t), atol=1e-4)
 
 
+BLOCKS = {"attention": "block_causal", "block_size": 4}
+
+
 @pytest.mark.parametrize("schedule", NOISE_SCHEDULES.names())
-@pytest.mark.parametrize("name", ["independent", "complementary"])
-@pytest.mark.parametrize("metadata", [{}, {"attention": "block_causal", "block_size": 4}])
+@pytest.mark.parametrize(
+    ("name", "metadata"),
+    [
+        ("independent", {}),
+        ("complementary", BLOCKS),
+        pytest.param("independent", BLOCKS, marks=pytest.mark.slow),
+        pytest.param("complementary", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_expected_loss_is_the_bound_whatever_noising_and_schedule(
     make_model, make_recipe, name, schedule, metadata
 ):

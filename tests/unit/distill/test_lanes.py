@@ -100,6 +100,8 @@ NEAR = {
     "crossing": {"student/divergence", "teacher/student_bits", "teacher/ece", "student/flips"},
 }
 
+TOO = ["served", "crossing", pytest.param("several", marks=pytest.mark.slow)]
+
 
 @pytest.mark.parametrize("kind", NEAR)
 def test_every_kind_of_teacher_leaves_the_whole_report(make_recipe, do, kind):
@@ -151,7 +153,7 @@ def test_another_vocabulary_is_found_before_a_teacher_is_asked(
     assert server.bodies == []
 
 
-@pytest.mark.parametrize("kind", NEAR)
+@pytest.mark.parametrize("kind", TOO)
 def test_what_another_model_wrote_is_learned_with_any_teacher(make_recipe, do, kind, script):
     method = {} if kind == "crossing" else {"method": TEXT_ALONE}
     sequence = {"model": script, "attempts": 1, "temperature": 0, "verifiers": []}
@@ -163,7 +165,7 @@ def test_what_another_model_wrote_is_learned_with_any_teacher(make_recipe, do, k
     assert artifact.details["train"]["last_loss"] < artifact.details["train"]["first_loss"]
 
 
-@pytest.mark.parametrize("kind", NEAR)
+@pytest.mark.parametrize("kind", TOO)
 def test_rationales_are_learned_from_any_teacher(make_recipe, do, kind):
     artifact, _ = do(make_recipe(kind, rationale={}))
     counts = artifact.details["records"]
@@ -171,7 +173,7 @@ def test_rationales_are_learned_from_any_teacher(make_recipe, do, kind):
     assert counts["records"] == 18
 
 
-@pytest.mark.parametrize("kind", NEAR)
+@pytest.mark.parametrize("kind", TOO)
 def test_any_teacher_may_read_more_than_its_student(make_recipe, do, kind, server, loaded):
     context = {"field": "passage", "text": "{context} "}
     plain, _ = do(make_recipe(kind), "plain")

@@ -96,7 +96,13 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=pytest.mark.slow if way in {"reverse_kl", "replay"} else ())
+        for way in WAYS
+    ],
+)
 def test_a_server_teaches_what_the_same_teacher_in_this_process_does(make_recipe, do, way):
     _, ours = do(make_recipe(**WAYS[way]), "served")
     _, theirs = do(make_recipe(is_served=False, **WAYS[way]), "local")
@@ -135,7 +141,9 @@ def test_drawn_tokens_alone_ask_for_nothing_but_their_own(make_recipe, do, serve
     assert set(asked[1:]) == {0}
 
 
-@pytest.mark.parametrize("way", ["sampled", "reverse_kl", "replay"])
+@pytest.mark.parametrize(
+    "way", ["sampled", "replay", pytest.param("reverse_kl", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server, monkeypatch, way):
     recipe = make_recipe(**WAYS[way])
     whole, _ = do(recipe, "whole")

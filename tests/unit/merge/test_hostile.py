@@ -57,16 +57,13 @@ def test_a_parent_that_is_not_finite_is_named_and_nothing_is_left(name, family, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tensors_of_zeros_and_equal_parents_give_finite_numbers(name, family, tmp_path):
+def test_tensors_of_zeros_stay_zeros(name, family, tmp_path):
     base, _ = family
     zeros = rewritten(base, tmp_path / "zeros", lambda _, tensor: torch.zeros_like(tensor))
     count = len(parents_for(name, [zeros] * 3))
     merge_checkpoints(name, base_for(name, zeros), [zeros] * count, tmp_path / "out")
     for each in Checkpoint.open(tmp_path / "out").names():
         assert not Checkpoint.open(tmp_path / "out").tensor(each).any()
-    twins = rewritten(base, tmp_path / "twins", lambda _, tensor: tensor)
-    merge_checkpoints(name, base_for(name, base), [twins] * count, tmp_path / "same")
-    assert Checkpoint.open(tmp_path / "same").fingerprint == Checkpoint.open(base).fingerprint
 
 
 def spoil_header(path, change):

@@ -19,10 +19,32 @@ from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
 
+def make_trio(folder):
+    base = tiny_checkpoint(folder / "base")
+    return base, [fine_tune(base, folder / f"tune{seed}", seed) for seed in (1, 2)]
+
+
 @pytest.fixture
 def trio(tmp_path):
-    base = tiny_checkpoint(tmp_path / "base")
-    return base, [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2)]
+    return make_trio(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def searched_once(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    space = [{"setting": "scale", "low": 0, "high": 1}]
+    search = {"records": str(records), "split": "", "space": space}
+    search |= {"evaluations": 4, "population": 4}
+    return merge(make_trio(folder), folder / "out", "task_arithmetic", search=search)
+
+
+@pytest.fixture
+def searched(searched_once):
+    """Yield a merge by a search; put its artifact.json back afterwards."""
+    path = searched_once / ARTIFACT_FILE
+    before = path.read_bytes()
+    yield searched_once
+    path.write_bytes(before)
 
 
 @pytest.fixture(scope="module")
@@ -152,25 +174,20 @@ def test_a_run_that_was_moved_finds_its_inputs(trio, tmp_path):
         ("search", 7),
     ],
 )
-def test_an_artifact_that_holds_anything_is_refused(section, value, trio, records, tmp_path):
-    space = [{"setting": "scale", "low": 0, "high": 1}]
-    search = {"records": str(records), "split": "", "space": space}
-    search |= {"evaluations": 4, "population": 4}
-    out = merge(trio, tmp_path / "out", "task_arithmetic", search=search)
-    data = json.loads((out / ARTIFACT_FILE).read_text())
+def test_an_artifact_that_holds_anything_is_refused(section, value, searched):
+    data = json.loads((searched / ARTIFACT_FILE).read_text())
     (data["details"] if section == "search" else data)[section] = value
-    (out / ARTIFACT_FILE).write_text(json.dumps(data))
+    (searched / ARTIFACT_FILE).write_text(json.dumps(data))
     with pytest.raises(IntegrityError):
-        verify_merge(out)
+        verify_merge(searched)
 
 
 @pytest.mark.parametrize("kind", ["select", "search"])
-def test_selections_and_searches_are_replayed(kind, trio, records, tmp_path):
-    section = {"records": str(records), "split": ""}
-    if kind == "search":
-        space = [{"setting": "scale", "low": 0, "high": 1}]
-        section |= {"space": space, "evaluations": 4, "population": 4}
-    out = merge(trio, tmp_path / "out", "task_arithmetic", **{kind: section})
+def test_selections_and_searches_are_replayed(kind, searched, trio, records, tmp_path):
+    out = searched
+    if kind == "select":
+        select = {"records": str(records), "split": ""}
+        out = merge(trio, tmp_path / "out", "task_arithmetic", select=select)
     assert verify_merge(out, share=1.0).differences == ()
     data = json.loads((out / ARTIFACT_FILE).read_text())
     kept = {"kept": "nothing", "changes": None}

@@ -155,7 +155,7 @@ def test_licenses_of_records_come_along(tmp_path, teacher_folder):
 @pytest.mark.parametrize(
     "student",
     [
-        {"prune": "width", "max_parameters": 0.7},
+        pytest.param({"prune": "width", "max_parameters": 0.7}, marks=pytest.mark.slow),
         {"prune": "both", "max_parameters": 0.5, "choose": "kl"},
         {"layers": 3, "intermediate_size": 64, "max_parameters": 1.0},
     ],

@@ -439,9 +439,14 @@ def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teach
             "method": {"name": "distillm2"},
             "rollouts": {"name": "on_policy", "beside_records": True},
         },
-        {"train": {**FAST, "lora": {"rank": 4, "dropout": 0.1}}},
+        pytest.param(
+            {"train": {**FAST, "lora": {"rank": 4, "dropout": 0.1}}}, marks=pytest.mark.slow
+        ),
         {"train": {**FAST, "precision": "bfloat16"}, "method": "reverse_kl"},
-        {"train": {**FAST, "gradient_checkpointing": True}, "method": "jsd"},
+        pytest.param(
+            {"train": {**FAST, "gradient_checkpointing": True}, "method": "jsd"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -567,7 +572,9 @@ def test_replay_learns_again_from_what_it_kept(make_source, loaded):
     [
         {"rollouts": {"name": "replay", "level": 0.8, "buffer": 6, "validate_every": 2}},
         {"rollouts": {"name": "speculative"}, "method": "forward_kl"},
-        {"rollouts": {"name": "teacher_prefix"}, "method": "jsd"},
+        pytest.param(
+            {"rollouts": {"name": "teacher_prefix"}, "method": "jsd"}, marks=pytest.mark.slow
+        ),
         {
             "rollouts": {"name": "mixed_sampling", "beside_records": True, "reuse": 2},
             "method": {"name": "minillm", "ce_weight": 0.1},

@@ -66,7 +66,7 @@ class Cast(InMemoryBlocks):
 def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
     method = METHODS.build(settings)
     rng = np.random.default_rng(len(str(settings)) + sum(shape[:1]))
-    for count, related in ((1, True), (2, False), (3, True), (4, True), (5, False), (7, False)):
+    for count, related in ((1, True), (2, False), (4, True), (7, False)):
         if not method.retraces(kind, shape, count):
             continue  # torch computes it
         base, *parents = make_tensors(rng, count, shape, kind, related=related)

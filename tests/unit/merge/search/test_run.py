@@ -86,10 +86,30 @@ def start(out, recipe, **settings):
     return Job.start(out, dump_recipe(recipe), **settings)
 
 
+def search_once(tmp_path_factory, pair, records, **search):
+    """Search in a folder that is never changed; return the recipe, the artifact, the folder."""
+    out = tmp_path_factory.mktemp("searched") / "out"
+    recipe = recipe_for(pair[1:], records, search=search)
+    return recipe, run(recipe, start(out, recipe)), out
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, pair, records):
+    return search_once(tmp_path_factory, pair, records)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, pair, records):
+    return search_once(tmp_path_factory, pair, records, evaluations=6)
+
+
 @pytest.mark.parametrize("method", ["cma", "bayes"])
-def test_a_search_finds_what_no_hand_recipe_has_and_proves_it(method, pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records, search={"method": method})
-    artifact = run(recipe, start(tmp_path / "out", recipe))
+def test_a_search_finds_what_no_hand_recipe_has_and_proves_it(
+    method, searched, tmp_path_factory, pair, records
+):
+    if method != "cma":
+        searched = search_once(tmp_path_factory, pair, records, method=method)
+    _, artifact, out = searched
     details = artifact.details["search"]
     assert details["helped"] is True
     assert details["tried"] == 24
@@ -100,30 +120,29 @@ def test_a_search_finds_what_no_hand_recipe_has_and_proves_it(method, pair, reco
     assert final["kept"]["low"] <= final["kept"]["value"] <= final["kept"]["high"]
     names = [row["name"] for row in details["candidates"]]
     assert names[:4] == ["plus", "minus", "as written", "equal weights"]
-    table = json.loads((tmp_path / "out" / "output" / "search.json").read_text())["trials"]
+    table = json.loads((out / "output" / "search.json").read_text())["trials"]
     assert [row["number"] for row in table] == list(range(24))
-    assert "that the search never saw" in (tmp_path / "out" / "output" / "README.md").read_text()
+    assert "that the search never saw" in (out / "output" / "README.md").read_text()
 
 
-def test_the_found_recipe_alone_gives_the_same_weights(pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records)
-    artifact = run(recipe, start(tmp_path / "out", recipe))
-    found = load_recipe(tmp_path / "out" / "found.yaml")
+def test_the_found_recipe_alone_gives_the_same_weights(searched, tmp_path):
+    _, artifact, out = searched
+    found = load_recipe(out / "found.yaml")
     assert found.search is None
     assert found.models[0].weight == artifact.details["search"]["changes"]["models"]["0"]["weight"]
     again = run(found, start(tmp_path / "again", found))
     assert again.details["fingerprint"] == artifact.details["fingerprint"]
 
 
-def test_the_final_value_is_that_of_the_written_model_on_unseen_records(pair, records, tmp_path):
+def test_the_final_value_is_that_of_the_written_model_on_unseen_records(searched, records):
     from stillroom.evaluate.lm.loss import held_out_loss
     from stillroom.merge.search.scoring import draw_records
     from stillroom.models import load_causal_lm
 
-    recipe = recipe_for(pair[1:], records)
-    details = run(recipe, start(tmp_path / "out", recipe)).details["search"]
+    _, artifact, out = searched
+    details = artifact.details["search"]
     drawn = draw_records(str(records), split="", limit=200, seed=0, say=print)
-    model, tokenizer = load_causal_lm(tmp_path / "out" / "output", dtype="float32")
+    model, tokenizer = load_causal_lm(out / "output", dtype="float32")
     losses = held_out_loss(model, tokenizer, drawn[3::4])
     expected = math.fsum(n for n, _ in losses) / sum(t for _, t in losses)
     assert details["final"]["kept"]["value"] == pytest.approx(expected, rel=1e-6)
@@ -167,6 +186,7 @@ def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
     assert artifact.details["search"]["final"]["kept"]["value"] == 1.0
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(pair, records, tmp_path):
     here = recipe_for(pair[1:], records, search={"evaluations": 4})
     there = recipe_for(pair[1:], records, search={"evaluations": 4, "workers": 2})
@@ -175,6 +195,7 @@ def test_several_processes_find_the_same(pair, records, tmp_path):
     assert one.digest == two.digest
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_bytes(pair, records, tmp_path):
     recipe = recipe_for(pair[1:], records, search={"evaluations": 16})
     straight = run(recipe, start(tmp_path / "straight", recipe))
@@ -196,9 +217,8 @@ def test_a_killed_search_goes_on_to_the_same_bytes(pair, records, tmp_path):
     assert again.details == straight.details
 
 
-def test_what_is_tried_is_not_tried_again(pair, records, tmp_path, monkeypatch):
-    recipe = recipe_for(pair[1:], records, search={"evaluations": 6})
-    straight = run(recipe, start(tmp_path / "straight", recipe))
+def test_what_is_tried_is_not_tried_again(short, tmp_path, monkeypatch):
+    recipe, straight, _ = short
     job = start(tmp_path / "out", recipe)
     scored, score = [], MergeScorer.score
 
@@ -265,7 +285,7 @@ def test_a_space_in_which_nothing_merges_is_refused(pair, records, tmp_path):
 
 
 def test_patience_and_time_end_a_search(pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records, search={"evaluations": 500, "patience": 12})
+    recipe = recipe_for(pair[1:], records, search={"evaluations": 500, "patience": 6})
     details = run(recipe, start(tmp_path / "patient", recipe)).details["search"]
     assert details["stopped"] in {"patience", "converged"}
     assert details["tried"] < 500
@@ -376,14 +396,13 @@ def test_the_estimate_counts_the_trials(pair, records):
     assert many.seconds > 10 * few.seconds
 
 
-def test_the_command_shows_what_was_found(pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records, search={"evaluations": 6})
-    run(recipe, start(tmp_path / "out", recipe))
-    shown = CliRunner().invoke(search_command, [str(tmp_path / "out"), "--trials", "3"])
+def test_the_command_shows_what_was_found(short):
+    out = short[2]
+    shown = CliRunner().invoke(search_command, [str(out), "--trials", "3"])
     assert shown.exit_code == 0
     assert "that the search never saw" in " ".join(shown.output.split()).lower()
     assert shown.output.count("models.0.weight=") == 3
-    data = json.loads(CliRunner().invoke(search_command, [str(tmp_path / "out"), "--json"]).output)
+    data = json.loads(CliRunner().invoke(search_command, [str(out), "--json"]).output)
     assert len(data["search"]["trials"]) == 6
 
 
