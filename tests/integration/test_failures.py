@@ -233,7 +233,6 @@ def test_missing_checkpoint_ends_before_the_first_step(job, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.slow
 def test_hub_name_that_is_found_nowhere_names_the_places(job, tmp_path):
     out = tmp_path / "out"
     begun = time.monotonic()

@@ -118,9 +118,9 @@ def test_verify_passes_and_names_the_file_of_one_flipped_byte(run, tmp_path):
     [
         ("records", 0.05),
         ("student", 0.8),
-        pytest.param("index", 0.05, marks=pytest.mark.slow),
-        pytest.param("merged", 0.3, marks=pytest.mark.slow),
-        pytest.param("report", 0.3, marks=pytest.mark.slow),
+        ("index", 0.05),
+        ("merged", 0.3),
+        ("report", 0.3),
     ],
 )
 def test_killed_in_a_step_and_resumed_ends_with_the_same_digests(job, run, tmp_path, step, delay_s):

@@ -26,7 +26,6 @@ from stillroom.merge.recipe import MergeRecipe
 from stillroom.testing import tiny_checkpoint
 
 
-@pytest.mark.slow
 def test_torchs_number_of_threads_never_changes_a_bit(tmp_path):
     # Large enough for torch to split sums; in processes of their own, where torch is loaded late.
     base = tiny_checkpoint(tmp_path / "base", layers=1, hidden=512)

@@ -186,7 +186,6 @@ def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
     assert artifact.details["search"]["final"]["kept"]["value"] == 1.0
 
 
-@pytest.mark.slow
 def test_several_processes_find_the_same(pair, records, tmp_path):
     here = recipe_for(pair[1:], records, search={"evaluations": 4})
     there = recipe_for(pair[1:], records, search={"evaluations": 4, "workers": 2})
@@ -195,7 +194,6 @@ def test_several_processes_find_the_same(pair, records, tmp_path):
     assert one.digest == two.digest
 
 
-@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_bytes(pair, records, tmp_path):
     recipe = recipe_for(pair[1:], records, search={"evaluations": 16})
     straight = run(recipe, start(tmp_path / "straight", recipe))

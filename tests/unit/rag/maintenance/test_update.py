@@ -313,7 +313,6 @@ def test_documents_are_deleted_by_path_folder_and_pattern(place, folder):
     assert update_index(place).added == 4
 
 
-@pytest.mark.slow
 def test_many_updates_keep_few_segments_and_snapshots(place, folder, tmp_path):
     for number in range(24):
         (folder / "turn.txt").write_text(f"This is turn {number} of many.\n")
