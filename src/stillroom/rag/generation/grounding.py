@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from stillroom.rag.analysis.analyzer import STOP_WORDS
+from stillroom.rag.analysis.stop_words import STOP_WORDS
 from stillroom.rag.generation.substitutions import (
     NUMBER_WORDS,
     TokenizedSentences,

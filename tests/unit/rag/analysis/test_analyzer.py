@@ -2,7 +2,8 @@ from typing import get_args
 
 import pytest
 
-from stillroom.rag.analysis.analyzer import LANGUAGES, STOP_WORDS, Analyzer, Stemming
+from stillroom.rag.analysis.analyzer import LANGUAGES, Analyzer, Stemming
+from stillroom.rag.analysis.stop_words import STOP_WORDS
 
 
 @pytest.mark.parametrize(
