@@ -16,7 +16,6 @@ import click
 from stillroom import __version__
 from stillroom.cli.output import has_printed_json, print_json
 from stillroom.errors import (
-    MissingExtraError,
     Problem,
     RecipeError,
     ResourceError,
@@ -193,10 +192,9 @@ def main() -> None:
 
 def _report_unexpected_error(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError):
-        from stillroom.jobs.extras import find_extra
+        from stillroom.jobs.extras import find_missing_extra
 
-        if extra := find_extra(error.name or ""):
-            missing = MissingExtraError.of(str(error.name), extra, "this command")
+        if missing := find_missing_extra(error):
             _report_problems(missing.problems, str(missing))
             return missing.exit_code
     if isinstance(error, UnicodeDecodeError) or (

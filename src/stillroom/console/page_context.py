@@ -34,7 +34,7 @@ from stillroom.errors import (
     StillroomError,
 )
 from stillroom.serve.app import ModelCache
-from stillroom.serve.errors import ApiError
+from stillroom.serve.errors import ApiError, find_missing_extra
 from stillroom.serve.middleware.concurrency import Work, WorkerSlots
 from stillroom.serve.views.folder import (
     FolderArtifact,
@@ -199,6 +199,7 @@ class PageContext:
         if isinstance(error, ApiError):
             problem = Problem(error.message, error.code)
             return self.page(request, "problem.html", status=error.status, problems=[problem])
+        error = find_missing_extra(error) or error
         if isinstance(error, StillroomError):
             hide = make_path_redactor({self.root: ""})
             problems = [Problem(**hide(asdict(problem))) for problem in error.problems]

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-__all__ = ["PURPOSES", "Extra", "find_extra", "list_extras"]
+from stillroom.errors import MissingExtraError
+
+__all__ = ["PURPOSES", "Extra", "find_extra", "find_missing_extra", "list_extras"]
 
 PURPOSES: Mapping[str, str] = {
     "console": "the console in a browser",
@@ -74,6 +76,13 @@ class Extra:
 def find_extra(module: str) -> str:
     """Return the extra that provides a module imported by parts of Stillroom; or empty."""
     return _MODULES.get(module.partition(".")[0], "")
+
+
+def find_missing_extra(error: BaseException) -> MissingExtraError | None:
+    """Return the error that names the extra of a module that is not installed; or None."""
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    extra = find_extra(name)
+    return MissingExtraError.of(name, extra, "this") if extra else None
 
 
 def list_extras() -> list[Extra]:

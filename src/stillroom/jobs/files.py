@@ -77,15 +77,27 @@ def lock_folder(
         A context manager that frees the lock; ``.lock.release()`` does it from any thread.
 
     Raises:
-        ResourceError: ``busy``.
-        OSError: If the file cannot be opened, or the disk has no such locks (a lock that is only a
-            file would outlive a kill).
+        ResourceError: ``busy``, or if the disk has no such locks (a lock that is only a file would
+            outlive a kill).
+        OSError: If the file cannot be opened.
     """
     path = folder / LOCK_FILE
+    if not folder.is_dir():  # FileLock would create it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     try:
         return FileLock(path, blocking=wait, thread_local=False, fallback_to_soft=False).acquire()
     except Timeout as error:
         raise busy from error
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}:
+            raise
+        raise ResourceError(
+            f"the disk of {folder} has no file locks",
+            code="resource.busy",
+            where=str(folder),
+            expected="a disk on which processes can exclude each other",
+            next="choose a folder on another disk",
+        ) from error
 
 
 def _means_full_disk(error: Exception) -> bool:

@@ -111,6 +111,8 @@ class Job:
             work.mkdir(parents=True, exist_ok=True)
             job = cls(out, work, digest_text(recipe), seed, reporter or QuietReporter())
             try:
+                if out.exists() and not (work / "recipe.yaml").exists():
+                    _require_free_folder(out, overwrite=overwrite)  # finished by another just now
                 if unfinished:
                     job._forget(overwrite=overwrite)
                 job._begin(recipe)

@@ -20,11 +20,13 @@ from starlette.exceptions import HTTPException
 from stillroom.errors import (
     BackendError,
     DataError,
+    MissingExtraError,
     Problem,
     RecipeError,
     ResourceError,
     StillroomError,
 )
+from stillroom.jobs.extras import find_missing_extra
 from stillroom.recipes.schema import clean_path
 from stillroom.recipes.yaml_text import format_path
 
@@ -32,6 +34,7 @@ __all__ = [
     "ApiError",
     "add_error_handlers",
     "client_disconnected",
+    "find_missing_extra",
     "server_stopping",
     "to_api_error",
 ]
@@ -111,6 +114,9 @@ def to_api_error(error: BaseException) -> ApiError:
     if isinstance(error, RecipeError):
         message = error.problems[0].what
         return ApiError(400, message, code=error.code, param="recipe", problems=error.problems)
+    missing = find_missing_extra(error)
+    if missing is not None or isinstance(error, MissingExtraError):
+        return ApiError(501, str(missing or error).split("\n", 1)[0], code="extra.missing")
     number = uuid.uuid4().hex[:12]
     if isinstance(error, ResourceError) and error.code == "resource.disk-full":
         _LOG.error("error %s: %s", number, error)

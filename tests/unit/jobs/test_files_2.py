@@ -137,3 +137,18 @@ def test_a_lock_is_refused_by_name_waited_for_and_free_after_a_kill(tmp_path):
             holder.kill()
     lock_folder(tmp_path, busy).lock.release()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResourceError, match="has no file locks"):
+        lock_folder(tmp_path, ResourceError("busy", code="resource.busy"))
+    with pytest.raises(FileNotFoundError):
+        lock_folder(tmp_path / "gone", ResourceError("busy", code="resource.busy"))
+    assert not (tmp_path / "gone").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs import Job, sum_work_seconds
+from stillroom.jobs import job as job_module
 from stillroom.provenance import Parent, read_artifact
 
 RECIPE = "version: 1\nkind: test\n"
@@ -176,3 +177,21 @@ def test_errors_cross_process_borders_whole():
     again = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
     assert str(again) == str(error)
     assert again.problems == error.problems
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    real = job_module.lock_folder
+
+    def lock_late(folder, busy, **settings):
+        monkeypatch.setattr(job_module, "lock_folder", real)
+        first = Job.start(out, "a: 1", resume=True)
+        (first.output / "x").write_text("first")
+        first.finish("report")
+        folder.mkdir(exist_ok=True)
+        return real(folder, busy, **settings)
+
+    monkeypatch.setattr(job_module, "lock_folder", lock_late)
+    with pytest.raises(DataError):
+        Job.start(out, "a: 1", resume=True)
+    assert (out / "output" / "x").read_text() == "first"

@@ -103,7 +103,7 @@ class RayWorker:
         if key not in self._opened:
             work = pickle.loads(fetch())  # noqa: S301  # pickled by the job that started us
             run = work.open()
-            if "torch" in sys.modules:
+            if self._threads and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
             self._opened[key] = _OpenTask(run, threading.Semaphore(work.concurrency))
             if len(self._opened) > _MAX_OPEN_TASKS:

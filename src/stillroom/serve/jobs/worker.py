@@ -84,8 +84,8 @@ def main() -> None:
         result = {"state": "cancelled"}
     except StillroomError as error:
         result = {"state": "failed", "problems": [asdict(problem) for problem in error.problems]}
-    except BaseException:  # noqa: BLE001  # every failure is reported to the server
-        result = _report_internal_error()
+    except BaseException as error:  # noqa: BLE001  # every failure is reported to the server
+        result = _report_unexpected_error(error)
     redacted = _make_redactor(order)(result)
     os.write(answer, json.dumps(redacted).encode() + b"\n")
     os.close(answer)
@@ -229,7 +229,11 @@ def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": "checked", "files": findings, "limits": list(list_limits(judges))}
 
 
-def _report_internal_error() -> dict[str, Any]:
+def _report_unexpected_error(error: BaseException) -> dict[str, Any]:
+    from stillroom.jobs.extras import find_missing_extra
+
+    if missing := find_missing_extra(error):
+        return {"state": "failed", "problems": [asdict(problem) for problem in missing.problems]}
     number = uuid.uuid4().hex[:12]
     sys.stderr.write(f"error {number}\n")
     traceback.print_exc()
