@@ -77,6 +77,7 @@ __all__ = [
     "build_graph",
     "describe_access",
     "estimate_graph",
+    "format_plan",
     "open_plan_model",
 ]
 
@@ -118,10 +119,14 @@ class GraphPlan:
 
     def to_text(self) -> str:
         """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
-        lines = ["# stillroom rag graph", f"index: {json.dumps(str(self.index))}"]
-        lines += [f"{name}: {json.dumps(value)}" for name, value in self.settings().items()]
-        lines += [f"model: {json.dumps(self.model)}"] if self.model else []
-        return "\n".join(lines) + "\n"
+        return format_plan("rag graph", self.index, self.settings(), self.model)
+
+
+def format_plan(command: str, index: Path, settings: Mapping[str, Any], model: str) -> str:
+    """Return the text of recipe.yaml for a job that only a command runs."""
+    rows = {"index": str(index), **settings, **({"model": model} if model else {})}
+    lines = [f"# stillroom {command}", *(f"{name}: {json.dumps(rows[name])}" for name in rows)]
+    return "\n".join(lines) + "\n"
 
 
 def build_graph(

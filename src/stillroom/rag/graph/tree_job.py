@@ -6,7 +6,6 @@ vectors of clusters with unchanged members are reused from the previous tree.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter
 from stillroom.provenance import Artifact, Parent, make_parent
-from stillroom.rag.graph.job import describe_access, open_plan_model
+from stillroom.rag.graph.job import describe_access, format_plan, open_plan_model
 from stillroom.rag.graph.reuse import CachedTextGenerator, IncrementalEmbedder, open_previous_tree
 from stillroom.rag.graph.summary_tree import (
     SUMMARY_SAMPLING,
@@ -78,10 +77,7 @@ class TreePlan:
 
     def to_text(self) -> str:
         """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
-        lines = ["# stillroom rag tree", f"index: {json.dumps(str(self.index))}"]
-        lines += [f"{name}: {json.dumps(value)}" for name, value in self.settings().items()]
-        lines += [f"model: {json.dumps(self.model)}"] if self.model else []
-        return "\n".join(lines) + "\n"
+        return format_plan("rag tree", self.index, self.settings(), self.model)
 
 
 def build_tree(

@@ -53,7 +53,6 @@ __all__ = [
     "RequestCoroutine",
     "StepwiseGenerator",
     "StepwiseState",
-    "drop_none",
     "run_concurrently",
 ]
 
@@ -417,11 +416,6 @@ def run_concurrently(steps: Sequence[RequestCoroutine[T]]) -> RequestCoroutine[l
             advance(index, answers[start : start + len(requests)])
             start += len(requests)
     return [values[index] for index in range(len(steps))]
-
-
-def drop_none(values: Sequence[T | None]) -> list[T]:
-    """Return the values that are not None."""
-    return [value for value in values if value is not None]
 
 
 def _make_messages(words: str | Sequence[Message], system: str) -> tuple[Message, ...]:
