@@ -45,11 +45,12 @@ from stillroom.distill.evaluation.tables import read_loss_curves
 from stillroom.distill.evaluation.teacher_distance import TeacherReference
 from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked_loss, get_body
 from stillroom.distill.output import write_student
-from stillroom.distill.preflight.audits import PreflightFinding, check_teacher_advantage
+from stillroom.distill.preflight.audits import check_teacher_advantage
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.distill.trainers.trainer import DistillationTrainer
 from stillroom.jobs import Job
+from stillroom.jobs.preflight import PreflightFinding
 from stillroom.models import load_causal_lm
 from stillroom.train.data import RecordSplit
 from stillroom.train.distributed import ProcessGroup

@@ -25,7 +25,6 @@ from stillroom.distill.output import (
     write_adapter,
     write_student,
 )
-from stillroom.distill.preflight.audits import PreflightFinding, PreflightReport
 from stillroom.distill.preflight.checks import run_preflight
 from stillroom.distill.preflight.resources import estimate
 from stillroom.distill.recipe import DistillRecipe
@@ -40,6 +39,7 @@ from stillroom.distill.trainers.trainer import (
 )
 from stillroom.jobs import Job
 from stillroom.jobs.machine import require_single_process
+from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.models import load_causal_lm
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact
@@ -208,3 +208,6 @@ def _report_findings(report: PreflightReport, finding: PreflightFinding | None, 
     report.write(job.work)
     for line in PreflightReport([finding]).lines(least="note"):
         job.say(line)
+
+
+preflight = run_preflight

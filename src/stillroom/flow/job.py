@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from stillroom.flow.recipe import engine_of
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe
+from stillroom.recipes import Recipe, find_recipe_class, import_kind_module
 from stillroom.records import Origin
 from stillroom.text.reader import use_origin_check
 
 __all__ = [
     "estimate_job",
+    "find_job_kind",
     "run_job",
 ]
 
@@ -27,12 +30,35 @@ def _examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]
     return examine_origin(path, origin)
 
 
+def find_job_kind(kind: str) -> JobKind[Any]:
+    """Return the declaration of a kind.
+
+    Raises:
+        RecipeError: If there is no such kind.
+    """
+    declared = getattr(import_kind_module(kind), "JOB_KIND", None)
+    if declared is None:  # a room whose kinds are not declared yet
+        return _declare(kind)
+    if not isinstance(declared, JobKind):
+        raise TypeError(f"JOB_KIND of {kind} is no JobKind")
+    return declared
+
+
+def _declare(kind: str) -> JobKind[Any]:
+    room = importlib.import_module(f"stillroom.{kind}.run")
+    return JobKind(
+        find_recipe_class(kind),
+        room.run,
+        room.estimate,
+        getattr(room, "preflight", None),
+        getattr(room, "outline", None),
+        is_distributed=kind in ("distill", "diffusion"),
+    )
+
+
 def estimate_job(recipe: Recipe) -> Estimate:
-    """Return the estimate of one job, from the room of its recipe's kind."""
-    estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
-    if not isinstance(estimate, Estimate):
-        raise TypeError(f"stillroom.{recipe.kind}.run.estimate returned no Estimate")
-    return estimate
+    """Return the estimate of one job, as its kind declares it."""
+    return find_job_kind(recipe.kind).estimate(recipe)
 
 
 def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
@@ -57,14 +83,11 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
     job.engine = engine
     if engine.is_remote:
         job.event("engine", name=engine.name, workers=engine.num_workers)
-    room = importlib.import_module(f"stillroom.{recipe.kind}.run")
     # Rooms write with many libraries, whose errors for a full disk differ: they are unified here.
     with full_disk_as_error(job.out):
         try:
             with job.interruptible(), use_origin_check(_examine_origin):
-                artifact = room.run(recipe, job)
+                artifact = find_job_kind(recipe.kind).run(recipe, job)
         finally:
             job.close()
-    if not isinstance(artifact, Artifact):
-        raise TypeError(f"stillroom.{recipe.kind}.run.run returned no Artifact")
     return artifact

@@ -10,19 +10,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.flow.job import run_job
+from stillroom.flow.job import estimate_job, find_job_kind, run_job
 from stillroom.flow.recipe import FlowRecipe, engine_of
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.jobs.engines import require_engine
 from stillroom.jobs.machine import count_processes, require_single_process
+from stillroom.jobs.preflight import PreflightReport
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
-
-if TYPE_CHECKING:
-    from stillroom.distill.preflight.audits import PreflightReport
 
 __all__ = [
     "estimate_recipe",
@@ -35,9 +32,6 @@ __all__ = [
 
 
 _MAKE_RECIPE = Path(__file__).with_name("make.yaml")
-
-
-_DISTRIBUTED_KINDS = ("distill", "diffusion")  # kinds that several processes can run as one job
 
 
 def run_recipe(
@@ -60,7 +54,11 @@ def run_recipe(
     Raises:
         StillroomError: From the ``run`` function of the kind.
     """
-    if count_processes() > 1 and recipe.kind in _DISTRIBUTED_KINDS:
+    if (
+        count_processes() > 1
+        and not isinstance(recipe, FlowRecipe)
+        and find_job_kind(recipe.kind).is_distributed
+    ):
         return _run_distributed(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     require_single_process(f"a recipe of kind {recipe.kind}")
     for part in _list_recipes(recipe):
@@ -125,19 +123,15 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
         from stillroom.flow.pipeline import FlowRun
 
         return FlowRun(recipe, Path("run"), None).estimate()
-    from stillroom.flow.job import estimate_job
-
     return estimate_job(recipe)
 
 
 def outline_recipe(recipe: Recipe) -> list[str]:
     """Return lines that draw the steps inside a job, for kinds whose recipes have some."""
-    if recipe.kind != "synth":
+    if isinstance(recipe, FlowRecipe):
         return []
-    from stillroom.synth.pipeline.graph import format_graph
-    from stillroom.synth.recipe import SynthRecipe
-
-    return format_graph(recipe) if isinstance(recipe, SynthRecipe) else []
+    outline = find_job_kind(recipe.kind).outline
+    return outline(recipe) if outline is not None else []
 
 
 def preflight_recipe(
@@ -157,14 +151,10 @@ def preflight_recipe(
         fetch: Whether checkpoints on a hub are downloaded for the check.
         machine: Whether memory and disk are compared with the free amounts.
     """
-    if recipe.kind != "distill":
+    preflight = None if isinstance(recipe, FlowRecipe) else find_job_kind(recipe.kind).preflight
+    if preflight is None:
         return None
-    from stillroom.distill.preflight.checks import run_preflight
-    from stillroom.distill.recipe import DistillRecipe
-
-    if not isinstance(recipe, DistillRecipe):
-        raise TypeError(f"a recipe of kind distill is a {type(recipe).__name__}")
-    return run_preflight(recipe, out, fetch=fetch, loads=loads, machine=machine)
+    return preflight(recipe, out, fetch=fetch, loads=loads, machine=machine)
 
 
 def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:

@@ -1,15 +1,16 @@
 """Recipes: one job as validated YAML 1.2.
 
-A room declares its recipe in ``stillroom/<room>/recipe.py`` as a subclass of ``Recipe``; it is
-found by its ``kind`` and imported on demand. ``load_recipe`` reads a file and reports all problems
-at once, each with line and column. The commented recipe and the JSON Schema are generated from the
-same declaration. Rooms are not listed by name; torch and models are not imported.
+A room declares a kind of job in ``stillroom/<room>/jobs/<name>.py``, with a subclass of
+``Recipe``; it is found by its name, ``room.name``, and imported on demand. ``load_recipe`` reads a
+file and reports all problems at once, each with line and column. The commented recipe and the JSON
+Schema are generated from the same declaration. Torch and models are not imported.
 """
 
 from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, engine_error
 from stillroom.recipes.loader import build_recipe, load_recipe, make_setting_locator, parse_recipe
 from stillroom.recipes.schema import (
     find_recipe_class,
+    import_kind_module,
     list_kinds,
     list_references,
     recipe_schema,
@@ -45,6 +46,7 @@ __all__ = [
     "dump_recipe",
     "engine_error",
     "find_recipe_class",
+    "import_kind_module",
     "list_kinds",
     "list_references",
     "load_recipe",

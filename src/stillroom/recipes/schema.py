@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -26,8 +27,9 @@ __all__ = [
     "clean_path",
     "find_field",
     "find_group",
-    "find_kind_folder",
+    "find_kind_module",
     "find_recipe_class",
+    "import_kind_module",
     "iter_targets",
     "list_kinds",
     "list_references",
@@ -73,31 +75,45 @@ def list_kinds() -> list[str]:
     return catalog.list_kind_names(_PACKAGE)
 
 
-def find_kind_folder(kind: str) -> Path:
-    """Return the folder of a kind's package.
+def find_kind_module(kind: str) -> Path:
+    """Return the file of the module that declares a kind.
 
     Raises:
         RecipeError: If there is no such kind; the nearest name is suggested.
     """
-    known = list_kinds()
-    if kind not in known:
+    modules = catalog.find_kind_modules(_PACKAGE)
+    if kind not in modules:
+        rooms = [name for name in modules if name.startswith(f"{kind}.")]
         raise RecipeError(
             f"'{kind}' is not a kind of recipe",
             code="recipe.unknown-kind",
-            expected=f"one of: {', '.join(known)}",
-            next=catalog.suggest(kind, known) or "stillroom list kinds",
+            expected=f"one of: {', '.join(rooms or modules)}",
+            next=catalog.suggest(kind, modules) or "stillroom list kinds",
         )
-    return _PACKAGE / kind
+    return modules[kind]
 
 
-def find_recipe_class(kind: str) -> type[Recipe]:
-    """Return the recipe class of a kind, importing only its recipe module.
+def import_kind_module(kind: str) -> ModuleType:
+    """Import the module that declares a kind.
 
     Raises:
         RecipeError: If there is no such kind.
     """
-    folder = find_kind_folder(kind)
-    module = importlib.import_module(f"{_PACKAGE.name}.{folder.name}.recipe")
+    path = find_kind_module(kind).relative_to(_PACKAGE).with_suffix("")
+    return importlib.import_module(".".join([_PACKAGE.name, *path.parts]))
+
+
+def find_recipe_class(kind: str) -> type[Recipe]:
+    """Return the recipe class of a kind, importing only the module that declares it.
+
+    Raises:
+        RecipeError: If there is no such kind.
+    """
+    module = import_kind_module(kind)
+    declared = getattr(module, "JOB_KIND", None)
+    if declared is not None:
+        recipe: type[Recipe] = declared.recipe
+        return recipe
     for member in vars(module).values():
         if not inspect.isclass(member) or not issubclass(member, Recipe):
             continue

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stillroom.errors import RecipeError
-from stillroom.recipes.schema import find_kind_folder, find_recipe_class, iter_targets
+from stillroom.recipes.schema import find_kind_module, find_recipe_class, iter_targets
 from stillroom.recipes.settings import Secret, SettingFormat
 from stillroom.recipes.yaml_text import emit_scalar, emit_yaml
 from stillroom.registry.catalog import suggest
@@ -54,12 +54,16 @@ def render_template(kind: str, method: str | None = None) -> str:
     Raises:
         RecipeError: If the kind or the method is unknown.
     """
-    written = _read_example(find_kind_folder(kind), method or kind)
+    folder = find_kind_module(kind).parent
+    room = kind.partition(".")[0]
+    written = _read_example(
+        folder.parent if folder.name == "jobs" else folder, method or kind.rpartition(".")[2]
+    )
     if written is not None:
         return written
     model = find_recipe_class(kind)
     wanted = _find_method(model, kind, method) if method else None
-    name = f"{kind}-{method.replace('_', '-')}" if method else kind
+    name = f"{room or kind}-{method.replace('_', '-')}" if method else kind.replace(".", "-")
     lines = [f"# stillroom run {name}.yaml"]
     lines += _comment_lines((inspect.getdoc(model) or "").split("\n", 1)[0], 0)
     lines += _TemplatePrinter(wanted).recipe(model, kind)

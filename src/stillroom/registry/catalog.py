@@ -15,6 +15,7 @@ from pathlib import Path
 __all__ = [
     "MethodListing",
     "MethodSetting",
+    "find_kind_modules",
     "find_registries",
     "list_examples",
     "list_kind_names",
@@ -28,6 +29,7 @@ __all__ = [
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SEAM_MARK = re.compile(r"^SEAM = ", re.MULTILINE)
+_KIND_MARK = re.compile(r"^JOB_KIND = ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,39 @@ def list_methods(seams: dict[str, Path] | None = None) -> Iterator[MethodListing
 
 
 def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
-    """Return every recipe kind with its summary, from the packages with a ``recipe.py``.
-
-    The package ``recipes``, which loads them all, is not a kind.
-    """
+    """Return every job kind with the summary of its module, sorted."""
     return {
-        name: read_docstring(package / name / "recipe.py").split("\n", 1)[0]
-        for name in list_kind_names(package)
+        name: read_docstring(path).split("\n", 1)[0]
+        for name, path in find_kind_modules(package).items()
     }
 
 
+def find_kind_modules(package: Path = _PACKAGE) -> dict[str, Path]:
+    """Return the module of every job kind by name, sorted.
+
+    A module ``<room>/jobs/<name>.py`` that assigns ``JOB_KIND`` declares the kind ``room.name``;
+    ``flow``, which is made of other kinds, is ``flow/recipe.py``.
+    """
+    modules = {
+        f"{path.parent.parent.name}.{path.stem}": path
+        for path in package.glob("*/jobs/*.py")
+        if _KIND_MARK.search(path.read_text(encoding="utf-8"))
+    }
+    rooms = {name.split(".")[0] for name in modules}
+    for path in package.glob("*/recipe.py"):
+        if path.parent.name not in rooms | {"recipes"}:
+            modules[path.parent.name] = path
+    return dict(sorted(modules.items()))
+
+
 def list_kind_names(package: Path = _PACKAGE) -> list[str]:
-    """Return the name of every recipe kind, sorted, without reading files."""
-    names = sorted(path.parent.name for path in package.glob("*/recipe.py"))
-    return [name for name in names if name != "recipes"]
+    """Return the name of every job kind, sorted."""
+    return list(find_kind_modules(package))
 
 
 def list_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
-    """Return the names of a kind's example recipes, sorted, without reading files."""
-    folder = package / kind
+    """Return the names of the example recipes of a kind's room, sorted, without reading files."""
+    folder = package / kind.partition(".")[0]
     paths = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
     return sorted(path.stem for path in paths)
 

@@ -38,7 +38,7 @@ from stillroom.synth.pipeline.executor import (
     run_filters,
 )
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.graph import PASS_RATE, estimate_steps
+from stillroom.synth.pipeline.graph import PASS_RATE, estimate_steps, format_graph
 from stillroom.synth.pipeline.inputs import (
     DocumentFrequency,
     PipelineInputs,
@@ -571,3 +571,8 @@ def _list_graph_parents(
         model = models.text_model(reference)
         parents.append(Parent("teacher", reference, model.fingerprint, "checkpoint"))
     return parents
+
+
+def outline(recipe: SynthRecipe) -> list[str]:
+    """Return lines that draw the steps of a graph."""
+    return format_graph(recipe)

@@ -13,8 +13,6 @@ from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.evaluation.metrics import measure_fidelity
 from stillroom.distill.logit_cache.capture import CacheCost, estimate_cache_cost
 from stillroom.distill.preflight.audits import (
-    PreflightFinding,
-    PreflightReport,
     audit_duplicates,
     audit_ends,
     audit_labels,
@@ -30,6 +28,7 @@ from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.settings import EndpointTeacherSettings, PruneSettings
 from stillroom.distill.teachers.local import LocalTeacher, outline_checkpoint
 from stillroom.jobs import check_fits, describe_machine
+from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.hub import find_config
 from stillroom.models.local.causal_lm import load_tokenizer

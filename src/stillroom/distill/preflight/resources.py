@@ -20,10 +20,10 @@ from typing import Any
 from stillroom.distill.data.tokenized import DatasetSize, measure_dataset_size
 from stillroom.distill.logit_cache.capture import CacheCost
 from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
-from stillroom.distill.preflight.audits import PreflightFinding
 from stillroom.distill.recipe import DistillRecipe, TargetSettings
 from stillroom.distill.settings import EndpointTeacherSettings, PruneSettings, name_teacher
 from stillroom.jobs import Estimate
+from stillroom.jobs.preflight import PreflightFinding
 from stillroom.provenance import find_output
 
 __all__ = [

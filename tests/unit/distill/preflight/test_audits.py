@@ -9,14 +9,11 @@ from tests.unit.distill.test_run import do, make_recipe
 
 from stillroom.cli.app import stillroom
 from stillroom.distill.evaluation.metrics import Fidelity, RecordFidelity
-from stillroom.distill.preflight.audits import (
-    PreflightFinding,
-    PreflightReport,
-    check_teacher_advantage,
-)
+from stillroom.distill.preflight.audits import check_teacher_advantage
 from stillroom.distill.preflight.checks import run_preflight
 from stillroom.distill.preflight.resources import estimate
 from stillroom.errors import CheckpointError, DataError, ResourceError
+from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.objects import connect
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint

@@ -1,0 +1,62 @@
+"""Job kinds: what a room declares so that others can check, estimate and run its recipes.
+
+A module ``stillroom/<room>/jobs/<name>.py`` declares the kind ``room.name``: its recipe class, its
+functions, and ``JOB_KIND``. The command line, flows, the server and the reference read the
+declaration and know no room by name. The module is imported to validate a recipe, so it imports
+what computes inside its functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from stillroom.jobs.job import Job
+from stillroom.jobs.machine import Estimate
+from stillroom.jobs.preflight import PreflightReport
+from stillroom.provenance import Artifact
+from stillroom.recipes import Recipe
+
+__all__ = ["JobKind", "Preflight"]
+
+R = TypeVar("R", bound=Recipe)
+
+
+class Preflight(Protocol):
+    """Check a recipe before its job starts."""
+
+    def __call__(
+        self, recipe: Any, job_folder: Any, *, loads: bool, fetch: bool, machine: bool
+    ) -> PreflightReport:
+        """Return the findings.
+
+        Args:
+            recipe: Validated recipe of the kind.
+            job_folder: Planned output folder.
+            loads: Whether models are loaded and compared.
+            fetch: Whether checkpoints on a hub are downloaded for the check.
+            machine: Whether memory and disk are compared with the free amounts.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class JobKind(Generic[R]):
+    """Declaration of one kind of job.
+
+    Args:
+        recipe: Recipe class; the default of its field ``kind`` is the kind's name.
+        run: Runs a started job and returns what ``job.finish`` returns.
+        estimate: Estimates memory, disk and time without loading models.
+        preflight: Checks records and models before the job starts.
+        outline: Returns lines that draw the steps inside the job, for ``check``.
+        is_distributed: Whether several processes of one launcher can run it as one job.
+    """
+
+    recipe: type[R]
+    run: Callable[[R, Job], Artifact]
+    estimate: Callable[[R], Estimate]
+    preflight: Preflight | None = None
+    outline: Callable[[R], list[str]] | None = None
+    is_distributed: bool = False
