@@ -17,6 +17,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from stillroom.errors import DataError
 from stillroom.rag.index.view import AccessContext
@@ -25,6 +26,7 @@ __all__ = [
     "LOOPBACK_NAMES",
     "SCOPES",
     "ApiKey",
+    "KeyScope",
     "RequestLimits",
     "create_key",
     "parse_host_name",
@@ -41,7 +43,10 @@ _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _MIN_KEY_LENGTH = 16
 
 
-SCOPES = frozenset({"models", "jobs:read", "jobs:write", "forensics", "metrics"})
+KeyScope = Literal["models", "jobs:read", "jobs:write", "forensics", "metrics"]
+
+
+SCOPES: frozenset[str] = frozenset(get_args(KeyScope))
 
 
 """Permissions that a key can grant."""

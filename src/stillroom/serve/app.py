@@ -1,6 +1,6 @@
 """FastAPI application of the server, and an LRU cache of applications for models of a folder.
 
-Routes only translate; limits, keys, threads and jobs have modules of their own.
+Each route is a file of ``routes``; limits, keys, threads and jobs have modules of their own.
 
 A run answers from its documents, a checkpoint without documents; both are opened like mounts. Each
 model gets its own API (``create_app`` over one ``ServedModel``), so limits and slots apply to each
@@ -14,34 +14,25 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
-from stillroom.serve import openapi
 from stillroom.serve.access import ApiKey, RequestLimits
 from stillroom.serve.errors import add_error_handlers
-from stillroom.serve.jobs.routes import add_job_routes
 from stillroom.serve.jobs.runner import JobRunner
-from stillroom.serve.media_check import MediaCheckService, add_media_check_route
+from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.middleware.auth import AuthMiddleware
 from stillroom.serve.middleware.concurrency import ResourceLRU
 from stillroom.serve.middleware.metrics import MetricsMiddleware, ServerMetrics
 from stillroom.serve.mounts import Mount, ServedModel, open_mount
-from stillroom.serve.openai.handler import ModelService
-from stillroom.serve.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    RerankRequest,
-)
-from stillroom.serve.openai.responses_requests import ResponsesRequest
-from stillroom.serve.openapi import STREAM_RESPONSES, add_openapi
+from stillroom.serve.openai.service import ModelService
+from stillroom.serve.openapi import add_openapi
+from stillroom.serve.routes import ROUTES
+from stillroom.serve.routing import RouteTable, ServerContext
 from stillroom.serve.views.folder import read_folder_artifact, resolve_name, to_name
 from stillroom.serve.views.sources import has_tenants
 
@@ -90,90 +81,21 @@ def create_app(
 
     app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_error_handlers(app)
+    table = RouteTable(app)
     keys = [ApiKey(key) if isinstance(key, str) else key for key in api_keys]
-    app.add_middleware(AuthMiddleware, api_keys=keys, limits=bounds)
+    app.add_middleware(AuthMiddleware, api_keys=keys, limits=bounds, find_rule=table.find)
     app.add_middleware(
         MetricsMiddleware, counters=counters, log=log
     )  # the middleware added last is the outermost
 
     mounts = [served] if isinstance(served, ServedModel) else list(served or ())
-    desk = app.state.desk = ModelService(mounts, bounds, counters)
-    _add_health_routes(app, counters, jobs)
-    _add_model_routes(app, desk)
-    if jobs is not None:
-        add_job_routes(app, jobs, bounds)
-    if media_check is not None:
-        add_media_check_route(app, media_check, bounds)
-    add_openapi(app, desk.names)
+    service = app.state.desk = ModelService(mounts, bounds, counters)
+    server = ServerContext(bounds, counters, service, jobs, media_check)
+    for module in ROUTES:
+        module.add_routes(table, server)
+    table.check()
+    add_openapi(app, service.names)
     return app
-
-
-def _add_health_routes(app: FastAPI, counters: ServerMetrics, jobs: JobRunner | None) -> None:
-    @app.get("/healthz", responses={200: {"model": openapi.ServerStatus}})
-    async def healthz() -> dict[str, str]:
-        """Report that the server is alive."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", responses={200: {"model": openapi.ServerStatus}})
-    async def readyz() -> Response:
-        """Report whether the server accepts requests: 503 during shutdown."""
-        if getattr(app.state, "is_stopping", False) or (jobs is not None and jobs.is_stopping):
-            return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
-        return JSONResponse({"status": "ready"})
-
-    @app.get(
-        "/metrics",
-        response_class=PlainTextResponse,
-    )
-    async def metrics() -> Response:
-        """Return the metrics in the Prometheus text format."""
-        return Response(counters.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def _add_model_routes(app: FastAPI, desk: ModelService) -> None:
-    @app.get("/v1/models", responses={200: {"model": openapi.ModelList}})
-    async def models() -> dict[str, Any]:
-        """List the served models."""
-        return {"object": "list", "data": [desk.describe(name) for name in desk.names]}
-
-    @app.get("/v1/models/{name:path}", responses={200: {"model": openapi.ModelInfo}})
-    async def model(name: str) -> dict[str, Any]:
-        """Describe one served model."""
-        return desk.describe(name)
-
-    @app.post(
-        "/v1/chat/completions",
-        responses={200: {"model": openapi.ChatCompletion, **STREAM_RESPONSES[200]}},
-    )
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answer a chat turn, from documents or by the model alone, whole or streamed."""
-        return await desk.chat(body, request)
-
-    @app.post(
-        "/v1/responses",
-        responses={200: {"model": openapi.ResponseObject, **STREAM_RESPONSES[200]}},
-    )
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer a chat turn as items, whole or as typed events; nothing is stored."""
-        return await desk.respond(body, request)
-
-    @app.post(
-        "/v1/completions",
-        responses={200: {"model": openapi.TextCompletion, **STREAM_RESPONSES[200]}},
-    )
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Complete a raw text, whole or streamed."""
-        return await desk.complete(body, request)
-
-    @app.post("/v1/embeddings", responses={200: {"model": openapi.EmbeddingList}})
-    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        """Embed texts."""
-        return await desk.embed(body, request)
-
-    @app.post("/v1/rerank", responses={200: {"model": openapi.RerankResponse}})
-    async def rerank(body: RerankRequest, request: Request) -> Response:
-        """Rank documents by their relevance to a query."""
-        return await desk.rerank(body, request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Forensic check of uploaded media: ``POST /v1/forensics/check`` and its child process.
+"""Forensic check of uploaded media in a child process.
 
 Files are written part by part to a temporary folder and checked in a sandboxed process with bounded
 memory and time; folder and process are gone when the reply is sent. Knows nothing of HTTP.
@@ -15,22 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
-from stillroom.serve import openapi
-from stillroom.serve.access import RequestLimits
-from stillroom.serve.errors import ApiError, client_disconnected
+from stillroom.serve.errors import ApiError
 from stillroom.serve.jobs.processes import run_worker
 from stillroom.serve.jobs.sandbox import is_sandbox_available
-from stillroom.serve.middleware.concurrency import FairQueue, run_while_connected
 
 __all__ = [
     "MediaCheckService",
     "UploadedFile",
-    "add_media_check_route",
 ]
 
 
@@ -120,125 +111,3 @@ class MediaCheckService:
                 422, "the files could not be checked: decoding failed", code="unreadable"
             )
         return {"files": findings["files"], "limits": findings["limits"]}
-
-
-_CHUNK_BYTES = 1 << 20
-
-
-_FORM_FIELDS = frozenset({"prevalence", "pulse"})
-
-
-_BODY_SCHEMA = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {
-                    "file": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {"type": "string", "format": "binary"},
-                    },
-                    "prevalence": {
-                        "type": "number",
-                        "exclusiveMinimum": 0,
-                        "exclusiveMaximum": 1,
-                        "default": 0.5,
-                    },
-                    "pulse": {"type": "boolean", "default": False},
-                },
-                "additionalProperties": False,
-            }
-        }
-    },
-}
-
-
-def add_media_check_route(
-    app: FastAPI, media_check: MediaCheckService, limits: RequestLimits
-) -> None:
-    """Add the media check route to an app."""
-    line = FairQueue(limits, 1, most_waiting=limits.checks)
-
-    @app.post(
-        "/v1/forensics/check",
-        openapi_extra={"requestBody": _BODY_SCHEMA},
-        responses={200: {"model": openapi.MediaCheckResult}},
-    )
-    async def check(request: Request) -> dict[str, Any]:
-        """Check media: content credentials, and the results of the server's detectors."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "multipart/form-data":
-            raise ApiError(
-                415, "files are sent as multipart/form-data", code="unsupported_media_type"
-            )
-        with line.place():  # before the files are read, so that waiting uploads are bounded
-            async with media_check.folder() as folder:
-                files, prevalence, pulse = await _read_form(request, folder, media_check, limits)
-                async with line.turn(request):
-                    running = media_check.look(folder, files, prevalence=prevalence, pulse=pulse)
-                    findings = await run_while_connected(request, running)
-        return {"object": "forensics.check", **findings}
-
-
-async def _read_form(
-    request: Request, folder: Path, media_check: MediaCheckService, limits: RequestLimits
-) -> tuple[list[UploadedFile], float, bool]:
-    """Write a form's files to a folder; return them, the prevalence, and the pulse flag."""
-    try:
-        async with request.form(max_files=limits.uploads, max_fields=8, max_part_size=4096) as form:
-            return await _write_files(form, folder, media_check), *_read_settings(form)
-    except ClientDisconnect:
-        raise client_disconnected() from None
-    except HTTPException as error:
-        raise ApiError(
-            400, f"the form cannot be read: {error.detail}", code="invalid_form"
-        ) from error
-
-
-async def _write_files(
-    form: FormData, folder: Path, media_check: MediaCheckService
-) -> list[UploadedFile]:
-    files: list[UploadedFile] = []
-    for key, value in form.multi_items():
-        if not isinstance(value, UploadFile):
-            if key not in _FORM_FIELDS:
-                raise ApiError(
-                    400,
-                    f"{key[:40]!r} is not served here",
-                    code="unknown_parameter",
-                    param=key[:40],
-                )
-            continue
-        if key != "file":
-            raise ApiError(
-                400,
-                "the form field of a file is not 'file'",
-                code="unknown_parameter",
-                param=key[:40],
-            )
-        sent = media_check.place(folder, len(files), value.filename or "")
-        with sent.path.open("wb") as out:
-            while piece := await value.read(_CHUNK_BYTES):
-                out.write(piece)
-        files.append(sent)
-    if not files:
-        raise ApiError(400, "the form has no file", code="invalid_input", param="file")
-    return files
-
-
-def _read_settings(form: FormData) -> tuple[float, bool]:
-    try:
-        prevalence = float(str(form.get("prevalence", "0.5")))
-    except ValueError:
-        prevalence = 0.0
-    if not 0 < prevalence < 1:
-        raise ApiError(
-            400, "prevalence lies between 0 and 1", code="invalid_request", param="prevalence"
-        )
-    pulse = str(form.get("pulse", "false")).lower()
-    if pulse not in {"true", "false"}:
-        raise ApiError(400, "pulse is true or false", code="invalid_request", param="pulse")
-    return prevalence, pulse == "true"

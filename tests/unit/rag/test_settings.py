@@ -8,8 +8,8 @@ from stillroom.cli.rag.query import ask_command as rag_ask_command
 from stillroom.cli.serve import serve_command
 from stillroom.errors import DataError, RecipeError
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
-from stillroom.serve.openai.requests import ChatRequest
-from stillroom.serve.openai.responses_requests import ResponsesRequest
+from stillroom.serve.routes.chat_completions import ChatRequest
+from stillroom.serve.routes.responses import ResponsesRequest
 from stillroom.serve.views.forms import list_answer_settings
 
 OPTIONS = AnswerSettings.client_options()

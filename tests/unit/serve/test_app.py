@@ -4,14 +4,23 @@ import json
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from stillroom.errors import BackendError, DataError
 from stillroom.records import Answer, Citation, Completion, Location
-from stillroom.serve import RequestLimits, ServedModel, create_app
+from stillroom.serve import RequestLimits, ServedModel, create_app, routes
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.media_check import MediaCheckService
+from stillroom.serve.middleware.metrics import ServerMetrics
+from stillroom.serve.openai.service import ModelService
+from stillroom.serve.routes import ROUTES
+from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.workspace import Workspace
 from stillroom.testing import scripted_model
 
 KEY = "a-key-of-enough-length"
@@ -477,3 +486,51 @@ def test_half_a_character_in_a_message_costs_nobody_an_answer(tmp_path, is_strea
         )  # fmt: skip
     assert reply.status_code == 200, reply.text
     assert "error" not in reply.text
+
+
+def test_a_route_without_a_scope_refuses_to_start():
+    app = FastAPI()
+    table = RouteTable(app)
+    table.add("GET", "/with", "models")(lambda: {})
+    table.check()
+    app.get("/without")(lambda: {})
+    with pytest.raises(TypeError, match="/without states no scope"):
+        table.check()
+    with pytest.raises(TypeError, match="/without states no scope"):
+        table.find({"type": "http", "method": "GET", "path": "/without"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("GET", "/healthz", "public"),
+        ("HEAD", "/healthz", "public"),
+        ("GET", "/metrics", "metrics"),
+        ("GET", "/openapi.json", "any"),
+        ("GET", "/v1/models/a/b", "models"),
+        ("POST", "/v1/recipes/check", "jobs:read"),
+        ("DELETE", "/v1/jobs/x", "jobs:write"),
+        ("PUT", "/v1/jobs", "jobs:write"),
+        ("GET", "/v1/jobs/x/files/y/z", "jobs:read"),
+        ("POST", "/v1/forensics/check", "forensics"),
+        ("GET", "/v1/none", None),
+    ],
+)
+def test_a_request_needs_the_scope_of_its_route(tmp_path, method, path, scope):
+    app = FastAPI()
+    table = RouteTable(app)
+    service = ModelService([], RequestLimits(), ServerMetrics())
+    with Workspace(tmp_path).open() as workspace:
+        context = ServerContext(
+            RequestLimits(), ServerMetrics(), service, JobRunner(workspace), MediaCheckService()
+        )
+        for module in ROUTES:
+            module.add_routes(table, context)
+    rule = table.find({"type": "http", "method": method, "path": path})
+    assert (rule and rule.scope) == scope
+
+
+def test_every_file_of_routes_is_listed():
+    folder = Path(routes.__file__).parent
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert {module.__name__.rpartition(".")[2] for module in ROUTES} == names

@@ -11,7 +11,7 @@ import hmac
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,12 +21,12 @@ from stillroom.serve.errors import ApiError, client_disconnected
 
 if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
+    from stillroom.serve.routing import RouteRule
 
 __all__ = [
     "ACCESS_KEY",
     "CLIENT_KEY",
     "AuthMiddleware",
-    "find_required_scope",
     "match_key",
     "replay_body",
 ]
@@ -37,23 +37,6 @@ ACCESS_KEY = "stillroom.access"
 CLIENT_KEY = "stillroom.asker"
 """ASGI scope key of the number of the client's API key; clients without a key share one."""
 
-_SCOPE_RULES = (
-    ("/metrics", "metrics", "metrics"),
-    ("/v1/models", "models", "models"),
-    ("/v1/chat/", "models", "models"),
-    ("/v1/completions", "models", "models"),
-    ("/v1/responses", "models", "models"),
-    ("/v1/embeddings", "models", "models"),
-    ("/v1/rerank", "models", "models"),
-    ("/v1/recipes", "jobs:read", "jobs:read"),
-    ("/v1/workspace", "jobs:read", "jobs:write"),
-    ("/v1/jobs", "jobs:read", "jobs:write"),
-    ("/v1/forensics/", "forensics", "forensics"),
-)
-"""Path prefixes, and the scopes for reading (GET) and for all other methods."""
-_PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
-_UPLOAD_PATHS = frozenset({"/v1/forensics/check"})
-"""Path prefixes whose bodies are not buffered; the app reads them part by part."""
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -71,9 +54,16 @@ class AuthMiddleware:
     rebinding.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[ApiKey], limits: RequestLimits) -> None:
-        """Wrap ``app``; keys are kept as digests only."""
-        self.app, self.limits = app, limits
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: Sequence[ApiKey],
+        limits: RequestLimits,
+        find_rule: Callable[[Scope], RouteRule | None],
+    ) -> None:
+        """Wrap ``app``; keys are kept as digests only, and ``find_rule`` knows the routes."""
+        self.app, self.limits, self._find_rule = app, limits, find_rule
         self._keys = [key.digest for key in api_keys]
         self._askers = list(api_keys)
         self._buckets: dict[int, tuple[float, float]] = {}
@@ -93,9 +83,10 @@ class AuthMiddleware:
 
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
-            scope[ACCESS_KEY] = self._check(scope, headers)
-            self._count(scope)
-            is_streamed = scope["path"] in _UPLOAD_PATHS and scope["method"] == "POST"
+            rule = self._find_rule(scope)
+            scope[ACCESS_KEY] = self._check(scope, headers, rule)
+            self._count(scope, rule)
+            is_streamed = rule is not None and rule.is_upload and scope["method"] == "POST"
             bound = _BoundedBody(self.limits, headers, receive, is_upload=is_streamed)
             inner_receive = (
                 bound.receive if is_streamed else replay_body(await bound.read(), receive)
@@ -105,10 +96,10 @@ class AuthMiddleware:
             return
         await self.app(scope, inner_receive, send_guarded)
 
-    def _count(self, scope: Scope) -> None:
+    def _count(self, scope: Scope, rule: RouteRule | None) -> None:
         """Refuse a client over its rate limit; each key has a token bucket."""
         rate = self.limits.requests_per_minute
-        if not rate or scope["path"] in _PUBLIC_PATHS:
+        if not rate or _is_public(rule):
             return
         now, client = time.monotonic(), scope.get(CLIENT_KEY, 0)
         tokens, then = self._buckets.get(client, (float(rate), now))
@@ -123,13 +114,15 @@ class AuthMiddleware:
             )
         self._buckets[client] = (tokens - 1, now)
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> AccessContext | None:
+    def _check(
+        self, scope: Scope, headers: dict[bytes, bytes], rule: RouteRule | None
+    ) -> AccessContext | None:
         """Return the access of the client, or refuse the request."""
         host = parse_host_name(headers.get(b"host", b"").decode("latin-1"))
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and parse_host_name(origin.partition("://")[2]) != host:
             raise ApiError(403, "requests of other origins are refused", code="foreign_origin")
-        if scope["path"] in _PUBLIC_PATHS:
+        if _is_public(rule):
             return None
         if self._keys:
             key_index = match_key(headers.get(b"authorization", b""), self._keys)
@@ -142,13 +135,18 @@ class AuthMiddleware:
                 )
             key = self._askers[key_index]
             scope[CLIENT_KEY] = key_index
-            required = find_required_scope(scope["method"], scope["path"])
-            if required and required not in key.scopes:
-                raise ApiError(403, f"the API key lacks the scope {required}", code="missing_scope")
+            if rule is not None and rule.scope not in {"any", *key.scopes}:
+                raise ApiError(
+                    403, f"the API key lacks the scope {rule.scope}", code="missing_scope"
+                )
             return key.access
         if host not in LOOPBACK_NAMES:
             raise ApiError(403, "without API keys only this machine is served", code="foreign_host")
         return None
+
+
+def _is_public(rule: RouteRule | None) -> bool:
+    return rule is not None and rule.scope == "public"
 
 
 class _BoundedBody:
@@ -200,14 +198,6 @@ class _BoundedBody:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._most} bytes", code="body_too_large")
-
-
-def find_required_scope(method: str, path: str) -> str:
-    """Return the scope that a request requires; empty for unknown paths."""
-    for beginning, reading, writing in _SCOPE_RULES:
-        if path.startswith(beginning):
-            return reading if method in {"GET", "HEAD"} else writing
-    return ""
 
 
 def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:

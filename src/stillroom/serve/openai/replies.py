@@ -6,7 +6,6 @@ range, pages, passage and its text.
 
 from __future__ import annotations
 
-import base64
 import re
 import time
 import uuid
@@ -15,9 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
-from stillroom.models.interfaces import DenoisingStep, Vectors
+from stillroom.models.interfaces import DenoisingStep
 from stillroom.records import Citation
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.stream import (
@@ -31,7 +28,6 @@ from stillroom.serve.openai.stream import (
 __all__ = [
     "ChatReply",
     "ProxiedReply",
-    "build_embedding_reply",
     "describe_answer",
     "describe_citations",
     "describe_sources",
@@ -296,23 +292,3 @@ def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[st
         }
         for mark in locate_citations(text, citations)
     ]
-
-
-def build_embedding_reply(
-    vectors: Vectors, model: str, tokens: int, encoding: str
-) -> dict[str, Any]:
-    """Return embeddings as OpenAI's list, as numbers or as base64 of little-endian float32."""
-    rows = np.asarray(vectors, dtype="<f4")
-    values = [
-        base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist()
-        for row in rows
-    ]
-    return {
-        "object": "list",
-        "model": model,
-        "data": [
-            {"object": "embedding", "index": index, "embedding": value}
-            for index, value in enumerate(values)
-        ],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }

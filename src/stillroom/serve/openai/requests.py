@@ -1,9 +1,4 @@
-"""Request bodies of chat, completions, embeddings and rerank, and the normalized request.
-
-An unsupported key that would change the answer is refused by name, as OpenAI does; keys that only
-label a request (``user``, ``metadata``) are accepted and not stored; of unsupported keys the
-neutral value is accepted (``best_of: 1``, ``logprobs: false``), since many clients send it.
-"""
+"""Fields that the request bodies of several routes share, and the normalized request."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from stillroom.rag.settings import AnswerSettings
 from stillroom.records import Message, Prompt, Sampling
@@ -19,32 +14,14 @@ from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 
 __all__ = [
-    "ChatRequest",
-    "CompletionRequest",
     "DocumentsRequest",
-    "EmbeddingRequest",
     "GenerationRequest",
-    "RerankRequest",
+    "ModelRequest",
     "SampledRequest",
+    "TextRequest",
     "check_last_message",
     "check_message_count",
 ]
-
-
-_IGNORED_FIELDS = {
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-}
-
-
-_REPLY_FIELDS = ("annotations", "citations", "answer", "turns_not_read", "refusal")
-
-
-"""Extra fields of our messages, which other servers do not accept back."""
 
 
 _NON_SETTING_FIELDS = {"model", "user", "k"}
@@ -53,14 +30,16 @@ _NON_SETTING_FIELDS = {"model", "user", "k"}
 _SEED_MASK = 0x7FFFFFFF
 
 
-class _Request(BaseModel):
+class ModelRequest(BaseModel):
+    """Fields that all requests to a model share; unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str
     user: str | None = None
 
 
-class SampledRequest(_Request):
+class SampledRequest(ModelRequest):
     """Sampling fields that all text requests share."""
 
     stream: bool | None = False
@@ -114,7 +93,7 @@ class SampledRequest(_Request):
         )
 
 
-class _TextRequest(SampledRequest):
+class TextRequest(SampledRequest):
     """Fields that chat and completion requests share."""
 
     stream_options: dict[str, bool] | None = None
@@ -180,12 +159,12 @@ def _build_document_fields() -> dict[str, Any]:
 
 if TYPE_CHECKING:
 
-    class _DocumentFields(_Request):
+    class _DocumentFields(ModelRequest):
         k: int | None = None
 
 else:
     _DocumentFields = create_model(
-        "_DocumentFields", __base__=_Request, __module__=__name__, **_build_document_fields()
+        "_DocumentFields", __base__=ModelRequest, __module__=__name__, **_build_document_fields()
     )
 
 
@@ -231,190 +210,6 @@ def check_last_message(messages: Sequence[Message], field: str) -> None:
             code="no_question",
             param=field,
         )
-
-
-class _ContentPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class _ChatMessage(BaseModel):
-    """One message; the extra fields of earlier answers may be sent back."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_ContentPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    annotations: list[JsonValue] | None = None
-    citations: list[JsonValue] | None = None
-    answer: dict[str, JsonValue] | None = None
-    turns_not_read: int | None = None
-    tool_calls: list[dict[str, JsonValue]] | None = None
-    tool_call_id: str | None = None
-
-    @property
-    def uses_tools(self) -> bool:
-        return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
-
-    def to_message(self) -> Message:
-        text = self.content
-        if text is None or self.role == "tool":
-            raise ApiError(
-                400, "a message has no content", code="invalid_request", param="messages"
-            )
-        if not isinstance(text, str):
-            text = "\n".join(part.text for part in text)
-        return Message("system" if self.role == "developer" else self.role, text)
-
-
-class ChatRequest(_TextRequest, DocumentsRequest):
-    """POST /v1/chat/completions."""
-
-    messages: list[_ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    response_format: dict[str, JsonValue] | None = None
-    tools: list[dict[str, JsonValue]] | None = Field(None, min_length=1, max_length=128)
-    tool_choice: str | dict[str, JsonValue] | None = None
-    parallel_tool_calls: bool | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
-    modalities: tuple[Literal["text"]] | None = None
-    prediction: None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-
-    @property
-    def uses_tools(self) -> bool:
-        """Whether only a backend that supports tools can answer."""
-        return bool(self.tools) or any(turn.uses_tools for turn in self.messages)
-
-    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
-        """Return the normalized request, within the limits.
-
-        Raises:
-            ApiError: If there are too many messages, the last is not the user's, a limit is
-                exceeded, or an extension is combined with tools.
-        """
-        check_message_count(len(self.messages), limits, "messages")
-        samplings = self.samplings(limits, max_tokens=self.max_completion_tokens or self.max_tokens)
-        if self.uses_tools:
-            proxied_body = self._to_proxied_body(samplings[0])
-            return GenerationRequest(
-                self.model, is_streamed=bool(self.stream), proxied_body=proxied_body
-            )
-        messages = tuple(turn.to_message() for turn in self.messages)
-        check_last_message(messages, "messages")
-        return GenerationRequest(
-            self.model,
-            Prompt(messages, schema=self._schema()),
-            samplings,
-            bool(self.stream),
-            self.k,
-            self.ask_settings(),
-            self.wants_canvas,
-        )
-
-    def _to_proxied_body(self, sampling: Sampling) -> dict[str, Any]:
-        """Return the body for another server of the same API."""
-        extensions = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
-        if extensions or self.wants_canvas:
-            param = next(iter(extensions), "stream_options")
-            raise ApiError(
-                400, f"'{param}' cannot be combined with tools", code="no_tools", param=param
-            )
-        body = self.model_dump(exclude_unset=True, exclude=_IGNORED_FIELDS)
-        body.pop("max_completion_tokens", None)
-        for turn in body["messages"]:
-            for key in _REPLY_FIELDS:
-                turn.pop(key, None)
-        return {**body, "max_tokens": sampling.max_new_tokens}
-
-    def _schema(self) -> dict[str, Any] | None:
-        format = self.response_format
-        if format is None or format.get("type") == "text":
-            return None
-        if format.get("type") == "json_object":
-            return {"type": "object"}
-        named = format.get("json_schema")
-        schema = named.get("schema") if isinstance(named, dict) else None
-        if format.get("type") != "json_schema" or not isinstance(schema, dict):
-            raise ApiError(
-                400,
-                "response_format must be text, json_object, or json_schema with its schema",
-                code="invalid_response_format",
-                param="response_format",
-            )
-        return schema
-
-
-class CompletionRequest(_TextRequest):
-    """POST /v1/completions: raw text, no chat template."""
-
-    prompt: Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)]]
-    echo: Literal[False] | None = None
-    best_of: int | None = Field(None, ge=1, description="must equal ``n``")
-    logprobs: None = None
-    suffix: None = None
-
-    @property
-    def text(self) -> str:
-        """The one text to complete."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
-
-    def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
-        """Return the normalized request, within the limits.
-
-        Raises:
-            ApiError: Like ``samplings``; also if ``best_of`` differs from ``n``.
-        """
-        if self.best_of not in {None, self.n or 1}:
-            raise ApiError(
-                400,
-                "every generated text is returned: best_of must equal n",
-                code="invalid_request",
-                param="best_of",
-            )
-        return GenerationRequest(
-            self.model,
-            Prompt(text=self.text),
-            self.samplings(limits, max_tokens=self.max_tokens),
-            bool(self.stream),
-            wants_canvas=self.wants_canvas,
-        )
-
-
-class EmbeddingRequest(_Request):
-    """POST /v1/embeddings."""
-
-    input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-    kind: Literal["query", "passage"] = Field(
-        "passage", description="role of the texts; an extension"
-    )
-
-
-class _RerankDocument(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    text: str
-
-
-class RerankRequest(_Request):
-    """POST /v1/rerank, in the format of Cohere and Jina."""
-
-    query: str
-    documents: list[str | _RerankDocument] = Field(min_length=1)
-    top_n: int | None = Field(None, ge=1)
-    return_documents: bool = False
-
-    def texts(self) -> list[str]:
-        """Return the documents' texts."""
-        return [
-            document if isinstance(document, str) else document.text for document in self.documents
-        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,19 @@
-"""Handlers of requests to a language model, an embedder or a reranker.
+"""Service of all mounted models: finds the model of a request, and sends what it generates.
 
-Resolves the model, converts the request to ``text.generation`` types, and sends the reply: whole or
-event by event. ``middleware.concurrency`` does the waiting and threads, ``replies`` the formats.
+``middleware.concurrency`` does the waiting and threads, ``replies`` the formats.
 """
 
 from __future__ import annotations
 
-import math
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.models import TextModel
-from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel, Vectors
+from stillroom.models import Embedder, TextModel
+from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel
 from stillroom.models.requests import stream_with_completion
 from stillroom.records import Sampling
 from stillroom.serve.access import RequestLimits
@@ -25,16 +22,7 @@ from stillroom.serve.middleware.auth import ACCESS_KEY
 from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots, get_single_result
 from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.serve.mounts import ServedModel
-from stillroom.serve.openai.replies import ChatReply, ProxiedReply, build_embedding_reply
-from stillroom.serve.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    GenerationRequest,
-    RerankRequest,
-)
-from stillroom.serve.openai.responses_replies import ResponsesReply
-from stillroom.serve.openai.responses_requests import ResponsesRequest
+from stillroom.serve.openai.requests import GenerationRequest
 from stillroom.serve.openai.stream import (
     LocalCollector,
     OutputItem,
@@ -46,9 +34,11 @@ from stillroom.serve.openai.stream import (
 
 __all__ = ["ModelService"]
 
+T = TypeVar("T")
+
 
 class ModelService:
-    """Handlers of requests to all mounted models."""
+    """The mounted models, each with the worker slots of its engine."""
 
     def __init__(
         self, served: Sequence[ServedModel], limits: RequestLimits, counters: ServerMetrics
@@ -80,77 +70,12 @@ class ModelService:
         head = {"id": name, "object": "model", "created": 0, "owned_by": "stillroom"}
         return {**head, "abilities": abilities}
 
-    async def chat(self, body: ChatRequest, request: Request) -> Response:
-        """Answer POST /v1/chat/completions."""
-        served = self._find_writer(body.model)
-        order = body.to_generation_request(self.limits)
-        if order.proxied_body is not None:
-            return await self._speak(*served, order, ProxiedReply(body.model), request)
-        reply = ChatReply(body.model, is_chat=True, wants_usage=body.wants_usage)
-        return await self._speak(*served, order, reply, request)
+    def find(self, name: str, ability: str) -> ServedModel:
+        """Return the mount of a name.
 
-    async def respond(self, body: ResponsesRequest, request: Request) -> Response:
-        """Answer POST /v1/responses."""
-        served = self._find_writer(body.model)
-        order = body.to_generation_request(self.limits)
-        return await self._speak(*served, order, ResponsesReply(body.echo(order)), request)
-
-    async def complete(self, body: CompletionRequest, request: Request) -> Response:
-        """Answer POST /v1/completions."""
-        served, model = self._find_writer(body.model)
-        order = body.to_generation_request(self.limits)
-        reply = ChatReply(body.model, is_chat=False, wants_usage=body.wants_usage)
-        return await self._answer(served, model, order, reply, request)
-
-    async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
-        """Answer POST /v1/embeddings."""
-        served = self._find(body.model, "embeddings")
-        embedder = served.embedder
-        if embedder is None:
-            raise _unknown_model_error(body.model, self.names)
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        self._check_texts(texts, "input")
-        if body.dimensions not in {None, embedder.dimensions}:
-            raise ApiError(
-                400,
-                f"vectors have {embedder.dimensions} dimensions",
-                code="invalid_dimensions",
-                param="dimensions",
-            )
-
-        def work(is_stopped: IsStopped) -> Iterator[tuple[Vectors, int]]:
-            tokens = sum(embedder.count_tokens(text) for text in texts)
-            yield embedder.embed(texts, kind=body.kind), tokens
-
-        vectors, tokens = await get_single_result(self._slots[served.name].stream(work, request))
-        return JSONResponse(
-            build_embedding_reply(vectors, body.model, tokens, body.encoding_format)
-        )
-
-    async def rerank(self, body: RerankRequest, request: Request) -> Response:
-        """Answer POST /v1/rerank, in the format of Cohere and Jina."""
-        served = self._find(body.model, "rerank")
-        texts = body.texts()
-        self._check_texts([body.query], "query")
-        self._check_texts(texts, "documents")
-
-        def work(is_stopped: IsStopped) -> Iterator[list[float]]:
-            yield _score_texts(served, body.query, texts)
-
-        scores = await get_single_result(self._slots[served.name].stream(work, request))
-        order = sorted(range(len(texts)), key=lambda index: (-scores[index], index))[: body.top_n]
-        results = [
-            {
-                "index": index,
-                "relevance_score": scores[index],
-                **({"document": {"text": texts[index]}} if body.return_documents else {}),
-            }
-            for index in order
-        ]
-        head = {"id": f"rerank-{uuid.uuid4().hex[:24]}", "object": "list", "model": body.model}
-        return JSONResponse({**head, "results": results})
-
-    def _find(self, name: str, ability: str) -> ServedModel:
+        Raises:
+            ApiError: If no model has that name, or it does not support the endpoint.
+        """
         served = self._by_name.get(name)
         if served is None:
             raise _unknown_model_error(name, self.names)
@@ -169,13 +94,26 @@ class ModelService:
             )
         return served
 
-    def _find_writer(self, name: str) -> tuple[ServedModel, TextModel]:
-        served = self._find(name, "chat.completions")
+    def find_embedder(self, name: str) -> tuple[ServedModel, Embedder]:
+        """Return the mount of a name with its embedder; raises like ``find``."""
+        served = self.find(name, "embeddings")
+        if served.embedder is None:
+            raise _unknown_model_error(name, self.names)
+        return served, served.embedder
+
+    def find_writer(self, name: str) -> tuple[ServedModel, TextModel]:
+        """Return the mount of a name with its text model; raises like ``find``."""
+        served = self.find(name, "chat.completions")
         if served.model is None:
             raise _unknown_model_error(name, self.names)
         return served, served.model
 
-    def _check_texts(self, texts: Sequence[str], param: str) -> None:
+    def check_texts(self, texts: Sequence[str], param: str) -> None:
+        """Refuse empty texts, and more than the limit.
+
+        Raises:
+            ApiError: Naming the field of the client's API.
+        """
         if not 0 < len(texts) <= self.limits.texts or not all(text.strip() for text in texts):
             raise ApiError(
                 400,
@@ -184,7 +122,11 @@ class ModelService:
                 param=param,
             )
 
-    async def _speak(
+    async def compute(self, served: ServedModel, work: Work[T], request: Request) -> T:
+        """Return the result of work on a mount's engine, when its turn comes."""
+        return await get_single_result(self._slots[served.name].stream(work, request))
+
+    async def reply(
         self,
         served: ServedModel,
         model: TextModel,
@@ -205,7 +147,7 @@ class ModelService:
                     code="no_documents",
                     param=order.retrieval_field,
                 )
-            return await self._answer(served, model, order, reply, request)
+            return await self.generate(served, model, order, reply, request)
         if order.prompt.schema is not None:
             raise ApiError(
                 400,
@@ -263,7 +205,7 @@ class ModelService:
 
         return await self._send(served, model, work, order, reply, request)
 
-    async def _answer(
+    async def generate(
         self,
         served: ServedModel,
         model: TextModel,
@@ -354,28 +296,6 @@ def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:
         code="model_not_found",
         param="model",
     )
-
-
-def _score_texts(served: ServedModel, query: str, texts: Sequence[str]) -> list[float]:
-    """Return relevance scores of texts for a query, in [0, 1] for local models.
-
-    Logits of a cross-encoder pass through a sigmoid; a cosine similarity (-1 to 1) is mapped
-    linearly.
-    """
-    if served.reranker is not None:
-        scores = served.reranker.score(query, texts)
-        is_odds = not served.reranker.fingerprint.startswith("endpoint:")
-        return [_apply_sigmoid(score) for score in scores] if is_odds else scores
-    if served.embedder is None:
-        raise TypeError(f"{served.name} has no embedder or reranker to rank with")
-    query_vector = served.embedder.embed([query], kind="query")[0]
-    rows = served.embedder.embed(texts, kind="passage")
-    return [(1.0 + float(likeness)) / 2 for likeness in rows @ query_vector]
-
-
-def _apply_sigmoid(odds: float) -> float:
-    bounded = max(min(odds, 700.0), -700.0)
-    return 1.0 / (1.0 + math.exp(-bounded))
 
 
 def _canvas_error() -> ApiError:

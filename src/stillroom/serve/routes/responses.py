@@ -1,8 +1,7 @@
-"""Request body of ``/v1/responses``, as far as it is supported.
+"""Responses: a chat turn as items, as far as OpenAI's API is supported.
 
-The rule of ``requests`` applies: an unsupported field that would change the answer is refused by
-name, labels are accepted and not stored, and neutral values are accepted. Nothing is stored, so
-references to an earlier answer are refused with an alternative.
+Unsupported fields, labels and neutral values are treated as in ``chat_completions``. Nothing is
+stored, so references to an earlier answer are refused with an alternative.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from fastapi import Request
+from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
@@ -24,8 +25,11 @@ from stillroom.serve.openai.requests import (
     check_last_message,
     check_message_count,
 )
+from stillroom.serve.openai.responses_replies import ResponsesReply
+from stillroom.serve.openapi import STREAM_RESPONSES, StrictModel
+from stillroom.serve.routing import RouteTable, ServerContext
 
-__all__ = ["ResponsesRequest"]
+__all__ = ["ResponseObject", "ResponsesRequest", "add_routes"]
 
 _NOT_STORED = "answers are not stored here"
 _MAX_DEPTH = 64
@@ -33,7 +37,7 @@ _PROXIED_FIELDS = ("temperature", "top_p", "top_k", "seed", "parallel_tool_calls
 """Fields that are forwarded unchanged to another server, if given."""
 
 
-class _StrictModel(BaseModel):
+class _RequestPart(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -75,7 +79,7 @@ def _check_depth(value: Any) -> Any:
 _JsonObject = Annotated[dict[str, JsonValue], BeforeValidator(_check_depth)]
 
 
-class _TextPart(_StrictModel):
+class _TextPart(_RequestPart):
     """Part of a message's text; the extra fields of earlier answers may be sent back."""
 
     type: Literal["input_text", "output_text"]
@@ -89,7 +93,7 @@ _TextContent = (
 )
 
 
-class _InputMessage(_StrictModel):
+class _InputMessage(_RequestPart):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: _TextContent
@@ -101,7 +105,7 @@ class _InputMessage(_StrictModel):
     turns_not_read: int | None = None
 
 
-class _FunctionCall(_StrictModel):
+class _FunctionCall(_RequestPart):
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
     name: str
@@ -110,7 +114,7 @@ class _FunctionCall(_StrictModel):
     status: str | None = None
 
 
-class _FunctionCallOutput(_StrictModel):
+class _FunctionCallOutput(_RequestPart):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
     output: _TextContent
@@ -127,7 +131,7 @@ _InputItem = Annotated[
 ]
 
 
-class _FunctionTool(_StrictModel):
+class _FunctionTool(_RequestPart):
     type: Literal["function"]
     name: str = Field(min_length=1)
     description: str | None = None
@@ -135,20 +139,20 @@ class _FunctionTool(_StrictModel):
     strict: bool | None = None
 
 
-class _FunctionToolChoice(_StrictModel):
+class _FunctionToolChoice(_RequestPart):
     type: Literal["function"]
     name: str = Field(min_length=1)
 
 
-class _TextFormat(_StrictModel):
+class _TextFormat(_RequestPart):
     type: Literal["text"]
 
 
-class _JsonObjectFormat(_StrictModel):
+class _JsonObjectFormat(_RequestPart):
     type: Literal["json_object"]
 
 
-class _JsonSchemaFormat(_StrictModel):
+class _JsonSchemaFormat(_RequestPart):
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     schema_: _JsonObject = Field(alias="schema")
@@ -156,7 +160,7 @@ class _JsonSchemaFormat(_StrictModel):
     strict: bool | None = None
 
 
-class _TextSettings(_StrictModel):
+class _TextSettings(_RequestPart):
     format: (
         Annotated[_TextFormat | _JsonObjectFormat | _JsonSchemaFormat, Field(discriminator="type")]
         | None
@@ -164,13 +168,13 @@ class _TextSettings(_StrictModel):
     verbosity: Literal["medium"] | None = None
 
 
-class _Reasoning(_StrictModel):
+class _Reasoning(_RequestPart):
     effort: Literal["none"] | None = None
     summary: None = None
     generate_summary: None = None
 
 
-class _StreamOptions(_StrictModel):
+class _StreamOptions(_RequestPart):
     include_obfuscation: Literal[False] | None = None
 
 
@@ -415,3 +419,120 @@ def _to_turns(
                 param=f"input.{index}.call_id",
             )
     return turns
+
+
+class _UrlCitation(StrictModel):
+    type: Literal["url_citation"]
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+    passage_id: str
+    byte_start: int
+    byte_end: int
+    pages: list[int]
+
+
+class _OutputText(StrictModel):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[_UrlCitation]
+    logprobs: list[Any] = Field(max_length=0)
+
+
+class _OutputRefusal(StrictModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class _MessageItem(StrictModel):
+    type: Literal["message"]
+    id: str
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete"]
+    content: list[_OutputText | _OutputRefusal]
+    citations: list[dict[str, Any]] | None = Field(None, description="of documents")
+    answer: dict[str, Any] | None = Field(
+        None, description="details of how it was made from documents"
+    )
+    turns_not_read: int | None = None
+
+
+class _FunctionCallItem(StrictModel):
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
+class _IncompleteDetails(StrictModel):
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class _InputTokenDetails(StrictModel):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class _OutputTokenDetails(StrictModel):
+    reasoning_tokens: int
+
+
+class _ResponseUsage(StrictModel):
+    input_tokens: int
+    input_tokens_details: _InputTokenDetails
+    output_tokens: int
+    output_tokens_details: _OutputTokenDetails
+    total_tokens: int
+
+
+class ResponseObject(StrictModel):
+    """Chat turn as items, with effective request fields; null means unknown."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: _IncompleteDetails | None
+    output: list[_MessageItem | _FunctionCallItem]
+    usage: _ResponseUsage | None
+    user: None
+    model: str
+    background: Literal[False]
+    instructions: str | None
+    max_output_tokens: int
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: dict[str, None]
+    service_tier: Literal["default"]
+    store: Literal[False]
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: Literal[0]
+    top_p: float | None
+    truncation: Literal["disabled"]
+
+
+def add_routes(table: RouteTable, server: ServerContext) -> None:
+    """Add the route."""
+
+    @table.add(
+        "POST",
+        "/v1/responses",
+        "models",
+        responses={200: {"model": ResponseObject, **STREAM_RESPONSES[200]}},
+    )
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a chat turn as items, whole or as typed events; nothing is stored."""
+        served, model = server.models.find_writer(body.model)
+        order = body.to_generation_request(server.limits)
+        reply = ResponsesReply(body.echo(order))
+        return await server.models.reply(served, model, order, reply, request)

@@ -1,0 +1,74 @@
+"""Kinds of recipes: their names, JSON Schemas and commented examples."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import ConfigDict, Field
+
+from stillroom.errors import RecipeError
+from stillroom.recipes import find_recipe_class, list_kinds, render_template
+from stillroom.registry.catalog import list_kinds as summarize_kinds
+from stillroom.serve.errors import ApiError
+from stillroom.serve.openapi import StrictModel
+from stillroom.serve.routing import RouteTable, ServerContext
+
+__all__ = ["RecipeKind", "RecipeKindList", "RecipeKindSummary", "add_routes"]
+
+
+class RecipeKindSummary(StrictModel):
+    """Kind of recipe."""
+
+    kind: str
+    summary: str
+
+
+class RecipeKindList(StrictModel):
+    """List of all kinds."""
+
+    object: Literal["list"]
+    data: list[RecipeKindSummary]
+
+
+class RecipeKind(StrictModel):
+    """Kind of recipe with its JSON Schema and a commented example."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    object: Literal["recipe.kind"]
+    kind: str
+    summary: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    commented: str
+
+
+def add_routes(table: RouteTable, server: ServerContext) -> None:
+    """Add the routes, if the server runs jobs."""
+    if server.jobs is None:
+        return
+
+    @table.add("GET", "/v1/recipes", "jobs:read", responses={200: {"model": RecipeKindList}})
+    async def kinds() -> dict[str, Any]:
+        """List the kinds of recipes."""
+        rows = [{"kind": kind, "summary": summary} for kind, summary in summarize_kinds().items()]
+        return {"object": "list", "data": rows}
+
+    @table.add("GET", "/v1/recipes/{kind}", "jobs:read", responses={200: {"model": RecipeKind}})
+    async def kind(kind: str, method: Annotated[str, Query(max_length=80)] = "") -> dict[str, Any]:
+        """Describe a kind: the JSON Schema of its recipes, and a commented example."""
+        if kind not in list_kinds():
+            raise ApiError(404, f"there is no kind {kind[:40]!r}", code="unknown_kind")
+        return await asyncio.to_thread(_describe_kind, kind, method)
+
+
+def _describe_kind(kind: str, method: str) -> dict[str, Any]:
+    try:
+        commented = render_template(kind, method or None)
+    except RecipeError as error:
+        raise ApiError(404, error.problems[0].what, code="unknown_method") from error
+    schema = find_recipe_class(kind).model_json_schema(by_alias=True)
+    summary = summarize_kinds()[kind]
+    return {"object": "recipe.kind", "kind": kind, "summary": summary, "schema": schema,
+            "commented": commented}  # fmt: skip

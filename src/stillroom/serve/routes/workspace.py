@@ -1,0 +1,61 @@
+"""Workspace: the files and artifacts that recipes can name."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import Query, Request
+
+from stillroom.errors import DataError
+from stillroom.serve.errors import ApiError
+from stillroom.serve.jobs.submission import find_tenant
+from stillroom.serve.openapi import StrictModel
+from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.views.folder import read_kind
+from stillroom.serve.workspace import TenantRoot
+
+__all__ = ["WorkspaceList", "add_routes"]
+
+
+class _WorkspaceEntry(StrictModel):
+    path: str
+    size_bytes: int | None
+    kind: str | None = None
+
+
+class WorkspaceList(StrictModel):
+    """Entries of a folder that recipes can name."""
+
+    object: Literal["list"]
+    path: str
+    data: list[_WorkspaceEntry]
+    has_more: bool
+
+
+def add_routes(table: RouteTable, server: ServerContext) -> None:
+    """Add the route, if the server runs jobs."""
+    if (runner := server.jobs) is None:
+        return
+
+    @table.add("GET", "/v1/workspace", "jobs:read", responses={200: {"model": WorkspaceList}})
+    async def workspace(
+        request: Request, path: Annotated[str, Query(max_length=1024)] = ""
+    ) -> dict[str, Any]:
+        """List a folder of the names that recipes can use."""
+        root = runner.workspace.root(find_tenant(request, runner))
+        return await asyncio.to_thread(_list_folder, root, path)
+
+
+def _list_folder(root: TenantRoot, path: str) -> dict[str, Any]:
+    try:
+        entries, is_all = root.list(path)
+    except DataError as error:
+        raise ApiError(404, error.problems[0].what, code="unknown_path") from error
+    data = []
+    for entry in entries:
+        row: dict[str, Any] = {"path": entry.path, "size_bytes": entry.size_bytes}
+        if entry.size_bytes is None:
+            row["kind"] = read_kind(root.folder / entry.path)
+        data.append(row)
+    return {"object": "list", "path": path, "data": data, "has_more": not is_all}
