@@ -129,13 +129,20 @@ def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: 
 
     Input paths must exist; references such as hub:ORG/NAME and addresses are not checked.
     """
-    from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
+    from stillroom.flow import (
+        check_inputs,
+        estimate_recipe,
+        outline_recipe,
+        preflight_recipe,
+        require_recipe_extras,
+    )
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.jobs.machine import format_size
     from stillroom.recipes import load_recipe, make_setting_locator
 
     loaded = load_recipe(recipe, overrides)
     check_inputs(loaded, make_setting_locator(recipe, overrides))
+    require_recipe_extras(loaded)
     estimate = estimate_recipe(loaded)
     flight = preflight_recipe(loaded, out, machine=False)
     machine = describe_machine(out)

@@ -12,6 +12,7 @@ from stillroom.flow.run import (
     estimate_recipe,
     outline_recipe,
     preflight_recipe,
+    require_recipe_extras,
     run_make,
     run_recipe,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "open_run",
     "outline_recipe",
     "preflight_recipe",
+    "require_recipe_extras",
     "run_make",
     "run_recipe",
 ]

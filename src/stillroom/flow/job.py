@@ -9,6 +9,7 @@ from typing import Any
 from stillroom.flow.recipe import engine_of
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
+from stillroom.jobs.extras import require_extras
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
@@ -19,6 +20,7 @@ from stillroom.text.reader import use_origin_check
 __all__ = [
     "estimate_job",
     "find_job_kind",
+    "require_job_extras",
     "run_job",
 ]
 
@@ -61,6 +63,16 @@ def estimate_job(recipe: Recipe) -> Estimate:
     return find_job_kind(recipe.kind).estimate(recipe)
 
 
+def require_job_extras(recipe: Recipe) -> None:
+    """Refuse a job whose packages are not installed.
+
+    Raises:
+        MissingExtraError: Naming the extra.
+    """
+    kind = find_job_kind(recipe.kind)
+    require_extras(kind.extras, kind.run, f"a job of kind {recipe.kind}")
+
+
 def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
     """Run a started job in the room of its recipe's kind.
 
@@ -88,6 +100,9 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
         try:
             with job.interruptible(), use_origin_check(_examine_origin):
                 artifact = find_job_kind(recipe.kind).run(recipe, job)
+        except ImportError:  # to be repeated once the package is installed
+            job.discard_empty()
+            raise
         finally:
             job.close()
     return artifact

@@ -83,10 +83,15 @@ class FlowRun:
 
         Raises:
             DataError: If ``out`` is not a run, or is an unfinished one without ``resume``.
+            MissingExtraError: If a step needs a package that is not installed.
             StillroomError: From a step; finished steps are kept for ``--resume``.
         """
+        from stillroom.flow.job import require_job_extras
+
         self._refuse_foreign(overwrite=overwrite)
         if overwrite or not (self.out / ARTIFACT_FILE).is_file():
+            for step in self.recipe.steps.values():
+                require_job_extras(step.recipe)
             check_fits(self.estimate(), describe_machine(self.out), "flow")
             resolve_inputs(self.recipe.inputs)
         with full_disk_as_error(self.out):

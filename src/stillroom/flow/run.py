@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.flow.job import estimate_job, find_job_kind, run_job
+from stillroom.flow.job import estimate_job, find_job_kind, require_job_extras, run_job
 from stillroom.flow.recipe import FlowRecipe, engine_of
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.jobs.engines import require_engine
@@ -26,6 +26,7 @@ __all__ = [
     "outline_recipe",
     "preflight_recipe",
     "read_make_recipe",
+    "require_recipe_extras",
     "run_make",
     "run_recipe",
 ]
@@ -85,6 +86,7 @@ def _start_job(
     text = dump_recipe(recipe)
     if resume and Job.recover(out) and read_artifact(out).recipe_digest == digest_text(text):
         return None
+    require_recipe_extras(recipe)
     check_fits(estimate_recipe(recipe), describe_machine(out), recipe.kind)
     return Job.start(
         out, text, seed=recipe.seed, resume=resume, overwrite=overwrite, reporter=reporter
@@ -115,6 +117,17 @@ def _run_distributed(
         with tempfile.TemporaryDirectory() as folder:
             text = dump_recipe(recipe)
             return run_job(recipe, Job.start(Path(folder) / "job", text, seed=recipe.seed))
+
+
+def require_recipe_extras(recipe: Recipe) -> None:
+    """Refuse a recipe whose job, or a step, needs a package that is not installed.
+
+    Raises:
+        MissingExtraError: Naming the extra.
+    """
+    for part in _list_recipes(recipe):
+        if not isinstance(part, FlowRecipe):
+            require_job_extras(part)
 
 
 def estimate_recipe(recipe: Recipe) -> Estimate:

@@ -6,14 +6,27 @@ describes each for users (a contract test compares the two). Imports none of the
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from typing import Any
 
 from stillroom.errors import MissingExtraError
 
-__all__ = ["PURPOSES", "Extra", "find_extra", "find_missing_extra", "list_extras"]
+__all__ = [
+    "PURPOSES",
+    "Extra",
+    "find_extra",
+    "find_missing_extra",
+    "list_extras",
+    "require_extras",
+]
 
 PURPOSES: Mapping[str, str] = {
     "console": "the console in a browser",
@@ -78,11 +91,40 @@ def find_extra(module: str) -> str:
     return _MODULES.get(module.partition(".")[0], "")
 
 
-def find_missing_extra(error: BaseException) -> MissingExtraError | None:
+def find_missing_extra(error: BaseException, purpose: str = "this") -> MissingExtraError | None:
     """Return the error that names the extra of a module that is not installed; or None."""
     name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     extra = find_extra(name)
-    return MissingExtraError.of(name, extra, "this") if extra else None
+    return MissingExtraError.of(name, extra, purpose) if extra else None
+
+
+def require_extras(extras: Iterable[str], run: Callable[..., Any], purpose: str) -> None:
+    """Refuse work whose packages are not installed.
+
+    Args:
+        extras: Extras that the work always needs.
+        run: Function that does the work. Without torch, what it imports first is imported here;
+            with torch that would take seconds.
+        purpose: The work, as the subject of the error.
+
+    Raises:
+        MissingExtraError: For the first missing module.
+    """
+    for extra in extras:
+        for module in (name for name, brings in _MODULES.items() if brings == extra):
+            if find_spec(module) is None:
+                raise MissingExtraError.of(module, extra, purpose)
+    if find_spec("torch") is not None or not inspect.isfunction(run):
+        return
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(run))).body
+    try:
+        for part in getattr(function, "body", ()):
+            if isinstance(part, ast.ImportFrom) and part.module:
+                importlib.import_module(part.module)
+    except ModuleNotFoundError as error:
+        if missing := find_missing_extra(error, purpose):
+            raise missing from error
+        raise
 
 
 def list_extras() -> list[Extra]:

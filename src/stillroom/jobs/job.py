@@ -318,6 +318,12 @@ class Job:
         """Seconds spent so far, summed over all sessions of a resumed run."""
         return sum_work_seconds(self.work)
 
+    def discard_empty(self) -> None:
+        """Remove the working folder if the run has written nothing; a started one stays."""
+        files = {path.name for path in self.work.rglob("*") if path.is_file()}
+        if files <= {"recipe.yaml", "events.jsonl", LOCK_FILE}:
+            shutil.rmtree(self.work)
+
     def close(self) -> None:
         """Close journals and unlock the folder; the working folder stays."""
         for journal in self._journals.values():

@@ -52,6 +52,7 @@ class JobKind(Generic[R]):
         preflight: Checks records and models before the job starts.
         outline: Returns lines that draw the steps inside the job, for ``check``.
         is_distributed: Whether several processes of one launcher can run it as one job.
+        extras: Extras that every job of the kind needs and that ``run`` does not import at once.
     """
 
     recipe: type[R]
@@ -60,3 +61,4 @@ class JobKind(Generic[R]):
     preflight: Preflight | None = None
     outline: Callable[[R], list[str]] | None = None
     is_distributed: bool = False
+    extras: tuple[str, ...] = ()

@@ -62,7 +62,7 @@ def open_text_model(
             an endpoint's address with the model name (``http://host:8000/v1#name``), or
             ``scripted:FILE``.
         backend: Method of the seam models.backends; ``auto`` selects by the reference: openai for
-            addresses, llamacpp for GGUF if installed, else transformers.
+            addresses, llamacpp for GGUF if installed or torch is not, else transformers.
         cache: File of the completion cache; None for none.
         job: Calling job. A local model completes many prompts per call, which may take long: each
             completion is cached as it ends (in the job's scratch folder, unless ``cache`` is set),
@@ -166,9 +166,13 @@ def _choose_backend(location: str) -> str:
     named = _find_backend(Path(location))
     if named:
         return named
-    if location.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
-        return "llamacpp"
-    return "transformers"
+    has_torch, has_llamacpp = (importlib.util.find_spec(name) for name in ("torch", "xllamacpp"))
+    # Without either, the error of llamacpp names the smaller extra.
+    return (
+        "llamacpp"
+        if location.endswith(".gguf") and (has_llamacpp or not has_torch)
+        else "transformers"
+    )
 
 
 def _find_backend(path: Path) -> str:

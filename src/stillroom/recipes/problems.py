@@ -17,6 +17,7 @@ __all__ = ["explain_validation"]
 
 _MAX_SHOWN = 60
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+_TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 _PREFIXES = ("Input should be ", "Value error, ")
 
 
@@ -42,6 +43,8 @@ def explain_validation(
             problems.append(_place(problem, flat.location, tree))
         elif kind in _UNKNOWN:
             problems.append(_unknown_setting(flat.location, model, tree))
+        elif kind in _TAG_ERRORS:
+            problems.append(_refused_tag(path, flat.details, tree))
         elif kind == "missing":
             problems.append(_missing_setting(flat.location, model, tree))
         elif not _is_other_shape(flat.details, path, paths):
@@ -125,6 +128,28 @@ def _missing_setting(
         tree.place_of_key(path[:-1]),
         (field.description or "") if field else "",
         f"add '{location[-1]}:' to '{group.label}'",
+    )
+
+
+def _refused_tag(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
+    """Report the setting that chooses one of several groups of settings, missing or unknown."""
+    context = details["ctx"]
+    key, tags = str(context["discriminator"]).strip("'"), str(context.get("expected_tags", ""))
+    name = format_path((*path, key))
+    if not tags:
+        return Problem(
+            f"{name} is missing",
+            "recipe.missing",
+            tree.place_of_key(path),
+            f"a group of settings with '{key}'",
+            f"add '{key}:' to '{format_path(path)}'",
+        )
+    return Problem(
+        f"{name} cannot be {_format_value(context['tag'])}",
+        "recipe.value",
+        tree.place_of_value((*path, key)),
+        tags,
+        suggest(str(context["tag"]), [tag.strip("' ") for tag in tags.split(",")]),
     )
 
 

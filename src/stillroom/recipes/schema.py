@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -211,7 +211,10 @@ def _is_tag_of(name: str, tag: str | int) -> bool:
 
 
 def _matching_models(targets: Iterable[SettingTarget], data: Any) -> Iterator[type[BaseModel]]:
-    for target in targets:
+    """Yield the models that data is meant for; of a discriminated union, the one of its tag."""
+    targets = list(targets)
+    tagged = [target for target in targets if _has_tags_of(target, data)]
+    for target in tagged or targets:
         if not isinstance(target, MethodField):
             yield target
             continue
@@ -221,6 +224,18 @@ def _matching_models(targets: Iterable[SettingTarget], data: Any) -> Iterator[ty
                 yield target.seam.get(name)
             except RecipeError:  # reported by the validation of the choice itself
                 continue
+
+
+def _has_tags_of(target: SettingTarget, data: Any) -> bool:
+    """Return whether the settings of a model that have one possible value have it in the data."""
+    if isinstance(target, MethodField) or not isinstance(data, Mapping):
+        return True
+    tags = {
+        info.alias or name: get_args(info.annotation)
+        for name, info in target.model_fields.items()
+        if get_origin(info.annotation) is Literal
+    }
+    return all(data.get(key, tag[0]) == tag[0] for key, tag in tags.items() if len(tag) == 1)
 
 
 def _model_of_kind(data: Any) -> Iterator[type[BaseModel]]:

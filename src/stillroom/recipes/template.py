@@ -253,7 +253,8 @@ _UNBOUNDED = 2**53
 
 def describe_setting(info: FieldInfo, *, is_needed: bool = False) -> str:
     """Return a setting's description, allowed values, and default or that it is required."""
-    parts = [info.description or "", *dict.fromkeys(_iter_formats(info.annotation, info.metadata))]
+    marks = [*info.metadata, info] if info.discriminator else info.metadata
+    parts = [info.description or "", *dict.fromkeys(_iter_formats(info.annotation, marks))]
     default = get_default(info)
     if default is PydanticUndefined or is_needed:
         parts.append("required")
@@ -261,11 +262,15 @@ def describe_setting(info: FieldInfo, *, is_needed: bool = False) -> str:
         parts.append("optional")
     elif isinstance(default, Method):
         parts.append(f"default {default.method_name()}")
-    elif not isinstance(default, BaseModel):
+    elif not isinstance(default, BaseModel) and not _is_constant(info):
         plain = to_plain(default)
         if not plain or not isinstance(plain, dict | list):
             parts.append(f"default {emit_scalar(plain)}")
     return "; ".join(part for part in parts if part)
+
+
+def _is_constant(info: FieldInfo) -> bool:
+    return get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
 
 
 def get_default(info: FieldInfo) -> Any:
@@ -328,6 +333,8 @@ def _iter_formats(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
     for mark in marks:
         if isinstance(mark, MethodField):
             yield f"one of: {', '.join(mark.seam.names())}"
+        elif isinstance(mark, FieldInfo) and isinstance(mark.discriminator, str):
+            yield f"{mark.discriminator} is one of: {', '.join(_list_tags(annotation, mark))}"
     if not forms:
         yield from _bounds(marks)
     origin, parts = get_origin(annotation), get_args(annotation)
@@ -339,6 +346,13 @@ def _iter_formats(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
     else:
         for part in parts:
             yield from _iter_formats(part, ())
+
+
+def _list_tags(annotation: Any, union: FieldInfo) -> Iterator[str]:
+    """Yield the tags of a discriminated union."""
+    for model in iter_targets(annotation):
+        if not isinstance(model, MethodField):
+            yield from map(str, get_args(model.model_fields[str(union.discriminator)].annotation))
 
 
 def _bounds(metadata: Sequence[Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from stillroom.errors import BackendError, RecipeError
-from stillroom.models import Backend, open_text_model
+from stillroom.models import Backend, factory, open_text_model
 from stillroom.models.backends.llamacpp import Llamacpp
 from stillroom.records import Prompt, Sampling
 from stillroom.testing import tiny_checkpoint
@@ -66,3 +66,19 @@ def test_llamacpp_names_a_broken_file(tmp_path, capfd):
         open_text_model(str(tmp_path / "m.gguf"))
     assert caught.value.code == "backend.unloadable"
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("installed", "backend"),
+    [
+        ({"xllamacpp", "torch"}, "llamacpp"),
+        ({"torch"}, "transformers"),
+        (set(), "llamacpp"),
+    ],
+)
+def test_a_gguf_file_without_an_engine_is_sent_to_the_extra_of_llama_cpp(
+    monkeypatch, installed, backend
+):
+    monkeypatch.setattr(factory.importlib.util, "find_spec", lambda name: name in installed or None)
+    assert factory._choose_backend("model.gguf") == backend
+    assert factory._choose_backend("folder") == "transformers"

@@ -38,8 +38,7 @@
       // A default method with changed settings is named as well.
       const method = field.closest("[data-option]");
       if (method) {
-        const path = method.closest("[data-method]").dataset.method;
-        const named = `${path}.name=`;
+        const named = `${method.closest("[data-method]").dataset.method}=`;
         if (!told.some((one) => one.startsWith(named))) told.unshift(`${named}${JSON.stringify(method.dataset.option)}`);
       }
     }

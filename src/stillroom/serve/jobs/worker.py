@@ -177,7 +177,13 @@ def _run_job(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
-    from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
+    from stillroom.flow import (
+        check_inputs,
+        estimate_recipe,
+        outline_recipe,
+        preflight_recipe,
+        require_recipe_extras,
+    )
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.recipes import parse_recipe
 
@@ -193,6 +199,7 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
         "problems": [],
     }
     try:
+        require_recipe_extras(recipe)
         flight = preflight_recipe(recipe, out, machine=False)
         if flight:
             check["preflight"] = flight.to_json()

@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 from stillroom.rag.settings import AnswerSettings
-from stillroom.recipes import find_recipe_class, list_kinds, render_template
+from stillroom.recipes import find_recipe_class, render_template
 from stillroom.recipes.yaml_text import read_yaml
-from stillroom.registry.catalog import find_registries, list_methods
+from stillroom.registry.catalog import find_registries, list_kinds, list_methods
 
 __all__ = [
     "MAIN_JOB",
@@ -70,8 +70,9 @@ class FormField:
 
     ``control`` is ``text``, ``place`` (a name in the folder or a reference), ``integer``,
     ``number``, ``boolean``, ``choice``, ``method`` (a choice whose options have settings),
-    ``group`` or ``yaml``; ``path`` is dotted, as in an override. ``example`` is the value in the
-    commented recipe of a required setting.
+    ``group`` or ``yaml``; ``path`` is dotted, as in an override. ``key`` is the setting that names
+    the option of a ``method``. ``example`` is the value in the commented recipe of a required
+    setting.
     """
 
     path: str
@@ -85,6 +86,7 @@ class FormField:
     options: tuple[FieldOption, ...] = ()
     settings: tuple[FormField, ...] = ()
     title: str = ""
+    key: str = "name"
 
     @property
     def label(self) -> str:
@@ -95,19 +97,21 @@ class FormField:
 
 @dataclass(frozen=True, slots=True)
 class RecipeForm:
-    """Kind of recipe that a form can create."""
+    """Kind of recipe that a form can create; kinds are grouped by room."""
 
     name: str
     summary: str
+    room: str = ""
 
 
 def list_forms() -> list[RecipeForm]:
-    """Return the main job and all other kinds of recipe."""
+    """Return the main job and all other kinds of recipe, by room."""
     main = RecipeForm(MAIN_JOB, "The main job: from documents to a small model of your own.")
-    return [
-        main,
-        *(RecipeForm(name, _first_line(find_recipe_class(name).__doc__)) for name in list_kinds()),
+    kinds = [
+        RecipeForm(name, summary.replace("`", ""), name.partition(".")[0])
+        for name, summary in list_kinds().items()
     ]
+    return [main, *sorted(kinds, key=lambda form: form.room)]
 
 
 def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
@@ -141,10 +145,6 @@ def _drop_empty(value: Any) -> Any:
     return [_drop_empty(item) for item in value] if isinstance(value, list) else value
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n", 1)[0].replace("`", "")
-
-
 def _build_fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[FormField, ...]:
     required = set(schema.get("required", ()))
     fields = [
@@ -165,16 +165,18 @@ def _build_field(
     hint = str(schema.get("description", merged.get("description", "")))
     if merged is not resolved:
         hint = hint.partition(";")[0]  # the text after this concerns clusters
-    default = _format_default(schema.get("default"))
-    values: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
     parts = [_resolve_reference(part, defs) for part in merged.get("anyOf", ())]
     parts = [part for part in parts if part.get("type") != "null"]
-    named = [part for part in parts if "const" in part.get("properties", {}).get("name", {})]
-    if named and depth < _MAX_DEPTH:
-        options = tuple(_build_option(part, defs, f"{path}.", depth) for part in named)
-        return FormField(path, "method", **values, options=options)
     if len(parts) == 1:
         merged = {**merged, **parts[0]}
+    key = merged.get("discriminator", {}).get("propertyName", "name")
+    default = _format_default(schema.get("default"), key)
+    values: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
+    variants = [_resolve_reference(part, defs) for part in merged.get("oneOf", ())] or parts
+    named = [part for part in variants if "const" in part.get("properties", {}).get(key, {})]
+    if named and depth < _MAX_DEPTH:
+        options = tuple(_build_option(part, defs, f"{path}.", depth, key) for part in named)
+        return FormField(path, "method", **values, options=options, key=key)
     if "enum" in merged and all(isinstance(part, str) for part in merged["enum"]):
         options = tuple(FieldOption(part, "") for part in merged["enum"])
         return FormField(path, "choice", **values, options=options)
@@ -205,14 +207,15 @@ def _drop_cluster_options(schema: Schema) -> Schema:
     return {**schema, "anyOf": (), "type": "object", "properties": properties} if properties else {}
 
 
-def _build_option(schema: Schema, defs: Schema, prefix: str, depth: int) -> FieldOption:
-    name = str(schema["properties"]["name"]["const"])
+def _build_option(schema: Schema, defs: Schema, prefix: str, depth: int, key: str) -> FieldOption:
+    name = str(schema["properties"][key]["const"])
+    summary = str(schema.get("description", "")).split("\n\n", 1)[0]
     settings = tuple(
         field
         for field in _build_fields(schema, defs, prefix, depth + 1)
-        if field.path != f"{prefix}name"
+        if field.path != f"{prefix}{key}"
     )
-    return FieldOption(name, str(schema.get("description", "")), settings)
+    return FieldOption(name, summary, settings)
 
 
 def _resolve_reference(schema: Schema, defs: Schema) -> Schema:
@@ -222,12 +225,12 @@ def _resolve_reference(schema: Schema, defs: Schema) -> Schema:
     return {**defs.get(reference.rpartition("/")[2], {}), **schema}
 
 
-def _format_default(default: Any) -> str:
-    """Format a default value for the form."""
+def _format_default(default: Any, key: str = "name") -> str:
+    """Format a default value for the form; of a choice, the value of ``key``."""
     if default is None or default == "":
         return ""
-    if isinstance(default, Mapping) and "name" in default:
-        return str(default["name"])
+    if isinstance(default, Mapping) and key in default:
+        return str(default[key])
     return default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
 
 
