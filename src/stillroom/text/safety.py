@@ -25,7 +25,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,6 @@ __all__ = [
     "ToxicSpan",
     "find_pii",
     "find_toxic_spans",
-    "mask_pii",
 ]
 
 
@@ -96,21 +95,6 @@ def find_pii(text: str) -> list[PiiSpan]:
             if not overlaps and holds(match.group()):
                 spans.append(PiiSpan(kind, start, end))
     return sorted(spans, key=lambda span: span.start)
-
-
-def mask_pii(text: str) -> tuple[str, list[PiiSpan]]:
-    """Return the text with each match replaced by its kind in brackets, and the matches."""
-    spans = find_pii(text)
-    return "".join(_split_pieces(text, spans)), spans
-
-
-def _split_pieces(text: str, spans: list[PiiSpan]) -> Iterator[str]:
-    position = 0
-    for span in spans:
-        yield text[position : span.start]
-        yield f"[{span.kind}]"
-        position = span.end
-    yield text[position:]
 
 
 def _is_email(text: str) -> bool:

@@ -282,6 +282,13 @@ class TestStanding:
         assert found.metrics["auc"].value < 0.85
         assert len(found.scores) == 120  # clips of one name but of different generators stay apart
 
+    def test_a_clip_of_real_and_forged_frames_is_refused(self):
+        items = make_items(4, frames=2)
+        items[-1] = dataclasses.replace(items[-1], label=0)
+        with pytest.raises(DataError) as caught:
+            self.score(items, tell(items), unit="clip")
+        assert caught.value.code == "forensics.mixed-group"
+
     def test_intervals_are_over_recordings(self):
         items = make_items(30, ("a",), frames=5)
         assert self.score(items, tell(items)).metrics["auc"].n == 30

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.text.safety import find_pii, mask_pii
+from stillroom.text.safety import find_pii
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,8 @@ from stillroom.text.safety import find_pii, mask_pii
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "secret"),
     ],
 )
-def test_each_kind_is_found_and_masked(text, kind):
+def test_each_kind_is_found(text, kind):
     assert [one.kind for one in find_pii(text)] == [kind]
-    masked, _ = mask_pii(text)
-    assert f"[{kind}]" in masked
-    assert not find_pii(masked)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from stillroom.distill.cross_tokenizer.data import AlignedBatch, AlignedRecord, make_aligned_batch
+from stillroom.distill.cross_tokenizer.data import AlignedBatch
 from stillroom.distill.cross_tokenizer.spans import TokenMap
 from stillroom.distill.interfaces import ChunkLoss, CrossTokenizerLoss, VocabularyLoss
 from stillroom.distill.losses.lm_head import (
@@ -31,7 +30,6 @@ from stillroom.train.precision import matmul_dtype
 
 __all__ = [
     "AlignedBatchLoss",
-    "score_aligned_record",
 ]
 
 
@@ -133,29 +131,6 @@ class AlignedBatchLoss:
             raise _shape_error(tuple(batch.teacher_flat.shape), tuple(batch.rows.shape))
         tokens = self._tokens.cut(teacher_head.rows, head.rows)
         return _RowScorer(criterion, batch, hidden, teacher_head, tokens, self.dtype)
-
-
-def score_aligned_record(
-    teacher: nn.Module, record: AlignedRecord, dtype: torch.dtype | None = None
-) -> npt.NDArray[np.float32]:
-    """Return the teacher's log-probability of its label at each of its positions, (M,).
-
-    A chunk loss needs nothing else from the teacher: cached under ``record.key``, these replace the
-    teacher in ``make_aligned_batch``. No gradient flows.
-
-    Raises:
-        DataError: If the teacher returns a non-finite value.
-    """
-    batch = make_aligned_batch([record])
-    device = next(teacher.parameters()).device
-    ids, flat, labels = (
-        part.to(device) for part in (batch.teacher_ids, batch.teacher_flat, batch.teacher_labels)
-    )
-    hidden = compute_teacher_hidden(teacher, ids, flat)
-    logprobs = compute_token_logprobs(hidden, LMHead.of(teacher), labels, dtype).cpu().float()
-    _check_finite(logprobs, batch)
-    values: npt.NDArray[np.float32] = logprobs.numpy()
-    return values
 
 
 class _ChunkScorer:

@@ -12,7 +12,6 @@ tokens without a counterpart are in group 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "RoundTrip",
     "TokenMap",
     "TokenSpans",
-    "check_round_trip",
     "locate_tokens",
     "map_tokens",
     "match_tokens",
@@ -64,15 +61,6 @@ class TokenSpans:
     def __len__(self) -> int:
         """Return the number of tokens."""
         return len(self.ids)
-
-
-@dataclass(frozen=True)
-class RoundTrip:
-    """Number of texts whose tokens concatenate to the text exactly, and the first that does not."""
-
-    texts: int
-    exact: int
-    first_inexact: str = ""
 
 
 def locate_tokens(
@@ -134,19 +122,6 @@ def match_tokens(tokens: TokenBytes, ids: npt.NDArray[np.int64], text: str) -> T
         _get_roles(tokens, ids, kinds),
         is_exact=True,
     )
-
-
-def check_round_trip(tokenizer: Any, tokens: TokenBytes, texts: Iterable[str]) -> RoundTrip:
-    """Tokenize texts and count those whose tokens' bytes are exactly the text."""
-    count = exact = 0
-    first = ""
-    for text in texts:
-        count += 1
-        if locate_tokens(tokenizer, tokens, text).is_exact:
-            exact += 1
-        elif not first:
-            first = text[:80]
-    return RoundTrip(count, exact, first)
 
 
 def _match_run(

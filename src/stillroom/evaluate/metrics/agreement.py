@@ -29,7 +29,6 @@ __all__ = [
     "IsotonicScaler",
     "MeasurementLevel",
     "PlattScaler",
-    "cohen_kappa",
     "krippendorff_alpha",
     "measure_judge_agreement",
     "prediction_powered_mean",
@@ -245,45 +244,6 @@ def _level_distances(
         return np.asarray((values[:, None] - values[None, :]) ** 2)
     cumulative = np.cumsum(totals) - totals / 2  # the middle rank of each value
     return np.asarray((cumulative[:, None] - cumulative[None, :]) ** 2)
-
-
-def cohen_kappa(
-    first: Sequence[float],
-    second: Sequence[float],
-    weights: Literal["none", "linear", "quadratic"] = "none",
-) -> float:
-    """Return Cohen's kappa of two raters; with weights, near ratings count in part.
-
-    Args:
-        first: The first rater's ratings.
-        second: The second rater's, of the same units in the same order.
-        weights: Distance weights of ``linear`` or ``quadratic`` kappa.
-
-    Returns:
-        NaN where both raters give only one and the same rating.
-
-    Raises:
-        DataError: If the lists differ in length or are empty.
-    """
-    if len(first) != len(second) or not first:
-        raise DataError(
-            f"{len(first)} and {len(second)} ratings cannot be paired",
-            code="metric.unpaired",
-            expected="as many of one rater as of the other, one or more",
-            next="compare ratings of the same units",
-        )
-    values = sorted({*first, *second})
-    position = {value: index for index, value in enumerate(values)}
-    table = np.zeros((len(values), len(values)))
-    for first_rating, second_rating in zip(first, second, strict=True):
-        table[position[first_rating], position[second_rating]] += 1
-    table /= table.sum()
-    scale = np.asarray(values, dtype=float)
-    gap = np.abs(scale[:, None] - scale[None, :])
-    cost = {"none": (gap > 0).astype(float), "linear": gap, "quadratic": gap**2}[weights]
-    chance = np.outer(table.sum(1), table.sum(0))
-    expected = float((cost * chance).sum())
-    return 1 - float((cost * table).sum()) / expected if expected else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,6 @@ __all__ = [
     "equal_error_rate",
     "expected_calibration_error",
     "measure_scores",
-    "pool_groups",
     "roc_curve",
     "run_delong_test",
     "select_threshold",
@@ -158,35 +157,6 @@ def expected_calibration_error(
         bin_index = np.minimum((values * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(bin_index, weights=values - truth, minlength=bins)
     return float(np.abs(gaps).sum() / len(values))
-
-
-def pool_groups(
-    labels: Sequence[int] | Labels, scores: Sequence[float] | Floats, groups: Sequence[object]
-) -> tuple[Labels, Floats, list[object]]:
-    """Return one label and mean score per group: pool frames to clips.
-
-    A group must identify a clip completely, as (dataset, method, clip): a folder name alone would
-    merge clips of different methods.
-
-    Raises:
-        DataError: If a group has both labels.
-    """
-    truth, values = _check(labels, scores)
-    members: dict[object, list[int]] = {}
-    for indices, group in enumerate(groups):
-        members.setdefault(group, []).append(indices)
-    if len(groups) != len(values):
-        raise _length_mismatch(len(groups), len(values))
-    mixed = [group for group, indices in members.items() if len(set(truth[indices].tolist())) > 1]
-    if mixed:
-        raise DataError(
-            f"{len(mixed)} groups hold both real and forged frames; the first is {mixed[0]!r}",
-            code="forensics.mixed-group",
-            expected="one label per clip; name clips by dataset, method and id together",
-            next="score partly forged clips by track, not by clip",
-        )
-    pooled = np.array([values[indices].mean() for indices in members.values()])
-    return np.array([truth[indices[0]] for indices in members.values()]), pooled, list(members)
 
 
 def bootstrap_auc(

@@ -19,11 +19,10 @@ from stillroom.errors import Problem, RecipeError
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.recipes import build_recipe, load_recipe, yaml_text
 from stillroom.recipes.loader import apply_overrides
-from stillroom.recipes.yaml_text import YamlTree, emit_yaml
+from stillroom.recipes.yaml_text import YamlTree
 
 __all__ = [
     "ImportedMerge",
-    "format_recipe",
     "is_mergekit_config",
     "load_merge",
     "load_merges",
@@ -268,12 +267,6 @@ def read_mergekit_config(
     if problems:
         raise RecipeError(sorted(problems, key=_line_of))
     return _sort_by_dependency(merges, next(name for name, tree in named.items() if tree is final))
-
-
-def format_recipe(imported: ImportedMerge) -> str:
-    """Return the recipe as YAML for ``stillroom run``, with notes as comments."""
-    lines = [f"# {note}" for note in imported.notes]
-    return "\n".join([*lines, *emit_yaml(imported.recipe)]) + "\n"
 
 
 def _read_text(path: FilePath) -> str:

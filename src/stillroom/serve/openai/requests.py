@@ -16,7 +16,7 @@ from stillroom.serve.errors import ApiError
 __all__ = [
     "DocumentsRequest",
     "GenerationRequest",
-    "ModelRequest",
+    "OpenAIRequest",
     "SampledRequest",
     "TextRequest",
     "check_last_message",
@@ -30,7 +30,7 @@ _NON_SETTING_FIELDS = {"model", "user", "k"}
 _SEED_MASK = 0x7FFFFFFF
 
 
-class ModelRequest(BaseModel):
+class OpenAIRequest(BaseModel):
     """Fields that all requests to a model share; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -39,7 +39,7 @@ class ModelRequest(BaseModel):
     user: str | None = None
 
 
-class SampledRequest(ModelRequest):
+class SampledRequest(OpenAIRequest):
     """Sampling fields that all text requests share."""
 
     stream: bool | None = False
@@ -159,12 +159,12 @@ def _build_document_fields() -> dict[str, Any]:
 
 if TYPE_CHECKING:
 
-    class _DocumentFields(ModelRequest):
+    class _DocumentFields(OpenAIRequest):
         k: int | None = None
 
 else:
     _DocumentFields = create_model(
-        "_DocumentFields", __base__=ModelRequest, __module__=__name__, **_build_document_fields()
+        "_DocumentFields", __base__=OpenAIRequest, __module__=__name__, **_build_document_fields()
     )
 
 

@@ -14,14 +14,14 @@ from pydantic import Field
 from stillroom.models.interfaces import Vectors
 from stillroom.serve.errors import ApiError
 from stillroom.serve.middleware.concurrency import IsStopped
-from stillroom.serve.openai.requests import ModelRequest
+from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.openapi import StrictModel, TokenUsage
 from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["EmbeddingList", "EmbeddingRequest", "add_routes"]
 
 
-class EmbeddingRequest(ModelRequest):
+class EmbeddingRequest(OpenAIRequest):
     """POST /v1/embeddings."""
 
     input: str | list[str]

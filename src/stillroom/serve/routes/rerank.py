@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.mounts import ServedModel
-from stillroom.serve.openai.requests import ModelRequest
+from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.openapi import StrictModel
 from stillroom.serve.routing import RouteTable, ServerContext
 
@@ -26,7 +26,7 @@ class _RerankDocument(BaseModel):
     text: str
 
 
-class RerankRequest(ModelRequest):
+class RerankRequest(OpenAIRequest):
     """POST /v1/rerank, in the format of Cohere and Jina."""
 
     query: str

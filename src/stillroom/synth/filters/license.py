@@ -133,7 +133,7 @@ def allowed_terms(expression: str, allow: Sequence[str]) -> tuple[str, ...] | No
     tokens = _TOKEN.findall(expression)
     try:
         accepted, position = _read_or(tokens, 0, allow)
-    except IndexError:
+    except (IndexError, RecursionError):
         return (expression,) if _is_allowed(expression, allow) else None
     if position != len(tokens):
         return (expression,) if _is_allowed(expression, allow) else None

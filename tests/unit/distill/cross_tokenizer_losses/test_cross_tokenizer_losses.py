@@ -12,9 +12,14 @@ from stillroom.distill.cross_tokenizer.data import (
     get_row_pairing,
     make_aligned_batch,
 )
-from stillroom.distill.cross_tokenizer.loss import AlignedBatchLoss, score_aligned_record
+from stillroom.distill.cross_tokenizer.loss import AlignedBatchLoss
 from stillroom.distill.cross_tokenizer.spans import TokenMap, map_tokens
 from stillroom.distill.interfaces import CROSS_TOKENIZER_LOSSES
+from stillroom.distill.losses.lm_head import (
+    LMHead,
+    compute_teacher_hidden,
+    compute_token_logprobs,
+)
 from stillroom.errors import DataError, ShapeError
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.token_bytes import read_token_bytes
@@ -214,6 +219,13 @@ def test_same_model_and_tokenizer_have_nothing_to_learn(pair, chosen):
     assert max(part.grad.abs().max() for part in model.parameters()) < 1e-9
 
 
+def capture(teacher, lesson):
+    """Return the teacher's log-probability of its label at each of its positions."""
+    batch = make_aligned_batch([lesson])
+    hidden = compute_teacher_hidden(teacher, batch.teacher_ids, batch.teacher_flat)
+    return compute_token_logprobs(hidden, LMHead.of(teacher), batch.teacher_labels).numpy()
+
+
 def test_captured_logprobs_stand_in_for_the_teacher(pair):
     (teacher, taught), (model, read) = pair
     lessons, _ = make_lessons(taught, read)
@@ -221,7 +233,7 @@ def test_captured_logprobs_stand_in_for_the_teacher(pair):
     tokens = map_tokens(taught.tokens, read.tokens)
     crossing = CROSS_TOKENIZER_LOSSES.build("chunk_likelihood")
     live = AlignedBatchLoss(crossing, tokens=tokens, teacher=teacher)(model, batch).total
-    known = [score_aligned_record(teacher, lesson) for lesson in lessons]
+    known = [capture(teacher, lesson) for lesson in lessons]
     assert [len(one) for one in known] == [len(lesson.teacher_positions) for lesson in lessons]
     captured = make_aligned_batch(lessons, teacher_logprobs=known)
     dead = AlignedBatchLoss(crossing, tokens=tokens)(model, captured).total

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stillroom.errors import DataError
 from stillroom.evaluate.judges import RubricJudge
-from stillroom.evaluate.metrics.agreement import IsotonicScaler, cohen_kappa, krippendorff_alpha
+from stillroom.evaluate.metrics.agreement import IsotonicScaler, krippendorff_alpha
 from stillroom.models.interfaces import Score
 
 # The reliability data of Krippendorff 2011, figure C: 4 observers, 12 units.
@@ -40,21 +40,6 @@ def test_alpha_of_equal_raters_is_one_and_of_one_value_is_nothing():
 def test_alpha_does_not_depend_on_who_is_called_first(rows):
     one, other = krippendorff_alpha(rows), krippendorff_alpha([row[::-1] for row in rows])
     assert one == pytest.approx(other, nan_ok=True)
-
-
-def test_kappa_by_hand():
-    # Cohen 1960's form: 20 yes/yes, 15 no/no, 5 and 10 apart: observed .7, by chance .5.
-    first = [1] * 25 + [0] * 25
-    second = [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
-    assert cohen_kappa(first, second) == pytest.approx(0.4)
-    assert cohen_kappa([1, 2, 3], [1, 2, 3], "quadratic") == 1.0
-    near, far = [2, 3, 4, 5, 4], [5, 1, 1, 1, 2]
-    truth = [1, 2, 3, 4, 5]
-    assert cohen_kappa(truth, near, "quadratic") > cohen_kappa(truth, far, "quadratic")
-    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
-    with pytest.raises(DataError) as caught:
-        cohen_kappa([1], [1, 2])
-    assert caught.value.code == "metric.unpaired"
 
 
 @settings(deadline=None)

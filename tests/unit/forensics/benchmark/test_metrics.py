@@ -17,7 +17,6 @@ from stillroom.forensics.benchmark.metrics import (
     compute_tpr_at_fpr,
     equal_error_rate,
     expected_calibration_error,
-    pool_groups,
     roc_curve,
     run_delong_test,
 )
@@ -85,24 +84,6 @@ def test_rate_at_is_the_best_allowed(rows, most):
 def test_scores_that_tell_nothing_have_an_equal_error_of_one_half():
     """A benchmark that takes the nearest vertex says 0.0 of these."""
     assert equal_error_rate([0, 1] * 20, [0.5] * 40) == 0.5
-
-
-def test_clips_of_different_methods_are_not_one_clip():
-    """Grouping by the folder's name calls a detector perfect that is blind to one method."""
-    labels, scores, folders, whole = [], [], [], []
-    for clip in range(20):
-        for method, label, score in (("real", 0, 0.1), ("seen", 1, 0.9), ("blind", 1, 0.1)):
-            labels.append(label)
-            scores.append(score)
-            folders.append((label, clip))
-            whole.append((method, clip))
-    right = area_under_curve(*pool_groups(labels, scores, whole)[:2])
-    wrong = area_under_curve(*pool_groups(labels, scores, folders)[:2])
-    assert wrong == 1.0
-    assert right == 0.75
-    with pytest.raises(DataError) as caught:
-        pool_groups(labels, scores, [clip for _, clip in whole])
-    assert caught.value.code == "forensics.mixed-group"
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [1, 1]])

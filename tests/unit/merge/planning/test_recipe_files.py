@@ -6,11 +6,11 @@ from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS
 from stillroom.merge.mergekit.parameters import MERGEKIT_METHODS
 from stillroom.merge.planning.recipe_files import (
-    format_recipe,
     is_mergekit_config,
     read_mergekit_config,
 )
 from stillroom.recipes import parse_recipe
+from stillroom.recipes.yaml_text import emit_yaml
 
 
 def read(text, **more):
@@ -72,7 +72,7 @@ def test_a_ties_merge_with_everything_it_may_say():
 
 def test_the_result_is_a_recipe_of_ours():
     for made in read_mergekit_config(TIES):
-        recipe = parse_recipe(format_recipe(made))
+        recipe = parse_recipe("\n".join(emit_yaml(made.recipe)))
         assert recipe.method.scale == 1.5
         assert recipe.models[0].weight == 0.3
         assert recipe.compat == "mergekit"
@@ -93,7 +93,7 @@ def test_every_method_of_theirs_is_one_of_ours(name):
     text += "base_model: a\n" if theirs.base in {"delta", "pair"} else ""
     text += f"parameters: {{{', '.join(f'{key}: 0.5' for key in given)}}}\n"
     made = read_mergekit_config(text)[-1]
-    recipe = parse_recipe(format_recipe(made))
+    recipe = parse_recipe("\n".join(emit_yaml(made.recipe)))
     assert recipe.method.method_name() == name
     assert set(made.recipe["method"]) <= {"name", *METHODS.get(name).model_fields}
 
