@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -27,8 +27,7 @@ Examples:
 )
 @click.argument("address")
 @click.argument("folder", type=existing_path)
-@json_option
-@debug_option
+@output_options
 def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     """Download a published job into a folder.
 
@@ -68,8 +67,7 @@ Examples:
 @click.argument("folder", type=existing_path)
 @click.argument("address")
 @click.option("--overwrite", is_flag=True, help="Replace an existing artifact at the address.")
-@json_option
-@debug_option
+@output_options
 def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) -> None:
     """Upload a finished job to an object store.
 
@@ -96,8 +94,7 @@ Examples:
 """,
 )
 @click.argument("path", type=existing_path)
-@json_option
-@debug_option
+@output_options
 def verify_command(path: Path, as_json: bool) -> None:
     """Recompute digests and list changed files."""
     from stillroom.errors import IntegrityError, Problem

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, debug_option, existing_path, json_option
+from stillroom.cli.options import FiniteFloatRange, existing_path, output_options
 from stillroom.rag.settings import AnswerSettings
 
 __all__ = [
@@ -95,8 +95,7 @@ Examples:
 @click.option("--model", default="", help="Model to use instead of the run's own.")
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
-@json_option
-@debug_option
+@output_options
 def ask_command(
     run: Path, question: str, model: str, steps: bool, as_json: bool, **options: Any
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import existing_path, output_options, overwrite_option
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ Examples:
     help="Evaluation job to include; a run includes its own. May be repeated.",
 )
 @click.option("--out", type=existing_path, help="Output file; by default the card is printed.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@overwrite_option
+@output_options
 def card_command(
     checkpoint: Path,
     name: str,
@@ -122,9 +121,8 @@ Examples:
 @click.option("--name", default="", help="Model name in the file; by default its own name.")
 @click.option("--check", is_flag=True, help="Compare the file in llama.cpp with transformers.")
 @click.option("--out", type=existing_path, required=True, help="Output file.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@overwrite_option
+@output_options
 def export_command(
     checkpoint: str,
     target: str,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import debug_option, json_option
+from stillroom.cli.options import output_options
 from stillroom.cli.output import format_row, print_json
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ Examples:
   stillroom doctor --json
 """,
 )
-@json_option
-@debug_option
+@output_options
 def doctor_command(as_json: bool) -> None:
     """Show hardware, installed extras, and missing dependencies.
 

@@ -23,13 +23,25 @@ __all__ = [
     "access_options",
     "build_access",
     "debug_option",
+    "device_option",
     "engine_option",
     "existing_path",
     "job_options",
     "json_option",
+    "max_tokens_option",
+    "model_is_option",
+    "official_option",
+    "out_folder_option",
+    "output_options",
+    "overwrite_option",
     "qrels_options",
+    "quiet_option",
     "read_engine",
+    "recipe_arguments",
     "resolve_qrels",
+    "run_options",
+    "seed_option",
+    "trust_option",
     "view_options",
 ]
 
@@ -43,17 +55,77 @@ existing_path = click.Path(exists=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 
 
+out_folder_option = click.option("--out", type=existing_path, required=True, help="Output folder.")
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
+
+
+quiet_option = click.option("--quiet", is_flag=True, help="Hide the progress bar.")
+
+
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+
+
+device_option = click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
+
+
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Maximum number of tokens of a record.",
+)
+
+
+model_is_option = click.option(
+    "--model-is",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Model property that its config does not record.",
+)
+
+
+trust_option = click.option(
+    "--trust",
+    type=existing_path,
+    multiple=True,
+    help="Certificate authorities that you trust, as PEM.",
+)
+
+
+official_option = click.option(
+    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
+)
+
+
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
 )
+
+
+def recipe_arguments(function: CommandT) -> CommandT:
+    """Add RECIPE and [KEY=VALUE]..."""
+    function = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(function)
+    return click.argument("recipe", type=existing_path)(function)
+
+
+def output_options(function: CommandT) -> CommandT:
+    """Add --json and --debug."""
+    return json_option(debug_option(function))
+
+
+def run_options(function: CommandT) -> CommandT:
+    """Add --json and the options of jobs."""
+    return json_option(job_options(function))
 
 
 def job_options(function: CommandT) -> CommandT:
     """Add --overwrite, --resume, --quiet and --debug."""
     for option in (
         debug_option,
-        click.option("--quiet", is_flag=True, help="Hide the progress bar."),
-        click.option("--overwrite", is_flag=True, help="Replace an existing --out."),
+        quiet_option,
+        overwrite_option,
         click.option("--resume", is_flag=True, help="Continue an interrupted run."),
     ):
         function = option(function)

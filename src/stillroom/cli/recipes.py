@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from stillroom.cli.completion import complete_recipes
-from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.options import (
+    debug_option,
+    existing_path,
+    out_folder_option,
+    output_options,
+    recipe_arguments,
+    run_options,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -27,11 +34,9 @@ Examples:
   stillroom run recipes/merge-ties.yaml --out merged method.density=0.3
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@recipe_arguments
+@out_folder_option
+@run_options
 def run_command(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -74,9 +79,8 @@ Examples:
 )
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@out_folder_option
+@run_options
 def make_command(
     folder: Path,
     overrides: tuple[str, ...],
@@ -119,11 +123,9 @@ Examples:
   stillroom check my.yaml --out /mnt/large/run seed=3
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@recipe_arguments
 @click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
-@json_option
-@debug_option
+@output_options
 def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Validate a recipe and estimate memory, disk and time.
 

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.options import access_options, build_access, debug_option, existing_path
+from stillroom.cli.options import (
+    access_options,
+    build_access,
+    debug_option,
+    existing_path,
+    official_option,
+    trust_option,
+)
 
 __all__ = [
     "console_command",
@@ -234,15 +241,8 @@ Examples:
     multiple=True,
     help="Trained detector, applied to each face; may be repeated.",
 )
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
+@trust_option
+@official_option
 @access_options
 @debug_option
 def console_command(

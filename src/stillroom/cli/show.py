@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from stillroom.cli.completion import complete_seams, complete_shown
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import format_row, print_json, print_rows
 
 __all__ = [
@@ -44,8 +44,7 @@ Examples:
     type=existing_path,
     help="Run or index of a served answer.",
 )
-@json_option
-@debug_option
+@output_options
 def show_command(
     what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
 ) -> None:
@@ -205,8 +204,7 @@ Examples:
 )
 @click.argument("what", type=click.Choice(["methods", "kinds", "backends", "jobs"]))
 @click.argument("seam", default="", shell_complete=complete_seams)
-@json_option
-@debug_option
+@output_options
 def list_command(what: str, seam: str, as_json: bool) -> None:
     """List methods, kinds, backends or jobs.
 

@@ -9,10 +9,13 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
-    debug_option,
+    device_option,
     existing_path,
-    job_options,
-    json_option,
+    model_is_option,
+    out_folder_option,
+    output_options,
+    run_options,
+    seed_option,
 )
 from stillroom.cli.output import print_json
 
@@ -62,12 +65,7 @@ Examples:
     metavar="KEY=VALUE",
     help="Decoding setting, such as order=margin or commit.threshold=0.8; may be repeated.",
 )
-@click.option(
-    "--model-is",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Model property that its config does not record.",
-)
+@model_is_option
 @click.option(
     "--count", type=click.IntRange(min=1), default=1, help="Number of texts for each prompt."
 )
@@ -88,9 +86,8 @@ Examples:
 @click.option(
     "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
 )
-@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
-@json_option
-@debug_option
+@device_option
+@output_options
 def sample_command(
     checkpoint: str,
     prompts: tuple[str, ...],
@@ -304,16 +301,10 @@ Examples:
     is_flag=True,
     help="Store the preset in the checkpoint, as its default for decoding.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
-@click.option(
-    "--model-is",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Model property that its config does not record.",
-)
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@seed_option
+@model_is_option
+@out_folder_option
+@run_options
 def tune_command(
     checkpoint: str,
     records: Path,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, debug_option, json_option
+from stillroom.cli.options import FiniteFloatRange, model_is_option, output_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -66,14 +66,8 @@ Examples:
     default=None,
     help="Estimate the samples needed for this error, in nats a token.",
 )
-@click.option(
-    "--model-is",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Model property that its config does not record.",
-)
-@json_option
-@debug_option
+@model_is_option
+@output_options
 def score_command(
     checkpoint: str,
     records: Path | None,

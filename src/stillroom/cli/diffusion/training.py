@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option
+from stillroom.cli.options import out_folder_option, recipe_arguments, run_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ Examples:
   stillroom diffusion train my.yaml --out trained train.steps=500 schedule=cosine
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@recipe_arguments
+@out_folder_option
+@run_options
 def train_command(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -93,7 +91,7 @@ Examples:
 """,
 )
 @click.argument("checkpoint")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
@@ -125,8 +123,7 @@ Examples:
     metavar="KEY=VALUE",
     help="Setting of the recipe; may be repeated.",
 )
-@json_option
-@job_options
+@run_options
 def convert_command(
     checkpoint: str,
     out: Path,
@@ -243,9 +240,8 @@ Examples:
   stillroom diffusion compare facts.yaml --out both --ask same=test.jsonl --ask turned=back.jsonl
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@recipe_arguments
+@out_folder_option
 @click.option(
     "--facts",
     default="",
@@ -261,8 +257,7 @@ Examples:
 @click.option(
     "--most", type=click.IntRange(min=1), default=200, help="Number of records and facts tested."
 )
-@json_option
-@job_options
+@run_options
 def compare_command(
     recipe: Path,
     overrides: tuple[str, ...],

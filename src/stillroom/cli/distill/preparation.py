@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from stillroom.cli.options import FiniteFloat, debug_option, existing_path, job_options, json_option
+from stillroom.cli.options import (
+    FiniteFloat,
+    existing_path,
+    max_tokens_option,
+    out_folder_option,
+    output_options,
+    recipe_arguments,
+    run_options,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -31,11 +39,9 @@ Examples:
   stillroom distill preflight my.yaml --json student=./other
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@recipe_arguments
 @click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
-@json_option
-@debug_option
+@output_options
 def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Check a distillation for problems before it starts.
 
@@ -76,8 +82,7 @@ Examples:
 @click.argument("teacher")
 @click.argument("student")
 @click.argument("files", type=existing_path, nargs=-1, required=True, metavar="FILE...")
-@json_option
-@debug_option
+@output_options
 def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: bool) -> None:
     """Show how well two tokenizers align on your texts.
 
@@ -113,7 +118,7 @@ Examples:
 @click.option(
     "--records", required=True, type=existing_path, help="Calibration records for the teacher."
 )
-@click.option("--out", required=True, type=existing_path, help="Output folder.")
+@out_folder_option
 @click.option(
     "--max-parameters",
     type=FiniteFloat(),
@@ -147,14 +152,8 @@ Examples:
     default=16,
     help="Number of records, from the first.",
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    help="Maximum number of tokens of a record.",
-)
-@json_option
-@job_options
+@max_tokens_option
+@run_options
 def prune_command(
     teacher: str,
     records: Path,
@@ -216,7 +215,7 @@ Examples:
 )
 @click.argument("documents", type=existing_path)
 @click.option("--tokenizer", required=True, help="Teacher whose tokenizer counts tokens.")
-@click.option("--out", required=True, type=existing_path, help="Output folder.")
+@out_folder_option
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -239,8 +238,7 @@ Examples:
     help="Origin of the documents.",
 )
 @click.option("--license", "license_name", default="", help="License of the documents.")
-@json_option
-@job_options
+@run_options
 def texts_command(
     documents: Path,
     tokenizer: str,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, debug_option, existing_path, json_option
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    existing_path,
+    output_options,
+    quiet_option,
+    recipe_arguments,
+    seed_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -29,13 +36,11 @@ Examples:
   stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@recipe_arguments
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
 @click.option("--estimate", is_flag=True, help="Print coverage, size and bias; capture nothing.")
-@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
-@json_option
-@debug_option
+@quiet_option
+@output_options
 def capture_command(
     recipe: Path, overrides: tuple[str, ...], out: Path, estimate: bool, quiet: bool, as_json: bool
 ) -> None:
@@ -110,8 +115,7 @@ Examples:
     show_default=True,
     help="Data type of the stored values.",
 )
-@json_option
-@debug_option
+@output_options
 def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> None:
     """Import log-probabilities captured elsewhere into a teacher cache.
 
@@ -146,14 +150,13 @@ Examples:
     show_default=True,
     help="Number of records to score again; 0 checks digests only.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+@seed_option
 @click.option(
     "--tolerance",
     type=FiniteFloatRange(min=0),
     help="Largest difference in nats; default by the cache's precision.",
 )
-@json_option
-@debug_option
+@output_options
 def verify_command(
     cache: Path, teacher: str, records: int, seed: int, tolerance: float | None, as_json: bool
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ Examples:
     show_default=True,
     help="Random seed.",
 )
-@json_option
-@debug_option
+@output_options
 def attack_command(
     manifest: Path,
     detector: Path,
@@ -160,8 +159,7 @@ Examples:
 )
 @click.argument("ours", type=existing_path)
 @click.argument("theirs", type=existing_path)
-@json_option
-@debug_option
+@output_options
 def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     """Compare two detectors measured under one protocol.
 
@@ -221,8 +219,7 @@ Examples:
     help="Also report each held-out generator or source, for a detector trained without it.",
 )
 @click.option("--out", type=existing_path, help="Write metrics, protocol and scores as JSON.")
-@json_option
-@debug_option
+@output_options
 def score_command(
     manifest: Path,
     scores: Path,
@@ -304,8 +301,7 @@ Examples:
     help="Random seed.",
 )
 @click.option("--html", type=existing_path, help="Write the curves as an HTML page.")
-@json_option
-@debug_option
+@output_options
 def stress_command(
     manifest: Path,
     scorer: str,

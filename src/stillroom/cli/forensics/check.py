@@ -8,11 +8,12 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
-    debug_option,
     engine_option,
     existing_path,
-    json_option,
+    official_option,
+    output_options,
     read_engine,
+    trust_option,
 )
 from stillroom.cli.output import print_json
 
@@ -30,15 +31,8 @@ Examples:
 """,
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
+@trust_option
+@official_option
 @click.option(
     "--interim", type=existing_path, multiple=True, help="Interim C2PA trust list, as PEM."
 )
@@ -65,8 +59,7 @@ Examples:
 )
 @click.option("--maps", is_flag=True, help="Show heat maps of detectors that indicate a forgery.")
 @engine_option
-@json_option
-@debug_option
+@output_options
 def check_command(
     paths: tuple[Path, ...],
     trust: tuple[Path, ...],

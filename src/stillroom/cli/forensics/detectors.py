@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.options import (
+    existing_path,
+    out_folder_option,
+    output_options,
+    recipe_arguments,
+    run_options,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -25,11 +31,9 @@ Examples:
   stillroom forensics train mine.yaml --out sbi faces.folder=people detector.train.epochs=20
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@recipe_arguments
+@out_folder_option
+@run_options
 def train_command(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -92,8 +96,7 @@ Examples:
 )
 @click.argument("detector", type=existing_path)
 @click.option("--out", type=existing_path, required=True, help="Output file (ONNX).")
-@json_option
-@debug_option
+@output_options
 def export_command(detector: Path, out: Path, as_json: bool) -> None:
     """Export a detector as an ONNX file.
 
@@ -122,9 +125,8 @@ Examples:
 )
 @click.argument("kind", type=click.Choice(["aasist", "meso4"]))
 @click.argument("weights", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@debug_option
+@out_folder_option
+@output_options
 def import_command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
     """Convert the weights of a published detector.
 

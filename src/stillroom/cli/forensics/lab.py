@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -42,8 +42,7 @@ Examples:
     "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="Last day of validity."
 )
 @click.option("--out", type=existing_path, required=True, help="Output file.")
-@json_option
-@debug_option
+@output_options
 def consent_command(
     files: tuple[Path, ...],
     who: str,
@@ -85,8 +84,7 @@ Examples:
     multiple=True,
     help="Folder whose media must carry every mark of the lab; others are listed. May be repeated.",
 )
-@json_option
-@debug_option
+@output_options
 def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
     """Verify the lab's ledger, row by row.
 
@@ -127,8 +125,7 @@ Examples:
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
-@json_option
-@debug_option
+@output_options
 def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
     """Detect the lab's watermark in files, with or without metadata.
 

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, debug_option, existing_path, json_option
+from stillroom.cli.options import FiniteFloatRange, existing_path, output_options
 from stillroom.cli.output import print_json
 from stillroom.forensics.benchmark.splits import SplitBy
 
@@ -29,8 +29,7 @@ Examples:
 """,
 )
 @click.argument("manifest", type=existing_path)
-@json_option
-@debug_option
+@output_options
 def audit_command(manifest: Path, as_json: bool) -> None:
     """Audit a manifest for leaks, near duplicates, and telltale metadata.
 
@@ -71,8 +70,7 @@ Examples:
 @click.option(
     "--out", type=existing_path, required=True, help="Output manifest: .jsonl, .csv or .parquet."
 )
-@json_option
-@debug_option
+@output_options
 def import_command(
     deepfakebench: Path | None,
     ff_train: Path | None,
@@ -139,8 +137,7 @@ Examples:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
 @click.option("--out", type=existing_path, required=True, help="Output manifest.")
-@json_option
-@debug_option
+@output_options
 def split_command(
     manifest: Path,
     by: str,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import existing_path, official_option, output_options, trust_option
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -69,8 +69,7 @@ Examples:
     show_default=True,
     help="Days of validity of the certificates.",
 )
-@json_option
-@debug_option
+@output_options
 def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -> None:
     """Create a certificate authority and a signer.
 
@@ -112,8 +111,7 @@ Examples:
 @click.option(
     "--timestamp-url", default="", help="URL of a timestamp authority; needs the network."
 )
-@json_option
-@debug_option
+@output_options
 def sign_command(
     file: Path, ca: Path, out: Path, title: str, made_by: str, timestamp_url: str, as_json: bool
 ) -> None:
@@ -139,15 +137,8 @@ Examples:
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
+@trust_option
+@official_option
 @click.option(
     "--interim",
     type=existing_path,
@@ -159,8 +150,7 @@ Examples:
     is_flag=True,
     help="Fetch remote manifests and query OCSP; needs the network.",
 )
-@json_option
-@debug_option
+@output_options
 def verify_command(
     files: tuple[Path, ...],
     trust: tuple[Path, ...],

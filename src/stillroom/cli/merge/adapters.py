@@ -7,7 +7,13 @@ from typing import Literal
 
 import click
 
-from stillroom.cli.options import FiniteFloat, debug_option, existing_path, json_option
+from stillroom.cli.options import (
+    FiniteFloat,
+    existing_path,
+    out_folder_option,
+    output_options,
+    overwrite_option,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -33,7 +39,7 @@ Examples:
     multiple=True,
     help="Weight of each adapter; default 1.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@out_folder_option
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
@@ -41,9 +47,8 @@ Examples:
 )
 @click.option("--energy", type=FiniteFloat(), help="Share of the squared singular values to keep.")
 @click.option("--base", help="Base model; required if adapters contain full tensors.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@overwrite_option
+@output_options
 def adapters_command(
     adapters: tuple[Path, ...],
     weights: tuple[float, ...],
@@ -85,7 +90,7 @@ Examples:
 )
 @click.argument("finetuned")
 @click.option("--base", required=True, help="Checkpoint that it was fine-tuned from.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@out_folder_option
 @click.option(
     "--as",
     "kind",
@@ -111,9 +116,8 @@ Examples:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the randomized SVD."
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@overwrite_option
+@output_options
 def extract_command(
     finetuned: str,
     base: str,

@@ -10,9 +10,12 @@ import click
 from stillroom.cli.options import (
     FiniteFloat,
     FiniteFloatRange,
-    debug_option,
+    device_option,
     existing_path,
-    json_option,
+    max_tokens_option,
+    out_folder_option,
+    output_options,
+    overwrite_option,
 )
 from stillroom.cli.output import print_json
 
@@ -46,7 +49,7 @@ Examples:
     required=True,
     help="Method that will use the statistics.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@out_folder_option
 @click.option(
     "--plus-plus", is_flag=True, help="RegMean++: take inputs from the merged preceding layers."
 )
@@ -75,22 +78,16 @@ Examples:
     default=256,
     help="Number of records for each model, sampled with --seed.",
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    help="Maximum number of tokens of a record.",
-)
+@max_tokens_option
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     help="Random seed of the sample; Fisher: also of the labels.",
 )
-@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@device_option
+@overwrite_option
+@output_options
 def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) -> None:
     """Compute the statistics that fisher and regmean need.
 
@@ -206,21 +203,15 @@ Examples:
     help="Learning rate of Adam.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=4, help="Records in a batch.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    help="Maximum number of tokens of a record.",
-)
+@max_tokens_option
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     help="Random seed of the split and the batches.",
 )
-@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
-@json_option
-@debug_option
+@device_option
+@output_options
 def learn_command(
     base: str,
     models: tuple[str, ...],

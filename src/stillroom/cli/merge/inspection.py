@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from stillroom.cli.options import FiniteFloat, debug_option, existing_path, json_option
+from stillroom.cli.options import (
+    FiniteFloat,
+    device_option,
+    existing_path,
+    max_tokens_option,
+    output_options,
+    overwrite_option,
+    seed_option,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -49,17 +57,11 @@ Examples:
     default=200,
     help="Number of records, sampled with --seed.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    help="Maximum number of tokens of a record.",
-)
-@click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@seed_option
+@max_tokens_option
+@device_option
+@overwrite_option
+@output_options
 def inspect_command(
     base: str,
     models: tuple[str, ...],
@@ -135,8 +137,7 @@ Examples:
     show_default=True,
     help="Number of the best trials to show.",
 )
-@json_option
-@debug_option
+@output_options
 def search_command(folder: Path, trials: int, as_json: bool) -> None:
     """Show the trials and the result of a merge search."""
     from stillroom.merge.search.run import format_search, read_search_result

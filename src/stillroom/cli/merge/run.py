@@ -9,10 +9,11 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
-    debug_option,
     existing_path,
-    job_options,
-    json_option,
+    out_folder_option,
+    output_options,
+    recipe_arguments,
+    run_options,
 )
 from stillroom.cli.output import print_json
 
@@ -43,12 +44,10 @@ Examples:
   stillroom merge run recipes/merge-mergekit.yml --arithmetic paper --out merged
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@recipe_arguments
+@out_folder_option
 @arithmetic_option
-@json_option
-@job_options
+@run_options
 def run_command(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -105,12 +104,10 @@ Examples:
   stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@recipe_arguments
 @click.option("--explain", metavar="TENSOR", help="Explain one tensor.")
 @arithmetic_option
-@json_option
-@debug_option
+@output_options
 def plan_command(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -175,7 +172,7 @@ Examples:
 )
 @click.argument("donor")
 @click.argument("target")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @click.option(
     "--k",
     type=click.IntRange(min=1),
@@ -184,8 +181,7 @@ Examples:
     help="Maximum number of tokens in a sum.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
-@json_option
-@job_options
+@run_options
 def transplant_command(
     donor: str,
     target: str,
@@ -249,8 +245,7 @@ Examples:
     show_default=True,
     help="Random seed of the sample.",
 )
-@json_option
-@debug_option
+@output_options
 def verify_command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:
     """Recompute tensors of a merge and compare the bytes."""
     from stillroom.merge.verification import verify_merge

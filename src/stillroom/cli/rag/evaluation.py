@@ -10,12 +10,12 @@ import click
 from stillroom.cli.options import (
     access_options,
     build_access,
-    debug_option,
     existing_path,
-    job_options,
-    json_option,
+    out_folder_option,
+    output_options,
     qrels_options,
     resolve_qrels,
+    run_options,
 )
 from stillroom.cli.output import align_columns, print_json, print_report
 
@@ -110,9 +110,8 @@ Examples:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the intervals.")
 @access_options
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@out_folder_option
+@run_options
 def eval_command(out: Path, as_json: bool, **options: Any) -> None:
     """Measure retrieval on judged queries, with intervals and paired differences.
 
@@ -218,8 +217,7 @@ Examples:
     "omits queries.",
 )
 @click.option("--per-query", is_flag=True, help="List every query as well (trec_eval's -q).")
-@json_option
-@debug_option
+@output_options
 def score_command(
     qrels: Path,
     runs: tuple[Path, ...],

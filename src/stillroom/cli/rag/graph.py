@@ -10,10 +10,10 @@ import click
 from stillroom.cli.options import (
     FiniteFloatRange,
     access_options,
-    debug_option,
     existing_path,
-    job_options,
-    json_option,
+    out_folder_option,
+    output_options,
+    run_options,
 )
 from stillroom.cli.output import print_json
 
@@ -39,7 +39,7 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @click.option(
     "--extractor",
     default="noun_phrases",
@@ -63,8 +63,7 @@ Examples:
 )
 @click.option("--estimate", is_flag=True, help="Print calls, tokens and time; write nothing.")
 @access_options
-@json_option
-@job_options
+@run_options
 def graph_command(
     index: Path,
     out: Path,
@@ -151,8 +150,7 @@ Examples:
 @click.option("--check", is_flag=True, help="Compare every span with the index's passages.")
 @click.option("--graphml", type=existing_path, help="Write entities and relations as GraphML.")
 @access_options
-@json_option
-@debug_option
+@output_options
 def graph_show_command(
     graph: Path,
     entity: str,
@@ -261,7 +259,7 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @click.option(
     "--model",
     default="",
@@ -282,8 +280,7 @@ Examples:
     help="Maximum number of layers.",
 )
 @access_options
-@json_option
-@job_options
+@run_options
 def tree_command(
     index: Path,
     out: Path,

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.options import (
+    existing_path,
+    out_folder_option,
+    output_options,
+    overwrite_option,
+    quiet_option,
+    run_options,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -33,9 +40,8 @@ Examples:
 )
 @click.argument("folder")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@out_folder_option
+@run_options
 def index_command(
     folder: str,
     overrides: tuple[str, ...],
@@ -78,9 +84,8 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("folder", type=existing_path, required=False)
-@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
-@json_option
-@debug_option
+@quiet_option
+@output_options
 def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool) -> None:
     """Update an index to the current state of its folder of documents.
 
@@ -111,8 +116,7 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@json_option
-@debug_option
+@output_options
 def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
     """Delete documents from an index, by path, folder/ or pattern.
 
@@ -140,10 +144,9 @@ Examples:
 """,
 )
 @click.argument("corpus", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@out_folder_option
+@overwrite_option
+@output_options
 def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write each row of a corpus (id, title, text) as a document to be indexed."""
     from stillroom.evaluate.qa.collections import read_corpus
@@ -166,8 +169,7 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@json_option
-@debug_option
+@output_options
 def log_command(index: Path, as_json: bool) -> None:
     """List the snapshots of an index that can be queried, newest first."""
     from stillroom.rag.maintenance.update import list_snapshots
@@ -193,8 +195,7 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@json_option
-@debug_option
+@output_options
 def compact_command(index: Path, as_json: bool) -> None:
     """Merge an index's segments and remove data of older snapshots."""
     from dataclasses import asdict
@@ -227,8 +228,7 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.option("--repair", is_flag=True, help="Rebuild derived files from the ledger.")
-@json_option
-@debug_option
+@output_options
 def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     """Compare an index's segments, counts and texts with its ledger.
 

@@ -11,10 +11,10 @@ from stillroom.cli.completion import complete_stores
 from stillroom.cli.options import (
     access_options,
     build_access,
-    debug_option,
     existing_path,
-    json_option,
+    output_options,
     qrels_options,
+    quiet_option,
     resolve_qrels,
 )
 from stillroom.cli.output import align_columns, print_json
@@ -63,9 +63,8 @@ Examples:
 )
 @click.option("--drop-previous", is_flag=True, help="Remove the index before the last rebuild.")
 @access_options
-@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
-@json_option
-@debug_option
+@quiet_option
+@output_options
 def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
     """Build an index anew beside the active one, measure both, and switch.
 
@@ -185,9 +184,8 @@ Examples:
     show_default=True,
     help="Number of keyword queries, and of vector queries, that must match in both stores.",
 )
-@click.option("--quiet", is_flag=True, help="Hide the progress bar.")
-@json_option
-@debug_option
+@quiet_option
+@output_options
 def migrate_command(
     index: Path,
     settings: tuple[str, ...],

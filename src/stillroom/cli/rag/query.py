@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.options import debug_option, existing_path, json_option, view_options
+from stillroom.cli.options import existing_path, output_options, view_options
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -45,8 +45,7 @@ Examples:
 )
 @click.option("--timings", is_flag=True, help="Print the time of each stage, in milliseconds.")
 @view_options
-@json_option
-@debug_option
+@output_options
 def search_command(
     index: Path,
     query: str,
@@ -136,8 +135,7 @@ Examples:
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @view_options
-@json_option
-@debug_option
+@output_options
 def ask_command(
     index: Path,
     question: str,

@@ -10,10 +10,11 @@ from stillroom.cli.options import (
     access_options,
     build_access,
     existing_path,
-    job_options,
-    json_option,
+    out_folder_option,
     qrels_options,
+    recipe_arguments,
     resolve_qrels,
+    run_options,
 )
 from stillroom.cli.output import print_report
 
@@ -61,9 +62,8 @@ Examples:
     help="Store the chosen pipeline in the index as its default.",
 )
 @access_options
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@out_folder_option
+@run_options
 def tune_command(
     index: Path,
     collection: Path | None,
@@ -123,13 +123,11 @@ Examples:
   stillroom rag sweep recipe.yaml --out swept --cache cache sweep.measure=recall@5
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@recipe_arguments
+@out_folder_option
 @click.option("--cache", type=existing_path, help="Cache of indexes and vectors for later sweeps.")
 @click.option("--yes", "allow_many", is_flag=True, help="Allow more than 24 configurations.")
-@json_option
-@job_options
+@run_options
 def sweep_command(
     recipe: Path,
     overrides: tuple[str, ...],

@@ -11,9 +11,9 @@ from stillroom.cli.options import (
     FiniteFloat,
     engine_option,
     existing_path,
-    job_options,
-    json_option,
+    out_folder_option,
     read_engine,
+    run_options,
 )
 from stillroom.cli.output import print_json
 
@@ -50,10 +50,9 @@ Examples:
 @click.option(
     "--prefer", default="", help="Numeric field: the record with the highest value is kept."
 )
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @engine_option
-@json_option
-@job_options
+@run_options
 def dedup_command(
     records: tuple[Path, ...],
     threshold: float,
@@ -124,9 +123,8 @@ Examples:
 )
 @click.option("--embedder", default="", help="Also look for paraphrases, with this embedder.")
 @click.option("--judge", default="", help="Model that decides on doubtful paraphrases.")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@out_folder_option
+@run_options
 def decontaminate_command(
     records: tuple[Path, ...],
     against: tuple[Path, ...],

@@ -11,8 +11,9 @@ from stillroom.cli.options import (
     FiniteFloat,
     FiniteFloatRange,
     existing_path,
-    job_options,
-    json_option,
+    out_folder_option,
+    run_options,
+    seed_option,
 )
 from stillroom.cli.output import print_report
 from stillroom.cli.synth.options import print_estimate, student_options
@@ -77,12 +78,11 @@ Examples:
     show_default=True,
     help="Share of a metric that may be lost without a warning.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+@seed_option
 @student_options
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @click.option("--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing.")
-@json_option
-@job_options
+@run_options
 def generations_command(
     human: Path,
     rules: tuple[str, ...],
@@ -211,12 +211,11 @@ Examples:
     show_default=True,
     help="Unit of equal size: all arms train on the same amount of it.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+@seed_option
 @student_options
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
+@out_folder_option
 @click.option("--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing.")
-@json_option
-@job_options
+@run_options
 def worth_command(
     records: tuple[Path, ...],
     human: Path,
@@ -314,9 +313,8 @@ Examples:
     help="Number of words of a sample; 0 chooses one.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the samples.")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@json_option
-@job_options
+@out_folder_option
+@run_options
 def monitor_command(
     generations: tuple[Path, ...],
     embedder: str,

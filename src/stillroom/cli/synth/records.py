@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import (
+    existing_path,
+    out_folder_option,
+    output_options,
+    overwrite_option,
+    recipe_arguments,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -35,8 +41,7 @@ Examples:
   stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json
 """,
 )
-@click.argument("recipe", type=existing_path)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@recipe_arguments
 @click.option(
     "--n",
     default=5,
@@ -44,8 +49,7 @@ Examples:
     show_default=True,
     help="Number of prompts.",
 )
-@json_option
-@debug_option
+@output_options
 def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:
     """Generate a few records and print them."""
     from stillroom.errors import RecipeError
@@ -116,8 +120,7 @@ Examples:
     show_default=True,
     help="Number of rows to show.",
 )
-@json_option
-@debug_option
+@output_options
 def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_json: bool) -> None:
     """Show the dropped rows of a run with their reasons."""
     from stillroom.synth.output.rejected import count_rejected, read_rejected
@@ -205,10 +208,9 @@ Examples:
 @click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines.")
 @click.option("--name", default="", help="Name of the dataset; by default the folder's name.")
 @click.option("--with-fields", is_flag=True, help="Keep fields and the whole origin in every row.")
-@click.option("--out", type=existing_path, required=True, help="Output folder.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
-@json_option
-@debug_option
+@out_folder_option
+@overwrite_option
+@output_options
 def export_command(
     records: tuple[Path, ...],
     shape: str,
