@@ -18,6 +18,10 @@ def complete(*words):
     return [item.value for item in shell.get_completions(list(before), incomplete)]
 
 
+def test_a_dotted_kind_takes_the_methods_of_its_room():
+    assert complete("new", "merge.weights/tie") == ["merge.weights/ties"]
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -28,6 +28,7 @@ __all__ = [
     "list_answer_settings",
     "list_answering_options",
     "list_forms",
+    "list_kinds",
     "list_method_options",
 ]
 

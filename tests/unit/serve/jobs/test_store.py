@@ -29,6 +29,13 @@ def test_tickets_outlive_the_server_and_broken_ones_are_left_alone(tmp_path):
     assert list(JobStore(tmp_path)) == []
 
 
+@pytest.mark.parametrize("kind", ["flow", "merge.weights", "distill.cross_tokenizer"])
+def test_a_ticket_of_every_kind_of_name_is_read_again(tmp_path, kind):
+    ticket = JobRecord(new_job_id(kind), "", kind)
+    JobStore(tmp_path).add(ticket, f"kind: {kind}\n")
+    assert [record.kind for record in JobStore(tmp_path)] == [kind]
+
+
 @pytest.mark.parametrize("change", [{"id": "../../etc"}, {"state": "odd"}, {"more": 1}])
 def test_a_ticket_that_says_something_else_is_not_read(tmp_path, change):
     tickets = JobStore(tmp_path)
