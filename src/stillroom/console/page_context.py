@@ -61,16 +61,9 @@ __all__ = [
     "format_time",
 ]
 
-
 P = ParamSpec("P")
-
-
 T = TypeVar("T")
-
-
 _LOG = logging.getLogger("stillroom.console")
-
-
 _NOT_FOUND_CODES = frozenset({"data.missing", "data.not-an-artifact", "rag.no-such-passage"})
 
 
@@ -237,8 +230,6 @@ def _find_status(error: StillroomError) -> int:
 
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
 _DIGEST_DIGITS = 12
 
 

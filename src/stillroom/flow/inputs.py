@@ -19,15 +19,10 @@ __all__ = [
     "resolve_inputs",
 ]
 
-
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
-
-
 _BUILTIN_EMBEDDERS = frozenset(
     {"static"}
 )  # an embedder that is not a file and takes no folder prefix
-
-
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 
 

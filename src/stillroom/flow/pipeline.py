@@ -48,16 +48,9 @@ __all__ = [
     "write_run_report",
 ]
 
-
 _KEY_DIGITS = 12
-
-
 _INSUFFICIENT_DATA_CODES = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
-
-
 """Error codes of steps that found too few data in the documents of a valid recipe."""
-
-
 _LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # left by a kill before the first step
 
 
@@ -304,8 +297,6 @@ class FlowRun:
 
 
 _DIGEST_DIGITS = 12
-
-
 _UNTRAINED_REPORT = (
     "The documents gave too little to train on. The index answers with the model that the recipe "
     "names as its fallback; nothing here was learned from these documents."

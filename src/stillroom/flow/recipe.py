@@ -28,8 +28,6 @@ from stillroom.registry.catalog import suggest
 __all__ = ["FlowRecipe", "FlowStep", "ServingSteps", "engine_of", "find_sources"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
-
-
 _PLACEHOLDER = "step:"
 
 

@@ -31,7 +31,6 @@ __all__ = [
     "run_recipe",
 ]
 
-
 _MAKE_RECIPE = Path(__file__).with_name("make.yaml")
 
 

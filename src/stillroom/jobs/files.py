@@ -28,16 +28,9 @@ __all__ = [
     "sync_folder",
 ]
 
-
 _AT_FDCWD, _EXCHANGE = -100, 2
-
-
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
-
-
 LOCK_FILE = ".lock"
-
-
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 

@@ -18,13 +18,8 @@ from stillroom.jobs.files import atomic_write
 
 __all__ = ["Level", "PreflightFinding", "PreflightReport"]
 
-
 Level = Literal["ok", "note", "warning", "error"]
-
-
 _LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
-
-
 _FILE = "preflight.json"
 
 

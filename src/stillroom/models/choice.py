@@ -35,10 +35,7 @@ __all__ = [
     "score_options_by_logprob",
 ]
 
-
 _ANSWER_TOKENS = 24
-
-
 _ANSWER_KEY = "answer"
 
 

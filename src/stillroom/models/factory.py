@@ -40,7 +40,6 @@ __all__ = [
     "open_text_model",
 ]
 
-
 _URL_PREFIXES = ("http://", "https://")
 
 

@@ -32,19 +32,10 @@ __all__ = [
     "resolve_checkpoint",
 ]
 
-
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
-
-
 _CONNECT_TIMEOUT_S = 2.0
-
-
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
-
-
 _TRUE_VALUES = {"1", "on", "yes", "true"}
 
 

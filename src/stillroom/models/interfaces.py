@@ -89,8 +89,6 @@ class EmbedderMethod(Method, ABC):
 
 
 BACKENDS = Registry("stillroom.models.backends", Backend)
-
-
 EMBEDDERS = Registry("stillroom.models.embedders", EmbedderMethod)
 
 
@@ -124,7 +122,6 @@ else:
 
 
 TextKind = Literal["query", "passage"]
-
 OnDone = Callable[[Completion | BaseException], None]
 """Callback of a submitted request."""
 

@@ -27,10 +27,7 @@ __all__ = [
     "parse_values",
 ]
 
-
 _POSITION = re.compile(r":(\d+):(\d+)$")
-
-
 _INTERPOLATION = re.compile(r"\$\{env:")
 
 

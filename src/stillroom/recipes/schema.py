@@ -37,7 +37,6 @@ __all__ = [
     "write_schema",
 ]
 
-
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 

@@ -133,7 +133,6 @@ Duration = Annotated[
     ),
 ]
 """Seconds; recipes accept ``30s``, ``5min`` or ``2h``."""
-
 _FOLDER: ContextVar[Path | None] = ContextVar("stillroom_recipe_folder", default=None)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _HUB = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
@@ -219,7 +218,6 @@ Destination = Annotated[
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """A path, written like a ``Reference``, that a job creates if it does not exist."""
-
 _ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 

@@ -34,10 +34,7 @@ __all__ = [
     "to_plain",
 ]
 
-
 _WIDTH = 96
-
-
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -246,8 +243,6 @@ def _comment_lines(text: str, indent: int) -> list[str]:
 
 
 _UNBOUNDED = 2**53
-
-
 """Bounds at least this large are limits of the machine and are not shown."""
 
 

@@ -25,43 +25,18 @@ __all__ = [
     "resolve_scalar",
 ]
 
-
 MAX_TEXT_BYTES = 256 * 1024
-
-
 MAX_DEPTH = 32
-
-
 KeyPath = tuple[str | int, ...]
-
-
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
-
-
 _TRUE = frozenset({"true", "True", "TRUE"})
-
-
 _FALSE = frozenset({"false", "False", "FALSE"})
-
-
 _INT = re.compile(r"[-+]?[0-9]+")
-
-
 _OCTAL = re.compile(r"0o[0-7]+")
-
-
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
-
-
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
-
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
-
-
 _NAN = frozenset({".nan", ".NaN", ".NAN"})
-
-
 _MAX_DIGITS = 400
 
 
@@ -275,8 +250,6 @@ def format_path(path: KeyPath) -> str:
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~][\w./@+=~-]*(?:[ :][\w./@+=~-]+)*")
-
-
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 

@@ -24,13 +24,8 @@ __all__ = [
     "UploadedFile",
 ]
 
-
 _FILE_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,8}\Z")
-
-
 _MEMORY_BYTES = 6 << 30
-
-
 _TIMEOUT_S = 180.0
 
 

@@ -97,6 +97,13 @@ class ServedModel:
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
     @property
+    def text_model(self) -> TextModel:
+        """The text model of a mount that has one; a mount without writes no text."""
+        if self.model is None:
+            raise TypeError(f"{self.name} has no text model")
+        return self.model
+
+    @property
     def model_name(self) -> str:
         """Name under which the model answers without documents."""
         return f"{self.name}-bare" if self.ask else self.name
@@ -205,8 +212,6 @@ def _read_kind(path: Path) -> str:
 
 
 _NAMED_MOUNT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
-
-
 _REFERENCE_SCHEME = re.compile(r"[a-z][a-z0-9.-]+:")
 
 

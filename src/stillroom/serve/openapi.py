@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from stillroom import __version__
 
 __all__ = [
-    "STREAM_RESPONSES",
     "ErrorReply",
     "ExtensibleModel",
     "ProblemDetail",
@@ -74,16 +73,6 @@ class _TokenUsage(ExtensibleModel):
 
 
 TokenUsage = _TokenUsage  # the class has the name of its schema in the description
-
-
-STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {}}}}
-}
-
-
-"""Reply that is a stream of events if the client requests one."""
-
-
 _ERROR_STATUSES = ("4XX", "5XX")
 
 

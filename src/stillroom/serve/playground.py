@@ -172,11 +172,7 @@ def _build_decode_settings(request: DiffusionStreamRequest) -> Any:
 
 
 MAX_PARENTS = 4
-
-
 _MAX_RECORDS = 64
-
-
 _MAX_TOKENS = 512
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -63,6 +64,8 @@ class RouteTable:
         path: str,
         scope: KeyScope | Literal["any", "public"],
         *,
+        reply: type[BaseModel] | None = None,
+        is_streamed: bool = False,
         is_upload: bool = False,
         **options: Any,
     ) -> Callable[[EndpointT], EndpointT]:
@@ -72,9 +75,16 @@ class RouteTable:
             method: HTTP method.
             path: Path, with parameters in braces.
             scope: Scope that the API key needs.
+            reply: Schema of the reply.
+            is_streamed: Whether the reply is a stream of events if the client requests one.
             is_upload: Whether the handler reads the body part by part.
             options: Arguments of ``FastAPI.add_api_route``.
         """
+        if reply is not None:
+            stream: dict[str, Any] = (
+                {"content": {"text/event-stream": {"schema": {}}}} if is_streamed else {}
+            )
+            options["responses"] = {200: {"model": reply, **stream}}
 
         def register(endpoint: EndpointT) -> EndpointT:
             self.app.add_api_route(path, endpoint, methods=[method], **options)

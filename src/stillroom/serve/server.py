@@ -43,13 +43,8 @@ __all__ = [
     "run_server",
 ]
 
-
 _KEY_VARIABLE = "STILLROOM_API_KEY"
-
-
 _FINAL_EVENT_S = 1.0
-
-
 """Seconds before the end of the grace period at which streams are ended."""
 
 
@@ -213,12 +208,7 @@ def check_host(host: str, keys: Sequence[ApiKey]) -> None:
         )
 
 
-"""Names of the loopback interface."""
-
-
 _HEADER_TIMEOUT_S = 15.0
-
-
 _BACKLOG = 512
 
 

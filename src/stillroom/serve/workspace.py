@@ -30,16 +30,9 @@ __all__ = [
     "replace_names",
 ]
 
-
 CONTROL_FOLDER = ".stillroom"
-
-
 _JOBS_FOLDER = "jobs"
-
-
 _TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-
-
 _MAX_ENTRIES = 10_000
 
 

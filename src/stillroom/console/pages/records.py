@@ -31,7 +31,6 @@ __all__ = [
     "record_routes",
 ]
 
-
 _MAX_COMPARED = 6
 
 

@@ -18,16 +18,9 @@ __all__ = [
     "map_prefetched",
 ]
 
-
 T = TypeVar("T")
-
-
 U = TypeVar("U")
-
-
 T_contra = TypeVar("T_contra", contravariant=True)
-
-
 U_co = TypeVar("U_co", covariant=True)
 
 
@@ -130,11 +123,7 @@ class Engine(Protocol):
 
 
 ItemT = TypeVar("ItemT")
-
-
 ResultT = TypeVar("ResultT")
-
-
 _POLL_S = 0.2
 
 

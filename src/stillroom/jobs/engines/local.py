@@ -19,10 +19,7 @@ __all__ = [
     "require_engine",
 ]
 
-
 T = TypeVar("T")
-
-
 U = TypeVar("U")
 
 

@@ -42,7 +42,6 @@ __all__ = ["RayEngine"]
 
 T = TypeVar("T")
 U = TypeVar("U")
-
 _LOST_ERRORS = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 _MAX_TRIES = 4
 _MAX_IN_FLIGHT = 256

@@ -24,8 +24,6 @@ __all__ = ["RayWorker", "RemoteError", "select_environment", "unpack_results"]
 
 _MAX_OPEN_TASKS = 4
 """Maximum open tasks per worker; the least recently used one is closed first."""
-
-
 _PASSED_PREFIXES = ("HF_", "OMP_WAIT_POLICY", "STILLROOM_", "TOKENIZERS_")
 _SECRETS = frozenset(
     ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")

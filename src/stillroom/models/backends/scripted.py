@@ -29,10 +29,7 @@ __all__ = [
     "join_prompt_text",
 ]
 
-
 Script = Callable[[Prompt], str] | Sequence[str] | Mapping[str, str]
-
-
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 
 

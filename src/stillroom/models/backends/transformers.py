@@ -45,7 +45,6 @@ __all__ = [
     "Transformers",
 ]
 
-
 _EXHAUSTED = object()
 
 
@@ -191,8 +190,6 @@ class BatchScheduler:
 
 
 _LONGEST = 1 << 20
-
-
 _BATCHES = 4  # maximum concurrent batches
 
 

@@ -43,13 +43,8 @@ __all__ = [
     "open_multi_vector_encoder",
 ]
 
-
 EMBEDDER_REFERENCE = "builtin:embedder"
-
-
 """Reference to the index's own embedder."""
-
-
 _MIN_TOKENS = 8
 
 

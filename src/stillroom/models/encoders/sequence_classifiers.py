@@ -37,7 +37,6 @@ __all__ = [
     "pad_pairs",
 ]
 
-
 _UNLIMITED = 1 << 20
 _BATCH = 8
 _DEFAULT_TOKENS = 512

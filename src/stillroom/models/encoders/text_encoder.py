@@ -48,13 +48,8 @@ __all__ = [
     "token_ranges",
 ]
 
-
 _UNLIMITED = 1 << 20
-
-
 _DEFAULT_MAX_TOKENS = 512
-
-
 T = TypeVar("T")
 
 
@@ -253,8 +248,6 @@ def pool_spans(
 
 
 SPECIAL_TOKENS = 2
-
-
 """Maximum number of special tokens that encoders add to a text."""
 
 

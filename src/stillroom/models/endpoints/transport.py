@@ -44,13 +44,8 @@ __all__ = [
     "split_model_address",
 ]
 
-
 T = TypeVar("T")
-
-
 _POLL_S = 0.2
-
-
 _GATHER_WINDOW_S = 0.001
 
 
@@ -288,8 +283,6 @@ _FINISH_REASONS = {
     "content_filter": "content_filter",
     **dict.fromkeys(("error", "abort", "aborted", "cancelled", "canceled"), "broken"),
 }
-
-
 """Finish reasons of servers, in our terms, other than the end of the answer."""
 
 

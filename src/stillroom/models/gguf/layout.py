@@ -34,7 +34,6 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen3ForCausalLM": "qwen3",
 }
 """GGUF name of each transformers architecture."""
-
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DERIVED = "rotary_emb.inv_freq"
 """Suffix of tensors in some folders that transformers recomputes."""

@@ -37,13 +37,8 @@ __all__ = [
     "resolve_config",
 ]
 
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 _TEXT_ARGUMENTS = frozenset({"text", "text_pair", "pair"})  # of tokenizers
-
-
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 

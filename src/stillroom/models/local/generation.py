@@ -40,7 +40,6 @@ __all__ = [
     "sample_token",
 ]
 
-
 _TAIL_TOKENS = 4
 
 
@@ -284,8 +283,6 @@ def _cut_at_end(row: list[int], ends: Sequence[int]) -> Continuation:
 
 
 _MIN_BUCKET = 32
-
-
 _MIN_LANE = 64
 
 

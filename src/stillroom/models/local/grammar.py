@@ -17,7 +17,6 @@ from stillroom.errors import BackendError, MissingExtraError
 __all__ = ["Grammar", "Matcher", "check_schema", "compact_schema"]
 
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
-
 _COMPACT_SETTINGS = {
     "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 }

@@ -125,8 +125,6 @@ def explain_unused_driver() -> str:
 
 
 _PORTS_VARIABLE = "STILLROOM_ENGINE_PORTS"
-
-
 _LOCALHOST = "127.0.0.1"
 
 

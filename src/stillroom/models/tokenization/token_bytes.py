@@ -25,7 +25,6 @@ __all__ = ["SPECIAL", "TEXT", "UNKNOWN", "UNUSED", "TokenBytes", "read_token_byt
 
 TEXT, SPECIAL, UNKNOWN, UNUSED = 0, 1, 2, 3
 """Kinds of ids: text, control token, unknown bytes, unused."""
-
 _SPACE = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ROLES = ("eos", "bos", "pad", "unk", "sep", "cls", "mask")

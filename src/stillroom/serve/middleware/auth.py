@@ -33,7 +33,6 @@ __all__ = [
 
 ACCESS_KEY = "stillroom.access"
 """ASGI scope key of the client's Access, or None."""
-
 CLIENT_KEY = "stillroom.asker"
 """ASGI scope key of the number of the client's API key; clients without a key share one."""
 

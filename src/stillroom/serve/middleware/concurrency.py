@@ -45,13 +45,8 @@ __all__ = [
     "run_while_connected",
 ]
 
-
 ResultT = TypeVar("ResultT")
-
-
 _DISCONNECT_POLL_S = 0.2
-
-
 _QUEUE_POLL_S = 0.5
 
 
@@ -195,17 +190,9 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, Result
 
 
 ItemT = TypeVar("ItemT")
-
-
 IsStopped = Callable[[], bool]
-
-
 Work = Callable[[IsStopped], Iterator[ItemT]]
-
-
 """Blocking generator that checks between items whether it should stop."""
-
-
 _POLL_S = 0.2
 
 
@@ -351,8 +338,6 @@ class _WorkerRun(Generic[ItemT]):
 
 
 KeyT = TypeVar("KeyT", bound=Hashable)
-
-
 ResourceT = TypeVar("ResourceT")
 
 

@@ -34,9 +34,7 @@ __all__ = [
     "locate_citations",
 ]
 
-
 _DONE_EVENT = b"data: [DONE]\n\n"
-
 
 _DETAIL_FIELDS = (
     "answering",
@@ -52,7 +50,6 @@ _DETAIL_FIELDS = (
     "cached",
     "index",
 )
-
 
 _CITATION_MARK = re.compile(r"\[(\d{1,3})\]")
 

@@ -23,10 +23,7 @@ __all__ = [
     "check_message_count",
 ]
 
-
 _NON_SETTING_FIELDS = {"model", "user", "k"}
-
-
 _SEED_MASK = 0x7FFFFFFF
 
 

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.models import Embedder, TextModel
+from stillroom.models import Embedder
 from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel
 from stillroom.models.requests import stream_with_completion
 from stillroom.records import Sampling
@@ -101,12 +101,9 @@ class ModelService:
             raise _unknown_model_error(name, self.names)
         return served, served.embedder
 
-    def find_writer(self, name: str) -> tuple[ServedModel, TextModel]:
-        """Return the mount of a name with its text model; raises like ``find``."""
-        served = self.find(name, "chat.completions")
-        if served.model is None:
-            raise _unknown_model_error(name, self.names)
-        return served, served.model
+    def find_writer(self, name: str) -> ServedModel:
+        """Return the mount of a name with a text model; raises like ``find``."""
+        return self.find(name, "chat.completions")
 
     def check_texts(self, texts: Sequence[str], param: str) -> None:
         """Refuse empty texts, and more than the limit.
@@ -127,18 +124,11 @@ class ModelService:
         return await get_single_result(self._slots[served.name].stream(work, request))
 
     async def reply(
-        self,
-        served: ServedModel,
-        model: TextModel,
-        order: GenerationRequest,
-        reply: ResponseFormat,
-        request: Request,
+        self, served: ServedModel, order: GenerationRequest, reply: ResponseFormat, request: Request
     ) -> Response:
         """Answer a request from documents, by the model alone, or through another server."""
         if order.proxied_body is not None:
-            return await self._to_proxied_body(
-                served, model, order.proxied_body, order, reply, request
-            )
+            return await self._to_proxied_body(served, order.proxied_body, order, reply, request)
         if served.ask is None or order.model == served.model_name:
             if order.retrieval_field:
                 raise ApiError(
@@ -147,7 +137,7 @@ class ModelService:
                     code="no_documents",
                     param=order.retrieval_field,
                 )
-            return await self.generate(served, model, order, reply, request)
+            return await self.generate(served, order, reply, request)
         if order.prompt.schema is not None:
             raise ApiError(
                 400,
@@ -157,15 +147,10 @@ class ModelService:
             )
         if order.wants_canvas:
             raise _canvas_error()
-        return await self._ask(served, model, order, reply, request)
+        return await self._ask(served, order, reply, request)
 
     async def _ask(
-        self,
-        served: ServedModel,
-        model: TextModel,
-        order: GenerationRequest,
-        reply: ResponseFormat,
-        request: Request,
+        self, served: ServedModel, order: GenerationRequest, reply: ResponseFormat, request: Request
     ) -> Response:
         """Answer from documents, one sampling at a time."""
         ask, prompt, k = served.ask, order.prompt, order.k or served.k
@@ -203,18 +188,13 @@ class ModelService:
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
             return (answer(sampling, is_stopped) for sampling in order.samplings)
 
-        return await self._send(served, model, work, order, reply, request)
+        return await self._send(served, work, order, reply, request)
 
     async def generate(
-        self,
-        served: ServedModel,
-        model: TextModel,
-        order: GenerationRequest,
-        reply: ResponseFormat,
-        request: Request,
+        self, served: ServedModel, order: GenerationRequest, reply: ResponseFormat, request: Request
     ) -> Response:
         """Answer by the model alone: whole texts in a batch if possible, streams in turn."""
-        prompt, samplings = order.prompt, order.samplings
+        model, prompt, samplings = served.text_model, order.prompt, order.samplings
         shows = model if isinstance(model, DenoisingModel) and order.wants_canvas else None
         if order.wants_canvas and (shows is None or not order.is_streamed):
             raise _canvas_error()
@@ -233,18 +213,18 @@ class ModelService:
             completions = model.generate(prompts, samplings, is_cancelled=is_stopped)
             return (iter([completion]) for completion in completions)
 
-        return await self._send(served, model, work, order, reply, request)
+        return await self._send(served, work, order, reply, request)
 
     async def _to_proxied_body(
         self,
         served: ServedModel,
-        model: TextModel,
         sent: Mapping[str, Any],
         order: GenerationRequest,
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
         """Forward a request with tools to a backend that supports tools."""
+        model = served.model
         if not isinstance(model, OpenAIPassthroughModel) or (
             served.ask and order.model == served.name
         ):
@@ -260,19 +240,18 @@ class ModelService:
                 return iter([model.stream_chat(sent)])
             return iter([iter([model.relay_chat(sent, is_stopped)])])
 
-        return await self._send(served, model, work, order, reply, request)
+        return await self._send(served, work, order, reply, request)
 
     async def _send(
         self,
         served: ServedModel,
-        model: TextModel,
         work: Work[Iterator[OutputItem]],
         order: GenerationRequest,
         reply: ResponseFormat,
         request: Request,
     ) -> Response:
         collectors: list[ResponseCollector] = [
-            LocalCollector(model, order.prompt) for _ in order.samplings
+            LocalCollector(served.text_model, order.prompt) for _ in order.samplings
         ]
         if order.proxied_body is not None:
             collectors = [ProxyCollector()]

@@ -39,16 +39,9 @@ __all__ = [
     "sum_usage",
 ]
 
-
 OutputItem = str | Completion | Answer | DenoisingStep | dict[str, Any]
-
-
 """Item of generated text; a dict is an answer or a chunk of another server."""
-
-
 StreamItem = tuple[int, OutputItem | None]
-
-
 """Index of the text in the reply, and its item; None marks the end of a text."""
 
 

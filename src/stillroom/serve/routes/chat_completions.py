@@ -24,11 +24,10 @@ from stillroom.serve.openai.requests import (
     check_last_message,
     check_message_count,
 )
-from stillroom.serve.openapi import STREAM_RESPONSES, ExtensibleModel, TokenUsage
+from stillroom.serve.openapi import ExtensibleModel, TokenUsage
 from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["ChatCompletion", "ChatRequest", "add_routes"]
-
 
 _IGNORED_FIELDS = {
     "user",
@@ -38,7 +37,6 @@ _IGNORED_FIELDS = {
     "safety_identifier",
     "prompt_cache_key",
 }
-
 
 _REPLY_FIELDS = ("annotations", "citations", "answer", "turns_not_read", "refusal")
 """Extra fields of our messages, which other servers do not accept back."""
@@ -184,19 +182,12 @@ class ChatCompletion(ExtensibleModel):
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the route."""
 
-    @table.add(
-        "POST",
-        "/v1/chat/completions",
-        "models",
-        responses={200: {"model": ChatCompletion, **STREAM_RESPONSES[200]}},
-    )
+    @table.add("POST", "/v1/chat/completions", "models", reply=ChatCompletion, is_streamed=True)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a chat turn, from documents or by the model alone, whole or streamed."""
-        served, model = server.models.find_writer(body.model)
+        served = server.models.find_writer(body.model)
         order = body.to_generation_request(server.limits)
         if order.proxied_body is not None:
-            return await server.models.reply(
-                served, model, order, ProxiedReply(body.model), request
-            )
+            return await server.models.reply(served, order, ProxiedReply(body.model), request)
         reply = ChatReply(body.model, is_chat=True, wants_usage=body.wants_usage)
-        return await server.models.reply(served, model, order, reply, request)
+        return await server.models.reply(served, order, reply, request)

@@ -13,7 +13,7 @@ from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.replies import ChatReply
 from stillroom.serve.openai.requests import GenerationRequest, TextRequest
-from stillroom.serve.openapi import STREAM_RESPONSES, ExtensibleModel, TokenUsage
+from stillroom.serve.openapi import ExtensibleModel, TokenUsage
 from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["CompletionRequest", "TextCompletion", "add_routes"]
@@ -75,15 +75,10 @@ class TextCompletion(ExtensibleModel):
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the route."""
 
-    @table.add(
-        "POST",
-        "/v1/completions",
-        "models",
-        responses={200: {"model": TextCompletion, **STREAM_RESPONSES[200]}},
-    )
+    @table.add("POST", "/v1/completions", "models", reply=TextCompletion, is_streamed=True)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete a raw text, whole or streamed."""
-        served, model = server.models.find_writer(body.model)
+        served = server.models.find_writer(body.model)
         order = body.to_generation_request(server.limits)
         reply = ChatReply(body.model, is_chat=False, wants_usage=body.wants_usage)
-        return await server.models.generate(served, model, order, reply, request)
+        return await server.models.generate(served, order, reply, request)

@@ -50,7 +50,7 @@ class EmbeddingList(StrictModel):
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the route."""
 
-    @table.add("POST", "/v1/embeddings", "models", responses={200: {"model": EmbeddingList}})
+    @table.add("POST", "/v1/embeddings", "models", reply=EmbeddingList)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Embed texts."""
         served, embedder = server.models.find_embedder(body.model)

@@ -22,12 +22,8 @@ from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["MediaCheckResult", "add_routes"]
 
-
 _CHUNK_BYTES = 1 << 20
-
-
 _FORM_FIELDS = frozenset({"prevalence", "pulse"})
-
 
 _BODY_SCHEMA = {
     "required": True,
@@ -78,7 +74,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
         "forensics",
         is_upload=True,
         openapi_extra={"requestBody": _BODY_SCHEMA},
-        responses={200: {"model": MediaCheckResult}},
+        reply=MediaCheckResult,
     )
     async def check(request: Request) -> dict[str, Any]:
         """Check media: content credentials, and the results of the server's detectors."""

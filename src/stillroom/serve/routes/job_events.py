@@ -20,15 +20,9 @@ from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["add_routes"]
 
-
 _POLL_S = 0.25
-
-
 _KEEPALIVE_S = 15.0
-
-
 _EVENT_BATCH = 200
-
 
 _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

@@ -23,13 +23,11 @@ from stillroom.serve.workspace import TenantRoot
 
 __all__ = ["JobFileList", "add_routes"]
 
-
 _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"*/*": {"schema": {}}}},
     206: {"description": "the requested range"},
     416: {"description": "the range is outside the file"},
 }
-
 
 _MAX_FILES = 10_000
 
@@ -53,9 +51,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     if (runner := server.jobs) is None:
         return
 
-    @table.add(
-        "GET", "/v1/jobs/{job_id}/files", "jobs:read", responses={200: {"model": JobFileList}}
-    )
+    @table.add("GET", "/v1/jobs/{job_id}/files", "jobs:read", reply=JobFileList)
     async def files(job_id: str, request: Request) -> dict[str, Any]:
         """List the files of a job's artifact, or those written so far."""
         record = find_job(job_id, request, runner)

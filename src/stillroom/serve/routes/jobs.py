@@ -21,15 +21,10 @@ from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["JobList", "JobStatus", "JobSubmission", "add_routes"]
 
-
 _YAML_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/yaml": {"schema": {}}}}
 }
-
-
 _PAGE_SIZE = 100
-
-
 _TAIL_BYTES = 1 << 15
 
 
@@ -108,7 +103,7 @@ def _add_collection_routes(table: RouteTable, runner: JobRunner) -> None:
         response.headers["Location"] = f"/v1/jobs/{record.id}"
         return _describe_job(record, runner)
 
-    @table.add("GET", "/v1/jobs", "jobs:read", responses={200: {"model": JobList}})
+    @table.add("GET", "/v1/jobs", "jobs:read", reply=JobList)
     async def jobs(
         request: Request,
         state: JobState | None = None,
@@ -129,7 +124,7 @@ def _add_collection_routes(table: RouteTable, runner: JobRunner) -> None:
 
 
 def _add_item_routes(table: RouteTable, runner: JobRunner) -> None:
-    @table.add("GET", "/v1/jobs/{job_id}", "jobs:read", responses={200: {"model": JobStatus}})
+    @table.add("GET", "/v1/jobs/{job_id}", "jobs:read", reply=JobStatus)
     async def job(job_id: str, request: Request) -> dict[str, Any]:
         """Return the current status of a job."""
         return _describe_job(find_job(job_id, request, runner), runner)
@@ -141,16 +136,12 @@ def _add_item_routes(table: RouteTable, runner: JobRunner) -> None:
         await runner.remove(record.id)
         return Response(status_code=204)
 
-    @table.add(
-        "POST", "/v1/jobs/{job_id}/cancel", "jobs:write", responses={200: {"model": JobStatus}}
-    )
+    @table.add("POST", "/v1/jobs/{job_id}/cancel", "jobs:write", reply=JobStatus)
     async def cancel(job_id: str, request: Request) -> dict[str, Any]:
         """Stop a job at its next safe point; a second request stops it at once."""
         return _describe_job(runner.cancel(find_job(job_id, request, runner).id), runner)
 
-    @table.add(
-        "POST", "/v1/jobs/{job_id}/resume", "jobs:write", responses={200: {"model": JobStatus}}
-    )
+    @table.add("POST", "/v1/jobs/{job_id}/resume", "jobs:write", reply=JobStatus)
     async def resume(job_id: str, request: Request) -> dict[str, Any]:
         """Queue a failed or cancelled job again."""
         return _describe_job(runner.resume(find_job(job_id, request, runner).id), runner)

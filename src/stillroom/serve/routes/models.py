@@ -31,12 +31,12 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the routes."""
     service = server.models
 
-    @table.add("GET", "/v1/models", "models", responses={200: {"model": ModelList}})
+    @table.add("GET", "/v1/models", "models", reply=ModelList)
     async def models() -> dict[str, Any]:
         """List the served models."""
         return {"object": "list", "data": [service.describe(name) for name in service.names]}
 
-    @table.add("GET", "/v1/models/{name:path}", "models", responses={200: {"model": ModelInfo}})
+    @table.add("GET", "/v1/models/{name:path}", "models", reply=ModelInfo)
     async def model(name: str) -> dict[str, Any]:
         """Describe one served model."""
         return service.describe(name)

@@ -32,7 +32,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
         return
     line = FairQueue(server.limits, 1, most_waiting=server.limits.checks)
 
-    @table.add("POST", "/v1/recipes/check", "jobs:read", responses={200: {"model": RecipeCheck}})
+    @table.add("POST", "/v1/recipes/check", "jobs:read", reply=RecipeCheck)
     async def check(body: RecipeSubmission, request: Request) -> dict[str, Any]:
         """Validate a recipe and estimate memory, disk and time; nothing is stored."""
         tenant = find_tenant(request, runner)

@@ -49,13 +49,13 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     if server.jobs is None:
         return
 
-    @table.add("GET", "/v1/recipes", "jobs:read", responses={200: {"model": RecipeKindList}})
+    @table.add("GET", "/v1/recipes", "jobs:read", reply=RecipeKindList)
     async def kinds() -> dict[str, Any]:
         """List the kinds of recipes."""
         rows = [{"kind": kind, "summary": summary} for kind, summary in summarize_kinds().items()]
         return {"object": "list", "data": rows}
 
-    @table.add("GET", "/v1/recipes/{kind}", "jobs:read", responses={200: {"model": RecipeKind}})
+    @table.add("GET", "/v1/recipes/{kind}", "jobs:read", reply=RecipeKind)
     async def kind(kind: str, method: Annotated[str, Query(max_length=80)] = "") -> dict[str, Any]:
         """Describe a kind: the JSON Schema of its recipes, and a commented example."""
         if kind not in list_kinds():

@@ -63,7 +63,7 @@ class RerankResponse(StrictModel):
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the route."""
 
-    @table.add("POST", "/v1/rerank", "models", responses={200: {"model": RerankResponse}})
+    @table.add("POST", "/v1/rerank", "models", reply=RerankResponse)
     async def rerank(body: RerankRequest, request: Request) -> Response:
         """Rank documents by their relevance to a query."""
         served, texts = server.models.find(body.model, "rerank"), body.texts()

@@ -26,7 +26,7 @@ from stillroom.serve.openai.requests import (
     check_message_count,
 )
 from stillroom.serve.openai.responses_replies import ResponsesReply
-from stillroom.serve.openapi import STREAM_RESPONSES, StrictModel
+from stillroom.serve.openapi import StrictModel
 from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["ResponseObject", "ResponsesRequest", "add_routes"]
@@ -524,15 +524,10 @@ class ResponseObject(StrictModel):
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the route."""
 
-    @table.add(
-        "POST",
-        "/v1/responses",
-        "models",
-        responses={200: {"model": ResponseObject, **STREAM_RESPONSES[200]}},
-    )
+    @table.add("POST", "/v1/responses", "models", reply=ResponseObject, is_streamed=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a chat turn as items, whole or as typed events; nothing is stored."""
-        served, model = server.models.find_writer(body.model)
+        served = server.models.find_writer(body.model)
         order = body.to_generation_request(server.limits)
         reply = ResponsesReply(body.echo(order))
-        return await server.models.reply(served, model, order, reply, request)
+        return await server.models.reply(served, order, reply, request)

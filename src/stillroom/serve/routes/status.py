@@ -20,12 +20,12 @@ class ServerStatus(StrictModel):
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the routes."""
 
-    @table.add("GET", "/healthz", "public", responses={200: {"model": ServerStatus}})
+    @table.add("GET", "/healthz", "public", reply=ServerStatus)
     async def healthz() -> dict[str, str]:
         """Report that the server is alive."""
         return {"status": "ok"}
 
-    @table.add("GET", "/readyz", "public", responses={200: {"model": ServerStatus}})
+    @table.add("GET", "/readyz", "public", reply=ServerStatus)
     async def readyz() -> Response:
         """Report whether the server accepts requests: 503 during shutdown."""
         is_stopping = server.jobs is not None and server.jobs.is_stopping

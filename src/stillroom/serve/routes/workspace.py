@@ -38,7 +38,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     if (runner := server.jobs) is None:
         return
 
-    @table.add("GET", "/v1/workspace", "jobs:read", responses={200: {"model": WorkspaceList}})
+    @table.add("GET", "/v1/workspace", "jobs:read", reply=WorkspaceList)
     async def workspace(
         request: Request, path: Annotated[str, Query(max_length=1024)] = ""
     ) -> dict[str, Any]:

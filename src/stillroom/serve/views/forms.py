@@ -32,12 +32,8 @@ __all__ = [
     "list_method_options",
 ]
 
-
 MAIN_JOB = "flow/make"
-
-
 _MAX_DEPTH = 4
-
 
 _SIMPLE_CONTROLS = {
     "string": "text",
@@ -46,13 +42,8 @@ _SIMPLE_CONTROLS = {
     "boolean": "boolean",
 }
 
-
 _HIDDEN_FIELDS = frozenset({"version", "kind"})
-
-
 _CLUSTER_ENGINE = "ray"
-
-
 Schema = Mapping[str, Any]
 
 

@@ -29,10 +29,7 @@ __all__ = [
     "trace_lineage",
 ]
 
-
 _ORIGIN_KINDS = ("human", "synthetic", "unknown", "suspected-fake")
-
-
 _MAX_EXAMPLES = 20
 
 
@@ -108,8 +105,6 @@ def _build_node(node: ProvenanceNode, root: Path) -> LineageTreeNode:
 
 
 _MAX_NODES = 40
-
-
 NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 168, 46, 44, 18
 
 

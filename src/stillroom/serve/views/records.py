@@ -53,16 +53,9 @@ __all__ = [
     "open_record_set",
 ]
 
-
 PAGE_SIZE = 20
-
-
 _DROPPED_FILE = "output/dropped.jsonl"
-
-
 _PASSAGE_PREFIX = "pas-"
-
-
 _HIDDEN: list[str] = []
 
 
@@ -382,11 +375,7 @@ def _find_source_index(root: Path, folder: Path) -> str:
 
 
 _WORD = re.compile(r"\w+")
-
-
 _MAX_EXAMPLES = 3
-
-
 _NO_GENERATOR = "no generator"
 
 
