@@ -2,6 +2,7 @@ import json
 import time
 
 import pytest
+from markupsafe import escape
 from starlette.testclient import TestClient
 from tests.console_folder import KEY, write
 
@@ -79,6 +80,18 @@ def test_the_main_jobs_settings_are_ones_of_its_recipe():
     assert parse_recipe(commented, "form", ["inputs.documents=documents", *told]) == parse_recipe(
         commented, "form", ["inputs.documents=documents"]
     )
+
+
+def test_kinds_are_listed_by_room_with_the_summary_of_their_module(jobs):
+    forms = list_forms()
+    assert (forms[0].name, forms[0].room) == (MAIN_JOB, "")
+    rooms = [form.room for form in forms[1:]]
+    assert rooms == sorted(rooms)
+    page = jobs.get("/make").text
+    for form in forms[1:]:
+        assert form.name.partition(".")[0] == form.room
+        assert f'<h3 id="{form.room}">' in page
+        assert escape(form.summary) in page
 
 
 def test_a_method_offers_the_settings_of_each_choice():
