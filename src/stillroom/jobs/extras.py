@@ -119,8 +119,9 @@ def require_extras(extras: Iterable[str], run: Callable[..., Any], purpose: str)
     (function,) = ast.parse(textwrap.dedent(inspect.getsource(run))).body
     try:
         for part in getattr(function, "body", ()):
-            if isinstance(part, ast.ImportFrom) and part.module:
-                importlib.import_module(part.module)
+            names = [name.name for name in part.names] if isinstance(part, ast.Import) else []
+            for name in [part.module or ""] if isinstance(part, ast.ImportFrom) else names:
+                importlib.import_module(name)
     except ModuleNotFoundError as error:
         if missing := find_missing_extra(error, purpose):
             raise missing from error
