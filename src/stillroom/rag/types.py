@@ -42,6 +42,7 @@ __all__ = [
     "DocumentEntry",
     "DocumentMetadata",
     "EmbeddingDigest",
+    "RankedRows",
     "RenamedDocument",
     "StagedDocument",
     "build_embedding_texts",
@@ -56,6 +57,10 @@ __all__ = [
     "list_keyword_prefixes",
     "open_auxiliary_vectors",
 ]
+
+
+RankedRows = Sequence[tuple[int, float]]
+"""Rows of an index with scores, best first, without repeats."""
 
 
 @dataclass(frozen=True, slots=True)

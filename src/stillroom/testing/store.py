@@ -28,6 +28,7 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import STORES, IndexStore, Query
 from stillroom.rag.observability import collect_warnings
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import open_store, update_manifest
 from stillroom.rag.types import DocumentEntry, DocumentMetadata, EmbeddingDigest, encode_json_line
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models.interfaces import TextKind, Vectors
-    from stillroom.rag.index.view import RowRanking
     from stillroom.rag.storage.protocol import IndexWriter
+    from stillroom.rag.types import RankedRows
 
 __all__ = [
     "WordDocument",
@@ -221,7 +222,7 @@ def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Rand
         )
 
 
-def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
+def _search(index: Index) -> list[tuple[RankedRows, RankedRows, list[str]]]:
     queries = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
     lines = [index.passage_at(row).text.split() for row in range(0, len(index), 5)]
     phrases = [f'"{" ".join(line[:2])}"' for line in lines[:8]]
@@ -230,7 +231,7 @@ def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
             (
                 index.search_keyword(Query(text), 7),
                 index.search_dense(Query(text), 7),
-                [hit.passage.id for hit in index.retrieve(text, 5)],
+                [hit.passage.id for hit in retrieve(index, text, 5)],
             )
             for text in (*queries, *phrases)
         ]

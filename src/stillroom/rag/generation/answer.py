@@ -35,6 +35,7 @@ from stillroom.rag.observability import (
     open_span,
     record_answer,
 )
+from stillroom.rag.retrieval.pipeline import get_default_retriever
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Answer, Citation, Hit, Origin, Sampling
@@ -150,7 +151,7 @@ def _answer(
     cache = asking.cache
     cached_answer = None if cache is None else cache.find(index, scope, query.text)
     if cached_answer is not None:
-        index.note_cached(query.text, cached_answer.hits)
+        index.log_query(query.text, cached_answer.hits, kind="cached")
         count_answer(cached_answer, time.perf_counter() - started)
         yield cached_answer.completion.text
         yield cached_answer
@@ -213,10 +214,11 @@ def _build_answer_scope(
         for name in AnswerSettings.model_fields
         if name != "cache"
     }
+    retriever = RETRIEVERS.build(asking.retriever or get_default_retriever(index))
     if asking.retriever is None:
-        settings["retriever"] = _to_plain(index.default_retriever)
+        settings["retriever"] = _to_plain(retriever)
     methods = [
-        RETRIEVERS.build(asking.retriever or index.default_retriever),
+        retriever,
         ANSWER_STRATEGIES.build(asking.answering),
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
     ]

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
 from stillroom.rag.model_calls import quote_text
-from stillroom.rag.retrieval.ranking import reorder_lost_in_the_middle
+from stillroom.rag.retrieval.ranking import drop_duplicates, reorder_lost_in_the_middle
 from stillroom.rag.types import get_readable_text
 from stillroom.records import Hit, Message, Passage, Prompt
-from stillroom.text.dedup.shingles import hash_shingles, jaccard_similarity
 from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from stillroom.rag.generation.session import AnswerSession
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.interfaces import Query, RelevanceGrader
-    from stillroom.text.dedup.shingles import HashArray
 
 __all__ = [
     "ABSTENTION",
@@ -41,7 +39,6 @@ __all__ = [
     "RenderedPrompt",
     "Span",
     "TruncatedPassage",
-    "drop_duplicates",
     "fit_prompt",
     "merge_strips",
     "render_prompt",
@@ -69,9 +66,6 @@ REQUEST = "Answer in one sentence, using only the passages."
 
 
 """Request for an answer, after the question."""
-
-
-_DUPLICATE_SIMILARITY = 0.9
 
 
 _MESSAGE_TOKENS = 16
@@ -207,18 +201,6 @@ def _list_truncated(
         ),
         *(TruncatedPassage(passage.id, passage.start, passage.end) for passage in omitted),
     )
-
-
-def drop_duplicates(hits: Sequence[Hit]) -> list[Hit]:
-    """Drop hits that are (near) duplicates of a better one."""
-    distinct: list[Hit] = []
-    sketches: list[HashArray] = []
-    for hit in hits:
-        sketch = hash_shingles(hit.passage.text)
-        if all(jaccard_similarity(sketch, earlier) < _DUPLICATE_SIMILARITY for earlier in sketches):
-            distinct.append(hit)
-            sketches.append(sketch)
-    return distinct
 
 
 def _format_heading(hit: Hit) -> str:
