@@ -31,7 +31,13 @@ from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import open_store, update_manifest
-from stillroom.rag.types import DocumentEntry, DocumentMetadata, EmbeddingDigest, encode_json_line
+from stillroom.rag.types import (
+    AuxiliaryVectors,
+    DocumentEntry,
+    DocumentMetadata,
+    EmbeddingDigest,
+    encode_json_line,
+)
 from stillroom.records import Document, Location, Passage
 
 if TYPE_CHECKING:
@@ -501,6 +507,10 @@ class WordDocument:
     def vectors(self) -> NDArray[np.float32]:
         """Return the passages' vectors, (N, D)."""
         return np.array([embed_words(line) for line in self.text.split("\n")])
+
+    def extras(self) -> AuxiliaryVectors:
+        """Return no auxiliary vectors."""
+        return AuxiliaryVectors()
 
 
 def describe_word_index(access: str = "open", **settings: Any) -> dict[str, Any]:

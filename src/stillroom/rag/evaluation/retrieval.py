@@ -37,9 +37,9 @@ from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings
 from stillroom.rag.retrieval.pipeline import (
     RERANK_DEPTH,
-    RerankHits,
     RetrievalCandidates,
     RetrievalPipeline,
+    rerank_hits,
     retrieve,
 )
 from stillroom.records import Hit, Passage
@@ -301,8 +301,8 @@ def _search(
     if pipeline.reranker is None or not hits:
         return hits, hits
     first = RetrievalCandidates(index, (query,), hits=hits[:RERANK_DEPTH])
-    reranked = RerankHits(pipeline.reranker, model).run(first).hits
-    return hits, [*reranked, *hits[RERANK_DEPTH:]]
+    reranked = rerank_hits(first, reranker=pipeline.reranker, model=model)
+    return hits, [*reranked.hits, *hits[RERANK_DEPTH:]]
 
 
 def _pool_names(hits: Sequence[Hit], unit: JudgedUnit, leave_out: str) -> tuple[str, ...]:

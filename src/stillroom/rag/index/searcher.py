@@ -242,15 +242,18 @@ class Index:
         self._log("read", passage_id, [passage_id])
         return passage
 
+    def find_row(self, passage_id: str) -> int | None:
+        """Return the row of a passage by its id, or None if the index has no such passage."""
+        position = self._state.opened.locate_passage(passage_id)
+        return None if position is None else self._state.rows.find(*position)
+
     def row_of(self, passage_id: str) -> int:
         """Return the row of a passage by its id.
 
         Raises:
             DataError: If the index has no such passage.
         """
-        state = self._state
-        position = state.opened.locate_passage(passage_id)
-        row = state.rows.find(*position) if position is not None else None
+        row = self.find_row(passage_id)
         if row is None:
             raise DataError(
                 f"the index has no passage {passage_id!r:.80}",

@@ -39,7 +39,6 @@ from stillroom.rag.storage.filters import (
 )
 from stillroom.rag.storage.protocol import DenseSearch, SnapshotReader
 from stillroom.rag.storage.snapshots import DocumentTable, PassageRows, is_approximate
-from stillroom.rag.types import AuxiliarySnapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,10 +114,8 @@ class SearchView:
         self.everyone = self._number(table or self.opened.load(self.population))
         self.keywords = self.opened.open_keywords(self.everyone, self.population)
         self.dense = self.opened.open_dense(self.everyone, self.population)
-        opened, self.sparse, self.tokens = self.opened, None, None
-        if isinstance(opened, AuxiliarySnapshot):
-            self.sparse = opened.open_sparse(self.everyone)
-            self.tokens = opened.open_tokens(self.everyone)
+        self.sparse = self.opened.open_sparse(self.everyone)
+        self.tokens = self.opened.open_tokens(self.everyone)
         self._fields = None
 
     @cached_property

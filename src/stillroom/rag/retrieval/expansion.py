@@ -76,8 +76,8 @@ def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
     Args:
         hits: Hits, best first.
         index: Index of the hits.
-        window: Number of passages on each side; 0 changes nothing. Hits expanded to their parent
-            are not expanded further.
+        window: Number of passages on each side; 0 changes nothing. Hits that are no passages of
+            the index, as parents and strips of passages, are not expanded.
     """
     if window < 1 or not hits:
         return list(hits)
@@ -85,8 +85,8 @@ def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
     for hit in hits:
         passage = hit.passage
         span = passage.start, passage.end
-        if passage.parent != span:  # a hit expanded to its parent is not a row of the index
-            row = index.row_of(passage.id)
+        row = None if passage.parent == span else index.find_row(passage.id)
+        if row is not None:
             rows = range(max(row - window, 0), min(row + window + 1, len(index)))
             neighbors = [index.passage_at(number) for number in rows]
             siblings = [

@@ -1,20 +1,7 @@
 """Retrieval pipeline: the steps between a question and the passages that answer it.
 
-| step | what it does |
-|---|---|
-| ``MatchClauses`` | takes quoted text and fields out of the query; only matching passages remain |
-| ``TransformQuery`` | turns the query into the queries that are searched |
-| ``SearchIndex`` | gives the retriever's ranked rows for each query |
-| ``FuseRankings`` | makes one list of the rankings, by reciprocal ranks, and opens the passages |
-| ``RerankHits`` | orders the hits by reading query and passage together |
-| ``TruncateHits`` | keeps the first ``k`` |
-| ``MergeParents`` | replaces passages by their parent sections |
-| ``DropDuplicates`` | drops near duplicates of better hits |
-| ``LimitPerDocument`` | keeps the first hits of each document |
-| ``ExpandNeighbors`` | adds the passages before and after a hit |
-
-A step gets ``RetrievalCandidates`` and returns them; it reads the index and knows no other step.
-``list_search_steps``, ``list_selection_steps`` and ``list_context_steps`` are the pipeline:
+A step takes ``RetrievalCandidates`` and returns them changed; it reads the index and knows no other
+step. ``list_search_steps``, ``list_selection_steps`` and ``list_context_steps`` are the pipeline:
 ``retrieve`` runs the first; an answer runs all three (``rag.generation.session``), and at last
 ``rag.generation.prompt.fit_prompt`` keeps the hits whose prompt fits the model.
 
@@ -25,13 +12,12 @@ optional settings after a colon, as ``convex:alpha=0.3+proximity``. For answers,
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
-from typing_extensions import override
 
 from stillroom.errors import DataError, Problem, RecipeError
 from stillroom.rag.analysis.phrases import parse_query
@@ -70,19 +56,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RERANK_DEPTH",
-    "DropDuplicates",
-    "ExpandNeighbors",
-    "FuseRankings",
-    "LimitPerDocument",
-    "MatchClauses",
-    "MergeParents",
-    "RerankHits",
     "RetrievalCandidates",
     "RetrievalPipeline",
     "RetrievalStep",
-    "SearchIndex",
-    "TransformQuery",
-    "TruncateHits",
     "get_default_retriever",
     "list_context_steps",
     "list_search_steps",
@@ -91,6 +67,7 @@ __all__ = [
     "parse_method",
     "parse_pipeline",
     "parse_rag_pipeline",
+    "rerank_hits",
     "retrieve",
     "retrieve_with_parents",
     "run_steps",
@@ -125,23 +102,7 @@ class RetrievalCandidates:
         return len(self.hits) or sum(map(len, self.rankings))
 
 
-class RetrievalStep(ABC):
-    """A step of retrieval; its fields are its settings."""
-
-    @abstractmethod
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        """Return the candidates after the step."""
-
-
-def run_steps(
-    steps: Sequence[RetrievalStep], candidates: RetrievalCandidates
-) -> RetrievalCandidates:
-    """Run steps in order, and count the candidates after each."""
-    for step in steps:
-        candidates = step.run(candidates)
-        counts = {**candidates.counts, type(step).__name__: len(candidates)}
-        candidates = replace(candidates, counts=counts)
-    return candidates
+RetrievalStep = Callable[[RetrievalCandidates], RetrievalCandidates]
 
 
 def list_search_steps(
@@ -155,170 +116,127 @@ def list_search_steps(
     """Return the steps from a query to its ``k`` best hits."""
     depth = k if reranker is None else max(k, RERANK_DEPTH)
     return [
-        MatchClauses(),
-        *([TransformQuery(transform, model)] if transform is not None else []),
-        SearchIndex(retriever, depth),
-        FuseRankings(depth),
-        *([RerankHits(reranker, model)] if reranker is not None else []),
-        TruncateHits(k),
+        match_clauses,
+        *([partial(transform_query, transform=transform, model=model)] if transform else []),
+        partial(search_index, retriever=retriever, depth=depth),
+        partial(fuse_rankings, depth=depth),
+        *([partial(rerank_hits, reranker=reranker, model=model)] if reranker else []),
+        partial(truncate_hits, most=k),
     ]
 
 
 def list_selection_steps(settings: AnswerSettings) -> list[RetrievalStep]:
     """Return the steps from hits to the candidates of an answer, which a strategy may grade."""
-    return [DropDuplicates(), LimitPerDocument(settings.per_document)]
+    return [skip_duplicates, partial(limit_documents, most=settings.per_document)]
 
 
 def list_context_steps(settings: AnswerSettings) -> list[RetrievalStep]:
     """Return the steps from the hits that a strategy chose to those of the prompt."""
-    return [ExpandNeighbors(settings.neighbours)]
+    return [partial(expand_neighbors, window=settings.neighbours)]
 
 
-@dataclass(frozen=True, slots=True)
-class MatchClauses(RetrievalStep):
-    """Restrict the index to the passages that match the clauses of the query, and remove them."""
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        (query,) = candidates.queries
-        text, clauses = parse_query(query.text)
-        if not clauses:
-            return candidates
-        plain = (replace(query, text=text),)
-        matching = candidates.index.restrict_to_clauses(clauses)
-        if matching is None:
-            add_warning(
-                "no passage holds what the query has in quotes or names fields for: words alone"
-            )
-            return replace(candidates, queries=plain)
-        return replace(candidates, queries=plain, index=matching)
+def run_steps(
+    steps: Sequence[RetrievalStep], candidates: RetrievalCandidates
+) -> RetrievalCandidates:
+    """Run steps in order, and count the candidates after each."""
+    for step in steps:
+        name = step.func.__name__ if isinstance(step, partial) else step.__name__
+        candidates = step(candidates)
+        candidates = replace(candidates, counts={**candidates.counts, name: len(candidates)})
+    return candidates
 
 
-@dataclass(frozen=True, slots=True)
-class TransformQuery(RetrievalStep):
-    """Rewrite the query into one or more."""
-
-    transform: QueryTransform
-    model: TextModel | None = None
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        (query,) = candidates.queries
-        with stage("transform"):
-            queries = self.transform.rewrite(query, candidates.index, self.model)
-        return replace(candidates, queries=tuple(queries))
-
-
-@dataclass(frozen=True, slots=True)
-class SearchIndex(RetrievalStep):
-    """Rank the rows of the index for each query."""
-
-    retriever: Retriever
-    depth: int
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        index = candidates.index
-        rankings = [
-            index.keep_matching(self.retriever.retrieve(query, self.depth, index))
-            for query in candidates.queries
-        ]
-        return replace(candidates, rankings=rankings)
+def match_clauses(candidates: RetrievalCandidates) -> RetrievalCandidates:
+    """Take quoted text and fields out of the query, and keep the passages that match them."""
+    (query,) = candidates.queries
+    text, clauses = parse_query(query.text)
+    if not clauses:
+        return candidates
+    plain = (replace(query, text=text),)
+    matching = candidates.index.restrict_to_clauses(clauses)
+    if matching is None:
+        add_warning(
+            "no passage holds what the query has in quotes or names fields for: words alone"
+        )
+        return replace(candidates, queries=plain)
+    return replace(candidates, queries=plain, index=matching)
 
 
-@dataclass(frozen=True, slots=True)
-class FuseRankings(RetrievalStep):
+def transform_query(
+    candidates: RetrievalCandidates, *, transform: QueryTransform, model: TextModel | None
+) -> RetrievalCandidates:
+    """Turn the query into the queries that are searched."""
+    (query,) = candidates.queries
+    with stage("transform"):
+        queries = transform.rewrite(query, candidates.index, model)
+    return replace(candidates, queries=tuple(queries))
+
+
+def search_index(
+    candidates: RetrievalCandidates, *, retriever: Retriever, depth: int
+) -> RetrievalCandidates:
+    """Rank ``depth`` rows of the index for each query."""
+    index = candidates.index
+    rankings = [
+        index.keep_matching(retriever.retrieve(query, depth, index)) for query in candidates.queries
+    ]
+    return replace(candidates, rankings=rankings)
+
+
+def fuse_rankings(candidates: RetrievalCandidates, *, depth: int) -> RetrievalCandidates:
     """Fuse the rankings of several queries by reciprocal ranks, and open the passages."""
-
-    depth: int
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        ranking, *others = candidates.rankings
-        if others:
-            ranking = fuse_reciprocal_ranks(candidates.rankings)[: self.depth]
-        return replace(candidates, rankings=(), hits=candidates.index.hits(ranking))
+    ranking, *others = candidates.rankings
+    if others:
+        ranking = fuse_reciprocal_ranks(candidates.rankings)[:depth]
+    return replace(candidates, rankings=(), hits=candidates.index.hits(ranking))
 
 
-@dataclass(frozen=True, slots=True)
-class RerankHits(RetrievalStep):
-    """Order the hits by a reranker, which reads the first query."""
-
-    reranker: PassageReranker
-    model: TextModel | None = None
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        query, hits = candidates.queries[0], candidates.hits
-        with stage("rerank") as span:
-            reranked = self.reranker.rerank(query, hits, candidates.index, self.model)
-            if span.is_recording:
-                name = self.reranker.method_name()
-                span.set_attributes(reranker__model_name=name, reranker__top_k=len(reranked))
-                for side, listed in (("input", hits), ("output", reranked)):
-                    prefix = f"reranker.{side}_documents"
-                    span.set_named_attributes(describe_hits(listed, prefix=prefix))
-                if span.wants_content:
-                    span.set_attributes(reranker__query=query.text)
-        return replace(candidates, hits=reranked)
+def rerank_hits(
+    candidates: RetrievalCandidates, *, reranker: PassageReranker, model: TextModel | None
+) -> RetrievalCandidates:
+    """Order the hits by reading them together with the first query."""
+    query, hits = candidates.queries[0], candidates.hits
+    with stage("rerank") as span:
+        reranked = reranker.rerank(query, hits, candidates.index, model)
+        if span.is_recording:
+            name = reranker.method_name()
+            span.set_attributes(reranker__model_name=name, reranker__top_k=len(reranked))
+            for side, listed in (("input", hits), ("output", reranked)):
+                prefix = f"reranker.{side}_documents"
+                span.set_named_attributes(describe_hits(listed, prefix=prefix))
+            if span.wants_content:
+                span.set_attributes(reranker__query=query.text)
+    return replace(candidates, hits=reranked)
 
 
-@dataclass(frozen=True, slots=True)
-class TruncateHits(RetrievalStep):
+def truncate_hits(candidates: RetrievalCandidates, *, most: int) -> RetrievalCandidates:
     """Keep the first hits."""
-
-    most: int
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        return replace(candidates, hits=candidates.hits[: self.most])
+    return replace(candidates, hits=candidates.hits[:most])
 
 
-@dataclass(frozen=True, slots=True)
-class MergeParents(RetrievalStep):
-    """Replace passages by their parents; ``share`` as in ``merge_into_parents``."""
-
-    share: float = 0.0
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        merged = merge_into_parents(candidates.hits, candidates.index, self.share)
-        return replace(candidates, hits=merged)
+def merge_parents(candidates: RetrievalCandidates, *, share: float) -> RetrievalCandidates:
+    """Replace passages by their parent sections."""
+    merged = merge_into_parents(candidates.hits, candidates.index, share)
+    return replace(candidates, hits=merged)
 
 
-@dataclass(frozen=True, slots=True)
-class DropDuplicates(RetrievalStep):
+def skip_duplicates(candidates: RetrievalCandidates) -> RetrievalCandidates:
     """Drop near duplicates of better hits; the others keep their ranks."""
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        distinct = drop_duplicates(candidates.hits)
-        kept = {hit.rank for hit in distinct}
-        ranks = tuple(hit.rank for hit in candidates.hits if hit.rank not in kept)
-        return replace(candidates, hits=distinct, repeated_ranks=ranks)
+    distinct = drop_duplicates(candidates.hits)
+    kept = {hit.rank for hit in distinct}
+    ranks = tuple(hit.rank for hit in candidates.hits if hit.rank not in kept)
+    return replace(candidates, hits=distinct, repeated_ranks=ranks)
 
 
-@dataclass(frozen=True, slots=True)
-class LimitPerDocument(RetrievalStep):
+def limit_documents(candidates: RetrievalCandidates, *, most: int) -> RetrievalCandidates:
     """Keep the first hits of each document; 0 for no limit."""
-
-    most: int = 0
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        return replace(candidates, hits=limit_per_document(candidates.hits, self.most))
+    return replace(candidates, hits=limit_per_document(candidates.hits, most))
 
 
-@dataclass(frozen=True, slots=True)
-class ExpandNeighbors(RetrievalStep):
-    """Expand hits by ``window`` passages on each side, and merge those that overlap or touch."""
-
-    window: int = 0
-
-    @override
-    def run(self, candidates: RetrievalCandidates) -> RetrievalCandidates:
-        expanded = expand_window(candidates.hits, candidates.index, self.window)
-        return replace(candidates, hits=expanded)
+def expand_neighbors(candidates: RetrievalCandidates, *, window: int) -> RetrievalCandidates:
+    """Add the passages before and after a hit, and merge hits that overlap or touch."""
+    expanded = expand_window(candidates.hits, candidates.index, window)
+    return replace(candidates, hits=expanded)
 
 
 def retrieve(
@@ -395,7 +313,7 @@ def retrieve_with_parents(
         return hits[:k]
     if deep == k:  # few passages have parents, and none of the probed ones
         hits = retrieve(index, query, k * _PASSAGES_IN_PARENT, **methods)
-    steps = [MergeParents(share), TruncateHits(k)]
+    steps = [partial(merge_parents, share=share), partial(truncate_hits, most=k)]
     return list(run_steps(steps, RetrievalCandidates(index, (), hits=hits)).hits)
 
 

@@ -113,20 +113,20 @@ def test_retrieval_is_its_list_of_steps(index):
     found = retrieve(index, query, 2, retriever="hybrid", reranker="proximity", transform="expand")
     assert candidates.hits == found
     assert list(candidates.counts) == [
-        "MatchClauses",
-        "TransformQuery",
-        "SearchIndex",
-        "FuseRankings",
-        "RerankHits",
-        "TruncateHits",
+        "match_clauses",
+        "transform_query",
+        "search_index",
+        "fuse_rankings",
+        "rerank_hits",
+        "truncate_hits",
     ]
-    assert candidates.counts["RerankHits"] > candidates.counts["TruncateHits"] == 2
+    assert candidates.counts["rerank_hits"] > candidates.counts["truncate_hits"] == 2
 
 
 def test_a_step_without_a_method_is_no_step(index):
     steps = list_search_steps(RETRIEVERS.build("keyword"), None, None, k=3, model=None)
-    names = [type(step).__name__ for step in steps]
-    assert names == ["MatchClauses", "SearchIndex", "FuseRankings", "TruncateHits"]
+    counts = run_steps(steps, RetrievalCandidates(index, (Query("cat"),))).counts
+    assert list(counts) == ["match_clauses", "search_index", "fuse_rankings", "truncate_hits"]
 
 
 @pytest.mark.parametrize("name", ["answering", "unsupported"])
