@@ -63,11 +63,7 @@ __all__ = [
 
 
 _SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
-
-
 _MAX_NAMED_SOURCES = 2
-
-
 _CITATIONS = re.compile(r"\[\d+\]")
 
 
@@ -384,14 +380,8 @@ class _AnswerDraft:
 
 
 SUSPECTED_STEP = "forensics.suspected"
-
-
 """Prefix of the origin link's method by which a medium is reported as a suspected fake."""
-
-
 CHECK_STEP_PREFIX = "forensics.check."
-
-
 """Prefix of the origin link's method that records the verdict of a file check."""
 
 
@@ -461,27 +451,17 @@ CONTENT_FLAGS: dict[str, str] = {
     "role-play": "a faked turn of the system, user or assistant",
     "secrets": "asks for prompts, keys, passwords, or other people's documents",
 }
-
-
 """Description of each flag."""
-
-
 _INJECTION_VERBS = (
     r"(?:ignore|disregard|forget|override|bypass|skip|discard|drop|set aside|pay no attention to)"
 )
-
-
 _INJECTION_QUALIFIERS = (
     r"(?:previous|prior|above|preceding|earlier|foregoing|other|all|any|every|the|your|these|those"
     r"|system|original|initial)"
 )
-
-
 _INJECTION_OBJECTS = (
     r"(?:instructions?|prompts?|rules?|directions?|guidelines?|orders?|commands?|passages?)"
 )
-
-
 _PATTERNS: dict[str, re.Pattern[str]] = {
     "control-tokens": re.compile(
         r"<\s*[|｜][^<>\n]{0,64}[|｜]\s*>|\[\s*/?\s*(?:INST|SYS|SYSTEM_PROMPT)\s*\]|<<\s*/?\s*SYS\s*>>"

@@ -54,8 +54,6 @@ __all__ = [
 
 
 _SPARE_HITS = 3
-
-
 _MAX_STOPS = 4
 
 
@@ -280,31 +278,15 @@ def _get_method_name(retriever: str | Retriever) -> str:
 
 
 _ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
-
-
 _SPACE = re.compile(r"\s+")
-
-
 NEXT_QUESTION = "\nQuestion:"
-
-
 """Stop sequence of a model that continues the prompt."""
-
-
 _QUESTION_LABEL = "Question:"
-
-
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
-
-
 _PARTIAL_FENCE_MARK = re.compile(
     r"<(?:/?(?:p(?:a(?:s(?:s(?:a(?:g(?:e(?:-[0-9a-f]{0,8})?)?)?)?)?)?)?)?)?"
 )
-
-
 _SENTENCE_END = re.compile(r"(?:[.!?。！？…][\"'”’)*]*|\])[ \t]+\Z|\n[ \t]*\Z")
-
-
 _HELD_CHARACTERS = 64
 
 

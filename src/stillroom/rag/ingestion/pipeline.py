@@ -83,8 +83,6 @@ __all__ = [
 
 
 _BLOCK_DOCUMENTS = 8
-
-
 """Number of documents per task."""
 
 
@@ -339,8 +337,6 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
-
-
 _PREPARATION_SETTINGS = {"origin", "limits", "chunker", "with_headings", "pooling", "vectors"}
 
 

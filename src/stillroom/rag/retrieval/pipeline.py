@@ -59,10 +59,15 @@ __all__ = [
     "RetrievalCandidates",
     "RetrievalPipeline",
     "RetrievalStep",
+    "expand_neighbors",
+    "fuse_rankings",
     "get_default_retriever",
+    "limit_documents",
     "list_context_steps",
     "list_search_steps",
     "list_selection_steps",
+    "match_clauses",
+    "merge_parents",
     "parse_answer_settings",
     "parse_method",
     "parse_pipeline",
@@ -71,6 +76,10 @@ __all__ = [
     "retrieve",
     "retrieve_with_parents",
     "run_steps",
+    "search_index",
+    "skip_duplicates",
+    "transform_query",
+    "truncate_hits",
 ]
 
 
