@@ -34,6 +34,7 @@ from stillroom.rag.interfaces import make_query
 from stillroom.rag.maintenance import update
 from stillroom.rag.maintenance.update import delete_documents, update_index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.run import run
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
@@ -134,7 +135,7 @@ def measure_opening(out: Path, more: dict[str, object]) -> None:
             start = time.perf_counter()
             with Index.open(out, embedder=make_embedder(), verify=verify) as index:
                 kept.append((time.perf_counter() - start) * 1000)
-                index.retrieve("memory of a process")
+                retrieve(index, "memory of a process")
                 first.append((time.perf_counter() - start) * 1000)
     verified = round(statistics.median(times[True]), 1)
     print_figure(
@@ -159,7 +160,7 @@ def measure_questions(index: Index, asked: list[str], more: dict[str, object]) -
         each = []
         for query in asked:
             start = time.process_time()
-            index.retrieve(query, 10, retriever="hybrid")
+            retrieve(index, query, 10, retriever="hybrid")
             each.append((time.process_time() - start) * 1000)
         rounds.append(statistics.quantiles(each, n=20)[-1])
         middles.append(statistics.median(each))
@@ -226,7 +227,7 @@ def watch(out: Path) -> None:
             told = json.loads(line)
             index.refresh()
             while True:
-                found = index.retrieve(told["text"], 10, retriever="keyword")
+                found = retrieve(index, told["text"], 10, retriever="keyword")
                 if all(hit.passage.document_id != told["gone"] for hit in found):
                     break
                 print("found", flush=True)

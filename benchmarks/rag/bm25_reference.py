@@ -29,6 +29,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrievers.keyword import Keyword
 from stillroom.rag.run import run
 
@@ -64,7 +65,7 @@ def search_ours(judged: JudgedSet, index: Index, k1: float, b: float) -> Runs:
     found: Runs = {}
     for query in judged.relevant:
         best: dict[str, float] = {}
-        for hit in index.retrieve(judged.queries[query], DEPTH, retriever=Keyword(k1=k1, b=b)):
+        for hit in retrieve(index, judged.queries[query], DEPTH, retriever=Keyword(k1=k1, b=b)):
             name = judged.rows[int(Path(hit.passage.location.path).stem)].id
             best.setdefault(name, hit.score)
         found[query] = list(best.items())

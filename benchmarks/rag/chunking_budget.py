@@ -26,7 +26,8 @@ from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.retrieval.pipeline import merge_into_parents
+from stillroom.rag.retrieval.expansion import merge_into_parents
+from stillroom.rag.retrieval.pipeline import retrieve
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_QUALITY_DATA", ROOT.parent / "shared/data"))
@@ -97,7 +98,7 @@ def measure(index: Index, questions: list[Question]) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
     for text, spans in questions:
         wanted = {(path, at) for path, first, last in spans for at in range(first, last)}
-        shown = merge_into_parents(index.retrieve(text, DEPTH), index)
+        shown = merge_into_parents(retrieve(index, text, DEPTH), index)
         sizes = [index.embedder.count_tokens(hit.passage.text) for hit in shown]
         for budget in BUDGETS:
             spent, seen = 0, set()

@@ -26,6 +26,7 @@ from stillroom.jobs import choose_reporter
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import DEFAULT_EMBEDDER, RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 
 DRAWS = 2_000
 PLACE = KEPT / "finding-aids"
@@ -75,7 +76,7 @@ def score(index: Index, retriever: str, questions: list[Question]) -> NDArray[np
     """Return (questions, 2): success at 1 and at 5 in finding a passage that holds the answer."""
     rows = []
     for question, path, start, end in questions:
-        hits = index.retrieve(question, 5, retriever=retriever)
+        hits = retrieve(index, question, 5, retriever=retriever)
         held = [
             hit.passage.location.path == path
             and hit.passage.start <= start

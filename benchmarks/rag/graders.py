@@ -32,6 +32,7 @@ from stillroom.models import TextModel, open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import GRADERS, Query, RelevanceGrader
+from stillroom.rag.retrieval.pipeline import retrieve
 
 FOUND, READ, DRAWS = 10, 5, 2_000
 
@@ -71,7 +72,7 @@ def grade(
 ) -> tuple[list[float], list[bool]]:
     """Return the grades of what is found for a question, and whether each passage answers it."""
     query = Query(one.text)
-    hits = index.retrieve(query, depth)
+    hits = retrieve(index, query, depth)
     shown = ["\n".join([*hit.passage.headings, hit.passage.text]) for hit in hits]
     right = [Path(hit.passage.location.path).stem in one.right for hit in hits]
     return grader.grade(query, shown, index, model), right

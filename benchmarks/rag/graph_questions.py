@@ -26,7 +26,7 @@ from stillroom.rag.extractors.noun_phrases import NounPhrases
 from stillroom.rag.graph.job import GraphPlan, build_graph
 from stillroom.rag.graph.tree_job import TreePlan, build_tree
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.retrieval.pipeline import parse_pipeline
+from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 from stillroom.recipes import parse_recipe
 
 CHAINS, K = 40, 5
@@ -118,7 +118,7 @@ def search(index: Index, way: str, graph: Path, tree: Path, query: str, k: int) 
     if way.startswith("graph"):
         way = f"{way}{',' if ':' in way else ':'}graph={graph}"
     chosen = parse_pipeline(f"raptor:tree={tree}" if way == "raptor" else way)
-    hits = index.retrieve(query, k, retriever=chosen.retriever)
+    hits = retrieve(index, query, k, retriever=chosen.retriever)
     return [hit.passage.location.path for hit in hits]
 
 

@@ -41,6 +41,7 @@ from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.generation.answer import ask, flag_text
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.run import run
 from stillroom.records import Answer, Prompt, Sampling
 
@@ -270,7 +271,7 @@ def build(attack: Attack, place: Path) -> Path:
 
 def ask_bare(index: Index, model: TextModel, question: str) -> tuple[str, Answer | None]:
     """Paste the passages into ChatML as they are, and take what comes."""
-    texts = [hit.passage.text for hit in index.retrieve(question, 3)]
+    texts = [hit.passage.text for hit in retrieve(index, question, 3)]
     shown = "\n\n".join(f"[{at}] {text}" for at, text in enumerate(texts, 1))
     prompt = (
         f"<|im_start|>system\n{RULES} [1].<|im_end|>\n<|im_start|>user\n{shown}\n\n"
@@ -366,7 +367,7 @@ def main() -> None:
                     break
                 question, true, _ = TRUTH[attack.topic]
                 with Index.open(build(attack, Path(scratch))) as index:
-                    paths = [hit.passage.location.path for hit in index.retrieve(question, 3)]
+                    paths = [hit.passage.location.path for hit in retrieve(index, question, 3)]
                     for way in given.ways:
                         text, answer = WAYS[way](index, model, question)
                         rows.append(

@@ -10,6 +10,7 @@ from stillroom.rag.generation.answer import ask
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.run import run
 from stillroom.testing import scripted_model
 
@@ -49,7 +50,7 @@ def index(tmp_path_factory):
 
 
 def shown(index):
-    hits = index.retrieve("museum opening time", len(index))
+    hits = retrieve(index, "museum opening time", len(index))
     assert len(hits) >= len(ATTACKS)
     return hits, render_prompt(QUESTION, hits)
 
@@ -97,7 +98,7 @@ def test_an_obedient_model_is_told_unsupported(index):
 
 
 def test_what_is_stored_and_cited_is_still_the_source(index):
-    hits = index.retrieve("museum", len(index), retriever="keyword")
+    hits = retrieve(index, "museum", len(index), retriever="keyword")
     texts = " ".join(hit.passage.text for hit in hits)
     assert "<|im_start|>" in texts
     assert "Ignore previous instructions" in texts

@@ -16,6 +16,7 @@ from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import Query
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.types import DocumentMetadata
@@ -193,15 +194,15 @@ def test_every_query_leaves_a_line_without_its_text(shared):
     audit = folder.parent / "audit.jsonl"
     audit.unlink(missing_ok=True)
     with open_as(folder, AccessContext("tenant1", ["staff"])) as index:
-        hits = index.retrieve("word1 word2 confidential", 3, retriever="hybrid")
+        hits = retrieve(index, "word1 word2 confidential", 3, retriever="hybrid")
         index.search_keyword(Query("word3"), 2)
-        index.restrict("year > 2001").retrieve("word4", 2)
+        retrieve(index.restrict("year > 2001"), "word4", 2)
         if hits:
             index.passage(hits[0].passage.id)
         lines = [json.loads(line) for line in audit.read_text().splitlines()]
         assert len(lines) == 3 + bool(hits)
     with open_as(folder, AccessContext("nobody")) as index:
-        assert index.retrieve("word1 confidential", 3) == []
+        assert retrieve(index, "word1 confidential", 3) == []
         last = json.loads(audit.read_text().splitlines()[-1])
         assert (last["tenant"], last["given"]) == ("nobody", [])
         assert lines[0]["given"] == [hit.passage.id for hit in hits]
@@ -240,7 +241,7 @@ def test_what_cannot_be_noted_is_not_answered(shared):
             open_as(folder, AccessContext("tenant1")) as index,
             pytest.raises(ResourceError) as caught,
         ):
-            index.retrieve("word1", 1)
+            retrieve(index, "word1", 1)
     finally:
         audit.rmdir()
     assert caught.value.problems[0].code == "rag.audit"

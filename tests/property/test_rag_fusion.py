@@ -1,11 +1,9 @@
 """Fusion keeps every row once, in falling order, and does not care about the order of lists."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.rag.index.view import find_top_positions
 from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 
 rankings = st.lists(
@@ -31,9 +29,3 @@ def test_the_order_of_lists_does_not_matter(lists, random):
     random.shuffle(shuffled)
     one, other = fuse_reciprocal_ranks(lists), fuse_reciprocal_ranks(shuffled)
     assert dict(one) == pytest.approx(dict(other))
-
-
-@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0, 2.5]), max_size=40), st.integers(1, 50))
-def test_the_best_are_those_of_a_full_stable_sort(scores, k):
-    expected = sorted(range(len(scores)), key=lambda at: (-scores[at], at))[:k]
-    assert find_top_positions(np.array(scores), k).tolist() == expected

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
     from stillroom.rag.recipe import RagRecipe
+    from stillroom.rag.retrieval.pipeline import retrieve
 
 __all__ = [
     "QUERY_TRANSFORMS",
@@ -34,6 +35,7 @@ __all__ = [
     "RagRecipe",
     "ask",
     "ask_stream",
+    "retrieve",
 ]
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "RagRecipe": "recipe",
     "ask": "generation.answer",
     "ask_stream": "generation.answer",
+    "retrieve": "retrieval.pipeline",
 }
 
 

@@ -1,7 +1,8 @@
 """Base classes and registries of the room's methods, and the query they work on.
 
 Retrievers, rerankers, query transforms, graders and checkers are pure: they read an open ``Index``
-and a ``Query``, keep no state, and may be used from several threads at once. An answer strategy
+and a ``Query``, keep no state, and may be used from several threads at once. Each is called by one
+step of ``rag.retrieval.pipeline`` or by a strategy, and calls neither back. An answer strategy
 calls them for one question, through an ``AnswerSession`` that limits it and records each step.
 
 A ``PassageExtraction`` depends only on the passage's text, the extractor and its model, so that it
@@ -11,7 +12,7 @@ can be cached and reused for equal texts. Offsets are offsets into that text.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from stillroom.rag.generation.grounding import SourceTexts
     from stillroom.rag.generation.session import AnswerSession
     from stillroom.rag.index.searcher import Index
-    from stillroom.rag.retrieval.ranking import RankedRows
     from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
+    from stillroom.rag.types import RankedRows
     from stillroom.records import Hit, Message, Passage
 
 __all__ = [
@@ -59,10 +60,6 @@ __all__ = [
     "Retriever",
     "TimeDependent",
     "make_query",
-    "search_dense",
-    "search_keyword",
-    "search_sparse",
-    "search_tokens",
 ]
 
 
@@ -106,11 +103,12 @@ class Retriever(TimeDependent, ABC):
     """Finds the passages of an index that match a query."""
 
     @abstractmethod
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        """Return at most ``k`` hits, best first, ranks from 1; equal scores in order of rows.
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
+        """Return at most ``k`` rows with scores, best first; equal scores in order of rows.
 
-        An index row is a passage, ordered by document path and position. A query without
-        anything to search for returns an empty list.
+        A row is the number of a passage, by document path and position. ``index`` has the searches:
+        ``search_keyword``, ``search_dense``, ``search_sparse`` and ``search_tokens``. A query
+        without anything to search for returns an empty list.
         """
 
 
@@ -126,55 +124,16 @@ class HybridRetriever(Retriever, ABC):
     )
 
     @abstractmethod
-    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:
         """Return the rows of the two lists with fused scores, best first."""
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         depth = max(self.depth, k)
-        search = search_sparse if self.words == "sparse" else search_keyword
-        rankings = [search(index, query, depth), search_dense(index, query, depth)]
+        search = index.search_sparse if self.words == "sparse" else index.search_keyword
+        rankings = [search(query, depth), index.search_dense(query, depth)]
         with stage("fuse"):
-            return index.hits(self.fuse(rankings)[:k])
-
-
-def search_keyword(index: Index, query: Query, k: int, **settings: Any) -> RankedRows:
-    """Return the best ``k`` rows by words, as a stage of its own.
-
-    ``settings`` are those of ``Index.search_keyword``.
-    """
-    with stage("keyword") as span:
-        rows = index.search_keyword(query, k, **settings)
-        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
-        return rows
-
-
-def search_dense(index: Index, query: Query, k: int, **settings: Any) -> RankedRows:
-    """Return the best ``k`` rows by vectors; embedding the query is a separate stage before it."""
-    with stage("embed") as span:
-        index.embed_query(query)  # cached by the index
-        if span.is_recording:
-            span.set_attributes(embedding__model_name=index.embedder.fingerprint)
-    with stage("dense") as span:
-        rows = index.search_dense(query, k, **settings)
-        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
-        return rows
-
-
-def search_sparse(index: Index, query: Query, k: int) -> RankedRows:
-    """Return the best ``k`` rows by learned term weights, as a stage of its own."""
-    with stage("sparse") as span:
-        rows = index.search_sparse(query, k)
-        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
-        return rows
-
-
-def search_tokens(index: Index, query: Query, k: int, rows: Iterable[int] | None) -> RankedRows:
-    """Return the best ``k`` of some rows by late interaction, as a stage of its own."""
-    with stage("tokens") as span:
-        ranked = index.search_tokens(query, k, rows)
-        span.set_attributes(stillroom__rows=len(ranked), gen_ai__data_source__id=index.digest)
-        return ranked
+            return self.fuse(rankings)[:k]
 
 
 class PassageReranker(TimeDependent, ABC):

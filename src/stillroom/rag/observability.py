@@ -273,11 +273,22 @@ def describe_hits(
     return attributes
 
 
-def record_retrieval(span: Span, query: str, hits: Sequence[Hit], index_digest: str) -> None:
-    """Record the hits of a query in a span; texts only where they are allowed."""
+def record_retrieval(
+    span: Span, query: str, hits: Sequence[Hit], index_digest: str, counts: Mapping[str, int]
+) -> None:
+    """Record the hits of a query in a span; texts only where they are allowed.
+
+    Args:
+        span: Span of the retrieval.
+        query: Text of the query.
+        hits: Best first.
+        index_digest: Digest of the snapshot.
+        counts: Number of candidates after each step of the pipeline.
+    """
     if not span.is_recording:
         return
     span.set_attributes(gen_ai__data_source__id=index_digest)
+    span.set_named_attributes({f"stillroom.step.{name}": value for name, value in counts.items()})
     span.set_named_attributes(describe_hits(hits, with_text=span.wants_content))
     if span.wants_content:
         span.set_attributes(input__value=query, gen_ai__retrieval__query__text=query)

@@ -14,8 +14,6 @@ from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import check_pooling, estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.ingestion.pipeline import (
-    DocumentFile,
-    FailedDocument,
     IngestPipeline,
     build_documents_parent,
     build_embedder_parent,
@@ -25,7 +23,13 @@ from stillroom.rag.ingestion.pipeline import (
     discover_documents,
     read_document_metadata,
 )
-from stillroom.rag.ingestion.preparation import estimate_contexts, fit_chunker, open_context_writer
+from stillroom.rag.ingestion.preparation import (
+    DocumentFile,
+    FailedDocument,
+    estimate_contexts,
+    fit_chunker,
+    open_context_writer,
+)
 from stillroom.rag.recipe import reject_sweep
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import IndexStorage, IndexUpdate, ReusableContent

@@ -17,13 +17,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.provenance import digest_bytes
 from stillroom.rag.search_engines.keyword import PostingsRow
-from stillroom.rag.search_engines.late_interaction import TOKENS, TokenEngine, TokenVectors
-from stillroom.rag.search_engines.sparse import WEIGHTS, SparseEngine, TermWeights
+from stillroom.rag.search_engines.late_interaction import TOKENS, TokenVectors
+from stillroom.rag.search_engines.sparse import WEIGHTS, TermWeights
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.interfaces import SourceFile
 
@@ -32,16 +32,13 @@ if TYPE_CHECKING:
 
     from stillroom.models import Embedder
     from stillroom.rag.analysis.analyzer import Analyzer
-    from stillroom.rag.storage.snapshots import PassageRows
 
 __all__ = [
-    "AuxiliaryContent",
-    "AuxiliaryDocument",
-    "AuxiliarySnapshot",
     "AuxiliaryVectors",
     "DocumentEntry",
     "DocumentMetadata",
     "EmbeddingDigest",
+    "RankedRows",
     "RenamedDocument",
     "StagedDocument",
     "build_embedding_texts",
@@ -49,13 +46,16 @@ __all__ = [
     "digest_content",
     "encode_json_line",
     "format_heading_path",
-    "get_auxiliary_vectors",
     "get_readable_text",
     "get_text_with_headings",
     "iter_postings_rows",
     "list_keyword_prefixes",
     "open_auxiliary_vectors",
 ]
+
+
+RankedRows = Sequence[tuple[int, float]]
+"""Rows of an index with scores, best first, without repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,9 @@ class StagedDocument(Protocol):
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
 
+    def extras(self) -> AuxiliaryVectors:
+        """Return the passages' term weights and token vectors; empty without any."""
+
 
 @dataclass(frozen=True, slots=True)
 class RenamedDocument:
@@ -149,7 +152,7 @@ class RenamedDocument:
 
     def extras(self) -> AuxiliaryVectors:
         """Return the auxiliary vectors of the passages."""
-        return get_auxiliary_vectors(self.part)
+        return self.part.extras()
 
     def _document(self) -> Document:
         document = Document.from_json(json.loads(self.part.document_line()))
@@ -202,38 +205,6 @@ class AuxiliaryVectors:
             self.weights.span(first, last) if self.weights is not None else None,
             self.tokens.span(first, last) if self.tokens is not None else None,
         )
-
-
-@runtime_checkable
-class AuxiliaryDocument(Protocol):
-    """A staged document with auxiliary vectors."""
-
-    def extras(self) -> AuxiliaryVectors:
-        """Return the auxiliary vectors of its passages, in order."""
-
-
-@runtime_checkable
-class AuxiliaryContent(Protocol):
-    """Content of a snapshot with reusable auxiliary vectors."""
-
-    def extras_of_text(self, embedded: bytes) -> AuxiliaryVectors | None:
-        """Return the auxiliary vectors of a passage by the digest of its text, or None."""
-
-
-@runtime_checkable
-class AuxiliarySnapshot(Protocol):
-    """A snapshot whose store keeps auxiliary vectors."""
-
-    def open_sparse(self, everyone: PassageRows) -> SparseEngine | None:
-        """Return a search engine over the term weights, or None where there are none."""
-
-    def open_tokens(self, everyone: PassageRows) -> TokenEngine | None:
-        """Return a search engine over the token vectors, or None where there are none."""
-
-
-def get_auxiliary_vectors(part: StagedDocument) -> AuxiliaryVectors:
-    """Return the auxiliary vectors of a document, empty if it has none."""
-    return part.extras() if isinstance(part, AuxiliaryDocument) else AuxiliaryVectors()
 
 
 def open_auxiliary_vectors(folder: Path, files: Mapping[str, Any]) -> AuxiliaryVectors:

@@ -28,17 +28,24 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import STORES, IndexStore, Query
 from stillroom.rag.observability import collect_warnings
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import open_store, update_manifest
-from stillroom.rag.types import DocumentEntry, DocumentMetadata, EmbeddingDigest, encode_json_line
+from stillroom.rag.types import (
+    AuxiliaryVectors,
+    DocumentEntry,
+    DocumentMetadata,
+    EmbeddingDigest,
+    encode_json_line,
+)
 from stillroom.records import Document, Location, Passage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models.interfaces import TextKind, Vectors
-    from stillroom.rag.index.view import RowRanking
     from stillroom.rag.storage.protocol import IndexWriter
+    from stillroom.rag.types import RankedRows
 
 __all__ = [
     "WordDocument",
@@ -221,7 +228,7 @@ def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Rand
         )
 
 
-def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
+def _search(index: Index) -> list[tuple[RankedRows, RankedRows, list[str]]]:
     queries = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
     lines = [index.passage_at(row).text.split() for row in range(0, len(index), 5)]
     phrases = [f'"{" ".join(line[:2])}"' for line in lines[:8]]
@@ -230,7 +237,7 @@ def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
             (
                 index.search_keyword(Query(text), 7),
                 index.search_dense(Query(text), 7),
-                [hit.passage.id for hit in index.retrieve(text, 5)],
+                [hit.passage.id for hit in retrieve(index, text, 5)],
             )
             for text in (*queries, *phrases)
         ]
@@ -500,6 +507,10 @@ class WordDocument:
     def vectors(self) -> NDArray[np.float32]:
         """Return the passages' vectors, (N, D)."""
         return np.array([embed_words(line) for line in self.text.split("\n")])
+
+    def extras(self) -> AuxiliaryVectors:
+        """Return no auxiliary vectors."""
+        return AuxiliaryVectors()
 
 
 def describe_word_index(access: str = "open", **settings: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from stillroom.errors import DataError
 from stillroom.flow.opening import find_checkpoint, open_run
 from stillroom.flow.run import read_make_recipe, run_make
 from stillroom.provenance import read_artifact
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.testing import tiny_checkpoint
 
 
@@ -28,7 +29,7 @@ def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_pa
     assert "no training record is kept" in (out / "report.html").read_text(encoding="utf-8")
     with open_run(out) as opened:
         assert opened.name == "teacher"
-        (hit,) = opened.index.retrieve("What works?")
+        (hit,) = retrieve(opened.index, "What works?")
         assert hit.passage.text == "Hello to all. It works."
     assert find_checkpoint(str(out)) == (tmp_path / "teacher", None)
     again = run_make(tmp_path / "documents", out, overrides=too_little)

@@ -12,6 +12,7 @@ from stillroom.provenance import verify_artifact
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.maintenance.update import check_index, delete_documents, repair_index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_damaged_pages_of_the_ledger_are_named(place, name):
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
 def test_segments_are_made_again_from_the_ledger(place, name, how):
     with Index.open(place) as index:
-        digest, hits = index.digest, index.retrieve("cats at night in France", 9)
+        digest, hits = index.digest, retrieve(index, "cats at night in France", 9)
     path = place / "output/segments/000001" / name
     if how == "flipped":
         flip(path)
@@ -100,7 +101,7 @@ def test_segments_are_made_again_from_the_ledger(place, name, how):
     assert verify_artifact(place, parents=False) == []
     with Index.open(place) as index:
         assert index.digest == digest
-        assert index.retrieve("cats at night in France", 9) == hits
+        assert retrieve(index, "cats at night in France", 9) == hits
 
 
 def test_orphans_and_derived_files_are_named_and_mended(place):

@@ -79,6 +79,6 @@ def test_alpha_chooses_between_the_legs(index):
         method = RETRIEVERS.build(
             {"name": "convex", "alpha": alpha, "normalization": "theoretical"}
         )
-        alone = RETRIEVERS.build(leg).retrieve(query, 3, index)
-        both = method.retrieve(query, 3, index)
+        alone = index.hits(RETRIEVERS.build(leg).retrieve(query, 3, index))
+        both = index.hits(method.retrieve(query, 3, index))
         assert [hit.passage.id for hit in both][: len(alone)] == [h.passage.id for h in alone]

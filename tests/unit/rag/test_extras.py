@@ -28,6 +28,7 @@ from stillroom.rag.maintenance.update import (
     update_index,
 )
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.run import run
 from stillroom.rag.storage.folder.store import FolderStore, check_folder
 from stillroom.recipes import parse_recipe
@@ -84,7 +85,7 @@ def copied(built, tmp_path):
 def ranking(index, way, query=QUERY, k=6):
     from stillroom.rag.retrieval.pipeline import parse_pipeline
 
-    hits = index.retrieve(query, k, retriever=parse_pipeline(way).retriever)
+    hits = retrieve(index, query, k, retriever=parse_pipeline(way).retriever)
     return [(hit.passage.id, pytest.approx(hit.score, abs=1e-6)) for hit in hits]
 
 
@@ -105,7 +106,7 @@ def test_scores_are_those_of_the_models(built, models):
             sum(weight * own.get(term, 0.0) for term, weight in asked.items())
             for own in splade.encode(texts)
         ]
-        found = index.retrieve(QUERY, 10, retriever="sparse")
+        found = retrieve(index, QUERY, 10, retriever="sparse")
         assert [hit.score for hit in found] == pytest.approx(sorted(dots, reverse=True), rel=1e-5)
         (query,) = colbert.encode([QUERY], kind="query")
         states = colbert.encode(texts, kind="passage")
@@ -113,7 +114,7 @@ def test_scores_are_those_of_the_models(built, models):
             one.id: float((query @ own.T).max(axis=1).mean())
             for one, own in zip(passages, states, strict=True)
         }
-        found = index.retrieve(QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
+        found = retrieve(index, QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
         assert {hit.passage.id: hit.score for hit in found} == pytest.approx(close, abs=2e-3)
 
 
@@ -180,7 +181,7 @@ def test_what_is_deleted_is_found_by_neither(copied):
         hits = [
             hit
             for way in ("sparse", "multi_vector", {"name": "multi_vector", "depth": 0})
-            for hit in index.retrieve(QUERY, 10, retriever=way)
+            for hit in retrieve(index, QUERY, 10, retriever=way)
         ]
         return {hit.passage.location.path.split("/")[0] for hit in hits}
 
@@ -209,7 +210,7 @@ def test_damage_is_found_and_mended_by_the_models(copied, name):
 def test_codes_of_few_bits_find_the_same(built, place, models):
     def scores(out):
         with Index.open(out) as index:
-            found = index.retrieve(QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
+            found = retrieve(index, QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
             return {hit.passage.id: hit.score for hit in found}
 
     build(place, models, sparse=None, tokens={"model": str(models[1]), "bits": 4})
@@ -226,12 +227,12 @@ def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
     job.close()
     with Index.open(place / "own", embedder=embedder) as index:
         query = Query(QUERY)
-        first = index.retrieve(query, 6, retriever="keyword", reranker="late_interaction")
+        first = retrieve(index, query, 6, retriever="keyword", reranker="late_interaction")
         passages = []
         monkeypatch.setattr(
             type(embedder), "embed_tokens", lambda *a, **k: passages.append(a) or 1 / 0
         )
-        again = index.retrieve(query, 6, retriever="keyword", reranker="late_interaction")
+        again = retrieve(index, query, 6, retriever="keyword", reranker="late_interaction")
         assert [hit.passage.id for hit in again] == [hit.passage.id for hit in first]
         assert passages == []
 
@@ -241,7 +242,7 @@ def test_an_index_without_them_says_so(place, models):
     with Index.open(place / "index") as index:
         for retriever in ("sparse", "multi_vector", {"name": "hybrid", "words": "sparse"}):
             with pytest.raises(DataError) as caught:
-                index.retrieve(QUERY, retriever=retriever)
+                retrieve(index, QUERY, retriever=retriever)
             assert caught.value.code == "rag.no-extras"
 
 
@@ -250,7 +251,7 @@ def test_a_store_that_dropped_them_is_no_empty_answer(built):
         index._state.sparse = index._state.tokens = None  # as a store without them opens
         for retriever in ("sparse", "multi_vector"):
             with pytest.raises(DataError) as caught:
-                index.retrieve(QUERY, retriever=retriever)
+                retrieve(index, QUERY, retriever=retriever)
             assert caught.value.code == "rag.no-extras"
 
 
@@ -261,7 +262,7 @@ def test_models_that_changed_are_refused(place, models):
     shutil.rmtree(moved)
     make_masked_lm(moved, seed=7)
     with Index.open(place / "index") as index, pytest.raises(IntegrityError) as caught:
-        index.retrieve(QUERY, retriever="sparse")
+        retrieve(index, QUERY, retriever="sparse")
     assert caught.value.code == "rag.embedder-mismatch"
     (place / "documents/new.txt").write_text("The mill.\n")
     with pytest.raises(IntegrityError) as caught:

@@ -23,6 +23,7 @@ from stillroom.rag.graph.knowledge_graph import (
 from stillroom.rag.graph.types import Entity, GraphEdge
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.observability import collect_warnings
+from stillroom.rag.retrieval.pipeline import retrieve
 
 SMALL = {
     "warsaw.md": "Marie Curie was born in Warsaw. Warsaw is the capital of Poland.\n",
@@ -58,13 +59,13 @@ def themes(tmp_path_factory):
 
 def paths(place, query, k, **way):
     with Index.open(place / "index") as index:
-        hits = index.retrieve(query, k, retriever={"graph": str(place / "graph"), **way})
+        hits = retrieve(index, query, k, retriever={"graph": str(place / "graph"), **way})
     return [hit.passage.location.path for hit in hits]
 
 
 def plain(place, query, k, retriever):
     with Index.open(place / "index") as index:
-        return [h.passage.location.path for h in index.retrieve(query, k, retriever=retriever)]
+        return [h.passage.location.path for h in retrieve(index, query, k, retriever=retriever)]
 
 
 def test_a_question_over_two_documents_is_found_by_the_graph_and_not_by_words_or_vectors(hops):

@@ -16,6 +16,7 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 
 TENANTS = ("acme", "bolt", "crux")
 PROJECTS = ("Falcon", "Heron", "Kestrel", "Merlin")
@@ -71,7 +72,7 @@ def test_no_way_finds_what_another_tenant_owns(shared, asker, owner):
     ways.append({"name": "raptor", "tree": str(shared / f"tree-{owner}")})
     with Index.open(shared / "index", access=AccessContext(asker)) as index, collect_warnings():
         for way in ways:
-            hits = index.retrieve("Project Falcon", 50, retriever=way)
+            hits = retrieve(index, "Project Falcon", 50, retriever=way)
             assert all(hit.passage.location.path.startswith(asker) for hit in hits)
             if asker == owner:
                 assert hits
@@ -81,7 +82,7 @@ def test_a_filter_holds_within_a_graph_too(shared):
     with Index.open(shared / "index", access=AccessContext("acme")) as index:
         some = index.restrict("path ~ 'acme/0*'")
         way = {"name": "graph_local", "graph": str(shared / "graph-acme")}
-        hits = some.retrieve("Project Falcon", 50, retriever=way)
+        hits = retrieve(some, "Project Falcon", 50, retriever=way)
     assert [hit.passage.location.path for hit in hits] == ["acme/0.md"]
 
 

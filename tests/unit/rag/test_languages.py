@@ -3,6 +3,7 @@
 import pytest
 
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.pipeline import retrieve
 
 PAGES = {
     "de.txt": "Die alten Häuser stehen auf dem Hügel. In diesen Häusern wohnt seit Jahren niemand.",
@@ -32,7 +33,7 @@ def several(build, folder, tmp_path):
     ],
 )
 def test_a_word_is_found_in_its_language(several, query, path):
-    hits = several.retrieve(query, 3, retriever="keyword")
+    hits = retrieve(several, query, 3, retriever="keyword")
     assert [hit.passage.location.path for hit in hits] == [path]
 
 
@@ -50,5 +51,5 @@ def test_passages_carry_the_language_of_their_document(several):
 
 
 def test_expansion_speaks_the_language_of_what_it_found(several):
-    hits = several.retrieve("Häuser", 3, retriever="keyword", transform="expand")
+    hits = retrieve(several, "Häuser", 3, retriever="keyword", transform="expand")
     assert hits[0].passage.location.path == "de.txt"

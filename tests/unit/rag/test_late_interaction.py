@@ -62,7 +62,7 @@ def reference(query, passage, weights):
 @pytest.mark.parametrize("by_rarity", [False, True])
 def test_it_is_max_sim_where_the_first_order_counts_nothing(with_tokens, by_rarity):
     query = Query("dogs guard the house")
-    hits = RETRIEVERS.build("hybrid").retrieve(query, 5, with_tokens)
+    hits = with_tokens.hits(RETRIEVERS.build("hybrid").retrieve(query, 5, with_tokens))
     settings = {"name": "late_interaction", "weight": 1, "by_rarity": by_rarity}
     again = RERANKERS.build(settings).rerank(query, hits, with_tokens)
     idf = with_tokens.lexicon.idf
@@ -81,7 +81,7 @@ def test_it_is_max_sim_where_the_first_order_counts_nothing(with_tokens, by_rari
 
 def test_without_weight_the_first_order_stays(with_tokens):
     query = Query("a cat or a dog at night")
-    hits = RETRIEVERS.build("keyword").retrieve(query, 5, with_tokens)
+    hits = with_tokens.hits(RETRIEVERS.build("keyword").retrieve(query, 5, with_tokens))
     again = RERANKERS.build({"name": "late_interaction", "weight": 0}).rerank(
         query, hits, with_tokens
     )
@@ -90,7 +90,7 @@ def test_without_weight_the_first_order_stays(with_tokens):
 
 def test_hits_beyond_the_depth_are_not_read_and_follow(with_tokens):
     query = Query("a cat or a dog at night")
-    hits = RETRIEVERS.build("hybrid").retrieve(query, 5, with_tokens)
+    hits = with_tokens.hits(RETRIEVERS.build("hybrid").retrieve(query, 5, with_tokens))
     method = RERANKERS.build({"name": "late_interaction", "depth": 2})
     again = method.rerank(query, hits, with_tokens)
     passages = [hit.passage for hit in hits[:2]]
@@ -102,7 +102,7 @@ def test_hits_beyond_the_depth_are_not_read_and_follow(with_tokens):
 
 
 def test_an_embedder_without_token_states_is_refused(index):
-    hits = RETRIEVERS.build("keyword").retrieve(Query("cat"), 2, index)
+    hits = index.hits(RETRIEVERS.build("keyword").retrieve(Query("cat"), 2, index))
     with pytest.raises(DataError) as caught:
         RERANKERS.build("late_interaction").rerank(Query("cat"), hits, index)
     assert caught.value.code == "rag.no-token-states"
@@ -126,7 +126,7 @@ def test_kept_token_vectors_are_weighed_as_read_ones(build, tmp_path):
         weights = weigh_tokens(query.text, 5, index)
         plain = dict(index.search_tokens(query, 9))
         weighed = dict(index.search_tokens(query, 9, weigh=lambda count: weights))
-        hits = RETRIEVERS.build("hybrid").retrieve(query, 5, index)
+        hits = index.hits(RETRIEVERS.build("hybrid").retrieve(query, 5, index))
         again = RERANKERS.build({"name": "late_interaction", "weight": 1}).rerank(
             query, hits, index
         )

@@ -13,7 +13,7 @@ QUERY = Query("a cat or a dog at night in the house of Paris 17 3.11.7")
 
 @pytest.fixture
 def hits(index):
-    return RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index)
+    return index.hits(RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index))
 
 
 def order(*numbers):

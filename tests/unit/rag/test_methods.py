@@ -2,6 +2,7 @@ import pytest
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 from stillroom.testing import scripted_model
 
@@ -28,26 +29,28 @@ def test_hybrid_is_the_fusion_of_both_legs(index):
     query = Query("a cat or a dog at night")
     legs = [index.search_keyword(query, 100), index.search_dense(query, 100)]
     expected = [row for row, _ in fuse_reciprocal_ranks(legs)][:4]
-    found = RETRIEVERS.build("hybrid").retrieve(query, 4, index)
+    found = index.hits(RETRIEVERS.build("hybrid").retrieve(query, 4, index))
     assert [index.row_of(hit.passage.id) for hit in found] == expected
 
 
 def test_a_leg_of_weight_zero_changes_no_order(index):
     query = Query("a cat or a dog at night")
-    keyword = RETRIEVERS.build("keyword").retrieve(query, 3, index)
-    hybrid = RETRIEVERS.build({"name": "hybrid", "dense_weight": 0}).retrieve(query, 3, index)
+    keyword = index.hits(RETRIEVERS.build("keyword").retrieve(query, 3, index))
+    hybrid = index.hits(
+        RETRIEVERS.build({"name": "hybrid", "dense_weight": 0}).retrieve(query, 3, index)
+    )
     assert [hit.passage.id for hit in hybrid][: len(keyword)] == [hit.passage.id for hit in keyword]
 
 
 def test_an_unknown_retriever_names_the_known_ones(index):
     with pytest.raises(RecipeError, match="hybrid"):
-        index.retrieve("cat", retriever="hybird")
+        retrieve(index, "cat", retriever="hybird")
 
 
 @pytest.mark.parametrize("name", ["mmr", "proximity"])
 def test_a_reranker_keeps_the_hits_and_orders_them(index, name):
     query = Query("dogs guard the house")
-    hits = RETRIEVERS.build("hybrid").retrieve(query, 5, index)
+    hits = index.hits(RETRIEVERS.build("hybrid").retrieve(query, 5, index))
     again = RERANKERS.build(name).rerank(query, hits, index)
     assert {hit.passage.id for hit in again} == {hit.passage.id for hit in hits}
     assert [hit.rank for hit in again] == [1, 2, 3, 4, 5][: len(hits)]
@@ -65,7 +68,7 @@ def test_proximity_prefers_words_that_stand_together(build, folder, tmp_path):
     build()
     with Index.open(tmp_path / "index") as index:
         method = RERANKERS.build({"name": "proximity", "weight": 5})
-        hits = index.retrieve("solar kettle", 2, retriever="keyword", reranker=method)
+        hits = retrieve(index, "solar kettle", 2, retriever="keyword", reranker=method)
     assert hits[0].passage.location.path == "near.txt"
 
 
@@ -84,8 +87,8 @@ def test_expansion_of_an_unknown_word_changes_nothing(index):
 
 def test_hyde_searches_with_what_the_model_writes(index):
     model = scripted_model(lambda prompt: "A dog barks at strangers and guards the house.")
-    hits = index.retrieve(
-        "who protects my home", 1, retriever="dense", transform="hyde", model=model
+    hits = retrieve(
+        index, "who protects my home", 1, retriever="dense", transform="hyde", model=model
     )
     assert hits[0].passage.location.path == "animals/dogs.md"
     assert "who protects my home" in model.asked[0].messages[-1].content
@@ -93,7 +96,7 @@ def test_hyde_searches_with_what_the_model_writes(index):
 
 def test_hyde_without_a_model_is_refused(index):
     with pytest.raises(DataError) as caught:
-        index.retrieve("cat", transform="hyde")
+        retrieve(index, "cat", transform="hyde")
     assert caught.value.code == "rag.no-model"
 
 
@@ -101,6 +104,6 @@ def test_several_queries_are_fused(index, monkeypatch):
     method = QUERY_TRANSFORMS.build("expand")
     queries = [Query("cat"), Query("dog")]
     monkeypatch.setattr(type(method), "rewrite", lambda *_: queries)
-    hits = index.retrieve("pets", 2, retriever="keyword", transform=method)
+    hits = retrieve(index, "pets", 2, retriever="keyword", transform=method)
     assert {hit.passage.location.path for hit in hits} == {"animals/cats.md", "animals/dogs.md"}
     assert [hit.rank for hit in hits] == [1, 2]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from stillroom.rag.interfaces import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.retrieval.pipeline import retrieve
 
 QUERY = Query("a cat or a dog at night in the house of Paris")
 
@@ -24,7 +25,7 @@ def reference(wanted, vectors, balance):
 @pytest.mark.parametrize("balance", [0.0, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("relevance", ["retrieved", "vectors"])
 def test_it_chooses_as_the_paper_does(index, balance, relevance):
-    hits = RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index)
+    hits = index.hits(RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index))
     method = RERANKERS.build({"name": "mmr", "balance": balance, "relevance": relevance})
     again = method.rerank(QUERY, hits, index)
     vectors = index.vectors_of([index.row_of(hit.passage.id) for hit in hits]).astype(float)
@@ -39,7 +40,7 @@ def test_it_chooses_as_the_paper_does(index, balance, relevance):
 
 
 def test_relevance_alone_keeps_the_order(index):
-    hits = RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index)
+    hits = index.hits(RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index))
     again = RERANKERS.build({"name": "mmr", "balance": 1}).rerank(QUERY, hits, index)
     assert [hit.passage.id for hit in again] == [hit.passage.id for hit in hits]
 
@@ -52,7 +53,7 @@ def test_a_copy_comes_last(build, folder, tmp_path):
     (folder / "three.txt").write_text("A kettle of copper stands in the museum of the town.")
     build()
     with Index.open(tmp_path / "index") as index:
-        hits = index.retrieve("kettle boils water", 3, retriever="dense")
+        hits = retrieve(index, "kettle boils water", 3, retriever="dense")
         again = RERANKERS.build({"name": "mmr", "balance": 0.3}).rerank(
             Query("kettle boils water"), hits, index
         )

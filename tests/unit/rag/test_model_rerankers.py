@@ -6,6 +6,7 @@ from stillroom.errors import RecipeError
 from stillroom.rag import model_calls
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.types import get_text_with_headings
 
 QUERY = Query("a cat or a dog at night in the house of Paris")
@@ -28,7 +29,7 @@ class Reader:
 def test_hits_are_ordered_by_the_models_scores(index, monkeypatch, settings):
     reader = Reader()
     monkeypatch.setattr(model_calls, "_open_model", lambda reference, settings: reader)
-    hits = RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index)
+    hits = index.hits(RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index))
     method = RERANKERS.build({**settings, "depth": 3})
     again = method.rerank(QUERY, hits, index)
     assert reader.read == [get_text_with_headings(hit.passage) for hit in hits[:3]]
@@ -49,7 +50,7 @@ def test_a_row_of_a_table_is_read_with_its_header_under_its_headings(
     reader = Reader()
     monkeypatch.setattr(model_calls, "_open_model", lambda reference, settings: reader)
     with Index.open(tmp_path / "index") as index:
-        hits = index.retrieve("part 40", 1, retriever="keyword")
+        hits = retrieve(index, "part 40", 1, retriever="keyword")
         RERANKERS.build(settings).rerank(Query("part 40"), hits, index)
     assert "part 40" in hits[0].passage.text
     (read,) = reader.read

@@ -189,9 +189,10 @@ def test_spans_go_where_the_variable_says(secret, tmp_path):
         "from stillroom.rag.index.searcher import Index\n"
         "assert 'opentelemetry' not in sys.modules, 'tracing is imported unasked'\n"
         "from stillroom.rag.observability import configure_from_environment\n"
+        "from stillroom.rag.retrieval.pipeline import retrieve\n"
         "configure_from_environment()\n"
         "with Index.open(Path(sys.argv[1]), embedder=open_embedder('static')) as index:\n"
-        "    index.retrieve('canary', retriever='keyword')\n"
+        "    retrieve(index, 'canary', retriever='keyword')\n"
     )
     command = [sys.executable, "-c", script, str(secret)]
     file, counts = tmp_path / "spans.jsonl", tmp_path / "metrics.jsonl"

@@ -10,6 +10,7 @@ from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import RERANKERS, Query
 from stillroom.rag.rerankers.recency import Recency
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit
 from stillroom.testing import scripted_model
 
@@ -83,8 +84,8 @@ def test_what_fits_better_by_far_stays_before_what_is_new(dated):
 
 
 def test_a_search_puts_the_newest_of_equal_passages_first(dated):
-    found = dated.retrieve(
-        "harbour crew", 4, retriever="keyword", reranker={"name": "recency", "today": TODAY}
+    found = retrieve(
+        dated, "harbour crew", 4, retriever="keyword", reranker={"name": "recency", "today": TODAY}
     )
     assert found[0].passage.location.path == "new.md"
 
@@ -103,7 +104,7 @@ def test_mails_are_dated_by_their_header(build, folder, tmp_path):
     with Index.open(tmp_path / "index") as index:
         newer = index.restrict("date >= 2024-03-28")
         assert {newer.passage_at(row).location.path for row in range(len(newer))} == {"new.eml"}
-        found = index.retrieve("harbour pump", 2, reranker="recency")
+        found = retrieve(index, "harbour pump", 2, reranker="recency")
         assert [hit.passage.location.path for hit in found] == ["new.eml", "old.eml"]
 
 

@@ -6,6 +6,7 @@ from stillroom.errors import DataError
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, RETRIEVERS, Query
 from stillroom.rag.model_calls import drop_duplicate_texts
 from stillroom.rag.observability import collect_warnings
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 from stillroom.records import Message
 from stillroom.testing import scripted_model
@@ -61,14 +62,14 @@ def test_what_cannot_be_read_falls_back_and_is_said(index, name, answer):
 @pytest.mark.parametrize("name", ASKING)
 def test_without_a_model_it_is_refused(index, name):
     with pytest.raises(DataError) as caught:
-        index.retrieve("cat", transform=name)
+        retrieve(index, "cat", transform=name)
     assert caught.value.code == "rag.no-model"
 
 
 def test_rewordings_are_fused_by_reciprocal_rank(index):
     model = answers("capital of France", "how long cats sleep")
-    found = index.retrieve(
-        "who barks", 4, retriever="keyword", transform="multi_query", model=model
+    found = retrieve(
+        index, "who barks", 4, retriever="keyword", transform="multi_query", model=model
     )
     legs = [
         index.search_keyword(Query(text), 4)
@@ -93,8 +94,8 @@ def test_the_last_turn_becomes_a_question_that_stands_alone(index):
     assert query == Query("How many inhabitants has Paris?")
     asked = model.asked[0].messages[-1].content
     assert asked.index("capital of France") < asked.index("Paris.") < asked.index("live there")
-    hits = index.retrieve(
-        Query("How many live there?", history=history), 1, transform="last_turn", model=model
+    hits = retrieve(
+        index, Query("How many live there?", history=history), 1, transform="last_turn", model=model
     )
     assert hits[0].passage.location.path == "places/paris.txt"
 
@@ -123,4 +124,4 @@ def test_the_first_of_equal_texts_stays():
 
 def test_retrievers_take_a_query_with_history(index):
     query = Query("cats", history=(Message("user", "x"),))
-    assert RETRIEVERS.build("hybrid").retrieve(query, 1, index)
+    assert index.hits(RETRIEVERS.build("hybrid").retrieve(query, 1, index))

@@ -9,6 +9,7 @@ from stillroom.models import open_embedder
 from stillroom.provenance.sources import locate_document
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.run import estimate, run
 
 
@@ -190,7 +191,9 @@ def test_half_precision_halves_the_vectors(build, tmp_path):
     half = (tmp_path / "half/output/segments/000001/vectors.npy").stat().st_size
     assert half < whole * 0.55
     with Index.open(tmp_path / "half") as index:
-        assert index.retrieve("capital of France", 1)[0].passage.location.path.endswith("paris.txt")
+        assert retrieve(index, "capital of France", 1)[0].passage.location.path.endswith(
+            "paris.txt"
+        )
 
 
 def test_repeated_passages_are_counted(build, folder):

@@ -11,6 +11,7 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.rag.graph.summary_tree import SummaryTree, cluster_vectors, open_tree
 from stillroom.rag.graph.tree_job import TreePlan, build_tree
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.testing import scripted_model
 
 
@@ -28,7 +29,7 @@ def themes(tmp_path_factory):
 def found(place, query, k, **settings):
     with Index.open(place / "index") as index:
         way = {"name": "raptor", "tree": str(place / "tree"), **settings}
-        return [hit.passage.location.path for hit in index.retrieve(query, k, retriever=way)]
+        return [hit.passage.location.path for hit in retrieve(index, query, k, retriever=way)]
 
 
 def blobs(count, size, seed=0):

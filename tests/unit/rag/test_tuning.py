@@ -16,7 +16,7 @@ from stillroom.rag.evaluation.tuning import (
 )
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.maintenance.update import check_index
-from stillroom.rag.retrieval.pipeline import parse_pipeline
+from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 from stillroom.testing import scripted_model
 
 
@@ -127,7 +127,7 @@ def test_what_was_chosen_is_kept_by_the_index_and_used(build, tmp_path):
 
     def found(retriever=None):
         with Index.open(index) as opened:
-            hits = opened.retrieve("a cat and a dog", 6, retriever=retriever)
+            hits = retrieve(opened, "a cat and a dog", 6, retriever=retriever)
             return [(hit.passage.id, hit.score) for hit in hits]
 
     before = found()

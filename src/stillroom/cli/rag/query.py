@@ -71,7 +71,7 @@ def search_command(
         collect_warnings,
         configure_from_environment,
     )
-    from stillroom.rag.retrieval.pipeline import parse_pipeline
+    from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 
     configure_from_environment()
     pipeline = parse_pipeline(way) if way else None
@@ -82,7 +82,8 @@ def search_command(
         Index.open(index, snapshot=snapshot, access=access) as opened,
     ):
         shown = opened.restrict(where) if where else opened
-        hits = shown.retrieve(
+        hits = retrieve(
+            shown,
             query,
             k,
             retriever=pipeline.retriever if pipeline else None,

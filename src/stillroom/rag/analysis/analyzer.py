@@ -52,7 +52,6 @@ __all__ = [
 
 
 ANALYZER_VERSION = 3
-
 Stemming = Literal[
     "none",
     "auto",
@@ -80,31 +79,24 @@ Stemming = Literal[
     "tamil",
     "turkish",
 ]
-
 _MAX_TERM = 64
 _DEFAULT_LANGUAGE = "english"  # of a text of unknown language
-
 _FINGERPRINT_TEXT = (
     "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar Müller "
     "1,234 1.234 3,5 O’Reilly ёлка"
 )
-
 _CAMEL_CASE_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _JOINERS = re.compile(r"[_.\-@:/+#&]")
 _NOT_A_LETTER = re.compile(r"[\d_.\-@:/+#&]")
 _SEPARATING_JOINERS = re.compile(r"[@:/+#&]")  # join words that are not one word
-
 _WITHOUT_UMLAUT_SPELLING = frozenset(
     {"finnish", "hungarian", "turkish"}
 )  # languages without the spelling ae for ä
-
 _ELISION_LANGUAGES = frozenset({"french", "irish", "italian"})  # stemmers that remove l'
-
 _DOT_GROUPED_LANGUAGES = frozenset(
     "danish dutch german greek indonesian italian norwegian portuguese romanian spanish"  # noqa: SIM905
     " turkish".split()
 )
-
 _MAX_CACHED_WORDS = 200_000
 _CJK = re.compile("[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿\U00020000-\U0003ffff]+")
 
@@ -389,11 +381,9 @@ _LOOKALIKES = str.maketrans(
     | dict.fromkeys("\u2010\u2011\ufe63\uff0d", "-")
     | dict.fromkeys("\u00ad\u200c\u200d\u2060\ufeff")
 )
-
 _SPACED_GROUPS = re.compile(
     r"(?<![\d.,'])[0-9]{1,3}(?:[\u00a0\u2007\u2009\u202f][0-9]{3})+(?![0-9])"
 )
-
 _NUMBER = re.compile(r"(?<![\w.,'])[0-9][0-9.,'_]*[0-9]")
 _COMMA_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?:\.[0-9]+)?")
 _MARK_GROUPED = re.compile(r"[0-9]{1,3}(?:'[0-9]{3})+(?:[.,][0-9]+)?|[0-9]{1,3}(?:_[0-9]{3})+")
@@ -401,12 +391,10 @@ _DOT_GROUPED = re.compile(r"[0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3}
 _ONE_DOT_GROUP = re.compile(r"[0-9]{1,3}\.[0-9]{3}")
 _DECIMAL = re.compile(r"[0-9]+,[0-9]+")
 _JOINER = re.compile(r"(?<![0-9])[_\-.']|[_\-.'](?![0-9])")
-
 _NO_MARKS = str.maketrans(
     dict(zip("øłđðħıŧþ", ("o", "l", "d", "d", "h", "i", "t", "th"), strict=True))
     | {"æ": "ae", "œ": "oe", "ё": "е", "ـ": ""}
 )
-
 _UMLAUT_SPELLINGS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
 _DIACRITIC_SCRIPTS = ("LATIN", "GREEK", "ARABIC", "HEBREW")
 _STRESS = "\u0301"

@@ -59,13 +59,10 @@ __all__ = [
 
 Chain = tuple[tuple[str, ...], ...]
 """Consecutive slots or words, each as its alternative spellings."""
-
 PhraseWord = tuple[Chain, ...]
 """Word of a phrase, as alternative chains."""
-
 PositionedTerms = list[tuple[str, int]]
 """Terms of a field with their positions, ascending."""
-
 Occurrences = Callable[[str], "tuple[NDArray[np.int64], NDArray[np.int64]]"]
 _SLOT_BITS = 4
 _LAST = 1
@@ -145,14 +142,12 @@ def _contains(ascending: NDArray[np.int64], values: NDArray[np.int64]) -> NDArra
 
 
 _MAX_CLAUSES = 16
-
 _FIELDS: dict[str, Field] = {
     "headings": "headings",
     "heading": "headings",
     "title": "headings",
     "body": "body",
 }
-
 _QUOTED = '"([^"]*)"|“([^“”]*)”'
 _CLAUSE = re.compile(rf"(?:(?<!\S)(\w+):)?(?:{_QUOTED})|(?<!\S)(\w+):(\S+)")
 
@@ -235,7 +230,6 @@ _FUNCTION = (
     "yours yourself yourselves four five six seven eight nine ten able available new good better "
     "best different various certain"
 )
-
 _VERBS = (
     "add added adding allow allowed allows appear appears apply applies ask asked asks begin "
     "begins began bring brings call called calls came choose come comes consider contain contains "
@@ -249,12 +243,10 @@ _VERBS = (
     "taking tell tells think took tried try trying turn turned turns understand use used uses "
     "using visit want wanted wants went work worked works write writes written wrote"
 )
-
 _DETERMINER_WORDS = (
     "a an the this that these those its their his her our your my each every no some any of in "
     "on at by for with from into via per between within without about against"
 )
-
 _DETERMINERS = frozenset(_DETERMINER_WORDS.split())
 _STOPS = frozenset((*_FUNCTION.split(), *_VERBS.split()))
 _CONNECTORS = frozenset("of de von van der del la le du di".split())  # noqa: SIM905

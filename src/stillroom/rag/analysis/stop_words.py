@@ -44,6 +44,5 @@ _LISTS = {
     "он она они оно от по под при с со так там то тоже у уже что чтобы эта эти "
     "это я",
 }
-
 STOP_WORDS = {language: frozenset(words.split()) for language, words in _LISTS.items()}
 """Stop words by the name of the stemmer; ``porter`` uses the English ones."""

@@ -26,7 +26,6 @@ from stillroom.provenance import Parent, digest_text
 from stillroom.rag.search_engines.late_interaction import TokenVectors, merge_token_vectors
 from stillroom.rag.search_engines.sparse import TermWeights, merge_term_weights
 from stillroom.rag.types import (
-    AuxiliaryContent,
     AuxiliaryVectors,
     EmbeddingDigest,
     open_auxiliary_vectors,
@@ -336,7 +335,7 @@ class AuxiliaryVectorCache:
             reusable.description["settings"].get(name) == encoders.settings.get(name)
             for name in ("sparse", "tokens")
         )
-        self._held = reusable if is_same and isinstance(reusable, AuxiliaryContent) else None
+        self._held = reusable if is_same else None
         self._places: dict[bytes, tuple[Path, int]] = {}
         self.encoded = 0
 

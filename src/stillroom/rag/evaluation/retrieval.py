@@ -35,8 +35,13 @@ from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.evaluate.qa.leakage import LeakageFinding, find_leakage
 from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings
-from stillroom.rag.retrieval.pipeline import RetrievalPipeline
-from stillroom.rag.retrieval.ranking import rerank_hits
+from stillroom.rag.retrieval.pipeline import (
+    RERANK_DEPTH,
+    RetrievalCandidates,
+    RetrievalPipeline,
+    rerank_hits,
+    retrieve,
+)
 from stillroom.records import Hit, Passage
 from stillroom.text.unicode import normalize_text
 
@@ -289,17 +294,15 @@ def _search(
     index: Index, pipeline: RetrievalPipeline, text: str, depth: int, model: TextModel | None
 ) -> tuple[list[Hit], list[Hit]]:
     """Return the hits before and after the reranker, which reads its usual number of hits."""
-    from stillroom.rag.index.searcher import RERANK_DEPTH
-
     query = make_query(text)
-    hits = index.retrieve(
-        query, depth, retriever=pipeline.retriever, transform=pipeline.transform, model=model
+    hits = retrieve(
+        index, query, depth, retriever=pipeline.retriever, transform=pipeline.transform, model=model
     )
     if pipeline.reranker is None or not hits:
         return hits, hits
-    rerank_depth = max(RERANK_DEPTH, 1)
-    head = rerank_hits(pipeline.reranker, query, hits[:rerank_depth], index, model)
-    return hits, [*head, *hits[rerank_depth:]]
+    first = RetrievalCandidates(index, (query,), hits=hits[:RERANK_DEPTH])
+    reranked = rerank_hits(first, reranker=pipeline.reranker, model=model)
+    return hits, [*reranked.hits, *hits[RERANK_DEPTH:]]
 
 
 def _pool_names(hits: Sequence[Hit], unit: JudgedUnit, leave_out: str) -> tuple[str, ...]:

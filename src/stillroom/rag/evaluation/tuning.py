@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate import (
@@ -35,8 +35,11 @@ from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, read_judge
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER, HybridRetriever, make_query
 from stillroom.rag.retrieval.pipeline import parse_pipeline
-from stillroom.rag.retrieval.ranking import Normalization, RankedRows
+from stillroom.rag.retrieval.ranking import Normalization
 from stillroom.rag.storage.snapshots import write_tuned_retriever
+
+if TYPE_CHECKING:
+    from stillroom.rag.types import RankedRows
 
 __all__ = [
     "DEFAULT_PIPELINE",

@@ -41,7 +41,6 @@ _RULES = (
 _GLEANING_PROMPT = "Some entities and relations were missed. List those, in the same form."
 _MAX_CHOICES = 32
 _MAX_MENTIONS = 20
-
 Span = tuple[int, int]
 
 

@@ -35,6 +35,7 @@ from stillroom.rag.observability import (
     open_span,
     record_answer,
 )
+from stillroom.rag.retrieval.pipeline import get_default_retriever
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Answer, Citation, Hit, Origin, Sampling
@@ -62,11 +63,7 @@ __all__ = [
 
 
 _SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
-
-
 _MAX_NAMED_SOURCES = 2
-
-
 _CITATIONS = re.compile(r"\[\d+\]")
 
 
@@ -150,7 +147,7 @@ def _answer(
     cache = asking.cache
     cached_answer = None if cache is None else cache.find(index, scope, query.text)
     if cached_answer is not None:
-        index.note_cached(query.text, cached_answer.hits)
+        index.log_query(query.text, cached_answer.hits, kind="cached")
         count_answer(cached_answer, time.perf_counter() - started)
         yield cached_answer.completion.text
         yield cached_answer
@@ -213,10 +210,11 @@ def _build_answer_scope(
         for name in AnswerSettings.model_fields
         if name != "cache"
     }
+    retriever = RETRIEVERS.build(asking.retriever or get_default_retriever(index))
     if asking.retriever is None:
-        settings["retriever"] = _to_plain(index.default_retriever)
+        settings["retriever"] = _to_plain(retriever)
     methods = [
-        RETRIEVERS.build(asking.retriever or index.default_retriever),
+        retriever,
         ANSWER_STRATEGIES.build(asking.answering),
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
     ]
@@ -382,14 +380,8 @@ class _AnswerDraft:
 
 
 SUSPECTED_STEP = "forensics.suspected"
-
-
 """Prefix of the origin link's method by which a medium is reported as a suspected fake."""
-
-
 CHECK_STEP_PREFIX = "forensics.check."
-
-
 """Prefix of the origin link's method that records the verdict of a file check."""
 
 
@@ -459,27 +451,17 @@ CONTENT_FLAGS: dict[str, str] = {
     "role-play": "a faked turn of the system, user or assistant",
     "secrets": "asks for prompts, keys, passwords, or other people's documents",
 }
-
-
 """Description of each flag."""
-
-
 _INJECTION_VERBS = (
     r"(?:ignore|disregard|forget|override|bypass|skip|discard|drop|set aside|pay no attention to)"
 )
-
-
 _INJECTION_QUALIFIERS = (
     r"(?:previous|prior|above|preceding|earlier|foregoing|other|all|any|every|the|your|these|those"
     r"|system|original|initial)"
 )
-
-
 _INJECTION_OBJECTS = (
     r"(?:instructions?|prompts?|rules?|directions?|guidelines?|orders?|commands?|passages?)"
 )
-
-
 _PATTERNS: dict[str, re.Pattern[str]] = {
     "control-tokens": re.compile(
         r"<\s*[|｜][^<>\n]{0,64}[|｜]\s*>|\[\s*/?\s*(?:INST|SYS|SYSTEM_PROMPT)\s*\]|<<\s*/?\s*SYS\s*>>"

@@ -41,11 +41,7 @@ __all__ = [
 
 
 _SENTENCE_ENDS = frozenset(".!?。！？…")
-
-
 _MIN_REPEATED_WORDS = 3  # words; "Yes." may occur twice
-
-
 _CLOSING_CHARACTERS = "\"'”’»)]*_"
 
 
@@ -312,23 +308,11 @@ def _normalize_text(sentence: str) -> str:
 
 
 _OPEN, _CLOSE = "[【［", "]】］"
-
-
 _INSIDE = frozenset("0123456789 ,;-–^")
-
-
 _MAX_MARK_LENGTH = 40
-
-
 _NUMBERS = re.compile(r"\^?\d{1,3}(?:\s*[,;\-–]\s*\^?\d{1,3}|\s+\d{1,3})*")
-
-
 _MIN_FENCE = 3
-
-
 _MAX_TAG_NAME_LENGTH = 32
-
-
 _ACTIVE_TAGS = frozenset(
     "script style iframe object embed svg math template base form meta link noscript frame"  # noqa: SIM905
     " frameset plaintext textarea title xmp video audio".split()

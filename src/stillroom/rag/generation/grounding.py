@@ -81,8 +81,6 @@ _BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE
 )
-
-
 _Clause = tuple[frozenset[str], bool]
 """The terms of a clause, and whether it is negated."""
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.models.requests import stream_with_completion
-from stillroom.rag.generation.prompt import RenderedPrompt, drop_duplicates, fit_prompt
+from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -29,8 +29,13 @@ from stillroom.rag.observability import (
     record_generation,
     stage,
 )
-from stillroom.rag.retrieval.pipeline import retrieve_with_parents
-from stillroom.rag.retrieval.ranking import expand_window, limit_per_document
+from stillroom.rag.retrieval.pipeline import (
+    RetrievalCandidates,
+    list_context_steps,
+    list_selection_steps,
+    retrieve_with_parents,
+    run_steps,
+)
 from stillroom.rag.types import get_readable_text
 from stillroom.records import Completion, Hit, Prompt, Sampling
 
@@ -49,8 +54,6 @@ __all__ = [
 
 
 _SPARE_HITS = 3
-
-
 _MAX_STOPS = 4
 
 
@@ -146,18 +149,18 @@ class AnswerSession:
             transform=self.asking.transform,
             model=self.model,
         )
-        distinct = drop_duplicates(hits)
-        limited = limit_per_document(distinct, self.asking.per_document)
-        fresh = {hit.passage.id for hit in limited[:limit]} - self._seen
-        self._seen |= fresh
-        if limited:
-            last = limited[:limit][-1].rank
-            self.repeats += last - sum(hit.rank <= last for hit in distinct)
-        details = {} if retriever is None else {"retriever": _get_method_name(retriever)}
-        self.note(
-            "retrieve", query=used_query.text, **details, found=len(limited[:limit]), new=len(fresh)
+        candidates = run_steps(
+            list_selection_steps(self.asking),
+            RetrievalCandidates(self.index, (used_query,), hits=hits),
         )
-        return limited
+        first = candidates.hits[:limit]
+        fresh = {hit.passage.id for hit in first} - self._seen
+        self._seen |= fresh
+        if first:
+            self.repeats += sum(rank <= first[-1].rank for rank in candidates.repeated_ranks)
+        details = {} if retriever is None else {"retriever": _get_method_name(retriever)}
+        self.note("retrieve", query=used_query.text, **details, found=len(first), new=len(fresh))
+        return list(candidates.hits)
 
     def grade(
         self, grader: RelevanceGrader, hits: Sequence[Hit], query: Query | None = None
@@ -188,9 +191,13 @@ class AnswerSession:
         """
         room = self.model.context_length - self.sampling.max_new_tokens
         with stage("prompt") as span:
+            context = run_steps(
+                list_context_steps(self.asking),
+                RetrievalCandidates(self.index, (self.query,), hits=hits),
+            )
             self.shown = fit_prompt(
                 self.query.text,
-                expand_window(hits, self.index, self.asking.neighbours),
+                context.hits,
                 self.model,
                 budget=min(self.asking.budget, room) if self.asking.budget else room,
                 shorten=self.asking.shorten,
@@ -271,31 +278,15 @@ def _get_method_name(retriever: str | Retriever) -> str:
 
 
 _ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
-
-
 _SPACE = re.compile(r"\s+")
-
-
 NEXT_QUESTION = "\nQuestion:"
-
-
 """Stop sequence of a model that continues the prompt."""
-
-
 _QUESTION_LABEL = "Question:"
-
-
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
-
-
 _PARTIAL_FENCE_MARK = re.compile(
     r"<(?:/?(?:p(?:a(?:s(?:s(?:a(?:g(?:e(?:-[0-9a-f]{0,8})?)?)?)?)?)?)?)?)?"
 )
-
-
 _SENTENCE_END = re.compile(r"(?:[.!?。！？…][\"'”’)*]*|\])[ \t]+\Z|\n[ \t]*\Z")
-
-
 _HELD_CHARACTERS = 64
 
 

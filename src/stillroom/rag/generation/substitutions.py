@@ -30,7 +30,6 @@ NUMBER_WORDS = {
     )
 }
 """English number words and their digits, without "one", which is also a pronoun."""
-
 _CONTEXT = 3  # words of context on each side
 _STRONG_MATCH, _STRONGER_MATCH = (
     3,

@@ -1,5 +1,8 @@
 """Index: one snapshot of an index, open for searching from several threads.
 
+An index stores and searches: by words, vectors, term weights and token vectors. What is searched
+for a question, and what is done with the hits, is ``rag.retrieval.pipeline``.
+
 An open index shows one snapshot until ``refresh``, also if writers commit newer ones. A passage is
 identified by its row: documents by path, passages by position, from 0. Equal scores are ordered by
 row, so that results do not depend on how rows are spread over segments. Vectors and postings are
@@ -10,40 +13,26 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json, find_output
-from stillroom.rag.analysis.phrases import match_clauses, parse_query
+from stillroom.rag.analysis.phrases import match_clauses
 from stillroom.rag.embedding.cache import QueryEmbedder
 from stillroom.rag.index.view import (
     AccessContext,
     AuditLog,
-    RowRanking,
     SearchView,
     build_access_condition,
-    find_top_positions,
 )
-from stillroom.rag.interfaces import (
-    QUERY_TRANSFORMS,
-    RERANKERS,
-    RETRIEVERS,
-    PassageReranker,
-    Query,
-    QueryTransform,
-    Retriever,
-    make_query,
-)
-from stillroom.rag.observability import add_warning, record_retrieval, stage
-from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks, rerank_hits
+from stillroom.rag.observability import Span, stage
 from stillroom.rag.search_engines.keyword import KeywordEngine
 from stillroom.rag.storage.filters import FilterExpression, make_unknown_field_error
 from stillroom.rag.storage.snapshots import (
@@ -58,16 +47,17 @@ from stillroom.records import Document, Hit, Passage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.models import Embedder, TextModel
+    from stillroom.models import Embedder
+    from stillroom.rag.analysis.phrases import PhraseClause
+    from stillroom.rag.interfaces import Query
+    from stillroom.rag.types import RankedRows
     from stillroom.text.bm25 import BM25Variant
 
-__all__ = ["Index", "find_top_positions"]
-
-RERANK_DEPTH = 50
+__all__ = ["Index"]
 
 
 class Index:
-    """A snapshot of an index; use ``open``, ``retrieve``, ``passage`` and ``close``."""
+    """A snapshot of an index; use ``open``, ``search_dense``, ``passage`` and ``close``."""
 
     def __init__(
         self,
@@ -162,8 +152,8 @@ class Index:
         return self._state.opened.snapshot.number
 
     @cached_property
-    def default_retriever(self) -> Retriever:
-        """The tuned retriever of the index, or the default one."""
+    def tuned_retriever(self) -> Mapping[str, Any] | None:
+        """Name and settings of the retriever that ``rag tune`` stored; None without one."""
         return read_tuned_retriever(self._state.opened)
 
     @property
@@ -199,8 +189,7 @@ class Index:
         reader = self._state.opened
         if reader.is_newest():
             return self
-        view = self._state.follow()
-        return Index(self.folder, self.description, view, self._query_vectors, self._audit)
+        return self._show(self._state.follow())
 
     def restrict(self, expression: str | FilterExpression) -> Index:
         """Return an index of only those documents of this one that match a filter.
@@ -213,7 +202,29 @@ class Index:
         Raises:
             DataError: If the filter cannot be parsed, or names a field that no document has.
         """
-        view = self._state.filter_documents(expression)
+        return self._show(self._state.filter_documents(expression))
+
+    def restrict_to_clauses(self, clauses: tuple[PhraseClause, ...]) -> Index | None:
+        """Return an index of only the passages that match phrases and fields; None without any.
+
+        Row numbers and scores do not change. Searches of both count as one query of the audit log
+        within ``one_query`` of either.
+        """
+        state = self._state
+        matches = match_clauses(clauses, state.keywords, self.analyzer)
+        if not (matches & state.rows.mask).any():
+            return None
+        narrowed = self._show(state.restrict_rows(matches))
+        narrowed._thread_state = self._thread_state
+        return narrowed
+
+    def keep_matching(self, ranking: RankedRows) -> RankedRows:
+        """Return the rows that match the clauses of ``restrict_to_clauses``."""
+        if self._state.match_mask is None:
+            return ranking
+        return [(row, score) for row, score in ranking if self._state.is_match(row)]
+
+    def _show(self, view: SearchView) -> Index:
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
     @property
@@ -231,15 +242,18 @@ class Index:
         self._log("read", passage_id, [passage_id])
         return passage
 
+    def find_row(self, passage_id: str) -> int | None:
+        """Return the row of a passage by its id, or None if the index has no such passage."""
+        position = self._state.opened.locate_passage(passage_id)
+        return None if position is None else self._state.rows.find(*position)
+
     def row_of(self, passage_id: str) -> int:
         """Return the row of a passage by its id.
 
         Raises:
             DataError: If the index has no such passage.
         """
-        state = self._state
-        position = state.opened.locate_passage(passage_id)
-        row = state.rows.find(*position) if position is not None else None
+        row = self.find_row(passage_id)
         if row is None:
             raise DataError(
                 f"the index has no passage {passage_id!r:.80}",
@@ -307,58 +321,6 @@ class Index:
             values[key].append(value)
         return [values[key] for key in keys]
 
-    def retrieve(
-        self,
-        query: str | Query,
-        k: int = 10,
-        *,
-        retriever: str | Retriever | None = None,
-        reranker: str | PassageReranker | None = None,
-        transform: str | QueryTransform | None = None,
-        model: TextModel | None = None,
-    ) -> list[Hit]:
-        """Return at most ``k`` hits, best first.
-
-        Args:
-            query: Query, or its text. Text in quotation marks, or after ``headings:`` or ``body:``,
-                must occur so in a hit (``rag.analysis.phrases``).
-            k: Maximum number of hits, 1 or more.
-            retriever: A method of ``stillroom.rag.retrievers``; by default the index's tuned one
-                (``rag tune``), or ``convex``.
-            reranker: A method of ``stillroom.rag.rerankers``; reads the first ``max(k, 50)`` hits,
-                and the first query of a transform.
-            transform: A method of ``stillroom.rag.query_transforms``.
-            model: Text model for the transform and the reranker.
-
-        Raises:
-            DataError: If k is below 1, or the query too long.
-        """
-        if k < 1:
-            raise DataError(
-                f"k is {k}",
-                code="rag.bad-depth",
-                expected="1 or more hits",
-                next="leave k out for 10",
-            )
-        original = make_query(query)
-        if not original.text.strip() or not len(self):
-            self._log("query", original.text, [])
-            return []
-        depth = max(k, RERANK_DEPTH) if reranker is not None else k
-        method = self.default_retriever if retriever is None else RETRIEVERS.build(retriever)
-        with stage("retrieve") as span, self._as_one_query():
-            plain, view = self._apply_syntax(original)
-            queries = [plain]
-            if transform is not None:
-                with stage("transform"):
-                    queries = QUERY_TRANSFORMS.build(transform).rewrite(plain, view, model)
-            hits = view._retrieve_all(method, queries, depth)
-            if reranker is not None:
-                hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, view, model)
-            record_retrieval(span, original.text, hits[:k], self.digest)
-        self._log("query", original.text, [hit.passage.id for hit in hits[:k]])
-        return hits[:k]
-
     def search_keyword(
         self,
         query: Query,
@@ -368,7 +330,7 @@ class Index:
         b: float | None = None,
         variant: BM25Variant | None = None,
         delta: float | None = None,
-    ) -> RowRanking:
+    ) -> RankedRows:
         """Return the best ``k`` rows by BM25 with their scores, without rows that match no term."""
         state = self._state
         terms = query.terms or self.analyzer.query_terms(query.text)
@@ -388,9 +350,10 @@ class Index:
                 mask=state.mask,
             )
 
-        return self._log_ranking(query, state.rank(search, k))
+        with stage("keyword") as span:
+            return self._record_search(span, query, state.rank(search, k))
 
-    def search_dense(self, query: Query, k: int, *, search: str | None = None) -> RowRanking:
+    def search_dense(self, query: Query, k: int, *, search: str | None = None) -> RankedRows:
         """Return the best ``k`` rows by cosine with their scores, without scores of 0 or less.
 
         Args:
@@ -399,23 +362,29 @@ class Index:
             search: ``exact`` or ``approximate``; None for the setting of the index's recipe.
         """
         state = self._state
-        vector = self.embed_query(query)
-        ranking = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
-        return self._log_ranking(query, [(row, score) for row, score in ranking if score > 0])
+        with stage("embed") as span:
+            vector = self.embed_query(query)
+            if span.is_recording:
+                span.set_attributes(embedding__model_name=self.embedder.fingerprint)
+        with stage("dense") as span:
+            ranking = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
+            positive = [(row, score) for row, score in ranking if score > 0]
+            return self._record_search(span, query, positive)
 
-    def search_sparse(self, query: Query, k: int) -> RowRanking:
+    def search_sparse(self, query: Query, k: int) -> RankedRows:
         """Return the best ``k`` rows by learned term weights with their scores.
 
         Raises:
             DataError: If the index stores no term weights.
         """
         state = self._state
-        terms = self._query_vectors.terms(query)
-        engine = state.sparse
-        if engine is None:
-            return self._reject_missing("sparse")
-        ranking = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
-        return self._log_ranking(query, ranking)
+        with stage("sparse") as span:
+            terms = self._query_vectors.terms(query)
+            engine = state.sparse
+            if engine is None:
+                return self._reject_missing("sparse")
+            ranking = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
+            return self._record_search(span, query, ranking)
 
     def search_tokens(
         self,
@@ -424,7 +393,7 @@ class Index:
         rows: Iterable[int] | None = None,
         *,
         weigh: Callable[[int], NDArray[np.float32]] | None = None,
-    ) -> RowRanking:
+    ) -> RankedRows:
         """Return the best ``k`` rows by late interaction (MaxSim) with their scores.
 
         A score is the mean over the query's token vectors of the largest cosine with one of the
@@ -441,23 +410,25 @@ class Index:
             DataError: If the index stores no token vectors.
         """
         state = self._state
-        vectors = self._query_vectors.tokens(query)
-        engine = state.tokens
-        if engine is None:
-            return self._reject_missing("tokens")
-        if not len(vectors):
-            return []
-        if weigh is not None:  # the largest product scales with the vector
-            vectors = vectors * weigh(len(vectors))[:, None]
-        segment_rows = (
-            None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
-        )
-        ranking = state.rank(
-            lambda depth: engine.search(vectors, depth, mask=state.mask, rows=segment_rows), k
-        )
-        return self._log_ranking(query, [(row, score / len(vectors)) for row, score in ranking])
+        with stage("tokens") as span:
+            vectors = self._query_vectors.tokens(query)
+            engine = state.tokens
+            if engine is None:
+                return self._reject_missing("tokens")
+            if not len(vectors):
+                return []
+            if weigh is not None:  # the largest product scales with the vector
+                vectors = vectors * weigh(len(vectors))[:, None]
+            segment_rows = (
+                None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
+            )
+            ranking = state.rank(
+                lambda depth: engine.search(vectors, depth, mask=state.mask, rows=segment_rows), k
+            )
+            means = [(row, score / len(vectors)) for row, score in ranking]
+            return self._record_search(span, query, means)
 
-    def _reject_missing(self, name: str) -> RowRanking:
+    def _reject_missing(self, name: str) -> RankedRows:
         """Return an empty ranking of an empty index; raise an error if the store has no vectors."""
         if not len(self._state.everyone):
             return []
@@ -485,21 +456,21 @@ class Index:
             for rank, (row, score) in enumerate(ranking, start=1)
         ]
 
-    def note_cached(self, question: str, hits: Sequence[Hit]) -> None:
-        """Log in the audit file that a cached answer was returned, with its passages.
+    def log_query(self, text: str, hits: Sequence[Hit], *, kind: str = "query") -> None:
+        """Log a query and its passages in the audit file; ``cached`` for a cached answer.
 
         Raises:
-            ResourceError: If it cannot be logged: the answer must then not be returned.
+            ResourceError: If it cannot be logged: hits and answer must then not be returned.
         """
-        self._log("cached", question, [hit.passage.id for hit in hits])
+        self._log(kind, text, [hit.passage.id for hit in hits])
 
     def close(self) -> None:
         """Close the files; the index cannot be used afterwards."""
         self._state.opened.close()
 
     @contextmanager
-    def _as_one_query(self) -> Iterator[None]:
-        """Treat the searches of this thread in the body as one query of the audit log."""
+    def one_query(self) -> Iterator[None]:
+        """Log no search of this thread in the body; the caller calls ``log_query``."""
         outer = getattr(self._thread_state, "retrieving", False)
         self._thread_state.retrieving = True
         try:
@@ -507,57 +478,14 @@ class Index:
         finally:
             self._thread_state.retrieving = outer
 
-    def _log_ranking(self, query: Query, ranking: RowRanking) -> RowRanking:
+    def _record_search(self, span: Span, query: Query, ranking: RankedRows) -> RankedRows:
+        """Record a search in its span and in the audit log."""
+        span.set_attributes(stillroom__rows=len(ranking), gen_ai__data_source__id=self.digest)
         if self._audit is not None and not getattr(self._thread_state, "retrieving", False):
-            ids = [self.passage_at(row).id for row, _ in ranking]
-            self._log("query", query.text, ids)
+            self._log("query", query.text, [self.passage_at(row).id for row, _ in ranking])
         return ranking
 
     def _log(self, kind: str, text: str, ids: Sequence[str]) -> None:
         if self._audit is not None and not getattr(self._thread_state, "retrieving", False):
             snapshot = self._state.opened.snapshot
             self._audit.note(kind, text, snapshot.number, snapshot.digest, ids)
-
-    def _apply_syntax(self, query: Query) -> tuple[Query, Index]:
-        """Return a query without its clauses, and an index of the passages that match them."""
-        text, clauses = parse_query(query.text)
-        if not clauses:
-            return query, self
-        state = self._state
-        matches = match_clauses(clauses, state.keywords, self.analyzer)
-        plain = replace(query, text=text)
-        if not (matches & state.rows.mask).any():
-            add_warning(
-                "no passage holds what the query has in quotes or names fields for: words alone"
-            )
-            return plain, self
-        view = Index(
-            self.folder,
-            self.description,
-            state.restrict_rows(matches),
-            self._query_vectors,
-            self._audit,
-        )
-        view._thread_state = self._thread_state
-        return plain, view
-
-    def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
-        if len(queries) == 1:
-            return self._keep_matching(method.retrieve(queries[0], depth, self))
-        lists, passages = [], {}
-        for query in queries:
-            ranked = []
-            for hit in self._keep_matching(method.retrieve(query, depth, self)):
-                row = self.row_of(hit.passage.id)
-                passages[row] = hit.passage
-                ranked.append((row, hit.score))
-            lists.append(ranked)
-        fused = fuse_reciprocal_ranks(lists)[:depth]
-        return [Hit(passages[row], score, rank) for rank, (row, score) in enumerate(fused, start=1)]
-
-    def _keep_matching(self, hits: list[Hit]) -> list[Hit]:
-        """Return the hits that match the clauses of the query."""
-        if self._state.match_mask is None:
-            return hits
-        matching = [hit for hit in hits if self._state.is_match(self.row_of(hit.passage.id))]
-        return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(matching, start=1)]

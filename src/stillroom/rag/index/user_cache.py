@@ -1,14 +1,10 @@
-"""Cache of one open index per user, with access control.
-
-For servers. The access context becomes a condition of the store's own query
-(``rag.index.view.build_access_condition``), and never a filter of results: documents that a user
-may not see are not loaded, counted in statistics or given a row.
-"""
+"""Cache of one open index per user, for servers; ``rag.index.view`` says what a user sees."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -42,11 +38,8 @@ class PerUserIndexCache:
             IntegrityError: If a file is missing, incomplete or changed.
         """
         self.folder = find_output(Path(path), "index")
-        opened = open_store(self.folder).read(None, verify=True)
-        try:
+        with closing(open_store(self.folder).read(None, verify=True)) as opened:
             description = IndexConfig.from_json(opened.description)
-        finally:
-            opened.close()
         self.rule = str(description.settings.get("access", "open"))
         self.default = default
         if default is not None:

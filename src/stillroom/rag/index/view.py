@@ -39,25 +39,22 @@ from stillroom.rag.storage.filters import (
 )
 from stillroom.rag.storage.protocol import DenseSearch, SnapshotReader
 from stillroom.rag.storage.snapshots import DocumentTable, PassageRows, is_approximate
-from stillroom.rag.types import AuxiliarySnapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.rag.storage.filters import FieldKind
+    from stillroom.rag.types import RankedRows
 
 __all__ = [
     "AUDIT_FILE",
     "AccessContext",
     "AuditLog",
-    "RowRanking",
     "SearchView",
     "build_access_condition",
-    "find_top_positions",
 ]
 
 
-RowRanking = list[tuple[int, float]]
 _SLACK = 16
 
 
@@ -117,10 +114,8 @@ class SearchView:
         self.everyone = self._number(table or self.opened.load(self.population))
         self.keywords = self.opened.open_keywords(self.everyone, self.population)
         self.dense = self.opened.open_dense(self.everyone, self.population)
-        opened, self.sparse, self.tokens = self.opened, None, None
-        if isinstance(opened, AuxiliarySnapshot):
-            self.sparse = opened.open_sparse(self.everyone)
-            self.tokens = opened.open_tokens(self.everyone)
+        self.sparse = self.opened.open_sparse(self.everyone)
+        self.tokens = self.opened.open_tokens(self.everyone)
         self._fields = None
 
     @cached_property
@@ -188,7 +183,7 @@ class SearchView:
         self,
         search: Callable[[int], tuple[NDArray[np.int64], NDArray[np.floating[Any]]]],
         k: int,
-    ) -> RowRanking:
+    ) -> RankedRows:
         """Return the best ``k`` rows of a search over the segments' rows, ties by row.
 
         The search breaks ties by the segments' order, so its depth is increased until the last
@@ -206,17 +201,6 @@ class SearchView:
 
     def _number(self, table: DocumentTable) -> PassageRows:
         return PassageRows(table, self.opened.size, self.opened.where)
-
-
-def find_top_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Return the positions of the ``k`` highest scores, best first, ties by position."""
-    if k < len(scores):
-        limit = np.partition(scores, len(scores) - k)[len(scores) - k]
-        candidates = np.flatnonzero(scores >= limit)
-    else:
-        candidates = np.arange(len(scores))
-    order = np.lexsort((candidates, -scores[candidates]))
-    return candidates[order][:k]
 
 
 AUDIT_FILE = "audit.jsonl"

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,10 @@ from stillroom.rag.embedding.passages import (
     open_document_auxiliary_vectors,
 )
 from stillroom.rag.ingestion.preparation import (
+    DocumentFile,
     EmbeddedDocument,
+    FailedDocument,
     IngestTask,
-    RejectedDocument,
     chunk_document,
     embed_document,
     examine_embedded,
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
     from stillroom.text.parser_process import ParserProcess
 
 __all__ = [
-    "DocumentFile",
-    "FailedDocument",
     "IngestPipeline",
     "ScratchDocument",
     "build_documents_parent",
@@ -84,29 +83,7 @@ __all__ = [
 
 
 _BLOCK_DOCUMENTS = 8
-
-
 """Number of documents per task."""
-
-
-@dataclass(frozen=True, slots=True)
-class FailedDocument:
-    """A document that could not be ingested, and the reason."""
-
-    path: str
-    code: str
-    reason: str
-
-    @classmethod
-    def of(cls, path: str, error: StillroomError) -> FailedDocument:
-        """Create an entry from an error: the problem and the suggested next step."""
-        problem = error.problems[0]
-        reason = f"{problem.what}; next: {problem.next}" if problem.next else problem.what
-        return cls(path, problem.code, reason)
-
-    def to_json(self) -> dict[str, str]:
-        """Convert to JSON-compatible values."""
-        return {"path": self.path, "code": self.code, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,17 +211,17 @@ class IngestPipeline:
         if not engine.is_remote or self.contexts is not None:
             for file in files:
                 self.job.check_cancelled()
-                yield self.ingest(file.file, file.path, file.digest)
+                yield self.ingest(file)
             return
-        locations = [(file.file.absolute(), file.path, file.digest) for file in files]
+        absolute = [replace(file, file=file.file.absolute()) for file in files]
         work = IngestTask.of(self.recipe, self.root)
         outcomes = engine.map(
-            work, locations, block_size=_BLOCK_DOCUMENTS, pause=self.job.check_cancelled
+            work, absolute, block_size=_BLOCK_DOCUMENTS, pause=self.job.check_cancelled
         )
-        for location, outcome in zip(locations, outcomes, strict=True):
-            yield self._accept(outcome, *location)
+        for file, outcome in zip(absolute, outcomes, strict=True):
+            yield self._accept(outcome, file)
 
-    def ingest(self, file: Path, path: str, digest: str) -> ScratchDocument | FailedDocument:
+    def ingest(self, file: DocumentFile) -> ScratchDocument | FailedDocument:
         """Parse, chunk and embed one document, and journal the result.
 
         Raises:
@@ -253,49 +230,50 @@ class IngestPipeline:
             ResourceError: If the disk is full.
         """
         try:
-            document = read_document(self.recipe, self.root, (file, path, digest), self.worker)
+            document = read_document(self.recipe, self.root, file, self.worker)
         except Cancelled:
             raise
         except StillroomError as error:
-            return self._journal_failure(path, digest, error)
+            return self._journal_failure(file, FailedDocument.of(file.path, error))
         self._report_notices(document)
         try:
             passages = self._chunk(document)
             marks, matrix = embed_document(self.vectors, self.recipe, document, passages)
             return self._store(
-                EmbeddedDocument(document, tuple(passages), tuple(marks), matrix), digest
+                EmbeddedDocument(document, tuple(passages), tuple(marks), matrix), file
             )
         except DataError as error:
-            return self._journal_failure(path, digest, error)
+            return self._journal_failure(file, FailedDocument.of(file.path, error))
 
     def _accept(
-        self, prepared: EmbeddedDocument | RejectedDocument, file: Path, path: str, digest: str
+        self, prepared: EmbeddedDocument | FailedDocument, file: DocumentFile
     ) -> ScratchDocument | FailedDocument:
         """Journal the result of a worker as if it had been computed locally."""
         try:
-            examined = examine_embedded(prepared, file)
+            examined = examine_embedded(prepared, file.file)
         except Cancelled:
             raise
         except StillroomError as error:
-            return self._journal_failure(path, digest, error)
+            return self._journal_failure(file, FailedDocument.of(file.path, error))
         if examined.document is not None:
             self._report_notices(examined.document)
-        if isinstance(examined, RejectedDocument):
-            return self._journal_failure(path, digest, examined.error)
+        if isinstance(examined, FailedDocument):
+            return self._journal_failure(file, examined)
         if not examined.passages:
-            return self._journal_failure(path, digest, _make_no_text_error(path))
+            failed = FailedDocument.of(file.path, _make_no_text_error(file.path))
+            return self._journal_failure(file, failed)
         self.vectors.embedded += len({mark.embedded for mark in examined.marks})
-        return self._store(examined, digest)
+        return self._store(examined, file)
 
     def _report_notices(self, document: Document) -> None:
         self.parsed += 1
         for notice in document.metadata.get("notices", ()):
             self.job.say(f"{document.path}: {notice}")
 
-    def _journal_failure(self, path: str, digest: str, error: StillroomError) -> FailedDocument:
-        failed = FailedDocument.of(path, error)
-        self.journal.put(path, {"digest": digest, "code": failed.code, "reason": failed.reason})
-        return failed
+    def _journal_failure(self, file: DocumentFile, failed: FailedDocument) -> FailedDocument:
+        entry = {"digest": file.digest, "code": failed.code, "reason": failed.reason}
+        self.journal.put(file.path, entry)
+        return replace(failed, document=None)
 
     def _chunk(self, document: Document) -> Sequence[Passage]:
         passages = chunk_document(
@@ -305,10 +283,10 @@ class IngestPipeline:
             raise _make_no_text_error(document.path)
         return passages if self.contexts is None else self.contexts.situate(document, passages)
 
-    def _store(self, embedded: EmbeddedDocument, digest: str) -> ScratchDocument:
+    def _store(self, embedded: EmbeddedDocument, file: DocumentFile) -> ScratchDocument:
         path, passages = embedded.document.path, embedded.passages
         truncated = sum(mark.is_truncated for mark in embedded.marks)
-        stored = self._build_entry_paths(DocumentEntry(path, digest, len(passages), truncated))
+        stored = self._build_entry_paths(DocumentEntry(path, file.digest, len(passages), truncated))
         head = json.dumps(
             [[mark.embedded.hex(), int(mark.is_truncated)] for mark in embedded.marks]
         )
@@ -327,7 +305,7 @@ class IngestPipeline:
         self.journal.put(
             path,
             {
-                "digest": digest,
+                "digest": file.digest,
                 "passages": len(passages),
                 "truncated": truncated,
                 "files": files,
@@ -359,18 +337,7 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
-
-
 _PREPARATION_SETTINGS = {"origin", "limits", "chunker", "with_headings", "pooling", "vectors"}
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentFile:
-    """A file of the folder: its location, its path below the root, and its digest."""
-
-    file: Path
-    path: str
-    digest: str
 
 
 def discover_documents(reference: str) -> tuple[Path, FolderScan]:

@@ -45,14 +45,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.jobs import Reporter
-    from stillroom.rag.index.view import RowRanking
     from stillroom.rag.storage.protocol import (
         IndexStorage,
         IndexWriter,
         ReusableContent,
         SnapshotReader,
     )
-    from stillroom.rag.types import DocumentMetadata, StagedDocument
+    from stillroom.rag.types import DocumentMetadata, RankedRows, StagedDocument
 
 __all__ = [
     "SOURCE_STORE",
@@ -162,7 +161,7 @@ def _compare_auxiliary_vectors(
     return max_difference
 
 
-def _search_terms_of(view: SearchView, row: int, rows: NDArray[np.int64]) -> tuple[Any, RowRanking]:
+def _search_terms_of(view: SearchView, row: int, rows: NDArray[np.int64]) -> tuple[Any, RankedRows]:
     """Return the term weights of a row, and the ranking of a search with them."""
     engine = view.sparse
     if engine is None:
@@ -174,7 +173,7 @@ def _search_terms_of(view: SearchView, row: int, rows: NDArray[np.int64]) -> tup
 
 def _search_tokens_of(
     view: SearchView, row: int, rows: NDArray[np.int64]
-) -> tuple[Any, RowRanking]:
+) -> tuple[Any, RankedRows]:
     """Return the token vectors of a row, and the ranking of some rows by them."""
     engine = view.tokens
     if engine is None:
@@ -186,7 +185,7 @@ def _search_tokens_of(
     return vectors, view.rank(lambda depth: engine.search(vectors, depth, rows=candidates), _DEPTH)
 
 
-def _search_keyword(view: SearchView, text: str, where: Path) -> RowRanking:
+def _search_keyword(view: SearchView, text: str, where: Path) -> RankedRows:
     description = IndexConfig.from_json(view.opened.description)
     terms = open_analyzer(description, where).query_terms(text)
     settings = description.settings["keyword"]
@@ -204,11 +203,11 @@ def _search_keyword(view: SearchView, text: str, where: Path) -> RowRanking:
     )
 
 
-def _search_dense(view: SearchView, vector: Any) -> RowRanking:
+def _search_dense(view: SearchView, vector: Any) -> RankedRows:
     return view.rank(lambda depth: view.search_dense(vector, depth, "exact"), _DEPTH)
 
 
-def _compare_rankings(old: RowRanking, new: RowRanking, where: Path, query: str) -> float:
+def _compare_rankings(old: RankedRows, new: RankedRows, where: Path, query: str) -> float:
     """Return the maximum difference of two scores.
 
     Raises:

@@ -25,8 +25,6 @@ from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.ingestion.pipeline import (
-    DocumentFile,
-    FailedDocument,
     IngestPipeline,
     build_documents_parent,
     build_index_config,
@@ -35,7 +33,12 @@ from stillroom.rag.ingestion.pipeline import (
     discover_documents,
     read_document_metadata,
 )
-from stillroom.rag.ingestion.preparation import fit_chunker, open_context_writer
+from stillroom.rag.ingestion.preparation import (
+    DocumentFile,
+    FailedDocument,
+    fit_chunker,
+    open_context_writer,
+)
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import (
@@ -313,7 +316,7 @@ class _UpdateRun:
             for item in plan.ingests:
                 self.job.check_cancelled()
                 part = ingester.recall(item.path, item.digest)
-                part = part or ingester.ingest(item.file, item.path, item.digest)
+                part = part or ingester.ingest(item)
                 if isinstance(part, FailedDocument):
                     plan.failures.append(part)
                     self.job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")

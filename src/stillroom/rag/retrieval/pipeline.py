@@ -1,37 +1,49 @@
-"""Retrieval pipeline: its one-line syntax, and retrieval with parent expansion.
+"""Retrieval pipeline: the steps between a question and the passages that answer it.
 
-``[TRANSFORM>]RETRIEVER[+RERANKER]``: names of methods, each with optional settings after a colon,
-as ``convex:alpha=0.3+proximity``. For answers, ``=>ANSWERING[!UNSUPPORTED]`` may follow, as
-``convex=>corrective:max_rounds=1!drop``.
+A step takes ``RetrievalCandidates`` and returns them changed; it reads the index and knows no other
+step. ``list_search_steps``, ``list_selection_steps`` and ``list_context_steps`` are the pipeline:
+``retrieve`` runs the first; an answer runs all three (``rag.generation.session``), and at last
+``rag.generation.prompt.fit_prompt`` keeps the hits whose prompt fits the model.
 
-Source of ``share``: auto-merging, as in Haystack and LlamaIndex (a parent replaces its passages
-once more than a share of them was found). Here one level, with the best score.
+A pipeline has a one-line syntax, ``[TRANSFORM>]RETRIEVER[+RERANKER]``: names of methods, each with
+optional settings after a colon, as ``convex:alpha=0.3+proximity``. For answers,
+``=>ANSWERING[!UNSUPPORTED]`` may follow, as ``convex=>corrective:max_rounds=1!drop``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
-from stillroom.errors import Problem, RecipeError
+from stillroom.errors import DataError, Problem, RecipeError
+from stillroom.rag.analysis.phrases import parse_query
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
+    DEFAULT_RETRIEVER,
     QUERY_TRANSFORMS,
     RERANKERS,
     RETRIEVERS,
     AnswerStrategy,
     PassageReranker,
+    Query,
     QueryTransform,
     Retriever,
+    make_query,
 )
-from stillroom.rag.retrieval.ranking import merge_hit_spans
+from stillroom.rag.observability import add_warning, describe_hits, record_retrieval, stage
+from stillroom.rag.retrieval.expansion import expand_window, merge_into_parents
+from stillroom.rag.retrieval.ranking import (
+    drop_duplicates,
+    fuse_reciprocal_ranks,
+    limit_per_document,
+)
 from stillroom.rag.settings import UnsupportedPolicy
-from stillroom.records import Hit, Passage
+from stillroom.records import Hit
 from stillroom.registry import Method, Registry
 from stillroom.registry.catalog import suggest
 from stillroom.registry.method import MethodField
@@ -39,20 +51,294 @@ from stillroom.registry.method import MethodField
 if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.index.searcher import Index
-    from stillroom.rag.interfaces import Query
+    from stillroom.rag.settings import AnswerSettings
+    from stillroom.rag.types import RankedRows
 
 __all__ = [
+    "RERANK_DEPTH",
+    "RetrievalCandidates",
     "RetrievalPipeline",
-    "merge_into_parents",
+    "RetrievalStep",
+    "expand_neighbors",
+    "fuse_rankings",
+    "get_default_retriever",
+    "limit_documents",
+    "list_context_steps",
+    "list_search_steps",
+    "list_selection_steps",
+    "match_clauses",
+    "merge_parents",
     "parse_answer_settings",
     "parse_method",
     "parse_pipeline",
     "parse_rag_pipeline",
+    "rerank_hits",
+    "retrieve",
     "retrieve_with_parents",
+    "run_steps",
+    "search_index",
+    "skip_duplicates",
+    "transform_query",
+    "truncate_hits",
 ]
 
 
+RERANK_DEPTH = 50
+"""Number of hits that a reranker reads at least."""
+_PROBES = 8
+_PASSAGES_IN_PARENT = 4  # factor of the search depth, so that enough parents are found
 MethodT = TypeVar("MethodT", bound=Method)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalCandidates:
+    """What passes from step to step: queries, their ranked rows, then hits.
+
+    ``index`` shows only the passages that match the query's clauses. ``queries`` has what is
+    searched; rerankers read the first. ``repeated_ranks`` are those of dropped duplicates.
+    ``counts`` has the number of rows or hits after each step.
+    """
+
+    index: Index
+    queries: tuple[Query, ...]
+    rankings: Sequence[RankedRows] = ()
+    hits: Sequence[Hit] = ()
+    repeated_ranks: tuple[int, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of hits; before they are fused, of rows."""
+        return len(self.hits) or sum(map(len, self.rankings))
+
+
+RetrievalStep = Callable[[RetrievalCandidates], RetrievalCandidates]
+
+
+def list_search_steps(
+    retriever: Retriever,
+    reranker: PassageReranker | None,
+    transform: QueryTransform | None,
+    *,
+    k: int,
+    model: TextModel | None,
+) -> list[RetrievalStep]:
+    """Return the steps from a query to its ``k`` best hits."""
+    depth = k if reranker is None else max(k, RERANK_DEPTH)
+    return [
+        match_clauses,
+        *([partial(transform_query, transform=transform, model=model)] if transform else []),
+        partial(search_index, retriever=retriever, depth=depth),
+        partial(fuse_rankings, depth=depth),
+        *([partial(rerank_hits, reranker=reranker, model=model)] if reranker else []),
+        partial(truncate_hits, most=k),
+    ]
+
+
+def list_selection_steps(settings: AnswerSettings) -> list[RetrievalStep]:
+    """Return the steps from hits to the candidates of an answer, which a strategy may grade."""
+    return [skip_duplicates, partial(limit_documents, most=settings.per_document)]
+
+
+def list_context_steps(settings: AnswerSettings) -> list[RetrievalStep]:
+    """Return the steps from the hits that a strategy chose to those of the prompt."""
+    return [partial(expand_neighbors, window=settings.neighbours)]
+
+
+def run_steps(
+    steps: Sequence[RetrievalStep], candidates: RetrievalCandidates
+) -> RetrievalCandidates:
+    """Run steps in order, and count the candidates after each."""
+    for step in steps:
+        name = step.func.__name__ if isinstance(step, partial) else step.__name__
+        candidates = step(candidates)
+        candidates = replace(candidates, counts={**candidates.counts, name: len(candidates)})
+    return candidates
+
+
+def match_clauses(candidates: RetrievalCandidates) -> RetrievalCandidates:
+    """Take quoted text and fields out of the query, and keep the passages that match them."""
+    (query,) = candidates.queries
+    text, clauses = parse_query(query.text)
+    if not clauses:
+        return candidates
+    plain = (replace(query, text=text),)
+    matching = candidates.index.restrict_to_clauses(clauses)
+    if matching is None:
+        add_warning(
+            "no passage holds what the query has in quotes or names fields for: words alone"
+        )
+        return replace(candidates, queries=plain)
+    return replace(candidates, queries=plain, index=matching)
+
+
+def transform_query(
+    candidates: RetrievalCandidates, *, transform: QueryTransform, model: TextModel | None
+) -> RetrievalCandidates:
+    """Turn the query into the queries that are searched."""
+    (query,) = candidates.queries
+    with stage("transform"):
+        queries = transform.rewrite(query, candidates.index, model)
+    return replace(candidates, queries=tuple(queries))
+
+
+def search_index(
+    candidates: RetrievalCandidates, *, retriever: Retriever, depth: int
+) -> RetrievalCandidates:
+    """Rank ``depth`` rows of the index for each query."""
+    index = candidates.index
+    rankings = [
+        index.keep_matching(retriever.retrieve(query, depth, index)) for query in candidates.queries
+    ]
+    return replace(candidates, rankings=rankings)
+
+
+def fuse_rankings(candidates: RetrievalCandidates, *, depth: int) -> RetrievalCandidates:
+    """Fuse the rankings of several queries by reciprocal ranks, and open the passages."""
+    ranking, *others = candidates.rankings
+    if others:
+        ranking = fuse_reciprocal_ranks(candidates.rankings)[:depth]
+    return replace(candidates, rankings=(), hits=candidates.index.hits(ranking))
+
+
+def rerank_hits(
+    candidates: RetrievalCandidates, *, reranker: PassageReranker, model: TextModel | None
+) -> RetrievalCandidates:
+    """Order the hits by reading them together with the first query."""
+    query, hits = candidates.queries[0], candidates.hits
+    with stage("rerank") as span:
+        reranked = reranker.rerank(query, hits, candidates.index, model)
+        if span.is_recording:
+            name = reranker.method_name()
+            span.set_attributes(reranker__model_name=name, reranker__top_k=len(reranked))
+            for side, listed in (("input", hits), ("output", reranked)):
+                prefix = f"reranker.{side}_documents"
+                span.set_named_attributes(describe_hits(listed, prefix=prefix))
+            if span.wants_content:
+                span.set_attributes(reranker__query=query.text)
+    return replace(candidates, hits=reranked)
+
+
+def truncate_hits(candidates: RetrievalCandidates, *, most: int) -> RetrievalCandidates:
+    """Keep the first hits."""
+    return replace(candidates, hits=candidates.hits[:most])
+
+
+def merge_parents(candidates: RetrievalCandidates, *, share: float) -> RetrievalCandidates:
+    """Replace passages by their parent sections."""
+    merged = merge_into_parents(candidates.hits, candidates.index, share)
+    return replace(candidates, hits=merged)
+
+
+def skip_duplicates(candidates: RetrievalCandidates) -> RetrievalCandidates:
+    """Drop near duplicates of better hits; the others keep their ranks."""
+    distinct = drop_duplicates(candidates.hits)
+    kept = {hit.rank for hit in distinct}
+    ranks = tuple(hit.rank for hit in candidates.hits if hit.rank not in kept)
+    return replace(candidates, hits=distinct, repeated_ranks=ranks)
+
+
+def limit_documents(candidates: RetrievalCandidates, *, most: int) -> RetrievalCandidates:
+    """Keep the first hits of each document; 0 for no limit."""
+    return replace(candidates, hits=limit_per_document(candidates.hits, most))
+
+
+def expand_neighbors(candidates: RetrievalCandidates, *, window: int) -> RetrievalCandidates:
+    """Add the passages before and after a hit, and merge hits that overlap or touch."""
+    expanded = expand_window(candidates.hits, candidates.index, window)
+    return replace(candidates, hits=expanded)
+
+
+def retrieve(
+    index: Index,
+    query: str | Query,
+    k: int = 10,
+    *,
+    retriever: str | Retriever | None = None,
+    reranker: str | PassageReranker | None = None,
+    transform: str | QueryTransform | None = None,
+    model: TextModel | None = None,
+) -> list[Hit]:
+    """Return at most ``k`` hits, best first.
+
+    Args:
+        index: Index to search.
+        query: Query, or its text. Text in quotation marks, or after ``headings:`` or ``body:``,
+            must occur so in a hit (``rag.analysis.phrases``).
+        k: Maximum number of hits, 1 or more.
+        retriever: A method of ``stillroom.rag.retrievers``; by default the index's tuned one
+            (``rag tune``), or ``convex``.
+        reranker: A method of ``stillroom.rag.rerankers``; reads the first ``max(k, 50)`` hits,
+            and the first query of a transform.
+        transform: A method of ``stillroom.rag.query_transforms``.
+        model: Text model for the transform and the reranker.
+
+    Raises:
+        DataError: If k is below 1, or the query too long.
+        RecipeError: If a method is unknown.
+    """
+    if k < 1:
+        raise DataError(
+            f"k is {k}",
+            code="rag.bad-depth",
+            expected="1 or more hits",
+            next="leave k out for 10",
+        )
+    original = make_query(query)
+    hits: list[Hit] = []
+    if original.text.strip() and len(index):
+        steps = list_search_steps(
+            get_default_retriever(index) if retriever is None else RETRIEVERS.build(retriever),
+            None if reranker is None else RERANKERS.build(reranker),
+            None if transform is None else QUERY_TRANSFORMS.build(transform),
+            k=k,
+            model=model,
+        )
+        with stage("retrieve") as span, index.one_query():
+            candidates = run_steps(steps, RetrievalCandidates(index, (original,)))
+            hits = list(candidates.hits)
+            record_retrieval(span, original.text, hits, index.digest, candidates.counts)
+    index.log_query(original.text, hits)
+    return hits
+
+
+def retrieve_with_parents(
+    index: Index, query: str | Query, k: int, *, share: float = 0.0, **methods: Any
+) -> list[Hit]:
+    """Return at most ``k`` hits, with passages replaced by their parents.
+
+    Args:
+        index: Index to search.
+        query: Query, or its text.
+        k: Maximum number of hits.
+        share: See ``merge_into_parents``.
+        methods: Retriever, reranker, transform and model, as in ``retrieve``.
+
+    Raises:
+        DataError: If k is below 1, or the query too long.
+    """
+    deep = k * _PASSAGES_IN_PARENT if k > 0 and _has_parents(index) else k
+    hits = retrieve(index, query, deep, **methods)
+    if not any(hit.passage.parent for hit in hits):
+        return hits[:k]
+    if deep == k:  # few passages have parents, and none of the probed ones
+        hits = retrieve(index, query, k * _PASSAGES_IN_PARENT, **methods)
+    steps = [partial(merge_parents, share=share), partial(truncate_hits, most=k)]
+    return list(run_steps(steps, RetrievalCandidates(index, (), hits=hits)).hits)
+
+
+def _has_parents(index: Index) -> bool:
+    """Return whether any of a few probed passages has a parent, to avoid a second search."""
+    step = max(len(index) // _PROBES, 1)
+    return any(index.passage_at(row).parent for row in range(0, len(index), step))
+
+
+def get_default_retriever(index: Index) -> Retriever:
+    """Return the tuned retriever of an index (``rag tune``), or ``convex``.
+
+    Raises:
+        RecipeError: If the index names an unknown method or setting.
+    """
+    return RETRIEVERS.build(index.tuned_retriever or DEFAULT_RETRIEVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +376,22 @@ def parse_answer_settings(texts: Mapping[str, Any]) -> dict[str, Any]:
             ``checker`` are ``METHOD[:KEY=VALUE,...]``.
 
     Raises:
-        RecipeError: If a method or setting is unknown, or a value is out of bounds.
+        RecipeError: If a method or setting is unknown, a value is out of bounds, or ``way`` has an
+            answering method and another option sets what it decides.
     """
     settings = {name: value for name, value in texts.items() if value not in (None, "")}
     if pipeline_text := settings.pop("way", None):
-        settings |= parse_rag_pipeline(pipeline_text).to_answer_settings()
+        decided = parse_rag_pipeline(pipeline_text).to_answer_settings()
+        for name in sorted(decided.keys() & settings.keys()):
+            raise RecipeError(
+                f"way and {name} both set {name}",
+                code="recipe.value",
+                where=f"way {pipeline_text}, {name} {settings[name]}",
+                expected="=>ANSWERING[!UNSUPPORTED] in way, or the options answering and "
+                "unsupported",
+                next=f"leave {name} out, or remove => and what follows it from way",
+            )
+        settings |= decided
     registries: dict[str, Registry[Any]] = {"answering": ANSWER_STRATEGIES, "checker": CHECKERS}
     for name, registry in registries.items():
         if isinstance(settings.get(name), str):
@@ -175,8 +472,8 @@ def parse_method(seam: Registry[MethodT], text: str) -> MethodT:
 def _build_nested(seam: Registry[MethodT], values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings, with nested methods built from their texts."""
     built = dict(values)
-    for key, field in seam.get(values["name"]).model_fields.items():
-        choice = next((item for item in field.metadata if isinstance(item, MethodField)), None)
+    for key, setting in seam.get(values["name"]).model_fields.items():
+        choice = next((item for item in setting.metadata if isinstance(item, MethodField)), None)
         if choice is not None and ":" in str(values.get(key, "")):
             built[key] = parse_method(choice.seam, values[key].replace(";", ","))
     return built
@@ -197,106 +494,11 @@ def _translate_errors(method: type[Method], error: ValidationError, text: str) -
         step = f"stillroom show {name}"
         if detail["type"] == "missing":
             code, problem = "recipe.missing", f"{name} needs {key}"
-            field = method.model_fields.get(key)
-            expected = field.description or "" if field else ""
+            setting = method.model_fields.get(key)
+            expected = setting.description or "" if setting else ""
             step = f"write {name}:{key.replace('.', '=NAME:')}=VALUE"
         elif detail["type"] == "extra_forbidden":
             code, problem = "recipe.unknown-key", f"{key!r} is not a setting of {name}"
             expected, step = f"one of: {', '.join(known)}", suggest(key, known)
         problems.append(Problem(problem, code=code, where=text, expected=expected, next=step))
     return RecipeError(problems)
-
-
-_PROBES = 8
-_PASSAGES_IN_PARENT = 4  # factor of the search depth, so that enough parents are found
-
-
-def retrieve_with_parents(
-    index: Index,
-    query: str | Query,
-    k: int,
-    *,
-    share: float = 0.0,
-    retriever: str | Retriever | None = None,
-    reranker: str | PassageReranker | None = None,
-    transform: str | QueryTransform | None = None,
-    model: TextModel | None = None,
-) -> list[Hit]:
-    """Return at most ``k`` hits, with passages replaced by their parents.
-
-    Args:
-        index: Index to search.
-        query: Query, or its text.
-        k: Maximum number of hits.
-        share: See ``merge_into_parents``.
-        retriever: A method of ``stillroom.rag.retrievers``; by default the index's own.
-        reranker: A method of ``stillroom.rag.rerankers``.
-        transform: A method of ``stillroom.rag.query_transforms``.
-        model: Text model for the transform and the reranker.
-
-    Raises:
-        DataError: If k is below 1, or the query too long.
-    """
-
-    def find(depth: int) -> list[Hit]:
-        return index.retrieve(
-            query, depth, retriever=retriever, reranker=reranker, transform=transform, model=model
-        )
-
-    deep = k * _PASSAGES_IN_PARENT if k > 0 and _has_parents(index) else k
-    hits = find(deep)
-    if not any(hit.passage.parent for hit in hits):
-        return hits[:k]
-    if deep == k:  # few passages have parents, and none of the probed ones
-        hits = find(k * _PASSAGES_IN_PARENT)
-    return merge_into_parents(hits, index, share)[:k]
-
-
-def _has_parents(index: Index) -> bool:
-    """Return whether any of a few probed passages has a parent, to avoid a second search."""
-    step = max(len(index) // _PROBES, 1)
-    return any(index.passage_at(row).parent for row in range(0, len(index), step))
-
-
-def merge_into_parents(hits: Sequence[Hit], index: Index, share: float = 0.0) -> list[Hit]:
-    """Return the hits, with those that have a parent expanded to it and merged.
-
-    A parent takes the rank of its best hit. Parents that overlap, such as windows around sentences,
-    are merged; those that only touch are not.
-
-    Args:
-        hits: Hits, best first.
-        index: Index of the hits.
-        share: A parent is used where more than this share of its passages is among the hits; 0
-            uses every parent, 1 none.
-    """
-    counts: dict[tuple[str, tuple[int, int]], int] = {}
-    for hit in hits:
-        if hit.passage.parent:
-            key = hit.passage.document_id, hit.passage.parent
-            counts[key] = counts.get(key, 0) + 1
-    totals: dict[tuple[str, tuple[int, int]], int] = {}
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for hit in hits:
-        passage, parent = hit.passage, hit.passage.parent
-        span = passage.start, passage.end
-        if parent and parent != span:
-            key = passage.document_id, parent
-            if key not in totals:
-                totals[key] = _count_children(passage, index) if share > 0 else 1
-            span = parent if counts[key] > share * totals[key] else span
-        spans.setdefault(passage.document_id, []).append(span)
-    return merge_hit_spans(hits, spans, index, touching=False)
-
-
-def _count_children(passage: Passage, index: Index) -> int:
-    """Return the number of passages with the same parent."""
-    row, total = index.row_of(passage.id), 1
-    for step in (1, -1):
-        for neighbor_row in count(row + step, step):
-            neighbor = index.passage_at(neighbor_row) if 0 <= neighbor_row < len(index) else None
-            same = neighbor is not None and neighbor.document_id == passage.document_id
-            if neighbor is None or not same or neighbor.parent != passage.parent:
-                break
-            total += 1
-    return total

@@ -1,4 +1,4 @@
-"""Ranked lists: fusion, reordering, per-document limits, and window expansion.
+"""Ranked lists: fusion, order, duplicates, and limits per document.
 
 ``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1; d
 missing from a list adds 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
@@ -24,39 +24,32 @@ Use Long Contexts", arXiv:2307.03172.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stillroom.rag.observability import describe_hits, stage
-from stillroom.records import Hit, Passage
-from stillroom.text.chunking.boundaries import find_header, find_tables
+from stillroom.records import Hit
+from stillroom.text.dedup.shingles import hash_shingles, jaccard_similarity
 
 if TYPE_CHECKING:
-    from stillroom.models import TextModel
-    from stillroom.rag.index.searcher import Index
-    from stillroom.rag.interfaces import PassageReranker, Query
+    from stillroom.rag.types import RankedRows
+    from stillroom.text.dedup.shingles import HashArray
 
 __all__ = [
     "Normalization",
-    "RankedRows",
-    "expand_window",
+    "drop_duplicates",
     "fuse_reciprocal_ranks",
     "fuse_scores",
     "limit_per_document",
-    "merge_hit_spans",
     "normalize_scores",
     "reorder_lost_in_the_middle",
-    "rerank_hits",
     "sort_hits",
 ]
 
 
 Normalization = Literal["minmax", "zscore", "theoretical", "dbsf"]
-RankedRows = Sequence[tuple[int, float]]
-"""Rows with scores, best first, without repeats."""
+_DUPLICATE_SIMILARITY = 0.9
 
 
 def fuse_reciprocal_ranks(
@@ -165,121 +158,13 @@ def limit_per_document(hits: Sequence[Hit], most: int) -> list[Hit]:
     return limited
 
 
-def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
-    """Return the hits, each expanded by the passages before and after it in its document.
-
-    Hits that overlap or touch are merged into one with the rank of the best, so that no text is
-    repeated. The text is taken from the document, so that ``document.text[start:end] == text`` and
-    citations open to the exact position.
-
-    Args:
-        hits: Hits, best first.
-        index: Index of the hits.
-        window: Number of passages on each side; 0 changes nothing. Hits expanded to their parent
-            are not expanded further.
-    """
-    if window < 1 or not hits:
-        return list(hits)
-    spans: dict[str, list[tuple[int, int]]] = {}
+def drop_duplicates(hits: Sequence[Hit]) -> list[Hit]:
+    """Drop hits that are (near) duplicates of a better one."""
+    distinct: list[Hit] = []
+    sketches: list[HashArray] = []
     for hit in hits:
-        passage = hit.passage
-        span = passage.start, passage.end
-        if passage.parent != span:  # a hit expanded to its parent is not a row of the index
-            row = index.row_of(passage.id)
-            rows = range(max(row - window, 0), min(row + window + 1, len(index)))
-            neighbors = [index.passage_at(number) for number in rows]
-            siblings = [
-                sibling for sibling in neighbors if sibling.document_id == passage.document_id
-            ]
-            span = (
-                min(sibling.start for sibling in siblings),
-                max(sibling.end for sibling in siblings),
-            )
-        spans.setdefault(passage.document_id, []).append(span)
-    return merge_hit_spans(hits, spans, index)
-
-
-def merge_hit_spans(
-    hits: Sequence[Hit],
-    spans: Mapping[str, Sequence[tuple[int, int]]],
-    index: Index,
-    *,
-    touching: bool = True,
-) -> list[Hit]:
-    """Return the hits expanded to spans of their documents, one hit per span.
-
-    A merged hit has the rank of its best one. ``document.text[start:end] == text`` holds for all,
-    and an expanded passage is its own parent.
-
-    Args:
-        hits: Hits, best first.
-        spans: Spans by document id; each hit lies within one. Overlapping spans are merged.
-        index: Index of the hits.
-        touching: Also merge spans that touch.
-    """
-    merged = {
-        document: _merge_overlapping(document_spans, touching)
-        for document, document_spans in spans.items()
-    }
-    hits_by_span: dict[tuple[str, int], Hit] = {}
-    for hit in hits:
-        passage = hit.passage
-        start, end = next(
-            span for span in merged[passage.document_id] if span[0] <= passage.start < span[1]
-        )
-        if (passage.document_id, start) not in hits_by_span:
-            if (start, end) != (passage.start, passage.end):
-                passage = _widen(passage, start, end, index)
-            hits_by_span[passage.document_id, start] = Hit(
-                passage, hit.score, len(hits_by_span) + 1
-            )
-    return list(hits_by_span.values())
-
-
-def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:
-    document = index.document(passage.document_id)
-    return replace(
-        passage,
-        start=start,
-        end=end,
-        text=document.text[start:end],
-        location=document.locate(start, end),
-        headings=document.heading_path(start),
-        parent=(start, end),
-        table_header=find_header(find_tables(document), start),
-        context="",
-    )
-
-
-def _merge_overlapping(spans: Sequence[tuple[int, int]], touching: bool) -> list[tuple[int, int]]:
-    """Return the spans in order, with overlapping (or touching) ones merged."""
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if merged and start < merged[-1][1] + touching:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def rerank_hits(
-    reranker: PassageReranker,
-    query: Query,
-    hits: Sequence[Hit],
-    index: Index,
-    model: TextModel | None,
-) -> list[Hit]:
-    """Return the hits in a reranker's order, as a stage of its own."""
-    with stage("rerank") as span:
-        reranked = reranker.rerank(query, hits, index, model)
-        if span.is_recording:
-            span.set_attributes(
-                reranker__model_name=reranker.method_name(), reranker__top_k=len(reranked)
-            )
-            for side, listed in (("input", hits), ("output", reranked)):
-                span.set_named_attributes(
-                    describe_hits(listed, prefix=f"reranker.{side}_documents")
-                )
-            if span.wants_content:
-                span.set_attributes(reranker__query=query.text)
-        return reranked
+        sketch = hash_shingles(hit.passage.text)
+        if all(jaccard_similarity(sketch, earlier) < _DUPLICATE_SIMILARITY for earlier in sketches):
+            distinct.append(hit)
+            sketches.append(sketch)
+    return distinct

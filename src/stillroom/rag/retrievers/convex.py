@@ -9,13 +9,16 @@ the lists are cut at a depth, and scores that one of them lacks are not computed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.interfaces import HybridRetriever
-from stillroom.rag.retrieval.ranking import Normalization, RankedRows, fuse_scores
+from stillroom.rag.retrieval.ranking import Normalization, fuse_scores
+
+if TYPE_CHECKING:
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["Convex"]
 
@@ -34,7 +37,7 @@ class Convex(HybridRetriever):
     depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
 
     @override
-    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:
         return fuse_scores(
             rankings,
             [1 - self.alpha, self.alpha],

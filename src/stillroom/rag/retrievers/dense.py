@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.interfaces import Query, Retriever, search_dense
+from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["Dense"]
 
@@ -31,5 +31,5 @@ class Dense(Retriever):
     )
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        return index.hits(search_dense(index, query, k, search=self.search))
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
+        return index.search_dense(query, k, search=self.search)

@@ -20,7 +20,7 @@ from stillroom.rag.interfaces import Query, Retriever
 if TYPE_CHECKING:
     from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["GraphGlobal"]
 
@@ -42,14 +42,14 @@ class GraphGlobal(Retriever):
         return open_graph(self.graph).digest
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         graph = open_graph(self.graph)
         visibility = graph.meet(index)
         similarities = graph.report_likeness(index.embed_query(query))
         best = rank_reports(graph, visibility, similarities, level=self.level, count=self.reports)
         lists = [visibility.rows(_list_source_rows(graph, community)) for community in best]
         rows = interleave_rows(lists)[:k]
-        return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
+        return [(row, 1.0 / rank) for rank, row in enumerate(rows, start=1)]
 
 
 def _list_source_rows(graph: KnowledgeGraph, community: int) -> list[int]:

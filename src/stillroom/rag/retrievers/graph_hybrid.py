@@ -27,7 +27,7 @@ from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["GraphHybrid"]
 
@@ -49,7 +49,7 @@ class GraphHybrid(Retriever):
         return open_graph(self.graph).digest
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         graph = open_graph(self.graph)
         visibility = graph.meet(index)
         lists: list[Sequence[int]] = []
@@ -66,7 +66,7 @@ class GraphHybrid(Retriever):
         if self.mode == "mix":
             lists.append([row for row, _ in index.search_dense(query, k)])
         rows = interleave_rows(lists)[:k]
-        return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
+        return [(row, 1.0 / rank) for rank, row in enumerate(rows, start=1)]
 
     def _by_entities(
         self, graph: KnowledgeGraph, visibility: GraphVisibility, query: Query, index: Index

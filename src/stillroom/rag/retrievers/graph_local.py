@@ -30,7 +30,7 @@ from stillroom.rag.retrieval.ranking import fuse_scores
 if TYPE_CHECKING:
     from stillroom.rag.graph.knowledge_graph import GraphVisibility, KnowledgeGraph
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["GraphLocal"]
 
@@ -58,7 +58,7 @@ class GraphLocal(Retriever):
         return open_graph(self.graph).digest
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         graph = open_graph(self.graph)
         visibility = graph.meet(index)
         passage_scores = self._find(query, index)
@@ -69,7 +69,7 @@ class GraphLocal(Retriever):
             hops=self.hops,
             damping=self.damping,
         )
-        return index.hits(rank_passages(graph, visibility, active, passage_scores)[:k])
+        return rank_passages(graph, visibility, active, passage_scores)[:k]
 
     def _find(self, query: Query, index: Index) -> dict[int, float]:
         """Return the fused hits of words and vectors with 1 / rank, by index row, best first."""

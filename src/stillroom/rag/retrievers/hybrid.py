@@ -8,13 +8,16 @@ scores are ordered by the best single rank, then by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.interfaces import HybridRetriever
-from stillroom.rag.retrieval.ranking import RankedRows, fuse_reciprocal_ranks
+from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
+
+if TYPE_CHECKING:
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["Hybrid"]
 
@@ -30,6 +33,6 @@ class Hybrid(HybridRetriever):
     depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
 
     @override
-    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:
         weights = [self.keyword_weight, self.dense_weight]
         return fuse_reciprocal_ranks(rankings, k=self.rank_constant, weights=weights)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.interfaces import Query, Retriever, search_keyword
+from stillroom.rag.interfaces import Query, Retriever
 from stillroom.text.bm25 import BM25Variant
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["Keyword"]
 
@@ -37,6 +37,6 @@ class Keyword(Retriever):
     )
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         settings = {name: getattr(self, name) for name in ("k1", "b", "variant", "delta")}
-        return index.hits(search_keyword(index, query, k, **settings))
+        return index.search_keyword(query, k, **settings)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.interfaces import Query, Retriever, search_dense, search_keyword, search_tokens
+from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["MultiVector"]
 
@@ -37,10 +37,10 @@ class MultiVector(Retriever):
     )
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         if not self.depth:
-            return index.hits(search_tokens(index, query, k, None))
+            return index.search_tokens(query, k, None)
         depth = max(self.depth, k)
-        rankings = [search_keyword(index, query, depth), search_dense(index, query, depth)]
+        rankings = [index.search_keyword(query, depth), index.search_dense(query, depth)]
         rows = sorted({row for ranking in rankings for row, _ in ranking})
-        return index.hits(search_tokens(index, query, k, rows))
+        return index.search_tokens(query, k, rows)

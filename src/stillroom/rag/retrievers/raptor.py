@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stillroom.rag.graph.knowledge_graph import GraphVisibility
     from stillroom.rag.graph.summary_tree import SummaryTree
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["Raptor"]
 
@@ -44,7 +44,7 @@ class Raptor(Retriever):
         return open_tree(self.tree).digest
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         tree = open_tree(self.tree)
         visibility = check_index_match(tree, index)
         vector = index.embed_query(query)
@@ -63,7 +63,7 @@ class Raptor(Retriever):
                 self._unfold(tree, number, visibility, vector, index) if is_summary else [number]
             ):
                 rows.setdefault(row, score)
-        return index.hits(list(rows.items())[:k])
+        return list(rows.items())[:k]
 
     def _unfold(
         self,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.rag.interfaces import Query, Retriever, search_sparse
+from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
-    from stillroom.records import Hit
+    from stillroom.rag.types import RankedRows
 
 __all__ = ["Sparse"]
 
@@ -26,5 +26,5 @@ class Sparse(Retriever):
     paper: ClassVar[str] = "arXiv:2107.05720"
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        return index.hits(search_sparse(index, query, k))
+    def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
+        return index.search_sparse(query, k)

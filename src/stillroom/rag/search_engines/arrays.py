@@ -45,7 +45,6 @@ __all__ = [
 
 
 Arrays = Mapping[str, "NDArray[Any]"]
-
 _TYPES: Mapping[str, str] = {
     "U8": "<u1",
     "U16": "<u2",
@@ -57,7 +56,6 @@ _TYPES: Mapping[str, str] = {
     "F16": "<f2",
     "F32": "<f4",
 }
-
 _NAMES = {np.dtype(code): name for name, code in _TYPES.items()}
 
 

@@ -238,7 +238,6 @@ PostingsRow = tuple[str, Terms, Terms, int, int]
 
 Terms are pairs of term and position, or consecutive words.
 """
-
 _ARRAYS = frozenset(
     {"terms", "term_starts", "starts", "rows", "lengths"}
     | {f"{field}_{what}" for field in FIELDS for what in ("counts", "positions", "starts")}

@@ -163,19 +163,16 @@ def _make_metadata_error(path: Path, number: int, problem: str) -> DataError:
 
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~", "in", "exists", "and", "or", "not"]
-
 _TOKEN = re.compile(
     r"\s*(?:(?P<mark><=|>=|!=|[=<>~(),])"
     r'|"(?P<double>(?:[^"\\]|\\.)*)"'
     r"|'(?P<single>(?:[^'\\]|\\.)*)'"
     r"|(?P<word>[^\s()=<>!~,\"']+))"
 )
-
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _MAX_CHARACTERS = 8_192
 _MAX_TERMS = 256
 _MAX_DEPTH = 32
-
 _COMPARABLE_KINDS: Mapping[FieldKind, tuple[FieldKind, ...]] = {
     "text": ("text", "date"),
     "date": ("date", "text"),

@@ -50,7 +50,7 @@ from stillroom.provenance import (
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.interfaces import DEFAULT_RETRIEVER, RETRIEVERS, STORES, IndexStore, Retriever
+from stillroom.rag.interfaces import STORES, IndexStore
 from stillroom.rag.types import DocumentMetadata
 
 if TYPE_CHECKING:
@@ -488,14 +488,10 @@ def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any
         update_manifest(writer, details={"retriever": pipeline})
 
 
-def read_tuned_retriever(opened: SnapshotReader) -> Retriever:
-    """Return the default retriever of an index.
-
-    Raises:
-        RecipeError: If it names an unknown method or setting.
-    """
+def read_tuned_retriever(opened: SnapshotReader) -> Mapping[str, Any] | None:
+    """Return name and settings of the default retriever that an index stores, or None."""
     stored = opened.get_setting(_SETTING_NAME)
-    return RETRIEVERS.build(stored["settings"] if stored else DEFAULT_RETRIEVER)
+    return stored["settings"] if stored else None
 
 
 INDEX_FORMAT = 3

@@ -7,6 +7,7 @@ import pytest
 from stillroom.rag.analysis.analyzer import Analyzer, Stemming, fold_diacritics, normalize_numbers
 from stillroom.rag.analysis.phrases import match_clauses, parse_query
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.pipeline import retrieve
 
 PAIRS = [
     ("getusername", "getUserName"),
@@ -164,5 +165,5 @@ def test_phrases_and_closeness_do_not_depend_on_spelling(index):
         )
         assert {index.passage_at(row).location.path for row in rows} == expected, query
     for asked in ("getUserName e-mail café", "getusername email cafe"):
-        hits = index.retrieve(asked, 4, retriever="keyword", reranker="proximity")
+        hits = retrieve(index, asked, 4, retriever="keyword", reranker="proximity")
         assert {hit.passage.location.path for hit in hits[:2]} == {"apart.md", "joined.md"}

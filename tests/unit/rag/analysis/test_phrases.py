@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from stillroom.models import open_embedder
 from stillroom.rag.analysis.phrases import PhraseClause, parse_query
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.pipeline import retrieve
 
 RETRIEVERS = ("keyword", "dense", "hybrid", "convex")
 
@@ -54,56 +55,58 @@ def test_beyond_sixteen_clauses_the_rest_are_words():
 
 @pytest.mark.parametrize("retriever", RETRIEVERS)
 def test_a_phrase_stands_in_every_hit(index, retriever):
-    assert paths(index.retrieve('animal "guard the house"', 6, retriever=retriever)) == [
+    assert paths(retrieve(index, 'animal "guard the house"', 6, retriever=retriever)) == [
         "animals/dogs.md"
     ]
-    assert paths(index.retrieve('"guarding the houses"', 6, retriever=retriever)) == [
+    assert paths(retrieve(index, '"guarding the houses"', 6, retriever=retriever)) == [
         "animals/dogs.md"
     ]
 
 
 @pytest.mark.parametrize("retriever", RETRIEVERS)
 def test_a_field_stands_in_every_hit(index, retriever):
-    assert paths(index.retrieve("headings:python compiler", 6, retriever=retriever)) == [
+    assert paths(retrieve(index, "headings:python compiler", 6, retriever=retriever)) == [
         "code/python.md"
     ]
-    assert paths(index.retrieve('body:"capital of France"', 6, retriever=retriever)) == [
+    assert paths(retrieve(index, 'body:"capital of France"', 6, retriever=retriever)) == [
         "places/paris.txt"
     ]
 
 
 def test_a_word_of_the_text_is_not_one_of_the_headings(index):
     with pytest.warns(UserWarning, match="words alone"):
-        found = index.retrieve("headings:compiler", 6, retriever="keyword")
+        found = retrieve(index, "headings:compiler", 6, retriever="keyword")
     assert paths(found) == ["code/python.md"]
 
 
 def test_clauses_join_and_a_filter_holds_beside_them(index):
-    both = index.retrieve('"c" "17"', 6, retriever="keyword")
+    both = retrieve(index, '"c" "17"', 6, retriever="keyword")
     assert paths(both) == ["code/cpp.md"]
     narrow = index.restrict("path ~ 'animals/*'")
     with pytest.warns(UserWarning, match="words alone"):
-        found = narrow.retrieve('"capital of France" cat', 6)
+        found = retrieve(narrow, '"capital of France" cat', 6)
     assert all(path.startswith("animals/") for path in paths(found))
 
 
 def test_phrases_are_found_in_each_language_with_auto(build, tmp_path):
     build(keyword={"stemming": "auto"})
     with Index.open(tmp_path / "index") as index:
-        assert paths(index.retrieve('"guarding the houses"', 6)) == ["animals/dogs.md"]
+        assert paths(retrieve(index, '"guarding the houses"', 6)) == ["animals/dogs.md"]
 
 
 @pytest.mark.parametrize("variant", ["lucene", "robertson", "atire", "bm25l", "bm25+"])
 def test_an_index_searches_by_the_variant_of_its_recipe(build, variant, tmp_path):
     build(keyword={"variant": variant, "k1": 1.5, "b": 0.6})
     with Index.open(tmp_path / "index", embedder=open_embedder("static")) as index:
-        own = index.retrieve("cats purr at night", 6, retriever="keyword")
-        told = index.retrieve(
+        own = retrieve(index, "cats purr at night", 6, retriever="keyword")
+        told = retrieve(
+            index,
             "cats purr at night",
             6,
             retriever={"name": "keyword", "variant": variant, "k1": 1.5, "b": 0.6},
         )
-        other = index.retrieve(
+        other = retrieve(
+            index,
             "cats purr at night",
             6,
             retriever={"name": "keyword", "variant": "atire" if variant != "atire" else "lucene"},
@@ -118,6 +121,6 @@ def test_a_lower_bound_is_that_of_the_variants_paper_unless_given(build, tmp_pat
     build(keyword={"variant": "bm25+"})
     ask = {"name": "keyword", "variant": "bm25+"}
     with Index.open(tmp_path / "index") as index:
-        own = index.retrieve("cats", 3, retriever="keyword")[0].score
-        assert index.retrieve("cats", 3, retriever={**ask, "delta": 1.0})[0].score == own
-        assert index.retrieve("cats", 3, retriever={**ask, "delta": 0.2})[0].score < own
+        own = retrieve(index, "cats", 3, retriever="keyword")[0].score
+        assert retrieve(index, "cats", 3, retriever={**ask, "delta": 1.0})[0].score == own
+        assert retrieve(index, "cats", 3, retriever={**ask, "delta": 0.2})[0].score < own

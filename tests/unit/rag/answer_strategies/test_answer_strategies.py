@@ -112,6 +112,13 @@ def test_strips_keep_their_place_in_the_source(index, built):
     assert source[place.byte_start : place.byte_end].decode() == hit.passage.text
 
 
+def test_strips_are_not_widened_to_neighbours(index):
+    answering = {"name": "corrective", "strip": 1, "most_strips": 1, "grader": "overlap"}
+    model = model_of("Cats purr when they rest [1].")
+    found = ask(index, model, "cats purr rest", answering=answering, k=1, neighbours=1)
+    assert [hit.passage.text for hit in found.hits] == ["Cats purr when they rest."]
+
+
 def test_parts_of_a_question_are_searched_each(index):
     model = model_of("Cats purr [1].", ["Where does a dog bark?", "What does C++ need?"])
     found = ask(index, model, "cats, dogs and C++", answering="iterative", k=3)

@@ -1,8 +1,9 @@
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.generation.prompt import drop_duplicates, fit_prompt, render_prompt
+from stillroom.rag.generation.prompt import fit_prompt, render_prompt
 from stillroom.rag.model_calls import quote_text
+from stillroom.rag.retrieval.ranking import drop_duplicates
 from stillroom.records import Hit, Location, Passage
 from stillroom.testing import scripted_model
 

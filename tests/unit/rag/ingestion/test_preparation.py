@@ -12,6 +12,7 @@ from stillroom.rag import ask
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.ingestion.preparation import ContextWriter, clean_context
 from stillroom.rag.recipe import ContextualRetrievalSettings, RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.run import estimate, run
 from stillroom.recipes import parse_recipe
 from stillroom.records import Completion
@@ -98,7 +99,7 @@ def recall(index, retriever):
     for name in TOOLS:
         for title, question in QUESTIONS.items():
             asked = question.format(name=name)
-            passage = index.retrieve(asked, 1, retriever=retriever)[0].passage
+            passage = retrieve(index, asked, 1, retriever=retriever)[0].passage
             is_right = f"The {name} is" in index.document(passage.document_id).text
             found += is_right and SECTIONS[title][:8] in passage.text
     return found / (len(TOOLS) * len(SECTIONS))
@@ -145,7 +146,7 @@ def test_contexts_find_and_are_never_shown_or_cited(tools, monkeypatch):
         return "It weighs 3 kilograms [1]."
 
     with Index.open(tools / "index") as index:
-        hits = index.retrieve("zyxomma", 3, retriever="keyword")
+        hits = retrieve(index, "zyxomma", 3, retriever="keyword")
         assert len(hits) == 3
         answer = ask(index, scripted_model(reply), "what does the zyxomma weigh?", k=2)
         for hit in hits:

@@ -20,6 +20,7 @@ from stillroom.rag.maintenance import migration
 from stillroom.rag.maintenance.migration import drop_source, migrate_index
 from stillroom.rag.maintenance.update import check_index, update_index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.snapshots import open_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +46,7 @@ def _address(server, monkeypatch):
 def look(place):
     with Index.open(place) as index:
         asked = ("cat dog", "capital of France", "foo_bar C++", '"sixteen hours"')
-        found = {query: index.retrieve(query, 5) for query in asked}
+        found = {query: retrieve(index, query, 5) for query in asked}
         return index.digest, found, index.fields
 
 
@@ -61,7 +62,7 @@ def test_an_index_moves_to_postgres_and_back_and_follows_its_folder_in_both(plac
         said = call("rag", "migrate", place, "--to", "postgres", "prefix=moved")
         assert "6 documents copied from folder to postgres" in said
         assert "the greatest difference of a score is 0" in said
-        assert len(reader.retrieve("cat", 1)) == 1  # what is open goes on
+        assert len(retrieve(reader, "cat", 1)) == 1  # what is open goes on
     assert look(place) == before
     assert read_artifact(place).digest == artifact.digest
     assert verify_artifact(place) == []

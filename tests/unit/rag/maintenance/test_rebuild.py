@@ -18,6 +18,7 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.maintenance.rebuild import RecallCheck, drop_previous, rebuild_index, roll_back
 from stillroom.rag.maintenance.update import update_index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 
 CHUNKER = ("chunker.name=recursive", "chunker.size=16")
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +37,7 @@ def place(recipe, tmp_path):
 
 def digest_of(place):
     with Index.open(place) as index:
-        assert index.retrieve("cat", 1)
+        assert retrieve(index, "cat", 1)
         return index.digest
 
 
@@ -48,7 +49,7 @@ def test_a_rebuild_is_measured_switched_and_rolled_back(place, folder):
         assert told.exit_code == 0, (told.output, told.exception)
         assert "known-item questions" in told.output
         assert "mrr@10" in told.output
-        assert len(reader.retrieve("cat", 1)) == 1  # what is open goes on
+        assert len(retrieve(reader, "cat", 1)) == 1  # what is open goes on
     after = digest_of(place)
     assert after != before
     assert read_artifact(place).details["rebuilt"]["questions"] == "known-item"

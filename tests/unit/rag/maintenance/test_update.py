@@ -23,6 +23,7 @@ from stillroom.rag.maintenance.update import (
     update_index,
 )
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 
 QUERIES = ("cat dog", "capital of France", "foo_bar C++", "日本", "a house at night", "nine lives")
@@ -91,13 +92,13 @@ def test_each_kind_of_change_is_counted_and_gives_what_a_fresh_build_gives(place
 
 def test_a_rename_parses_and_embeds_nothing_and_changes_the_ids(place, folder):
     with Index.open(place) as index:
-        old = index.retrieve("capital of France", 1)[0].passage
+        old = retrieve(index, "capital of France", 1)[0].passage
     (folder / "places/paris.txt").rename(folder / "paris.txt")
     counting = Counting()
     done = update_index(place, embedder=counting)
     assert (done.renamed, done.parsed, counting.texts) == (1, 0, [])
     with Index.open(place) as index:
-        new = index.retrieve("capital of France", 1)[0].passage
+        new = retrieve(index, "capital of France", 1)[0].passage
         assert new.location.path == "paris.txt"
         assert new.text == old.text
         assert new.id != old.id
@@ -111,7 +112,7 @@ def test_a_file_whose_name_was_its_title_is_parsed_again_when_it_is_renamed(plac
     assert done.renamed == 0
     assert (done.added, done.deleted, done.parsed) == (1, 1, 1)
     with Index.open(place) as index:
-        assert index.retrieve("capital of France", 1)[0].passage.title == "london"
+        assert retrieve(index, "capital of France", 1)[0].passage.title == "london"
 
 
 def test_a_copy_is_not_embedded_again(place, folder):
@@ -120,7 +121,7 @@ def test_a_copy_is_not_embedded_again(place, folder):
     assert update_index(place, embedder=counting).added == 1
     assert counting.texts == []
     with Index.open(place) as index:
-        hits = index.retrieve("purr", 2, retriever="keyword")
+        hits = retrieve(index, "purr", 2, retriever="keyword")
         assert [hit.passage.location.path for hit in hits] == ["animals/cats.md", "cats.md"]
         assert hits[0].score == hits[1].score
 
@@ -179,7 +180,7 @@ def test_a_file_that_cannot_be_read_keeps_what_it_was(place, folder, monkeypatch
     done = update_index(place)
     assert (done.deleted, done.failed, done.unchanged) == (0, 1, 5)
     with Index.open(place) as index:
-        assert index.retrieve("purr", 1)[0].passage.location.path == "animals/cats.md"
+        assert retrieve(index, "purr", 1)[0].passage.location.path == "animals/cats.md"
 
 
 def test_a_file_that_cannot_be_used_any_more_leaves_with_its_reason(place, folder):

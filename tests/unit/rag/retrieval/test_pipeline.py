@@ -4,10 +4,20 @@ import json
 
 import pytest
 
+from stillroom.errors import RecipeError
 from stillroom.rag import ask
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.retrieval.pipeline import merge_into_parents, retrieve_with_parents
-from stillroom.rag.retrieval.ranking import expand_window
+from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
+from stillroom.rag.retrieval import pipeline
+from stillroom.rag.retrieval.expansion import expand_window, merge_into_parents
+from stillroom.rag.retrieval.pipeline import (
+    RetrievalCandidates,
+    list_search_steps,
+    parse_answer_settings,
+    retrieve,
+    retrieve_with_parents,
+    run_steps,
+)
 from stillroom.testing import scripted_model
 
 QUESTION = "how far away must the 7th kettle stand"
@@ -38,7 +48,7 @@ def check_shown(hits, index):
 
 
 def test_a_part_is_read_where_a_passage_of_it_is_found(small):
-    hits = small.retrieve(QUESTION, 12, retriever="keyword")
+    hits = retrieve(small, QUESTION, 12, retriever="keyword")
     parents = [hit.passage.parent for hit in hits if hit.passage.parent]
     assert len(set(parents)) < len(parents)
     read = merge_into_parents(hits, small)
@@ -51,7 +61,7 @@ def test_a_part_is_read_where_a_passage_of_it_is_found(small):
 
 
 def test_a_part_is_read_only_where_enough_of_it_is_found(small):
-    hits = small.retrieve(QUESTION, 12, retriever="keyword")
+    hits = retrieve(small, QUESTION, 12, retriever="keyword")
     rows = [small.passage_at(row) for row in range(len(small))]
     for share in (0.2, 0.5, 1.0):
         read = merge_into_parents(hits, small, share)
@@ -85,20 +95,51 @@ def test_as_many_parts_are_read_as_are_asked_for(small):
 
 def test_an_index_of_parts_is_searched_once(small, monkeypatch):
     depths = []
-    retrieve = small.retrieve
 
-    def count(query, k, **how):
+    def count(index, query, k, **how):
         depths.append(k)
-        return retrieve(query, k, **how)
+        return retrieve(index, query, k, **how)
 
-    monkeypatch.setattr(small, "retrieve", count)
+    monkeypatch.setattr(pipeline, "retrieve", count)
     assert len(retrieve_with_parents(small, "the kettle must stand steps away", 3)) == 3
     assert depths == [12]
 
 
+def test_retrieval_is_its_list_of_steps(index):
+    methods = RETRIEVERS.build("hybrid"), RERANKERS.build("proximity")
+    steps = list_search_steps(*methods, QUERY_TRANSFORMS.build("expand"), k=2, model=None)
+    query = Query("which animal barks at night")
+    candidates = run_steps(steps, RetrievalCandidates(index, (query,)))
+    found = retrieve(index, query, 2, retriever="hybrid", reranker="proximity", transform="expand")
+    assert candidates.hits == found
+    assert list(candidates.counts) == [
+        "match_clauses",
+        "transform_query",
+        "search_index",
+        "fuse_rankings",
+        "rerank_hits",
+        "truncate_hits",
+    ]
+    assert candidates.counts["rerank_hits"] > candidates.counts["truncate_hits"] == 2
+
+
+def test_a_step_without_a_method_is_no_step(index):
+    steps = list_search_steps(RETRIEVERS.build("keyword"), None, None, k=3, model=None)
+    counts = run_steps(steps, RetrievalCandidates(index, (Query("cat"),))).counts
+    assert list(counts) == ["match_clauses", "search_index", "fuse_rankings", "truncate_hits"]
+
+
+@pytest.mark.parametrize("name", ["answering", "unsupported"])
+def test_what_a_way_decides_cannot_be_set_beside_it(name):
+    value = {"answering": "direct", "unsupported": "drop"}[name]
+    with pytest.raises(RecipeError, match=f"way and {name} both set {name}"):
+        parse_answer_settings({"way": "convex=>corrective", name: value})
+    assert parse_answer_settings({"way": "convex", name: value})[name]
+
+
 def test_an_index_without_parts_gives_what_it_found(index):
     question = "a cat or a dog at night in Paris"
-    assert retrieve_with_parents(index, question, 3) == index.retrieve(question, 3)
+    assert retrieve_with_parents(index, question, 3) == retrieve(index, question, 3)
 
 
 def test_an_answer_shows_and_cites_the_part(small):
@@ -127,7 +168,7 @@ def test_windows_that_overlap_are_one(build, folder, tmp_path):
     (folder / "long.txt").write_text(" ".join(lines), encoding="utf-8")
     build(chunker={"name": "sentence_window", "window": 2, "min_size": 4})
     with Index.open(tmp_path / "index") as index:
-        hits = index.retrieve("the 7th kettle, the 9th kettle, the 30th kettle", 8)
+        hits = retrieve(index, "the 7th kettle, the 9th kettle, the 30th kettle", 8)
         read = merge_into_parents(hits, index)
         check_shown(read, index)
         both = [hit for hit in read if " 7th" in hit.passage.text]

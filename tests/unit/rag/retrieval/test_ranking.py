@@ -4,8 +4,9 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.expansion import expand_window
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrieval.ranking import (
-    expand_window,
     limit_per_document,
     reorder_lost_in_the_middle,
     sort_hits,
@@ -23,13 +24,13 @@ def pieces(build, folder, tmp_path):
 
 
 def test_the_best_stand_at_both_ends(index):
-    hits = index.retrieve("a cat or a dog at night in Paris", 5)
+    hits = retrieve(index, "a cat or a dog at night in Paris", 5)
     assert [hit.rank for hit in reorder_lost_in_the_middle(hits)] == [1, 3, 5, 4, 2][: len(hits)]
     assert reorder_lost_in_the_middle([]) == []
 
 
 def test_new_scores_order_and_the_unread_follow(index):
-    hits = index.retrieve("a cat or a dog at night in Paris", 4)
+    hits = retrieve(index, "a cat or a dog at night in Paris", 4)
     again = sort_hits(hits, [1.0, 3.0, 3.0])
     assert [hit.passage.id for hit in again] == [hits[at].passage.id for at in (1, 2, 0, 3)]
     assert [hit.score for hit in again] == [3.0, 3.0, 1.0, 0.0]
@@ -37,7 +38,7 @@ def test_new_scores_order_and_the_unread_follow(index):
 
 
 def test_a_document_gives_no_more_than_the_cap(pieces):
-    hits = pieces.retrieve("the kettle must stand away from the cat", 10)
+    hits = retrieve(pieces, "the kettle must stand away from the cat", 10)
     capped = limit_per_document(hits, 2)
     paths = [hit.passage.location.path for hit in capped]
     assert paths.count("long.txt") == 2
@@ -47,7 +48,7 @@ def test_a_document_gives_no_more_than_the_cap(pieces):
 
 @pytest.mark.parametrize("window", [1, 2, 50])
 def test_joined_text_is_the_documents_own(pieces, folder, window):
-    hits = pieces.retrieve("the 7th kettle, the 8th kettle, the 30th kettle", 6)
+    hits = retrieve(pieces, "the 7th kettle, the 8th kettle, the 30th kettle", 6)
     joined = expand_window(hits, pieces, window)
     seen = set()
     for hit in joined:
@@ -67,7 +68,7 @@ def test_joined_text_is_the_documents_own(pieces, folder, window):
 
 
 def test_a_wide_window_gives_the_whole_document_once(pieces):
-    hits = pieces.retrieve("the 7th kettle must stand", 6, retriever="keyword")
+    hits = retrieve(pieces, "the 7th kettle must stand", 6, retriever="keyword")
     joined = [
         h
         for h in expand_window(hits, pieces, 500)
@@ -81,7 +82,7 @@ def test_a_wide_window_gives_the_whole_document_once(pieces):
 
 
 def test_no_window_changes_nothing(pieces):
-    hits = pieces.retrieve("kettle", 3)
+    hits = retrieve(pieces, "kettle", 3)
     assert expand_window(hits, pieces, 0) == hits
 
 

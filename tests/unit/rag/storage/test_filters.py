@@ -10,6 +10,7 @@ from stillroom.provenance import read_ledger
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.maintenance.update import delete_documents, update_index
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.filters import (
     FilterExpression,
     compile_filter,
@@ -72,7 +73,7 @@ def test_documents_are_found_by_their_fields(place):
 def test_a_view_can_be_narrowed_and_never_widened(place):
     with Index.open(place) as index:
         night = index.restrict("tags = night")
-        assert {hit.passage.location.path for hit in night.retrieve("cat capital 日本", 9)} == {
+        assert {hit.passage.location.path for hit in retrieve(night, "cat capital 日本", 9)} == {
             "animals/cats.md",
             "places/tokyo.txt",
         }
@@ -89,7 +90,7 @@ def test_a_narrowed_view_follows_deletes_and_additions(place, folder):
         delete_documents(place, ["animals/cats.md", "code/cpp.md"])
         assert night.refresh()
         assert paths(night, "exists(path)") == {"tokyo.txt"}
-        assert [hit.passage.location.path for hit in night.retrieve("日本 cat", 5)] == [
+        assert [hit.passage.location.path for hit in retrieve(night, "日本 cat", 5)] == [
             "places/tokyo.txt"
         ]
         assert len(index) == 6

@@ -27,7 +27,6 @@ from stillroom.rag.storage.folder.catalog import SegmentEntry
 from stillroom.rag.storage.snapshots import SegmentLayout, make_damage_error
 from stillroom.rag.types import (
     AuxiliaryVectors,
-    get_auxiliary_vectors,
     iter_postings_rows,
     open_auxiliary_vectors,
 )
@@ -111,7 +110,7 @@ def write_segment(
         merged: Older segments.
         parts: Staged documents.
         analyzer: Analyzer of the documents' texts; None if there are no documents.
-        dimensions: Dimensions of a vector.
+        dimensions: Dimensions of a vector; 0 if they are stored elsewhere.
         dtype: ``float32`` or ``float16``.
         structures: Structures to write in addition to postings and vectors.
         check: Called regularly; raises to stop.
@@ -230,7 +229,7 @@ def _write_vectors(
             file.write(
                 np.ascontiguousarray(older.segment.vectors[older.kept], dtype=dtype).tobytes()
             )
-        for part in parts:
+        for part in parts if dimensions else ():
             file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
     return rows
 
@@ -280,7 +279,7 @@ def _iter_pieces(
     for extras, mask in older:
         yield _require(getattr(extras, name), folder, name), mask
     for part in parts:
-        yield _require(getattr(get_auxiliary_vectors(part), name), folder, part.entry.path), None
+        yield _require(getattr(part.extras(), name), folder, part.entry.path), None
 
 
 def _require(value: T | None, folder: Path, label: str) -> T:

@@ -55,7 +55,6 @@ __all__ = [
 _COMPRESSION_LEVEL = 1
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _INT4, _INT8, _BYTEA = 23, 20, 17
-
 _BATCH_DIGEST = (
     "SELECT count(*), encode(sha256(coalesce(string_agg(sha256(convert_to(term, 'UTF8') "
     "|| array_send(keys) || array_send(headings) || array_send(words) || array_send(spots)), "

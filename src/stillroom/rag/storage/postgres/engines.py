@@ -55,7 +55,6 @@ _EXACT = (
     # + 0: the order is not the index's, so that the planner cannot take it
     "ORDER BY (v.vector::vector <#> :query::vector) + 0 LIMIT :many"
 )
-
 _NEAREST = (
     "WITH near AS MATERIALIZED ("
     "SELECT key, content, vector FROM vectors ORDER BY vector <#> :query::{kind} LIMIT :many) "
@@ -63,7 +62,6 @@ _NEAREST = (
     "FROM near v JOIN documents d ON d.content = v.content "
     "WHERE d.born <= :snapshot AND d.died > :snapshot AND ({condition})"
 )
-
 _MAX_CANDIDATES = 1_000
 _SLACK = 16
 Matches = tuple["NDArray[np.int64]", "NDArray[np.float32]"]
@@ -205,24 +203,20 @@ _VISIBLE = (
     "JOIN documents d ON d.content = (u.key >> 24) "
     "WHERE p.term = :term AND d.born <= :snapshot AND d.died > :snapshot AND ({})"
 )
-
 _OCCURRENCES = (
     "SELECT string_agg(int8send(u.key) || int4send(u.headings) || int4send(u.words), ''::bytea) "
     "FROM postings p CROSS JOIN LATERAL "
     "unnest(p.keys, p.headings, p.words) AS u(key, headings, words) " + _VISIBLE
 )
-
 _POSITIONS = (
     "SELECT u.key, u.headings, u.spots FROM postings p CROSS JOIN LATERAL "  # noqa: S608
     "unnest(p.keys, p.headings, p.spots) AS u(key, headings, spots) " + _VISIBLE
 )
-
 _LENGTHS = (
     "SELECT string_agg(int8send(a.key) || int4send(a.headings) || int4send(a.words), ''::bytea) "
     "FROM passages a JOIN documents d ON d.content = (a.key >> 24) "
     "WHERE d.born <= :snapshot AND d.died > :snapshot AND ({})"
 )
-
 _ROW = np.dtype([("key", ">i8"), ("headings", ">i4"), ("words", ">i4")])
 
 

@@ -38,7 +38,7 @@ from stillroom.rag.storage.snapshots import (
     Snapshot,
     pick_snapshot,
 )
-from stillroom.rag.types import DocumentEntry, DocumentMetadata, EmbeddingDigest
+from stillroom.rag.types import AuxiliaryVectors, DocumentEntry, DocumentMetadata, EmbeddingDigest
 
 if TYPE_CHECKING:
     import psycopg
@@ -278,6 +278,12 @@ class PostgresSnapshot:
         """Return a vector search engine over a population."""
         return PostgresVectors(self, everyone, population)
 
+    def open_sparse(self, everyone: PassageRows) -> None:
+        """Return no search engine: the store keeps no term weights."""
+
+    def open_tokens(self, everyone: PassageRows) -> None:
+        """Return no search engine: the store keeps no token vectors."""
+
     def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors by positions in the population, (N, D) float32."""
         return self.vectors_of(self.keys_at(positions))
@@ -397,6 +403,10 @@ class PostgresDocument:
         rows = self._fetch("vector_send(vector::vector)", "vectors")
         return decode_vectors([data for (data,) in rows], self.reusable.reading.dimensions)
 
+    def extras(self) -> AuxiliaryVectors:
+        """Return no auxiliary vectors: the store keeps none."""
+        return AuxiliaryVectors()
+
     def _fetch(self, columns: str, table: str) -> list[Any]:
         span = {
             "first": self.content << PASSAGE_BITS,
@@ -441,6 +451,9 @@ class PostgresReusableContent:
             return None
         data, truncated = rows[0]
         return decode_vectors([data], self.reading.dimensions)[0], bool(truncated)
+
+    def extras_of_text(self, embedded: bytes) -> None:
+        """Return no auxiliary vectors: the store keeps none."""
 
     def close(self) -> None:
         """Close the session and release the snapshot."""

@@ -62,7 +62,6 @@ __all__ = [
 
 _WRITER_LOCK = -1
 """Number of the writer's advisory lock; snapshots are numbered from 1."""
-
 _PURGE = (
     "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
     "DELETE FROM fields WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
@@ -420,7 +419,6 @@ def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> N
 
 _MAX_BATCHES = 24
 _REMAINING_BATCHES = 8
-
 _MERGE = (
     "INSERT INTO postings SELECT p.term, :batch, array_agg(u.key ORDER BY u.key), "  # noqa: S608
     "array_agg(u.headings ORDER BY u.key), array_agg(u.words ORDER BY u.key), "
@@ -429,7 +427,6 @@ _MERGE = (
     f"JOIN contents c ON c.key = (u.key >> {PASSAGE_BITS}) "
     "WHERE p.batch = ANY(:old) GROUP BY p.term"
 )
-
 _STEPS = (
     "DELETE FROM postings WHERE batch = ANY(:old)",
     "DELETE FROM batches WHERE number = ANY(:old)",

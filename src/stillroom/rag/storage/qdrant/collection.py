@@ -276,7 +276,6 @@ class QdrantCollection:
 _SLACK = 16
 _SELECTIVE_FACTOR = 4
 """A payload filter is used if the view has less than this fraction (1/n) of all points."""
-
 Matches = tuple["NDArray[np.int64]", "NDArray[np.float32]"]
 
 

@@ -12,13 +12,11 @@ import numpy as np
 from stillroom.provenance import FileEntry
 from stillroom.rag.search_engines.dense import DEFAULT_OVERSAMPLING
 from stillroom.rag.storage.filters import SqlCondition
-from stillroom.rag.storage.folder.catalog import SegmentEntry
 from stillroom.rag.storage.folder.reader import (
     FolderReusableContent,
     FolderSnapshot,
     open_folder_snapshot,
 )
-from stillroom.rag.storage.folder.segments import MergedSegment
 from stillroom.rag.storage.folder.store import FolderStore, check_folder
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from stillroom.rag.storage.protocol import MEASURED_RECALL, IndexUpdate, IntegrityIssue, StoreSize
@@ -31,13 +29,7 @@ from stillroom.rag.storage.snapshots import (
     build_file_entry,
     update_manifest,
 )
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    DocumentEntry,
-    EmbeddingDigest,
-    StagedDocument,
-    get_auxiliary_vectors,
-)
+from stillroom.rag.types import StagedDocument
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,32 +37,6 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
 
 __all__ = ["QdrantIndexWriter", "QdrantReusableContent", "QdrantSnapshot", "QdrantStore"]
-
-
-@dataclass(frozen=True, slots=True)
-class _DocumentWithoutVectors:
-    """A staged document without vectors, for the folder's segments."""
-
-    part: StagedDocument
-
-    @property
-    def entry(self) -> DocumentEntry:
-        return self.part.entry
-
-    def document_line(self) -> bytes:
-        return self.part.document_line()
-
-    def passage_lines(self) -> list[bytes]:
-        return self.part.passage_lines()
-
-    def marks(self) -> Sequence[EmbeddingDigest]:
-        return self.part.marks()
-
-    def extras(self) -> AuxiliaryVectors:
-        return get_auxiliary_vectors(self.part)
-
-    def vectors(self) -> NDArray[Any]:
-        return np.zeros((self.part.entry.passages, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -172,7 +138,7 @@ class QdrantIndexWriter(FolderIndexWriter):
 
     def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
         known = self._list_contents()
-        contents = super()._stage([_DocumentWithoutVectors(part) for part in parts], check)
+        contents = super()._stage(parts, check)
         for content, part in zip(contents, parts, strict=True):
             check()
             if content not in known:
@@ -182,17 +148,6 @@ class QdrantIndexWriter(FolderIndexWriter):
     @property
     def _dimensions(self) -> int:
         return 0
-
-    def _write_rows(
-        self,
-        number: int,
-        merged: Sequence[MergedSegment],
-        parts: Sequence[StagedDocument],
-        check: Callable[[], None] = lambda: None,
-    ) -> SegmentEntry:
-        return super()._write_rows(
-            number, merged, [_DocumentWithoutVectors(part) for part in parts], check
-        )
 
 
 @dataclass(frozen=True, slots=True)

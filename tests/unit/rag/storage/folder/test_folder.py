@@ -10,6 +10,7 @@ import pytest
 
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.segments import get_segment_folder
 from stillroom.rag.storage.folder.store import check_folder
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
@@ -57,12 +58,12 @@ def test_a_reader_sees_its_snapshot_until_it_refreshes(place):
         first = index.digest
         remove(place, "animals/cats.md")
         assert paths_of(index) == before
-        assert index.retrieve("purr", 1)[0].passage.location.path == "animals/cats.md"
+        assert retrieve(index, "purr", 1)[0].passage.location.path == "animals/cats.md"
         assert index.refresh()
         assert not index.refresh()
         assert "animals/cats.md" not in paths_of(index)
         assert "animals/cats.md" not in {
-            hit.passage.location.path for hit in index.retrieve("purr cats", 10)
+            hit.passage.location.path for hit in retrieve(index, "purr cats", 10)
         }
         assert index.digest != first
 
@@ -89,7 +90,7 @@ def test_a_snapshot_whose_file_a_power_failure_took_is_there_again(place, monkey
 
 def test_a_deleted_document_is_gone_from_every_way_to_reach_it(place):
     with Index.open(place) as index:
-        hit = index.retrieve("purr", 1)[0]
+        hit = retrieve(index, "purr", 1)[0]
         before = index.lexicon.document_frequency("purr")
         remove(place, "animals/cats.md")
         index.refresh()
@@ -128,7 +129,7 @@ def test_what_a_reader_needs_stays_while_it_reads(place):
     index = Index.open(place)
     remove(place, *paths_of(index), keep=1)
     assert get_segment_folder(place / "output", 1).is_dir()
-    assert index.retrieve("purr", 1)[0].passage.location.path == "animals/cats.md"
+    assert retrieve(index, "purr", 1)[0].passage.location.path == "animals/cats.md"
     assert index.document(index.passage_at(0).document_id).text
     index.close()
     remove(place, keep=1)
@@ -140,7 +141,7 @@ def test_an_emptied_index_finds_nothing(place):
         remove(place, *paths_of(index))
         index.refresh()
         assert len(index) == 0
-        assert index.retrieve("cat") == []
+        assert retrieve(index, "cat") == []
         assert index.search_keyword(_query("cat"), 5) == []
         assert index.search_dense(_query("cat"), 5) == []
 
@@ -150,7 +151,7 @@ def test_a_second_writer_is_refused_and_told_who_writes(place):
         with pytest.raises(ResourceError) as caught:
             FolderIndexWriter.open(place / "output")
         with Index.open(place) as index:
-            assert index.retrieve("purr", 1)
+            assert retrieve(index, "purr", 1)
     assert caught.value.code == "rag.busy"
     assert f"process {os.getpid()}" in str(caught.value)
     FolderIndexWriter.open(place / "output").close()
@@ -184,7 +185,7 @@ def test_what_a_killed_writer_left_is_never_seen_and_goes_with_the_next(place):
 def test_compaction_changes_what_lies_on_the_disk_and_nothing_that_is_found(place):
     remove(place, "animals/cats.md")
     with Index.open(place) as index:
-        digest, found = index.digest, index.retrieve("dogs bark at night", 5)
+        digest, found = index.digest, retrieve(index, "dogs bark at night", 5)
     with FolderIndexWriter.open(place / "output") as writer:
         writer.compact()
     assert [path.name for path in (place / "output/segments").iterdir()] == ["000003"]
@@ -192,7 +193,7 @@ def test_compaction_changes_what_lies_on_the_disk_and_nothing_that_is_found(plac
     with Index.open(place) as index:
         assert index.digest == digest
         assert index.snapshot == 3
-        assert index.retrieve("dogs bark at night", 5) == found
+        assert retrieve(index, "dogs bark at night", 5) == found
 
 
 def _query(text):
@@ -216,7 +217,7 @@ def test_a_question_that_is_being_answered_keeps_its_snapshot(place):
 
 def test_an_index_that_was_replaced_is_not_mixed_with_the_one_that_is_open(place, folder, build):
     with Index.open(place) as index:
-        hit = index.retrieve("purr", 1)[0]
+        hit = retrieve(index, "purr", 1)[0]
         (folder / "animals/cats.md").unlink()
         build()
         caught = []
