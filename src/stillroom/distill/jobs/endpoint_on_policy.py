@@ -1,0 +1,99 @@
+"""Match a teacher behind an endpoint on text that the student samples during training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.interfaces import (
+    METHODS,
+    ROLLOUT_POLICIES,
+    DistillationObjective,
+    RolloutPolicy,
+)
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.recipes import (
+    EndpointTeacherRecipe,
+    check_policy_gradient,
+    check_sharding,
+    check_teacher_apart,
+)
+from stillroom.jobs import Estimate, Job
+from stillroom.jobs.kind import JobKind
+from stillroom.jobs.preflight import PreflightReport
+from stillroom.provenance import Artifact
+
+__all__ = [
+    "JOB_KIND",
+    "EndpointOnPolicyRecipe",
+    "describe_workload",
+    "estimate",
+    "preflight",
+    "run",
+]
+
+
+class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
+    """Train a student on its own samples, with the log-probabilities of an endpoint."""
+
+    kind: Literal["distill.endpoint_on_policy"] = Field(
+        default="distill.endpoint_on_policy", description="job kind"
+    )
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="distillation objective, with its settings",
+    )
+    rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
+        default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
+        description="source of generated training text in addition to records",
+    )
+
+    @model_validator(mode="after")
+    def _student_generates(self) -> EndpointOnPolicyRecipe:
+        check_policy_gradient(self.method, self.rollout_policy)
+        check_teacher_apart(self.rollout_policy)
+        check_sharding(self.train)
+        return self
+
+
+def describe_workload(recipe: EndpointOnPolicyRecipe) -> Workload:
+    """Return what the job does, for estimates and checks."""
+    return Workload(
+        recipe,
+        (recipe.teacher,),
+        recipe.method,
+        recipe.targets,
+        rollout_policy=recipe.rollout_policy,
+    )
+
+
+def estimate(recipe: EndpointOnPolicyRecipe) -> Estimate:
+    """Estimate memory, disk and time of the job."""
+    from stillroom.distill.preflight.resources import estimate_resources
+
+    return estimate_resources(describe_workload(recipe))
+
+
+def preflight(
+    recipe: EndpointOnPolicyRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
+) -> PreflightReport:
+    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
+    from stillroom.distill.preflight.checks import run_preflight
+
+    workload = describe_workload(recipe)
+    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
+
+
+def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
+    """Train a student on its own samples, with the log-probabilities of an endpoint."""
+    from stillroom.distill.preflight.checks import require_preflight
+    from stillroom.distill.trainers.endpoint_on_policy import train_on_policy_by_endpoint
+
+    return train_on_policy_by_endpoint(
+        recipe, job, require_preflight(describe_workload(recipe), job)
+    )
+
+
+JOB_KIND = JobKind(EndpointOnPolicyRecipe, run, estimate, preflight)

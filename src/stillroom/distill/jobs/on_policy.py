@@ -1,0 +1,97 @@
+"""Match a local teacher on text that the student samples during training.
+
+Generalized knowledge distillation (GKD, Agarwal et al. 2024, arXiv:2306.13649) and MiniLLM (Gu et
+al. 2024, arXiv:2306.08543). A teacher behind an endpoint is ``distill.endpoint_on_policy``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.interfaces import (
+    FEATURE_LOSSES,
+    METHODS,
+    ROLLOUT_POLICIES,
+    DistillationObjective,
+    FeatureLoss,
+    RolloutPolicy,
+)
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.recipes import (
+    LocalTeacherRecipe,
+    check_policy_gradient,
+    check_sharding,
+)
+from stillroom.jobs import Estimate, Job
+from stillroom.jobs.kind import JobKind
+from stillroom.jobs.preflight import PreflightReport
+from stillroom.provenance import Artifact
+
+__all__ = ["JOB_KIND", "OnPolicyRecipe", "describe_workload", "estimate", "preflight", "run"]
+
+
+class OnPolicyRecipe(LocalTeacherRecipe):
+    """Train a student on its own samples, with a local teacher's distributions."""
+
+    kind: Literal["distill.on_policy"] = Field(default="distill.on_policy", description="job kind")
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="distillation objective, with its settings",
+    )
+    rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
+        default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
+        description="source of generated training text in addition to records",
+    )
+    feature_losses: tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...] = Field(
+        default=(),
+        description="losses on internal states of both models, added to the objective",
+    )
+
+    @model_validator(mode="after")
+    def _student_generates(self) -> OnPolicyRecipe:
+        check_policy_gradient(self.method, self.rollout_policy)
+        check_sharding(self.train)
+        return self
+
+
+def describe_workload(recipe: OnPolicyRecipe) -> Workload:
+    """Return what the job does, for estimates and checks."""
+    return Workload(
+        recipe,
+        (recipe.teacher,),
+        recipe.method,
+        is_live=True,
+        feature_losses=recipe.feature_losses,
+        rollout_policy=recipe.rollout_policy,
+    )
+
+
+def estimate(recipe: OnPolicyRecipe) -> Estimate:
+    """Estimate memory, disk and time of the job."""
+    from stillroom.distill.preflight.resources import estimate_resources
+
+    return estimate_resources(describe_workload(recipe))
+
+
+def preflight(
+    recipe: OnPolicyRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
+) -> PreflightReport:
+    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
+    from stillroom.distill.preflight.checks import run_preflight
+
+    workload = describe_workload(recipe)
+    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
+
+
+def run(recipe: OnPolicyRecipe, job: Job) -> Artifact:
+    """Train a student on its own samples, with a local teacher's distributions."""
+    from stillroom.distill.preflight.checks import require_preflight
+    from stillroom.distill.trainers.on_policy import train_on_policy
+
+    return train_on_policy(recipe, job, require_preflight(describe_workload(recipe), job))
+
+
+JOB_KIND = JobKind(OnPolicyRecipe, run, estimate, preflight, is_distributed=True)
