@@ -5,13 +5,16 @@ Each kind of job adds what acts in it alone. Imports no torch.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
-from stillroom.distill.interfaces import DistillationObjective, RolloutPolicy
+from stillroom.distill.interfaces import METHODS, DistillationObjective, RolloutPolicy
 from stillroom.distill.settings import (
     EndpointTeacherSettings,
     FidelitySettings,
     PruneSettings,
+    RationaleChoice,
     SequenceSettings,
     StudentOutputSettings,
     TeacherContextSettings,
@@ -22,10 +25,11 @@ from stillroom.recipes import Recipe, Reference
 from stillroom.train.settings import TrainSettings
 
 __all__ = [
+    "ContextRecipe",
     "EndpointTeacherRecipe",
     "LocalTeacherRecipe",
+    "ObjectiveRecipe",
     "TrainingRecipe",
-    "check_context",
     "check_objective_on_records",
     "check_policy_gradient",
     "check_sharding",
@@ -78,13 +82,42 @@ class TrainingRecipe(Recipe):
         return self
 
 
+class ObjectiveRecipe(TrainingRecipe):
+    """Settings of a kind that compares distributions over one vocabulary."""
+
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="distillation objective, with its settings",
+    )
+
+
+class ContextRecipe(TrainingRecipe):
+    """Settings of a kind whose texts are records, which the teacher may read with a context."""
+
+    rationale: RationaleChoice | None = Field(
+        default=None, description="train on rationales in addition to answers; null disables"
+    )
+    context: TeacherContextSettings | None = Field(
+        default=None,
+        description="context distillation: text that only the teacher reads, before the question",
+    )
+
+    @model_validator(mode="after")
+    def _context_hides_prompts(self) -> ContextRecipe:
+        if self.context is not None and self.include_prompt:
+            raise ValueError(
+                "'context' compares only the assistant's tokens; set include_prompt: false"
+            )
+        return self
+
+
 class _LocalTeacher(Recipe):  # a base class of its own, so that recipes begin with the teacher
     teacher: Reference = Field(
         examples=["path/to/teacher"], description="checkpoint of the teacher"
     )
 
 
-class LocalTeacherRecipe(TrainingRecipe, _LocalTeacher):
+class LocalTeacherRecipe(ObjectiveRecipe, _LocalTeacher):
     """Settings of a kind with one teacher in this process."""
 
 
@@ -94,7 +127,7 @@ class _EndpointTeacher(Recipe):
     )
 
 
-class EndpointTeacherRecipe(TrainingRecipe, _EndpointTeacher):
+class EndpointTeacherRecipe(ObjectiveRecipe, _EndpointTeacher):
     """Settings of a kind with one teacher behind an endpoint, of the student's vocabulary."""
 
     student: Reference = Field(
@@ -133,18 +166,6 @@ def check_objective_on_records(method: DistillationObjective, *, is_sampled: boo
         raise ValueError(
             f"method '{name}' does not support targets.mode 'sampled'; use method forward_kl, or "
             "targets.mode top_k"
-        )
-
-
-def check_context(context: TeacherContextSettings | None, *, include_prompt: bool) -> None:
-    """Reject a loss on prompts that teacher and student read differently.
-
-    Raises:
-        ValueError: If both are set.
-    """
-    if context is not None and include_prompt:
-        raise ValueError(
-            "'context' compares only the assistant's tokens; set include_prompt: false"
         )
 
 

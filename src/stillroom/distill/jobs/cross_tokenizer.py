@@ -5,7 +5,6 @@ Both texts are aligned by bytes; the loss compares chunks of text or rows of dis
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -16,27 +15,22 @@ from stillroom.distill.interfaces import (
     CrossTokenizerLoss,
     RolloutPolicy,
 )
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import Workload, declare_kind
 from stillroom.distill.recipes import (
-    TrainingRecipe,
-    check_context,
+    ContextRecipe,
     check_sharding,
     check_teacher_apart,
 )
 from stillroom.distill.settings import (
     EndpointTeacherSettings,
-    RationaleChoice,
     RationaleTaskSettings,
-    TeacherContextSettings,
     check_scorers,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "CrossTokenizerRecipe", "describe_workload", "estimate", "preflight", "run"]
+__all__ = ["JOB_KIND", "CrossTokenizerRecipe", "describe_workload", "run"]
 
 
 class _AnyTeacher(Recipe):  # a base class of its own, so that the recipe begins with the teacher
@@ -46,7 +40,7 @@ class _AnyTeacher(Recipe):  # a base class of its own, so that the recipe begins
     )
 
 
-class CrossTokenizerRecipe(TrainingRecipe, _AnyTeacher):
+class CrossTokenizerRecipe(ContextRecipe, _AnyTeacher):
     """Train a student whose tokenizer differs from the teacher's."""
 
     kind: Literal["distill.cross_tokenizer"] = Field(
@@ -64,13 +58,6 @@ class CrossTokenizerRecipe(TrainingRecipe, _AnyTeacher):
         description="folder of a cache of the teacher's log-probabilities, shared by several jobs; "
         "null stores it in the job",
     )
-    rationale: RationaleChoice | None = Field(
-        default=None, description="train on rationales in addition to answers; null disables"
-    )
-    context: TeacherContextSettings | None = Field(
-        default=None,
-        description="context distillation: text that only the teacher reads, before the question",
-    )
     rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] | None = Field(
         default=None,
         description="source of generated training text in addition to records; null uses records "
@@ -79,7 +66,6 @@ class CrossTokenizerRecipe(TrainingRecipe, _AnyTeacher):
 
     @model_validator(mode="after")
     def _records_fit(self) -> CrossTokenizerRecipe:
-        check_context(self.context, include_prompt=self.include_prompt)
         if isinstance(self.rationale, RationaleTaskSettings) and self.rationale.weight != 1:
             raise ValueError("across tokenizers all records have weight 1: remove rationale.weight")
         is_served = not isinstance(self.teacher, str)
@@ -113,23 +99,6 @@ def describe_workload(recipe: CrossTokenizerRecipe) -> Workload:
     )
 
 
-def estimate(recipe: CrossTokenizerRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job."""
-    from stillroom.distill.preflight.resources import estimate_resources
-
-    return estimate_resources(describe_workload(recipe))
-
-
-def preflight(
-    recipe: CrossTokenizerRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-) -> PreflightReport:
-    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
-    from stillroom.distill.preflight.checks import run_preflight
-
-    workload = describe_workload(recipe)
-    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-
 def run(recipe: CrossTokenizerRecipe, job: Job) -> Artifact:
     """Train a student whose tokenizer differs from the teacher's."""
     from stillroom.distill.preflight.checks import require_preflight
@@ -138,4 +107,4 @@ def run(recipe: CrossTokenizerRecipe, job: Job) -> Artifact:
     return train_across_tokenizers(recipe, job, require_preflight(describe_workload(recipe), job))
 
 
-JOB_KIND = JobKind(CrossTokenizerRecipe, run, estimate, preflight)
+JOB_KIND = declare_kind(CrossTokenizerRecipe, run, describe_workload)

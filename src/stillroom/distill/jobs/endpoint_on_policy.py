@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
-    METHODS,
     ROLLOUT_POLICIES,
-    DistillationObjective,
     RolloutPolicy,
 )
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import Workload, declare_kind
 from stillroom.distill.recipes import (
     EndpointTeacherRecipe,
     check_policy_gradient,
     check_sharding,
     check_teacher_apart,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 
-__all__ = [
-    "JOB_KIND",
-    "EndpointOnPolicyRecipe",
-    "describe_workload",
-    "estimate",
-    "preflight",
-    "run",
-]
+__all__ = ["JOB_KIND", "EndpointOnPolicyRecipe", "describe_workload", "run"]
 
 
 class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
@@ -40,10 +28,6 @@ class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
 
     kind: Literal["distill.endpoint_on_policy"] = Field(
         default="distill.endpoint_on_policy", description="job kind"
-    )
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
-        default_factory=lambda: METHODS.build("forward_kl"),
-        description="distillation objective, with its settings",
     )
     rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
@@ -69,23 +53,6 @@ def describe_workload(recipe: EndpointOnPolicyRecipe) -> Workload:
     )
 
 
-def estimate(recipe: EndpointOnPolicyRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job."""
-    from stillroom.distill.preflight.resources import estimate_resources
-
-    return estimate_resources(describe_workload(recipe))
-
-
-def preflight(
-    recipe: EndpointOnPolicyRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-) -> PreflightReport:
-    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
-    from stillroom.distill.preflight.checks import run_preflight
-
-    workload = describe_workload(recipe)
-    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-
 def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
     """Train a student on its own samples, with the log-probabilities of an endpoint."""
     from stillroom.distill.preflight.checks import require_preflight
@@ -96,4 +63,4 @@ def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
     )
 
 
-JOB_KIND = JobKind(EndpointOnPolicyRecipe, run, estimate, preflight)
+JOB_KIND = declare_kind(EndpointOnPolicyRecipe, run, describe_workload)

@@ -5,7 +5,6 @@ Feature distillation (Romero et al. 2015, arXiv:1412.6550); the teacher runs in 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -16,19 +15,17 @@ from stillroom.distill.interfaces import (
     DistillationObjective,
     FeatureLoss,
 )
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import Workload, declare_kind
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
 )
 from stillroom.distill.settings import (
     RationaleChoice,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "FeaturesRecipe", "describe_workload", "estimate", "preflight", "run"]
+__all__ = ["JOB_KIND", "FeaturesRecipe", "describe_workload", "run"]
 
 
 class FeaturesRecipe(LocalTeacherRecipe):
@@ -68,23 +65,6 @@ def describe_workload(recipe: FeaturesRecipe) -> Workload:
     )
 
 
-def estimate(recipe: FeaturesRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job."""
-    from stillroom.distill.preflight.resources import estimate_resources
-
-    return estimate_resources(describe_workload(recipe))
-
-
-def preflight(
-    recipe: FeaturesRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-) -> PreflightReport:
-    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
-    from stillroom.distill.preflight.checks import run_preflight
-
-    workload = describe_workload(recipe)
-    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-
 def run(recipe: FeaturesRecipe, job: Job) -> Artifact:
     """Train a student to match a local teacher's internal states."""
     from stillroom.distill.preflight.checks import require_preflight
@@ -93,4 +73,4 @@ def run(recipe: FeaturesRecipe, job: Job) -> Artifact:
     return train_on_features(recipe, job, require_preflight(describe_workload(recipe), job))
 
 
-JOB_KIND = JobKind(FeaturesRecipe, run, estimate, preflight, is_distributed=True)
+JOB_KIND = declare_kind(FeaturesRecipe, run, describe_workload, is_distributed=True)

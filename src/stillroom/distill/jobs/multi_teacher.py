@@ -5,37 +5,28 @@ Teachers may be local or behind endpoints; all have the student's tokenizer.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.distill.interfaces import (
-    METHODS,
-    DistillationObjective,
-)
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import Workload, declare_kind
 from stillroom.distill.recipes import (
-    TrainingRecipe,
-    check_context,
+    ContextRecipe,
+    ObjectiveRecipe,
     check_objective_on_records,
 )
 from stillroom.distill.settings import (
     CachedTargetChoice,
     EndpointTeacherSettings,
-    RationaleChoice,
-    TeacherContextSettings,
     TopKTargetSettings,
     WeightedTeacherSettings,
     check_teacher_weights,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe
 
-__all__ = ["JOB_KIND", "MultiTeacherRecipe", "describe_workload", "estimate", "preflight", "run"]
+__all__ = ["JOB_KIND", "MultiTeacherRecipe", "describe_workload", "run"]
 
 
 class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe begins with them
@@ -50,32 +41,20 @@ class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe b
     )
 
 
-class MultiTeacherRecipe(TrainingRecipe, _SeveralTeachers):
+class MultiTeacherRecipe(ContextRecipe, ObjectiveRecipe, _SeveralTeachers):
     """Train a student to match the distributions of several teachers on records."""
 
     kind: Literal["distill.multi_teacher"] = Field(
         default="distill.multi_teacher", description="job kind"
     )
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
-        default_factory=lambda: METHODS.build("forward_kl"),
-        description="distillation objective, with its settings",
-    )
     targets: CachedTargetChoice = Field(
         default_factory=TopKTargetSettings,
         description="storage form of the teachers' distributions; endpoints need top_k",
-    )
-    rationale: RationaleChoice | None = Field(
-        default=None, description="train on rationales in addition to answers; null disables"
-    )
-    context: TeacherContextSettings | None = Field(
-        default=None,
-        description="context distillation: text that only the teacher reads, before the question",
     )
 
     @model_validator(mode="after")
     def _method_learns_from_records(self) -> MultiTeacherRecipe:
         check_objective_on_records(self.method, is_sampled=self.targets.mode == "sampled")
-        check_context(self.context, include_prompt=self.include_prompt)
         return self
 
     @model_validator(mode="after")
@@ -113,23 +92,6 @@ def describe_workload(recipe: MultiTeacherRecipe) -> Workload:
     )
 
 
-def estimate(recipe: MultiTeacherRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job."""
-    from stillroom.distill.preflight.resources import estimate_resources
-
-    return estimate_resources(describe_workload(recipe))
-
-
-def preflight(
-    recipe: MultiTeacherRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-) -> PreflightReport:
-    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
-    from stillroom.distill.preflight.checks import run_preflight
-
-    workload = describe_workload(recipe)
-    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-
 def run(recipe: MultiTeacherRecipe, job: Job) -> Artifact:
     """Train a student to match the distributions of several teachers on records."""
     from stillroom.distill.preflight.checks import require_preflight
@@ -138,4 +100,4 @@ def run(recipe: MultiTeacherRecipe, job: Job) -> Artifact:
     return train_on_several_teachers(recipe, job, require_preflight(describe_workload(recipe), job))
 
 
-JOB_KIND = JobKind(MultiTeacherRecipe, run, estimate, preflight)
+JOB_KIND = declare_kind(MultiTeacherRecipe, run, describe_workload)

@@ -6,41 +6,32 @@ al. 2024, arXiv:2306.08543). A teacher behind an endpoint is ``distill.endpoint_
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
     FEATURE_LOSSES,
-    METHODS,
     ROLLOUT_POLICIES,
-    DistillationObjective,
     FeatureLoss,
     RolloutPolicy,
 )
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import Workload, declare_kind
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
     check_policy_gradient,
     check_sharding,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "OnPolicyRecipe", "describe_workload", "estimate", "preflight", "run"]
+__all__ = ["JOB_KIND", "OnPolicyRecipe", "describe_workload", "run"]
 
 
 class OnPolicyRecipe(LocalTeacherRecipe):
     """Train a student on its own samples, with a local teacher's distributions."""
 
     kind: Literal["distill.on_policy"] = Field(default="distill.on_policy", description="job kind")
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
-        default_factory=lambda: METHODS.build("forward_kl"),
-        description="distillation objective, with its settings",
-    )
     rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
         description="source of generated training text in addition to records",
@@ -69,23 +60,6 @@ def describe_workload(recipe: OnPolicyRecipe) -> Workload:
     )
 
 
-def estimate(recipe: OnPolicyRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job."""
-    from stillroom.distill.preflight.resources import estimate_resources
-
-    return estimate_resources(describe_workload(recipe))
-
-
-def preflight(
-    recipe: OnPolicyRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-) -> PreflightReport:
-    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
-    from stillroom.distill.preflight.checks import run_preflight
-
-    workload = describe_workload(recipe)
-    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-
 def run(recipe: OnPolicyRecipe, job: Job) -> Artifact:
     """Train a student on its own samples, with a local teacher's distributions."""
     from stillroom.distill.preflight.checks import require_preflight
@@ -94,4 +68,4 @@ def run(recipe: OnPolicyRecipe, job: Job) -> Artifact:
     return train_on_policy(recipe, job, require_preflight(describe_workload(recipe), job))
 
 
-JOB_KIND = JobKind(OnPolicyRecipe, run, estimate, preflight, is_distributed=True)
+JOB_KIND = declare_kind(OnPolicyRecipe, run, describe_workload, is_distributed=True)

@@ -5,12 +5,11 @@ What TRL calls supervised fine-tuning, and with ``sequence`` sequence-level dist
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import Workload, declare_kind
 from stillroom.distill.recipes import (
     TrainingRecipe,
 )
@@ -19,13 +18,11 @@ from stillroom.distill.settings import (
     TextEndpointSettings,
     check_scorers,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "SupervisedRecipe", "describe_workload", "estimate", "preflight", "run"]
+__all__ = ["JOB_KIND", "SupervisedRecipe", "describe_workload", "run"]
 
 
 class _TextTeacher(Recipe):  # a base class of its own, so that the recipe begins with the teacher
@@ -69,23 +66,6 @@ def describe_workload(recipe: SupervisedRecipe) -> Workload:
     return Workload(recipe, (recipe.teacher,), rationale=recipe.rationale)
 
 
-def estimate(recipe: SupervisedRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job."""
-    from stillroom.distill.preflight.resources import estimate_resources
-
-    return estimate_resources(describe_workload(recipe))
-
-
-def preflight(
-    recipe: SupervisedRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-) -> PreflightReport:
-    """Check records, models and machine; see ``stillroom.jobs.kind.Preflight``."""
-    from stillroom.distill.preflight.checks import run_preflight
-
-    workload = describe_workload(recipe)
-    return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-
 def run(recipe: SupervisedRecipe, job: Job) -> Artifact:
     """Train a student on text by cross-entropy."""
     from stillroom.distill.preflight.checks import require_preflight
@@ -94,4 +74,4 @@ def run(recipe: SupervisedRecipe, job: Job) -> Artifact:
     return train_on_text(recipe, job, require_preflight(describe_workload(recipe), job))
 
 
-JOB_KIND = JobKind(SupervisedRecipe, run, estimate, preflight, is_distributed=True)
+JOB_KIND = declare_kind(SupervisedRecipe, run, describe_workload, is_distributed=True)
