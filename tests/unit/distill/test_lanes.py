@@ -230,7 +230,7 @@ def test_a_server_that_tells_own_tokens_alone_teaches_by_draws(
         (
             "served",
             {"feature_losses": [{"name": "relation"}]},
-            "feature_losses",
+            "teacher",
         ),
         ("crossing", {"rationale": {"form": "tasks", "weight": 0.5}}, "rationale.weight"),
     ],

@@ -15,7 +15,8 @@ from stillroom.distill.interfaces import (
     CrossTokenizerLoss,
     RolloutPolicy,
 )
-from stillroom.distill.preflight.workload import Workload, declare_kind
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
     check_sharding,

@@ -10,7 +10,8 @@ from stillroom.distill.interfaces import (
     ROLLOUT_POLICIES,
     RolloutPolicy,
 )
-from stillroom.distill.preflight.workload import Workload, declare_kind
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     EndpointTeacherRecipe,
     check_policy_gradient,

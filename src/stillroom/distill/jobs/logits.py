@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.distill.preflight.workload import Workload, declare_kind
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
     LocalTeacherRecipe,

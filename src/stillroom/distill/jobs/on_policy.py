@@ -16,7 +16,8 @@ from stillroom.distill.interfaces import (
     FeatureLoss,
     RolloutPolicy,
 )
-from stillroom.distill.preflight.workload import Workload, declare_kind
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
     check_policy_gradient,

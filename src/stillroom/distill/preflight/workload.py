@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 from stillroom.distill.interfaces import (
     CrossTokenizerLoss,
@@ -21,12 +18,8 @@ from stillroom.distill.settings import (
     Teacher,
     TextEndpointSettings,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.jobs.preflight import PreflightReport
-from stillroom.provenance import Artifact
 
-__all__ = ["Workload", "declare_kind"]
+__all__ = ["Workload"]
 
 
 @dataclass(frozen=True)
@@ -93,31 +86,3 @@ class Workload:
         """Reference of the student's tokenizer."""
         is_own = self.cross_tokenizer_loss is not None or not self.teacher_tokenizer
         return str(self.recipe.student) if is_own else self.teacher_tokenizer
-
-
-R = TypeVar("R", bound=TrainingRecipe)
-
-
-def declare_kind(
-    recipe_class: type[R],
-    run: Callable[[R, Job], Artifact],
-    describe_workload: Callable[[R], Workload],
-    *,
-    is_distributed: bool = False,
-) -> JobKind[R]:
-    """Declare a kind of job whose estimate and preflight follow from its workload."""
-
-    def estimate(recipe: R) -> Estimate:
-        from stillroom.distill.preflight.resources import estimate_resources
-
-        return estimate_resources(describe_workload(recipe))
-
-    def preflight(
-        recipe: R, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
-    ) -> PreflightReport:
-        from stillroom.distill.preflight.checks import run_preflight
-
-        workload = describe_workload(recipe)
-        return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
-
-    return JobKind(recipe_class, run, estimate, preflight, is_distributed=is_distributed)
