@@ -61,7 +61,7 @@ def build_tenants(place):
 
 def build_checkpoint(out, *, seed=0, is_diffusion=False):
     """Leave a checkpoint of two layers as a job's artifact."""
-    job = Job.start(out, "version: 1\nkind: distill\n")
+    job = Job.start(out, "version: 1\nkind: distill.logits\n")
     tiny_checkpoint(job.output, seed=seed, hidden=32)
     if is_diffusion:
         path = job.output / "config.json"

@@ -26,7 +26,7 @@ _PRELOADED = [
     "pydantic",
     "rich.progress",
     "stillroom.cli",
-    "stillroom.distill.run",
+    "stillroom.distill.trainers.logits",
     "stillroom.flow",
     "stillroom.rag.index.searcher",
     "stillroom.merge.run",

@@ -38,7 +38,7 @@ TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 TRAIN, HELD_OUT, CHARACTERS, SAID, MAX_TOKENS = 240, 40, 600, 360, 256
 STEPS, BATCH, RATE = 60, 8, 1.0e-3
 RECIPE = """version: 1
-kind: distill
+kind: distill.logits
 seed: {seed}
 teacher: {teacher}
 records: {records}
@@ -48,9 +48,9 @@ include_prompt: false
 targets: {{mode: {mode}}}
 train: {{steps: {steps}, batch_size: {batch}, learning_rate: {rate}, precision: float32}}
 max_tokens: {max_tokens}
-candidates: 0
+keep_checkpoints: 0
 fidelity: {{records: 0}}
-out: {{dtype: float32}}
+output: {{dtype: float32}}
 """
 
 

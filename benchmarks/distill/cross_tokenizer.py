@@ -5,7 +5,7 @@ Run it as ``python benchmarks/distill/cross_tokenizer.py [FOLDER]``. FOLDER hold
 stories that it wrote itself. Without it the student is a new Llama with a tokenizer that is trained
 here, on Python's own documentation. Every line is a whole distillation job by recipe, several seeds
 each; the teacher is run once into a shared cache; an equal budget of cross-entropy alone is the
-control. Every figure is of records that no run has seen.
+baseline. Every figure is of records that no run has seen.
 """
 
 import argparse
@@ -32,8 +32,7 @@ from tokenizers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
+from stillroom.distill.jobs.cross_tokenizer import CrossTokenizerRecipe, run
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.hub import DEFAULT_TEACHER
@@ -236,19 +235,19 @@ def make_student(folder: Path, stories: Path | None) -> tuple[list[str], str]:
 def distill(root: Path, crossing: dict[str, Any], seed: int, options: Any) -> tuple[Any, Path]:
     """Run one whole job and return its details and the folder of the student."""
     out = root / f"{len(list(root.iterdir())):03d}"
-    recipe = DistillRecipe.model_validate(
+    recipe = CrossTokenizerRecipe.model_validate(
         {
             "teacher": DEFAULT_TEACHER,
             "records": str(root / "records.jsonl"),
             "student": str(root / "student"),
-            "crossing": {"name": "chunk_likelihood", **crossing},
-            "targets": {"cache": str(root / "cache")},
+            "cross_tokenizer_loss": {"name": "chunk_likelihood", **crossing},
+            "cache": str(root / "cache"),
             "train": {"epochs": options.epochs, "learning_rate": options.rate, "threads": 1},
             "max_tokens": 512 if options.stories is None else MAX_TOKENS,
-            "candidates": 0,
-            "fidelity": {"control": False},  # the run cross_entropy is one
+            "keep_checkpoints": 0,
+            "fidelity": {"baseline": False},  # the run cross_entropy is one
             "seed": seed,
-            "out": {"dtype": "float32"},
+            "output": {"dtype": "float32"},
         }
     )
     job = Job.start(out, "kind: experiment\n")
@@ -296,7 +295,7 @@ def main() -> None:
         for name, crossing in RUNS.items():
             for seed in range(options.seeds):
                 details, out = distill(root, crossing, seed, options)
-                summary = details["crossing_fidelity"]["summary"]
+                summary = details["cross_tokenizer_fidelity"]["summary"]
                 line = {
                     "run": name,
                     "seed": seed,

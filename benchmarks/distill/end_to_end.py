@@ -1,4 +1,4 @@
-"""A student of SmolLM2-135M on a public text, beside the equal-budget control: KL and wall clock.
+"""A student of SmolLM2-135M on a public text, beside the equal-budget baseline: KL and wall clock.
 
 The text is Python's language reference, which every Python carries; whole topics are held out.
 Prints one JSON line a seed. Usage: end_to_end.py [SEED ...]
@@ -23,7 +23,7 @@ STILLROOM = str(Path(sys.executable).parent / "stillroom")
 TRAIN, HELD_OUT = 240, 40
 CHARACTERS = 600
 RECIPE = """version: 1
-kind: distill
+kind: distill.logits
 seed: {seed}
 teacher: hub:HuggingFaceTB/SmolLM2-135M-Instruct
 records: {records}
@@ -31,7 +31,7 @@ student: {{max_parameters: 0.6, prune: inner}}
 method: {{name: forward_kl}}
 train: {{steps: 60, batch_size: 8, learning_rate: 1.0e-3}}
 max_tokens: 192
-candidates: 0
+keep_checkpoints: 0
 fidelity: {{records: {held_out}, answers: 0, speed: false}}
 """
 
@@ -58,7 +58,7 @@ def make_records(path: Path) -> None:
 
 
 def run(seed: int) -> None:
-    """Distill with the control, and print what came of it."""
+    """Distill with the baseline, and print what came of it."""
     records = WORK / "records.jsonl"
     make_records(records)
     recipe, out = WORK / f"recipe-{seed}.yaml", WORK / f"student-{seed}"

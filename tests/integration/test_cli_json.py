@@ -18,7 +18,7 @@ from stillroom.testing import tiny_checkpoint
 
 MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
 DISTILL = """
-kind: distill
+kind: distill.logits
 teacher: a
 student: {layers: 1, max_parameters: 1.0}
 records: records.jsonl

@@ -28,16 +28,16 @@ TRAIN = {
 }
 WAYS: dict[str, dict[str, Any]] = {
     "live": {"targets": {"mode": "live"}},
-    "cached": {"targets": {"k": 16}},
+    "cached": {"targets": {"mode": "top_k", "k": 16}},
     "features": {
-        "targets": {"mode": "live"},
+        "kind": "distill.features",
         "method": {"name": "forward_kl", "kd_weight": 0.0},
-        "features": ["hidden_state", "attention", "relation"],
+        "feature_losses": ["hidden_state", "attention", "relation"],
     },
     "rollouts": {
-        "targets": {"mode": "live"},
+        "kind": "distill.on_policy",
         "include_prompt": False,
-        "rollouts": {"name": "on_policy", "max_new_tokens": 8},
+        "rollout_policy": {"name": "on_policy", "max_new_tokens": 8},
     },
     "lora": {"targets": {"mode": "live"}, "train": {**TRAIN, "lora": {"rank": 4}}},
 }
@@ -65,12 +65,12 @@ def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
         json.dumps(
             {
                 "version": 1,
-                "kind": "distill",
+                "kind": "distill.logits",
                 "teacher": str(folder / "teacher"),
                 "records": str(folder / "records.jsonl"),
                 "student": {"max_parameters": 0.9, "choose": "even"},
-                "candidates": 1,
-                "fidelity": {"control": False, "speed": False},
+                "keep_checkpoints": 1,
+                "fidelity": {"baseline": False, "speed": False},
                 "train": TRAIN,
                 **fields,
             }
@@ -124,7 +124,7 @@ SLOW = pytest.mark.slow
 def test_two_processes_with_a_share_of_the_weights_each_make_it_too(
     folder: Path, tmp_path: Path, way: str
 ) -> None:
-    fields = {**WAYS.get(way, WAYS["live"]), "out": {"dtype": "float32"}}
+    fields = {**WAYS.get(way, WAYS["live"]), "output": {"dtype": "float32"}}
     if way == "checkpointed":
         fields["train"] = {**TRAIN, "gradient_checkpointing": True}
         fields["teacher"] = str(folder / "untied")
@@ -138,7 +138,7 @@ def test_two_processes_with_a_share_of_the_weights_each_make_it_too(
     "way", [pytest.param(way, marks=SLOW if way in {"live", "rollouts"} else ()) for way in WAYS]
 )
 def test_two_processes_make_the_student_of_one(folder: Path, tmp_path: Path, way: str) -> None:
-    fields = {**WAYS[way], "out": {"dtype": "float32"}}
+    fields = {**WAYS[way], "output": {"dtype": "float32"}}
     alone(folder, tmp_path / "one", fields)
     two = finish(start(folder, tmp_path / "two", fields, 2))
     assert [code for code, _ in two] == [0, 0], two[0][1] + two[1][1]
@@ -149,12 +149,12 @@ def test_two_processes_make_the_student_of_one(folder: Path, tmp_path: Path, way
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["cached", "sharded", "rollouts"])
-def test_two_processes_have_the_control_of_one(folder: Path, tmp_path: Path, way: str) -> None:
+def test_two_processes_have_the_baseline_of_one(folder: Path, tmp_path: Path, way: str) -> None:
     """The main process trains it alone while the other waits; both know the whole budget."""
     fields = {
         **WAYS.get(way, WAYS["cached"]),
-        "out": {"dtype": "float32"},
-        "fidelity": {"control": True, "keep_control": True, "speed": False, "answers": 1},
+        "output": {"dtype": "float32"},
+        "fidelity": {"baseline": True, "keep_baseline": True, "speed": False, "answers": 1},
     }
     alone(folder, tmp_path / "one", fields)
     two = finish(
@@ -162,12 +162,12 @@ def test_two_processes_have_the_control_of_one(folder: Path, tmp_path: Path, way
     )
     assert [code for code, _ in two] == [0, 0], two[0][1] + two[1][1]
     check_same(tmp_path / "one", tmp_path / "two")
-    wanted = curve(tmp_path / "one", "control/loss")
+    wanted = curve(tmp_path / "one", "baseline/loss")
     assert len(wanted) == 6
     # Its own budget follows from the student's counts; nothing of it depends on the ranks.
-    assert curve(tmp_path / "two", "control/loss") == wanted
+    assert curve(tmp_path / "two", "baseline/loss") == wanted
     left, right = (
-        load_file(tmp_path / name / "output" / "control" / "model.safetensors")
+        load_file(tmp_path / name / "output" / "baseline" / "model.safetensors")
         for name in ("one", "two")
     )
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -175,14 +175,14 @@ def test_two_processes_have_the_control_of_one(folder: Path, tmp_path: Path, way
         json.loads((tmp_path / name / "output" / "fidelity.json").read_text())
         for name in ("one", "two")
     ]
-    budgets = [report["budget"]["control"] for report in reports]
+    budgets = [report["budget"]["baseline"] for report in reports]
     assert budgets[0] == budgets[1]
     for report in reports:
         budget = report["budget"]
-        assert budget["control"]["steps"] == budget["final"]["steps"] == 6
+        assert budget["baseline"]["steps"] == budget["final"]["steps"] == 6
         if way != "rollouts":  # the counts of the student's own text come out equal on the whole
-            assert budget["control"]["positions"] == budget["final"]["positions"]
-    summaries = [report["summary"]["control"]["loss"]["value"] for report in reports]
+            assert budget["baseline"]["positions"] == budget["final"]["positions"]
+    summaries = [report["summary"]["baseline"]["loss"]["value"] for report in reports]
     assert summaries[0] == summaries[1]
 
 

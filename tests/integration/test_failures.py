@@ -319,7 +319,7 @@ def test_job_that_cannot_fit_names_the_knob(job, tmp_path):
         )
     )
     path.write_text(
-        "version: 1\nkind: distill\n"
+        "version: 1\nkind: distill.logits\n"
         f"teacher: {job.teacher}\nrecords: {records}\n"
         "train: {steps: 6, batch_size: 4, micro_tokens: 1000000000}\n"
     )

@@ -161,12 +161,12 @@ models: {{one: "scripted:{script}"}}
 fidelity: false
 records: "{records}"
 """,
-    "distill": """
+    "distill.logits": """
 teacher: "{model}"
 records: "{records}"
 student: {{layers: 1, max_parameters: 0.9}}
 train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
-fidelity: {{control: false, answers: 0, speed: false}}
+fidelity: {{baseline: false, answers: 0, speed: false}}
 """,
     "diffusion": """
 start: "{model}"
@@ -181,7 +181,7 @@ train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
     [
         "evaluate",
         pytest.param("merge", marks=pytest.mark.slow),
-        pytest.param("distill", marks=pytest.mark.slow),
+        pytest.param("distill.logits", marks=pytest.mark.slow),
         pytest.param("diffusion", marks=pytest.mark.slow),
     ],
 )

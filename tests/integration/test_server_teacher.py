@@ -7,8 +7,7 @@ import pytest
 
 from stillroom.checkpoints import dequantize_gguf
 from stillroom.distill.data.tokenized import tokenize_records
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
+from stillroom.distill.jobs.endpoint_on_policy import EndpointOnPolicyRecipe, run
 from stillroom.distill.settings import EndpointTeacherSettings
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.local import ModelScorer
@@ -78,7 +77,12 @@ def test_a_student_writes_and_llama_cpp_says_how_likely_it_finds_that(tmp_path):
         "records": str(tmp_path / "records.jsonl"),
         "student": str(dequantize_gguf(file)),
         "method": "sampled_reverse_kl",
-        "rollouts": {"name": "on_policy", "student_share": 1.0, "max_new_tokens": 6, "rows": 2},
+        "rollout_policy": {
+            "name": "on_policy",
+            "student_share": 1.0,
+            "max_new_tokens": 6,
+            "rows": 2,
+        },
         "train": {
             "steps": 1,
             "batch_size": 2,
@@ -86,12 +90,12 @@ def test_a_student_writes_and_llama_cpp_says_how_likely_it_finds_that(tmp_path):
             "precision": "float32",
             "lora": {"rank": 2},
         },
-        "candidates": 0,
+        "keep_checkpoints": 0,
         "fidelity": {"records": 0},
     }
-    job = Job.start(tmp_path / "job", "kind: distill\n")
+    job = Job.start(tmp_path / "job", "kind: test\n")
     try:
-        artifact = run(DistillRecipe.model_validate(fields), job)
+        artifact = run(EndpointOnPolicyRecipe.model_validate(fields), job)
     finally:
         job.close()
     lines = [json.loads(line) for line in (tmp_path / "job/metrics.jsonl").read_text().splitlines()]

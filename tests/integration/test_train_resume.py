@@ -16,22 +16,24 @@ from stillroom.testing import tiny_checkpoint
 SCRIPT = """
 import sys
 from pathlib import Path
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
+from stillroom.flow.job import find_job_kind
 from stillroom.jobs import Job
 
 folder, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
-features = {"targets": {"mode": "live"}, "features": ["hidden_state", "relation"]}
-rollouts = {"targets": {"mode": "live"}, "rollouts": {"name": "replay", "level": 0.9,
-    "buffer": 12, "validate_every": 10, "max_new_tokens": 8}}
-recipe = DistillRecipe.model_validate({
+kind, changes = "distill.logits", {"targets": {"k": 16}}
+if "features" in out.name:
+    kind, changes = "distill.features", {"feature_losses": ["hidden_state", "relation"]}
+if "rollouts" in out.name:
+    kind, changes = "distill.on_policy", {"rollout_policy": {"name": "replay", "level": 0.9,
+        "buffer": 12, "validate_every": 10, "max_new_tokens": 8}}
+declared = find_job_kind(kind)
+recipe = declared.recipe.model_validate({
     "teacher": str(folder / "teacher"), "records": str(folder / "records.jsonl"),
-    "student": {"max_parameters": 0.85}, "targets": {"k": 16},
+    "student": {"max_parameters": 0.85},
     "train": {"steps": 60, "batch_size": 4, "threads": 1, "save_every_s": 0.05},
-    **(features if "features" in out.name else {}),
-    **(rollouts if "rollouts" in out.name else {}),
+    **changes,
 })
-run(recipe, Job.start(out, "kind: distill\\n", resume=resume))
+declared.run(recipe, Job.start(out, "kind: test\\n", resume=resume))
 """
 
 

@@ -4,10 +4,16 @@ The student is trained to match the teacher's next-token distribution at every p
 is run once and its outputs are cached; the student is initialized from a subset of the teacher's
 layers; the loss never materializes the (tokens, vocabulary) matrix of logits.
 
-Stages: prepare records (``data``), capture teacher outputs (``teachers``, ``logit_cache``),
-initialize the student (``pruning``), train (``trainers``; ``on_policy`` and ``cross_tokenizer`` for
-those modes), evaluate (``evaluation``) and write the output. ``stillroom.distill.run.run`` is the
-job.
+Kinds of jobs (``jobs``): ``supervised`` learns text; ``logits``, ``endpoint_logits`` and
+``multi_teacher`` learn distributions on records; ``features`` internal states; ``on_policy`` and
+``endpoint_on_policy`` text of the student; ``cross_tokenizer`` learns from another vocabulary; and
+``prune`` only makes a student. Each has a file in ``trainers``, its whole story.
+
+Stages: check the recipe (``preflight``), prepare records (``data``), capture teacher outputs
+(``teachers``, ``logit_cache``), initialize the student (``pruning``), train (``trainers`` with
+``losses``, ``on_policy`` and ``cross_tokenizer``), evaluate (``evaluation``) and write the output.
+Prompts are masked, and labels placed, by ``stillroom.evaluate.lm.encoding``, which training and
+evaluation share.
 
 Papers: Hinton et al. 2015, arXiv:1503.02531; sampled targets, Anshumann et al. 2025,
 arXiv:2503.16870; layer dropping, Men et al. 2024, arXiv:2403.03853. Each objective cites its own.
@@ -26,11 +32,9 @@ if TYPE_CHECKING:
     from stillroom.distill.interfaces import METHODS, DistillationObjective
     from stillroom.distill.logit_cache.cache import LogitCache
     from stillroom.distill.pruning.student import initialize_student
-    from stillroom.distill.recipe import DistillRecipe
 
 __all__ = [
     "METHODS",
-    "DistillRecipe",
     "DistillationObjective",
     "Fidelity",
     "LogitCache",
@@ -40,7 +44,6 @@ __all__ = [
 
 _HOMES = {
     "METHODS": "interfaces",
-    "DistillRecipe": "recipe",
     "Fidelity": "evaluation.metrics",
     "DistillationObjective": "interfaces",
     "LogitCache": "logit_cache.cache",

@@ -4,7 +4,7 @@ The order keeps few models in memory: the initial student and the teacher are me
 training; after it the baseline is trained alone, then each model is loaded, measured next to the
 teacher and unloaded. Every part is journaled, so that a resumed job repeats none.
 
-The baseline ("control") has an equal budget: the same initial weights, records, order, optimizer,
+The baseline has an equal budget: the same initial weights, records, order, optimizer,
 schedule and seed, as many optimizer steps and as many loss tokens. If the student trains on other
 text than the records (its own rollouts, a teacher's answers), the baseline still reads only the
 records; its batch size is then chosen so that the numbers of tokens match, and both counts are
@@ -46,9 +46,10 @@ from stillroom.distill.evaluation.teacher_distance import TeacherReference
 from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked_loss, get_body
 from stillroom.distill.output import write_student
 from stillroom.distill.preflight.audits import check_teacher_advantage
-from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.recipes import TrainingRecipe
+from stillroom.distill.settings import TeacherContextSettings
+from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
 from stillroom.distill.teachers.local import LocalTeacher
-from stillroom.distill.trainers.trainer import DistillationTrainer
 from stillroom.jobs import Job
 from stillroom.jobs.preflight import PreflightFinding
 from stillroom.models import load_causal_lm
@@ -92,38 +93,65 @@ class TrainedStudent:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _report_none(metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass
 class FidelityEvaluator:
     """Evaluator of all models of one job, and writer of the fidelity report.
 
     Args:
-        trainer: Trainer, which provides the teachers and what is measured of them.
+        recipe: Settings of the evaluation and of the baseline's training.
+        job: Progress, journals and output.
         split: Held-out records, and training records of the baseline.
+        tokenizer: Tokenizer of the student.
+        teachers: Teachers, in order.
+        loss_name: Name of the student's loss, for the curve.
+        is_compared: Whether models are compared with a single local teacher by full distributions.
+        context: Context that only the teacher reads.
+        has_generated_text: Whether the student trains on generated text, which the baseline does
+            not.
         references: Stored references of each teacher; empty if the teacher is compared by full
             distributions or was not queried.
+        report: Returns the part of fidelity.json that depends on the kind of teacher, given the
+            metrics of each model by reference.
     """
 
-    trainer: DistillationTrainer
+    recipe: TrainingRecipe
+    job: Job
     split: RecordSplit
+    tokenizer: Any
+    teachers: Sequence[LocalTeacher | EndpointTeacher | TextOnlyTeacher]
+    loss_name: str
+    is_compared: bool = False
+    context: TeacherContextSettings | None = None
+    has_generated_text: bool = False
     references: Sequence[TeacherReference] = ()
+    report: Callable[[Mapping[str, Sequence[RecordMetrics[Any]]]], Mapping[str, Any]] = _report_none
     fidelities: dict[str, ModelFidelity] = field(default_factory=dict)
     distances: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Prepare the held-out records."""
-        self.recipe, self.job = self.trainer.recipe, self.trainer.job
-        records, teacher = self.split.held_out, self.trainer.measured_teacher
-        compared_teacher = teacher if self.trainer.is_compared else None
+        records, teacher = self.split.held_out, self._measured_teacher
+        compared_teacher = teacher if self.is_compared else None
         self._evaluator = HeldOutEvaluator(
-            self.recipe, self.job, records, self.trainer.tokenizer, compared_teacher
+            self.recipe, self.job, records, self.tokenizer, compared_teacher, self.context
         )
         self._teacher_evaluator = self._evaluator
         if (
             teacher is not None and compared_teacher is None
         ):  # it reads the records in its own tokenization
             self._teacher_evaluator = HeldOutEvaluator(
-                self.recipe, self.job, records, teacher.tokenizer
+                self.recipe, self.job, records, teacher.tokenizer, context=self.context
             )
+
+    @property
+    def _measured_teacher(self) -> LocalTeacher | None:
+        """The teacher, if it is a single local one, which is then evaluated like the student."""
+        (first, *others) = self.teachers
+        return first if isinstance(first, LocalTeacher) and not others else None
 
     def evaluate_start(self, student: Any) -> PreflightFinding | None:
         """Measure the teacher and the untrained student.
@@ -131,12 +159,12 @@ class FidelityEvaluator:
         Returns:
             Whether the teacher is better on these records; None if that is not measured.
         """
-        teacher = self.trainer.measured_teacher
+        teacher = self._measured_teacher
         if teacher is not None:
             side = self._teacher_evaluator.measure(TEACHER, lambda: teacher.model)
             self.fidelities[TEACHER] = side
         self._measure(INITIAL, lambda: student, writes=False)
-        if teacher is None or not self.trainer.is_compared or not self.recipe.fidelity.records:
+        if teacher is None or not self.is_compared or not self.recipe.fidelity.records:
             return None
         sides = self.fidelities[TEACHER].fidelity, self.fidelities[INITIAL].fidelity
         return check_teacher_advantage(*sides, seed=self.recipe.seed)
@@ -157,12 +185,12 @@ class FidelityEvaluator:
             {FINAL: _measure_budget(self.job.output, trained.summary)},
         )
         self._unload()
-        teacher = self.trainer.measured_teacher
+        teacher = self._measured_teacher
         if teacher is not None:
             budgets[TEACHER] = _measure_budget(teacher.checkpoint.folder, None)
         folders = {FINAL: output}
-        if self.recipe.fidelity.control and self.split.held_out and self.recipe.fidelity.records:
-            folders[BASELINE], summary = self._train_control(trained)
+        if self.recipe.fidelity.baseline and self.split.held_out and self.recipe.fidelity.records:
+            folders[BASELINE], summary = self._train_baseline(trained)
             budgets[BASELINE] = _measure_budget(folders[BASELINE], summary)
         if self.recipe.fidelity.speed and self.recipe.fidelity.records:
             self._measure_speed(output)
@@ -172,7 +200,7 @@ class FidelityEvaluator:
         return self._report(budgets)
 
     def _unload(self) -> None:
-        for teacher in self.trainer.teachers:
+        for teacher in self.teachers:
             teacher.unload()
 
     def _measure(self, name: str, load: Callable[[], Any], *, writes: bool = True) -> None:
@@ -194,7 +222,7 @@ class FidelityEvaluator:
             for reference, values in zip(self.references, rows, strict=True)
         ]
 
-    def _train_control(self, trained: TrainedStudent) -> tuple[Path, TrainSummary]:
+    def _train_baseline(self, trained: TrainedStudent) -> tuple[Path, TrainSummary]:
         return train_baseline_once(
             self.recipe,
             self.job,
@@ -207,15 +235,15 @@ class FidelityEvaluator:
 
     def _tokenize_records(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
         """Return the records without generated text, tokenized for the baseline."""
-        recipe = self.recipe
-        if recipe.sequence is None and recipe.rationale is None:
+        if not self.has_generated_text:
             return trained.tokenized
-        return tokenize_training_records(recipe, self.split, self.trainer.tokenizer, self.job)[0]
+        limit, with_prompt = self.recipe.max_tokens, self.recipe.include_prompt
+        return tokenize_training_records(
+            self.split, self.tokenizer, self.job, max_tokens=limit, include_prompt=with_prompt
+        )[0]
 
     def _measure_speed(self, output: Path) -> None:
-        local_teachers = [
-            teacher for teacher in self.trainer.teachers if isinstance(teacher, LocalTeacher)
-        ]
+        local_teachers = [teacher for teacher in self.teachers if isinstance(teacher, LocalTeacher)]
         names = {
             "teacher"
             if len(local_teachers) == 1
@@ -233,22 +261,18 @@ class FidelityEvaluator:
     def _report(self, budgets: dict[str, TrainingBudget]) -> dict[str, Any]:
         """Write the report, log its summary, and return the details for artifact.json."""
         sides, seed, passed_over = self.fidelities, self.recipe.seed, self._evaluator.passed_over
-        names = " and ".join(teacher.name for teacher in self.trainer.teachers)
+        names = " and ".join(teacher.name for teacher in self.teachers)
         report = build_report(
             sides,
             budgets,
-            title=f"{names} and {'its' if len(self.trainer.teachers) == 1 else 'their'} student",
+            title=f"{names} and {'its' if len(self.teachers) == 1 else 'their'} student",
             seed=seed,
             passed_over=passed_over,
-            near=None if self.trainer.is_compared else self._list_distances(),
+            near=None if self.is_compared else self._list_distances(),
             losses=self._losses(),
         )
         details: dict[str, Any] = {
-            **(
-                self._summarize_models()
-                if self.trainer.is_compared
-                else self.trainer.report(self.distances)
-            ),
+            **(self._summarize_models() if self.is_compared else self.report(self.distances)),
             "held_out": len(self.split.held_out),
             "measured": len(sides[INITIAL].fidelity.rows),
         }
@@ -261,7 +285,7 @@ class FidelityEvaluator:
                 if side.answers
             },
         }
-        if not self.trainer.is_compared:
+        if not self.is_compared:
             extra["by_themselves"] = {
                 name: _list_standalone_rows(side) for name, side in sides.items()
             }
@@ -282,8 +306,8 @@ class FidelityEvaluator:
     def _losses(self) -> dict[str, list[tuple[int, float]]]:
         """Return the training losses of student and baseline by step, under display names."""
         labels = {
-            "loss": f"student, {self.trainer.loss}",
-            f"{BASELINE}/loss": "control, cross-entropy",
+            "loss": f"student, {self.loss_name}",
+            f"{BASELINE}/loss": "baseline, cross-entropy",
         }
         curves = read_loss_curves(self.job.work / "metrics.jsonl", list(labels))
         return {labels[name]: points for name, points in curves.items() if points}
@@ -355,7 +379,7 @@ class BaselineLoss:
 
 
 def compute_baseline_batch_size(
-    recipe: DistillRecipe, records: Sequence[TokenizedRecord], positions: int
+    recipe: TrainingRecipe, records: Sequence[TokenizedRecord], positions: int
 ) -> int:
     """Return the batch size that gives the baseline about as many loss positions.
 
@@ -373,7 +397,7 @@ def compute_baseline_batch_size(
 
 
 def train_baseline_once(
-    recipe: DistillRecipe,
+    recipe: TrainingRecipe,
     job: Job,
     start: Path,
     records: Sequence[TokenizedRecord],
@@ -385,8 +409,8 @@ def train_baseline_once(
 
     Arguments and errors are those of ``train_baseline``.
     """
-    journal = job.journal("control")
-    folder = (job.output if recipe.fidelity.keep_control else job.scratch) / BASELINE
+    journal = job.journal("baseline")
+    folder = (job.output if recipe.fidelity.keep_baseline else job.scratch) / BASELINE
     if BASELINE not in journal or not folder.is_dir():
         summary = train_baseline(recipe, job, start, records, rows, student_summary, card, folder)
         journal.put(BASELINE, asdict(summary))
@@ -394,7 +418,7 @@ def train_baseline_once(
 
 
 def train_baseline(
-    recipe: DistillRecipe,
+    recipe: TrainingRecipe,
     job: Job,
     start: Path,
     records: Sequence[TokenizedRecord],
@@ -409,7 +433,7 @@ def train_baseline(
 
     Args:
         recipe: Recipe of the job.
-        job: Job; the phase is ``control`` and can be resumed.
+        job: Job; the phase is ``baseline`` and can be resumed.
         start: Checkpoint of the initial student.
         records: Training records.
         rows: Number of vocabulary tokens in use.
@@ -450,10 +474,10 @@ def train_baseline(
     )
     baseline_card = {
         **card,
-        "title": f"{card['title']}: the control",
+        "title": f"{card['title']}: the baseline",
         "body": "The same student, trained by Stillroom on the same records for as long, by "
         "cross-entropy alone. It is there to be compared with.",
-        "tags": ["control"],
+        "tags": ["baseline"],
     }
-    write_student(model, folder, start, recipe.out, baseline_card)
+    write_student(model, folder, start, recipe.output, baseline_card)
     return summary

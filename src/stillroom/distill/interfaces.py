@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -240,7 +240,7 @@ class PolicyGradientObjective(DistillationObjective):
         if self.temperature != 1:
             raise ValueError(
                 "samples are compared at temperature 1: leave 'temperature' at 1 "
-                "(the sampling temperature is rollouts.temperature)"
+                "(the sampling temperature is rollout_policy.temperature)"
             )
         return self
 
@@ -298,19 +298,13 @@ class CrossTokenizerLoss(Method):
     ce_weight: float = Field(
         default=0.0, ge=0, description="weight of the cross-entropy with the student's labels"
     )
-    least_coverage: float = Field(
+    min_coverage: float = Field(
         default=0.5,
         ge=0,
         le=1,
         description="minimum share of the records' student tokens compared with the teacher; "
         "below it training is refused",
     )
-
-    @classmethod
-    @override
-    def recipe_sets(cls) -> dict[str, Any]:
-        """Require a student checkpoint with its own tokenizer."""
-        return {"student": "path/to/student"}
 
 
 class ChunkLoss(CrossTokenizerLoss):
@@ -380,12 +374,6 @@ class FeatureLoss(Method):
         description="uniform: every student layer with the teacher layer at the same relative "
         "depth; last: the last layers; or pairs [student, teacher], layers counted from 1",
     )
-
-    @classmethod
-    @override
-    def recipe_sets(cls) -> dict[str, Any]:
-        """Require the teacher to run in every step."""
-        return {"targets.mode": "live"}
 
     @model_validator(mode="after")
     def _pairs_are_layers(self) -> FeatureLoss:
@@ -488,12 +476,6 @@ class RolloutPolicy(Method):
         default=False,
         description="also train on the prompts' records in steps with fresh or stored text",
     )
-
-    @classmethod
-    @override
-    def recipe_sets(cls) -> dict[str, Any]:
-        """Require the teacher to run in every step."""
-        return {"targets.mode": "live"}
 
     @property
     def start_level(self) -> float:

@@ -21,7 +21,14 @@ from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.distill.data.generated_text import extract_prompt
 from stillroom.distill.data.preparation import PreparedData, select_reached
-from stillroom.distill.recipe import DistillRecipe, StudentOutputSettings
+from stillroom.distill.interfaces import (
+    CrossTokenizerLoss,
+    DistillationObjective,
+    FeatureLoss,
+    RolloutPolicy,
+)
+from stillroom.distill.recipes import TrainingRecipe
+from stillroom.distill.settings import StudentOutputSettings
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import resolve_local
@@ -67,7 +74,7 @@ def write_student(
     model: nn.Module,
     folder: Path,
     like: Path,
-    out: StudentOutputSettings,
+    output: StudentOutputSettings,
     card: dict[str, Any],
     *,
     in_place: bool = False,
@@ -79,7 +86,7 @@ def write_student(
         model: Model in memory; low-rank updates are merged into the written weights.
         folder: Destination.
         like: Checkpoint from which config and tokenizer are copied.
-        out: Dtype and shard size.
+        output: Dtype and shard size.
         card: Arguments of ``CheckpointWriter.write_card``.
         in_place: Whether the folder exists and contains other files.
         writes: Whether this process writes; others only help to gather a sharded model.
@@ -91,8 +98,8 @@ def write_student(
     with CheckpointWriter(
         folder,
         config=config,
-        shard_size=out.shard_size,
-        dtype=getattr(torch, out.dtype),
+        shard_size=output.shard_size,
+        dtype=getattr(torch, output.dtype),
         plan=plan_tensors(tensors),
         in_place=in_place,
     ) as writer:
@@ -104,7 +111,7 @@ def write_student(
 
 
 def write_adapter(
-    model: nn.Module, folder: Path, base: str, out: StudentOutputSettings, *, writes: bool = True
+    model: nn.Module, folder: Path, base: str, output: StudentOutputSettings, *, writes: bool = True
 ) -> None:
     """Write the low-rank weights of a LoRA student in peft's format.
 
@@ -112,14 +119,14 @@ def write_adapter(
         model: Model with low-rank layers.
         folder: Destination; created if missing.
         base: Reference of the base checkpoint, as in the recipe.
-        out: Storage dtype.
+        output: Storage dtype.
         writes: Whether this process writes; others only help to gather a sharded model.
     """
     tensors, config = export_adapter(model, base)
     if not writes:
         return
     folder.mkdir(exist_ok=True)
-    dtype = getattr(torch, out.dtype)
+    dtype = getattr(torch, output.dtype)
     data = save(
         {name: tensor.to("cpu", dtype) for name, tensor in tensors.items()}, {"format": "pt"}
     )
@@ -133,7 +140,7 @@ def make_candidate_writer(
     folder: Path,
     like: Path,
     steps: set[int],
-    out: StudentOutputSettings,
+    output: StudentOutputSettings,
     card: dict[str, Any],
     *,
     writes: bool = True,
@@ -149,7 +156,7 @@ def make_candidate_writer(
         if step in steps:
             titled = {**card, "title": f"{card['title']}, step {step}"}
             destination = folder / CANDIDATES / f"{step:06d}"
-            write_student(model, destination, like, out, titled, writes=writes)
+            write_student(model, destination, like, output, titled, writes=writes)
 
     return on_step
 
@@ -178,8 +185,17 @@ class TeacherInfo(Protocol):
         """Further metadata: quantized weights, an endpoint."""
 
 
-def list_parents(recipe: DistillRecipe, job: Job, teachers: Sequence[TeacherInfo]) -> list[Parent]:
-    """Return the parents of the student: teachers, records, and an initial student."""
+def list_parents(
+    records: str, job: Job, teachers: Sequence[TeacherInfo], *, student: str | None = None
+) -> list[Parent]:
+    """Return the parents of the student: teachers, records, and an initial student.
+
+    Args:
+        records: Reference of the records.
+        job: Job, whose folder the parent's path is relative to.
+        teachers: Teachers, in order.
+        student: Reference of the initial student, if it is a checkpoint.
+    """
     parents = [
         Parent(
             "teacher",
@@ -189,11 +205,10 @@ def list_parents(recipe: DistillRecipe, job: Job, teachers: Sequence[TeacherInfo
         )
         for teacher in teachers
     ]
-    parents.append(make_parent("records", resolve_local(recipe.records), job.out))
-    if isinstance(recipe.student, str):
-        path = resolve_checkpoint(recipe.student)
-        fingerprint = Checkpoint.open(path).fingerprint
-        parents.append(Parent("student", recipe.student, fingerprint, "checkpoint"))
+    parents.append(make_parent("records", resolve_local(records), job.out))
+    if student is not None:
+        fingerprint = Checkpoint.open(resolve_checkpoint(student)).fingerprint
+        parents.append(Parent("student", student, fingerprint, "checkpoint"))
     return parents
 
 
@@ -212,9 +227,11 @@ def make_student_origin(
 
 
 def make_student_card(
-    recipe: DistillRecipe,
+    recipe: TrainingRecipe,
     teachers: Sequence[TeacherInfo],
     prepared: PreparedData,
+    objective: str,
+    policy: RolloutPolicy | None = None,
 ) -> dict[str, Any]:
     """Return the model card of a job's checkpoints: objective, data and license.
 
@@ -222,6 +239,8 @@ def make_student_card(
         recipe: Recipe of the job.
         teachers: At least one.
         prepared: Training data.
+        objective: Text that names the objective, from ``describe_objective``.
+        policy: Source of generated training text.
     """
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
@@ -229,8 +248,9 @@ def make_student_card(
     return {
         "title": f"A student of {names}",
         "body": (
-            f"Distilled by Stillroom with {describe_objective(recipe)} on "
-            f"{_describe_records(recipe, prepared)}, seed {recipe.seed}, from:\n\n{from_whom}\n\n"
+            f"Distilled by Stillroom with {objective} on "
+            f"{_describe_records(recipe, prepared, policy)}, seed {recipe.seed}, from:\n\n"
+            f"{from_whom}\n\n"
         ),
         "license": licenses.license,
         "base_models": [teacher.name for teacher in teachers],
@@ -270,15 +290,16 @@ def finish_card(
     return {**card, "body": card["body"] + evaluation + candidates_text * bool(candidates)}
 
 
-def describe_objective(recipe: DistillRecipe) -> str:
+def describe_objective(
+    main: DistillationObjective | CrossTokenizerLoss, feature_losses: Sequence[FeatureLoss] = ()
+) -> str:
     """Return a text that names the objective; terms of weight 0 are omitted."""
-    main = recipe.crossing or recipe.method
     terms = [
         (f"`{main.method_name()}`", main.kd_weight),
         ("cross-entropy with the text's own tokens", main.ce_weight),
         *(
             (f"`{feature_loss.method_name()}`", feature_loss.weight)
-            for feature_loss in recipe.features
+            for feature_loss in feature_losses
         ),
     ]
     nonzero = [(name, weight) for name, weight in terms if weight]
@@ -288,16 +309,19 @@ def describe_objective(recipe: DistillRecipe) -> str:
     return f"the objectives {listed}" if nonzero else "no objective (all weights are 0)"
 
 
-def _describe_records(recipe: DistillRecipe, prepared: PreparedData) -> str:
+def _describe_records(
+    recipe: TrainingRecipe, prepared: PreparedData, policy: RolloutPolicy | None
+) -> str:
     """Return a text on the number of records reached, their prompts, and generated text."""
-    count, reached = len(prepared.tokenized), len(select_reached(recipe, prepared.tokenized))
+    count = reached = len(prepared.tokenized)
+    if policy is None:
+        reached = len(select_reached(recipe, prepared.tokenized))
     description = f"{count} records"
     if reached < count:
         description = f"{reached} of {description} (as many as its steps reach)"
     prompts = {extract_prompt(record) or (record.id,) for record in prepared.records}
     if len(prompts) < len(prepared.records):
         description += f" of {len(prompts)} prompts"
-    policy = recipe.rollouts
     if policy is not None and not policy.uses_records:
         return f"text alone that `{policy.method_name()}` wrote in training from {description}"
     if policy is not None:

@@ -1,31 +1,48 @@
-"""Settings of a recipe's sections: teachers, pruning, generated text, rationales, context."""
+"""Groups of settings that several kinds of distillation share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from stillroom.distill.interfaces import COMPLETION_SCORERS, CompletionScorer
+from stillroom.distill.interfaces import (
+    COMPLETION_SCORERS,
+    CompletionScorer,
+)
 from stillroom.errors import RecipeError
 from stillroom.models.endpoints.transport import is_key_safe
-from stillroom.recipes import Duration, Reference, Secret, Settings
+from stillroom.recipes import Duration, Reference, Secret, Settings, Size
 
 __all__ = [
     "REMAINING_SOURCES",
     "CacheMode",
+    "CachedTargetChoice",
+    "CachedTargetSettings",
+    "DenseTargetSettings",
     "EndpointTeacherSettings",
+    "FidelitySettings",
     "GenerationSettings",
     "LayerCriterion",
+    "LiveTargetSettings",
     "PruneSettings",
+    "RationaleChoice",
+    "RationaleFirstSettings",
     "RationaleGenerationSettings",
     "RationaleSettings",
+    "RationaleTaskSettings",
+    "SampledTargetSettings",
     "SequenceSettings",
-    "TargetMode",
-    "TeacherChoice",
+    "StudentOutputSettings",
+    "TargetChoice",
+    "Teacher",
     "TeacherContextSettings",
+    "TextEndpointSettings",
+    "TopKTargetSettings",
     "WeightedTeacherSettings",
     "check_key_transport",
+    "check_scorers",
     "check_teacher_weights",
     "name_teacher",
 ]
@@ -34,11 +51,8 @@ __all__ = [
 REMAINING_SOURCES = "*"
 
 
-class EndpointTeacherSettings(Settings):
-    """A model behind an OpenAI-compatible server.
-
-    With a tokenizer it scores prompts; without one it only generates text.
-    """
+class TextEndpointSettings(Settings):
+    """A model behind an OpenAI-compatible server, which generates text."""
 
     endpoint: str = Field(
         pattern=r"^https?://[^\s@#]+$", description="base URL, such as http://host:8000/v1"
@@ -46,11 +60,20 @@ class EndpointTeacherSettings(Settings):
     model: str = Field(
         default="", description="name of the model; empty uses the only one that is served"
     )
-    tokenizer: Reference | None = Field(
-        default=None,
-        description="tokenizer of the model: its checkpoint, or a folder with its tokenizer files; "
-        "null if the endpoint only generates text (sequence, rationale.write), without "
-        "log-probabilities",
+    api_key: Secret | None = Field(default=None, description="API key, as ${env:NAME}")
+    license: str = Field(default="", description="SPDX id of the license of the model's outputs")
+    concurrency: int = Field(default=8, ge=1, le=256, description="concurrent requests")
+    tries: int = Field(default=6, ge=1, le=20, description="attempts per request, with the first")
+    timeout: Duration = Field(default=300.0, description="read timeout of a request")
+    max_wait: Duration = Field(default=120.0, description="maximum total wait between retries")
+
+
+class EndpointTeacherSettings(TextEndpointSettings):
+    """A model behind an OpenAI-compatible server, which returns log-probabilities of prompts."""
+
+    tokenizer: Reference = Field(
+        examples=["path/to/teacher"],
+        description="tokenizer of the model: its checkpoint, or a folder with its tokenizer files",
     )
     top_logprobs: int = Field(
         default=20,
@@ -58,12 +81,6 @@ class EndpointTeacherSettings(Settings):
         le=4096,
         description="top tokens requested per position; the server may return fewer",
     )
-    api_key: Secret | None = Field(default=None, description="API key, as ${env:NAME}")
-    license: str = Field(default="", description="SPDX id of the license of the model's outputs")
-    concurrency: int = Field(default=8, ge=1, le=256, description="concurrent requests")
-    tries: int = Field(default=6, ge=1, le=20, description="attempts per request, with the first")
-    timeout: Duration = Field(default=300.0, description="read timeout of a request")
-    max_wait: Duration = Field(default=120.0, description="maximum total wait between retries")
     price_per_million: float = Field(
         default=0.0, ge=0, description="price of a million prompt tokens, for logged costs"
     )
@@ -83,7 +100,7 @@ class WeightedTeacherSettings(Settings):
     )
 
 
-TeacherChoice = Reference | EndpointTeacherSettings | tuple[WeightedTeacherSettings, ...]
+Teacher = str | TextEndpointSettings
 
 
 def check_teacher_weights(shares: tuple[WeightedTeacherSettings, ...]) -> None:
@@ -102,13 +119,11 @@ def check_teacher_weights(shares: tuple[WeightedTeacherSettings, ...]) -> None:
         raise ValueError("two teachers have the same 'source'; mix by weight instead")
 
 
-def name_teacher(choice: object) -> str:
-    """Return a teacher's reference, or address and model; of several teachers the first's."""
-    if isinstance(choice, EndpointTeacherSettings):
-        return f"{choice.endpoint.rstrip('/')}#{choice.model}"
-    if isinstance(choice, tuple):
-        return name_teacher(choice[0].teacher)
-    return str(choice)
+def name_teacher(teacher: Teacher) -> str:
+    """Return a teacher's reference, or address and model."""
+    if isinstance(teacher, TextEndpointSettings):
+        return f"{teacher.endpoint.rstrip('/')}#{teacher.model}"
+    return teacher
 
 
 LayerCriterion = Literal["influence", "even", "loss", "kl", "contiguous"]
@@ -221,7 +236,7 @@ class TeacherContextSettings(Settings):
         return self
 
 
-def check_key_transport(settings: EndpointTeacherSettings) -> None:
+def check_key_transport(settings: TextEndpointSettings) -> None:
     """Reject sending an API key over an insecure connection.
 
     Raises:
@@ -262,11 +277,11 @@ class SequenceSettings(GenerationSettings):
         default="",
         description="added to the last user message for generation, not for training",
     )
-    verifiers: tuple[Annotated[CompletionScorer, COMPLETION_SCORERS.choice()], ...] = Field(
+    scorers: tuple[Annotated[CompletionScorer, COMPLETION_SCORERS.choice()], ...] = Field(
         default_factory=lambda: (COMPLETION_SCORERS.build("likelihood"),),
         description="scorers applied in order; the last one's score ranks",
     )
-    most_lost: float = Field(
+    max_lost_share: float = Field(
         default=0.9,
         ge=0,
         le=1,
@@ -277,7 +292,23 @@ class SequenceSettings(GenerationSettings):
     def _attempts_differ(self) -> SequenceSettings:
         if self.attempts > 1 and self.temperature == 0:
             raise ValueError("temperature 0 gives identical completions; set attempts: 1")
+        if str(self.model).startswith(("http://", "https://")):
+            check_scorers(self)
         return self
+
+
+def check_scorers(settings: SequenceSettings) -> None:
+    """Reject scorers that an endpoint, which generates the completions, cannot serve.
+
+    Raises:
+        ValueError: Naming the scorer.
+    """
+    names = [scorer.method_name() for scorer in settings.scorers if scorer.needs_scores]
+    if names:
+        raise ValueError(
+            f"sequence.scorers '{names[0]}' requires log-probabilities of given text, which "
+            "endpoints do not return: set scorers: [agreement], or attempts: 1 and scorers: []"
+        )
 
 
 class RationaleGenerationSettings(GenerationSettings):
@@ -296,41 +327,185 @@ class RationaleGenerationSettings(GenerationSettings):
         return self
 
 
-class RationaleSettings(Settings):
-    """Train on rationales in addition to answers."""
+def _select_by(key: str, names: Mapping[str, str]) -> Discriminator:
+    """Return the choice among groups of settings by one of them.
 
+    Args:
+        key: Setting that selects the group; if left out, the first is selected.
+        names: Class name of the group by value. Messages find a group's settings by it.
+    """
+    default = next(iter(names))
+
+    def read_tag(value: Any) -> Any:
+        selected = (
+            value.get(key, default) if isinstance(value, Mapping) else getattr(value, key, None)
+        )
+        return names.get(selected) if isinstance(selected, str) else None
+
+    return Discriminator(
+        read_tag,
+        custom_error_type="group",
+        custom_error_message=f"settings whose '{key}' is one of: {', '.join(names)}",
+    )
+
+
+class _RationaleSource(Settings):
     field: str = Field(default="rationale", description="field of a record with its rationale")
-    form: Literal["tasks", "before_answer"] = Field(
-        default="tasks",
-        description="tasks: two conversations per record, one to answer and one to explain; "
-        "before_answer: one completion with the rationale followed by the answer",
-    )
-    weight: float = Field(default=1.0, ge=0, description="weight of rationales; form tasks")
-    answer_prefix: str = Field(
-        default="", description="prefix of the question in the answer task; form tasks"
-    )
-    rationale_prefix: str = Field(
-        default="Explain how to answer this, step by step.\n\n",
-        description="prefix of the question in the rationale task; form tasks",
-    )
-    between: str = Field(
-        default="\n\nThe answer is: ",
-        description="between rationale and answer; form before_answer",
-    )
-    write: RationaleGenerationSettings | None = Field(
+    generate: RationaleGenerationSettings | None = Field(
         default=None, description="generate missing rationales; null does not"
     )
 
+
+class RationaleTaskSettings(_RationaleSource):
+    """Two conversations per record: one to answer and one to explain."""
+
+    form: Literal["tasks"] = Field(
+        default="tasks", description="tasks: answer and rationale are learned apart"
+    )
+    weight: float = Field(default=1.0, ge=0, description="weight of rationales")
+    answer_prefix: str = Field(default="", description="prefix of the question in the answer task")
+    rationale_prefix: str = Field(
+        default="Explain how to answer this, step by step.\n\n",
+        description="prefix of the question in the rationale task",
+    )
+
     @model_validator(mode="after")
-    def _tasks_differ(self) -> RationaleSettings:
-        if self.form == "tasks" and self.answer_prefix == self.rationale_prefix:
+    def _tasks_differ(self) -> RationaleTaskSettings:
+        if self.answer_prefix == self.rationale_prefix:
             raise ValueError("'answer_prefix' and 'rationale_prefix' must differ")
-        if self.form == "before_answer" and self.weight != 1:
-            raise ValueError("'weight' applies to form tasks; before_answer has one completion")
         return self
 
+
+class RationaleFirstSettings(_RationaleSource):
+    """One completion per record: the rationale, then the answer."""
+
+    form: Literal["before_answer"] = Field(
+        description="before_answer: the rationale is generated before the answer"
+    )
+    between: str = Field(
+        default="\n\nThe answer is: ", description="text between rationale and answer"
+    )
+
+
+RationaleSettings = RationaleTaskSettings | RationaleFirstSettings
+RationaleChoice = Annotated[
+    Annotated[RationaleTaskSettings, Tag("RationaleTaskSettings")]
+    | Annotated[RationaleFirstSettings, Tag("RationaleFirstSettings")],
+    _select_by(
+        "form", {"tasks": "RationaleTaskSettings", "before_answer": "RationaleFirstSettings"}
+    ),
+]
 
 CacheMode = Literal["top_k", "sampled", "dense", "own"]
 
 
-TargetMode = Literal["top_k", "sampled", "dense", "live"]
+class _CachedTargetSettings(Settings):
+    logprob_dtype: Literal["float16", "float32"] = Field(
+        default="float16", description="storage type of cached log-probabilities"
+    )
+    cache: str | None = Field(
+        default=None,
+        description="folder of a logit cache shared by several jobs; null stores it in the job",
+    )
+
+
+class TopKTargetSettings(_CachedTargetSettings):
+    """The teacher's most likely tokens, and the mass of the rest."""
+
+    mode: Literal["top_k"] = Field(
+        default="top_k", description="top_k: the most likely tokens and the mass of the rest"
+    )
+    k: int = Field(default=64, ge=1, le=4096, description="tokens per position")
+
+
+class SampledTargetSettings(_CachedTargetSettings):
+    """Tokens sampled from the teacher: an unbiased estimate of its distribution."""
+
+    mode: Literal["sampled"] = Field(
+        description="sampled: tokens sampled from the teacher, unbiased"
+    )
+    samples: int = Field(
+        default=12, ge=1, le=4096, description="distinct tokens sampled per position"
+    )
+    sampling_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="samples from the teacher's probabilities to the power of 1 over this; "
+        "weights correct for it",
+    )
+
+
+class DenseTargetSettings(_CachedTargetSettings):
+    """The teacher's whole distribution, on disk."""
+
+    mode: Literal["dense"] = Field(description="dense: the full vocabulary, on disk")
+
+
+class LiveTargetSettings(Settings):
+    """The teacher runs in every step, and nothing is stored."""
+
+    mode: Literal["live"] = Field(
+        description="live: nothing is stored, the teacher runs in every step"
+    )
+
+
+CachedTargetSettings = TopKTargetSettings | SampledTargetSettings | DenseTargetSettings
+_CACHED_TARGET_NAMES = {
+    "top_k": "TopKTargetSettings",
+    "sampled": "SampledTargetSettings",
+    "dense": "DenseTargetSettings",
+}
+CachedTargetChoice = Annotated[
+    Annotated[TopKTargetSettings, Tag("TopKTargetSettings")]
+    | Annotated[SampledTargetSettings, Tag("SampledTargetSettings")]
+    | Annotated[DenseTargetSettings, Tag("DenseTargetSettings")],
+    _select_by("mode", _CACHED_TARGET_NAMES),
+]
+TargetChoice = Annotated[
+    Annotated[TopKTargetSettings, Tag("TopKTargetSettings")]
+    | Annotated[SampledTargetSettings, Tag("SampledTargetSettings")]
+    | Annotated[DenseTargetSettings, Tag("DenseTargetSettings")]
+    | Annotated[LiveTargetSettings, Tag("LiveTargetSettings")],
+    _select_by("mode", {**_CACHED_TARGET_NAMES, "live": "LiveTargetSettings"}),
+]
+
+
+class FidelitySettings(Settings):
+    """Evaluation of the distance to the teacher, with a baseline."""
+
+    records: int = Field(
+        default=32,
+        ge=0,
+        description="number of held-out records measured, from the first; 0 measures nothing",
+    )
+    baseline: bool = Field(
+        default=True,
+        description="train a baseline on the records' labels only, with the same initial weights, "
+        "records, steps and seed, and measure it next to the student",
+    )
+    keep_baseline: bool = Field(
+        default=False, description="keep the baseline's checkpoint in output/baseline"
+    )
+    answers: int = Field(
+        default=16,
+        ge=0,
+        description="number of those records answered by teacher, student and baseline; 0 skips "
+        "measurements on generated text",
+    )
+    max_new_tokens: int = Field(
+        default=48, ge=1, le=4096, description="maximum tokens of a generated answer"
+    )
+    speed: bool = Field(
+        default=True, description="measure latency and peak memory of teacher and student"
+    )
+
+
+class StudentOutputSettings(Settings):
+    """Storage format of checkpoints."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="storage type of the weights"
+    )
+    shard_size: Size = Field(
+        default=5_000_000_000, gt=0, description="maximum size of one weights file in bytes"
+    )

@@ -17,7 +17,7 @@ def test_models_are_listed_with_what_they_are(client, folder):
     one = next(one for one in models if one.name == MODEL)
     assert one.parameters > 0
     assert one.layers == 2
-    assert one.made_by == "distill"
+    assert one.made_by == "distill.logits"
     page = client.get("/models").text
     assert MODEL in page
     assert f"{one.parameters:,}" in page

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from tests.unit.distill import zoo
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, run
 from transformers import PreTrainedTokenizerFast
 
 from stillroom.checkpoints import Checkpoint
@@ -15,8 +16,6 @@ from stillroom.checkpoints.random_init import CHAT_TEMPLATE
 from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
 from stillroom.distill.evaluation.teacher_distance import UNDEFINED_METRICS, CrossTokenizerFidelity
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.errors import Cancelled, CheckpointError, DataError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
@@ -52,12 +51,12 @@ def make_recipe(teacher_folder, records_file, student_folder):
             "teacher": str(teacher_folder),
             "records": str(records_file),
             "student": str(student_folder),
-            "crossing": {"name": "chunk_likelihood"},
+            "cross_tokenizer_loss": {"name": "chunk_likelihood"},
             "train": FAST,
-            "candidates": 0,
-            "fidelity": {"control": False, "answers": 0, "speed": False},
+            "keep_checkpoints": 0,
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -65,7 +64,7 @@ def make_recipe(teacher_folder, records_file, student_folder):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: distill\n", resume=resume)
+        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -75,12 +74,12 @@ def do(tmp_path):
 
 
 def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_folder):
-    artifact, folder = do(make_recipe(fidelity={"control": True}))
-    found = artifact.details["crossing_fidelity"]
+    artifact, folder = do(make_recipe(fidelity={"baseline": True}))
+    found = artifact.details["cross_tokenizer_fidelity"]
     before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < 0.7 * before.mean("divergence")
-    control = CrossTokenizerFidelity.from_json(found["control"])
-    assert after.mean("divergence") < control.mean("divergence")
+    baseline = CrossTokenizerFidelity.from_json(found["baseline"])
+    assert after.mean("divergence") < baseline.mean("divergence")
     assert after.mean("teacher_bits") == before.mean("teacher_bits")
     written = json.loads((folder / "output" / "fidelity.json").read_text())
     assert written["not_defined"] == list(UNDEFINED_METRICS)
@@ -106,14 +105,14 @@ def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_f
 @pytest.mark.parametrize(
     "crossing",
     [
-        {"name": "projected_kl", "least_coverage": 0.05},
-        {"name": "uld", "least_coverage": 0.05},
+        {"name": "projected_kl", "min_coverage": 0.05},
+        {"name": "uld", "min_coverage": 0.05},
         {"name": "chunk_likelihood", "ce_weight": 0.3},
     ],
     ids=str,
 )
 def test_every_crossing_trains(make_recipe, do, crossing):
-    artifact, _ = do(make_recipe(crossing=crossing, train={**FAST, "steps": 12}))
+    artifact, _ = do(make_recipe(cross_tokenizer_loss=crossing, train={**FAST, "steps": 12}))
     assert artifact.details["train"]["last_loss"] < artifact.details["train"]["first_loss"]
 
 
@@ -121,7 +120,7 @@ def test_a_sentencepiece_student_learns_from_a_byte_level_teacher(
     make_recipe, do, sentencepiece_folder
 ):
     artifact, _ = do(make_recipe(student=str(sentencepiece_folder)))
-    found = artifact.details["crossing_fidelity"]
+    found = artifact.details["cross_tokenizer_fidelity"]
     before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < before.mean("divergence")
 
@@ -153,7 +152,12 @@ def test_stopped_while_the_teacher_speaks_it_ends_with_the_same_bytes(make_recip
 
 def test_what_is_kept_is_what_the_teacher_says(make_recipe, do, tmp_path, teacher_folder):
     cache = tmp_path / "cache"
-    do(make_recipe(targets={"cache": str(cache)}, train={**FAST, "steps": 1, "batch_size": 12}))
+    do(
+        make_recipe(
+            cache=str(cache),
+            train={**FAST, "steps": 1, "batch_size": 12},
+        )
+    )
     header = json.loads((cache / "header.json").read_text())
     assert header["mode"] == "own"
     assert header["about"] == {"name": teacher_folder.name}
@@ -200,16 +204,16 @@ def test_numbers_are_not_lost_on_a_tokenizer_of_single_digits():
 
 def test_too_little_in_common_is_refused_before_training(make_recipe, do, tmp_path):
     with pytest.raises(DataError) as caught:
-        do(make_recipe(crossing={"name": "projected_kl", "least_coverage": 0.95}))
+        do(make_recipe(cross_tokenizer_loss={"name": "projected_kl", "min_coverage": 0.95}))
     assert caught.value.code == "distill.coverage"
-    assert "crossing.least_coverage" in str(caught.value)
+    assert "cross_tokenizer_loss.min_coverage" in str(caught.value)
 
 
 def test_two_tokenizers_without_a_crossing_name_it(make_recipe, do):
     with pytest.raises(CheckpointError) as caught:
-        do(make_recipe(crossing=None))
+        do(make_recipe(kind="distill.logits", cross_tokenizer_loss=None))
     assert caught.value.code == "distill.vocabulary"
-    assert "crossing: {name: chunk_likelihood}" in str(caught.value)
+    assert "kind distill.cross_tokenizer" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_two_tokenizers_without_a_crossing_name_it(make_recipe, do):
     [
         ({"student": {"max_parameters": 0.5}}, "student"),
         ({"method": {"name": "jsd"}}, "method"),
-        ({"targets": {"k": 5}}, "targets"),
+        ({"targets": {"mode": "top_k", "k": 5}}, "targets"),
     ],
     ids=lambda value: str(value)[:20],
 )

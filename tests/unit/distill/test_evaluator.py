@@ -3,14 +3,13 @@ import json
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import estimate, run
 from tests.unit.distill.test_run import FAST, do
 from tests.unit.distill.test_run import make_recipe as make_quick
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.evaluator import BaselineLoss, compute_baseline_batch_size
-from stillroom.distill.preflight.resources import estimate
-from stillroom.distill.run import run
 from stillroom.errors import Cancelled
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
@@ -60,30 +59,30 @@ def test_budget_is_equal_in_tokens(make_recipe, lessons):
         assert compute_baseline_batch_size(recipe, lessons, round(plain * share)) == wanted
 
 
-def test_control_learns_beside_the_student_and_is_not_shipped(make_recipe, do):
+def test_baseline_learns_beside_the_student_and_is_not_shipped(make_recipe, do):
     artifact, folder = do(make_recipe())
     written = json.loads((folder / "output" / "fidelity.json").read_text())
-    assert set(written["summary"]) == {"initial", "final", "control"}
+    assert set(written["summary"]) == {"initial", "final", "baseline"}
     assert (
-        written["summary"]["control"]["loss"]["value"]
+        written["summary"]["baseline"]["loss"]["value"]
         < written["summary"]["initial"]["loss"]["value"]
     )
     budget = written["budget"]
-    assert budget["control"] == budget["final"]
+    assert budget["baseline"] == budget["final"]
     assert budget["teacher"]["parameters"] > budget["final"]["parameters"]
-    assert not (folder / "output" / "control").exists()
+    assert not (folder / "output" / "baseline").exists()
     metrics = (folder / "metrics.jsonl").read_text()
-    assert metrics.count('"control/loss"') == FAST["steps"] == metrics.count('"loss"')
+    assert metrics.count('"baseline/loss"') == FAST["steps"] == metrics.count('"loss"')
     page = (folder / "output" / "fidelity.html").read_text()
-    assert "student − control" in page
+    assert "student − baseline" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
-    assert artifact.details["fidelity"]["control"]
+    assert artifact.details["fidelity"]["baseline"]
     report = written["report"]
     names = {metric["name"] for metric in report["metrics"]}
     assert {
         f"{side}/{what}"
-        for side in ("control", "student", "student_minus_control")
+        for side in ("baseline", "student", "student_minus_baseline")
         for what in ("kl", "reverse_kl", "top5_overlap", "loss", "ece", "brier", "kl_free", "flips")
     } <= names
     assert {"teacher/ece", "teacher/loss", "student/excess_error", "teacher/distinct_2"} <= names
@@ -91,44 +90,48 @@ def test_control_learns_beside_the_student_and_is_not_shipped(make_recipe, do):
         assert set(metric) >= {"name", "value", "low", "high", "n", "unit"}
 
 
-def test_control_can_be_kept(make_recipe, do):
-    _, folder = do(make_recipe(fidelity={"keep_control": True, "answers": 0, "speed": False}))
-    control, student = (Checkpoint.open(folder / "output" / name) for name in ("control", "."))
-    assert control.parameters == student.parameters
-    assert control.fingerprint != student.fingerprint
+def test_baseline_can_be_kept(make_recipe, do):
+    _, folder = do(make_recipe(fidelity={"keep_baseline": True, "answers": 0, "speed": False}))
+    baseline, student = (Checkpoint.open(folder / "output" / name) for name in ("baseline", "."))
+    assert baseline.parameters == student.parameters
+    assert baseline.fingerprint != student.fingerprint
     assert not (folder / "timings.json").exists()
 
 
-def test_report_says_in_words_that_there_is_no_control(make_recipe, do):
-    _, folder = do(make_recipe(fidelity={"control": False}))
+def test_report_says_in_words_that_there_is_no_baseline(make_recipe, do):
+    _, folder = do(make_recipe(fidelity={"baseline": False}))
     page = (folder / "output" / "fidelity.html").read_text()
-    assert "There is no control" in page
-    assert "student − control" not in page
+    assert "There is no baseline" in page
+    assert "student − baseline" not in page
     timings = json.loads((folder / "timings.json").read_text())
     names = {metric["name"] for metric in timings["metrics"]}
     assert {"teacher/decode_ms", "student/prefill_ms"} <= names
 
 
-def test_estimate_says_what_the_control_costs(make_recipe):
+def test_estimate_says_what_the_baseline_costs(make_recipe):
     long = {**FAST, "steps": 500_000}
     with_it, without = (
-        estimate(make_recipe(train=long, fidelity={"control": chosen})) for chosen in (True, False)
+        estimate(make_recipe(train=long, fidelity={"baseline": chosen})) for chosen in (True, False)
     )
     assert with_it.seconds > 1.5 * without.seconds
     assert with_it.disk_bytes > without.disk_bytes
-    assert "fidelity.control: false" in with_it.basis
-    assert "no control" in without.basis
+    assert "fidelity.baseline: false" in with_it.basis
+    assert "no baseline" in without.basis
 
 
-def test_estimate_counts_the_control_of_several_teachers(make_recipe):
+def test_estimate_counts_the_baseline_of_several_teachers(make_recipe):
     one = make_recipe(train={**FAST, "steps": 500_000})
     several = [{"teacher": one.teacher, "weight": 0.5}] * 2
     found = [
-        estimate(make_recipe(teacher=several, train=one.train, fidelity={"control": chosen}))
+        estimate(
+            make_recipe(
+                teacher=None, teachers=several, train=one.train, fidelity={"baseline": chosen}
+            )
+        )
         for chosen in (True, False)
     ]
     assert found[0].seconds > 1.5 * found[1].seconds
-    assert "fidelity.control: false" in found[0].basis
+    assert "fidelity.baseline: false" in found[0].basis
 
 
 class _Stopping(Job):
@@ -142,16 +145,16 @@ class _Stopping(Job):
             self.cancel()
 
 
-@pytest.mark.parametrize("stop", [("loss", 3), ("control/loss", 3)])
+@pytest.mark.parametrize("stop", [("loss", 3), ("baseline/loss", 3)])
 def test_a_stopped_job_goes_on_to_the_same_bytes(make_recipe, do, tmp_path, stop):
     recipe = make_recipe(fidelity={"speed": False})
     whole, _ = do(recipe, "whole")
-    stopped = _Stopping.start(tmp_path / "again", "kind: distill\n")
+    stopped = _Stopping.start(tmp_path / "again", "kind: test\n")
     stopped.stop_at = stop
     with pytest.raises(Cancelled):
         run(recipe, stopped)
     stopped.close()
-    job = Job.start(tmp_path / "again", "kind: distill\n", resume=True)
+    job = Job.start(tmp_path / "again", "kind: test\n", resume=True)
     again = run(recipe, job)
     job.close()
     assert again.digest == whole.digest

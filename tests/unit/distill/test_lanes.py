@@ -5,11 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, preflight, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
-from stillroom.distill.preflight.checks import run_preflight
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Job
 from stillroom.records import Record, read_records, write_records
@@ -51,11 +49,11 @@ def make_recipe(server, folders, teacher_folder, tmp_path):
     both = [{"teacher": str(folders[name]), "weight": 0.5} for name in ("one", "two")]
     kinds = {
         "served": {"teacher": served},
-        "several": {"teacher": both},
+        "several": {"teachers": both},
         "crossing": {
             "teacher": str(teacher_folder),
             "student": str(folders["narrow"]),
-            "crossing": {"name": "chunk_likelihood", "ce_weight": 0.2},
+            "cross_tokenizer_loss": {"name": "chunk_likelihood", "ce_weight": 0.2},
         },
     }
 
@@ -63,14 +61,14 @@ def make_recipe(server, folders, teacher_folder, tmp_path):
         fields = {
             "records": str(tmp_path / "given.jsonl"),
             "student": str(folders["student"]),
-            "targets": {} if kind == "crossing" else {"k": 16},
+            "targets": None if kind == "crossing" else {"k": 16},
             "train": FAST,
-            "candidates": 0,
+            "keep_checkpoints": 0,
             "include_prompt": False,
-            "fidelity": {"control": False, "answers": 0, "speed": False},
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
             **kinds[kind],
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -78,7 +76,7 @@ def make_recipe(server, folders, teacher_folder, tmp_path):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: distill\n")
+        job = Job.start(tmp_path / name, "kind: test\n")
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -95,9 +93,14 @@ def script(tmp_path):
 
 
 NEAR = {
-    "served": {"student/kl", "student_minus_control/kl", "teacher/teacher_loss"},
-    "several": {"student/one/kl", "student/two/reverse_kl", "control/two/agreement"},
-    "crossing": {"student/divergence", "teacher/student_bits", "teacher/ece", "student/flips"},
+    "served": {"student/kl", "student_minus_baseline/kl", "teacher/teacher_loss"},
+    "several": {"student/one/kl", "student/two/reverse_kl", "baseline/two/agreement"},
+    "crossing": {
+        "student/divergence",
+        "teacher/student_bits",
+        "teacher/ece",
+        "student/flips",
+    },
 }
 
 TOO = ["served", "crossing", pytest.param("several", marks=pytest.mark.slow)]
@@ -105,23 +108,23 @@ TOO = ["served", "crossing", pytest.param("several", marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("kind", NEAR)
 def test_every_kind_of_teacher_leaves_the_whole_report(make_recipe, do, kind):
-    fidelity = {"control": True, "answers": 2, "max_new_tokens": 6, "speed": kind == "several"}
+    fidelity = {"baseline": True, "answers": 2, "max_new_tokens": 6, "speed": kind == "several"}
     artifact, folder = do(make_recipe(kind, fidelity=fidelity))
     page = (folder / "output" / "fidelity.html").read_text()
     written = json.loads((folder / "output" / "fidelity.json").read_text())
     names = {metric["name"] for metric in written["report"]["metrics"]}
     of_models = {"loss", "entropy", "ece", "brier", "brier_scaled", "f1", "length", "ended"}
-    assert {f"student_minus_control/{name}" for name in of_models} <= names
-    assert {f"{side}/steps" for side in ("student", "control")} <= names
+    assert {f"student_minus_baseline/{name}" for name in of_models} <= names
+    assert {f"{side}/steps" for side in ("student", "baseline")} <= names
     assert NEAR[kind] <= names
     assert "Nearness to" in page
     assert "Calibration" in page
-    assert "student − control" in page
-    assert written["budget"]["control"] == written["budget"]["final"]
+    assert "student − baseline" in page
+    assert written["budget"]["baseline"] == written["budget"]["final"]
     assert len(written["by_themselves"]["final"]) == 3
     assert {len(rows) for rows in written["answers"].values()} == {2}
-    key = "crossing_fidelity" if kind == "crossing" else "fidelity"
-    assert set(artifact.details[key]["summary"]) == {"initial", "final", "control"}
+    key = "cross_tokenizer_fidelity" if kind == "crossing" else "fidelity"
+    assert set(artifact.details[key]["summary"]) == {"initial", "final", "baseline"}
     if kind == "several":
         timings = json.loads((folder / "timings.json").read_text())
         found = {metric["name"] for metric in timings["metrics"]}
@@ -135,7 +138,7 @@ def test_two_teachers_of_one_name_are_told_apart(make_recipe, do, tmp_path):
         {"teacher": str(tiny_checkpoint(tmp_path / place / "model", layers=1, seed=seed))}
         for place, seed in (("a", 31), ("b", 32))
     ]
-    _, folder = do(make_recipe("several", teacher=both))
+    _, folder = do(make_recipe("several", teachers=both))
     report = json.loads((folder / "output" / "fidelity.json").read_text())["report"]
     names = {metric["name"] for metric in report["metrics"]}
     assert {"student/model (1)/kl", "student/model (2)/kl"} <= names
@@ -146,7 +149,7 @@ def test_another_vocabulary_is_found_before_a_teacher_is_asked(
     make_recipe, tmp_path, folders, server, kind
 ):
     recipe = make_recipe(kind, student=str(folders["narrow"]))
-    flight = run_preflight(recipe, tmp_path, fetch=False)
+    flight = preflight(recipe, tmp_path, fetch=False)
     with pytest.raises(CheckpointError) as caught:
         flight.raise_errors()
     assert caught.value.code == "distill.vocabulary"
@@ -156,7 +159,7 @@ def test_another_vocabulary_is_found_before_a_teacher_is_asked(
 @pytest.mark.parametrize("kind", TOO)
 def test_what_another_model_wrote_is_learned_with_any_teacher(make_recipe, do, kind, script):
     method = {} if kind == "crossing" else {"method": TEXT_ALONE}
-    sequence = {"model": script, "attempts": 1, "temperature": 0, "verifiers": []}
+    sequence = {"model": script, "attempts": 1, "temperature": 0, "scorers": []}
     artifact, folder = do(make_recipe(kind, sequence=sequence, **method))
     assert artifact.details["records"]["sequences"]["prompts"] == 9
     written = list(read_records(folder / "output" / "written.jsonl"))
@@ -167,7 +170,7 @@ def test_what_another_model_wrote_is_learned_with_any_teacher(make_recipe, do, k
 
 @pytest.mark.parametrize("kind", TOO)
 def test_rationales_are_learned_from_any_teacher(make_recipe, do, kind):
-    artifact, _ = do(make_recipe(kind, rationale={}))
+    artifact, _ = do(make_recipe(kind, rationale={"form": "tasks"}))
     counts = artifact.details["records"]
     assert counts["rationales"] == {"with a rationale": 9}
     assert counts["records"] == 18
@@ -207,7 +210,9 @@ def test_a_server_that_tells_own_tokens_alone_teaches_by_draws(
     monkeypatch.setattr(TeacherServer, "marks", False)
     server.dialect = "echo"
     rollouts = {"name": "on_policy", "max_new_tokens": 6, "student_share": 1.0}
-    artifact, folder = do(make_recipe("served", method="sampled_reverse_kl", rollouts=rollouts))
+    artifact, folder = do(
+        make_recipe("served", method="sampled_reverse_kl", rollout_policy=rollouts)
+    )
     assert artifact.details["teachers"][0]["about"]["probe"]["granted"] == 0
     written = json.loads((folder / "output" / "fidelity.json").read_text())
     assert written["teachers"] == []
@@ -219,11 +224,15 @@ def test_a_server_that_tells_own_tokens_alone_teaches_by_draws(
     ("kind", "changes", "named"),
     [
         ("several", {"sequence": {}}, "sequence.model"),
-        ("several", {"rationale": {"write": {}}}, "rationale.write.model"),
-        ("several", {"targets": {"mode": "live"}}, "live a single one"),
-        ("served", {"targets": {"mode": "dense"}}, "mode 'dense'"),
-        ("served", {"features": [{"name": "relation"}]}, "an endpoint returns no internal states"),
-        ("crossing", {"rationale": {"weight": 0.5}}, "rationale.weight"),
+        ("several", {"rationale": {"form": "tasks", "generate": {}}}, "rationale.generate.model"),
+        ("several", {"targets": {"mode": "live"}}, "targets"),
+        ("served", {"targets": {"mode": "dense"}}, "targets"),
+        (
+            "served",
+            {"feature_losses": [{"name": "relation"}]},
+            "teacher",
+        ),
+        ("crossing", {"rationale": {"form": "tasks", "weight": 0.5}}, "rationale.weight"),
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@ import pytest
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.output import choose_candidate_steps, make_candidate_writer, write_student
-from stillroom.distill.recipe import StudentOutputSettings
+from stillroom.distill.settings import StudentOutputSettings
 
 CARD = {"title": "T", "body": "B", "license": "apache-2.0", "base_models": ["org/teacher"]}
 

@@ -116,7 +116,7 @@ def test_a_teacher_of_ten_times_the_data_beats_scarce_labels(seed):
     student = train(
         scarce, seed, steps, objective, lambda chosen: DenseTargets(told[chosen].flatten(0, 1))
     )
-    control = train(
+    baseline = train(
         scarce,
         seed,
         steps,
@@ -125,11 +125,11 @@ def test_a_teacher_of_ten_times_the_data_beats_scarce_labels(seed):
     )
     losses = {
         name: loss_of(model, held_out)
-        for name, model in (("teacher", teacher), ("student", student), ("control", control))
+        for name, model in (("teacher", teacher), ("student", student), ("baseline", baseline))
     }
-    losses["control, stopped at its best"] = min(along)
-    assert losses["teacher"] - 0.02 < losses["student"] < losses["control"] - 0.2
-    assert losses["student"] < losses["control, stopped at its best"] - 0.1
+    losses["baseline, stopped at its best"] = min(along)
+    assert losses["teacher"] - 0.02 < losses["student"] < losses["baseline"] - 0.2
+    assert losses["student"] < losses["baseline, stopped at its best"] - 0.1
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -4,17 +4,17 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.jobs.logits import LogitsRecipe
 from stillroom.distill.settings import PruneSettings
 from stillroom.errors import RecipeError
 from stillroom.recipes import dump_recipe, parse_recipe
 
-TEXT = "version: 1\nkind: distill\nteacher: ./t\nrecords: ./r.jsonl\n"
+TEXT = "version: 1\nkind: distill.logits\nteacher: ./t\nrecords: ./r.jsonl\n"
 
 
 def test_a_short_recipe_is_enough_and_round_trips():
     recipe = parse_recipe(TEXT, "recipe.yaml", ())
-    assert isinstance(recipe, DistillRecipe)
+    assert isinstance(recipe, LogitsRecipe)
     assert recipe.method.method_name() == "forward_kl"
     assert parse_recipe(dump_recipe(recipe), "again", ()) == recipe
 
@@ -30,23 +30,23 @@ def test_a_student_is_a_way_to_make_one_or_a_checkpoint():
     "bad",
     [
         {"targets": {"mode": "sampled"}, "method": "reverse_kl"},
-        {"targets": {"k": 0}},
+        {"targets": {"mode": "top_k", "k": 0}},
         {"method": {"name": "jsd", "beta": 1.5}},
         {"method": {"name": "forward_kl", "temperature": 0}},
         {"student": {"keep": [3, 1]}},
         {"student": {"keep": [0, 1], "layers": 2}},
         {"max_tokens": 1},
-        {"candidates": -1},
+        {"keep_checkpoints": -1},
     ],
 )
 def test_refuses_what_cannot_be_done(bad):
     with pytest.raises(ValidationError):
-        DistillRecipe.model_validate({"teacher": "t", "records": "r", **bad})
+        LogitsRecipe.model_validate({"teacher": "t", "records": "r", **bad})
 
 
 def test_is_checked_without_torch():
     code = (
-        "import sys; from stillroom.distill.recipe import DistillRecipe as R;"
+        "import sys; from stillroom.distill.jobs.logits import LogitsRecipe as R;"
         "R(teacher='t', records='r', method='jsd');"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -55,24 +55,35 @@ def test_is_checked_without_torch():
 
 
 @pytest.mark.parametrize(
-    ("lines", "wanted"),
+    ("kind", "lines", "wanted"),
     [
         (
-            "teacher: {endpont: 'http://h/v1', tokenizer: ./t}\n",
+            "endpoint_logits",
+            "teacher: {endpont: 'http://h/v1', tokenizer: ./t}\nstudent: ./s\n",
             ["teacher.endpoint is missing", "teacher.endpont is not a setting of 'teacher'"],
         ),
         (
-            "teacher: [{teacher: ./a, weigt: 2}, {teacher: ./b}]\n",
-            ["teacher.0.weigt is not a setting of 'teacher.0'"],
+            "multi_teacher",
+            "teachers: [{teacher: ./a, weigt: 2}, {teacher: ./b}]\n",
+            ["teachers.0.weigt is not a setting of 'teachers.0'"],
         ),
-        ("teacher: ./t\nstudent: {layrs: 3}\n", ["student.layrs is not a setting of 'student'"]),
-        ("teacher: ./t\nstudent: {layers: -3}\n", ["student.layers cannot be -3"]),
-        ("teacher: 5\n", ["teacher cannot be 5"]),
-        ("teacher: ./t\nrecords: [a]\n", ["records does not fit"]),
+        (
+            "logits",
+            "teacher: ./t\nstudent: {layrs: 3}\n",
+            ["student.layrs is not a setting of 'student'"],
+        ),
+        ("logits", "teacher: ./t\nstudent: {layers: -3}\n", ["student.layers cannot be -3"]),
+        ("logits", "teacher: 5\n", ["teacher cannot be 5"]),
+        ("logits", "teacher: ./t\nrecords: [a]\n", ["records does not fit"]),
+        (
+            "supervised",
+            "teacher: ./t\ntargets: {}\n",
+            ["targets is not a setting of 'distill.supervised'"],
+        ),
     ],
 )
-def test_a_slip_within_one_shape_is_told_without_the_others(lines, wanted):
-    text = f"version: 1\nkind: distill\n{lines}"
+def test_a_slip_within_one_shape_is_told_without_the_others(kind, lines, wanted):
+    text = f"version: 1\nkind: distill.{kind}\n{lines}"
     if "records" not in lines:
         text += "records: ./r.jsonl\n"
     with pytest.raises(RecipeError) as caught:

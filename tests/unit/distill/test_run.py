@@ -4,13 +4,11 @@ import peft
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, estimate, run
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.evaluation.metrics import Fidelity, measure_fidelity
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.preflight.resources import estimate
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import run_recipe
@@ -30,11 +28,11 @@ def make_recipe(teacher_folder, records_file):
             "teacher": str(teacher_folder),
             "records": str(records_file),
             "student": {"max_parameters": 0.85, "choose": "even"},
-            "targets": {"k": 16},
+            "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
-            "fidelity": {"control": False, "answers": 0, "speed": False},
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -42,7 +40,7 @@ def make_recipe(teacher_folder, records_file):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: distill\n")
+        job = Job.start(tmp_path / name, "kind: test\n")
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -62,10 +60,11 @@ def test_cards_say_what_was_done_and_nothing_else(make_recipe, do, tmp_path):
     artifact, folder = do(
         make_recipe(
             records=str(tmp_path / "rows.jsonl"),
-            method={"name": "forward_kl", "kd_weight": 0, "ce_weight": 1},
+            kind="distill.supervised",
+            targets=None,
             train={**FAST, "steps": 1},
-            candidates=0,
-            fidelity={"records": 0, "control": False, "answers": 0, "speed": False},
+            keep_checkpoints=0,
+            fidelity={"records": 0, "baseline": False, "answers": 0, "speed": False},
         )
     )
     card = (folder / "output/README.md").read_text()
@@ -124,14 +123,14 @@ def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teac
         {"method": {"name": "forward_kl", "temperature": 2.0, "ce_weight": 0.02}},
         {"train": {**FAST, "precision": "bfloat16"}},
         {
-            "targets": {"mode": "live"},
-            "features": [{"name": "hidden_state", "weight": 0.1}, "attention", "relation"],
+            "targets": None,
+            "feature_losses": [{"name": "hidden_state", "weight": 0.1}, "attention", "relation"],
             "train": {**FAST, "precision": "bfloat16", "steps": 12},
         },
         {
-            "targets": {"mode": "live"},
+            "targets": None,
             "method": {"name": "forward_kl", "kd_weight": 0},
-            "features": [{"name": "hidden_state", "weight": 5.0, "projector": "none"}],
+            "feature_losses": [{"name": "hidden_state", "weight": 5.0, "projector": "none"}],
             "train": {**FAST, "lora": {"rank": 4}, "steps": 20},
         },
     ],
@@ -160,7 +159,7 @@ def test_same_seed_same_bytes_and_a_shared_cache_changes_nothing(make_recipe, do
 def test_projectors_are_trained_beside_the_student_and_never_written(make_recipe, do, tmp_path):
     student = tiny_checkpoint(tmp_path / "student", layers=2, hidden=32, seed=5)
     features = [{"name": "hidden_state", "layers": "uniform"}]
-    recipe = make_recipe(student=str(student), targets={"mode": "live"}, features=features)
+    recipe = make_recipe(student=str(student), targets=None, feature_losses=features)
     artifact, folder = do(recipe)
     wanted = set(Checkpoint.open(student).names())
     assert set(Checkpoint.open(folder).names()) == wanted
@@ -237,7 +236,7 @@ def test_estimates_before_anything_is_loaded(make_recipe):
     longer = estimate(make_recipe(train={**FAST, "steps": 60}))
     assert longer.seconds > small.seconds
     assert small.memory_bytes > 0 < small.disk_bytes
-    absent = DistillRecipe(teacher="hub:org/name", records="nowhere.jsonl")
+    absent = build({"teacher": "hub:org/name", "records": "nowhere.jsonl"})
     assert estimate(absent).memory_bytes > 1_000_000_000
     assert "135M" in estimate(absent).basis
 
@@ -246,9 +245,9 @@ def test_what_one_process_does_is_refused_to_several(make_recipe, do, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     student = tiny_checkpoint(tmp_path / "student", layers=1, seed=5)
-    fields = {"student": str(student), "targets": {}, "crossing": "chunk_likelihood"}
-    with pytest.raises(RecipeError, match="across tokenizers") as caught:
-        do(make_recipe(**fields))
+    fields = {"student": str(student), "targets": None, "cross_tokenizer_loss": "chunk_likelihood"}
+    with pytest.raises(RecipeError, match=r"a recipe of kind distill\.cross_tokenizer") as caught:
+        run_recipe(make_recipe(**fields), tmp_path / "crossed")
     assert caught.value.code == "job.one-process"
     merge = parse_recipe(
         f"version: 1\nkind: merge\nmethod: linear\n"
@@ -262,8 +261,8 @@ def test_what_one_process_does_is_refused_to_several(make_recipe, do, monkeypatc
 def test_rollouts_and_shares_of_a_student_exclude_each_other(make_recipe):
     with pytest.raises(ValueError, match=r"train\.sharding"):
         make_recipe(
-            targets={"mode": "live"},
-            rollouts="on_policy",
+            targets=None,
+            rollout_policy="on_policy",
             train={**FAST, "sharding": "fsdp"},
         )
 
@@ -273,7 +272,7 @@ def test_an_adapter_is_kept_that_gives_the_written_student(make_recipe, do, tmp_
     student = tiny_checkpoint(tmp_path / "student", layers=2, seed=5)
     fields = {
         "student": str(student),
-        "out": {"dtype": "float32"},
+        "output": {"dtype": "float32"},
         "train": {**FAST, "lora": {"rank": 4, "keep_adapter": True}},
     }
     artifact, folder = do(make_recipe(**fields))

@@ -3,9 +3,8 @@ import json
 import pytest
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, run
 
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.jobs import Job
 from stillroom.records import Record, read_records, write_records
 
@@ -21,12 +20,12 @@ def do(teacher_folder, tmp_path):
             "teacher": str(teacher_folder),
             "records": str(path),
             "student": {"max_parameters": 0.85, "choose": "even"},
-            "targets": {"k": 16},
+            "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
         }
-        job = Job.start(tmp_path / "out", "kind: distill\n")
+        job = Job.start(tmp_path / "out", "kind: test\n")
         try:
-            return run(DistillRecipe.model_validate({**fields, **changes}), job), job.out
+            return run(build({**fields, **changes}), job), job.out
         finally:
             job.close()
 
@@ -47,8 +46,9 @@ def losses_of(folder):
 
 def test_a_student_learns_what_another_model_wrote(do, script):
     artifact, folder = do(
-        sequence={"model": script, "attempts": 1, "temperature": 0, "verifiers": []},
-        method={"name": "forward_kl", "kd_weight": 0, "ce_weight": 1},
+        sequence={"model": script, "attempts": 1, "temperature": 0, "scorers": []},
+        kind="distill.supervised",
+        targets=None,
         include_prompt=False,
     )
     counts = artifact.details["records"]["sequences"]
@@ -67,7 +67,8 @@ def test_rationales_are_learned_with_their_weight(do, script):
         for n, one in enumerate(make_records(8))
     ]
     artifact, _ = do(
-        records, rationale={"weight": 0.5, "write": {"model": script, "temperature": 0}}
+        records,
+        rationale={"form": "tasks", "weight": 0.5, "generate": {"model": script, "temperature": 0}},
     )
     counts = artifact.details["records"]
     assert counts["rationales"] == {"with a rationale": 6}
@@ -106,7 +107,7 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
         context=context,
         include_prompt=False,
         student={"max_parameters": 1.0, "layers": 4},
-        fidelity={"control": False},
+        fidelity={"baseline": False},
     )
     model, tokenizer = loaded
     held_out = records[0]
@@ -127,6 +128,4 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
 
 def test_context_compares_the_assistants_tokens_alone():
     with pytest.raises(ValidationError, match="include_prompt: false"):
-        DistillRecipe.model_validate(
-            {"teacher": "t", "records": "r", "context": {"field": "passage"}}
-        )
+        build({"teacher": "t", "records": "r", "context": {"field": "passage"}})

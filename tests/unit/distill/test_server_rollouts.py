@@ -7,12 +7,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.distill.on_policy.source import RolloutBatchSource
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
-from stillroom.errors import BackendError, Cancelled, RecipeError
+from stillroom.errors import BackendError, Cancelled
 from stillroom.jobs import Job
 from stillroom.records import read_records
 from stillroom.testing import tiny_checkpoint
@@ -44,17 +43,17 @@ def make_recipe(server, teacher_folder, records_file, tmp_path):
         kept = {"mode": "top_k", "k": WHOLE, "logprob_dtype": "float32"}
         fields = {
             "teacher": endpoint if is_served else str(teacher_folder),
-            "targets": kept if is_served else {"mode": "live"},
+            "targets": kept if is_served else None,
             "records": str(records_file),
             "student": str(student),
             "train": FAST,
-            "candidates": 0,
+            "keep_checkpoints": 0,
             "include_prompt": False,
-            "fidelity": {"control": False, "answers": 0, "records": 2, "speed": False},
-            "out": {"dtype": "float32"},
-            "rollouts": OWN,
+            "fidelity": {"baseline": False, "answers": 0, "records": 2, "speed": False},
+            "output": {"dtype": "float32"},
+            "rollout_policy": OWN,
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -62,7 +61,7 @@ def make_recipe(server, teacher_folder, records_file, tmp_path):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: distill\n", resume=resume)
+        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -80,18 +79,18 @@ WAYS = {
     "reverse_kl": {"method": "reverse_kl"},
     "a mixture with the records": {
         "method": "jsd",
-        "rollouts": {**OWN, "student_share": 0.5, "warm_up": 0.2},
+        "rollout_policy": {**OWN, "student_share": 0.5, "warm_up": 0.2},
     },
     "replay": {
         "method": "forward_kl",
-        "rollouts": {
+        "rollout_policy": {
             "name": "replay", "max_new_tokens": 8, "level": 0.7, "buffer": 4,
             "validate_every": 2, "validation_records": 2,
         },
     },
     "a contrast beside the records": {
         "method": "distillm2",
-        "rollouts": {**OWN, "beside_records": True},
+        "rollout_policy": {**OWN, "beside_records": True},
     },
 }  # fmt: skip
 
@@ -134,8 +133,9 @@ def test_rollouts_are_records_with_origin_and_records_are_not_asked_for_in_vain(
 
 
 def test_drawn_tokens_alone_ask_for_nothing_but_their_own(make_recipe, do, server):
-    do(make_recipe(method={"name": "sampled_reverse_kl", "ce_weight": 0.1},
-                   rollouts={**OWN, "student_share": 0.6}, fidelity={"records": 0}))  # fmt: skip
+    method = {"name": "sampled_reverse_kl", "ce_weight": 0.1}
+    policy = {**OWN, "student_share": 0.6}
+    do(make_recipe(method=method, rollout_policy=policy, fidelity={"records": 0}))
     asked = [body["prompt_logprobs"] for body in server.bodies]
     assert asked[0] == WHOLE  # the probe
     assert set(asked[1:]) == {0}
@@ -187,16 +187,13 @@ def test_a_server_that_fails_in_the_middle_loses_nothing(make_recipe, do, server
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rollouts": {"name": "speculative"}}, "'speculative' need the teacher"),
-        ({"rollouts": {"name": "teacher_prefix"}}, "'teacher_prefix' need the teacher"),
-        ({"rollouts": {"name": "mixed_sampling"}}, "'mixed_sampling' need the teacher"),
-        ({"rollouts": {**OWN, "rest": "teacher"}}, "rest: records"),
-        ({"targets": {"mode": "live"}}, "targets.mode 'live'"),
-        ({"features": [{"name": "relation"}]}, "features"),
-        (
-            {"teacher": [{"teacher": "a"}, {"teacher": "b"}], "targets": {}},
-            "'rollouts' support one teacher",
-        ),
+        ({"rollout_policy": {"name": "speculative"}}, "'speculative' also generates"),
+        ({"rollout_policy": {"name": "teacher_prefix"}}, "'teacher_prefix' also generates"),
+        ({"rollout_policy": {"name": "mixed_sampling"}}, "'mixed_sampling' also generates"),
+        ({"rollout_policy": {**OWN, "other_text": "teacher"}}, "other_text: records"),
+        ({"targets": {"mode": "live"}}, "targets.mode"),
+        ({"feature_losses": [{"name": "relation"}]}, "feature_losses"),
+        ({"teachers": [{"teacher": "a"}, {"teacher": "b"}]}, "teacher"),
     ],
     ids=str,
 )
@@ -208,8 +205,8 @@ def test_what_a_server_cannot_do_is_refused_by_name(make_recipe, changes, named)
 def test_a_method_of_draws_without_rollouts_is_refused_before_the_server_is_asked(
     make_recipe, do, server
 ):
-    with pytest.raises(RecipeError, match="rollouts"):
-        do(make_recipe(method="sampled_reverse_kl", rollouts=None))
+    with pytest.raises(ValidationError, match="text of the student"):
+        make_recipe(method="sampled_reverse_kl", rollout_policy=None)
     assert server.bodies == []
 
 

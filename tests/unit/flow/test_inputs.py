@@ -16,7 +16,11 @@ inputs:
 steps:
   index: {kind: rag, documents: {from: inputs.documents}}
   records: {kind: synth, index: {from: index}, cache: not-made-yet.jsonl}
-  student: {kind: distill, records: {from: records}, teacher: lost, student: {max_parameters: 0.5}}
+  student:
+    kind: distill.logits
+    records: {from: records}
+    teacher: lost
+    student: {max_parameters: 0.5}
 """
 
 

@@ -19,7 +19,6 @@ from stillroom.cli.options import (
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
-    from stillroom.distill.recipe import DistillRecipe
     from stillroom.records.origin import OriginKind
 
 __all__ = [
@@ -59,7 +58,7 @@ def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_js
             f"a recipe of kind {loaded.kind} has no preflight",
             code="recipe.wrong-kind",
             where=str(recipe),
-            expected="kind: distill",
+            expected="a kind of distillation that trains: stillroom list kinds",
             next=f"stillroom check {recipe}",
         )
     if as_json:
@@ -171,7 +170,8 @@ def prune_command(
     The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
     recipe whose student is OUT, or give the same sizes in a recipe's student settings.
     """
-    from stillroom.distill.pruning.job import prune_teacher
+    from stillroom.distill.pruning.job import PruningReport
+    from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
     from stillroom.recipes import build_recipe
 
@@ -182,7 +182,7 @@ def prune_command(
     recipe = build_recipe(
         {
             "version": 1,
-            "kind": "distill",
+            "kind": "distill.prune",
             "teacher": teacher,
             "records": str(records),
             "student": {**settings, "rescale_norms": not no_rescale_norms},
@@ -190,13 +190,10 @@ def prune_command(
         },
         folder=Path.cwd(),
     )
-    artifact, report = prune_teacher(
-        cast("DistillRecipe", recipe),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
+    artifact = run_recipe(
+        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
     )
+    report = PruningReport.read(out / "output")
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **report.summarize()})
         return
@@ -254,7 +251,7 @@ def texts_command(
 ) -> None:
     """Cut documents into records of plain training text.
 
-    Use OUT as the records of a distill recipe. Each record refers to the bytes of its document.
+    Use OUT as the records of a distillation. Each record refers to the bytes of its document.
     """
     from stillroom.distill.data.plain_text import ChunkingPlan, chunk_documents
     from stillroom.jobs import choose_reporter

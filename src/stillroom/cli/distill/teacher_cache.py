@@ -18,7 +18,7 @@ from stillroom.cli.options import (
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
-    from stillroom.distill import DistillRecipe
+    from stillroom.distill.jobs.logits import LogitsRecipe
 
 __all__ = [
     "capture_command",
@@ -32,7 +32,7 @@ __all__ = [
     epilog="""
 \b
 Examples:
-  stillroom distill capture recipes/distill.yaml --out teacher-cache --estimate
+  stillroom distill capture recipes/distill-forward-kl.yaml --out teacher-cache --estimate
   stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache
 """,
 )
@@ -49,22 +49,22 @@ def capture_command(
     Cached records are not captured again: repeat the command after an interruption, or with other
     records. Recipes use the cache as targets.cache.
     """
-    from stillroom.distill.trainers.local import capture_recipe
+    from stillroom.distill.teachers.capture import capture_recipe
     from stillroom.errors import RecipeError
     from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    if loaded.kind != "distill":
+    if loaded.kind != "distill.logits":
         raise RecipeError(
-            f"a recipe of kind {loaded.kind} has no teacher to capture",
+            f"a recipe of kind {loaded.kind} has no local teacher whose distributions are stored",
             code="recipe.wrong-kind",
             where=str(recipe),
-            expected="kind: distill",
-            next="stillroom new distill",
+            expected="kind: distill.logits",
+            next="stillroom new distill.logits",
         )
     filled = capture_recipe(
-        cast("DistillRecipe", loaded),
+        cast("LogitsRecipe", loaded),
         out,
         only_estimate=estimate,
         reporter=choose_reporter(quiet=quiet),

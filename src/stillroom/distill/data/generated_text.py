@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.interfaces import get_reference_answer
 from stillroom.distill.settings import (
+    RationaleFirstSettings,
     RationaleGenerationSettings,
     RationaleSettings,
     SequenceSettings,
@@ -170,7 +171,7 @@ def _select_completions(
         else:
             texts.append(text)
     scores = [0.0] * len(texts)
-    for verifier in settings.verifiers:
+    for verifier in settings.scorers:
         verdicts = verifier.judge(record, prompt, texts, model) if texts else []
         name = verifier.method_name()
         reasons.update(f"{name}: {verdict.reason}" for verdict in verdicts if verdict.reason)
@@ -235,7 +236,7 @@ def _make_sampling(settings: SequenceSettings, seed: int, record: Record, number
 
 
 def _make_key(settings: SequenceSettings, record: Record, model: TextModel, seed: int) -> str:
-    dumped = settings.model_dump(mode="json", exclude={"most_lost", "num_threads", "backend"})
+    dumped = settings.model_dump(mode="json", exclude={"max_lost_share", "num_threads", "backend"})
     return digest_json([record.id, model.fingerprint, seed, dumped])
 
 
@@ -245,7 +246,7 @@ def _split_blocks(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
 
 
 def _check_answers(settings: SequenceSettings, records: Sequence[Record]) -> None:
-    names = [scorer.method_name() for scorer in settings.verifiers if scorer.needs_answer]
+    names = [scorer.method_name() for scorer in settings.scorers if scorer.needs_answer]
     unanswered = next(
         (record for record in records if not get_reference_answer(record).strip()), None
     )
@@ -269,12 +270,12 @@ def _check_lost(settings: SequenceSettings, sequences: GeneratedSequences, job: 
         f"{sequences.completions} completions ({sequences.lost} prompts kept none, "
         f"{sequences.plain} plain texts unchanged); rejected: {reasons}"
     )
-    if sequences.prompts and sequences.lost > settings.most_lost * sequences.prompts:
+    if sequences.prompts and sequences.lost > settings.max_lost_share * sequences.prompts:
         raise DataError(
             f"{sequences.lost} of {sequences.prompts} prompts kept no completion: {reasons}",
             code="distill.sequences-lost",
             where="sequence",
-            expected=f"at most a share of {settings.most_lost} lost",
+            expected=f"at most a share of {settings.max_lost_share} lost",
             next="raise sequence.attempts or max_new_tokens, or relax the scorers",
         )
 
@@ -309,6 +310,7 @@ def make_rationale_tasks(settings: RationaleSettings, records: Sequence[Record])
     Plain texts without a prompt are passed through.
     """
     tasks = RationaleTasks()
+    answer_prefix = "" if isinstance(settings, RationaleFirstSettings) else settings.answer_prefix
     for record in records:
         rationale = _get_rationale(settings, record)
         if not extract_prompt(record):
@@ -316,14 +318,14 @@ def make_rationale_tasks(settings: RationaleSettings, records: Sequence[Record])
             tasks.answers.append(record)
         elif not rationale:
             tasks.counts["without a rationale"] += 1
-            tasks.answers.append(_add_prefix(record, settings.answer_prefix))
-        elif settings.form == "before_answer":
+            tasks.answers.append(_add_prefix(record, answer_prefix))
+        elif isinstance(settings, RationaleFirstSettings):
             tasks.counts["with a rationale"] += 1
             text = rationale + settings.between + record.messages[-1].content
             tasks.answers.append(_add_answer(record, extract_prompt(record), text))
         else:
             tasks.counts["with a rationale"] += 1
-            tasks.answers.append(_add_prefix(record, settings.answer_prefix))
+            tasks.answers.append(_add_prefix(record, answer_prefix))
             question = _add_prefix(record, settings.rationale_prefix)
             tasks.rationales.append(_add_answer(question, extract_prompt(question), rationale))
     return tasks

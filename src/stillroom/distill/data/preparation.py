@@ -28,11 +28,14 @@ from stillroom.distill.data.generated_text import (
     make_rationale_tasks,
 )
 from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
-from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.recipes import TrainingRecipe
 from stillroom.distill.settings import (
-    EndpointTeacherSettings,
     GenerationSettings,
+    RationaleSettings,
+    RationaleTaskSettings,
+    Teacher,
     TeacherContextSettings,
+    TextEndpointSettings,
     check_key_transport,
     name_teacher,
 )
@@ -85,27 +88,49 @@ class PreparedData:
 
 
 def prepare_data(
-    recipe: DistillRecipe, split: RecordSplit, tokenizer: Any, job: Job
+    recipe: TrainingRecipe,
+    split: RecordSplit,
+    tokenizer: Any,
+    job: Job,
+    *,
+    teacher: Teacher | None = None,
+    rationale: RationaleSettings | None = None,
+    context: TeacherContextSettings | None = None,
 ) -> PreparedData:
     """Generate, augment and tokenize the training records of a recipe.
+
+    Args:
+        recipe: Settings of generation and tokenization.
+        split: Training and held-out records.
+        tokenizer: Tokenizer of the student.
+        job: Progress, journals and output.
+        teacher: Model that generates text for which the settings name none.
+        rationale: Rationales to train on.
+        context: Context that only the teacher reads.
 
     Raises:
         DataError: If no training data remains.
         BackendError: If a generating model fails.
         Cancelled: If cancellation was requested; generated text is kept.
     """
-    tasks, counts = generate_records(recipe, split, job)
-    tokenized, encoded = _encode(recipe, split, tasks, tokenizer, job)
-    if recipe.context is not None:
+    tasks, counts = generate_records(recipe, split, job, teacher=teacher, rationale=rationale)
+    weight = rationale.weight if isinstance(rationale, RationaleTaskSettings) else 1.0
+    tokenized, encoded = _encode(recipe, split, tasks, weight, tokenizer, job)
+    if context is not None:
         tokenized, counts["context"] = attach_teacher_context(
-            recipe.context, tokenizer, tasks.records, tokenized
+            context, tokenizer, tasks.records, tokenized
         )
         job.say(f"{len(tokenized)} records have a teacher context; dropped: {counts['context']}")
     return PreparedData(tasks.records, tokenized, {**encoded, **counts})
 
 
 def generate_records(
-    recipe: DistillRecipe, split: RecordSplit, job: Job
+    recipe: TrainingRecipe,
+    split: RecordSplit,
+    job: Job,
+    *,
+    teacher: Teacher | None = None,
+    rationale: RationaleSettings | None = None,
 ) -> tuple[RationaleTasks, dict[str, Any]]:
     """Return the training records with generated answers and rationales, and counts.
 
@@ -118,38 +143,42 @@ def generate_records(
     """
     records, counts = split.train, dict[str, Any]()
     if recipe.sequence is not None:
-        with _open_generator(recipe.sequence, recipe, job) as model:
+        with _open_generator(recipe.sequence, teacher, job) as model:
             sequences = generate_sequences(recipe.sequence, records, model, job, seed=recipe.seed)
         records, counts["sequences"] = sequences.records, sequences.to_json()
     tasks = RationaleTasks(answers=list(records))
-    if recipe.rationale is not None:
-        if recipe.rationale.write is not None:
-            with _open_generator(recipe.rationale.write, recipe, job) as model:
+    if rationale is not None:
+        if rationale.generate is not None:
+            with _open_generator(rationale.generate, teacher, job) as model:
                 records = generate_rationales(
-                    recipe.rationale, recipe.rationale.write, records, model, job, seed=recipe.seed
+                    rationale, rationale.generate, records, model, job, seed=recipe.seed
                 )
-        tasks = make_rationale_tasks(recipe.rationale, records)
+        tasks = make_rationale_tasks(rationale, records)
         counts["rationales"] = tasks.to_json()
         job.say(f"rationales: {tasks.to_json()}")
-    if list_generators(recipe):
+    if list_generators(recipe, teacher, rationale):
         write_records(job.output / GENERATED_FILE, records)
     return tasks, counts
 
 
-def list_generators(recipe: DistillRecipe) -> list[str]:
+def list_generators(
+    recipe: TrainingRecipe, teacher: Teacher | None, rationale: RationaleSettings | None
+) -> list[str]:
     """Return the references of the models that generate training text."""
-    settings = [recipe.sequence, recipe.rationale.write if recipe.rationale else None]
+    settings = [recipe.sequence, rationale.generate if rationale else None]
     return list(
         dict.fromkeys(
-            _get_reference(generation, recipe) for generation in settings if generation is not None
+            _get_reference(generation, teacher) for generation in settings if generation is not None
         )
     )
 
 
-def list_generator_parents(recipe: DistillRecipe) -> list[Parent]:
+def list_generator_parents(
+    recipe: TrainingRecipe, teacher: Teacher | None, rationale: RationaleSettings | None
+) -> list[Parent]:
     """Return the generating models as parents of the artifact; an endpoint by its name."""
     parents = []
-    for reference in list_generators(recipe):
+    for reference in list_generators(recipe, teacher, rationale):
         fingerprint = ""
         if "://" not in reference and not reference.startswith("scripted:"):
             fingerprint = Checkpoint.open(resolve_checkpoint(reference)).fingerprint
@@ -158,17 +187,25 @@ def list_generator_parents(recipe: DistillRecipe) -> list[Parent]:
 
 
 def _encode(
-    recipe: DistillRecipe, split: RecordSplit, tasks: RationaleTasks, tokenizer: Any, job: Job
+    recipe: TrainingRecipe,
+    split: RecordSplit,
+    tasks: RationaleTasks,
+    weight: float,
+    tokenizer: Any,
+    job: Job,
 ) -> tuple[list[TokenizedRecord], dict[str, Any]]:
     def encode(records: Sequence[Record]) -> tuple[list[TokenizedRecord], dict[str, Any]]:
         return tokenize_training_records(
-            recipe, replace(split, train=list(records)), tokenizer, job
+            replace(split, train=list(records)),
+            tokenizer,
+            job,
+            max_tokens=recipe.max_tokens,
+            include_prompt=recipe.include_prompt,
         )
 
     tokenized, counts = encode(tasks.answers)
-    if tasks.rationales and recipe.rationale is not None:
+    if tasks.rationales:
         rationales, rationale_counts = encode(tasks.rationales)
-        weight = recipe.rationale.weight
         tokenized += [replace(record, weight=weight) for record in rationales]
         counts = {
             name: value + rationale_counts[name] if isinstance(value, int) else value
@@ -179,19 +216,18 @@ def _encode(
 
 @contextmanager
 def _open_generator(
-    settings: GenerationSettings, recipe: DistillRecipe, job: Job
+    settings: GenerationSettings, teacher: Teacher | None, job: Job
 ) -> Iterator[TextModel]:
-    teacher = recipe.teacher
-    is_served = settings.model is None and isinstance(teacher, EndpointTeacherSettings)
+    is_served = settings.model is None and isinstance(teacher, TextEndpointSettings)
     model = open_text_model(
-        _get_reference(settings, recipe),
+        _get_reference(settings, teacher),
         backend=settings.backend,
         job=job,
         num_threads=settings.num_threads,
         say=job.say,
         **(
             _get_endpoint_options(teacher)
-            if is_served and isinstance(teacher, EndpointTeacherSettings)
+            if is_served and isinstance(teacher, TextEndpointSettings)
             else {}
         ),
     )
@@ -201,7 +237,7 @@ def _open_generator(
         model.close()
 
 
-def _get_endpoint_options(teacher: EndpointTeacherSettings) -> dict[str, Any]:
+def _get_endpoint_options(teacher: TextEndpointSettings) -> dict[str, Any]:
     """Return the backend options for generating with a teacher's endpoint."""
     check_key_transport(teacher)
     key = {"api_key": teacher.api_key.reveal()} if teacher.api_key else {}
@@ -214,8 +250,12 @@ def _get_endpoint_options(teacher: EndpointTeacherSettings) -> dict[str, Any]:
     }
 
 
-def _get_reference(settings: GenerationSettings, recipe: DistillRecipe) -> str:
-    return settings.model or name_teacher(recipe.teacher)
+def _get_reference(settings: GenerationSettings, teacher: Teacher | None) -> str:
+    if settings.model is not None:
+        return settings.model
+    if teacher is None:
+        raise ValueError("neither the settings nor the job name a generating model")
+    return name_teacher(teacher)
 
 
 T = TypeVar("T")
@@ -225,7 +265,7 @@ B = TypeVar("B", bound=MicroBatch)
 
 
 def tokenize_training_records(
-    recipe: DistillRecipe, split: RecordSplit, tokenizer: Any, job: Job
+    split: RecordSplit, tokenizer: Any, job: Job, *, max_tokens: int, include_prompt: bool
 ) -> tuple[list[TokenizedRecord], dict[str, Any]]:
     """Tokenize the training records and report counts.
 
@@ -236,14 +276,14 @@ def tokenize_training_records(
         tokenized, counts = tokenize_records(
             tokenizer,
             split.train,
-            max_tokens=recipe.max_tokens,
-            include_prompt=recipe.include_prompt,
+            max_tokens=max_tokens,
+            include_prompt=include_prompt,
             on_done=progress.advance,
         )
     summary = {**counts.to_json(), "passed_over": split.passed_over}
     if counts.cut or counts.left_out or split.passed_over:
         job.say(
-            f"{counts.cut} records were truncated to {recipe.max_tokens} tokens "
+            f"{counts.cut} records were truncated to {max_tokens} tokens "
             f"({counts.tokens_cut} tokens), {counts.left_out} dropped, "
             f"skipped: {split.passed_over or 'none'}"
         )
@@ -253,13 +293,13 @@ def tokenize_training_records(
             code="distill.no-positions",
             where="records",
             expected="assistant messages within max_tokens",
-            next=f"raise max_tokens above {recipe.max_tokens}",
+            next=f"raise max_tokens above {max_tokens}",
         )
     return tokenized, summary
 
 
 def make_record_source(
-    recipe: DistillRecipe,
+    recipe: TrainingRecipe,
     tokenized: Sequence[TokenizedRecord],
     items: Sequence[T],
     load: Callable[[Sequence[T]], B],
@@ -289,19 +329,19 @@ def make_record_source(
     )
 
 
-def select_reached(recipe: DistillRecipe, items: Sequence[T]) -> list[T]:
+def select_reached(recipe: TrainingRecipe, items: Sequence[T]) -> list[T]:
     """Return the items that the recipe's steps reach, in their original order.
 
-    A run shorter than one epoch reads only some, and needs no teacher outputs for the others.
+    A run shorter than one epoch reads only some, and needs no teacher outputs for the others. With
+    rollouts all are needed, because the prompts in use are known only later.
 
     Args:
         recipe: Steps, batch size and seed.
-        items: Items of ``make_record_source``, in the same order. With rollouts all are returned,
-            because the prompts in use are known only later.
+        items: Items of ``make_record_source``, in the same order.
     """
     settings, count = recipe.train, len(items)
     steps = settings.count_steps(count)
-    if steps * settings.batch_size >= count or recipe.rollouts is not None:
+    if steps * settings.batch_size >= count:
         return list(items)
     unknown = [0] * count
     order = RecordSource[T, Any](

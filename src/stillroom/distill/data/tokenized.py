@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 
 from stillroom.distill.losses.targets import Targets
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.settings import EndpointTeacherSettings
 from stillroom.errors import DataError
 from stillroom.evaluate.lm.encoding import encode_record
 from stillroom.objects import resolve_local
@@ -274,15 +272,23 @@ class DatasetSize:
         return self.tokens / max(self.records, 1)
 
 
-def measure_dataset_size(recipe: DistillRecipe) -> DatasetSize:
-    """Measure the training data of a recipe; a sample is tokenized if the tokenizer is local.
+def measure_dataset_size(
+    records_path: str, tokenizer_path: str, *, max_tokens: int, include_prompt: bool
+) -> DatasetSize:
+    """Measure training data; a sample is tokenized if the tokenizer is local.
+
+    Args:
+        records_path: Reference of the records.
+        tokenizer_path: Reference of the student's tokenizer; empty if unknown.
+        max_tokens: Maximum tokens of a record.
+        include_prompt: Whether prompts have a loss.
 
     Raises:
         DataError: If the file is damaged.
     """
-    path = resolve_local(recipe.records)
+    path = resolve_local(records_path)
     if not path.exists():
-        count, tokens_per_record = _DEFAULT_SIZE[0], min(_DEFAULT_SIZE[1], recipe.max_tokens)
+        count, tokens_per_record = _DEFAULT_SIZE[0], min(_DEFAULT_SIZE[1], max_tokens)
         basis = f"about {count * tokens_per_record} tokens (the file does not exist yet)"
         return DatasetSize(
             count,
@@ -302,11 +308,15 @@ def measure_dataset_size(recipe: DistillRecipe) -> DatasetSize:
     sample = training[:: max(len(training) // _SAMPLE_RECORDS, 1)]
     if not sample:
         return DatasetSize(0, 0, 0, 0.0, total, "no training record")
-    tokenizer = _open_tokenizer(recipe)
+    tokenizer = _open_tokenizer(tokenizer_path)
+
+    def measure(tokenizer: Any | None) -> list[Sequence[float]]:
+        return [_measure_record(record, tokenizer, max_tokens, include_prompt) for record in sample]
+
     try:
-        measured = [_measure_record(recipe, record, tokenizer) for record in sample]
+        measured = measure(tokenizer)
     except DataError:  # the assistant's part cannot be located; the preflight reports it
-        tokenizer, measured = None, [_measure_record(recipe, record, None) for record in sample]
+        tokenizer, measured = None, measure(None)
     scale = count / len(sample)
     tokens, positions, answers = (
         float(sum(row[column] for row in measured)) for column in range(3)
@@ -328,10 +338,9 @@ def _is_held_out(record: Record, has_splits: bool) -> bool:
 
 
 def _measure_record(
-    recipe: DistillRecipe, record: Record, tokenizer: Any | None
+    record: Record, tokenizer: Any | None, limit: int, include_prompt: bool
 ) -> Sequence[float]:
     """Return the numbers of tokens, loss positions and last-answer tokens of one record."""
-    limit = recipe.max_tokens
     if tokenizer is None:
         sizes = [
             len(turn.content) / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS for turn in record.messages
@@ -342,26 +351,20 @@ def _measure_record(
             for size, turn in zip(sizes, record.messages, strict=True)
             if turn.role == "assistant"
         )
-        return tokens, tokens if recipe.include_prompt else min(answer_tokens, tokens), sizes[-1]
+        return tokens, tokens if include_prompt else min(answer_tokens, tokens), sizes[-1]
     from stillroom.evaluate.lm.encoding import encode_record
 
     encoded = encode_record(tokenizer, record, max_tokens=limit)
     tokens, answer_tokens = len(encoded.ids), len(encoded.targets)
     if not answer_tokens:
         return 0, 0, 0
-    return tokens, max(tokens - 1, 0) if recipe.include_prompt else answer_tokens, answer_tokens
+    return tokens, max(tokens - 1, 0) if include_prompt else answer_tokens, answer_tokens
 
 
-def _open_tokenizer(recipe: DistillRecipe) -> Any | None:
-    """Return the student's tokenizer if it is on this disk."""
-    teacher: object = recipe.teacher
-    if isinstance(teacher, tuple):
-        teacher = teacher[0].teacher
-    reference = teacher.tokenizer if isinstance(teacher, EndpointTeacherSettings) else teacher
-    if recipe.crossing is not None:
-        reference = recipe.student
-    path = Path(str(reference))
-    if not path.is_dir():
+def _open_tokenizer(reference: str) -> Any | None:
+    """Return a tokenizer if it is on this disk."""
+    path = Path(reference)
+    if not reference or not path.is_dir():
         return None
     from stillroom.models.local.causal_lm import load_tokenizer
     from stillroom.provenance import find_output

@@ -29,7 +29,7 @@ from stillroom.distill.evaluation.metrics import (
     TemperatureScaled,
     bin_by_position,
 )
-from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.recipes import TrainingRecipe
 from stillroom.distill.settings import TeacherContextSettings
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.evaluate import Metric, Plot, Report, bootstrap
@@ -83,13 +83,15 @@ class HeldOutEvaluator:
         tokenizer: Tokenizer of the measured models.
         teacher: Teacher over the same vocabulary, loaded when a model is not in the journal. None
             measures each model by itself.
+        context: Context that only the teacher reads.
     """
 
-    recipe: DistillRecipe
+    recipe: TrainingRecipe
     job: Job
     records: Sequence[Record]
     tokenizer: Any
     teacher: LocalTeacher | None = None
+    context: TeacherContextSettings | None = None
     passed_over: dict[str, int] = field(default_factory=dict)
     _encoded: list[EncodedConversation] | None = None
     _prompts: list[_GenerationPrompt] = field(default_factory=list)
@@ -99,7 +101,7 @@ class HeldOutEvaluator:
         """Measure a model, or read it from the journal.
 
         Args:
-            name: ``teacher``, ``initial``, ``final`` or ``control``.
+            name: ``teacher``, ``initial``, ``final`` or ``baseline``.
             load: Loads the model; called only if it has not been measured.
             writes: Whether the model also generates answers. The teacher must be measured before
                 any other model that does.
@@ -153,10 +155,10 @@ class HeldOutEvaluator:
             )
             if cut:
                 self.job.say(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
-            if self.recipe.context is None:
+            if self.context is None:
                 self._select_prompts(records, model)
             elif self.teacher is not None:
-                self._cache_teacher_states(self.recipe.context, records, self.teacher.model)
+                self._cache_teacher_states(self.context, records, self.teacher.model)
         return self._encoded
 
     def _select_prompts(self, records: Sequence[Record], model: Any) -> None:

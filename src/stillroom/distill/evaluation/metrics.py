@@ -288,7 +288,7 @@ def measure_fidelity(
     return Fidelity(tuple(map(RecordFidelity.of, records, comparisons)))
 
 
-BASELINE = "control"
+BASELINE = "baseline"
 
 
 TEACHER = "teacher"

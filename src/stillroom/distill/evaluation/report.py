@@ -1,6 +1,6 @@
 """Fidelity report: metrics of every model with intervals, side by side, and a summary.
 
-Columns are the teacher, the initial student, the baseline ("control") and the student; the last is
+Columns are the teacher, the initial student, the baseline and the student; the last is
 student minus baseline on the same records.
 """
 
@@ -42,13 +42,13 @@ __all__ = [
     "write_fidelity_report",
 ]
 
-INITIAL, FINAL, _DIFFERENCE = "initial", "final", "student_minus_control"
+INITIAL, FINAL, _DIFFERENCE = "initial", "final", "student_minus_baseline"
 _COLUMNS = {
     TEACHER: "teacher",
     INITIAL: "start",
-    BASELINE: "control",
+    BASELINE: "baseline",
     FINAL: "student",
-    _DIFFERENCE: "student − control",
+    _DIFFERENCE: "student − baseline",
 }
 _NAMES = {INITIAL: "start", FINAL: "student"}  # names in metrics, if different
 
@@ -97,9 +97,9 @@ def build_report(
     """Build the fidelity report of a job.
 
     Args:
-        sides: Measurements of ``initial``, ``final``, ``control`` if there is a baseline, and
+        sides: Measurements of ``initial``, ``final``, ``baseline`` if there is a baseline, and
             ``teacher`` if it ran in this process.
-        budgets: Training budgets of ``final``, ``teacher`` and ``control``.
+        budgets: Training budgets of ``final``, ``teacher`` and ``baseline``.
         title: Title of the page.
         seed: Seed of the bootstrap.
         passed_over: Numbers of unanswered records by reason.
@@ -318,7 +318,7 @@ def _add_budget(
         lines.append((label, unit, tuple(names)))
     report.section(
         "Budget and size",
-        "Student and control had the same start, records, order, optimizer, schedule and seed; "
+        "Student and baseline had the same start, records, order, optimizer, schedule and seed; "
         "the teacher's own passes are not counted. Latency and peak memory change from run to "
         "run, so they stand outside the artifact, in timings.html beside this folder.",
         metrics=metrics,
@@ -352,7 +352,7 @@ def _summarize(
     )
     if BASELINE not in sides:
         return (
-            f"{summary} There is no control (fidelity.control is false): how much of this came "
+            f"{summary} There is no baseline (fidelity.baseline is false): how much of this came "
             "from the teacher, and how much from the records alone, is not known."
         )
     surprise = _compute_difference(
@@ -360,7 +360,7 @@ def _summarize(
     )
     return (
         f"{summary} On the records' own tokens its loss is "
-        f"{surprise.value:+.3f} nats a token beside the control's (95 % {surprise.low:+.3f} to "
+        f"{surprise.value:+.3f} nats a token beside the baseline's (95 % {surprise.low:+.3f} to "
         f"{surprise.high:+.3f})."
     )
 
@@ -383,15 +383,15 @@ def _summarize_distance(near: TeacherDistance, seed: int) -> str:
     ends = f"{gap.value:+.3f} {unit}, 95 % {gap.low:+.3f} to {gap.high:+.3f}"
     warning = warn_small_sample(gap.n, "held-out records").rstrip(".")
     if math.isnan(gap.low):
-        verdict = f"it is {gap.value:+.3f} {unit} beside the control; one record, no interval"
+        verdict = f"it is {gap.value:+.3f} {unit} beside the baseline; one record, no interval"
     elif gap.is_few:
-        verdict = f"nothing is concluded beside the control ({ends}): {warning}"
+        verdict = f"nothing is concluded beside the baseline ({ends}): {warning}"
     elif gap.side() < 0:
-        verdict = f"it is nearer than the control, which learned from the records alone ({ends})"
+        verdict = f"it is nearer than the baseline, which learned from the records alone ({ends})"
     elif gap.side() > 0:
-        verdict = f"it is farther than the control, which learned from the records alone ({ends})"
+        verdict = f"it is farther than the baseline, which learned from the records alone ({ends})"
     else:
-        verdict = f"no difference from the control can be told ({ends})"
+        verdict = f"no difference from the baseline can be told ({ends})"
     return f"{summary} With the same budget {verdict}."
 
 

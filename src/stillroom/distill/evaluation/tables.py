@@ -282,7 +282,7 @@ _MAX_POINTS = 48
 _SCALED_STUDENT = "student, scaled"
 
 
-_STYLES = {"student": 0, "control": 1, "start": 2, "teacher": 3, _SCALED_STUDENT: 4}
+_STYLES = {"student": 0, "baseline": 1, "start": 2, "teacher": 3, _SCALED_STUDENT: 4}
 
 
 def make_reliability_curves(

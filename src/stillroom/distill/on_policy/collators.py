@@ -229,12 +229,12 @@ class CrossTokenizerCollator:
 
     Args:
         readers: Tokenizer views of teacher and student.
-        crossing: Cross-tokenizer loss.
+        loss: Cross-tokenizer loss.
         is_live: Whether the teacher runs in every step; else items contain its scores.
     """
 
     readers: tuple[TokenizerView, TokenizerView]
-    crossing: CrossTokenizerLoss
+    loss: CrossTokenizerLoss
     is_live: bool
 
     def convert(
@@ -265,7 +265,7 @@ class CrossTokenizerCollator:
         logprobs = [item.teacher_logprobs for item in items if item.teacher_logprobs is not None]
         return make_aligned_batch(
             [item.record for item in items],
-            rows=get_row_pairing(self.crossing),
+            rows=get_row_pairing(self.loss),
             teacher_logprobs=None if self.is_live else logprobs,
             device=device,
         )

@@ -232,9 +232,9 @@ def audit_vocabulary(
     elif crosses:
         same = teacher.get_vocab() == student.get_vocab()
         message = (
-            "both tokenizers are the same" if same else "tokenizers differ, and crossing is set"
+            "both tokenizers are the same" if same else "tokenizers differ, as this kind expects"
         )
-        hint = "remove crossing: distributions can be compared directly" if same else ""
+        hint = "use kind distill.logits: distributions can be compared directly" if same else ""
         findings = [PreflightFinding("note" if same else "ok", check, message, hint)]
     else:
         check_shared_vocabulary(teacher, student, min(rows))

@@ -21,13 +21,17 @@ from stillroom.distill.preflight.audits import (
     check_teacher_advantage,
     encode_sample,
 )
-from stillroom.distill.preflight.resources import count_parameters, estimate, forecast_usage
+from stillroom.distill.preflight.resources import (
+    count_parameters,
+    estimate_resources,
+    forecast_usage,
+)
+from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.pruning.shapes import check_parameter_budget
 from stillroom.distill.pruning.student import count_student_parameters
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.settings import EndpointTeacherSettings, PruneSettings
+from stillroom.distill.settings import PruneSettings, SampledTargetSettings, TopKTargetSettings
 from stillroom.distill.teachers.local import LocalTeacher, outline_checkpoint
-from stillroom.jobs import check_fits, describe_machine
+from stillroom.jobs import Job, check_fits, describe_machine
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.hub import find_config
@@ -36,14 +40,14 @@ from stillroom.objects import is_store_address, resolve_local
 from stillroom.provenance import find_output
 from stillroom.train.data import RecordSplit, split_records
 
-__all__ = ["run_preflight"]
+__all__ = ["require_preflight", "run_preflight"]
 
 _BEST_RATIO, _WIDE_RATIO = 2.5, 10.0
 _COMPARED_RECORDS = 8
 
 
 def run_preflight(
-    recipe: DistillRecipe,
+    workload: Workload,
     out: Path,
     *,
     fetch: bool = True,
@@ -54,22 +58,22 @@ def run_preflight(
     """Run every check that the recipe allows; a ``StillroomError`` becomes a finding.
 
     Args:
-        recipe: Recipe of the job.
+        workload: What the job does.
         out: Folder of the job.
         fetch: Whether to download checkpoints from a hub.
         loads: Whether to load teacher and student and compare them on held-out records.
         machine: Whether to compare memory and disk with free resources.
         say: Called with the locations of checkpoints.
     """
-    report = PreflightReport()
+    report, recipe = PreflightReport(), workload.recipe
     if machine:
-        report.add("machine", lambda: _check_machine(recipe, out))
+        report.add("machine", lambda: _check_machine(workload, out))
     if not is_store_address(recipe.records) and not _checkpoint_exists(recipe.records):
         report.findings.append(
             PreflightFinding("note", "records", f"{recipe.records} does not exist yet")
         )
         return report
-    inspection = _JobInspection(recipe, fetch, say)
+    inspection = _JobInspection(workload, fetch, say)
     report.add("records", inspection.read)
     if inspection.split is not None:
         split = inspection.split
@@ -78,9 +82,9 @@ def run_preflight(
     if any(finding.error for finding in report.findings if finding.check == "student's shape"):
         inspection.fetch = False  # do not download a teacher that cannot be pruned as requested
     report.add("checkpoints", inspection.open)
-    is_here = isinstance(recipe.teacher, str)
+    is_here = workload.local_teacher is not None
     if inspection.tokenizer is not None:
-        if not recipe.teacher_only_writes:
+        if workload.teacher_tokenizer:
             report.add("vocabulary", inspection.check_vocabulary)
             report.add(
                 "chat template",
@@ -94,7 +98,21 @@ def run_preflight(
     probe = (
         inspection.probe if loads and is_here and inspection.tokenizer is not None else lambda: None
     )
-    report.add("teacher cache", lambda: forecast_usage(recipe, probe))
+    report.add("teacher cache", lambda: forecast_usage(workload, probe))
+    return report
+
+
+def require_preflight(workload: Workload, job: Job) -> PreflightReport:
+    """Run the preflight of a started job, log notes and warnings, and raise its errors.
+
+    Raises:
+        StillroomError: The first error found.
+    """
+    report = run_preflight(workload, job.out)
+    report.write(job.work)
+    for line in report.lines(least="note"):
+        job.say(line)
+    report.raise_errors()
     return report
 
 
@@ -102,7 +120,7 @@ def run_preflight(
 class _JobInspection:
     """Inputs of the checks, opened as far as possible."""
 
-    recipe: DistillRecipe
+    workload: Workload
     fetch: bool
     say: Callable[[str], None] | None
     split: RecordSplit | None = None
@@ -111,7 +129,7 @@ class _JobInspection:
     student_tokenizer: Any = None
 
     def read(self) -> list[PreflightFinding]:
-        self.split = split_records(resolve_local(self.recipe.records))
+        self.split = split_records(resolve_local(self.workload.recipe.records))
         passed_over = self.split.passed_over
         summary = f"{len(self.split.train)} for training, {len(self.split.held_out)} held out"
         if not passed_over:
@@ -127,8 +145,8 @@ class _JobInspection:
         Reading the configuration of a quantized file takes seconds, so it is skipped without
         ``fetch``; a local folder has been read for the estimate.
         """
-        settings, teacher = self.recipe.student, self.recipe.teacher
-        if not isinstance(settings, PruneSettings) or not isinstance(teacher, str):
+        settings, teacher = self.workload.recipe.student, self.workload.local_teacher
+        if not isinstance(settings, PruneSettings) or teacher is None:
             return []
         config = None if Path(teacher).is_dir() else find_config(teacher, fetch=self.fetch)
         if config is None or (config.suffix == ".gguf" and not self.fetch):
@@ -165,7 +183,7 @@ class _JobInspection:
             findings.append(PreflightFinding("ok", name, str(reference)))
         self.tokenizer = load_tokenizer(self.folders[0])
         self.student_tokenizer = load_tokenizer(self.folders[1]) if len(self.folders) > 1 else None
-        if not isinstance(self.recipe.teacher, str):
+        if self.workload.local_teacher is None:
             message = "endpoints, and further teachers, are opened when the job starts"
             findings.append(PreflightFinding("note", "teacher", message))
         return findings
@@ -175,13 +193,9 @@ class _JobInspection:
 
         The tokenizer of a teacher that only generates text is irrelevant.
         """
-        student, teacher = self.recipe.student, self.recipe.teacher
-        first: object = teacher[0].teacher if isinstance(teacher, tuple) else teacher
-        references = []
-        if isinstance(first, EndpointTeacherSettings):
-            references += [("teacher.tokenizer", str(first.tokenizer))] if first.tokenizer else []
-        else:
-            references.append(("teacher", str(first)))
+        student, tokenizer = self.workload.recipe.student, self.workload.teacher_tokenizer
+        name = "teacher" if isinstance(self.workload.teachers[0], str) else "teacher.tokenizer"
+        references = [(name, tokenizer)] if tokenizer else []
         return references + ([("student", student)] if isinstance(student, str) else [])
 
     def check_vocabulary(self) -> list[PreflightFinding]:
@@ -191,14 +205,15 @@ class _JobInspection:
             self.tokenizer,
             self.student_tokenizer,
             counted or [len(self.tokenizer)],
-            crosses=self.recipe.crossing is not None,
+            crosses=self.workload.cross_tokenizer_loss is not None,
         )
 
     def check_records(self) -> list[PreflightFinding]:
         if self.split is None:
             return []
-        limit = self.recipe.max_tokens
-        crosses = self.recipe.crossing is not None and self.student_tokenizer is not None
+        limit = self.workload.recipe.max_tokens
+        is_crossed = self.workload.cross_tokenizer_loss is not None
+        crosses = is_crossed and self.student_tokenizer is not None
         reader = self.student_tokenizer if crosses else self.tokenizer
         encoded = encode_sample(reader, self.split.train, max_tokens=limit)
         return [
@@ -207,11 +222,13 @@ class _JobInspection:
         ]
 
     def check_sizes(self) -> list[PreflightFinding]:
-        teacher, student = count_parameters(self.recipe)
+        teacher, student = count_parameters(self.workload)
         counts = [Checkpoint.open(folder).parameters for folder in self.folders]
         if len(counts) > 1:
             teacher, student = counts
-        elif counts and isinstance(self.recipe.student, PruneSettings):  # its size is a share
+        elif counts and isinstance(
+            self.workload.recipe.student, PruneSettings
+        ):  # its size is a share
             teacher, student = counts[0], round(student / teacher * counts[0])
         ratio = teacher / max(student, 1)
         summary = f"the teacher has {ratio:.1f} times the student's parameters"
@@ -239,26 +256,32 @@ class _JobInspection:
                     "ok", "teacher on this data", "measured in the job, after initialization"
                 )
             ]
-        if self.recipe.crossing is not None or self.split is None:
+        if self.workload.cross_tokenizer_loss is not None or self.split is None:
             return []
         models = [load_causal_lm(folder, dtype="float32")[0] for folder in self.folders]
         records = self.split.held_out[:_COMPARED_RECORDS]
+        recipe = self.workload.recipe
         fidelities = [
-            measure_fidelity(
-                model, model, self.tokenizer, records, max_tokens=self.recipe.max_tokens
-            )
+            measure_fidelity(model, model, self.tokenizer, records, max_tokens=recipe.max_tokens)
             for model in models
         ]
-        return [check_teacher_advantage(fidelities[0], fidelities[1], seed=self.recipe.seed)]
+        return [check_teacher_advantage(fidelities[0], fidelities[1], seed=recipe.seed)]
 
     def probe(self) -> CacheCost | None:
         """Load the teacher and measure the accuracy of a cache of this form."""
-        recipe = self.recipe
-        if recipe.targets.mode not in ("top_k", "sampled") or self.split is None:
+        recipe, targets, method = self.workload.recipe, self.workload.targets, self.workload.method
+        is_partial = isinstance(targets, TopKTargetSettings | SampledTargetSettings)
+        if targets is None or method is None or not is_partial or self.split is None:
             return None
-        teacher = LocalTeacher(Checkpoint.open(self.folders[0]), str(recipe.teacher))
+        teacher = LocalTeacher(Checkpoint.open(self.folders[0]), str(self.workload.local_teacher))
         rows = [count for count in map(_count_head_rows, self.folders) if count]
-        header = teacher.header(recipe, min([*rows, teacher.head_rows]), "float32")
+        header = teacher.header(
+            targets,
+            min([*rows, teacher.head_rows]),
+            "float32",
+            temperature=method.temperature,
+            seed=recipe.seed,
+        )
         tokenized, _ = tokenize_records(
             self.tokenizer,
             self.split.train[:_COMPARED_RECORDS],
@@ -268,8 +291,8 @@ class _JobInspection:
         return estimate_cache_cost(teacher.model, header, tokenized) if tokenized else None
 
 
-def _check_machine(recipe: DistillRecipe, out: Path) -> list[PreflightFinding]:
-    needed, machine = estimate(recipe), describe_machine(out)
+def _check_machine(workload: Workload, out: Path) -> list[PreflightFinding]:
+    needed, machine = estimate_resources(workload), describe_machine(out)
     check_fits(needed, machine, "distill")
     findings = [
         PreflightFinding("ok", name, f"about {want / 1e9:.2f} GB of {have / 1e9:.1f} GB free")

@@ -20,8 +20,15 @@ from typing import Any
 from stillroom.distill.data.tokenized import DatasetSize, measure_dataset_size
 from stillroom.distill.logit_cache.capture import CacheCost
 from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
-from stillroom.distill.recipe import DistillRecipe, TargetSettings
-from stillroom.distill.settings import EndpointTeacherSettings, PruneSettings, name_teacher
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.settings import (
+    CachedTargetSettings,
+    EndpointTeacherSettings,
+    PruneSettings,
+    SampledTargetSettings,
+    TopKTargetSettings,
+    name_teacher,
+)
 from stillroom.jobs import Estimate
 from stillroom.jobs.preflight import PreflightFinding
 from stillroom.provenance import find_output
@@ -29,8 +36,11 @@ from stillroom.provenance import find_output
 __all__ = [
     "ResourceEstimator",
     "bytes_per_position",
+    "count_measured_tokens",
     "count_parameters",
-    "estimate",
+    "count_pruned",
+    "estimate_pruning",
+    "estimate_resources",
     "forecast_usage",
 ]
 
@@ -63,62 +73,86 @@ _TOKEN_LOGPROB_BYTES = (
 
 
 _DISK_SETTINGS = {
-    "top_k": "lower candidates or targets.k",
-    "sampled": "lower candidates or targets.samples",
+    "top_k": "lower keep_checkpoints or targets.k",
+    "sampled": "lower keep_checkpoints or targets.samples",
     "dense": "use targets.mode: top_k or sampled, which keep a hundredth of it",
-    "live": "lower candidates",
 }
 
 
-def estimate(recipe: DistillRecipe) -> Estimate:
+def estimate_resources(workload: Workload) -> Estimate:
     """Estimate memory, disk and time of the job; a teacher that is not local counts as 135M."""
-    sizes = ResourceEstimator(recipe)
+    sizes = ResourceEstimator(workload)
+    recipe = workload.recipe
     student, teacher = sizes.student, sizes.teacher
     work, speed = sizes.work(), sizes.speed
-    out = 4 if recipe.out.dtype == "float32" else 2
+    out = 4 if recipe.output.dtype == "float32" else 2
     baseline_bytes = out + 12 if sizes.has_baseline else 0  # its checkpoint, and its training state
     model_bytes = 16 * student + 4 * teacher + 8 * sizes.vocabulary * 1024
     parts = ", ".join(
         f"{name} {flops / speed / 60:.1f}" for name, flops in work.items() if flops > 0
     )
-    without = " (fidelity.control: false leaves the control out)" if sizes.has_baseline else ""
+    without = " (fidelity.baseline: false leaves it out)" if sizes.has_baseline else ""
     counted = sizes.counted
     return Estimate(
         memory_bytes=model_bytes + sizes.step_bytes + _PROCESS_BYTES,
         disk_bytes=round(
-            student * (out * (1 + recipe.candidates) + 4 + 24 + baseline_bytes) + sizes.cache_bytes
+            student * (out * (1 + recipe.keep_checkpoints) + 4 + 24 + baseline_bytes)
+            + sizes.cache_bytes
         ),
         seconds=sum(work.values()) / speed + 10,
         memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
-        disk_knob=_DISK_SETTINGS[recipe.targets.mode],
+        disk_knob=(
+            _DISK_SETTINGS[workload.targets.mode]
+            if workload.targets is not None
+            else "lower keep_checkpoints"
+        ),
         basis=f"{sizes.basis}; {counted.records} records, {counted.basis}, {sizes.steps} steps; "
-        f"minutes: {parts}{without}" + ("" if sizes.has_baseline else "; no control"),
+        f"minutes: {parts}{without}" + ("" if sizes.has_baseline else "; no baseline"),
+    )
+
+
+def estimate_pruning(
+    teacher: str, records: str, settings: PruneSettings, *, max_tokens: int
+) -> Estimate:
+    """Estimate memory, disk and time of pruning a teacher without training."""
+    size, _, basis = _read_size(teacher)
+    student = count_pruned(teacher, size, settings)
+    counted = measure_dataset_size(records, teacher, max_tokens=max_tokens, include_prompt=True)
+    tokens = count_measured_tokens(teacher, settings, counted.mean)
+    measured = min(settings.calibration_records, counted.records) * counted.mean
+    work = 2 * size * tokens + 2 * (2 * size + student) * measured
+    return Estimate(
+        memory_bytes=4 * (size + student) + _PROCESS_BYTES,
+        disk_bytes=4 * student,
+        seconds=work / (_FLOPS_PER_CORE * (os.cpu_count() or 1)) + 10,
+        memory_knob="use a smaller teacher",
+        disk_knob="lower student.max_parameters",
+        basis=f"{basis}; {settings.calibration_records} calibration records",
     )
 
 
 @dataclass(frozen=True)
 class ResourceEstimator:
-    """Quantities that determine a recipe's cost, each computed on first use."""
+    """Quantities that determine a job's cost, each computed on first use."""
 
-    recipe: DistillRecipe
+    workload: Workload
 
     @cached_property
     def counted(self) -> DatasetSize:
         """Size of the training data."""
-        return measure_dataset_size(self.recipe)
+        recipe = self.workload.recipe
+        return measure_dataset_size(
+            recipe.records,
+            self.workload.student_tokenizer,
+            max_tokens=recipe.max_tokens,
+            include_prompt=recipe.include_prompt,
+        )
 
     @cached_property
     def teachers(self) -> list[tuple[int, int, str]]:
         """Parameters, vocabulary and basis of each teacher in this process."""
-        teacher = self.recipe.teacher
-        shares = (
-            [teacher.teacher for teacher in teacher] if isinstance(teacher, tuple) else [teacher]
-        )
-        return [
-            _read_size(str(teacher))
-            for teacher in shares
-            if not isinstance(teacher, EndpointTeacherSettings)
-        ]
+        local = [teacher for teacher in self.workload.teachers if isinstance(teacher, str)]
+        return [_read_size(teacher) for teacher in local]
 
     @property
     def teacher(self) -> int:
@@ -128,14 +162,14 @@ class ResourceEstimator:
     @cached_property
     def student(self) -> int:
         """Parameters of the student."""
-        return count_parameters(self.recipe)[1]
+        return count_parameters(self.workload)[1]
 
     @property
     def vocabulary(self) -> int:
         """Size of the vocabulary of a position's distribution."""
         if self.teachers:
             return max(size for _, size, _ in self.teachers)
-        return _read_size(str(self.recipe.student))[1]
+        return _read_size(str(self.workload.recipe.student))[1]
 
     @property
     def speed(self) -> float:
@@ -147,35 +181,36 @@ class ResourceEstimator:
         """Text that states the basis of the models' sizes."""
         if self.teachers:
             return self.teachers[0][2]
-        return f"the teacher stands behind {name_teacher(self.recipe.teacher)}"
+        return f"the teacher stands behind {name_teacher(self.workload.teachers[0])}"
 
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return self.recipe.train.count_steps(self.counted.records)
+        return self.workload.recipe.train.count_steps(self.counted.records)
 
     @property
     def share_read(self) -> float:
         """Share of the records that the steps reach, and that the teacher scores."""
-        if self.recipe.rollouts is not None:
+        if self.workload.rollout_policy is not None:
             return 1.0
-        reached = self.steps * self.recipe.train.batch_size
+        reached = self.steps * self.workload.recipe.train.batch_size
         return min(reached / max(self.counted.records, 1), 1.0)
 
     @property
     def has_baseline(self) -> bool:
         """Whether a baseline is trained."""
-        return self.recipe.fidelity.control and self.recipe.fidelity.records > 0
+        fidelity = self.workload.recipe.fidelity
+        return fidelity.baseline and fidelity.records > 0
 
     @property
     def rollouts(self) -> tuple[int, int]:
         """Maximum numbers of rollouts and of their tokens."""
-        policy = self.recipe.rollouts
+        policy, recipe = self.workload.rollout_policy, self.workload.recipe
         if policy is None:
             return 0, 0
         blocks = -(-self.steps // policy.reuse)
-        count = round(policy.generated_share * blocks * self.recipe.train.batch_size)
-        return count, count * min(policy.max_new_tokens, self.recipe.max_tokens)
+        count = round(policy.generated_share * blocks * recipe.train.batch_size)
+        return count, count * min(policy.max_new_tokens, recipe.max_tokens)
 
     @property
     def cache_bytes(self) -> int:
@@ -191,36 +226,32 @@ class ResourceEstimator:
     @property
     def _cached(self) -> tuple[float, float]:
         """Rows and tokens of the cached teacher outputs."""
-        counted, policy = self.counted, self.recipe.rollouts
-        if self.recipe.crossing is None and not self.recipe.method.asks_teacher:
+        counted, workload = self.counted, self.workload
+        if not workload.asks_teacher:
             return 0.0, 0.0
-        keeps = policy is None or policy.uses_records
-        times = keeps * self.share_read
-        teacher = self.recipe.teacher
-        if isinstance(teacher, tuple) and teacher[0].source is None:  # each scores every record
-            times *= len(teacher)
+        times = workload.reads_records * self.share_read * workload.teachers_per_record
         count, written = self.rollouts
         rollout_tokens = (count * counted.mean + written) * bool(count)
         return counted.positions * times + written, counted.tokens * times + rollout_tokens
 
     @property
     def _row_bytes(self) -> tuple[int, int]:
-        if self.recipe.crossing is not None:
+        if self.workload.cross_tokenizer_loss is not None:
             return _TOKEN_LOGPROB_BYTES
-        return bytes_per_position(self.recipe.targets, self.vocabulary)
+        return bytes_per_position(self.workload.targets, self.vocabulary)
 
     @property
     def step_bytes(self) -> int:
         """Bytes of a micro-batch: activations, and states compared by feature losses."""
-        tokens = self.recipe.train.micro_tokens
+        tokens = self.workload.recipe.train.micro_tokens
         states = 4 * sum(hidden * layers for hidden, layers in self._shapes)
-        return tokens * (40_000 + (states if self.recipe.features else 0))
+        return tokens * (40_000 + (states if self.workload.feature_losses else 0))
 
     @cached_property
     def _shapes(self) -> list[tuple[int, int]]:
         """Hidden size and number of layers of teacher and student."""
-        teacher = name_teacher(self.recipe.teacher)
-        student = self.recipe.student
+        teacher = name_teacher(self.workload.teachers[0])
+        student = self.workload.recipe.student
         return [
             _read_shape(teacher),
             _read_shape(teacher if isinstance(student, PruneSettings) else student),
@@ -228,42 +259,41 @@ class ResourceEstimator:
 
     def work(self) -> dict[str, float]:
         """Return the operations of each part of the job, by name."""
-        recipe, counted, teacher = self.recipe, self.counted, self.teacher
+        workload, counted, teacher = self.workload, self.counted, self.teacher
+        recipe, policy = workload.recipe, workload.rollout_policy
+        cross = workload.cross_tokenizer_loss
         batch = recipe.train.batch_size
         plain = counted.mean * self.steps * batch
         count, rollout_tokens = self.rollouts
         learned = plain
-        if recipe.rollouts is not None:
-            texts = count * recipe.rollouts.reuse
-            replaced = 0 if recipe.rollouts.beside_records else texts
+        if policy is not None:
+            texts = count * policy.reuse
+            replaced = 0 if policy.beside_records else texts
             prompts = max(counted.mean - counted.answer, 0)
             learned = (
                 plain - replaced * counted.mean + texts * (prompts + rollout_tokens / max(count, 1))
             )
-        is_live = bool(self.teachers) and (
-            recipe.targets.mode == "live"
-            if recipe.crossing is None
-            else recipe.crossing.compares == "rows"
-        )
-        asks = recipe.crossing is not None or recipe.method.asks_teacher
+        is_live = bool(self.teachers) and workload.is_live
         teacher_tokens = round(counted.tokens * self.share_read)
-        if recipe.crossing is not None and recipe.rollouts is not None:  # each text once
+        if cross is not None and policy is not None:  # each text once
             teacher_tokens += round(count * counted.mean + rollout_tokens)
-        teacher_work = asks * sum(size for size, _, _ in self.teachers) * teacher_tokens
+        teacher_work = (
+            workload.asks_teacher * sum(size for size, _, _ in self.teachers) * teacher_tokens
+        )
         return {
             "training": 6 * self.student * learned,
             "the teacher": 2 * (teacher * learned if is_live else teacher_work),
-            "pruning": 2 * teacher * _count_measured(recipe, counted.mean),
+            "pruning": 2 * teacher * _count_measured(workload, counted.mean),
             "writing rollouts": self._generation_work(rollout_tokens),
             "writing records": self._preparation_work(),
             "features": self._feature_work(learned),
             "measuring": self._evaluation_work(),
-            "the control": 6 * self.student * plain * self.has_baseline,
+            "the baseline": 6 * self.student * plain * self.has_baseline,
         }
 
     def _generation_work(self, tokens: int) -> float:
         """Return the work of rollouts: the student's, and the teacher's if it takes part."""
-        policy = self.recipe.rollouts
+        policy = self.workload.rollout_policy
         if policy is None:
             return 0.0
         both = self.student + (self.teacher if policy.may_need_teacher else 0)
@@ -271,12 +301,12 @@ class ResourceEstimator:
 
     def _preparation_work(self) -> float:
         """Return the work of generating records, by the teacher or a model of its size."""
-        recipe = self.recipe
+        sequence, rationale = self.workload.recipe.sequence, self.workload.rationale
         tokens = 0
-        if recipe.sequence is not None:
-            tokens += recipe.sequence.attempts * recipe.sequence.max_new_tokens
-        if recipe.rationale is not None and recipe.rationale.write is not None:
-            tokens += recipe.rationale.write.max_new_tokens
+        if sequence is not None:
+            tokens += sequence.attempts * sequence.max_new_tokens
+        if rationale is not None and rationale.generate is not None:
+            tokens += rationale.generate.max_new_tokens
         return (
             2
             * self.teacher
@@ -294,15 +324,16 @@ class ResourceEstimator:
             "projections": 12 * self.counted.mean * (student_width + teacher_width),
         }
         return (
-            sum(per_token[feature_loss.reads] for feature_loss in self.recipe.features)
+            sum(per_token[feature_loss.reads] for feature_loss in self.workload.feature_losses)
             * layers
             * tokens
         )
 
     def _evaluation_work(self) -> float:
         """Return the work of evaluation: each model reads the records, some generate answers."""
-        settings, teacher, student = self.recipe.fidelity, self.teacher, self.student
-        students = 3 if settings.control else 2
+        settings = self.workload.recipe.fidelity
+        teacher, student = self.teacher, self.student
+        students = 3 if settings.baseline else 2
         records = min(settings.records, self.counted.held_out)
         read = records * self.counted.mean * 2 * (teacher + students * student)
         answered = min(settings.answers, records)
@@ -315,21 +346,21 @@ def _compute_decode_cost(rows: int) -> float:
     return float(_DECODE_COST * rows**_DECODE_COST_BY_ROWS)
 
 
-def count_parameters(recipe: DistillRecipe) -> tuple[int, int]:
+def count_parameters(workload: Workload) -> tuple[int, int]:
     """Return the parameters of teacher and student, from names, shapes and sizes of their files.
 
     Raises:
         CheckpointError: If the architecture of a teacher to be pruned is not supported.
         RecipeError: If the teacher cannot be pruned to such a student.
     """
-    reference = name_teacher(recipe.teacher)
+    reference, student = name_teacher(workload.teachers[0]), workload.recipe.student
     teacher = _read_size(reference)[0]
-    if isinstance(recipe.student, PruneSettings):
-        return teacher, _count_pruned(reference, teacher, recipe.student)
-    return teacher, _read_size(recipe.student)[0]
+    if isinstance(student, PruneSettings):
+        return teacher, count_pruned(reference, teacher, student)
+    return teacher, _read_size(student)[0]
 
 
-def _count_pruned(reference: str, teacher: int, settings: PruneSettings) -> int:
+def count_pruned(reference: str, teacher: int, settings: PruneSettings) -> int:
     """Return the student's parameters; exact if the teacher is local.
 
     Raises:
@@ -345,32 +376,41 @@ def _count_pruned(reference: str, teacher: int, settings: PruneSettings) -> int:
     return count_student_parameters(Checkpoint.open(path), settings)
 
 
-def _count_measured(recipe: DistillRecipe, tokens: float) -> float:
+def _count_measured(workload: Workload, tokens: float) -> float:
     """Return the tokens that the teacher reads for pruning, given those of a record."""
-    if not isinstance(recipe.student, PruneSettings):
+    student = workload.recipe.student
+    if not isinstance(student, PruneSettings):
         return 0.0
-    reference = name_teacher(recipe.teacher)
+    return count_measured_tokens(name_teacher(workload.teachers[0]), student, tokens)
+
+
+def count_measured_tokens(reference: str, settings: PruneSettings, tokens: float) -> float:
+    """Return the tokens that a teacher reads for pruning, given those of a record."""
     layers, path = _DEFAULT_SHAPE[1], Path(reference)
     if not reference.startswith("hub:") and path.is_dir():
         from stillroom.checkpoints import Checkpoint
         from stillroom.distill.pruning.shapes import map_layers
 
         layers = map_layers(Checkpoint.open(path))[1]
-    return recipe.student.count_passes(layers) * recipe.student.calibration_records * tokens
+    return settings.count_passes(layers) * settings.calibration_records * tokens
 
 
-def bytes_per_position(targets: TargetSettings, vocabulary: int) -> tuple[int, int]:
+def bytes_per_position(targets: CachedTargetSettings | None, vocabulary: int) -> tuple[int, int]:
     """Return the bytes cached per position, and per token of its record."""
-    if targets.mode == "live":
+    if targets is None:
         return 0, 0
-    width = targets.samples if targets.mode == "sampled" else targets.k
+    width = vocabulary
+    if isinstance(targets, SampledTargetSettings):
+        width = targets.samples
+    elif isinstance(targets, TopKTargetSettings):
+        width = targets.k
     header = CacheHeader(
         teacher="",
         tokenizer="",
         template="",
         vocabulary=vocabulary,
         mode=targets.mode,
-        width=vocabulary if targets.mode == "dense" else min(width, vocabulary),
+        width=min(width, vocabulary),
         precision="",
         logprob_dtype=targets.logprob_dtype,
     )
@@ -415,33 +455,32 @@ def _read_shape(reference: str) -> tuple[int, int]:
 
 
 def forecast_usage(
-    recipe: DistillRecipe, probe: Callable[[], CacheCost | None]
+    workload: Workload, probe: Callable[[], CacheCost | None]
 ) -> list[PreflightFinding]:
     """Return forecasts of caches, server requests and rollouts as findings.
 
     Args:
-        recipe: Recipe of the job.
+        workload: What the job does.
         probe: Measures the accuracy of a cache; returns None if the teacher may not be loaded.
     """
-    sizes = ResourceEstimator(recipe)
+    sizes = ResourceEstimator(workload)
     return [*_forecast_cache(sizes, probe), *_forecast_server(sizes), *_forecast_rollouts(sizes)]
 
 
 def _forecast_cache(
     sizes: ResourceEstimator, probe: Callable[[], CacheCost | None]
 ) -> list[PreflightFinding]:
-    recipe = sizes.recipe
+    workload = sizes.workload
     if not sizes.cache_bytes or not sizes.cache_rows:
         return []
-    cost = probe() if recipe.crossing is None else None
+    cost = probe() if workload.cross_tokenizer_loss is None else None
     bytes_per_token = sizes.cache_bytes / sizes.cache_rows
     summary = (
         f"about {bytes_per_token:.1f} bytes per loss token, {sizes.cache_bytes / 1e6:.2f} MB in all"
     )
-    is_here = isinstance(recipe.teacher, str)
     return [
         PreflightFinding(
-            "ok" if is_here else "note",
+            "ok" if workload.local_teacher is not None else "note",
             "teacher cache",
             f"{summary}; {_describe_bias(sizes, cost)}",
         )
@@ -450,13 +489,13 @@ def _forecast_cache(
 
 def _describe_bias(sizes: ResourceEstimator, cost: CacheCost | None) -> str:
     """Return a text on the bias and noise of the targets' form."""
-    targets = sizes.recipe.targets
-    if sizes.recipe.crossing is not None:
+    targets = sizes.workload.targets
+    if targets is None:  # across tokenizers
         return "log-probabilities of the labels, without bias"
     if targets.mode == "dense":
         return f"whole distributions, rounded to {targets.logprob_dtype}"
     measured = "" if cost is None else f" (measured on {cost.probed} positions)"
-    if targets.mode == "sampled":
+    if isinstance(targets, SampledTargetSettings):
         # for samples with replacement; distinct ones are more accurate
         noise = 1 / math.sqrt(targets.samples) if cost is None else cost.noise or 0.0
         most = "at most " if cost is None else ""
@@ -472,24 +511,24 @@ def _describe_bias(sizes: ResourceEstimator, cost: CacheCost | None) -> str:
 
 def _forecast_server(sizes: ResourceEstimator) -> list[PreflightFinding]:
     """Forecast requests to endpoints, which bill prompts."""
-    recipe, counted = sizes.recipe, sizes.counted
-    teacher = recipe.teacher
-    shares = [teacher.teacher for teacher in teacher] if isinstance(teacher, tuple) else [teacher]
-    served = [teacher for teacher in shares if isinstance(teacher, EndpointTeacherSettings)]
-    if not served or recipe.teacher_only_writes:
+    workload, counted = sizes.workload, sizes.counted
+    scorers = [
+        teacher for teacher in workload.endpoints if isinstance(teacher, EndpointTeacherSettings)
+    ]
+    if not scorers:
         return []
     count, written = sizes.rollouts
-    policy, asks = recipe.rollouts, recipe.method.asks_teacher or recipe.crossing is not None
-    keeps = asks and (policy is None or policy.uses_records)
-    times = 2 if asks and recipe.method.needs_scores else 1
-    held_out = min(recipe.fidelity.records, counted.held_out)
+    keeps = workload.asks_teacher and workload.reads_records
+    needs_both = workload.method is not None and workload.method.needs_scores
+    times = 2 if workload.asks_teacher and needs_both else 1
+    held_out = min(workload.recipe.fidelity.records, counted.held_out)
     texts = counted.records * keeps + held_out + count * times
     tokens = round(
         counted.tokens * keeps
         + held_out * counted.mean
         + times * (count * max(counted.mean - counted.answer, 0) + written)
     )
-    price = sum(teacher.price_per_million for teacher in served) * tokens / 1e6
+    price = sum(teacher.price_per_million for teacher in scorers) * tokens / 1e6
     cost = f", which cost about {price:.3g}" if price else ""
     return [
         PreflightFinding(

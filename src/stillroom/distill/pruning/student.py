@@ -44,6 +44,8 @@ from stillroom.distill.pruning.width import (
     select_width,
 )
 from stillroom.distill.settings import PruneSettings
+from stillroom.distill.teachers.endpoint import TextOnlyTeacher
+from stillroom.distill.teachers.ensemble import AnyTeacher, require_local
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.errors import DataError
 from stillroom.jobs import Job, atomic_write
@@ -257,7 +259,7 @@ PRUNING_FILE = "pruning.json"
 def prepare_student(
     student: PruneSettings | str,
     job: Job,
-    teacher: LocalTeacher,
+    teacher: AnyTeacher | TextOnlyTeacher,
     records: Sequence[TokenizedRecord],
 ) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the initial student, and its details for artifact.json.
@@ -273,7 +275,7 @@ def prepare_student(
     if not isinstance(student, PruneSettings):
         return Checkpoint.open(resolve_checkpoint(student, say=job.say)).folder, {"layers_kept": []}
     folder = job.scratch / "student"
-    kept = prune_once(student, job, teacher, records, folder)
+    kept = prune_once(student, job, require_local(teacher), records, folder)
     details: dict[str, Any] = {"layers_kept": kept["layers"]}
     details |= {key: kept[key] for key in ("teacher_shape", "student_shape") if key in kept}
     return folder, details

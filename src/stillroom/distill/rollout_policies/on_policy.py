@@ -27,7 +27,7 @@ class OnPolicy(RolloutPolicy):
     student_share: float = Field(
         default=0.5, ge=0, le=1, description="share of steps on the student's text (lambda)"
     )
-    rest: Literal["records", "teacher"] = Field(
+    other_text: Literal["records", "teacher"] = Field(
         default="records", description="text of the other steps: records, or the teacher's"
     )
 
@@ -39,13 +39,13 @@ class OnPolicy(RolloutPolicy):
     @property
     @override
     def may_need_teacher(self) -> bool:
-        return self.rest == "teacher"
+        return self.other_text == "teacher"
 
     @property
     @override
     def generated_share(self) -> float:
-        return (1 - self.warm_up) * (1.0 if self.rest == "teacher" else self.student_share)
+        return (1 - self.warm_up) * (1.0 if self.other_text == "teacher" else self.student_share)
 
     @override
     def decide(self, moment: StepState) -> TextSource:
-        return "student" if moment.draw < self.student_share else self.rest
+        return "student" if moment.draw < self.student_share else self.other_text

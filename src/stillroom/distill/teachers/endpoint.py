@@ -27,10 +27,12 @@ from stillroom.checkpoints import dequantize_gguf
 from stillroom.distill.data.tokenized import TokenizedRecord
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.storage import CacheHeader
-from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.settings import (
+    CachedTargetSettings,
     CacheMode,
     EndpointTeacherSettings,
+    TextEndpointSettings,
+    TopKTargetSettings,
     check_key_transport,
     name_teacher,
 )
@@ -149,28 +151,33 @@ class EndpointTeacher:
             "probe": self.probe.to_json(),
         }
 
-    def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
-        """Return the header of a top-k cache of this teacher.
+    def header(
+        self,
+        targets: CachedTargetSettings,
+        rows: int,
+        precision: str,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> CacheHeader:
+        """Return the header of a top-k cache of this teacher; see ``LocalTeacher.header``.
 
         Raises:
-            RecipeError: If the endpoint does not support the recipe's targets.
+            RecipeError: If the endpoint does not support the targets or the temperature.
         """
-        targets = recipe.targets
-        if targets.mode != "top_k":
+        if not isinstance(targets, TopKTargetSettings):
             raise _unsupported_error(
                 "targets.mode", targets.mode, "top_k: the most likely tokens and the rest"
             )
-        if recipe.method.temperature != 1:
-            raise _unsupported_error(
-                "method.temperature", recipe.method.temperature, "1, that of prompt scores"
-            )
+        if temperature != 1:
+            raise _unsupported_error("method.temperature", temperature, "1, that of prompt scores")
         if not self.probe.granted:
             raise BackendError(
                 f"{self.endpoint.address} returns log-probabilities of the prompt's labels only",
                 code="distill.server-ids",
                 where="teacher.endpoint",
                 expected="the most likely tokens by id (vLLM's prompt_logprobs)",
-                next="set crossing: {name: chunk_likelihood}, which needs only the labels",
+                next="use kind distill.cross_tokenizer, which needs only the labels",
             )
         width = min(targets.k, self.probe.granted, rows)
         return self._header(rows, "top_k", width, targets.logprob_dtype)
@@ -432,7 +439,7 @@ def open_endpoint(settings: EndpointTeacherSettings) -> Endpoint:
 class TextOnlyTeacher:
     """A model behind an endpoint, identified by address and name only."""
 
-    settings: EndpointTeacherSettings
+    settings: TextEndpointSettings
 
     @property
     def reference(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from stillroom.distill.losses.lm_head import LMHead
 from stillroom.distill.settings import (
     REMAINING_SOURCES,
     EndpointTeacherSettings,
-    TeacherChoice,
     WeightedTeacherSettings,
 )
 from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
@@ -78,13 +77,17 @@ def open_teacher(choice: str | EndpointTeacherSettings, job: Job) -> Iterator[An
 
 
 @contextmanager
-def open_teachers(choice: TeacherChoice, job: Job) -> Iterator[list[WeightedTeacher]]:
-    """Open all teachers of a recipe, in order, except text-only ones."""
-    shares = choice if isinstance(choice, tuple) else (WeightedTeacherSettings(teacher=choice),)
-    if isinstance(choice, EndpointTeacherSettings) and choice.tokenizer is None:
-        shares = ()
-    with _open_teachers(list(shares), job) as teachers:
-        yield teachers
+def open_teachers(
+    shares: Sequence[WeightedTeacherSettings], job: Job
+) -> Iterator[list[WeightedTeacher]]:
+    """Open several teachers, in order; connections are closed after the body."""
+    with ExitStack() as stack:
+        yield [
+            WeightedTeacher(
+                stack.enter_context(open_teacher(share.teacher, job)), share.weight, share.source
+            )
+            for share in shares
+        ]
 
 
 def count_rows_shared_by_all(
@@ -163,17 +166,3 @@ def assign_records(
 
 def _get_source(record: Record, field: str) -> str:
     return record.origin.kind if field == "origin" else str(record.fields.get(field, ""))
-
-
-@contextmanager
-def _open_teachers(
-    shares: list[WeightedTeacherSettings], job: Job
-) -> Iterator[list[WeightedTeacher]]:
-    if not shares:
-        yield []
-        return
-    with (
-        open_teacher(shares[0].teacher, job) as teacher,
-        _open_teachers(shares[1:], job) as further,
-    ):
-        yield [WeightedTeacher(teacher, shares[0].weight, shares[0].source), *further]

@@ -32,7 +32,11 @@ from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import capture_teacher
 from stillroom.distill.logit_cache.storage import CacheHeader
 from stillroom.distill.losses.lm_head import LMHead, compute_teacher_hidden, compute_token_logprobs
-from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.settings import (
+    CachedTargetSettings,
+    SampledTargetSettings,
+    TopKTargetSettings,
+)
 from stillroom.errors import CheckpointError, DataError, ShapeError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
@@ -127,28 +131,41 @@ class LocalTeacher:
                     module.to(torch.bfloat16)
         return model
 
+    def describe(self) -> dict[str, Any]:
+        """Return the details of a single teacher for artifact.json."""
+        return {"teacher": self.fingerprint, "teacher_parameters": self.checkpoint.parameters}
+
     def unload(self) -> None:
         """Free the weights."""
         self._loaded, self._is_cast = None, False
 
-    def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
+    def header(
+        self,
+        targets: CachedTargetSettings,
+        rows: int,
+        precision: str,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> CacheHeader:
         """Return the header of a cache of this teacher.
 
         Args:
-            recipe: Mode, width and temperature.
+            targets: Form and width of the stored distributions.
             rows: Number of vocabulary tokens shared with the student.
             precision: Precision of matrix products.
+            temperature: Temperature of the stored distributions; dense ones are stored at 1.
+            seed: Seed of sampled targets.
 
         Raises:
             ShapeError: If the width exceeds the vocabulary.
         """
-        targets = recipe.targets
-        if targets.mode == "live":
-            raise ValueError("targets.mode live has no cache")
-        is_sampled, is_dense = targets.mode == "sampled", targets.mode == "dense"
-        width = targets.samples if is_sampled else targets.k
-        if width > rows and not is_dense:
-            name = "targets.samples" if is_sampled else "targets.k"
+        width, name = rows, "targets.k"
+        if isinstance(targets, SampledTargetSettings):
+            width, name = targets.samples, "targets.samples"
+        elif isinstance(targets, TopKTargetSettings):
+            width = targets.k
+        if width > rows:
             raise ShapeError(
                 f"{name} is {width}",
                 code="distill.shape",
@@ -162,12 +179,14 @@ class LocalTeacher:
             template=self.template_digest,
             vocabulary=rows,
             mode=targets.mode,
-            width=rows if is_dense else width,
-            temperature=1.0 if is_dense else recipe.method.temperature,
-            sampling_temperature=targets.sampling_temperature if is_sampled else 1.0,
+            width=width,
+            temperature=1.0 if targets.mode == "dense" else temperature,
+            sampling_temperature=(
+                targets.sampling_temperature if isinstance(targets, SampledTargetSettings) else 1.0
+            ),
             precision=precision,
             logprob_dtype=targets.logprob_dtype,
-            seed=recipe.seed if is_sampled else 0,
+            seed=seed if targets.mode == "sampled" else 0,
             license=self.license,
             about={**self.about, "reference": self.reference},
         )
@@ -235,7 +254,7 @@ def check_shared_vocabulary(teacher_tokenizer: Any, student_tokenizer: Any, rows
             code="distill.vocabulary",
             where="student",
             expected=f"the teacher's {len(teacher_ids)} tokens with the same ids",
-            next="set crossing: {name: chunk_likelihood}, which distills across tokenizers; or "
+            next="use kind distill.cross_tokenizer; or "
             "derive the student from the teacher, or use a model with its tokenizer",
         )
 

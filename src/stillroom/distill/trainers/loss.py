@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.distill.data.tokenized import Batch, SamplingInfo
-from stillroom.distill.interfaces import DistillationObjective
+from stillroom.distill.interfaces import DistillationObjective, FeatureLoss
 from stillroom.distill.losses.divergence import Where, missing_rollouts_error
 from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked_loss, get_body
 from stillroom.distill.losses.targets import DenseTargets, Targets, slice_target
-from stillroom.distill.trainers.features import (
+from stillroom.distill.trainers.feature_set import (
     Activations,
     CaptureSpec,
     FeatureSet,
     capture_activations,
 )
 from stillroom.train.loop import Loss
-from stillroom.train.precision import matmul_dtype
+from stillroom.train.precision import autocast_body, matmul_dtype
 
 __all__ = [
     "DistillationLoss",
@@ -41,6 +41,7 @@ __all__ = [
     "MultiTeacherLoss",
     "TeacherStates",
     "compute_position_loss",
+    "make_live_loss",
 ]
 
 
@@ -143,6 +144,40 @@ def compute_position_loss(
         tiles=True,
         chunk_rows=chunk_rows,
         dtype=dtype,
+    )
+
+
+def make_live_loss(
+    method: DistillationObjective,
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    rows: int,
+    precision: str,
+    feature_losses: Sequence[FeatureLoss] = (),
+    seed: int = 0,
+) -> DistillationLoss:
+    """Return the loss with the teacher run in every step, including feature losses.
+
+    Args:
+        method: Objective on the distributions.
+        student: Student on its device, including low-rank layers.
+        teacher: Model in evaluation mode, in the given precision.
+        rows: Size of the shared vocabulary.
+        precision: Precision of matrix products, ``float32`` or ``bfloat16``.
+        feature_losses: Losses on internal states.
+        seed: Seed of their projectors.
+
+    Raises:
+        RecipeError: If a feature loss names a nonexistent layer.
+        ShapeError: If widths or heads are incompatible with a feature loss.
+    """
+    features = None
+    if feature_losses:
+        with autocast_body(precision, next(student.parameters()).device):
+            features = FeatureSet(feature_losses, student, teacher, seed=seed)
+    return DistillationLoss(
+        method, rows=rows, precision=precision, teacher=teacher, features=features
     )
 
 

@@ -1,304 +1,125 @@
-"""On-policy training on text that the student generates during training.
-
-A local teacher runs in every step; one behind an endpoint is queried once per text.
-"""
+"""Training on text that the student samples, scored by a local teacher in every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from stillroom.distill.data.preparation import make_record_source
-from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
-from stillroom.distill.interfaces import PolicyGradientObjective, RolloutPolicy
-from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.on_policy.collators import (
-    EndpointTargets,
-    RolloutCollator,
-    SameTokenizerCollator,
+from stillroom.distill.data.preparation import list_generator_parents, prepare_data
+from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
+from stillroom.distill.on_policy.collators import SameTokenizerCollator
+from stillroom.distill.on_policy.generation import GenerationModel
+from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.pruning.student import prepare_student
+from stillroom.distill.teachers.local import LocalTeacher, ModelScorer, count_shared_rows
+from stillroom.distill.trainers.loss import make_live_loss
+from stillroom.distill.trainers.rollouts import (
+    OnPolicyTeacher,
+    get_credit,
+    make_record_items,
+    open_rollouts,
 )
-from stillroom.distill.on_policy.generation import GenerationModel, RolloutGenerator
-from stillroom.distill.on_policy.rollout import (
-    OnPolicyPrompt,
-    find_turn_end,
-    make_record,
-    make_rollout_prompts,
+from stillroom.distill.trainers.student import (
+    DistillationContext,
+    evaluate_start,
+    finish_student,
+    load_student,
+    train_student,
 )
-from stillroom.distill.on_policy.source import RolloutBatchSource, RolloutBlock
-from stillroom.distill.teachers.endpoint import EndpointTeacher
-from stillroom.distill.teachers.ensemble import require_local
-from stillroom.distill.teachers.local import ModelScorer, TeacherScorer
-from stillroom.distill.trainers.loss import DistillationLoss
-from stillroom.distill.trainers.trainer import DistillationContext, TrainingSetup, make_live_loss
-from stillroom.errors import DataError
-from stillroom.jobs import Journal
-from stillroom.models.local.causal_lm import find_end_tokens
-from stillroom.records import Link, Record, write_records
+from stillroom.objects import resolve_local
+from stillroom.train.data import split_records
 from stillroom.train.distributed import ProcessGroup
-from stillroom.train.loop import Objective
-from stillroom.train.lora import unwrap_model
-from stillroom.train.precision import autocast_body
+from stillroom.train.precision import limit_threads
 
-__all__ = ["ROLLOUT_FILE", "OnPolicyTeacher", "open_on_policy_training", "open_rollout_training"]
+if TYPE_CHECKING:
+    from stillroom.distill.jobs.on_policy import OnPolicyRecipe
+    from stillroom.jobs import Job
+    from stillroom.jobs.preflight import PreflightReport
+    from stillroom.provenance import Artifact
 
-ROLLOUT_FILE = "rollouts.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class OnPolicyTeacher:
-    """Access to the teacher in on-policy training.
-
-    Args:
-        objective: Loss function of a micro-batch.
-        collator: Collator of rollouts.
-        make_items: Converts validation records to training items.
-        scorer: Scores texts by the teacher, if needed.
-        generator: Teacher as a generator, if needed.
-        auxiliary: Module trained with the student (``TrainingSetup``).
-    """
-
-    objective: Objective[Any]
-    collator: RolloutCollator
-    make_items: Callable[[Sequence[Record]], Sequence[Any]]
-    scorer: TeacherScorer | None = None
-    generator: GenerationModel | None = None
-    auxiliary: nn.Module | None = None
+__all__ = ["train_on_policy"]
 
 
-@contextmanager
-def open_on_policy_training(
-    context: DistillationContext, record_cache: LogitCache | None = None
-) -> Iterator[TrainingSetup]:
-    """Open on-policy training; afterwards ``output/rollouts.jsonl`` contains every rollout.
-
-    Args:
-        context: Context of the job.
-        record_cache: Cache of an endpoint's outputs on the records, if records are used.
+def train_on_policy(recipe: OnPolicyRecipe, job: Job, preflight: PreflightReport) -> Artifact:
+    """Train a student on its own samples, with a local teacher's distributions.
 
     Raises:
-        BackendError: If an endpoint fails.
-        DataError: If no record has a usable prompt.
+        DataError: If no record has a usable prompt, or a loss is not finite.
+        RecipeError: If a feature loss names a nonexistent layer.
+        CheckpointError: If teacher or student is missing, or they share no vocabulary.
+        Cancelled: If cancellation was requested; ``--resume`` continues.
     """
+    with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
+        teacher = LocalTeacher.find(recipe.teacher, job)
+        warn_about_teachers([teacher], job)
+        split = split_records(resolve_local(recipe.records))
+        data = ranks.on_main(
+            lambda: prepare_data(recipe, split, teacher.tokenizer, job, teacher=recipe.teacher)
+        )
+        start, details = ranks.on_main(
+            lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
+        )
+        context = load_student(
+            recipe, job, ranks, start, data, split, partial(count_shared_rows, teacher)
+        )
+        evaluator = FidelityEvaluator(
+            recipe,
+            job,
+            split,
+            teacher.tokenizer,
+            [teacher],
+            recipe.method.method_name(),
+            is_compared=True,
+            has_generated_text=recipe.sequence is not None,
+        )
+        evaluate_start(evaluator, context, preflight)
+        objective = describe_objective(recipe.method, recipe.feature_losses)
+        card = make_student_card(recipe, [teacher], data, objective, recipe.rollout_policy)
+        trained = _train(recipe, context.with_lora(), teacher, card)
+        del context
+        is_kd = bool(recipe.method.kd_weight)
+        method = f"methods.{recipe.method.method_name()}" if is_kd else "cross_entropy"
+        return ranks.on_main(
+            lambda: finish_student(
+                evaluator,
+                trained,
+                data,
+                method=f"distill.{method}",
+                details={**details, **teacher.describe(), "cache": None},
+                writers=list_generator_parents(recipe, recipe.teacher, None),
+            )
+        )
+
+
+def _train(
+    recipe: OnPolicyRecipe,
+    context: DistillationContext,
+    teacher: LocalTeacher,
+    card: dict[str, Any],
+) -> TrainedStudent:
+    method, policy = recipe.method, recipe.rollout_policy
+    rows, precision = context.rows, context.precision
+    model = teacher.in_precision(precision)
+    generator = GenerationModel(model, rows=rows, precision=precision, is_fixed=True)
+    scorer = ModelScorer(model, rows=rows, precision=precision)
+    loss = make_live_loss(
+        method,
+        context.student,
+        model,
+        rows=rows,
+        precision=precision,
+        feature_losses=recipe.feature_losses,
+        seed=recipe.seed,
+    )
+    access = OnPolicyTeacher(
+        teacher.fingerprint,
+        loss,
+        SameTokenizerCollator(),
+        make_record_items(context),
+        scorer if method.needs_scores else None,
+        generator if policy.may_need_teacher else None,
+        get_credit(method),
+    )
     names = [record.name for record in context.tokenized]
-    with (
-        _open_teacher(context, _get_policy(context), record_cache) as teacher,
-        open_rollout_training(context, context.tokenized, names, teacher) as training,
-    ):
-        yield training
-
-
-@contextmanager
-def open_rollout_training(
-    context: DistillationContext,
-    items: Sequence[Any],
-    names: Sequence[str],
-    teacher: OnPolicyTeacher,
-) -> Iterator[TrainingSetup]:
-    """Open on-policy training with any collator.
-
-    Args:
-        context: Context of the job.
-        items: Training item of each of the context's records.
-        names: Digest of everything that determines each item's loss.
-        teacher: Access to the teacher.
-
-    Raises:
-        DataError: If no record has a usable prompt, or there is none for validation.
-    """
-    policy, size = _get_policy(context), len(context.tokenized)
-    prompts_by_index = _find_prompts(context, policy)
-    records, selected = (
-        [context.tokenized[index] for index in prompts_by_index],
-        [items[index] for index in prompts_by_index],
-    )
-    method, journal = context.recipe.method, context.job.journal("rollouts")
-    device, prompts = context.device, list(prompts_by_index.values())
-    source = RolloutBatchSource(
-        make_record_source(
-            context.recipe,
-            records,
-            selected,
-            lambda batch_items: teacher.collator.batch(batch_items, device),
-            [names[index] for index in prompts_by_index],
-        ),
-        selected,
-        prompts,
-        policy,
-        _make_generator(context, policy, teacher.generator),
-        journal,
-        collator=teacher.collator,
-        size=size,
-        steps=context.recipe.train.count_steps(size),
-        say=context.job.say,
-        scorer=teacher.scorer,
-        credit=method.credit if isinstance(method, PolicyGradientObjective) else None,
-        validate=_make_validator(context, policy, teacher),
-        level=policy.start_level,
-    )
-    try:
-        yield TrainingSetup(source, teacher.objective, {"cache": None}, teacher.auxiliary)
-    finally:
-        _save_rollouts(context, policy, journal, prompts)
-
-
-def _get_policy(context: DistillationContext) -> RolloutPolicy:
-    """Return the recipe's rollout policy."""
-    if context.recipe.rollouts is None:
-        raise ValueError("the recipe has no rollouts")
-    return context.recipe.rollouts
-
-
-@contextmanager
-def _open_teacher(
-    context: DistillationContext, policy: RolloutPolicy, record_cache: LogitCache | None
-) -> Iterator[OnPolicyTeacher]:
-    """Yield the access to the teacher; an endpoint's cost is logged after the body."""
-    teacher, method = context.teacher, context.recipe.method
-
-    def make_items(records: Sequence[Record]) -> Sequence[TokenizedRecord]:
-        limit, with_prompt = context.recipe.max_tokens, context.recipe.include_prompt
-        return tokenize_records(
-            context.tokenizer, records, max_tokens=limit, include_prompt=with_prompt
-        )[0]
-
-    if not isinstance(teacher, EndpointTeacher):
-        model = require_local(teacher).in_precision(context.precision)
-        generator = GenerationModel(
-            model, rows=context.rows, precision=context.precision, is_fixed=True
-        )
-        scorer = ModelScorer(model, rows=context.rows, precision=context.precision)
-        live = make_live_loss(context)
-        yield OnPolicyTeacher(
-            live,
-            SameTokenizerCollator(),
-            make_items,
-            scorer if method.needs_scores else None,
-            generator if policy.may_need_teacher else None,
-            live.features,
-        )
-        return
-    objective = DistillationLoss(method, rows=context.rows, precision=context.precision)
-    scorer_if_needed = teacher if method.needs_scores else None
-    if not method.asks_teacher or record_cache is None:
-        with teacher.log_usage(context.job):
-            yield OnPolicyTeacher(objective, SameTokenizerCollator(), make_items, scorer_if_needed)
-        return
-    with EndpointTargets.open(teacher, context.job, record_cache) as targets:
-        yield OnPolicyTeacher(
-            objective, SameTokenizerCollator(targets), make_items, scorer_if_needed
-        )
-
-
-def _find_prompts(context: DistillationContext, policy: RolloutPolicy) -> dict[int, OnPolicyPrompt]:
-    """Return the usable prompts, by the record's index."""
-    prompts = make_rollout_prompts(
-        context.tokenizer,
-        context.records,
-        context.tokenized,
-        opening_tokens=policy.opening_tokens,
-        max_tokens=context.recipe.max_tokens,
-    )
-    usable = {index: prompt for index, prompt in enumerate(prompts) if prompt is not None}
-    lost = len(prompts) - len(usable)
-    if not usable:
-        raise DataError(
-            f"none of {lost} records has a usable prompt",
-            code="distill.no-prompts",
-            where="records",
-            expected="records with a turn before the assistant's last one, shorter than max_tokens "
-            f"({context.recipe.max_tokens}), or plain texts of more than "
-            f"rollouts.opening_tokens ({policy.opening_tokens})",
-            next="raise max_tokens, or lower rollouts.opening_tokens",
-        )
-    if lost:
-        context.job.say(
-            f"{lost} records have no prompt shorter than max_tokens ({context.recipe.max_tokens}): "
-            "they are not used"
-        )
-    return usable
-
-
-def _make_generator(
-    context: DistillationContext, policy: RolloutPolicy, teacher_model: GenerationModel | None
-) -> RolloutGenerator:
-    return RolloutGenerator(
-        policy,
-        GenerationModel(context.student, rows=context.rows, precision=context.precision),
-        teacher_model,
-        ends=find_end_tokens(unwrap_model(context.student), context.tokenizer)
-        | find_turn_end(context.tokenizer),
-        max_tokens=context.recipe.max_tokens,
-        seed=context.recipe.seed,
-    )
-
-
-def _make_validator(
-    context: DistillationContext, policy: RolloutPolicy, teacher: OnPolicyTeacher
-) -> Callable[[nn.Module, ProcessGroup], float] | None:
-    """Return a function for the mean held-out loss, if the policy adapts to it.
-
-    Raises:
-        DataError: If there is no held-out record.
-    """
-    if not policy.adapts_to_loss:
-        return None
-    items, collator = (
-        teacher.make_items(context.held_out[: policy.validation_count]),
-        teacher.collator,
-    )
-    if not items:
-        raise DataError(
-            f"'{policy.method_name()}' validates on held-out records, and there are none",
-            code="distill.no-held-out",
-            where="records",
-            expected="records of which some have fields.split 'held_out', or none has a split",
-            next="hold some records out, or use rollouts on_policy",
-        )
-
-    def validate(model: nn.Module, ranks: ProcessGroup) -> float:
-        sums = [0.0, 0.0]
-        collator.fetch(items)
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), autocast_body(context.precision, context.device):
-            for item in items[ranks.rank :: ranks.count]:  # one at a time, as in capture
-                batch = collator.batch([item], context.device)
-                sums[0] += float(teacher.objective(model, batch).total)
-                sums[1] += batch.valid
-        model.train(was_training)
-        results = ranks.gather(sums)
-        return sum(part[0] for part in results) / sum(part[1] for part in results)
-
-    return validate
-
-
-def _save_rollouts(
-    context: DistillationContext,
-    policy: RolloutPolicy,
-    journal: Journal,
-    prompts: Sequence[OnPolicyPrompt],
-) -> None:
-    """Write every rollout of the journal as a record, in order."""
-    if len(journal) == 0:
-        return
-    by_id = {prompt.record_id: prompt for prompt in prompts}
-    teacher = context.teacher.fingerprint
-    method = f"distill.rollout_policies.{policy.method_name()}"
-
-    def records() -> Iterator[Record]:
-        for key in sorted(journal.keys(), key=int):
-            block = RolloutBlock.from_json(journal[key])
-            fingerprint = teacher if block.text_from == "teacher" else f"{context.start}@{key}"
-            for rollout in block.rollouts:
-                link = Link(method, fingerprint, (rollout.record_id,))
-                fields = {"step": int(key), "seed": context.recipe.seed, "by": block.text_from}
-                yield make_record(
-                    context.tokenizer, rollout, by_id[rollout.record_id], link, fields
-                )
-
-    write_records(context.job.output / ROLLOUT_FILE, records())
+    with open_rollouts(context, policy, context.tokenized, names, access) as source:
+        return train_student(context, source, loss, card, auxiliary=loss.features)

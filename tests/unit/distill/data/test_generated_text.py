@@ -3,7 +3,7 @@ from pydantic import ValidationError
 from tests.unit.distill.data.test_generated_text_sequence import ask
 
 from stillroom.distill.data.generated_text import generate_rationales, make_rationale_tasks
-from stillroom.distill.settings import RationaleSettings
+from stillroom.distill.settings import RationaleFirstSettings, RationaleTaskSettings
 from stillroom.records import Message, Record
 from stillroom.testing import scripted_model
 
@@ -18,7 +18,7 @@ def talk(record):
 
 
 def test_a_record_becomes_two_tasks_told_apart_by_their_prefix():
-    settings = RationaleSettings(answer_prefix="[label] ", rationale_prefix="[rationale] ")
+    settings = RationaleTaskSettings(answer_prefix="[label] ", rationale_prefix="[rationale] ")
     records = [explained("2 + 3?", "5", "Two and three."), ask("why?", "so")]
     tasks = make_rationale_tasks(settings, records)
     assert [talk(one) for one in tasks.answers] == [["[label] 2 + 3?", "5"], ["[label] why?", "so"]]
@@ -27,7 +27,7 @@ def test_a_record_becomes_two_tasks_told_apart_by_their_prefix():
 
 
 def test_the_rationale_may_stand_before_the_answer():
-    settings = RationaleSettings(form="before_answer", between=" So: ")
+    settings = RationaleFirstSettings(form="before_answer", between=" So: ")
     tasks = make_rationale_tasks(settings, [explained("2 + 3?", "5", "Two and three.")])
     assert talk(tasks.answers[0]) == ["2 + 3?", "Two and three. So: 5"]
     assert not tasks.rationales
@@ -35,7 +35,7 @@ def test_the_rationale_may_stand_before_the_answer():
 
 def test_plain_texts_are_left_alone():
     plain = Record((Message("assistant", "A text."),), {"rationale": "none"})
-    tasks = make_rationale_tasks(RationaleSettings(answer_prefix="[label] "), [plain])
+    tasks = make_rationale_tasks(RationaleTaskSettings(answer_prefix="[label] "), [plain])
     assert tasks.answers == [plain]
 
 
@@ -44,9 +44,9 @@ def test_missing_rationales_are_written_by_one_who_knows_the_answer(job):
         return "" if "empty" in prompt.messages[-1].content else "Because."
 
     writer = scripted_model(explain)
-    settings = RationaleSettings.model_validate({"write": {}})
+    settings = RationaleTaskSettings.model_validate({"generate": {}})
     records = [ask("why?", "so"), explained("how?", "thus", "Known."), ask("empty?", "nothing")]
-    found = generate_rationales(settings, settings.write, records, writer, job, seed=0)
+    found = generate_rationales(settings, settings.generate, records, writer, job, seed=0)
     assert [one.fields.get("rationale") for one in found] == ["Because.", "Known.", None]
     assert "The correct answer is:\nso" in writer.asked[0].messages[-1].content
     assert found[0].origin.kind == "synthetic"
@@ -59,9 +59,9 @@ def test_missing_rationales_are_written_by_one_who_knows_the_answer(job):
     [
         {"answer_prefix": "x", "rationale_prefix": "x"},
         {"form": "before_answer", "weight": 0.5},
-        {"write": {"instruction": "Explain."}},
+        {"generate": {"instruction": "Explain."}},
     ],
 )
 def test_refuses_what_makes_no_sense(bad):
     with pytest.raises(ValidationError):
-        RationaleSettings.model_validate(bad)
+        RationaleTaskSettings.model_validate(bad)

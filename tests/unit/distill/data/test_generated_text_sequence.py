@@ -42,7 +42,7 @@ class Drawing:
 
 def test_the_best_of_several_takes_the_answers_place(job):
     writer = Drawing(["the answer is 5", "the answer is 4", "cut off ..."], {"the answer is 5": -1})
-    settings = SequenceSettings(attempts=3, verifiers=("answer", "likelihood"))
+    settings = SequenceSettings(attempts=3, scorers=("answer", "likelihood"))
     kept = generate_sequences(settings, [ask("2 + 3?", "5")], writer, job, seed=1)
     (record,) = kept.records
     assert [message.content for message in record.messages] == ["2 + 3?", "the answer is 5"]
@@ -66,13 +66,13 @@ def test_ranks_by_the_last_verifier_and_keeps_as_many_as_asked(job):
 def test_self_consistency_needs_no_answer(job):
     writer = Drawing(["it is 7, answer: 7", "answer: 9", "so answer: 7.0"])
     asked = Record((Message("user", "3 + 4?"),), {"split": "train"})
-    settings = SequenceSettings(attempts=3, keep=3, verifiers=("agreement",))
+    settings = SequenceSettings(attempts=3, keep=3, scorers=("agreement",))
     kept = generate_sequences(settings, [asked], writer, job, seed=0)
     assert sorted(one.messages[-1].content for one in kept.records) == [
         "it is 7, answer: 7",
         "so answer: 7.0",
     ]
-    settings = SequenceSettings(verifiers=("overlap",))
+    settings = SequenceSettings(scorers=("overlap",))
     with pytest.raises(DataError, match="has no answer") as caught:
         generate_sequences(settings, [asked], writer, job, seed=0)
     assert caught.value.code == "distill.no-answer"
@@ -80,7 +80,7 @@ def test_self_consistency_needs_no_answer(job):
 
 def test_the_instruction_is_asked_and_not_learned(job):
     writer = Drawing(["a", "b"])
-    settings = SequenceSettings(attempts=1, instruction="Think first.", verifiers=())
+    settings = SequenceSettings(attempts=1, instruction="Think first.", scorers=())
     kept = generate_sequences(settings, [ask("why?", "so")], writer, job, seed=0)
     assert writer.asked[0].messages[-1].content == "why?\n\nThink first."
     assert kept.records[0].messages[0].content == "why?"
@@ -89,11 +89,11 @@ def test_the_instruction_is_asked_and_not_learned(job):
 def test_plain_texts_stay_and_too_many_lost_prompts_stop_the_job(job):
     plain = Record((Message("assistant", "Only a text."),))
     writer = Drawing(["", "  "])
-    settings = SequenceSettings(attempts=2, verifiers=(), most_lost=1.0)
+    settings = SequenceSettings(attempts=2, scorers=(), max_lost_share=1.0)
     kept = generate_sequences(settings, [plain, ask("x?", "y")], writer, job, seed=0)
     assert kept.records == [plain]
     assert (kept.plain, kept.lost) == (1, 1)
-    strict = settings.model_copy(update={"most_lost": 0.5})
+    strict = settings.model_copy(update={"max_lost_share": 0.5})
     with pytest.raises(DataError, match="kept no completion: 2 empty") as caught:
         generate_sequences(strict, [ask("x?", "y")], writer, job, seed=0)
     assert caught.value.code == "distill.sequences-lost"
@@ -101,7 +101,7 @@ def test_plain_texts_stay_and_too_many_lost_prompts_stop_the_job(job):
 
 def test_a_stopped_job_asks_only_what_is_missing(tmp_path):
     records = [ask(f"question {n}?", f"answer {n}") for n in range(20)]
-    settings = SequenceSettings(attempts=1, temperature=0, verifiers=())
+    settings = SequenceSettings(attempts=1, temperature=0, scorers=())
 
     def write(job):
         writer = scripted_model(lambda prompt: prompt.messages[-1].content.upper())

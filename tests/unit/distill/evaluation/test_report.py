@@ -41,14 +41,14 @@ def sides():
     said = {
         "teacher": ("the cat sat", "the cat sat", "a dog", "a dog"),
         "final": ("The cat sat.", "a dog", "the cat sat", "a bird"),
-        "control": ("a dog", "a dog", "a dog", "a dog"),
+        "baseline": ("a dog", "a dog", "a dog", "a dog"),
     }
     written = {name: tuple(map(answer, texts, range(4))) for name, texts in said.items()}
     return {
         "teacher": make_side(rng, 0.0, answers=written["teacher"]),
         "initial": make_side(rng, 4.0),
         "final": make_side(rng, 1.0, answers=written["final"], free=depth, forced=depth),
-        "control": make_side(rng, 2.0, answers=written["control"], free=depth, forced=depth),
+        "baseline": make_side(rng, 2.0, answers=written["baseline"], free=depth, forced=depth),
     }
 
 
@@ -63,34 +63,34 @@ def test_flips_are_counted_after_normalization_and_by_what_became_of_them(sides)
     assert metrics["student/flips"].value == 0.75
     assert metrics["student/lost"].value == 0.25
     assert metrics["student/gained"].value == 0.25
-    assert metrics["control/lost"].value == 0.5
+    assert metrics["baseline/lost"].value == 0.5
     assert metrics["teacher/f1"].value == 0.5
     assert "teacher/flips" not in metrics
 
 
 def test_summary_says_which_is_nearer_only_where_it_can_be_told(sides):
-    assert "it is nearer than the control" in build(sides).summary
-    swapped = {**sides, "final": sides["control"], "control": sides["final"]}
-    assert "it is farther than the control" in build(swapped).summary
-    assert "no difference from the control" in build({**sides, "control": sides["final"]}).summary
+    assert "it is nearer than the baseline" in build(sides).summary
+    swapped = {**sides, "final": sides["baseline"], "baseline": sides["final"]}
+    assert "it is farther than the baseline" in build(swapped).summary
+    assert "no difference from the baseline" in build({**sides, "baseline": sides["final"]}).summary
     few = {
         name: replace(side, fidelity=Fidelity(side.fidelity.rows[:8]))
         for name, side in sides.items()
     }
     said = build(few).summary
-    assert "nothing is concluded beside the control" in said
+    assert "nothing is concluded beside the baseline" in said
     assert "8 held-out records are too few to conclude from" in said
-    del sides["control"]
+    del sides["baseline"]
     report = build(sides)
-    assert "There is no control" in report.summary
-    assert not any("control" in name for name in report.metrics)
+    assert "There is no baseline" in report.summary
+    assert not any("baseline" in name for name in report.metrics)
 
 
 def test_differences_are_paired(sides):
-    found = build(sides).metrics["student_minus_control/kl"]
+    found = build(sides).metrics["student_minus_baseline/kl"]
     rows = [
         (a.kl - b.kl, a.tokens)
-        for a, b in zip(sides["final"].fidelity.rows, sides["control"].fidelity.rows, strict=True)
+        for a, b in zip(sides["final"].fidelity.rows, sides["baseline"].fidelity.rows, strict=True)
     ]
     wanted = sum(gap * tokens for gap, tokens in rows) / sum(tokens for _, tokens in rows)
     assert found.value == pytest.approx(wanted)
@@ -118,7 +118,7 @@ def test_curves_tell_reliability_depth_and_training(sides):
     budget = TrainingBudget(10, 100, 50, 1000, 2000)
     report = build_report(
         sides,
-        {"final": budget, "control": budget},
+        {"final": budget, "baseline": budget},
         title="T",
         seed=0,
         passed_over={},
@@ -133,7 +133,7 @@ def test_curves_tell_reliability_depth_and_training(sides):
     assert reliable.diagonal
     assert [one.name for one in reliable.series] == [
         "teacher",
-        "control",
+        "baseline",
         "student",
         "student, scaled",
     ]
@@ -148,12 +148,12 @@ def test_curves_tell_reliability_depth_and_training(sides):
 
 
 def test_of_a_step_done_twice_the_last_value_counts(tmp_path):
-    lines = [("loss", 1, 3.0), ("loss", 2, 2.0), ("control/loss", 1, 9.0), ("loss", 2, 1.5)]
+    lines = [("loss", 1, 3.0), ("loss", 2, 2.0), ("baseline/loss", 1, 9.0), ("loss", 2, 1.5)]
     text = "".join(
         json.dumps({"name": name, "step": step, "value": value}) + "\n"
         for name, step, value in lines
     )
     (tmp_path / "metrics.jsonl").write_text(text)
-    found = read_loss_curves(tmp_path / "metrics.jsonl", ["loss", "control/loss", "other"])
-    assert found == {"loss": [(1, 3.0), (2, 1.5)], "control/loss": [(1, 9.0)], "other": []}
+    found = read_loss_curves(tmp_path / "metrics.jsonl", ["loss", "baseline/loss", "other"])
+    assert found == {"loss": [(1, 3.0), (2, 1.5)], "baseline/loss": [(1, 9.0)], "other": []}
     assert read_loss_curves(tmp_path / "none.jsonl", ["loss"]) == {"loss": []}

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
+from tests.unit.distill.kinds import build
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.interfaces import FEATURE_LOSSES, METHODS
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.trainers.features import CaptureSpec, FeatureSet, capture_activations
+from stillroom.distill.trainers.feature_set import CaptureSpec, FeatureSet, capture_activations
 from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.errors import CheckpointError, RecipeError, ShapeError
 from stillroom.train.precision import deterministic_torch
@@ -369,14 +369,9 @@ def test_projectors_start_as_told():
     assert torch.equal(linear.weight, same.weight)
 
 
-@pytest.mark.parametrize("mode", ["top_k", "sampled", "dense"])
-def test_a_recipe_with_features_keeps_its_teacher(mode):
-    fields = {"teacher": "t", "records": "r", "features": ["hidden_state"]}
-    with pytest.raises(ValueError, match=r"targets\.mode: live"):
-        DistillRecipe.model_validate({**fields, "targets": {"mode": mode}})
-    live = {**fields, "targets": {"mode": "live"}}
-    DistillRecipe.model_validate(live)
-    with pytest.raises(ValueError, match="with 'context' the teacher reads different"):
-        DistillRecipe.model_validate(
-            {**live, "include_prompt": False, "context": {"text": "Be brief."}}
-        )
+def test_features_have_no_stored_targets_and_no_context_of_the_teacher():
+    fields = {"teacher": "t", "records": "r", "feature_losses": ["hidden_state"]}
+    build(fields)
+    for name, value in {"targets": {"mode": "top_k"}, "context": {"text": "Be brief."}}.items():
+        with pytest.raises(ValueError, match=name):
+            build({**fields, name: value})

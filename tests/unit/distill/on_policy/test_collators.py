@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.unit.distill import zoo
+from tests.unit.distill.kinds import build, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 from transformers import PreTrainedTokenizerFast
 
@@ -25,8 +26,6 @@ from stillroom.distill.interfaces import CROSS_TOKENIZER_LOSSES
 from stillroom.distill.on_policy.collators import CrossTokenizerCollator
 from stillroom.distill.on_policy.rollout import OnPolicyPrompt, Rollout
 from stillroom.distill.on_policy.source import RolloutBatchSource
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.errors import Cancelled
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, render_chat
@@ -50,14 +49,14 @@ def make_recipe(teacher_folder, records_file, student_folder):
             "teacher": str(teacher_folder),
             "records": str(records_file),
             "student": str(student_folder),
-            "crossing": {"name": "chunk_likelihood"},
-            "rollouts": OWN,
+            "cross_tokenizer_loss": {"name": "chunk_likelihood"},
+            "rollout_policy": OWN,
             "train": FAST,
-            "candidates": 0,
-            "fidelity": {"control": False, "answers": 0, "speed": False},
-            "out": {"dtype": "float32"},
+            "keep_checkpoints": 0,
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
+            "output": {"dtype": "float32"},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -65,7 +64,7 @@ def make_recipe(teacher_folder, records_file, student_folder):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: distill\n", resume=resume)
+        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -107,8 +106,8 @@ def written(readers, said, *, asked="How many drops?", ids=None):
     return rollout, prompt
 
 
-def reading_of(readers, crossing="chunk_likelihood", *, is_live=False):
-    return CrossTokenizerCollator(readers, CROSS_TOKENIZER_LOSSES.build(crossing), is_live=is_live)
+def reading_of(readers, loss="chunk_likelihood", *, is_live=False):
+    return CrossTokenizerCollator(readers, CROSS_TOKENIZER_LOSSES.build(loss), is_live=is_live)
 
 
 def test_both_sides_read_the_bytes_that_were_drawn(readers):
@@ -202,12 +201,12 @@ def load_causal_lm_like(vocabulary, seed):
 @pytest.mark.parametrize("crossing", ["chunk_likelihood", "uld"])
 def test_a_student_learns_from_what_it_wrote(make_recipe, do, crossing):
     recipe = make_recipe(
-        crossing={"name": crossing, "least_coverage": 0.05},
-        rollouts={**OWN, "student_share": 0.7},
+        cross_tokenizer_loss={"name": crossing, "min_coverage": 0.05},
+        rollout_policy={**OWN, "student_share": 0.7},
         train={**FAST, "steps": 16},
     )
     artifact, folder = do(recipe)
-    found = artifact.details["crossing_fidelity"]
+    found = artifact.details["cross_tokenizer_fidelity"]
     before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     if crossing == "chunk_likelihood":
         assert after.mean("divergence") < before.mean("divergence")
@@ -255,17 +254,17 @@ def test_a_server_of_another_tokenizer_hears_each_text_once(
 
 
 def test_a_teacher_of_other_tokens_cannot_write(make_recipe):
-    with pytest.raises(ValidationError, match="whose tokens are not the student's"):
-        make_recipe(rollouts={"name": "on_policy", "rest": "teacher"})
-    with pytest.raises(ValidationError, match="whose tokens are not the student's"):
-        make_recipe(rollouts={"name": "speculative"})
+    with pytest.raises(ValidationError, match="also generates with the teacher"):
+        make_recipe(rollout_policy={"name": "on_policy", "other_text": "teacher"})
+    with pytest.raises(ValidationError, match="also generates with the teacher"):
+        make_recipe(rollout_policy={"name": "speculative"})
     with pytest.raises(ValidationError, match="sampled"):
         make_recipe(method={"name": "sampled_reverse_kl"})
 
 
 def test_replay_validates_across_tokenizers(make_recipe, do):
     recipe = make_recipe(
-        rollouts={
+        rollout_policy={
             "name": "replay", "level": 0.6, "validate_every": 3, "validation_records": 2,
             "max_new_tokens": 8, "buffer": 4,
         },

@@ -5,13 +5,12 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import estimate, preflight
 from tests.unit.distill.test_run import do, make_recipe
 
 from stillroom.cli.app import stillroom
 from stillroom.distill.evaluation.metrics import Fidelity, RecordFidelity
 from stillroom.distill.preflight.audits import check_teacher_advantage
-from stillroom.distill.preflight.checks import run_preflight
-from stillroom.distill.preflight.resources import estimate
 from stillroom.errors import CheckpointError, DataError, ResourceError
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.objects import connect
@@ -36,7 +35,7 @@ def write(path, records):
 
 
 def test_nothing_wrong_is_ok_and_says_what_was_looked_at(make_recipe, tmp_path):
-    flight = run_preflight(make_recipe(), tmp_path)
+    flight = preflight(make_recipe(), tmp_path)
     assert flight.level == "note"  # the padding token of tiny checkpoints ends, too
     looked_at = {one.check for one in flight.findings}
     assert {"memory", "disk", "time", "records", "vocabulary", "chat template"} <= looked_at
@@ -53,14 +52,14 @@ def test_records_in_a_bucket_are_looked_at_as_files_are(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store, path = connect("memory://lessons/records.jsonl")
     store.pipe_file(path, records_file.read_bytes())
-    here = run_preflight(make_recipe(), tmp_path, machine=False)
-    there = run_preflight(
+    here = preflight(make_recipe(), tmp_path, machine=False)
+    there = preflight(
         make_recipe(records="memory://lessons/records.jsonl"), tmp_path, machine=False
     )
     assert there == here
     assert find(there, "labels")
     store.rm_file(path)
-    gone = run_preflight(make_recipe(records="memory://lessons/records.jsonl"), tmp_path)
+    gone = preflight(make_recipe(records="memory://lessons/records.jsonl"), tmp_path)
     assert "does not exist" in find(gone, "records")[0].what
 
 
@@ -71,7 +70,7 @@ def test_too_large_for_the_machine_stops_with_estimate_limit_and_knob(
     from stillroom.jobs import Machine
 
     monkeypatch.setattr(checks, "describe_machine", lambda out: Machine(1000, 1000, 2))
-    flight = run_preflight(make_recipe(), tmp_path)
+    flight = preflight(make_recipe(), tmp_path)
     with pytest.raises(ResourceError) as caught:
         flight.raise_errors()
     assert [problem.code for problem in caught.value.problems] == [
@@ -91,20 +90,23 @@ def test_another_vocabulary_stops_the_job_before_any_weight_is_loaded(make_recip
         do(recipe)
     assert caught.value.code == "distill.vocabulary"
     crossing = make_recipe(
-        student=str(other), targets={}, crossing={"name": "chunk_likelihood"}, fidelity={}
+        student=str(other),
+        targets=None,
+        cross_tokenizer_loss={"name": "chunk_likelihood"},
+        fidelity={},
     )
-    flight = run_preflight(crossing, tmp_path)
+    flight = preflight(crossing, tmp_path)
     assert find(flight, "vocabulary")[0].level == "ok"
-    # Such a job trains its control, too, and says what that takes.
-    assert not find(flight, "control")
-    assert "fidelity.control: false" in estimate(crossing).basis
+    # Such a job trains its baseline, too, and says what that takes.
+    assert not find(flight, "baseline")
+    assert "fidelity.baseline: false" in estimate(crossing).basis
 
 
 def test_padded_head_is_noted(make_recipe, tmp_path, student):
     config = json.loads((student / "config.json").read_text())
     config["vocab_size"] += 64
     (student / "config.json").write_text(json.dumps(config))
-    found = find(run_preflight(make_recipe(student=str(student)), tmp_path), "padded heads")
+    found = find(preflight(make_recipe(student=str(student)), tmp_path), "padded heads")
     assert found[0].level == "note"
     assert "384 and 448 rows" in found[0].what
 
@@ -119,7 +121,7 @@ def test_another_template_or_special_token_warns(make_recipe, tmp_path, student)
         data["chat_template"] = data["chat_template"] + "\n"
     data["pad_token"] = "<|endoftext|>"
     settings.write_text(json.dumps(data))
-    flight = run_preflight(make_recipe(student=str(student)), tmp_path)
+    flight = preflight(make_recipe(student=str(student)), tmp_path)
     assert find(flight, "chat template")[0].level == "warning"
     assert "pad_token_id" in find(flight, "special tokens")[0].what
 
@@ -133,23 +135,23 @@ def test_answers_that_end_with_no_end_token_warn(make_recipe, tmp_path, teacher_
     (teacher / "tokenizer_config.json").write_text(
         json.dumps({**data, "eos_token": "<|endoftext|>"})
     )
-    found = find(run_preflight(make_recipe(teacher=str(teacher)), tmp_path), "end of turn")[0]
+    found = find(preflight(make_recipe(teacher=str(teacher)), tmp_path), "end of turn")[0]
     assert found.level == "warning"
     assert "'<|im_end|>'" in found.what
     for name in ("config.json", "generation_config.json"):
         data = json.loads((teacher / name).read_text())
         (teacher / name).write_text(json.dumps({**data, "eos_token_id": [0, 2]}))
-    again = find(run_preflight(make_recipe(teacher=str(teacher)), tmp_path), "end of turn")[0]
+    again = find(preflight(make_recipe(teacher=str(teacher)), tmp_path), "end of turn")[0]
     assert again.level == "ok"
 
 
 def test_labels_that_are_masked_cut_or_empty(make_recipe, tmp_path):
     with pytest.raises(DataError) as caught:
-        run_preflight(make_recipe(max_tokens=4), tmp_path).raise_errors()
+        preflight(make_recipe(max_tokens=4), tmp_path).raise_errors()
     assert caught.value.code == "distill.no-positions"
     empty = Record((Message("user", "Well?"), Message("assistant", " ")), {"split": "train"})
     records = write(tmp_path / "r.jsonl", [*make_records(), empty])
-    flight = run_preflight(make_recipe(records=records, max_tokens=48), tmp_path)
+    flight = preflight(make_recipe(records=records, max_tokens=48), tmp_path)
     assert "1 of 10" in find(flight, "empty answers")[0].what
     assert find(flight, "cut records")[0].level == "warning"
 
@@ -163,21 +165,21 @@ def test_held_out_records_that_are_learned_too_are_counted(make_recipe, tmp_path
     )
     learned[-1] = Record(learned[-1].messages, {"split": "train"})
     records = write(tmp_path / "r.jsonl", [*learned, same, near])
-    found = find(run_preflight(make_recipe(records=records), tmp_path), "held-out records")[0]
+    found = find(preflight(make_recipe(records=records), tmp_path), "held-out records")[0]
     assert found.level == "warning"
     assert "1 of 5" in found.what
     assert "1 nearly" in found.what
     none = write(tmp_path / "t.jsonl", [r for r in learned if r.fields["split"] == "train"])
-    found = find(run_preflight(make_recipe(records=none), tmp_path), "held-out records")[0]
+    found = find(preflight(make_recipe(records=none), tmp_path), "held-out records")[0]
     assert (found.level, found.what[:4]) == ("warning", "none")
 
 
 def test_capacity_gap_warns_with_its_evidence(make_recipe, tmp_path):
     small = tiny_checkpoint(tmp_path / "small", layers=1, hidden=16)
-    found = find(run_preflight(make_recipe(student=str(small)), tmp_path), "capacity gap")[0]
+    found = find(preflight(make_recipe(student=str(small)), tmp_path), "capacity gap")[0]
     assert found.level in ("note", "warning")
     assert "arXiv:2311.07052" in found.what
-    assert find(run_preflight(make_recipe(), tmp_path), "capacity gap")[0].level == "ok"
+    assert find(preflight(make_recipe(), tmp_path), "capacity gap")[0].level == "ok"
 
 
 def rows(losses):
@@ -234,7 +236,7 @@ def test_commands_print_the_findings(make_recipe, tmp_path, student):
     runner = CliRunner()
     checked = runner.invoke(stillroom, ["check", str(path)], catch_exceptions=False)
     assert "end of turn" in checked.output
-    assert "control" in checked.output
+    assert "baseline" in checked.output
     flown = runner.invoke(stillroom, ["distill", "preflight", str(path)], catch_exceptions=False)
     assert "teacher on this data" in flown.output
     as_json = runner.invoke(
@@ -248,7 +250,7 @@ def test_commands_print_the_findings(make_recipe, tmp_path, student):
 
 
 def test_missing_inputs_are_noted_not_fetched(make_recipe, tmp_path):
-    flight = run_preflight(make_recipe(teacher="hub:org/name"), tmp_path, fetch=False)
+    flight = preflight(make_recipe(teacher="hub:org/name"), tmp_path, fetch=False)
     assert find(flight, "teacher")[0].level == "note"
-    flight = run_preflight(make_recipe(records="nowhere.jsonl"), tmp_path, fetch=False)
+    flight = preflight(make_recipe(records="nowhere.jsonl"), tmp_path, fetch=False)
     assert "does not exist yet" in find(flight, "records")[0].what

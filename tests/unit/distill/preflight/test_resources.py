@@ -4,14 +4,12 @@ import json
 
 import pytest
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, describe_workload, estimate, preflight, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
-from stillroom.distill.data.tokenized import measure_dataset_size, tokenize_records
+from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.preflight.checks import run_preflight
-from stillroom.distill.preflight.resources import ResourceEstimator, estimate
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
+from stillroom.distill.preflight.resources import ResourceEstimator
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -26,12 +24,12 @@ def make_recipe(teacher_folder, records_file, tmp_path):
             "teacher": str(teacher_folder),
             "records": str(records_file),
             "student": {"max_parameters": 0.85, "choose": "even"},
-            "targets": {"k": 16, "cache": str(tmp_path / "cache")},
+            "targets": {"mode": "top_k", "k": 16, "cache": str(tmp_path / "cache")},
             "train": FAST,
-            "candidates": 0,
-            "fidelity": {"control": False, "answers": 0, "records": 1, "speed": False},
+            "keep_checkpoints": 0,
+            "fidelity": {"baseline": False, "answers": 0, "records": 1, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -39,7 +37,7 @@ def make_recipe(teacher_folder, records_file, tmp_path):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe):
-        job = Job.start(tmp_path / "out", "kind: distill\n")
+        job = Job.start(tmp_path / "out", "kind: test\n")
         try:
             return run(recipe, job), tmp_path / "out"
         finally:
@@ -62,8 +60,8 @@ def test_tokens_and_bytes_are_those_of_the_job(make_recipe, do, tmp_path, change
     if "targets" in changes:
         changes = {"targets": {**changes["targets"], "cache": str(tmp_path / "cache")}}
     recipe = make_recipe(**changes)
-    sizes = ResourceEstimator(recipe)
-    said = find(run_preflight(recipe, tmp_path), "teacher cache")[0].what
+    sizes = ResourceEstimator(describe_workload(recipe))
+    said = find(preflight(recipe, tmp_path), "teacher cache")[0].what
     artifact, _ = do(recipe)
     real = artifact.details["records"]
     counted = sizes.counted
@@ -80,8 +78,10 @@ def test_bytes_a_token_are_those_of_the_disk_where_steps_reach_few_records(
     make_recipe, do, tmp_path
 ):
     train = {"steps": 1, "batch_size": 2, "threads": 1, "precision": "float32"}
-    recipe = make_recipe(train=train, targets={"k": 16, "cache": str(tmp_path / "cache")})
-    said = find(run_preflight(recipe, tmp_path), "teacher cache")[0].what
+    recipe = make_recipe(
+        train=train, targets={"mode": "top_k", "k": 16, "cache": str(tmp_path / "cache")}
+    )
+    said = find(preflight(recipe, tmp_path), "teacher cache")[0].what
     do(recipe)
     with LogitCache.open(tmp_path / "cache") as cache:
         assert len(cache) == 2
@@ -98,7 +98,7 @@ def test_of_many_records_a_sample_tells_within_a_tenth(make_recipe, loaded, tmp_
     ]
     write_records(tmp_path / "many.jsonl", records)
     recipe = make_recipe(records=str(tmp_path / "many.jsonl"))
-    counted = measure_dataset_size(recipe)
+    counted = ResourceEstimator(describe_workload(recipe)).counted
     _, real = tokenize_records(loaded[1], records, max_tokens=512, include_prompt=True)
     share = counted.records / len(records)
     assert share == pytest.approx(0.9, abs=0.04)  # a tenth is held out
@@ -109,34 +109,38 @@ def test_what_is_cut_counts_as_it_is_cut(make_recipe, loaded):
     recipe = make_recipe(max_tokens=20)
     learned = [one for one in make_records(12) if one.fields["split"] == "train"]
     _, real = tokenize_records(loaded[1], learned, max_tokens=20, include_prompt=True)
-    assert measure_dataset_size(recipe).tokens == real.tokens
+    assert ResourceEstimator(describe_workload(recipe)).counted.tokens == real.tokens
 
 
 def test_without_its_tokenizer_characters_stand_in(make_recipe):
-    counted = measure_dataset_size(make_recipe(teacher="hub:org/name"))
+    recipe = make_recipe(teacher="hub:org/name")
+    counted = ResourceEstimator(describe_workload(recipe)).counted
     assert "by characters" in counted.basis
     assert counted.records == 9
     assert counted.tokens > 9 * 20
 
 
-def test_rollouts_features_and_the_control_are_in_the_estimate(make_recipe, do):
+def test_rollouts_features_and_the_baseline_are_in_the_estimate(make_recipe, do):
     live = {"targets": {"mode": "live"}}
     rollouts = {"name": "on_policy", "max_new_tokens": 24, "student_share": 1.0}
-    plain, writing, comparing, control = (
-        ResourceEstimator(make_recipe(**live, **more)).work()
+    plain, writing, comparing, baseline = (
+        ResourceEstimator(describe_workload(make_recipe(**more))).work()
         for more in (
-            {},
-            {"rollouts": rollouts},
-            {"features": [{"name": "relation"}, {"name": "hidden_state"}]},
-            {"fidelity": {"control": True}},
+            live,
+            {"targets": None, "rollout_policy": rollouts},
+            {
+                "targets": None,
+                "feature_losses": [{"name": "relation"}, {"name": "hidden_state"}],
+            },
+            {**live, "fidelity": {"baseline": True}},
         )
     )
-    assert plain["writing rollouts"] == plain["features"] == plain["the control"] == 0
+    assert plain["writing rollouts"] == plain["features"] == plain["the baseline"] == 0
     assert writing["writing rollouts"] > 0.1 * writing["training"]
     assert comparing["features"] > 0
-    assert control["the control"] == control["training"] > 0
-    recipe = make_recipe(**live, rollouts=rollouts)
-    count, tokens = ResourceEstimator(recipe).rollouts
+    assert baseline["the baseline"] == baseline["training"] > 0
+    recipe = make_recipe(targets=None, rollout_policy=rollouts)
+    count, tokens = ResourceEstimator(describe_workload(recipe)).rollouts
     assert "writing rollouts" in estimate(recipe).basis
     artifact, folder = do(recipe)
     told = (folder / "output" / "rollouts.jsonl").read_text()
@@ -150,7 +154,9 @@ def test_rollouts_features_and_the_control_are_in_the_estimate(make_recipe, do):
 def test_one_beside_another_is_written_cheaper(make_recipe):
     works = [
         ResourceEstimator(
-            make_recipe(targets={"mode": "live"}, rollouts={"name": "on_policy", "rows": rows})
+            describe_workload(
+                make_recipe(targets=None, rollout_policy={"name": "on_policy", "rows": rows})
+            )
         ).work()["writing rollouts"]
         for rows in (1, 8)
     ]
@@ -165,9 +171,9 @@ def test_a_server_is_asked_for_as_much_as_was_said(make_recipe, do, loaded, tmp_
         recipe = make_recipe(
             teacher={**teacher, "tokenizer": str(tmp_path / "student")},
             student=str(student),
-            fidelity={"control": False, "answers": 0, "records": 32, "speed": False},
+            fidelity={"baseline": False, "answers": 0, "records": 32, "speed": False},
         )
-        (found,) = find(run_preflight(recipe, tmp_path), "server")
+        (found,) = find(preflight(recipe, tmp_path), "server")
         do(recipe)
     asked = [body for body in server.bodies[1:]]
     tokens = sum(len(body["prompt"]) for body in asked)
@@ -179,14 +185,14 @@ def test_a_server_is_asked_for_as_much_as_was_said(make_recipe, do, loaded, tmp_
 
 def test_the_bias_is_bounded_and_with_the_teacher_measured(make_recipe, tmp_path):
     bound, measured = (
-        find(run_preflight(make_recipe(), tmp_path, loads=loads), "teacher cache")[0].what
+        find(preflight(make_recipe(), tmp_path, loads=loads), "teacher cache")[0].what
         for loads in (False, True)
     )
     assert "at most 95.83% of the teacher's mass" in bound
     assert "measured on" in measured
     sampled = make_recipe(targets={"mode": "sampled", "samples": 4})
     most, real = (
-        find(run_preflight(sampled, tmp_path, loads=loads), "teacher cache")[0].what
+        find(preflight(sampled, tmp_path, loads=loads), "teacher cache")[0].what
         for loads in (False, True)
     )
     assert "noise of at most 0.500" in most

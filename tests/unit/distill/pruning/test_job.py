@@ -3,16 +3,16 @@ import json
 import pytest
 from click.testing import CliRunner
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, estimate, run
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.distill.preparation import prune_command
-from stillroom.distill.preflight.resources import _count_pruned, estimate
-from stillroom.distill.pruning.job import count_parameters_by_part, prune_teacher
+from stillroom.distill.preflight.resources import count_pruned
+from stillroom.distill.pruning.job import PruningReport, count_parameters_by_part
 from stillroom.distill.pruning.student import count_student_parameters
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.distill.settings import PruneSettings
 from stillroom.errors import DataError, RecipeError, StillroomError
+from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.provenance import read_artifact, verify_artifact
@@ -21,10 +21,9 @@ from stillroom.records import Message, Origin, Record, write_records
 
 @pytest.fixture
 def make_recipe(teacher_folder, records_file):
-    def make(**student):
-        return DistillRecipe.model_validate(
-            {"teacher": str(teacher_folder), "records": str(records_file), "student": student}
-        )
+    def make(*, kind="distill.logits", **student):
+        fields = {"teacher": str(teacher_folder), "records": str(records_file)}
+        return build({"kind": kind, **fields, "student": student})
 
     return make
 
@@ -101,19 +100,9 @@ def test_settings_are_checked_as_a_recipes_are(tmp_path, teacher_folder, records
     assert "'iterative' requires choose 'loss' or 'kl'" in str(done.exception)
 
 
-def test_refuses_a_student_that_is_a_checkpoint(tmp_path, teacher_folder, records_file):
-    recipe = DistillRecipe(
-        teacher=str(teacher_folder), records=str(records_file), student=str(teacher_folder)
-    )
-    with pytest.raises(RecipeError) as caught:
-        prune_teacher(recipe, tmp_path / "s")
-    assert caught.value.problems[0].code == "distill.prune-shape"
-
-
 def test_the_same_pruning_gives_the_same_bytes(tmp_path, make_recipe):
-    recipe = make_recipe(prune="both", max_parameters=0.6)
-    one, _ = prune_teacher(recipe, tmp_path / "one")
-    two, _ = prune_teacher(recipe, tmp_path / "two")
+    recipe = make_recipe(kind="distill.prune", prune="both", max_parameters=0.6)
+    one, two = (run_recipe(recipe, tmp_path / name) for name in ("one", "two"))
     assert one.digest == two.digest
 
 
@@ -121,8 +110,8 @@ def test_a_resumed_pruning_measures_nothing_twice(tmp_path, make_recipe, monkeyp
     from stillroom.distill.pruning import job as prune_job
     from stillroom.distill.pruning import student as start
 
-    recipe = make_recipe(prune="both", max_parameters=0.6)
-    whole, _ = prune_teacher(recipe, tmp_path / "whole")
+    recipe = make_recipe(kind="distill.prune", prune="both", max_parameters=0.6)
+    whole = run_recipe(recipe, tmp_path / "whole")
 
     def fail(*arguments, **settings):
         raise KeyboardInterrupt
@@ -130,9 +119,9 @@ def test_a_resumed_pruning_measures_nothing_twice(tmp_path, make_recipe, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(prune_job, "_measure", fail)
         with pytest.raises(KeyboardInterrupt):
-            prune_teacher(recipe, tmp_path / "cut")
+            run_recipe(recipe, tmp_path / "cut")
     monkeypatch.setattr(start, "plan_student", fail)
-    resumed, _ = prune_teacher(recipe, tmp_path / "cut", resume=True)
+    resumed = run_recipe(recipe, tmp_path / "cut", resume=True)
     assert resumed.digest == whole.digest
 
 
@@ -140,16 +129,18 @@ def test_licenses_of_records_come_along(tmp_path, teacher_folder):
     origin = Origin("human", license="CC-BY-4.0")
     records = [Record(record.messages, record.fields, origin=origin) for record in make_records(6)]
     write_records(tmp_path / "r.jsonl", records)
-    recipe = DistillRecipe.model_validate(
+    recipe = build(
         {
+            "kind": "distill.prune",
             "teacher": str(teacher_folder),
             "records": str(tmp_path / "r.jsonl"),
             "student": {"layers": 2, "max_parameters": 1.0},
         }
     )
-    artifact, report = prune_teacher(recipe, tmp_path / "s")
+    artifact = run_recipe(recipe, tmp_path / "s")
     assert artifact.origin["license"] == "CC-BY-4.0"
-    assert report.records <= 16
+    report = PruningReport.read(tmp_path / "s" / "output")
+    assert report.values["calibration"]["records"] <= 16
 
 
 @pytest.mark.parametrize(
@@ -166,7 +157,7 @@ def test_a_distillation_starts_from_it_and_comes_nearer(tmp_path, make_recipe, s
     recipe = make_recipe(**student).model_copy(
         update={"train": make_recipe().train.model_copy(update=fast)}
     )
-    job = Job.start(tmp_path / "out", "kind: distill\n")
+    job = Job.start(tmp_path / "out", "kind: test\n")
     try:
         artifact = run(recipe, job)
     finally:
@@ -177,7 +168,7 @@ def test_a_distillation_starts_from_it_and_comes_nearer(tmp_path, make_recipe, s
     teacher = Checkpoint.open(tmp_path / recipe.teacher)
     planned = count_student_parameters(teacher, recipe.student)
     assert artifact.details["parameters"] == planned
-    assert _count_pruned(recipe.teacher, 1, recipe.student) == planned
+    assert count_pruned(recipe.teacher, 1, recipe.student) == planned
     kept = json.loads((tmp_path / "out" / "output" / "pruning.json").read_text())
     assert kept["layers"] == artifact.details["layers_kept"]
 
@@ -203,7 +194,7 @@ def test_check_counts_the_time_of_measuring(make_recipe):
 
 
 def test_the_teacher_itself_may_be_the_student(tmp_path, teacher_folder, records_file):
-    recipe = DistillRecipe.model_validate(
+    recipe = build(
         {
             "teacher": str(teacher_folder),
             "records": str(records_file),
@@ -211,7 +202,7 @@ def test_the_teacher_itself_may_be_the_student(tmp_path, teacher_folder, records
             "train": {"steps": 1, "batch_size": 2, "threads": 1},
         }
     )
-    job = Job.start(tmp_path / "out", "kind: distill\n")
+    job = Job.start(tmp_path / "out", "kind: test\n")
     try:
         artifact = run(recipe, job)
     finally:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, run
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch, tokenize_records
 from stillroom.distill.interfaces import METHODS, ROLLOUT_POLICIES
@@ -27,11 +28,9 @@ from stillroom.distill.on_policy.rollout import (
     summarize_rollouts,
 )
 from stillroom.distill.on_policy.source import RolloutBatchSource, RolloutBlock
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.distill.types import DecodeStep, StepState
-from stillroom.errors import DataError, IntegrityError, RecipeError
+from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job, Journal
 from stillroom.models.local.causal_lm import find_end_tokens
 from stillroom.provenance import read_artifact
@@ -216,7 +215,9 @@ def test_a_share_of_the_steps_is_drawn_once_a_step():
     chosen = [policy.decide(StepState(0, 10, draw)) for draw in draws]
     assert chosen.count("student") / 2000 == pytest.approx(0.3, abs=0.03)
     assert set(chosen) == {"student", "records"}
-    rest = ROLLOUT_POLICIES.build({"name": "on_policy", "student_share": 0.0, "rest": "teacher"})
+    rest = ROLLOUT_POLICIES.build(
+        {"name": "on_policy", "student_share": 0.0, "other_text": "teacher"}
+    )
     assert rest.decide(StepState(0, 10, 0.0)) == "teacher"
     assert rest.uses_other_text
 
@@ -383,12 +384,11 @@ def make_recipe(teacher_folder, records_file):
             "teacher": str(teacher_folder),
             "records": str(records_file),
             "student": {"max_parameters": 0.85, "choose": "even"},
-            "targets": {"mode": "live"},
             "train": FAST,
-            "rollouts": {"name": "on_policy", "max_new_tokens": 10},
-            "fidelity": {"control": False, "answers": 0, "speed": False},
+            "rollout_policy": {"name": "on_policy", "max_new_tokens": 10},
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -396,7 +396,7 @@ def make_recipe(teacher_folder, records_file):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: distill\n")
+        job = Job.start(tmp_path / name, "kind: test\n")
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -406,7 +406,9 @@ def do(tmp_path):
 
 
 def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teacher_folder):
-    artifact, folder = do(make_recipe(rollouts={"name": "on_policy", "rest": "teacher"}))
+    artifact, folder = do(
+        make_recipe(rollout_policy={"name": "on_policy", "other_text": "teacher"})
+    )
     found = list(read_records(folder / "output/rollouts.jsonl"))
     assert len(found) == 6 * 4
     by = {record.fields["by"] for record in found}
@@ -437,7 +439,7 @@ def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teach
     [
         {
             "method": {"name": "distillm2"},
-            "rollouts": {"name": "on_policy", "beside_records": True},
+            "rollout_policy": {"name": "on_policy", "beside_records": True},
         },
         pytest.param(
             {"train": {**FAST, "lora": {"rank": 4, "dropout": 0.1}}}, marks=pytest.mark.slow
@@ -451,20 +453,17 @@ def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teach
     ids=str,
 )
 def test_every_way_gives_the_same_bytes_twice(make_recipe, do, changes):
-    rollouts = {"name": "on_policy", "max_new_tokens": 10, **changes.pop("rollouts", {})}
-    recipe = make_recipe(**changes, rollouts=rollouts)
+    rollouts = {"name": "on_policy", "max_new_tokens": 10, **changes.pop("rollout_policy", {})}
+    recipe = make_recipe(**changes, rollout_policy=rollouts)
     assert do(recipe, "a")[0].digest == do(recipe, "b")[0].digest
 
 
 def test_refuses_what_cannot_be(make_recipe, do, tmp_path):
-    for mode in ("top_k", "sampled", "dense"):
-        with pytest.raises(ValueError, match=r"targets\.mode to live"):
-            make_recipe(targets={"mode": mode})
-    with pytest.raises(RecipeError) as caught:
-        do(make_recipe(rollouts=None, method="distillm2"), "a")
-    assert caught.value.code == "distill.rollouts"
-    with pytest.raises(ValueError, match="cannot be combined"):
-        make_recipe(rationale={}, include_prompt=False)
+    for settings in ({"targets": {"mode": "top_k"}}, {"rationale": {"form": "tasks"}}):
+        with pytest.raises(ValueError, match="Extra inputs"):
+            make_recipe(**settings)
+    with pytest.raises(ValueError, match=r"use kind distill\.on_policy"):
+        make_recipe(rollout_policy=None, method="distillm2")
     alone = [Record((Message("assistant", f"Text {n}."),), {"split": "train"}) for n in range(5)]
     write_records(tmp_path / "short.jsonl", alone)
     with pytest.raises(DataError) as caught:
@@ -570,25 +569,25 @@ def test_replay_learns_again_from_what_it_kept(make_source, loaded):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rollouts": {"name": "replay", "level": 0.8, "buffer": 6, "validate_every": 2}},
-        {"rollouts": {"name": "speculative"}, "method": "forward_kl"},
+        {"rollout_policy": {"name": "replay", "level": 0.8, "buffer": 6, "validate_every": 2}},
+        {"rollout_policy": {"name": "speculative"}, "method": "forward_kl"},
         pytest.param(
-            {"rollouts": {"name": "teacher_prefix"}, "method": "jsd"}, marks=pytest.mark.slow
+            {"rollout_policy": {"name": "teacher_prefix"}, "method": "jsd"}, marks=pytest.mark.slow
         ),
         {
-            "rollouts": {"name": "mixed_sampling", "beside_records": True, "reuse": 2},
+            "rollout_policy": {"name": "mixed_sampling", "beside_records": True, "reuse": 2},
             "method": {"name": "minillm", "ce_weight": 0.1},
         },
         {
-            "rollouts": {"name": "on_policy", "student_share": 1.0},
+            "rollout_policy": {"name": "on_policy", "student_share": 1.0},
             "method": "sampled_reverse_kl",
         },
     ],
     ids=str,
 )
 def test_every_policy_runs_to_the_same_bytes(make_recipe, do, changes):
-    rollouts = {"max_new_tokens": 10, **changes["rollouts"]}
-    recipe = make_recipe(**{**changes, "rollouts": rollouts})
+    rollouts = {"max_new_tokens": 10, **changes["rollout_policy"]}
+    recipe = make_recipe(**{**changes, "rollout_policy": rollouts})
     artifact, folder = do(recipe, "a")
     assert artifact.digest == do(recipe, "b")[0].digest
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -600,11 +599,11 @@ def test_every_policy_runs_to_the_same_bytes(make_recipe, do, changes):
 
 def test_refuses_a_policy_gradient_without_draws_of_its_own(make_recipe, do, tmp_path):
     with pytest.raises(ValueError, match="mixed_sampling"):
-        make_recipe(method="minillm", rollouts={"name": "speculative"})
+        make_recipe(method="minillm", rollout_policy={"name": "speculative"})
     with pytest.raises(ValueError, match="has no loss on text"):
         make_recipe(method="sampled_reverse_kl")
     train_only = [record for record in make_records(12) if record.fields["split"] == "train"]
     write_records(tmp_path / "train.jsonl", train_only)
     with pytest.raises(DataError) as caught:
-        do(make_recipe(records=str(tmp_path / "train.jsonl"), rollouts={"name": "replay"}))
+        do(make_recipe(records=str(tmp_path / "train.jsonl"), rollout_policy={"name": "replay"}))
     assert caught.value.code == "distill.no-held-out"

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from tests.unit.distill.kinds import build, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.evaluation.teacher_distance import CrossTokenizerFidelity
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.distill.settings import EndpointTeacherSettings
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.local import LocalTeacher, ModelScorer, TeacherScorer
@@ -55,11 +54,11 @@ def make_recipe(teacher_folder, records_file, tmp_path):
             "records": str(records_file),
             "student": str(student),
             "train": FAST,
-            "candidates": 0,
+            "keep_checkpoints": 0,
             "include_prompt": False,
-            "fidelity": {"control": False, "answers": 0, "speed": False},
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -82,7 +81,7 @@ def find(teacher_folder, job):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: distill\n", resume=resume)
+        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -96,12 +95,14 @@ def test_what_a_server_tells_equals_a_capture_in_this_process(
     serve, find, make_recipe, lessons, job, tmp_path, teacher_folder, dialect
 ):
     server, address = serve(dialect)
-    recipe = make_recipe(address, targets={"logprob_dtype": "float32"})
+    recipe = make_recipe(address, targets={"mode": "top_k", "logprob_dtype": "float32"})
     lessons = lessons[: 2 if dialect == "steps" else None]
     remote, local = find(address), LocalTeacher.find(str(teacher_folder), job)
-    header = remote.header(recipe, local.head_rows, "float32")
+    header = remote.header(recipe.targets, local.head_rows, "float32")
     assert header.width == 20
-    at_home = local.header(recipe, local.head_rows, "float32").model_copy(update={"width": 20})
+    at_home = local.header(recipe.targets, local.head_rows, "float32").model_copy(
+        update={"width": 20}
+    )
     with (
         LogitCache.open(tmp_path / "remote", header) as told,
         LogitCache.open(tmp_path / "local", at_home) as said,
@@ -153,7 +154,7 @@ def test_the_server_grants_fewer_than_asked(serve, find, make_recipe):
     _, address = serve(most=7)
     teacher = find(address)
     assert teacher.probe.granted == 7
-    assert teacher.header(make_recipe(address), 384, "float32").width == 7
+    assert teacher.header(make_recipe(address).targets, 384, "float32").width == 7
 
 
 def test_stopped_in_the_middle_it_goes_on_to_the_same_bytes(serve, make_recipe, do, monkeypatch):
@@ -267,7 +268,7 @@ def test_hostile_replies_are_errors_that_name_the_record(
     change, error, code = HOSTILE[case]
     server, address = serve()
     teacher = find(address)
-    header = teacher.header(make_recipe(address), 384, "float32")
+    header = teacher.header(make_recipe(address).targets, 384, "float32")
     server.mangle = spoil(change)
     if case == "two choices":
         server.mangle = lambda reply: {**reply, "choices": reply["choices"] * 2}
@@ -295,13 +296,15 @@ def test_a_server_that_names_tokens_by_text_teaches_by_its_own_tokens_alone(
     teacher = find(address)
     assert teacher.probe.granted == 0
     with pytest.raises(BackendError) as caught:
-        teacher.header(make_recipe(address), 384, "float32")
+        teacher.header(make_recipe(address).targets, 384, "float32")
     assert caught.value.code == "distill.server-ids"
-    assert "chunk_likelihood" in str(caught.value)
+    assert "distill.cross_tokenizer" in str(caught.value)
     artifact, _ = do(
-        make_recipe(address, crossing={"name": "chunk_likelihood"}, train={**FAST, "steps": 30})
+        make_recipe(
+            address, cross_tokenizer_loss={"name": "chunk_likelihood"}, train={**FAST, "steps": 30}
+        )
     )
-    found = artifact.details["crossing_fidelity"]
+    found = artifact.details["cross_tokenizer_fidelity"]
     before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < before.mean("divergence")
 
@@ -313,11 +316,11 @@ def test_a_student_with_another_tokenizer_learns_from_a_server(serve, make_recip
         make_recipe(
             address,
             student=str(student),
-            crossing={"name": "chunk_likelihood"},
+            cross_tokenizer_loss={"name": "chunk_likelihood"},
             train={**FAST, "steps": 30},
         )
     )
-    found = artifact.details["crossing_fidelity"]
+    found = artifact.details["cross_tokenizer_fidelity"]
     before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < before.mean("divergence")
     assert Checkpoint.open(student).config["vocab_size"] == 300
@@ -327,7 +330,9 @@ def test_rows_of_distributions_cannot_come_from_a_server(serve, make_recipe, do,
     _, address = serve()
     student = tiny_checkpoint(tmp_path / "narrow", vocabulary=300, seed=4)
     recipe = make_recipe(
-        address, student=str(student), crossing={"name": "projected_kl", "least_coverage": 0}
+        address,
+        student=str(student),
+        cross_tokenizer_loss={"name": "projected_kl", "min_coverage": 0},
     )
     with pytest.raises(RecipeError) as caught:
         do(recipe)
@@ -351,13 +356,13 @@ def test_another_model_under_the_same_name_is_noticed(
 ):
     server, address = serve()
     teacher = find(address)
-    header = teacher.header(make_recipe(address), 384, "float32")
+    header = teacher.header(make_recipe(address).targets, 384, "float32")
     with LogitCache.open(tmp_path / "cache", header) as cache:
         teacher.capture(lessons[:1], cache, job)
     server.logprobs = lambda ids: TeacherServer.logprobs(server, ids).mul(3).log_softmax(-1)
     again = find(address)
     assert again.fingerprint == teacher.fingerprint
-    header = again.header(make_recipe(address), 384, "float32")
+    header = again.header(make_recipe(address).targets, 384, "float32")
     with (
         LogitCache.open(tmp_path / "cache", header) as cache,
         pytest.raises(DataError) as caught,
@@ -378,7 +383,10 @@ def test_the_key_goes_only_where_nobody_reads_it(serve, find, monkeypatch):
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"student": {"max_parameters": 0.5}}, "student"), ({"targets": {"mode": "dense"}}, "mode")],
+    [
+        ({"student": {"max_parameters": 0.5}}, "student"),
+        ({"targets": {"mode": "dense"}}, "targets"),
+    ],
     ids=str,
 )
 def test_what_a_server_cannot_give_is_refused_by_the_recipe(make_recipe, changes, named):
@@ -388,7 +396,7 @@ def test_what_a_server_cannot_give_is_refused_by_the_recipe(make_recipe, changes
 
 @pytest.mark.parametrize(
     "changes",
-    [{"targets": {"mode": "sampled"}}, {"method": {"name": "forward_kl", "temperature": 2.0}}],
+    [{"method": {"name": "forward_kl", "temperature": 2.0}}],
     ids=str,
 )
 def test_what_a_server_cannot_tell_is_refused(serve, make_recipe, do, changes):

@@ -6,13 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, describe_workload, run
 from tests.unit.models.endpoint_server import Server, completion
 
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.targets import DenseTargets
 from stillroom.distill.preflight.resources import ResourceEstimator
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.errors import BackendError, RecipeError
 from stillroom.jobs import Job
 from stillroom.records import read_records, write_records
@@ -20,7 +19,7 @@ from stillroom.testing import tiny_checkpoint
 
 FAST = {"steps": 20, "batch_size": 4, "threads": 1, "learning_rate": 5e-3, "precision": "float32"}
 TEXT = {"name": "forward_kl", "kd_weight": 0, "ce_weight": 1}
-WRITES = {"attempts": 1, "temperature": 0, "verifiers": []}
+WRITES = {"attempts": 1, "temperature": 0, "scorers": []}
 
 
 @pytest.fixture
@@ -45,14 +44,14 @@ def make_recipe(server, tmp_path):
             "teacher": {"endpoint": server.address, "tries": 1, **(teacher or {})},
             "records": str(tmp_path / "given.jsonl"),
             "student": str(student),
-            "method": TEXT,
+            "kind": "distill.supervised",
             "sequence": WRITES,
             "train": FAST,
-            "candidates": 0,
+            "keep_checkpoints": 0,
             "include_prompt": False,
             "fidelity": {"answers": 2, "max_new_tokens": 6, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -60,7 +59,7 @@ def make_recipe(server, tmp_path):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: distill\n", resume=resume)
+        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -82,16 +81,16 @@ def test_a_student_learns_what_a_server_wrote_without_any_other_teacher(make_rec
     assert "large" in (folder / "output" / "README.md").read_text()
     found = json.loads((folder / "output" / "fidelity.json").read_text())
     assert found["kind"] == "written"
-    assert set(found["by_themselves"]) == {"initial", "final", "control"}
+    assert set(found["by_themselves"]) == {"initial", "final", "baseline"}
     assert "remains unknown" in found["report"]["summary"]
     names = {metric["name"] for metric in found["report"]["metrics"]}
-    assert {"student/ece", "student_minus_control/loss", "student/f1"} <= names
+    assert {"student/ece", "student_minus_baseline/loss", "student/f1"} <= names
     assert "student/flips" not in names
     assert (folder / "output" / "fidelity.html").is_file()
 
 
 def test_the_only_model_is_found_by_itself_and_rationales_are_written(make_recipe, do, server):
-    recipe = make_recipe(sequence=None, rationale={"write": {"temperature": 0}})
+    recipe = make_recipe(sequence=None, rationale={"form": "tasks", "generate": {"temperature": 0}})
     artifact, _ = do(recipe)
     assert artifact.details["records"]["rationales"] == {"with a rationale": 9}
     assert artifact.details["records"]["records"] == 18
@@ -117,10 +116,7 @@ def test_stopped_by_its_server_it_goes_on_to_the_same_bytes(make_recipe, do, ser
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"method": "forward_kl"}, "method.kd_weight 1"),
         ({"sequence": None}, "has no effect"),
-        ({"crossing": {"name": "chunk_likelihood"}, "method": "forward_kl"}, "crossing"),
-        ({"rollouts": {"name": "on_policy"}}, "rollouts"),
         ({"context": {"field": "passage"}}, "context"),
         ({"student": {"layers": 1}}, "'student' must be a checkpoint"),
         ({"sequence": {"attempts": 2}}, "'likelihood' requires"),
@@ -155,14 +151,14 @@ def test_at_weight_0_no_teacher_is_asked_and_the_student_is_the_same(
         "records": str(records_file),
         "student": {"max_parameters": 0.85, "choose": "even"},
         "train": FAST,
-        "candidates": 0,
+        "keep_checkpoints": 0,
         "fidelity": {"records": 0},
-        "method": TEXT,
+        "kind": "distill.supervised",
     }
-    recipe = DistillRecipe.model_validate(fields)
-    assert ResourceEstimator(recipe).cache_bytes == 0
+    recipe = build(fields)
+    assert ResourceEstimator(describe_workload(recipe)).cache_bytes == 0
     artifact, folder = do(recipe)
-    assert artifact.details["cache"] is None
+    assert "cache" not in artifact.details
     assert not list(folder.glob("timings.*"))
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     names = {json.loads(line)["name"] for line in lines}

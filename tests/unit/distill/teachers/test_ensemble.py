@@ -6,16 +6,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
+from tests.unit.distill.kinds import build, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill import run as run_module
 from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.targets import DenseTargets, TopKTargets
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import run
 from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
+from stillroom.distill.trainers import student as student_module
 from stillroom.distill.trainers.loss import MultiTeacherBatch, MultiTeacherLoss
 from stillroom.errors import CheckpointError, DataError
 from stillroom.jobs import Job
@@ -46,15 +45,15 @@ def make_recipe(folders, tmp_path):
 
     def make(shares, **changes):
         fields = {
-            "teacher": shares,
+            "teachers": shares,
             "records": str(tmp_path / "sourced.jsonl"),
             "student": str(folders[2]),
-            "targets": {"k": 16},
+            "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
-            "candidates": 0,
-            "fidelity": {"control": False, "answers": 0, "speed": False},
+            "keep_checkpoints": 0,
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
         }
-        return DistillRecipe.model_validate({**fields, **changes})
+        return build({**fields, **changes})
 
     return make
 
@@ -62,7 +61,7 @@ def make_recipe(folders, tmp_path):
 @pytest.fixture
 def do(tmp_path):
     def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: distill\n")
+        job = Job.start(tmp_path / name, "kind: test\n")
         try:
             return run(recipe, job), tmp_path / name
         finally:
@@ -139,10 +138,10 @@ def test_by_weight_sums_each_divergence_and_the_cross_entropy_once(folders, less
 
 
 def test_two_teachers_by_weight_both_come_nearer(make_recipe, do, folders):
-    recipe = make_recipe(shares(folders, weight=(1.0, 1.0)), fidelity={"control": True})
+    recipe = make_recipe(shares(folders, weight=(1.0, 1.0)), fidelity={"baseline": True})
     artifact, folder = do(recipe)
     for part in artifact.details["fidelity"]["teachers"]:
-        assert {"initial", "final", "control"} <= part["summary"].keys()
+        assert {"initial", "final", "baseline"} <= part["summary"].keys()
         before, after = (part["summary"][name]["kl"]["value"] for name in ("initial", "final"))
         assert after < before
     assert [parent.role for parent in artifact.parents] == [
@@ -209,10 +208,10 @@ def test_shares_that_contradict_are_refused(make_recipe, folders, each, named):
 
 
 def test_no_teacher_and_a_crossing_of_several_are_refused(make_recipe, folders):
-    with pytest.raises(ValidationError, match="at least one"):
+    with pytest.raises(ValidationError, match="at least 1 item"):
         make_recipe([])
-    with pytest.raises(ValidationError, match="crossing"):
-        make_recipe(shares(folders), crossing={"name": "chunk_likelihood"}, targets={})
+    with pytest.raises(ValidationError, match="teachers"):
+        make_recipe(shares(folders), kind="distill.cross_tokenizer", targets=None)
 
 
 def test_a_server_and_a_checkpoint_teach_together_and_licenses_are_told(
@@ -225,7 +224,7 @@ def test_a_server_and_a_checkpoint_teach_together_and_licenses_are_told(
         (licensed / "README.md").write_text("---\nlicense: mit\n---\n")
         server = {"endpoint": address, "tokenizer": str(folders[1]), "license": "apache-2.0"}
         recipe = make_recipe([{"teacher": str(licensed)}, {"teacher": server, "weight": 0.5}])
-        job = Job.start(tmp_path / "both", "kind: distill\n")
+        job = Job.start(tmp_path / "both", "kind: test\n")
         job.say = told.append
         try:
             artifact = run(recipe, job)
@@ -271,7 +270,7 @@ def test_no_two_teachers_are_in_memory_together_and_none_while_the_student_learn
     real_model, real_unload, real_train = (
         LocalTeacher.model.fget,
         LocalTeacher.unload,
-        run_module.train,
+        student_module.train,
     )
 
     def model(self):
@@ -290,7 +289,7 @@ def test_no_two_teachers_are_in_memory_together_and_none_while_the_student_learn
 
     monkeypatch.setattr(LocalTeacher, "model", property(model))
     monkeypatch.setattr(LocalTeacher, "unload", unload)
-    monkeypatch.setattr(run_module, "train", train)
+    monkeypatch.setattr(student_module, "train", train)
     do(make_recipe(shares(folders, weight=(1.0, 1.0)), train={**FAST, "steps": 2}))
     assert max(most) == 1
     assert while_training == [set()]

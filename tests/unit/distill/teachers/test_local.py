@@ -10,11 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tests.unit.distill.families import FAMILIES, make_model, save
+from tests.unit.distill.kinds import build, preflight
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.preflight.checks import run_preflight
 from stillroom.distill.pruning.student import count_student_parameters
-from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.settings import PruneSettings
 from stillroom.distill.teachers.local import outline_checkpoint
 from stillroom.errors import CheckpointError, StillroomError
@@ -58,9 +57,7 @@ def test_a_configuration_of_nothing_known_is_an_error(tmp_path):
 @pytest.fixture
 def make_recipe(records_file):
     def make(teacher, **student):
-        return DistillRecipe.model_validate(
-            {"teacher": teacher, "records": str(records_file), "student": student}
-        )
+        return build({"teacher": teacher, "records": str(records_file), "student": student})
 
     return make
 
@@ -78,19 +75,17 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_fetched(
     monkeypatch.setenv("STILLROOM_MODELS", str(tmp_path / "models"))
     assert find_config("hub:org/name", fetch=False) == place / "config.json"
     (fits,) = find(
-        run_preflight(
-            make_recipe("hub:org/name", layers=3, max_parameters=0.9), tmp_path, fetch=False
-        ),
+        preflight(make_recipe("hub:org/name", layers=3, max_parameters=0.9), tmp_path, fetch=False),
         "student's shape",
     )
     assert fits.level == "ok"
     assert "by its configuration" in fits.what
-    flight = run_preflight(make_recipe("hub:org/name", layers=9), tmp_path)
+    flight = preflight(make_recipe("hub:org/name", layers=9), tmp_path)
     (refused,) = find(flight, "student's shape")
     assert refused.level == "error"
     assert "was not opened" in find(flight, "teacher")[0].what
     recipe = make_recipe("hub:nobody/nothing", layers=9)
-    missing = run_preflight(recipe, tmp_path, fetch=False)
+    missing = preflight(recipe, tmp_path, fetch=False)
     assert "not on this disk" in find(missing, "teacher")[0].what
     with pytest.raises(StillroomError) as caught:
         flight.raise_errors()
@@ -139,7 +134,7 @@ def test_of_a_hub_only_the_configuration_is_fetched(tmp_path, teacher_folder, re
     recipe = tmp_path / "recipe.yaml"
     fields = {
         "version": 1,
-        "kind": "distill",
+        "kind": "distill.logits",
         "teacher": "hub:org/name",
         "records": str(records_file),
         "student": {"layers": 9},

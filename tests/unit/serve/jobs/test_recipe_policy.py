@@ -112,7 +112,8 @@ def test_what_the_operator_opens_is_open(root):
     teacher = {
         "endpoint": "http://localhost:8000/v1", "api_key": "${env:TOKEN}", "tokenizer": "t"
     }  # fmt: skip
-    recipe = {"kind": "distill", "records": "docs", "method": "forward_kl", "student": "s"}
+    kind = "distill.endpoint_logits"
+    recipe = {"kind": kind, "records": "docs", "method": "forward_kl", "student": "s"}
     validate_client_recipe(dump_client_recipe({**recipe, "teacher": teacher}), root, policy)
     refused({**recipe, "teacher": {**teacher, "api_key": "${env:HOME}"}}, root, policy)
     for address in (

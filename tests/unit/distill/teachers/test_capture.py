@@ -11,7 +11,7 @@ from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import estimate_cache_cost
 from stillroom.distill.losses.targets import SampledTargets
-from stillroom.distill.trainers import local
+from stillroom.distill.teachers import capture
 from stillroom.errors import ResourceError, StillroomError
 from stillroom.jobs import Machine
 
@@ -34,10 +34,10 @@ def invoke():
 def recipe_file(tmp_path, teacher_folder, records_file):
     fields = {
         "version": 1,
-        "kind": "distill",
+        "kind": "distill.logits",
         "teacher": str(teacher_folder),
         "records": str(records_file),
-        "targets": {"k": 8, "logprob_dtype": "float32"},
+        "targets": {"mode": "top_k", "k": 8, "logprob_dtype": "float32"},
         "train": {"precision": "float32", "threads": 1},
     }
     path = tmp_path / "recipe.yaml"
@@ -89,9 +89,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
             return loaded[0]
 
     cache = make_cache(fill=False)
-    monkeypatch.setattr(local, "describe_machine", lambda out: Machine(10**12, 100, 2))
+    monkeypatch.setattr(capture, "describe_machine", lambda out: Machine(10**12, 100, 2))
     with pytest.raises(ResourceError) as caught:
-        local.fill_cache(cache, Known(), lessons, job)
+        capture.fill_cache(cache, Known(), lessons, job)
     assert caught.value.code == "resource.disk"
     assert "targets.mode sampled" in str(caught.value)
     assert not list(cache.folder.glob("*.bin"))
@@ -124,7 +124,7 @@ def test_capture_verify_and_show(recipe_file, tmp_path, invoke):
 @pytest.mark.parametrize("mode", ["top_k", "sampled", "dense"])
 def test_words_that_are_not_the_teachers_are_found(recipe_file, tmp_path, invoke, mode):
     right, wrong = tmp_path / "right", tmp_path / "wrong"
-    override = (f"targets.mode={mode}", "targets.logprob_dtype=float16")
+    override = (f"targets={{mode: {mode}, logprob_dtype: float16}}",)
     invoke("distill", "capture", recipe_file, *override, "--out", right, "--quiet")
     invoke("distill", "verify", right)
     good = LogitCache.open(right)
@@ -147,7 +147,7 @@ def test_verify_wants_the_teacher_that_spoke(make_cache, teacher_folder, invoke)
 
 @pytest.mark.parametrize(
     ("override", "code", "exit"),
-    [("targets.mode=live", "distill.nothing-kept", 2), ("targets.k=4000", "distill.shape", 1)],
+    [("targets={mode: live}", "distill.nothing-kept", 2), ("targets.k=4000", "distill.shape", 1)],
 )
 def test_capture_refuses(recipe_file, tmp_path, invoke, override, code, exit):
     assert code in invoke(

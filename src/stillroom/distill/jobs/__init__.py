@@ -1,0 +1,1 @@
+"""Kinds of distillation jobs: one module declares each, with its recipe."""

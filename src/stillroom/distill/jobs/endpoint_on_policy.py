@@ -1,0 +1,67 @@
+"""Match a teacher behind an endpoint on text that the student samples during training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.interfaces import (
+    ROLLOUT_POLICIES,
+    RolloutPolicy,
+)
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.recipes import (
+    EndpointTeacherRecipe,
+    check_policy_gradient,
+    check_sharding,
+    check_teacher_apart,
+)
+from stillroom.jobs import Job
+from stillroom.provenance import Artifact
+
+__all__ = ["JOB_KIND", "EndpointOnPolicyRecipe", "describe_workload", "run"]
+
+
+class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
+    """Train a student on its own samples, with the log-probabilities of an endpoint."""
+
+    kind: Literal["distill.endpoint_on_policy"] = Field(
+        default="distill.endpoint_on_policy", description="job kind"
+    )
+    rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
+        default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
+        description="source of generated training text in addition to records",
+    )
+
+    @model_validator(mode="after")
+    def _student_generates(self) -> EndpointOnPolicyRecipe:
+        check_policy_gradient(self.method, self.rollout_policy)
+        check_teacher_apart(self.rollout_policy)
+        check_sharding(self.train)
+        return self
+
+
+def describe_workload(recipe: EndpointOnPolicyRecipe) -> Workload:
+    """Return what the job does, for estimates and checks."""
+    return Workload(
+        recipe,
+        (recipe.teacher,),
+        recipe.method,
+        recipe.targets,
+        rollout_policy=recipe.rollout_policy,
+    )
+
+
+def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
+    """Train a student on its own samples, with the log-probabilities of an endpoint."""
+    from stillroom.distill.preflight.checks import require_preflight
+    from stillroom.distill.trainers.endpoint_on_policy import train_on_policy_by_endpoint
+
+    return train_on_policy_by_endpoint(
+        recipe, job, require_preflight(describe_workload(recipe), job)
+    )
+
+
+JOB_KIND = declare_kind(EndpointOnPolicyRecipe, run, describe_workload)

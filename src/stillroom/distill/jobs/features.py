@@ -1,0 +1,77 @@
+"""Match the hidden states and attention of a local teacher, next to its distributions.
+
+Feature distillation (Romero et al. 2015, arXiv:1412.6550); the teacher runs in every step.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.interfaces import (
+    FEATURE_LOSSES,
+    METHODS,
+    DistillationObjective,
+    FeatureLoss,
+)
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.recipes import (
+    LocalTeacherRecipe,
+)
+from stillroom.distill.settings import (
+    RationaleChoice,
+)
+from stillroom.jobs import Job
+from stillroom.provenance import Artifact
+
+__all__ = ["JOB_KIND", "FeaturesRecipe", "describe_workload", "run"]
+
+
+class FeaturesRecipe(LocalTeacherRecipe):
+    """Train a student to match a local teacher's internal states, next to its distributions."""
+
+    kind: Literal["distill.features"] = Field(default="distill.features", description="job kind")
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="objective on the distributions, with its settings; kd_weight 0 leaves it out",
+    )
+    feature_losses: tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...] = Field(
+        min_length=1, description="losses on internal states of both models, added to the objective"
+    )
+    rationale: RationaleChoice | None = Field(
+        default=None, description="train on rationales in addition to answers; null disables"
+    )
+
+    @model_validator(mode="after")
+    def _method_learns_from_records(self) -> FeaturesRecipe:
+        if self.method.needs_rollouts:
+            raise ValueError(
+                f"method '{self.method.method_name()}' learns from text of the student: use kind "
+                "distill.on_policy, which has feature_losses, too"
+            )
+        return self
+
+
+def describe_workload(recipe: FeaturesRecipe) -> Workload:
+    """Return what the job does, for estimates and checks."""
+    return Workload(
+        recipe,
+        (recipe.teacher,),
+        recipe.method,
+        is_live=True,
+        feature_losses=recipe.feature_losses,
+        rationale=recipe.rationale,
+    )
+
+
+def run(recipe: FeaturesRecipe, job: Job) -> Artifact:
+    """Train a student to match a local teacher's internal states."""
+    from stillroom.distill.preflight.checks import require_preflight
+    from stillroom.distill.trainers.features import train_on_features
+
+    return train_on_features(recipe, job, require_preflight(describe_workload(recipe), job))
+
+
+JOB_KIND = declare_kind(FeaturesRecipe, run, describe_workload, is_distributed=True)

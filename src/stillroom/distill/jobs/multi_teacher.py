@@ -1,0 +1,104 @@
+"""Match the distributions of several teachers, by weight or by a record's source.
+
+Teachers may be local or behind endpoints; all have the student's tokenizer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.recipes import (
+    ContextRecipe,
+    ObjectiveRecipe,
+    check_objective_on_records,
+)
+from stillroom.distill.settings import (
+    CachedTargetChoice,
+    EndpointTeacherSettings,
+    TopKTargetSettings,
+    WeightedTeacherSettings,
+    check_teacher_weights,
+)
+from stillroom.jobs import Job
+from stillroom.provenance import Artifact
+from stillroom.recipes import Recipe
+
+__all__ = ["JOB_KIND", "MultiTeacherRecipe", "describe_workload", "run"]
+
+
+class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe begins with them
+    teachers: tuple[WeightedTeacherSettings, ...] = Field(
+        min_length=1,
+        description="teachers with their weights, or each with the source of its records",
+    )
+    source_field: str = Field(
+        default="source",
+        description="field of a record that selects its teacher, if teachers have a source; "
+        "origin uses the kind of the record's origin",
+    )
+
+
+class MultiTeacherRecipe(ContextRecipe, ObjectiveRecipe, _SeveralTeachers):
+    """Train a student to match the distributions of several teachers on records."""
+
+    kind: Literal["distill.multi_teacher"] = Field(
+        default="distill.multi_teacher", description="job kind"
+    )
+    targets: CachedTargetChoice = Field(
+        default_factory=TopKTargetSettings,
+        description="storage form of the teachers' distributions; endpoints need top_k",
+    )
+
+    @model_validator(mode="after")
+    def _method_learns_from_records(self) -> MultiTeacherRecipe:
+        check_objective_on_records(self.method, is_sampled=self.targets.mode == "sampled")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> MultiTeacherRecipe:
+        check_teacher_weights(self.teachers)
+        is_served = [isinstance(one.teacher, EndpointTeacherSettings) for one in self.teachers]
+        if any(is_served) and self.targets.mode != "top_k":
+            raise ValueError(
+                f"targets.mode '{self.targets.mode}' requires local teachers: use top_k"
+            )
+        if is_served[0] and not isinstance(self.student, str):
+            raise ValueError(
+                "a teacher behind an endpoint cannot be pruned: 'student' must be a checkpoint, or "
+                "a local teacher the first"
+            )
+        generated = {
+            "sequence": self.sequence,
+            "rationale.generate": self.rationale.generate if self.rationale else None,
+        }
+        for name, settings in generated.items():
+            if settings is not None and not settings.model:
+                raise ValueError(f"several teachers: set the generating model as {name}.model")
+        return self
+
+
+def describe_workload(recipe: MultiTeacherRecipe) -> Workload:
+    """Return what the job does, for estimates and checks."""
+    return Workload(
+        recipe,
+        tuple(one.teacher for one in recipe.teachers),
+        recipe.method,
+        recipe.targets,
+        teachers_per_record=1 if recipe.teachers[0].source else len(recipe.teachers),
+        rationale=recipe.rationale,
+    )
+
+
+def run(recipe: MultiTeacherRecipe, job: Job) -> Artifact:
+    """Train a student to match the distributions of several teachers on records."""
+    from stillroom.distill.preflight.checks import require_preflight
+    from stillroom.distill.trainers.multi_teacher import train_on_several_teachers
+
+    return train_on_several_teachers(recipe, job, require_preflight(describe_workload(recipe), job))
+
+
+JOB_KIND = declare_kind(MultiTeacherRecipe, run, describe_workload)

@@ -1,0 +1,72 @@
+"""Match a local teacher on text that the student samples during training.
+
+Generalized knowledge distillation (GKD, Agarwal et al. 2024, arXiv:2306.13649) and MiniLLM (Gu et
+al. 2024, arXiv:2306.08543). A teacher behind an endpoint is ``distill.endpoint_on_policy``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.interfaces import (
+    FEATURE_LOSSES,
+    ROLLOUT_POLICIES,
+    FeatureLoss,
+    RolloutPolicy,
+)
+from stillroom.distill.jobs.declaration import declare_kind
+from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.recipes import (
+    LocalTeacherRecipe,
+    check_policy_gradient,
+    check_sharding,
+)
+from stillroom.jobs import Job
+from stillroom.provenance import Artifact
+
+__all__ = ["JOB_KIND", "OnPolicyRecipe", "describe_workload", "run"]
+
+
+class OnPolicyRecipe(LocalTeacherRecipe):
+    """Train a student on its own samples, with a local teacher's distributions."""
+
+    kind: Literal["distill.on_policy"] = Field(default="distill.on_policy", description="job kind")
+    rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
+        default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
+        description="source of generated training text in addition to records",
+    )
+    feature_losses: tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...] = Field(
+        default=(),
+        description="losses on internal states of both models, added to the objective",
+    )
+
+    @model_validator(mode="after")
+    def _student_generates(self) -> OnPolicyRecipe:
+        check_policy_gradient(self.method, self.rollout_policy)
+        check_sharding(self.train)
+        return self
+
+
+def describe_workload(recipe: OnPolicyRecipe) -> Workload:
+    """Return what the job does, for estimates and checks."""
+    return Workload(
+        recipe,
+        (recipe.teacher,),
+        recipe.method,
+        is_live=True,
+        feature_losses=recipe.feature_losses,
+        rollout_policy=recipe.rollout_policy,
+    )
+
+
+def run(recipe: OnPolicyRecipe, job: Job) -> Artifact:
+    """Train a student on its own samples, with a local teacher's distributions."""
+    from stillroom.distill.preflight.checks import require_preflight
+    from stillroom.distill.trainers.on_policy import train_on_policy
+
+    return train_on_policy(recipe, job, require_preflight(describe_workload(recipe), job))
+
+
+JOB_KIND = declare_kind(OnPolicyRecipe, run, describe_workload, is_distributed=True)

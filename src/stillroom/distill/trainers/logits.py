@@ -1,0 +1,149 @@
+"""Training on the next-token distributions of one local teacher, live or from a logit cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.distill.data.preparation import (
+    list_generator_parents,
+    prepare_data,
+    select_reached,
+)
+from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
+from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.pruning.student import prepare_student
+from stillroom.distill.settings import LiveTargetSettings
+from stillroom.distill.teachers.capture import fill_cache
+from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
+from stillroom.distill.trainers.loss import DistillationLoss
+from stillroom.distill.trainers.student import (
+    DistillationContext,
+    evaluate_start,
+    finish_student,
+    load_student,
+    make_batch_source,
+    train_student,
+)
+from stillroom.objects import resolve_local
+from stillroom.train.data import split_records
+from stillroom.train.distributed import ProcessGroup
+from stillroom.train.precision import limit_threads
+
+if TYPE_CHECKING:
+    from stillroom.distill.jobs.logits import LogitsRecipe
+    from stillroom.jobs import Job
+    from stillroom.jobs.preflight import PreflightReport
+    from stillroom.provenance import Artifact
+
+__all__ = ["train_on_logits"]
+
+
+def train_on_logits(recipe: LogitsRecipe, job: Job, preflight: PreflightReport) -> Artifact:
+    """Train a student to match a local teacher's distributions on records.
+
+    Raises:
+        ResourceError: If memory or disk is insufficient.
+        DataError: If records, cache or a loss cannot be used.
+        CheckpointError: If teacher or student is missing, or they share no vocabulary.
+        Cancelled: If cancellation was requested; ``--resume`` continues.
+    """
+    with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
+        teacher = LocalTeacher.find(recipe.teacher, job)
+        warn_about_teachers([teacher], job)
+        split = split_records(resolve_local(recipe.records))
+        data = ranks.on_main(
+            lambda: prepare_data(
+                recipe,
+                split,
+                teacher.tokenizer,
+                job,
+                teacher=recipe.teacher,
+                rationale=recipe.rationale,
+                context=recipe.context,
+            )
+        )
+        start, details = ranks.on_main(
+            lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
+        )
+        context = load_student(
+            recipe, job, ranks, start, data, split, partial(count_shared_rows, teacher)
+        )
+        evaluator = FidelityEvaluator(
+            recipe,
+            job,
+            split,
+            teacher.tokenizer,
+            [teacher],
+            recipe.method.method_name(),
+            is_compared=True,
+            context=recipe.context,
+            has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
+        )
+        evaluate_start(evaluator, context, preflight)
+        card = make_student_card(recipe, [teacher], data, describe_objective(recipe.method))
+        trained, cache = _train(recipe, context.with_lora(), teacher, card)
+        del context
+        return ranks.on_main(
+            lambda: finish_student(
+                evaluator,
+                trained,
+                data,
+                method=f"distill.methods.{recipe.method.method_name()}",
+                details={**details, **teacher.describe(), "cache": cache},
+                writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
+            )
+        )
+
+
+def _train(
+    recipe: LogitsRecipe, context: DistillationContext, teacher: LocalTeacher, card: dict[str, Any]
+) -> tuple[TrainedStudent, dict[str, Any] | None]:
+    """Train with the targets of the recipe; return the student and the header of the cache."""
+    rows, precision = context.rows, context.precision
+    if isinstance(recipe.targets, LiveTargetSettings):
+        model = teacher.in_precision(precision)
+        loss = DistillationLoss(recipe.method, rows=rows, precision=precision, teacher=model)
+        return train_student(context, make_batch_source(context), loss, card), None
+    with _open_cache(recipe, context, teacher) as cache:
+        loss = DistillationLoss(recipe.method, rows=rows, precision=precision)
+        trained = train_student(context, make_batch_source(context, cache), loss, card)
+        return trained, cache.header.model_dump()
+
+
+@contextmanager
+def _open_cache(
+    recipe: LogitsRecipe, context: DistillationContext, teacher: LocalTeacher
+) -> Iterator[LogitCache]:
+    """Fill the logit cache, unload the teacher, and yield the cache.
+
+    The main process captures and verifies; the others wait, and read the same cache.
+    """
+    if isinstance(recipe.targets, LiveTargetSettings):
+        raise TypeError("live targets have no cache")
+    targets, ranks = recipe.targets, context.ranks
+    folder = Path(targets.cache) if targets.cache else context.job.scratch / "cache"
+    folder = ranks.share_path(folder)
+    header = ranks.on_main(
+        lambda: teacher.header(
+            targets,
+            context.rows,
+            context.precision,
+            temperature=recipe.method.temperature,
+            seed=recipe.seed,
+        )
+    )
+
+    def capture() -> None:
+        with LogitCache.open(folder, header) as cache:
+            records = select_reached(recipe, context.tokenized)
+            fill_cache(cache, teacher, [record.teacher_view for record in records], context.job)
+
+    ranks.on_main(capture)
+    teacher.unload()
+    with LogitCache.open(folder, header) as cache:
+        yield cache

@@ -1,0 +1,209 @@
+"""Training from several teachers, combined by weight or selected by a record's source.
+
+Their outputs are stored one teacher at a time; the student is trained from the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from stillroom.distill.data.preparation import (
+    PreparedData,
+    list_generator_parents,
+    make_record_source,
+    prepare_data,
+    select_reached,
+)
+from stillroom.distill.data.tokenized import Batch, TokenizedRecord, make_batch
+from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
+from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.losses.targets import concatenate_targets
+from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.pruning.student import prepare_student
+from stillroom.distill.teachers.ensemble import (
+    WeightedTeacher,
+    assign_records,
+    count_rows_shared_by_all,
+    open_teachers,
+)
+from stillroom.distill.trainers.loss import DistillationLoss, MultiTeacherBatch, MultiTeacherLoss
+from stillroom.distill.trainers.stored_targets import (
+    CLOSING,
+    TeacherRecords,
+    describe_teacher,
+    encode_held_out,
+    report_by_teacher,
+    store_targets,
+)
+from stillroom.distill.trainers.student import (
+    DistillationContext,
+    evaluate_start,
+    finish_student,
+    load_student,
+    train_student,
+)
+from stillroom.objects import resolve_local
+from stillroom.train.data import split_records
+from stillroom.train.distributed import ProcessGroup
+from stillroom.train.precision import limit_threads
+
+if TYPE_CHECKING:
+    from stillroom.distill.jobs.multi_teacher import MultiTeacherRecipe
+    from stillroom.jobs import Job
+    from stillroom.jobs.preflight import PreflightReport
+    from stillroom.provenance import Artifact
+
+__all__ = ["train_on_several_teachers"]
+
+Assignment = dict[str, tuple[int, ...]]
+
+
+def train_on_several_teachers(
+    recipe: MultiTeacherRecipe, job: Job, preflight: PreflightReport
+) -> Artifact:
+    """Train a student to match the distributions of several teachers on records.
+
+    Raises:
+        BackendError: If an endpoint cannot be reached or returns too little.
+        DataError: If records, cache or a loss cannot be used, or a record has no teacher.
+        CheckpointError: If a model is missing, or a teacher has another vocabulary.
+        Cancelled: If cancellation was requested; ``--resume`` continues.
+    """
+    ranks = ProcessGroup(alone=True)
+    with limit_threads(recipe.train.threads), open_teachers(recipe.teachers, job) as weighted:
+        teachers = [one.teacher for one in weighted]
+        tokenizer = teachers[0].tokenizer
+        warn_about_teachers(teachers, job)
+        split = split_records(resolve_local(recipe.records))
+        data = prepare_data(
+            recipe, split, tokenizer, job, rationale=recipe.rationale, context=recipe.context
+        )
+        measured = split.held_out[: recipe.fidelity.records]
+        assigned = assign_records(weighted, [*data.records, *measured], recipe.source_field)
+        data = _weight_records(data, weighted, assigned, job)
+        held_out = encode_held_out(recipe, split, tokenizer, job, recipe.context)
+        start, details = prepare_student(recipe.student, job, teachers[0], data.tokenized)
+
+        def count_rows(student: Any, tokenizer: Any) -> int:
+            return count_rows_shared_by_all(weighted, student, tokenizer)
+
+        context = load_student(recipe, job, ranks, start, data, split, count_rows)
+        objective = describe_objective(recipe.method)
+        card = make_student_card(recipe, teachers, data, objective)
+        reached = select_reached(recipe, data.tokenized)
+        records = [
+            TeacherRecords(
+                one, _records_of(number, reached, assigned), _records_of(number, held_out, assigned)
+            )
+            for number, one in enumerate(weighted)
+        ]
+        temperature = recipe.method.temperature
+        with store_targets(records, context, recipe.targets, temperature=temperature) as stored:
+            evaluator = FidelityEvaluator(
+                recipe,
+                job,
+                split,
+                tokenizer,
+                teachers,
+                recipe.method.method_name(),
+                context=recipe.context,
+                has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
+                references=stored.references,
+                report=lambda metrics: report_by_teacher(teachers, metrics, seed=recipe.seed),
+            )
+            evaluate_start(evaluator, context, preflight)
+            trained = _train(recipe, context.with_lora(), weighted, assigned, stored.caches, card)
+            del context
+            return finish_student(
+                evaluator,
+                trained,
+                data,
+                method=f"distill.methods.{recipe.method.method_name()}",
+                details={
+                    **details,
+                    "teachers": [describe_teacher(one) for one in weighted],
+                    "caches": stored.headers,
+                },
+                writers=list_generator_parents(recipe, None, recipe.rationale),
+            )
+
+
+def _combines_teachers(teachers: Sequence[WeightedTeacher]) -> bool:
+    """Return whether every record has several teachers."""
+    return len(teachers) > 1 and teachers[0].source is None
+
+
+def _weight_records(
+    data: PreparedData, teachers: Sequence[WeightedTeacher], assigned: Assignment, job: Job
+) -> PreparedData:
+    """Return the training data with the weight of each record's teacher, and count by teacher."""
+    counts = [len(_records_of(index, data.tokenized, assigned)) for index in range(len(teachers))]
+    named = [f"{one.teacher.name} {n}" for one, n in zip(teachers, counts, strict=True)]
+    tokenized = data.tokenized
+    if len(teachers) > 1:
+        job.say(f"records per teacher: {', '.join(named)}")
+        data = replace(data, counts={**data.counts, "taught": counts})
+    if not _combines_teachers(teachers):
+        tokenized = [
+            replace(record, weight=record.weight * teachers[assigned[record.record_id][0]].weight)
+            for record in tokenized
+        ]
+    return replace(data, tokenized=tokenized)
+
+
+def _records_of(
+    index: int, records: Sequence[TokenizedRecord], assigned: Assignment
+) -> list[TokenizedRecord]:
+    """Return the records of one teacher."""
+    return [record for record in records if index in assigned[record.record_id]]
+
+
+def _train(
+    recipe: MultiTeacherRecipe,
+    context: DistillationContext,
+    teachers: Sequence[WeightedTeacher],
+    assigned: Assignment,
+    caches: Sequence[LogitCache],
+    card: dict[str, Any],
+) -> TrainedStudent:
+    loss: Any
+    load: Callable[[Sequence[TokenizedRecord]], Any]
+    if _combines_teachers(teachers):
+        weights = [one.weight for one in teachers]
+        loss = MultiTeacherLoss(
+            recipe.method, weights, rows=context.rows, precision=context.precision
+        )
+        load = _make_combining_loader(caches, context.device)
+    else:
+        loss = DistillationLoss(recipe.method, rows=context.rows, precision=context.precision)
+        load = _make_selecting_loader(caches, assigned, context.device)
+    records = context.tokenized
+    names = [f"{record.name} {assigned[record.record_id]}" for record in records]
+    source = make_record_source(recipe, records, records, load, names)
+    return train_student(context, source, loss, card, CLOSING)
+
+
+def _make_combining_loader(
+    caches: Sequence[LogitCache], device: Any
+) -> Callable[[Sequence[TokenizedRecord]], MultiTeacherBatch]:
+    def load(records: Sequence[TokenizedRecord]) -> MultiTeacherBatch:
+        views = [record.teacher_view for record in records]
+        targets = tuple(cache.target(views, device) for cache in caches)
+        return MultiTeacherBatch(make_batch(records, targets[0], device), targets)
+
+    return load
+
+
+def _make_selecting_loader(
+    caches: Sequence[LogitCache], assigned: Assignment, device: Any
+) -> Callable[[Sequence[TokenizedRecord]], Batch]:
+    def load(records: Sequence[TokenizedRecord]) -> Batch:
+        parts = [
+            caches[assigned[record.record_id][0]].target([record.teacher_view], device)
+            for record in records
+        ]
+        return make_batch(records, concatenate_targets(parts), device)
+
+    return load
