@@ -129,7 +129,7 @@ def move_whole(faces: list[Face]) -> ValidationSet:
         masks.append(np.stack([forged.mask] * FRAMES))
     count, groups = len(faces), tuple(face.identity for face in faces)
     labels = (*[1] * count, *[0] * count)
-    return ValidationSet((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
+    return LabeledSamples((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
 
 
 def measure_time() -> None:
@@ -138,7 +138,7 @@ def measure_time() -> None:
     recipe = recipe_of_faces(HEAD_EPOCHS, model=head_of)
     head, head_minutes = train("head", recipe)
     for name, one in (("head", head), ("frames", base)):
-        print(json.dumps({"what": name, **one.metadata.figures}), flush=True)
+        print(json.dumps({"what": name, **one.metadata.metrics}), flush=True)
     bases = open_faces(recipe.faces, [], seed=SEED, count=400, size=SIZE, say=lambda line: None)
     faces = split_faces(bases, recipe)
     people, seen = [], Counter[str]()

@@ -251,7 +251,7 @@ def test_a_file_that_is_another_on_the_worker_is_not_called_checked(media):
 
 def test_forgeries_made_elsewhere_have_the_same_pixels(tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_LAB", str(tmp_path / "lab"))
-    recipe = parse_recipe("version: 1\nkind: forensics\ncount: 2\nsize: 128\n")
+    recipe = parse_recipe("version: 1\nkind: forensics.image_set\ncount: 2\nimage_size: 128\n")
     made = {}
     engine = PicklingEngine()
     for name, chosen in (("here", None), ("there", engine)):

@@ -21,15 +21,14 @@ from stillroom.recipes import parse_recipe
 
 LEARN = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 1
-size: 128
-detector:
-  known: {{manifest: {manifest}, basis: drawn}}
-  model: {{name: npr, width: 8}}
-  pixels: 32
-  train: {{steps: 20, batch_size: 6, threads: 1, learning_rate: 0.01}}
-  views: {{jpeg: 0, colour: 0}}
+model: {{name: npr, width: 8}}
+data: {{type: benchmark, manifest: {manifest}, basis: drawn}}
+face_size: 128
+image_size: 32
+augmentation: {{jpeg_probability: 0, color_jitter: 0}}
+train: {{steps: 20, batch_size: 6, threads: 1, learning_rate: 0.01}}
 """
 
 
@@ -62,8 +61,8 @@ def trained(benchmark):
 def test_a_detector_learns_from_fakes_that_a_benchmark_has(trained):
     detector = TrainedDetector.open(trained)
     assert detector.name == "npr of grid"
-    assert detector.metadata.figures["faces"] == {"train": 9, "validation": 3, "test": 3}
-    assert detector.metadata.figures["auc"]["clean"]["value"] > 0.7
+    assert detector.metadata.metrics["faces"] == {"train": 9, "validation": 3, "test": 3}
+    assert detector.metadata.metrics["auc"]["clean"]["value"] > 0.7
     artifact = json.loads((trained / "artifact.json").read_text())
     assert [parent["role"] for parent in artifact["parents"]] == ["benchmark"]
     assert "a benchmark's, drawn" in (trained / "output/README.md").read_text()
@@ -113,12 +112,13 @@ def test_nothing_in_motion_is_learned_from_a_benchmarks_still_fakes():
 
 
 @pytest.mark.parametrize(
-    "more", ["method: swap", "split: {held_out: 0.5}", "faces: {folder: x, basis: y}"]
+    "more", ["forgeries: [swap]", "split: {test: 0.5}", "faces: {type: drawn}", "count: 3"]
 )
 def test_what_a_benchmark_decides_is_not_set_besides(more):
-    with pytest.raises(RecipeError, match="would have no effect") as caught:
-        parse_recipe(LEARN.format(manifest="m.csv") + more + "\n")
-    assert caught.value.code == "forensics.without-effect"
+    text = LEARN.format(manifest="m.csv").replace("basis: drawn", f"basis: drawn, {more}")
+    with pytest.raises(RecipeError, match="is not a setting") as caught:
+        parse_recipe(text)
+    assert caught.value.code == "recipe.unknown-key"
 
 
 def test_a_manifest_without_splits_is_refused(benchmark, tmp_path):
@@ -145,9 +145,7 @@ def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained):
 def test_attacks_stay_within_their_bound_and_lower_the_score(attack, benchmark, trained):
     detector = TrainedDetector.open(trained, device="cpu")
     image = np.asarray(Image.open(benchmark / "1-4.png"))
-    plain = torch.from_numpy(
-        np.stack([detector.preprocess(image)]).transpose(0, 3, 1, 2) / 255
-    ).float()
+    plain = torch.from_numpy(detector.image_input.prepare([image]))
     changed = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
     again = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
     assert torch.equal(changed, again)

@@ -27,9 +27,9 @@ from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.benchmark.metrics import bootstrap_auc, select_threshold
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.media.augmentation import to_channels_first
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import compress_jpeg
+from stillroom.forensics.modalities.image import ImageModality, to_channels_first
 
 __all__ = ["ATTACKS", "Attack", "AttackReport", "AttackResult", "attack_manifest", "attack_planes"]
 
@@ -128,7 +128,8 @@ def attack_manifest(
         DataError: If rows, strengths or the detector are unsuitable, or no threshold can be
             determined.
     """
-    if detector.metadata.method.is_audio or detector.metadata.method.num_frames > 1:
+    read = detector.metadata.modality
+    if not isinstance(read, ImageModality) or read.num_frames > 1:
         raise _refused(f"{detector.name} is not an image detector", "an image detector")
     for strength in strengths:
         if strength != int(strength) or strength < 1:
@@ -192,8 +193,8 @@ def _choose_threshold(
 
 def _load(file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]) -> Tensor:
     """Return the network's inputs for some rows, (N, 3, P, P)."""
-    shown = [detector.preprocess(load_image(file.parent / item.path).image) for item in items]
-    return torch.from_numpy(to_channels_first(shown))
+    images = [load_image(file.parent / item.path).image for item in items]
+    return torch.from_numpy(detector.image_input.prepare(images))
 
 
 def attack_planes(

@@ -188,7 +188,7 @@ class LabeledImageWriter:
         require_marks(
             path,
             self._missing(signed, mime, payload, frozenset([IMAGE_LABELS[generated.kind]])),
-            "raise out.quality, or lower marking.psnr, so that the watermark survives",
+            "raise output.quality, or lower watermark.psnr, so that the watermark survives",
         )
         image = decode_image(signed)
         row = {
@@ -341,7 +341,7 @@ _AUDIO_MIME = "audio/wav"
 class GeneratedAudio:
     """Audio made by the lab, (N,) at ``SAMPLE_RATE``, and the statements of its marks."""
 
-    values: AudioSamples
+    samples: AudioSamples
     generator: str
     seed: int
     run: str
@@ -381,9 +381,9 @@ class LabeledAudioWriter:
             IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
         """
         payload = make_payload(
-            self._lab, generated, path.name, generated.values.tobytes(), AUDIO_PAYLOAD_BITS
+            self._lab, generated, path.name, generated.samples.tobytes(), AUDIO_PAYLOAD_BITS
         )
-        marked = self._mark.embed(generated.values, payload, snr=self._snr)
+        marked = self._mark.embed(generated.samples, payload, snr=self._snr)
         signed = sign_bytes(
             _encode_wave(marked, AUDIO_LABELS[generated.kind]),
             _AUDIO_MIME,
@@ -399,7 +399,7 @@ class LabeledAudioWriter:
         require_marks(
             path,
             self._missing(signed, payload, frozenset([AUDIO_LABELS[generated.kind]])),
-            "lower sound.snr, so that the watermark survives",
+            "lower watermark.snr, so that the watermark survives",
         )
         values = decode_wave(signed)
         row = {
@@ -410,7 +410,7 @@ class LabeledAudioWriter:
         commit_file(path, signed, generated, self._lab, **row, content=sketch)
         return {
             **row,
-            "snr": round(measure_snr(generated.values, marked), 2),
+            "snr": round(measure_snr(generated.samples, marked), 2),
             "marks": list(MARKS),
         }
 

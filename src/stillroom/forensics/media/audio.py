@@ -79,12 +79,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """A recording at ``SAMPLE_RATE``: values (N,), name, speaker identity, digest of its file.
+    """A recording at ``SAMPLE_RATE``: samples (N,), name, speaker identity, digest of its file.
 
     ``codings`` are the codings of the files it is cut from, by ``name_codec``; empty if drawn.
     """
 
-    values: AudioSamples
+    samples: AudioSamples
     name: str
     identity: str
     digest: str
@@ -438,7 +438,7 @@ def synthesize_speech(
             f"the program {program} is not installed",
             code="extra.missing",
             expected="eSpeak NG, which synthesizes the fake class",
-            next="apt-get install espeak-ng, or name other methods in sound.methods",
+            next="apt-get install espeak-ng, or name other forgeries",
         )
     command = [executable, "--stdout", "--stdin", "-v", voice, "-p", str(pitch), "-s", str(pace)]
     try:

@@ -94,8 +94,8 @@ class AasistNetwork(DetectorNetwork):
         self.head = nn.Linear(5 * small, 1)
 
     @override
-    def forward_features(self, images: Tensor) -> DetectorOutput:
-        filtered = functional.conv1d(images[:, None], self.filters)  # (B, bands, N)
+    def forward_features(self, waveforms: Tensor) -> DetectorOutput:
+        filtered = functional.conv1d(waveforms[:, None], self.filters)  # (B, bands, N)
         pooled = functional.max_pool2d(filtered.abs()[:, None], (3, 3))
         grid = self.encoder(functional.selu(self.first_norm(pooled)))  # (B, C, 23, T)
         size = grid.abs()
@@ -333,8 +333,8 @@ class LfccNetwork(DetectorNetwork):
         self.head = nn.Linear(2 * width, 1)
 
     @override
-    def forward_features(self, images: Tensor) -> DetectorOutput:
-        grid = self.blocks(self.scale(self.front(images)))  # (B, width, filters / 8, T / 8)
+    def forward_features(self, waveforms: Tensor) -> DetectorOutput:
+        grid = self.blocks(self.scale(self.front(waveforms)))  # (B, width, filters / 8, T / 8)
         along = grid.mean(2)
         features = torch.cat([along.mean(2), along.std(2, correction=0)], dim=1)
         return DetectorOutput(self.head(self.dropout(features))[:, 0], features)

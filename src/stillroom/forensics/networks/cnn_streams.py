@@ -323,9 +323,9 @@ class MesoNet(DetectorNetwork):
             raise DataError(
                 f"meso4 does not support {pixels} pixels",
                 code="forensics.pixels",
-                where="detector.pixels",
+                where="image_size",
                 expected="a multiple of 32; 256 for its published weights",
-                next="set detector.pixels: 256",
+                next="set image_size: 256",
             )
         channels = list(pairwise(_CHANNELS))
         self.convolutions = nn.ModuleList(

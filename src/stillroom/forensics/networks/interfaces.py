@@ -57,7 +57,10 @@ class DetectorOutput:
 
 
 class DetectorNetwork(nn.Module):
-    """Base class of detector networks: ``forward_features`` images, and the loss of the result."""
+    """Base class of detector networks: ``forward_features`` of inputs, and the loss of the result.
+
+    Inputs are images (B, 3, H, W) in [0, 1], clips (B, T, 3, H, W), or waveforms (B, N) in [-1, 1].
+    """
 
     @property
     def reads_any_size(self) -> bool:
@@ -69,13 +72,13 @@ class DetectorNetwork(nn.Module):
         """Values besides weights and settings that are needed to rebuild the network."""
         return {}
 
-    def forward_features(self, images: Tensor) -> DetectorOutput:
-        """Return the output for images (B, 3, H, W) in [0, 1]."""
+    def forward_features(self, inputs: Tensor) -> DetectorOutput:
+        """Return the output for B inputs."""
         raise TypeError(f"{type(self).__name__} does not implement forward_features")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits, (B,), as the exported network does."""
-        return self.forward_features(images).logits
+        return self.forward_features(inputs).logits
 
     def loss(
         self, judged: DetectorOutput, labels: Tensor, masks: Tensor
@@ -83,9 +86,9 @@ class DetectorNetwork(nn.Module):
         """Return the loss summed over the batch, and its parts for logging.
 
         Args:
-            judged: Output for B images.
+            judged: Output for B inputs.
             labels: 1 for forged, (B,), float.
-            masks: Forgery masks, (B, H, W) in [0, 1]; all 0 for real images.
+            masks: Forgery masks, (B, H, W) in [0, 1]; all 0 for real images, (B,) of audio.
         """
         total = functional.binary_cross_entropy_with_logits(judged.logits, labels, reduction="sum")
         return total, {}
@@ -212,7 +215,7 @@ def _load_imagenet(
             code="forensics.backbone",
             where="weights",
             expected=f"one of: {', '.join(_IMAGENET)}",
-            next="set weights: none, or start from a detector with detector.start",
+            next="set weights: none, or start from a detector with initial_weights",
         )
     path = find_model_file(*_IMAGENET[name])
     stored = cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import DETECTORS
+from stillroom.forensics.interfaces import IMAGE_DETECTORS
 from stillroom.forensics.networks.interfaces import (
     DetectorNetwork,
     DetectorOutput,
@@ -23,7 +23,7 @@ from stillroom.forensics.networks.interfaces import (
 from stillroom.models.encoders.vision import VisionModel
 
 if TYPE_CHECKING:
-    from stillroom.forensics.detectors.temporal import Temporal
+    from stillroom.forensics.image_detectors.temporal import Temporal
 
 __all__ = [
     "SvdResidualLinear",
@@ -298,5 +298,6 @@ def _make_mixer(method: Temporal) -> nn.Module:
 
 def rebuild_temporal_head(method: Temporal, config: Mapping[str, Any]) -> TemporalHead:
     """Rebuild the network, whose weights the caller then replaces."""
-    base = DETECTORS.build(config["method"]).rebuild(int(config["pixels"]), config["kept"])
+    detector = IMAGE_DETECTORS.build(config["method"])
+    base = detector.rebuild(int(config["image_size"]), config["network_config"])
     return TemporalHead(base, method, config)

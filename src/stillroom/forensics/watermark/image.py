@@ -149,7 +149,7 @@ class ImageWatermark:
                 "the watermark cannot be read back from this image",
                 code="forensics.mark-failed",
                 expected="an image with structure or headroom (not all black or white)",
-                next="remove the image, or lower marking.psnr",
+                next="remove the image, or lower watermark.psnr",
             )
         return marked
 

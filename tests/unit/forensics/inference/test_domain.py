@@ -12,20 +12,19 @@ from tests.unit.forensics.conftest import widen
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
 from stillroom.forensics.inference.domain import (
-    IMAGE_FEATURES,
     FeatureDistribution,
     FileTraits,
     TrainingDomain,
     find_distance_limit,
     fit_distribution,
-    is_grayscale,
-    measure_image,
 )
+from stillroom.forensics.inference.results import TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
 from stillroom.forensics.interfaces import AUDIO_FORGERIES, IMAGE_FORGERIES
-from stillroom.forensics.media.augmentation import match_loudness
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import preserve_grayscale
+from stillroom.forensics.modalities.audio import match_loudness
+from stillroom.forensics.modalities.image import ImageModality, is_grayscale, measure_image
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.training.pairs import forge_pair
@@ -33,15 +32,14 @@ from stillroom.recipes import parse_recipe
 
 LEARN = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 1
-size: 128
-detector:
-  known: {{manifest: {manifest}, basis: drawn}}
-  model: {{name: spectral, radii: 8, bands: 4}}
-  pixels: 32
-  train: {{steps: 10, batch_size: 6, threads: 1}}
-  views: {{jpeg: {jpeg}}}
+model: {{name: spectral, radii: 8, bands: 4}}
+data: {{type: benchmark, manifest: {manifest}, basis: drawn}}
+face_size: 128
+image_size: 32
+augmentation: {{jpeg_probability: {jpeg}}}
+train: {{steps: 10, batch_size: 6, threads: 1}}
 """
 
 
@@ -160,13 +158,10 @@ def test_a_leaking_set_marks_every_verdict(leaking):
         assert "colours" in finding.verdict
 
 
-def test_a_detector_of_before_says_nothing(trained, tmp_path):
+def test_a_detector_without_a_domain_says_nothing(trained, tmp_path):
     detector = TrainedDetector.open(trained)
-    write_detector(tmp_path, detector.network, replace(detector.metadata, domain=None))
-    config = json.loads((tmp_path / "config.json").read_text())
-    for key in ("domain", "audit", "learned"):
-        config["stillroom_detector"].pop(key)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    nothing = {"domain": None, "audit": {}, "training_set": TrainingSetInfo()}
+    write_detector(tmp_path, detector.network, replace(detector.metadata, **nothing))
     finding = judged(TrainedDetector.open(tmp_path), grey(draw_face(10, 1, 128).image))
     assert "its training domain was not stored" in finding.verdict
     assert "a set that is not named" in finding.line()
@@ -188,14 +183,14 @@ def test_a_forgery_of_a_grey_face_is_grey(name, faces):
 
 def test_loudness_and_offset_do_not_tell_a_forged_sound():
     wave = draw_voice(3, 0, 1.0)
-    wave = replace(wave, values=wave.values * np.float32(0.5) + np.float32(0.1))
+    wave = replace(wave, samples=wave.samples * np.float32(0.5) + np.float32(0.1))
     method = AUDIO_FORGERIES.build("source_filter")
     forged = match_loudness(method.forge([wave], np.random.default_rng(0)))
-    size = [float(np.sqrt(np.mean(one**2))) for one in (forged.values, forged.twin)]
+    size = [float(np.sqrt(np.mean(one**2))) for one in (forged.samples, forged.twin)]
     assert size[0] == pytest.approx(size[1], rel=1e-3)
-    assert abs(forged.values.mean()) < 1e-4
+    assert abs(forged.samples.mean()) < 1e-4
     assert abs(forged.twin.mean()) < 1e-4
-    assert max(np.abs(forged.values).max(), np.abs(forged.twin).max()) <= 1
+    assert max(np.abs(forged.samples).max(), np.abs(forged.twin).max()) <= 1
 
 
 def test_a_limit_holds_for_people_that_did_not_set_it():
@@ -261,9 +256,11 @@ def test_a_domain_is_stored_and_read_whole():
 
 def test_looks_tell_tone_colour_and_detail_apart(faces):
     image = faces[0].image
-    plain = dict(zip(IMAGE_FEATURES, measure_image(image), strict=True))
-    dark = dict(zip(IMAGE_FEATURES, measure_image(image // 2), strict=True))
-    soft = dict(zip(IMAGE_FEATURES, measure_image(cv2.GaussianBlur(image, (0, 0), 2)), strict=True))
+    plain = dict(zip(ImageModality.features, measure_image(image), strict=True))
+    dark = dict(zip(ImageModality.features, measure_image(image // 2), strict=True))
+    soft = dict(
+        zip(ImageModality.features, measure_image(cv2.GaussianBlur(image, (0, 0), 2)), strict=True)
+    )
     assert dark["brightness"] < plain["brightness"]
     assert soft["detail at a scale of 1"] < plain["detail at a scale of 1"] - 0.5
     assert is_grayscale(grey(image))

@@ -11,6 +11,8 @@ from tests.contracts.sources import PACKAGE, tree_of
 
 from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.forensics.c2pa.credentials import read_credentials
+from stillroom.forensics.jobs.audio_set import AudioSetRecipe
+from stillroom.forensics.jobs.image_set import ImageSetRecipe
 from stillroom.forensics.labeling.dataset_writer import MANIFEST, find_unmarked_files
 from stillroom.forensics.labeling.lab import Ledger, has_lab, open_lab
 from stillroom.forensics.labeling.lookup import look_up_file
@@ -21,7 +23,6 @@ from stillroom.forensics.labeling.writers import (
     read_image,
 )
 from stillroom.forensics.media.transforms import compress_jpeg
-from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.forensics.synthesis.consent import Consent, write_consent
 from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.recipes import parse_recipe
@@ -56,7 +57,7 @@ IN_MEMORY = {
     # rest is decoded again.
     "labeling/writers.py": {"save", "open", "writeframes"},
     "benchmark/robustness.py": {"save"},
-    "media/augmentation.py": {"open", "add_stream", "mux"},
+    "modalities/audio.py": {"open", "add_stream", "mux"},
     "media/video.py": {"open", "add_stream", "mux"},
 }
 
@@ -141,9 +142,12 @@ def test_an_unsigned_file_is_never_written(lab, faces, tmp_path, monkeypatch):
 
 
 def test_no_setting_of_any_recipe_switches_a_mark_off():
-    with pytest.raises(ValueError, match="extra"):
-        ForensicsRecipe.model_validate({"marking": {"watermark": False}})
-    assert set(ForensicsRecipe.model_fields["marking"].annotation.model_fields) == {"psnr"}
+    for recipe, setting in ((ImageSetRecipe, "psnr"), (AudioSetRecipe, "snr")):
+        with pytest.raises(ValueError, match="extra"):
+            recipe.model_validate({"watermark": {"enabled": False}})
+        with pytest.raises(ValueError, match="watermark"):
+            recipe.model_validate({"watermark": False})
+        assert set(recipe.model_fields["watermark"].annotation.model_fields) == {setting}
 
 
 def name_of(call):
@@ -353,13 +357,17 @@ class TestConsent:
         assert not (tmp_path / "c.json").exists()
 
     def test_a_folder_needs_someone_who_answers(self):
-        for text in ("{folder: people}", "{synthetic_source: a generator}"):
+        for text in (
+            "{type: people, folder: x}",
+            "{type: synthetic, generator: a generator}",
+            "{folder: x}",
+        ):
             with pytest.raises(RecipeError) as caught:
-                parse_recipe(f"version: 1\nkind: forensics\nfaces: {text}\n", "test")
+                parse_recipe(f"version: 1\nkind: forensics.image_set\nfaces: {text}\n", "test")
             assert caught.value.code == "forensics.whose-faces"
 
     def test_faces_are_drawn_by_default(self):
-        assert ForensicsRecipe().faces.folder is None
+        assert ImageSetRecipe().faces.type == "drawn"
 
 
 def test_a_lab_without_its_key_makes_nothing(tmp_path):

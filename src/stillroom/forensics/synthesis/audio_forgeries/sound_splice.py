@@ -37,7 +37,7 @@ class SoundSplice(AudioForgery):
 
         from stillroom.forensics.media.audio import SAMPLE_RATE, fit_length
 
-        target, source = waves[0].values, waves[1].values
+        target, source = waves[0].samples, waves[1].samples
         longest = min(self.most_s * SAMPLE_RATE, 0.8 * len(target))
         count = max(int(rng.uniform(min(self.least_s * SAMPLE_RATE, longest), longest)), 16)
         start = int(rng.integers(len(target) - count + 1))

@@ -44,7 +44,7 @@ class SourceFilter(AudioForgery):
 
         from stillroom.forensics.media.audio import compute_stft, invert_stft, normalize_peak
 
-        real = waves[0].values
+        real = waves[0].samples
         magnitude = np.abs(compute_stft(real, _LENGTH, _HOP)) + 1e-6
         cepstrum = np.fft.irfft(np.log(magnitude))
         cepstrum[:, self.detail : _LENGTH - self.detail + 1] = 0

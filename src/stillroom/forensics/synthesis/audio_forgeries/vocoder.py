@@ -42,7 +42,7 @@ class Vocoder(AudioForgery):
         )
 
         length, hop = 1024, 256
-        real = waves[0].values
+        real = waves[0].samples
         filters = make_mel_filterbank(self.bands, length)
         mel = np.abs(compute_stft(real, length, hop)) @ filters.T
         weight = np.maximum(filters.sum(axis=0), 1e-6)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Effort"]
 
 
-class Effort(Detector):
+class Effort(ImageDetector):
     """A vision model trained in the smallest singular directions of its attention."""
 
     paper: ClassVar[str] = "arXiv:2411.15633"
@@ -37,13 +37,13 @@ class Effort(Detector):
     orthogonality: float = Field(default=1.0, ge=0, description="weight of the orthonormality loss")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.models.encoders.vision import load_vision
 
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.models.encoders.vision import build_vision
 
         return self._tune(build_vision(config))

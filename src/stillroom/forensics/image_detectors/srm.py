@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector, PretrainedWeights
+from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Srm"]
 
 
-class Srm(Detector):
+class Srm(ImageDetector):
     """High-pass residuals and pixels in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.12376"
@@ -38,7 +38,7 @@ class Srm(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import NoiseResidual, TwoStreamNetwork
         from stillroom.forensics.networks.interfaces import Backbone
 

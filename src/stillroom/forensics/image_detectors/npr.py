@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Npr"]
 
 
-class Npr(Detector):
+class Npr(ImageDetector):
     """Differences of neighboring pixels with a short residual network."""
 
     paper: ClassVar[str] = "arXiv:2312.10461"
@@ -32,7 +32,7 @@ class Npr(Detector):
     width: int = Field(default=64, ge=8, le=64, description="channels of the first stage")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import (
             NeighborResidual,
             ShortResNet,

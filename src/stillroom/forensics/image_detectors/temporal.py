@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Temporal"]
 
 
-class Temporal(Detector):
+class Temporal(ImageDetector):
     """A temporal network over the frame features of a trained image detector."""
 
     paper: ClassVar[str] = "arXiv:1905.00582"
@@ -46,13 +46,13 @@ class Temporal(Detector):
         return self.frames
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.inference.trained_detector import build_temporal_head
 
-        return build_temporal_head(self, Path(self.checkpoint), pixels)
+        return build_temporal_head(self, Path(self.checkpoint), input_size)
 
     @override
-    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import rebuild_temporal_head
 
         return rebuild_temporal_head(self, config)

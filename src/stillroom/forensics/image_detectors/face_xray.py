@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector, PretrainedWeights
+from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["FaceXray"]
 
 
-class FaceXray(Detector):
+class FaceXray(ImageDetector):
     """A map of blending boundaries, and a classifier on it."""
 
     paper: ClassVar[str] = "arXiv:1912.13458"
@@ -36,7 +36,7 @@ class FaceXray(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import FaceXrayNetwork
 
         return FaceXrayNetwork(self.backbone, self.weights, self.map_weight)

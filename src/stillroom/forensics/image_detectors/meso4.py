@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Meso4"]
 
 
-class Meso4(Detector):
+class Meso4(ImageDetector):
     """Four convolutions, published for faces of 256 pixels."""
 
     paper: ClassVar[str] = "arXiv:1809.00888"
@@ -30,7 +30,7 @@ class Meso4(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import MesoNet
 
-        return MesoNet(pixels)
+        return MesoNet(input_size)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector, PretrainedWeights
+from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Spsl"]
 
 
-class Spsl(Detector):
+class Spsl(ImageDetector):
     """Pixels and their phase spectrum in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.01856"
@@ -34,7 +34,7 @@ class Spsl(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import PhaseImage, TwoStreamNetwork
         from stillroom.forensics.networks.interfaces import Backbone
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import AudioDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Lfcc"]
 
 
-class Lfcc(Detector):
+class Lfcc(AudioDetector):
     """Linear-frequency cepstral coefficients with a light network."""
 
     paper: ClassVar[str] = "arXiv:1904.05576"
-    is_audio: ClassVar[bool] = True
     limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the vocoders it learned from; of another vocoder, or in a room "
         "with an echo, its scores say little.",
@@ -34,7 +33,7 @@ class Lfcc(Detector):
     filters: int = Field(default=20, ge=8, le=128, description="linear filters, and coefficients")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.audio import LfccNetwork
 
         return LfccNetwork(self.width, self.filters)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import AudioDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Aasist"]
 
 
-class Aasist(Detector):
+class Aasist(AudioDetector):
     """Graph attention over frequency and time on the raw waveform."""
 
     paper: ClassVar[str] = "arXiv:2110.01200"
-    is_audio: ClassVar[bool] = True
     limitations: ClassVar[tuple[str, ...]] = (
         "It knows the generators it learned from; its published weights know those of 2019, on "
         "studio recordings.",
@@ -40,11 +39,11 @@ class Aasist(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.audio import AasistNetwork
 
         return AasistNetwork(self.size, as_released=self.as_released)
 
     @override
-    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
-        return self.build(pixels)
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
+        return self.build(input_size)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stillroom.errors import CheckpointError
-from stillroom.forensics.interfaces import DETECTORS
+from stillroom.forensics.interfaces import IMAGE_DETECTORS
 from stillroom.forensics.networks.cnn_streams import (
     FrequencyBands,
     NeighborResidual,
@@ -96,13 +96,11 @@ def test_boundary_lies_where_a_mask_is_half():
     assert compute_boundary(masks).flatten().tolist() == [0.0, 0.75, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("name", DETECTORS.names())
+@pytest.mark.parametrize("name", IMAGE_DETECTORS.names())
 def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
-    method = DETECTORS.get(name)
+    method = IMAGE_DETECTORS.get(name)
     if any(info.is_required() for info in method.model_fields.values()):
         pytest.skip("it needs a checkpoint; see its own test")
-    if method.is_audio:
-        pytest.skip("it judges sounds; see its own test")
     small = {
         key: value
         for key, value in (("weights", "none"), ("width", 8))
@@ -122,15 +120,15 @@ def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
 
 def test_an_unknown_backbone_is_named():
     with pytest.raises(CheckpointError, match="timm has no network 'mine'") as caught:
-        DETECTORS.build({"name": "cnn", "backbone": "mine"}).build(64)
+        IMAGE_DETECTORS.build({"name": "cnn", "backbone": "mine"}).build(64)
     assert caught.value.code == "forensics.backbone"
     with pytest.raises(CheckpointError, match="no known package provides"):
-        DETECTORS.build({"name": "cnn", "backbone": "resnet18"}).build(64)
+        IMAGE_DETECTORS.build({"name": "cnn", "backbone": "resnet18"}).build(64)
 
 
 def test_imagenet_weights_land_in_their_places():
-    plain = DETECTORS.build("cnn").build(64)
-    noise = DETECTORS.build("srm").build(64)
+    plain = IMAGE_DETECTORS.build("cnn").build(64)
+    noise = IMAGE_DETECTORS.build("srm").build(64)
     stem = plain.body.body.conv_stem.weight
     assert torch.equal(noise.body.body.conv_stem.weight[:, :3], stem)
     assert torch.allclose(noise.body.body.conv_stem.weight[:, 3], stem.mean(1))

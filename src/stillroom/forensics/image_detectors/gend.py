@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Gend"]
 
 
-class Gend(Detector):
+class Gend(ImageDetector):
     """A vision model with trainable layer norms."""
 
     paper: ClassVar[str] = "arXiv:2508.06248"
@@ -36,13 +36,13 @@ class Gend(Detector):
     uniformity: float = Field(default=0.5, ge=0, description="weight of the uniformity loss")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.models.encoders.vision import load_vision
 
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.models.encoders.vision import build_vision
 
         return self._tune(build_vision(config))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Spectral"]
 
 
-class Spectral(Detector):
+class Spectral(ImageDetector):
     """A linear classifier on spectra of the whole image."""
 
     paper: ClassVar[str] = "arXiv:1911.00686"
@@ -34,7 +34,7 @@ class Spectral(Detector):
     bands: int = Field(default=12, ge=2, le=64, description="DCT bands per side")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import SpectrumClassifier
 
-        return SpectrumClassifier(pixels, self.radii, self.bands)
+        return SpectrumClassifier(input_size, self.radii, self.bands)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector, PretrainedWeights
+from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["F3net"]
 
 
-class F3net(Detector):
+class F3net(ImageDetector):
     """DCT bands, each as an image."""
 
     paper: ClassVar[str] = "arXiv:2007.09355"
@@ -34,9 +34,9 @@ class F3net(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.cnn_streams import FrequencyBands, TwoStreamNetwork
         from stillroom.forensics.networks.interfaces import Backbone
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
-        return TwoStreamNetwork(body, front_end=FrequencyBands(pixels))
+        return TwoStreamNetwork(body, front_end=FrequencyBands(input_size))
