@@ -15,18 +15,23 @@ from stillroom.recipes import Reference, Settings
 from stillroom.train.settings import TrainSettings
 
 __all__ = [
+    "AttackSettings",
     "AudioAugmentation",
     "DetectorSource",
     "DrawnSource",
+    "EotJpegAttack",
     "FaceMargin",
+    "FgsmAttack",
     "FitSettings",
     "ImageAugmentation",
     "LicensedSource",
     "PeopleFaces",
     "PeopleSource",
+    "PgdAttack",
     "SetFaces",
     "SetVoices",
     "SplitSettings",
+    "SquareAttack",
     "SyntheticFaces",
     "SyntheticSource",
 ]
@@ -223,3 +228,38 @@ class AudioAugmentation(Settings):
     codec_probability: float = Field(
         default=0.5, ge=0, le=1, description="share of pairs that are encoded as MP3 or AAC"
     )
+
+
+class FgsmAttack(Settings):
+    """One step along the sign of the gradient."""
+
+    name: Literal["fgsm"] = Field(default="fgsm", description="one step along the gradient")
+
+
+class PgdAttack(Settings):
+    """Several steps along the sign of the gradient, from a random start."""
+
+    name: Literal["pgd"] = Field(default="pgd", description="several steps along the gradient")
+    steps: int = Field(default=20, ge=1, le=1000, description="number of steps")
+
+
+class SquareAttack(Settings):
+    """Random search over scores alone."""
+
+    name: Literal["square"] = Field(default="square", description="random search over scores")
+    queries: int = Field(
+        default=200, ge=1, le=100_000, description="maximum number of score queries"
+    )
+
+
+class EotJpegAttack(Settings):
+    """Several steps along the gradient through JPEG compression."""
+
+    name: Literal["eot_jpeg"] = Field(
+        default="eot_jpeg", description="several steps along the gradient through JPEG"
+    )
+    steps: int = Field(default=20, ge=1, le=1000, description="number of steps")
+
+
+AttackSettings = FgsmAttack | PgdAttack | SquareAttack | EotJpegAttack
+"""An adversarial attack on an image detector."""

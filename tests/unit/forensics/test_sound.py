@@ -366,7 +366,7 @@ version: 1
 kind: forensics.audio_detector
 seed: 2
 model: {name: lfcc, width: 4}
-forgeries: [{name: vocoder, rounds: 2}]
+forgeries: [{name: vocoder, iterations: 2}]
 count: 18
 seconds: 0.5
 split: {test: 0.3, validation: 0.35}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.forensics.provenance import trust_options
 from stillroom.cli.options import (
     FiniteFloatRange,
     debug_option,
@@ -30,20 +31,8 @@ Examples:
 """,
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
-@click.option(
-    "--interim", type=existing_path, multiple=True, help="Interim C2PA trust list, as PEM."
-)
+@trust_options
 @click.option("--html", type=existing_path, help="Write a self-contained HTML page.")
-@click.option("--remote", is_flag=True, help="Fetch remote manifests; needs the network.")
 @click.option(
     "--detector",
     "detectors",

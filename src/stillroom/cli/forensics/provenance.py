@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -14,8 +16,27 @@ __all__ = [
     "init_ca_command",
     "provenance_group",
     "sign_command",
+    "trust_options",
     "verify_command",
 ]
+
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def trust_options(function: CommandT) -> CommandT:
+    """Add --trust, --official, --interim and --remote: how credentials are verified."""
+    lists = {
+        "--interim": "Interim C2PA trust list, frozen at the start of 2026, as PEM.",
+        "--official": "Official C2PA trust list, as PEM.",
+        "--trust": "Certificate authorities that you trust, as PEM.",
+    }
+    function = click.option(
+        "--remote", is_flag=True, help="Fetch remote manifests and query OCSP; needs the network."
+    )(function)
+    for name, text in lists.items():
+        function = click.option(name, type=existing_path, multiple=True, help=text)(function)
+    return function
 
 
 @click.group(
@@ -139,26 +160,7 @@ Examples:
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
-@click.option(
-    "--interim",
-    type=existing_path,
-    multiple=True,
-    help="Interim C2PA trust list, frozen at the start of 2026, as PEM.",
-)
-@click.option(
-    "--remote",
-    is_flag=True,
-    help="Fetch remote manifests and query OCSP; needs the network.",
-)
+@trust_options
 @json_option
 @debug_option
 def verify_command(

@@ -238,7 +238,7 @@ TREATMENTS: dict[str, Treatment] = {
     "resize": _resize,
     "blur": _blur,
     "noise": _noise,
-    "colour": _color,
+    "color": _color,
     "crop": _crop,
     "rotation": _rotate,
     "screenshot": _screenshot,

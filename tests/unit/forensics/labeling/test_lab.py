@@ -358,9 +358,13 @@ class TestConsent:
 
     def test_a_folder_needs_someone_who_answers(self):
         for text in (
-            "{type: people, folder: x}",
+            "{folder: people}",
+            "{generator: a generator}",
+            "{type: people, folder: people}",
+            "{type: licensed, folder: people, basis: a license}",
             "{type: synthetic, generator: a generator}",
-            "{folder: x}",
+            "{type: synthetic, folder: people, generator: a generator, consent: c.json}",
+            "{type: drawn, folder: people}",
         ):
             with pytest.raises(RecipeError) as caught:
                 parse_recipe(f"version: 1\nkind: forensics.image_set\nfaces: {text}\n", "test")
