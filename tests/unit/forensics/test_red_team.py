@@ -15,9 +15,10 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.c2pa.signature import sign_file
 from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.report_page import render_check_page
-from stillroom.forensics.labeling.signature import sign_file
+from stillroom.forensics.labeling.lookup import refuse_lab_file
 from stillroom.forensics.labeling.writers import (
     IMAGE_LABELS,
     GeneratedImage,
@@ -238,7 +239,9 @@ def test_a_stripped_forgery_is_not_signed_as_if_nothing_were_known(forgery, tmp_
 def test_other_peoples_files_are_signed_as_before(tmp_path, faces):
     init_ca(tmp_path / "ca")
     Image.fromarray(faces[3].image).save(tmp_path / "plain.png")
-    found = sign_file(tmp_path / "plain.png", tmp_path / "signed.png", tmp_path / "ca")
+    found = sign_file(
+        tmp_path / "plain.png", tmp_path / "signed.png", tmp_path / "ca", refuse=refuse_lab_file
+    )
     assert found.integrity == "intact"
 
 

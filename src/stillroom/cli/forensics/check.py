@@ -77,10 +77,10 @@ def check_command(
     low. Exit code 1 if a file could not be checked, or there was none; the others are checked
     nevertheless.
     """
+    from stillroom.forensics.c2pa.signature import open_trust_lists
     from stillroom.forensics.check.check import FileCheckTask, check_files, list_media
     from stillroom.forensics.check.report_page import render_check_page
     from stillroom.forensics.labeling.lab import has_lab, open_lab
-    from stillroom.forensics.labeling.signature import open_trust_lists
     from stillroom.jobs import atomic_write
     from stillroom.jobs.engines import open_engine
 

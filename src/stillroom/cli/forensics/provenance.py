@@ -139,10 +139,17 @@ def sign_command(
     file: Path, ca: Path, out: Path, title: str, made_by: str, timestamp_url: str, as_json: bool
 ) -> None:
     """Sign a file with content credentials."""
-    from stillroom.forensics.labeling.signature import sign_file
+    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     verification = sign_file(
-        file, out, ca, title=title or file.name, made_by=made_by, timestamp_url=timestamp_url
+        file,
+        out,
+        ca,
+        refuse=refuse_lab_file,
+        title=title or file.name,
+        made_by=made_by,
+        timestamp_url=timestamp_url,
     )
     if as_json:
         print_json({"file": str(out), **verification.to_json()})
@@ -179,12 +186,13 @@ def verify_command(
     """
     from stillroom.errors import StillroomError
     from stillroom.forensics.c2pa.credentials import verify_file
+    from stillroom.forensics.c2pa.signature import open_trust_lists
     from stillroom.forensics.labeling.lab import has_lab, open_lab
-    from stillroom.forensics.labeling.signature import open_trust_lists
     from stillroom.jobs import escape_line
 
     lab = open_lab() if has_lab() else None
-    lists = open_trust_lists(official=official, interim=interim, user=trust, lab=lab)
+    own = lab.trust if lab else None
+    lists = open_trust_lists(official=official, interim=interim, user=trust, lab=own)
     results, failed = {}, False
     for file in files:
         try:
