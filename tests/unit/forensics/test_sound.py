@@ -22,7 +22,7 @@ from stillroom.forensics.inference.conversion import import_aasist
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.tracks import score_recording
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.interfaces import AUDIO_FORGERIES
+from stillroom.forensics.interfaces import AUDIO_DETECTORS, AUDIO_FORGERIES
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.lookup import look_up_file
 from stillroom.forensics.labeling.writers import AUDIO_LABELS, GeneratedAudio, LabeledAudioWriter
@@ -36,7 +36,6 @@ from stillroom.forensics.media.audio import (
     resample,
 )
 from stillroom.forensics.modalities.audio import AudioModality, add_noise, apply_audio_codec
-from stillroom.forensics.networks.audio import AasistNetwork, LfccFrontend, LfccNetwork
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.watermark.audio import AudioWatermark, measure_snr
 from stillroom.recipes import parse_recipe
@@ -484,7 +483,7 @@ def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeyp
 
 
 def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
-    front = LfccFrontend(20)
+    front = AUDIO_DETECTORS.build("lfcc").build(8000).front
     waves = torch.randn(1, 8000, generator=torch.Generator().manual_seed(1)) * 0.1
     one, other = front(waves), front(waves * 2)
     assert torch.allclose(one[:, 0, 1:], other[:, 0, 1:], atol=1e-3)
@@ -494,11 +493,11 @@ def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
 
 
 @pytest.mark.parametrize(
-    "network", [LfccNetwork(4, 20), AasistNetwork("tiny")], ids=["lfcc", "aasist"]
+    "method", [{"name": "lfcc", "width": 4}, {"name": "aasist", "size": "tiny"}], ids=str
 )
-def test_one_sound_is_judged_as_in_a_batch(network):
+def test_one_sound_is_judged_as_in_a_batch(method):
     waves = torch.randn(2, 8000, generator=torch.Generator().manual_seed(3)) * 0.1
-    network.eval()
+    network = AUDIO_DETECTORS.build(method).build(8000).eval()
     with torch.inference_mode():
         both, one = network.forward_features(waves), network.forward_features(waves[:1])
     assert both.logits.shape == (2,)
@@ -507,7 +506,7 @@ def test_one_sound_is_judged_as_in_a_batch(network):
 
 @pytest.mark.parametrize(("size", "wanted"), [("full", 297_866), ("light", 85_306)])
 def test_aasist_has_the_papers_number_of_weights(size, wanted):
-    network = AasistNetwork(size)
+    network = AUDIO_DETECTORS.build({"name": "aasist", "size": size}).build(8000)
     second_output = network.head.in_features + 1  # theirs has two
     assert sum(value.numel() for value in network.parameters()) + second_output == wanted
 
@@ -543,7 +542,8 @@ def candidates(ours):
 def test_published_weights_of_aasist_are_turned_round(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = AasistNetwork("light", as_released=True)
+        method = {"name": "aasist", "size": "light", "as_released": True}
+        network = AUDIO_DETECTORS.build(method).build(8000)
     torch.save(as_published(network, bona_fide=3.0), tmp_path / "AASIST-L.pth")
     import_aasist(tmp_path / "AASIST-L.pth", tmp_path / "out")
     detector = TrainedDetector.open(tmp_path / "out", device="cpu")

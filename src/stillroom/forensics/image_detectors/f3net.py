@@ -15,6 +15,8 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = ["F3net"]
@@ -35,8 +37,44 @@ class F3net(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.cnn_streams import FrequencyBands, TwoStreamNetwork
         from stillroom.forensics.networks.interfaces import Backbone
+        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
-        return TwoStreamNetwork(body, front_end=FrequencyBands(input_size))
+        return TwoStreamNetwork(body, front_end=_make_frequency_bands(input_size))
+
+
+def _make_frequency_bands(pixels: int) -> nn.Module:
+    """Return a front end: low, middle, high and full band of the DCT, each as an image.
+
+    Each band's filter is fixed plus a learned part within (-1, 1); the output is (B, 12, H, W).
+    """
+    import torch
+    from torch import nn
+
+    from stillroom.forensics.networks.interfaces import Normalize
+    from stillroom.forensics.networks.two_stream import make_dct_matrix
+
+    class FrequencyBands(nn.Module):
+        cosine: Tensor
+        bands: Tensor
+
+        def __init__(self, pixels: int) -> None:
+            super().__init__()
+            self.register_buffer("cosine", make_dct_matrix(pixels), persistent=False)
+            index = torch.arange(pixels)
+            total = index[:, None] + index[None]
+            edges = ((0.0, pixels / 2.82), (pixels / 2.82, pixels / 2), (pixels / 2, 2.0 * pixels))
+            fixed = [((total >= low) & (total < high)).float() for low, high in edges]
+            self.register_buffer("bands", torch.stack([*fixed, torch.ones_like(fixed[0])]), False)
+            self.learned = nn.Parameter(torch.randn(4, pixels, pixels) * 0.1)
+            self.normalize = Normalize()
+
+        def forward(self, images: Tensor) -> Tensor:
+            coefficients = self.cosine @ self.normalize(images) @ self.cosine.T  # (B, 3, H, W)
+            filters = self.bands + torch.tanh(self.learned / 2)  # 2 sigmoid(w) - 1
+            split = coefficients[:, None] * filters[None, :, None]  # (B, 4, 3, H, W)
+            back = self.cosine.T @ split @ self.cosine
+            return torch.flatten(back, 1, 2)  # (B, 12, H, W)
+
+    return FrequencyBands(pixels)

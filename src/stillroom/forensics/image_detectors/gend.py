@@ -18,10 +18,14 @@ from stillroom.forensics.interfaces import ImageDetector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from stillroom.forensics.networks.interfaces import DetectorNetwork
     from stillroom.models.encoders.vision import VisionModel
 
 __all__ = ["Gend"]
+
+_LEAST = 1e-12
 
 
 class Gend(ImageDetector):
@@ -48,13 +52,48 @@ class Gend(ImageDetector):
         return self._tune(build_vision(config))
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
-        from stillroom.forensics.networks.vision_backbone import (
-            VisionBackbone,
-            unfreeze_layer_norms,
-        )
+        from stillroom.forensics.networks.interfaces import DetectorOutput
+        from stillroom.forensics.networks.vision_backbone import VisionBackbone
 
-        tower = VisionBackbone(
-            vision, to_sphere=True, alignment=self.alignment, uniformity=self.uniformity
-        )
-        unfreeze_layer_norms(tower.tower)
-        return tower
+        alignment, uniformity = self.alignment, self.uniformity
+
+        class GendNetwork(VisionBackbone):
+            def loss(
+                self, judged: DetectorOutput, labels: Tensor, masks: Tensor
+            ) -> tuple[Tensor, dict[str, float]]:
+                total, parts = super().loss(judged, labels, masks)
+                if not alignment and not uniformity:
+                    return total, parts
+                count = len(labels)
+                near, spread = _sphere_losses(judged.features, labels)
+                total = total + count * (alignment * near + uniformity * spread)
+                return total, {**parts, "alignment": float(near.detach()) * count}
+
+        network = GendNetwork(vision, to_sphere=True)
+        _unfreeze_layer_norms(network.tower)
+        return network
+
+
+def _unfreeze_layer_norms(module: nn.Module) -> int:
+    """Unfreeze scale and shift of every layer norm; return the number of parameters."""
+    from torch import nn
+
+    count = 0
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm) or type(part).__name__.endswith("RMSNorm"):
+            for value in part.parameters(recurse=False):
+                value.requires_grad_(True)
+                count += value.numel()
+    return count
+
+
+def _sphere_losses(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alignment of pairs of one label, and uniformity, of unit vectors (B, D)."""
+    import torch
+
+    squared_distance = torch.cdist(features, features).square()
+    off_diagonal = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    same = (labels[:, None] == labels[None]) & off_diagonal
+    near = (squared_distance * same).sum() / same.sum().clamp(min=1)
+    spread = ((-2 * squared_distance).exp() * off_diagonal).sum() / off_diagonal.sum().clamp(min=1)
+    return near, (spread + _LEAST).log()

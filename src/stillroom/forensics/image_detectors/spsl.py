@@ -15,9 +15,11 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stillroom.forensics.networks.interfaces import DetectorNetwork
 
-__all__ = ["Spsl"]
+__all__ = ["Spsl", "compute_phase_image"]
 
 
 class Spsl(ImageDetector):
@@ -35,9 +37,22 @@ class Spsl(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.cnn_streams import PhaseImage, TwoStreamNetwork
-        from stillroom.forensics.networks.interfaces import Backbone
+        from stillroom.forensics.networks.interfaces import Backbone, Function
+        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 
-        return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=4), extra=PhaseImage()
-        )
+        body = Backbone(self.backbone, self.weights, channels=4)
+        return TwoStreamNetwork(body, extra=Function(compute_phase_image))
+
+
+def compute_phase_image(images: Tensor) -> Tensor:
+    """Return the luma with all spectral amplitudes 1, scaled to unit deviation; (B, 1, H, W)."""
+    import math
+
+    import torch
+
+    from stillroom.forensics.networks.interfaces import to_grayscale
+
+    spectrum = torch.fft.fft2(to_grayscale(images).float())
+    phase = torch.polar(torch.ones_like(spectrum.real), spectrum.angle())
+    image: Tensor = torch.fft.ifft2(phase).real
+    return image * math.sqrt(images.shape[-1] * images.shape[-2])

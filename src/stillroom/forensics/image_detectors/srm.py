@@ -8,6 +8,7 @@ network instead of a second stream with attention.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -16,9 +17,36 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stillroom.forensics.networks.interfaces import DetectorNetwork
 
-__all__ = ["Srm"]
+__all__ = ["Srm", "compute_noise_residuals"]
+
+_FILTERS = (
+    (
+        (0, 0, 0, 0, 0),
+        (0, -1, 2, -1, 0),
+        (0, 2, -4, 2, 0),
+        (0, -1, 2, -1, 0),
+        (0, 0, 0, 0, 0),
+    ),
+    (
+        (-1, 2, -2, 2, -1),
+        (2, -6, 8, -6, 2),
+        (-2, 8, -12, 8, -2),
+        (2, -6, 8, -6, 2),
+        (-1, 2, -2, 2, -1),
+    ),
+    (
+        (0, 0, 0, 0, 0),
+        (0, 0, 0, 0, 0),
+        (0, 1, -2, 1, 0),
+        (0, 0, 0, 0, 0),
+        (0, 0, 0, 0, 0),
+    ),
+)
+_SCALES = (4.0, 12.0, 2.0)
 
 
 class Srm(ImageDetector):
@@ -39,9 +67,26 @@ class Srm(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.cnn_streams import NoiseResidual, TwoStreamNetwork
-        from stillroom.forensics.networks.interfaces import Backbone
+        from stillroom.forensics.networks.interfaces import Backbone, Function
+        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 
-        return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=6), extra=NoiseResidual(self.limit)
-        )
+        residuals = Function(partial(compute_noise_residuals, limit=self.limit))
+        return TwoStreamNetwork(Backbone(self.backbone, self.weights, channels=6), extra=residuals)
+
+
+def compute_noise_residuals(images: Tensor, limit: float) -> Tensor:
+    """Return three high-pass residuals of the luma, clipped, in [-1, 1]; (B, 3, H, W).
+
+    Args:
+        images: Images (B, 3, H, W) in [0, 1].
+        limit: Clipping of residuals, in levels of 8 bits.
+    """
+    import torch
+    from torch.nn import functional
+
+    from stillroom.forensics.networks.interfaces import to_grayscale
+
+    kernels = torch.tensor(_FILTERS) / torch.tensor(_SCALES)[:, None, None]
+    kernels = kernels[:, None].float().to(images.device)
+    gray = functional.pad(to_grayscale(images) * 255, (2, 2, 2, 2), mode="reflect")
+    return functional.conv2d(gray, kernels).clamp(-limit, limit) / limit

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +30,14 @@ from stillroom.forensics.modalities.audio import AudioModality
 from stillroom.forensics.modalities.image import ImageModality, is_grayscale
 from stillroom.forensics.modalities.interfaces import Modality
 from stillroom.forensics.networks.interfaces import DetectorNetwork, record_activations
-from stillroom.forensics.networks.vision_backbone import TemporalHead
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.registry import Registry
-
-if TYPE_CHECKING:
-    from stillroom.forensics.image_detectors.temporal import Temporal
 
 __all__ = [
     "CONFIG_KEY",
     "DetectorMetadata",
     "ScoredBatch",
     "TrainedDetector",
-    "build_temporal_head",
     "explain_instability",
     "load_initial_weights",
     "write_detector",
@@ -433,33 +428,3 @@ def load_initial_weights(path: Path, method: Detector, network: DetectorNetwork)
             next="name the same method with the same sizes, or use it as teacher",
         )
     network.load_state_dict(weights)
-
-
-def build_temporal_head(method: Temporal, path: Path, image_size: int) -> TemporalHead:
-    """Build a new temporal head on a trained detector.
-
-    Raises:
-        CheckpointError: If ``path`` is not a detector.
-        DataError: If its input size differs, or it is temporal itself.
-    """
-    base = TrainedDetector.open(path, device="cpu")
-    read = base.image_input
-    if read.image_size != image_size or read.num_frames != 1:
-        raise DataError(
-            f"{path} is a detector of {read.num_frames} frame of {read.image_size} pixels",
-            code="forensics.other-detector",
-            where="model.checkpoint",
-            expected=f"a detector of single images of {image_size} pixels",
-            next=f"set image_size: {read.image_size}, or train one of {image_size}",
-        )
-    with torch.inference_mode():
-        features = base.network.forward_features(torch.zeros(1, *read.input_shape)).features
-    config = {
-        "method": base.metadata.method.model_dump(mode="json"),
-        "image_size": image_size,
-        "network_config": dict(base.metadata.network_config),
-        "features": features.shape[1],
-        "fingerprint": base.fingerprint,
-        "trained_on": list(base.metadata.trained_on),
-    }
-    return TemporalHead(base.network, method, config)

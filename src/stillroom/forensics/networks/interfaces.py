@@ -6,7 +6,7 @@ caller can forget it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = [
     "Backbone",
     "DetectorNetwork",
     "DetectorOutput",
+    "Function",
     "Normalize",
     "freeze",
     "record_activations",
@@ -92,6 +93,19 @@ class DetectorNetwork(nn.Module):
         """
         total = functional.binary_cross_entropy_with_logits(judged.logits, labels, reduction="sum")
         return total, {}
+
+
+class Function(nn.Module):
+    """A function of tensors without weights, as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Wrap ``function``."""
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the function's value."""
+        return self.function(inputs)
 
 
 class Normalize(nn.Module):

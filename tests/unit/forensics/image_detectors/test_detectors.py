@@ -5,17 +5,13 @@ import pytest
 import torch
 
 from stillroom.errors import CheckpointError
+from stillroom.forensics.image_detectors.face_xray import compute_boundary
+from stillroom.forensics.image_detectors.npr import compute_neighbor_residual
+from stillroom.forensics.image_detectors.spectral import compute_azimuthal_mean
+from stillroom.forensics.image_detectors.spsl import compute_phase_image
+from stillroom.forensics.image_detectors.srm import compute_noise_residuals
 from stillroom.forensics.interfaces import IMAGE_DETECTORS
-from stillroom.forensics.networks.cnn_streams import (
-    FrequencyBands,
-    NeighborResidual,
-    NoiseResidual,
-    PhaseImage,
-    SpectrumClassifier,
-    compute_azimuthal_mean,
-    compute_boundary,
-    make_dct_matrix,
-)
+from stillroom.forensics.networks.two_stream import make_dct_matrix
 
 SIDE = 32
 
@@ -27,7 +23,7 @@ def images():
 
 def test_noise_residuals_of_smooth_pictures_are_nothing():
     ramp = torch.linspace(0.1, 0.9, SIDE).expand(1, 3, SIDE, SIDE)
-    found = NoiseResidual(3.0)(ramp)[..., 4:-4]
+    found = compute_noise_residuals(ramp, 3.0)[..., 4:-4]
     assert found.abs().max() < 1e-3
 
 
@@ -35,19 +31,19 @@ def test_noise_residuals_are_the_filters_and_cut_off(images):
     grey = (images[0] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0).numpy() * 255
     at = grey[10, 9:12]
     wanted = np.clip((at[0] - 2 * at[1] + at[2]) / 2, -3, 3) / 3
-    found = NoiseResidual(3.0)(images)
+    found = compute_noise_residuals(images, 3.0)
     assert found[0, 2, 10, 10] == pytest.approx(wanted, abs=1e-4)
     assert found.abs().max() <= 1
 
 
 def test_phase_does_not_change_with_contrast(images):
-    front = PhaseImage()
+    front = compute_phase_image
     assert torch.allclose(front(images), front(images * 0.4), atol=1e-2)
     assert front(images).std() == pytest.approx(1.0, abs=0.1)
 
 
 def test_bands_add_up_to_the_whole_picture(images):
-    front = FrequencyBands(SIDE)
+    front = IMAGE_DETECTORS.build({"name": "f3net", "weights": "none"}).build(SIDE).instead
     with torch.no_grad():
         front.learned.zero_()
     bands = front(images).view(2, 4, 3, SIDE, SIDE)
@@ -61,15 +57,20 @@ def test_cosine_matrix_is_orthonormal():
 
 
 def test_neighbor_residual_of_a_doubled_picture_is_nothing(images):
-    front = NeighborResidual()
+    front = compute_neighbor_residual
     doubled = images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
     assert front(doubled).abs().max() == 0
     assert front(images).abs().max() > 0
     assert front(images[..., :-1, :-1]).shape == (2, 3, SIDE - 2, SIDE - 2)
 
 
+def build_spectral(radii, bands):
+    settings = {"name": "spectral", "radii": radii, "bands": bands}
+    return IMAGE_DETECTORS.build(settings).build(SIDE)
+
+
 def test_spectrum_by_radius_matches_a_plain_reading(images):
-    network = SpectrumClassifier(SIDE, 8, 4)
+    network = build_spectral(8, 4)
     grey = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     power = np.abs(np.fft.fft2(grey[0].numpy())) ** 2
     along = np.fft.fftfreq(SIDE) * SIDE
@@ -86,7 +87,7 @@ def test_spectrum_shows_the_grid_of_upsampling():
     )
     grid = smooth.clone()
     grid[..., ::2, ::2] *= 1.05
-    network = SpectrumClassifier(SIDE, 16, 4)
+    network = build_spectral(16, 4)
     plain, marked = network.describe(smooth)[0], network.describe(grid)[0]
     assert marked[15] - plain[15] > 10  # decibels at the highest frequency of an axis
 

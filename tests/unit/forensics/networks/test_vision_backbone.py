@@ -12,11 +12,11 @@ from torch import nn
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError
 from stillroom.flow import run_recipe
+from stillroom.forensics.image_detectors.effort import make_svd_residual_linear
 from stillroom.forensics.inference.conversion import export_onnx, import_meso4, read_keras
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import IMAGE_DETECTORS
 from stillroom.forensics.modalities.image import ImageModality
-from stillroom.forensics.networks.vision_backbone import SvdResidualLinear
 from stillroom.models.encoders.vision import build_vision, load_vision
 from stillroom.recipes import parse_recipe
 
@@ -104,7 +104,7 @@ def test_each_method_frees_its_own_part(clip):
 def test_splitting_a_map_changes_nothing_at_first():
     torch.manual_seed(1)
     linear = nn.Linear(12, 8)
-    split = SvdResidualLinear(linear, 3)
+    split = make_svd_residual_linear(linear, 3)
     given = torch.rand(4, 12)
     assert torch.allclose(split(given), linear(given), atol=1e-5)
     assert split.orthogonality() < 1e-9

@@ -22,8 +22,8 @@ from stillroom.forensics.inference.trained_detector import (
 )
 from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
 from stillroom.forensics.modalities.image import ImageModality
-from stillroom.forensics.networks.cnn_streams import TwoStreamNetwork
 from stillroom.forensics.networks.interfaces import DetectorOutput
+from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 from stillroom.forensics.training.pairs import PairDataset
 from stillroom.forensics.training.train_image import make_validation_set
 from stillroom.forensics.training.validation import (
