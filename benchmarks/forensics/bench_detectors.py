@@ -18,17 +18,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from stillroom.forensics.media.augmentation import to_channels_first
+from stillroom.forensics.networks.cnn_streams import SpectrumClassifier
+from stillroom.forensics.recipe import ForensicsRecipe
 
 from stillroom.evaluate import Metric
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import IMAGE_FORGERIES
-from stillroom.forensics.media.augmentation import to_channels_first
 from stillroom.forensics.media.face import Face, Image
 from stillroom.forensics.media.transforms import compress_jpeg
-from stillroom.forensics.networks.cnn_streams import SpectrumClassifier
-from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.forensics.synthesis.faces import open_faces
 from stillroom.forensics.training.train_image import FaceSplits, split_faces
 from stillroom.forensics.training.validation import (

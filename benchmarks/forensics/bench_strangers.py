@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
 
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.metrics import bootstrap_areas, bootstrap_auc
@@ -34,7 +35,6 @@ from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import AUDIO_FORGERIES, IMAGE_FORGERIES
 from stillroom.forensics.media.audio import Waveform
 from stillroom.forensics.media.face import Face
-from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
 from stillroom.forensics.synthesis.faces import open_faces, split_identities
 from stillroom.forensics.synthesis.voices import draw_voice, open_voices
 from stillroom.forensics.training.pairs import animate_face

@@ -21,9 +21,9 @@ from stillroom.flow.run import run_recipe
 from stillroom.forensics.c2pa.certificates import init_ca
 from stillroom.forensics.c2pa.signature import sign_file
 from stillroom.forensics.check.check import FileCheckTask, check_file, check_files, list_media
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab
 from stillroom.forensics.labeling.lookup import refuse_lab_file
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.jobs import Job

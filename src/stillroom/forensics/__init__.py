@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         ImageForgery,
     )
     from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+    from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
     from stillroom.forensics.labeling.lab import Lab, Ledger, open_lab
-    from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
     from stillroom.forensics.media.face import Face
     from stillroom.forensics.synthesis.consent import Consent, write_consent
     from stillroom.forensics.synthesis.faces import draw_face
@@ -77,8 +77,8 @@ _HOMES = {
     "ImageForgery": "interfaces",
     "Lab": "labeling.lab",
     "Ledger": "labeling.lab",
-    "GeneratedImage": "labeling.writers",
-    "LabeledImageWriter": "labeling.writers",
+    "GeneratedImage": "labeling.image",
+    "LabeledImageWriter": "labeling.image",
     "ImageWatermarkResult": "watermark.image",
     "Signer": "c2pa.credentials",
     "TrustList": "c2pa.credentials",

@@ -15,16 +15,15 @@ from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.interfaces import IMAGE_FORGERIES
-from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.labeling.lookup import look_up_file, look_up_image
-from stillroom.forensics.labeling.writers import (
+from stillroom.forensics.labeling.audio import GeneratedAudio, LabeledAudioWriter
+from stillroom.forensics.labeling.image import (
     IMAGE_LABELS,
-    GeneratedAudio,
     GeneratedImage,
-    LabeledAudioWriter,
     LabeledImageWriter,
     read_image,
 )
+from stillroom.forensics.labeling.lab import open_lab
+from stillroom.forensics.labeling.lookup import look_up_file, look_up_image
 from stillroom.forensics.media.audio import compute_stft, invert_stft, load_waveform
 from stillroom.forensics.media.transforms import compress_jpeg
 from stillroom.forensics.modalities.audio import apply_audio_codec

@@ -18,14 +18,14 @@ from stillroom.forensics.c2pa.certificates import init_ca
 from stillroom.forensics.c2pa.signature import sign_file
 from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.report_page import render_check_page
-from stillroom.forensics.labeling.lookup import refuse_lab_file
-from stillroom.forensics.labeling.writers import (
+from stillroom.forensics.labeling.image import (
     IMAGE_LABELS,
     GeneratedImage,
     LabeledImageWriter,
     decode_image,
     read_image,
 )
+from stillroom.forensics.labeling.lookup import refuse_lab_file
 from stillroom.forensics.synthesis.consent import find_camera_evidence, write_consent
 from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.provenance import digest_file

@@ -12,7 +12,7 @@ from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.benchmark.audit import audit_items
 from stillroom.forensics.benchmark.manifest import read_items
 from stillroom.forensics.labeling.dataset_writer import MANIFEST, find_unmarked_files
-from stillroom.forensics.labeling.writers import read_image
+from stillroom.forensics.labeling.image import read_image
 from stillroom.recipes import parse_recipe
 
 
@@ -87,10 +87,10 @@ def test_no_split_shares_a_person_with_another(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
-    from stillroom.forensics.labeling import writers
+    from stillroom.forensics.labeling.image import LabeledImageWriter
 
     _, artifact = made
-    emit, count = writers.LabeledImageWriter.write, []
+    emit, count = LabeledImageWriter.write, []
 
     def fail(self, *given):
         count.append(1)
@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return emit(self, *given)
 
-    monkeypatch.setattr(writers.LabeledImageWriter, "write", fail)
+    monkeypatch.setattr(LabeledImageWriter, "write", fail)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe(benign_edits="[recompress]"), tmp_path / "killed")
-    monkeypatch.setattr(writers.LabeledImageWriter, "write", emit)
+    monkeypatch.setattr(LabeledImageWriter, "write", emit)
     resumed = run_recipe(recipe(benign_edits="[recompress]"), tmp_path / "killed", resume=True)
     assert resumed.digest == artifact.digest
 

@@ -23,9 +23,9 @@ from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.tracks import score_recording
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import AUDIO_DETECTORS, AUDIO_FORGERIES
+from stillroom.forensics.labeling.audio import AUDIO_LABELS, GeneratedAudio, LabeledAudioWriter
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.lookup import look_up_file
-from stillroom.forensics.labeling.writers import AUDIO_LABELS, GeneratedAudio, LabeledAudioWriter
 from stillroom.forensics.media.audio import (
     SAMPLE_RATE,
     compute_stft,
@@ -297,17 +297,17 @@ def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monke
     from stillroom.forensics.labeling import writers
 
     made = GeneratedAudio(voices[0].samples, "vocoder", 1, "run", "algorithmicMedia")
-    for part, broken in (
-        ("sign_bytes", lambda data, *rest, **more: data),
-        ("_read_audio_label", lambda data: AUDIO_LABELS["real"]),
+    for owner, part, broken in (
+        (writers, "sign_bytes", lambda data, *rest, **more: data),
+        (LabeledAudioWriter, "_read_label", lambda self, data: AUDIO_LABELS["real"]),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(writers, part, broken)
+            patch.setattr(owner, part, broken)
             with pytest.raises(IntegrityError) as caught:
                 LabeledAudioWriter(lab).write(made, tmp_path / "a.wav")
             assert caught.value.code == "forensics.unmarked"
     marker = LabeledAudioWriter(lab)
-    monkeypatch.setattr(marker._mark, "embed", lambda values, payload, snr: values)
+    monkeypatch.setattr(marker._watermark, "embed", lambda values, payload, snr: values)
     with pytest.raises(IntegrityError, match="watermark"):
         marker.write(made, tmp_path / "a.wav")
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ import cv2
 from stillroom.forensics.check.check import LIMITS, FileCheckResult
 from stillroom.forensics.check.media import ClipAnalysis, ImagePreview
 from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrackFinding
-from stillroom.forensics.labeling.writers import select_lookup_label
+from stillroom.forensics.labeling.image import select_lookup_label
 from stillroom.forensics.media.face import Image
 from stillroom.jobs import escape_line
 

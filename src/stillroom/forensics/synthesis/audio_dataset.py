@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stillroom.forensics.interfaces import AudioForgery, ForgedAudio
+from stillroom.forensics.labeling.audio import GeneratedAudio, LabeledAudioWriter
 from stillroom.forensics.labeling.dataset_writer import ManifestRows
 from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.labeling.writers import GeneratedAudio, LabeledAudioWriter
 from stillroom.forensics.media.audio import SAMPLE_RATE, Waveform
 from stillroom.forensics.modalities.audio import match_loudness
 from stillroom.forensics.synthesis.pair_writer import PairTask, PairWriter

@@ -17,8 +17,8 @@ import numpy as np
 
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
 from stillroom.forensics.labeling.dataset_writer import ManifestRows
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.media.face import Face
 from stillroom.forensics.media.file_types import detect_file_type
 from stillroom.forensics.media.transforms import find_mask_box, preserve_grayscale

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.forensics.interfaces import AudioForgery, ForgedAudio, ForgedImage, ImageForgery
+from stillroom.forensics.labeling.audio import LabeledAudioWriter
 from stillroom.forensics.labeling.dataset_writer import ManifestRows, write_dataset
+from stillroom.forensics.labeling.image import LabeledImageWriter
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import classify_twin
-from stillroom.forensics.labeling.writers import LabeledAudioWriter, LabeledImageWriter
 from stillroom.forensics.media.audio import Waveform
 from stillroom.forensics.media.face import Face
 from stillroom.forensics.synthesis.faces import FaceSource, choose_split

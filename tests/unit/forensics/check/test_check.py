@@ -11,8 +11,8 @@ from stillroom.forensics.c2pa.certificates import init_ca
 from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
 from stillroom.forensics.check.check import check_file, list_media
 from stillroom.forensics.check.report_page import render_check_page
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, read_image
 from stillroom.forensics.labeling.lookup import refuse_lab_file
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter, read_image
 
 
 @pytest.fixture(scope="module")

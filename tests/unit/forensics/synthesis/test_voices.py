@@ -12,7 +12,7 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.forensics.c2pa.credentials import sign_bytes
-from stillroom.forensics.labeling.writers import AUDIO_LABELS
+from stillroom.forensics.labeling.audio import AUDIO_LABELS
 from stillroom.forensics.media.audio import SAMPLE_RATE
 from stillroom.forensics.settings import LicensedSource
 from stillroom.forensics.synthesis.consent import find_recorder_evidence, write_consent
