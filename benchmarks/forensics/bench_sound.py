@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from stillroom.forensics.media.augmentation import add_noise, apply_audio_codec
 
 from stillroom.forensics.interfaces import AUDIO_FORGERIES
 from stillroom.forensics.media.audio import (
@@ -32,6 +31,7 @@ from stillroom.forensics.media.audio import (
     normalize_peak,
     resample,
 )
+from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.watermark.audio import (
     AUDIO_FALSE_MATCH_RATE,

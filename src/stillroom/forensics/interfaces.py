@@ -42,7 +42,6 @@ __all__ = [
     "SourceType",
 ]
 
-
 SourceType = Literal[
     "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"
 ]
@@ -180,40 +179,25 @@ IMAGE_FORGERIES: Registry[ImageForgery] = Registry(
     "stillroom.forensics.synthesis.image_forgeries", ImageForgery
 )
 
-
 BENIGN_EDITS: Registry[BenignEdit] = Registry(
     "stillroom.forensics.synthesis.benign_edits", BenignEdit
 )
-
 
 AUDIO_FORGERIES: Registry[AudioForgery] = Registry(
     "stillroom.forensics.synthesis.audio_forgeries", AudioForgery
 )
 
-
 IMAGE_DETECTORS: Registry[ImageDetector] = Registry(
     "stillroom.forensics.image_detectors", ImageDetector
 )
-
 
 AUDIO_DETECTORS: Registry[AudioDetector] = Registry(
     "stillroom.forensics.audio_detectors", AudioDetector
 )
 
-
 BlendMode = Literal["alpha", "poisson", "laplacian"]
-
-
 ColorTransfer = Literal["none", "mean", "reinhard", "transport"]
-
-
 CalibrationMethod = Literal["platt", "temperature", "isotonic", "none"]
-
-
 PretrainedWeights = Literal["imagenet", "none"]
-
-
 MIN_WATERMARK_SECONDS = 3.0
-
-
 """Minimum duration in seconds of audio that carries a watermark."""

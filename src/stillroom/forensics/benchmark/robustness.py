@@ -57,16 +57,9 @@ __all__ = [
     "score_treatments",
 ]
 
-
 CLEAN = "none"
-
-
 STRENGTHS = (1, 2, 3, 4, 5)
-
-
 _BATCH = 16
-
-
 Treatment = Callable[[Image, int, np.random.Generator], Image]
 
 
@@ -245,8 +238,6 @@ TREATMENTS: dict[str, Treatment] = {
     "social": _social,
     "h264": _video,
 }
-
-
 """Treatments by name; each takes the image, the strength from 0 to 4, and a generator."""
 
 

@@ -40,28 +40,13 @@ __all__ = [
     "verify_file",
 ]
 
-
 Integrity = Literal["intact", "broken", "none", "unreadable"]
-
-
 TrustLabel = Literal["official", "interim", "user", "lab"]
-
-
 _LABELS = get_args(TrustLabel)
-
-
 _LISTS = {"lab": "user list, as this lab's own authority"}
-
-
 _CREDENTIAL = "signingCredential."
-
-
 _UNTRUSTED = "signingCredential.untrusted"
-
-
 _NO_MANIFEST = ("no JUMBF data found", "ManifestNotFound", "ProvenanceMissing")
-
-
 _REMOTE_MANIFEST = ("RemoteManifest", "remote manifest")
 
 

@@ -52,10 +52,7 @@ __all__ = [
     "write_imported_detector",
 ]
 
-
 _OPSET = 18
-
-
 _TOLERANCE = 1e-3
 
 
@@ -133,8 +130,6 @@ def _compare_logits(session: object, network: torch.nn.Module, probe: torch.Tens
 
 
 FloatArray = npt.NDArray[np.float32]
-
-
 _PIXELS = 256
 
 
@@ -272,10 +267,7 @@ def _invalid_meso4(path: Path, why: str) -> DataError:
 
 
 _SAMPLES = 64_600
-
-
 _UNSAVED_BUFFER = "num_batches_tracked"
-
 
 _BLOCK = {
     "bn1": "enter",
@@ -285,7 +277,6 @@ _BLOCK = {
     "conv_downsample": "shortcut",
 }
 
-
 _ATTENTION = {
     "att_proj": "compare",
     "att_weight": "weight",
@@ -293,7 +284,6 @@ _ATTENTION = {
     "proj_without_att": "plain",
     "bn": "norm",
 }
-
 
 _JOINT = {
     "proj_type1": "enter.0",
@@ -311,7 +301,6 @@ _JOINT = {
     "bn": "norm",
 }
 
-
 _WHOLE = {
     "first_bn": "first_norm",
     "pos_S": "places",
@@ -324,7 +313,6 @@ _WHOLE = {
     "pool_hS2.proj": "branches.1.pool_bands.score",
     "pool_hT2.proj": "branches.1.pool_time.score",
 }
-
 
 _PARTS = {
     "GAT_layer_S": ("over_bands", _ATTENTION),

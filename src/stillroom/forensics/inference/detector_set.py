@@ -50,7 +50,6 @@ __all__ = [
     "open_detectors",
 ]
 
-
 _GRID = 16
 
 
@@ -151,11 +150,7 @@ def _round_box(face: FaceDetection) -> tuple[int, int, int, int]:
 
 
 HEATMAP_BATCH_SIZE = 32
-
-
 _SIZES = (1.0, 4 / 3, 5 / 3)  # chosen on validation people; see the lab notebook
-
-
 Heatmaps = npt.NDArray[np.float32]
 
 

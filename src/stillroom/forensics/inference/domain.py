@@ -33,34 +33,16 @@ __all__ = [
     "fit_distribution",
 ]
 
-
 Floats = npt.NDArray[np.float64]
-
-
 Measurements = Mapping[str, Floats]
-
-
 FALSE_ALARM_RATE = 0.05
-
-
 """Share of a known person's images that may be rejected, over all distances together."""
 
-
 _AXES = 32
-
-
 _FLOOR = 1e-3  # of the mean variance: minimum variance of a dimension
-
-
 _WIDER = 1.1  # tolerance above the largest training value
-
-
 _VIDEO = "video"
-
-
 _DISTANCE_LABELS = {"features": "in its own features", "layers": "in what its own layers carry"}
-
-
 _STEPS = 201  # quantiles to try as limits
 
 

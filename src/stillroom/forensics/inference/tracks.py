@@ -61,10 +61,7 @@ __all__ = [
     "score_recording",
 ]
 
-
 Floats = npt.NDArray[np.float64]
-
-
 _TOP_SHARE = 0.2
 
 
@@ -148,8 +145,6 @@ def aggregate_scores(
 
 
 _IMAGE_BATCH_SIZE = 8
-
-
 _CODED = "h264"
 
 
@@ -318,17 +313,9 @@ def _explain_codec_limit(detector: TrainedDetector, bits_per_pixel: float, codec
 
 
 _MIN_BITS_PER_PIXEL = 0.02  # below a talking head at a rate factor of 28
-
-
 _MAX_SEGMENTS = 48
-
-
 _SILENT = 10 ** (-50 / 20)
-
-
 _NARROW = 4100.0
-
-
 _REST = 0.05  # seconds; shorter rests are lost in resampling
 
 

@@ -43,25 +43,16 @@ __all__ = [
     "write_detector",
 ]
 
-
 CONFIG_KEY = "stillroom_detector"
-
-
 _DRAWN = "drawn"  # origin of faces and voices that are drawn by program
-
 
 _MODALITIES: Mapping[str, tuple[Registry[Any], type[Modality]]] = {
     "image": (IMAGE_DETECTORS, ImageModality),
     "audio": (AUDIO_DETECTORS, AudioModality),
 }
 
-
 _UNSAVED_BUFFER = "num_batches_tracked"
-
-
 _DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
-
-
 Floats = npt.NDArray[np.float64]
 
 

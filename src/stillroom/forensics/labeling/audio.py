@@ -20,11 +20,9 @@ from stillroom.forensics.watermark.fingerprint import fingerprint_audio
 
 __all__ = ["AUDIO_LABELS", "GeneratedAudio", "LabeledAudioWriter", "decode_wave"]
 
-
 _FORGED_AUDIO_LABEL = (
     "Made by the Stillroom forensics lab to test detectors. Not a true recording of anyone."
 )
-
 
 AUDIO_LABELS: Mapping[LabelKind, str] = {
     "forged": _FORGED_AUDIO_LABEL,

@@ -22,13 +22,10 @@ __all__ = [
     "write_dataset",
 ]
 
-
 UNREADABLE_MEDIA_SUFFIXES = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
 """Suffixes of media that this room does not read, and that a data set may not hold either."""
 
 MANIFEST = "manifest.jsonl"
-
-
 ManifestRows = list[dict[str, Any]]
 
 

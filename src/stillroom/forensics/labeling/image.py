@@ -40,11 +40,9 @@ __all__ = [
     "select_lookup_label",
 ]
 
-
 _FORGED_IMAGE_LABEL = (
     "Made by the Stillroom forensics lab to test detectors. Not a photograph of what it shows."
 )
-
 
 IMAGE_LABELS: Mapping[LabelKind, str] = {
     "forged": _FORGED_IMAGE_LABEL,
@@ -55,21 +53,17 @@ IMAGE_LABELS: Mapping[LabelKind, str] = {
     "twin of a forgery, to test detectors; cut out, edited as people edit, and marked.",
 }
 
-
 _UNKNOWN_IMAGE_LABEL = (
     "Marked by the Stillroom forensics lab, which makes forgeries and keeps their real twins to "
     "test detectors; which of these it is is not known."
 )
-
 
 _COPIED_MARK_LABEL = (
     "Carries a mark that the Stillroom forensics lab wrote into another picture: copied here, or "
     "left of what was changed since."
 )
 
-
 _EXIF_DESCRIPTION = 0x010E
-
 
 _XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '

@@ -47,15 +47,9 @@ __all__ = [
     "synthesize_speech",
 ]
 
-
 SAMPLE_RATE = 16_000
-
-
 MAX_SECONDS = 600.0
-
-
 _LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
-
 
 AUDIO_SUFFIXES = frozenset(
     [
@@ -63,17 +57,10 @@ AUDIO_SUFFIXES = frozenset(
         *(".aif", ".aiff", ".amr", ".wma"),
     ]
 )
-
-
 """Suffixes of files that are read as recordings."""
 
-
 AudioSamples = npt.NDArray[np.float32]
-
-
 Spectrum = npt.NDArray[np.complex128]
-
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -250,20 +237,10 @@ def _unreadable(path: Path, problem: str, expected: str) -> DataError:
 
 
 _SHORT_SECONDS = 1.0
-
-
 _NARROW_BAND = 4000.0
-
-
 _BLOCK = 2048
-
-
 _SILENT = 10 ** (-50 / 20)
-
-
 _MAX_BLOCKS = 4000
-
-
 _ENERGY = 0.999
 
 
@@ -408,11 +385,7 @@ def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float3
 
 
 EspeakProgram = Literal["espeak-ng", "espeak"]
-
-
 _TIMEOUT_S = 60.0
-
-
 _HEADER = 44  # bytes; it states no length where the program writes to a pipe
 
 

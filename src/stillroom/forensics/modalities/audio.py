@@ -38,7 +38,6 @@ __all__ = [
     "measure_bandwidth",
 ]
 
-
 _CODECS = {"mp3": ("libmp3lame", "mp3", 44_100), "aac": ("aac", "adts", 44_100)}
 
 
@@ -153,13 +152,8 @@ def _decode(data: io.BytesIO, count: int) -> AudioSamples:
 
 
 _BANDS, _LENGTH, _HOP = 12, 512, 256
-
-
 _LEAST = 1e-6
-
-
 _ENERGY = 0.999
-
 
 _FEATURES = (
     *(f"energy of band {at + 1} of {_BANDS}" for at in range(_BANDS)),

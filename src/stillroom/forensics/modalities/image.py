@@ -42,10 +42,7 @@ __all__ = [
     "to_channels_first",
 ]
 
-
 Window = tuple[int, int, int]
-
-
 Pixels = TypeVar("Pixels", Image, Mask)
 
 
@@ -223,10 +220,7 @@ def make_image_perturbation(least_quality: int, least_share: float) -> Perturbat
 
 
 Plane = npt.NDArray[np.float32]
-
-
 _SCALES = 5
-
 
 _FEATURES = (
     "brightness",

@@ -13,7 +13,6 @@ import numpy.typing as npt
 __all__ = ["MediaSample", "Modality"]
 
 Floats = npt.NDArray[np.float64]
-
 Perturbation = Callable[[Any, np.random.Generator], Any]
 """Random change of a sample."""
 

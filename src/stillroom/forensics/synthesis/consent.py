@@ -45,10 +45,7 @@ __all__ = [
     "write_consent",
 ]
 
-
 ANY_SCOPE = "any"
-
-
 _KEYS = ("who", "basis", "scope", "expires", "files")
 
 
@@ -239,14 +236,8 @@ def _refused_consent(problem: str, expected: str) -> DataError:
 
 
 _IFD, _GPS = 0x8769, 0x8825
-
-
 _EXIF_TAGS = {0x010F: "the camera's make", 0x0110: "the camera's model"}
-
-
 _EXPOSURE = {0x829A: "an exposure time", 0x829D: "an aperture", 0x8827: "a sensitivity"}
-
-
 _CAPTURED = ("digitalCapture", "negativeFilm", "positiveFilm", "print")
 
 
@@ -311,7 +302,6 @@ def require_synthetic_images(pictures: Iterable[Path], generator: str) -> None:
 
 _APPLE = "com.apple.quicktime."
 
-
 _CONTAINER_TAGS = {
     "make": "the recorder's make",  # a model alone may name a network
     f"{_APPLE}make": "the recorder's make",
@@ -325,13 +315,8 @@ _CONTAINER_TAGS = {
     "coding_history": "a broadcast recorder's notes",
 }
 
-
 _PERFORMERS = ("artist", "performer", "album_artist")
-
-
 _MEMOS = "voicememos"
-
-
 _NOTES = b"iXML"
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "split_identities",
 ]
 
-
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
 
 
@@ -215,8 +214,6 @@ def _find_faces(
 
 
 _FINE = 2  # supersampling, for smooth edges
-
-
 Color = tuple[float, float, float]
 
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["build_image_dataset"]
 
 ImageTask: TypeAlias = PairTask[ImageForgery, Face]
-
 _TASKS_PER_WORKER = 8
 
 

@@ -169,13 +169,8 @@ _VOWELS = np.array(
     dtype=np.float64,
 )
 
-
 _WIDTHS = np.array([80.0, 110.0, 160.0])
-
-
 _HARMONICS = 48
-
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -386,17 +386,9 @@ def _make_face(
 
 
 _SWAY, _TURN, _GROW = 0.02, 2.0, 0.02  # share of the side, degrees, share
-
-
 _MOUTH, _EYES = 0.035, 0.012  # amplitudes, as shares of the side
-
-
 _LIGHT = 0.03
-
-
 _JITTER = 0.006  # of the side: landmark jitter between frames
-
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -120,8 +120,6 @@ def make_labeled_samples(
 
 
 MAX_DOMAIN_SAMPLES = 300
-
-
 """Maximum number of training faces or waveforms that a domain is fitted on."""
 
 
@@ -240,8 +238,6 @@ def report_domain(metadata: DetectorMetadata, say: Callable[[str], None]) -> Non
 
 
 _RANDOM_NETWORKS = 5  # one random network points to the center, another to a corner
-
-
 _FORGED_SHARE = 0.1  # of a mask's maximum: threshold of a forged pixel
 
 

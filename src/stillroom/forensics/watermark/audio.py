@@ -69,7 +69,6 @@ _EVEN = 0.45
 _ROUNDS = 4
 _CLIP = 2.0
 _PLACES = 8
-
 Floats = npt.NDArray[np.float64]
 
 
