@@ -237,11 +237,11 @@ def upsampled(face: Face, number: int) -> Image:
 
 
 def same_for_all(side: int, quality: int) -> Callable[[Image], Image]:
-    """Return what both classes go through: grey, one size, one JPEG table."""
+    """Return what both classes go through: gray, one size, one JPEG table."""
 
     def treat(image: Image) -> Image:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA)
         return compress_jpeg(np.repeat(small[..., None], 3, axis=2), quality)
 
     return treat

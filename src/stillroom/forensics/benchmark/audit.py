@@ -134,8 +134,8 @@ def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -
             unread.append(f"{item.id}: {error.problems[0].what}")
             continue
         outlines.append(compute_difference_hash(picture.image))
-        colors = "grey" if is_grayscale(picture.image) else "colour"
-        traits.append({**read_file_traits(folder / item.path), "colours": colors})
+        colors = "gray" if is_grayscale(picture.image) else "color"
+        traits.append({**read_file_traits(folder / item.path), "colors": colors})
         digests.append(digest_file(folder / item.path))
         readable.append(item)
     by_file, tells = fit_file_trait_baseline(readable, traits, seed=seed)

@@ -142,7 +142,7 @@ def find_distance_limit(distances: Floats, groups: Sequence[str], rate: float) -
 class FileTraits:
     """Traits of the training files.
 
-    ``colors`` are ``grey``, ``colour`` or both; ``widest`` is the largest square around a face in
+    ``colors`` are ``gray``, ``color`` or both; ``widest`` is the largest square around a face in
     source pixels (0: unknown), for audio the highest frequency with energy, in Hz; ``codings`` are
     the codings of the files, or of augmentation, such as ``JPEG``; empty: unknown.
     """
@@ -157,7 +157,7 @@ class FileTraits:
         """Return reasons why a file differs from the training files; omitted traits are skipped."""
         doubts = []
         if colors and self.colors and colors not in self.colors:
-            descriptions = {"grey": "without color", "colour": "in color"}
+            descriptions = {"gray": "without color", "color": "in color"}
             doubts.append(f"{descriptions[colors]}, but trained on {self.colors[0]} images only")
         if self.widest and wide > _WIDER * self.widest:
             doubts.append(
@@ -235,7 +235,7 @@ class TrainingDomain:
             "names": list(self.names),
             "limits": {kind: dict(limits) for kind, limits in self.limits.items()},
             "known": {
-                "colours": list(self.known.colors),
+                "colors": list(self.known.colors),
                 "widest": self.known.widest,
                 "codings": list(self.known.codings),
             },
@@ -280,7 +280,7 @@ class TrainingDomain:
                 kind: {name: float(limits[name]) for name in clouds}
                 for kind, limits in data["limits"].items()
             },
-            FileTraits(tuple(known["colours"]), float(known["widest"]), tuple(known["codings"])),
+            FileTraits(tuple(known["colors"]), float(known["widest"]), tuple(known["codings"])),
             float(data["rate"]),
             int(data["people"]),
             dict(data["tried"]),

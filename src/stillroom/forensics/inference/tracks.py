@@ -266,7 +266,7 @@ class ClipDetectorRunner:
             *_explain_codec_limit(detector, bits_per_pixel, codec),
         ]
         if (domain := detector.metadata.domain) is not None:
-            colors = "colour" if 2 * record.num_color > record.seen else "grey"
+            colors = "color" if 2 * record.num_color > record.seen else "gray"
             wide = min(side, read.face_size)
             reasons += domain.known.doubts(colors=colors, wide=wide, unit=read.detail_unit)
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"

@@ -253,7 +253,7 @@ class TrainedDetector:
         batch = self.score(views)
         logits = batch.logits
         chances = self.metadata.calibrator.chances(logits, prevalence)
-        colors = "grey" if is_grayscale(image) else "colour"
+        colors = "gray" if is_grayscale(image) else "color"
         reasons = [
             *self.doubts(),
             *self.image_input.doubts(face_pixels, jpeg_quality),
@@ -289,7 +289,7 @@ class TrainedDetector:
 
         Args:
             measures: Measurements of its unmodified views, (N, D) each.
-            colors: ``grey`` or ``colour``; empty or 0 values are not compared.
+            colors: ``gray`` or ``color``; empty or 0 values are not compared.
             wide: Pixels of detail around a face, or the highest frequency with energy.
             coding: Coding of the file.
             is_video: Whether the views are video frames.

@@ -227,9 +227,9 @@ _FEATURES = (
     "contrast",
     "its red against green",
     "its blue against yellow",
-    "colourfulness",
+    "colorfulness",
     *(f"detail at a scale of {2**at}" for at in range(_SCALES)),
-    "fine detail of colour",
+    "fine detail of color",
     "blown highlights",
     "black shadows",
 )

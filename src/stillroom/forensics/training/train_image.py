@@ -129,7 +129,7 @@ class ImageData(ModalityData):
         faces: list[Face] = self.split("train")
         fakes = [sample for sample, label in zip(samples, labels, strict=True) if label]
         images = [*(face.image for face in faces), *fakes]
-        colors = sorted({"grey" if is_grayscale(image) else "colour" for image in images})
+        colors = sorted({"gray" if is_grayscale(image) else "color" for image in images})
         codings = {coding for face in faces for coding in face.codings}
         if codings and self.recipe.augmentation.jpeg_probability:
             codings.add("JPEG")
@@ -151,7 +151,7 @@ class ImageData(ModalityData):
         if self.files is not None:
             return {"of": "files", **self.files.summary()}
         traits = [
-            {"size": str(image.shape), "colours": "grey" if is_grayscale(image) else "colour"}
+            {"size": str(image.shape), "colors": "gray" if is_grayscale(image) else "color"}
             for image in training_sample.samples
         ]
         return self.audit_traits(traits, training_sample)

@@ -28,8 +28,8 @@ def test_noise_residuals_of_smooth_pictures_are_nothing():
 
 
 def test_noise_residuals_are_the_filters_and_cut_off(images):
-    grey = (images[0] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0).numpy() * 255
-    at = grey[10, 9:12]
+    gray = (images[0] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0).numpy() * 255
+    at = gray[10, 9:12]
     wanted = np.clip((at[0] - 2 * at[1] + at[2]) / 2, -3, 3) / 3
     found = compute_noise_residuals(images, 3.0)
     assert found[0, 2, 10, 10] == pytest.approx(wanted, abs=1e-4)
@@ -71,13 +71,13 @@ def build_spectral(radii, bands):
 
 def test_spectrum_by_radius_matches_a_plain_reading(images):
     network = build_spectral(8, 4)
-    grey = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
-    power = np.abs(np.fft.fft2(grey[0].numpy())) ** 2
+    gray = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    power = np.abs(np.fft.fft2(gray[0].numpy())) ** 2
     along = np.fft.fftfreq(SIDE) * SIDE
     radius = np.rint(np.hypot(along[:, None], along[None]))
     place = np.floor(radius * 8 / (SIDE // 2 + 1))
     wanted = np.array([10 * np.log10(power[place == at].mean()) for at in range(8)])
-    found = compute_azimuthal_mean(grey, network.ring, 8)[0].numpy()
+    found = compute_azimuthal_mean(gray, network.ring, 8)[0].numpy()
     np.testing.assert_allclose(found, wanted - wanted[0], atol=1e-3)
 
 

@@ -302,7 +302,7 @@ def test_frames_that_cannot_be_coded_are_said(monkeypatch):
 
 
 def beating(seconds=10, fps=25.0, beats=72.0, strength=0.004, noise=0.001):
-    """Return mean colours of skin under a light that wavers, with a pulse of its own colour."""
+    """Return mean colors of skin under a light that wavers, with a pulse of its own color."""
     rng = np.random.default_rng(0)
     time = np.arange(int(seconds * fps)) / fps
     light = 1 + 0.03 * np.sin(2 * np.pi * 0.25 * time)[:, None] + 0.01 * np.sin(9 * time)[:, None]

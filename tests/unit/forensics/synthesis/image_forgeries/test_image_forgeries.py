@@ -149,8 +149,8 @@ def test_the_upsampled_picture_has_a_grid_in_its_spectrum(faces):
     )
 
     def corner(image):
-        grey = image.astype(float).mean(axis=2)
-        size = np.abs(np.fft.fft2(grey - grey.mean()))
+        gray = image.astype(float).mean(axis=2)
+        size = np.abs(np.fft.fft2(gray - gray.mean()))
         return size[76:84, 76:84].max() / np.median(size)
 
     assert corner(forged.image) > 3 * corner(forged.twin)
