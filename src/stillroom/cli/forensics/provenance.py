@@ -187,9 +187,11 @@ def verify_command(
     from stillroom.errors import StillroomError
     from stillroom.forensics.c2pa.credentials import verify_file
     from stillroom.forensics.c2pa.signature import open_trust_lists
+    from stillroom.forensics.extras import require_packages
     from stillroom.forensics.labeling.lab import has_lab, open_lab
     from stillroom.jobs import escape_line
 
+    require_packages("c2pa")
     lab = open_lab() if has_lab() else None
     own = lab.trust if lab else None
     lists = open_trust_lists(official=official, interim=interim, user=trust, lab=own)

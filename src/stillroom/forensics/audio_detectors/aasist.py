@@ -9,6 +9,7 @@ speech.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -85,17 +86,7 @@ def _make_network(sizes: _Config, *, as_released: bool) -> DetectorNetwork:
             wide, small = sizes.nodes
             self.register_buffer("filters", _make_band_filters(), persistent=False)
             self.first_norm = nn.BatchNorm2d(1)
-            inputs = (1, *sizes.channels[:-1])
-            self.encoder = nn.Sequential(
-                *(
-                    _make_residual_block(
-                        in_channels, out_channels, is_first=index == 0, as_released=as_released
-                    )
-                    for index, (in_channels, out_channels) in enumerate(
-                        zip(inputs, sizes.channels, strict=True)
-                    )
-                )
-            )
+            self.encoder = _make_encoder(sizes.channels, as_released=as_released)
             last = sizes.channels[-1]
             self.places = nn.Parameter(torch.randn(1, _ROWS, last))
             self.masters = nn.ParameterList([torch.randn(1, 1, wide) for _ in range(2)])
@@ -126,19 +117,24 @@ def _make_network(sizes: _Config, *, as_released: bool) -> DetectorNetwork:
             time, bands, master = (
                 torch.maximum(first, second) for first, second in zip(*branch_outputs, strict=True)
             )
-            features = torch.cat(
-                [
-                    time.abs().amax(1),
-                    time.mean(1),
-                    bands.abs().amax(1),
-                    bands.mean(1),
-                    master[:, 0],
-                ],
-                1,
-            )
+            parts = (time.abs().amax(1), time.mean(1), bands.abs().amax(1), bands.mean(1))
+            features = torch.cat([*parts, master[:, 0]], 1)
             return DetectorOutput(self.head(self.dropout(features))[:, 0], features)
 
     return AasistNetwork()
+
+
+def _make_encoder(channels: tuple[int, ...], *, as_released: bool) -> nn.Module:
+    """Return RawNet2's residual encoder, (B, 1, 23, N) to (B, C, 23, T)."""
+    from torch import nn
+
+    pairs = enumerate(pairwise((1, *channels)))
+    return nn.Sequential(
+        *(
+            _make_residual_block(before, after, is_first=index == 0, as_released=as_released)
+            for index, (before, after) in pairs
+        )
+    )
 
 
 def _make_residual_block(

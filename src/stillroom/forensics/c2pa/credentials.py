@@ -320,7 +320,9 @@ def verify_file(
 
     Raises:
         DataError: If the file is missing or of a type that cannot carry credentials.
+        MissingExtraError: If c2pa is not installed.
     """
+    require_packages("c2pa")
     mime = detect_mime_type(path)
     try:
         with path.open("rb") as file:
