@@ -23,19 +23,15 @@ from stillroom.evaluate import Metric
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.interfaces import IMAGE_FORGERIES
-from stillroom.forensics.media.augmentation import to_channels_first
+from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
+from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
 from stillroom.forensics.media.face import Face, Image
 from stillroom.forensics.media.transforms import compress_jpeg
-from stillroom.forensics.networks.cnn_streams import SpectrumClassifier
-from stillroom.forensics.recipe import ForensicsRecipe
-from stillroom.forensics.synthesis.faces import open_faces
-from stillroom.forensics.training.train_image import FaceSplits, split_faces
-from stillroom.forensics.training.validation import (
-    IMAGE_CONDITIONS,
-    make_validation_set,
-    run_pointing_game,
-)
+from stillroom.forensics.modalities.image import ImageModality, to_channels_first
+from stillroom.forensics.settings import SyntheticSource
+from stillroom.forensics.synthesis.faces import open_faces, split_identities
+from stillroom.forensics.training.train_image import make_validation_set
+from stillroom.forensics.training.validation import run_pointing_game
 from stillroom.recipes import build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,32 +61,34 @@ def tell(what: str, value: float, **more: object) -> None:
     print(json.dumps(line), flush=True)
 
 
-def recipe_of(seed: int, **detector: Any) -> ForensicsRecipe:
+def recipe_of(seed: int, **detector: Any) -> ImageDetectorRecipe:
     """Return the recipe of one seed; people are named by their folder."""
-    folder = {"folder": str(FACES), "basis": "AT&T Laboratories Cambridge, free for research"}
+    basis = "AT&T Laboratories Cambridge, free for research"
+    people = {"type": "licensed", "folder": str(FACES), "basis": basis}
     found = build_recipe(
         {
-            "version": 1,
-            "kind": "forensics",
+            "kind": "forensics.image_detector",
             "seed": seed,
-            "method": {"name": "sbi"},
-            "count": 400,
-            "size": SIZE,
-            "faces": {**(folder if FACES.is_dir() else {}), "margin": 1.5},
-            "split": {"held_out": 0.3, "validation": 0.1},
-            "detector": {
-                "model": {"name": "cnn"},
-                "pixels": PIXELS,
-                "train": {"epochs": EPOCHS, "batch_size": 12, "threads": THREADS},
-                **detector,
+            "model": {"name": "cnn"},
+            "data": {
+                "type": "forgeries",
+                "forgeries": [{"name": "sbi"}],
+                "faces": people if FACES.is_dir() else {"type": "drawn"},
+                "count": 400,
+                "split": {"test": 0.3, "validation": 0.1},
             },
+            "face_size": SIZE,
+            "face_margin": 1.5,
+            "image_size": PIXELS,
+            "train": {"epochs": EPOCHS, "batch_size": 12, "threads": THREADS},
+            **detector,
         }
     )
-    assert isinstance(found, ForensicsRecipe)
+    assert isinstance(found, ImageDetectorRecipe)
     return found
 
 
-def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
+def train(name: str, recipe: ImageDetectorRecipe) -> tuple[TrainedDetector, float]:
     """Return a detector and the CPU minutes of learning it, also over several sittings."""
     out, clock = RUNS / f"{name}-{recipe.seed}", RUNS / f"{name}-{recipe.seed}.cpu"
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -104,11 +102,21 @@ def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
     return TrainedDetector.open(out, device="cpu"), float(clock.read_text()) / 60
 
 
-def faces_of(recipe: ForensicsRecipe) -> FaceSplits:
+def faces_of(recipe: ImageDetectorRecipe) -> dict[str, list[Face]]:
+    """Return the faces by split."""
+    data = recipe.data
+    assert isinstance(data, ForgeryData)
+    faces = read_faces(data.faces, seed=recipe.seed, count=data.count)
+    people = [face.identity for face in faces]
+    splits = split_identities(people, recipe.seed, data.split, "faces")
+    return {name: [faces[number] for number in numbers] for name, numbers in splits.items()}
+
+
+def read_faces(source: Any, *, seed: int, count: int) -> list[Face]:
     bases = open_faces(
-        recipe.faces, [], seed=recipe.seed, count=recipe.count, size=SIZE, say=lambda line: None
+        source, [], seed=seed, count=count, size=SIZE, margin=1.5, say=lambda line: None
     )
-    return split_faces(bases, recipe)
+    return [bases[number] for number in range(len(bases))]
 
 
 def summarize(what: str, found: list[Metric], **more: object) -> None:
@@ -134,15 +142,14 @@ def measure_auc() -> None:
         recipe = recipe_of(seed)
         detector, spent = train("cnn", recipe)
         minutes.append(round(spent, 2))
-        faces = faces_of(recipe)
-        strangers = faces.of(faces.test)  # second faces of swaps are of test people, too
+        strangers = faces_of(recipe)["test"]  # second faces of swaps are of test people, too
         for name, settings in TESTS.items():
             trial = make_validation_set(
                 strangers,
                 [IMAGE_FORGERIES.build(settings)],
                 seed=1000 + seed,
             )
-            for condition, change in IMAGE_CONDITIONS.items():
+            for condition, change in ImageModality.conditions.items():
                 found.setdefault(f"{name}/{condition}", []).append(
                     trial.measure(detector, change, name)
                 )
@@ -154,7 +161,7 @@ def measure_auc() -> None:
             aim=AIMS[name],
             cpu_minutes=minutes,
         )
-        for condition in list(IMAGE_CONDITIONS)[1:]:
+        for condition in list(ImageModality.conditions)[1:]:
             summarize(f"forensics/auc/{name}/{condition}", found[f"{name}/{condition}"])
 
 
@@ -164,7 +171,7 @@ def measure_control() -> None:
     for seed in SEEDS:
         recipe = recipe_of(seed, shuffle_labels=True)
         detector, _ = train("shuffled", recipe)
-        faces = faces_of(recipe).of(faces_of(recipe).test)
+        faces = faces_of(recipe)["test"]
         trial = make_validation_set(faces, [IMAGE_FORGERIES.build("sbi")], seed=1000 + seed)
         found.append(trial.measure(detector, lambda image: image, "auc"))
     summarize("forensics/auc/shuffled_labels", found, wanted=0.5)
@@ -177,8 +184,7 @@ def measure_explain() -> None:
         for seed in SEEDS:
             recipe = recipe_of(seed)
             detector, _ = train("cnn", recipe)
-            faces = faces_of(recipe)
-            strangers = faces.of(faces.test)
+            strangers = faces_of(recipe)["test"]
             trial = make_validation_set(
                 strangers, [IMAGE_FORGERIES.build(settings)], seed=1000 + seed
             )
@@ -208,7 +214,7 @@ def measure_whole() -> None:
     if not FACES.is_dir() or not SYNTHETIC.is_dir():
         print(json.dumps({"what": "forensics/auc/whole_image", "skipped": "no photographs"}))
         return
-    real = list(faces_of(recipe).every)
+    real = [face for faces in faces_of(recipe).values() for face in faces]
     synthetic = load_synthetic()
     for quality, side in ((90, 96), (75, 64)):
         treat = same_for_all(side, quality)
@@ -221,11 +227,8 @@ def measure_whole() -> None:
 
 
 def load_synthetic() -> list[Face]:
-    settings = {"folder": str(SYNTHETIC), "synthetic_source": "StyleGAN", "margin": 1.5}
-    base = recipe_of(0)
-    recipe = base.model_copy(update={"faces": type(base.faces).model_validate(settings)})
-    bases = open_faces(recipe.faces, [], seed=0, count=400, size=SIZE, say=lambda line: None)
-    return [bases[number] for number in range(len(bases))]
+    source = SyntheticSource(type="synthetic", folder=str(SYNTHETIC), generator="StyleGAN")
+    return read_faces(source, seed=0, count=400)
 
 
 def upsampled(face: Face, number: int) -> Image:
@@ -234,11 +237,11 @@ def upsampled(face: Face, number: int) -> Image:
 
 
 def same_for_all(side: int, quality: int) -> Callable[[Image], Image]:
-    """Return what both classes go through: grey, one size, one JPEG table."""
+    """Return what both classes go through: gray, one size, one JPEG table."""
 
     def treat(image: Image) -> Image:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA)
         return compress_jpeg(np.repeat(small[..., None], 3, axis=2), quality)
 
     return treat
@@ -251,7 +254,7 @@ def tell_whole(
     images = [treat(face.image) for face in (*real, *fake)]
     labels = np.array([0] * len(real) + [1] * len(fake))
     people = [face.identity for face in (*real, *fake)]
-    network = SpectrumClassifier(images[0].shape[0], 48, 12)
+    network: Any = IMAGE_DETECTORS.build("spectral").build(images[0].shape[0])
     with torch.inference_mode():
         spectra = network.describe(torch.from_numpy(to_channels_first(images))).double().numpy()
     plain = np.array([[image.mean(), image.std()] for image in images])

@@ -1,7 +1,7 @@
 """Self-blended images beside an albumentations pipeline of the same steps, CPU seconds a pair.
 
 The peer (albumentations 2.0.8, MIT) is looked for in build/peers/albumentations. It is given the
-same hull, and does the same colour change, loss of detail or sharpening, affine move, elastic warp
+same hull, and does the same color change, loss of detail or sharpening, affine move, elastic warp
 of the mask, two blurs and blend.
 """
 

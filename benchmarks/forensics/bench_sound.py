@@ -31,7 +31,7 @@ from stillroom.forensics.media.audio import (
     normalize_peak,
     resample,
 )
-from stillroom.forensics.media.augmentation import add_noise, apply_audio_codec
+from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.watermark.audio import (
     AUDIO_FALSE_MATCH_RATE,
@@ -93,13 +93,13 @@ def spoken(count: int) -> list[AudioSamples]:
 
 def gather() -> dict[str, list[AudioSamples]]:
     voices = [draw_voice(2, number, SECONDS) for number in range(COUNT)]
-    found = {"drawn": [voice.values for voice in voices], "people": spoken(COUNT)}
+    found = {"drawn": [voice.samples for voice in voices], "people": spoken(COUNT)}
     for name in ("vocoder", "espeak"):
         if name == "espeak" and shutil.which("espeak-ng") is None:
             continue
         method = AUDIO_FORGERIES.build(name)
         found[name] = [
-            method.forge([voice], np.random.default_rng([1, at])).values
+            method.forge([voice], np.random.default_rng([1, at])).samples
             for at, voice in enumerate(voices)
         ]
     return {name: sounds for name, sounds in found.items() if sounds}
@@ -143,7 +143,7 @@ def main() -> None:
                 hits[name].append(mark.read(attacked).payload == payload)
                 if hits[name][-1]:
                     same[name].append(is_same_audio(compare_audio(kept, attacked)))
-            other = lay_on(values, marked, draw_voice(5, len(ratios), SECONDS).values)
+            other = lay_on(values, marked, draw_voice(5, len(ratios), SECONDS).samples)
             if mark.read(other).payload == payload:
                 copied.append(compare_audio(kept, other))
     tell(
@@ -174,7 +174,7 @@ def main() -> None:
         read=round(statistics.median(reads), 4),
         seconds_of_sound=SECONDS,
     )
-    base = [*gather().get("people", []), *(draw_voice(9, at, SECONDS).values for at in range(20))]
+    base = [*gather().get("people", []), *(draw_voice(9, at, SECONDS).samples for at in range(20))]
     false = decodings = 0
     for number in range(UNMARKED):
         values = np.roll(base[number % len(base)], 977 * number)

@@ -32,21 +32,20 @@ from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.metrics import bootstrap_areas, bootstrap_auc
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import AUDIO_FORGERIES, IMAGE_FORGERIES
+from stillroom.forensics.jobs.audio_detector import AudioDetectorRecipe
+from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
 from stillroom.forensics.media.audio import Waveform
 from stillroom.forensics.media.face import Face
-from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
+from stillroom.forensics.modalities.audio import AudioModality
+from stillroom.forensics.modalities.image import ImageModality
+from stillroom.forensics.settings import LicensedSource
 from stillroom.forensics.synthesis.faces import open_faces, split_identities
 from stillroom.forensics.synthesis.voices import draw_voice, open_voices
 from stillroom.forensics.training.pairs import animate_face
 from stillroom.forensics.training.train_audio import make_audio_validation_set
-from stillroom.forensics.training.train_image import split_faces
-from stillroom.forensics.training.validation import (
-    IMAGE_CONDITIONS,
-    ValidationSet,
-    apply_perturbation,
-    make_validation_set,
-)
-from stillroom.recipes import build_recipe
+from stillroom.forensics.training.train_image import make_validation_set
+from stillroom.forensics.training.validation import LabeledSamples
+from stillroom.recipes import Recipe, build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 MEDIA = Path(os.environ.get("MEDIA", ROOT / "../shared/data/media"))
@@ -81,13 +80,7 @@ def tell(what: str, value: float, **more: object) -> None:
     print(json.dumps(line), flush=True)
 
 
-def build(settings: dict[str, Any]) -> ForensicsRecipe:
-    found = build_recipe({"version": 1, "kind": "forensics", "seed": SEED, **settings})
-    assert isinstance(found, ForensicsRecipe)
-    return found
-
-
-def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
+def train(name: str, recipe: Recipe) -> tuple[TrainedDetector, float]:
     """Return a detector and the CPU minutes of learning it, 0 where it was there."""
     start = time.process_time()
     if not (RUNS / name / "artifact.json").is_file():
@@ -96,25 +89,32 @@ def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
     return TrainedDetector.open(RUNS / name, device="cpu"), round(minutes, 1)
 
 
-def recipe_of_faces(epochs: float, **detector: Any) -> ForensicsRecipe:
-    folder = {"folder": str(FACES), "basis": "AT&T Laboratories Cambridge, free for research"}
-    return build(
+def recipe_of_faces(epochs: float, **settings: Any) -> ImageDetectorRecipe:
+    basis = "AT&T Laboratories Cambridge, free for research"
+    people = {"type": "licensed", "folder": str(FACES), "basis": basis}
+    found = build_recipe(
         {
-            "method": {"name": "sbi"},
-            "count": 400,
-            "size": SIZE,
-            "faces": {**(folder if FACES.is_dir() else {}), "margin": 1.5},
-            "split": {"held_out": 0.3, "validation": 0.1},
-            "detector": {
-                "pixels": PIXELS,
-                "train": {"epochs": epochs, "batch_size": 12, "threads": 1},
-                **detector,
+            "kind": "forensics.image_detector",
+            "seed": SEED,
+            "data": {
+                "type": "forgeries",
+                "forgeries": [{"name": "sbi"}],
+                "faces": people if FACES.is_dir() else {"type": "drawn"},
+                "count": 400,
+                "split": {"test": 0.3, "validation": 0.1},
             },
+            "face_size": SIZE,
+            "face_margin": 1.5,
+            "image_size": PIXELS,
+            "train": {"epochs": epochs, "batch_size": 12, "threads": 1},
+            **settings,
         }
     )
+    assert isinstance(found, ImageDetectorRecipe)
+    return found
 
 
-def move_whole(faces: list[Face]) -> ValidationSet:
+def move_whole(faces: list[Face]) -> LabeledSamples:
     """Return clips of faces forged once, then moved as their twins are: nothing trembles."""
     method, fakes, twins, masks = IMAGE_FORGERIES.build(SWAPS["swap_alpha"]), [], [], []
     for number, face in enumerate(faces):
@@ -129,7 +129,7 @@ def move_whole(faces: list[Face]) -> ValidationSet:
         masks.append(np.stack([forged.mask] * FRAMES))
     count, groups = len(faces), tuple(face.identity for face in faces)
     labels = (*[1] * count, *[0] * count)
-    return ValidationSet((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
+    return LabeledSamples((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
 
 
 def measure_time() -> None:
@@ -138,11 +138,16 @@ def measure_time() -> None:
     recipe = recipe_of_faces(HEAD_EPOCHS, model=head_of)
     head, head_minutes = train("head", recipe)
     for name, one in (("head", head), ("frames", base)):
-        print(json.dumps({"what": name, **one.metadata.figures}), flush=True)
-    bases = open_faces(recipe.faces, [], seed=SEED, count=400, size=SIZE, say=lambda line: None)
-    faces = split_faces(bases, recipe)
+        print(json.dumps({"what": name, **one.metadata.metrics}), flush=True)
+    data = recipe.data
+    assert isinstance(data, ForgeryData)
+    bases = open_faces(
+        data.faces, [], seed=SEED, count=400, size=SIZE, margin=1.5, say=lambda line: None
+    )
+    faces = [bases[number] for number in range(len(bases))]
+    places = split_identities([face.identity for face in faces], SEED, data.split, "faces")
     people, seen = [], Counter[str]()
-    for face in faces.of(faces.test):
+    for face in (faces[number] for number in places["test"]):
         seen[face.identity] += 1
         people += [face] if seen[face.identity] <= EACH else []
     trials = {
@@ -154,7 +159,7 @@ def measure_time() -> None:
     trials["swap_alpha_steady"] = move_whole(people)
     for name, trial in trials.items():
         for condition in UNDER:
-            clips = [apply_perturbation(IMAGE_CONDITIONS[condition], clip) for clip in trial.images]
+            clips = [ImageModality.conditions[condition](clip) for clip in trial.samples]
             over_time = head.logits(clips)
             frames = base.logits([frame for clip in clips for frame in clip])
             mean = frames.reshape(len(clips), FRAMES).mean(axis=1)
@@ -163,7 +168,7 @@ def measure_time() -> None:
 
 
 def beside(
-    what: str, trial: ValidationSet, ours: npt.NDArray[np.float64], plain: npt.NDArray[np.float64]
+    what: str, trial: LabeledSamples, ours: npt.NDArray[np.float64], plain: npt.NDArray[np.float64]
 ) -> None:
     """Print the area of the head, of the frames' mean, and their difference over the same draws."""
     found = bootstrap_auc(trial.labels, ours, trial.groups)
@@ -185,23 +190,23 @@ def beside(
     )
 
 
-def recipe_of_ears(model: str, ways: list[str]) -> ForensicsRecipe:
-    return build(
+def recipe_of_ears(model: str, ways: list[str], **settings: Any) -> AudioDetectorRecipe:
+    fit = {"steps": STEPS[model], "batch_size": 6, "threads": 1, "learning_rate": 1e-3}
+    found = build_recipe(
         {
+            "kind": "forensics.audio_detector",
+            "seed": SEED,
+            "model": EARS[model],
+            "forgeries": ways,
             "count": 300,
-            "sound": {"methods": ways, "seconds": SECONDS},
-            "split": {"held_out": 0.25, "validation": 0.15},
-            "detector": {
-                "model": EARS[model],
-                "train": {
-                    "steps": STEPS[model],
-                    "batch_size": 6,
-                    "threads": 1,
-                    "learning_rate": 1e-3,
-                },
-            },
+            "seconds": SECONDS,
+            "split": {"test": 0.25, "validation": 0.15},
+            "train": fit,
+            **settings,
         }
     )
+    assert isinstance(found, AudioDetectorRecipe)
+    return found
 
 
 def people_speaking() -> tuple[Waveform, ...]:
@@ -213,8 +218,9 @@ def people_speaking() -> tuple[Waveform, ...]:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
             place.symlink_to(path.resolve())
-    sound = AudioSettings(folder=str(RUNS / "speakers"), basis=BASIS, seconds=SECONDS)
-    return open_voices(sound, [], seed=SEED, count=600, say=lambda line: None).waves
+    source = LicensedSource(type="licensed", folder=str(RUNS / "speakers"), basis=BASIS)
+    found = open_voices(source, [], seconds=SECONDS, seed=SEED, count=600, say=lambda line: None)
+    return found.waves
 
 
 def measure_ears() -> None:
@@ -225,7 +231,9 @@ def measure_ears() -> None:
             taught = [way for way in WAYS if way != left_out]
             recipe = recipe_of_ears(model, taught)
             detector, minutes = train(f"{model}-without-{left_out}", recipe)
-            places = split_identities([one.identity for one in voices], recipe, "voices")
+            places = split_identities(
+                [one.identity for one in voices], recipe.seed, recipe.split, "voices"
+            )
             strangers = [voices[at] for at in places["test"]]
             for way in WAYS:
                 sources = {"drawn": strangers, **({"people": spoken} if spoken else {})}
@@ -234,7 +242,9 @@ def measure_ears() -> None:
                         waves, [AUDIO_FORGERIES.build(way)], seed=1000 + SEED
                     )
                     for condition in ("clean", "mp3_64") if model == "lfcc" else ("clean",):
-                        metric = trial.measure(detector, condition)
+                        metric = trial.measure(
+                            detector, AudioModality.conditions[condition], condition
+                        )
                         tell(
                             f"forensics/ears/{model}/{whose}/{way}/{condition}",
                             metric.value,
@@ -242,7 +252,7 @@ def measure_ears() -> None:
                             met=way != left_out,
                             taught=taught,
                             speakers=metric.n,
-                            sounds=len(trial.sounds),
+                            sounds=len(trial.samples),
                             steps=STEPS[model],
                             cpu_minutes=minutes,
                         )
@@ -252,15 +262,13 @@ def measure_people() -> None:
     """Learn from four speakers or fewer, test on two that were never heard."""
     spoken, done = people_speaking(), set[str]()
     taught = [way for way in WAYS if way != "source_filter"]
-    sound = {"folder": str(RUNS / "speakers"), "basis": BASIS}
+    voices = {"type": "licensed", "folder": str(RUNS / "speakers"), "basis": BASIS}
+    split = {"test": 0.34, "validation": 0.2}
     for seed in range(SEED, SEED + 400) if spoken else ():
-        recipe = recipe_of_ears("lfcc", taught).model_dump(mode="json")
-        recipe["seed"], recipe["count"] = seed, 600
-        recipe["sound"] |= sound
-        recipe["split"] = {"held_out": 0.34, "validation": 0.2}
-        checked = build(recipe)
+        checked = recipe_of_ears("lfcc", taught, seed=seed, count=600, voices=voices, split=split)
+        speaking = [one.identity for one in spoken]
         try:
-            places = split_identities([one.identity for one in spoken], checked, "speakers")
+            places = split_identities(speaking, seed, checked.split, "speakers")
         except ValueError:
             continue  # this seed leaves a split without anyone
         speakers = {spoken[at].identity for at in places["test"]}
@@ -278,10 +286,10 @@ def measure_people() -> None:
             )
             tell(
                 f"forensics/ears/lfcc_of_people/{way}",
-                trial.measure(detector, "clean").value,
+                trial.measure(detector, lambda waveform: waveform, "clean").value,
                 met=way in taught,
                 speakers=len(speakers),
-                sounds=len(trial.sounds),
+                sounds=len(trial.samples),
                 cpu_minutes=minutes,
             )
         done |= speakers

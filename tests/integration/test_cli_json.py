@@ -33,7 +33,7 @@ model: scripted:script.json
 generator: grounded_qa
 target: {train: 1, held_out: 0}
 """
-FORGE = "kind: forensics\ncount: 2\nsize: 128\n"
+FORGE = "kind: forensics.image_set\ncount: 2\nimage_size: 128\n"
 
 CHEAP = {
     "ask": "run river",

@@ -19,10 +19,11 @@ from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.flow.job import run_job
 from stillroom.flow.run import run_recipe
 from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.c2pa.signature import sign_file
 from stillroom.forensics.check.check import FileCheckTask, check_file, check_files, list_media
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.labeling.signature import sign_file
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
+from stillroom.forensics.labeling.lookup import refuse_lab_file
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.jobs import Job
@@ -123,7 +124,13 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
     (papers / "empty.txt").write_text("")
     init_ca(tmp_path / "ca")
     (tmp_path / "made.pdf").write_bytes(make_pdf(["The made report counts cod."]))
-    sign_file(tmp_path / "made.pdf", papers / "made.pdf", tmp_path / "ca", made_by="a generator")
+    sign_file(
+        tmp_path / "made.pdf",
+        papers / "made.pdf",
+        tmp_path / "ca",
+        made_by="a generator",
+        refuse=refuse_lab_file,
+    )
     read = reader._read_file
 
     def read_or_not(path, name, limits):
@@ -251,7 +258,7 @@ def test_a_file_that_is_another_on_the_worker_is_not_called_checked(media):
 
 def test_forgeries_made_elsewhere_have_the_same_pixels(tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_LAB", str(tmp_path / "lab"))
-    recipe = parse_recipe("version: 1\nkind: forensics\ncount: 2\nsize: 128\n")
+    recipe = parse_recipe("version: 1\nkind: forensics.image_set\ncount: 2\nimage_size: 128\n")
     made = {}
     engine = PicklingEngine()
     for name, chosen in (("here", None), ("there", engine)):

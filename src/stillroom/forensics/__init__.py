@@ -33,11 +33,9 @@ if TYPE_CHECKING:
         ImageForgery,
     )
     from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+    from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
     from stillroom.forensics.labeling.lab import Lab, Ledger, open_lab
-    from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
     from stillroom.forensics.media.face import Face
-    from stillroom.forensics.recipe import ForensicsRecipe
-    from stillroom.forensics.run import estimate, run
     from stillroom.forensics.synthesis.consent import Consent, write_consent
     from stillroom.forensics.synthesis.faces import draw_face
     from stillroom.forensics.watermark.image import ImageWatermark, ImageWatermarkResult
@@ -49,7 +47,6 @@ __all__ = [
     "Consent",
     "Credentials",
     "Face",
-    "ForensicsRecipe",
     "ForgedImage",
     "GeneratedImage",
     "ImageForgery",
@@ -61,11 +58,9 @@ __all__ = [
     "Signer",
     "TrustList",
     "draw_face",
-    "estimate",
     "find_unmarked_files",
     "init_ca",
     "open_lab",
-    "run",
     "sign_bytes",
     "verify_file",
     "write_consent",
@@ -78,22 +73,19 @@ _HOMES = {
     "Credentials": "c2pa.credentials",
     "BenignEdit": "interfaces",
     "Face": "media.face",
-    "ForensicsRecipe": "recipe",
     "ForgedImage": "interfaces",
     "ImageForgery": "interfaces",
     "Lab": "labeling.lab",
     "Ledger": "labeling.lab",
-    "GeneratedImage": "labeling.writers",
-    "LabeledImageWriter": "labeling.writers",
+    "GeneratedImage": "labeling.image",
+    "LabeledImageWriter": "labeling.image",
     "ImageWatermarkResult": "watermark.image",
     "Signer": "c2pa.credentials",
     "TrustList": "c2pa.credentials",
     "ImageWatermark": "watermark.image",
     "draw_face": "synthesis.faces",
-    "estimate": "run",
     "init_ca": "c2pa.certificates",
     "open_lab": "labeling.lab",
-    "run": "run",
     "sign_bytes": "c2pa.credentials",
     "find_unmarked_files": "labeling.dataset_writer",
     "verify_file": "c2pa.credentials",

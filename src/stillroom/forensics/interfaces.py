@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = [
+    "AUDIO_DETECTORS",
     "AUDIO_FORGERIES",
     "BENIGN_EDITS",
-    "DETECTORS",
+    "IMAGE_DETECTORS",
     "IMAGE_FORGERIES",
     "MIN_WATERMARK_SECONDS",
+    "AudioDetector",
     "AudioForgery",
     "BenignEdit",
     "BlendMode",
@@ -34,11 +36,11 @@ __all__ = [
     "Detector",
     "ForgedAudio",
     "ForgedImage",
+    "ImageDetector",
     "ImageForgery",
     "PretrainedWeights",
     "SourceType",
 ]
-
 
 SourceType = Literal[
     "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"
@@ -88,7 +90,7 @@ class ForgedAudio:
     All at ``SAMPLE_RATE``, in [-1, 1].
     """
 
-    values: AudioSamples
+    samples: AudioSamples
     mask: AudioSamples
     twin: AudioSamples
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -122,77 +124,80 @@ class BenignEdit(Method):
 
 
 class Detector(Method):
-    """Score faces or audio as real or forged; a higher score means forged.
+    """Score faces or recordings as real or forged; a higher score means forged.
 
-    Class variables: ``limitations``, known by design, one sentence each, repeated in the
-    model card and in every verdict; ``preserve_pixels``, whether the input is cropped at its native
-    resolution instead of resized, since resizing adds or removes the traces that the network
-    uses; ``is_audio``, whether the input is audio instead of faces.
+    Class variable: ``limitations``, known by design, one sentence each, repeated in the model card
+    and in every verdict.
     """
 
     limitations: ClassVar[tuple[str, ...]] = ()
-    preserve_pixels: ClassVar[bool] = False
-    is_audio: ClassVar[bool] = False
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames of a face in one input; 1 for image detectors."""
-        return 1
 
     @abstractmethod
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         """Return the network with its initial weights.
 
         Args:
-            pixels: Height and width of the input images.
+            input_size: Height and width of input images in pixels, or the number of samples of
+                input waveforms.
 
         Raises:
             MissingExtraError: If a package that provides weights or a backbone is not installed.
             CheckpointError: If the named weights cannot be used.
         """
 
-    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
         """Return the network without its initial weights, which the caller then replaces.
 
         Args:
-            pixels: As for ``build``.
+            input_size: As for ``build``.
             config: The network's saved ``config`` values besides its weights.
         """
         bare = {"weights": "none"} if "weights" in type(self).model_fields else {}
-        return self.model_copy(update=bare).build(pixels)
+        return self.model_copy(update=bare).build(input_size)
+
+
+class ImageDetector(Detector):
+    """Score square crops around faces, or clips of them.
+
+    Class variable: ``preserve_pixels``, whether the input is cropped at its native resolution
+    instead of resized, since resizing adds or removes the traces that the network uses.
+    """
+
+    preserve_pixels: ClassVar[bool] = False
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames of a face in one input; 1 for detectors of single images."""
+        return 1
+
+
+class AudioDetector(Detector):
+    """Score waveforms of one length."""
 
 
 IMAGE_FORGERIES: Registry[ImageForgery] = Registry(
     "stillroom.forensics.synthesis.image_forgeries", ImageForgery
 )
 
-
 BENIGN_EDITS: Registry[BenignEdit] = Registry(
     "stillroom.forensics.synthesis.benign_edits", BenignEdit
 )
-
 
 AUDIO_FORGERIES: Registry[AudioForgery] = Registry(
     "stillroom.forensics.synthesis.audio_forgeries", AudioForgery
 )
 
+IMAGE_DETECTORS: Registry[ImageDetector] = Registry(
+    "stillroom.forensics.image_detectors", ImageDetector
+)
 
-DETECTORS: Registry[Detector] = Registry("stillroom.forensics.detectors", Detector)
-
+AUDIO_DETECTORS: Registry[AudioDetector] = Registry(
+    "stillroom.forensics.audio_detectors", AudioDetector
+)
 
 BlendMode = Literal["alpha", "poisson", "laplacian"]
-
-
 ColorTransfer = Literal["none", "mean", "reinhard", "transport"]
-
-
 CalibrationMethod = Literal["platt", "temperature", "isotonic", "none"]
-
-
 PretrainedWeights = Literal["imagenet", "none"]
-
-
 MIN_WATERMARK_SECONDS = 3.0
-
-
 """Minimum duration in seconds of audio that carries a watermark."""

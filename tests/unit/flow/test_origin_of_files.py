@@ -27,7 +27,8 @@ def _own_lab(tmp_path_factory):
 def documents(tmp_path_factory):
     """A folder with a plain file, a signed one, one that a program made, one that was changed."""
     from stillroom.forensics.c2pa.certificates import init_ca
-    from stillroom.forensics.labeling.signature import sign_file
+    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     base = tmp_path_factory.mktemp("documents")
     init_ca(base / "ca")
@@ -36,7 +37,13 @@ def documents(tmp_path_factory):
     (folder / "plain.txt").write_text("Herring are counted in spring by boats.\n")
     for name, made_by in (("signed", ""), ("made", "a generator")):
         (base / f"{name}.pdf").write_bytes(make_pdf([f"The {name} report counts cod."]))
-        sign_file(base / f"{name}.pdf", folder / f"{name}.pdf", base / "ca", made_by=made_by)
+        sign_file(
+            base / f"{name}.pdf",
+            folder / f"{name}.pdf",
+            base / "ca",
+            made_by=made_by,
+            refuse=refuse_lab_file,
+        )
     data = (folder / "signed.pdf").read_bytes()
     assert b"counts cod" in data
     (folder / "changed.pdf").write_bytes(data.replace(b"counts cod", b"counts eel"))
@@ -81,8 +88,8 @@ def test_sources_of_an_answer_say_it(passages):
 
 def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp_path):
     from stillroom.forensics.check.origin import examine_origin
+    from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, read_image
     from stillroom.forensics.labeling.lab import open_lab
-    from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter, read_image
     from stillroom.forensics.synthesis.faces import draw_face
 
     made = GeneratedImage(draw_face(1, 1, 160).image, "sbi", 1, "run", "trainedAlgorithmicMedia")
@@ -136,14 +143,17 @@ def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(t
     from tests.unit.text.parsers.test_clip import write_clip
 
     from stillroom.forensics.c2pa.certificates import init_ca
-    from stillroom.forensics.labeling.signature import sign_file
+    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     pytest.importorskip("av")
     init_ca(tmp_path / "ca")
     (tmp_path / "talk.mp4").write_bytes(write_clip(title="Cod are counted.", form="mp4"))
     (tmp_path / "films").mkdir()
     film = tmp_path / "films" / "talk.mp4"
-    sign_file(tmp_path / "talk.mp4", film, tmp_path / "ca", made_by="a generator")
+    sign_file(
+        tmp_path / "talk.mp4", film, tmp_path / "ca", made_by="a generator", refuse=refuse_lab_file
+    )
     from stillroom.forensics.check.origin import examine_origin
 
     with use_origin_check(examine_origin):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,25 +12,26 @@ from PIL import Image
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
-from stillroom.flow import run_recipe
-from stillroom.forensics.benchmark.adversarial import ATTACKS, attack_manifest, attack_planes
+from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.forensics.benchmark.adversarial import attack_manifest, attack_planes
 from stillroom.forensics.benchmark.manifest import ManifestItem, read_items, write_items
 from stillroom.forensics.benchmark.robustness import TREATMENTS
 from stillroom.forensics.inference.trained_detector import TrainedDetector
+from stillroom.forensics.jobs.benchmark import TreatmentName
+from stillroom.forensics.settings import EotJpegAttack, FgsmAttack, PgdAttack, SquareAttack
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.recipes import parse_recipe
 
 LEARN = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 1
-size: 128
-detector:
-  known: {{manifest: {manifest}, basis: drawn}}
-  model: {{name: npr, width: 8}}
-  pixels: 32
-  train: {{steps: 20, batch_size: 6, threads: 1, learning_rate: 0.01}}
-  views: {{jpeg: 0, colour: 0}}
+model: {{name: npr, width: 8}}
+data: {{type: benchmark, manifest: {manifest}, basis: drawn}}
+face_size: 128
+image_size: 32
+augmentation: {{jpeg_probability: 0, color_jitter: 0}}
+train: {{steps: 20, batch_size: 6, threads: 1, learning_rate: 0.01}}
 """
 
 
@@ -62,8 +64,8 @@ def trained(benchmark):
 def test_a_detector_learns_from_fakes_that_a_benchmark_has(trained):
     detector = TrainedDetector.open(trained)
     assert detector.name == "npr of grid"
-    assert detector.metadata.figures["faces"] == {"train": 9, "validation": 3, "test": 3}
-    assert detector.metadata.figures["auc"]["clean"]["value"] > 0.7
+    assert detector.metadata.metrics["faces"] == {"train": 9, "validation": 3, "test": 3}
+    assert detector.metadata.metrics["auc"]["clean"]["value"] > 0.7
     artifact = json.loads((trained / "artifact.json").read_text())
     assert [parent["role"] for parent in artifact["parents"]] == ["benchmark"]
     assert "a benchmark's, drawn" in (trained / "output/README.md").read_text()
@@ -113,12 +115,13 @@ def test_nothing_in_motion_is_learned_from_a_benchmarks_still_fakes():
 
 
 @pytest.mark.parametrize(
-    "more", ["method: swap", "split: {held_out: 0.5}", "faces: {folder: x, basis: y}"]
+    "more", ["forgeries: [swap]", "split: {test: 0.5}", "faces: {type: drawn}", "count: 3"]
 )
 def test_what_a_benchmark_decides_is_not_set_besides(more):
-    with pytest.raises(RecipeError, match="would have no effect") as caught:
-        parse_recipe(LEARN.format(manifest="m.csv") + more + "\n")
-    assert caught.value.code == "forensics.without-effect"
+    text = LEARN.format(manifest="m.csv").replace("basis: drawn", f"basis: drawn, {more}")
+    with pytest.raises(RecipeError, match="is not a setting") as caught:
+        parse_recipe(text)
+    assert caught.value.code == "recipe.unknown-key"
 
 
 def test_a_manifest_without_splits_is_refused(benchmark, tmp_path):
@@ -141,15 +144,16 @@ def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained):
     assert len(TREATMENTS) == 11
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+ATTACKS = (FgsmAttack(), PgdAttack(steps=6), SquareAttack(queries=30), EotJpegAttack(steps=6))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attacks_stay_within_their_bound_and_lower_the_score(attack, benchmark, trained):
     detector = TrainedDetector.open(trained, device="cpu")
     image = np.asarray(Image.open(benchmark / "1-4.png"))
-    plain = torch.from_numpy(
-        np.stack([detector.preprocess(image)]).transpose(0, 3, 1, 2) / 255
-    ).float()
-    changed = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
-    again = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
+    plain = torch.from_numpy(detector.image_input.prepare([image]))
+    changed = attack_planes(detector, plain, attack, 4 / 255, seed=3)
+    again = attack_planes(detector, plain, attack, 4 / 255, seed=3)
     assert torch.equal(changed, again)
     steps = (changed - plain) * 255
     assert steps.abs().max() <= 4 + 1e-3
@@ -181,18 +185,64 @@ def test_only_forgeries_are_attacked_and_nothing_is_written(benchmark, trained):
     assert sorted(path.name for path in benchmark.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("measurement", "said"),
+    [
+        ("{{type: robustness, detector: {detector}, treatments: [blur]}}", "blur: auc "),
+        ("{{type: attacks, detector: {detector}, attacks: [{{name: fgsm}}]}}", "fgsm by 4/255"),
+        ("{{type: scores, scores: {scores}, leave_out: source}}", "source 4 left out"),
+    ],
+    ids=["robustness", "attacks", "scores"],
+)
+def test_a_benchmark_is_a_job_with_a_report(measurement, said, benchmark, trained, tmp_path):
+    rows = [
+        f"{item.id},{item.label + number % 3 / 9}"
+        for number, item in enumerate(read_items(benchmark))
+    ]
+    (tmp_path / "s.csv").write_text("id,score\n" + "\n".join(rows))
+    text = measurement.format(detector=trained, scores=tmp_path / "s.csv")
+    head = f"kind: forensics.benchmark\nmanifest: {benchmark}\n"
+    recipe = parse_recipe(f"{head}measurement: {text}\n")
+    assert estimate_recipe(recipe).basis.startswith("6 ")
+    artifact = run_recipe(recipe, tmp_path / "run")
+    assert artifact.kind == "report"
+    assert len(artifact.parents) == 2
+    assert said in (tmp_path / "run/output/report.html").read_text()
+    figures = json.loads((tmp_path / "run/output/result.json").read_text())
+    assert {"attacks", "curves", "scores"} & set(figures)
+
+
+@pytest.mark.parametrize(
+    "measurement",
+    [
+        "{type: robustness, detector: d, treatments: [fog]}",
+        "{type: robustness, detector: d, attacks: [{name: pgd}]}",
+        "{type: attacks, detector: d, attacks: [{name: fgsm, steps: 3}]}",
+        "{type: attacks, detector: d, strengths: [1.5]}",
+        "{type: scores, scores: s.csv, detector: d, treatments: [jpeg]}",
+    ],
+)
+def test_settings_of_another_measurement_cannot_be_written(measurement):
+    with pytest.raises(RecipeError):
+        parse_recipe(f"kind: forensics.benchmark\nmanifest: m\nmeasurement: {measurement}\n")
+
+
+def test_every_treatment_can_be_named_in_a_recipe():
+    assert set(get_args(TreatmentName)) == set(TREATMENTS)
+
+
 def test_what_cannot_be_attacked_is_refused(benchmark, trained, tmp_path):
     detector = TrainedDetector.open(trained)
     write_items(tmp_path / "m.jsonl", [ManifestItem("a", "a.png", 0, split="test")])
     with pytest.raises(DataError) as caught:
-        attack_manifest(tmp_path / "m.jsonl", detector)
+        attack_manifest(tmp_path / "m.jsonl", detector, attacks=ATTACKS)
     assert caught.value.code == "forensics.stress"
 
 
 def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark, trained, tmp_path):
     from stillroom.forensics.inference.calibration import Calibrator
 
-    detector, small = TrainedDetector.open(trained), {"attacks": ["fgsm"], "strengths": [1]}
+    detector, small = TrainedDetector.open(trained), {"attacks": [FgsmAttack()], "strengths": [1]}
     for split in ("validation", ""):
         found = attack_manifest(benchmark, detector, split=split, **small)
         assert found.threshold_from.startswith("even odds by the detector's own calibration on ")
@@ -213,5 +263,6 @@ def test_strengths_are_whole_steps_of_8_bits(benchmark, trained):
     words = ["forensics", "benchmark", "attack", str(benchmark), "--detector", str(trained)]
     done = CliRunner().invoke(stillroom, [*words, "--strength", "1.5"])
     assert done.exit_code == 2
+    detector = TrainedDetector.open(trained)
     with pytest.raises(DataError, match=r"strength of 1\.5 cannot be stored in 8-bit images"):
-        attack_manifest(benchmark, TrainedDetector.open(trained), strengths=[1.5])
+        attack_manifest(benchmark, detector, attacks=ATTACKS, strengths=[1.5])

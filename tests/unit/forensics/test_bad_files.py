@@ -208,9 +208,9 @@ def test_a_file_name_writes_no_line_of_its_own(downloads):
 
 def test_pictures_are_seen_as_a_viewer_shows_them(downloads):
     assert load_image(downloads / "clear.png").image.min() == 255  # nothing is seen of the red
-    grey = load_image(downloads / "float.tif").image
-    assert grey.max() == 255
-    assert 120 < grey.mean() < 135
+    gray = load_image(downloads / "float.tif").image
+    assert gray.max() == 255
+    assert 120 < gray.mean() < 135
 
 
 def test_colours_of_16_bits_are_told(tmp_path):

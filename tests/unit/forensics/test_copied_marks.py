@@ -15,19 +15,18 @@ from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.interfaces import IMAGE_FORGERIES
-from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.labeling.lookup import look_up_file, look_up_image
-from stillroom.forensics.labeling.writers import (
+from stillroom.forensics.labeling.audio import GeneratedAudio, LabeledAudioWriter
+from stillroom.forensics.labeling.image import (
     IMAGE_LABELS,
-    GeneratedAudio,
     GeneratedImage,
-    LabeledAudioWriter,
     LabeledImageWriter,
     read_image,
 )
+from stillroom.forensics.labeling.lab import open_lab
+from stillroom.forensics.labeling.lookup import look_up_file, look_up_image
 from stillroom.forensics.media.audio import compute_stft, invert_stft, load_waveform
-from stillroom.forensics.media.augmentation import apply_audio_codec
 from stillroom.forensics.media.transforms import compress_jpeg
+from stillroom.forensics.modalities.audio import apply_audio_codec
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.watermark.audio import AudioWatermark
 from stillroom.forensics.watermark.fingerprint import (
@@ -173,8 +172,8 @@ def test_of_a_clips_frames_the_one_that_the_mark_was_written_into_counts(
 
 
 def test_a_mark_that_was_copied_to_another_sound_is_told_as_that(lab, tmp_path):
-    voice = draw_voice(5, 0, 4.0).values
-    others = (draw_voice(5, number, 4.0).values for number in range(1, 9))
+    voice = draw_voice(5, 0, 4.0).samples
+    others = (draw_voice(5, number, 4.0).samples for number in range(1, 9))
     path = tmp_path / "a.wav"
     LabeledAudioWriter(lab).write(
         GeneratedAudio(voice, "vocoder", 1, "copied", "algorithmicMedia"), path
@@ -225,5 +224,5 @@ def test_sketches_of_what_has_no_structure_resemble_each_other_alone(faces):
     silence = np.zeros(48_000, np.float32)
     kept = pack_fingerprint(fingerprint_audio(silence))
     assert compare_audio(kept, silence) > 0.99
-    assert compare_audio(kept, draw_voice(5, 1, 4.0).values) < 0.5
+    assert compare_audio(kept, draw_voice(5, 1, 4.0).samples) < 0.5
     assert compare_audio(kept, silence[:100]) == 0.0

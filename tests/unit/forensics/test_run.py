@@ -12,13 +12,13 @@ from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.benchmark.audit import audit_items
 from stillroom.forensics.benchmark.manifest import read_items
 from stillroom.forensics.labeling.dataset_writer import MANIFEST, find_unmarked_files
-from stillroom.forensics.labeling.writers import read_image
+from stillroom.forensics.labeling.image import read_image
 from stillroom.recipes import parse_recipe
 
 
 def recipe(**changes):
-    lines = {"count": 3, "size": 128, "seed": 4, **changes}
-    text = "version: 1\nkind: forensics\n"
+    lines = {"count": 3, "image_size": 128, "seed": 4, **changes}
+    text = "version: 1\nkind: forensics.image_set\n"
     return parse_recipe(text + "".join(f"{key}: {value}\n" for key, value in lines.items()), "test")
 
 
@@ -30,7 +30,7 @@ def rows_of(run):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, lab):
     out = tmp_path_factory.mktemp("run") / "set"
-    return out, run_recipe(recipe(edits="[recompress]"), out)
+    return out, run_recipe(recipe(benign_edits="[recompress]"), out)
 
 
 def test_each_fake_has_a_mask_and_a_real_twin(made):
@@ -63,7 +63,7 @@ def test_every_image_is_marked(made, lab):
 
 def test_same_seed_same_pixels_for_any_number_of_workers(made, tmp_path):
     out, artifact = made
-    again = run_recipe(recipe(edits="[recompress]", workers=2), tmp_path / "again")
+    again = run_recipe(recipe(benign_edits="[recompress]", workers=2), tmp_path / "again")
     assert rows_of(out) == rows_of(tmp_path / "again")
     for path in sorted((out / "output").rglob("*.*")):
         other = tmp_path / "again" / path.relative_to(out)
@@ -76,7 +76,7 @@ def test_same_seed_same_pixels_for_any_number_of_workers(made, tmp_path):
 
 def test_no_split_shares_a_person_with_another(tmp_path):
     run_recipe(
-        recipe(count=8, method="{name: swap}", split="{held_out: 0.4, validation: 0}"),
+        recipe(count=8, forgery="{name: swap}", split="{test: 0.4, validation: 0}"),
         tmp_path / "set",
     )
     splits = {}
@@ -87,10 +87,10 @@ def test_no_split_shares_a_person_with_another(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
-    from stillroom.forensics.labeling import writers
+    from stillroom.forensics.labeling.image import LabeledImageWriter
 
     _, artifact = made
-    emit, count = writers.LabeledImageWriter.write, []
+    emit, count = LabeledImageWriter.write, []
 
     def fail(self, *given):
         count.append(1)
@@ -98,11 +98,11 @@ def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return emit(self, *given)
 
-    monkeypatch.setattr(writers.LabeledImageWriter, "write", fail)
+    monkeypatch.setattr(LabeledImageWriter, "write", fail)
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe(edits="[recompress]"), tmp_path / "killed")
-    monkeypatch.setattr(writers.LabeledImageWriter, "write", emit)
-    resumed = run_recipe(recipe(edits="[recompress]"), tmp_path / "killed", resume=True)
+        run_recipe(recipe(benign_edits="[recompress]"), tmp_path / "killed")
+    monkeypatch.setattr(LabeledImageWriter, "write", emit)
+    resumed = run_recipe(recipe(benign_edits="[recompress]"), tmp_path / "killed", resume=True)
     assert resumed.digest == artifact.digest
 
 
@@ -127,7 +127,7 @@ def test_faces_of_a_folder_need_a_face(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as caught:
         run_recipe(
-            recipe(faces=f"{{folder: {tmp_path}/empty, synthetic_source: nobody}}"),
+            recipe(faces=f"{{type: synthetic, folder: {tmp_path}/empty, generator: nobody}}"),
             tmp_path / "set",
         )
     assert caught.value.code == "forensics.no-faces"
@@ -187,7 +187,8 @@ class TestCommands:
         self.ask(*words, "--expires", "2999-01-01", "--out", tmp_path / "c.json")
         with pytest.raises(DataError) as caught:
             run_recipe(
-                recipe(faces=f"{{folder: {folder}, consent: {tmp_path}/c.json}}"), tmp_path / "set"
+                recipe(faces=f"{{type: people, folder: {folder}, consent: {tmp_path}/c.json}}"),
+                tmp_path / "set",
             )
         assert caught.value.code == "forensics.consent"
 

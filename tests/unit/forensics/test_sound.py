@@ -22,10 +22,10 @@ from stillroom.forensics.inference.conversion import import_aasist
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.tracks import score_recording
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.interfaces import AUDIO_FORGERIES
+from stillroom.forensics.interfaces import AUDIO_DETECTORS, AUDIO_FORGERIES
+from stillroom.forensics.labeling.audio import AUDIO_LABELS, GeneratedAudio, LabeledAudioWriter
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.lookup import look_up_file
-from stillroom.forensics.labeling.writers import AUDIO_LABELS, GeneratedAudio, LabeledAudioWriter
 from stillroom.forensics.media.audio import (
     SAMPLE_RATE,
     compute_stft,
@@ -35,8 +35,7 @@ from stillroom.forensics.media.audio import (
     read_audio,
     resample,
 )
-from stillroom.forensics.media.augmentation import add_noise, apply_audio_codec
-from stillroom.forensics.networks.audio import AasistNetwork, LfccFrontend, LfccNetwork
+from stillroom.forensics.modalities.audio import AudioModality, add_noise, apply_audio_codec
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.watermark.audio import AudioWatermark, measure_snr
 from stillroom.recipes import parse_recipe
@@ -50,7 +49,7 @@ def voices():
 
 
 def test_a_spectrum_comes_back_as_the_sound(voices):
-    given = voices[0].values
+    given = voices[0].samples
     back = invert_stft(compute_stft(given, 1024, 256), 1024, 256, len(given))
     np.testing.assert_allclose(back, given, atol=1e-4)
     assert make_mel_filterbank(40, 1024).shape == (40, 513)
@@ -67,9 +66,9 @@ def test_resampling_keeps_what_both_rates_hold():
 
 def test_drawn_voices_are_of_their_seed_and_of_a_speaker(voices):
     again = draw_voice(4, 0, 4.0)
-    np.testing.assert_array_equal(again.values, voices[0].values)
+    np.testing.assert_array_equal(again.samples, voices[0].samples)
     assert voices[0].identity == voices[1].identity == voices[2].identity != voices[3].identity
-    assert np.abs(voices[0].values).max() == pytest.approx(0.7, abs=1e-3)
+    assert np.abs(voices[0].samples).max() == pytest.approx(0.7, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in AUDIO_FORGERIES.names() if name != "espeak"])
@@ -78,13 +77,13 @@ def test_each_method_forges_where_it_says(name, voices):
     given = [voices[0], voices[3]][: method.num_waveforms]
     forged = method.forge(given, np.random.default_rng(2))
     again = method.forge(given, np.random.default_rng(2))
-    np.testing.assert_array_equal(forged.values, again.values)
-    assert forged.values.shape == forged.mask.shape == forged.twin.shape == voices[0].values.shape
-    assert forged.values.dtype == np.float32
-    assert np.abs(forged.values).max() <= 1
+    np.testing.assert_array_equal(forged.samples, again.samples)
+    assert forged.samples.shape == forged.mask.shape == forged.twin.shape == voices[0].samples.shape
+    assert forged.samples.dtype == np.float32
+    assert np.abs(forged.samples).max() <= 1
     outside = forged.mask == 0
-    np.testing.assert_array_equal(forged.values[outside], forged.twin[outside])
-    assert (forged.values != forged.twin).any()
+    np.testing.assert_array_equal(forged.samples[outside], forged.twin[outside])
+    assert (forged.samples != forged.twin).any()
 
 
 def test_a_vocoder_keeps_the_loudness_of_bands(voices):
@@ -92,7 +91,7 @@ def test_a_vocoder_keeps_the_loudness_of_bands(voices):
     filters = make_mel_filterbank(20, 1024)
     bands = [
         np.log(np.abs(compute_stft(one, 1024, 256)) @ filters.T + 1e-3)
-        for one in (forged.values, forged.twin)
+        for one in (forged.samples, forged.twin)
     ]
     assert np.corrcoef(bands[0].ravel(), bands[1].ravel())[0, 1] > 0.9
 
@@ -102,7 +101,7 @@ def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
 
     if shutil.which("espeak-ng") is not None:
         made = AUDIO_FORGERIES.build("espeak").forge(voices[:1], np.random.default_rng(0))
-        assert made.values.std() > 0.01
+        assert made.samples.std() > 0.01
     monkeypatch.setattr(shutil, "which", lambda name: None)
     method = AUDIO_FORGERIES.build({"name": "espeak", "program": "espeak"})
     with pytest.raises(MissingExtraError, match="espeak is not installed"):
@@ -122,8 +121,8 @@ def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
 def test_a_recipe_names_no_program_to_run(program):
     with pytest.raises(RecipeError, match="espeak"):
         parse_recipe(
-            "version: 1\nkind: forensics\n"
-            f"sound: {{methods: [{{name: espeak, program: '{program}'}}]}}\n"
+            "version: 1\nkind: forensics.audio_set\n"
+            f"forgeries: [{{name: espeak, program: '{program}'}}]\n"
         )
 
 
@@ -155,7 +154,7 @@ def wave_bytes(channels, width, count):
 
 @pytest.fixture(scope="module")
 def marked(voices):
-    forged = AUDIO_FORGERIES.build("vocoder").forge(voices[:1], np.random.default_rng(0)).values
+    forged = AUDIO_FORGERIES.build("vocoder").forge(voices[:1], np.random.default_rng(0)).samples
     mark = AudioWatermark(b"k" * 32)
     return mark, forged, mark.embed(forged, 0xDEADBEEF, snr=18)
 
@@ -201,7 +200,7 @@ class TestMark:
         assert mark.read(plain).payload is None
         assert AudioWatermark(b"x" * 32).read(there).payload is None
         for wave_ in voices:
-            assert mark.read(wave_.values).payload is None
+            assert mark.read(wave_.samples).payload is None
         assert mark.read(np.zeros(100, np.float32)).payload is None
 
     def test_what_cannot_carry_it_is_said(self, marked):
@@ -216,10 +215,10 @@ class TestMark:
 
 SET = """
 version: 1
-kind: forensics
+kind: forensics.audio_set
 count: 2
 seed: 5
-sound: {methods: [sound_splice, vocoder]}
+forgeries: [sound_splice, vocoder]
 """
 
 
@@ -277,7 +276,7 @@ def test_a_trace_says_what_was_read_and_how_often_chance_could_have_fitted(made,
     assert marked.chance == marked.decodings * 2**-24
     assert f"of files without one, {marked.chance:.1g} show as much by chance" in marked.line()
     # 30 s: runs of 12 s from 0, 6, 12, 18 s on, and no part a second time.
-    long = np.concatenate([draw_voice(9, at, 10.0).values for at in range(3)])
+    long = np.concatenate([draw_voice(9, at, 10.0).samples for at in range(3)])
     plain = look_up_file(write_sound(tmp_path / "long.wav", long), lab)
     assert (plain.watermark, plain.decodings) == ("", 4 * 8)
     assert plain.covered == "the first 30.0 s of sound"
@@ -289,7 +288,7 @@ def test_only_the_first_minutes_are_read_and_that_is_said(lab, tmp_path, monkeyp
     from stillroom.forensics.labeling import lookup
 
     monkeypatch.setattr(lookup, "_MAX_AUDIO_SAMPLES", 12 * SAMPLE_RATE)
-    long = np.concatenate([draw_voice(9, at, 10.0).values for at in range(3)])
+    long = np.concatenate([draw_voice(9, at, 10.0).samples for at in range(3)])
     found = look_up_file(write_sound(tmp_path / "long.wav", long), lab)
     assert (found.covered, found.decodings) == ("the first 18.0 s of sound", 2 * 8)
 
@@ -297,79 +296,56 @@ def test_only_the_first_minutes_are_read_and_that_is_said(lab, tmp_path, monkeyp
 def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monkeypatch):
     from stillroom.forensics.labeling import writers
 
-    made = GeneratedAudio(voices[0].values, "vocoder", 1, "run", "algorithmicMedia")
-    for part, broken in (
-        ("sign_bytes", lambda data, *rest, **more: data),
-        ("_read_audio_label", lambda data: AUDIO_LABELS["real"]),
+    made = GeneratedAudio(voices[0].samples, "vocoder", 1, "run", "algorithmicMedia")
+    for owner, part, broken in (
+        (writers, "sign_bytes", lambda data, *rest, **more: data),
+        (LabeledAudioWriter, "_read_label", lambda self, data: AUDIO_LABELS["real"]),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(writers, part, broken)
+            patch.setattr(owner, part, broken)
             with pytest.raises(IntegrityError) as caught:
                 LabeledAudioWriter(lab).write(made, tmp_path / "a.wav")
             assert caught.value.code == "forensics.unmarked"
     marker = LabeledAudioWriter(lab)
-    monkeypatch.setattr(marker._mark, "embed", lambda values, payload, snr: values)
+    monkeypatch.setattr(marker._watermark, "embed", lambda values, payload, snr: values)
     with pytest.raises(IntegrityError, match="watermark"):
         marker.write(made, tmp_path / "a.wav")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_strange_sound_in_a_set_is_named(lab, tmp_path, voices):
-    write_sound(tmp_path / "b.wav", voices[0].values)
+    write_sound(tmp_path / "b.wav", voices[0].samples)
     (tmp_path / "c.wav").write_bytes(b"RIFF")
     (tmp_path / "d.mp3").write_bytes(b"ID3")
     assert set(find_unmarked_files(tmp_path, lab)) == {"b.wav", "c.wav", "d.mp3"}
 
 
-def test_recipes_that_mix_senses_are_refused():
-    head = "version: 1\nkind: forensics\n"
-    for text in (
-        "detector: {model: lfcc}\n",
-        "sound: {}\ndetector: {model: npr}\n",
-        "sound: {}\nedits: [retouch]\n",
-    ):
-        with pytest.raises(RecipeError) as caught:
-            parse_recipe(head + text)
-        assert caught.value.code == "forensics.other-sense"
-
-
 @pytest.mark.parametrize(
-    ("idle", "more"),
+    "text",
     [
-        ("method", "method: swap"),
-        ("size", "size: 512"),
-        ("faces", "faces: {margin: 1.5}"),
-        ("marking", "marking: {psnr: 40}"),
-        ("out", "out: {format: png}"),
-        ("workers", "workers: 2"),
-        ("detector.pixels", "detector: {model: lfcc, pixels: 64}"),
-        ("detector.also", "detector: {model: lfcc, also: [swap]}"),
-        ("detector.known", "detector: {model: lfcc, known: {manifest: x, basis: y}}"),
-        ("detector.teacher", "detector: {model: lfcc, teacher: x}"),
-        ("detector.views.flip", "detector: {model: lfcc, views: {flip: false}}"),
+        "image_detector\nmodel: lfcc",
+        "audio_detector\nmodel: npr",
+        "audio_detector\nimage_size: 64",
+        "audio_detector\nteacher: x",
+        "audio_detector\naugmentation: {flip: false}",
+        "audio_detector\nwatermark: {snr: 20}",
+        "audio_set\nbenign_edits: [retouch]",
+        "audio_set\nwatermark: {psnr: 40}",
+        "audio_set\noutput: {format: png}",
+        "image_set\nseconds: 4",
     ],
 )
-def test_what_does_nothing_beside_sounds_is_refused(idle, more):
-    with pytest.raises(RecipeError, match=f"{idle} would have no effect") as caught:
-        parse_recipe(f"version: 1\nkind: forensics\nsound: {{}}\n{more}\n")
-    assert caught.value.code == "forensics.other-sense"
-
-
-def test_defaults_may_stand_beside_sounds():
-    text = "method: {name: sbi}\nsize: 256\nedits: []\nworkers: 1\nout: {format: jpg}\n"
-    assert parse_recipe(f"version: 1\nkind: forensics\nsound: {{}}\n{text}").sound is not None
-    own = "sound: {snr: 20}\ndetector: {model: lfcc}\n"
-    with pytest.raises(RecipeError, match=r"sound\.snr would have no effect"):
-        parse_recipe(f"version: 1\nkind: forensics\n{own}")
+def test_settings_of_the_other_modality_cannot_be_written(text):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(f"kind: forensics.{text}\n")
+    assert caught.value.code in {"recipe.unknown-key", "recipe.unknown-method"}
 
 
 def test_sounds_too_short_for_a_mark_are_refused_before_any_is_made():
-    head = "version: 1\nkind: forensics\nsound: {seconds: 2.9}\n"
-    with pytest.raises(RecipeError, match=r"2\.9 s is too short") as caught:
-        parse_recipe(head)
-    assert caught.value.code == "forensics.too-short"
-    assert parse_recipe(head.replace("2.9", "3")).sound.seconds == 3
-    assert parse_recipe(f"{head}detector: {{model: lfcc}}\n").sound.seconds == 2.9
+    with pytest.raises(RecipeError, match=r"seconds cannot be 2\.9"):
+        parse_recipe("kind: forensics.audio_set\nseconds: 2.9\n")
+    assert parse_recipe("kind: forensics.audio_set\nseconds: 3\n").seconds == 3
+    assert parse_recipe("kind: forensics.audio_detector\nseconds: 2.9\n").seconds == 2.9
 
 
 def test_estimates_of_sounds_speak_of_sounds():
@@ -378,7 +354,7 @@ def test_estimates_of_sounds_speak_of_sounds():
         estimate_recipe(parse_recipe(LEARN.replace("{name: lfcc, width: 4}", model)))
         for model in ("lfcc", "{name: aasist, size: full}")
     )
-    assert "4 sounds and as many fakes of 0.5 s" in light.basis
+    assert "4 recordings and as many fakes of 0.5 s" in light.basis
     assert "pixels" not in f"{light.basis} {light.memory_knob}"
     assert heavy.seconds > 10 * light.seconds
     assert heavy.memory_bytes > light.memory_bytes + 8 * 0.5 * 100_000_000
@@ -386,14 +362,14 @@ def test_estimates_of_sounds_speak_of_sounds():
 
 LEARN = """
 version: 1
-kind: forensics
+kind: forensics.audio_detector
 seed: 2
+model: {name: lfcc, width: 4}
+forgeries: [{name: vocoder, iterations: 2}]
 count: 18
-sound: {methods: [{name: vocoder, rounds: 2}], seconds: 0.5}
-split: {held_out: 0.3, validation: 0.35}
-detector:
-  model: {name: lfcc, width: 4}
-  train: {steps: 3, batch_size: 4, threads: 1, learning_rate: 0.003, save_every_s: 0}
+seconds: 0.5
+split: {test: 0.3, validation: 0.35}
+train: {steps: 3, batch_size: 4, threads: 1, learning_rate: 0.003, save_every_s: 0}
 """
 
 
@@ -407,8 +383,8 @@ def trained(tmp_path_factory):
 def test_a_detector_of_sounds_is_learned_with_a_card(trained):
     detector = TrainedDetector.open(trained)
     assert detector.name == "lfcc of vocoder"
-    assert detector.metadata.pixels == SAMPLE_RATE // 2
-    assert set(detector.metadata.figures["auc"]) == {
+    assert detector.audio_input.num_samples == SAMPLE_RATE // 2
+    assert set(detector.metadata.metrics["auc"]) == {
         *("clean", "mp3_64", "aac_64", "noise20", "telephone")
     }
     card = (trained / "output/README.md").read_text()
@@ -417,11 +393,11 @@ def test_a_detector_of_sounds_is_learned_with_a_card(trained):
 
 
 def test_a_detector_of_sounds_goes_on_from_one_of_its_make_and_size(trained, tmp_path):
-    start = f"  start: {trained}\n"
+    start = f"initial_weights: {trained}\n"
     run_recipe(parse_recipe(LEARN + start), tmp_path / "on")
     for number, other in enumerate(("{name: lfcc, width: 8}", "{name: aasist, size: tiny}")):
         recipe = parse_recipe(LEARN.replace("{name: lfcc, width: 4}", other) + start)
-        with pytest.raises(DataError, match=r"detector\.start is a lfcc") as caught:
+        with pytest.raises(DataError, match="initial_weights is a lfcc") as caught:
             run_recipe(recipe, tmp_path / str(number))
         assert caught.value.code == "forensics.other-detector"
 
@@ -463,14 +439,14 @@ def test_check_hears_recordings(trained, made, tmp_path):
 def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
     detector = TrainedDetector.open(trained, device="cpu")
     domain = replace(detector.metadata.domain, known=FileTraits((), 1000.0, ("mp3",)))
-    detector.metadata = replace(widen(detector.metadata), faces="person", is_validated=True)
+    detector.metadata = replace(widen(detector.metadata), source="person", is_validated=True)
 
     def reasons(values):
         path = write_sound(tmp_path / "a.wav", values)
         (course,) = score_recording([detector], path, read_audio(path), 0.5)
         return " ".join(course.reasons)
 
-    voice = draw_voice(6, 0, 2.0).values
+    voice = draw_voice(6, 0, 2.0).samples
     for word in ("unlike", "coded as", "detail up to"):
         assert word not in reasons(voice)
     detector.metadata = replace(detector.metadata, domain=domain)
@@ -482,7 +458,7 @@ def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeyp
     from stillroom.forensics.inference import tracks
 
     half = SAMPLE_RATE // 2
-    voice = draw_voice(6, 0, 4.0).values
+    voice = draw_voice(6, 0, 4.0).samples
     values = np.concatenate([voice[: 6 * half], np.zeros(2 * half, np.float32), voice[: half // 4]])
     path = write_sound(tmp_path / "a.wav", values)
     words = ["forensics", "check", str(path), "--detector", str(trained)]
@@ -507,7 +483,7 @@ def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeyp
 
 
 def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
-    front = LfccFrontend(20)
+    front = AUDIO_DETECTORS.build("lfcc").build(8000).front
     waves = torch.randn(1, 8000, generator=torch.Generator().manual_seed(1)) * 0.1
     one, other = front(waves), front(waves * 2)
     assert torch.allclose(one[:, 0, 1:], other[:, 0, 1:], atol=1e-3)
@@ -517,11 +493,11 @@ def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
 
 
 @pytest.mark.parametrize(
-    "network", [LfccNetwork(4, 20), AasistNetwork("tiny")], ids=["lfcc", "aasist"]
+    "method", [{"name": "lfcc", "width": 4}, {"name": "aasist", "size": "tiny"}], ids=str
 )
-def test_one_sound_is_judged_as_in_a_batch(network):
+def test_one_sound_is_judged_as_in_a_batch(method):
     waves = torch.randn(2, 8000, generator=torch.Generator().manual_seed(3)) * 0.1
-    network.eval()
+    network = AUDIO_DETECTORS.build(method).build(8000).eval()
     with torch.inference_mode():
         both, one = network.forward_features(waves), network.forward_features(waves[:1])
     assert both.logits.shape == (2,)
@@ -530,7 +506,7 @@ def test_one_sound_is_judged_as_in_a_batch(network):
 
 @pytest.mark.parametrize(("size", "wanted"), [("full", 297_866), ("light", 85_306)])
 def test_aasist_has_the_papers_number_of_weights(size, wanted):
-    network = AasistNetwork(size)
+    network = AUDIO_DETECTORS.build({"name": "aasist", "size": size}).build(8000)
     second_output = network.head.in_features + 1  # theirs has two
     assert sum(value.numel() for value in network.parameters()) + second_output == wanted
 
@@ -566,14 +542,15 @@ def candidates(ours):
 def test_published_weights_of_aasist_are_turned_round(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = AasistNetwork("light", as_released=True)
+        method = {"name": "aasist", "size": "light", "as_released": True}
+        network = AUDIO_DETECTORS.build(method).build(8000)
     torch.save(as_published(network, bona_fide=3.0), tmp_path / "AASIST-L.pth")
     import_aasist(tmp_path / "AASIST-L.pth", tmp_path / "out")
     detector = TrainedDetector.open(tmp_path / "out", device="cpu")
     assert detector.metadata.method.size == "light"
     assert not detector.metadata.is_validated
     quiet = np.zeros(8000, np.float32)
-    detector.metadata = type(detector.metadata)(**{**vars(detector.metadata), "pixels": 8000})
+    detector.metadata = replace(detector.metadata, modality=AudioModality(8000))
     assert detector.logits([quiet])[0] == pytest.approx(-6.0, abs=1e-4)  # bona fide is not forged
     for name, value in network.state_dict().items():
         if not name.endswith("num_batches_tracked") and not name.startswith("head"):
@@ -592,9 +569,9 @@ def test_what_is_not_aasist_is_refused(tmp_path):
 
 
 def test_a_sound_that_cannot_be_coded_is_said(monkeypatch):
-    from stillroom.forensics.media import augmentation
+    from stillroom.forensics.modalities import audio
 
-    monkeypatch.setitem(augmentation._CODECS, "mp3", ("no such codec", "mp3", 44_100))
+    monkeypatch.setitem(audio._CODECS, "mp3", ("no such codec", "mp3", 44_100))
     with pytest.raises(DataError) as caught:
         apply_audio_codec(np.zeros(SAMPLE_RATE, np.float32), "mp3", 64_000)
     assert caught.value.code == "forensics.sound-coding"

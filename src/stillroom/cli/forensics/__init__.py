@@ -53,7 +53,7 @@ __all__ = ["forensics_group"]
     epilog="""
 \b
 Examples:
-  stillroom new forensics/sbi > forge.yaml
+  stillroom new forensics.image_set/sbi > forge.yaml
   stillroom forensics provenance verify photo.jpg
 """,
 )

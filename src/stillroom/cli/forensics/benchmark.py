@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom.cli.app import LazyGroup
+from stillroom.cli.forensics.manifests import seed_option
 from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
-    from stillroom.forensics.benchmark.adversarial import Attack
+    from stillroom.forensics.benchmark.report import BenchmarkResult
 
 __all__ = [
     "attack_command",
     "benchmark_group",
     "compare_command",
     "score_command",
+    "split_option",
     "stress_command",
 ]
+
+
+split_option = click.option(
+    "--split", default="test", show_default=True, help="Split to test; '' for all."
+)
+
+_ATTACKS = ("fgsm", "pgd", "square", "eot_jpeg")
+
+
+def _measure(
+    manifest: Path, split: str, seed: int, measurement: Mapping[str, Any]
+) -> BenchmarkResult:
+    """Return what a job of kind forensics.benchmark would write; no file is written."""
+    from stillroom.forensics.benchmark.report import measure_benchmark
+    from stillroom.forensics.jobs.benchmark import BenchmarkRecipe
+
+    settings = {"manifest": str(manifest), "split": split, "seed": seed}
+    return measure_benchmark(
+        BenchmarkRecipe.model_validate({**settings, "measurement": measurement})
+    )
 
 
 @click.group(
@@ -82,7 +106,7 @@ Examples:
 @click.option(
     "--attack",
     "attacks",
-    type=click.Choice(["fgsm", "pgd", "square", "eot_jpeg"]),
+    type=click.Choice(_ATTACKS),
     multiple=True,
     help="Attack; default all; may be repeated.",
 )
@@ -101,14 +125,8 @@ Examples:
     show_default=True,
     help="Maximum number of score queries of the square attack.",
 )
-@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed.",
-)
+@split_option
+@seed_option
 @output_options
 def attack_command(
     manifest: Path,
@@ -128,23 +146,19 @@ def attack_command(
     threshold comes from the manifest's validation rows, or else from the detector's own
     calibration; the first line says which. Nothing is written.
     """
-    from stillroom.forensics.benchmark.adversarial import ATTACKS, attack_manifest
-    from stillroom.forensics.inference.trained_detector import TrainedDetector
-
-    curves = attack_manifest(
-        manifest,
-        TrainedDetector.open(detector),
-        attacks=cast("tuple[Attack, ...]", attacks) or ATTACKS,
-        strengths=strengths or (1, 2, 4),
-        steps=steps,
-        queries=queries,
-        split=split,
-        seed=seed,
-    )
+    settings = {"pgd": {"steps": steps}, "square": {"queries": queries}}
+    settings["eot_jpeg"] = settings["pgd"]
+    measurement: dict[str, Any] = {"type": "attacks", "detector": str(detector)}
+    measurement["attacks"] = [
+        {"name": name, **settings.get(name, {})} for name in attacks or _ATTACKS
+    ]
+    if strengths:
+        measurement["strengths"] = list(strengths)
+    result = _measure(manifest, split, seed, measurement)
     if as_json:
-        print_json({"detector": str(detector), **curves.to_json()})
+        print_json({"detector": str(detector), **result.to_json()})
         return
-    for line in curves.lines():
+    for line in result.lines():
         click.echo(line)
 
 
@@ -191,7 +205,7 @@ Examples:
 @click.argument("scores", type=existing_path)
 @click.option("--column", default="score", show_default=True, help="Column of the scores.")
 @click.option("--detector", default="", help="Name of the detector; default the table's.")
-@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
+@split_option
 @click.option(
     "--unit",
     type=click.Choice(["frame", "clip"]),
@@ -238,36 +252,26 @@ def score_command(
     Intervals resample whole recordings. The threshold comes from the validation split, if there is
     one, never from the tested items.
     """
-    from stillroom.forensics.benchmark.evaluation import (
-        evaluate_folds,
-        evaluate_scores,
-        read_scores,
-        write_evaluation,
-    )
-    from stillroom.forensics.benchmark.manifest import read_items
-
-    items, table = read_items(manifest), read_scores(scores, column=column)
-    standing = evaluate_scores(
-        items,
-        table,
-        detector=detector or scores.stem,
-        split=split,
-        unit=unit,
-        aggregation=aggregation,
-        no_score=no_score,
-    )
-    folds = evaluate_folds(items, table, leave_out) if leave_out else {}
+    measurement = {
+        "type": "scores",
+        "scores": str(scores),
+        "column": column,
+        "detector": detector,
+        "clips": aggregation if unit == "clip" else None,
+        "no_score": no_score,
+        "leave_out": leave_out,
+    }
+    result = _measure(manifest, split, 0, measurement)
     if out is not None:
-        write_evaluation(out, standing)
+        from stillroom.jobs import atomic_write
+
+        with atomic_write(out) as file:
+            json.dump(result.to_json(), file, ensure_ascii=False, indent=1)
     if as_json:
-        held = {name: metric.to_json() for name, metric in folds.items()}
-        print_json({**standing.to_json(), "left_out": held})
+        print_json(result.to_json())
         return
-    for line in standing.lines():
+    for line in result.lines():
         click.echo(line)
-    for name, metric in folds.items():
-        shown = f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
-        click.echo(f"  auc with {leave_out} {name} left out: {shown}")
 
 
 @click.command(
@@ -292,14 +296,8 @@ Examples:
 @click.option(
     "--treatment", multiple=True, help="Treatment of the suite; default all; may be repeated."
 )
-@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed.",
-)
+@split_option
+@seed_option
 @click.option("--html", type=existing_path, help="Write the curves as an HTML page.")
 @output_options
 def stress_command(

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.forensics.provenance import trust_options
 from stillroom.cli.options import (
     FiniteFloatRange,
     engine_option,
     existing_path,
-    official_option,
     output_options,
     read_engine,
-    trust_option,
 )
 from stillroom.cli.output import print_json
 
@@ -31,13 +30,8 @@ Examples:
 """,
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
-@trust_option
-@official_option
-@click.option(
-    "--interim", type=existing_path, multiple=True, help="Interim C2PA trust list, as PEM."
-)
+@trust_options
 @click.option("--html", type=existing_path, help="Write a self-contained HTML page.")
-@click.option("--remote", is_flag=True, help="Fetch remote manifests; needs the network.")
 @click.option(
     "--detector",
     "detectors",
@@ -81,10 +75,10 @@ def check_command(
     low. Exit code 1 if a file could not be checked, or there was none; the others are checked
     nevertheless.
     """
+    from stillroom.forensics.c2pa.signature import open_trust_lists
     from stillroom.forensics.check.check import FileCheckTask, check_files, list_media
     from stillroom.forensics.check.report_page import render_check_page
     from stillroom.forensics.labeling.lab import has_lab, open_lab
-    from stillroom.forensics.labeling.signature import open_trust_lists
     from stillroom.jobs import atomic_write
     from stillroom.jobs.engines import open_engine
 

@@ -15,6 +15,8 @@ from stillroom.cli.options import (
 )
 from stillroom.cli.output import print_json
 
+_DETECTOR_KINDS = ("forensics.image_detector", "forensics.audio_detector")
+
 __all__ = [
     "export_command",
     "import_command",
@@ -28,7 +30,7 @@ __all__ = [
 \b
 Examples:
   stillroom forensics train recipes/forensics-detector.yaml --out detector
-  stillroom forensics train mine.yaml --out sbi faces.folder=people detector.train.epochs=20
+  stillroom forensics train mine.yaml --out sbi data.count=400 train.epochs=20
 """,
 )
 @recipe_arguments
@@ -45,24 +47,23 @@ def train_command(
 ) -> None:
     """Train a detector from a recipe.
 
-    The recipe is of kind forensics and has the group 'detector'. Same as `stillroom run`; also
-    prints the metrics on identities held out of training. The model card in output/README.md lists
-    the blind spots.
+    Runs a recipe of kind forensics.image_detector or forensics.audio_detector, and prints the
+    metrics on people held out of training. The model card in output/README.md lists the known
+    limitations.
     """
     from stillroom.errors import RecipeError
     from stillroom.flow import run_recipe
-    from stillroom.forensics.recipe import ForensicsRecipe
     from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    if not isinstance(loaded, ForensicsRecipe) or loaded.detector is None:
+    if loaded.kind not in _DETECTOR_KINDS:
         raise RecipeError(
             "the recipe trains no detector",
             code="recipe.wrong-kind",
             where=str(recipe),
-            expected="kind: forensics with the group 'detector'",
-            next="stillroom new forensics/cnn > detector.yaml",
+            expected=f"kind: {' or '.join(_DETECTOR_KINDS)}",
+            next="stillroom new forensics.image_detector > detector.yaml",
         )
     artifact = run_recipe(
         loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
@@ -72,15 +73,15 @@ def train_command(
         print_json({"out": str(out), "digest": artifact.digest, "detector": dict(detector)})
         return
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-    for name, metric in detector["figures"]["auc"].items():
+    for name, metric in detector["metrics"]["auc"].items():
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
-    learned, domain = detector["learned"], detector["domain"]
+    learned, domain = detector["training_set"], detector["domain"]
     click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
     known_share = domain["tried"]["as they are"]["value"]
     click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
     if detector["audit"]["leak"]:
         click.echo(f"leaks    {detector['audit']['leak']}: check calls all it says inconclusive")
-    for line in detector["blind"]:
+    for line in detector["limitations"]:
         click.echo(f"blind    {line}")
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 

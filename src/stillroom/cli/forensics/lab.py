@@ -24,7 +24,7 @@ __all__ = [
 Examples:
   stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\
     --scope sbi --expires 2027-05-03 --out anna.json
-  stillroom run forge.yaml --out set faces.folder=anna faces.consent=anna.json
+  stillroom run forge.yaml --out set 'faces={type: people, folder: anna, consent: anna.json}'
   stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\
     --scope vocoder --expires 2027-05-03 --out voices.json
 """,

@@ -15,8 +15,14 @@ from stillroom.forensics.benchmark.splits import SplitBy
 __all__ = [
     "audit_command",
     "import_command",
+    "seed_option",
     "split_command",
 ]
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
+)
 
 
 @click.command(
@@ -133,9 +139,7 @@ Examples:
     show_default=True,
     help="Share of the validation split, for thresholds and calibration.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
-)
+@seed_option
 @click.option("--out", type=existing_path, required=True, help="Output manifest.")
 @output_options
 def split_command(

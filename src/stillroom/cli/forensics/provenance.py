@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import existing_path, official_option, output_options, trust_option
+from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 
 __all__ = [
     "init_ca_command",
     "provenance_group",
     "sign_command",
+    "trust_options",
     "verify_command",
 ]
+
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def trust_options(function: CommandT) -> CommandT:
+    """Add --trust, --official, --interim and --remote: how credentials are verified."""
+    lists = {
+        "--interim": "Interim C2PA trust list, frozen at the start of 2026, as PEM.",
+        "--official": "Official C2PA trust list, as PEM.",
+        "--trust": "Certificate authorities that you trust, as PEM.",
+    }
+    function = click.option(
+        "--remote", is_flag=True, help="Fetch remote manifests and query OCSP; needs the network."
+    )(function)
+    for name, text in lists.items():
+        function = click.option(name, type=existing_path, multiple=True, help=text)(function)
+    return function
 
 
 @click.group(
@@ -116,10 +137,17 @@ def sign_command(
     file: Path, ca: Path, out: Path, title: str, made_by: str, timestamp_url: str, as_json: bool
 ) -> None:
     """Sign a file with content credentials."""
-    from stillroom.forensics.labeling.signature import sign_file
+    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     verification = sign_file(
-        file, out, ca, title=title or file.name, made_by=made_by, timestamp_url=timestamp_url
+        file,
+        out,
+        ca,
+        refuse=refuse_lab_file,
+        title=title or file.name,
+        made_by=made_by,
+        timestamp_url=timestamp_url,
     )
     if as_json:
         print_json({"file": str(out), **verification.to_json()})
@@ -137,19 +165,7 @@ Examples:
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
-@trust_option
-@official_option
-@click.option(
-    "--interim",
-    type=existing_path,
-    multiple=True,
-    help="Interim C2PA trust list, frozen at the start of 2026, as PEM.",
-)
-@click.option(
-    "--remote",
-    is_flag=True,
-    help="Fetch remote manifests and query OCSP; needs the network.",
-)
+@trust_options
 @output_options
 def verify_command(
     files: tuple[Path, ...],
@@ -167,12 +183,15 @@ def verify_command(
     """
     from stillroom.errors import StillroomError
     from stillroom.forensics.c2pa.credentials import verify_file
+    from stillroom.forensics.c2pa.signature import open_trust_lists
+    from stillroom.forensics.extras import require_packages
     from stillroom.forensics.labeling.lab import has_lab, open_lab
-    from stillroom.forensics.labeling.signature import open_trust_lists
     from stillroom.jobs import escape_line
 
+    require_packages("c2pa")
     lab = open_lab() if has_lab() else None
-    lists = open_trust_lists(official=official, interim=interim, user=trust, lab=lab)
+    own = lab.trust if lab else None
+    lists = open_trust_lists(official=official, interim=interim, user=trust, lab=own)
     results, failed = {}, False
     for file in files:
         try:

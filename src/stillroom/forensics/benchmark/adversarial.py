@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,13 @@ from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.benchmark.metrics import bootstrap_auc, select_threshold
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.media.augmentation import to_channels_first
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import compress_jpeg
+from stillroom.forensics.modalities.image import ImageModality, to_channels_first
+from stillroom.forensics.settings import AttackSettings
 
-__all__ = ["ATTACKS", "Attack", "AttackReport", "AttackResult", "attack_manifest", "attack_planes"]
+__all__ = ["AttackReport", "AttackResult", "attack_manifest", "attack_planes"]
 
-Attack = Literal["fgsm", "pgd", "square", "eot_jpeg"]
-ATTACKS: tuple[Attack, ...] = get_args(Attack)
 Floats = npt.NDArray[np.float64]
 _VALIDATION = "validation"
 _BATCH_SIZE = 16
@@ -102,10 +101,8 @@ def attack_manifest(
     manifest: Path,
     detector: TrainedDetector,
     *,
-    attacks: Sequence[Attack] = ATTACKS,
+    attacks: Sequence[AttackSettings],
     strengths: Sequence[int] = (1, 2, 4),
-    steps: int = 20,
-    queries: int = 200,
     split: str = "test",
     seed: int = 0,
 ) -> AttackReport:
@@ -119,8 +116,6 @@ def attack_manifest(
         detector: An image detector; attacks apply to its network's input.
         attacks: Attacks to run.
         strengths: Maximum changes of a value from 0 to 255; integers, as files hold integers.
-        steps: Steps of ``pgd`` and ``eot_jpeg``.
-        queries: Score queries of ``square``.
         split: Split of the rows; empty for all.
         seed: Random seed.
 
@@ -128,7 +123,8 @@ def attack_manifest(
         DataError: If rows, strengths or the detector are unsuitable, or no threshold can be
             determined.
     """
-    if detector.metadata.method.is_audio or detector.metadata.method.num_frames > 1:
+    read = detector.metadata.modality
+    if not isinstance(read, ImageModality) or read.num_frames > 1:
         raise _refused(f"{detector.name} is not an image detector", "an image detector")
     for strength in strengths:
         if strength != int(strength) or strength < 1:
@@ -154,16 +150,13 @@ def attack_manifest(
         for strength in strengths:
             changed = planes.clone()
             changed[fakes] = attack_planes(
-                *(detector, planes[fakes], attack, strength / 255),
-                steps=steps,
-                queries=queries,
-                seed=seed,
+                detector, planes[fakes], attack, strength / 255, seed=seed
             )
             scores = _scores(detector, changed)
             passed = known & ~finds(scores[fakes.numpy()])
             turned = float(passed.sum() / known.sum()) if known.any() else None
             area = bootstrap_auc(labels, scores, groups)
-            rows.append(AttackResult(attack, int(strength), area, share, turned, count))
+            rows.append(AttackResult(attack.name, int(strength), area, share, turned, count))
     return AttackReport(threshold_from, tuple(rows))
 
 
@@ -192,42 +185,37 @@ def _choose_threshold(
 
 def _load(file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]) -> Tensor:
     """Return the network's inputs for some rows, (N, 3, P, P)."""
-    shown = [detector.preprocess(load_image(file.parent / item.path).image) for item in items]
-    return torch.from_numpy(to_channels_first(shown))
+    images = [load_image(file.parent / item.path).image for item in items]
+    return torch.from_numpy(detector.image_input.prepare(images))
 
 
 def attack_planes(
     detector: TrainedDetector,
     planes: Tensor,
-    attack: Attack,
+    attack: AttackSettings,
     bound: float,
     *,
-    steps: int = 20,
-    queries: int = 200,
     seed: int = 0,
 ) -> Tensor:
     """Attack images (N, 3, P, P) in [0, 1], each within ``bound`` of the original.
 
     No value changes by more; results are multiples of 1/255, as a file would store them.
     """
-    run: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-        "fgsm": lambda part, rng: _attack_gradient(
-            detector, part, bound, bound, 1, rng, starts=False
-        ),
-        "pgd": lambda part, rng: _attack_gradient(detector, part, bound, bound / 4, steps, rng),
-        "square": lambda part, rng: _attack_square(detector, part, bound, queries, rng),
-        "eot_jpeg": lambda part, rng: _attack_gradient(
-            detector, part, bound, bound / 4, steps, rng, through_jpeg=True
-        ),
-    }
+
+    def change(part: Tensor, rng: torch.Generator) -> Tensor:
+        if attack.name == "square":
+            return _attack_square(detector, part, bound, attack.queries, rng)
+        if attack.name == "fgsm":
+            return _attack_gradient(detector, part, bound, bound, 1, rng, starts=False)
+        through_jpeg = attack.name == "eot_jpeg"
+        step, steps = bound / 4, attack.steps
+        return _attack_gradient(detector, part, bound, step, steps, rng, through_jpeg=through_jpeg)
+
     out = []
     for start in range(0, len(planes), _BATCH_SIZE):
         rng = torch.Generator().manual_seed(seed + start)
-        out.append(
-            _round_to_bytes(
-                run[attack](planes[start : start + _BATCH_SIZE], rng), planes, start, bound
-            )
-        )
+        changed = change(planes[start : start + _BATCH_SIZE], rng)
+        out.append(_round_to_bytes(changed, planes, start, bound))
     return torch.cat(out)
 
 

@@ -25,9 +25,9 @@ from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.manifest import ManifestItem
 from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
-from stillroom.forensics.inference.domain import is_grayscale
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.images import load_image
+from stillroom.forensics.modalities.image import is_grayscale
 from stillroom.provenance import digest_file, digest_text
 
 __all__ = [
@@ -134,8 +134,8 @@ def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -
             unread.append(f"{item.id}: {error.problems[0].what}")
             continue
         outlines.append(compute_difference_hash(picture.image))
-        colors = "grey" if is_grayscale(picture.image) else "colour"
-        traits.append({**read_file_traits(folder / item.path), "colours": colors})
+        colors = "gray" if is_grayscale(picture.image) else "color"
+        traits.append({**read_file_traits(folder / item.path), "colors": colors})
         digests.append(digest_file(folder / item.path))
         readable.append(item)
     by_file, tells = fit_file_trait_baseline(readable, traits, seed=seed)

@@ -52,16 +52,9 @@ __all__ = [
     "write_evaluation",
 ]
 
-
 ScoringUnit = Literal["frame", "clip"]
-
-
 Aggregation = Literal["mean", "max", "top"]
-
-
 MissingScorePolicy = Literal["refuse", "drop", "half"]
-
-
 _PACKAGES = ("numpy", "opencv-python-headless", "pillow", "av")
 
 
@@ -163,8 +156,6 @@ def _version(package: str) -> str:
 
 
 _VERSION = 1
-
-
 _TOP_SHARE = 0.2
 
 

@@ -37,7 +37,6 @@ __all__ = [
     "write_items",
 ]
 
-
 _COLUMNS = (
     "id",
     "path",
@@ -54,10 +53,7 @@ _COLUMNS = (
     "clip",
 )
 
-
 _ALIASES = {"source_id": "source", "consent_id": "consent", "video": "clip"}
-
-
 _LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
 
 
@@ -242,11 +238,7 @@ def _invalid_manifest(path: Path, problem: str, expected: str) -> DataError:
 
 
 FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
-
-
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
 
 

@@ -43,15 +43,9 @@ __all__ = [
     "select_threshold",
 ]
 
-
 Floats = npt.NDArray[np.float64]
-
-
 Labels = npt.NDArray[np.int64]
-
-
 CALIBRATION_BINS = 15
-
 _BLOCK = 2**21
 
 
@@ -273,7 +267,6 @@ def _invalid_scores(problem: str, expected: str) -> DataError:
 
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_0.1": 0.001}
-
 _LEVELS = (0.025, 0.975)
 
 

@@ -57,16 +57,9 @@ __all__ = [
     "score_treatments",
 ]
 
-
 CLEAN = "none"
-
-
 STRENGTHS = (1, 2, 3, 4, 5)
-
-
 _BATCH = 16
-
-
 Treatment = Callable[[Image, int, np.random.Generator], Image]
 
 
@@ -238,15 +231,13 @@ TREATMENTS: dict[str, Treatment] = {
     "resize": _resize,
     "blur": _blur,
     "noise": _noise,
-    "colour": _color,
+    "color": _color,
     "crop": _crop,
     "rotation": _rotate,
     "screenshot": _screenshot,
     "social": _social,
     "h264": _video,
 }
-
-
 """Treatments by name; each takes the image, the strength from 0 to 4, and a generator."""
 
 

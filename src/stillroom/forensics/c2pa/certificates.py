@@ -27,13 +27,8 @@ __all__ = [
     "make_chain",
 ]
 
-
 _CA_KEY_FILE = "ca.key"
-
-
 _YEAR = 365
-
-
 _MAX_NAME_LENGTH = 64  # X.520's bound for an organization and a common name
 
 

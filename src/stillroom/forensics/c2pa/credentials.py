@@ -40,28 +40,13 @@ __all__ = [
     "verify_file",
 ]
 
-
 Integrity = Literal["intact", "broken", "none", "unreadable"]
-
-
 TrustLabel = Literal["official", "interim", "user", "lab"]
-
-
 _LABELS = get_args(TrustLabel)
-
-
 _LISTS = {"lab": "user list, as this lab's own authority"}
-
-
 _CREDENTIAL = "signingCredential."
-
-
 _UNTRUSTED = "signingCredential.untrusted"
-
-
 _NO_MANIFEST = ("no JUMBF data found", "ManifestNotFound", "ProvenanceMissing")
-
-
 _REMOTE_MANIFEST = ("RemoteManifest", "remote manifest")
 
 
@@ -335,7 +320,9 @@ def verify_file(
 
     Raises:
         DataError: If the file is missing or of a type that cannot carry credentials.
+        MissingExtraError: If c2pa is not installed.
     """
+    require_packages("c2pa")
     mime = detect_mime_type(path)
     try:
         with path.open("rb") as file:

@@ -27,13 +27,8 @@ __all__ = [
     "read_font_store",
 ]
 
-
 _BLOCK = 1 << 20
-
-
 _MISMATCH = "assertion.dataHash.mismatch"
-
-
 _HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
 
 
@@ -85,11 +80,7 @@ def _hash(
 
 
 _HEAD, _ROW = struct.Struct(">4sH"), struct.Struct(">4sIII")
-
-
 _TABLE = struct.Struct(">HHIHHII")  # version, URI offset and length, reserved, store offset, size
-
-
 _FIRST_ROW = 12
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "make_preview",
 ]
 
-
 _FRAMES = 32
 
 
@@ -253,8 +252,6 @@ def _read_audio_track(path: Path, limits: list[str]) -> DecodedAudio | None:
 
 
 _PREVIEW_WIDTH = 420
-
-
 Box = tuple[int, int, int, int]
 
 

@@ -16,7 +16,7 @@ import cv2
 from stillroom.forensics.check.check import LIMITS, FileCheckResult
 from stillroom.forensics.check.media import ClipAnalysis, ImagePreview
 from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrackFinding
-from stillroom.forensics.labeling.writers import select_lookup_label
+from stillroom.forensics.labeling.image import select_lookup_label
 from stillroom.forensics.media.face import Image
 from stillroom.jobs import escape_line
 
@@ -31,10 +31,7 @@ __all__ = [
     "render_track",
 ]
 
-
 _MIN_CELL = 0.05
-
-
 _MAX_FACES = 12
 
 
@@ -173,7 +170,6 @@ def _split(line: str) -> tuple[str, str]:
 
 _CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
-
 _STYLE = """
 :root{color-scheme:light dark;--page:#fbfaf7;--card:#fff;--ink:#23211d;--quiet:#66615a;
 --line:#e3ded5;--accent:#8a4b14;--band:#e9d3bd;--code:#f4f1ea}
@@ -228,11 +224,7 @@ def render_page(title: str, body: str) -> str:
 
 
 _JPEG_QUALITY = 82
-
-
 _DISPLAY_WIDTH = 320
-
-
 _ROOM, _NAMES, _ROW, _MOST_ROWS = 800, 60, 24, 12
 
 

@@ -35,8 +35,9 @@ from stillroom.forensics.inference.trained_detector import (
     TrainedDetector,
     write_detector,
 )
-from stillroom.forensics.interfaces import DETECTORS
-from stillroom.forensics.media.audio import SAMPLE_RATE
+from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS
+from stillroom.forensics.modalities.audio import AudioModality
+from stillroom.forensics.modalities.image import ImageModality
 from stillroom.forensics.networks.interfaces import DetectorNetwork
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, digest_file, make_parent
@@ -51,10 +52,7 @@ __all__ = [
     "write_imported_detector",
 ]
 
-
 _OPSET = 18
-
-
 _TOLERANCE = 1e-3
 
 
@@ -70,10 +68,15 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
     import onnx
     import onnxruntime
 
-    pixels = detector.metadata.pixels
+    if not isinstance(detector.metadata.modality, ImageModality):
+        raise DataError(
+            f"{detector.name} is an audio detector, which is not exported to ONNX",
+            code="forensics.onnx",
+            expected="an image detector",
+            next="use its checkpoint",
+        )
     generator = torch.Generator().manual_seed(0)
-    frames = detector.metadata.method.num_frames
-    probe = torch.rand(2, *([frames] if frames > 1 else []), 3, pixels, pixels, generator=generator)
+    probe = torch.rand(2, *detector.image_input.input_shape, generator=generator)
     network = detector.network.cpu().eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -85,7 +88,7 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
                 opset_version=_OPSET,
                 input_names=["pictures"],
                 output_names=["logits"],
-                dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
+                dynamic_shapes={"inputs": {0: torch.export.Dim("N", min=1)}},
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
@@ -127,8 +130,6 @@ def _compare_logits(session: object, network: torch.nn.Module, probe: torch.Tens
 
 
 FloatArray = npt.NDArray[np.float32]
-
-
 _PIXELS = 256
 
 
@@ -147,7 +148,7 @@ def import_meso4(path: Path, out: Path) -> Artifact:
         MissingExtraError: If h5py is needed and not installed.
     """
     arrays = read_keras(path)
-    method = DETECTORS.build("meso4")
+    method = IMAGE_DETECTORS.build("meso4")
     network = method.build(_PIXELS)
     state = _translate(arrays, path)
     expected = {
@@ -163,9 +164,8 @@ def import_meso4(path: Path, out: Path) -> Artifact:
         {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()},
         strict=False,
     )
-    metadata = DetectorMetadata(
-        method, _PIXELS, _PIXELS, 1.3, Calibrator("none"), faces="as published"
-    )
+    modality = ImageModality.of(method, _PIXELS, _PIXELS, 1.3)
+    metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
     return write_imported_detector(network, metadata, path, out)
 
 
@@ -267,10 +267,7 @@ def _invalid_meso4(path: Path, why: str) -> DataError:
 
 
 _SAMPLES = 64_600
-
-
 _UNSAVED_BUFFER = "num_batches_tracked"
-
 
 _BLOCK = {
     "bn1": "enter",
@@ -280,7 +277,6 @@ _BLOCK = {
     "conv_downsample": "shortcut",
 }
 
-
 _ATTENTION = {
     "att_proj": "compare",
     "att_weight": "weight",
@@ -288,7 +284,6 @@ _ATTENTION = {
     "proj_without_att": "plain",
     "bn": "norm",
 }
-
 
 _JOINT = {
     "proj_type1": "enter.0",
@@ -306,7 +301,6 @@ _JOINT = {
     "bn": "norm",
 }
 
-
 _WHOLE = {
     "first_bn": "first_norm",
     "pos_S": "places",
@@ -319,7 +313,6 @@ _WHOLE = {
     "pool_hS2.proj": "branches.1.pool_bands.score",
     "pool_hT2.proj": "branches.1.pool_time.score",
 }
-
 
 _PARTS = {
     "GAT_layer_S": ("over_bands", _ATTENTION),
@@ -352,7 +345,7 @@ def import_aasist(path: Path, out: Path) -> Artifact:
         raise _invalid_aasist(path, "it is not a dictionary of tensors")
     state = translate_aasist(stored, path)
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
-    method = DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
+    method = AUDIO_DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
     network = method.build(_SAMPLES)
     expected = {
         name: tuple(value.shape)
@@ -368,9 +361,8 @@ def import_aasist(path: Path, out: Path) -> Artifact:
             path, f"{names[0]} is {actual.get(names[0])}, not {expected.get(names[0])}"
         )
     network.load_state_dict(state, strict=False)
-    metadata = DetectorMetadata(
-        method, _SAMPLES, SAMPLE_RATE, 1.0, Calibrator("none"), faces="as published"
-    )
+    modality = AudioModality(_SAMPLES)
+    metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
     return write_imported_detector(network.eval(), metadata, path, out)
 
 

@@ -32,7 +32,6 @@ from stillroom.forensics.inference.results import DetectorFinding, TrackFinding
 from stillroom.forensics.inference.tracks import ClipDetectorRunner, score_recording
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.media.audio import DecodedAudio
-from stillroom.forensics.media.augmentation import to_channels_first
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import (
     FaceDetection,
@@ -41,6 +40,8 @@ from stillroom.forensics.media.face_detection import (
     crop_square,
 )
 from stillroom.forensics.media.images import DecodedImage
+from stillroom.forensics.modalities.audio import AudioModality
+from stillroom.forensics.modalities.image import ImageModality
 
 __all__ = [
     "DetectorSet",
@@ -48,7 +49,6 @@ __all__ = [
     "has_heatmaps",
     "open_detectors",
 ]
-
 
 _GRID = 16
 
@@ -77,16 +77,16 @@ class DetectorSet:
         for face in self.finder.find(picture.image):
             landmarks = self.finder.landmarks(picture.image, face)
             for detector in self.detectors:
-                if detector.metadata.method.num_frames > 1 or detector.metadata.method.is_audio:
-                    continue  # not an image detector
-                metadata = detector.metadata
+                read = detector.metadata.modality
+                if not isinstance(read, ImageModality) or read.num_frames > 1:
+                    continue  # not a detector of single images
                 square, _ = crop_square(
-                    picture.image, landmarks, metadata.size, margin=metadata.margin
+                    picture.image, landmarks, read.face_size, margin=read.face_margin
                 )
                 finding = detector.judge(
                     square,
                     box=_round_box(face),
-                    face_pixels=compute_square_side(landmarks, metadata.margin),
+                    face_pixels=compute_square_side(landmarks, read.face_margin),
                     jpeg_quality=picture.jpeg_quality,
                     coding=picture.coding,
                     prevalence=self.prevalence,
@@ -97,7 +97,9 @@ class DetectorSet:
     def open_clip_runner(self) -> ClipDetectorRunner:
         """Return a runner that scores the faces of one clip."""
         image_detectors = [
-            detector for detector in self.detectors if not detector.metadata.method.is_audio
+            detector
+            for detector in self.detectors
+            if isinstance(detector.metadata.modality, ImageModality)
         ]
         return ClipDetectorRunner(image_detectors, self.finder, self.prevalence)
 
@@ -108,7 +110,9 @@ class DetectorSet:
             DataError: If nothing can be decoded.
         """
         audio_detectors = [
-            detector for detector in self.detectors if detector.metadata.method.is_audio
+            detector
+            for detector in self.detectors
+            if isinstance(detector.metadata.modality, AudioModality)
         ]
         return score_recording(audio_detectors, path, sound, self.prevalence)
 
@@ -146,11 +150,7 @@ def _round_box(face: FaceDetection) -> tuple[int, int, int, int]:
 
 
 HEATMAP_BATCH_SIZE = 32
-
-
 _SIZES = (1.0, 4 / 3, 5 / 3)  # chosen on validation people; see the lab notebook
-
-
 Heatmaps = npt.NDArray[np.float32]
 
 
@@ -162,9 +162,7 @@ def compute_heatmaps(detector: TrainedDetector, images: Sequence[Image]) -> Heat
     """
     heatmaps = []
     for start in range(0, len(images), HEATMAP_BATCH_SIZE):
-        planes = to_channels_first(
-            [detector.preprocess(image) for image in images[start : start + HEATMAP_BATCH_SIZE]]
-        )
+        planes = detector.image_input.prepare(images[start : start + HEATMAP_BATCH_SIZE])
         images_batch = torch.from_numpy(planes).to(detector.device)
         sizes = _SIZES if detector.network.reads_any_size else _SIZES[:1]
         maps = [_upsample_heatmap(detector, images_batch, size) for size in sizes]
@@ -176,17 +174,15 @@ def compute_heatmaps(detector: TrainedDetector, images: Sequence[Image]) -> Heat
 
 def has_heatmaps(detector: TrainedDetector) -> bool:
     """Return whether a detector has spatial features, from which a heatmap can be computed."""
-    pixels = detector.metadata.pixels
+    shape = (1, *detector.image_input.input_shape)
     with torch.inference_mode():
-        frames = detector.metadata.method.num_frames
-        shape = (1, *([frames] if frames > 1 else []), 3, pixels, pixels)
         judged = detector.network.forward_features(torch.zeros(shape, device=detector.device))
     return judged.map is not None or judged.grid is not None
 
 
 def _upsample_heatmap(detector: TrainedDetector, images: torch.Tensor, size: float) -> Heatmaps:
     """Return heatmaps of images enlarged by ``size``, each in [0, 1], (B, P, P)."""
-    side = detector.metadata.pixels
+    side = detector.image_input.image_size
     if size != 1:
         wide = round(side * size)
         images = functional.interpolate(images, (wide, wide), mode="bicubic").clamp(0, 1)

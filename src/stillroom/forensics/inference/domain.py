@@ -21,61 +21,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.forensics.media.audio import (
-    SAMPLE_RATE,
-    AudioSamples,
-    compute_stft,
-    make_mel_filterbank,
-)
-from stillroom.forensics.media.face import Image
-
 __all__ = [
-    "AUDIO_FEATURES",
     "FALSE_ALARM_RATE",
-    "IMAGE_FEATURES",
     "FeatureDistribution",
     "FileTraits",
     "TrainingDomain",
     "find_distance_limit",
     "fit_distribution",
-    "is_grayscale",
-    "measure_audio",
-    "measure_bandwidth",
-    "measure_image",
 ]
 
-
 Floats = npt.NDArray[np.float64]
-
-
 Measurements = Mapping[str, Floats]
-
-
 FALSE_ALARM_RATE = 0.05
-
-
 """Share of a known person's images that may be rejected, over all distances together."""
 
-
 _AXES = 32
-
-
 _FLOOR = 1e-3  # of the mean variance: minimum variance of a dimension
-
-
 _WIDER = 1.1  # tolerance above the largest training value
-
-
 _VIDEO = "video"
-
-
 _DISTANCE_LABELS = {"features": "in its own features", "layers": "in what its own layers carry"}
-
-
 _STEPS = 201  # quantiles to try as limits
 
 
@@ -175,7 +142,7 @@ def find_distance_limit(distances: Floats, groups: Sequence[str], rate: float) -
 class FileTraits:
     """Traits of the training files.
 
-    ``colors`` are ``grey``, ``colour`` or both; ``widest`` is the largest square around a face in
+    ``colors`` are ``gray``, ``color`` or both; ``widest`` is the largest square around a face in
     source pixels (0: unknown), for audio the highest frequency with energy, in Hz; ``codings`` are
     the codings of the files, or of augmentation, such as ``JPEG``; empty: unknown.
     """
@@ -190,7 +157,7 @@ class FileTraits:
         """Return reasons why a file differs from the training files; omitted traits are skipped."""
         doubts = []
         if colors and self.colors and colors not in self.colors:
-            descriptions = {"grey": "without color", "colour": "in color"}
+            descriptions = {"gray": "without color", "color": "in color"}
             doubts.append(f"{descriptions[colors]}, but trained on {self.colors[0]} images only")
         if self.widest and wide > _WIDER * self.widest:
             doubts.append(
@@ -268,7 +235,7 @@ class TrainingDomain:
             "names": list(self.names),
             "limits": {kind: dict(limits) for kind, limits in self.limits.items()},
             "known": {
-                "colours": list(self.known.colors),
+                "colors": list(self.known.colors),
                 "widest": self.known.widest,
                 "codings": list(self.known.codings),
             },
@@ -313,100 +280,8 @@ class TrainingDomain:
                 kind: {name: float(limits[name]) for name in clouds}
                 for kind, limits in data["limits"].items()
             },
-            FileTraits(tuple(known["colours"]), float(known["widest"]), tuple(known["codings"])),
+            FileTraits(tuple(known["colors"]), float(known["widest"]), tuple(known["codings"])),
             float(data["rate"]),
             int(data["people"]),
             dict(data["tried"]),
         )
-
-
-Plane = npt.NDArray[np.float32]
-
-
-_SCALES = 5
-
-
-_BANDS, _LENGTH, _HOP = 12, 512, 256
-
-
-_CLIP = 4  # dimensions of a clip, (T, H, W, 3)
-
-
-_LEAST = 1e-6
-
-
-_ENERGY = 0.999
-
-
-IMAGE_FEATURES = (
-    "brightness",
-    "contrast",
-    "its red against green",
-    "its blue against yellow",
-    "colourfulness",
-    *(f"detail at a scale of {2**at}" for at in range(_SCALES)),
-    "fine detail of colour",
-    "blown highlights",
-    "black shadows",
-)
-
-
-AUDIO_FEATURES = (
-    *(f"energy of band {at + 1} of {_BANDS}" for at in range(_BANDS)),
-    *(f"changes of band {at + 1} of {_BANDS}" for at in range(_BANDS)),
-    "loudness",
-)
-
-
-def measure_image(image: Image) -> Floats:
-    """Measure ``IMAGE_FEATURES`` of an image (H, W, 3), or their mean over a clip, (L,)."""
-    if image.ndim == _CLIP:
-        return np.asarray(np.mean([measure_image(frame) for frame in image], axis=0))
-    planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), dtype=np.float32)
-    luma, red, blue = planes[..., 0], planes[..., 1] - 128, planes[..., 2] - 128
-    values = [luma.mean() / 255, luma.std() / 255, red.mean() / 255, blue.mean() / 255]
-    values.append(_log(np.hypot(red, blue).mean()))
-    level = luma
-    for _ in range(_SCALES):
-        smaller = _reduce(level)
-        values.append(_log((level - _enlarge(smaller, level)).std()))
-        level = smaller
-    values.append(_log((red - _enlarge(_reduce(red), red)).std()))
-    values += [(luma > 250).mean(), (luma < 5).mean()]
-    return np.array(values, dtype=np.float64)
-
-
-def measure_audio(values: AudioSamples) -> Floats:
-    """Measure ``AUDIO_FEATURES`` of a waveform (N,) at ``SAMPLE_RATE``, (L,)."""
-    power = np.abs(compute_stft(values, _LENGTH, _HOP)) ** 2  # (T, bins)
-    energy = np.log10(power @ make_mel_filterbank(_BANDS, _LENGTH).T + _LEAST)  # (T, bands)
-    level = np.log10(float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) + _LEAST)
-    return np.array([*energy.mean(axis=0), *energy.std(axis=0), level], dtype=np.float64)
-
-
-def is_grayscale(image: Image) -> bool:
-    """Return whether an image or clip, (..., 3), has no color beyond rounding errors."""
-    gaps = image.max(axis=-1).astype(np.int16) - image.min(axis=-1)
-    return bool(gaps.mean() < 1)
-
-
-def measure_bandwidth(values: AudioSamples) -> float:
-    """Return the frequency in Hz below which 99.9 % of the energy lies."""
-    power = np.square(np.abs(np.fft.rfft(values.astype(np.float64))))
-    total = float(power.sum())
-    if total <= 0:
-        return 0.0
-    index = int(np.argmax(np.cumsum(power) >= _ENERGY * total))
-    return index * SAMPLE_RATE / len(values)
-
-
-def _reduce(level: Plane) -> Plane:
-    return np.asarray(cv2.pyrDown(level), dtype=np.float32)
-
-
-def _enlarge(small: Plane, like: Plane) -> Plane:
-    return np.asarray(cv2.pyrUp(small, dstsize=(like.shape[1], like.shape[0])), dtype=np.float32)
-
-
-def _log(value: float) -> float:
-    return float(np.log(value + 0.25))  # a quarter of an 8-bit level: below is rounding

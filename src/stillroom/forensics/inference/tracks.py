@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.forensics.inference.domain import is_grayscale
 from stillroom.forensics.inference.results import TrackFinding
 from stillroom.forensics.inference.trained_detector import (
     ScoredBatch,
@@ -36,7 +35,6 @@ from stillroom.forensics.media.audio import (
     name_codec,
     read_blocks,
 )
-from stillroom.forensics.media.augmentation import add_noise, apply_audio_codec
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import (
     FaceDetection,
@@ -53,6 +51,8 @@ from stillroom.forensics.media.face_tracking import (
 )
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.media.video import Clip
+from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
+from stillroom.forensics.modalities.image import is_grayscale
 
 __all__ = [
     "ClipDetectorRunner",
@@ -61,10 +61,7 @@ __all__ = [
     "score_recording",
 ]
 
-
 Floats = npt.NDArray[np.float64]
-
-
 _TOP_SHARE = 0.2
 
 
@@ -148,8 +145,6 @@ def aggregate_scores(
 
 
 _IMAGE_BATCH_SIZE = 8
-
-
 _CODED = "h264"
 
 
@@ -188,14 +183,14 @@ class ClipDetectorRunner:
         landmarks = self._finder.landmarks(image, face)
         has_color = not is_grayscale(image)
         for index, detector in enumerate(self._detectors):
-            metadata = detector.metadata
+            read = detector.image_input
             record = self._records.setdefault((track, index), _TrackRecord())
-            record.sizes.append(compute_square_side(landmarks, metadata.margin))
+            record.sizes.append(compute_square_side(landmarks, read.face_margin))
             record.seen += 1
             record.num_color += has_color
-            if metadata.method.num_frames > 1:
+            if read.num_frames > 1:
                 continue  # temporal: scored by ``score_sequences``
-            square, _ = crop_square(image, landmarks, metadata.size, margin=metadata.margin)
+            square, _ = crop_square(image, landmarks, read.face_size, margin=read.face_margin)
             record.waiting.append(square)
             record.times.append(time)
             if len(record.waiting) == _IMAGE_BATCH_SIZE:
@@ -209,9 +204,9 @@ class ClipDetectorRunner:
             tracks: Its face tracks.
         """
         heads = {
-            index: detector.metadata.method.num_frames
+            index: detector.image_input.num_frames
             for index, detector in enumerate(self._detectors)
-            if detector.metadata.method.num_frames > 1
+            if detector.image_input.num_frames > 1
         }
         selected = select_faces(tracks)
         self._read = {track.number for track in selected}
@@ -226,10 +221,10 @@ class ClipDetectorRunner:
         self, detector: TrainedDetector, record: _TrackRecord, burst: FrameSequence
     ) -> None:
         """Score a frame sequence of one face, in the same three views as images."""
-        metadata = detector.metadata
+        read = detector.image_input
         squares = [
             crop_square(
-                image, self._finder.landmarks(image, face), metadata.size, margin=metadata.margin
+                image, self._finder.landmarks(image, face), read.face_size, margin=read.face_margin
             )[0]
             for image, face in zip(burst.images, burst.faces, strict=True)
         ]
@@ -250,7 +245,7 @@ class ClipDetectorRunner:
         findings = []
         for (track, index), record in sorted(self._records.items()):
             detector = self._detectors[index]
-            if detector.metadata.method.num_frames == 1:
+            if detector.image_input.num_frames == 1:
                 _score_pending(detector, record)
             findings.append(self._conclude(track, detector, record, bits_per_pixel, codec))
         return tuple(findings)
@@ -263,15 +258,17 @@ class ClipDetectorRunner:
         bits_per_pixel: float,
         codec: str,
     ) -> TrackFinding:
-        frames, side = detector.metadata.method.num_frames, float(np.median(record.sizes))
+        read, side = detector.image_input, float(np.median(record.sizes))
+        frames = read.num_frames
         reasons = [
-            *detector.doubts(side, None),
+            *detector.doubts(),
+            *read.doubts(side, None),
             *_explain_codec_limit(detector, bits_per_pixel, codec),
         ]
         if (domain := detector.metadata.domain) is not None:
-            colors = "colour" if 2 * record.num_color > record.seen else "grey"
-            wide = min(side, detector.metadata.size)
-            reasons += domain.known.doubts(colors=colors, wide=wide, unit="px about a face")
+            colors = "color" if 2 * record.num_color > record.seen else "gray"
+            wide = min(side, read.face_size)
+            reasons += domain.known.doubts(colors=colors, wide=wide, unit=read.detail_unit)
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
         if record.seen >= frames:
             few = f"no {frames} frames in a row show the face"
@@ -303,7 +300,7 @@ def _score_pending(detector: TrainedDetector, record: _TrackRecord) -> None:
 
 def _explain_codec_limit(detector: TrainedDetector, bits_per_pixel: float, codec: str) -> list[str]:
     """Return reasons why frames of this clip are outside of the validated conditions."""
-    figure = dict(detector.metadata.figures).get("auc", {}).get(_CODED)
+    figure = dict(detector.metadata.metrics).get("auc", {}).get(_CODED)
     if figure is None:
         return ["it was not validated on video frames"]
     if not figure.get("low") or figure["low"] <= 0.5:
@@ -316,17 +313,9 @@ def _explain_codec_limit(detector: TrainedDetector, bits_per_pixel: float, codec
 
 
 _MIN_BITS_PER_PIXEL = 0.02  # below a talking head at a rate factor of 28
-
-
 _MAX_SEGMENTS = 48
-
-
 _SILENT = 10 ** (-50 / 20)
-
-
 _NARROW = 4100.0
-
-
 _REST = 0.05  # seconds; shorter rests are lost in resampling
 
 
@@ -350,7 +339,7 @@ def score_recording(
 def _score_segments(
     detector: TrainedDetector, path: Path, sound: DecodedAudio, prevalence: float
 ) -> TrackFinding:
-    length = detector.metadata.pixels
+    length = detector.audio_input.num_samples
     every = max(-(-int(sound.duration * SAMPLE_RATE) // (length * _MAX_SEGMENTS)), 1)
     scores = TrackScores()
     num_silent, num_skipped, num_samples = 0, 0, 0
@@ -413,16 +402,18 @@ def _iterate_segments(path: Path, length: int) -> Iterator[AudioSamples]:
 
 
 def _list_doubts(detector: TrainedDetector, sound: DecodedAudio) -> list[str]:
-    doubts = list(detector.doubts(float("inf"), None))
-    if sound.duration < 0.5 * detector.metadata.pixels / SAMPLE_RATE:
+    doubts = detector.doubts()
+    if sound.duration < 0.5 * detector.audio_input.seconds:
         doubts.append(f"only {sound.duration:.1f} s of sound")
-    figures = dict(detector.metadata.figures).get("auc", {})
+    figures = dict(detector.metadata.metrics).get("auc", {})
     if sound.band < _NARROW and not (figures.get("telephone", {}).get("low") or 0) > 0.5:
         doubts.append(f"no energy above {sound.band:.0f} Hz, where it was not validated")
     domain = detector.metadata.domain
     if domain is not None:
         band, coding = min(sound.band, SAMPLE_RATE / 2), name_codec(sound.codec)
-        doubts += domain.known.doubts(wide=band, unit="Hz", coding=coding)
+        doubts += domain.known.doubts(
+            wide=band, unit=detector.audio_input.detail_unit, coding=coding
+        )
     return doubts
 
 

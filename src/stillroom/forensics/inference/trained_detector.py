@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,60 +21,38 @@ import torch
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.forensics.inference.calibration import Calibrator
-from stillroom.forensics.inference.domain import (
-    Measurements,
-    TrainingDomain,
-    is_grayscale,
-    measure_audio,
-    measure_image,
-)
+from stillroom.forensics.inference.domain import Measurements, TrainingDomain
 from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrainingSetInfo
-from stillroom.forensics.interfaces import DETECTORS, Detector
-from stillroom.forensics.media.audio import AudioSamples, fit_length
-from stillroom.forensics.media.augmentation import center_window, cut_window, to_channels_first
+from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS, Detector
 from stillroom.forensics.media.face import Image
-from stillroom.forensics.media.transforms import compress_jpeg, fit_size, rescale
+from stillroom.forensics.media.transforms import compress_jpeg, rescale
+from stillroom.forensics.modalities.audio import AudioModality
+from stillroom.forensics.modalities.image import ImageModality, is_grayscale
+from stillroom.forensics.modalities.interfaces import Modality
 from stillroom.forensics.networks.interfaces import DetectorNetwork, record_activations
-from stillroom.forensics.networks.vision_backbone import TemporalHead
-from stillroom.forensics.settings import DetectorSettings
 from stillroom.models.local.causal_lm import choose_device
-
-if TYPE_CHECKING:
-    from stillroom.forensics.detectors.temporal import Temporal
+from stillroom.registry import Registry
 
 __all__ = [
     "CONFIG_KEY",
     "DetectorMetadata",
     "ScoredBatch",
     "TrainedDetector",
-    "build_temporal_head",
     "explain_instability",
     "load_initial_weights",
     "write_detector",
 ]
 
-
 CONFIG_KEY = "stillroom_detector"
-
-
 _DRAWN = "drawn"  # origin of faces and voices that are drawn by program
 
-
-_IMAGE_BATCH_SIZE = 32
-
-
-_AUDIO_BATCH_SIZE = 4  # a waveform of four seconds takes a quarter of a gigabyte in aasist
-
-
-_CLIP_NDIM = 4  # dimensions of a clip, (T, H, W, 3)
-
+_MODALITIES: Mapping[str, tuple[Registry[Any], type[Modality]]] = {
+    "image": (IMAGE_DETECTORS, ImageModality),
+    "audio": (AUDIO_DETECTORS, AudioModality),
+}
 
 _UNSAVED_BUFFER = "num_batches_tracked"
-
-
 _DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
-
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -82,25 +60,19 @@ Floats = npt.NDArray[np.float64]
 class DetectorMetadata:
     """Metadata of a detector besides its weights.
 
-    For audio detectors, ``pixels`` is the number of samples and ``size`` the sample rate. For
-    others, ``size`` is the side of the square face crop in training, ``margin`` that side relative
-    to the landmarks' box; ``least_face`` (crop side in pixels) and ``least_quality`` (JPEG) bound
-    the validated conditions; ``is_validated`` states whether it was validated; ``weights`` is the
-    digest of the weights at validation; ``training_set`` describes the training set, ``audit`` is
-    the result of its audit, and ``domain`` detects inputs unlike it.
+    ``modality`` is what it reads; ``trained_on`` names the forgeries, and ``source`` the origin of
+    the faces or voices; ``is_validated`` states whether it was validated, with ``metrics`` on test
+    people; ``weights`` is the digest of the weights at validation; ``training_set`` describes the
+    training set, ``audit`` is the result of its audit, and ``domain`` detects inputs unlike it.
     """
 
     method: Detector
-    pixels: int
-    size: int
-    margin: float
+    modality: Modality
     calibrator: Calibrator
     trained_on: tuple[str, ...] = ()
-    faces: str = ""
-    least_face: int = 0
-    least_quality: int = 0
+    source: str = ""
     is_validated: bool = False
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     network_config: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
     training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
@@ -117,22 +89,18 @@ class DetectorMetadata:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
         return {
-            "version": 2,
+            "version": 3,
             "method": self.method.model_dump(mode="json"),
-            "pixels": self.pixels,
-            "size": self.size,
-            "margin": self.margin,
+            "input": self.modality.to_json(),
             "calibration": self.calibrator.to_json(),
-            "learned_from": list(self.trained_on),
-            "faces": self.faces,
-            "least_face": self.least_face,
-            "least_quality": self.least_quality,
-            "is_shown": self.is_validated,
-            "blind": list(self.limitations),
-            "figures": dict(self.figures),
-            "kept": dict(self.network_config),
+            "trained_on": list(self.trained_on),
+            "source": self.source,
+            "is_validated": self.is_validated,
+            "limitations": list(self.limitations),
+            "metrics": dict(self.metrics),
+            "network_config": dict(self.network_config),
             "weights": self.weights,
-            "learned": self.training_set.to_json(),
+            "training_set": self.training_set.to_json(),
             "audit": dict(self.audit),
             "domain": None if self.domain is None else self.domain.to_json(),
         }
@@ -141,27 +109,21 @@ class DetectorMetadata:
     def from_json(
         cls, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorMetadata:
-        """Restore metadata from ``to_json`` values; ``arrays`` are those of the domain.
-
-        Version 1 has no training domain: ``domain`` is None.
-        """
-        domain = data.get("domain")
+        """Restore metadata from ``to_json`` values; ``arrays`` are those of the domain."""
+        domain, read = data["domain"], dict(data["input"])
+        registry, modality = _MODALITIES[read.pop("modality")]
         return cls(
-            DETECTORS.build(data["method"]),
-            int(data["pixels"]),
-            int(data["size"]),
-            float(data["margin"]),
+            registry.build(data["method"]),
+            modality(**read),
             Calibrator.from_json(data["calibration"]),
-            tuple(data["learned_from"]),
-            str(data["faces"]),
-            int(data["least_face"]),
-            int(data["least_quality"]),
-            bool(data["is_shown"]),
-            dict(data["figures"]),
-            dict(data["kept"]),
+            tuple(data["trained_on"]),
+            str(data["source"]),
+            bool(data["is_validated"]),
+            dict(data["metrics"]),
+            dict(data["network_config"]),
             str(data["weights"]),
-            TrainingSetInfo(**data.get("learned", {})),
-            dict(data.get("audit", {})),
+            TrainingSetInfo(**data["training_set"]),
+            dict(data["audit"]),
             None if domain is None else TrainingDomain.from_json(domain, arrays),
         )
 
@@ -203,7 +165,7 @@ class TrainedDetector:
             metadata = DetectorMetadata.from_json(data, _read_domain(stored))
         except (KeyError, TypeError, ValueError, RecipeError) as error:
             raise _invalid_detector(path, f"its metadata is damaged ({error})") from error
-        network = metadata.method.rebuild(metadata.pixels, metadata.network_config)
+        network = metadata.method.rebuild(metadata.modality.input_size, metadata.network_config)
         _fill(network, stored, path)
         if metadata.is_validated and _digest_weights(network) != metadata.weights:
             # Merged, fine-tuned or quantized elsewhere: the validation is of other weights.
@@ -216,60 +178,56 @@ class TrainedDetector:
         names = "+".join(self.metadata.trained_on)
         return f"{self.metadata.method.method_name()}{f' of {names}' if names else ''}"
 
-    def preprocess(self, image: Image) -> Image:
-        """Crop a square around a face to the network's input, (P, P, 3); clips frame by frame."""
-        if image.ndim == _CLIP_NDIM:
-            return np.stack([self.preprocess(frame) for frame in image])
-        side = self.metadata.size
-        fitted = fit_size(image, (side, side))
-        keeps = self.metadata.method.preserve_pixels
-        window = center_window(side, self.metadata.pixels, preserve_pixels=keeps)
-        return cut_window(fitted, window, self.metadata.pixels)
+    @property
+    def image_input(self) -> ImageModality:
+        """Input of an image detector.
 
-    def logits(self, images: Sequence[Image | AudioSamples]) -> Floats:
-        """Return raw scores of face crops, or of audio, (N,); higher is forged."""
-        return self._run(images).logits
+        Raises:
+            TypeError: If it is an audio detector.
+        """
+        if not isinstance(self.metadata.modality, ImageModality):
+            raise TypeError(f"{self.name} is not an image detector")
+        return self.metadata.modality
 
-    def score(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
+    @property
+    def audio_input(self) -> AudioModality:
+        """Input of an audio detector.
+
+        Raises:
+            TypeError: If it is an image detector.
+        """
+        if not isinstance(self.metadata.modality, AudioModality):
+            raise TypeError(f"{self.name} is not an audio detector")
+        return self.metadata.modality
+
+    def logits(self, samples: Sequence[Any]) -> Floats:
+        """Return raw scores of face crops, or of waveforms, (N,); higher is forged."""
+        return self._run(samples).logits
+
+    def score(self, samples: Sequence[Any]) -> ScoredBatch:
         """Return scores with measurements for out-of-domain detection; inputs as for ``logits``."""
-        batch = self._run(images)
-        looks = np.stack([self._measure(image) for image in images])
+        batch = self._run(samples)
+        looks = np.stack([self.metadata.modality.measure(sample) for sample in samples])
         return replace(batch, measures={**batch.measures, "looks": looks})
 
-    def _run(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
+    def _run(self, samples: Sequence[Any]) -> ScoredBatch:
         logits: list[float] = []
         measures: dict[str, list[Floats]] = {}
-        count = _AUDIO_BATCH_SIZE if self.metadata.method.is_audio else _IMAGE_BATCH_SIZE
-        for start in range(0, len(images), count):
-            batch = images[start : start + count]
-            planes = self._prepare(batch)
+        modality = self.metadata.modality
+        is_clip = isinstance(modality, ImageModality) and modality.num_frames > 1
+        for start in range(0, len(samples), modality.batch_size):
+            batch = samples[start : start + modality.batch_size]
+            inputs = torch.from_numpy(modality.prepare(batch)).to(self.device)
             with torch.inference_mode(), record_activations(self.network, len(batch)) as layers:
-                judged = self.network.forward_features(torch.from_numpy(planes).to(self.device))
+                judged = self.network.forward_features(inputs)
             logits += judged.logits.double().cpu().tolist()
             parts = {"features": judged.features}
-            if layers and self.metadata.method.num_frames == 1:
+            if layers and not is_clip:
                 parts["layers"] = torch.cat(layers, dim=1)
             for name, value in parts.items():
                 measures.setdefault(name, []).append(value.double().cpu().numpy())
         all_measures = {name: np.concatenate(rows) for name, rows in measures.items()}
         return ScoredBatch(np.array(logits), all_measures)
-
-    def _measure(self, image: Image | AudioSamples) -> Floats:
-        """Measure ``looks`` of an input at the size that the domain was measured at."""
-        if self.metadata.method.is_audio:
-            return measure_audio(fit_length(np.asarray(image, np.float32), self.metadata.pixels))
-        pixels = np.asarray(image, dtype=np.uint8)
-        side = self.metadata.size
-        frames = pixels if pixels.ndim == _CLIP_NDIM else pixels[None]
-        return measure_image(np.stack([fit_size(frame, (side, side)) for frame in frames]))
-
-    def _prepare(self, inputs: Sequence[Image | AudioSamples]) -> npt.NDArray[np.float32]:
-        if self.metadata.method.is_audio:
-            waves = [np.asarray(sample, dtype=np.float32) for sample in inputs]
-            return np.stack([fit_length(wave, self.metadata.pixels) for wave in waves])
-        return to_channels_first(
-            [self.preprocess(np.asarray(sample, dtype=np.uint8)) for sample in inputs]
-        )
 
     def judge(
         self,
@@ -295,13 +253,14 @@ class TrainedDetector:
         batch = self.score(views)
         logits = batch.logits
         chances = self.metadata.calibrator.chances(logits, prevalence)
-        colors = "grey" if is_grayscale(image) else "colour"
+        colors = "gray" if is_grayscale(image) else "color"
         reasons = [
-            *self.doubts(face_pixels, jpeg_quality),
+            *self.doubts(),
+            *self.image_input.doubts(face_pixels, jpeg_quality),
             *self.find_domain_doubts(
                 {name: rows[:1] for name, rows in batch.measures.items()},
                 colors=colors,
-                wide=min(face_pixels, self.metadata.size),
+                wide=min(face_pixels, self.image_input.face_size),
                 coding=coding,
             ),
             *explain_instability(chances),
@@ -330,7 +289,7 @@ class TrainedDetector:
 
         Args:
             measures: Measurements of its unmodified views, (N, D) each.
-            colors: ``grey`` or ``colour``; empty or 0 values are not compared.
+            colors: ``gray`` or ``color``; empty or 0 values are not compared.
             wide: Pixels of detail around a face, or the highest frequency with energy.
             coding: Coding of the file.
             is_video: Whether the views are video frames.
@@ -338,14 +297,14 @@ class TrainedDetector:
         domain = self.metadata.domain
         if domain is None:
             return ["its training domain was not stored: retrain it to detect unlike inputs"]
-        unit = "Hz" if self.metadata.method.is_audio else "px about a face"
+        unit = self.metadata.modality.detail_unit
         return [
             *domain.known.doubts(colors=colors, wide=wide, unit=unit, coding=coding),
             *domain.doubts(measures, is_video=is_video),
         ]
 
-    def doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
-        """Return reasons why an input is outside of the validated conditions."""
+    def doubts(self) -> list[str]:
+        """Return reasons to withhold any probability."""
         doubts = []
         if not self.metadata.is_validated:
             doubts.append(
@@ -353,19 +312,9 @@ class TrainedDetector:
             )
         if leak := self.metadata.audit.get("leak"):
             doubts.append(f"its training set leaks: {leak}")
-        if self.metadata.faces == _DRAWN:
-            subject = "voices" if self.metadata.method.is_audio else "faces"
+        if self.metadata.source == _DRAWN:
+            subject = self.metadata.modality.subject
             doubts.append(f"it was trained on drawn {subject} only, which do not represent others")
-        if face_pixels < self.metadata.least_face:
-            doubts.append(
-                f"face of {face_pixels / self.metadata.margin:.0f} px, below the "
-                f"{self.metadata.least_face / self.metadata.margin:.0f} px it was validated for"
-            )
-        if jpeg_quality is not None and jpeg_quality < self.metadata.least_quality:
-            doubts.append(
-                f"JPEG quality {jpeg_quality}, below the {self.metadata.least_quality} it was "
-                "validated for"
-            )
         return doubts
 
 
@@ -446,63 +395,27 @@ def _invalid_detector(path: Path, why: str) -> CheckpointError:
         code="forensics.no-detector",
         where=str(path),
         expected="a folder written by stillroom forensics train",
-        next="stillroom new forensics/cnn > detector.yaml, and train one",
+        next="stillroom new forensics.image_detector > detector.yaml, and train one",
     )
 
 
-def load_initial_weights(settings: DetectorSettings, network: DetectorNetwork) -> None:
-    """Load the weights of ``settings.start`` into a new network, if set.
+def load_initial_weights(path: Path, method: Detector, network: DetectorNetwork) -> None:
+    """Load the weights of a trained detector into a new network of the same method.
 
     Raises:
         DataError: If the architecture or size differs.
     """
-    if settings.start is None:
-        return
-    start = TrainedDetector.open(Path(settings.start), device="cpu")
+    start = TrainedDetector.open(path, device="cpu")
     weights, target = start.network.state_dict(), network.state_dict()
     shapes = {name: value.shape for name, value in weights.items()}
     is_alike = shapes == {name: value.shape for name, value in target.items()}
-    if start.metadata.method.method_name() != settings.model.method_name() or not is_alike:
-        raise _incompatible_weights(settings, start)
-    network.load_state_dict(weights)
-
-
-def _incompatible_weights(settings: DetectorSettings, start: TrainedDetector) -> DataError:
-    return DataError(
-        f"detector.start is a {start.metadata.method.method_name()}: "
-        f"{start.metadata.method.model_dump_json()}",
-        code="forensics.other-detector",
-        where="detector.start",
-        expected=f"a detector equal to detector.model: {settings.model.model_dump_json()}",
-        next="name the same method with the same sizes, or use it as detector.teacher",
-    )
-
-
-def build_temporal_head(method: Temporal, path: Path, pixels: int) -> TemporalHead:
-    """Build a new temporal head on a trained detector.
-
-    Raises:
-        CheckpointError: If ``path`` is not a detector.
-        DataError: If its input size differs, or it is temporal itself.
-    """
-    base = TrainedDetector.open(path, device="cpu")
-    if base.metadata.pixels != pixels or base.metadata.method.num_frames != 1:
+    other = start.metadata.method
+    if other.method_name() != method.method_name() or not is_alike:
         raise DataError(
-            f"{path} is a detector of {base.metadata.method.num_frames} frame of "
-            f"{base.metadata.pixels} pixels",
+            f"initial_weights is a {other.method_name()}: {other.model_dump_json()}",
             code="forensics.other-detector",
-            where="detector.model.checkpoint",
-            expected=f"a detector of single images of {pixels} pixels",
-            next=f"set detector.pixels: {base.metadata.pixels}, or train one of {pixels}",
+            where="initial_weights",
+            expected=f"a detector equal to model: {method.model_dump_json()}",
+            next="name the same method with the same sizes, or use it as teacher",
         )
-    with torch.inference_mode():
-        features = base.network.forward_features(torch.zeros(1, 3, pixels, pixels)).features
-    config = {
-        "method": base.metadata.method.model_dump(mode="json"),
-        "pixels": pixels,
-        "kept": dict(base.metadata.network_config),
-        "features": features.shape[1],
-        "fingerprint": base.fingerprint,
-        "learned_from": list(base.metadata.trained_on),
-    }
-    return TemporalHead(base.network, method, config)
+    network.load_state_dict(weights)

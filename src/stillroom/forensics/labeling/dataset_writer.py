@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.forensics.labeling.audio import LabeledAudioWriter
+from stillroom.forensics.labeling.image import LabeledImageWriter
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import require_marked_set
-from stillroom.forensics.labeling.writers import UNREADABLE_MEDIA_SUFFIXES, LabeledImageWriter
 from stillroom.forensics.media.file_types import FileType, detect_file_type
 from stillroom.jobs import Job, atomic_write
 
@@ -21,10 +22,10 @@ __all__ = [
     "write_dataset",
 ]
 
+UNREADABLE_MEDIA_SUFFIXES = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
+"""Suffixes of media that this room does not read, and that a data set may not hold either."""
 
 MANIFEST = "manifest.jsonl"
-
-
 ManifestRows = list[dict[str, Any]]
 
 
@@ -88,8 +89,6 @@ def find_unmarked_files(root: Path, lab: Lab) -> dict[str, list[str]]:
     Raises:
         DataError: If the path does not exist, or holds no media.
     """
-    from stillroom.forensics.labeling.writers import LabeledAudioWriter
-
     media = _list_media(root)
     marker, sounds, unmarked = LabeledImageWriter(lab), LabeledAudioWriter(lab), {}
     rows = {str(row.get("sha256")): row for row in lab.ledger.rows()}

@@ -36,7 +36,6 @@ __all__ = [
     "open_lab",
 ]
 
-
 _GENESIS_DIGEST = "0" * 64
 
 
@@ -188,8 +187,6 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 _KEY_FILE = "lab.key"
-
-
 _KEY_BYTES = 32
 
 

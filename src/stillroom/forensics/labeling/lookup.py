@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.forensics.labeling.lab import Lab
+from stillroom.errors import DataError
+from stillroom.forensics.labeling.lab import Lab, has_lab, open_lab
 from stillroom.forensics.labeling.marks import LabelKind, read_label_kind
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, read_blocks
 from stillroom.forensics.media.face import Image
@@ -43,6 +44,7 @@ __all__ = [
     "look_up_clip",
     "look_up_file",
     "look_up_image",
+    "refuse_lab_file",
 ]
 
 _FRAMES = 32
@@ -329,3 +331,26 @@ def _find_row(
         match = mark.compare_with(row, related[row["number"]] if row else ())
         traces.append(WatermarkLookup(mark.watermark, mark.kept, row, covered, decodings, *match))
     return next((trace for trace in traces if trace.content == "same"), traces[0])
+
+
+def refuse_lab_file(file: Path) -> None:
+    """Raise for a file with the lab's watermark that would be signed without its generator.
+
+    Raises:
+        DataError: If the file carries the watermark of the user's lab.
+    """
+    kind = detect_file_type(file)
+    if not has_lab() or kind is None or kind.sense == "other":
+        return
+    try:
+        lookup = look_up_file(file, open_lab())
+    except DataError:
+        return  # not readable as media: signing refuses it with its own error
+    if lookup.watermark:
+        raise DataError(
+            f"{file.name} {lookup.verdict}; the signature would not state this",
+            code="forensics.lab-file",
+            where=str(file),
+            expected="--made-by with the generator, for a file made by the lab",
+            next="stillroom forensics trace FILE shows which forgery it is",
+        )

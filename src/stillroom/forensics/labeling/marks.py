@@ -10,8 +10,11 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+import numpy.typing as npt
 
 from stillroom.errors import IntegrityError
 from stillroom.forensics.c2pa.credentials import read_credentials
@@ -50,40 +53,31 @@ _TWINS: Mapping[str, tuple[LabelKind, str]] = {
 _CLAIMED: tuple[LabelKind, str] = ("synthetic", "trainedAlgorithmicMedia")
 
 
-class GeneratedMedia(Protocol):
-    """Properties of generated media that its marks state."""
+@dataclass(frozen=True, eq=False)
+class GeneratedMedia:
+    """An image (H, W, 3) or a waveform (N,) made by the lab, and the statements of its marks.
 
-    @property
-    def generator(self) -> str:
-        """Name of the method that made it."""
+    Attributes:
+        content: Pixels or samples.
+        generator: Name of the method that made it.
+        seed: Seed of its generation.
+        run: Run that made it.
+        source_type: IPTC digital source type.
+        consent: Consent record that covers it; empty where it shows no person.
+        kind: Kind, which decides the label.
+        source: Origin of its face or voice: ``drawn``, ``synthetic: GENERATOR``, ``person``.
+        details: Further details for the manifest.
+    """
 
-    @property
-    def seed(self) -> int:
-        """Seed of its generation."""
-
-    @property
-    def run(self) -> str:
-        """Run that made it."""
-
-    @property
-    def source_type(self) -> str:
-        """IPTC digital source type."""
-
-    @property
-    def consent(self) -> str:
-        """Consent record that covers it; empty where it shows no person."""
-
-    @property
-    def kind(self) -> LabelKind:
-        """Kind, which decides the label."""
-
-    @property
-    def source(self) -> str:
-        """Origin of its face or voice: ``drawn``, ``synthetic: GENERATOR``, ``person``."""
-
-    @property
-    def details(self) -> Mapping[str, Any]:
-        """Further details for the manifest."""
+    content: npt.NDArray[Any]
+    generator: str
+    seed: int
+    run: str
+    source_type: str
+    consent: str = ""
+    kind: LabelKind = "forged"
+    source: str = "drawn"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def classify_twin(origin: str) -> tuple[LabelKind, str]:
@@ -116,9 +110,10 @@ def select_valid_labels(
     return frozenset([labels[row["kind"]] if "kind" in row else former])
 
 
-def make_payload(lab: Lab, media: GeneratedMedia, name: str, content: bytes, bits: int) -> int:
+def make_payload(lab: Lab, media: GeneratedMedia, name: str, bits: int) -> int:
     """Return the watermark payload: a keyed digest of run, name, generator, seed and content."""
-    message = f"{media.run} {name} {media.generator} {media.seed}".encode() + content
+    message = f"{media.run} {name} {media.generator} {media.seed}".encode()
+    message += media.content.tobytes()
     digest = hmac.new(lab.key, message, hashlib.sha256).digest()
     return int.from_bytes(digest[: bits // 8], "big")
 

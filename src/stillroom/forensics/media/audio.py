@@ -47,15 +47,9 @@ __all__ = [
     "synthesize_speech",
 ]
 
-
 SAMPLE_RATE = 16_000
-
-
 MAX_SECONDS = 600.0
-
-
 _LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
-
 
 AUDIO_SUFFIXES = frozenset(
     [
@@ -63,28 +57,21 @@ AUDIO_SUFFIXES = frozenset(
         *(".aif", ".aiff", ".amr", ".wma"),
     ]
 )
-
-
 """Suffixes of files that are read as recordings."""
 
-
 AudioSamples = npt.NDArray[np.float32]
-
-
 Spectrum = npt.NDArray[np.complex128]
-
-
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """A recording at ``SAMPLE_RATE``: values (N,), name, speaker identity, digest of its file.
+    """A recording at ``SAMPLE_RATE``: samples (N,), name, speaker identity, digest of its file.
 
     ``codings`` are the codings of the files it is cut from, by ``name_codec``; empty if drawn.
     """
 
-    values: AudioSamples
+    samples: AudioSamples
     name: str
     identity: str
     digest: str
@@ -250,20 +237,10 @@ def _unreadable(path: Path, problem: str, expected: str) -> DataError:
 
 
 _SHORT_SECONDS = 1.0
-
-
 _NARROW_BAND = 4000.0
-
-
 _BLOCK = 2048
-
-
 _SILENT = 10 ** (-50 / 20)
-
-
 _MAX_BLOCKS = 4000
-
-
 _ENERGY = 0.999
 
 
@@ -408,11 +385,7 @@ def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float3
 
 
 EspeakProgram = Literal["espeak-ng", "espeak"]
-
-
 _TIMEOUT_S = 60.0
-
-
 _HEADER = 44  # bytes; it states no length where the program writes to a pipe
 
 
@@ -438,7 +411,7 @@ def synthesize_speech(
             f"the program {program} is not installed",
             code="extra.missing",
             expected="eSpeak NG, which synthesizes the fake class",
-            next="apt-get install espeak-ng, or name other methods in sound.methods",
+            next="apt-get install espeak-ng, or name other forgeries",
         )
     command = [executable, "--stdout", "--stdin", "-v", voice, "-p", str(pitch), "-s", str(pace)]
     try:

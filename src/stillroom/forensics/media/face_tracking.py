@@ -35,28 +35,13 @@ __all__ = [
     "select_faces",
 ]
 
-
 _OVERLAP = 0.2
-
-
 _NEAR = 0.8  # maximum motion between sampled frames, in face widths
-
-
 _SAME_SHOT = 0.5
-
-
 _SIDE = 96
-
-
 _MAX_CROPS = 6
-
-
 _SMALL = 64
-
-
 _STRIP = 160
-
-
 Box = tuple[float, float, float, float]
 
 
@@ -268,11 +253,7 @@ def _cut(image: Image, box: Box) -> Image:
 
 
 MAX_FACES = 4
-
-
 _PLACES = 4
-
-
 _FRAME_RATE = 25.0  # frames per second, where a clip states none
 
 

@@ -31,12 +31,8 @@ __all__ = [
     "list_files",
 ]
 
-
 Modality = Literal["picture", "clip", "sound", "other"]
-
-
 """Processing path; ``other`` may carry credentials, and is not decoded."""
-
 
 MIME_TYPES = {
     ".jpg": "image/jpeg",
@@ -68,13 +64,9 @@ MIME_TYPES = {
     ".ttf": "font/ttf",
     ".otf": "font/otf",
 }
-
-
 """Media types of files that carry content credentials, by suffix."""
 
-
 _HEAD = 4096
-
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", ".jpg"),
@@ -115,18 +107,10 @@ _SIGNATURES = (
     ),
 )
 
-
 _SIGNATURE_PATTERNS = tuple((re.compile(begins, re.S), ending) for begins, ending in _SIGNATURES)
-
-
 _TEXT_SUFFIXES = frozenset([".pdf", ".pgm", ".svg"])
-
-
 _TEXT = re.compile(rb"[^\x00-\x06\x0e-\x19\x1c-\x1f\x7f]*\Z")
-
-
 """Bytes of a text in any byte encoding: no control characters except line breaks and tabs."""
-
 
 _AMBIGUOUS_SUFFIXES = {
     ".tif": frozenset([".tiff", ".dng", ".arw", ".nef"]),
@@ -144,8 +128,6 @@ _AMBIGUOUS_SUFFIXES = {
     ".mp3": frozenset([".aac", ".flac"]),  # MP3 tags are put before other formats, too
     ".aac": frozenset([".mp3"]),
 }
-
-
 """Other suffixes that share the signature of a suffix."""
 
 

@@ -51,53 +51,30 @@ __all__ = [
     "read_image_claims",
 ]
 
-
 SYNTHETIC_SOURCE_TYPES = (
     "trainedAlgorithmicMedia",
     "compositeWithTrainedAlgorithmicMedia",
     "algorithmicMedia",
     "compositeSynthetic",
 )
-
-
 """IPTC terms for media that a program synthesized, in whole or in part."""
 
-
 _EXIF_IFD, _COMMENT, _MAKE, _MODEL, _SOFTWARE = 0x8769, 0x9286, 0x010F, 0x0110, 0x0131
-
-
 _DESCRIPTION, _TIFF_XMP = 0x010E, 700
-
-
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-
-
 _MAX_BYTES = 4 << 20  # of a text or packet that is parsed
-
-
 _MAX_PACKETS = 16
-
-
 _MAX_SHOWN = 80
-
 
 _SOURCE = re.compile(
     r"\bDigitalSourceType\b(?:\s*=\s*[\"']|[^<>]{0,200}?resource\s*=\s*[\"']|[^<>]{0,200}>\s*)"
     r"([^<>\"'\s]{1,200})"
 )
 
-
 _PACKET = (b"<x:xmpmeta", b"</x:xmpmeta>")
-
-
 _SETTINGS = re.compile(r"\bSteps: \d+, [^\n]{0,200}?\b(?:Sampler|Seed|CFG scale): ")
-
-
 _MODEL_NAME = re.compile(r"\bModel: ([^,\n]{1,200})")
-
-
 _MIDJOURNEY = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f-]{27}")
-
 
 _GENERATOR_KEYS = {
     "invokeai_metadata": "InvokeAI",
@@ -106,14 +83,12 @@ _GENERATOR_KEYS = {
     "fooocus_scheme": "Fooocus",
 }
 
-
 _FIELDS = frozenset(
     [
         *("steps", "sampler", "sampler_name", "seed", "cfg", "cfg_scale", "guidance_scale"),
         *("scale", "model", "negative_prompt", "uc"),
     ]
 )
-
 
 _MIN_FIELDS = 3
 
@@ -285,41 +260,25 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
     ]
 )
-
-
 """Suffixes of files that are read as images."""
 
-
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "PPM")
-
 
 _CODINGS = {
     **dict.fromkeys(("PNG", "BMP", "TIFF", "GIF", "PPM"), "lossless"),
     **{"MPO": "JPEG", "WEBP": "WebP", "HEIF": "HEIC"},
 }
 
-
 _BYTE = 8
-
-
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
-
-
 MAX_IMAGE_PIXELS = 120_000_000
-
-
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
-
-
 _ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # PNG: byte offset of the bit depth
-
 
 DECODE_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, ArithmeticError),
     *(LookupError, TypeError, AttributeError, RuntimeError),
 )
-
-
 """Exceptions that Pillow raises for damaged files, which differ among its plug-ins."""
 
 

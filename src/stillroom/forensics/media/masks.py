@@ -25,13 +25,8 @@ __all__ = [
     "warp_mask",
 ]
 
-
 HullKind = Literal["whole", "features", "components", "inner"]
-
-
 HULL_KINDS: tuple[HullKind, ...] = get_args(HullKind)
-
-
 _FULL = 1.0 - 1e-3
 
 

@@ -41,7 +41,6 @@ _MIN_STRENGTH, _MIN_ADVANTAGE = (
     3.0,
 )  # minimum strength in decibels, and margin above the background
 _FIND_EVERY = 5
-
 Floats = npt.NDArray[np.float64]
 
 

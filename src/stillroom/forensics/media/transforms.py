@@ -37,10 +37,7 @@ __all__ = [
     "warp_face",
 ]
 
-
 Matrix = npt.NDArray[np.float64]
-
-
 Pixels = TypeVar("Pixels", Image, Mask)
 
 
@@ -171,11 +168,7 @@ def find_mask_box(mask: Mask) -> tuple[int, int, int, int]:
 
 
 Floats = npt.NDArray[np.float64]
-
-
 _LEAST = 1e-3
-
-
 _MIN_PIXELS = 16
 
 
@@ -256,8 +249,6 @@ def _from_lab(lab: Floats) -> Image:
 
 
 _RIM = 2
-
-
 _LEVELS = 4
 
 

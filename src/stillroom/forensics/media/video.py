@@ -44,21 +44,14 @@ __all__ = [
     "sample_frames",
 ]
 
-
 MAX_FRAME_PIXELS = 60_000_000
-
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"]
 )
-
-
 """Suffixes of files that are read as clips."""
 
-
 _DEFAULT_FRAME_RATE = 25.0  # frames per second, where a file states none
-
-
 _FAR = 1.5  # seconds ahead beyond which to seek, where the file has no index
 
 

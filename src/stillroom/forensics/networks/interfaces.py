@@ -6,7 +6,7 @@ caller can forget it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = [
     "Backbone",
     "DetectorNetwork",
     "DetectorOutput",
+    "Function",
     "Normalize",
     "freeze",
     "record_activations",
@@ -57,7 +58,10 @@ class DetectorOutput:
 
 
 class DetectorNetwork(nn.Module):
-    """Base class of detector networks: ``forward_features`` images, and the loss of the result."""
+    """Base class of detector networks: ``forward_features`` of inputs, and the loss of the result.
+
+    Inputs are images (B, 3, H, W) in [0, 1], clips (B, T, 3, H, W), or waveforms (B, N) in [-1, 1].
+    """
 
     @property
     def reads_any_size(self) -> bool:
@@ -69,13 +73,13 @@ class DetectorNetwork(nn.Module):
         """Values besides weights and settings that are needed to rebuild the network."""
         return {}
 
-    def forward_features(self, images: Tensor) -> DetectorOutput:
-        """Return the output for images (B, 3, H, W) in [0, 1]."""
+    def forward_features(self, inputs: Tensor) -> DetectorOutput:
+        """Return the output for B inputs."""
         raise TypeError(f"{type(self).__name__} does not implement forward_features")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits, (B,), as the exported network does."""
-        return self.forward_features(images).logits
+        return self.forward_features(inputs).logits
 
     def loss(
         self, judged: DetectorOutput, labels: Tensor, masks: Tensor
@@ -83,12 +87,25 @@ class DetectorNetwork(nn.Module):
         """Return the loss summed over the batch, and its parts for logging.
 
         Args:
-            judged: Output for B images.
+            judged: Output for B inputs.
             labels: 1 for forged, (B,), float.
-            masks: Forgery masks, (B, H, W) in [0, 1]; all 0 for real images.
+            masks: Forgery masks, (B, H, W) in [0, 1]; all 0 for real images, (B,) of audio.
         """
         total = functional.binary_cross_entropy_with_logits(judged.logits, labels, reduction="sum")
         return total, {}
+
+
+class Function(nn.Module):
+    """A function of tensors without weights, as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Wrap ``function``."""
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the function's value."""
+        return self.function(inputs)
 
 
 class Normalize(nn.Module):
@@ -212,7 +229,7 @@ def _load_imagenet(
             code="forensics.backbone",
             where="weights",
             expected=f"one of: {', '.join(_IMAGENET)}",
-            next="set weights: none, or start from a detector with detector.start",
+            next="set weights: none, or start from a detector with initial_weights",
         )
     path = find_model_file(*_IMAGENET[name])
     stored = cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from stillroom.errors import DataError
 from stillroom.forensics.media.face import PARTS, Face, Image, Points, canonical_points
 from stillroom.forensics.media.file_types import list_files
-from stillroom.forensics.recipe import FacesSettings, ForensicsRecipe, SplitSettings
+from stillroom.forensics.settings import DetectorSource, DrawnSource, SetFaces, SplitSettings
 from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images
 from stillroom.forensics.synthesis.pairing import derive_person_id
 from stillroom.provenance import digest_bytes, digest_file, digest_text
@@ -32,7 +32,6 @@ __all__ = [
     "open_faces",
     "split_identities",
 ]
-
 
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
 
@@ -49,7 +48,7 @@ class FaceSource(Protocol):
         """Id of the consent record, empty if no person is shown."""
 
     @property
-    def left_out(self) -> int:
+    def num_skipped(self) -> int:
         """Number of images that could not be used."""
 
     def __len__(self) -> int:
@@ -72,7 +71,7 @@ class _DrawnFaces:
     size: int
     origin: str = "drawn"
     consent: str = ""
-    left_out: int = 0
+    num_skipped: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -93,7 +92,7 @@ class _FolderFaces:
     paths: tuple[Path, ...]
     origin: str
     consent: str
-    left_out: int
+    num_skipped: int
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -109,12 +108,13 @@ class _FolderFaces:
 
 
 def open_faces(
-    settings: FacesSettings,
+    settings: SetFaces | DetectorSource,
     uses: Sequence[str],
     *,
     seed: int,
     count: int,
     size: int,
+    margin: float,
     say: Callable[[str], None],
 ) -> FaceSource:
     """Open the source faces.
@@ -125,24 +125,25 @@ def open_faces(
         seed: Seed of drawn faces.
         count: Maximum number of faces.
         size: Width and height of the faces.
+        margin: Side of a crop from an image, in face sizes.
         say: Log function for skipped images.
 
     Raises:
         DataError: If the folder has no face, the consent does not cover the use, or images
             declared synthetic were taken by a camera.
     """
-    if settings.folder is None:
+    if isinstance(settings, DrawnSource):
         return _DrawnFaces(seed, count, size)
     folder = Path(settings.folder)
     pictures = list_images(folder)[:count]
     origin, consent = require_consent(
         settings, pictures, uses, refuse=require_synthetic_images, say=say
     )
-    faces, paths = _find_faces(pictures, folder, size, settings.margin, say)
-    left_out = len(pictures) - len(faces)
-    if left_out:
-        say(f"{left_out} of {len(pictures)} images were skipped")
-    return _FolderFaces(tuple(faces), tuple(paths), origin, consent, left_out)
+    faces, paths = _find_faces(pictures, folder, size, margin, say)
+    num_skipped = len(pictures) - len(faces)
+    if num_skipped:
+        say(f"{num_skipped} of {len(pictures)} images were skipped")
+    return _FolderFaces(tuple(faces), tuple(paths), origin, consent, num_skipped)
 
 
 def list_images(path: Path) -> list[Path]:
@@ -158,7 +159,7 @@ def list_images(path: Path) -> list[Path]:
             code="forensics.no-faces",
             where=str(path),
             expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
-            next="check the path, or remove faces.folder to draw faces",
+            next="check the path, or set faces: {type: drawn}",
         )
     return files
 
@@ -166,9 +167,9 @@ def list_images(path: Path) -> list[Path]:
 def choose_split(block: str, seed: int, split: SplitSettings) -> str:
     """Return the split of a person, or of a block of people, by a hash of the name alone."""
     position = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
-    if position < split.held_out:
+    if position < split.test:
         return "test"
-    return "validation" if position < split.held_out + split.validation else "train"
+    return "validation" if position < split.test + split.validation else "train"
 
 
 def _find_faces(
@@ -213,8 +214,6 @@ def _find_faces(
 
 
 _FINE = 2  # supersampling, for smooth edges
-
-
 Color = tuple[float, float, float]
 
 
@@ -407,7 +406,7 @@ def _simulate_camera(canvas: npt.NDArray[np.float32], size: int, rng: np.random.
 
 
 def split_identities(
-    identities: Sequence[str], recipe: ForensicsRecipe, subject: str
+    identities: Sequence[str], seed: int, split: SplitSettings, subject: str
 ) -> dict[str, list[int]]:
     """Return indices by split; a hash of the name assigns each person to one split.
 
@@ -416,7 +415,7 @@ def split_identities(
     """
     splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for number, identity in enumerate(identities):
-        splits[choose_split(identity, recipe.seed, recipe.split)].append(number)
+        splits[choose_split(identity, seed, split)].append(number)
     empty = [name for name, numbers in splits.items() if not numbers]
     if empty:
         raise DataError(

@@ -6,36 +6,39 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
 
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
 from stillroom.forensics.labeling.dataset_writer import ManifestRows
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.media.face import Face
 from stillroom.forensics.media.file_types import detect_file_type
 from stillroom.forensics.media.transforms import find_mask_box, preserve_grayscale
-from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.forensics.synthesis.faces import FaceSource, open_faces
 from stillroom.forensics.synthesis.pair_writer import PairTask, PairWriter
 from stillroom.forensics.synthesis.pairing import IdentityPairing, pair_identities
 from stillroom.jobs import Job
-from stillroom.provenance import Artifact
+from stillroom.provenance import Artifact, digest_text
+from stillroom.recipes import dump_recipe
+
+if TYPE_CHECKING:
+    from stillroom.forensics.jobs.image_set import ImageSetRecipe
 
 __all__ = ["build_image_dataset"]
 
 ImageTask: TypeAlias = PairTask[ImageForgery, Face]
-
 _TASKS_PER_WORKER = 8
 
 
-def build_image_dataset(recipe: ForensicsRecipe, job: Job) -> Artifact:
+def build_image_dataset(recipe: ImageSetRecipe, job: Job) -> Artifact:
     """Build the data set, every image marked by ``LabeledImageWriter``.
 
     Raises:
@@ -45,19 +48,25 @@ def build_image_dataset(recipe: ForensicsRecipe, job: Job) -> Artifact:
     """
     lab = open_lab()
     rows_before = lab.ledger.verify()
-    method = recipe.method.method_name()
+    method, faces, output = recipe.forgery.method_name(), recipe.faces, recipe.output
     bases = open_faces(
-        recipe.faces,
-        [method, *(edit.method_name() for edit in recipe.edits)],
+        faces,
+        [method, *(edit.method_name() for edit in recipe.benign_edits)],
         seed=recipe.seed,
-        count=max(recipe.count, recipe.method.num_faces),
-        size=recipe.size,
+        count=max(recipe.count, recipe.forgery.num_faces),
+        size=recipe.image_size,
+        margin=1.0 if faces.type == "drawn" else faces.face_margin,
         say=job.say,
     )
-    out = recipe.out
-    marker = LabeledImageWriter(lab, psnr=recipe.marking.psnr, quality=out.quality)
-    names = ("faces", recipe.faces.folder, "images", "image_forgeries", f".{out.format}")
-    writer = PairWriter(recipe, job, bases, marker, *names, f"{out.format}-{out.quality}")
+    coding, quality = "png", {}
+    if output.format == "jpg":
+        coding, quality = f"jpg-{output.quality}", {"quality": output.quality}
+    marker = LabeledImageWriter(lab, psnr=recipe.watermark.psnr, **quality)
+    # The number of workers must not affect the marks.
+    run = digest_text(dump_recipe(recipe.model_copy(update={"workers": 1})))[:16]
+    folder = None if faces.type == "drawn" else faces.folder
+    names = ("faces", folder, "images", "image_forgeries", f".{output.format}", coding)
+    writer = PairWriter(recipe, run, job, bases, marker, *names)
 
     def make(done: Collection[int]) -> Iterator[tuple[int, ManifestRows]]:
         for task, forged in _forge_all(recipe, bases, done, job):
@@ -67,7 +76,7 @@ def build_image_dataset(recipe: ForensicsRecipe, job: Job) -> Artifact:
 
 
 def _forge_all(
-    recipe: ForensicsRecipe, bases: FaceSource, done: Collection[int], job: Job
+    recipe: ImageSetRecipe, bases: FaceSource, done: Collection[int], job: Job
 ) -> Iterator[tuple[ImageTask, ForgedImage]]:
     """Yield forgeries in order; several workers make them in other processes.
 
@@ -76,33 +85,34 @@ def _forge_all(
     """
     numbers = [number for number in range(recipe.count) if number not in done]
     cast = pair_identities(
-        [bases.identity(index) for index in range(len(bases))], recipe.method.num_faces
+        [bases.identity(index) for index in range(len(bases))], recipe.forgery.num_faces
     )
     tasks = (_make_task(recipe, bases, cast, number) for number in numbers)
     if job.engine.is_remote:
         sent = deque[ImageTask]()
         for forged in job.engine.stream(
-            _ForgeryTask(), _record_tasks(tasks, sent), pause=job.check_cancelled
+            _ForgeryTask(recipe), _record_tasks(tasks, sent), pause=job.check_cancelled
         ):
             yield sent.popleft(), forged
         return
     if recipe.workers == 1:
         for task in tasks:
-            yield task, _forge(task)
+            yield task, _forge(recipe, task)
         return
     with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
         while batch := list(islice(tasks, _TASKS_PER_WORKER * recipe.workers)):
-            yield from zip(batch, pool.map(_forge, batch), strict=True)
+            yield from zip(batch, pool.map(partial(_forge, recipe), batch), strict=True)
 
 
 @dataclass(frozen=True)
 class _ForgeryTask:
     """The work of a cluster's worker."""
 
+    recipe: ImageSetRecipe
     concurrency: int = 1
 
     def open(self) -> Callable[[Sequence[ImageTask]], list[ForgedImage]]:
-        return lambda tasks: [_forge(task) for task in tasks]
+        return lambda tasks: [_forge(self.recipe, task) for task in tasks]
 
 
 def _record_tasks(tasks: Iterator[ImageTask], sent: deque[ImageTask]) -> Iterator[ImageTask]:
@@ -113,21 +123,21 @@ def _record_tasks(tasks: Iterator[ImageTask], sent: deque[ImageTask]) -> Iterato
 
 
 def _make_task(
-    recipe: ForensicsRecipe, bases: FaceSource, cast: IdentityPairing, number: int
+    recipe: ImageSetRecipe, bases: FaceSource, cast: IdentityPairing, number: int
 ) -> ImageTask:
     indices, block = cast.choose(number)
     faces = tuple(bases[index] for index in indices)
-    return PairTask(number, recipe.method, faces, recipe, block)
+    return PairTask(number, recipe.forgery, faces, block)
 
 
-def _forge(task: ImageTask) -> ForgedImage:
+def _forge(recipe: ImageSetRecipe, task: ImageTask) -> ForgedImage:
     """Make one forgery; all randomness comes from the recipe's seed and its number."""
     cv2.setNumThreads(1)
-    rng, face = np.random.default_rng([task.recipe.seed, task.number, 0xF0A]), task.samples[0]
+    rng, face = np.random.default_rng([recipe.seed, task.number, 0xF0A]), task.samples[0]
     forged = preserve_grayscale(task.method.forge(task.samples, rng), face.image)
-    if not task.recipe.edits:
+    if not recipe.benign_edits:
         return forged
-    edit = task.recipe.edits[int(rng.integers(len(task.recipe.edits)))]
+    edit = recipe.benign_edits[int(rng.integers(len(recipe.benign_edits)))]
     twin = edit.edit(replace(face, image=forged.twin), rng)
     return ForgedImage(
         forged.image, forged.mask, twin, {**forged.details, "edit": edit.method_name()}

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from stillroom.forensics.interfaces import AudioForgery, ForgedAudio, ForgedImage, ImageForgery
+from stillroom.forensics.labeling.audio import LabeledAudioWriter
 from stillroom.forensics.labeling.dataset_writer import ManifestRows, write_dataset
+from stillroom.forensics.labeling.image import LabeledImageWriter
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import classify_twin
-from stillroom.forensics.labeling.writers import LabeledAudioWriter, LabeledImageWriter
 from stillroom.forensics.media.audio import Waveform
 from stillroom.forensics.media.face import Face
-from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.forensics.synthesis.faces import FaceSource, choose_split
 from stillroom.forensics.synthesis.voices import VoiceSource
 from stillroom.jobs import Job, atomic_write
-from stillroom.provenance import Artifact, digest_text, make_parent
-from stillroom.recipes import dump_recipe
+from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Link, Origin
+
+if TYPE_CHECKING:
+    from stillroom.forensics.jobs.audio_set import AudioSetRecipe
+    from stillroom.forensics.jobs.image_set import ImageSetRecipe
 
 __all__ = ["PairTask", "PairWriter"]
 
@@ -43,7 +45,6 @@ class PairTask(Generic[_Forgery, _Sample]):
     number: int
     method: _Forgery
     samples: tuple[_Sample, ...]
-    recipe: ForensicsRecipe
     block: str
 
 
@@ -51,11 +52,13 @@ class PairTask(Generic[_Forgery, _Sample]):
 class PairWriter:
     """Writes the pairs of one data set, every file marked by ``marker``.
 
+    ``run`` names the run and enters every watermark: a digest of all that decides the content;
     ``role`` names what ``source`` holds, and ``folder`` where it was read; ``unit`` names the
     items, and ``seam`` the folder of their forgery methods.
     """
 
-    recipe: ForensicsRecipe
+    recipe: ImageSetRecipe | AudioSetRecipe
+    run: str
     job: Job
     source: FaceSource | VoiceSource
     marker: LabeledImageWriter | LabeledAudioWriter
@@ -65,14 +68,6 @@ class PairWriter:
     seam: str
     suffix: str
     compression: str
-
-    @cached_property
-    def run(self) -> str:
-        """Name of the run, which enters every watermark: a digest of all that decides the content.
-
-        The number of workers is excluded: it must not affect the marks.
-        """
-        return digest_text(dump_recipe(self.recipe.model_copy(update={"workers": 1})))[:16]
 
     def state(
         self, task: PairTask[Any, Any], *, is_fake: bool, edit: str = "twin"
@@ -162,7 +157,7 @@ class PairWriter:
                 self.role: self.source.origin,
                 "consent": self.source.consent,
                 unit: len(rows),
-                "left_out": self.source.left_out,
+                "num_skipped": self.source.num_skipped,
             },
             # Signatures carry their time; the manifest holds the digests of pixels and samples,
             # which are equal in every run.

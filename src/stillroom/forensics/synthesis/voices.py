@@ -29,7 +29,7 @@ from stillroom.forensics.media.audio import (
     read_codec,
 )
 from stillroom.forensics.media.file_types import list_files
-from stillroom.forensics.recipe import AudioSettings
+from stillroom.forensics.settings import DetectorSource, DrawnSource, SetVoices
 from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_audio
 from stillroom.forensics.synthesis.pairing import derive_person_id
 from stillroom.provenance import digest_bytes
@@ -47,24 +47,25 @@ __all__ = [
 class VoiceSource:
     """Waveforms of one length, and their origin (``drawn``, ``synthetic: GENERATOR``, ``person``).
 
-    ``left_out`` is the number of recordings that could not be used.
+    ``num_skipped`` is the number of recordings that could not be used.
     """
 
     waves: tuple[Waveform, ...]
     origin: str
     consent: str = ""
-    left_out: int = 0
+    num_skipped: int = 0
 
 
 def open_voices(
-    settings: AudioSettings,
+    settings: SetVoices | DetectorSource,
     uses: Sequence[str],
     *,
+    seconds: float,
     seed: int,
     count: int,
     say: Callable[[str], None],
 ) -> VoiceSource:
-    """Open the source voices, each ``settings.seconds`` long.
+    """Open the source voices, each ``seconds`` long.
 
     Recordings of one speaker (one folder) are concatenated and cut anew; the name of a single file
     is its speaker.
@@ -72,6 +73,7 @@ def open_voices(
     Args:
         settings: Source of the voices.
         uses: Names of the methods that use them, which a consent has to cover.
+        seconds: Duration of a recording.
         seed: Seed of drawn voices.
         count: Maximum number of waveforms.
         say: Log function for skipped recordings.
@@ -80,8 +82,8 @@ def open_voices(
         DataError: If the folder has no recording, the consent does not cover the use, or files
             declared synthetic were recorded.
     """
-    if settings.folder is None:
-        voices = tuple(draw_voice(seed, number, settings.seconds) for number in range(count))
+    if isinstance(settings, DrawnSource):
+        voices = tuple(draw_voice(seed, number, seconds) for number in range(count))
         return VoiceSource(voices, "drawn")
     folder = Path(settings.folder)
     paths = list_recordings(folder)
@@ -90,13 +92,13 @@ def open_voices(
     )
     speakers = _group_by_speaker(paths, folder, say)
     codings = tuple(sorted({name_codec(codec) for path in paths if (codec := read_codec(path))}))
-    left_out = len(paths) - sum(len(parts) for parts in speakers.values())
-    waves = _cut(speakers, round(settings.seconds * SAMPLE_RATE), codings)[:count]
+    num_skipped = len(paths) - sum(len(parts) for parts in speakers.values())
+    waves = _cut(speakers, round(seconds * SAMPLE_RATE), codings)[:count]
     if not waves:
         raise _missing_voices(folder, "has no recording that can be decoded")
-    if left_out:
-        say(f"{left_out} of {len(paths)} recordings were skipped")
-    return VoiceSource(tuple(waves), origin, consent, left_out)
+    if num_skipped:
+        say(f"{num_skipped} of {len(paths)} recordings were skipped")
+    return VoiceSource(tuple(waves), origin, consent, num_skipped)
 
 
 def list_recordings(path: Path) -> list[Path]:
@@ -148,7 +150,7 @@ def _missing_voices(path: Path, problem: str) -> DataError:
         code="forensics.no-voices",
         where=str(path),
         expected=f"files ending in {' '.join(sorted(AUDIO_SUFFIXES))}",
-        next="check the path, or remove sound.folder to draw voices",
+        next="check the path, or set voices: {type: drawn}",
     )
 
 
@@ -167,13 +169,8 @@ _VOWELS = np.array(
     dtype=np.float64,
 )
 
-
 _WIDTHS = np.array([80.0, 110.0, 160.0])
-
-
 _HARMONICS = 48
-
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillroom.checkpoints.card import write_card
 from stillroom.forensics.inference.trained_detector import DetectorMetadata
-from stillroom.forensics.recipe import AudioSettings, FacesSettings
+from stillroom.forensics.modalities.audio import AudioModality
+from stillroom.forensics.modalities.image import ImageModality
 
-__all__ = ["write_audio_model_card", "write_image_model_card"]
+__all__ = ["write_model_card"]
 
 _CONDITION_LABELS = {
     "clean": "as they are",
@@ -28,122 +29,112 @@ _CONDITION_LABELS = {
 _BLIND_BELOW = 0.6
 
 
-def write_image_model_card(
-    folder: Path, meta: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettings
-) -> None:
+class _Words(NamedTuple):
+    """Words of one modality; ``tested`` are what intervals are over."""
+
+    forged: str
+    samples: str
+    person: str
+    tested: str
+    people: str
+    media: str
+    scored: str
+    real: str
+
+
+_WORDS = {
+    "image": _Words(
+        *("Forgeries made on the fly", "faces", "person", "faces", "people", "pictures", "faces"),
+        "photographs",
+    ),
+    "audio": _Words(
+        *("Sounds forged on the fly", "sounds", "speaker", "speakers", "speakers", "sounds"),
+        *("sounds", "recordings"),
+    ),
+}
+
+
+def write_model_card(folder: Path, meta: DetectorMetadata, basis: str = "") -> None:
     """Write README.md beside the weights.
 
     Args:
         folder: Folder of the checkpoint.
         meta: Metadata of the detector.
-        figures: Metrics on test faces.
-        faces: Source of the training faces.
+        basis: License or agreement on which people's files were used.
     """
-    name = meta.method.method_name()
+    name, modality = meta.method.method_name(), meta.modality
     write_card(
         folder,
         f"Detector {name} of {', '.join(meta.trained_on)}",
-        "\n".join(_body(meta, figures, faces)),
+        "\n".join([*_describe_training(meta, basis), *_describe_metrics(meta)]),
         tags=["forgery-detection", name],
-        fields={"library_name": "stillroom", "pipeline_tag": "image-classification"},
+        fields={
+            "library_name": "stillroom",
+            "pipeline_tag": f"{modality.name}-classification",
+        },
     )
 
 
-def write_audio_model_card(
-    folder: Path, meta: DetectorMetadata, figures: Mapping[str, Any], sound: AudioSettings
-) -> None:
-    """Write README.md beside the weights of an audio detector; arguments as for images."""
-    name, count = meta.method.method_name(), figures["faces"]
-    source = sound.basis or meta.faces
+def _describe_training(meta: DetectorMetadata, basis: str) -> list[str]:
+    """Return lines on training data and known limits."""
+    words, modality = _WORDS[meta.modality.name], meta.modality
+    count = meta.metrics[modality.subject]
     lines = [
-        f"Paper: {meta.method.paper}. A higher score is forged. It hears "
-        f"{meta.pixels / meta.size:.2f} s at {meta.size} samples a second.",
+        f"Paper: {meta.method.paper}. A higher score is forged. {_describe_input(meta)}",
         "",
         "## What it learned",
         "",
-        f"Sounds forged on the fly by {', '.join(meta.trained_on)} from {count['train']} sounds "
-        f"({source}); calibrated on {count['validation']}, tested on {count['test']}. No speaker "
-        "is in two of these.",
+        f"{words.forged} by {', '.join(meta.trained_on)} from {count['train']} {words.samples} "
+        f"({basis or meta.source}); calibrated on {count['validation']}, tested on "
+        f"{count['test']}. No {words.person} is in two of these.",
         *_describe_training_domain(meta),
         "",
         "## Where it is blind",
         "",
-        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(figures)]],
+        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(meta.metrics)]],
     ]
     if not meta.is_validated:
         lines.append(
-            "- On validation speakers the interval of its area under the curve reaches 0.5: it was "
-            "not shown to tell forged from real, and all it says is called inconclusive."
+            f"- On validation {words.tested} the interval of its area under the curve reaches 0.5: "
+            "it was not shown to tell forged from real, and all it says is called inconclusive."
         )
-    if meta.faces.startswith("drawn"):
-        lines.append("- It learned from drawn voices: of recordings its scores say nothing.")
-    lines += [
+    if meta.source.startswith("drawn"):
+        lines.append(
+            f"- It learned from drawn {modality.subject}: of {words.real} its scores say nothing."
+        )
+    return lines
+
+
+def _describe_input(meta: DetectorMetadata) -> str:
+    if isinstance(meta.modality, AudioModality):
+        rate = meta.modality.sample_rate
+        return f"It hears {meta.modality.seconds:.2f} s at {rate} samples a second."
+    side = meta.modality.input_size
+    return f"It looks at {side} x {side} pixels of a square about each face."
+
+
+def _describe_metrics(meta: DetectorMetadata) -> list[str]:
+    """Return lines on the metrics of test people, and on the validated conditions."""
+    words, modality, metrics = _WORDS[meta.modality.name], meta.modality, meta.metrics
+    lines = [
         *("", "## What was measured", ""),
-        "Area under the curve on test speakers, with a 95 % interval over speakers; what is done "
-        "to sounds is done to real and forged alike.",
-        *("", "| sounds | area | interval | n |", "|---|---|---|---|"),
-        *[
-            _row(_CONDITION_LABELS[condition], metric)
-            for condition, metric in figures["auc"].items()
-        ],
+        f"Area under the curve on test {words.tested}, with a 95 % interval over {words.people}; "
+        f"what is done to {words.media} is done to real and forged alike.",
+        *("", f"| {words.media} | area | interval | n |", "|---|---|---|---|"),
+        *[_row(_CONDITION_LABELS[name], metric) for name, metric in metrics["auc"].items()],
         "",
-        f"Calibration ({meta.calibrator.method}, {meta.calibrator.n} validation sounds), error "
-        f"and Brier score on test sounds: {_chances(figures['calibration']['before'])} before, "
-        f"{_chances(figures['calibration']['after'])} after.",
+        f"Calibration ({meta.calibrator.method}, {meta.calibrator.n} validation {words.media}), "
+        f"error and Brier score on test {words.scored}: "
+        f"{_chances(metrics['calibration']['before'])} before, "
+        f"{_chances(metrics['calibration']['after'])} after.",
     ]
-    write_card(
-        folder,
-        f"Detector {name} of {', '.join(meta.trained_on)}",
-        "\n".join(lines),
-        tags=["forgery-detection", name],
-        fields={"library_name": "stillroom", "pipeline_tag": "audio-classification"},
-    )
-
-
-def _body(meta: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettings) -> list[str]:
-    count = figures["faces"]
-    source = faces.basis or meta.faces
-    lines = [
-        f"Paper: {meta.method.paper}. A higher score is forged. It looks at {meta.pixels} x "
-        f"{meta.pixels} pixels of a square about each face.",
-        "",
-        "## What it learned",
-        "",
-        f"Forgeries made on the fly by {', '.join(meta.trained_on)} from {count['train']} faces "
-        f"({source}); calibrated on {count['validation']}, tested on {count['test']}. No person is "
-        "in two of these.",
-        *_describe_training_domain(meta),
-        "",
-        "## Where it is blind",
-        "",
-        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(figures)]],
-    ]
-    if not meta.is_validated:
-        lines.append(
-            "- On validation faces the interval of its area under the curve reaches 0.5: it was "
-            "not shown to tell forged from real, and all it says is called inconclusive."
-        )
-    if meta.faces.startswith("drawn"):
-        lines.append("- It learned from drawn faces: of photographs its scores say nothing.")
-    lines += [
-        "",
-        "## What was measured",
-        "",
-        "Area under the curve on test faces, with a 95 % interval over people; what is done to "
-        "pictures is done to real and forged alike.",
-        "",
-        "| pictures | area | interval | n |",
-        "|---|---|---|---|",
-        *[_row(_CONDITION_LABELS[name], metric) for name, metric in figures["auc"].items()],
-        "",
-        f"Calibration ({meta.calibrator.method}, {meta.calibrator.n} validation pictures), error "
-        f"and Brier score on test faces: {_chances(figures['calibration']['before'])} before, "
-        f"{_chances(figures['calibration']['after'])} after.",
-        "",
-        f"Judgements are withheld below {meta.least_face / meta.margin:.0f} pixels of face and "
-        f"below JPEG quality {meta.least_quality}: further down less than 70 % of what it has "
-        "above chance was left on validation faces.",
-    ]
+    if isinstance(modality, ImageModality):
+        lines += [
+            "",
+            f"Judgements are withheld below {modality.min_face_size / modality.face_margin:.0f} "
+            f"pixels of face and below JPEG quality {modality.min_jpeg_quality}: further down less "
+            "than 70 % of what it has above chance was left on validation faces.",
+        ]
     return lines
 
 
@@ -170,7 +161,7 @@ def _describe_training_domain(meta: DetectorMetadata) -> list[str]:
         "",
         "## What it knows",
         "",
-        "What is unlike what it learned from is called inconclusive: by colours, size and coding "
+        "What is unlike what it learned from is called inconclusive: by colors, size and coding "
         f"of the file, and by distances in: {', '.join(meta.domain.clouds)}. "
         f"Limits are set on {meta.domain.people} validation people for {meta.domain.rate:.0%} "
         "of what known people show. Of what test people show, within the limits are:",
@@ -193,11 +184,11 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
 
-def _describe_blind_spots(figures: Mapping[str, Any]) -> list[str]:
+def _describe_blind_spots(metrics: Mapping[str, Any]) -> list[str]:
     return [
         f"Measured: {_CONDITION_LABELS[name]} its area is {metric['value']:.2f}, which is "
         "little or nothing."
-        for name, metric in figures["auc"].items()
+        for name, metric in metrics["auc"].items()
         if metric["value"] is not None and metric["value"] < _BLIND_BELOW
     ]
 

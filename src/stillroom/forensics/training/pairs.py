@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import cv2
 import numpy as np
@@ -36,59 +36,54 @@ from stillroom.errors import DataError
 from stillroom.forensics.benchmark.audit import BenchmarkAudit, audit_items, find_leaks
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
-from stillroom.forensics.media.augmentation import (
-    AugmentedPair,
-    augment_clip_pair,
-    augment_pair,
-    to_channels_first,
-)
 from stillroom.forensics.media.face import PARTS, Face, Image, Mask, Points, canonical_points
 from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_square
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import fit_size, preserve_grayscale, to_uint8, warp_affine
-from stillroom.forensics.settings import DetectorSettings
 from stillroom.provenance import digest_bytes, digest_json
 
 if TYPE_CHECKING:
+    from stillroom.forensics.jobs.audio_detector import AudioDetectorRecipe
+    from stillroom.forensics.jobs.image_detector import ImageDetectorRecipe
     from stillroom.train.distributed import ProcessGroup
+
+    DetectorRecipe: TypeAlias = ImageDetectorRecipe | AudioDetectorRecipe
 
 __all__ = [
     "BenchmarkForgery",
     "BenchmarkPairs",
     "DetectorBatch",
-    "ImagePairDataset",
     "PairDataset",
     "animate_face",
     "choose_forgery",
     "forge_animated_face",
     "forge_clip",
     "forge_pair",
-    "make_batch",
     "open_benchmark_pairs",
 ]
 
 
 @dataclass(frozen=True, eq=False)
 class DetectorBatch:
-    """Images (B, 3, P, P) in [0, 1], labels (B,), masks (B, P, P); fakes first, then twins.
+    """Inputs of the network, labels (B,), and forgery masks; fakes first, then twins.
 
-    For temporal detectors: (B, T, 3, P, P) and (B, T, P, P). Waveforms are (B, N), with masks (B,)
-    of zeros.
+    Images are (B, 3, P, P) in [0, 1] with masks (B, P, P), clips (B, T, 3, P, P) with (B, T, P, P),
+    waveforms (B, N) with masks (B,) of zeros.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     masks: Tensor
     record_ids: tuple[str, ...]
 
     @property
     def valid(self) -> int:
-        """Number of images."""
+        """Number of inputs."""
         return len(self.labels)
 
     @property
     def tokens(self) -> int:
-        """Number of images, the unit of the training loop's throughput."""
+        """Number of inputs, the unit of the training loop's throughput."""
         return len(self.labels)
 
 
@@ -101,20 +96,17 @@ class PairDataset(ABC):
         self,
         samples: Sequence[Any],
         forgeries: Sequence[Any],
-        settings: DetectorSettings,
-        *,
-        seed: int,
+        recipe: DetectorRecipe,
         device: torch.device,
     ) -> None:
         """Wrap the faces or waveforms, which each pass shuffles."""
-        self.samples, self.forgeries, self.settings = samples, forgeries, settings
-        self.seed, self.device = seed, device
+        self.samples, self.forgeries, self.recipe = samples, forgeries, recipe
+        self.seed, self.device = recipe.seed, device
         self.identity = digest_json(
             [
                 [[sample.digest, sample.name] for sample in samples],
                 [forgery.model_dump(mode="json") for forgery in forgeries],
-                settings.model_dump(mode="json"),
-                seed,
+                recipe.model_dump(mode="json"),
             ]
         )
 
@@ -136,7 +128,7 @@ class PairDataset(ABC):
 
     def plan(self, step: int) -> list[list[int]]:
         """Return the step's positions in the sequence of passes, as one micro-batch."""
-        size = min(self.settings.train.batch_size, len(self.samples))
+        size = min(self.recipe.train.batch_size, len(self.samples))
         return [list(range(step * size, step * size + size))]
 
     def valid(self, group: Sequence[int]) -> int:
@@ -154,7 +146,7 @@ class PairDataset(ABC):
             pairs.append(self.draw(number, rng))
             names.append(self.samples[number].name)
         batch = self.collate(pairs, names)
-        if not self.settings.shuffle_labels:
+        if not self.recipe.shuffle_labels:
             return batch
         labels = torch.tensor([self._draw_label(name, epoch) for epoch in (1, 0) for name in names])
         return replace(batch, labels=labels.to(self.device))
@@ -162,28 +154,6 @@ class PairDataset(ABC):
     def _draw_label(self, name: str, label: int) -> float:
         """Return a sample's random label, equal in every pass: else it could not be learned."""
         return float(int(digest_json([self.seed, name, label])[:8], 16) % 2)
-
-
-class ImagePairDataset(PairDataset):
-    """Training pairs of faces, or of clips for temporal detectors."""
-
-    stream = 0xDE7
-
-    @override
-    def draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
-        settings, frames = self.settings, self.settings.model.num_frames
-        augment: Callable[..., AugmentedPair]
-        if frames > 1:
-            forged: Any = forge_clip(self.samples, number, self.forgeries, frames, rng)
-            augment = augment_clip_pair
-        else:
-            forged, augment = forge_pair(self.samples, number, self.forgeries, rng), augment_pair
-        keeps = settings.model.preserve_pixels
-        return augment(forged, settings.views, settings.pixels, rng, preserve_pixels=keeps)
-
-    @override
-    def collate(self, pairs: Sequence[AugmentedPair], names: Sequence[str]) -> DetectorBatch:
-        return make_batch(pairs, names, self.device)
 
 
 def choose_forgery(
@@ -226,22 +196,6 @@ def forge_clip(
     return forge_animated_face(selected, method, frames, rng)
 
 
-def make_batch(
-    views: Sequence[AugmentedPair], names: Sequence[str], device: torch.device
-) -> DetectorBatch:
-    """Collate pairs to one batch: all fakes, then all real twins."""
-    planes = to_channels_first([view.fake for view in views] + [view.real for view in views])
-    masks = np.stack([view.mask for view in views])
-    count = len(views)
-    labels = torch.cat([torch.ones(count), torch.zeros(count)])
-    return DetectorBatch(
-        torch.from_numpy(planes).to(device),
-        labels.to(device),
-        torch.from_numpy(np.concatenate([masks, np.zeros_like(masks)])).to(device),
-        tuple(names),
-    )
-
-
 _SPLITS = ("train", "validation", "test")
 
 
@@ -266,8 +220,8 @@ class BenchmarkForgery(ImageForgery):
 class BenchmarkPairs:
     """Real faces with their fakes, and the indices of each split.
 
-    ``audit`` is the audit of its files, ``name`` the benchmark's name, ``left_out`` the number of
-    skipped fakes.
+    ``audit`` is the audit of its files, ``name`` the benchmark's name, ``num_skipped`` the number
+    of skipped fakes.
     """
 
     faces: tuple[Face, ...]
@@ -275,7 +229,7 @@ class BenchmarkPairs:
     pairs: BenchmarkForgery
     audit: BenchmarkAudit
     name: str
-    left_out: int = 0
+    num_skipped: int = 0
 
 
 def open_benchmark_pairs(
@@ -325,12 +279,14 @@ def open_benchmark_pairs(
     pairs = BenchmarkForgery(names=names)
     pairs._fakes.update(fakes)  # private to this module: images are not a setting
     fakes_named = sum(item.label for item in items if item.split in _SPLITS)
-    left_out = fakes_named - len(faces)
-    if left_out:
-        say(f"{left_out} of {fakes_named} fakes were skipped")
+    num_skipped = fakes_named - len(faces)
+    if num_skipped:
+        say(f"{num_skipped} of {fakes_named} fakes were skipped")
     parts = {name: tuple(rows) for name, rows in splits.items()}
     audit = audit_items([item for item in items if item.split in _SPLITS], file.parent)
-    return BenchmarkPairs(tuple(faces), parts, pairs, audit, file.resolve().parent.name, left_out)
+    return BenchmarkPairs(
+        tuple(faces), parts, pairs, audit, file.resolve().parent.name, num_skipped
+    )
 
 
 def _refuse_leaks(
@@ -430,17 +386,9 @@ def _make_face(
 
 
 _SWAY, _TURN, _GROW = 0.02, 2.0, 0.02  # share of the side, degrees, share
-
-
 _MOUTH, _EYES = 0.035, 0.012  # amplitudes, as shares of the side
-
-
 _LIGHT = 0.03
-
-
 _JITTER = 0.006  # of the side: landmark jitter between frames
-
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -1,73 +1,53 @@
-"""Audio detector training: voices, their forgeries, and the conditions of recordings."""
+"""Audio detector training: voices and their forgeries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from typing_extensions import override
 
-from stillroom.evaluate import Metric
-from stillroom.forensics.benchmark.audit import audit_pairs
-from stillroom.forensics.benchmark.metrics import bootstrap_auc
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.trained_detector import DetectorMetadata, TrainedDetector
 from stillroom.forensics.interfaces import AudioForgery, ForgedAudio
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, Waveform
-from stillroom.forensics.media.augmentation import (
-    AUDIO_CONDITIONS,
+from stillroom.forensics.modalities.audio import (
+    AudioModality,
     augment_audio_pair,
     match_loudness,
+    measure_bandwidth,
 )
-from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
-from stillroom.forensics.settings import DetectorSettings
+from stillroom.forensics.modalities.interfaces import Perturbation
 from stillroom.forensics.synthesis.faces import split_identities
 from stillroom.forensics.synthesis.voices import open_voices
-from stillroom.forensics.training.model_card import write_audio_model_card
 from stillroom.forensics.training.pairs import DetectorBatch, PairDataset, choose_forgery
-from stillroom.forensics.training.train_detector import ModalityData
-from stillroom.forensics.training.validation import Perturbation, summarize_audio_files
+from stillroom.forensics.training.train_detector import ModalityData, describe_source
+from stillroom.forensics.training.validation import LabeledSamples, make_labeled_samples
 from stillroom.jobs import Job
 
-__all__ = [
-    "AudioData",
-    "AudioPairDataset",
-    "AudioValidationSet",
-    "make_audio_validation_set",
-    "open_audio_data",
-]
+if TYPE_CHECKING:
+    from stillroom.forensics.jobs.audio_detector import AudioDetectorRecipe
+
+__all__ = ["AudioData", "AudioPairDataset", "make_audio_validation_set", "open_audio_data"]
 
 _TEST_STREAM = 0x7E5D
 
 
-@dataclass(frozen=True, eq=False)
-class AudioValidationSet:
-    """Waveforms with labels and speakers; fakes first."""
-
-    samples: tuple[AudioSamples, ...]
-    labels: tuple[int, ...]
-    groups: tuple[str, ...]
-
-    def measure(self, detector: TrainedDetector, name: str) -> Metric:
-        """Return the area under the curve under one of ``AUDIO_CONDITIONS``."""
-        change = AUDIO_CONDITIONS[name]
-        scores = detector.logits([change(waveform) for waveform in self.samples])
-        return bootstrap_auc(self.labels, scores, self.groups, name=name)
-
-
 class AudioPairDataset(PairDataset):
     """Training pairs of waveforms."""
+
+    recipe: AudioDetectorRecipe
 
     stream = 0x50D
 
     @override
     def draw(self, number: int, rng: np.random.Generator) -> tuple[AudioSamples, AudioSamples]:
         forged = _forge_pair(self.samples, number, self.forgeries, rng)
-        return augment_audio_pair(forged.values, forged.twin, self.settings.views.jpeg, rng)
+        coded = self.recipe.augmentation.codec_probability
+        return augment_audio_pair(forged.samples, forged.twin, coded, rng)
 
     @override
     def collate(
@@ -87,39 +67,41 @@ class AudioPairDataset(PairDataset):
 class AudioData(ModalityData):
     """Waveforms of one length."""
 
-    source: AudioSettings
+    recipe: AudioDetectorRecipe
+    modality: AudioModality
 
-    role = "voices"
     nouns = ("waveforms", "speaker", "speakers")
     pairs = AudioPairDataset
 
     @override
-    def forge(self, samples: Sequence[Waveform], seed: int, repeats: int = 1) -> AudioValidationSet:
+    def forge(self, samples: Sequence[Waveform], seed: int, repeats: int = 1) -> LabeledSamples:
         return make_audio_validation_set(samples, self.forgeries, seed=seed, repeats=repeats)
 
     @override
     def find_limits(
-        self, detector: TrainedDetector, validation: AudioValidationSet
-    ) -> tuple[int, int, bool]:
-        return 0, 0, bool(validation.measure(detector, "clean").low > 0.5)
+        self, detector: TrainedDetector, validation: LabeledSamples
+    ) -> tuple[AudioModality, bool]:
+        clean = validation.measure(detector, lambda waveform: waveform, "clean")
+        return self.modality, bool(clean.low > 0.5)
 
     @override
-    def measure_conditions(
-        self, detector: TrainedDetector, test: AudioValidationSet
-    ) -> dict[str, Any]:
-        return {name: test.measure(detector, name).to_json() for name in AUDIO_CONDITIONS}
+    def summarize_files(self, training_sample: LabeledSamples) -> FileTraits:
+        waves: list[Waveform] = self.split("train")
+        codings = {coding for wave in waves for coding in wave.codings}
+        if codings and self.recipe.augmentation.codec_probability:
+            codings |= {"mp3", "aac"}
+        widest = max(measure_bandwidth(wave.samples) for wave in waves)
+        return FileTraits((), widest, tuple(sorted(codings)))
 
     @override
-    def summarize_files(self, training_sample: AudioValidationSet) -> FileTraits:
-        return summarize_audio_files(self.split("train"), coded=self.settings.views.jpeg)
+    def make_perturbations(
+        self, metadata: DetectorMetadata, read: AudioModality
+    ) -> tuple[Perturbation, None]:
+        coded = self.recipe.augmentation.codec_probability
+        return lambda samples, rng: augment_audio_pair(samples, samples, coded, rng)[0], None
 
     @override
-    def make_perturbations(self, metadata: DetectorMetadata) -> tuple[Perturbation, None]:
-        coded = self.settings.views.jpeg
-        return lambda values, rng: augment_audio_pair(values, values, coded, rng)[0], None
-
-    @override
-    def audit(self, training_sample: AudioValidationSet) -> dict[str, Any]:
+    def audit(self, training_sample: LabeledSamples) -> dict[str, Any]:
         traits = [
             {
                 "length": float(len(waveform)),
@@ -128,59 +110,51 @@ class AudioData(ModalityData):
             }
             for waveform in training_sample.samples
         ]
-        audit = audit_pairs(traits, training_sample.labels, training_sample.groups, seed=self.seed)
-        return {"of": "pairs made in memory", **audit.summary()}
-
-    @override
-    def write_card(
-        self, folder: Path, metadata: DetectorMetadata, figures: Mapping[str, Any]
-    ) -> None:
-        write_audio_model_card(folder, metadata, figures, self.source)
+        return self.audit_traits(traits, training_sample)
 
 
-def open_audio_data(
-    recipe: ForensicsRecipe, settings: DetectorSettings, sound: AudioSettings, job: Job
-) -> AudioData:
+def open_audio_data(recipe: AudioDetectorRecipe, job: Job) -> AudioData:
     """Open the voices of a training; a hash of the name assigns each speaker to one split.
 
     Raises:
         DataError: If a split is empty, or there is no consent for the voices.
     """
-    uses = tuple(dict.fromkeys(method.method_name() for method in sound.methods))
-    voices = open_voices(sound, uses, seed=recipe.seed, count=max(recipe.count, 9), say=job.say)
-    return AudioData(
-        settings=settings,
+    names = tuple(dict.fromkeys(method.method_name() for method in recipe.forgeries))
+    voices = open_voices(
+        recipe.voices,
+        names,
+        seconds=recipe.seconds,
         seed=recipe.seed,
+        count=max(recipe.count, 9),
+        say=job.say,
+    )
+    speakers = [wave.identity for wave in voices.waves]
+    return AudioData(
+        recipe=recipe,
+        modality=AudioModality(round(recipe.seconds * SAMPLE_RATE)),
         samples=voices.waves,
-        splits=split_identities([wave.identity for wave in voices.waves], recipe, "voices"),
-        forgeries=sound.methods,
-        generators=uses,
-        name=Path(sound.folder).resolve().name if sound.folder else "drawn voices",
-        folder=sound.folder,
+        splits=split_identities(speakers, recipe.seed, recipe.split, "voices"),
+        forgeries=recipe.forgeries,
+        generators=names,
         origin=voices.origin,
         consent=voices.consent,
-        left_out=voices.left_out,
-        input_size=round(sound.seconds * SAMPLE_RATE),
-        size=SAMPLE_RATE,
-        margin=1.0,
-        source=sound,
+        num_skipped=voices.num_skipped,
+        **describe_source(recipe.voices, "voices"),
     )
 
 
 def make_audio_validation_set(
     waves: Sequence[Waveform], methods: Sequence[AudioForgery], *, seed: int, repeats: int = 1
-) -> AudioValidationSet:
+) -> LabeledSamples:
     """Forge some recordings deterministically, and return them with their real twins."""
-    fakes, twins, groups = [], [], []
-    for number in range(len(waves)):
-        for again in range(repeats):
-            rng = np.random.default_rng([seed, number, again, _TEST_STREAM])
-            forged = _forge_pair(waves, number, methods, rng)
-            fakes.append(forged.values)
-            twins.append(forged.twin)
-            groups.append(waves[number].identity)
-    count = len(fakes)
-    return AudioValidationSet((*fakes, *twins), (*[1] * count, *[0] * count), (*groups, *groups))
+
+    def forge(
+        number: int, rng: np.random.Generator
+    ) -> tuple[AudioSamples, AudioSamples, AudioSamples]:
+        forged = _forge_pair(waves, number, methods, rng)
+        return forged.samples, forged.twin, forged.mask
+
+    return make_labeled_samples(waves, forge, seed=seed, repeats=repeats, stream=_TEST_STREAM)
 
 
 def _forge_pair(

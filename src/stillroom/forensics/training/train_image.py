@@ -1,158 +1,278 @@
-"""Image detector training: faces, their forgeries, and the conditions of images."""
+"""Image detector training: faces, their forgeries, and the limits of an image detector."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from typing_extensions import override
 
-from stillroom.forensics.benchmark.audit import BenchmarkAudit, audit_pairs
-from stillroom.forensics.inference.domain import FileTraits, is_grayscale
+from stillroom.forensics.benchmark.audit import BenchmarkAudit
+from stillroom.forensics.benchmark.metrics import area_under_curve
+from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.trained_detector import DetectorMetadata, TrainedDetector
-from stillroom.forensics.media.face import Face
-from stillroom.forensics.recipe import FacesSettings, ForensicsRecipe
-from stillroom.forensics.settings import DetectorSettings
-from stillroom.forensics.synthesis.faces import open_faces, split_identities
-from stillroom.forensics.training.model_card import write_image_model_card
-from stillroom.forensics.training.pairs import ImagePairDataset, open_benchmark_pairs
-from stillroom.forensics.training.train_detector import ModalityData
-from stillroom.forensics.training.validation import (
-    IMAGE_CONDITIONS,
-    Perturbation,
-    ValidationSet,
-    apply_perturbation,
-    find_operating_limits,
+from stillroom.forensics.interfaces import ImageForgery
+from stillroom.forensics.media.face import Face, Image, Mask
+from stillroom.forensics.media.transforms import compress_jpeg, rescale
+from stillroom.forensics.modalities.image import (
+    AugmentedPair,
+    ImageModality,
+    augment_clip_pair,
+    augment_pair,
+    by_frame,
+    compress_h264,
+    is_grayscale,
     make_image_perturbation,
-    make_validation_set,
-    measure_conditions,
-    summarize_face_files,
+    to_channels_first,
 )
+from stillroom.forensics.modalities.interfaces import Perturbation
+from stillroom.forensics.synthesis.faces import open_faces, split_identities
+from stillroom.forensics.training.pairs import (
+    DetectorBatch,
+    PairDataset,
+    forge_clip,
+    forge_pair,
+    open_benchmark_pairs,
+)
+from stillroom.forensics.training.train_detector import ModalityData, describe_source
+from stillroom.forensics.training.validation import LabeledSamples, make_labeled_samples
 from stillroom.jobs import Job
 
-__all__ = ["ImageData", "open_image_data"]
+if TYPE_CHECKING:
+    from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
+
+__all__ = [
+    "ImageData",
+    "ImagePairDataset",
+    "find_operating_limits",
+    "make_batch",
+    "make_validation_set",
+    "open_image_data",
+]
+
+_QUALITIES = (90, 70, 50, 40, 30, 20)
+_SHARES = (0.75, 0.5, 0.375, 0.25)
+_MIN_REMAINING = 0.7  # share of the area above chance that must remain within the limits
+
+
+class ImagePairDataset(PairDataset):
+    """Training pairs of faces, or of clips for temporal detectors."""
+
+    recipe: ImageDetectorRecipe
+
+    stream = 0xDE7
+
+    @override
+    def draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
+        recipe, frames = self.recipe, self.recipe.model.num_frames
+        augment: Callable[..., AugmentedPair]
+        if frames > 1:
+            forged: Any = forge_clip(self.samples, number, self.forgeries, frames, rng)
+            augment = augment_clip_pair
+        else:
+            forged, augment = forge_pair(self.samples, number, self.forgeries, rng), augment_pair
+        keeps = recipe.model.preserve_pixels
+        return augment(forged, recipe.augmentation, recipe.image_size, rng, preserve_pixels=keeps)
+
+    @override
+    def collate(self, pairs: Sequence[AugmentedPair], names: Sequence[str]) -> DetectorBatch:
+        return make_batch(pairs, names, self.device)
+
+
+def make_batch(
+    pairs: Sequence[AugmentedPair], names: Sequence[str], device: torch.device
+) -> DetectorBatch:
+    """Collate pairs to one batch: all fakes, then all real twins."""
+    planes = to_channels_first([pair.fake for pair in pairs] + [pair.real for pair in pairs])
+    masks = np.stack([pair.mask for pair in pairs])
+    count = len(pairs)
+    labels = torch.cat([torch.ones(count), torch.zeros(count)])
+    return DetectorBatch(
+        torch.from_numpy(planes).to(device),
+        labels.to(device),
+        torch.from_numpy(np.concatenate([masks, np.zeros_like(masks)])).to(device),
+        tuple(names),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData(ModalityData):
     """Faces; ``files`` is the audit of a benchmark's files, None where fakes are made here."""
 
-    source: FacesSettings
+    recipe: ImageDetectorRecipe
+    modality: ImageModality
     files: BenchmarkAudit | None = None
 
-    role = "faces"
     nouns = ("faces", "person", "people")
     pairs = ImagePairDataset
 
     @override
-    def forge(self, samples: Sequence[Face], seed: int, repeats: int = 1) -> ValidationSet:
-        frames = self.settings.model.num_frames
+    def forge(self, samples: Sequence[Face], seed: int, repeats: int = 1) -> LabeledSamples:
+        frames = self.modality.num_frames
         return make_validation_set(
             samples, self.forgeries, seed=seed, repeats=repeats, frames=frames
         )
 
     @override
     def find_limits(
-        self, detector: TrainedDetector, validation: ValidationSet
-    ) -> tuple[int, int, bool]:
+        self, detector: TrainedDetector, validation: LabeledSamples
+    ) -> tuple[ImageModality, bool]:
         return find_operating_limits(detector, validation)
 
     @override
-    def measure_conditions(self, detector: TrainedDetector, test: ValidationSet) -> dict[str, Any]:
-        return measure_conditions(detector, test)
-
-    @override
-    def summarize_files(self, training_sample: ValidationSet) -> FileTraits:
-        images, labels = training_sample.images, training_sample.labels
-        fakes = [image for image, label in zip(images, labels, strict=True) if label]
-        return summarize_face_files(self.split("train"), fakes, jpeg=self.settings.views.jpeg)
+    def summarize_files(self, training_sample: LabeledSamples) -> FileTraits:
+        samples, labels = training_sample.samples, training_sample.labels
+        faces: list[Face] = self.split("train")
+        fakes = [sample for sample, label in zip(samples, labels, strict=True) if label]
+        images = [*(face.image for face in faces), *fakes]
+        colors = sorted({"gray" if is_grayscale(image) else "color" for image in images})
+        codings = {coding for face in faces for coding in face.codings}
+        if codings and self.recipe.augmentation.jpeg_probability:
+            codings.add("JPEG")
+        wide = [min(face.wide, face.image.shape[0]) for face in faces]
+        return FileTraits(tuple(colors), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
 
     @override
     def make_perturbations(
-        self, metadata: DetectorMetadata
+        self, metadata: DetectorMetadata, read: ImageModality
     ) -> tuple[Perturbation, Perturbation | None]:
-        works = (metadata.figures["auc"]["h264"]["low"] or 0) > 0.5
+        works = (metadata.metrics["auc"]["h264"]["low"] or 0) > 0.5
         return (
-            make_image_perturbation(metadata.least_quality, metadata.least_face / metadata.size),
-            (lambda image, _: apply_perturbation(IMAGE_CONDITIONS["h264"], image))
-            if works
-            else None,
+            make_image_perturbation(read.min_jpeg_quality, read.min_face_size / read.face_size),
+            (lambda image, _: compress_h264(image)) if works else None,
         )
 
     @override
-    def audit(self, training_sample: ValidationSet) -> dict[str, Any]:
+    def audit(self, training_sample: LabeledSamples) -> dict[str, Any]:
         if self.files is not None:
             return {"of": "files", **self.files.summary()}
         traits = [
-            {"size": str(image.shape), "colours": "grey" if is_grayscale(image) else "colour"}
-            for image in training_sample.images
+            {"size": str(image.shape), "colors": "gray" if is_grayscale(image) else "color"}
+            for image in training_sample.samples
         ]
-        audit = audit_pairs(traits, training_sample.labels, training_sample.groups, seed=self.seed)
-        return {"of": "pairs made in memory", **audit.summary()}
-
-    @override
-    def write_card(
-        self, folder: Path, metadata: DetectorMetadata, figures: Mapping[str, Any]
-    ) -> None:
-        write_image_model_card(folder, metadata, figures, self.source)
-
-    @override
-    def describe_limits(self, metadata: DetectorMetadata) -> str:
-        return (
-            f"; validated down to face crops of {metadata.least_face} pixels and JPEG "
-            f"{metadata.least_quality}"
-        )
+        return self.audit_traits(traits, training_sample)
 
 
-def open_image_data(recipe: ForensicsRecipe, settings: DetectorSettings, job: Job) -> ImageData:
+def open_image_data(recipe: ImageDetectorRecipe, job: Job) -> ImageData:
     """Open the faces of a training; a hash of the name assigns each person to one split.
 
     Raises:
         DataError: If a split is empty, or there is no consent for the faces.
     """
-    common: dict[str, Any] = {
-        "settings": settings,
-        "seed": recipe.seed,
-        "folder": recipe.faces.folder,
-        "input_size": settings.pixels,
-        "size": recipe.size,
-        "margin": recipe.faces.margin,
-        "source": recipe.faces,
-    }
-    if settings.known is not None:
-        benchmark = open_benchmark_pairs(
-            Path(settings.known.manifest), recipe.size, recipe.faces.margin, job.say
-        )
-        return ImageData(
-            samples=benchmark.faces,
-            splits=benchmark.splits,
-            forgeries=[benchmark.pairs],
-            generators=tuple(dict.fromkeys(benchmark.pairs.names)),
-            name=benchmark.name,
-            origin=f"a benchmark's, {settings.known.basis}",
-            consent="",
-            left_out=benchmark.left_out,
-            files=benchmark.audit,
-            **common,
-        )
-    forgeries = [recipe.method, *settings.also]
-    names = [method.method_name() for method in forgeries]
-    count = max(recipe.count, 2)
+    modality = ImageModality.of(
+        recipe.model, recipe.image_size, recipe.face_size, recipe.face_margin
+    )
+    data = recipe.data
+    if data.type == "forgeries":
+        return _open_forgery_data(recipe, data, modality, job)
+    benchmark = open_benchmark_pairs(
+        Path(data.manifest), recipe.face_size, recipe.face_margin, job.say
+    )
+    return ImageData(
+        recipe=recipe,
+        modality=modality,
+        samples=benchmark.faces,
+        splits=benchmark.splits,
+        forgeries=[benchmark.pairs],
+        generators=tuple(dict.fromkeys(benchmark.pairs.names)),
+        name=benchmark.name,
+        parents={"benchmark": data.manifest},
+        origin=f"a benchmark's, {data.basis}",
+        num_skipped=benchmark.num_skipped,
+        files=benchmark.audit,
+    )
+
+
+def _open_forgery_data(
+    recipe: ImageDetectorRecipe, data: ForgeryData, modality: ImageModality, job: Job
+) -> ImageData:
+    names = tuple(dict.fromkeys(method.method_name() for method in data.forgeries))
     bases = open_faces(
-        recipe.faces, names, seed=recipe.seed, count=count, size=recipe.size, say=job.say
+        data.faces,
+        names,
+        seed=recipe.seed,
+        count=max(data.count, 2),
+        size=recipe.face_size,
+        margin=recipe.face_margin,
+        say=job.say,
     )
     faces = tuple(bases[number] for number in range(len(bases)))
-    folder = recipe.faces.folder
+    people = [face.identity for face in faces]
     return ImageData(
+        recipe=recipe,
+        modality=modality,
         samples=faces,
-        splits=split_identities([face.identity for face in faces], recipe, "faces"),
-        forgeries=forgeries,
-        generators=tuple(dict.fromkeys(names)),
-        name=Path(folder).resolve().name if folder else "drawn faces",
+        splits=split_identities(people, recipe.seed, data.split, "faces"),
+        forgeries=data.forgeries,
+        generators=names,
         origin=bases.origin,
         consent=bases.consent,
-        left_out=bases.left_out,
-        **common,
+        num_skipped=bases.num_skipped,
+        **describe_source(data.faces, "faces"),
     )
+
+
+def make_validation_set(
+    faces: Sequence[Face],
+    forgeries: Sequence[ImageForgery],
+    *,
+    seed: int,
+    repeats: int = 1,
+    frames: int = 1,
+) -> LabeledSamples:
+    """Forge some faces deterministically, and return them with their real twins.
+
+    Args:
+        faces: Faces to forge; second faces are drawn from them, too.
+        forgeries: One is drawn at random per face.
+        seed: Random seed.
+        repeats: Number of forgeries per face; its twins are repeated as often.
+        frames: Above 1: make clips, (T, S, S, 3) with masks (T, S, S).
+    """
+
+    def forge(number: int, rng: np.random.Generator) -> tuple[Image, Image, Mask]:
+        if frames == 1:
+            forged = forge_pair(faces, number, forgeries, rng)
+            return forged.image, forged.twin, forged.mask
+        clip = forge_clip(faces, number, forgeries, frames, rng)
+        return (
+            np.stack([frame.image for frame in clip]),
+            np.stack([frame.twin for frame in clip]),
+            np.stack([frame.mask for frame in clip]),
+        )
+
+    return make_labeled_samples(faces, forge, seed=seed, repeats=repeats)
+
+
+def find_operating_limits(
+    detector: TrainedDetector, trial: LabeledSamples
+) -> tuple[ImageModality, bool]:
+    """Return the input with its bounds, and whether the detector works.
+
+    JPEG qualities and sizes are lowered until less than 70 % of the area above chance remains. The
+    detector works if the whole interval of its area is above 0.5.
+    """
+    clean = trial.measure(detector, lambda image: image, "clean")
+    limit = 0.5 + _MIN_REMAINING * (clean.value - 0.5)
+    size = trial.samples[0].shape[-2]
+
+    def holds(change: Callable[[Image], Image]) -> bool:
+        scores = detector.logits([change(image) for image in trial.samples])
+        area = area_under_curve(trial.labels, scores)
+        return area is not None and area >= limit
+
+    min_quality, min_size = 100, size
+    for quality in _QUALITIES:
+        if not holds(by_frame(lambda image, quality=quality: compress_jpeg(image, quality))):  # type: ignore[misc]
+            break
+        min_quality = quality
+    for share in _SHARES:
+        if not holds(by_frame(lambda image, share=share: rescale(image, share))):  # type: ignore[misc]
+            break
+        min_size = round(size * share)
+    read = replace(detector.image_input, min_face_size=min_size, min_jpeg_quality=min_quality)
+    return read, bool(clean.low > 0.5)

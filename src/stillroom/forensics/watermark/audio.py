@@ -69,7 +69,6 @@ _EVEN = 0.45
 _ROUNDS = 4
 _CLIP = 2.0
 _PLACES = 8
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -118,7 +117,7 @@ class AudioWatermark:
                 f"audio of {len(values) / SAMPLE_RATE:.1f} s is too short to carry a watermark",
                 code="forensics.too-short",
                 expected=f"at least {MIN_WATERMARK_SECONDS:.0f} s",
-                next="make it longer: sound.seconds=4",
+                next="make it longer: seconds=4",
             )
         directions = self._compute_directions(payload, len(values) // _CELL)
         for louder in _LOUDER:

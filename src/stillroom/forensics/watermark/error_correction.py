@@ -18,7 +18,6 @@ __all__ = ["compute_coded_length", "decode_soft", "encode_bits"]
 _MEMORY = 6
 _STATES = 1 << _MEMORY
 _GENERATORS = (0o171, 0o133)
-
 Bits = npt.NDArray[np.uint8]
 
 

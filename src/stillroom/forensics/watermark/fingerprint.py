@@ -46,7 +46,6 @@ ContentMatch = Literal["same", "differs", "unknown"]
 """Whether a file has the content that its watermark was embedded in."""
 
 Floats = npt.NDArray[np.float64]
-
 _CELLS = 16
 _MARGIN = 3  # cells that a caption or border may cover on each side
 _AROUND = 1.5  # cells: standard deviation of the surround

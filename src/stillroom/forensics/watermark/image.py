@@ -68,7 +68,6 @@ _ROUNDS = 3
 _ROUNDING = 1 / 12  # squared error added by rounding to integers
 _SHARES = tuple(round(1.0 - 0.01 * step, 2) for step in range(11))
 _MIN_SIDE = 96
-
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
@@ -149,7 +148,7 @@ class ImageWatermark:
                 "the watermark cannot be read back from this image",
                 code="forensics.mark-failed",
                 expected="an image with structure or headroom (not all black or white)",
-                next="remove the image, or lower marking.psnr",
+                next="remove the image, or lower watermark.psnr",
             )
         return marked
 

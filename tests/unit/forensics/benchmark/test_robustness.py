@@ -37,7 +37,7 @@ def test_every_strength_takes_more(name, image):
         seen.append(measure_psnr(image, same_size))
     np.testing.assert_array_equal(image, before)
     assert min(seen) > 8  # still the picture
-    if name not in {"colour", "screenshot", "crop"}:  # by lot up or down, or by place
+    if name not in {"color", "screenshot", "crop"}:  # by lot up or down, or by place
         assert seen == sorted(seen, reverse=True)
 
 

@@ -18,7 +18,8 @@ from stillroom.forensics.c2pa.credentials import (
     sign_bytes,
     verify_file,
 )
-from stillroom.forensics.labeling.signature import open_trust_lists, sign_file
+from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
+from stillroom.forensics.labeling.lookup import refuse_lab_file
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
@@ -220,7 +221,9 @@ def test_callback_signs_with_a_key_that_stays_away(ca, trust):
 
 def test_files_are_signed_and_verified(ca, tmp_path):
     (tmp_path / "a.png").write_bytes(picture("PNG"))
-    found = sign_file(tmp_path / "a.png", tmp_path / "b.png", ca, made_by="a generator")
+    found = sign_file(
+        tmp_path / "a.png", tmp_path / "b.png", ca, made_by="a generator", refuse=refuse_lab_file
+    )
     assert (found.integrity, found.trust) == ("intact", "user")
     assert found.source_types == (IPTC + "trainedAlgorithmicMedia",)
     again = verify_file(tmp_path / "b.png", open_trust_lists(user=[ca / "ca.pem"]))
@@ -235,8 +238,14 @@ def test_files_are_signed_and_verified(ca, tmp_path):
         (lambda ca, at: verify_file(at / "a.txt"), "forensics.media-type"),
         (lambda ca, at: verify_file(at / "a.png"), "data.missing"),
         (lambda ca, at: TrustList.read("user", at / "ca.pem"), "forensics.trust-list"),
-        (lambda ca, at: sign_file(at / "a.png", at / "b.jpg", ca), "forensics.media-type"),
-        (lambda ca, at: sign_file(at / "a.png", at / "b.png", ca), "data.missing"),
+        (
+            lambda ca, at: sign_file(at / "a.png", at / "b.jpg", ca, refuse=refuse_lab_file),
+            "forensics.media-type",
+        ),
+        (
+            lambda ca, at: sign_file(at / "a.png", at / "b.png", ca, refuse=refuse_lab_file),
+            "data.missing",
+        ),
         (
             lambda ca, at: sign_bytes(b"nothing", "image/png", {}, Signer.open(ca)),
             "forensics.signing",

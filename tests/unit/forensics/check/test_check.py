@@ -8,10 +8,11 @@ from PIL import Image
 
 from stillroom.cli.app import stillroom
 from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
 from stillroom.forensics.check.check import check_file, list_media
 from stillroom.forensics.check.report_page import render_check_page
-from stillroom.forensics.labeling.signature import open_trust_lists, sign_file
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter, read_image
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, read_image
+from stillroom.forensics.labeling.lookup import refuse_lab_file
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,13 @@ def media(tmp_path_factory, lab, faces):
     made = GeneratedImage(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
     LabeledImageWriter(lab).write(made, folder / "lab.jpg")
     init_ca(folder / "ca", organization="<b>News</b>")
-    sign_file(folder / "plain.png", folder / "signed.png", folder / "ca", made_by="a generator")
+    sign_file(
+        folder / "plain.png",
+        folder / "signed.png",
+        folder / "ca",
+        made_by="a generator",
+        refuse=refuse_lab_file,
+    )
     data = bytearray((folder / "signed.png").read_bytes())
     data[-30] ^= 1
     (folder / "changed.png").write_bytes(bytes(data))

@@ -9,10 +9,10 @@ from tests.unit.forensics.media.test_video import wav, write_clip
 
 from stillroom.cli.app import stillroom
 from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
 from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.report_page import list_manifest_lines, render_check_page
-from stillroom.forensics.labeling.lookup import look_up_file
-from stillroom.forensics.labeling.signature import open_trust_lists, sign_file
+from stillroom.forensics.labeling.lookup import look_up_file, refuse_lab_file
 from stillroom.forensics.watermark.image import ImageWatermark
 
 
@@ -23,7 +23,13 @@ def media(tmp_path_factory, lab, faces):
     plain = faces[1].image
     write_clip(folder / "clip.mp4", [plain] * 10 + [image] * 10)
     init_ca(folder / "ca", organization="<i>News</i>")
-    sign_file(folder / "clip.mp4", folder / "signed.mp4", folder / "ca", made_by="a generator")
+    sign_file(
+        folder / "clip.mp4",
+        folder / "signed.mp4",
+        folder / "ca",
+        made_by="a generator",
+        refuse=refuse_lab_file,
+    )
     wav(folder / "voice.wav", 0.4 * np.sin(np.arange(16000) * 0.3))
     (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:600])
     return folder

@@ -12,20 +12,19 @@ from tests.unit.forensics.conftest import widen
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
 from stillroom.forensics.inference.domain import (
-    IMAGE_FEATURES,
     FeatureDistribution,
     FileTraits,
     TrainingDomain,
     find_distance_limit,
     fit_distribution,
-    is_grayscale,
-    measure_image,
 )
+from stillroom.forensics.inference.results import TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
 from stillroom.forensics.interfaces import AUDIO_FORGERIES, IMAGE_FORGERIES
-from stillroom.forensics.media.augmentation import match_loudness
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import preserve_grayscale
+from stillroom.forensics.modalities.audio import match_loudness
+from stillroom.forensics.modalities.image import ImageModality, is_grayscale, measure_image
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.synthesis.voices import draw_voice
 from stillroom.forensics.training.pairs import forge_pair
@@ -33,31 +32,30 @@ from stillroom.recipes import parse_recipe
 
 LEARN = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 1
-size: 128
-detector:
-  known: {{manifest: {manifest}, basis: drawn}}
-  model: {{name: spectral, radii: 8, bands: 4}}
-  pixels: 32
-  train: {{steps: 10, batch_size: 6, threads: 1}}
-  views: {{jpeg: {jpeg}}}
+model: {{name: spectral, radii: 8, bands: 4}}
+data: {{type: benchmark, manifest: {manifest}, basis: drawn}}
+face_size: 128
+image_size: 32
+augmentation: {{jpeg_probability: {jpeg}}}
+train: {{steps: 10, batch_size: 6, threads: 1}}
 """
 
 
-def grey(image):
+def gray(image):
     return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
 
 
 def write_benchmark(folder, number, *, colour_tells):
-    """Write pairs of grey faces and their doubled selves; of one size and format but for colour."""
+    """Write pairs of gray faces and their doubled selves; of one size and format but for color."""
     items = []
     folder.mkdir()
     for at in range(number):
         split = ("train", "train", "train", "validation", "test")[at % 5]
         image = draw_face(9, at, 128).image
         fake = np.repeat(np.repeat(image[::2, ::2], 2, axis=0), 2, axis=1)
-        for label, pixels in ((0, grey(image)), (1, fake if colour_tells else grey(fake))):
+        for label, pixels in ((0, gray(image)), (1, fake if colour_tells else gray(fake))):
             name = f"{label}-{at}.bmp"  # of one number of bytes
             Image.fromarray(pixels).save(folder / name)
             kept = {"source": str(at), "identity": f"p{at}", "split": split}
@@ -68,7 +66,7 @@ def write_benchmark(folder, number, *, colour_tells):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = write_benchmark(tmp_path_factory.mktemp("grey") / "plain", 40, colour_tells=False)
+    folder = write_benchmark(tmp_path_factory.mktemp("gray") / "plain", 40, colour_tells=False)
     out = folder.parent / "run"
     run_recipe(parse_recipe(LEARN.format(manifest=folder, jpeg=0)), out)
     return out
@@ -89,13 +87,13 @@ def judged(detector, image, **changes):
 
 def strange(finding):
     """Return the reasons of a finding that say that it is of something strange."""
-    words = ("unlike", "colour", "coded as", "detail up to")
+    words = ("unlike", "color", "coded as", "detail up to")
     return [line for line in finding.reasons if any(word in line for word in words)]
 
 
 def test_what_a_detector_knows_is_not_called_strange_and_strangers_are(trained):
     detector = TrainedDetector.open(trained)
-    own = [grey(draw_face(10, at, 128).image) for at in range(30)]
+    own = [gray(draw_face(10, at, 128).image) for at in range(30)]
     known = [strange(judged(detector, image)) for image in own]
     assert sum(map(bool, known)) <= 6  # people of another seed: none of them set a limit
     rng = np.random.default_rng(0)
@@ -110,24 +108,24 @@ def test_colour_size_and_coding_are_compared(trained):
     image = draw_face(10, 1, 128).image
     finding = judged(detector, image)
     assert finding.chance is None
-    assert "in color, but trained on grey images only" in finding.verdict
+    assert "in color, but trained on gray images only" in finding.verdict
     assert (
         "coded as WebP, but trained on lossless"
-        in judged(detector, grey(image), coding="WebP").verdict
+        in judged(detector, gray(image), coding="WebP").verdict
     )
-    known = FileTraits(("colour",), 100.0, ("JPEG", "lossless"))
-    assert known.doubts(colors="colour", wide=109, coding="JPEG") == []
-    assert known.doubts(colors="grey", wide=200, unit="px", coding="AVIF") == [
-        "without color, but trained on colour images only",
+    known = FileTraits(("color",), 100.0, ("JPEG", "lossless"))
+    assert known.doubts(colors="color", wide=109, coding="JPEG") == []
+    assert known.doubts(colors="gray", wide=200, unit="px", coding="AVIF") == [
+        "without color, but trained on color images only",
         "detail up to 200 px, beyond the 100 of its training data",
         "coded as AVIF, but trained on JPEG, lossless",
     ]
-    assert FileTraits().doubts(colors="grey", wide=200, coding="AVIF") == []  # nothing is known
+    assert FileTraits().doubts(colors="gray", wide=200, coding="AVIF") == []  # nothing is known
 
 
 def test_each_verdict_names_the_set_it_learned_from(trained):
     detector = TrainedDetector.open(trained)
-    finding = judged(detector, grey(draw_face(10, 1, 128).image))
+    finding = judged(detector, gray(draw_face(10, 1, 128).image))
     learned = finding.to_json()["learned"]
     assert learned["name"] == "plain"
     assert learned["count"] == 40
@@ -151,30 +149,27 @@ def test_a_leaking_set_marks_every_verdict(leaking):
     detector = TrainedDetector.open(leaking)
     about = replace(widen(detector.metadata), audit=detector.metadata.audit, is_validated=True)
     detector.metadata = about
-    for image in (draw_face(10, 1, 128).image, grey(draw_face(10, 2, 128).image)):
+    for image in (draw_face(10, 1, 128).image, gray(draw_face(10, 2, 128).image)):
         finding = judged(detector, image, coding="")
         assert finding.chance is None
         assert "its training set leaks: the file alone tells fake from real" in " ".join(
             finding.reasons
         )
-        assert "colours" in finding.verdict
+        assert "colors" in finding.verdict
 
 
-def test_a_detector_of_before_says_nothing(trained, tmp_path):
+def test_a_detector_without_a_domain_says_nothing(trained, tmp_path):
     detector = TrainedDetector.open(trained)
-    write_detector(tmp_path, detector.network, replace(detector.metadata, domain=None))
-    config = json.loads((tmp_path / "config.json").read_text())
-    for key in ("domain", "audit", "learned"):
-        config["stillroom_detector"].pop(key)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    finding = judged(TrainedDetector.open(tmp_path), grey(draw_face(10, 1, 128).image))
+    nothing = {"domain": None, "audit": {}, "training_set": TrainingSetInfo()}
+    write_detector(tmp_path, detector.network, replace(detector.metadata, **nothing))
+    finding = judged(TrainedDetector.open(tmp_path), gray(draw_face(10, 1, 128).image))
     assert "its training domain was not stored" in finding.verdict
     assert "a set that is not named" in finding.line()
 
 
 @pytest.mark.parametrize("name", IMAGE_FORGERIES.names())
 def test_a_forgery_of_a_grey_face_is_grey(name, faces):
-    plain = [replace(face, image=grey(face.image)) for face in faces]
+    plain = [replace(face, image=gray(face.image)) for face in faces]
     for at in range(3):
         rng = np.random.default_rng(at)
         forged = forge_pair(plain, at, [IMAGE_FORGERIES.build(name)], rng)
@@ -188,14 +183,14 @@ def test_a_forgery_of_a_grey_face_is_grey(name, faces):
 
 def test_loudness_and_offset_do_not_tell_a_forged_sound():
     wave = draw_voice(3, 0, 1.0)
-    wave = replace(wave, values=wave.values * np.float32(0.5) + np.float32(0.1))
+    wave = replace(wave, samples=wave.samples * np.float32(0.5) + np.float32(0.1))
     method = AUDIO_FORGERIES.build("source_filter")
     forged = match_loudness(method.forge([wave], np.random.default_rng(0)))
-    size = [float(np.sqrt(np.mean(one**2))) for one in (forged.values, forged.twin)]
+    size = [float(np.sqrt(np.mean(one**2))) for one in (forged.samples, forged.twin)]
     assert size[0] == pytest.approx(size[1], rel=1e-3)
-    assert abs(forged.values.mean()) < 1e-4
+    assert abs(forged.samples.mean()) < 1e-4
     assert abs(forged.twin.mean()) < 1e-4
-    assert max(np.abs(forged.values).max(), np.abs(forged.twin).max()) <= 1
+    assert max(np.abs(forged.samples).max(), np.abs(forged.twin).max()) <= 1
 
 
 def test_a_limit_holds_for_people_that_did_not_set_it():
@@ -245,7 +240,7 @@ def test_a_domain_is_stored_and_read_whole():
         name: fit_distribution(rng.normal(0, 1, (40, size)), labels) for name, size in wide.items()
     }
     limits = {"still": {"features": 1.0, "looks": 2.0}}
-    domain = TrainingDomain(clouds, ("a", "b", "c"), limits, FileTraits(("grey",)), people=4)
+    domain = TrainingDomain(clouds, ("a", "b", "c"), limits, FileTraits(("gray",)), people=4)
     again = TrainingDomain.from_json(json.loads(json.dumps(domain.to_json())), domain.to_arrays())
     assert again.known == domain.known
     assert again.limit(is_video=True) == limits["still"]
@@ -261,12 +256,14 @@ def test_a_domain_is_stored_and_read_whole():
 
 def test_looks_tell_tone_colour_and_detail_apart(faces):
     image = faces[0].image
-    plain = dict(zip(IMAGE_FEATURES, measure_image(image), strict=True))
-    dark = dict(zip(IMAGE_FEATURES, measure_image(image // 2), strict=True))
-    soft = dict(zip(IMAGE_FEATURES, measure_image(cv2.GaussianBlur(image, (0, 0), 2)), strict=True))
+    plain = dict(zip(ImageModality.features, measure_image(image), strict=True))
+    dark = dict(zip(ImageModality.features, measure_image(image // 2), strict=True))
+    soft = dict(
+        zip(ImageModality.features, measure_image(cv2.GaussianBlur(image, (0, 0), 2)), strict=True)
+    )
     assert dark["brightness"] < plain["brightness"]
     assert soft["detail at a scale of 1"] < plain["detail at a scale of 1"] - 0.5
-    assert is_grayscale(grey(image))
+    assert is_grayscale(gray(image))
     assert not is_grayscale(image)
 
 

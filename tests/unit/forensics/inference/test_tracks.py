@@ -17,7 +17,7 @@ from stillroom.flow import run_recipe
 from stillroom.forensics.inference.calibration import Calibrator
 from stillroom.forensics.inference.results import TrackFinding
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
-from stillroom.forensics.interfaces import DETECTORS, IMAGE_FORGERIES
+from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
 from stillroom.forensics.media.face_detection import FaceFinder
 from stillroom.forensics.media.face_tracking import (
     FaceObservation,
@@ -36,21 +36,22 @@ from stillroom.forensics.media.rppg import (
 from stillroom.forensics.media.video import Clip, apply_video_codec, open_clip
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.training.pairs import animate_face, forge_animated_face
-from stillroom.forensics.training.validation import make_validation_set
+from stillroom.forensics.training.train_image import make_validation_set
 from stillroom.recipes import parse_recipe
 
 BASE = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 3
-method: {name: upsample, roughness: 1.0}
-count: 12
-size: 128
-split: {held_out: 0.3, validation: 0.3}
-detector:
-  model: {name: npr, width: 8}
-  pixels: 32
-  train: {steps: 2, batch_size: 3, threads: 1, learning_rate: 0.01}
+model: {name: npr, width: 8}
+data:
+  type: forgeries
+  forgeries: [{name: upsample, roughness: 1.0}]
+  count: 12
+  split: {test: 0.3, validation: 0.3}
+face_size: 128
+image_size: 32
+train: {steps: 2, batch_size: 3, threads: 1, learning_rate: 0.01}
 """
 
 
@@ -77,10 +78,10 @@ def shown(base):
     figures = {"auc": {"h264": {"value": 0.9, "low": 0.8, "high": 1.0}}}
     changes = {
         "is_validated": True,
-        "figures": figures,
+        "metrics": figures,
         "calibrator": Calibrator("platt", 1e-6, 2.0),
     }
-    changes["faces"] = "person"
+    changes["source"] = "person"
     folder = base.parent / "shown"
     folder.mkdir()
     about = type(detector.metadata)(**{**vars(widen(detector.metadata)), **changes})
@@ -133,7 +134,7 @@ def test_a_face_is_scored_in_every_frame_and_over_time(clip, shown, timed, tmp_p
 def test_video_is_judged_only_by_who_was_measured_on_video(clip, base, shown):
     config = shown.parent / "unmeasured"
     detector = TrainedDetector.open(shown, device="cpu")
-    about = type(detector.metadata)(**{**vars(detector.metadata), "figures": {}})
+    about = type(detector.metadata)(**{**vars(detector.metadata), "metrics": {}})
     config.mkdir()
     write_detector(config, detector.network, about)
     assert "it was not validated on video frames" in check(clip, "--detector", config)
@@ -224,15 +225,15 @@ def test_a_head_over_time_stands_on_frozen_weights_and_is_rebuilt_whole(base, ti
     trial = make_validation_set(
         [draw_face(5, n, 128) for n in range(2)], [IMAGE_FORGERIES.build("sbi")], seed=1, frames=4
     )
-    both = head.logits(trial.images)
+    both = head.logits(trial.samples)
     assert both.shape == (4,)
-    np.testing.assert_allclose(both[:1], head.logits(trial.images[:1]), atol=1e-4)
-    assert {"clean", "h264"} <= set(head.metadata.figures["auc"])
+    np.testing.assert_allclose(both[:1], head.logits(trial.samples[:1]), atol=1e-4)
+    assert {"clean", "h264"} <= set(head.metadata.metrics["auc"])
 
 
 @pytest.mark.parametrize("mixer", ["gru", "conv", "transformer"])
 def test_each_mixer_sees_the_order_of_frames_or_their_changes(mixer, base):
-    method = DETECTORS.build(
+    method = IMAGE_DETECTORS.build(
         {"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8, "mixer": mixer}
     )
     with torch.random.fork_rng(devices=[]):
@@ -248,7 +249,9 @@ def test_each_mixer_sees_the_order_of_frames_or_their_changes(mixer, base):
 
 
 def test_many_clips_are_judged_as_each_alone(base):
-    method = DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8})
+    method = IMAGE_DETECTORS.build(
+        {"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8}
+    )
     network = method.build(32).eval()
     clips = torch.rand(7, 4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
@@ -257,7 +260,7 @@ def test_many_clips_are_judged_as_each_alone(base):
 
 
 def test_a_head_needs_a_detector_of_pictures_of_its_size(timed, base):
-    method = DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4})
+    method = IMAGE_DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4})
     with pytest.raises(DataError) as caught:
         method.build(64)
     assert caught.value.code == "forensics.other-detector"
@@ -299,7 +302,7 @@ def test_frames_that_cannot_be_coded_are_said(monkeypatch):
 
 
 def beating(seconds=10, fps=25.0, beats=72.0, strength=0.004, noise=0.001):
-    """Return mean colours of skin under a light that wavers, with a pulse of its own colour."""
+    """Return mean colors of skin under a light that wavers, with a pulse of its own color."""
     rng = np.random.default_rng(0)
     time = np.arange(int(seconds * fps)) / fps
     light = 1 + 0.03 * np.sin(2 * np.pi * 0.25 * time)[:, None] + 0.01 * np.sin(9 * time)[:, None]

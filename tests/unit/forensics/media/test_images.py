@@ -20,8 +20,8 @@ from stillroom.forensics.check.check import check_file, list_media
 from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lookup import look_up_file
-from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.media.file_types import identify_bytes
 from stillroom.forensics.synthesis.consent import find_camera_evidence
 from stillroom.records import Origin

@@ -240,8 +240,8 @@ def test_faces_are_tracked_and_tracks_end_with_their_shot(tmp_path):
     first, second = draw_face(11, 1, 128).image, draw_face(11, 2, 128).image
     frames = []
     for number in range(24):
-        face, colour = (first, (30, 60, 200)) if number < 12 else (second, (200, 90, 20))
-        canvas = np.full((176, 240, 3), colour, np.uint8)
+        face, color = (first, (30, 60, 200)) if number < 12 else (second, (200, 90, 20))
+        canvas = np.full((176, 240, 3), color, np.uint8)
         canvas[20:148, 10 + 4 * (number % 12) : 138 + 4 * (number % 12)] = face
         frames.append(canvas)
     write_clip(tmp_path / "faces.mp4", frames)

@@ -12,25 +12,23 @@ from torch import nn
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError
 from stillroom.flow import run_recipe
+from stillroom.forensics.image_detectors.effort import make_svd_residual_linear
 from stillroom.forensics.inference.conversion import export_onnx, import_meso4, read_keras
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.interfaces import DETECTORS
-from stillroom.forensics.networks.vision_backbone import SvdResidualLinear
+from stillroom.forensics.interfaces import IMAGE_DETECTORS
+from stillroom.forensics.modalities.image import ImageModality
 from stillroom.models.encoders.vision import build_vision, load_vision
 from stillroom.recipes import parse_recipe
 
 RECIPE = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 3
-method: {name: sbi}
-count: 12
-size: 128
-split: {held_out: 0.3, validation: 0.3}
-detector:
-  model: {name: METHOD, checkpoint: FOLDER}
-  pixels: 32
-  train: {steps: 2, batch_size: 3, threads: 1, learning_rate: 0.01}
+model: {name: METHOD, checkpoint: FOLDER}
+data: {type: forgeries, count: 12, split: {test: 0.3, validation: 0.3}}
+face_size: 128
+image_size: 32
+train: {steps: 2, batch_size: 3, threads: 1, learning_rate: 0.01}
 """
 
 
@@ -93,12 +91,12 @@ def learned(network):
 
 
 def test_each_method_frees_its_own_part(clip):
-    frozen = DETECTORS.build({"name": "univfd", "checkpoint": str(clip)}).build(32)
+    frozen = IMAGE_DETECTORS.build({"name": "univfd", "checkpoint": str(clip)}).build(32)
     assert learned(frozen) == {"head.weight", "head.bias"}
-    norms = DETECTORS.build({"name": "gend", "checkpoint": str(clip)}).build(32)
+    norms = IMAGE_DETECTORS.build({"name": "gend", "checkpoint": str(clip)}).build(32)
     assert all("norm" in name or name.startswith("head") for name in learned(norms))
     assert len(learned(norms)) > 6
-    split = DETECTORS.build({"name": "effort", "checkpoint": str(clip)}).build(32)
+    split = IMAGE_DETECTORS.build({"name": "effort", "checkpoint": str(clip)}).build(32)
     parts = {name.rpartition(".")[2] for name in learned(split) if not name.startswith("head")}
     assert parts == {"left", "sizes", "right"}
 
@@ -106,7 +104,7 @@ def test_each_method_frees_its_own_part(clip):
 def test_splitting_a_map_changes_nothing_at_first():
     torch.manual_seed(1)
     linear = nn.Linear(12, 8)
-    split = SvdResidualLinear(linear, 3)
+    split = make_svd_residual_linear(linear, 3)
     given = torch.rand(4, 12)
     assert torch.allclose(split(given), linear(given), atol=1e-5)
     assert split.orthogonality() < 1e-9
@@ -188,7 +186,7 @@ def test_keras_files_are_read_by_layer(tmp_path):
 
 def test_meso4_names_the_sizes_it_takes():
     with pytest.raises(DataError, match="does not support 100 pixels") as caught:
-        DETECTORS.build("meso4").build(100)
+        IMAGE_DETECTORS.build("meso4").build(100)
     assert caught.value.code == "forensics.pixels"
 
 
@@ -216,13 +214,12 @@ def test_what_onnx_does_not_know_is_refused(tmp_path):
         def forward(self, images):
             return torch.from_numpy(np.sort(images.numpy().ravel())[:1])
 
-    method = DETECTORS.build("npr")
+    method = IMAGE_DETECTORS.build("npr")
     from stillroom.forensics.inference.calibration import Calibrator
     from stillroom.forensics.inference.trained_detector import DetectorMetadata
 
-    detector = TrainedDetector(
-        method.build(32), DetectorMetadata(method, 32, 128, 1.9, Calibrator("none"))
-    )
+    metadata = DetectorMetadata(method, ImageModality(32, 128, 1.9), Calibrator("none"))
+    detector = TrainedDetector(method.build(32), metadata)
     detector.network = Odd()
     with pytest.raises(DataError, match="cannot be exported to ONNX") as caught:
         export_onnx(detector, tmp_path / "a.onnx")

@@ -1,6 +1,7 @@
 """A detector is learned, resumed to the same bytes, opened, and asked about a picture."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ from stillroom.forensics.inference.trained_detector import (
     TrainedDetector,
     write_detector,
 )
-from stillroom.forensics.interfaces import DETECTORS, IMAGE_FORGERIES
-from stillroom.forensics.networks.cnn_streams import TwoStreamNetwork
+from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
+from stillroom.forensics.modalities.image import ImageModality
 from stillroom.forensics.networks.interfaces import DetectorOutput
+from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 from stillroom.forensics.training.pairs import PairDataset
+from stillroom.forensics.training.train_image import make_validation_set
 from stillroom.forensics.training.validation import (
-    ValidationSet,
-    make_validation_set,
+    LabeledSamples,
     randomize_weights,
     reestimate_batch_norm,
     run_pointing_game,
@@ -34,16 +36,17 @@ from stillroom.recipes import parse_recipe
 
 RECIPE = """
 version: 1
-kind: forensics
+kind: forensics.image_detector
 seed: 3
-method: {name: upsample, roughness: 1.0}
-count: 14
-size: 128
-split: {held_out: 0.3, validation: 0.3}
-detector:
-  model: {name: npr, width: 8}
-  pixels: 32
-  train: {steps: 4, batch_size: 3, threads: 1, save_every_s: 0, learning_rate: 0.01}
+model: {name: npr, width: 8}
+data:
+  type: forgeries
+  forgeries: [{name: upsample, roughness: 1.0}]
+  count: 14
+  split: {test: 0.3, validation: 0.3}
+face_size: 128
+image_size: 32
+train: {steps: 4, batch_size: 3, threads: 1, save_every_s: 0, learning_rate: 0.01}
 """
 
 
@@ -61,7 +64,7 @@ def test_what_it_leaves_is_a_checkpoint_with_a_card(trained):
     card = (trained / "output" / "README.md").read_text()
     assert "Where it is blind" in card
     assert "of photographs its scores say nothing" in card
-    figures = detector.metadata.figures
+    figures = detector.metadata.metrics
     assert set(figures["auc"]) == {*("clean", "jpeg70", "jpeg40", "half", "noise8", "blur", "h264")}
     people = figures["faces"]
     assert sum(people.values()) == 14
@@ -106,9 +109,8 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     about = widen(detector.metadata)
     shown = vars(about) | {
         "is_validated": True,
-        "faces": "person",
-        "least_face": 90,
-        "least_quality": 50,
+        "source": "person",
+        "modality": replace(about.modality, min_face_size=90, min_jpeg_quality=50),
         "calibrator": Calibrator("platt", 1e-6, 2.0),
     }
     detector.metadata = type(about)(**shown)
@@ -118,7 +120,7 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     assert sure.verdict.startswith("indicates a forgery (chance 0.88 where 0.5 of")
     rare = judged(detector, image, prevalence=0.001)
     assert rare.verdict.startswith("does not indicate")
-    detector.metadata = type(about)(**shown | {"faces": "drawn"})
+    detector.metadata = type(about)(**shown | {"source": "drawn"})
     said = "inconclusive: it was trained on drawn faces only, which do not represent others"
     assert judged(detector, image).verdict == said
     detector.metadata = type(about)(**shown)
@@ -133,8 +135,6 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
 
 
 def test_figures_are_of_the_weights_they_were_measured_with(trained, tmp_path):
-    from dataclasses import replace
-
     detector = TrainedDetector.open(trained, device="cpu")
     about = replace(detector.metadata, is_validated=True)
     (tmp_path / "a").mkdir()
@@ -173,8 +173,7 @@ def test_train_command_tells_figures_and_blindness(tmp_path):
     assert done.exit_code == 0, done.output
     assert "area under the curve, clean" in done.output
     assert "blind    It sees the spectrum" in done.output
-    plain = RECIPE.split("detector:")[0]
-    (tmp_path / "r.yaml").write_text(plain)
+    (tmp_path / "r.yaml").write_text("version: 1\nkind: forensics.image_set\n")
     done = CliRunner().invoke(stillroom, words)
     assert isinstance(done.exception, RecipeError)
     assert "the recipe trains no detector" in str(done.exception)
@@ -190,8 +189,8 @@ def test_maps_find_what_a_detector_was_told(trained, faces):
     played = run_pointing_game(detector, trial)
     assert 0 < played.chance < 1
     assert played.middle == 1.0  # faces lie in the middle: to point there is no art
-    everywhere = ValidationSet(
-        trial.images, trial.labels, tuple(np.ones_like(mask) for mask in trial.masks), trial.groups
+    everywhere = LabeledSamples(
+        trial.samples, trial.labels, tuple(np.ones_like(mask) for mask in trial.masks), trial.groups
     )
     assert run_pointing_game(detector, everywhere).hits == 1.0
 
@@ -207,8 +206,8 @@ class _Coarse(torch.nn.Module):
 def find_spot(network, at, size):
     """Return how far the map's highest place lies from a bright spot at row and column ``at``."""
     network.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
-    method = DETECTORS.build({"name": "cnn", "weights": "none"})
-    about = DetectorMetadata(method, size, size, 1.5, Calibrator("none"))
+    method = IMAGE_DETECTORS.build({"name": "cnn", "weights": "none"})
+    about = DetectorMetadata(method, ImageModality(size, size, 1.5), Calibrator("none"))
     image = np.zeros((size, size, 3), np.uint8)
     image[at[0] - 2 : at[0] + 3, at[1] - 2 : at[1] + 3] = 255
     found = compute_heatmaps(TrainedDetector(network, about), [image])[0]
@@ -226,7 +225,7 @@ def test_maps_of_three_sizes_lie_nearer_than_those_of_one(at):
 
 
 def test_a_network_with_weights_drawn_anew_still_tells_pictures_apart(faces):
-    network = DETECTORS.build({"name": "cnn", "weights": "none"}).build(64)
+    network = IMAGE_DETECTORS.build({"name": "cnn", "weights": "none"}).build(64)
     rng = np.random.default_rng(0)
     planes = torch.from_numpy(rng.random((4, 3, 64, 64), dtype=np.float32))
     drawn = reestimate_batch_norm(randomize_weights(network, 1), planes)
@@ -249,7 +248,7 @@ def test_what_is_no_detector_is_refused(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json has no detector metadata") as caught:
         TrainedDetector.open(tmp_path)
     assert caught.value.code == "forensics.no-detector"
-    changed(trained, tmp_path, lambda config: config["stillroom_detector"].pop("pixels"))
+    changed(trained, tmp_path, lambda config: config["stillroom_detector"].pop("input"))
     with pytest.raises(CheckpointError, match="metadata is damaged"):
         TrainedDetector.open(tmp_path)
     other = {"name": "spectral"}
@@ -262,25 +261,26 @@ def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
     with pytest.raises(DataError, match="none remains for") as caught:
         run_recipe(parse_recipe(RECIPE.replace("count: 14", "count: 2")), tmp_path / "few")
     assert caught.value.code == "forensics.too-few-faces"
-    other = RECIPE.replace("npr, width: 8", "spectral") + f"  start: {trained}\n"
-    with pytest.raises(DataError, match=r"detector\.start is a npr") as caught:
+    other = RECIPE.replace("npr, width: 8", "spectral") + f"initial_weights: {trained}\n"
+    with pytest.raises(DataError, match=r"initial_weights is a npr") as caught:
         run_recipe(parse_recipe(other), tmp_path / "other")
     assert caught.value.code == "forensics.other-detector"
-    text = RECIPE.split("detector:")[0] + "faces: {folder: x, basis: a license}\n"
-    with pytest.raises(RecipeError, match=r"faces\.basis is for detector training"):
+    text = "kind: forensics.image_set\nfaces: {type: licensed, folder: x, basis: a license}\n"
+    with pytest.raises(RecipeError, match="basis is for detector training") as caught:
         parse_recipe(text)
+    assert caught.value.code == "forensics.whose-faces"
 
 
 def test_a_detector_without_places_has_no_maps(tmp_path, faces):
-    method = DETECTORS.build("spectral")
-    about = DetectorMetadata(method, 32, 160, 1.9, Calibrator("none"))
+    method = IMAGE_DETECTORS.build("spectral")
+    about = DetectorMetadata(method, ImageModality(32, 160, 1.9), Calibrator("none"))
     with pytest.raises(DataError, match="no spatial features") as caught:
         compute_heatmaps(TrainedDetector(method.build(32), about), [faces[0].image])
     assert caught.value.code == "forensics.no-map"
 
 
 def test_a_student_learns_its_teachers_scores(trained, tmp_path):
-    text = RECIPE.replace("npr, width: 8", "spectral") + f"  teacher: {trained}\n"
+    text = RECIPE.replace("npr, width: 8", "spectral") + f"teacher: {{checkpoint: {trained}}}\n"
     run_recipe(parse_recipe(text), tmp_path / "student")
     artifact = json.loads((tmp_path / "student/artifact.json").read_text())
     assert [parent["role"] for parent in artifact["parents"]] == ["teacher"]
@@ -288,8 +288,8 @@ def test_a_student_learns_its_teachers_scores(trained, tmp_path):
     assert any(json.loads(line)["name"] == "teacher" for line in lines)
 
 
-@pytest.mark.parametrize("more", ["edits: [retouch]", "out: {quality: 60}", "workers: 2"])
-def test_what_is_of_files_is_not_set_where_none_is_written(more):
-    with pytest.raises(RecipeError, match="would have no effect") as caught:
-        parse_recipe(f"version: 1\nkind: forensics\ndetector: {{model: npr}}\n{more}\n")
-    assert caught.value.code == "forensics.without-effect"
+@pytest.mark.parametrize("more", ["benign_edits: [retouch]", "output: {}", "workers: 2"])
+def test_what_is_of_files_is_no_setting_where_none_is_written(more):
+    with pytest.raises(RecipeError, match="is not a setting") as caught:
+        parse_recipe(f"kind: forensics.image_detector\nmodel: npr\n{more}\n")
+    assert caught.value.code == "recipe.unknown-key"

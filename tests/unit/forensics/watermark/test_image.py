@@ -109,8 +109,8 @@ def test_another_key_reads_nothing(marked):
 
 def test_a_flat_image_carries_a_mark():
     mark = ImageWatermark(KEY)
-    grey = np.full((160, 160, 3), 128, dtype=np.uint8)
-    assert mark.read(mark.embed(grey, 5)).payload == 5
+    gray = np.full((160, 160, 3), 128, dtype=np.uint8)
+    assert mark.read(mark.embed(gray, 5)).payload == 5
 
 
 def test_an_image_that_drowns_every_mark_is_refused():

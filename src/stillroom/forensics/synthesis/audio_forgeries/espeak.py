@@ -49,7 +49,7 @@ class Espeak(AudioForgery):
             synthesize_speech,
         )
 
-        real = waves[0].values
+        real = waves[0].samples
         voice = _VOICES[int(rng.integers(len(_VOICES)))]
         pitch, pace = int(rng.integers(25, 80)), int(rng.integers(130, 200))
         words: list[str] = []

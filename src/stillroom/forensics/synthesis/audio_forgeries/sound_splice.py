@@ -27,9 +27,9 @@ class SoundSplice(AudioForgery):
 
     paper: ClassVar[str] = "arXiv:2104.02518"
     num_waveforms: ClassVar[int] = 2
-    least_s: float = Field(default=0.3, gt=0, le=60, description="minimum duration, in seconds")
-    most_s: float = Field(default=1.2, gt=0, le=60, description="maximum duration, in seconds")
-    fade_s: float = Field(default=0.01, ge=0, le=1, description="cross-fade, in seconds")
+    min_seconds: float = Field(default=0.3, gt=0, le=60, description="minimum duration, in seconds")
+    max_seconds: float = Field(default=1.2, gt=0, le=60, description="maximum duration, in seconds")
+    fade_seconds: float = Field(default=0.01, ge=0, le=1, description="cross-fade, in seconds")
 
     @override
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
@@ -37,14 +37,14 @@ class SoundSplice(AudioForgery):
 
         from stillroom.forensics.media.audio import SAMPLE_RATE, fit_length
 
-        target, source = waves[0].values, waves[1].values
-        longest = min(self.most_s * SAMPLE_RATE, 0.8 * len(target))
-        count = max(int(rng.uniform(min(self.least_s * SAMPLE_RATE, longest), longest)), 16)
+        target, source = waves[0].samples, waves[1].samples
+        longest = min(self.max_seconds * SAMPLE_RATE, 0.8 * len(target))
+        count = max(int(rng.uniform(min(self.min_seconds * SAMPLE_RATE, longest), longest)), 16)
         start = int(rng.integers(len(target) - count + 1))
         piece = fit_length(source, count, int(rng.integers(max(len(source) - count, 0) + 1)))
         original = target[start : start + count]
         strength = float(np.sqrt(np.mean(original**2) + 1e-9) / np.sqrt(np.mean(piece**2) + 1e-9))
-        fade = min(round(self.fade_s * SAMPLE_RATE), count // 2)
+        fade = min(round(self.fade_seconds * SAMPLE_RATE), count // 2)
         ramp = np.ones(count, dtype=np.float32)
         if fade:
             ramp[:fade] = (np.arange(fade) + 0.5) / fade

@@ -31,10 +31,10 @@ class SourceFilter(AudioForgery):
     """Resynthesize with pulses and noise through a smoothed envelope."""
 
     paper: ClassVar[str] = "doi:10.1016/S0167-6393(98)00085-5"
-    detail: int = Field(
+    num_coefficients: int = Field(
         default=32, ge=8, le=120, description="cepstral coefficients of the envelope"
     )
-    voiced: float = Field(
+    voicing_threshold: float = Field(
         default=0.4, ge=0, le=1, description="minimum autocorrelation of a voiced frame"
     )
 
@@ -44,16 +44,18 @@ class SourceFilter(AudioForgery):
 
         from stillroom.forensics.media.audio import compute_stft, invert_stft, normalize_peak
 
-        real = waves[0].values
+        real = waves[0].samples
         magnitude = np.abs(compute_stft(real, _LENGTH, _HOP)) + 1e-6
         cepstrum = np.fft.irfft(np.log(magnitude))
-        cepstrum[:, self.detail : _LENGTH - self.detail + 1] = 0
+        cepstrum[:, self.num_coefficients : _LENGTH - self.num_coefficients + 1] = 0
         envelope = np.exp(np.fft.rfft(cepstrum).real)
         excited = compute_stft(self._excite(real, rng), _LENGTH, _HOP)
         resynthesis = invert_stft(envelope * excited, _LENGTH, _HOP, len(real))
         mask = np.ones(len(real), dtype=np.float32)
         peak = float(np.abs(real).max())
-        return ForgedAudio(normalize_peak(resynthesis, peak), mask, real, {"detail": self.detail})
+        return ForgedAudio(
+            normalize_peak(resynthesis, peak), mask, real, {"detail": self.num_coefficients}
+        )
 
     def _excite(self, samples: AudioSamples, rng: np.random.Generator) -> AudioSamples:
         """Return pulses at the pitch of voiced frames, noise elsewhere, (N,)."""
@@ -89,4 +91,4 @@ class SourceFilter(AudioForgery):
         part = same[:, shortest:longest]
         lag = part.argmax(axis=1)
         strength = part[np.arange(len(part)), lag] / np.maximum(same[:, 0], 1e-9)
-        return np.where(strength >= self.voiced, SAMPLE_RATE / (lag + shortest), 0.0)
+        return np.where(strength >= self.voicing_threshold, SAMPLE_RATE / (lag + shortest), 0.0)

@@ -28,7 +28,7 @@ class Vocoder(AudioForgery):
 
     paper: ClassVar[str] = "arXiv:2210.10570"
     bands: int = Field(default=64, ge=16, le=256, description="mel bands")
-    rounds: int = Field(default=12, ge=0, le=200, description="Griffin-Lim iterations")
+    iterations: int = Field(default=12, ge=0, le=200, description="Griffin-Lim iterations")
 
     @override
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
@@ -42,14 +42,14 @@ class Vocoder(AudioForgery):
         )
 
         length, hop = 1024, 256
-        real = waves[0].values
+        real = waves[0].samples
         filters = make_mel_filterbank(self.bands, length)
         mel = np.abs(compute_stft(real, length, hop)) @ filters.T
         weight = np.maximum(filters.sum(axis=0), 1e-6)
         size = mel / np.maximum(filters.sum(axis=1), 1e-6) @ filters / weight
         phase = np.exp(2j * np.pi * rng.random(size.shape))
         resynthesis = invert_stft(size * phase, length, hop, len(real))
-        for _ in range(self.rounds):
+        for _ in range(self.iterations):
             again = compute_stft(resynthesis, length, hop)
             phase = again / np.maximum(np.abs(again), 1e-9)
             resynthesis = invert_stft(size * phase, length, hop, len(real))

@@ -24,13 +24,13 @@ class Denoise(BenignEdit):
     """Non-local means with random strength."""
 
     paper: ClassVar[str] = "doi:10.5201/ipol.2011.bcm_nlm"
-    most: float = Field(default=8.0, gt=0, le=30, description="maximum filter strength")
+    max_strength: float = Field(default=8.0, gt=0, le=30, description="maximum filter strength")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:
         import cv2
         import numpy as np
 
-        strength = float(rng.uniform(1, max(self.most, 1)))
+        strength = float(rng.uniform(1, max(self.max_strength, 1)))
         cleaned = cv2.fastNlMeansDenoisingColored(face.image, None, strength, strength, 5, 11)
         return np.asarray(cleaned, dtype=np.uint8)

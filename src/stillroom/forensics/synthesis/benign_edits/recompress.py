@@ -21,12 +21,12 @@ class Recompress(BenignEdit):
     """JPEG at a random quality."""
 
     paper: ClassVar[str] = ""
-    least_quality: int = Field(default=50, ge=5, le=100, description="minimum quality")
-    most_quality: int = Field(default=95, ge=5, le=100, description="maximum quality")
+    min_quality: int = Field(default=50, ge=5, le=100, description="minimum quality")
+    max_quality: int = Field(default=95, ge=5, le=100, description="maximum quality")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:
         from stillroom.forensics.media.transforms import compress_jpeg
 
-        low, high = sorted((self.least_quality, self.most_quality))
+        low, high = sorted((self.min_quality, self.max_quality))
         return compress_jpeg(face.image, int(rng.integers(low, high + 1)))

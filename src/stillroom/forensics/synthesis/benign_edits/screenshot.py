@@ -21,11 +21,11 @@ class Screenshot(BenignEdit):
     """Resize by a random factor, as screens do, and back."""
 
     paper: ClassVar[str] = ""
-    least: float = Field(default=0.6, gt=0.1, le=1, description="minimum scale")
-    most: float = Field(default=1.6, ge=1, le=4, description="maximum scale")
+    min_scale: float = Field(default=0.6, gt=0.1, le=1, description="minimum scale")
+    max_scale: float = Field(default=1.6, ge=1, le=4, description="maximum scale")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:
         from stillroom.forensics.media.transforms import rescale
 
-        return rescale(face.image, float(rng.uniform(self.least, self.most)))
+        return rescale(face.image, float(rng.uniform(self.min_scale, self.max_scale)))

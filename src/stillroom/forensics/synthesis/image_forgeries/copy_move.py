@@ -26,8 +26,8 @@ class CopyMove(ImageForgery):
     """Paste a region elsewhere in the same image."""
 
     paper: ClassVar[str] = "Fridrich et al. 2003, DFRWS"
-    least_size: float = Field(default=0.12, gt=0, le=0.5, description="minimum width, as a share")
-    most_size: float = Field(default=0.3, gt=0, le=0.5, description="maximum width, as a share")
+    min_size: float = Field(default=0.12, gt=0, le=0.5, description="minimum width, as a share")
+    max_size: float = Field(default=0.3, gt=0, le=0.5, description="maximum width, as a share")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -38,7 +38,7 @@ class CopyMove(ImageForgery):
 
         face = faces[0]
         height, width = face.image.shape[:2]
-        mask = draw_patch((height, width), rng, self.least_size, self.most_size)
+        mask = draw_patch((height, width), rng, self.min_size, self.max_size)
         x, y, wide, high = find_mask_box(mask)
         # Offset by at least its own size, so that the region does not overlap itself.
         room = [

@@ -27,10 +27,10 @@ class Fwa(ImageForgery):
     """Mismatch of resolution left by pasting a generated face."""
 
     paper: ClassVar[str] = "arXiv:1811.00656"
-    least_share: float = Field(
+    min_scale: float = Field(
         default=0.25, ge=0.05, le=1, description="minimum resolution of the face, as a share"
     )
-    most_blur: float = Field(default=1.5, ge=0.1, le=8, description="maximum blur, in pixels")
+    max_blur: float = Field(default=1.5, ge=0.1, le=8, description="maximum blur, in pixels")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -41,9 +41,9 @@ class Fwa(ImageForgery):
         from stillroom.forensics.media.transforms import blend, rescale
 
         face = faces[0]
-        share = float(rng.uniform(self.least_share, max(self.least_share, 0.75)))
+        share = float(rng.uniform(self.min_scale, max(self.min_scale, 0.75)))
         low = rescale(face.image, share)
-        sigma = float(rng.uniform(0.1, self.most_blur))
+        sigma = float(rng.uniform(0.1, self.max_blur))
         low = np.asarray(cv2.GaussianBlur(low, (0, 0), sigma), dtype=np.uint8)
         kind: HullKind = "whole" if rng.random() < 0.5 else "inner"
         mask = feather(

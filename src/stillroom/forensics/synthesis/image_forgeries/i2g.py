@@ -29,7 +29,7 @@ class I2g(ImageForgery):
     paper: ClassVar[str] = "arXiv:2012.09311"
     num_faces: ClassVar[int] = 2
     elastic: float = Field(default=60.0, ge=0, le=200, description="strength of mask deformation")
-    least_ratio: float = Field(default=0.5, gt=0, le=1, description="minimum blending factor")
+    min_ratio: float = Field(default=0.5, gt=0, le=1, description="minimum blending factor")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -44,7 +44,7 @@ class I2g(ImageForgery):
         hard = draw_hull(target.landmarks, shape, kind)
         if self.elastic:
             hard = warp_mask(hard, rng, alpha=self.elastic, sigma=8.0)
-        ratio = float(rng.uniform(self.least_ratio, 1))
+        ratio = float(rng.uniform(self.min_ratio, 1))
         mask = np.asarray(soften(hard, rng) * np.float32(ratio), dtype=np.float32)
         placed = warp_face(source, target, piecewise=False)
         recolored = transfer_color(placed, target.image, hard, "reinhard")

@@ -26,9 +26,9 @@ class Inpaint(ImageForgery):
     """Remove a region and fill it from its surroundings."""
 
     paper: ClassVar[str] = "doi:10.1080/10867651.2004.10487596"
-    way: Literal["telea", "navier-stokes"] = Field(default="telea", description="algorithm")
-    least_size: float = Field(default=0.08, gt=0, le=0.5, description="minimum width, as a share")
-    most_size: float = Field(default=0.25, gt=0, le=0.5, description="maximum width, as a share")
+    algorithm: Literal["telea", "navier-stokes"] = Field(default="telea", description="algorithm")
+    min_size: float = Field(default=0.08, gt=0, le=0.5, description="minimum width, as a share")
+    max_size: float = Field(default=0.25, gt=0, le=0.5, description="maximum width, as a share")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -39,7 +39,9 @@ class Inpaint(ImageForgery):
 
         face = faces[0]
         shape = face.image.shape[0], face.image.shape[1]
-        mask = (draw_patch(shape, rng, self.least_size, self.most_size) > 0.5).astype(np.float32)
-        flag = cv2.INPAINT_TELEA if self.way == "telea" else cv2.INPAINT_NS
+        mask = (draw_patch(shape, rng, self.min_size, self.max_size) > 0.5).astype(np.float32)
+        flag = cv2.INPAINT_TELEA if self.algorithm == "telea" else cv2.INPAINT_NS
         filled = cv2.inpaint(face.image, mask.astype(np.uint8) * 255, 3.0, flag)
-        return ForgedImage(np.asarray(filled, dtype=np.uint8), mask, face.image, {"way": self.way})
+        return ForgedImage(
+            np.asarray(filled, dtype=np.uint8), mask, face.image, {"way": self.algorithm}
+        )

@@ -36,7 +36,7 @@ class Sbi(ImageForgery):
     elastic: float = Field(
         default=50.0, ge=0, le=200, description="strength of mask deformation, 0 for none"
     )
-    colour: float = Field(default=1.0, ge=0, le=3, description="strength of the color jitter")
+    color_jitter: float = Field(default=1.0, ge=0, le=3, description="strength of the color jitter")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -56,7 +56,7 @@ class Sbi(ImageForgery):
         mask = draw_hull(face.landmarks, (height, width), kind)
         source, target = face.image, face.image
         changes_source = bool(rng.random() < 0.5)
-        changed = jitter_detail(jitter_color(face.image, rng, strength=self.colour), rng)
+        changed = jitter_detail(jitter_color(face.image, rng, strength=self.color_jitter), rng)
         if changes_source:
             source = changed
         else:

@@ -27,8 +27,8 @@ class Splice(ImageForgery):
 
     paper: ClassVar[str] = "doi:10.1109/ChinaSIP.2013.6625374"
     num_faces: ClassVar[int] = 2
-    least_size: float = Field(default=0.15, gt=0, le=0.8, description="minimum width, as a share")
-    most_size: float = Field(default=0.4, gt=0, le=0.8, description="maximum width, as a share")
+    min_size: float = Field(default=0.15, gt=0, le=0.8, description="minimum width, as a share")
+    max_size: float = Field(default=0.4, gt=0, le=0.8, description="maximum width, as a share")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -37,6 +37,6 @@ class Splice(ImageForgery):
 
         target, source = faces[0], faces[1]
         height, width = target.image.shape[:2]
-        mask = draw_patch((height, width), rng, self.least_size, self.most_size)
+        mask = draw_patch((height, width), rng, self.min_size, self.max_size)
         image = blend(fit_size(source.image, (height, width)), target.image, mask)
         return ForgedImage(image, mask, target.image, {"source": source.name})

@@ -34,7 +34,7 @@ class Swap(ImageForgery):
     blending: BlendMode = Field(
         default="alpha", description="blending by weights, gradients or bands"
     )
-    colour: ColorTransfer = Field(
+    color_transfer: ColorTransfer = Field(
         default="reinhard",
         description="color matching: none, means, mean and standard deviation in LAB, or optimal "
         "transport",
@@ -65,7 +65,7 @@ class Swap(ImageForgery):
         placed = warp_face(source, target)
         if self.resolution and self.resolution < shape[1]:
             placed = rescale(placed, self.resolution / shape[1])
-        placed = transfer_color(placed, target.image, hard, self.colour)
+        placed = transfer_color(placed, target.image, hard, self.color_transfer)
         mask = feather(hard, self.softness)
         details = {"source": source.name, "hull": kind, "blending": self.blending}
         joined = composite(placed, target.image, mask, self.blending)

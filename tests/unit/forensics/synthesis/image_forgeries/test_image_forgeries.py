@@ -18,9 +18,9 @@ from stillroom.forensics.synthesis.faces import draw_face
 VARIANTS = [
     *({"name": name} for name in IMAGE_FORGERIES.names()),
     {"name": "swap", "blending": "poisson"},
-    {"name": "swap", "blending": "laplacian", "colour": "transport"},
-    {"name": "swap", "resolution": 48, "colour": "mean"},
-    {"name": "inpaint", "way": "navier-stokes"},
+    {"name": "swap", "blending": "laplacian", "color_transfer": "transport"},
+    {"name": "swap", "resolution": 48, "color_transfer": "mean"},
+    {"name": "inpaint", "algorithm": "navier-stokes"},
     {"name": "upsample", "steps": 2},
 ]
 SPREADING = {"poisson": 2, "laplacian": 60}  # what joins by gradients or bands reaches further
@@ -149,8 +149,8 @@ def test_the_upsampled_picture_has_a_grid_in_its_spectrum(faces):
     )
 
     def corner(image):
-        grey = image.astype(float).mean(axis=2)
-        size = np.abs(np.fft.fft2(grey - grey.mean()))
+        gray = image.astype(float).mean(axis=2)
+        size = np.abs(np.fft.fft2(gray - gray.mean()))
         return size[76:84, 76:84].max() / np.median(size)
 
     assert corner(forged.image) > 3 * corner(forged.twin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stillroom.errors import DataError
@@ -16,9 +16,6 @@ from stillroom.forensics.c2pa.credentials import (
     sign_bytes,
     verify_file,
 )
-from stillroom.forensics.labeling.lab import Lab, has_lab, open_lab
-from stillroom.forensics.labeling.lookup import look_up_file
-from stillroom.forensics.media.file_types import detect_file_type
 from stillroom.jobs import atomic_write
 
 __all__ = ["open_trust_lists", "sign_file", "verify_file"]
@@ -29,7 +26,7 @@ def open_trust_lists(
     official: Sequence[Path] = (),
     interim: Sequence[Path] = (),
     user: Sequence[Path] = (),
-    lab: Lab | None = None,
+    lab: TrustList | None = None,
 ) -> list[TrustList]:
     """Return the trust lists with their labels, in order of precedence.
 
@@ -37,7 +34,7 @@ def open_trust_lists(
         official: PEM files of the C2PA's own list.
         interim: PEM files of the list that was frozen at the start of 2026.
         user: PEM files of authorities that the user trusts.
-        lab: The user's lab, whose own authority comes last, with the label ``lab``.
+        lab: Authority of the user's lab, which comes last, with the label ``lab``.
 
     Raises:
         DataError: If a file has no certificate.
@@ -46,7 +43,7 @@ def open_trust_lists(
         *(TrustList.read("official", path) for path in official),
         *(TrustList.read("interim", path) for path in interim),
         *(TrustList.read("user", path) for path in user),
-        *([lab.trust] if lab is not None else []),
+        *([lab] if lab is not None else []),
     ]
 
 
@@ -55,6 +52,7 @@ def sign_file(
     out: Path,
     ca: Path,
     *,
+    refuse: Callable[[Path], None],
     title: str = "",
     made_by: str = "",
     timestamp_url: str = "",
@@ -65,13 +63,14 @@ def sign_file(
         file: The file to sign; its existing credentials become those of the parent.
         out: The signed copy.
         ca: A folder created by ``init_ca``.
+        refuse: Raises for a file that must not be signed without its generator, such as
+            ``labeling.lookup.refuse_lab_file``; called if ``made_by`` is empty.
         title: Title shown by readers.
         made_by: Generator of a synthetic file; empty claims nothing of how it was made.
         timestamp_url: URL of a timestamp authority; empty uses none.
 
     Raises:
-        DataError: If the file, its type or the certificate is refused, ``out`` exists, or the file
-            carries the watermark of the user's lab and ``made_by`` is empty.
+        DataError: If the file, its type or the certificate is refused, or ``out`` exists.
     """
     mime = detect_mime_type(file)
     if out.exists():
@@ -98,7 +97,7 @@ def sign_file(
             next="check the path",
         )
     if not made_by:
-        _refuse_lab_file(file)
+        refuse(file)
     signer = dataclasses.replace(Signer.open(ca), timestamp_url=timestamp_url)
     manifest: dict[str, object] = {"title": title or file.name}
     if made_by:
@@ -109,22 +108,3 @@ def sign_file(
     with atomic_write(out, "wb") as target:
         target.write(signed)
     return verify_file(out, [TrustList.read("user", ca / CA_FILE)])
-
-
-def _refuse_lab_file(file: Path) -> None:
-    """Raise for a file with the lab's watermark that would be signed without its generator."""
-    kind = detect_file_type(file)
-    if not has_lab() or kind is None or kind.sense == "other":
-        return
-    try:
-        lookup = look_up_file(file, open_lab())
-    except DataError:
-        return  # not readable as media: signing refuses it with its own error
-    if lookup.watermark:
-        raise DataError(
-            f"{file.name} {lookup.verdict}; the signature would not state this",
-            code="forensics.lab-file",
-            where=str(file),
-            expected="--made-by with the generator, for a file made by the lab",
-            next="stillroom forensics trace FILE shows which forgery it is",
-        )

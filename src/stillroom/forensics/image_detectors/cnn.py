@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector, PretrainedWeights
+from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Cnn"]
 
 
-class Cnn(Detector):
+class Cnn(ImageDetector):
     """A convolutional network on pixels."""
 
     paper: ClassVar[str] = "arXiv:1901.08971"
@@ -35,8 +35,8 @@ class Cnn(Detector):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the features")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.cnn_streams import TwoStreamNetwork
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.interfaces import Backbone
+        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 
         return TwoStreamNetwork(Backbone(self.backbone, self.weights, dropout=self.dropout))

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector, PretrainedWeights
+from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stillroom.forensics.networks.interfaces import DetectorNetwork
 
-__all__ = ["Spsl"]
+__all__ = ["Spsl", "compute_phase_image"]
 
 
-class Spsl(Detector):
+class Spsl(ImageDetector):
     """Pixels and their phase spectrum in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.01856"
@@ -34,10 +36,23 @@ class Spsl(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.cnn_streams import PhaseImage, TwoStreamNetwork
-        from stillroom.forensics.networks.interfaces import Backbone
+    def build(self, input_size: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.interfaces import Backbone, Function
+        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
 
-        return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=4), extra=PhaseImage()
-        )
+        body = Backbone(self.backbone, self.weights, channels=4)
+        return TwoStreamNetwork(body, extra=Function(compute_phase_image))
+
+
+def compute_phase_image(images: Tensor) -> Tensor:
+    """Return the luma with all spectral amplitudes 1, scaled to unit deviation; (B, 1, H, W)."""
+    import math
+
+    import torch
+
+    from stillroom.forensics.networks.interfaces import to_grayscale
+
+    spectrum = torch.fft.fft2(to_grayscale(images).float())
+    phase = torch.polar(torch.ones_like(spectrum.real), spectrum.angle())
+    image: Tensor = torch.fft.ifft2(phase).real
+    return image * math.sqrt(images.shape[-1] * images.shape[-2])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import Detector
+from stillroom.forensics.interfaces import ImageDetector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Univfd"]
 
 
-class Univfd(Detector):
+class Univfd(ImageDetector):
     """A frozen vision model with one linear output."""
 
     paper: ClassVar[str] = "arXiv:2302.10174"
@@ -33,14 +33,14 @@ class Univfd(Detector):
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
 
     @override
-    def build(self, pixels: int) -> DetectorNetwork:
+    def build(self, input_size: int) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import VisionBackbone
         from stillroom.models.encoders.vision import load_vision
 
         return VisionBackbone(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import VisionBackbone
         from stillroom.models.encoders.vision import build_vision
 

@@ -1,0 +1,3 @@
+"""Audio detector methods, one file each."""
+
+SEAM = "detectors of forged audio"

@@ -1,3 +1,0 @@
-"""Detector methods, one file each."""
-
-SEAM = "detectors of forged faces and audio"

@@ -1,0 +1,3 @@
+"""Image detector methods, one file each."""
+
+SEAM = "detectors of forged faces"
