@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.synth.interfaces import FILTERS, GENERATORS, Filter, Generator
-    from stillroom.synth.recipe import SynthRecipe
-    from stillroom.synth.run import estimate, preview
+    from stillroom.synth.jobs.records import RecordsRecipe
+    from stillroom.synth.output.records import preview_records
 
 __all__ = [
     "FILTERS",
     "GENERATORS",
     "Filter",
     "Generator",
-    "SynthRecipe",
-    "estimate",
-    "preview",
+    "RecordsRecipe",
+    "preview_records",
 ]
 
 _HOMES = {
@@ -39,9 +38,8 @@ _HOMES = {
     "GENERATORS": "interfaces",
     "Filter": "interfaces",
     "Generator": "interfaces",
-    "SynthRecipe": "recipe",
-    "estimate": "run",
-    "preview": "run",
+    "RecordsRecipe": "jobs.records",
+    "preview_records": "output.records",
 }
 
 

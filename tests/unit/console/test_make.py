@@ -68,7 +68,7 @@ def test_no_form_offers_work_on_a_cluster(name):
     assert not [
         one.path for one in asked if "ray" in (one.label.lower(), *one.hint.lower().split())
     ]
-    assert bool(asked) == (name == "synth"), "what remains of an engine is asked for"
+    assert bool(asked) == (name == "synth.records"), "what remains of an engine is asked for"
 
 
 def test_the_main_jobs_settings_are_ones_of_its_recipe():

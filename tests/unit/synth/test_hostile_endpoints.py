@@ -72,14 +72,15 @@ def make(server, seeds, filters="[shape, language, duplicate]", generator="rewri
     return parse_recipe(
         f"""
 version: 1
-kind: synth
+kind: synth.records
 seeds: {seeds}
 model: {server.address}#m
 held_out: 0
 engine: {{concurrency: 8{engine}}}
-steps:
-  ask: {{generator: {generator}}}
-  keep: {{filters: {filters}}}
+pipeline:
+  steps:
+    ask: {{generator: {generator}}}
+    keep: {{filters: {filters}}}
 """
     )
 

@@ -168,6 +168,8 @@ def _build_field(
     default = _format_default(schema.get("default"))
     values: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
     parts = [_resolve_reference(part, defs) for part in merged.get("anyOf", ())]
+    if "oneOf" in merged:  # of several groups the first has controls; the others are YAML
+        parts = [_resolve_reference(merged["oneOf"][0], defs)]
     parts = [part for part in parts if part.get("type") != "null"]
     named = [part for part in parts if "const" in part.get("properties", {}).get("name", {})]
     if named and depth < _MAX_DEPTH:
@@ -267,7 +269,7 @@ _MAIN_FIELDS = (
     ),
     _build_main_field(
         "Training records",
-        "steps.records.target.train",
+        "steps.records.num_records.train",
         "integer",
         "number of questions and answers for training",
         default="100",
@@ -275,7 +277,7 @@ _MAIN_FIELDS = (
     ),
     _build_main_field(
         "Held-out records",
-        "steps.records.target.held_out",
+        "steps.records.num_records.held_out",
         "integer",
         "number of questions and answers for evaluation",
         default="20",
@@ -283,7 +285,7 @@ _MAIN_FIELDS = (
     ),
     _build_main_field(
         "Passages as training text",
-        "steps.records.include_passages",
+        "steps.records.pipeline.include_passages",
         "integer",
         "number of passages used as plain training text",
         default="100",
