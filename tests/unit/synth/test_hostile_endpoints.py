@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from tests.unit.models.endpoint_server import Server, completion
-from tests.unit.synth.pipeline.test_graph import do, outputs, write_seeds
+from tests.unit.synth.pipeline.test_steps import do, outputs, write_seeds
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model

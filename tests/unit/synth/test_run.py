@@ -47,7 +47,7 @@ def change(recipe, **groups):
 
 
 def do(recipe, out, **more):
-    job = Job.start(out, "kind: synth\n", seed=recipe.seed, **more)
+    job = Job.start(out, "kind: synth.records\n", seed=recipe.seed, **more)
     try:
         return run(recipe, job)
     finally:
@@ -130,7 +130,7 @@ def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp
         return behave(prompt)
 
     use(scripted_model(die, fingerprint="scripted:behaves"))
-    job = Job.start(tmp_path / "cut", "kind: synth\n", seed=1)
+    job = Job.start(tmp_path / "cut", "kind: synth.records\n", seed=1)
     with pytest.raises(BackendError, match="the endpoint is down"):
         run(recipe, job)
     job.close()
@@ -142,7 +142,7 @@ def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp
 
 def test_cancel_stops_at_a_safe_point(recipe, use, teacher, tmp_path):
     use(teacher)
-    job = Job.start(tmp_path / "out", "kind: synth\n")
+    job = Job.start(tmp_path / "out", "kind: synth.records\n")
     job.cancel()
     with pytest.raises(Cancelled):
         run(recipe, job)
@@ -230,7 +230,7 @@ def slowly(prompt):
 
 opening.open_text_model = lambda *a, **k: scripted_model(slowly, fingerprint="scripted:behaves")
 recipe = RecordsRecipe.model_validate_json(sys.argv[1])
-run(recipe, Job.start(Path(sys.argv[2]), "kind: synth\\n", seed=recipe.seed))
+run(recipe, Job.start(Path(sys.argv[2]), "kind: synth.records\\n", seed=recipe.seed))
 """
 
 

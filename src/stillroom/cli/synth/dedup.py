@@ -43,7 +43,11 @@ Examples:
     help="Jaccard similarity of word n-grams above which two records are duplicates.",
 )
 @click.option(
-    "--ngram-size", type=int, default=5, show_default=True, help="Number of words of an n-gram."
+    "--ngram-size",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of words of an n-gram.",
 )
 @click.option(
     "--field",

@@ -69,6 +69,15 @@ def decontaminate(
         if recipe.paraphrases.judge is not None:
             limits = replace(limits, asked=recipe.paraphrases.judge.min_score)
     checker = LeakChecker(items, _read(recipe.paths), limits, job, embedder=embedder, judge=judge)
+    return _check_records(recipe, items, checker, job)
+
+
+def _check_records(
+    recipe: DecontaminationRecipe,
+    items: Sequence[BenchmarkItem],
+    checker: LeakChecker,
+    job: Job,
+) -> Artifact:
     journal = job.journal("checked")
     kinds: Counter[str] = Counter()
     held: Counter[int] = Counter()

@@ -24,7 +24,7 @@ from stillroom.records import Record, RecordWriter, combine_origins, read_record
 from stillroom.records.files import find_record_file
 from stillroom.records.streams import ByteSpan, split_lines
 from stillroom.text.dedup.near_duplicates import Duplicates, find_duplicates
-from stillroom.text.dedup.shingles import build_shingle_sets, join_shingle_sets
+from stillroom.text.dedup.shingles import ShingleSets, build_shingle_sets, join_shingle_sets
 
 if TYPE_CHECKING:
     from stillroom.synth.jobs.dedup import DedupRecipe
@@ -52,30 +52,7 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     """
     unreadable: list[dict[str, Any]] = []
     ids, scores = _Column("S24"), _Column("f8")
-    scratch = job.scratch / "shingles.u64"
-    with job.phase("read", unit="records") as progress:
-
-        def texts() -> Iterator[str]:
-            for _, record in _read(recipe, unreadable):
-                if progress.done % _CHECK_EVERY == 0:
-                    job.check_cancelled()
-                ids.append(record.id.encode())
-                scores.append(_score(record, recipe.prefer))
-                progress.advance()
-                yield _text(record, recipe.fields)
-
-        def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
-            for piece in _read_parallel(recipe, job, unreadable):
-                for record_id, score in zip(piece.ids, piece.scores, strict=True):
-                    ids.append(record_id)
-                    scores.append(score)
-                progress.advance(len(piece.ids))
-                yield piece.values, piece.sizes
-
-        if job.engine.is_remote:
-            sets = join_shingle_sets(blocks(), scratch=scratch)
-        else:
-            sets = build_shingle_sets(texts(), n=recipe.ngram_size, scratch=scratch)
+    sets = _hash_records(recipe, job, ids, scores, unreadable)
     if not ids:
         raise DataError(
             "no record could be read",
@@ -106,6 +83,39 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     details = counts | {"cluster_sizes": cluster_sizes}
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     return job.finish("records", parents=parents, origin=origin, details=details)
+
+
+def _hash_records(
+    recipe: DedupRecipe,
+    job: Job,
+    ids: _Column,
+    scores: _Column,
+    unreadable: list[dict[str, Any]],
+) -> ShingleSets:
+    """Read all records, note their ids and scores, and return the hashes of their n-grams."""
+    scratch = job.scratch / "shingles.u64"
+    with job.phase("read", unit="records") as progress:
+
+        def texts() -> Iterator[str]:
+            for _, record in _read(recipe, unreadable):
+                if progress.done % _CHECK_EVERY == 0:
+                    job.check_cancelled()
+                ids.append(record.id.encode())
+                scores.append(_score(record, recipe.prefer))
+                progress.advance()
+                yield _text(record, recipe.fields)
+
+        def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+            for piece in _read_parallel(recipe, job, unreadable):
+                for record_id, score in zip(piece.ids, piece.scores, strict=True):
+                    ids.append(record_id)
+                    scores.append(score)
+                progress.advance(len(piece.ids))
+                yield piece.values, piece.sizes
+
+        if job.engine.is_remote:
+            return join_shingle_sets(blocks(), scratch=scratch)
+        return build_shingle_sets(texts(), n=recipe.ngram_size, scratch=scratch)
 
 
 class _Column:

@@ -65,7 +65,7 @@ class RecordsRecipe(Recipe):
         description="how the teacher runs; ray, or a group 'ray' in it, distributes the work",
     )
     pipeline: Pipeline = Field(
-        default_factory=GeneratorPipeline,
+        default_factory=lambda: GeneratorPipeline.model_validate({}),
         description="a generator with its filters, or steps by name",
     )
     budget: BudgetSettings = Field(

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,18 @@ from stillroom.jobs import Job, atomic_write
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
-from stillroom.synth.interfaces import FilterContext, FilterResult
+from stillroom.synth.interfaces import FilterResult
 from stillroom.synth.model_pool import ModelPool
 from stillroom.synth.output.page import ReportInput, is_report_page, render_report
 from stillroom.synth.output.summary import describe_shortfall, make_report, require_records
 from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.inputs import PipelineInputs, list_seed_texts, read_inputs
+from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
 from stillroom.synth.pipeline.statistics import DiversityComparison, RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
 from stillroom.synth.selection import MixtureResult, mix_records
-from stillroom.synth.types import RejectedRecord, Split, get_seed_kind
+from stillroom.synth.types import RejectedRecord, Split, get_item_text, get_seed_kind
 
 if TYPE_CHECKING:
     from stillroom.synth.jobs.records import RecordsRecipe
@@ -59,71 +59,139 @@ def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
     """
     inputs = read_inputs(recipe)
     _log_inputs(inputs, job)
-    costs = CostTracker(recipe.budget)
-    comparison = DiversityComparison(list_seed_texts(inputs))
+    comparison = DiversityComparison([get_item_text(item) for item in list_train_items(inputs)])
     with (
         ExitStack() as files,
         _open_model_pool(recipe, job) as models,
         closing(RunCache.of(job)) as caches,
     ):
-
-        def run_split(split: Split, context: FilterContext) -> SplitResult:
-            scratch = job.scratch / split
-            executor = PipelineExecutor(
-                recipe, inputs, split, context, caches, scratch, job.check_cancelled
-            )
-            return _run_split(recipe, executor, split, job, costs, files, comparison)
-
-        held_out = run_split("held_out", inputs.context(models, (), recipe.seed))
-        context = inputs.context(models, list(held_out.records), recipe.seed)
-        train = run_split("train", context)
+        run = _RecordsRun(recipe, inputs, job, models, caches, files, comparison)
+        held_out = run.run_split("held_out", ())
+        train = run.run_split("train", list(held_out.records))
         require_records(train, recipe)
         if train.stats.synthetic_texts and recipe.mix is None:
             comparison.start(train.stats.synthetic_texts)
-        texts, rejected_texts = _make_passage_records(recipe, inputs, context, caches)
+        return run.write(train, held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordsRun:
+    """What both sides of the split share."""
+
+    recipe: RecordsRecipe
+    inputs: PipelineInputs
+    job: Job
+    models: ModelPool
+    caches: RunCache
+    files: ExitStack
+    comparison: DiversityComparison
+    costs: CostTracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "costs", CostTracker(self.recipe.budget))
+
+    def run_split(self, split: Split, held_out: Sequence[Record]) -> SplitResult:
+        """Generate the records of one side."""
+        recipe, job = self.recipe, self.job
+        target, share = recipe.get_target(split), 1.0
+        if split == "held_out":  # runs first, and must leave budget for training
+            both = target + recipe.get_target("train")
+            share = target / both if both < 2 * UNLIMITED else recipe.held_out
+            target = target if recipe.held_out else 0
+        context = self.inputs.context(self.models, held_out, recipe.seed)
+        executor = PipelineExecutor(
+            recipe,
+            self.inputs,
+            split,
+            context,
+            self.caches,
+            job.scratch / split,
+            job.check_cancelled,
+        )
+        total = target if target < UNLIMITED else 0
+        with job.phase(f"generating {split} records", total, "records") as progress:
+
+            def show(result: SplitResult) -> None:
+                if split == "train" and recipe.mix is None:
+                    self.comparison.look_ahead(result.stats.synthetic_texts)
+                progress.advance(
+                    len(result.records) - progress.done,
+                    lambda: (
+                        f"{result.requests} requests, {len(result.rejected)} rejected, "
+                        f"{self.costs.note()}"
+                    ),
+                )
+
+            return executor.run(target, self.files, self.costs, share, show)
+
+    def write(self, train: SplitResult, held_out: SplitResult) -> Artifact:
+        """Mix the training records if asked, write all files and publish them."""
+        recipe, job = self.recipe, self.job
+        texts, rejected_texts = self._make_passage_records(held_out.records)
         mixture = None
         if recipe.mix is not None:
             mixture = mix_records([*train.records, *texts], recipe.mix, seed=recipe.seed)
-        train_stats = _write_records(job.output / "records.jsonl", train, texts, mixture, held_out)
+        stats = _write_records(job.output / "records.jsonl", train, texts, mixture, held_out)
 
         def rejected() -> Iterator[RejectedRecord]:
             left_out = mixture.dropped if mixture is not None else ()
             return chain(held_out.rejected, train.rejected, rejected_texts, left_out)
 
         _write_rows(job.output / "dropped.jsonl", (row.to_json() for row in rejected()))
-        results = (held_out, train)
-        report = make_report(recipe, inputs, results, mixture, train_stats, costs)
+        report = make_report(recipe, self.inputs, (held_out, train), mixture, stats, self.costs)
         if isinstance(recipe.pipeline, GeneratorPipeline):
             reasons = Counter(f"{row.filter}: {row.reason}" for row in rejected_texts)
-            report["passage_records"] = {
-                "kept": len(texts),
-                "dropped": dict(sorted(reasons.items())),
-            }
+            dropped = dict(sorted(reasons.items()))
+            report["passage_records"] = {"kept": len(texts), "dropped": dropped}
         else:
             _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
-        _write_reports(
-            job,
-            ReportInput(
-                report,
-                train_stats,
-                held_out.stats,
-                rejected(),
-                comparison,
-                recipe.teachers,
-                recipe.filters,
-            ),
+        with atomic_write(job.output / "report.json") as file:
+            json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+        comparison, filters = self.comparison, recipe.filters
+        page_input = ReportInput(
+            report, stats, held_out.stats, rejected(), comparison, recipe.teachers, filters
         )
-        for result in results:
-            if warning := describe_shortfall(result, recipe, costs.reached()):
+        with atomic_write(job.output / "report.html") as file:
+            file.write(render_report(page_input))
+        for result in (held_out, train):
+            if warning := describe_shortfall(result, recipe, self.costs.reached()):
                 job.say(warning)
-        origin = combine_origins([*train_stats.origins, *held_out.stats.origins])
         return job.finish(
             "records",
-            parents=_list_parents(recipe, inputs, models, job),
-            origin=origin.to_json(),
+            parents=_list_parents(recipe, self.inputs, self.models, job),
+            origin=combine_origins([*stats.origins, *held_out.stats.origins]).to_json(),
             details={"counts": report["splits"]},
             is_timed=is_report_page,
         )
+
+    def _make_passage_records(
+        self, held_out: Sequence[Record]
+    ) -> tuple[list[Record], list[RejectedRecord]]:
+        """Return train passages as plain-text records, and those a filter rejected."""
+        records: list[Record] = []
+        rejected: list[RejectedRecord] = []
+        pipeline = self.recipe.pipeline
+        if not isinstance(pipeline, GeneratorPipeline) or not pipeline.include_passages:
+            return records, rejected
+        context = self.inputs.context(self.models, list(held_out), self.recipe.seed)
+        filters = [check for check in pipeline.filters if check.accepts_passages]
+        filter_chain = FilterChain(filters, context, self.caches.open("measures"))
+        for passage in list_train_items(self.inputs):
+            if not isinstance(passage, Passage) or len(records) >= pipeline.include_passages:
+                break  # only documents are included as plain text
+            fields = {
+                "split": "train",
+                "document_id": passage.document_id,
+                "passage_id": passage.id,
+            }
+            record = Record((Message("assistant", passage.text),), fields, passage.origin)
+            name, verdict = filter_chain.judge(record)
+            if verdict.keep:
+                filter_chain.on_accept(verdict.changed or record)
+                records.append(verdict.changed or record)
+            else:
+                rejected.append(reject_record("train", name, verdict, passage.id, record))
+        return records, rejected
 
 
 def preview_records(recipe: RecordsRecipe, n: int = 5) -> Iterator[UnitPreview]:
@@ -151,36 +219,6 @@ def preview_records(recipe: RecordsRecipe, n: int = 5) -> Iterator[UnitPreview]:
                 else:
                     failures.append((f"{step}{row.reason}", row.text))
             yield UnitPreview(batch.unit, tuple(judged), tuple(failures))
-
-
-def _run_split(
-    recipe: RecordsRecipe,
-    executor: PipelineExecutor,
-    split: Split,
-    job: Job,
-    costs: CostTracker,
-    files: ExitStack,
-    comparison: DiversityComparison,
-) -> SplitResult:
-    target, share = recipe.get_target(split), 1.0
-    if split == "held_out":  # runs first, and must leave budget for training
-        both = target + recipe.get_target("train")
-        share = target / both if both < 2 * UNLIMITED else recipe.held_out
-        target = target if recipe.held_out else 0
-    total = target if target < UNLIMITED else 0
-    with job.phase(f"generating {split} records", total, "records") as progress:
-
-        def show(result: SplitResult) -> None:
-            if split == "train" and recipe.mix is None:
-                comparison.look_ahead(result.stats.synthetic_texts)
-            progress.advance(
-                len(result.records) - progress.done,
-                lambda: (
-                    f"{result.requests} requests, {len(result.rejected)} rejected, {costs.note()}"
-                ),
-            )
-
-        return executor.run(target, files, costs, share, show)
 
 
 @contextmanager
@@ -213,36 +251,6 @@ def _open_model_pool(recipe: RecordsRecipe, job: Job | None = None) -> Iterator[
         models.close()
 
 
-def _make_passage_records(
-    recipe: RecordsRecipe, inputs: PipelineInputs, context: FilterContext, caches: RunCache
-) -> tuple[list[Record], list[RejectedRecord]]:
-    """Return train passages as plain-text records, and those a filter rejected."""
-    records: list[Record] = []
-    rejected: list[RejectedRecord] = []
-    pipeline = recipe.pipeline
-    if not isinstance(pipeline, GeneratorPipeline) or not pipeline.include_passages:
-        return records, rejected
-    filters = [check for check in pipeline.filters if check.accepts_passages]
-    filter_chain = FilterChain(filters, context, caches.open("measures"))
-    (items,) = [items for (_, side), items in inputs.items.items() if side == "train"] or [[]]
-    for passage in items:
-        if not isinstance(passage, Passage) or len(records) >= pipeline.include_passages:
-            break  # only documents are included as plain text
-        fields = {
-            "split": "train",
-            "document_id": passage.document_id,
-            "passage_id": passage.id,
-        }
-        record = Record((Message("assistant", passage.text),), fields, passage.origin)
-        name, verdict = filter_chain.judge(record)
-        if verdict.keep:
-            filter_chain.on_accept(verdict.changed or record)
-            records.append(verdict.changed or record)
-        else:
-            rejected.append(reject_record("train", name, verdict, passage.id, record))
-    return records, rejected
-
-
 def _write_records(
     path: Path,
     train: SplitResult,
@@ -269,13 +277,6 @@ def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
-
-
-def _write_reports(job: Job, page_input: ReportInput) -> None:
-    with atomic_write(job.output / "report.json") as file:
-        json.dump(page_input.report, file, ensure_ascii=False, indent=1, sort_keys=True)
-    with atomic_write(job.output / "report.html") as file:
-        file.write(render_report(page_input))
 
 
 def _log_inputs(inputs: PipelineInputs, job: Job) -> None:

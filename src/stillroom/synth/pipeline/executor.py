@@ -303,8 +303,8 @@ class PipelineExecutor:
             count = self._recipe.get_target(split)
             if step.limit is not None and split == "train":
                 count = step.limit
-            items = [self._inputs.items.get((source, split)) for source in sources]
-            if sources[0] in ("index", "seeds") and not any(items):
+            has_items = any(self._inputs.items.get((source, split)) for source in sources)
+            if sources[0] in ("index", "seeds") and not has_items:
                 count = 0
             units = iter_draws(split, seed=seed, count=count * step.attempts)
         elif all(source in STEP_SOURCES for source in sources):
@@ -395,7 +395,8 @@ class PipelineExecutor:
         batches = [self._to_batch(batch) for batch in feed]
         earlier_stats = [stats for batch in batches for stats in batch.stats]
         candidates = [scored for batch in batches for scored in batch.records]
-        selected, dropped = candidates, ()
+        selected = candidates
+        dropped: tuple[RejectedRecord, ...] = ()
         if self._split == "train":
             self._pause()
             records = [scored.record for scored in candidates]

@@ -40,7 +40,7 @@ __all__ = [
     "find_duplicate_documents",
     "iter_draws",
     "iter_work_items",
-    "list_seed_texts",
+    "list_train_items",
     "order_items",
     "read_inputs",
     "split_documents",
@@ -255,11 +255,6 @@ def _find_accepted_kinds(recipe: RecordsRecipe, name: str) -> tuple[SeedKind, ..
     return tuple(accepted)
 
 
-def list_seed_texts(inputs: PipelineInputs) -> list[str]:
-    """Return the texts of the training side's items."""
-    return [
-        get_item_text(item)
-        for (_, side), items in inputs.items.items()
-        if side == "train"
-        for item in items
-    ]
+def list_train_items(inputs: PipelineInputs) -> list[SeedItem]:
+    """Return the training side's items, source by source."""
+    return [item for (_, side), items in inputs.items.items() if side == "train" for item in items]

@@ -70,14 +70,14 @@ class _Step(Settings):
     """Settings of any step."""
 
     sources: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
-        (),
+        default=(),
         alias="from",
         description="earlier steps (or index, seeds, nothing) whose records it takes, "
         "alternating; by default the previous step, and for the first step the "
         "recipe's source",
     )
     limit: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="maximum training records of the step; no requests are made beyond it",
     )
@@ -90,10 +90,10 @@ class GenerateStep(_Step):
         description="method that generates the records"
     )
     model: Reference | None = Field(
-        None, description="teacher of the step; by default the recipe's"
+        default=None, description="teacher of the step; by default the recipe's"
     )
     attempts: int = Field(
-        1,
+        default=1,
         ge=1,
         le=100,
         description="attempts for each input; without inputs, units per record wanted",

@@ -77,14 +77,12 @@ def test_rows_that_cannot_be_read_are_listed(tmp_path):
     assert [row["row"] for row in listed(tmp_path / "out")] == [2]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "what"),
-    [(("--threshold", "0"), "threshold"), (("--ngram-size", "0"), "ngram_size")],
-)
-def test_settings_out_of_range_are_refused(tmp_path, arguments, what):
+def test_settings_out_of_range_are_refused(tmp_path):
     write_records(tmp_path / "r.jsonl", [record("one")])
-    with pytest.raises(RecipeError, match=what):
-        run(tmp_path / "r.jsonl", "--out", tmp_path / "out", *arguments)
+    words = [tmp_path / "r.jsonl", "--out", tmp_path / "out"]
+    with pytest.raises(RecipeError, match="threshold"):
+        run(*words, "--threshold", "0")
+    assert run(*words, "--ngram-size", "0").exit_code == 2
 
 
 def test_a_file_without_records_is_refused(tmp_path):
