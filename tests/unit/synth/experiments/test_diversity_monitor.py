@@ -96,8 +96,9 @@ def test_the_perplexity_of_human_text_under_each_student_is_a_figure(generations
     assert warned[0].change > 0.05
     names = {f"perplexity/{name}.jsonl" for name in ("g0", "more")}
     assert names <= set(report.metrics)
-    with pytest.raises(ValidationError, match="2 students for 3 generations  .synth.students"):
+    with pytest.raises(ValidationError, match="2 students for 3 generations") as caught:
         plan_of(*paths, paths[0], perplexity=measured)
+    assert caught.value.errors()[0]["ctx"]["error"].code == "synth.students"
 
 
 class Spread:
