@@ -1,4 +1,4 @@
-"""Synthetic data: records written by a teacher model, filtered, selected and exported.
+"""Synthetic data: records that a teacher model generates, filtered, selected and exported.
 
 Documents are split into ``train`` and ``held_out`` before any request, so that no document feeds
 both. A generator asks the teacher about one passage at a time; filters judge every record and give
@@ -11,6 +11,10 @@ arXiv:2005.14165, appendix C).
 
 Input: an index (its passages), or a file of passages or records. Output: an artifact of kind
 ``records`` with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.
+
+Job kinds: ``synth.records`` generates and filters, ``synth.dedup`` and ``synth.decontaminate``
+clean files of records, ``synth.collapse``, ``synth.data_value`` and ``synth.diversity`` measure
+what data do to models.
 
 Importing this package imports neither torch nor a model.
 """

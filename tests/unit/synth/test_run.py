@@ -5,14 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tests.unit.synth.conftest import behave, make_passages
 
 from stillroom.errors import BackendError, Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
-from stillroom.records import read_records
+from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth.jobs.records import RecordsRecipe, estimate, run
 from stillroom.synth.output.records import preview_records
+from stillroom.synth.selection import MixSettings
 from stillroom.testing import scripted_model
 
 
@@ -266,3 +268,30 @@ def test_records_named_as_index_are_passages_for_generators_that_take_both(tmp_p
     shown = list(preview_records(parse_recipe(f"{told}index: {path}\n"), 1))
     assert shown[0].unit.startswith("pas-")
     assert "Write the person's first message" in model.asked[0].messages[-1].content
+
+
+def test_a_changed_filter_sends_no_request_again(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe, tmp_path / "out")
+    sent = len(teacher.asked)
+    shorter = change(recipe, pipeline={"filters": recipe.pipeline.filters[:-2]})
+    do(shorter, tmp_path / "out", overwrite=True)
+    assert len(teacher.asked) == sent
+
+
+def test_records_of_a_generator_and_passages_are_mixed(recipe, use, teacher, tmp_path):
+    use(teacher)
+    old = [Record((Message("assistant", "People wrote this."),), {}, Origin("human"))]
+    write_records(tmp_path / "old.jsonl", old)
+    mix = MixSettings(records=(str(tmp_path / "old.jsonl"),))
+    artifact = do(recipe.model_copy(update={"mix": mix}), tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "output" / "report.json").read_text())
+    texts = report["passage_records"]["kept"]
+    assert report["mix"]["written"] == 1 + report["splits"]["train"]["kept"] + texts
+    assert "mixed in" in {parent.role for parent in artifact.parents}
+
+
+def test_a_source_that_no_step_takes_is_refused():
+    steps = {"tell": {"from": "seeds", "filters": ["shape"]}}
+    with pytest.raises(ValidationError, match="index is set, and no step takes it"):
+        RecordsRecipe(index="a", seeds="b", pipeline={"steps": steps})

@@ -15,7 +15,7 @@ for: on each side at most twice as many as threads.
 
 from __future__ import annotations
 
-import json
+import pickle
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
@@ -80,15 +80,6 @@ class ScoredRecord:
     record: Record
     scores: Mapping[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        return {"record": self.record.to_json(), "scores": dict(self.scores)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ScoredRecord:
-        """Read the output of ``to_json``."""
-        return cls(Record.from_json(data["record"]), data["scores"])
-
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
@@ -107,26 +98,6 @@ class StepStats:
     counts: Mapping[str, int] = field(default_factory=dict)
     measured: tuple[tuple[str, Any], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        names = ("step", "number", "units", "taken", "given", "changed", "asked")
-        counts_by_name = {
-            name: getattr(self, name) for name in (*names, "prompt_tokens", "completion_tokens")
-        }
-        return {
-            **counts_by_name,
-            "dropped": [item.to_json() for item in self.dropped],
-            "counts": dict(self.counts),
-            "measured": [list(item) for item in self.measured],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StepStats:
-        """Read the output of ``to_json``."""
-        dropped = tuple(RejectedRecord.from_json(row) for row in data["dropped"])
-        measured = tuple((name, value) for name, value in data["measured"])
-        return cls(**{**data, "dropped": dropped, "measured": measured})
-
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
@@ -138,23 +109,6 @@ class RecordBatch:
     records: tuple[ScoredRecord, ...] = ()
     stats: tuple[StepStats, ...] = ()
     unit: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        return {
-            "records": [item.to_json() for item in self.records],
-            "stats": [item.to_json() for item in self.stats],
-            "unit": self.unit,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RecordBatch:
-        """Read the output of ``to_json``."""
-        return cls(
-            tuple(ScoredRecord.from_json(row) for row in data["records"]),
-            tuple(StepStats.from_json(row) for row in data["stats"]),
-            data["unit"],
-        )
 
 
 @dataclass(slots=True)
@@ -245,9 +199,9 @@ class _Spool:
             if position == self._end and not self._pull():
                 return
             self._file.seek(position)
-            line = self._file.readline()
+            batch: RecordBatch = pickle.load(self._file)  # noqa: S301  # written below
             position = self._file.tell()
-            yield RecordBatch.from_json(json.loads(line))
+            yield batch
 
     def _pull(self) -> bool:
         if self._is_done:
@@ -257,8 +211,7 @@ class _Spool:
             self._is_done = True
             return False
         self._file.seek(self._end)
-        text = json.dumps(batch.to_json(), ensure_ascii=False)
-        self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
+        pickle.dump(batch, self._file)
         self._end = self._file.tell()
         return True
 
