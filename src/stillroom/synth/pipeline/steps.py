@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from stillroom.errors import Problem, StillroomError
 from stillroom.provenance import LEDGER, find_output
@@ -68,6 +68,8 @@ def _as_list(value: Any) -> Any:
 
 class _Step(Settings):
     """Settings of any step."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     sources: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         default=(),

@@ -125,6 +125,17 @@ def test_a_resolved_graph_reads_back_as_itself(serve, tmp_path):
     }
 
 
+def test_steps_of_a_pipeline_are_built_again_within_a_flow():
+    steps = "{a: {filters: [shape]}, b: {from: [seeds, a], filters: [refusal]}}"
+    flow = parse_recipe(
+        "kind: flow\ninputs: {tasks: t.jsonl}\nsteps:\n  records: {kind: synth.records, "
+        f"seeds: {{from: inputs.tasks}}, pipeline: {{steps: {steps}}}}}\n"
+    )
+    built = flow.steps["records"].build({"inputs.tasks": "t.jsonl"}, 0)
+    assert built.sources == {"a": ("seeds",), "b": ("seeds", "a")}
+    assert dump_recipe(parse_recipe(dump_recipe(flow))) == dump_recipe(flow)
+
+
 @pytest.mark.parametrize(
     ("steps", "what"),
     [
