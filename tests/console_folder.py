@@ -72,7 +72,7 @@ def build_checkpoint(out, *, seed=0, is_diffusion=False):
 
 def build_records(out, count=45):
     """Leave records of a generator, some of people's, and two that were dropped."""
-    job = Job.start(out, "version: 1\nkind: synth\n")
+    job = Job.start(out, "version: 1\nkind: synth.records\n")
     made = [make_record(number) for number in range(count)]
     write_records(job.output / "records.jsonl", made)
     fallen = make_record(999)

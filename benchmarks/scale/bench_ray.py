@@ -35,7 +35,7 @@ from stillroom.jobs.engines import Engine, LocalEngine
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 from stillroom.recipes.engine import RaySettings
 from stillroom.records import Message, Record, write_records
-from stillroom.synth.dedup.near_duplicates import DeduplicationSettings, deduplicate
+from stillroom.synth.jobs.dedup import DedupRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "bench" / "scale" / "ray"
@@ -61,13 +61,12 @@ def ask(address: str) -> Recipe:
     """Return the recipe that asks the endpoint."""
     text = f"""
 version: 1
-kind: synth
+kind: synth.records
 seeds: {WORK / "seeds.jsonl"}
 model: "{address}#m"
-generator: rewrite
-filters: [shape, repetition]
+pipeline: {{generator: rewrite, filters: [shape, repetition]}}
 held_out: 0
-target: {{train: {ASKED}, held_out: 0}}
+num_records: {{train: {ASKED}, held_out: 0}}
 engine: {{concurrency: 2}}
 """
     return parse_recipe(text, "bench")
@@ -85,11 +84,11 @@ def run_asks(address: str, engine: Engine, name: str) -> tuple[str, float]:
 
 def run_reading(engine: Engine, name: str) -> tuple[str, float]:
     """Return the digest and the seconds of the job that reads."""
+    recipe = DedupRecipe(records=(str(WORK / "many.jsonl"),))
     start = time.perf_counter()
-    artifact, _ = deduplicate(
-        DeduplicationSettings((WORK / "many.jsonl",)), WORK / name, overwrite=True, engine=engine
-    )
-    return artifact.digest, time.perf_counter() - start
+    job = Job.start(WORK / name, dump_recipe(recipe), overwrite=True)
+    digest = run_job(recipe, job, engine).digest
+    return digest, time.perf_counter() - start
 
 
 def kill_a_worker(engine: Engine, after_s: float) -> threading.Thread:

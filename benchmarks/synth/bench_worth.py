@@ -30,44 +30,36 @@ from pathlib import Path
 
 from benchmarks.synth.engine_runs import ROOT, say
 
+from stillroom.jobs import Job
+from stillroom.recipes import dump_recipe
 from stillroom.records import Message, Origin, Record, write_records
-from stillroom.synth.experiments.ablations import DataValueStudy
+from stillroom.synth.experiments.ablations import DataValueResults
 from stillroom.synth.experiments.data_value import make_leaderboard, run_data_value_study
-from stillroom.synth.experiments.students import StudentSettings
-from stillroom.train import LoraSettings, TrainSettings
+from stillroom.synth.jobs.data_value import DataValueRecipe
+from stillroom.synth.settings import CheckpointStudent, FreshStudent
 
 WORK = ROOT / "build" / "bench" / "synth" / "worth"
 LEARNED, HELD_OUT = 600, 150
 FAULTS = ("other", "shuffled", "refusal")
 FILTERS = ("gopher_quality", "repetition", "length", "duplicate")
-STUDENT = StudentSettings(
-    layers=2,
-    hidden=96,
-    vocabulary=768,
-    max_tokens=96,
-    train=TrainSettings(
-        steps=80,
-        batch_size=8,
-        micro_tokens=4096,
-        learning_rate=4e-3,
-        precision="float32",
-        threads=1,
-        log_every=80,
-    ),
+STUDENT = FreshStudent.model_validate(
+    {"train": {"steps": 80, "batch_size": 8, "threads": 1, "log_every": 80}}
 )
-TUNED = StudentSettings(
-    start="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
-    max_tokens=160,
-    train=TrainSettings(
-        epochs=1.0,
-        batch_size=8,
-        micro_tokens=4096,
-        learning_rate=5e-4,
-        lora=LoraSettings(rank=8),
-        precision="float32",
-        threads=2,
-        log_every=10,
-    ),
+TUNED = CheckpointStudent.model_validate(
+    {
+        "checkpoint": "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        "max_tokens": 160,
+        "train": {
+            "steps": None,
+            "batch_size": 8,
+            "micro_tokens": 4096,
+            "learning_rate": 5e-4,
+            "lora": {"rank": 8},
+            "precision": "float32",
+            "threads": 2,
+            "log_every": 10,
+        },
+    }
 )
 LAST_ARTICLES = 5
 
@@ -125,15 +117,15 @@ def main(path: Path, seeds: int) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     write_records(WORK / "human.jsonl", held_out)
     write_records(WORK / "mixed.jsonl", mixed)
-    plan = DataValueStudy(
-        (WORK / "mixed.jsonl",),
-        WORK / "human.jsonl",
-        "fault",
-        seeds,
-        held_out=HELD_OUT,
+    recipe = DataValueRecipe(
+        records=(str(WORK / "mixed.jsonl"),),
+        human=str(WORK / "human.jsonl"),
+        by="fault",
+        num_seeds=seeds,
+        num_held_out=HELD_OUT,
         student=STUDENT,
     )
-    _, _, measured = run_data_value_study(plan, WORK / "report", overwrite=True)
+    measured = measure(recipe, WORK / "report")
     for row in make_leaderboard(measured):
         say(
             f"synth/worth/planted/{row.family}/{row.group}",
@@ -158,10 +150,10 @@ def filter_lines(raw: Path) -> Path:
     write_records(WORK / "raw.jsonl", records)
     recipe = {
         "version": 1,
-        "kind": "synth",
+        "kind": "synth.records",
         "seeds": str(WORK / "raw.jsonl"),
         "held_out": 0,
-        "steps": {"clean": {"filters": list(FILTERS)}},
+        "pipeline": {"steps": {"clean": {"filters": list(FILTERS)}}},
     }
     path, out = WORK / "filters.yaml", WORK / "filtered"
     path.write_text(json.dumps(recipe))
@@ -185,23 +177,37 @@ def measure_filters(squad: Path, raw: Path, seeds: int) -> None:
     compare_kept("filters", run, WORK / "paragraphs.jsonl", seeds, STUDENT, filters=FILTERS)
 
 
+def measure(recipe: DataValueRecipe, out: Path) -> DataValueResults:
+    """Return what the groups of a recipe are worth."""
+    job = Job.start(out, dump_recipe(recipe), seed=recipe.seed, overwrite=True)
+    try:
+        return run_data_value_study(recipe, job)[2]
+    finally:
+        job.close()
+
+
 def compare_kept(
-    name: str, run: Path, human: Path, seeds: int, student: StudentSettings, **told: object
+    name: str,
+    run: Path,
+    human: Path,
+    seeds: int,
+    student: FreshStudent | CheckpointStudent,
+    **told: object,
 ) -> None:
     """Say what is lost by what a run dropped, at equal records and at equal tokens."""
     for equal in ("records", "tokens"):
-        plan = DataValueStudy(
-            (run,),
-            human,
-            "filter",
-            seeds,
-            records=LEARNED,
-            held_out=HELD_OUT,
+        recipe = DataValueRecipe(
+            records=(str(run),),
+            human=str(human),
+            by="filter",
+            num_seeds=seeds,
+            num_records=LEARNED,
+            num_held_out=HELD_OUT,
             equal=equal,
             student=student,
             groups=("all filters",),
         )
-        _, _, measured = run_data_value_study(plan, WORK / f"{name}-{equal}", overwrite=True)
+        measured = measure(recipe, WORK / f"{name}-{equal}")
         for row in make_leaderboard(measured):
             say(
                 f"synth/worth/{name}/{equal}/{row.group}",

@@ -101,16 +101,18 @@ def write_recipe(
         engine["others"] = [f"http://127.0.0.1:{other.port}/v1#m"]
     recipe = {
         "version": 1,
-        "kind": "synth",
+        "kind": "synth.records",
         "index": str(WORK / f"{name}.jsonl"),
         "model": f"http://127.0.0.1:{endpoint.port}/v1#m",
         "engine": engine,
-        "generator": "rewrite",
-        "filters": [],
-        "target": {"train": 10 * len(prompts) * attempts, "held_out": 1},
+        "pipeline": {
+            "generator": "rewrite",
+            "filters": [],
+            "attempts": attempts,
+            "include_passages": 0,
+        },
+        "num_records": {"train": 10 * len(prompts) * attempts, "held_out": 1},
         "held_out": 0,
-        "attempts": attempts,
-        "include_passages": 0,
         **({"cache": str(cache)} if cache else {}),
     }
     path = WORK / f"{name}.yaml"

@@ -13,9 +13,9 @@ SETTINGS = {
     "inputs.documents": "documents",
     "inputs.teacher": "teacher",
     "inputs.embedder": "builtin:static",
-    "steps.records.target.train": "16",
-    "steps.records.target.held_out": "6",
-    "steps.records.include_passages": "8",
+    "steps.records.num_records.train": "16",
+    "steps.records.num_records.held_out": "6",
+    "steps.records.pipeline.include_passages": "8",
     "steps.student.train.steps": "40",
     "steps.report.max_questions": "4",
 }

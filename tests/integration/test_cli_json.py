@@ -27,11 +27,11 @@ max_tokens: 32
 train: {steps: 1, batch_size: 2, precision: float32}
 """
 SYNTH = """
-kind: synth
+kind: synth.records
 index: run/steps/index
 model: scripted:script.json
-generator: grounded_qa
-target: {train: 1, held_out: 0}
+pipeline: {generator: grounded_qa}
+num_records: {train: 1, held_out: 0}
 """
 FORGE = "kind: forensics.image_set\ncount: 2\nimage_size: 128\n"
 

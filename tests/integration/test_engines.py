@@ -13,6 +13,7 @@ from PIL import Image
 from tests.engine_works import PicklingEngine
 from tests.integration.main_job import digests, write_documents
 from tests.unit.forensics.media.test_video import wav, write_clip
+from tests.unit.synth.conftest import run_in
 from tests.unit.text.parsers.test_office import make_pdf
 
 from stillroom.errors import MissingExtraError, ResourceError
@@ -29,19 +30,21 @@ from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.recipes import dump_recipe, parse_recipe
-from stillroom.synth.dedup.near_duplicates import DeduplicationSettings, deduplicate
+from stillroom.synth.dedup.near_duplicates import deduplicate
+from stillroom.synth.jobs.dedup import DedupRecipe
 from stillroom.text import reader
 
 GRAPH = """
 version: 1
-kind: synth
+kind: synth.records
 index: index
 model: scripted:{folder}/script.json
 held_out: 0.3
-steps:
-  clean: {{from: index, filters: [shape, language, gopher_quality]}}
-  ask: {{from: clean, generator: grounded_qa}}
-  keep: {{from: ask, filters: [shape, grounded, duplicate]}}
+pipeline:
+  steps:
+    clean: {{from: index, filters: [shape, language, gopher_quality]}}
+    ask: {{from: clean, generator: grounded_qa}}
+    keep: {{from: ask, filters: [shape, grounded, duplicate]}}
 """
 
 
@@ -53,10 +56,10 @@ engine: {json.dumps(engine)}
 steps:
   index: {{kind: rag, documents: documents, embedder: "builtin:static"}}
   records:
-    kind: synth
+    kind: synth.records
     index: {{from: index}}
     model: "scripted:{folder}/script.json"
-    target: {{train: 16, held_out: 6}}
+    num_records: {{train: 16, held_out: 6}}
 """
     return parse_recipe(text, "flow.yaml", folder=folder)
 
@@ -172,12 +175,13 @@ def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatc
         lines += ["", "{broken"] if number % 25 == 7 else []
     (tmp_path / "one.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "two.jsonl").write_text("\ufeff" + "\n".join(lines[::-1]))
-    plan = DeduplicationSettings((tmp_path / "one.jsonl", tmp_path / "two.jsonl"))
+    plan = DedupRecipe(records=(str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")))
     engine = PicklingEngine()
 
-    here, counts = deduplicate(plan, tmp_path / "here")
-    there, same = deduplicate(plan, tmp_path / "there", engine=engine)
-    assert counts == same
+    here = run_in(tmp_path / "here", deduplicate, plan)
+    there = run_in(tmp_path / "there", deduplicate, plan, engine=engine)
+    counts = here.details
+    assert counts == there.details
     assert counts["fell"] == 100
     assert counts["unreadable"] == 6
     assert there.digest == here.digest
@@ -190,10 +194,11 @@ def test_files_that_are_named_from_here_are_found_by_workers_elsewhere(tmp_path,
     row = {"messages": [{"role": "assistant", "content": "one two three four five six"}]}
     (tmp_path / "one.jsonl").write_text(2 * (json.dumps(row) + "\n") + "{broken\n")
     engine = PicklingEngine(tmp_path / "elsewhere")
-    plan = DeduplicationSettings((Path("one.jsonl"),))
-    here, counts = deduplicate(plan, tmp_path / "here")
-    there, same = deduplicate(plan, tmp_path / "there", engine=engine)
-    assert counts == same
+    plan = DedupRecipe(records=("one.jsonl",))
+    here = run_in(tmp_path / "here", deduplicate, plan)
+    there = run_in(tmp_path / "there", deduplicate, plan, engine=engine)
+    counts = here.details
+    assert counts == there.details
     assert counts["fell"] == 1
     assert there.digest == here.digest
 

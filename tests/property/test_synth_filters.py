@@ -7,12 +7,11 @@ from tests.unit.synth.conftest import make_passage
 
 from stillroom.records import Message, Record
 from stillroom.synth.filters.duplicate import Duplicate
-from stillroom.synth.interfaces import FILTERS, FilterContext
+from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS, FilterContext
 from stillroom.synth.prompting.conversation import find_statements
 from stillroom.synth.prompting.question_prefixes import find_question_prefixes
 from stillroom.synth.prompting.question_trimming import trim_question
 from stillroom.synth.prompting.requests import clean_answer, clean_question, parse_qa_pair
-from stillroom.synth.recipe import DEFAULT_FILTERS
 
 WORDS = st.sampled_from(
     str.split('the bee bees wax is in of what does do ? . , " ( ) make made 35 hive')
@@ -28,7 +27,7 @@ TURNS = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEX
 RECORDS = st.builds(Record, st.lists(TURNS, max_size=3).map(tuple), FIELDS)
 
 
-@pytest.mark.parametrize("name", DEFAULT_FILTERS)
+@pytest.mark.parametrize("name", PASSAGE_FILTERS)
 @given(record=RECORDS, held_out=RECORDS)
 @settings(max_examples=40, deadline=None)
 def test_filters_are_total_and_deterministic(name, record, held_out):

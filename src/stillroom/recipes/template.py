@@ -116,7 +116,7 @@ class _TemplatePrinter:
         yield from self.group(model, 0, {"version": 1, "kind": kind})
 
     def group(
-        self, model: type[BaseModel], indent: int, decided: Mapping[str, Any]
+        self, model: type[BaseModel], indent: int, decided: Mapping[str, Any], path: str = ""
     ) -> Iterator[str]:
         """Yield the lines of a model's settings; ``decided`` are the values already fixed."""
         for name, info in model.model_fields.items():
@@ -124,18 +124,18 @@ class _TemplatePrinter:
             if key in decided:
                 yield from emit_yaml({key: decided[key]}, indent)
                 continue
-            if not indent and key in self.sets:
+            if f"{path}{key}" in self.sets:
                 yield ""
                 yield from _comment_lines(describe_setting(info), indent)
-                yield from emit_yaml({key: self.sets[key]}, indent)
+                yield from emit_yaml({key: self.sets[f"{path}{key}"]}, indent)
                 continue
             if decided or name != next(iter(model.model_fields)):
                 yield ""
             is_needed = get_default(info) is None and key in self.needs
             yield from _comment_lines(describe_setting(info, is_needed=is_needed), indent)
-            yield from self.setting(key, info, indent)
+            yield from self.setting(key, info, indent, path)
 
-    def setting(self, key: str, info: FieldInfo, indent: int) -> Iterator[str]:
+    def setting(self, key: str, info: FieldInfo, indent: int, path: str) -> Iterator[str]:
         """Yield one setting: the selected method, its default, an example or a placeholder."""
         targets = list(iter_targets(info.annotation, info.metadata))
         choice = next((target for target in targets if isinstance(target, MethodField)), None)
@@ -143,8 +143,8 @@ class _TemplatePrinter:
         if choice is not None and self.wanted and choice.seam.group == self.wanted[0].group:
             name, self.wanted = self.wanted[1], None
             yield from self.method(key, choice.seam, name, info, indent)
-        elif default is None and self.wanted and self._holds_wanted(targets):
-            yield from self.required(key, targets[0], info, indent)
+        elif self.wanted and _is_group(default) and self._holds_wanted(targets):
+            yield from self.required(key, targets[0], info, indent, path)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
             yield from self.default(key, _build_default(choice, default), indent)
         elif info.examples:
@@ -152,7 +152,7 @@ class _TemplatePrinter:
         elif choice is not None:
             yield from self.method(key, choice.seam, choice.seam.names()[0], info, indent)
         elif targets:
-            yield from self.required(key, targets[0], info, indent)
+            yield from self.required(key, targets[0], info, indent, path)
         else:
             value = make_placeholder(key, info.annotation, info.metadata)
             yield from emit_yaml({key: value}, indent)
@@ -172,17 +172,19 @@ class _TemplatePrinter:
             yield f"{' ' * indent}  -"
             indent += 2
         yield f"{' ' * indent}  name: {name}"
-        yield from self.group(seam.get(name), indent + 2, {"name": name})
+        yield from self.group(seam.get(name), indent + 2, {"name": name}, f"{name}:")
 
-    def required(self, key: str, model: Any, info: FieldInfo, indent: int) -> Iterator[str]:
-        """Yield a group, or a list of groups, that has no default."""
+    def required(
+        self, key: str, model: Any, info: FieldInfo, indent: int, path: str
+    ) -> Iterator[str]:
+        """Yield a group, or a list of groups, setting by setting."""
         yield f"{' ' * indent}{key}:"
         if not is_list_setting(info.annotation):
-            yield from self.group(model, indent + 2, {})
+            yield from self.group(model, indent + 2, {}, f"{path}{key}.")
             return
         for _ in range(max(min_length(info.metadata), self.needs.get(key, 0))):
             yield f"{' ' * indent}  -"
-            yield from self.group(model, indent + 4, {})
+            yield from self.group(model, indent + 4, {}, f"{path}{key}.")
 
     def default(self, key: str, value: Any, indent: int, path: str = "") -> Iterator[str]:
         """Yield a default; a group or a method is expanded with each of its settings explained."""
@@ -226,6 +228,14 @@ def _methods(
                 yield target.seam.get(default)
             elif isinstance(default, Method):
                 yield type(default)
+        default = get_default(info)
+        if _is_group(default) and default is not None:
+            yield from _methods(type(default), wanted)
+
+
+def _is_group(default: Any) -> bool:
+    """Return whether a default is a group of settings, or none."""
+    return default is None or (isinstance(default, BaseModel) and not isinstance(default, Method))
 
 
 def _build_default(choice: MethodField[Any] | None, default: Any) -> Any:

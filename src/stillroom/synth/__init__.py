@@ -1,4 +1,4 @@
-"""Synthetic data: records written by a teacher model, filtered, selected and exported.
+"""Synthetic data: records that a teacher model generates, filtered, selected and exported.
 
 Documents are split into ``train`` and ``held_out`` before any request, so that no document feeds
 both. A generator asks the teacher about one passage at a time; filters judge every record and give
@@ -12,6 +12,10 @@ arXiv:2005.14165, appendix C).
 Input: an index (its passages), or a file of passages or records. Output: an artifact of kind
 ``records`` with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.
 
+Job kinds: ``synth.records`` generates and filters, ``synth.dedup`` and ``synth.decontaminate``
+clean files of records, ``synth.collapse``, ``synth.data_value`` and ``synth.diversity`` measure
+what data do to models.
+
 Importing this package imports neither torch nor a model.
 """
 
@@ -21,17 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.synth.interfaces import FILTERS, GENERATORS, Filter, Generator
-    from stillroom.synth.recipe import SynthRecipe
-    from stillroom.synth.run import estimate, preview
+    from stillroom.synth.jobs.records import RecordsRecipe
+    from stillroom.synth.output.records import preview_records
 
 __all__ = [
     "FILTERS",
     "GENERATORS",
     "Filter",
     "Generator",
-    "SynthRecipe",
-    "estimate",
-    "preview",
+    "RecordsRecipe",
+    "preview_records",
 ]
 
 _HOMES = {
@@ -39,9 +42,8 @@ _HOMES = {
     "GENERATORS": "interfaces",
     "Filter": "interfaces",
     "Generator": "interfaces",
-    "SynthRecipe": "recipe",
-    "estimate": "run",
-    "preview": "run",
+    "RecordsRecipe": "jobs.records",
+    "preview_records": "output.records",
 }
 
 

@@ -166,7 +166,7 @@ class Generator(Method, ABC):
         """Return the default filters if they differ from the recipe's default."""
         if cls.default_filters == PASSAGE_FILTERS:
             return {}
-        return {"filters": list(cls.default_filters)}
+        return {"pipeline.filters": list(cls.default_filters)}
 
     @classmethod
     def recipe_key(cls) -> str:
@@ -319,13 +319,13 @@ class Selector(Method, ABC):
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return a graph that ends in this step, after the filter whose score it uses."""
+        """Return steps that end in this one, after the filter whose score it uses."""
         settings = {name: info.default for name, info in cls.model_fields.items()}
         steps: dict[str, Any] = {"write": {"generator": {"name": "grounded_qa"}}}
         if settings.get("score"):
             steps["measure"] = {"filters": [{"name": settings["score"]}]}
         steps["choose"] = {"select": {"name": cls.method_name(), **settings}}
-        return {"generator": None, "filters": None, "include_passages": 0, "steps": steps}
+        return {"pipeline": {"steps": steps}}
 
     @abstractmethod
     def select(self, pool: CandidateSet) -> Selection:

@@ -14,7 +14,7 @@ arXiv:2403.01081, section 3.1.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from stillroom.synth.types import SeedItem, SeedKind, Topic, get_seed_kind, to_p
 
 __all__ = [
     "SeedSet",
+    "count_bytes",
     "is_taxonomy",
     "read_seed_passages",
     "read_seeds",
@@ -52,6 +53,15 @@ class SeedSet:
     def passages(self) -> tuple[Passage, ...]:
         """The items that are passages of documents."""
         return tuple(item for item in self.items if isinstance(item, Passage))
+
+
+def count_bytes(references: Iterable[str]) -> int:
+    """Return the size of files of records, and of the records and passages in folders."""
+    files: list[Path] = []
+    for path in map(resolve_local, references):
+        names = (LEDGER, _PASSAGES_FILE, _RECORDS_FILE)
+        files += (file for name in names for file in path.rglob(name)) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def read_seed_passages(reference: str) -> SeedSet:

@@ -237,7 +237,7 @@ def tenants(tmp_path_factory):
     """A folder with records of both tenants, of both at once, and of no passage."""
     folder = build_tenants(tmp_path_factory.mktemp("shared"))
     own = {one: passage_of(folder, one) for one in "ab"}
-    job = Job.start(folder / "set", "kind: synth")
+    job = Job.start(folder / "set", "kind: synth.records")
     rows = [record_of(f"{one}word", own[one]) for one in "ab"]
     rows += [record_of("bothword", *own.values()), record_of("strayword")]
     write_records(job.output / "records.jsonl", rows)

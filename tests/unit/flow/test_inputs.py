@@ -15,7 +15,7 @@ inputs:
   static: builtin:static
 steps:
   index: {kind: rag, documents: {from: inputs.documents}}
-  records: {kind: synth, index: {from: index}, cache: not-made-yet.jsonl}
+  records: {kind: synth.records, index: {from: index}, cache: not-made-yet.jsonl}
   student:
     kind: distill.logits
     records: {from: records}
@@ -57,7 +57,11 @@ def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path
         ),
         ("kind: diffusion\nstart: {tokenizer: t}\nrecords: r", ["start.tokenizer", "records"]),
         ("kind: diffusion\nstart: s\nrecords: r", ["start", "records"]),
-        ("kind: synth\nseeds: t\nfilters: [{name: length, tokenizer: w}]\ncache: c", ["seeds"]),
+        (
+            "kind: synth.records\nseeds: t\ncache: c\n"
+            "pipeline: {steps: {a: {filters: [{name: length, tokenizer: w}]}}}",
+            ["seeds"],
+        ),
     ],
 )
 def test_paths_are_found_wherever_a_recipe_may_name_one(text, named, tmp_path):

@@ -93,7 +93,7 @@ kind: flow
 engine: {whole}
 steps:
   index: {{kind: rag, documents: papers, engine: {one}}}
-  records: {{kind: synth, index: {{from: index}}, engine: {two}}}
+  records: {{kind: synth.records, index: {{from: index}}, engine: {two}}}
 """
 
 

@@ -58,7 +58,7 @@ def test_cancelled_completions_are_not_kept(tmp_path):
 
 
 def test_a_local_model_of_a_job_keeps_each_completion_and_stops_with_it(tmp_path, monkeypatch):
-    job = Job.start(tmp_path / "run", "kind: synth\n")
+    job = Job.start(tmp_path / "run", "kind: synth.records\n")
     asked = []
 
     def answer(prompt):
@@ -76,7 +76,7 @@ def test_a_local_model_of_a_job_keeps_each_completion_and_stops_with_it(tmp_path
     job.close()
     assert asked == ["a", "b"]
 
-    job = Job.start(tmp_path / "run", "kind: synth\n", resume=True)
+    job = Job.start(tmp_path / "run", "kind: synth.records\n", resume=True)
     model = open_text_model("scripted:none", job=job)
     assert [one.text for one in model.generate(prompts, Sampling())] == ["A", "B", "C", "D"]
     assert asked == ["a", "b", "c", "d"]

@@ -113,7 +113,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
         for i, passage in enumerate(passages)
     ]
-    job = Job.start(steps / "synth", "kind: synth\n")
+    job = Job.start(steps / "synth", "kind: synth.records\n")
     write_records(job.output / "records.jsonl", records)
     dropped = Record((Message("user", "bad"),), {}, records[0].origin)
     write_lines(

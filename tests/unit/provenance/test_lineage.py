@@ -189,7 +189,7 @@ def test_records_that_name_documents_and_records_show_them(run, tmp_path):
         {},
         Origin("synthetic", (Link("a.b", "", (document, "rec-1", "pas-none", "note")),)),
     )
-    job = Job.start(run.root / "steps" / "more", "kind: synth\n")
+    job = Job.start(run.root / "steps" / "more", "kind: synth.records\n")
     write_records(job.output / "records.parquet", [record])
     job.finish("records", parents=[make_parent("index", run.index, job.out)])
     step = walk_lineage(job.out).children[0].children[0]

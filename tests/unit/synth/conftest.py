@@ -1,10 +1,21 @@
 """A small world to write about, and a teacher that behaves."""
 
 import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from stillroom.records import Link, Location, Origin, Passage, make_content_id
+from stillroom.jobs import Job
+from stillroom.recipes import dump_recipe
+from stillroom.records import Link, Location, Origin, Passage, Record, make_content_id
+from stillroom.synth.interfaces import FilterContext
+from stillroom.synth.jobs.records import RecordsRecipe
+from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.pipeline.executor import PipelineExecutor
+from stillroom.synth.pipeline.inputs import PipelineInputs
 from stillroom.synth.types import WorkItem
 from stillroom.testing import scripted_model
 
@@ -93,6 +104,50 @@ def behave(prompt):
     if prompt.prefix == "Answer:":
         return " Honey bees live in colonies."
     return "What is this all about?"
+
+
+def run_in(out, work, recipe, *given, engine=None, resume=False, overwrite=False):
+    """Run the work of a job kind in a folder; return what it returns."""
+    text = dump_recipe(recipe)
+    job = Job.start(out, text, seed=recipe.seed, resume=resume, overwrite=overwrite)
+    job.engine = engine or job.engine
+    try:
+        return work(recipe, job, *given)
+    finally:
+        job.close()
+
+
+class Shelf(dict):
+    """A cache in memory."""
+
+    def put(self, key, value):
+        self[key] = value
+
+
+def collect(model, generator, filters=(), items=(), *, shelf=None, target=100, draws=1, **more):
+    """Run a generator and its filters over items, or as many draws; return what they gave."""
+    source = "seeds" if items and isinstance(items[0], Record) else "index"
+    recipe = RecordsRecipe(
+        pipeline={"generator": generator, "filters": filters, "attempts": 1},
+        num_records={"train": draws},
+        **({source: "none"} if items else {}),
+        **more,
+    )
+    shelves = {"units": Shelf() if shelf is None else shelf, "measures": Shelf()}
+    caches = SimpleNamespace(open=lambda kind, *depends: shelves[kind])
+    inputs = PipelineInputs({}, {}, {(source, "train"): list(items)}, {})
+    context = FilterContext(models=ModelPool(models={("text", recipe.model): model}))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as closing:
+        executor = PipelineExecutor(recipe, inputs, "train", context, caches, Path(folder))
+        result = executor.run(target, closing)
+        return SimpleNamespace(
+            records=list(result.records),
+            rejected=list(result.rejected),
+            reasons=result.count_reasons(),
+            requests=result.requests,
+            units=result.steps["generate"].units,
+            parsed=result.steps["generate"].given,
+        )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from tests.unit.models.endpoint_server import Server, completion
-from tests.unit.synth.pipeline.test_graph import do, outputs, write_seeds
+from tests.unit.synth.pipeline.test_steps import do, outputs, write_seeds
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
@@ -72,14 +72,15 @@ def make(server, seeds, filters="[shape, language, duplicate]", generator="rewri
     return parse_recipe(
         f"""
 version: 1
-kind: synth
+kind: synth.records
 seeds: {seeds}
 model: {server.address}#m
 held_out: 0
 engine: {{concurrency: 8{engine}}}
-steps:
-  ask: {{generator: {generator}}}
-  keep: {{filters: {filters}}}
+pipeline:
+  steps:
+    ask: {{generator: {generator}}}
+    keep: {{filters: {filters}}}
 """
     )
 

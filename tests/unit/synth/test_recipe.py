@@ -4,43 +4,45 @@ import sys
 import pytest
 
 from stillroom.recipes import parse_recipe
-from stillroom.synth.recipe import DEFAULT_FILTERS, SynthRecipe
+from stillroom.synth.interfaces import PASSAGE_FILTERS
+from stillroom.synth.jobs.records import RecordsRecipe
 
 TEXT = """
 version: 1
-kind: synth
+kind: synth.records
 index: runs/index
-generator: {name: grounded_qa, questions: 3}
-filters: [shape, {name: grounded, min_support: 0.9}]
-target: {train: 10, held_out: 4}
+pipeline:
+  generator: {name: grounded_qa, questions: 3}
+  filters: [shape, {name: grounded, min_support: 0.9}]
+num_records: {train: 10, held_out: 4}
 """
 
 
 def test_recipe_reads_methods_with_their_settings():
     recipe = parse_recipe(TEXT)
-    assert isinstance(recipe, SynthRecipe)
-    assert recipe.generator.questions == 3
+    assert isinstance(recipe, RecordsRecipe)
+    assert recipe.pipeline.generator.questions == 3
     assert [chosen.method_name() for chosen in recipe.filters] == ["shape", "grounded"]
-    assert recipe.filters[1].min_support == 0.9
+    assert recipe.pipeline.filters[1].min_support == 0.9
 
 
 def test_defaults_are_every_filter_once():
-    recipe = SynthRecipe(index="runs/index")
-    assert tuple(chosen.method_name() for chosen in recipe.filters) == DEFAULT_FILTERS
-    assert recipe.generator.method_name() == "grounded_qa"
+    recipe = RecordsRecipe(index="runs/index")
+    assert tuple(chosen.method_name() for chosen in recipe.filters) == PASSAGE_FILTERS
+    assert recipe.pipeline.generator.method_name() == "grounded_qa"
 
 
 @pytest.mark.parametrize(
-    "change", [{"held_out": 1.0}, {"target": {"train": 0}}, {"batch_size": 0}, {"colour": 1}]
+    "change", [{"held_out": 1.0}, {"num_records": {"train": 0}}, {"batch_size": 0}, {"colour": 1}]
 )
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        SynthRecipe(index="runs/index", **change)
+        RecordsRecipe(index="runs/index", **change)
 
 
 def test_recipe_is_read_without_torch():
     code = (
-        "import sys; from stillroom.synth.recipe import SynthRecipe; SynthRecipe(index='x');"
+        "import sys; from stillroom.synth.jobs.records import RecordsRecipe as R; R(index='x');"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

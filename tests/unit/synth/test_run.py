@@ -5,14 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tests.unit.synth.conftest import behave, make_passages
 
 from stillroom.errors import BackendError, Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
-from stillroom.records import read_records
-from stillroom.synth.recipe import SynthRecipe
-from stillroom.synth.run import estimate, preview, run
+from stillroom.records import Message, Origin, Record, read_records, write_records
+from stillroom.synth.jobs.records import RecordsRecipe, estimate, run
+from stillroom.synth.output.records import preview_records
+from stillroom.synth.selection import MixSettings
 from stillroom.testing import scripted_model
 
 
@@ -29,13 +31,25 @@ def use(monkeypatch):
 
 @pytest.fixture
 def recipe(index):
-    return SynthRecipe(
-        index=str(index), target={"train": 5, "held_out": 2}, held_out=0.4, batch_size=2, seed=1
+    return RecordsRecipe(
+        index=str(index),
+        num_records={"train": 5, "held_out": 2},
+        held_out=0.4,
+        batch_size=2,
+        seed=1,
     )
 
 
+def change(recipe, **groups):
+    """Return a recipe with other settings in some of its groups."""
+    changed = {
+        name: getattr(recipe, name).model_copy(update=settings) for name, settings in groups.items()
+    }
+    return recipe.model_copy(update=changed)
+
+
 def do(recipe, out, **more):
-    job = Job.start(out, "kind: synth\n", seed=recipe.seed, **more)
+    job = Job.start(out, "kind: synth.records\n", seed=recipe.seed, **more)
     try:
         return run(recipe, job)
     finally:
@@ -118,7 +132,7 @@ def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp
         return behave(prompt)
 
     use(scripted_model(die, fingerprint="scripted:behaves"))
-    job = Job.start(tmp_path / "cut", "kind: synth\n", seed=1)
+    job = Job.start(tmp_path / "cut", "kind: synth.records\n", seed=1)
     with pytest.raises(BackendError, match="the endpoint is down"):
         run(recipe, job)
     job.close()
@@ -130,7 +144,7 @@ def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp
 
 def test_cancel_stops_at_a_safe_point(recipe, use, teacher, tmp_path):
     use(teacher)
-    job = Job.start(tmp_path / "out", "kind: synth\n")
+    job = Job.start(tmp_path / "out", "kind: synth.records\n")
     job.cancel()
     with pytest.raises(Cancelled):
         run(recipe, job)
@@ -150,7 +164,7 @@ def test_nothing_kept_fails_with_counts(recipe, use, tmp_path):
 
 def test_shortfall_is_said(recipe, use, teacher, tmp_path):
     use(teacher)
-    wanting = recipe.model_copy(update={"target": recipe.target.model_copy(update={"train": 999})})
+    wanting = change(recipe, num_records={"train": 999})
     do(wanting, tmp_path / "out")
     events = (tmp_path / "out" / "events.jsonl").read_text()
     assert "of 999 train records kept" in events
@@ -161,7 +175,7 @@ def test_held_out_text_in_another_document_stays_out_of_training(index, use, tea
     copies = [{**row, "document_id": row["document_id"] + "-copy"} for row in rows]
     (index / "passages.jsonl").write_text("\n".join(json.dumps(row) for row in rows + copies))
     use(teacher)
-    recipe = SynthRecipe(index=str(index), target={"train": 20, "held_out": 9}, held_out=0.5)
+    recipe = RecordsRecipe(index=str(index), num_records={"train": 20, "held_out": 9}, held_out=0.5)
     do(recipe, tmp_path / "out")
     records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
     held = {r.fields["answer"] for r in records if r.fields["split"] == "held_out"}
@@ -172,7 +186,7 @@ def test_held_out_text_in_another_document_stays_out_of_training(index, use, tea
 
 def test_passages_can_be_left_out(recipe, use, teacher, tmp_path):
     use(teacher)
-    do(recipe.model_copy(update={"include_passages": 0}), tmp_path / "out")
+    do(change(recipe, pipeline={"include_passages": 0}), tmp_path / "out")
     records = read_records(tmp_path / "out" / "output" / "records.jsonl")
     assert all("question" in record.fields for record in records)
 
@@ -181,7 +195,7 @@ def test_one_document_is_enough_to_train_on(tmp_path, use, teacher):
     path = tmp_path / "passages.jsonl"
     path.write_text(json.dumps(make_passages()[0].to_json()) + "\n")
     use(teacher)
-    do(SynthRecipe(index=str(path), target={"train": 2, "held_out": 5}), tmp_path / "out")
+    do(RecordsRecipe(index=str(path), num_records={"train": 2, "held_out": 5}), tmp_path / "out")
     details = read_artifact(tmp_path / "out").details["counts"]
     assert details["train"]["kept"] == 2
     assert details["held_out"]["kept"] == 0
@@ -189,7 +203,7 @@ def test_one_document_is_enough_to_train_on(tmp_path, use, teacher):
 
 def test_preview_shows_verdicts_and_writes_nothing(recipe, use, teacher, tmp_path):
     use(teacher)
-    shown = list(preview(recipe, 3))
+    shown = list(preview_records(recipe, 3))
     assert len(shown) == 3
     assert any(verdict.keep for unit in shown for _, _, verdict in unit.records)
     assert not list(tmp_path.glob("*out*"))
@@ -197,9 +211,7 @@ def test_preview_shows_verdicts_and_writes_nothing(recipe, use, teacher, tmp_pat
 
 def test_estimate_grows_with_the_target_and_opens_no_model(recipe):
     small = estimate(recipe)
-    large = estimate(
-        recipe.model_copy(update={"target": recipe.target.model_copy(update={"train": 500})})
-    )
+    large = estimate(change(recipe, num_records={"train": 500}))
     assert 0 < small.seconds < large.seconds
     assert small.memory_bytes > 0
     assert small.basis
@@ -210,8 +222,7 @@ import sys, time
 from pathlib import Path
 import stillroom.models.factory as opening
 from stillroom.jobs import Job
-from stillroom.synth.recipe import SynthRecipe
-from stillroom.synth.run import run
+from stillroom.synth.jobs.records import RecordsRecipe, run
 from stillroom.testing import scripted_model
 from tests.unit.synth.conftest import behave
 
@@ -220,8 +231,8 @@ def slowly(prompt):
     return behave(prompt)
 
 opening.open_text_model = lambda *a, **k: scripted_model(slowly, fingerprint="scripted:behaves")
-recipe = SynthRecipe.model_validate_json(sys.argv[1])
-run(recipe, Job.start(Path(sys.argv[2]), "kind: synth\\n", seed=recipe.seed))
+recipe = RecordsRecipe.model_validate_json(sys.argv[1])
+run(recipe, Job.start(Path(sys.argv[2]), "kind: synth.records\\n", seed=recipe.seed))
 """
 
 
@@ -230,7 +241,7 @@ def test_killed_run_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
     do(recipe, tmp_path / "whole")
     command = [sys.executable, "-c", SLOW, recipe.model_dump_json(), str(tmp_path / "killed")]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
-    journals = tmp_path / ".killed.partial" / "journals"
+    journals = tmp_path / ".killed.partial" / "units"
     end = time.monotonic() + 60
     while not sum(file.stat().st_size for file in journals.glob("*")):
         assert process.poll() is None
@@ -250,8 +261,37 @@ def test_records_named_as_index_are_passages_for_generators_that_take_both(tmp_p
     rows = [{"text": passage.text} for passage in make_passages()]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = "version: 1\nkind: synth\nheld_out: 0\ngenerator: {name: dialogue, min_turns: 1}\n"
+    told = (
+        "kind: synth.records\nheld_out: 0\npipeline: {generator: {name: dialogue, min_turns: 1}}\n"
+    )
     model = use(scripted_model(lambda prompt: "Why do they do that at all?"))
-    shown = list(preview(parse_recipe(f"{told}index: {path}\n"), 1))
-    assert shown[0].seed.kind == "passages"
+    shown = list(preview_records(parse_recipe(f"{told}index: {path}\n"), 1))
+    assert shown[0].unit.startswith("pas-")
     assert "Write the person's first message" in model.asked[0].messages[-1].content
+
+
+def test_a_changed_filter_sends_no_request_again(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe, tmp_path / "out")
+    sent = len(teacher.asked)
+    shorter = change(recipe, pipeline={"filters": recipe.pipeline.filters[:-2]})
+    do(shorter, tmp_path / "out", overwrite=True)
+    assert len(teacher.asked) == sent
+
+
+def test_records_of_a_generator_and_passages_are_mixed(recipe, use, teacher, tmp_path):
+    use(teacher)
+    old = [Record((Message("assistant", "People wrote this."),), {}, Origin("human"))]
+    write_records(tmp_path / "old.jsonl", old)
+    mix = MixSettings(records=(str(tmp_path / "old.jsonl"),))
+    artifact = do(recipe.model_copy(update={"mix": mix}), tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "output" / "report.json").read_text())
+    texts = report["passage_records"]["kept"]
+    assert report["mix"]["written"] == 1 + report["splits"]["train"]["kept"] + texts
+    assert "mixed in" in {parent.role for parent in artifact.parents}
+
+
+def test_a_source_that_no_step_takes_is_refused():
+    steps = {"tell": {"from": "seeds", "filters": ["shape"]}}
+    with pytest.raises(ValidationError, match="index is set, and no step takes it"):
+        RecordsRecipe(index="a", seeds="b", pipeline={"steps": steps})

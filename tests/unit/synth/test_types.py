@@ -1,24 +1,19 @@
 import json
 
 import pytest
-from tests.unit.synth.conftest import make_passages, make_seed
+from tests.unit.synth.conftest import Shelf, collect, make_passages, make_seed
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, read_records, write_records
-from stillroom.synth.interfaces import FilterContext, Generator
-from stillroom.synth.pipeline.executor import run_filters
-from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.inputs import iter_draws, order_items
-from stillroom.synth.pipeline.scheduler import generate_units
-from stillroom.synth.recipe import SynthRecipe
-from stillroom.synth.run import run
+from stillroom.synth.interfaces import Generator
+from stillroom.synth.jobs.records import RecordsRecipe, run
+from stillroom.synth.pipeline.inputs import order_items
 from stillroom.synth.seeds import read_seeds, read_taxonomy
 from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,
-    GeneratorContext,
     NoSeed,
     Topic,
     WorkItem,
@@ -167,26 +162,19 @@ class _Grown:
         return draft
 
 
-class Shelf(dict):
-    def put(self, key, value):
-        self[key] = value
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_a_pool_grows_by_rounds_whatever_the_group(batch_size):
-    def collect(shelf):
-        writer = Growing().start(GeneratorContext("train"))
-        seeds = iter_draws("train", seed=0, count=9)
-        drafts = generate_units(seeds, writer, scripted_model([]), shelf, batch_size=batch_size)
-        return run_filters("train", drafts, FilterChain([], FilterContext()), 100)
+    def grow(shelf):
+        model = scripted_model([])
+        return collect(model, Growing(), shelf=shelf, draws=9, batch_size=batch_size)
 
     shelf = Shelf()
-    harvest = collect(shelf)
-    said = [record.messages[0].content for record in harvest.kept]
+    harvest = grow(shelf)
+    said = [record.messages[0].content for record in harvest.records]
     assert said[:4] == ["0 known, 0", "0 known, 1", "0 known, 2", "3 known, 3"]
     for key in list(shelf)[4:]:
         del shelf[key]
-    assert collect(shelf) == harvest
+    assert grow(shelf) == harvest
 
 
 def test_items_without_documents_are_ordered_by_hash():
@@ -197,24 +185,27 @@ def test_items_without_documents_are_ordered_by_hash():
 
 def test_a_recipe_says_what_its_generator_starts_from():
     with pytest.raises(RecipeError, match="needs passages") as caught:
-        parse_recipe("version: 1\nkind: synth\n")
+        parse_recipe("version: 1\nkind: synth.records\n")
     assert caught.value.problems[0].code == "synth.seeds"
-    with pytest.raises(RecipeError, match="both set"):
-        parse_recipe("version: 1\nkind: synth\nindex: a\nseeds: b\n")
+    with pytest.raises(RecipeError, match="no step takes it"):
+        parse_recipe("version: 1\nkind: synth.records\nindex: a\nseeds: b\n")
 
 
 def test_generators_bring_their_filters_unless_the_recipe_names_some():
-    assert [one.method_name() for one in SynthRecipe(index="a").filters][-1] == "decontaminate"
-    grown = SynthRecipe(generator=Growing())
-    assert grown.filters == ()
-    assert len(SynthRecipe(generator=Growing(), filters=["shape"]).filters) == 1
+    assert [one.method_name() for one in RecordsRecipe(index="a").filters][-1] == "decontaminate"
+    grown = RecordsRecipe(pipeline={"generator": Growing()})
+    assert grown.filters == []
+    named = {"generator": Growing(), "filters": ["shape"]}
+    assert len(RecordsRecipe(pipeline=named).filters) == 1
 
 
 def test_out_of_nothing_both_sides_are_written(tmp_path, monkeypatch):
     model = scripted_model([])
     monkeypatch.setattr("stillroom.models.factory.open_text_model", lambda *a, **k: model)
-    recipe = SynthRecipe(generator=Growing(), target={"train": 4, "held_out": 1})
-    job = Job.start(tmp_path / "out", "kind: synth\n")
+    recipe = RecordsRecipe(
+        pipeline={"generator": Growing()}, num_records={"train": 4, "held_out": 1}
+    )
+    job = Job.start(tmp_path / "out", "kind: synth.records\n")
     artifact = run(recipe, job)
     job.close()
     records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,7 @@ from stillroom.cli.options import (
     run_options,
 )
 from stillroom.cli.output import print_json
+from stillroom.cli.synth.options import build_recipe, run_job
 
 __all__ = [
     "decontaminate_command",
@@ -40,7 +42,13 @@ Examples:
     show_default=True,
     help="Jaccard similarity of word n-grams above which two records are duplicates.",
 )
-@click.option("--n", type=int, default=5, show_default=True, help="Number of words of an n-gram.")
+@click.option(
+    "--ngram-size",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of words of an n-gram.",
+)
 @click.option(
     "--field",
     "fields",
@@ -56,7 +64,7 @@ Examples:
 def dedup_command(
     records: tuple[Path, ...],
     threshold: float,
-    n: int,
+    ngram_size: int,
     fields: tuple[str, ...],
     prefer: str,
     out: Path,
@@ -71,19 +79,17 @@ def dedup_command(
     Every pair above the threshold is found, and each removed record is a near duplicate of a kept
     one: output/duplicates.jsonl lists both. The order of rows does not matter.
     """
-    from stillroom.jobs import choose_reporter
-    from stillroom.jobs.engines import open_engine
-    from stillroom.synth.dedup.near_duplicates import DeduplicationSettings, deduplicate
-
-    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
-        artifact, counts = deduplicate(
-            DeduplicationSettings(records, threshold, n, fields, prefer),
-            out,
-            resume=resume,
-            overwrite=overwrite,
-            reporter=choose_reporter(quiet=quiet),
-            engine=opened,
-        )
+    settings = {
+        "kind": "synth.dedup",
+        "records": list(map(str, records)),
+        "threshold": threshold,
+        "ngram_size": ngram_size,
+        "fields": list(fields),
+        "prefer": prefer,
+    }
+    recipe = build_recipe(settings).model_copy(update={"engine": read_engine(engine)})
+    artifact = run_job(recipe, out, resume=resume, overwrite=overwrite, quiet=quiet)
+    counts = artifact.details
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts})
         return
@@ -143,17 +149,20 @@ def decontaminate_command(
     output/contaminated.jsonl lists each removed record with the item that it contains. If the
     embedder or the judge fails, records go to output/unchecked.jsonl and the exit code is 1.
     """
-    from stillroom.jobs import choose_reporter
-    from stillroom.synth.dedup.decontamination import DecontaminationSettings, decontaminate
-    from stillroom.synth.dedup.leakage import LeakThresholds
-
-    artifact, counts = decontaminate(
-        DecontaminationSettings(records, against, embedder, judge, LeakThresholds(near=near)),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    settings: dict[str, Any] = {
+        "kind": "synth.decontaminate",
+        "records": list(map(str, records)),
+        "against": list(map(str, against)),
+        "near": near,
+    }
+    if embedder or judge:
+        settings["paraphrases"] = {
+            **({"embedder": embedder} if embedder else {}),
+            **({"judge": {"model": judge}} if judge else {}),
+        }
+    recipe = build_recipe(settings)
+    artifact = run_job(recipe, out, resume=resume, overwrite=overwrite, quiet=quiet)
+    counts = artifact.details
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts})
     else:

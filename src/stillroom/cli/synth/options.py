@@ -1,147 +1,85 @@
-"""Training options of the synth commands that train small students."""
+"""Options, recipes and jobs of the synth commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from stillroom.cli.options import FiniteFloat
-from stillroom.cli.output import print_json
+from stillroom.cli.options import existing_path, job_options, json_option
+from stillroom.cli.output import print_json, print_report
 
 if TYPE_CHECKING:
-    from stillroom.jobs import Estimate
-    from stillroom.synth.experiments.students import StudentSettings
+    from stillroom.provenance import Artifact
+    from stillroom.recipes import Recipe
 
-__all__ = ["build_student_settings", "print_estimate", "student_options"]
+__all__ = ["build_recipe", "report_options", "run_job", "run_study"]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-def student_options(function: CommandT) -> CommandT:
-    """Add the options of the student and its training."""
+def report_options(function: CommandT) -> CommandT:
+    """Add the options of a command that writes a report."""
     for option in (
-        click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all cores."),
+        job_options,
+        json_option,
         click.option(
-            "--learning-rate",
-            type=FiniteFloat(),
-            default=4e-3,
-            show_default=True,
-            help="Peak learning rate.",
+            "--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing."
         ),
+        click.option("--out", type=existing_path, required=True, help="Output folder."),
         click.option(
-            "--batch-size", type=int, default=16, show_default=True, help="Records in a batch."
-        ),
-        click.option(
-            "--steps",
-            type=int,
-            default=120,
-            show_default=True,
-            help="Optimizer steps of a student.",
-        ),
-        click.option(
-            "--epochs",
-            type=FiniteFloat(),
-            default=0.0,
-            help="Passes over the training data, in place of --steps: more records, more steps.",
-        ),
-        click.option(
-            "--lora-rank", type=int, default=0, help="Rank of LoRA; 0 trains all weights."
-        ),
-        click.option(
-            "--max-tokens", type=int, default=96, show_default=True, help="Maximum tokens a record."
-        ),
-        click.option(
-            "--vocabulary",
-            type=int,
-            default=768,
-            show_default=True,
-            help="Vocabulary of a fresh student.",
-        ),
-        click.option(
-            "--hidden",
-            type=int,
-            default=96,
-            show_default=True,
-            help="Hidden size of a fresh student.",
-        ),
-        click.option(
-            "--layers", type=int, default=2, show_default=True, help="Layers of a fresh student."
-        ),
-        click.option(
-            "--student",
-            "start",
-            default="fresh",
-            show_default=True,
-            help="Initial weights of students: 'fresh' for random weights, or a checkpoint.",
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Setting of the recipe; may be repeated; 'stillroom new KIND' lists them.",
         ),
     ):
         function = option(function)
     return function
 
 
-def build_student_settings(
-    *,
-    start: str,
-    layers: int,
-    hidden: int,
-    vocabulary: int,
-    max_tokens: int,
-    lora_rank: int,
-    steps: int,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    threads: int,
-) -> StudentSettings:
-    """Return the settings that the options give.
+def build_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a command's arguments; paths start at the current folder.
 
     Raises:
-        RecipeError: If one is out of range.
+        RecipeError: With every problem of the settings and the overrides.
     """
-    from pydantic import ValidationError
+    from stillroom.recipes import parse_recipe
 
-    from stillroom.errors import RecipeError
-    from stillroom.synth.experiments.students import StudentSettings
-    from stillroom.train import LoraSettings, TrainSettings
-
-    try:
-        return StudentSettings(
-            start=start,
-            layers=layers,
-            hidden=hidden,
-            vocabulary=vocabulary,
-            max_tokens=max_tokens,
-            train=TrainSettings(
-                steps=None if epochs else steps,
-                epochs=epochs or 1.0,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                threads=threads,
-                log_every=max(steps // 4, 1),
-                micro_tokens=4096 if start == "fresh" else 1024,
-                precision="float32" if start == "fresh" else "auto",
-                lora=LoraSettings(rank=lora_rank, alpha=2.0 * lora_rank) if lora_rank else None,
-            ),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][-1]).replace("_", "-") if first["loc"] else "steps"
-        raise RecipeError(
-            f"--{name}: {first['msg']}",
-            code="synth.student",
-            expected="a value in range",
-            next="see --help",
-        ) from error
+    return parse_recipe(json.dumps(settings), "command line", overrides)
 
 
-def print_estimate(
-    estimate: Estimate, out: Path, *, as_json: bool, only: bool, quiet: bool
+def run_job(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Artifact:
+    """Run a recipe with a progress bar."""
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+
+    reporter = choose_reporter(quiet=quiet)
+    return run_recipe(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+
+
+def run_study(
+    settings: Mapping[str, Any],
+    *,
+    overrides: Sequence[str],
+    out: Path,
+    only_estimate: bool,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
 ) -> None:
-    """Print the estimate of a job: on stdout if requested, else on stderr before the job."""
-    if only and as_json:
+    """Run a recipe that writes a report and print the report; or print the estimate alone."""
+    from stillroom.evaluate import Report
+    from stillroom.flow import estimate_recipe
+
+    recipe = build_recipe(settings, overrides)
+    estimate = estimate_recipe(recipe)
+    if only_estimate and as_json:
         print_json(
             {
                 "out": str(out),
@@ -151,10 +89,21 @@ def print_estimate(
                 "basis": estimate.basis,
             }
         )
-    elif only or not quiet:
-        minutes = estimate.seconds / 60
+    elif only_estimate or not quiet:
         click.echo(
-            f"about {minutes:.0f} minutes (within a factor of three), "
+            f"about {estimate.seconds / 60:.0f} minutes (within a factor of three), "
             f"{estimate.memory_bytes / 1e9:.1f} GB of memory: {estimate.basis}",
-            err=not only,
+            err=not only_estimate,
         )
+    if only_estimate:
+        return
+    artifact = run_job(recipe, out, resume=resume, overwrite=overwrite, quiet=quiet)
+    warnings = artifact.details.get("warnings")
+    also = {} if warnings is None else {"warned": _count_warnings(warnings)}
+    print_report(out, artifact, Report.read(out / "output"), as_json=as_json, **also)
+
+
+def _count_warnings(warnings: Any) -> int:
+    """Count warnings in a list, or in lists by name."""
+    groups = warnings.values() if isinstance(warnings, Mapping) else [warnings]
+    return sum(map(len, groups))

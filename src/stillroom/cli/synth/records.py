@@ -22,8 +22,8 @@ from stillroom.cli.options import (
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
+    from stillroom.synth.output.records import UnitPreview
     from stillroom.synth.output.rejected import RejectedRow
-    from stillroom.synth.run import UnitPreview
 
 __all__ = [
     "drops_command",
@@ -54,19 +54,19 @@ def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: b
     """Generate a few records and print them."""
     from stillroom.errors import RecipeError
     from stillroom.recipes import load_recipe
-    from stillroom.synth.recipe import SynthRecipe
-    from stillroom.synth.run import preview
+    from stillroom.synth.jobs.records import RecordsRecipe
+    from stillroom.synth.output.records import preview_records
 
     loaded = load_recipe(recipe, overrides)
-    if not isinstance(loaded, SynthRecipe):
+    if not isinstance(loaded, RecordsRecipe):
         raise RecipeError(
             f"a recipe of kind {loaded.kind} generates no records",
             code="recipe.wrong-kind",
             where=str(recipe),
-            expected="kind: synth",
-            next="stillroom new synth/grounded_qa",
+            expected="kind: synth.records",
+            next="stillroom new synth.records/grounded_qa",
         )
-    units = preview(loaded, n)
+    units = preview_records(loaded, n)
     if as_json:
         print_json({"units": [_to_json(unit) for unit in units]})
         return
@@ -83,7 +83,7 @@ def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: b
 
 def _to_json(unit: UnitPreview) -> dict[str, Any]:
     return {
-        "seed": unit.seed.item.id if unit.seed is not None else None,
+        "unit": unit.unit or None,
         "records": [
             {"record": record.to_json(), "dropped_by": dropped_by, "reason": verdict.reason}
             for record, dropped_by, verdict in unit.records

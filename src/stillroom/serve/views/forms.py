@@ -158,6 +158,8 @@ def _build_field(
     if merged is not resolved:
         hint = hint.partition(";")[0]  # the text after this concerns clusters
     parts = [_resolve_reference(part, defs) for part in merged.get("anyOf", ())]
+    if "oneOf" in merged:  # of several groups the first has controls; the others are YAML
+        parts = [_resolve_reference(merged["oneOf"][0], defs)]
     parts = [part for part in parts if part.get("type") != "null"]
     if len(parts) == 1:
         merged = {**merged, **parts[0]}
@@ -262,7 +264,7 @@ _MAIN_FIELDS = (
     ),
     _build_main_field(
         "Training records",
-        "steps.records.target.train",
+        "steps.records.num_records.train",
         "integer",
         "number of questions and answers for training",
         default="100",
@@ -270,7 +272,7 @@ _MAIN_FIELDS = (
     ),
     _build_main_field(
         "Held-out records",
-        "steps.records.target.held_out",
+        "steps.records.num_records.held_out",
         "integer",
         "number of questions and answers for evaluation",
         default="20",
@@ -278,7 +280,7 @@ _MAIN_FIELDS = (
     ),
     _build_main_field(
         "Passages as training text",
-        "steps.records.include_passages",
+        "steps.records.pipeline.include_passages",
         "integer",
         "number of passages used as plain training text",
         default="100",

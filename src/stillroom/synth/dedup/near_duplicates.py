@@ -12,64 +12,31 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
-from stillroom.jobs import Job, Reporter, atomic_write
-from stillroom.jobs.engines import Engine
+from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
 from stillroom.records.files import find_record_file
 from stillroom.records.streams import ByteSpan, split_lines
 from stillroom.text.dedup.near_duplicates import Duplicates, find_duplicates
-from stillroom.text.dedup.shingles import build_shingle_sets, join_shingle_sets
+from stillroom.text.dedup.shingles import ShingleSets, build_shingle_sets, join_shingle_sets
 
-__all__ = ["DUPLICATES", "DeduplicationSettings", "deduplicate"]
+if TYPE_CHECKING:
+    from stillroom.synth.jobs.dedup import DedupRecipe
+
+__all__ = ["DUPLICATES", "deduplicate"]
 
 DUPLICATES = "duplicates.jsonl"
 _CHECK_EVERY = 4096
 _PIECE_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class DeduplicationSettings:
-    """Record files, the fields to compare, and the similarity threshold.
-
-    ``fields`` are fields of a record; by default all its messages are compared. ``prefer`` is a
-    numeric field: the record with its highest value is kept.
-    """
-
-    paths: tuple[Path, ...]
-    threshold: float = 0.8
-    n: int = 5
-    fields: tuple[str, ...] = ()
-    prefer: str = ""
-
-    def to_text(self) -> str:
-        """Return the settings as YAML text for the job."""
-        settings = {
-            "records": [str(path) for path in self.paths],
-            "threshold": self.threshold,
-            "n": self.n,
-            "fields": list(self.fields),
-            "prefer": self.prefer,
-        }
-        lines = [f"{name}: {json.dumps(value)}\n" for name, value in settings.items()]
-        return "# stillroom synth dedup\n" + "".join(lines)
-
-
-def deduplicate(
-    plan: DeduplicationSettings,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-    engine: Engine | None = None,
-) -> tuple[Artifact, dict[str, Any]]:
+def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     """Write the records without near duplicates.
 
     Writes ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each rejected
@@ -77,70 +44,27 @@ def deduplicate(
     counted, and listed there too. Memory use is some hundred bytes per record and some tens per
     similar pair; the n-grams are stored in the job's scratch folder.
 
-    Args:
-        plan: Files, fields and threshold.
-        out: Output folder of the records.
-        resume: Resume a killed run.
-        overwrite: Replace the output of an earlier job at ``out``.
-        reporter: Progress display; default none.
-        engine: Workers that read the files and hash their n-grams; default this process.
-
-    Returns:
-        The artifact and the counts: ``read``, ``kept``, ``fell``, ``unreadable``, ``wordless``.
+    The artifact's details are the counts: ``read``, ``kept``, ``fell``, ``unreadable``,
+    ``wordless``.
 
     Raises:
-        DataError: If a file is missing or damaged, a setting is out of range, or no record is
-            readable.
+        DataError: If a file is missing or damaged, or no record is readable.
     """
-    _check(plan)
-    job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
-    job.engine = engine or job.engine
-    try:
-        with job.interruptible():
-            return _run(plan, job)
-    finally:
-        job.close()
-
-
-def _run(plan: DeduplicationSettings, job: Job) -> tuple[Artifact, dict[str, Any]]:
     unreadable: list[dict[str, Any]] = []
     ids, scores = _Column("S24"), _Column("f8")
-    scratch = job.scratch / "shingles.u64"
-    with job.phase("read", unit="records") as progress:
-
-        def texts() -> Iterator[str]:
-            for _, record in _read(plan, unreadable):
-                if progress.done % _CHECK_EVERY == 0:
-                    job.check_cancelled()
-                ids.append(record.id.encode())
-                scores.append(_score(record, plan.prefer))
-                progress.advance()
-                yield _text(record, plan.fields)
-
-        def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
-            for piece in _read_parallel(plan, job, unreadable):
-                for record_id, score in zip(piece.ids, piece.scores, strict=True):
-                    ids.append(record_id)
-                    scores.append(score)
-                progress.advance(len(piece.ids))
-                yield piece.values, piece.sizes
-
-        if job.engine.is_remote:
-            sets = join_shingle_sets(blocks(), scratch=scratch)
-        else:
-            sets = build_shingle_sets(texts(), n=plan.n, scratch=scratch)
+    sets = _hash_records(recipe, job, ids, scores, unreadable)
     if not ids:
         raise DataError(
             "no record could be read",
             code="synth.no-records",
-            where=", ".join(map(str, plan.paths)),
+            where=", ".join(map(str, recipe.paths)),
             expected="at least one record",
             next="name files of records",
         )
     with job.phase("compare", len(ids), "records") as progress:
         order = np.lexsort((ids.array(), -scores.array()))
         duplicates = find_duplicates(
-            sets, threshold=plan.threshold, order=order, scratch=job.scratch
+            sets, threshold=recipe.threshold, order=order, scratch=job.scratch
         )
         progress.advance(len(ids))
     counts = {
@@ -152,13 +76,46 @@ def _run(plan: DeduplicationSettings, job: Job) -> tuple[Artifact, dict[str, Any
     }
     is_duplicate = np.zeros(len(ids), dtype=bool)
     is_duplicate[duplicates.index] = True
-    origin = _write(plan, job, is_duplicate)
+    origin = _write(recipe, job, is_duplicate)
     _write_duplicates(job.output / DUPLICATES, duplicates, ids.array(), unreadable)
     sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
     details = counts | {"cluster_sizes": cluster_sizes}
-    parents = [make_parent("records", path, job.out) for path in plan.paths]
-    return job.finish("records", parents=parents, origin=origin, details=details), details
+    parents = [make_parent("records", path, job.out) for path in recipe.paths]
+    return job.finish("records", parents=parents, origin=origin, details=details)
+
+
+def _hash_records(
+    recipe: DedupRecipe,
+    job: Job,
+    ids: _Column,
+    scores: _Column,
+    unreadable: list[dict[str, Any]],
+) -> ShingleSets:
+    """Read all records, note their ids and scores, and return the hashes of their n-grams."""
+    scratch = job.scratch / "shingles.u64"
+    with job.phase("read", unit="records") as progress:
+
+        def texts() -> Iterator[str]:
+            for _, record in _read(recipe, unreadable):
+                if progress.done % _CHECK_EVERY == 0:
+                    job.check_cancelled()
+                ids.append(record.id.encode())
+                scores.append(_score(record, recipe.prefer))
+                progress.advance()
+                yield _text(record, recipe.fields)
+
+        def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+            for piece in _read_parallel(recipe, job, unreadable):
+                for record_id, score in zip(piece.ids, piece.scores, strict=True):
+                    ids.append(record_id)
+                    scores.append(score)
+                progress.advance(len(piece.ids))
+                yield piece.values, piece.sizes
+
+        if job.engine.is_remote:
+            return join_shingle_sets(blocks(), scratch=scratch)
+        return build_shingle_sets(texts(), n=recipe.ngram_size, scratch=scratch)
 
 
 class _Column:
@@ -190,9 +147,9 @@ class _Column:
 
 
 def _read(
-    plan: DeduplicationSettings, unreadable: list[dict[str, Any]] | None = None
+    recipe: DedupRecipe, unreadable: list[dict[str, Any]] | None = None
 ) -> Iterator[tuple[Path, Record]]:
-    for path in plan.paths:
+    for path in recipe.paths:
 
         def drop(row: int, reason: str, path: Path = path) -> None:
             if unreadable is not None:
@@ -218,37 +175,39 @@ class _PieceResult:
 class _ReadTask:
     """Worker task: read pieces of files and hash the n-grams of their records."""
 
-    plan: DeduplicationSettings
+    recipe: DedupRecipe
     concurrency: int = 1
 
     def open(self) -> Callable[[Sequence[tuple[Path, ByteSpan | None]]], list[_PieceResult]]:
-        return lambda block: [_read_part(self.plan, *piece) for piece in block]
+        return lambda block: [_read_part(self.recipe, *piece) for piece in block]
 
 
-def _read_part(plan: DeduplicationSettings, path: Path, span: ByteSpan | None) -> _PieceResult:
+def _read_part(recipe: DedupRecipe, path: Path, span: ByteSpan | None) -> _PieceResult:
     dropped: list[tuple[int, str]] = []
     records = list(read_records(path, on_drop=lambda *row: dropped.append(row), span=span))
-    sets = build_shingle_sets((_text(record, plan.fields) for record in records), n=plan.n)
+    sets = build_shingle_sets(
+        (_text(record, recipe.fields) for record in records), n=recipe.ngram_size
+    )
     lines = 0
     if span is not None:
         with path.open("rb") as file:
             file.seek(span[0])
             lines = file.read(span[1] - span[0]).count(b"\n")
     ids = [record.id.encode() for record in records]
-    scores = [_score(record, plan.prefer) for record in records]
+    scores = [_score(record, recipe.prefer) for record in records]
     return _PieceResult(lines, ids, scores, dropped, sets.values, sets.sizes)
 
 
 def _read_parallel(
-    plan: DeduplicationSettings, job: Job, unreadable: list[dict[str, Any]]
+    recipe: DedupRecipe, job: Job, unreadable: list[dict[str, Any]]
 ) -> Iterator[_PieceResult]:
     """Yield the results of the workers for all files, piece by piece in order."""
     pieces: list[tuple[Path, ByteSpan | None]] = []
-    named = {find_record_file(path).absolute(): path for path in plan.paths}
-    for path in plan.paths:
+    named = {find_record_file(path).absolute(): path for path in recipe.paths}
+    for path in recipe.paths:
         file = find_record_file(path).absolute()  # workers have their own working folders
         pieces += [(file, span) for span in split_lines(file, _PIECE_BYTES)]
-    results = job.engine.map(_ReadTask(plan), pieces, pause=job.check_cancelled)
+    results = job.engine.map(_ReadTask(recipe), pieces, pause=job.check_cancelled)
     first_row = 0
     for (file, span), part in zip(pieces, results, strict=True):
         first_row = 0 if span is None or span[0] == 0 else first_row
@@ -271,13 +230,11 @@ def _score(record: Record, prefer: str) -> float:
     return float(value) if isinstance(value, int | float) else float("-inf")
 
 
-def _write(
-    plan: DeduplicationSettings, job: Job, is_duplicate: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
+def _write(recipe: DedupRecipe, job: Job, is_duplicate: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Write the kept records; return their common origin."""
     origins = {}
     with RecordWriter(job.output / "records.jsonl") as writer:
-        for index, (_, record) in enumerate(_read(plan)):
+        for index, (_, record) in enumerate(_read(recipe)):
             if not is_duplicate[index]:
                 writer.write(record)
                 origins[json.dumps(record.origin.to_json(), sort_keys=True)] = record.origin
@@ -301,20 +258,3 @@ def _write_duplicates(
             file.write(json.dumps(row) + "\n")
         for bad in unreadable:
             file.write(json.dumps(bad, ensure_ascii=False) + "\n")
-
-
-def _check(plan: DeduplicationSettings) -> None:
-    if not 0 < plan.threshold <= 1:
-        raise DataError(
-            f"threshold {plan.threshold} is out of range",
-            code="synth.threshold",
-            expected="above 0 and at most 1",
-            next="leave it out for the default, 0.8",
-        )
-    if plan.n < 1:
-        raise DataError(
-            f"n-gram size of {plan.n} words",
-            code="synth.ngram",
-            expected="1 word or more",
-            next="leave it out for the default, 5",
-        )

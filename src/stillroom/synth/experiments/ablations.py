@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.records import Record, find_record_file, read_records
-from stillroom.synth.experiments.students import StudentSettings, sample_records
+from stillroom.synth.experiments.human_records import sample_records
+
+if TYPE_CHECKING:
+    from stillroom.synth.jobs.data_value import DataValueRecipe
 
 __all__ = [
     "Ablation",
     "AblationGroup",
     "DataValueResults",
-    "DataValueStudy",
     "RecordPools",
     "make_ablation_groups",
     "read_record_pools",
@@ -253,45 +255,11 @@ def _check(
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class DataValueStudy:
-    """Records, held-out set, grouping and size of a data value experiment.
-
-    ``equal`` is the quantity held equal across the arms of a family. ``records`` is the maximum
-    number of training records of an arm, ``held_out`` that of evaluation records, ``least`` the
-    minimum number of records of a group. ``groups`` restricts the comparison, by default to none;
-    where groups are filters, one is called ``all filters``.
-    """
-
-    paths: tuple[Path, ...]
-    human: Path
-    by: str = "generator"
-    seeds: int = 3
-    records: int = 1000
-    held_out: int = 200
-    least: int = 20
-    equal: Literal["tokens", "records"] = "tokens"
-    student: StudentSettings = field(default_factory=StudentSettings)
-    seed: int = 0
-    groups: tuple[str, ...] = ()
-
-    def to_text(self) -> str:
-        """Return the settings as YAML text for the job."""
-        settings = asdict(self) | {
-            "paths": [str(path) for path in self.paths],
-            "human": str(self.human),
-            "student": self.student.model_dump(mode="json"),
-        }
-        return "# stillroom synth worth\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
-        )
-
-
 @dataclass
 class DataValueResults:
     """Losses of every arm by seed and held-out record, (R, N), and the training sizes."""
 
-    plan: DataValueStudy
+    recipe: DataValueRecipe
     families: list[AblationGroup]
     small: list[str]
     tokens: Floats = field(default_factory=lambda: np.zeros(0))

@@ -15,8 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,34 +23,34 @@ from stillroom.errors import DataError
 from stillroom.evaluate import MIN_UNITS, Metric, Plot, Report, Table
 from stillroom.evaluate.lm.encoding import EncodedConversation
 from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
-from stillroom.jobs import Estimate, Job, Reporter
+from stillroom.jobs import Job
+from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record
 from stillroom.synth.experiments.ablations import (
     Ablation,
     AblationGroup,
     DataValueResults,
-    DataValueStudy,
     RecordPools,
     make_ablation_groups,
     read_record_pools,
     sample_ablation,
 )
-from stillroom.synth.experiments.students import (
-    FLOPS_PER_SECOND,
-    StudentTrainer,
-    count_student_parameters,
+from stillroom.synth.experiments.human_records import (
     describe_origins,
     is_plain,
     read_human_records,
     sample_records,
 )
+from stillroom.synth.experiments.students import StudentTrainer
 from stillroom.synth.types import derive_seed
 from stillroom.train.precision import limit_threads
 
+if TYPE_CHECKING:
+    from stillroom.synth.jobs.data_value import DataValueRecipe
+
 __all__ = [
     "DataValueRow",
-    "estimate_data_value_study",
     "make_leaderboard",
     "report_data_value",
     "run_data_value_study",
@@ -62,78 +61,32 @@ _START = "start"
 
 
 def run_data_value_study(
-    plan: DataValueStudy,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
+    recipe: DataValueRecipe, job: Job
 ) -> tuple[Artifact, Report, DataValueResults]:
     """Train the students of all arms and report the value of each group.
 
     Writes ``report.json``, ``report.html`` and ``leaderboard.json``.
 
-    Args:
-        plan: The experiment.
-        out: Output folder of the report.
-        resume: Resume a killed run.
-        overwrite: Replace the output of an earlier job at ``out``.
-        reporter: Progress display; default none.
-
     Raises:
         DataError: If there is nothing to compare, or there are too few held-out records.
         Cancelled: If the user cancels; finished students are kept.
     """
-    pools = read_record_pools(plan.paths, plan.by)
-    job = Job.start(
-        out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
-    )
-    try:
-        with job.interruptible(), limit_threads(plan.student.train.threads):
-            return _Experiment(plan, pools, job).run()
-    finally:
-        job.close()
-
-
-def estimate_data_value_study(plan: DataValueStudy) -> Estimate:
-    """Estimate memory, disk and time from the number of arms and the size of the student."""
-    families, _ = make_ablation_groups(
-        read_record_pools(plan.paths, plan.by),
-        least=plan.least,
-        most=plan.records,
-        names=plan.groups,
-    )
-    students = plan.seeds * sum(1 + len(family.arms) for family in families)
-    parameters = count_student_parameters(plan.student)
-    settings = plan.student
-    size = max((family.size for family in families), default=0)
-    steps = settings.train.count_steps(size)
-    trained_tokens = steps * settings.train.batch_size * settings.max_tokens
-    evaluated_tokens = plan.held_out * settings.max_tokens
-    student_seconds = (
-        parameters * (6.0 * trained_tokens + 2.0 * evaluated_tokens) / FLOPS_PER_SECOND
-    )
-    return Estimate(
-        memory_bytes=int(parameters * 20 + 1_000_000_000),
-        disk_bytes=int(parameters * 16 + students * plan.held_out * 40),
-        seconds=students * (student_seconds + 3.0),
-        memory_knob="use a smaller student",
-        disk_knob="use a smaller student",
-        basis=f"{students} students of {parameters / 1e6:.1f} M parameters, {steps} steps each",
-    )
+    with limit_threads(recipe.student.train.threads):
+        return _Experiment(recipe, read_record_pools(recipe.paths, recipe.by), job).run()
 
 
 class _Experiment:
     """One run of the experiment."""
 
-    def __init__(self, plan: DataValueStudy, pools: RecordPools, job: Job) -> None:
-        self.plan, self.job = plan, job
+    def __init__(self, recipe: DataValueRecipe, pools: RecordPools, job: Job) -> None:
+        self.recipe, self.job = recipe, job
+        self._human_path = resolve_local(recipe.human)
         families, small = make_ablation_groups(
-            pools, least=plan.least, most=plan.records, names=plan.groups
+            pools, least=recipe.min_group_size, most=recipe.num_records, names=recipe.groups
         )
-        self.measured = DataValueResults(plan, families, small)
+        self.measured = DataValueResults(recipe, families, small)
         texts = [_text(record) for record in pools.kept]
-        self.students = StudentTrainer(plan.student, texts, job)
+        self.students = StudentTrainer(recipe.student, texts, job)
         learned = (
             *pools.kept,
             *(record for records in pools.dropped.values() for record in records),
@@ -144,7 +97,7 @@ class _Experiment:
 
     def run(self) -> tuple[Artifact, Report, DataValueResults]:
         """Train and evaluate the students, and write the report."""
-        plan, job, measured = self.plan, self.job, self.measured
+        recipe, job, measured = self.recipe, self.job, self.measured
         held_out = self.students.encode(self.human)
         units = list(self._units())
         done = sum(key in self.journal for key, *_ in units)
@@ -174,8 +127,8 @@ class _Experiment:
         artifact = job.finish(
             "report",
             parents=[
-                *(make_parent("records", path, job.out) for path in plan.paths),
-                make_parent("human", plan.human, job.out),
+                *(make_parent("records", path, job.out) for path in recipe.paths),
+                make_parent("human", self._human_path, job.out),
             ],
             details={**measured.said, **report.to_json()},
         )
@@ -187,13 +140,16 @@ class _Experiment:
         Raises:
             DataError: If there are too few to draw a conclusion.
         """
-        human = read_human_records(self.plan.human)
+        human = read_human_records(self._human_path)
         unseen = [record for record in human if _text(record) not in learned]
         fitting = [record for record in unseen if is_plain(record) or self.students.fits(record)]
-        sample = sample_records(fitting, self.plan.held_out, self.plan.seed)
+        sample = sample_records(fitting, self.recipe.num_held_out, self.recipe.seed)
         reasons = (
             (len(human) - len(unseen), "are learned from"),
-            (len(unseen) - len(fitting), f"are longer than {self.plan.student.max_tokens} tokens"),
+            (
+                len(unseen) - len(fitting),
+                f"are longer than {self.recipe.student.max_tokens} tokens",
+            ),
             (len(fitting) - len(sample), "are more than asked for"),
         )
         excluded = "; ".join(f"{count} {why}" for count, why in reasons if count)
@@ -204,7 +160,7 @@ class _Experiment:
             raise DataError(
                 f"too few human records to measure on: {summary}",
                 code="synth.too-few",
-                where=str(self.plan.human),
+                where=str(self._human_path),
                 expected=f"{MIN_UNITS} or more that fit into the student's token limit",
                 next=self._advise(unseen, fitting),
             )
@@ -215,32 +171,33 @@ class _Experiment:
     def _advise(self, unseen: Sequence[Record], fitting: Sequence[Record]) -> str:
         """Return the remedy: a larger token limit if enough records are too long, or more data."""
         if len(fitting) >= MIN_UNITS:
-            return f"--held-out {MIN_UNITS} or more"
+            return f"set num_held_out to {MIN_UNITS} or more"
         if len(unseen) < MIN_UNITS:
             return "give more human records that are not trained on"
         lengths = sorted(
             len(conversation.ids) + conversation.truncated
             for conversation in self.students.encode(unseen)
         )
-        return f"--max-tokens {lengths[math.ceil(0.9 * len(lengths)) - 1]} takes nine in ten"
+        nine_in_ten = lengths[math.ceil(0.9 * len(lengths)) - 1]
+        return f"student.max_tokens={nine_in_ten} takes nine in ten"
 
     def _count_cut(self, learned: Sequence[Record]) -> str:
         """Return how many training records are truncated, as text."""
         encoded = self.students.encode(learned)
         cut = sum(conversation.truncated > 0 for conversation in encoded)
         lost = sum(not conversation.targets for conversation in encoded)
-        summary = f"{cut} of {len(encoded)}, at {self.plan.student.max_tokens} tokens"
+        summary = f"{cut} of {len(encoded)}, at {self.recipe.student.max_tokens} tokens"
         if cut:
             self.job.say(f"truncated training records: {summary}; {lost} have no target left")
         return summary + (f"; {lost} to nothing and left out" if lost else "")
 
     def _units(self) -> Iterator[tuple[str, Ablation | None, AblationGroup | None, int]]:
         """Yield key, arm, family and seed of every student; the untrained ones first."""
-        for seed in range(self.plan.seeds if self.students.is_fresh else 1):
+        for seed in range(self.recipe.num_seeds if self.students.is_fresh else 1):
             yield f"{_START}-seed{seed}", None, None, seed
         for number, family in enumerate(self.measured.families):
             for index, arm in enumerate((family.base, *family.arms)):
-                for seed in range(self.plan.seeds):
+                for seed in range(self.recipe.num_seeds):
                     yield f"family{number}-arm{index}-seed{seed}", arm, family, seed
 
     def _run_unit(
@@ -251,7 +208,7 @@ class _Experiment:
         seed: int,
         held_out: Sequence[EncodedConversation],
     ) -> dict[str, Any]:
-        student_seed = derive_seed(self.plan.seed, seed)
+        student_seed = derive_seed(self.recipe.seed, seed)
         num_records, tokens = 0, 0
         if arm is None or family is None:
             model = self.students.create(student_seed)
@@ -275,7 +232,7 @@ class _Experiment:
         """Return a student's training set: as many records, or tokens, as every other arm has."""
         conversations = self._encode(sample_ablation(arm, len(arm.records), seed))
         equal_records = conversations[: family.size]
-        if self.plan.equal == "records":
+        if self.recipe.equal == "records":
             return equal_records
         limit = min(
             sum(
@@ -310,7 +267,7 @@ class _Experiment:
             sizes.setdefault(name, []).append(result["learned"])
             measured.tokens = np.array(result["tokens"], dtype=np.float64)
         start = np.array(rows.pop(("", _START)))
-        measured.start = np.repeat(start, self.plan.seeds // len(start), axis=0)
+        measured.start = np.repeat(start, self.recipe.num_seeds // len(start), axis=0)
         measured.losses = {name: np.array(values) for name, values in rows.items()}
         means = {name: np.mean(values, axis=0) for name, values in sizes.items()}
         measured.learned = {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
@@ -392,7 +349,7 @@ def _row(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Da
     worth = bootstrap_two_way(
         family.sign * (losses - base_losses),
         measured.tokens,
-        seed=measured.plan.seed,
+        seed=measured.recipe.seed,
         name=f"worth/{family.name}/{arm.group}",
         unit=_UNIT,
     )
@@ -406,7 +363,7 @@ def _gain(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> M
     return bootstrap_two_way(
         measured.start - losses,
         measured.tokens,
-        seed=measured.plan.seed,
+        seed=measured.recipe.seed,
         name=f"gain/{family.name}/{arm.name}",
         unit=_UNIT,
     )
@@ -438,7 +395,7 @@ def _add_group(
     worths = [replace(row.worth) for row in rows]
     report.section(
         family.name.capitalize(),
-        f"{explanations[family.sign]} All arms learn from as many {measured.plan.equal}.",
+        f"{explanations[family.sign]} All arms learn from as many {measured.recipe.equal}.",
         metrics=[*worths, *(row.gain for row in rows), *losses],
         plot=Plot.of("worth", worths, labels=[row.group for row in rows]),
         table=Table(
@@ -462,20 +419,20 @@ def _loss(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> M
     return bootstrap_two_way(
         measured.losses[family.name, arm.name],
         measured.tokens,
-        seed=measured.plan.seed,
+        seed=measured.recipe.seed,
         name=f"held-out loss/{family.name}/{arm.name}",
         unit=_UNIT,
     )
 
 
 def _add_conditions(report: Report, measured: DataValueResults) -> None:
-    plan, student = measured.plan, measured.plan.student
+    recipe, student = measured.recipe, measured.recipe.student
     rows = [
         ("student", student.start),
         ("parameters", f"{measured.said['parameters']:,}"),
         ("low-rank additions", str(student.train.lora.rank) if student.train.lora else "none"),
         ("records a step", str(student.train.batch_size)),
-        ("seeds", str(plan.seeds)),
+        ("seeds", str(recipe.num_seeds)),
         ("measured on", measured.said["measured_on"]),
         ("records that are learned cut off", measured.said["cut"]),
         ("groups too small to compare", ", ".join(measured.small) or "none"),
@@ -504,7 +461,7 @@ def _summarize(measured: DataValueResults, rows: list[DataValueRow]) -> str:
     helps = [row.group for row in first_rows if row.verdict == "helps"]
     harms = [row.group for row in first_rows if row.verdict == "harms"]
     basis = f"measured on {measured.said['measured_on']}"
-    seeds = measured.plan.seeds
+    seeds = measured.recipe.num_seeds
     if seeds < MIN_RUNS:
         return (
             f"{len(first_rows)} groups, {basis}: nothing is concluded from {seeds} "

@@ -12,7 +12,6 @@ vectors to cover, the same text to predict.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,18 +40,19 @@ from stillroom.evaluate.metrics.diversity import (
     rare_word_share,
 )
 from stillroom.evaluate.metrics.ngrams import CharacterNGramModel
-from stillroom.jobs import Job, Reporter
+from stillroom.jobs import Job
+from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, read_records
 from stillroom.text.unicode import split_words
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder
+    from stillroom.synth.jobs.diversity import DiversityRecipe
 
 __all__ = [
     "WORSE_DIRECTION",
     "DiversityAlarm",
-    "DiversityMonitorSettings",
     "DiversityReference",
     "compute_word_budget",
     "find_small_samples",
@@ -64,87 +64,29 @@ __all__ = [
 _MIN_WORDS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class DiversityMonitorSettings:
-    """Generations in order, the first being the reference, and the settings of the comparison.
-
-    ``budget`` is the number of words of a sample; 0 takes half of the smallest generation.
-    ``students`` are checkpoints, one for each generation, and ``human`` are human-written records
-    that no student was trained on; both or none.
-    """
-
-    paths: tuple[Path, ...]
-    embedder: str = ""
-    tolerance: float = 0.05
-    budget: int = 0
-    seed: int = 0
-    students: tuple[str, ...] = ()
-    human: Path | None = None
-
-    def to_text(self) -> str:
-        """Return the settings as YAML text for the job."""
-        settings = asdict(self) | {"paths": [str(path) for path in self.paths]}
-        settings["human"] = str(self.human) if self.human else None
-        return "# stillroom synth monitor\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
-        )
-
-
 def monitor_diversity(
-    plan: DiversityMonitorSettings,
-    out: Path,
-    *,
-    embedder: Embedder | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
+    recipe: DiversityRecipe, job: Job, embedder: Embedder | None = None
 ) -> tuple[Artifact, Report, list[DiversityAlarm]]:
     """Measure every generation and report which have lost diversity.
 
     Args:
-        plan: Generations and settings.
-        out: Output folder of the report.
-        embedder: Default: the one the plan names; without one there is no ``vendi`` and no
+        recipe: Generations and settings.
+        job: Started job.
+        embedder: Default: the one the recipe names; without one there is no ``vendi`` and no
             ``coverage``.
-        resume: Resume a killed run.
-        overwrite: Replace the output of an earlier job at ``out``.
-        reporter: Progress display; default none.
 
     Raises:
-        DataError: If there are fewer than two generations, one has too little text, or students and
-            human text do not match them.
+        DataError: If a generation has too little text.
     """
-    if len(plan.paths) < 2:
-        raise DataError(
-            "only one generation is given",
-            code="synth.one-generation",
-            expected="the reference first, then one or more generations",
-            next="name the human-written records first: stillroom synth monitor seeds.jsonl "
-            "made.jsonl",
-        )
-    _check_students(plan)
-    job = Job.start(
-        out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
-    )
-    try:
-        with job.interruptible():
-            return _run(plan, job, embedder)
-    finally:
-        job.close()
-
-
-def _run(
-    plan: DiversityMonitorSettings, job: Job, embedder: Embedder | None
-) -> tuple[Artifact, Report, list[DiversityAlarm]]:
-    if embedder is None and plan.embedder:
+    if embedder is None and recipe.embedder:
         from stillroom.models import open_embedder
 
-        embedder = open_embedder(plan.embedder, say=job.say)
-    names = _name_generations(plan.paths)
-    texts = [[_text(record) for record in read_records(path)] for path in plan.paths]
+        embedder = open_embedder(recipe.embedder, say=job.say)
+    names = _name_generations(recipe.paths)
+    texts = [[_text(record) for record in read_records(path)] for path in recipe.paths]
     sizes = [sum(len(split_words(text)) for text in generation) for generation in texts]
     _check_sizes(names, sizes)
-    budget = min(plan.budget or compute_word_budget(texts), min(sizes))
+    budget = min(recipe.sample_words or compute_word_budget(texts), min(sizes))
     vectors: list[Vectors | None] = [None] * len(texts)
     measured: list[dict[str, Metric]] = []
     with job.phase("measure", len(texts), "generations") as progress:
@@ -156,7 +98,7 @@ def _run(
                 )
             if index == 0:
                 reference = DiversityReference(
-                    generation, budget=budget, vectors=vectors[0], seed=plan.seed
+                    generation, budget=budget, vectors=vectors[0], seed=recipe.seed
                 )
                 measured.append(reference.measure_reference(generation, vectors[0]))
             else:
@@ -164,22 +106,22 @@ def _run(
     alarms = [
         generation
         for name, figures in zip(names[1:], measured[1:], strict=True)
-        for generation in find_warnings(name, figures, measured[0], plan.tolerance)
+        for generation in find_warnings(name, figures, measured[0], recipe.tolerance)
     ]
-    alarms += _measure_students(plan, names, measured, job)
-    report = _report(names, measured, alarms, budget, plan)
+    alarms += _measure_students(recipe, names, measured, job)
+    report = _report(names, measured, alarms, budget, recipe)
     report.write(job.output)
     details = {
         "warnings": [asdict(generation) for generation in alarms],
         "budget_words": budget,
         **report.to_json(),
     }
-    parents = [make_parent("records", path, job.out) for path in plan.paths]
+    parents = [make_parent("records", path, job.out) for path in recipe.paths]
     return job.finish("report", parents=parents, details=details), report, alarms
 
 
 def _measure_students(
-    plan: DiversityMonitorSettings,
+    recipe: DiversityRecipe,
     names: Sequence[str],
     measured: list[dict[str, Metric]],
     job: Job,
@@ -189,24 +131,24 @@ def _measure_students(
     All students read the same records, so that a change is tested on paired losses, whose interval
     is far narrower than those of the two perplexities.
     """
-    if plan.human is None:
+    if recipe.perplexity is None:
         return []
     from stillroom.evaluate import held_out_loss
     from stillroom.models import load_causal_lm, resolve_checkpoint
 
-    records = list(read_records(plan.human))
+    records = list(read_records(resolve_local(recipe.perplexity.human)))
     if few := warn_small_sample(len(records), "human records"):
         job.say(f"{few} No alarm is raised for perplexity.")
     alarms: list[DiversityAlarm] = []
     reference_losses: list[tuple[float, int]] = []
     with job.phase("read human text", len(names), "students") as progress:
-        for name, student, figures in zip(names, plan.students, measured, strict=True):
+        for name, student, figures in zip(names, recipe.perplexity.students, measured, strict=True):
             job.check_cancelled()
             model, tokenizer = load_causal_lm(resolve_checkpoint(student, say=job.say))
             losses = held_out_loss(model, tokenizer, records)
             reference_losses = reference_losses or losses
-            figures["perplexity"] = perplexity(losses, seed=plan.seed)
-            alarms += _compare_losses(name, reference_losses, losses, plan)
+            figures["perplexity"] = perplexity(losses, seed=recipe.seed)
+            alarms += _compare_losses(name, reference_losses, losses, recipe)
             progress.advance()
     return alarms
 
@@ -215,7 +157,7 @@ def _compare_losses(
     name: str,
     first: Sequence[tuple[float, int]],
     losses: Sequence[tuple[float, int]],
-    plan: DiversityMonitorSettings,
+    recipe: DiversityRecipe,
 ) -> list[DiversityAlarm]:
     pairs = [
         (losses_here / count, losses_first / base, count)
@@ -225,22 +167,10 @@ def _compare_losses(
     if not pairs:
         return []
     losses_here, losses_first, weights = zip(*pairs, strict=True)
-    rise = paired_difference(losses_here, losses_first, weights=weights, seed=plan.seed)
+    rise = paired_difference(losses_here, losses_first, weights=weights, seed=recipe.seed)
     change = math.exp(rise.value) - 1
-    is_clear = change > plan.tolerance and rise.side() > 0
+    is_clear = change > recipe.tolerance and rise.side() > 0
     return [DiversityAlarm(name, "perplexity", change)] if is_clear else []
-
-
-def _check_students(plan: DiversityMonitorSettings) -> None:
-    if (plan.human is None) == (not plan.students) and len(plan.students) in {0, len(plan.paths)}:
-        return
-    raise DataError(
-        f"{len(plan.students)} students for {len(plan.paths)} generations"
-        + ("" if plan.human else ", and no human text"),
-        code="synth.students",
-        expected="one checkpoint per generation and a file of human records, or neither",
-        next="give --student once for each generation in order, and --human FILE",
-    )
 
 
 def _text(record: Record) -> str:
@@ -271,14 +201,14 @@ def _report(
     measured: Sequence[dict[str, Metric]],
     warned: Sequence[DiversityAlarm],
     budget: int,
-    plan: DiversityMonitorSettings,
+    recipe: DiversityRecipe,
 ) -> Report:
     few = {
         name: small
         for name, values in zip(names[1:], measured[1:], strict=True)
         if (small := find_small_samples(values, measured[0]))
     }
-    report = Report("Collapse monitor", _summarize(warned, plan.tolerance, few))
+    report = Report("Collapse monitor", _summarize(warned, recipe.tolerance, few))
     figures = list(dict.fromkeys(figure for values in measured for figure in values))
     for figure in figures:
         series = [

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.evaluate.metrics.diversity import Vectors
-from stillroom.jobs import Estimate, Job, Reporter
+from stillroom.jobs import Job
+from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Link, Record, combine_origins, read_records, write_records
 from stillroom.synth.experiments.diversity_monitor import (
@@ -28,21 +29,19 @@ from stillroom.synth.experiments.diversity_monitor import (
     compute_word_budget,
     find_warnings,
 )
-from stillroom.synth.experiments.model_collapse_report import (
-    CollapseResults,
-    CollapseStudy,
-    StudentRun,
-)
-from stillroom.synth.experiments.students import (
-    FLOPS_PER_SECOND,
-    StudentTrainer,
-    count_student_parameters,
+from stillroom.synth.experiments.human_records import (
     describe_origins,
     is_plain,
     read_human_records,
     sample_records,
     split_human_records,
 )
+from stillroom.synth.experiments.model_collapse_report import (
+    CollapseResults,
+    StudentRun,
+    report_collapse,
+)
+from stillroom.synth.experiments.students import StudentTrainer
 from stillroom.synth.selection import MIX_RULES, MixRule, mix_generation
 from stillroom.synth.types import derive_seed
 from stillroom.train.precision import limit_threads
@@ -50,11 +49,9 @@ from stillroom.train.precision import limit_threads
 if TYPE_CHECKING:
     from stillroom.evaluate import Report
     from stillroom.models import Embedder
+    from stillroom.synth.jobs.collapse import CollapseRecipe
 
-__all__ = [
-    "estimate_collapse_study",
-    "run_collapse_study",
-]
+__all__ = ["run_collapse_study"]
 
 
 _MOST_WORDS = 6000
@@ -62,100 +59,57 @@ _LINK = "synth.generations"
 
 
 def run_collapse_study(
-    plan: CollapseStudy,
-    out: Path,
-    *,
-    embedder: Embedder | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
+    recipe: CollapseRecipe, job: Job, embedder: Embedder | None = None
 ) -> tuple[Artifact, Report, CollapseResults]:
     """Train the students of all generations and report how they degrade.
 
     Writes ``report.json`` and ``report.html``, and under ``written/`` the output of every student.
 
     Args:
-        plan: The experiment.
-        out: Output folder of the report.
-        embedder: Default: the one the plan names; without one there is no ``vendi``, ``spread`` or
-            ``coverage``.
-        resume: Resume a killed run.
-        overwrite: Replace the output of an earlier job at ``out``.
-        reporter: Progress display; default none.
+        recipe: The study.
+        job: Started job.
+        embedder: Default: the one the recipe names; without one there is no ``vendi``, ``spread``
+            or ``coverage``.
 
     Raises:
-        DataError: If a setting is out of range, or there are too few records.
+        DataError: If there are too few records, or none fits into a student.
         Cancelled: If the user cancels; finished students are kept.
     """
-    _check(plan)
-    job = Job.start(
-        out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
-    )
-    try:
-        with job.interruptible(), limit_threads(plan.student.train.threads):
-            return _Experiment(plan, job, embedder).run()
-    finally:
-        job.close()
-
-
-def estimate_collapse_study(plan: CollapseStudy) -> Estimate:
-    """Estimate memory, disk and time from the size of the student."""
-    parameters = count_student_parameters(plan.student)
-    settings = plan.student
-    steps = settings.train.count_steps(plan.records)
-    if settings.train.steps is None and "accumulate" in plan.rules:
-        # relative to the first generation
-        growth = sum(range(2, plan.generations + 2)) / plan.generations
-        steps = round(steps * (1 + (growth - 1) / len(plan.rules)))
-    trained_tokens = steps * settings.train.batch_size * settings.max_tokens
-    # Training takes six multiply-adds per parameter and token; generation is slower than its two.
-    generated_tokens = plan.records * settings.max_tokens
-    flops = parameters * (6.0 * trained_tokens + 20.0 * generated_tokens)
-    student_seconds = flops / FLOPS_PER_SECOND
-    embedded = 0.02 * plan.held_out * plan.units if plan.embedder else 0.0
-    return Estimate(
-        memory_bytes=int(parameters * 20 + 800_000_000),
-        disk_bytes=int(plan.units * plan.records * settings.max_tokens * 8 + parameters * 16),
-        seconds=plan.units * (student_seconds + 3.0) + embedded,
-        memory_knob="use a smaller student",
-        disk_knob="use fewer records or generations",
-        basis=f"{plan.units} students of {parameters / 1e6:.2f} M parameters, {steps} steps "
-        "each in the mean",
-    )
+    with limit_threads(recipe.student.train.threads):
+        return _Experiment(recipe, job, embedder).run()
 
 
 class _Experiment:
     """One run of the experiment."""
 
-    def __init__(self, plan: CollapseStudy, job: Job, embedder: Embedder | None) -> None:
-        self.plan, self.job = plan, job
-        records = read_human_records(plan.path)
+    def __init__(self, recipe: CollapseRecipe, job: Job, embedder: Embedder | None) -> None:
+        self.recipe, self.job = recipe, job
+        self._path = resolve_local(recipe.human)
+        records = read_human_records(self._path)
         side = split_human_records(
-            records, plan.held_out / (plan.held_out + plan.records), plan.seed
+            records, recipe.num_held_out / (recipe.num_held_out + recipe.num_records), recipe.seed
         )
         texts = ["\n".join(message.content for message in record.messages) for record in side.train]
-        self.students = StudentTrainer(plan.student, texts, job)
-        self.human = self._pieces(side.train, plan.records)
-        self.held_out = self._pieces(side.held_out, plan.held_out)
+        self.students = StudentTrainer(recipe.student, texts, job)
+        self.human = self._pieces(side.train, recipe.num_records)
+        self.held_out = self._pieces(side.held_out, recipe.num_held_out)
         self.note = describe_origins([*side.train, *side.held_out])
         self.journal = job.journal("students")
-        self.outcome = CollapseResults(plan)
+        self.outcome = CollapseResults(recipe)
         self._embedder = embedder
-        if embedder is None and plan.embedder:
+        if embedder is None and recipe.embedder:
             from stillroom.models import open_embedder
 
-            self._embedder = open_embedder(plan.embedder, say=job.say)
+            self._embedder = open_embedder(recipe.embedder, say=job.say)
 
     def run(self) -> tuple[Artifact, Report, CollapseResults]:
         """Train and evaluate the students, and write the report."""
-        from stillroom.synth.experiments.model_collapse_report import report_collapse
-
-        plan, job, outcome = self.plan, self.job, self.outcome
+        recipe, job, outcome = self.recipe, self.job, self.outcome
         if self.note:
             job.say(self.note)
         encoded = self.students.encode(self.held_out)
         reference = self._measure_reference()
-        units = list(_units(plan))
+        units = list(_units(recipe))
         done = sum(unit.key in self.journal for unit in units)
         with job.phase("students", len(units), "students", done=done) as progress:
             for unit in units:
@@ -180,7 +134,7 @@ class _Experiment:
         }
         artifact = job.finish(
             "report",
-            parents=[make_parent("records", plan.path, job.out)],
+            parents=[make_parent("records", self._path, job.out)],
             origin=combine_origins(item.origin for item in self.human).to_json(),
             details={**outcome.said, "warnings": warned, **report.to_json()},
         )
@@ -188,7 +142,7 @@ class _Experiment:
 
     def _pieces(self, records: Sequence[Record], count: int) -> list[Record]:
         """Return up to ``count`` records; plain texts are cut into pieces that fit a student."""
-        shuffled = sample_records(records, len(records), self.plan.seed)
+        shuffled = sample_records(records, len(records), self.recipe.seed)
         pieces: list[Record] = []
         for record in shuffled:
             if len(pieces) >= count:
@@ -199,11 +153,11 @@ class _Experiment:
                 pieces.append(record)
         if not pieces:
             raise DataError(
-                f"no record fits into {self.plan.student.max_tokens} tokens",
+                f"no record fits into {self.recipe.student.max_tokens} tokens",
                 code="synth.too-long",
-                where=str(self.plan.path),
+                where=str(self._path),
                 expected="conversations no longer than a student's token limit",
-                next="raise --max-tokens",
+                next="raise student.max_tokens",
             )
         return pieces[:count]
 
@@ -214,7 +168,7 @@ class _Experiment:
             compute_word_budget([texts, [_text(record) for record in self.human]]), _MOST_WORDS
         )
         vectors = self._embed(self.held_out)
-        return DiversityReference(texts, budget=budget, vectors=vectors, seed=self.plan.seed)
+        return DiversityReference(texts, budget=budget, vectors=vectors, seed=self.recipe.seed)
 
     def _data(self, unit: StudentRun) -> list[Record]:
         """Return the training data of a student."""
@@ -225,8 +179,8 @@ class _Experiment:
             for number in range(unit.generation)
         ]
         rule: MixRule = next(rule for rule in MIX_RULES if rule == unit.rule)
-        seed = derive_seed(self.plan.seed, unit.seed)
-        share = self.plan.human_share
+        seed = derive_seed(self.recipe.seed, unit.seed)
+        share = self.recipe.human_share
         return mix_generation(rule, self.human, written, human_share=share, seed=seed)
 
     def _writer(self, unit: StudentRun, number: int) -> StudentRun:
@@ -245,17 +199,17 @@ class _Experiment:
         reference: DiversityReference,
     ) -> dict[str, Any]:
         """Train a student, evaluate it and its data, sample from it; return the journal entry."""
-        plan = self.plan
+        recipe = self.recipe
         sample = data[: len(held_out)]  # same size as the reference: the metrics depend on size
         figures = reference.measure(
             [_text(record) for record in sample],
             self._embed(sample),
             learned=[_text(record) for record in data],
         )
-        seed = derive_seed(plan.seed, unit.seed)
+        seed = derive_seed(recipe.seed, unit.seed)
         model = self.students.train(self.students.encode(data), seed, unit.key)
         losses = self.students.losses(model, held_out)
-        if unit.generation < plan.generations:
+        if unit.generation < recipe.generations:
             draws = derive_seed(seed, unit.rule, unit.generation, "write")
             link = Link(f"{_LINK}.{unit.rule or 'human'}", self.students.fingerprint)
             written = self.students.write(model, self.human, draws, link)
@@ -277,7 +231,7 @@ class _Experiment:
         outcome.figures[unit] = figures
         if unit.generation:
             base = outcome.figures[StudentRun(unit.seed, "", 0)]
-            outcome.warned[unit] = find_warnings(unit.key, figures, base, self.plan.tolerance)
+            outcome.warned[unit] = find_warnings(unit.key, figures, base, self.recipe.tolerance)
 
     def _embed(self, records: Sequence[Record]) -> Vectors | None:
         """Return embeddings of records, (N, D), or None without an embedder."""
@@ -290,33 +244,15 @@ class _Experiment:
         return self._embedder.embed(filled, kind="passage")
 
 
-def _units(plan: CollapseStudy) -> Iterator[StudentRun]:
+def _units(recipe: CollapseRecipe) -> Iterator[StudentRun]:
     """Yield all students; those that a student's data come from precede it."""
-    for seed in range(plan.seeds):
+    for seed in range(recipe.num_seeds):
         yield StudentRun(seed, "", 0)
-        for rule in plan.rules:
-            for generation in range(1, plan.generations + 1):
+        for rule in recipe.rules:
+            for generation in range(1, recipe.generations + 1):
                 yield StudentRun(seed, rule, generation)
 
 
 def _text(record: Record) -> str:
     """Return the text to measure: a plain text, or the last assistant message."""
     return record.messages[-1].content
-
-
-def _check(plan: CollapseStudy) -> None:
-    problems = (
-        (plan.generations < 1, f"{plan.generations} generations", "1 or more"),
-        (plan.seeds < 1, f"{plan.seeds} seeds", "1 or more; 3 or more for an interval"),
-        (not plan.rules, "no rule", f"some of {', '.join(MIX_RULES)}"),
-        (not 0 <= plan.human_share < 1, f"a human share of {plan.human_share}", "0 to below 1"),
-        (min(plan.records, plan.held_out) < 8, "too few records", "8 or more on each side"),
-    )
-    for is_wrong, problem, expected in problems:
-        if is_wrong:
-            raise DataError(
-                problem,
-                code="synth.generations",
-                expected=expected,
-                next="change that option; see stillroom synth generations --help",
-            )

@@ -1,12 +1,10 @@
-"""Model collapse study: settings, results and report."""
+"""Model collapse study: results and report."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,13 +13,14 @@ from stillroom.evaluate.charts import LineChart, Series
 from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
 from stillroom.evaluate.report import ComparisonTable
 from stillroom.synth.experiments.diversity_monitor import WORSE_DIRECTION, DiversityAlarm
-from stillroom.synth.experiments.students import StudentSettings
-from stillroom.synth.selection import MIX_RULES, MixRule
+from stillroom.synth.selection import MIX_RULES
+
+if TYPE_CHECKING:
+    from stillroom.synth.jobs.collapse import CollapseRecipe
 
 __all__ = [
     "LOSS_RISE",
     "CollapseResults",
-    "CollapseStudy",
     "CollapseVerdict",
     "StudentRun",
     "judge_rules",
@@ -61,11 +60,11 @@ class CollapseVerdict:
 
 def judge_rules(outcome: CollapseResults) -> list[CollapseVerdict]:
     """Return, for each rule and seed, the first alarm and the first rise of held-out loss."""
-    plan, verdicts = outcome.plan, []
-    for rule in plan.rules:
-        for seed in range(plan.seeds):
+    recipe, verdicts = outcome.recipe, []
+    for rule in recipe.rules:
+        for seed in range(recipe.num_seeds):
             first = sum(outcome.losses[StudentRun(seed, "", 0)])
-            numbers = range(1, plan.generations + 1)
+            numbers = range(1, recipe.generations + 1)
             warned = [
                 generation
                 for generation in numbers
@@ -86,17 +85,17 @@ def judge_rules(outcome: CollapseResults) -> list[CollapseVerdict]:
 
 def report_collapse(outcome: CollapseResults) -> Report:
     """Build the report: loss, verdicts, every metric, and the conditions."""
-    plan = outcome.plan
+    recipe = outcome.recipe
     rises: dict[tuple[str, int], Metric] = {
         (rule, generation): _rise(outcome, rule, generation)
-        for rule in plan.rules
-        for generation in range(1, plan.generations + 1)
+        for rule in recipe.rules
+        for generation in range(1, recipe.generations + 1)
     }
     verdicts = judge_rules(outcome)
-    few = _describe_small_study(plan, outcome.said["held_out"])
-    report = Report("Replace against accumulate", _summarize(plan, rises, verdicts, few))
-    for rule in plan.rules:
-        report.add(rises[rule, plan.generations], is_headline=True)
+    few = _describe_small_study(recipe, outcome.said["held_out"])
+    report = Report("Replace against accumulate", _summarize(recipe, rises, verdicts, few))
+    for rule in recipe.rules:
+        report.add(rises[rule, recipe.generations], is_headline=True)
     _add_loss(report, outcome, rises)
     _add_verdicts(report, verdicts)
     names = list(next(iter(outcome.figures.values())))
@@ -109,14 +108,14 @@ def report_collapse(outcome: CollapseResults) -> Report:
 
 def _rise(outcome: CollapseResults, rule: str, generation: int) -> Metric:
     """Return the relative rise of held-out loss over generation 0, across seeds and records."""
-    seeds = range(outcome.plan.seeds)
+    seeds = range(outcome.recipe.num_seeds)
     now = np.array([outcome.losses[StudentRun(seed, rule, generation)] for seed in seeds])
     first = np.array([outcome.losses[StudentRun(seed, "", 0)] for seed in seeds])
     return bootstrap_two_way(
         now,
         np.array(outcome.tokens, dtype=np.float64),
         over=first,
-        seed=outcome.plan.seed,
+        seed=outcome.recipe.seed,
         name=f"rise of held-out loss/{rule}/generation {generation}",
     )
 
@@ -125,12 +124,12 @@ def _loss(outcome: CollapseResults, rule: str, generation: int) -> Metric:
     unit_rule = rule if generation else ""
     table = [
         outcome.losses[StudentRun(seed, unit_rule, generation)]
-        for seed in range(outcome.plan.seeds)
+        for seed in range(outcome.recipe.num_seeds)
     ]
     return bootstrap_two_way(
         np.array(table),
         np.array(outcome.tokens, dtype=np.float64),
-        seed=outcome.plan.seed,
+        seed=outcome.recipe.seed,
         name=f"held-out loss/{rule}/generation {generation}",
         unit="nats/token",
     )
@@ -139,10 +138,10 @@ def _loss(outcome: CollapseResults, rule: str, generation: int) -> Metric:
 def _add_loss(
     report: Report, outcome: CollapseResults, rises: Mapping[tuple[str, int], Metric]
 ) -> None:
-    plan = outcome.plan
-    numbers = range(plan.generations + 1)
+    recipe = outcome.recipe
+    numbers = range(recipe.generations + 1)
     series, rows, metrics = [], [], []
-    for rule in plan.rules:
+    for rule in recipe.rules:
         rises_of_rule = [rises[rule, generation] for generation in numbers if generation]
         series.append(
             Series(
@@ -222,14 +221,14 @@ def _order(verdict: CollapseVerdict) -> str:
 
 
 def _add_figure(report: Report, outcome: CollapseResults, name: str) -> None:
-    plan = outcome.plan
+    recipe = outcome.recipe
     series, metrics = [], []
-    for rule in plan.rules:
+    for rule in recipe.rules:
         points = []
-        for generation in range(plan.generations + 1):
+        for generation in range(recipe.generations + 1):
             units = [
                 StudentRun(seed, rule if generation else "", generation)
-                for seed in range(plan.seeds)
+                for seed in range(recipe.num_seeds)
             ]
             metrics_by_seed = [outcome.figures[unit][name] for unit in units]
             mean = float(np.mean([metric.value for metric in metrics_by_seed]))
@@ -262,11 +261,11 @@ def _add_figure(report: Report, outcome: CollapseResults, name: str) -> None:
 
 def _add_numbers(report: Report, outcome: CollapseResults, names: Sequence[str]) -> None:
     """Add every value with its interval, one column per rule."""
-    plan = outcome.plan
+    recipe = outcome.recipe
     rows = []
     for measure in ("held-out loss", "rise of held-out loss", *names):
-        for generation in range(plan.generations + 1):
-            cells = tuple(f"{measure}/{rule}/generation {generation}" for rule in plan.rules)
+        for generation in range(recipe.generations + 1):
+            cells = tuple(f"{measure}/{rule}/generation {generation}" for rule in recipe.rules)
             if cells[0] in report.metrics:
                 rows.append(
                     (f"{measure}, generation {generation}", report.metrics[cells[0]].unit, cells)
@@ -275,14 +274,14 @@ def _add_numbers(report: Report, outcome: CollapseResults, names: Sequence[str])
         "All measurements",
         "Losses and their rises with intervals over seeds and records; figures of data as the mean "
         "of all seeds, with the least low and the greatest high end of their intervals.",
-        grid=ComparisonTable("by rule", tuple(plan.rules), tuple(rows)),
+        grid=ComparisonTable("by rule", tuple(recipe.rules), tuple(rows)),
     )
 
 
 def _add_conditions(report: Report, outcome: CollapseResults) -> None:
-    plan, student = outcome.plan, outcome.plan.student
+    recipe, student = outcome.recipe, outcome.recipe.student
     facts = outcome.said
-    sizes = {rule: outcome.sizes[StudentRun(0, rule, plan.generations)] for rule in plan.rules}
+    sizes = {rule: outcome.sizes[StudentRun(0, rule, recipe.generations)] for rule in recipe.rules}
     rows = (
         ("student", student.start),
         ("parameters", f"{facts['parameters']:,}"),
@@ -291,13 +290,13 @@ def _add_conditions(report: Report, outcome: CollapseResults) -> None:
         ("human records", str(facts["records"])),
         ("held-out records", str(facts["held_out"])),
         ("tokens of a record, at most", str(student.max_tokens)),
-        ("share of human records, at least", f"{plan.human_share:.0%}"),
+        ("share of human records, at least", f"{recipe.human_share:.0%}"),
         (
-            f"records learned from in generation {plan.generations}",
+            f"records learned from in generation {recipe.generations}",
             ", ".join(f"{rule} {size}" for rule, size in sizes.items()),
         ),
-        ("seeds", str(plan.seeds)),
-        ("embedder", plan.embedder or "none"),
+        ("seeds", str(recipe.num_seeds)),
+        ("embedder", recipe.embedder or "none"),
         ("words of a draw", str(facts["budget_words"])),
     )
     report.section(
@@ -322,40 +321,40 @@ def _add_conditions(report: Report, outcome: CollapseResults) -> None:
 
 def _steps(outcome: CollapseResults) -> str:
     """Return the optimizer steps of the students of the first and last generation, as text."""
-    plan, count = outcome.plan, outcome.plan.student.train.count_steps
-    if plan.student.train.steps is not None:
-        return str(plan.student.train.steps)
+    recipe, count = outcome.recipe, outcome.recipe.student.train.count_steps
+    if recipe.student.train.steps is not None:
+        return str(recipe.student.train.steps)
     last = (
-        f"{rule} {count(outcome.sizes[StudentRun(0, rule, plan.generations)])}"
-        for rule in plan.rules
+        f"{rule} {count(outcome.sizes[StudentRun(0, rule, recipe.generations)])}"
+        for rule in recipe.rules
     )
     return f"{count(outcome.said['records'])} at first, in the end {', '.join(last)}"
 
 
-def _describe_small_study(plan: CollapseStudy, held_out: int) -> str:
+def _describe_small_study(recipe: CollapseRecipe, held_out: int) -> str:
     """Return why no conclusion is drawn, where there are too few records or seeds."""
     if few := warn_small_sample(held_out, "held-out records"):
         return few
-    if plan.seeds >= MIN_RUNS:
+    if recipe.num_seeds >= MIN_RUNS:
         return ""
     return (
-        f"{plan.seeds} seed{'s' * (plan.seeds > 1)} do not tell a difference from luck "
+        f"{recipe.num_seeds} seed{'s' * (recipe.num_seeds > 1)} do not tell a difference from luck "
         f"({MIN_RUNS} or more are wanted)."
     )
 
 
 def _summarize(
-    plan: CollapseStudy,
+    recipe: CollapseRecipe,
     rises: Mapping[tuple[str, int], Metric],
     verdicts: Sequence[CollapseVerdict],
     few: str,
 ) -> str:
     losses = []
-    for rule in plan.rules:
-        last = rises[rule, plan.generations]
+    for rule in recipe.rules:
+        last = rises[rule, recipe.generations]
         losses.append(f"{rule}: {last.value:+.1%} ({last.low:+.1%} to {last.high:+.1%})")
     summary = (
-        f"Held-out loss after {plan.generations} generations, against that of a student of human "
+        f"Held-out loss after {recipe.generations} generations, against that of a student of human "
         f"records: {'; '.join(losses)}."
     )
     if few:
@@ -376,42 +375,6 @@ def _summarize(
 
 
 @dataclass(frozen=True, slots=True)
-class CollapseStudy:
-    """Human records, mixing rules and size of a collapse study.
-
-    ``records`` and ``held_out`` are the maximum numbers of records (pieces of at most
-    ``student.max_tokens`` tokens, for plain text) to train and to evaluate on.
-    """
-
-    path: Path
-    rules: tuple[MixRule, ...] = MIX_RULES
-    generations: int = 5
-    seeds: int = 3
-    records: int = 400
-    held_out: int = 200
-    human_share: float = 0.0
-    student: StudentSettings = field(default_factory=StudentSettings)
-    embedder: str = ""
-    tolerance: float = 0.05
-    seed: int = 0
-
-    def to_text(self) -> str:
-        """Return the settings as YAML text for the job."""
-        settings = asdict(self) | {
-            "path": str(self.path),
-            "student": self.student.model_dump(mode="json"),
-        }
-        return "# stillroom synth generations\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
-        )
-
-    @property
-    def units(self) -> int:
-        """Number of students."""
-        return self.seeds * (1 + len(self.rules) * self.generations)
-
-
-@dataclass(frozen=True, slots=True)
 class StudentRun:
     """One student: its seed, its rule (empty for generation 0, shared by all), its generation."""
 
@@ -429,7 +392,7 @@ class StudentRun:
 class CollapseResults:
     """Losses of each student by held-out record, and the metrics of its training data."""
 
-    plan: CollapseStudy
+    recipe: CollapseRecipe
     tokens: list[int] = field(default_factory=list)
     losses: dict[StudentRun, list[float]] = field(default_factory=dict)
     figures: dict[StudentRun, dict[str, Metric]] = field(default_factory=dict)

@@ -1,17 +1,13 @@
-"""Small student models trained to evaluate their training data, and human reference records.
+"""Small student models trained to evaluate their training data.
 
 A student starts from random weights with its own tokenizer, or from a checkpoint with LoRA
 adapters; it is trained with the shared training loop, evaluated on held-out records, and can
 generate records. Two students of one seed start from the same weights and see the same number of
 records in each step, whatever they train on.
-
-Reads files of records, artifacts and indexes, text files, and recipes of kind synth (their
-passages). Records that share a document are never on both sides of a split.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,67 +16,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.random_init import write_random_checkpoint
-from stillroom.errors import DataError
 from stillroom.evaluate.lm.encoding import EncodedConversation, encode_record
 from stillroom.evaluate.lm.loss import encoded_loss
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, render_chat, resolve_checkpoint
 from stillroom.models.local.generation import complete_prompts
-from stillroom.objects import resolve_local
 from stillroom.provenance import digest_json
-from stillroom.recipes import Settings
-from stillroom.records import Link, Message, Origin, Record, read_records
-from stillroom.synth.pipeline.inputs import find_duplicate_documents, split_documents
-from stillroom.synth.seeds import read_seed_passages
-from stillroom.train import Loss, RecordSource, TrainSettings, add_lora, train
+from stillroom.records import Link, Message, Origin, Record
+from stillroom.synth.experiments.human_records import is_plain
+from stillroom.synth.settings import CheckpointStudent, FreshStudent
+from stillroom.train import Loss, RecordSource, add_lora, train
 from stillroom.train.loop import STATE_FILE
 from stillroom.train.precision import autocast_body, choose_precision
 
 __all__ = [
-    "FLOPS_PER_SECOND",
-    "FRESH",
     "TRUNCATED",
-    "HumanSplit",
-    "StudentSettings",
     "StudentTrainer",
-    "count_student_parameters",
-    "describe_origins",
-    "is_plain",
-    "read_human_records",
-    "sample_records",
-    "split_human_records",
 ]
 
 
-FLOPS_PER_SECOND = 12e9
-"""Assumed throughput of student training on a CPU, for estimates."""
-
-FRESH = "fresh"
 TRUNCATED = "cut"
 """Field of a record whose text was truncated: no end-of-text token is trained."""
 
 _SMALL = 20_000_000
 _ROWS_SMALL, _ROWS = 256, 16
-
-
-class StudentSettings(Settings):
-    """Architecture and training of a student."""
-
-    start: str = Field(default=FRESH, description="'fresh' for random weights, or a checkpoint")
-    layers: int = Field(default=2, ge=1, description="number of layers of a fresh student")
-    hidden: int = Field(
-        default=128, ge=16, multiple_of=16, description="hidden size of a fresh student"
-    )
-    vocabulary: int = Field(
-        default=1024, ge=260, description="vocabulary size of a fresh student's tokenizer"
-    )
-    max_tokens: int = Field(default=128, ge=8, description="maximum tokens of a record")
-    train: TrainSettings = Field(default_factory=TrainSettings, description="training settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +68,9 @@ class StudentTrainer:
     Use within ``limit_threads``, so that sums are split the same way each time.
     """
 
-    def __init__(self, settings: StudentSettings, texts: Iterable[str], job: Job) -> None:
+    def __init__(
+        self, settings: FreshStudent | CheckpointStudent, texts: Iterable[str], job: Job
+    ) -> None:
         """Set up.
 
         Args:
@@ -120,7 +85,7 @@ class StudentTrainer:
     @property
     def is_fresh(self) -> bool:
         """Whether students start from random weights."""
-        return self.settings.start == FRESH
+        return isinstance(self.settings, FreshStudent)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -293,8 +258,10 @@ class StudentTrainer:
 
     def _make_folder(self, seed: int) -> Path:
         settings = self.settings
-        if not self.is_fresh:
-            return Checkpoint.open(resolve_checkpoint(settings.start, say=self._job.say)).folder
+        if isinstance(settings, CheckpointStudent):
+            return Checkpoint.open(
+                resolve_checkpoint(settings.checkpoint, say=self._job.say)
+            ).folder
         return write_random_checkpoint(
             self._job.scratch / f"start-{seed}",
             self._texts,
@@ -305,11 +272,6 @@ class StudentTrainer:
             vocabulary=settings.vocabulary,
             context_length=max(settings.max_tokens, 64),
         )
-
-
-def is_plain(record: Record) -> bool:
-    """Return whether a record is plain text, not a conversation."""
-    return len(record.messages) == 1 and record.messages[0].role == "assistant"
 
 
 def _drop_end(encoded: EncodedConversation, last: int) -> EncodedConversation:
@@ -348,132 +310,3 @@ def _compute_loss(model: nn.Module, batch: _StudentBatch) -> Loss:
     logits = body.get_output_embeddings()(picked).float()  # (N, V)
     labels = batch.labels.to(device)
     return Loss(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-
-
-_RECIPES = (".yaml", ".yml")
-_MIN_RECORDS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class HumanSplit:
-    """Training records and held-out records."""
-
-    train: list[Record]
-    held_out: list[Record]
-
-
-def read_human_records(path: Path) -> list[Record]:
-    """Read human records from a path.
-
-    Args:
-        path: A file of records or of text (one record per line), an artifact of records, an index,
-            a file of passages, or a recipe of kind synth, whose passages are read.
-
-    Raises:
-        DataError: If it is empty or cannot be read.
-        RecipeError: If it is a recipe of another kind.
-    """
-    if path.suffix in _RECIPES:
-        return _read_recipe(path)
-    try:
-        records = list(read_records(path))
-    except DataError as error:
-        if path.is_file() and error.problems[0].code == "data.missing":
-            raise
-        return _passages(str(path))
-    useful = [record for record in records if record.messages[-1].content.strip()]
-    return [record for record in useful if record.messages[-1].role == "assistant"]
-
-
-def split_human_records(records: Sequence[Record], share: float, seed: int) -> HumanSplit:
-    """Split records by document; a document and its copies stay on one side.
-
-    Where records name their split, ``held_out`` and ``test`` are held out and the others are for
-    training; otherwise a share of the documents is held out, by hash.
-
-    Raises:
-        DataError: If a side has too few records for an experiment.
-    """
-    if any(record.fields.get("split") in {"held_out", "test"} for record in records):
-        held = [record for record in records if record.fields.get("split") in {"held_out", "test"}]
-        train = [
-            record for record in records if record.fields.get("split") not in {"held_out", "test"}
-        ]
-    else:
-        names = [str(record.fields.get("document_id") or record.id) for record in records]
-        pairs = list(zip(records, names, strict=True))
-        parts: dict[str, list[Record]] = {}
-        for record, name in pairs:
-            parts.setdefault(name, []).append(record)
-        sides = split_documents(parts, share, seed, find_duplicate_documents(parts))
-        train = [record for record, name in pairs if sides[name] == "train"]
-        held = [record for record, name in pairs if sides[name] == "held_out"]
-    if min(len(train), len(held)) < _MIN_RECORDS:
-        raise DataError(
-            f"{len(train)} training records, {len(held)} held out",
-            code="synth.too-few",
-            expected=f"at least {_MIN_RECORDS} on each side",
-            next="give more records, or more documents",
-        )
-    return HumanSplit(train, held)
-
-
-def sample_records(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Return ``count`` records, or all, selected and ordered by hash."""
-    order = sorted(
-        range(len(records)),
-        key=lambda index: (digest_json([seed, records[index].id, index]), index),
-    )
-    return [records[index] for index in order[:count]]
-
-
-def describe_origins(records: Sequence[Record]) -> str:
-    """Return a sentence if some records are not known to be human-written, else an empty string."""
-    kinds = Counter(record.origin.kind for record in records)
-    odd = ", ".join(f"{kinds[kind]} {kind}" for kind in ("unknown", "synthetic") if kinds[kind])
-    if not odd:
-        return ""
-    return f"Of {len(records)} records taken as human, by their origin {odd}."
-
-
-def _passages(reference: str) -> list[Record]:
-    return [
-        Record(
-            (Message("assistant", passage.text),),
-            {"document_id": passage.document_id, "passage_id": passage.id},
-            passage.origin,
-        )
-        for passage in read_seed_passages(reference).passages
-    ]
-
-
-def _read_recipe(path: Path) -> list[Record]:
-    """Read the data a recipe starts from: its passages, or its seed records."""
-    from stillroom.errors import RecipeError
-    from stillroom.recipes import load_recipe
-    from stillroom.synth.recipe import SynthRecipe
-
-    recipe = load_recipe(path)
-    if isinstance(recipe, SynthRecipe) and recipe.index:
-        return _passages(recipe.index)
-    if isinstance(recipe, SynthRecipe) and recipe.seeds:
-        return read_human_records(resolve_local(recipe.seeds))
-    raise RecipeError(
-        f"this recipe of kind {recipe.kind} has neither passages nor records",
-        code="recipe.wrong-kind",
-        where=str(path),
-        expected="kind: synth, with index or seeds",
-        next="name a file of records, or such a recipe",
-    )
-
-
-def count_student_parameters(settings: StudentSettings) -> int:
-    """Return the number of parameters of a student, without creating it."""
-    if settings.start != "fresh":
-        from stillroom.checkpoints import Checkpoint
-        from stillroom.models import resolve_checkpoint
-
-        return Checkpoint.open(resolve_checkpoint(settings.start)).parameters
-    width = settings.hidden
-    layer = 3 * width * width + 3 * 4 * width * width
-    return settings.vocabulary * width + settings.layers * layer

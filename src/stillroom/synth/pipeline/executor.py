@@ -1,11 +1,11 @@
-"""Graph executor: streams of records from the inputs through the steps of a recipe.
+"""Pipeline executor: streams of records from the inputs through the steps of a recipe.
 
 Steps are pulled: a step takes a record when a later step needs one, so that nothing accumulates,
-and a reached target or a spent budget stops all earlier steps. The held-out side runs first, as in
-a chain. Streams keep their order for any number of threads, statistics are added up at the end of
-the graph in that order, and every finished unit is stored in a cache keyed by all its dependencies:
-the output does not depend on concurrency or interruptions, and a changed step repeats only the
-requests that follow from it.
+and a reached target or a spent budget stops all earlier steps. The held-out side runs first, so
+that training records can be decontaminated against it. Streams keep their order for any number of
+threads, statistics are added up at the end in that order, and every finished unit is stored in a
+cache keyed by all its dependencies: the output does not depend on concurrency or interruptions, and
+a changed step repeats only the requests that follow from it.
 
 A unit's key is the id of its item; its cache file is named by the digest of its other dependencies:
 the method's settings, the model, the seed. A run of a changed recipe, or of more seeds, therefore
@@ -14,14 +14,13 @@ reuses the unchanged units of the previous run.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Journal, read_journal
@@ -29,13 +28,11 @@ from stillroom.jobs.engines.interfaces import iter_batches, map_prefetched
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Passage, Record
 from stillroom.synth.interfaces import CandidateSet, FilterContext, FilterResult, Generator
-from stillroom.synth.model_pool import ModelPool
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.graph import GRAPH_SOURCES, GraphStep, find_end_steps, resolve_sources
-from stillroom.synth.pipeline.inputs import PipelineInputs, iter_draws, read_inputs
+from stillroom.synth.pipeline.inputs import PipelineInputs, iter_draws, iter_work_items
 from stillroom.synth.pipeline.results import (
+    BEYOND_TARGET,
     CostTracker,
-    GraphResult,
     RecordBatch,
     ScoredRecord,
     SplitResult,
@@ -45,8 +42,17 @@ from stillroom.synth.pipeline.results import (
     tee,
 )
 from stillroom.synth.pipeline.scheduler import generate_units
+from stillroom.synth.pipeline.steps import (
+    STEP_SOURCES,
+    UNLIMITED,
+    FilterStep,
+    GenerateStep,
+    GeneratorPipeline,
+    PipelineStep,
+    SelectStep,
+    find_end_steps,
+)
 from stillroom.synth.types import (
-    GenerationResult,
     GeneratorContext,
     RejectedRecord,
     SeedItem,
@@ -56,32 +62,33 @@ from stillroom.synth.types import (
 )
 
 if TYPE_CHECKING:
-    from stillroom.synth.recipe import SynthRecipe
+    from stillroom.synth.jobs.records import RecordsRecipe
 
-__all__ = [
-    "CACHE_FOLDER",
-    "MemoryCache",
-    "PipelineExecutor",
-    "RunCache",
-    "UnitCache",
-    "preview_graph",
-    "run_filters",
-]
+__all__ = ["CACHE_FOLDER", "PipelineExecutor", "RunCache", "UnitCache"]
 
 
-_BatchStream = Iterator[
-    tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
-]
+class _ItemBatch(NamedTuple):
+    """The inputs of a step that arrive together."""
+
+    items: list[SeedItem]
+    scores: Mapping[str, Mapping[str, float]] = {}
+    stats: tuple[StepStats, ...] = ()
+    unit: str = ""
+
 
 _BLOCK = 64
 
 
 class PipelineExecutor:
-    """Executor of the steps of one recipe over one side of the split."""
+    """Executor of the steps of one recipe over one side of the split.
+
+    In the rejected rows of a pipeline of one generator, ``unit`` is the generator's unit and there
+    is no step; in those of steps, ``unit`` is the record.
+    """
 
     def __init__(
         self,
-        recipe: SynthRecipe,
+        recipe: RecordsRecipe,
         inputs: PipelineInputs,
         split: Split,
         context: FilterContext,
@@ -94,8 +101,10 @@ class PipelineExecutor:
         self._context, self._caches, self._pause = context, caches, pause
         self._scratch = scratch
         self._closing = ExitStack()
+        self._is_single = isinstance(recipe.pipeline, GeneratorPipeline)
+        self._num_missing: Callable[[], int] = lambda: UNLIMITED
         self.chains: dict[str, FilterChain] = {}
-        sources = resolve_sources(recipe.steps, recipe.first)
+        sources = recipe.sources
         num_consumers = Counter(source for names in sources.values() for source in names)
         streams: dict[str, deque[Iterator[RecordBatch]]] = {}
         for name, step in recipe.steps.items():
@@ -104,11 +113,10 @@ class PipelineExecutor:
             stream = self._limit(name, step, stream)
             copies = tee(stream, max(num_consumers[name], 1), scratch, self._closing)
             streams[name] = deque(copies)
-        self.ends = find_end_steps(sources)
-        self._streams = [streams[name].popleft() for name in self.ends]
+        self._streams = [streams[name].popleft() for name in find_end_steps(sources)]
 
     def preview(self, n: int) -> Iterator[RecordBatch]:
-        """Yield only the first batches that arrive at the graph's end."""
+        """Yield only the first batches that arrive at the end of the steps."""
         try:
             yield from islice(interleave(self._streams), n)
         finally:
@@ -120,21 +128,26 @@ class PipelineExecutor:
         closing: ExitStack,
         costs: CostTracker | None = None,
         share: float = 1.0,
-        on_batch: Callable[[GraphResult], None] = lambda result: None,
-    ) -> GraphResult:
-        """Pull the graph until the target is reached, the budget's share is spent, or it ends.
+        on_batch: Callable[[SplitResult], None] = lambda result: None,
+    ) -> SplitResult:
+        """Pull records until the target is reached, the budget's share is spent, or they end.
 
         The files of the result are closed with ``closing``.
         """
-        result = GraphResult.open(self._split, self._recipe.steps, self._scratch, closing)
-        records = result.split_result.kept
+        result = SplitResult.open(self._split, self._recipe.steps, self._scratch, closing)
+        self._num_missing = lambda: target - len(result.records)
         if costs is not None:
-            costs.add_split(result.split_result)
+            costs.add_split(result)
+
+        def is_done() -> bool:
+            is_spent = costs is not None and bool(costs.reached(share))
+            return is_spent or len(result.records) >= target
+
         try:
-            for batch in interleave(self._streams) if target else ():
-                result.take(batch, target)
+            for batch in () if is_done() else interleave(self._streams):
+                result.add(batch, target)
                 on_batch(result)
-                if len(records) >= target or (costs is not None and costs.reached(share)):
+                if is_done():
                     break
         finally:
             self.close()
@@ -152,27 +165,28 @@ class PipelineExecutor:
 
     def _open(
         self, source: str, streams: Mapping[str, deque[Iterator[RecordBatch]]]
-    ) -> _BatchStream:
+    ) -> Iterator[_ItemBatch]:
         """Yield the items of a source or of a step, with their scores and statistics."""
-        if source in GRAPH_SOURCES:
+        if source in STEP_SOURCES:
             for item in self._inputs.items.get((source, self._split), ()):
-                yield [item], {}, ()
+                yield _ItemBatch([item])
             return
         for batch in streams[source].popleft():
             scores = {scored.record.id: scored.scores for scored in batch.records}
-            yield [scored.record for scored in batch.records], scores, batch.accounts
+            items: list[SeedItem] = [scored.record for scored in batch.records]
+            yield _ItemBatch(items, scores, batch.stats, batch.unit)
 
     def _run(
-        self, name: str, step: GraphStep, sources: Sequence[str], feed: _BatchStream
+        self, name: str, step: PipelineStep, sources: Sequence[str], feed: Iterator[_ItemBatch]
     ) -> Iterator[RecordBatch]:
-        if step.generator is not None:
-            return self._write(name, step, step.generator, sources, feed)
-        if step.select is not None:
+        if isinstance(step, GenerateStep):
+            return self._generate(name, step, sources, feed)
+        if isinstance(step, SelectStep):
             return self._select(name, step, feed)
         return self._filter(name, step, feed)
 
     def _limit(
-        self, name: str, step: GraphStep, stream: Iterator[RecordBatch]
+        self, name: str, step: PipelineStep, stream: Iterator[RecordBatch]
     ) -> Iterator[RecordBatch]:
         """Yield batches up to the step's limit; records beyond it are rejected and counted."""
         if step.limit is None or self._split != "train":
@@ -199,20 +213,16 @@ class PipelineExecutor:
             reject_record(self._split, "limit", verdict, scored.record.id, scored.record, name)
             for scored in beyond
         )
-        *earlier_stats, own_stats = batch.accounts  # a step's own statistics come last
+        *earlier_stats, own_stats = batch.stats  # a step's own statistics come last
         own_stats = replace(
             own_stats, given=own_stats.given - len(beyond), dropped=(*own_stats.dropped, *rows)
         )
         return RecordBatch(records, (*earlier_stats, own_stats))
 
-    def _write(
-        self,
-        name: str,
-        step: GraphStep,
-        generator: Generator,
-        sources: Sequence[str],
-        feed: _BatchStream,
+    def _generate(
+        self, name: str, step: GenerateStep, sources: Sequence[str], feed: Iterator[_ItemBatch]
     ) -> Iterator[RecordBatch]:
+        generator = step.generator
         model = self._context.models.text_model(step.model or self._recipe.model)
         context, feed = self._corpus(generator, sources, feed)
         cache = self._caches.open(
@@ -225,7 +235,7 @@ class PipelineExecutor:
         )
         pending_stats: deque[tuple[StepStats, ...]] = deque()
         carried_stats: list[StepStats] = []
-        seeds = self._seeds(step, generator, sources, feed, pending_stats, carried_stats)
+        seeds = self._seeds(step, sources, feed, pending_stats, carried_stats)
         drafts = generate_units(
             seeds,
             generator.start(context),
@@ -234,17 +244,15 @@ class PipelineExecutor:
             batch_size=self._recipe.batch_size,
             pause=self._pause,
         )
+        method, step_name = generator.method_name(), name
+        if self._is_single:
+            method, step_name = "generator", ""
         for number, draft in enumerate(drafts):
             dropped = tuple(
                 RejectedRecord(
-                    self._split,
-                    generator.method_name(),
-                    failure.reason,
-                    draft.key,
-                    text=failure.text,
-                    step=name,
+                    self._split, method, item.reason, draft.key, text=item.text, step=step_name
                 )
-                for failure in draft.failures
+                for item in draft.failures
             )
             stats = StepStats(
                 name,
@@ -259,17 +267,18 @@ class PipelineExecutor:
                 counts=draft.counts,
             )
             records = tuple(ScoredRecord(record) for record in draft.records)
-            yield RecordBatch(records, (*pending_stats.popleft(), stats))
+            unit = draft.key if self._is_single else ""
+            yield RecordBatch(records, (*pending_stats.popleft(), stats), unit)
         if carried_stats:
             yield RecordBatch((), tuple(carried_stats))
 
     def _corpus(
-        self, generator: Generator, sources: Sequence[str], feed: _BatchStream
-    ) -> tuple[GeneratorContext, _BatchStream]:
+        self, generator: Generator, sources: Sequence[str], feed: Iterator[_ItemBatch]
+    ) -> tuple[GeneratorContext, Iterator[_ItemBatch]]:
         """Return the context of a generator that compares; it waits for all its inputs."""
         if type(generator).start is Generator.start:
             return GeneratorContext(self._split, (), self._recipe.seed), feed
-        if all(source in GRAPH_SOURCES for source in sources):
+        if all(source in STEP_SOURCES for source in sources):
             items = [
                 item
                 for source in sources
@@ -277,67 +286,73 @@ class PipelineExecutor:
             ]
             return GeneratorContext(self._split, items, self._recipe.seed), feed
         batches = list(feed)
-        items = [item for group, _, _ in batches for item in group]
+        items = [item for group, *_ in batches for item in group]
         return GeneratorContext(self._split, items, self._recipe.seed), iter(batches)
 
     def _seeds(
         self,
-        step: GraphStep,
-        generator: Generator,
+        step: GenerateStep,
         sources: Sequence[str],
-        feed: _BatchStream,
+        feed: Iterator[_ItemBatch],
         pending_stats: deque[tuple[StepStats, ...]],
         carried_stats: list[StepStats],
     ) -> Iterator[WorkItem]:
         """Yield a step's units; the statistics that come with each go to ``pending_stats``."""
         seed, split = self._recipe.seed, self._split
-        if generator.samples_seeds or sources[0] == "nothing":
-            target = self._recipe.target
-            count = target.train if split == "train" else target.held_out
+        if step.generator.samples_seeds or sources[0] == "nothing":
+            count = self._recipe.get_target(split)
             if step.limit is not None and split == "train":
                 count = step.limit
-            for draw in iter_draws(split, seed=seed, count=count * self._recipe.attempts):
-                pending_stats.append(())
-                yield draw
+            has_items = any(self._inputs.items.get((source, split)) for source in sources)
+            if sources[0] in ("index", "seeds") and not has_items:
+                count = 0
+            units = iter_draws(split, seed=seed, count=count * step.attempts)
+        elif all(source in STEP_SOURCES for source in sources):
+            items = [batch.items[0] for batch in feed]
+            units = iter_work_items(items, split, seed=seed, attempts=step.attempts)
+        else:
+            for batch in feed:
+                carried_stats += batch.stats
+                for item in batch.items:
+                    for attempt in range(step.attempts):
+                        pending_stats.append(tuple(carried_stats))
+                        carried_stats.clear()
+                        yield WorkItem(item, split, attempt, seed)
             return
-        if all(source in GRAPH_SOURCES for source in sources):
-            items = [group[0] for group, _, _ in feed]
-            for attempt in range(step.attempts):
-                for item in items:
-                    pending_stats.append(())
-                    yield WorkItem(item, split, attempt, seed)
-            return
-        for group, _, accounts in feed:
-            carried_stats += accounts
-            for item in group:
-                for attempt in range(step.attempts):
-                    pending_stats.append(tuple(carried_stats))
-                    carried_stats.clear()
-                    yield WorkItem(item, split, attempt, seed)
+        for unit in units:
+            pending_stats.append(())
+            yield unit
 
-    def _filter(self, name: str, step: GraphStep, feed: _BatchStream) -> Iterator[RecordBatch]:
+    def _filter(
+        self, name: str, step: FilterStep, feed: Iterator[_ItemBatch]
+    ) -> Iterator[RecordBatch]:
         chain = FilterChain(step.filters, self._context, self._caches.open("measures"))
         self.chains[name] = chain
+        step_name = "" if self._is_single else name
         for number, batch in enumerate(self._look_ahead(name, chain, feed)):
             accepted: list[ScoredRecord] = []
             dropped: list[RejectedRecord] = []
             measured: list[tuple[str, Any]] = []
             changed = 0
+            room = self._num_missing() if self._is_single else UNLIMITED
             for scored in batch.records:
-                method, verdict = chain.judge(scored.record)
-                measured += chain.measured
+                record, is_beyond = scored.record, len(accepted) >= room
+                method, verdict = "target", BEYOND_TARGET
+                if not (is_beyond and chain.needs_model):  # no more requests than are needed
+                    method, verdict = chain.judge(record)
+                    measured += chain.measured
+                    if verdict.keep and is_beyond:
+                        method, verdict = "target", BEYOND_TARGET
                 if verdict.keep:
-                    accepted_record = verdict.changed or scored.record
+                    accepted_record = verdict.changed or record
                     changed += verdict.changed is not None
                     chain.on_accept(accepted_record)
-                    accepted.append(
-                        ScoredRecord(accepted_record, {**scored.scores, **chain.scores})
-                    )
+                    scores = {**scored.scores, **chain.scores}
+                    accepted.append(ScoredRecord(accepted_record, scores))
                 else:
-                    record = scored.record
-                    dropped.append(
-                        reject_record(self._split, method, verdict, record.id, record, name)
-                    )
+                    unit = batch.unit or record.id
+                    row = reject_record(self._split, method, verdict, unit, record, step_name)
+                    dropped.append(row)
             stats = StepStats(
                 name,
                 number,
@@ -348,17 +363,17 @@ class PipelineExecutor:
                 dropped=tuple(dropped),
                 measured=tuple(measured),
             )
-            yield RecordBatch(tuple(accepted), (*batch.accounts, stats))
+            yield RecordBatch(tuple(accepted), (*batch.stats, stats), batch.unit)
 
     def _look_ahead(
-        self, name: str, chain: FilterChain, feed: _BatchStream
+        self, name: str, chain: FilterChain, feed: Iterator[_ItemBatch]
     ) -> Iterator[RecordBatch]:
         """Yield the batches of a filter's input once their scores are prefetched.
 
         The batches form larger blocks where the input needs no requests.
         """
         engine = self._context.models.engine
-        is_free = all(source in GRAPH_SOURCES for source in self._recipe.sources[name])
+        is_free = all(source in STEP_SOURCES for source in self._recipe.sources[name])
         is_large = engine.is_remote and is_free and not chain.needs_model
         size = engine.choose_block_size(_BLOCK) if is_large else 1
 
@@ -374,47 +389,34 @@ class PipelineExecutor:
         ):
             yield from block
 
-    def _select(self, name: str, step: GraphStep, feed: _BatchStream) -> Iterator[RecordBatch]:
-        batches = [self._to_batch(scored) for scored in feed]
-        accounts = [stats for batch in batches for stats in batch.accounts]
+    def _select(
+        self, name: str, step: SelectStep, feed: Iterator[_ItemBatch]
+    ) -> Iterator[RecordBatch]:
+        batches = [self._to_batch(batch) for batch in feed]
+        earlier_stats = [stats for batch in batches for stats in batch.stats]
         candidates = [scored for batch in batches for scored in batch.records]
-        if step.select is None or self._split != "train":
-            stats = StepStats(name, 0, units=1, taken=len(candidates), given=len(candidates))
-            yield RecordBatch(tuple(candidates), (*accounts, stats))
-            return
-        self._pause()
-        candidate_set = CandidateSet(
-            [scored.record for scored in candidates],
-            [scored.scores for scored in candidates],
-            self._context,
-        )
-        selection = step.select.select(candidate_set)
-        method = step.select.method_name()
-        dropped = tuple(
-            reject_record(
-                self._split,
-                method,
-                verdict,
-                candidates[index].record.id,
-                candidates[index].record,
-                name,
+        selected = candidates
+        dropped: tuple[RejectedRecord, ...] = ()
+        if self._split == "train":
+            self._pause()
+            records = [scored.record for scored in candidates]
+            scores = [scored.scores for scored in candidates]
+            selection = step.select.select(CandidateSet(records, scores, self._context))
+            selected = [candidates[index] for index in sorted(selection.kept)]
+            method = step.select.method_name()
+            dropped = tuple(
+                reject_record(self._split, method, verdict, records[index].id, records[index], name)
+                for index, verdict in sorted(selection.dropped.items())
             )
-            for index, verdict in sorted(selection.dropped.items())
-        )
-        selected = tuple(candidates[index] for index in sorted(selection.kept))
         stats = StepStats(
             name, 0, units=1, taken=len(candidates), given=len(selected), dropped=dropped
         )
-        yield RecordBatch(selected, (*accounts, stats))
+        yield RecordBatch(tuple(selected), (*earlier_stats, stats))
 
-    def _to_batch(
-        self, group: tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
-    ) -> RecordBatch:
-        items, scores, stats = group
-        records = [_to_record(item, self._split) for item in items]
-        return RecordBatch(
-            tuple(ScoredRecord(record, scores.get(record.id, {})) for record in records), stats
-        )
+    def _to_batch(self, batch: _ItemBatch) -> RecordBatch:
+        records = [_to_record(item, self._split) for item in batch.items]
+        scored = tuple(ScoredRecord(record, batch.scores.get(record.id, {})) for record in records)
+        return RecordBatch(scored, batch.stats, batch.unit)
 
 
 def _to_record(item: SeedItem, split: Split) -> Record:
@@ -506,67 +508,3 @@ class RunCache:
         """Sync and close; closing twice is allowed."""
         for _, journal in self._open.values():
             journal.close()
-
-
-def preview_graph(
-    recipe: SynthRecipe, models: ModelPool, n: int
-) -> Iterator[tuple[list[tuple[Record, str, FilterResult]], list[tuple[str, str]]]]:
-    """Yield the records of the first units that reach the graph's end, and the rejected ones."""
-    inputs = read_inputs(recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        caches = RunCache(Path(folder) / "units")
-        context = inputs.context(models, (), recipe.seed)
-        graph = PipelineExecutor(recipe, inputs, "train", context, caches, Path(folder))
-        try:
-            for batch in graph.preview(n):
-                judged = [(scored.record, "", FilterResult(True)) for scored in batch.records]
-                failures = []
-                for row in (row for stats in batch.accounts for row in stats.dropped):
-                    if row.record is not None:
-                        verdict = FilterResult(False, row.reason, row.score, row.limit)
-                        judged.append((row.record, f"{row.step}/{row.filter}", verdict))
-                    else:
-                        failures.append((f"{row.step}: {row.reason}", row.text))
-                yield judged, failures
-        finally:
-            caches.close()
-
-
-def run_filters(
-    split: Split,
-    drafts: Iterable[GenerationResult],
-    chain: FilterChain,
-    target: int,
-    on_unit: Callable[[SplitResult], None] = lambda result: None,
-    costs: CostTracker | None = None,
-    share: float = 1.0,
-    result: SplitResult | None = None,
-) -> SplitResult:
-    """Yield the records of the first units that reach the graph's end, and the rejected rows."""
-    result = SplitResult(split) if result is None else result
-    if costs is not None:
-        costs.add_split(result)
-    if not target or (costs is not None and costs.reached(share)):
-        return result
-    for draft in drafts:
-        result.add(draft, chain, target)
-        on_unit(result)
-        if len(result.kept) >= target or (costs is not None and costs.reached(share)):
-            break
-    result.filter_summaries = chain.summarize()
-    return result
-
-
-class MemoryCache:
-    """In-memory cache."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return the value of a key, or ``default``."""
-        return self._values.get(key, default)
-
-    def put(self, key: str, value: object) -> None:
-        """Store the value of a key."""
-        self._values[key] = value

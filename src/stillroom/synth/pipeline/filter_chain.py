@@ -67,7 +67,6 @@ class FilterChain:
         self.measured: list[tuple[str, Any]] = []
         """Values of the last judged record, by filter."""
         self._filters = []
-        self._values: dict[str, list[Any]] = {}
         for settings in filters:
             state = settings.start(context)
             digest = ""
@@ -77,11 +76,6 @@ class FilterChain:
             self._filters.append(
                 _ActiveFilter(settings.method_name(), state, settings.is_stateful, digest)
             )
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the filters, in order."""
-        return [active.name for active in self._filters]
 
     @property
     def needs_model(self) -> bool:
@@ -157,15 +151,12 @@ class FilterChain:
         for active in self._filters:
             active.state.on_accept(record)
 
-    def summarize(
-        self, values: Mapping[str, Sequence[Any]] | None = None
-    ) -> dict[str, Mapping[str, Any]]:
-        """Return the summaries of the scoring filters; by default over all values so far."""
+    def summarize(self, values: Mapping[str, Sequence[Any]]) -> dict[str, Mapping[str, Any]]:
+        """Return the summaries of the scoring filters over values by filter, as in ``measured``."""
         summaries: dict[str, Mapping[str, Any]] = {}
-        values_by_filter = self._values if values is None else values
         for active in self._filters:
-            if isinstance(active.state, ScoringState) and values_by_filter.get(active.name):
-                summary = active.state.summarize(values_by_filter[active.name])
+            if isinstance(active.state, ScoringState) and values.get(active.name):
+                summary = active.state.summarize(values[active.name])
                 if summary:
                     summaries[active.name] = dict(summary)
         return summaries
@@ -184,7 +175,6 @@ class FilterChain:
         (value,) = self._score(active.state, active.digest, [record])
         if not peek:
             self.measured.append((active.name, value))
-            self._values.setdefault(active.name, []).append(value)
             self._prefetched.pop(key, None)
         return active.state.decide_or_reject(record, value)
 

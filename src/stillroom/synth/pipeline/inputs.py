@@ -18,7 +18,7 @@ from stillroom.records import Passage, Record
 from stillroom.synth.interfaces import FilterContext
 from stillroom.synth.lexical_overlap import extract_content_stems
 from stillroom.synth.model_pool import ModelPool
-from stillroom.synth.pipeline.graph import GraphStep
+from stillroom.synth.pipeline.steps import GenerateStep, GeneratorPipeline
 from stillroom.synth.seeds import SeedSet, read_seeds
 from stillroom.synth.types import (
     NoSeed,
@@ -32,16 +32,15 @@ from stillroom.synth.types import (
 from stillroom.text.unicode import fold_text
 
 if TYPE_CHECKING:
-    from stillroom.synth.recipe import SynthRecipe
+    from stillroom.synth.jobs.records import RecordsRecipe
 
 __all__ = [
     "DocumentFrequency",
     "PipelineInputs",
-    "SplitPlan",
     "find_duplicate_documents",
     "iter_draws",
     "iter_work_items",
-    "list_seed_texts",
+    "list_train_items",
     "order_items",
     "read_inputs",
     "split_documents",
@@ -201,7 +200,7 @@ _KINDS: tuple[SeedKind, ...] = ("records", "topics")
 
 @dataclass(frozen=True, slots=True)
 class PipelineInputs:
-    """Inputs of a graph, split into sides, and the number of passages that contain each word."""
+    """Inputs of a recipe, split into sides, and the number of passages that contain each word."""
 
     sources: Mapping[str, SeedSet]
     sides: Mapping[str, Split]
@@ -216,17 +215,16 @@ class PipelineInputs:
         return FilterContext(by_id, self.frequency, held_out, models, seed)
 
 
-def read_inputs(recipe: SynthRecipe) -> PipelineInputs:
-    """Read the inputs of a graph; a document is on one side of the split in all of them.
+def read_inputs(recipe: RecordsRecipe) -> PipelineInputs:
+    """Read the inputs of a recipe; a document is on one side of the split in all of them.
 
     Raises:
         DataError: If a file is missing or invalid, or has no items of an accepted kind.
     """
     sources: dict[str, SeedSet] = {}
     for name, reference in (("index", recipe.index), ("seeds", recipe.seeds)):
-        consumers = [step for key, step in recipe.steps.items() if name in recipe.sources[key]]
-        if reference and consumers:
-            sources[name] = read_seeds(reference, _accepted_kinds(name, consumers))
+        if reference:
+            sources[name] = read_seeds(reference, _find_accepted_kinds(recipe, name))
     all_items = [item for source in sources.values() for item in source.items]
     sides = split_items(all_items, recipe.held_out, recipe.seed)
     items: dict[tuple[str, Split], list[SeedItem]] = {}
@@ -237,41 +235,26 @@ def read_inputs(recipe: SynthRecipe) -> PipelineInputs:
     return PipelineInputs(sources, sides, items, DocumentFrequency(all_items))
 
 
-def _accepted_kinds(name: str, consumers: Sequence[GraphStep]) -> tuple[SeedKind, ...]:
+def _find_accepted_kinds(recipe: RecordsRecipe, name: str) -> tuple[SeedKind, ...]:
     """Return the kinds of items to read from a source."""
+    if isinstance(recipe.pipeline, GeneratorPipeline):
+        kinds = recipe.pipeline.generator.seed_kinds
+        if name == "index" and "passages" in kinds:  # the texts of records serve as passages here
+            return tuple(kind for kind in kinds if kind != "records")
+        return kinds
     if name == "index":
         return ("passages",)
-    kinds: dict[SeedKind, None] = {}
-    for step in consumers:
-        accepted = step.generator.seed_kinds if step.generator is not None else ("records",)
-        kinds |= dict.fromkeys(kind for kind in accepted if kind in _KINDS)
-        if step.generator is not None and "passages" in accepted:
-            kinds["records"] = None  # their texts serve as passages
-    return tuple(kinds)
+    accepted: dict[SeedKind, None] = {}
+    for key, step in recipe.steps.items():
+        if name not in recipe.sources[key]:
+            continue
+        kinds = step.generator.seed_kinds if isinstance(step, GenerateStep) else ("records",)
+        accepted |= dict.fromkeys(kind for kind in kinds if kind in _KINDS)
+        if "passages" in kinds:
+            accepted["records"] = None  # their texts serve as passages
+    return tuple(accepted)
 
 
-def list_seed_texts(inputs: PipelineInputs) -> list[str]:
-    """Return the texts of the training side's items."""
-    return [
-        get_item_text(item)
-        for (_, side), items in inputs.items.items()
-        if side == "train"
-        for item in items
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class SplitPlan:
-    """Inputs of a chain: its items, the split of each document, and the word frequencies."""
-
-    source: SeedSet | None
-    sides: Mapping[str, Split]
-    items: Mapping[Split, list[SeedItem]]
-    frequency: Mapping[str, int]
-
-    def context(
-        self, models: ModelPool, held_out: Sequence[Record] = (), seed: int = 0
-    ) -> FilterContext:
-        """Return the context of the filters for one split."""
-        by_id = {passage.id: passage for passage in self.source.passages} if self.source else {}
-        return FilterContext(by_id, self.frequency, held_out, models, seed)
+def list_train_items(inputs: PipelineInputs) -> list[SeedItem]:
+    """Return the training side's items, source by source."""
+    return [item for (_, side), items in inputs.items.items() if side == "train" for item in items]

@@ -1,8 +1,8 @@
 """Results of a run: records and rejections per split, step statistics and costs.
 
-Units are requested in batches to keep the teacher busy, and journaled one by one; they are filtered
-in the plan's order, whatever the order of the requests. Neither the batch size nor an interruption
-changes the result.
+Units are requested in batches to keep the teacher busy, and cached one by one; they are filtered in
+the order of the inputs, whatever the order of the requests. Neither the batch size nor an
+interruption changes the result.
 
 Statistics are added where a batch arrives, in order and once each: a copied stream carries those of
 earlier steps repeatedly. Units requested ahead that never arrive are not counted, so that a report
@@ -15,7 +15,7 @@ for: on each side at most twice as many as threads.
 
 from __future__ import annotations
 
-import json
+import pickle
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
@@ -27,19 +27,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from stillroom.jobs import DiskList, DiskRecordList
-from stillroom.records import Record, RecordWriter
+from stillroom.records import Record
 from stillroom.synth.interfaces import FilterResult
-from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.statistics import RecordStats
-from stillroom.synth.types import GenerationResult, RejectedRecord, Split
+from stillroom.synth.types import RejectedRecord, Split
 
 if TYPE_CHECKING:
-    from stillroom.synth.recipe import BudgetSettings
+    from stillroom.synth.settings import BudgetSettings
 
 __all__ = [
+    "BEYOND_TARGET",
     "CostTracker",
-    "FilterChain",
-    "GraphResult",
     "RecordBatch",
     "ScoredRecord",
     "SplitResult",
@@ -49,6 +47,9 @@ __all__ = [
     "reject_record",
     "tee",
 ]
+
+
+BEYOND_TARGET = FilterResult(False, "beyond the number wanted")
 
 
 def reject_record(
@@ -69,94 +70,6 @@ def reject_record(
     )
 
 
-@dataclass(slots=True)
-class SplitResult:
-    """Result of one side of the split; ``stats`` are the statistics of the kept records."""
-
-    split: Split
-    kept: list[Record] | DiskRecordList = field(default_factory=list)
-    dropped: list[RejectedRecord] | DiskList[RejectedRecord] = field(default_factory=list)
-    units: int = 0
-    asked: int = 0
-    parsed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    changed: int = 0
-    trimmed: int = 0
-    filter_summaries: Mapping[str, Any] = field(default_factory=dict)
-    reasons: Counter[str] = field(default_factory=Counter)
-    stats: RecordStats = field(default_factory=RecordStats, compare=False, repr=False)
-
-    @classmethod
-    def spilled(cls, split: Split, folder: Path, closing: ExitStack) -> SplitResult:
-        """Return a result that stores records and rows in a folder until ``closing`` closes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        records = DiskRecordList(folder / f"{split}-kept.jsonl")
-        rows = folder / f"{split}-dropped.jsonl"
-        dropped = DiskList(rows, RejectedRecord.to_exact_json, RejectedRecord.from_json)
-        return cls(split, closing.enter_context(records), closing.enter_context(dropped))
-
-    def drop(self, row: RejectedRecord) -> None:
-        """Add a rejected row."""
-        self.reasons[f"{row.filter}: {row.reason}"] += 1
-        self.dropped.append(row)
-
-    def keep(self, record: Record) -> None:
-        """Add a kept record."""
-        self.trimmed += "written" in record.fields
-        self.stats.add(record)
-        self.kept.append(record)
-
-    def write_to(self, writer: RecordWriter) -> None:
-        """Write the kept records."""
-        if isinstance(self.kept, DiskRecordList):
-            self.kept.copy_to(writer)
-            return
-        for record in self.kept:
-            writer.write(record)
-
-    def count_reasons(self) -> dict[str, int]:
-        """Count the rejected rows by ``filter: reason``, commonest first."""
-        return dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])))
-
-    def add(self, draft: GenerationResult, chain: FilterChain, target: int) -> None:
-        """Filter the records of a draft; those beyond ``target`` are rejected."""
-        self.units += 1
-        self.asked += draft.asked
-        self.prompt_tokens += draft.prompt_tokens
-        self.completion_tokens += draft.completion_tokens
-        self.parsed += len(draft.records)
-        self.counts.update(draft.counts)
-        for failure in draft.failures:
-            self.drop(
-                RejectedRecord(
-                    self.split, "generator", failure.reason, draft.key, text=failure.text
-                )
-            )
-        if chain.needs_model and len(self.kept) < target:
-            chain.prefetch(draft.records)
-        for record in draft.records:
-            if chain.needs_model and len(self.kept) >= target:  # do not score any further records
-                self._drop(draft, "target", FilterResult(False, "beyond the number wanted"), record)
-                continue
-            name, verdict = chain.judge(record)
-            if not verdict.keep:
-                self._drop(draft, name, verdict, record)
-            elif len(self.kept) >= target:
-                self._drop(draft, "target", FilterResult(False, "beyond the number wanted"), record)
-            else:
-                accepted = verdict.changed or record
-                self.changed += verdict.changed is not None
-                chain.on_accept(accepted)
-                self.keep(accepted)
-
-    def _drop(
-        self, draft: GenerationResult, name: str, verdict: FilterResult, record: Record
-    ) -> None:
-        self.drop(reject_record(self.split, name, verdict, draft.key, record))
-
-
 T = TypeVar("T")
 
 
@@ -166,15 +79,6 @@ class ScoredRecord:
 
     record: Record
     scores: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        return {"record": self.record.to_json(), "scores": dict(self.scores)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ScoredRecord:
-        """Read the output of ``to_json``."""
-        return cls(Record.from_json(data["record"]), data["scores"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,48 +98,17 @@ class StepStats:
     counts: Mapping[str, int] = field(default_factory=dict)
     measured: tuple[tuple[str, Any], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        names = ("step", "number", "units", "taken", "given", "changed", "asked")
-        counts_by_name = {
-            name: getattr(self, name) for name in (*names, "prompt_tokens", "completion_tokens")
-        }
-        return {
-            **counts_by_name,
-            "dropped": [item.to_json() for item in self.dropped],
-            "counts": dict(self.counts),
-            "measured": [list(item) for item in self.measured],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StepStats:
-        """Read the output of ``to_json``."""
-        dropped = tuple(RejectedRecord.from_json(row) for row in data["dropped"])
-        measured = tuple((name, value) for name, value in data["measured"])
-        return cls(**{**data, "dropped": dropped, "measured": measured})
-
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """The records of one unit, and the statistics to add where they arrive."""
+    """The records of one unit, and the statistics to add where they arrive.
+
+    ``unit`` is the unit's key, for rejected rows that name it instead of their record.
+    """
 
     records: tuple[ScoredRecord, ...] = ()
-    accounts: tuple[StepStats, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        return {
-            "records": [item.to_json() for item in self.records],
-            "accounts": [item.to_json() for item in self.accounts],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RecordBatch:
-        """Read the output of ``to_json``."""
-        return cls(
-            tuple(ScoredRecord.from_json(row) for row in data["records"]),
-            tuple(StepStats.from_json(row) for row in data["accounts"]),
-        )
+    stats: tuple[StepStats, ...] = ()
+    unit: str = ""
 
 
 @dataclass(slots=True)
@@ -326,9 +199,9 @@ class _Spool:
             if position == self._end and not self._pull():
                 return
             self._file.seek(position)
-            line = self._file.readline()
+            batch: RecordBatch = pickle.load(self._file)  # noqa: S301  # written below
             position = self._file.tell()
-            yield RecordBatch.from_json(json.loads(line))
+            yield batch
 
     def _pull(self) -> bool:
         if self._is_done:
@@ -338,67 +211,92 @@ class _Spool:
             self._is_done = True
             return False
         self._file.seek(self._end)
-        text = json.dumps(batch.to_json(), ensure_ascii=False)
-        self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
+        pickle.dump(batch, self._file)
         self._end = self._file.tell()
         return True
 
 
 @dataclass(slots=True)
-class GraphResult:
-    """Result of a graph on one side: records, rejected rows, and the totals of each step.
+class SplitResult:
+    """Result of one side of the split: records, rejected rows, and the totals of each step.
 
-    Records, rows and scores (one for each record with scores) are stored in files.
+    Records, rows and scores (one for each record with scores) are stored in files; ``stats`` are
+    the statistics of the records.
     """
 
-    split_result: SplitResult
+    split: Split
+    records: DiskRecordList
+    rejected: DiskList[RejectedRecord]
     scores: DiskList[dict[str, Any]]
     steps: dict[str, StepTotals]
+    units: int = 0
+    requests: int = 0
+    parsed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    changed: int = 0
+    trimmed: int = 0
     filter_summaries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    _settled: dict[str, _SettledNumbers] = field(
-        default_factory=lambda: defaultdict(_SettledNumbers)
+    reasons: Counter[str] = field(default_factory=Counter)
+    stats: RecordStats = field(default_factory=RecordStats)
+    _counted: dict[str, _CountedNumbers] = field(
+        default_factory=lambda: defaultdict(_CountedNumbers)
     )
 
     @classmethod
     def open(
-        cls, split: Split, steps: Iterable[str], scratch: Path, closing: ExitStack
-    ) -> GraphResult:
-        """Return an empty result; the files in ``scratch`` are closed with ``closing``."""
-        result = SplitResult.spilled(split, scratch, closing)
-        scores: DiskList[dict[str, Any]] = DiskList(scratch / "scores.jsonl", dict, dict)
+        cls, split: Split, steps: Iterable[str], folder: Path, closing: ExitStack
+    ) -> SplitResult:
+        """Return an empty result; its files in ``folder`` are closed with ``closing``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        records = DiskRecordList(folder / f"{split}-kept.jsonl")
+        rows = folder / f"{split}-dropped.jsonl"
+        rejected = DiskList(rows, RejectedRecord.to_exact_json, RejectedRecord.from_json)
+        scores: DiskList[dict[str, Any]] = DiskList(folder / f"{split}-scores.jsonl", dict, dict)
         return cls(
-            result, closing.enter_context(scores), {name: StepTotals(name) for name in steps}
+            split,
+            closing.enter_context(records),
+            closing.enter_context(rejected),
+            closing.enter_context(scores),
+            {name: StepTotals(name) for name in steps},
         )
 
-    def take(self, batch: RecordBatch, target: int) -> None:
+    def add(self, batch: RecordBatch, target: int) -> None:
         """Add a batch's statistics, and its records up to the target."""
-        result = self.split_result
-        for stats in batch.accounts:
-            if not self._settled[stats.step].add(stats.number):
+        for stats in batch.stats:
+            if not self._counted[stats.step].add(stats.number):
                 continue
             self.steps[stats.step].add(stats)
-            result.units += stats.units if stats.asked else 0
-            result.asked += stats.asked
-            result.prompt_tokens += stats.prompt_tokens
-            result.completion_tokens += stats.completion_tokens
-            result.parsed += stats.given if stats.asked else 0
-            result.changed += stats.changed
+            self.units += stats.units if stats.asked else 0
+            self.requests += stats.asked
+            self.prompt_tokens += stats.prompt_tokens
+            self.completion_tokens += stats.completion_tokens
+            self.parsed += stats.given if stats.asked else 0
+            self.changed += stats.changed
             for row in stats.dropped:
-                result.drop(row)
+                self._reject(row)
         for scored in batch.records:
-            if len(result.kept) < target:
-                result.keep(scored.record)
+            record = scored.record
+            if len(self.records) < target:
+                self.trimmed += "written" in record.fields
+                self.stats.add(record)
+                self.records.append(record)
                 if scored.scores:
                     rounded = {name: round(value, 6) for name, value in scored.scores.items()}
-                    self.scores.append({"id": scored.record.id, "scores": rounded})
+                    self.scores.append({"id": record.id, "scores": rounded})
             else:
-                verdict = FilterResult(False, "beyond the number wanted")
-                result.drop(
-                    reject_record(result.split, "target", verdict, scored.record.id, scored.record)
-                )
+                self._reject(reject_record(self.split, "target", BEYOND_TARGET, record.id, record))
+
+    def count_reasons(self) -> dict[str, int]:
+        """Count the rejected rows by ``filter: reason``, commonest first."""
+        return dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])))
+
+    def _reject(self, row: RejectedRecord) -> None:
+        self.reasons[f"{row.filter}: {row.reason}"] += 1
+        self.rejected.append(row)
 
 
-class _SettledNumbers:
+class _CountedNumbers:
     """Numbers of a step's statistics added so far: all below a bound, and a few beyond it."""
 
     def __init__(self) -> None:
@@ -420,7 +318,7 @@ _MILLION = 1e6
 
 
 class CostTracker:
-    """Counter of requests, tokens, money and minutes over both sides of the split."""
+    """Counter of requests, tokens, cost and minutes over both sides of the split."""
 
     def __init__(self, budget: BudgetSettings) -> None:
         """Start with nothing spent."""
@@ -433,9 +331,9 @@ class CostTracker:
         self._results.append(result)
 
     @property
-    def asks(self) -> int:
+    def requests(self) -> int:
         """Number of requests."""
-        return sum(result.asked for result in self._results)
+        return sum(result.requests for result in self._results)
 
     @property
     def tokens(self) -> int:
@@ -443,15 +341,13 @@ class CostTracker:
         return sum(result.prompt_tokens + result.completion_tokens for result in self._results)
 
     @property
-    def money(self) -> float:
+    def cost(self) -> float:
         """Cost of the tokens at the recipe's prices."""
-        prompt_cost = (
-            sum(result.prompt_tokens for result in self._results) * self.budget.input_price
-        )
-        completion_cost = (
-            sum(result.completion_tokens for result in self._results) * self.budget.output_price
-        )
-        return (prompt_cost + completion_cost) / _MILLION
+        prompt_tokens = sum(result.prompt_tokens for result in self._results)
+        completion_tokens = sum(result.completion_tokens for result in self._results)
+        return (
+            prompt_tokens * self.budget.input_price + completion_tokens * self.budget.output_price
+        ) / _MILLION
 
     def reached(self, share: float = 1.0) -> str:
         """Return the bound that is reached, as text; empty if there is none.
@@ -462,9 +358,9 @@ class CostTracker:
         budget = self.budget
         minutes = (time.monotonic() - self._started) / 60
         for name, bound, spent in (
-            ("asks", budget.asks, self.asks),
+            ("requests", budget.requests, self.requests),
             ("tokens", budget.tokens, self.tokens),
-            ("money", budget.money, self.money),
+            ("cost", budget.cost, self.cost),
             ("minutes", budget.minutes, minutes),
         ):
             if bound is not None and spent >= bound * share:
@@ -474,10 +370,10 @@ class CostTracker:
     def note(self) -> str:
         """Return the amount spent, for the progress line."""
         priced = self.budget.input_price or self.budget.output_price
-        return f"{self.tokens} tokens" + (f", {self.money:.4g} of money" if priced else "")
+        return f"{self.tokens} tokens" + (f", {self.cost:.4g} of cost" if priced else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values that do not depend on the clock."""
-        totals = {"asks": self.asks, "tokens": self.tokens, "money": round(self.money, 6)}
+        totals = {"asks": self.requests, "tokens": self.tokens, "money": round(self.cost, 6)}
         prices = {"input": self.budget.input_price, "output": self.budget.output_price}
         return totals | ({"prices": prices} if any(prices.values()) else {})

@@ -9,7 +9,12 @@ from stillroom.serve.jobs.recipe_policy import (
 from stillroom.serve.workspace import TenantRoot
 
 MERGE = {"kind": "merge", "method": "linear", "models": [{"checkpoint": "a"}, {"checkpoint": "b"}]}
-SYNTH = {"kind": "synth", "index": "docs", "model": "teacher", "generator": "rewrite"}
+SYNTH = {
+    "kind": "synth.records",
+    "index": "docs",
+    "model": "teacher",
+    "pipeline": {"generator": "rewrite"},
+}
 
 
 @pytest.fixture
@@ -82,11 +87,11 @@ def test_names_inside_pass_as_they_are_written(root, name):
 @pytest.mark.parametrize(
     "change",
     [
-        {"engine": {"others": ["http://host/v1#model"]}},
+        {"engine": {"fallbacks": ["http://host/v1#model"]}},
         {"cache": "/var/cache"},
-        {"generator": {"name": "tool_calls", "tools": "tools.json", "source": "tools.py"}},
-        {"filters": [{"name": "personal", "key": "${env:STILLROOM_API_KEY}"}]},
-        {"filters": [{"name": "judge", "judges": ["http://host/v1#m"], "rubric": {"a": "b"}}]},
+        {"pipeline": {"generator": {"name": "tool_calls", "tools": "t.json", "source": "t.py"}}},
+        {"pipeline": {"filters": [{"name": "personal", "key": "${env:STILLROOM_API_KEY}"}]}},
+        {"pipeline": {"filters": [{"name": "judge", "judges": ["http://h/v1#m"], "rubric": {}}]}},
     ],
 )
 def test_settings_that_reach_out_are_refused(root, change):
@@ -103,7 +108,7 @@ def test_prose_may_speak_of_anything(root):
     prompt = "Write about / and ~ and ../ or http://example.org: {text}"
     prompts = {"task": "Look: see http://example.org. Is and/or .py code ok? {text}"}
     for said in (prompt, prompts["task"]):
-        recipe = {**SYNTH, "generator": {"name": "magpie", "system": said}}
+        recipe = {**SYNTH, "pipeline": {"generator": {"name": "magpie", "system": said}}}
         validate_client_recipe(dump_client_recipe({**recipe, "index": None}), root, RecipePolicy())
 
 

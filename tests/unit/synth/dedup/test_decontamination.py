@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
+from tests.unit.synth.conftest import run_in
 
 from stillroom.cli import stillroom
 from stillroom.errors import BackendError, DataError
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, read_records, write_records
-from stillroom.synth.dedup.decontamination import DecontaminationSettings, decontaminate
+from stillroom.synth.dedup.decontamination import decontaminate
 from stillroom.synth.dedup.leakage import BenchmarkItem, LeakChecker, LeakThresholds
+from stillroom.synth.jobs.decontaminate import DecontaminationRecipe
 
 QUESTION = (
     "How many pages of the red book does Julie read on Monday morning before the school bell?"
@@ -72,10 +75,14 @@ class Judging:
         return [Score(0.0 if word == self.says else -1.0) for word in completions]
 
 
-def plan(files, **limits):
-    return DecontaminationSettings(
-        (files / "r.jsonl",), (files / "test.jsonl",), limits=LeakThresholds(**limits)
+def plan(files, **more):
+    return DecontaminationRecipe(
+        records=[str(files / "r.jsonl")], against=[str(files / "test.jsonl")], **more
     )
+
+
+def counts_of(chosen, out, *models):
+    return run_in(out, decontaminate, chosen, *models).details
 
 
 def kept(out):
@@ -97,15 +104,15 @@ def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
 
 
 def test_rewordings_are_found_by_an_embedder(files):
-    _, told = decontaminate(plan(files), files / "out", embedder=Embedding())
+    told = counts_of(plan(files), files / "out", Embedding())
     assert told["kinds"] == {"near": 1, "rephrased": 1, "whole": 1}
     assert kept(files / "out") == [CLEAN]
 
 
 @pytest.mark.parametrize(("says", "rephrased"), [("yes", 1), ("no", 0)])
 def test_a_judge_decides_on_what_is_in_doubt(files, says, rephrased):
-    chosen = plan(files, reworded=1.1)
-    _, told = decontaminate(chosen, files / "out", embedder=Embedding(), judge=Judging(says))
+    chosen = plan(files, paraphrases={"embedder": "e", "min_score": 1.1, "judge": {"model": "j"}})
+    told = counts_of(chosen, files / "out", Embedding(), Judging(says))
     assert told["kinds"].get("rephrased", 0) == rephrased
     assert told["unchecked"] == 0
 
@@ -119,8 +126,8 @@ def test_a_judge_decides_on_what_is_in_doubt(files, says, rephrased):
     ],
 )
 def test_what_could_not_be_checked_is_not_called_clean(files, embedder, judge, unchecked):
-    chosen = plan(files, reworded=1.1)
-    _, told = decontaminate(chosen, files / "out", embedder=embedder, judge=judge)
+    chosen = plan(files, paraphrases={"embedder": "e", "min_score": 1.1, "judge": {"model": "j"}})
+    told = counts_of(chosen, files / "out", embedder, judge)
     assert told["unchecked"] == len(unchecked)
     assert "is gone" in told["why_unchecked"]
     assert kept(files / "out/output/unchecked.jsonl") == unchecked
@@ -128,16 +135,9 @@ def test_what_could_not_be_checked_is_not_called_clean(files, embedder, judge, u
 
 
 def test_settings_that_cannot_work_are_refused(files):
-    for chosen, code in (
-        (plan(files, near=0), "synth.threshold"),
-        (
-            DecontaminationSettings((files / "r.jsonl",), (files / "test.jsonl",), judge="x"),
-            "synth.judge-alone",
-        ),
-    ):
-        with pytest.raises(DataError) as caught:
-            decontaminate(chosen, files / "out")
-        assert caught.value.problems[0].code == code
+    for wrong in ({"near": 0}, {"paraphrases": {"judge": {"model": "x"}}}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            plan(files, **wrong)
 
 
 PASSAGE = (
@@ -150,7 +150,7 @@ SIBLING = "How often does the dairy in the old mill of Elm churn?"
 
 def check(items, records, tmp_path, embedder=None):
     """Return which of the records hold which item."""
-    with contextlib.closing(Job.start(tmp_path / "job", "kind: synth\n")) as job:
+    with contextlib.closing(Job.start(tmp_path / "job", "kind: synth.decontaminate\n")) as job:
         checker = LeakChecker(items, records, LeakThresholds(), job, embedder=embedder)
         return [one.match and one.match.item for one in checker.check(records)]
 
@@ -261,5 +261,5 @@ def test_code_is_found_under_other_names(tmp_path, item):
 def test_no_items_is_an_error(files):
     (files / "test.jsonl").write_text("")
     with pytest.raises(DataError) as caught:
-        decontaminate(plan(files), files / "out")
+        counts_of(plan(files), files / "out")
     assert caught.value.problems[0].code == "synth.no-records"

@@ -1,45 +1,40 @@
 """Records that help are told from records that harm, at equal size, and a stopped run goes on."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.unit.synth.conftest import run_in
 
 from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError
 from stillroom.evaluate.metrics.bootstrap import bootstrap_two_way
 from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.synth.experiments import data_value
-from stillroom.synth.experiments.ablations import (
-    DataValueStudy,
-    make_ablation_groups,
-    read_record_pools,
-)
-from stillroom.synth.experiments.data_value import (
-    estimate_data_value_study,
-    make_leaderboard,
-    run_data_value_study,
-)
-from stillroom.synth.experiments.students import StudentSettings
-from stillroom.train import TrainSettings
+from stillroom.synth.experiments.ablations import make_ablation_groups, read_record_pools
+from stillroom.synth.experiments.data_value import make_leaderboard, run_data_value_study
+from stillroom.synth.jobs.data_value import DataValueRecipe, estimate
+from stillroom.synth.settings import FreshStudent
 
-SMALL = StudentSettings(
+SMALL = FreshStudent(
     layers=1,
     hidden=32,
     vocabulary=300,
     max_tokens=48,
-    train=TrainSettings(
-        steps=25,
-        batch_size=8,
-        micro_tokens=2048,
-        learning_rate=1e-2,
-        precision="float32",
-        threads=1,
-        log_every=100,
-    ),
+    train={
+        "steps": 25,
+        "batch_size": 8,
+        "micro_tokens": 2048,
+        "learning_rate": 1e-2,
+        "threads": 1,
+        "log_every": 100,
+    },
 )
+
+
+def plan_of(records, human, **more):
+    return DataValueRecipe(records=(str(records),), human=str(human), **({"student": SMALL} | more))
 
 
 def make(rng, number, *, is_right, method):
@@ -72,9 +67,9 @@ def world(tmp_path_factory):
 
 
 def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_path):
-    plan = DataValueStudy((world / "mixed.jsonl",), world / "human.jsonl", student=SMALL)
-    assert "18 students" in estimate_data_value_study(plan).basis
-    _, report, measured = run_data_value_study(plan, tmp_path / "out")
+    plan = plan_of(world / "mixed.jsonl", world / "human.jsonl")
+    assert "18 students" in estimate(plan).basis
+    _, report, measured = run_in(tmp_path / "out", run_data_value_study, plan)
     rows = {(row.family, row.group.rsplit(".", 1)[-1]): row for row in make_leaderboard(measured)}
     assert rows["leave one out", "good"].verdict == "helps"
     assert rows["leave one out", "bad"].verdict == "harms"
@@ -92,9 +87,8 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
 
 def test_a_filter_that_drops_bad_records_helps(world, tmp_path):
     words = ["synth", "worth", world / "run", "--human", world / "human.jsonl", "--by", "filter"]
-    words += ["--out", tmp_path / "out", "--quiet", "--equal", "records"]
-    words += ["--layers", 1, "--hidden", 32, "--vocabulary", 300, "--max-tokens", 48]
-    words += ["--steps", 25, "--batch-size", 8, "--learning-rate", 0.01, "--threads", 1]
+    words += ["--out", tmp_path / "out", "--quiet", "--set", "equal=records"]
+    words += ["--set", f"student={SMALL.model_dump_json()}"]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
     assert "all filters" in done.output
     assert "refusal" in done.output
@@ -104,8 +98,8 @@ def test_a_filter_that_drops_bad_records_helps(world, tmp_path):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
-    plan = DataValueStudy((world / "mixed.jsonl",), world / "human.jsonl", "kind", 1, student=SMALL)
-    wanted, _, _ = run_data_value_study(plan, tmp_path / "whole")
+    plan = plan_of(world / "mixed.jsonl", world / "human.jsonl", by="kind", num_seeds=1)
+    wanted, _, _ = run_in(tmp_path / "whole", run_data_value_study, plan)
     seen = []
     whole = data_value._Experiment._run_unit
 
@@ -117,9 +111,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(data_value._Experiment, "_run_unit", stop)
     with pytest.raises(Cancelled):
-        run_data_value_study(plan, tmp_path / "out")
+        run_in(tmp_path / "out", run_data_value_study, plan)
     monkeypatch.setattr(data_value._Experiment, "_run_unit", whole)
-    artifact, report, measured = run_data_value_study(plan, tmp_path / "out", resume=True)
+    artifact, report, measured = run_in(tmp_path / "out", run_data_value_study, plan, resume=True)
     assert artifact.digest == wanted.digest
     assert {row.verdict for row in make_leaderboard(measured)} == {"too few seeds"}
     assert "nothing is concluded from 1 seed" in report.summary
@@ -133,17 +127,21 @@ def test_few_human_records_conclude_nothing_and_what_helps_is_said(world, tmp_pa
         for at in range(40)
     ]
     write_records(tmp_path / "human.jsonl", [*short, *long])
-    plan = DataValueStudy((world / "mixed.jsonl",), tmp_path / "human.jsonl", student=SMALL)
+    plan = plan_of(world / "mixed.jsonl", tmp_path / "human.jsonl")
     with pytest.raises(DataError) as caught:
-        run_data_value_study(plan, tmp_path / "out")
+        run_in(tmp_path / "out", run_data_value_study, plan)
     problem = caught.value.problems[0]
     assert problem.code == "synth.too-few"
     assert "3 of 43 human records (40 are longer than 48 tokens)" in problem.what
-    tokens = int(problem.next.split()[1])
-    enough = replace(plan, student=SMALL.model_copy(update={"max_tokens": tokens}))
+    tokens = int(problem.next.split()[0].partition("=")[2])
+    enough = plan_of(
+        world / "mixed.jsonl",
+        tmp_path / "human.jsonl",
+        student=SMALL.model_copy(update={"max_tokens": tokens}),
+    )
     monkeypatch.setattr(data_value._Experiment, "_run_unit", stop)
     with pytest.raises(Cancelled):  # and not DataError: students begin
-        run_data_value_study(enough, tmp_path / "out", overwrite=True)
+        run_in(tmp_path / "out", run_data_value_study, enough, overwrite=True)
 
 
 def stop(*given):
@@ -158,9 +156,9 @@ def test_what_cannot_be_compared_is_refused(world, tmp_path):
         with pytest.raises(DataError) as caught:
             read_record_pools((world / f"{paths}.jsonl",), by)
         assert caught.value.problems[0].code == code
-    plan = DataValueStudy((world / "mixed.jsonl",), world / "mixed.jsonl", student=SMALL)
+    plan = plan_of(world / "mixed.jsonl", world / "mixed.jsonl")
     with pytest.raises(DataError) as caught:  # all of it is learned from
-        run_data_value_study(plan, tmp_path / "out")
+        run_in(tmp_path / "out", run_data_value_study, plan)
     assert caught.value.problems[0].code == "synth.too-few"
 
 

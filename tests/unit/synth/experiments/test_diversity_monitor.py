@@ -3,24 +3,27 @@
 import itertools
 import json
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
+from tests.unit.synth.conftest import run_in
 
 from stillroom.checkpoints.random_init import write_random_checkpoint
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.records import Message, Record, write_records
-from stillroom.synth.experiments.diversity_monitor import (
-    DiversityMonitorSettings,
-    monitor_diversity,
-)
+from stillroom.synth.experiments.diversity_monitor import monitor_diversity
+from stillroom.synth.jobs.diversity import DiversityRecipe
 
 
 def write(path, texts):
     write_records(path, [Record((Message("assistant", text),)) for text in texts])
+
+
+def plan_of(*paths, **more):
+    return DiversityRecipe(generations=tuple(map(str, paths)), **more)
 
 
 def people(rng, count):
@@ -71,8 +74,8 @@ def test_generations_that_replace_each_other_are_warned_of(generations):
 
 
 def test_more_of_the_same_is_not_warned_of(generations):
-    plan = DiversityMonitorSettings((generations / "g0.jsonl", generations / "more.jsonl"))
-    _, report, warned = monitor_diversity(plan, generations / "out", embedder=Spread())
+    plan = plan_of(generations / "g0.jsonl", generations / "more.jsonl")
+    _, report, warned = run_in(generations / "out", monitor_diversity, plan, Spread())
     assert warned == []
     assert "No figure is seen to be worse" in report.summary
     assert "coverage" in {section.title for section in report.sections}
@@ -85,19 +88,17 @@ def test_the_perplexity_of_human_text_under_each_student_is_a_figure(generations
     for name, spread in (("calm", 0.02), ("wild", 0.5)):
         folder = write_random_checkpoint(tmp_path / name, texts, spread=spread)
         students.append(str(folder))
-    plan = DiversityMonitorSettings(
-        (generations / "g0.jsonl", generations / "more.jsonl"),
-        students=tuple(students),
-        human=tmp_path / "human.jsonl",
-    )
-    _, report, warned = monitor_diversity(plan, generations / "out")
+    measured = {"students": students, "human": str(tmp_path / "human.jsonl")}
+    paths = (generations / "g0.jsonl", generations / "more.jsonl")
+    plan = plan_of(*paths, perplexity=measured)
+    _, report, warned = run_in(generations / "out", monitor_diversity, plan)
     assert [one.figure for one in warned] == ["perplexity"]
     assert warned[0].change > 0.05
     names = {f"perplexity/{name}.jsonl" for name in ("g0", "more")}
     assert names <= set(report.metrics)
-    with pytest.raises(DataError) as caught:
-        monitor_diversity(replace(plan, students=plan.students[:1]), generations / "other")
-    assert caught.value.problems[0].code == "synth.students"
+    with pytest.raises(ValidationError, match="2 students for 3 generations") as caught:
+        plan_of(*paths, paths[0], perplexity=measured)
+    assert caught.value.errors()[0]["ctx"]["error"].code == "synth.students"
 
 
 class Spread:
@@ -120,8 +121,8 @@ def test_texts_of_spaces_alone_have_a_meaning_too(generations):
 
     texts = ["w1 w2 w3 w4 w5 w6 w7 w8"] * 40 + [" \n\u00a0"]
     write(generations / "blank.jsonl", texts)
-    plan = DiversityMonitorSettings((generations / "g0.jsonl", generations / "blank.jsonl"))
-    _, report, _ = monitor_diversity(plan, generations / "out", embedder=Strict())
+    plan = plan_of(generations / "g0.jsonl", generations / "blank.jsonl")
+    _, report, _ = run_in(generations / "out", monitor_diversity, plan, Strict())
     assert "coverage/blank.jsonl" in report.metrics
 
 
@@ -139,10 +140,8 @@ def test_text_that_departs_from_peoples_is_warned_of_though_it_is_varied(tmp_pat
     texts = people(rng, 120)
     for name, told in (("human", texts), ("more", people(rng, 120)), ("made", garble(texts, rng))):
         write(tmp_path / f"{name}.jsonl", told)
-    plan = DiversityMonitorSettings(
-        tuple(tmp_path / f"{one}.jsonl" for one in ("human", "more", "made"))
-    )
-    _, report, warned = monitor_diversity(plan, tmp_path / "out")
+    plan = plan_of(*(tmp_path / f"{one}.jsonl" for one in ("human", "more", "made")))
+    _, report, warned = run_in(tmp_path / "out", monitor_diversity, plan)
     named = {one.figure for one in warned if one.generation.startswith("made")}
     assert "surprise" in named
     assert not named & {"distinct_1", "distinct_3", "self_bleu", "compression", "repeated"}
@@ -151,8 +150,8 @@ def test_text_that_departs_from_peoples_is_warned_of_though_it_is_varied(tmp_pat
 
 
 def test_each_value_of_the_headline_stands_beside_its_own_generation(generations):
-    plan = DiversityMonitorSettings(tuple(generations / f"g{at}.jsonl" for at in range(4)))
-    _, report, warned = monitor_diversity(plan, generations / "out")
+    plan = plan_of(*(generations / f"g{at}.jsonl" for at in range(4)))
+    _, report, warned = run_in(generations / "out", monitor_diversity, plan)
     for figure in {one.figure for one in warned}:
         held = [one for one in warned if one.figure == figure]
         for one in (held[0], held[-1]):
@@ -163,8 +162,8 @@ def test_each_value_of_the_headline_stands_beside_its_own_generation(generations
 def test_generations_of_few_records_are_not_judged(generations):
     texts = [" ".join(["w1 w2 w3 w4"] * 60)] * 5  # as poor as can be
     write(generations / "few.jsonl", texts)
-    plan = DiversityMonitorSettings((generations / "g0.jsonl", generations / "few.jsonl"))
-    _, report, warned = monitor_diversity(plan, generations / "out")
+    plan = plan_of(generations / "g0.jsonl", generations / "few.jsonl")
+    _, report, warned = run_in(generations / "out", monitor_diversity, plan)
     assert warned == []
     assert "Not judged, on fewer than 20 records: distinct_1" in report.summary
     assert "of few.jsonl" in report.summary
@@ -172,11 +171,9 @@ def test_generations_of_few_records_are_not_judged(generations):
 
 def test_one_generation_or_too_little_text_is_refused(generations):
     write(generations / "few.jsonl", ["a few words"])
-    for paths, code in (
-        (["g0"], "synth.one-generation"),
-        (["g0", "few"], "synth.too-little-text"),
-    ):
-        plan = DiversityMonitorSettings(tuple(generations / f"{name}.jsonl" for name in paths))
-        with pytest.raises(DataError) as caught:
-            monitor_diversity(plan, generations / "out")
-        assert caught.value.problems[0].code == code
+    with pytest.raises(ValidationError, match="at least 2"):
+        plan_of(generations / "g0.jsonl")
+    plan = plan_of(generations / "g0.jsonl", generations / "few.jsonl")
+    with pytest.raises(DataError) as caught:
+        run_in(generations / "out", monitor_diversity, plan)
+    assert caught.value.problems[0].code == "synth.too-little-text"

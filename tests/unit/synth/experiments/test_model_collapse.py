@@ -5,38 +5,34 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
+from tests.unit.synth.conftest import run_in
 
 from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError, RecipeError
 from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth.experiments import model_collapse
-from stillroom.synth.experiments.model_collapse import estimate_collapse_study, run_collapse_study
-from stillroom.synth.experiments.model_collapse_report import CollapseStudy, judge_rules
-from stillroom.synth.experiments.students import (
-    TRUNCATED,
-    StudentSettings,
-    StudentTrainer,
-    count_student_parameters,
-    read_human_records,
-    split_human_records,
-)
+from stillroom.synth.experiments.human_records import read_human_records, split_human_records
+from stillroom.synth.experiments.model_collapse import run_collapse_study
+from stillroom.synth.experiments.model_collapse_report import judge_rules
+from stillroom.synth.experiments.students import TRUNCATED, StudentTrainer
+from stillroom.synth.jobs.collapse import CollapseRecipe, estimate
 from stillroom.synth.selection import MIX_RULES, mix_generation
-from stillroom.train import TrainSettings
+from stillroom.synth.settings import FreshStudent
 
-SMALL = StudentSettings(
+SMALL = FreshStudent(
     layers=1,
     hidden=32,
     vocabulary=300,
     max_tokens=24,
-    train=TrainSettings(
-        steps=40,
-        batch_size=8,
-        micro_tokens=2048,
-        learning_rate=1e-2,
-        precision="float32",
-        threads=1,
-        log_every=100,
-    ),
+    train={
+        "steps": 40,
+        "batch_size": 8,
+        "micro_tokens": 2048,
+        "learning_rate": 1e-2,
+        "threads": 1,
+        "log_every": 100,
+    },
 )
 
 
@@ -52,14 +48,14 @@ def human(tmp_path_factory):
 
 
 def plan_of(human, **more):
-    told = {"generations": 2, "seeds": 1, "records": 64, "held_out": 40, "student": SMALL}
-    return CollapseStudy(human, **(told | more))
+    told = {"generations": 2, "num_seeds": 1, "num_records": 64, "num_held_out": 40}
+    return CollapseRecipe(**({"human": str(human), "student": SMALL} | told | more))
 
 
 @pytest.fixture(scope="module")
 def finished(human, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "out"
-    return (*run_collapse_study(plan_of(human), out), out)
+    return (*run_in(out, run_collapse_study, plan_of(human)), out)
 
 
 def test_replacing_raises_held_out_loss_and_accumulating_less(finished):
@@ -94,7 +90,7 @@ def test_what_students_wrote_is_kept_and_called_synthetic(finished):
 
 def test_a_stopped_experiment_goes_on_to_the_same_bytes(human, tmp_path, monkeypatch):
     plan = plan_of(human, rules=("accumulate",))
-    wanted, _, _ = run_collapse_study(plan, tmp_path / "whole")
+    wanted, _, _ = run_in(tmp_path / "whole", run_collapse_study, plan)
     seen = []
     whole = model_collapse._Experiment._run_unit
 
@@ -107,9 +103,9 @@ def test_a_stopped_experiment_goes_on_to_the_same_bytes(human, tmp_path, monkeyp
     out = tmp_path / "out"
     monkeypatch.setattr(model_collapse._Experiment, "_run_unit", stop)
     with pytest.raises(Cancelled):
-        run_collapse_study(plan, out)
+        run_in(out, run_collapse_study, plan)
     monkeypatch.setattr(model_collapse._Experiment, "_run_unit", whole)
-    artifact, _, _ = run_collapse_study(plan, out, resume=True)
+    artifact, _, _ = run_in(out, run_collapse_study, plan, resume=True)
     assert artifact.digest == wanted.digest
     report = (out / "output/report.json").read_bytes()
     assert report == (tmp_path / "whole/output/report.json").read_bytes()
@@ -117,31 +113,31 @@ def test_a_stopped_experiment_goes_on_to_the_same_bytes(human, tmp_path, monkeyp
 
 def test_the_command_says_what_it_takes_and_prints_the_table(human, tmp_path):
     words = ["synth", "generations", human, "--out", tmp_path / "out", "--rule", "replace"]
-    words += ["--generations", 1, "--seeds", 1, "--records", 40, "--held-out", 24, "--quiet"]
-    words += ["--layers", 1, "--hidden", 32, "--vocabulary", 300, "--max-tokens", 24]
-    words += ["--steps", 10, "--threads", 1]
+    settings = ["generations=1", "num_seeds=1", "num_records=40", "num_held_out=24"]
+    student = "{layers: 1, hidden: 32, vocabulary: 300, max_tokens: 24}"
+    settings += [f"student={student}", "student.train.steps=10", "student.train.threads=1"]
+    words += ["--quiet", *(word for setting in settings for word in ("--set", setting))]
     told = CliRunner().invoke(stillroom, [*map(str, words), "--estimate", "--json"])
     assert "2 students" in json.loads(told.stdout)["basis"]
     assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
     assert "Held-out loss after 1 generations" in done.output
     assert "data of generation 1" in done.output or "never" in done.output
-    wrong = CliRunner().invoke(stillroom, [*map(str, words), "--hidden", "7", "--overwrite"])
-    assert wrong.exception.problems[0].code == "synth.student"
+    wrong = CliRunner().invoke(stillroom, [*map(str, words), "--set", "student.hidden=7"])
+    assert wrong.exception.problems[0].code == "recipe.value"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"generations": 0}, {"human_share": 1.0}, {"rules": ()}, {"records": 2}]
+    "wrong", [{"generations": 0}, {"human_share": 1.0}, {"rules": ()}, {"num_records": 2}]
 )
-def test_an_experiment_that_cannot_be_is_refused(human, tmp_path, wrong):
-    with pytest.raises(DataError) as caught:
-        run_collapse_study(plan_of(human, **wrong), tmp_path / "out")
-    assert caught.value.problems[0].code == "synth.generations"
+def test_an_experiment_that_cannot_be_is_refused(human, wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        plan_of(human, **wrong)
 
 
 def test_a_recipe_gives_its_passages_or_its_seeds(human, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    shown = "version: 1\nkind: synth\n"
+    shown = "version: 1\nkind: synth.records\n"
     recipe.write_text(f"{shown}index: {human}\n")
     texts = {record.messages[0].content for record in read_human_records(recipe)}
     assert texts == {record.messages[0].content for record in read_human_records(human)}
@@ -164,7 +160,7 @@ def test_conversations_too_long_for_a_student_are_refused(human, tmp_path):
     ]
     write_records(path, [Record(turns, {"document_id": str(at)}) for at, turns in enumerate(asked)])
     with pytest.raises(DataError) as caught:
-        run_collapse_study(plan_of(path, records=20, held_out=20), tmp_path / "out")
+        run_in(tmp_path / "out", run_collapse_study, plan_of(path, num_records=20, num_held_out=20))
     assert caught.value.problems[0].code == "synth.too-long"
 
 
@@ -211,6 +207,6 @@ def test_the_estimate_knows_the_student_without_making_it(human, tmp_path):
     plan = plan_of(human)
     texts = [record.messages[0].content for record in read_human_records(human)]
     parameters = StudentTrainer(SMALL, texts, Scratch()).parameters
-    assert abs(count_student_parameters(SMALL) / parameters - 1) < 0.1
-    assert estimate_collapse_study(plan).seconds > 0
-    assert plan.units == 7
+    assert abs(SMALL.count_parameters() / parameters - 1) < 0.1
+    assert estimate(plan).seconds > 0
+    assert plan.num_students == 7

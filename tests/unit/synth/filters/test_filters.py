@@ -6,9 +6,8 @@ import pytest
 from tests.unit.synth.conftest import make_passages
 
 from stillroom.records import Message, Record
-from stillroom.synth.interfaces import FILTERS, FilterContext
+from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS, FilterContext
 from stillroom.synth.lexical_overlap import extract_content_stems
-from stillroom.synth.recipe import DEFAULT_FILTERS
 
 PASSAGES = make_passages()
 FREQUENCY = Counter()
@@ -45,12 +44,12 @@ def reason(name, record, context=CONTEXT, **settings):
     return "" if verdict.keep else verdict.reason
 
 
-@pytest.mark.parametrize("name", DEFAULT_FILTERS)
+@pytest.mark.parametrize("name", PASSAGE_FILTERS)
 def test_good_record_passes(name):
     assert reason(name, make_record()) == ""
 
 
-@pytest.mark.parametrize("name", DEFAULT_FILTERS)
+@pytest.mark.parametrize("name", PASSAGE_FILTERS)
 @pytest.mark.parametrize(
     "record",
     [

@@ -309,9 +309,11 @@ def test_judges_are_compared_and_a_judge_of_its_own_is_told():
     context = lend(text__a=fair, text__b=biased)
     filters = [FILTERS.build({"name": "judge", "judges": ["a", "b"]})]
     panel = FilterChain(filters, context)
+    values = []
     for record in (pair(), pair("A short one.", "A long answer.")):
         panel.judge(record)
-    told = panel.summarize()["judge"]
+        values += [value for _, value in panel.measured]
+    told = panel.summarize({"judge": values})["judge"]
     assert told["turned with the order"] == 0.5
     assert told["pair alpha"] is not None
     own = Record(make_record().messages, {}, Origin("synthetic", (Link("g", "scorer"),)))
@@ -319,7 +321,8 @@ def test_judges_are_compared_and_a_judge_of_its_own_is_told():
         [FILTERS.build({"name": "judge", "judges": ["m"]})], lend(text__m=prefer("4"))
     )
     panel.judge(own)
-    assert panel.summarize()["judge"]["judged by their own writer"] == 1
+    told = panel.summarize({name: [value] for name, value in panel.measured})
+    assert told["judge"]["judged by their own writer"] == 1
 
 
 def test_scores_are_fitted_to_peoples(tmp_path):
@@ -346,7 +349,8 @@ def test_scores_are_fitted_to_peoples(tmp_path):
     name, verdict = panel.judge(record)
     assert (name, verdict.reason) == ("judge", "judged poor")
     assert verdict.score == pytest.approx(2.0)
-    assert panel.summarize()["judge"]["fitted to"] == 5
+    told = panel.summarize({name: [value] for name, value in panel.measured})
+    assert told["judge"]["fitted to"] == 5
     write_records(tmp_path / "few.jsonl", scored[:2])
     with pytest.raises(DataError) as caught:
         FilterChain(

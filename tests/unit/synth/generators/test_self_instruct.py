@@ -1,16 +1,13 @@
 import json
 
 import pytest
+from tests.unit.synth.conftest import Shelf, collect
 from tests.unit.synth.generators.hostile import HOSTILE, survives
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.self_instruct import SelfInstruct
-from stillroom.synth.interfaces import FilterContext
 from stillroom.synth.lexical_overlap import NoveltyPool, rouge_l
-from stillroom.synth.pipeline.executor import run_filters
-from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import iter_draws
-from stillroom.synth.pipeline.scheduler import generate_units
 from stillroom.synth.prompting.conversation import get_question
 from stillroom.synth.types import GeneratorContext
 from stillroom.testing import scripted_model
@@ -21,11 +18,6 @@ TASKS = [
     "Write a short poem about the sea in winter.",
 ]
 SEEDS = tuple(Record((Message("user", task), Message("assistant", "Yes."))) for task in TASKS)
-
-
-class Shelf(dict):
-    def put(self, key, value):
-        self[key] = value
 
 
 def script(lists):
@@ -44,15 +36,9 @@ def script(lists):
 
 
 def harvest(model, shelf=None, batch_size=3, draws=4, **settings):
-    writer = SelfInstruct(**settings).start(GeneratorContext("train", SEEDS, 1))
-    drafts = generate_units(
-        iter_draws("train", seed=1, count=draws),
-        writer,
-        model,
-        Shelf() if shelf is None else shelf,
-        batch_size=batch_size,
-    )
-    return run_filters("train", drafts, FilterChain([], FilterContext()), 100)
+    writer = SelfInstruct(**settings)
+    more = {"shelf": shelf, "draws": draws, "batch_size": batch_size}
+    return collect(model, writer, items=SEEDS, seed=1, **more)
 
 
 def test_new_tasks_come_with_an_instance_and_join_the_pool():
@@ -62,12 +48,12 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
     ]
     model = script(lists)
     found = harvest(model, draws=2, asks_a_round=1)
-    assert [one.fields["instruction"] for one in found.kept] == [
+    assert [one.fields["instruction"] for one in found.records] == [
         "Classify the animal by its number of legs.",
         "Explain how a lock on a canal works.",
         "List four rivers that flow into the Baltic.",
     ]
-    first, second, _ = found.kept
+    first, second, _ = found.records
     assert first.fields["task_kind"] == "classification"
     assert first.messages[0].content == f"{first.fields['instruction']}\n\nsome input"
     assert get_question(first) == first.messages[0].content
@@ -105,8 +91,8 @@ def test_an_instance_that_is_none_is_dropped(kind, given, output, reason):
         return json.dumps({"input": given, "output": output})
 
     found = harvest(scripted_model(answer), draws=1)
-    assert not found.kept
-    assert [one.reason for one in found.dropped if reason in one.reason]
+    assert not found.records
+    assert [one.reason for one in found.rejected if reason in one.reason]
 
 
 def test_classification_gives_its_output_first():
@@ -129,14 +115,14 @@ def test_classification_gives_its_output_first():
 )
 def test_the_papers_heuristics_name_their_reasons(task, reason):
     found = harvest(script([" " + task]), draws=1)
-    assert found.count_reasons() == {f"generator: {reason}": 1}
+    assert found.reasons == {f"generator: {reason}": 1}
 
 
 def test_like_tasks_of_one_round_are_settled_in_order():
     same = " Explain how a lock on a canal works."
     found = harvest(script([same, same]), draws=2, asks_a_round=2)
-    assert len(found.kept) == 1
-    assert found.count_reasons() == {"generator: task too like one of the pool": 1}
+    assert len(found.records) == 1
+    assert found.reasons == {"generator: task too like one of the pool": 1}
 
 
 def test_groups_and_kills_change_nothing():

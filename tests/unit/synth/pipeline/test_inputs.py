@@ -4,7 +4,7 @@ import pytest
 from tests.unit.synth.conftest import make_passage, make_passages
 
 from stillroom.records import Document, Message, Record
-from stillroom.synth.experiments.students import split_human_records
+from stillroom.synth.experiments.human_records import split_human_records
 from stillroom.synth.pipeline.inputs import (
     iter_work_items,
     order_items,

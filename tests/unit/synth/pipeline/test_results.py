@@ -1,9 +1,7 @@
-from tests.unit.synth.conftest import make_passages
+from tests.unit.synth.conftest import Shelf, collect, make_passages
 
 from stillroom.records import Message, Record
-from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, Generator
-from stillroom.synth.pipeline.executor import run_filters
-from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.synth.interfaces import Filter, FilterResult, Generator
 from stillroom.synth.pipeline.scheduler import generate_units
 from stillroom.synth.types import GenerationFailure, GenerationResult, WorkItem
 
@@ -43,53 +41,52 @@ class Even(Filter):
 SEEDS = [WorkItem(passage, "train") for passage in make_passages()]
 
 
-def collect(shelf, batch_size, wanted=100, seeds=SEEDS):
-    calls = []
-    drafts = generate_units(seeds, Countdown(), calls, shelf, batch_size=batch_size)
-    return run_filters("train", drafts, FilterChain([Even()], FilterContext()), wanted), calls
+class Calls(list):
+    fingerprint = "none"
 
 
-class Shelf(dict):
-    def put(self, key, value):
-        self[key] = value
+def count_down(shelf, batch_size, wanted=100):
+    calls = Calls()
+    more = {"shelf": shelf, "target": wanted, "batch_size": batch_size}
+    return collect(calls, Countdown(), [Even()], make_passages(), **more), calls
 
 
 def test_everything_is_accounted_for():
-    harvest, _ = collect(Shelf(), 3)
+    harvest, _ = count_down(Shelf(), 3)
     assert harvest.units == len(SEEDS)
     assert harvest.parsed == len(SEEDS)
-    assert harvest.asked == 2 * len(SEEDS)
-    odd = sum(drop.reason == "odd" for drop in harvest.dropped)
-    assert len(harvest.kept) + odd == harvest.parsed
-    assert harvest.count_reasons()["generator: said nonsense"] == len(SEEDS)
+    assert harvest.requests == 2 * len(SEEDS)
+    odd = sum(drop.reason == "odd" for drop in harvest.rejected)
+    assert len(harvest.records) + odd == harvest.parsed
+    assert harvest.reasons["generator: said nonsense"] == len(SEEDS)
 
 
 def test_the_size_of_a_group_does_not_change_what_is_kept():
-    one = collect(Shelf(), 1, wanted=2)[0]
-    many = collect(Shelf(), 5, wanted=2)[0]
+    one = count_down(Shelf(), 1, wanted=2)[0]
+    many = count_down(Shelf(), 5, wanted=2)[0]
     assert one == many
-    assert len(one.kept) == 2
+    assert len(one.records) == 2
 
 
 def test_finished_units_are_not_asked_again():
     shelf = Shelf()
-    first, _ = collect(shelf, 4)
+    first, _ = count_down(shelf, 4)
     for key in list(shelf)[::2]:
         del shelf[key]
     missing = [seed.key for seed in SEEDS if seed.key not in shelf]
-    again, calls = collect(shelf, 4)
+    again, calls = count_down(shelf, 4)
     assert again == first
     assert [key for call in calls for key in call] == missing
 
 
 def test_it_stops_when_enough_is_kept():
-    harvest, calls = collect(Shelf(), 1, wanted=1)
-    assert len(harvest.kept) == 1
+    harvest, calls = count_down(Shelf(), 1, wanted=1)
+    assert len(harvest.records) == 1
     assert len(calls) == harvest.units < len(SEEDS)
 
 
 def test_nothing_wanted_asks_nothing():
-    harvest, calls = collect(Shelf(), 1, wanted=0)
+    harvest, calls = count_down(Shelf(), 1, wanted=0)
     assert (harvest.units, calls) == (0, [])
 
 

@@ -18,9 +18,8 @@ from stillroom.errors import BackendError
 from stillroom.jobs import Job
 from stillroom.provenance import digest_file
 from stillroom.records import read_records
+from stillroom.synth.jobs.records import RecordsRecipe, run
 from stillroom.synth.pipeline.scheduler import _wait_for_unit, generate_units
-from stillroom.synth.recipe import SynthRecipe
-from stillroom.synth.run import run
 from stillroom.synth.types import WorkItem
 
 SAID = "The passage in other words, said of "
@@ -68,13 +67,10 @@ def make_recipe(tmp_path, server, count=60, **more):
     settings = {
         "index": str(write_passages(tmp_path / f"passages-{count}.jsonl", count)),
         "model": f"{server.address}#m",
-        "generator": "rewrite",
-        "filters": [],
-        "target": {"train": 1000, "held_out": 1000},
-        "attempts": 1,
-        "include_passages": 0,
+        "pipeline": {"generator": "rewrite", "filters": [], "attempts": 1, "include_passages": 0},
+        "num_records": {"train": 1000, "held_out": 1000},
     }
-    return SynthRecipe.model_validate(settings | more)
+    return RecordsRecipe.model_validate(settings | more)
 
 
 def run_into(recipe, out):
@@ -110,7 +106,7 @@ def test_a_cache_and_a_pool_change_no_byte_and_ask_nothing_twice(tmp_path, serve
         more = {"cache": str(tmp_path / f"{concurrency}.db")} if way in {"cache", "both"} else {}
         engine = {"concurrency": concurrency}
         if way != "cache":
-            engine |= {"others": [f"{servers[1].address}#m"], "weights": [1, 1]}
+            engine |= {"fallbacks": [f"{servers[1].address}#m"], "weights": [1, 1]}
             engine |= {"hedge_after_s": 60} if way == "hedged" else {}
         recipe = make_recipe(tmp_path, servers[0], engine=engine, **more)
         for again in range(2 if more else 1):
@@ -158,9 +154,9 @@ def test_an_added_passage_asks_once_more(tmp_path, serve):
 @pytest.mark.parametrize(
     ("budget", "most"),
     [
-        ({"asks": 20}, 20),
+        ({"requests": 20}, 20),
         ({"tokens": 80}, 10),
-        ({"money": 0.0001, "input_price": 1.0, "output_price": 1.0}, 13),
+        ({"cost": 0.0001, "input_price": 1.0, "output_price": 1.0}, 13),
     ],
 )
 def test_asking_ends_when_the_budget_is_spent(tmp_path, serve, budget, most):
@@ -239,7 +235,11 @@ def test_a_killed_run_ends_with_the_same_bytes_and_pays_little_twice(tmp_path, s
     file = tmp_path / "recipe.yaml"
     file.write_text(
         json.dumps(
-            {"version": 1, "kind": "synth", **recipe.model_dump(mode="json", exclude_unset=True)}
+            {
+                "version": 1,
+                "kind": "synth.records",
+                **recipe.model_dump(mode="json", exclude_unset=True),
+            }
         )
     )
     command = [sys.executable, "-m", "stillroom", "run", str(file), "--out", str(tmp_path / "out")]

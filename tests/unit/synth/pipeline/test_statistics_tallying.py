@@ -4,7 +4,7 @@ import random
 
 from stillroom.jobs import DiskList
 from stillroom.records import Message, Origin, Record
-from stillroom.synth.pipeline.results import _SettledNumbers
+from stillroom.synth.pipeline.results import _CountedNumbers
 from stillroom.synth.pipeline.statistics import BottomK, RecordStats, RejectionStats
 from stillroom.synth.types import RejectedRecord
 
@@ -59,7 +59,7 @@ def test_rows_that_fell_come_back_from_a_file_as_they_were(tmp_path):
 
 
 def test_an_account_is_settled_once_in_any_order():
-    settled, order = _SettledNumbers(), [0, 2, 1, 1, 2, 5, 3, 0, 4, 5]
+    settled, order = _CountedNumbers(), [0, 2, 1, 1, 2, 5, 3, 0, 4, 5]
     assert [settled.add(number) for number in order] == [
         number not in order[:at] for at, number in enumerate(order)
     ]

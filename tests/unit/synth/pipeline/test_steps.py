@@ -1,10 +1,11 @@
-"""Recipes that are graphs: what they may say, what flows, what is asked anew, and equal bytes."""
+"""Pipelines of steps: what they may say, what flows, what is asked anew, and equal bytes."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -17,8 +18,9 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, parse_recipe
 from stillroom.records import Message, Origin, Record, read_records, write_records
-from stillroom.synth.pipeline.graph import estimate_steps, format_graph
-from stillroom.synth.run import estimate, preview, run
+from stillroom.synth.jobs.records import estimate, run
+from stillroom.synth.output.records import preview_records
+from stillroom.synth.pipeline.steps import estimate_steps, format_steps
 from stillroom.synth.selection import MixSettings, mix_records
 
 SAID = "The passage in other words, said of "
@@ -81,14 +83,15 @@ steps:
 def make_recipe(server, seeds, *, longest=90, more="", concurrency=8, steps=STEPS):
     text = f"""
 version: 1
-kind: synth
+kind: synth.records
 seeds: {seeds}
 model: {server.address}#m
 held_out: 0.25
 seed: 3
 engine: {{concurrency: {concurrency}}}
 {more}
-{steps.format(longest=longest)}
+pipeline:
+{textwrap.indent(steps.format(longest=longest), "  ")}
 """
     return parse_recipe(text)
 
@@ -113,7 +116,6 @@ def outputs(out):
 def test_a_resolved_graph_reads_back_as_itself(serve, tmp_path):
     recipe = make_recipe(serve(), write_seeds(tmp_path / "seeds.jsonl", 4))
     text = dump_recipe(recipe)
-    assert "\ngenerator:" not in text
     assert parse_recipe(text) == recipe
     assert recipe.sources == {
         "first": ("seeds",),
@@ -123,15 +125,26 @@ def test_a_resolved_graph_reads_back_as_itself(serve, tmp_path):
     }
 
 
+def test_steps_of_a_pipeline_are_built_again_within_a_flow():
+    steps = "{a: {filters: [shape]}, b: {from: [seeds, a], filters: [refusal]}}"
+    flow = parse_recipe(
+        "kind: flow\ninputs: {tasks: t.jsonl}\nsteps:\n  records: {kind: synth.records, "
+        f"seeds: {{from: inputs.tasks}}, pipeline: {{steps: {steps}}}}}\n"
+    )
+    built = flow.steps["records"].build({"inputs.tasks": "t.jsonl"}, 0)
+    assert built.sources == {"a": ("seeds",), "b": ("seeds", "a")}
+    assert dump_recipe(parse_recipe(dump_recipe(flow))) == dump_recipe(flow)
+
+
 @pytest.mark.parametrize(
     ("steps", "what"),
     [
-        ("steps: {a: {filters: [shape], generator: rewrite}}", "has several methods"),
-        ("steps: {a: {attempts: 2}}", "has no method"),
+        ("steps: {a: {filters: [shape], generator: rewrite}}", "is not a setting"),
+        ("steps: {a: {attempts: 2}}", "does not fit"),
         ("steps: {a: {from: b, filters: [shape]}, b: {filters: [shape]}}", "'b' is neither"),
         ("steps: {Index: {filters: [shape]}}", "is not a valid step name"),
-        ("steps: {a: {from: nothing, filters: [shape]}}", "cannot start from nothing"),
-        ("generator: magpie\nsteps: {a: {filters: [shape]}}", "generator and steps are both"),
+        ("steps: {a: {from: nothing, filters: [shape]}}", "and there are none"),
+        ("generator: magpie\nsteps: {a: {filters: [shape]}}", "generator is not a setting"),
         ("steps: {a: {filters: [shpae]}}", "'shpae' is not a method"),
     ],
 )
@@ -176,7 +189,7 @@ def test_every_record_is_accounted_for_by_step(serve, tmp_path):
 
 def test_bytes_are_those_of_one_request_at_a_time(serve, tmp_path):
     server, seeds = serve(), write_seeds(tmp_path / "seeds.jsonl", 30)
-    more = "target: {train: 20, held_out: 8}"
+    more = "num_records: {train: 20, held_out: 8}"
     for concurrency, gathers in ((1, 1), (64, 20)):
         server.gathers = gathers
         recipe = make_recipe(server, seeds, concurrency=concurrency, more=more)
@@ -233,7 +246,7 @@ import sys
 from pathlib import Path
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, load_recipe
-from stillroom.synth.run import run
+from stillroom.synth.jobs.records import run
 recipe = load_recipe(Path(sys.argv[1]))
 job = Job.start(Path(sys.argv[2]), dump_recipe(recipe), seed=recipe.seed, resume=True)
 run(recipe, job)
@@ -312,10 +325,8 @@ steps:
 
 
 def test_passages_may_be_judged_as_plain_text(serve, tmp_path, index):
-    steps = "steps: {{texts: {{from: index, filters: [shape]}}}}"
-    recipe = parse_recipe(
-        f"version: 1\nkind: synth\nindex: {index}\nheld_out: 0\n" + steps.format()
-    )
+    steps = "pipeline: {steps: {texts: {from: index, filters: [shape]}}}"
+    recipe = parse_recipe(f"kind: synth.records\nindex: {index}\nheld_out: 0\n{steps}\n")
     do(recipe, tmp_path / "out")
     kept = list(read_records(tmp_path / "out/output/records.jsonl"))
     assert len(kept) == len(make_passages())
@@ -340,11 +351,11 @@ def test_the_graph_is_drawn_and_counted_before(serve, tmp_path):
     more = "budget: {input_price: 1, output_price: 2}"
     recipe = make_recipe(server, write_seeds(tmp_path / "seeds.jsonl", 100), more=more)
     forecasts = {one.step: one for one in estimate_steps(recipe)}
-    assert forecasts["first"].asks == 200
-    assert forecasts["clean"].gives == 100
-    assert forecasts["first"].money > forecasts["again"].money > 0
-    lines = format_graph(recipe)
-    assert lines[0].split()[:3] == ["step", "from", "does"]
+    assert forecasts["first"].requests == 200
+    assert forecasts["clean"].outputs == 100
+    assert forecasts["first"].cost > forecasts["again"].cost > 0
+    lines = format_steps(recipe)
+    assert lines[0].split()[:3] == ["step", "from", "methods"]
     assert "clean, again" in lines[4]
     assert lines[4].endswith("(out)")
     assert "300 requests" in estimate(recipe).basis
@@ -353,7 +364,7 @@ def test_the_graph_is_drawn_and_counted_before(serve, tmp_path):
 
 def test_a_preview_shows_what_arrives(serve, tmp_path):
     recipe = make_recipe(serve(), write_seeds(tmp_path / "seeds.jsonl", 20), concurrency=1)
-    units = list(preview(recipe, 3))
+    units = list(preview_records(recipe, 3))
     assert len(units) == 3
     assert any(unit.records for unit in units)
     assert list(tmp_path.glob("*.partial")) == []
@@ -361,7 +372,7 @@ def test_a_preview_shows_what_arrives(serve, tmp_path):
 
 def test_budgets_end_a_graph(serve, tmp_path):
     server, seeds = serve(), write_seeds(tmp_path / "seeds.jsonl", 60)
-    recipe = make_recipe(server, seeds, more="budget: {asks: 12}", concurrency=2)
+    recipe = make_recipe(server, seeds, more="budget: {requests: 12}", concurrency=2)
     do(recipe, tmp_path / "out")
     report = json.loads((tmp_path / "out/output/report.json").read_text())
     assert 12 <= report["spent"]["asks"] <= 14
@@ -469,10 +480,12 @@ def test_what_is_beyond_a_steps_limit_is_a_counted_row(serve, tmp_path):
     ],
 )
 def test_a_choice_by_a_score_that_nothing_gives_is_refused_before_anything_is_asked(steps, what):
-    text = f"version: 1\nkind: synth\nseeds: s.jsonl\nsteps: {{{steps}}}\n"
+    text = f"kind: synth.records\nseeds: s.jsonl\npipeline: {{steps: {{{steps}}}}}\n"
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text)
     assert what in str(caught.value)
     good = "a: {filters: [shape]}, b: {filters: [refusal]}, c: {select: {name: top, score: shape}}"
-    parse_recipe(f"version: 1\nkind: synth\nseeds: s.jsonl\nsteps: {{{good}}}\n")
-    parse_recipe("version: 1\nkind: synth\nseeds: s.jsonl\nsteps: {a: {select: semdedup}}\n")
+    parse_recipe(f"kind: synth.records\nseeds: s.jsonl\npipeline: {{steps: {{{good}}}}}\n")
+    parse_recipe(
+        "kind: synth.records\nseeds: s.jsonl\npipeline: {steps: {a: {select: semdedup}}}\n"
+    )

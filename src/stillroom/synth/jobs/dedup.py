@@ -1,0 +1,81 @@
+"""Remove near duplicates from files of records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stillroom.jobs import Estimate
+from stillroom.jobs.kind import JobKind
+from stillroom.objects import resolve_local
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference
+from stillroom.synth.seeds import count_bytes
+
+if TYPE_CHECKING:
+    from stillroom.jobs import Job
+    from stillroom.provenance import Artifact
+
+__all__ = ["JOB_KIND", "DedupRecipe", "estimate", "run"]
+
+_BYTES_PER_SECOND = 5e6
+
+
+class DedupRecipe(Recipe):
+    """Remove near duplicates from files of records, by an exact join of word n-grams."""
+
+    kind: Literal["synth.dedup"] = Field(
+        default="synth.dedup", description="remove near duplicates from files of records"
+    )
+    records: tuple[Reference, ...] = Field(
+        min_length=1, description="files or artifacts of records"
+    )
+    threshold: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Jaccard similarity of word n-grams above which two records are duplicates",
+    )
+    ngram_size: int = Field(5, ge=1, description="number of words of an n-gram")
+    fields: tuple[str, ...] = Field(
+        (), description="fields of a record to compare; by default all messages"
+    )
+    prefer: str = Field(
+        "",
+        description="numeric field: of several duplicates, the record with its highest value"
+        " is kept",
+    )
+    engine: EngineChoice = ENGINE
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Local paths of the records."""
+        return tuple(map(resolve_local, self.records))
+
+
+def run(recipe: DedupRecipe, job: Job) -> Artifact:
+    """Write the records without near duplicates, and the list of the removed ones.
+
+    Raises:
+        DataError: If a file is missing or damaged, or no record is readable.
+    """
+    from stillroom.synth.dedup.near_duplicates import deduplicate
+
+    return deduplicate(recipe, job)
+
+
+def estimate(recipe: DedupRecipe) -> Estimate:
+    """Estimate memory, disk and time from the size of the files."""
+    size = count_bytes(recipe.records)
+    return Estimate(
+        memory_bytes=int(size * 0.5 + 300_000_000),
+        disk_bytes=int(size * 3 + 1_000_000),
+        seconds=size / _BYTES_PER_SECOND,
+        memory_knob="compare fewer files at a time",
+        disk_knob="compare fewer files at a time",
+        basis=f"{size / 1e6:.1f} MB of records",
+    )
+
+
+JOB_KIND = JobKind(DedupRecipe, run, estimate)

@@ -1,0 +1,164 @@
+"""Generate records with a teacher, filter, select and mix them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stillroom.errors import RecipeError
+from stillroom.jobs import Estimate
+from stillroom.jobs.kind import JobKind
+from stillroom.recipes import Destination, Recipe, Reference
+from stillroom.synth.pipeline.steps import (
+    UNLIMITED,
+    FilterStep,
+    GenerateStep,
+    GeneratorPipeline,
+    Pipeline,
+    PipelineStep,
+    check_steps,
+    estimate_steps,
+    format_steps,
+    resolve_sources,
+)
+from stillroom.synth.seeds import count_bytes
+from stillroom.synth.selection import MixSettings
+from stillroom.synth.settings import BudgetSettings, EngineSettings, RecordTargets
+
+if TYPE_CHECKING:
+    from stillroom.jobs import Job
+    from stillroom.provenance import Artifact
+    from stillroom.synth.interfaces import Filter
+    from stillroom.synth.types import Split
+
+__all__ = ["DEFAULT_TEACHER", "JOB_KIND", "RecordsRecipe", "estimate", "run"]
+
+DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+_DEFAULT_TARGETS = {"train": 100, "held_out": 25}
+_TOKENS_PER_SECOND = 240.0
+
+
+class RecordsRecipe(Recipe):
+    """Generate records with a teacher, about passages or from other seeds, and filter them."""
+
+    kind: Literal["synth.records"] = Field(
+        default="synth.records", description="generate records with a teacher"
+    )
+    index: Reference | None = Field(
+        None,
+        description="documents to write about: an index artifact, or a file of passages (JSONL) "
+        "or of records, whose texts then serve as passages",
+    )
+    seeds: Reference | None = Field(
+        None,
+        description="other seeds: a file of records (tasks, personas, solutions), or a taxonomy "
+        "(YAML, or a folder of qna.yaml)",
+    )
+    model: Reference = Field(
+        DEFAULT_TEACHER, description="teacher: a checkpoint, a .gguf file or an endpoint"
+    )
+    engine: EngineSettings = Field(
+        default_factory=EngineSettings,
+        description="how the teacher runs; ray, or a group 'ray' in it, distributes the work",
+    )
+    pipeline: Pipeline = Field(
+        default_factory=lambda: GeneratorPipeline.model_validate({}),
+        description="a generator with its filters, or steps by name",
+    )
+    budget: BudgetSettings = Field(
+        default_factory=BudgetSettings,
+        description="bounds that stop the generation before num_records is reached",
+    )
+    num_records: RecordTargets = Field(
+        default_factory=RecordTargets, description="numbers of records to generate"
+    )
+    held_out: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of documents held out for evaluation, by hash of their id; documents "
+        "with equal texts stay together",
+    )
+    batch_size: int = Field(
+        16, ge=1, le=1024, description="passages per batch; never changes the result"
+    )
+    cache: Destination | None = Field(
+        None, description="cache file of completions, so that edited recipes send only new requests"
+    )
+    mix: MixSettings | None = Field(None, description="existing records to mix the new ones with")
+
+    @property
+    def steps(self) -> Mapping[str, PipelineStep]:
+        """Steps by name, in order; of a generator with its filters, two."""
+        return self.pipeline.steps
+
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """Sources of each step."""
+        start = "index" if self.index else "seeds" if self.seeds else "nothing"
+        return resolve_sources(self.steps, start)
+
+    @property
+    def teachers(self) -> list[str]:
+        """References of the steps' teachers, in order."""
+        generate_steps = (step for step in self.steps.values() if isinstance(step, GenerateStep))
+        return [step.model or self.model for step in generate_steps]
+
+    @property
+    def filters(self) -> list[Filter]:
+        """All filters of the steps, in order."""
+        filter_steps = (step for step in self.steps.values() if isinstance(step, FilterStep))
+        return [check for step in filter_steps for check in step.filters]
+
+    def get_target(self, split: Split) -> int:
+        """Return the number of records that ends a side; ``UNLIMITED`` if there is none."""
+        target = getattr(self.num_records, split)
+        if target is None:
+            is_single = isinstance(self.pipeline, GeneratorPipeline)
+            target = _DEFAULT_TARGETS[split] if is_single else UNLIMITED
+        return int(target)
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        """Check that every step has inputs that it takes, and every source a step."""
+        starts = {"index": bool(self.index), "seeds": bool(self.seeds), "nothing": True}
+        is_single = isinstance(self.pipeline, GeneratorPipeline)
+        if problems := check_steps(self.steps, starts, is_single=is_single):
+            raise RecipeError(problems)
+        return self
+
+
+def run(recipe: RecordsRecipe, job: Job) -> Artifact:
+    """Write the records of a recipe to the job's output.
+
+    Raises:
+        DataError: If there are no inputs, or no training record is kept (``synth.nothing-kept``).
+        BackendError: If a teacher fails; finished units are in the caches.
+    """
+    from stillroom.synth.output.records import write_records
+
+    return write_records(recipe, job)
+
+
+def estimate(recipe: RecordsRecipe) -> Estimate:
+    """Estimate memory, disk and time from the targets and the size of the teacher's file."""
+    step_estimates = estimate_steps(recipe)
+    num_records = sum(step.outputs for step in step_estimates)
+    num_requests = sum(step.requests for step in step_estimates)
+    model = Path(recipe.model)
+    weights = model.stat().st_size if model.is_file() else 400_000_000
+    seed_bytes = count_bytes(filter(None, (recipe.index, recipe.seeds)))
+    return Estimate(
+        memory_bytes=int(weights * 1.5 + seed_bytes * 4 + 300_000_000),
+        disk_bytes=int(num_records * 8_000 + 1_000_000),
+        seconds=sum(step.tokens for step in step_estimates) / _TOKENS_PER_SECOND,
+        memory_knob="use a smaller teacher, or an endpoint",
+        disk_knob="lower num_records",
+        basis=f"about {num_requests:.0f} requests, of which half are kept, on two cores",
+    )
+
+
+JOB_KIND = JobKind(RecordsRecipe, run, estimate, outline=format_steps)

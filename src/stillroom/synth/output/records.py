@@ -1,0 +1,309 @@
+"""Records of a run: both sides of the split generated, mixed, written and reported."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.jobs import Job, atomic_write
+from stillroom.objects import resolve_local
+from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
+from stillroom.synth.interfaces import FilterResult
+from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.output.page import ReportInput, is_report_page, render_report
+from stillroom.synth.output.summary import describe_shortfall, make_report, require_records
+from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache
+from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
+from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
+from stillroom.synth.pipeline.statistics import DiversityComparison, RecordStats
+from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
+from stillroom.synth.selection import MixtureResult, mix_records
+from stillroom.synth.types import RejectedRecord, Split, get_item_text, get_seed_kind
+
+if TYPE_CHECKING:
+    from stillroom.synth.jobs.records import RecordsRecipe
+
+__all__ = ["UnitPreview", "preview_records", "write_records"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPreview:
+    """One unit of a preview: its key, and every record with its verdict.
+
+    ``unit`` is empty for a unit of steps.
+    """
+
+    unit: str
+    records: tuple[tuple[Record, str, FilterResult], ...]
+    failures: tuple[tuple[str, str], ...]
+
+
+def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
+    """Write the records of a recipe to the job's output.
+
+    Writes ``records.jsonl``, ``dropped.jsonl`` with the reason of each rejection, ``report.json``,
+    ``report.html``, and for a pipeline of steps ``scores.jsonl``.
+
+    Raises:
+        DataError: If there are no inputs, or no training record is kept (``synth.nothing-kept``).
+        BackendError: If a teacher fails; finished units are in the caches.
+    """
+    inputs = read_inputs(recipe)
+    _log_inputs(inputs, job)
+    comparison = DiversityComparison([get_item_text(item) for item in list_train_items(inputs)])
+    with (
+        ExitStack() as files,
+        _open_model_pool(recipe, job) as models,
+        closing(RunCache.of(job)) as caches,
+    ):
+        run = _RecordsRun(recipe, inputs, job, models, caches, files, comparison)
+        held_out = run.run_split("held_out", ())
+        train = run.run_split("train", list(held_out.records))
+        require_records(train, recipe)
+        if train.stats.synthetic_texts and recipe.mix is None:
+            comparison.start(train.stats.synthetic_texts)
+        return run.write(train, held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordsRun:
+    """What both sides of the split share."""
+
+    recipe: RecordsRecipe
+    inputs: PipelineInputs
+    job: Job
+    models: ModelPool
+    caches: RunCache
+    files: ExitStack
+    comparison: DiversityComparison
+    costs: CostTracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "costs", CostTracker(self.recipe.budget))
+
+    def run_split(self, split: Split, held_out: Sequence[Record]) -> SplitResult:
+        """Generate the records of one side."""
+        recipe, job = self.recipe, self.job
+        target, share = recipe.get_target(split), 1.0
+        if split == "held_out":  # runs first, and must leave budget for training
+            both = target + recipe.get_target("train")
+            share = target / both if both < 2 * UNLIMITED else recipe.held_out
+            target = target if recipe.held_out else 0
+        context = self.inputs.context(self.models, held_out, recipe.seed)
+        executor = PipelineExecutor(
+            recipe,
+            self.inputs,
+            split,
+            context,
+            self.caches,
+            job.scratch / split,
+            job.check_cancelled,
+        )
+        total = target if target < UNLIMITED else 0
+        with job.phase(f"generating {split} records", total, "records") as progress:
+
+            def show(result: SplitResult) -> None:
+                if split == "train" and recipe.mix is None:
+                    self.comparison.look_ahead(result.stats.synthetic_texts)
+                progress.advance(
+                    len(result.records) - progress.done,
+                    lambda: (
+                        f"{result.requests} requests, {len(result.rejected)} rejected, "
+                        f"{self.costs.note()}"
+                    ),
+                )
+
+            return executor.run(target, self.files, self.costs, share, show)
+
+    def write(self, train: SplitResult, held_out: SplitResult) -> Artifact:
+        """Mix the training records if asked, write all files and publish them."""
+        recipe, job = self.recipe, self.job
+        texts, rejected_texts = self._make_passage_records(held_out.records)
+        mixture = None
+        if recipe.mix is not None:
+            mixture = mix_records([*train.records, *texts], recipe.mix, seed=recipe.seed)
+        stats = _write_records(job.output / "records.jsonl", train, texts, mixture, held_out)
+
+        def rejected() -> Iterator[RejectedRecord]:
+            left_out = mixture.dropped if mixture is not None else ()
+            return chain(held_out.rejected, train.rejected, rejected_texts, left_out)
+
+        _write_rows(job.output / "dropped.jsonl", (row.to_json() for row in rejected()))
+        report = make_report(recipe, self.inputs, (held_out, train), mixture, stats, self.costs)
+        if isinstance(recipe.pipeline, GeneratorPipeline):
+            reasons = Counter(f"{row.filter}: {row.reason}" for row in rejected_texts)
+            dropped = dict(sorted(reasons.items()))
+            report["passage_records"] = {"kept": len(texts), "dropped": dropped}
+        else:
+            _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
+        with atomic_write(job.output / "report.json") as file:
+            json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+        comparison, filters = self.comparison, recipe.filters
+        page_input = ReportInput(
+            report, stats, held_out.stats, rejected(), comparison, recipe.teachers, filters
+        )
+        with atomic_write(job.output / "report.html") as file:
+            file.write(render_report(page_input))
+        for result in (held_out, train):
+            if warning := describe_shortfall(result, recipe, self.costs.reached()):
+                job.say(warning)
+        return job.finish(
+            "records",
+            parents=_list_parents(recipe, self.inputs, self.models, job),
+            origin=combine_origins([*stats.origins, *held_out.stats.origins]).to_json(),
+            details={"counts": report["splits"]},
+            is_timed=is_report_page,
+        )
+
+    def _make_passage_records(
+        self, held_out: Sequence[Record]
+    ) -> tuple[list[Record], list[RejectedRecord]]:
+        """Return train passages as plain-text records, and those a filter rejected."""
+        records: list[Record] = []
+        rejected: list[RejectedRecord] = []
+        pipeline = self.recipe.pipeline
+        if not isinstance(pipeline, GeneratorPipeline) or not pipeline.include_passages:
+            return records, rejected
+        context = self.inputs.context(self.models, list(held_out), self.recipe.seed)
+        filters = [check for check in pipeline.filters if check.accepts_passages]
+        filter_chain = FilterChain(filters, context, self.caches.open("measures"))
+        for passage in list_train_items(self.inputs):
+            if not isinstance(passage, Passage) or len(records) >= pipeline.include_passages:
+                break  # only documents are included as plain text
+            fields = {
+                "split": "train",
+                "document_id": passage.document_id,
+                "passage_id": passage.id,
+            }
+            record = Record((Message("assistant", passage.text),), fields, passage.origin)
+            name, verdict = filter_chain.judge(record)
+            if verdict.keep:
+                filter_chain.on_accept(verdict.changed or record)
+                records.append(verdict.changed or record)
+            else:
+                rejected.append(reject_record("train", name, verdict, passage.id, record))
+        return records, rejected
+
+
+def preview_records(recipe: RecordsRecipe, n: int = 5) -> Iterator[UnitPreview]:
+    """Yield the first ``n`` training units with every verdict, writing nothing.
+
+    No held-out records are generated, so ``decontaminate`` has nothing to compare with.
+    """
+    recipe = recipe.model_copy(update={"batch_size": min(n, recipe.batch_size)})
+    inputs = read_inputs(recipe)
+    with (
+        _open_model_pool(recipe) as models,
+        tempfile.TemporaryDirectory() as folder,
+        closing(RunCache(Path(folder) / "units")) as caches,
+    ):
+        context = inputs.context(models, (), recipe.seed)
+        executor = PipelineExecutor(recipe, inputs, "train", context, caches, Path(folder))
+        for batch in executor.preview(n):
+            judged = [(scored.record, "", FilterResult(True)) for scored in batch.records]
+            failures = []
+            for row in (row for stats in batch.stats for row in stats.dropped):
+                step = f"{row.step}/" if row.step else ""
+                if row.record is not None:
+                    verdict = FilterResult(False, row.reason, row.score, row.limit)
+                    judged.append((row.record, f"{step}{row.filter}", verdict))
+                else:
+                    failures.append((f"{step}{row.reason}", row.text))
+            yield UnitPreview(batch.unit, tuple(judged), tuple(failures))
+
+
+@contextmanager
+def _open_model_pool(recipe: RecordsRecipe, job: Job | None = None) -> Iterator[ModelPool]:
+    """Yield the pool of the teacher and the filters' models; close it at the end."""
+    engine = recipe.engine
+    settings: dict[str, Any] = {
+        "backend": engine.backend,
+        "num_threads": engine.num_threads,
+        "context_length": engine.context_length,
+    }
+    limits = {
+        "concurrency": engine.concurrency,
+        "requests_per_minute": engine.requests_per_minute,
+        "tokens_per_minute": engine.tokens_per_minute,
+        "others": engine.fallbacks or None,
+        "weights": engine.weights or None,
+        "hedge_after_s": engine.hedge_after_s,
+        "read_timeout_s": engine.timeout_s,
+        "answer_timeout_s": engine.timeout_s,
+    }
+    teacher = settings | {name: value for name, value in limits.items() if value is not None}
+    shared = {"num_threads": engine.num_threads}
+    cache = Path(recipe.cache) if recipe.cache else None
+    say = None if job is None else job.say
+    models = ModelPool(shared, cache, say, settings_of={recipe.model: teacher}, job=job)
+    try:
+        yield models
+    finally:
+        models.close()
+
+
+def _write_records(
+    path: Path,
+    train: SplitResult,
+    texts: Sequence[Record],
+    mixture: MixtureResult | None,
+    held_out: SplitResult,
+) -> RecordStats:
+    """Write the records of both sides; return the statistics of the training records."""
+    stats = train.stats
+    with RecordWriter(path) as writer:
+        if mixture is None:
+            train.records.copy_to(writer)
+            for record in stats.watch(texts):
+                writer.write(record)
+        else:
+            stats = RecordStats()
+            for record in stats.watch(mixture.records):
+                writer.write(record)
+        held_out.records.copy_to(writer)
+    return stats
+
+
+def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
+    if not inputs.sources:
+        job.say("no seeds: the teacher generates from nothing")
+    for name, source in inputs.sources.items():
+        train, held_out = len(inputs.items[name, "train"]), len(inputs.items[name, "held_out"])
+        kind = get_seed_kind(source.items[0])
+        job.say(f"{name}: {train} {kind} to train on, {held_out} held out")
+        for reason, count in source.dropped.items():
+            job.say(f"{count} rows of {source.path} left out: {reason}")
+
+
+def _list_parents(
+    recipe: RecordsRecipe, inputs: PipelineInputs, models: ModelPool, job: Job
+) -> list[Parent]:
+    parents = []
+    for reference, source in zip(
+        filter(None, (recipe.index, recipe.seeds)), inputs.sources.values(), strict=True
+    ):
+        role = get_seed_kind(source.items[0])
+        parents.append(make_parent(role, resolve_local(reference), job.out))
+    mixed_references = recipe.mix.records if recipe.mix else ()
+    parents += [
+        make_parent("mixed in", resolve_local(reference), job.out) for reference in mixed_references
+    ]
+    for reference in sorted(set(recipe.teachers)):
+        fingerprint = models.text_model(reference).fingerprint
+        parents.append(Parent("teacher", reference, fingerprint, "checkpoint"))
+    return parents
