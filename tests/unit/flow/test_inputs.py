@@ -51,8 +51,11 @@ def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path
             "kind: evaluate\nrecords: r\nmodels: {teacher: 'http://127.0.0.1:1/v1#m', student: s}",
             ["records", "models.student"],
         ),
-        ("kind: diffusion\nstart: {tokenizer: t}\nrecords: r", ["start.tokenizer", "records"]),
-        ("kind: diffusion\nstart: s\nrecords: r", ["start", "records"]),
+        (
+            "kind: diffusion.train\nmodel: {tokenizer: t}\nrecords: r",
+            ["model.tokenizer", "records"],
+        ),
+        ("kind: diffusion.train\nmodel: s\nrecords: r", ["model", "records"]),
         ("kind: synth\nseeds: t\nfilters: [{name: length, tokenizer: w}]\ncache: c", ["seeds"]),
     ],
 )
