@@ -168,8 +168,8 @@ student: {{layers: 1, max_parameters: 0.9}}
 train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
 fidelity: {{control: false, answers: 0, speed: false}}
 """,
-    "diffusion": """
-start: "{model}"
+    "diffusion.train": """
+model: "{model}"
 records: "{records}"
 train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
 """,
@@ -182,7 +182,7 @@ train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
         "evaluate",
         pytest.param("merge", marks=pytest.mark.slow),
         pytest.param("distill", marks=pytest.mark.slow),
-        pytest.param("diffusion", marks=pytest.mark.slow),
+        pytest.param("diffusion.train", marks=pytest.mark.slow),
     ],
 )
 def test_a_job_takes_records_from_a_bucket_and_says_so(server, tmp_path, kind):
