@@ -156,9 +156,9 @@ method: linear
 models: [{{checkpoint: "{model}"}}]
 select: {{records: "{records}", split: held_out}}
 """,
-    "evaluate": """
+    "evaluate.report": """
 models: {{one: "scripted:{script}"}}
-fidelity: false
+fidelity: null
 records: "{records}"
 """,
     "distill": """
@@ -179,7 +179,7 @@ train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
 @pytest.mark.parametrize(
     "kind",
     [
-        "evaluate",
+        "evaluate.report",
         pytest.param("merge", marks=pytest.mark.slow),
         pytest.param("distill", marks=pytest.mark.slow),
         pytest.param("diffusion.train", marks=pytest.mark.slow),
@@ -228,9 +228,9 @@ kind: flow
 inputs: {{records: "{address}"}}
 steps:
   report:
-    kind: evaluate
+    kind: evaluate.report
     models: {{one: "scripted:{tmp_path / "script.json"}"}}
-    fidelity: false
+    fidelity: null
     records: {{from: inputs.records}}
 """
     recipe = parse_recipe(text, "flow")

@@ -212,7 +212,7 @@ class Report:
                 f"{file} cannot be read as a report: {error}",
                 code="report.unreadable",
                 expected='JSON with "metrics": [{name, value, low, high, n, unit}, ...]',
-                next="give the folder of a finished job of kind evaluate",
+                next="give the folder of a finished job of kind evaluate.report",
             ) from error
 
     def write(self, folder: Path) -> Report:
