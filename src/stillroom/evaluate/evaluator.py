@@ -137,7 +137,8 @@ def _add_answers(
     report.section(
         "Answers",
         f"Closed: the question alone. {retrieved}F1 is the overlap of words with the expected "
-        "answer, em says whether they are equal, both after SQuAD's normalization and without citation marks.",
+        "answer, em says whether they are equal, both after SQuAD's normalization and without "
+        "citation marks.",
         metrics=metrics,
         plot=Plot.of(
             "F1 by model and mode",
