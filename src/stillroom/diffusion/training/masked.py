@@ -323,7 +323,7 @@ class MaskedDenoising(_TextObjective["DiffusionTrainRecipe"]):
         )
 
 
-class NextTokenPrediction(_TextObjective["AutoregressiveRecipe"]):
+class NextTokenPrediction(_TextObjective[TextTrainingRecipe]):
     """Cross-entropy of the next token."""
 
     is_causal: ClassVar[bool] = True
