@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from stillroom.flow.job import find_job_kind
+from stillroom.recipes import list_kinds
 from stillroom.registry import find_registries
 from tests.contracts.sources import PACKAGE, functions_of, modules, tree_of
 
@@ -62,8 +64,16 @@ def test_exports_of_a_package_exist(name):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_has_the_same_door_and_hall(room):
-    for name in ("__init__.py", "recipe.py", "run.py", "interfaces.py"):
+    for name in ("__init__.py", "interfaces.py"):
         assert (PACKAGE / room / name).is_file()
+    if (PACKAGE / room / "jobs").is_dir():
+        kinds = [kind for kind in list_kinds() if kind.startswith(f"{room}.")]
+        assert kinds
+        assert all(
+            find_job_kind(kind).recipe.model_fields["kind"].default == kind for kind in kinds
+        )
+        return
+    assert (PACKAGE / room / "recipe.py").is_file()
     run = importlib.import_module(f"stillroom.{room}.run")
     assert callable(run.run)
     assert callable(run.estimate)

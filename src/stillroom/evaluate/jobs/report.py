@@ -15,7 +15,7 @@ __all__ = [
     "JOB_KIND",
     "AnswerSamplingSettings",
     "EvaluateRecipe",
-    "FidelitySettings",
+    "ModelFidelitySettings",
     "RetrievalSettings",
     "estimate",
     "run",
@@ -44,7 +44,7 @@ class RetrievalSettings(Settings):
     depth: int = Field(50, ge=10, le=1000, description="passages retrieved for retrieval measures")
 
 
-class FidelitySettings(Settings):
+class ModelFidelitySettings(Settings):
     """Perplexity of each model, and its divergence from the first."""
 
     max_tokens: int = Field(1024, ge=16, description="maximum tokens of a record")
@@ -77,8 +77,8 @@ class EvaluateRecipe(Recipe):
     retrieval: RetrievalSettings | None = Field(
         None, description="evaluate retrieval and answers from passages; null: closed book only"
     )
-    fidelity: FidelitySettings | None = Field(
-        default_factory=lambda: FidelitySettings.model_validate({}),
+    fidelity: ModelFidelitySettings | None = Field(
+        default_factory=lambda: ModelFidelitySettings.model_validate({}),
         description="measure perplexity, and each model's divergence from the first; null: do not",
     )
     when_too_few: Literal["refuse", "go_on"] = Field(

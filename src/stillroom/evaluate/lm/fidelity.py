@@ -22,7 +22,7 @@ from stillroom.objects import resolve_local
 from stillroom.provenance import read_artifact
 
 if TYPE_CHECKING:
-    from stillroom.evaluate.jobs.report import EvaluateRecipe, FidelitySettings
+    from stillroom.evaluate.jobs.report import EvaluateRecipe, ModelFidelitySettings
 
 __all__ = ["measure_fidelity", "read_initial_fidelity"]
 
@@ -30,7 +30,7 @@ _GROUP_SIZE = 8
 
 
 def measure_fidelity(
-    recipe: EvaluateRecipe, settings: FidelitySettings, questions: Sequence[Question], job: Job
+    recipe: EvaluateRecipe, settings: ModelFidelitySettings, questions: Sequence[Question], job: Job
 ) -> tuple[list[Metric], dict[str, int]]:
     """Return perplexities and divergences, and the counts of omissions by reason."""
     causal, notes = _find_causal(recipe, job)
@@ -77,7 +77,7 @@ def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Coun
 
 
 def read_initial_fidelity(
-    recipe: EvaluateRecipe, settings: FidelitySettings
+    recipe: EvaluateRecipe, settings: ModelFidelitySettings
 ) -> tuple[list[Metric], dict[str, int]]:
     """Return the divergence before distillation as recorded by the distilled artifact.
 
@@ -122,7 +122,7 @@ class _ModelLoader:
 
 
 def _measure_group(
-    settings: FidelitySettings,
+    settings: ModelFidelitySettings,
     loader: _ModelLoader,
     name: str,
     first: str,
