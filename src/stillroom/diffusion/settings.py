@@ -19,6 +19,7 @@ __all__ = [
     "MergedLoraSettings",
     "NewNetworkSettings",
     "NoiseSettings",
+    "PolicyRecipe",
     "ReplicatedTrainSettings",
     "TextTrainingRecipe",
     "ValidationSettings",
@@ -174,5 +175,21 @@ class TextTrainingRecipe(DiffusionRecipe):
         description="mean of the loss: over tokens, or over texts, whatever their length",
     )
     padding: EndPaddingSettings | None = Field(
-        default=None, description="end tokens after a text, which are learned; null for none"
+        default=None,
+        description="end tokens after a text, which are learned, as {multiple: 16, random_length: "
+        "true}; null for none",
+    )
+
+
+class PolicyRecipe(DiffusionRecipe):
+    """Settings of every job that trains a policy away from its initial model, the reference."""
+
+    model: Reference = Field(
+        description="diffusion checkpoint trained on answers; also the reference"
+    )
+    train: ReplicatedTrainSettings = Field(
+        default_factory=ReplicatedTrainSettings, description="optimizer, schedule, batch"
+    )
+    validation: MaskedValidationSettings = Field(
+        default_factory=MaskedValidationSettings, description="metrics on held-out records"
     )

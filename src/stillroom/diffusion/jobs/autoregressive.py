@@ -40,13 +40,7 @@ def derive_baseline_recipe(recipe: DiffusionTrainRecipe) -> AutoregressiveRecipe
 
 
 def run(recipe: AutoregressiveRecipe, job: Job) -> Artifact:
-    """Train an autoregressive model and publish its checkpoint.
-
-    Raises:
-        CheckpointError: If the initial checkpoint is missing or not of a known architecture.
-        DataError: If no record has tokens to learn.
-        Cancelled: If the user stopped the job; ``--resume`` continues it.
-    """
+    """Train an autoregressive model and publish its checkpoint; raises as ``train_checkpoint``."""
     from stillroom.diffusion.trainer import train_checkpoint
     from stillroom.diffusion.training.masked import NextTokenPrediction
 

@@ -11,11 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.diffusion.estimate import estimate_training
-from stillroom.diffusion.settings import (
-    DiffusionRecipe,
-    MaskedValidationSettings,
-    ReplicatedTrainSettings,
-)
+from stillroom.diffusion.settings import PolicyRecipe
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
@@ -24,14 +20,11 @@ from stillroom.recipes import Reference
 __all__ = ["JOB_KIND", "DiffusionPreferenceRecipe", "estimate", "run"]
 
 
-class DiffusionPreferenceRecipe(DiffusionRecipe):
+class DiffusionPreferenceRecipe(PolicyRecipe):
     """Train a diffusion model on preference pairs with VRPO."""
 
     kind: Literal["diffusion.preference"] = Field(
         default="diffusion.preference", description="train on preference pairs"
-    )
-    model: Reference = Field(
-        description="diffusion checkpoint trained on answers; also the reference"
     )
     records: Reference = Field(
         description="records artifact or file with fields.chosen and fields.rejected; those with "
@@ -50,22 +43,10 @@ class DiffusionPreferenceRecipe(DiffusionRecipe):
         default=True,
         description="mask a fixed number of tokens per time; false: mask each independently",
     )
-    train: ReplicatedTrainSettings = Field(
-        default_factory=ReplicatedTrainSettings, description="optimizer, schedule, batch"
-    )
-    validation: MaskedValidationSettings = Field(
-        default_factory=MaskedValidationSettings, description="metrics on held-out records"
-    )
 
 
 def run(recipe: DiffusionPreferenceRecipe, job: Job) -> Artifact:
-    """Train a diffusion model on preference pairs and publish its checkpoint.
-
-    Raises:
-        CheckpointError: If the initial checkpoint is missing or autoregressive.
-        DataError: If no record has a pair of answers.
-        Cancelled: If the user stopped the job; ``--resume`` continues it.
-    """
+    """Train on preference pairs and publish the checkpoint; raises as ``train_checkpoint``."""
     from stillroom.diffusion.trainer import train_checkpoint
     from stillroom.diffusion.training.preferences import PreferenceOptimization
 

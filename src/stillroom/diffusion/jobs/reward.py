@@ -12,16 +12,11 @@ from pydantic import Field
 
 from stillroom.diffusion.estimate import estimate_training
 from stillroom.diffusion.sampling.settings import DecodeSettings
-from stillroom.diffusion.settings import (
-    DiffusionRecipe,
-    MaskedValidationSettings,
-    ReplicatedTrainSettings,
-)
+from stillroom.diffusion.settings import PolicyRecipe
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Reference
 
 __all__ = ["JOB_KIND", "DiffusionRewardRecipe", "RolloutDecodeSettings", "estimate", "run"]
 
@@ -32,14 +27,11 @@ class RolloutDecodeSettings(DecodeSettings):
     seed: ClassVar[int] = 0  # type: ignore[misc]
 
 
-class DiffusionRewardRecipe(DiffusionRecipe):
+class DiffusionRewardRecipe(PolicyRecipe):
     """Train a diffusion model on verified rewards of its own answers with diffu-GRPO."""
 
     kind: Literal["diffusion.reward"] = Field(
         default="diffusion.reward", description="train on rewards of a verifier"
-    )
-    model: Reference = Field(
-        description="diffusion checkpoint trained on answers; also the reference"
     )
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
         "maths", validate_default=True, description="verifier of answers; correct ones get 1"
@@ -67,22 +59,10 @@ class DiffusionRewardRecipe(DiffusionRecipe):
         default_factory=lambda: RolloutDecodeSettings(max_new_tokens=64, temperature=0.9),
         description="decoding settings of the answers",
     )
-    train: ReplicatedTrainSettings = Field(
-        default_factory=ReplicatedTrainSettings, description="optimizer, schedule, batch"
-    )
-    validation: MaskedValidationSettings = Field(
-        default_factory=MaskedValidationSettings, description="metrics on held-out records"
-    )
 
 
 def run(recipe: DiffusionRewardRecipe, job: Job) -> Artifact:
-    """Train a diffusion model on rewards of its answers and publish its checkpoint.
-
-    Raises:
-        CheckpointError: If the initial checkpoint is missing or autoregressive.
-        DataError: If no record is a task for the verifier.
-        Cancelled: If the user stopped the job; ``--resume`` continues it.
-    """
+    """Train on rewards and publish the checkpoint; raises as ``train_checkpoint``."""
     from stillroom.diffusion.trainer import train_checkpoint
     from stillroom.diffusion.training.rollouts import RewardOptimization
 

@@ -58,13 +58,7 @@ class DiffusionTrainRecipe(TextTrainingRecipe):
 
 
 def run(recipe: DiffusionTrainRecipe, job: Job) -> Artifact:
-    """Train a diffusion model and publish its checkpoint.
-
-    Raises:
-        CheckpointError: If the initial checkpoint is missing or cannot be made a diffusion model.
-        DataError: If no record has tokens to learn.
-        Cancelled: If the user stopped the job; ``--resume`` continues it.
-    """
+    """Train a diffusion model and publish its checkpoint; raises as ``train_checkpoint``."""
     from stillroom.diffusion.trainer import train_checkpoint
     from stillroom.diffusion.training.masked import MaskedDenoising
 

@@ -8,7 +8,6 @@ evenly over their range, one point of a shifted grid per text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
@@ -30,9 +29,9 @@ from stillroom.diffusion.training.data import (
     tokenize_records,
 )
 from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
+from stillroom.diffusion.training.source import StepDataSource
 from stillroom.errors import DataError
-from stillroom.provenance import digest_json
-from stillroom.train.data import BatchSource, group_by_length
+from stillroom.train.data import BatchSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +47,7 @@ __all__ = ["CorruptedDataSource", "MaskedDenoising", "NextTokenPrediction", "Tex
 _ORDER, _TIMES, _TEXT = 0, 1, 2  # distinct random streams
 
 
-class TextDataSource:
+class TextDataSource(StepDataSource):
     """Source of micro-batches of clean, shuffled texts for a model with causal attention."""
 
     def __init__(
@@ -58,49 +57,28 @@ class TextDataSource:
         metadata: DiffusionMetadata,
         steps: int,
     ) -> None:
-        """Prepare a training run.
-
-        Args:
-            examples: Examples.
-            recipe: Texts, batch and seed.
-            metadata: Attention, mask token and logit shift.
-            steps: Number of optimizer steps.
-        """
-        self.examples, self.metadata, self.steps = examples, metadata, steps
-        self.seed, self._settings = recipe.seed, recipe
-        self._step = -1
-        self._texts: list[CorruptedExample] = []
+        """Prepare a training run; arguments as in ``StepDataSource``."""
+        super().__init__(recipe, metadata, examples, steps)
+        self.examples, self.recipe = examples, recipe
         self._orders: dict[int, list[int]] = {}
 
-    @cached_property
-    def identity(self) -> str:
-        """Digest of everything that determines the masks."""
-        settings = self._settings.model_dump(mode="json", exclude={"train", "out", "validation"})
-        texts = [
+    @override
+    def describe(self) -> object:
+        return [
             [example.record_id, example.ids.tolist(), example.turns] for example in self.examples
         ]
-        return digest_json([settings, self.metadata.model_dump(mode="json"), texts, self.steps])
-
-    def __len__(self) -> int:
-        """Return the number of examples per epoch."""
-        return len(self.examples)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
         """Draw the texts of a step."""
         self._prepare(step)
         return {}
 
+    @override
     def plan(self, step: int) -> Sequence[Sequence[int]]:
-        """Return the copies of each micro-batch of a step, longest first."""
         self._prepare(step)
-        times = 2 if self.block_size(step) is not None else 1
-        lengths = [len(text.ids) * times for text in self._texts]
-        return group_by_length(range(len(lengths)), lengths, self._settings.train.micro_tokens)
+        return super().plan(step)
 
-    def valid(self, group: Sequence[int]) -> int:
-        """Return the summed units of some copies."""
-        return sum(self._texts[number].units for number in group)
-
+    @override
     def load(self, group: Sequence[int]) -> CorruptedBatch:
         """Return one micro-batch of the step planned last."""
         texts = [self._texts[number] for number in group]
@@ -118,10 +96,6 @@ class TextDataSource:
             bucket_scale=share,
         )
 
-    def block_size(self, step: int) -> int | None:
-        """Return the block size of a step's attention; None without blocks."""
-        return None
-
     def _extra(self, step: int, length: int) -> Tensor | None:
         """Return which later positions are visible in causal attention, (T, T) bool; None: none."""
         return None
@@ -136,7 +110,7 @@ class TextDataSource:
     def _prepare(self, step: int) -> None:
         if step == self._step:
             return
-        size = self._settings.train.batch_size
+        size = self.recipe.train.batch_size
         self._texts = []
         for index in range(size):
             example = self.examples[self._at(step * size + index)]
@@ -150,7 +124,7 @@ class TextDataSource:
         ids, is_maskable = self._cut(example, rng)
         t, copies = self._copies(step, index, is_maskable, rng)
         count = int(is_maskable.sum())
-        by_sequence = self._settings.loss_normalization == "sequence"
+        by_sequence = self.recipe.loss_normalization == "sequence"
         per, units = (count, 1) if by_sequence else (1, count)
         return [
             CorruptedExample(
@@ -169,8 +143,8 @@ class TextDataSource:
         self, example: MaskableExample, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return a text as trained in this step: an excerpt, its end padded."""
-        padding = self._settings.padding
-        ids, is_maskable = self._settings.stage.excerpt(
+        padding = self.recipe.padding
+        ids, is_maskable = self.recipe.stage.excerpt(
             example.ids, example.noised, example.turns, rng
         )
         if padding is None:
@@ -195,16 +169,7 @@ class TextDataSource:
 class CorruptedDataSource(TextDataSource):
     """Source of micro-batches of noisy copies of shuffled texts."""
 
-    def __init__(
-        self,
-        examples: Sequence[MaskableExample],
-        recipe: DiffusionTrainRecipe,
-        metadata: DiffusionMetadata,
-        steps: int,
-    ) -> None:
-        """Prepare a training run; arguments as in ``TextDataSource``."""
-        super().__init__(examples, recipe, metadata, steps)
-        self.recipe = recipe
+    recipe: DiffusionTrainRecipe
 
     @override
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:

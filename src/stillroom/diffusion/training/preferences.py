@@ -31,7 +31,7 @@ from stillroom.diffusion.training.data import (
 )
 from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs
 from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
-from stillroom.diffusion.training.weighted import WeightedDataSource, distribute
+from stillroom.diffusion.training.source import WeightedDataSource, distribute
 from stillroom.errors import DataError
 from stillroom.records import Message, Record
 from stillroom.train.data import BatchSource
@@ -221,9 +221,9 @@ class PreferenceDataSource(WeightedDataSource):
         self.reference = ReferenceModel(context.model)
 
     def describe(self) -> object:
-        """Return the tokens of every pair."""
+        """Return the record and the tokens of every pair."""
         return [
-            [[side.ids.tolist(), side.turns] for side in pair.sides]
+            [pair.record_id, [[side.ids.tolist(), side.turns] for side in pair.sides]]
             for pair in self.context.examples
         ]
 

@@ -26,7 +26,7 @@ from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_re
 from stillroom.diffusion.training.data import CorruptedBatch, CorruptedExample, TokenizedDataset
 from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs, eval_without_grad
 from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
-from stillroom.diffusion.training.weighted import WeightedDataSource, distribute
+from stillroom.diffusion.training.source import WeightedDataSource, distribute
 from stillroom.errors import DataError, IntegrityError
 from stillroom.records import Prompt, Record
 from stillroom.train.data import BatchSource
@@ -237,8 +237,8 @@ class RolloutDataSource(WeightedDataSource):
         return len(self.ids) * self.recipe.num_iterations
 
     def describe(self) -> object:
-        """Return the token ids of every prompt."""
-        return [list(task.ids) for task in self.context.examples]
+        """Return the record and the token ids of every prompt."""
+        return [[task.record_id, list(task.ids)] for task in self.context.examples]
 
     def weigh(
         self, step: int, ranks: ProcessGroup

@@ -75,7 +75,9 @@ class EvaluateRecipe(Recipe):
         description="sampling settings of the answers",
     )
     retrieval: RetrievalSettings | None = Field(
-        None, description="evaluate retrieval and answers from passages; null: closed book only"
+        None,
+        description="evaluate an index and answers from its passages, as {index: path/to/index, "
+        "top_k: 5, depth: 50}; null: closed book only",
     )
     fidelity: ModelFidelitySettings | None = Field(
         default_factory=lambda: ModelFidelitySettings.model_validate({}),
