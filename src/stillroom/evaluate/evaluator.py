@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stillroom.checkpoints import Checkpoint
 from stillroom.evaluate.charts import Plot
 from stillroom.evaluate.interfaces import has_weights, open_rag_system
+from stillroom.evaluate.lm.fidelity import measure_fidelity, read_initial_fidelity
 from stillroom.evaluate.metrics.bootstrap import Metric, warn_small_sample
 from stillroom.evaluate.qa.answers import (
     AnsweredQuestion,
@@ -78,8 +79,6 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
     if answers:
         _add_answers(report, answers, recipe)
     if recipe.fidelity and questions:
-        from stillroom.evaluate.lm.fidelity import measure_fidelity, read_initial_fidelity
-
         before, missing = read_initial_fidelity(recipe, recipe.fidelity)
         metrics, notes = measure_fidelity(recipe, recipe.fidelity, questions, job)
         passed_over.update({**missing, **notes})

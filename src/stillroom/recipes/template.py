@@ -146,7 +146,11 @@ class _TemplatePrinter:
         if choice is not None and self.wanted and choice.seam.group == self.wanted[0].group:
             name, self.wanted = self.wanted[1], None
             yield from self.method(key, choice.seam, name, info, indent)
-        elif default is None and self.wanted and self._holds_wanted(targets):
+        elif (
+            (default is None or isinstance(default, BaseModel))
+            and self.wanted
+            and self._holds_wanted(targets)
+        ):
             yield from self.required(key, targets[0], info, indent)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
             yield from self.default(key, _build_default(choice, default), indent)
@@ -161,7 +165,7 @@ class _TemplatePrinter:
             yield from emit_yaml({key: value}, indent)
 
     def _holds_wanted(self, targets: list[Any]) -> bool:
-        """Return whether a group without a default has a field of the wanted registry."""
+        """Return whether a group has a field of the wanted registry."""
         if not self.wanted or not targets or isinstance(targets[0], MethodField):
             return False
         return any(seam.group == self.wanted[0].group for seam in _list_registries(targets[0]))

@@ -305,3 +305,23 @@ def test_a_model_of_another_backend_is_asked_but_has_no_perplexity(world):
     assert "teacher/perplexity" in metrics
     assert not any(name.startswith("student/") and "perplexity" in name for name in metrics)
     assert "answers/student/closed/f1" in metrics
+
+
+def test_endpoints_are_evaluated_without_torch(world, tmp_path):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"*": "in 1800"}))
+    program = textwrap.dedent("""
+        import sys
+        sys.modules["torch"] = sys.modules["transformers"] = None
+        from pathlib import Path
+        from stillroom.flow import run_recipe
+        from stillroom.evaluate.jobs.report import EvaluateRecipe
+        models = {"one": f"scripted:{sys.argv[2]}"}
+        recipe = EvaluateRecipe(records=sys.argv[1], models=models)
+        print(run_recipe(recipe, Path(sys.argv[3])).kind)
+    """)
+    words = [str(world / "records.jsonl"), str(script), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "report\n", done.stderr

@@ -48,7 +48,8 @@ def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path
             ["models.0.checkpoint", "select.records"],
         ),
         (
-            "kind: evaluate.report\nrecords: r\nmodels: {teacher: 'http://127.0.0.1:1/v1#m', student: s}",
+            "kind: evaluate.report\nrecords: r\n"
+            "models: {teacher: 'http://127.0.0.1:1/v1#m', student: s}",
             ["records", "models.student"],
         ),
         (

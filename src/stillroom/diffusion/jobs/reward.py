@@ -24,6 +24,8 @@ __all__ = ["JOB_KIND", "DiffusionRewardRecipe", "RolloutDecodeSettings", "estima
 class RolloutDecodeSettings(DecodeSettings):
     """Decoding settings of sampled answers, whose random seeds are those of the job."""
 
+    max_new_tokens: int = Field(default=64, ge=1, description="maximum number of new tokens")
+    temperature: float = Field(default=0.9, gt=0, description="sampling temperature")
     seed: ClassVar[int] = 0  # type: ignore[misc]
 
 
@@ -56,7 +58,7 @@ class DiffusionRewardRecipe(PolicyRecipe):
         default=False, description="divide advantages by the group's standard deviation, as GRPO"
     )
     decode: RolloutDecodeSettings = Field(
-        default_factory=lambda: RolloutDecodeSettings(max_new_tokens=64, temperature=0.9),
+        default_factory=RolloutDecodeSettings,
         description="decoding settings of the answers",
     )
 

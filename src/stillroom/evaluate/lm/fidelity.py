@@ -1,7 +1,8 @@
 """Perplexity of each model and its divergence from the first, on held-out records.
 
 Works on fixed groups of records, so that a resumed run computes the same batches. At most two
-models are in memory: the first and the one compared with it.
+models are in memory: the first and the one compared with it. Torch is imported with the first
+model, so that endpoints are evaluated without it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillroom.evaluate.interfaces import has_weights
-from stillroom.evaluate.lm.divergence import measure_agreement
-from stillroom.evaluate.lm.loss import held_out_loss, perplexity
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
 from stillroom.evaluate.qa.questions import Question
 from stillroom.jobs import Job
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import resolve_checkpoint
 from stillroom.models.hub import read_backend_name
 from stillroom.objects import resolve_local
 from stillroom.provenance import read_artifact
@@ -109,6 +108,8 @@ class _ModelLoader:
 
     def load(self, name: str) -> tuple[Any, Any]:
         if name not in self._loaded:
+            from stillroom.models import load_causal_lm
+
             path = resolve_checkpoint(self._references[name], say=self._job.say)
             self._loaded[name] = load_causal_lm(path)
         return self._loaded[name]
@@ -129,6 +130,9 @@ def _measure_group(
     group: Sequence[Question],
 ) -> dict[str, Any]:
     """Return losses, and agreement with the first model, of one group of records."""
+    from stillroom.evaluate.lm.divergence import measure_agreement
+    from stillroom.evaluate.lm.loss import held_out_loss
+
     records = [question.record for question in group]
     model, tokenizer = loader.load(name)
     notes: Counter[str] = Counter()
@@ -158,6 +162,8 @@ def _measure_group(
 def _summarize(
     name: str, first: str, values: Sequence[Mapping[str, Any]], seed: int
 ) -> list[Metric]:
+    from stillroom.evaluate.lm.loss import perplexity
+
     losses = [(loss[0], loss[1]) for value in values for loss in value["losses"]]
     metrics = [perplexity(losses, name=f"{name}/perplexity", seed=seed)]
     rows = [row for value in values for row in value["agreements"] if row[3]]
