@@ -119,26 +119,27 @@ class _TemplatePrinter:
         yield from self.group(model, 0, {"version": 1, "kind": kind})
 
     def group(
-        self, model: type[BaseModel], indent: int, decided: Mapping[str, Any]
+        self, model: type[BaseModel], indent: int, decided: Mapping[str, Any], path: str = ""
     ) -> Iterator[str]:
-        """Yield the lines of a model's settings; ``decided`` are the values already fixed."""
+        """Yield the lines of a model's settings at a path; ``decided`` are already fixed."""
         for name, info in model.model_fields.items():
             key = info.alias or name
             if key in decided:
                 yield from emit_yaml({key: decided[key]}, indent)
                 continue
-            if not indent and key in self.sets:
+            place = f"{path}.{key}" if path else key
+            if (path or not indent) and place in self.sets:
                 yield ""
                 yield from _comment_lines(describe_setting(info), indent)
-                yield from emit_yaml({key: self.sets[key]}, indent)
+                yield from emit_yaml({key: self.sets[place]}, indent)
                 continue
             if decided or name != next(iter(model.model_fields)):
                 yield ""
             is_needed = get_default(info) is None and key in self.needs
             yield from _comment_lines(describe_setting(info, is_needed=is_needed), indent)
-            yield from self.setting(key, info, indent)
+            yield from self.setting(key, info, indent, path)
 
-    def setting(self, key: str, info: FieldInfo, indent: int) -> Iterator[str]:
+    def setting(self, key: str, info: FieldInfo, indent: int, path: str = "") -> Iterator[str]:
         """Yield one setting: the selected method, its default, an example or a placeholder."""
         targets = list(iter_targets(info.annotation, info.metadata))
         choice = next((target for target in targets if isinstance(target, MethodField)), None)
@@ -153,7 +154,7 @@ class _TemplatePrinter:
         ):
             yield from self.required(key, targets[0], info, indent)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
-            yield from self.default(key, _build_default(choice, default), indent)
+            yield from self.default(key, _build_default(choice, default), indent, path)
         elif info.examples:
             yield from emit_yaml({key: info.examples[0]}, indent)
         elif choice is not None:
@@ -185,7 +186,7 @@ class _TemplatePrinter:
         """Yield a group, or a list of groups, that has no default."""
         yield f"{' ' * indent}{key}:"
         if not is_list_setting(info.annotation):
-            yield from self.group(model, indent + 2, {})
+            yield from self.group(model, indent + 2, {}, key)
             return
         for _ in range(max(min_length(info.metadata), self.needs.get(key, 0))):
             yield f"{' ' * indent}  -"
