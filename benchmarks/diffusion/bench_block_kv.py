@@ -36,9 +36,11 @@ ASKED = os.environ.get("STILLROOM_BENCH_CASES", "p256,p512,p1024").split(",")
 def make_model() -> DiffusionModel:
     """Return a block-causal Llama of 8 layers of width 256, random weights."""
     from stillroom.diffusion.model.initialization import init_weights
-    from stillroom.diffusion.recipe import ScratchSettings
+    from stillroom.diffusion.settings import NewNetworkSettings
 
-    start = ScratchSettings(layers=8, width=256, heads=4, context_length=2048)
+    start = NewNetworkSettings(
+        num_hidden_layers=8, hidden_size=256, num_attention_heads=4, context_length=2048
+    )
     config = {
         "model_type": "llama",
         "hidden_size": 256,

@@ -27,7 +27,6 @@ from worlds import is_valid, make_forms
 
 from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.model.network import DiffusionModel
-from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import (
     InfillRequest,
@@ -38,6 +37,7 @@ from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.flow import run_recipe
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.chat_template import render_prompt
+from stillroom.recipes.loader import build_recipe
 from stillroom.records import Prompt, write_records
 
 ASKED = int(os.environ.get("STILLROOM_BENCH_TEXTS", "100"))
@@ -56,11 +56,12 @@ def train_model(name: str, **settings: Any) -> Path:
         records = WORK / f"forms-{KEYS}.jsonl"
         write_records(records, make_forms(20_000, seed=7, keys=KEYS))
         said = {
-            "start": {
+            "kind": "diffusion.train",
+            "model": {
                 "tokenizer": "builtin:words",
-                "layers": 3,
-                "width": WIDTH,
-                "heads": 4,
+                "num_hidden_layers": 3,
+                "hidden_size": WIDTH,
+                "num_attention_heads": 4,
                 "context_length": 128,
             },
             "records": str(records),
@@ -76,7 +77,7 @@ def train_model(name: str, **settings: Any) -> Path:
             "out": {"dtype": "float32"},
             **settings,
         }
-        run_recipe(DiffusionRecipe.model_validate(said), out, resume=True)
+        run_recipe(build_recipe(said, "benchmark"), out, resume=True)
     return out
 
 
@@ -135,10 +136,11 @@ def main() -> None:
     truth = [form.messages[0].content.split() for form in forms]
     full = open_diffusion(str(train_model("forms")), dtype="float32")
     blocks = open_diffusion(
-        str(train_model("forms-blocks", attention="block_causal", block_size=16)), dtype="float32"
+        str(train_model("forms-blocks", attention={"name": "block_causal", "block_size": 16})),
+        dtype="float32",
     )
     twin, words = load_causal_lm(
-        train_model("forms-twin", noising="autoregressive", attention="causal") / "output",
+        train_model("forms-twin", kind="diffusion.autoregressive") / "output",
         dtype="float32",
     )
 

@@ -22,16 +22,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peers import ROOT
 
-from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact
+from stillroom.recipes.loader import build_recipe
 from stillroom.records import Message, Record, write_records
 
 TEXT = Path(
     os.environ.get("STILLROOM_BENCH_TEXT", ROOT.parent / "shared/data/text/tinyshakespeare.txt")
 )
 WORK = ROOT / "build" / "bench" / "diffusion"
-TWIN = {"noising": "autoregressive", "attention": "causal"}
+TWIN = {"kind": "diffusion.autoregressive", "validation": {"records": 64}}
 BITS = 1 / 0.6931471805599453
 
 
@@ -58,7 +58,7 @@ def train_model(name: str, said: dict[str, Any]) -> tuple[dict[str, Any], float]
     out, clock = WORK / f"gap-{name}", WORK / f"gap-{name}.minutes"
     if not (out / "artifact.json").is_file():
         begun = time.process_time()
-        run_recipe(DiffusionRecipe.model_validate(said), out, resume=True)
+        run_recipe(build_recipe(said, "benchmark"), out, resume=True)
         spent = float(clock.read_text()) if clock.is_file() else 0.0
         clock.write_text(f"{spent + (time.process_time() - begun) / 60:.2f}")
     return dict(read_artifact(out).details), float(clock.read_text()) if clock.is_file() else 0.0
@@ -86,9 +86,15 @@ def measure_characters() -> None:
     """Train both models of characters and print both figures."""
     steps = int(os.environ.get("STILLROOM_BENCH_STEPS", "1000"))
     said: dict[str, Any] = {
-        "start": {"layers": 4, "width": 128, "heads": 4, "context_length": 256},
+        "kind": "diffusion.train",
+        "model": {
+            "num_hidden_layers": 4,
+            "hidden_size": 128,
+            "num_attention_heads": 4,
+            "context_length": 256,
+        },
         "records": str(cut_text(128, "characters")),
-        "include_prompt": True,
+        "stage": "pretraining",
         "train": {
             "steps": steps,
             "batch_size": 16,
@@ -109,9 +115,10 @@ def measure_characters() -> None:
 def measure_smollm2() -> None:
     """Take SmolLM2-135M on, and print the bound before and after beside the exact losses."""
     said: dict[str, Any] = {
-        "start": "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        "kind": "diffusion.train",
+        "model": "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
         "records": str(cut_text(256, "smollm2")),
-        "include_prompt": True,
+        "stage": "pretraining",
         "max_tokens": 64,
         "train": {
             "steps": int(os.environ.get("STILLROOM_BENCH_CONVERT_STEPS", "60")),

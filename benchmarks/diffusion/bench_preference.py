@@ -1,6 +1,6 @@
 """The spread of a preference score's estimate, by how its samples are spent.
 
-The model has learned forms (``worlds``); the policy is that model some steps of ``vrpo`` later. The
+The model has learned forms (``worlds``); the policy is that model some steps of VRPO later. The
 score of one pair is estimated again and again, always by eight readings of each answer: several
 masks at one time and a reference read under other masks (as DPO on bounds begins), a time for each
 mask, the same masks for the reference, and exactly as many masks as the time says. Told are the
@@ -23,22 +23,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from worlds import VALUES, make_forms
 
-from stillroom.diffusion.interfaces import OBJECTIVES, ObjectiveContext
+from stillroom.diffusion.jobs.preference import DiffusionPreferenceRecipe
+from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.model.loading import open_diffusion
-from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.training.loss import DiffusionLoss
-from stillroom.diffusion.training.objectives.vrpo import Vrpo
-from stillroom.diffusion.training.preferences import PreferenceDataSource
+from stillroom.diffusion.training.objective import TrainingContext
+from stillroom.diffusion.training.preferences import PreferenceOptimization
 from stillroom.flow import run_recipe
 from stillroom.records import Message, Record, write_records
 from stillroom.train.distributed import ProcessGroup
 
-PLAIN = {"is_stratified": False, "counted": False}
+PLAIN = {"stratified": False, "fixed_mask_count": False}
 WAYS: dict[str, dict[str, Any]] = {
-    "one_time": {"times": 1, "masks_per_time": 8, "share_noise": False, **PLAIN},
-    "many_times": {"times": 8, "share_noise": False, **PLAIN},
-    "shared_masks": {"times": 8, **PLAIN},
-    "counted_masks": {"times": 8},
+    "one_time": {"num_times": 1, "masks_per_time": 8, "antithetic": False, **PLAIN},
+    "many_times": {"num_times": 8, "antithetic": False, **PLAIN},
+    "shared_masks": {"num_times": 8, **PLAIN},
+    "counted_masks": {"num_times": 8},
 }
 DRAWS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "32"))
 STEPS = int(os.environ.get("STILLROOM_BENCH_STEPS", "250"))
@@ -63,35 +63,39 @@ def train_models(work: Path) -> tuple[Path, Path, dict[str, Any]]:
     write_records(work / "forms.jsonl", make_forms(512, 1))
     write_records(work / "pairs.jsonl", make_pairs(128, 2))
     said: dict[str, Any] = {
-        "start": {"tokenizer": "builtin:words", "layers": 2, "width": 96, "heads": 4},
+        "model": {
+            "tokenizer": "builtin:words",
+            "num_hidden_layers": 2,
+            "hidden_size": 96,
+            "num_attention_heads": 4,
+        },
         "records": str(work / "forms.jsonl"),
         "validation": {"records": 0},
         "out": {"dtype": "float32"},
         "train": {"steps": STEPS, "batch_size": 32, "micro_tokens": 8192, "threads": 1},
     }
-    run_recipe(DiffusionRecipe.model_validate(said), work / "model")
+    run_recipe(DiffusionTrainRecipe.model_validate(said), work / "model")
     later = {
         **said,
-        "start": str(work / "model"),
+        "model": str(work / "model"),
         "records": str(work / "pairs.jsonl"),
-        "objective": "vrpo",
         "train": {**said["train"], "steps": 10, "batch_size": 8, "learning_rate": 1e-4},
     }
-    run_recipe(DiffusionRecipe.model_validate(later), work / "policy")
+    run_recipe(DiffusionPreferenceRecipe.model_validate(later), work / "policy")
     return work / "model", work / "policy", later
 
 
-def measure_way(method: Vrpo, start: Path, policy: Path, said: dict[str, Any]) -> dict[str, float]:
+def measure_way(start: Path, policy: Path, said: dict[str, Any]) -> dict[str, float]:
     """Return the variance of the score and of the gradient over draws, averaged over pairs."""
-    recipe = DiffusionRecipe.model_validate({**said, "objective": method.model_dump(mode="json")})
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": 1})})
+    said = {**said, "train": {**said["train"], "batch_size": 1}}
+    method = PreferenceOptimization(DiffusionPreferenceRecipe.model_validate(said))
     base, model = (open_diffusion(str(folder), dtype="float32") for folder in (start, policy))
-    pairs = method.encode(recipe, model, make_pairs(PAIRS, 3)).items
+    pairs = method.tokenize(model, make_pairs(PAIRS, 3)).items
     objective = DiffusionLoss(model, has_times=False)
     scores, spreads = [], []
     for pair in pairs:
         values, gradients = [], []
-        source = PreferenceDataSource(method, ObjectiveContext(recipe, model, [pair], DRAWS, None))  # type: ignore[arg-type]
+        source: Any = method.open_source(TrainingContext(model, [pair], DRAWS, None))  # type: ignore[arg-type]
         source.reference._copy = base.network
         for step in range(DRAWS):
             values.append(
@@ -116,8 +120,7 @@ def main() -> None:
         start, policy, said = train_models(Path(work))
         found = {}
         for name, settings in WAYS.items():
-            method = OBJECTIVES.build({"name": "vrpo", **settings})
-            found[name] = measure_way(method, start, policy, said)  # type: ignore[arg-type]
+            found[name] = measure_way(start, policy, {**said, **settings})
     for name, own in found.items():
         for what, value in own.items():
             line = {

@@ -28,13 +28,13 @@ from worlds import make_facts
 
 from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.model.network import DiffusionModel
-from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest
 from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.evaluate.charts import Plot, render_plot
 from stillroom.flow import run_recipe
 from stillroom.models import load_causal_lm
+from stillroom.recipes.loader import build_recipe
 from stillroom.records import write_records
 
 SEEDS = (11, 12, 13)
@@ -49,21 +49,18 @@ def train_model(kind: str, seed: int) -> tuple[Path, float]:
         WORK.mkdir(parents=True, exist_ok=True)
         records, _ = make_facts(100, 100, 400, seed)
         write_records(WORK / f"facts-{seed}.jsonl", records)
-        is_causal = kind == "autoregressive"
         said: dict[str, Any] = {
+            "kind": "diffusion.autoregressive" if kind == "autoregressive" else "diffusion.train",
             "seed": seed,
-            "start": {
+            "model": {
                 "tokenizer": "builtin:words",
-                "layers": 2,
-                "width": 128,
-                "heads": 4,
+                "num_hidden_layers": 2,
+                "hidden_size": 128,
+                "num_attention_heads": 4,
                 "context_length": 16,
             },
             "records": str(WORK / f"facts-{seed}.jsonl"),
-            "include_prompt": True,
-            "noising": kind if is_causal else "independent",
-            "attention": "causal" if is_causal else "full",
-            "noise": {"short_share": 0},
+            "stage": {"name": "pretraining", "truncation_rate": 0},
             "train": {
                 "steps": STEPS[kind],
                 "batch_size": 256,
@@ -79,7 +76,7 @@ def train_model(kind: str, seed: int) -> tuple[Path, float]:
             "out": {"dtype": "float32"},
         }
         begun = time.process_time()
-        run_recipe(DiffusionRecipe.model_validate(said), out, resume=True)
+        run_recipe(build_recipe(said, "benchmark"), out, resume=True)
         spent = float(clock.read_text()) if clock.is_file() else 0.0
         clock.write_text(f"{spent + (time.process_time() - begun) / 60:.2f}")
     return out / "output", float(clock.read_text()) if clock.is_file() else 0.0

@@ -25,39 +25,46 @@ from worlds import make_forms
 
 from stillroom.diffusion.evaluation.likelihood import score_text
 from stillroom.diffusion.interfaces import ESTIMATORS
+from stillroom.diffusion.jobs.autoregressive import AutoregressiveRecipe
+from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.model.initialization import prepare_initial_checkpoint
 from stillroom.diffusion.model.loading import load_prepared
 from stillroom.diffusion.model.network import DiffusionModel
-from stillroom.diffusion.recipe import DiffusionRecipe
-from stillroom.diffusion.training.data import CorruptedDataSource, tokenize_records
+from stillroom.diffusion.training.data import tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss
+from stillroom.diffusion.training.masked import MaskedDenoising, NextTokenPrediction
+from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
 
+SETTINGS: dict[str, Any] = {
+    "model": {
+        "tokenizer": "builtin:words",
+        "num_hidden_layers": 4,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+    },
+    "records": "unused",
+    "stage": "pretraining",
+    "train": {"steps": 1000, "batch_size": 32, "micro_tokens": 8192, "threads": 1},
+}
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "15"))
 
 
 class Step:
     """One optimizer step's work, without the optimizer, which is the same for both."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, objective: TrainingObjective[Any]) -> None:
         records = make_forms(256, seed=1)
-        recipe = DiffusionRecipe.model_validate(
-            {
-                "start": {"tokenizer": "builtin:words", "layers": 4, "width": 256, "heads": 4},
-                "records": "unused",
-                "include_prompt": True,
-                "train": {"steps": 1000, "batch_size": 32, "micro_tokens": 8192, "threads": 1},
-                **settings,
-            }
-        )
         texts = [m.content for record in records for m in record.messages]
         texts += [f"w{at}" for at in range(8000)]  # a vocabulary like that of a small real model
-        prepare_initial_checkpoint(recipe, lambda: texts, folder)
+        prepare_initial_checkpoint(
+            objective.recipe.model, objective.target, lambda: texts, folder, seed=0
+        )
         self.model: DiffusionModel = load_prepared(folder)
         lessons, _ = tokenize_records(
             self.model.tokenizer, records, max_tokens=128, include_prompt=True, first=1
         )
-        self.source = CorruptedDataSource(lessons, recipe, self.model.metadata, 1000)
-        self.objective = DiffusionLoss(self.model, has_times=not recipe.noising.is_causal)
+        self.source: Any = objective.open_source(TrainingContext(self.model, lessons, 1000, None))  # type: ignore[arg-type]
+        self.objective = DiffusionLoss(self.model, has_times=objective.has_times)
         self.number = 0
 
     def __call__(self) -> None:
@@ -70,7 +77,7 @@ class Step:
 
 def tell_forwards(step: Step) -> None:
     """Print how many readings reach the error of 128 plain samples, by repeated estimates."""
-    lesson = step.source.lessons[0]
+    lesson = step.source.examples[0]
     places = lesson.noised.nonzero()[0].tolist()[:48]
 
     def spread(name: str, samples: int, repeats: int, **more: object) -> float:
@@ -100,8 +107,8 @@ def main() -> None:
     """Print both figures."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
-        ours = Step(Path(work) / "diffusion")
-        twin = Step(Path(work) / "twin", noising="autoregressive", attention="causal")
+        ours = Step(Path(work) / "diffusion", MaskedDenoising(DiffusionTrainRecipe(**SETTINGS)))
+        twin = Step(Path(work) / "twin", NextTokenPrediction(AutoregressiveRecipe(**SETTINGS)))
         measure(
             "diffusion/train/step_over_ar",
             ours,

@@ -98,7 +98,6 @@ CHEAP = {
 LONGER = {
     "checkpoint card",
     "diffusion compare",
-    "diffusion train",
     "diffusion tune",
     "distill capture",
     "distill prune",

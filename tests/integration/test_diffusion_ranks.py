@@ -27,10 +27,10 @@ TRAIN = {
     "learning_rate": 3e-3,
 }
 GRPO = {
-    "name": "diffu_grpo",
+    "kind": "diffusion.reward",
     "verifier": {"name": "regex", "pattern": "[a-m]"},
-    "group": 3,
-    "updates": 2,
+    "num_generations": 3,
+    "num_iterations": 2,
     "decode": {"max_new_tokens": 4, "temperature": 1.0, "commit": {"name": "top_k", "k": 2}},
 }
 WAYS: dict[str, dict[str, Any]] = {
@@ -39,11 +39,14 @@ WAYS: dict[str, dict[str, Any]] = {
         "train": {**TRAIN, "sharding": "fsdp"},
         "validation": {"every": 2, "records": 2, "samples": 2},
     },
-    "sharded_lora": {"start": "model", "train": {**TRAIN, "sharding": "fsdp", "lora": {"rank": 2}}},
-    "blocks": {"attention": "block_causal", "block_size": 4, "noising": "complementary"},
-    "lora": {"start": "model", "train": {**TRAIN, "lora": {"rank": 2}}},
-    "vrpo": {"start": "model", "objective": {"name": "vrpo", "times": 2}},
-    "diffu_grpo": {"start": "model", "objective": GRPO, "train": {**TRAIN, "batch_size": 2}},
+    "sharded_lora": {"model": "model", "train": {**TRAIN, "sharding": "fsdp", "lora": {"rank": 2}}},
+    "blocks": {
+        "attention": {"name": "block_causal", "block_size": 4},
+        "corruption": "complementary",
+    },
+    "lora": {"model": "model", "train": {**TRAIN, "lora": {"rank": 2}}},
+    "vrpo": {"model": "model", "kind": "diffusion.preference", "num_times": 2},
+    "diffu_grpo": {"model": "model", **GRPO, "train": {**TRAIN, "batch_size": 2}},
 }
 SLOW = {"blocks", "lora", "sharded_lora", "vrpo"}
 
@@ -68,16 +71,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
-    start = fields.get("start", {"layers": 2, "width": 32, "heads": 2})
+    network = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+    model = fields.get("model", network)
     said = {
         "version": 1,
-        "kind": "diffusion",
+        "kind": "diffusion.train",
         "records": str(folder / "records.jsonl"),
         "validation": {"records": 2, "samples": 2},
         "train": TRAIN,
         "out": {"dtype": "float32"},
         **fields,
-        "start": str(folder / start) if isinstance(start, str) else start,
+        "model": str(folder / model) if isinstance(model, str) else model,
     }
     recipe = folder / f"{out.name}.yaml"
     recipe.write_text(json.dumps(said))

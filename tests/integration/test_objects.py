@@ -156,9 +156,9 @@ method: linear
 models: [{{checkpoint: "{model}"}}]
 select: {{records: "{records}", split: held_out}}
 """,
-    "evaluate": """
+    "evaluate.report": """
 models: {{one: "scripted:{script}"}}
-fidelity: false
+fidelity: null
 records: "{records}"
 """,
     "distill.logits": """
@@ -168,8 +168,8 @@ student: {{layers: 1, max_parameters: 0.9}}
 train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
 fidelity: {{baseline: false, answers: 0, speed: false}}
 """,
-    "diffusion": """
-start: "{model}"
+    "diffusion.train": """
+model: "{model}"
 records: "{records}"
 train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
 """,
@@ -179,10 +179,10 @@ train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
 @pytest.mark.parametrize(
     "kind",
     [
-        "evaluate",
+        "evaluate.report",
         pytest.param("merge", marks=pytest.mark.slow),
         pytest.param("distill.logits", marks=pytest.mark.slow),
-        pytest.param("diffusion", marks=pytest.mark.slow),
+        pytest.param("diffusion.train", marks=pytest.mark.slow),
     ],
 )
 def test_a_job_takes_records_from_a_bucket_and_says_so(server, tmp_path, kind):
@@ -228,9 +228,9 @@ kind: flow
 inputs: {{records: "{address}"}}
 steps:
   report:
-    kind: evaluate
+    kind: evaluate.report
     models: {{one: "scripted:{tmp_path / "script.json"}"}}
-    fidelity: false
+    fidelity: null
     records: {{from: inputs.records}}
 """
     recipe = parse_recipe(text, "flow")

@@ -46,7 +46,7 @@ def run_console(
         DataError: If the folder does not exist.
         RecipeError: If the host can be reached from other machines.
         ResourceError: If the port is in use.
-        MissingExtraError: If fastapi, uvicorn or jinja2 is not installed.
+        MissingExtraError: If fastapi or uvicorn is not installed.
     """
     from stillroom.serve.jobs.sandbox import describe_sandbox_gap
     from stillroom.serve.server import format_url, listen, run_app
@@ -58,9 +58,7 @@ def run_console(
         from stillroom.serve.jobs.runner import JobRunner
         from stillroom.serve.workspace import Workspace
     except ImportError as error:
-        raise MissingExtraError.of(
-            "jinja2, fastapi and uvicorn", "console", "The console"
-        ) from error
+        raise MissingExtraError.of("fastapi and uvicorn", "console", "The console") from error
     key = secrets.token_urlsafe(_KEY_BYTES)
     tell = say or (lambda line: None)
     with ExitStack() as opened:

@@ -10,7 +10,7 @@ diffusion, Arriola et al. 2025, arXiv:2503.09573. Each method names its own.
 
 Input: a checkpoint (ours, a published format, or an autoregressive model to continue training from)
 and records. Output: an artifact of kind checkpoint, a Hugging Face folder whose config.json holds
-the diffusion metadata. The job is ``stillroom.diffusion.run.run``.
+the diffusion metadata. The kinds of jobs are in ``stillroom.diffusion.jobs``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         CheckpointFormat,
         LikelihoodEstimate,
     )
+    from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
     from stillroom.diffusion.model.loading import open_diffusion
     from stillroom.diffusion.model.metadata import DiffusionMetadata
     from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest
-    from stillroom.diffusion.recipe import DiffusionRecipe
     from stillroom.diffusion.sampling.sampler import generate
     from stillroom.diffusion.sampling.sequence import InfillRequest
     from stillroom.diffusion.sampling.settings import DecodeSettings
@@ -38,7 +38,7 @@ __all__ = [
     "DecodeSettings",
     "DiffusionMetadata",
     "DiffusionModel",
-    "DiffusionRecipe",
+    "DiffusionTrainRecipe",
     "ForwardRequest",
     "InfillRequest",
     "LikelihoodEstimate",
@@ -53,7 +53,7 @@ _HOMES = {
     "generate": "sampling.sampler",
     "InfillRequest": "sampling.sequence",
     "DecodeSettings": "sampling.settings",
-    "DiffusionRecipe": "recipe",
+    "DiffusionTrainRecipe": "jobs.train",
     "CHECKPOINT_FORMATS": "interfaces",
     "DiffusionMetadata": "model.metadata",
     "DiffusionModel": "model.network",

@@ -6,8 +6,8 @@ Imports no torch, so that recipes can name methods. The base class of KV caches 
 - ``CheckpointFormat`` recognizes a published format by its config.json, names the stock
   architecture that computes the same function, and renames or folds the tensors. Code from the
   checkpoint's folder is never run.
-- ``DiffusionObjective`` turns records into examples and gives the loss of a text, a pair or a group
-  of answers; masking, log-probabilities and micro-batches are in ``training``.
+- ``TrainingAttention`` says which positions are visible at each step, and ``TrainingStage`` which
+  tokens of a text are learned.
 - ``NoiseSchedule`` gives the masking ratio and token weight at time t in [0, 1]; all schedules have
   the same expected loss and differ in its variance. ``Corruption`` draws noisy copies of a text.
 - ``LikelihoodEstimator`` estimates a lower bound of the log-likelihood, an average over masks, with
@@ -29,48 +29,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from stillroom.errors import DataError
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from stillroom.diffusion.evaluation.likelihood import MaskedLikelihood
     from stillroom.diffusion.model.metadata import DiffusionMetadata
-    from stillroom.diffusion.model.network import DiffusionModel
-    from stillroom.diffusion.recipe import DiffusionRecipe
     from stillroom.diffusion.sampling.sequence import Candidates, CommittedTokens, StepIndex
-    from stillroom.diffusion.training.data import CorruptedBatch
-    from stillroom.jobs import Job
-    from stillroom.records import Record
-    from stillroom.train.data import BatchSource
 
 __all__ = [
+    "ATTENTIONS",
     "CHECKPOINT_FORMATS",
     "CORRUPTIONS",
     "ESTIMATORS",
     "LENGTH_POLICIES",
     "NOISE_SCHEDULES",
-    "OBJECTIVES",
     "REMASKINGS",
+    "STAGES",
     "UNMASK_ORDERS",
     "UNMASK_RULES",
     "CheckpointFormat",
     "ConvertedCheckpoint",
     "Corruption",
-    "DiffusionObjective",
     "LengthPolicy",
     "LikelihoodEstimate",
     "LikelihoodEstimator",
     "MaskedCopy",
     "NoiseSchedule",
-    "ObjectiveContext",
     "Remasking",
     "StoredCheckpoint",
-    "TokenizedDataset",
+    "TrainingAttention",
+    "TrainingStage",
     "UnmaskOrder",
     "UnmaskRule",
     "compute_standard_error",
@@ -133,109 +126,68 @@ class CheckpointFormat(Method):
 CHECKPOINT_FORMATS = Registry("stillroom.diffusion.model.formats", CheckpointFormat)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedDataset:
-    """Records as examples of an objective.
+class TrainingAttention(Method):
+    """Attention mask of a diffusion model, and its changes over training."""
 
-    Args:
-        items: Texts, pairs or prompts.
-        counts: Records and tokens kept, truncated or skipped, by name, for the report.
-    """
+    kind: ClassVar[Literal["full", "block_causal"]]
+    """Kind of attention in the metadata of the checkpoint."""
 
-    items: Sequence[Any]
-    counts: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectiveContext:
-    """Arguments of an objective when training starts.
-
-    Args:
-        recipe: Recipe of the job.
-        model: Model before the first step, LoRA adapters included.
-        lessons: Examples from ``encode``.
-        steps: Number of optimizer steps.
-        job: Job, with journals for rollouts.
-    """
-
-    recipe: DiffusionRecipe
-    model: DiffusionModel
-    lessons: Sequence[Any]
-    steps: int
-    job: Job
+    num_copies: ClassVar[int] = 1
+    """Number of copies of a text per forward pass."""
 
     @property
-    def metadata(self) -> DiffusionMetadata:
-        """Diffusion metadata of the model."""
-        return self.model.metadata
+    def final_block_size(self) -> int | None:
+        """Block size of the trained model; None without blocks."""
+        return None
 
     @property
-    def network(self) -> nn.Module:
-        """Network that is trained."""
-        network: nn.Module = self.model.network
-        return network
+    def grows(self) -> bool:
+        """Whether the block size changes in training."""
+        return False
 
+    def block_size_at(self, step: int, steps: int) -> int | None:
+        """Return the block size at one of ``steps`` optimizer steps; None without blocks."""
+        return None
 
-class DiffusionObjective(Method):
-    """Training objective."""
-
-    needs_model: ClassVar[bool] = False
-    """Whether the initial checkpoint must be a diffusion model."""
-
-    has_times: ClassVar[bool] = False
-    """Whether losses are logged by the time of the masked tokens."""
-
-    @property
-    def reads(self) -> float:
-        """Cost per record and step in training passes; a forward pass alone is a third."""
+    def visible_share(self, step: int) -> float:
+        """Return the share of later positions that are visible at a step, 1 without annealing."""
         return 1.0
 
-    @property
-    def steps_per_batch(self) -> int:
-        """Number of optimizer steps per batch of records."""
-        return 1
 
-    @abstractmethod
-    def encode(
-        self,
-        recipe: DiffusionRecipe,
-        model: DiffusionModel,
-        records: Sequence[Record],
-        on_done: Callable[[], None] | None = None,
-    ) -> TokenizedDataset:
-        """Return records as examples; ``on_done`` is called after each record.
-
-        Raises:
-            DataError: If the chat template hides the assistant's messages.
-        """
-
-    @abstractmethod
-    def begin(self, course: ObjectiveContext) -> BatchSource[CorruptedBatch]:
-        """Return the source of the micro-batches of every step."""
-
-    def miss(self, recipe: DiffusionRecipe, records: int) -> DataError:
-        """Return the error for a corpus without a single example."""
-        return DataError(
-            f"none of {records} records has a token to learn",
-            code="diffusion.no-places",
-            where="records",
-            expected="assistant messages within max_tokens",
-            next=f"raise max_tokens above {recipe.max_tokens}, or set include_prompt: true",
-        )
-
-    def measure(
-        self, recipe: DiffusionRecipe, model: DiffusionModel, records: Sequence[Record]
-    ) -> dict[str, float]:
-        """Return metrics of the objective on held-out records; none by default."""
-        return {}
-
-
-OBJECTIVES = Registry("stillroom.diffusion.training.objectives", DiffusionObjective)
+ATTENTIONS = Registry("stillroom.diffusion.training.attentions", TrainingAttention)
 
 
 if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
     Floats = NDArray[np.float64]
+    Integers = NDArray[np.int64]
+
+
+class TrainingStage(Method):
+    """Which tokens of a text are learned."""
+
+    learns_prompts: ClassVar[bool] = False
+    """Whether all tokens are learned, instead of the assistant's answers."""
+
+    @abstractmethod
+    def excerpt(
+        self,
+        ids: Integers,
+        is_maskable: Bools,
+        turns: Sequence[tuple[int, int]],
+        rng: np.random.Generator,
+    ) -> tuple[Integers, Bools]:
+        """Return the part of a text that one step trains on, and its maskable tokens.
+
+        Args:
+            ids: Token ids of the whole text, (T,).
+            is_maskable: Tokens that may be masked, (T,).
+            turns: First and last + 1 token of each maskable run.
+            rng: Random generator of the text and step.
+        """
+
+
+STAGES = Registry("stillroom.diffusion.training.stages", TrainingStage)
 
 
 class NoiseSchedule(Method):
@@ -270,8 +222,8 @@ class MaskedCopy:
 class Corruption(Method):
     """Draws noisy copies of a text."""
 
-    is_causal: ClassVar[bool] = False
-    """Whether the copies are for a model with causal attention."""
+    num_copies: ClassVar[int] = 1
+    """Number of copies that ``copies`` returns."""
 
     @abstractmethod
     def copies(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.evaluate.charts import Plot
     from stillroom.evaluate.interfaces import RagSystem, open_rag_system
+    from stillroom.evaluate.jobs.report import EvaluateRecipe
     from stillroom.evaluate.lm.divergence import DistributionAgreement, measure_agreement
     from stillroom.evaluate.lm.loss import held_out_loss, perplexity
     from stillroom.evaluate.metrics.bootstrap import (
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         warn_small_sample,
     )
     from stillroom.evaluate.metrics.retrieval import retrieval_metrics
-    from stillroom.evaluate.recipe import EvaluateRecipe
     from stillroom.evaluate.report import Report, Table, merge_reports
 
 __all__ = [
@@ -53,7 +53,7 @@ _HOMES = {
     "MIN_UNITS": "metrics.bootstrap",
     "DistributionAgreement": "lm.divergence",
     "RagSystem": "interfaces",
-    "EvaluateRecipe": "recipe",
+    "EvaluateRecipe": "jobs.report",
     "Metric": "metrics.bootstrap",
     "Plot": "charts",
     "Report": "report",

@@ -9,6 +9,7 @@ The rag room depends on this package, so it is reached as a plug-in: an entry po
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "RagSystem",
     "VerificationResult",
     "Verifier",
+    "has_weights",
     "open_rag_system",
 ]
 
@@ -73,6 +75,12 @@ VERIFIERS = Registry("stillroom.evaluate.verifiers", Verifier)
 
 
 RAG_SYSTEMS = "stillroom.answerers"
+_SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
+
+
+def has_weights(reference: str) -> bool:
+    """Return whether a reference is a local model with weights, not an endpoint."""
+    return not _SCHEME.match(reference) and not reference.endswith(".json")
 
 
 @runtime_checkable

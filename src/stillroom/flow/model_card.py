@@ -33,7 +33,7 @@ __all__ = ["CardContext", "collect_card_context", "render_card"]
 
 _MAX_SHOWN = 12
 _SMALL_SAMPLE = 100
-_CHECKPOINT_ROLES = {"teacher", "base", "model", "student", "start"}
+_CHECKPOINT_ROLES = {"teacher", "base", "model", "student"}
 
 
 @dataclass

@@ -62,7 +62,6 @@ _MODULES: Mapping[str, str] = {
     "cryptography": "forensics",
     "cv2": "forensics",
     "fastapi": "serve",
-    "jinja2": "console",
     "peft": "train",
     "prometheus_client": "serve",
     "ray": "ray",

@@ -118,7 +118,7 @@ class _TemplatePrinter:
     def group(
         self, model: type[BaseModel], indent: int, decided: Mapping[str, Any], path: str = ""
     ) -> Iterator[str]:
-        """Yield the lines of a model's settings; ``decided`` are the values already fixed."""
+        """Yield the lines of a model's settings at a path; ``decided`` are already fixed."""
         for name, info in model.model_fields.items():
             key = info.alias or name
             if key in decided:
@@ -146,7 +146,7 @@ class _TemplatePrinter:
         elif self.wanted and _is_group(default) and self._holds_wanted(targets):
             yield from self.required(key, targets[0], info, indent, path)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
-            yield from self.default(key, _build_default(choice, default), indent)
+            yield from self.default(key, _build_default(choice, default), indent, path)
         elif info.examples:
             yield from emit_yaml({key: info.examples[0]}, indent)
         elif choice is not None:
@@ -158,7 +158,7 @@ class _TemplatePrinter:
             yield from emit_yaml({key: value}, indent)
 
     def _holds_wanted(self, targets: list[Any]) -> bool:
-        """Return whether a group without a default has a field of the wanted registry."""
+        """Return whether a group has a field of the wanted registry."""
         if not self.wanted or not targets or isinstance(targets[0], MethodField):
             return False
         return any(seam.group == self.wanted[0].group for seam in _list_registries(targets[0]))

@@ -9,7 +9,7 @@ import yaml
 from click.testing import CliRunner
 from tests.unit.diffusion.conftest import MASK, say_diffusion
 from tests.unit.diffusion.model.formats.test_formats import LLADA, llada_tensors, write
-from tests.unit.diffusion.test_training import chats, plains
+from tests.unit.diffusion.test_training import chats
 
 from stillroom.cli.app import stillroom
 from stillroom.diffusion.model.initialization import describe_expected_quality
@@ -319,6 +319,8 @@ def test_a_published_layout_is_written_in_stock_terms(tmp_path, folder):
     assert caught.value.code == "data.exists"
     done = call("convert", str(stored), "--out", str(tmp_path / "x"), "--block-size", "4")
     assert (done.exit_code, "--block-size has no effect" in done.stderr) == (2, True)
+    both = ["--records", "r.jsonl", "--block-size", "4", "--anneal-steps", "2"]
+    assert call("convert", str(stored), "--out", str(tmp_path / "x"), *both).exit_code == 2
 
 
 def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):
@@ -350,27 +352,6 @@ def test_what_to_expect_goes_by_the_tokens():
     said = [describe_expected_quality(10**power, by_blocks=False) for power in (5, 6, 8, 10)]
     assert len({text.partition("tokens")[2] for text in said}) == 4
     assert all("6.5e10" in text for text in said)
-
-
-def test_trains_a_recipe_and_says_what_it_came_to(tmp_path):
-    write_records(tmp_path / "records.jsonl", plains())
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "version: 1\nkind: diffusion\nstart: {layers: 1, width: 32, heads: 2}\n"
-        "records: ./records.jsonl\ninclude_prompt: true\ntrain: {steps: 2}\n"
-        "validation: {samples: 2, records: 1}\n"
-    )
-    out = tmp_path / "out"
-    done = call("train", str(recipe), "--out", str(out), "--quiet", "seed=3")
-    assert "held-out bound" in done.stdout
-    assert f"stillroom diffusion sample {out}" in done.stdout
-    twin = ["noising=autoregressive", "attention=causal"]
-    done = call("train", str(recipe), "--out", str(tmp_path / "twin"), "--quiet", *twin)
-    assert f"stillroom serve {tmp_path / 'twin'}" in done.stdout
-    assert call_json("sample", str(out), "a", "--set", "max_new_tokens=3")["samples"]
-    recipe.write_text("version: 1\nkind: evaluate\nmodels: []\n")
-    with pytest.raises(StillroomError):
-        call("train", str(recipe), "--out", str(tmp_path / "no"))
 
 
 def test_what_is_written_is_told_whole_or_new(folder):

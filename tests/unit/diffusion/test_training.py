@@ -11,15 +11,13 @@ from tests.unit.diffusion.conftest import MASK, say_diffusion
 
 from stillroom.diffusion.evaluation.likelihood import score_text
 from stillroom.diffusion.interfaces import CORRUPTIONS, ESTIMATORS, NOISE_SCHEDULES
+from stillroom.diffusion.jobs.autoregressive import AutoregressiveRecipe
+from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.model.loading import open_diffusion
-from stillroom.diffusion.recipe import DiffusionRecipe
-from stillroom.diffusion.training.data import (
-    TIME_BUCKETS,
-    CorruptedDataSource,
-    MaskableExample,
-    tokenize_records,
-)
+from stillroom.diffusion.model.metadata import TargetMetadata
+from stillroom.diffusion.training.data import TIME_BUCKETS, MaskableExample, tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss, masked_cross_entropy
+from stillroom.diffusion.training.masked import CorruptedDataSource
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.models import load_causal_lm, resolve_checkpoint
@@ -52,18 +50,23 @@ def plains(count=16):
 
 @pytest.fixture
 def make_recipe(tmp_path):
-    def make(records=None, **settings):
+    def make(records=None, kind=DiffusionTrainRecipe, **settings):
         write_records(tmp_path / "records.jsonl", records or plains())
-        scratch = {"layers": 1, "width": 32, "heads": 2, "context_length": 64}
+        scratch = {
+            "num_hidden_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "context_length": 64,
+        }
         said = {
-            "start": scratch,
+            "model": scratch,
             "records": str(tmp_path / "records.jsonl"),
             "out": {"dtype": "float32"},
-            "validation": {"records": 4, "samples": 16},
+            "validation": {"records": 4},
             **settings,
         }
         said["train"] = {"steps": 3, "threads": 1, "batch_size": 4, **settings.get("train", {})}
-        return DiffusionRecipe.model_validate(said)
+        return kind.model_validate(said)
 
     return make
 
@@ -116,6 +119,12 @@ def test_a_schedule_goes_from_nothing_to_everything_and_knows_its_slope(name):
 BLOCKS = {"attention": "block_causal", "block_size": 4}
 
 
+def attention_of(metadata):
+    """Return the setting of a recipe for some metadata."""
+    values = {"name": metadata.get("attention", "full"), **metadata}
+    return {key: value for key, value in values.items() if key != "attention"}
+
+
 @pytest.mark.parametrize("schedule", NOISE_SCHEDULES.names())
 @pytest.mark.parametrize(
     ("name", "metadata"),
@@ -133,11 +142,11 @@ def test_the_expected_loss_is_the_bound_whatever_noising_and_schedule(
     model = make_model(double=True, **metadata)
     text = lesson(9, 3)
     recipe = make_recipe(
-        noising=name,
-        schedule=schedule,
+        corruption=name,
+        noise_schedule=schedule,
         noise={"t_min": 1e-4},
         train={"batch_size": 700, "micro_tokens": 700 * 9},
-        **metadata,
+        attention=attention_of(metadata),
     )
     source = CorruptedDataSource([text], recipe, model.metadata, 10)
     source.begin(0, model.network, None)
@@ -185,9 +194,8 @@ def test_a_complement_is_logged_by_its_own_time():
 
 def source_of(make_model, make_recipe, lessons, metadata=None, **settings):
     model = make_model(double=True, **(metadata or {}))
-    return CorruptedDataSource(
-        lessons, make_recipe(**(metadata or {}), **settings), model.metadata, 10
-    )
+    recipe = make_recipe(**{"attention": attention_of(metadata or {}), **settings})
+    return CorruptedDataSource(lessons, recipe, model.metadata, 10)
 
 
 def texts_of(source, step):
@@ -271,7 +279,7 @@ def test_of_a_conversation_one_turn_is_learned_with_all_before_it(make_model, ma
     assert {len(text.ids) for text in source._texts} == {5, 12}
     for text in source._texts:
         assert not text.is_masked[: 2 if len(text.ids) == 5 else 8].any()
-    whole = source_of(make_model, make_recipe, [talk], answers={"one_turn": False})
+    whole = source_of(make_model, make_recipe, [talk], stage={"name": "sft", "one_turn": False})
     whole.begin(0, None, None)
     assert {len(text.ids) for text in whole._texts} == {12}
 
@@ -283,7 +291,7 @@ def test_ends_are_padded_and_learned_and_the_padding_may_be_cut(make_model, make
             make_recipe,
             [lesson(9)],
             train={"batch_size": 200},
-            answers={"pad_multiple": 8, "pad_cut": cut},
+            padding={"multiple": 8, "random_length": cut},
         )
         source.begin(0, None, None)
         assert {len(text.ids) for text in source._texts} == lengths
@@ -296,7 +304,7 @@ def test_every_answer_weighs_alike_where_that_is_asked(make_model, make_recipe):
         make_model,
         make_recipe,
         [lesson(5), lesson(30)],
-        answers={"per_answer": True},
+        loss_normalization="sequence",
         train={"batch_size": 6},
     )
     source.begin(0, None, None)
@@ -306,7 +314,7 @@ def test_every_answer_weighs_alike_where_that_is_asked(make_model, make_recipe):
 
 
 def test_attention_is_annealed_and_blocks_grow(make_model, make_recipe):
-    source = source_of(make_model, make_recipe, [lesson(12)], anneal_steps=8)
+    source = source_of(make_model, make_recipe, [lesson(12)], attention={"anneal_steps": 8})
     shares = []
     for step in (0, 3, 7):
         source.begin(step, None, None)
@@ -315,7 +323,8 @@ def test_attention_is_annealed_and_blocks_grow(make_model, make_recipe):
         assert batch.seen[0].tril().sum() == 78
     assert shares[0] < shares[1] < shares[2] == 1
     blocks = {"attention": "block_causal", "block_size": 8}
-    source = source_of(make_model, make_recipe, [lesson(12)], blocks, block_growth=[1, 2])
+    growing = {**attention_of(blocks), "growth": [1, 2]}
+    source = source_of(make_model, make_recipe, [lesson(12)], blocks, attention=growing)
     assert [source.block_size(step) for step in (0, 2, 3, 5, 9)] == [1, 1, 2, 8, 8]
 
 
@@ -324,8 +333,7 @@ def test_texts_are_shortened_now_and_then_in_pretraining(make_model, make_recipe
         make_model,
         make_recipe,
         [lesson(30, 1)],
-        include_prompt=True,
-        noise={"short_share": 0.5},
+        stage={"name": "pretraining", "truncation_rate": 0.5},
         train={"batch_size": 60},
     )
     source.begin(0, None, None)
@@ -377,7 +385,7 @@ def metrics(folder):
 
 def test_a_model_of_characters_learns_and_opens_again(make_recipe, tmp_path):
     recipe = make_recipe(
-        include_prompt=True, train={"steps": 60, "batch_size": 8, "learning_rate": 5e-3}
+        stage="pretraining", train={"steps": 60, "batch_size": 8, "learning_rate": 5e-3}
     )
     artifact, folder = run(recipe, tmp_path)
     details = artifact.details
@@ -399,32 +407,33 @@ def test_a_model_of_characters_learns_and_opens_again(make_recipe, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"attention": "block_causal", "block_size": 4, "answers": {"pad_multiple": 4}},
-        {"noising": "complementary"},
-        {"noising": "autoregressive", "attention": "causal"},
-        {"schedule": "cosine", "logit_shift": True},
+        {"attention": {"name": "block_causal", "block_size": 4}, "padding": {"multiple": 4}},
+        {"corruption": "complementary"},
+        {"kind": AutoregressiveRecipe},
+        {"noise_schedule": "cosine", "logit_shift": True},
     ],
 )
 def test_every_way_trains_and_measures(make_recipe, tmp_path, settings):
     recipe = make_recipe(
-        include_prompt=True, train={"steps": 40, "batch_size": 8, "learning_rate": 5e-3}, **settings
+        stage="pretraining", train={"steps": 40, "batch_size": 8, "learning_rate": 5e-3}, **settings
     )
     artifact, folder = run(recipe, tmp_path)
     assert (
         artifact.details["after"]["nats_per_token"] < artifact.details["before"]["nats_per_token"]
     )
-    is_causal = settings.get("attention") == "causal"
+    is_causal = "kind" in settings
     assert artifact.details["after"]["is_bound"] is not is_causal
     if is_causal:
         with pytest.raises(CheckpointError):
             open_diffusion(str(folder))
     else:
-        assert open_diffusion(str(folder)).metadata.block_size == settings.get("block_size")
+        block_size = settings.get("attention", {}).get("block_size")
+        assert open_diffusion(str(folder)).metadata.block_size == block_size
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe(
-        include_prompt=True,
+        stage="pretraining",
         validation={"records": 2, "samples": 2, "every": 2},
         train={"steps": 6, "save_every_s": 0},
     )
@@ -449,7 +458,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(make_recipe, tmp_path, 
 
 def test_an_autoregressive_checkpoint_is_trained_on_with_a_mask_of_its_own(make_recipe, tmp_path):
     folder = tiny_checkpoint(tmp_path / "ar", hidden=32)
-    recipe = make_recipe(chats(), start=str(folder), train={"steps": 2}, anneal_steps=2)
+    recipe = make_recipe(
+        chats(), model=str(folder), train={"steps": 2}, attention={"anneal_steps": 2}
+    )
     artifact, out = run(recipe, tmp_path)
     assert "mask token" in artifact.details["start"]
     model = open_diffusion(str(out))
@@ -463,43 +474,44 @@ def test_an_autoregressive_checkpoint_is_trained_on_with_a_mask_of_its_own(make_
 
 def test_a_twin_of_an_autoregressive_checkpoint_learns_from_the_same_start(make_recipe, tmp_path):
     folder = tiny_checkpoint(tmp_path / "ar", hidden=32)
-    twin = {"noising": "autoregressive", "attention": "causal", "train": {"steps": 2}}
-    artifact, out = run(make_recipe(chats(), start=str(folder), **twin), tmp_path)
+    twin = make_recipe(chats(), AutoregressiveRecipe, model=str(folder), train={"steps": 2})
+    artifact, out = run(twin, tmp_path)
     assert not artifact.details["before"]["is_bound"]
     model, tokenizer = load_causal_lm(resolve_checkpoint(str(out)), dtype="float32")
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
-def test_the_mask_token_begins_as_the_mean_of_all(tmp_path, make_recipe):
+def test_the_mask_token_begins_as_the_mean_of_all(tmp_path):
     from stillroom.checkpoints import Checkpoint
     from stillroom.diffusion.model.initialization import prepare_initial_checkpoint
 
     folder = tiny_checkpoint(tmp_path / "ar", hidden=32)
-    prepare_initial_checkpoint(make_recipe(start=str(folder)), lambda: (), tmp_path / "start")
+    full = TargetMetadata("full")
+    prepare_initial_checkpoint(str(folder), full, lambda: (), tmp_path / "start", seed=0)
     name = "model.embed_tokens.weight"
     before = Checkpoint.open(folder).tensor(name)
     after = Checkpoint.open(tmp_path / "start").tensor(name)
     assert torch.equal(after[:-1], before)
     assert torch.allclose(after[-1], before.mean(0), atol=1e-6)
-    unshifted = make_recipe(start=str(folder), logit_shift=False)
-    prepare_initial_checkpoint(unshifted, lambda: (), tmp_path / "other")
+    unshifted = TargetMetadata("full", logit_shift=False)
+    prepare_initial_checkpoint(str(folder), unshifted, lambda: (), tmp_path / "other", seed=0)
     assert open_diffusion(str(tmp_path / "other")).metadata.logit_shift is False
 
 
 def test_a_diffusion_checkpoint_is_trained_on_as_it_is(make_recipe, tmp_path):
     folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32), logit_shift=True)
-    artifact, out = run(make_recipe(chats(), start=str(folder), train={"steps": 2}), tmp_path)
+    artifact, out = run(make_recipe(chats(), model=str(folder), train={"steps": 2}), tmp_path)
     assert artifact.details["start"].startswith("a diffusion checkpoint")
     model = open_diffusion(str(out))
     assert (model.metadata.mask_token_id, model.metadata.logit_shift) == (MASK, True)
-    assert {parent.role for parent in artifact.parents} == {"records", "start"}
+    assert {parent.role for parent in artifact.parents} == {"records", "model"}
 
 
 def test_low_rank_additions_are_trained_and_merged(make_recipe, tmp_path):
     pytest.importorskip("peft")
     folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32))
     recipe = make_recipe(
-        chats(), start=str(folder), train={"steps": 2, "lora": {"rank": 2}, "learning_rate": 0.05}
+        chats(), model=str(folder), train={"steps": 2, "lora": {"rank": 2}, "learning_rate": 0.05}
     )
     artifact, out = run(recipe, tmp_path)
     assert open_diffusion(str(out)).vocabulary == open_diffusion(str(folder)).vocabulary
@@ -509,8 +521,13 @@ def test_low_rank_additions_are_trained_and_merged(make_recipe, tmp_path):
 
 
 def test_a_vocabulary_of_words(make_recipe, tmp_path):
-    scratch = {"tokenizer": "builtin:words", "layers": 1, "width": 32, "heads": 2}
-    _, folder = run(make_recipe(start=scratch, include_prompt=True), tmp_path)
+    scratch = {
+        "tokenizer": "builtin:words",
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+    }
+    _, folder = run(make_recipe(model=scratch, stage="pretraining"), tmp_path)
     tokenizer = open_diffusion(str(folder)).tokenizer
     assert tokenizer.tokenize("the still runs") == ["the", "still", "runs"]
     assert tokenizer.convert_tokens_to_ids("zebra") == tokenizer.unk_token_id
@@ -520,9 +537,14 @@ def test_what_cannot_be_learned_is_refused(make_recipe, tmp_path):
     with pytest.raises(DataError) as caught:
         run(make_recipe(chats(), max_tokens=2), tmp_path)
     assert caught.value.code == "diffusion.no-places"
-    scratch = {"tokenizer": "builtin:letters", "layers": 1, "width": 32, "heads": 2}
+    scratch = {
+        "tokenizer": "builtin:letters",
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+    }
     with pytest.raises(RecipeError) as caught:
-        run(make_recipe(start=scratch), tmp_path, "other")
+        run(make_recipe(model=scratch), tmp_path, "other")
     assert caught.value.code == "diffusion.tokenizer"
 
 
@@ -530,19 +552,22 @@ def test_what_cannot_be_learned_is_refused(make_recipe, tmp_path):
     "settings",
     [
         {"attention": "block_causal"},
-        {"block_size": 4},
         {"attention": "causal"},
-        {"noising": "autoregressive"},
-        {"anneal_steps": 3, "attention": "block_causal", "block_size": 2},
-        {"block_growth": [1, 2]},
+        {"attention": {"name": "full", "block_size": 4}},
+        {"attention": {"name": "block_causal", "block_size": 2, "anneal_steps": 3}},
+        {"attention": {"name": "full", "growth": [1, 2]}},
         {"noise": {"t_min": 0.5, "t_max": 0.2}},
-        {"start": {"width": 30, "heads": 4}},
-        {"start": {"width": 32, "heads": 4, "kv_heads": 3}},
-        {"noising": "autoregressive", "attention": "causal", "logit_shift": False},
+        {"model": {"hidden_size": 30, "num_attention_heads": 4}},
+        {"model": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 3}},
+        {"stage": {"name": "pretraining", "one_turn": True}},
+        {"padding": {"multiple": 1}},
+        {"train": {"lora": {"keep_adapter": True}}},
+        {"kind": AutoregressiveRecipe, "logit_shift": True},
+        {"kind": AutoregressiveRecipe, "validation": {"samples": 2}},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(make_recipe, settings):
-    with pytest.raises(ValidationError):
+    with pytest.raises((ValidationError, RecipeError)):
         make_recipe(**settings)
 
 
@@ -551,4 +576,4 @@ def test_the_estimate_says_what_it_stands_on(make_recipe):
     assert found.memory_bytes > 0
     assert found.seconds > 0
     assert " records, 3 steps" in found.basis
-    assert math.isfinite(estimate_recipe(make_recipe(start="hub:some/model")).seconds)
+    assert math.isfinite(estimate_recipe(make_recipe(model="hub:some/model")).seconds)

@@ -52,11 +52,15 @@ def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path
             ["models.0.checkpoint", "select.records"],
         ),
         (
-            "kind: evaluate\nrecords: r\nmodels: {teacher: 'http://127.0.0.1:1/v1#m', student: s}",
+            "kind: evaluate.report\nrecords: r\n"
+            "models: {teacher: 'http://127.0.0.1:1/v1#m', student: s}",
             ["records", "models.student"],
         ),
-        ("kind: diffusion\nstart: {tokenizer: t}\nrecords: r", ["start.tokenizer", "records"]),
-        ("kind: diffusion\nstart: s\nrecords: r", ["start", "records"]),
+        (
+            "kind: diffusion.train\nmodel: {tokenizer: t}\nrecords: r",
+            ["model.tokenizer", "records"],
+        ),
+        ("kind: diffusion.train\nmodel: s\nrecords: r", ["model", "records"]),
         (
             "kind: synth.records\nseeds: t\ncache: c\n"
             "pipeline: {steps: {a: {filters: [{name: length, tokenizer: w}]}}}",

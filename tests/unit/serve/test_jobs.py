@@ -28,9 +28,9 @@ from stillroom.testing import tiny_checkpoint
 
 MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
 ENDLESS = {
-    "kind": "diffusion",
-    "start": {"tokenizer": "builtin:characters", "layers": 1, "width": 16, "heads": 1},
-    "records": "records.jsonl", "include_prompt": True, "max_tokens": 32,
+    "kind": "diffusion.train",
+    "model": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1},
+    "records": "records.jsonl", "stage": "pretraining", "max_tokens": 32,
     "train": {"steps": 1_000_000, "batch_size": 2, "micro_tokens": 64},
 }  # fmt: skip
 KEYS = {name: f"{name}-with-a-key-of-length" for name in ("ann", "bob", "reader")}

@@ -29,10 +29,6 @@ __all__ = ["diffusion_group"]
             "stillroom.cli.diffusion.score:score_command",
             "Estimate a lower bound on the log-likelihood of records or answers, with its error.",
         ),
-        "train": (
-            "stillroom.cli.diffusion.training:train_command",
-            "Run a recipe of kind diffusion.",
-        ),
         "tune": (
             "stillroom.cli.diffusion.sampling:tune_command",
             "Measure quality against forward passes and time, and write the best preset.",

@@ -108,15 +108,12 @@ def open_model(
         CheckpointError: If it is not a diffusion model, or has no tokenizer.
     """
     from stillroom.diffusion.model.loading import open_diffusion
-    from stillroom.errors import CheckpointError
     from stillroom.recipes.loader import parse_values
 
-    model = open_diffusion(reference, overrides=parse_values(known), dtype=dtype, device=device)
-    if model.tokenizer is None:
-        raise CheckpointError(
-            f"{reference} has no tokenizer",
-            code="checkpoint.tokenizer",
-            expected="tokenizer.json beside the weights",
-            next="copy the tokenizer's files into the folder",
-        )
-    return model
+    return open_diffusion(
+        reference,
+        overrides=parse_values(known),
+        dtype=dtype,
+        device=device,
+        needs_tokenizer=True,
+    )

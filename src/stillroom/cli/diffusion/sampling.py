@@ -286,7 +286,10 @@ Examples:
     help="Setting shared by all rows; may be repeated.",
 )
 @click.option(
-    "--measure", default="f1", help="Quality measure against the answer: f1, exact, same."
+    "--measure",
+    type=click.Choice(["f1", "exact", "same"]),
+    default="f1",
+    help="Quality measure against the answer.",
 )
 @click.option(
     "--loss",
@@ -331,31 +334,43 @@ def tune_command(
     printed; output/preset.yaml is the cheapest setting that loses at most --loss. With --write,
     serve, synth, rag and evaluate use the preset, and completions name it.
     """
-    from stillroom.cli.diffusion.options import open_model
     from stillroom.cli.output import align_columns, print_json
-    from stillroom.diffusion.evaluation.sweep import DecodingSweepPlan, sweep_decoding
-    from stillroom.diffusion.sampling.settings import PRESET_FILE, write_preset
+    from stillroom.diffusion.sampling.settings import PRESET_FILE, DecodingPreset, write_preset
+    from stillroom.evaluate.report import Report
+    from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
+    from stillroom.recipes.loader import build_recipe, parse_values
 
     if is_written and not Path(checkpoint).is_dir():
         raise click.UsageError("--write stores a preset in the checkpoint's folder: give its path")
-    model = open_model(checkpoint, model_is)
-    plan = DecodingSweepPlan(
-        checkpoint, records, split, most, tried, fixed, measure, loss, name, seed
-    )
-    artifact, report, preset = sweep_decoding(
-        model,
-        plan,
+    settings = {
+        "version": 1,
+        "kind": "diffusion.tune",
+        "model": checkpoint,
+        "metadata": parse_values(model_is),
+        "records": str(records),
+        "split": split,
+        "max_records": most,
+        "grid": dict(map(_parse_row, tried)),
+        "decode": parse_values(fixed),
+        "metric": measure,
+        "max_loss": loss,
+        "name": name,
+        "seed": seed,
+    }
+    artifact = run_recipe(
+        build_recipe(settings, "command line", folder=Path.cwd()),
         out,
         resume=resume,
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
+    report = Report.from_json(artifact.details)
     if is_written:
+        preset = DecodingPreset.model_validate(artifact.details["preset"])
         write_preset(Path(checkpoint) / PRESET_FILE, preset)
     if as_json:
-        summary = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
-        print_json({"out": str(out), **summary, **report.to_json()})
+        print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
         return
     click.echo(report.summary)
     front = report.sections[0].table
@@ -365,3 +380,13 @@ def tune_command(
     click.echo(f"\npreset   {out / 'output' / 'preset.yaml'}")
     click.echo(f"report   {out / 'output' / 'report.html'}")
     click.echo(f'use      stillroom diffusion sample {checkpoint} "..." --preset {out}')
+
+
+def _parse_row(row: str) -> tuple[str, list[Any]]:
+    """Return the setting and the values of a row ``KEY=VALUE,VALUE`` of the grid."""
+    from stillroom.recipes.yaml_text import resolve_scalar
+
+    key, _, values = row.partition("=")
+    if not key or not values:
+        raise click.BadParameter(f"{row!r} is not KEY=VALUE,VALUE", param_hint="--try")
+    return key, [resolve_scalar(value) for value in values.split(",")]

@@ -1,4 +1,4 @@
-"""``stillroom diffusion train``, ``convert`` and ``compare``."""
+"""``stillroom diffusion convert`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -16,68 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "compare_command",
     "convert_command",
-    "train_command",
 ]
-
-
-@click.command(
-    "train",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion train recipes/diffusion-scratch.yaml --out characters
-  stillroom diffusion train my.yaml --out trained train.steps=500 schedule=cosine
-""",
-)
-@recipe_arguments
-@out_folder_option
-@run_options
-def train_command(
-    recipe: Path,
-    overrides: tuple[str, ...],
-    out: Path,
-    as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
-    """Run a recipe of kind diffusion.
-
-    Same as `stillroom run`; also prints the held-out loss.
-    """
-    from stillroom.diffusion.recipe import DiffusionRecipe
-    from stillroom.errors import RecipeError
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
-    from stillroom.recipes import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    if not isinstance(loaded, DiffusionRecipe):
-        raise RecipeError(
-            f"a recipe of kind {loaded.kind} trains no diffusion model",
-            code="recipe.wrong-kind",
-            where=str(recipe),
-            expected="kind: diffusion",
-            next="stillroom new diffusion",
-        )
-    artifact = run_recipe(
-        loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
-    after = artifact.details["after"]
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, "after": dict(after)})
-        return
-    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-    if after:
-        name = "bound" if after["is_bound"] else "loss"
-        click.echo(
-            f"held-out {name} {after['nats_per_token']:.3f} nats a token, error "
-            f"{after['error']:.3f}, {after['records']} records"
-        )
-    if loaded.noising.is_causal:
-        click.echo(f"serve    stillroom serve {out}")
-    else:
-        click.echo(f'write    stillroom diffusion sample {out} "..."')
 
 
 @click.command(
@@ -142,7 +81,7 @@ def convert_command(
 
     A diffusion checkpoint of a published layout is rewritten with standard names and needs no
     records. An autoregressive one gets a mask token and is trained on records; `stillroom new
-    diffusion` lists more settings.
+    diffusion.train` lists more settings.
     """
     from stillroom.diffusion.model.initialization import describe_expected_quality
     from stillroom.flow import run_recipe
@@ -205,18 +144,20 @@ def _build_recipe(
     from stillroom.recipes import dump_recipe, parse_recipe
     from stillroom.recipes.loader import build_recipe
 
-    growth = [size for size in (1, 4) if block_size is not None and size < block_size]
+    if block_size is not None and anneal_steps:
+        raise click.UsageError("give either --block-size or --anneal-steps")
+    attention: dict[str, Any] = {"name": "full", "anneal_steps": anneal_steps}
+    if block_size is not None:
+        growth = [size for size in (1, 4) if size < block_size]
+        attention = {"name": "block_causal", "block_size": block_size, "growth": growth}
     settings: dict[str, Any] = {
         "version": 1,
-        "kind": "diffusion",
-        "start": checkpoint,
+        "kind": "diffusion.train",
+        "model": checkpoint,
         "records": str(records.absolute()),
-        "attention": "full" if block_size is None else "block_causal",
-        "block_size": block_size,
-        "block_growth": growth,
+        "attention": attention,
         "logit_shift": shift,
-        "anneal_steps": anneal_steps,
-        "answers": {"pad_multiple": block_size or 1},
+        "padding": {"multiple": block_size} if block_size and block_size > 1 else None,
         "train": {"steps": steps, "learning_rate": 2e-4},
     }
     built = build_recipe(settings, "command line", folder=Path.cwd())
@@ -275,12 +216,9 @@ def compare_command(
     The twin has the same network, records, batch size and seed, and as many steps as give the same
     compute. With --resume, finished models are not trained again.
     """
-    from stillroom.diffusion.evaluation.comparison import (
-        compare_models,
-        derive_baseline_recipe,
-        find_facts,
-    )
-    from stillroom.diffusion.recipe import DiffusionRecipe
+    from stillroom.diffusion.evaluation.comparison import compare_models, find_facts
+    from stillroom.diffusion.jobs.autoregressive import derive_baseline_recipe
+    from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
     from stillroom.errors import RecipeError
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
@@ -288,13 +226,13 @@ def compare_command(
     from stillroom.train.data import split_records
 
     loaded = load_recipe(recipe, overrides)
-    if not isinstance(loaded, DiffusionRecipe):
+    if not isinstance(loaded, DiffusionTrainRecipe):
         raise RecipeError(
             f"a recipe of kind {loaded.kind} trains no diffusion model",
             code="recipe.wrong-kind",
             where=str(recipe),
-            expected="kind: diffusion",
-            next="stillroom new diffusion",
+            expected="kind: diffusion.train",
+            next="stillroom new diffusion.train",
         )
     questions = _read_questions(ask)
     if facts:  # a template without matches is reported before training

@@ -14,14 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.model.network import DiffusionModel
-from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest
 from stillroom.diffusion.sampling.settings import DecodeSettings
@@ -35,11 +34,13 @@ from stillroom.provenance import read_artifact
 from stillroom.records import Record
 from stillroom.train.data import RecordSplit, split_records
 
+if TYPE_CHECKING:
+    from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
+
 __all__ = [
     "Fact",
     "compare_models",
     "count_cooccurrences",
-    "derive_baseline_recipe",
     "find_facts",
     "locate_name",
 ]
@@ -51,43 +52,10 @@ _SPAN_DIVISOR = 4  # a quarter of the learned tokens is masked
 _SIDES = ("diffusion", "autoregressive")
 
 
-def derive_baseline_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
-    """Return the recipe of the autoregressive baseline: same network, records, compute and seed.
-
-    The number of steps is multiplied by the passes per step of the diffusion model: two for
-    block-causal attention (noisy and clean copy), two for complementary masking.
-
-    Raises:
-        RecipeError: If the recipe is that of a baseline.
-    """
-    if recipe.noising.is_causal:
-        raise RecipeError(
-            "this recipe trains an autoregressive model",
-            code="diffusion.twin",
-            where="noising",
-            expected="the recipe of a diffusion model",
-            next="set noising: independent and attention: full",
-        )
-    settings = recipe.model_dump(mode="json")
-    settings |= {"noising": "autoregressive", "attention": "causal", "block_size": None}
-    settings |= {"block_growth": [], "anneal_steps": 0, "logit_shift": None}
-    more = _count_passes(recipe)
-    settings["train"]["epochs"] *= more
-    if settings["train"]["steps"] is not None:
-        settings["train"]["steps"] *= more
-    return DiffusionRecipe.model_validate(settings)
-
-
-def _count_passes(recipe: DiffusionRecipe) -> int:
-    """Return the number of passes over each text per step."""
-    by_blocks = 2 if recipe.attention == "block_causal" else 1
-    return by_blocks * (2 if recipe.noising.method_name() == "complementary" else 1)
-
-
 def compare_models(
     diffusion: Path,
     twin: Path,
-    recipe: DiffusionRecipe,
+    recipe: DiffusionTrainRecipe,
     *,
     template: str = "",
     questions: Mapping[str, Sequence[Record]] | None = None,
@@ -124,7 +92,7 @@ def compare_models(
 class _ModelPair:
     """Both models behind one interface."""
 
-    def __init__(self, diffusion: Path, twin: Path, recipe: DiffusionRecipe) -> None:
+    def __init__(self, diffusion: Path, twin: Path, recipe: DiffusionTrainRecipe) -> None:
         self.recipe = recipe
         self.model: DiffusionModel = open_diffusion(str(diffusion), dtype="float32")
         self.twin, self.words = load_causal_lm(twin / "output", dtype="float32")
@@ -231,7 +199,7 @@ def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most:
         models.model.tokenizer,
         split.held_out[:most],
         max_tokens=min(models.recipe.max_tokens, models.model.context_length),
-        include_prompt=models.recipe.include_prompt,
+        include_prompt=models.recipe.stage.learns_prompts,
         first=1,
     )
     rows: dict[str, list[float]] = {side: [] for side in _SIDES}

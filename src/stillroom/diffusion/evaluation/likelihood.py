@@ -19,8 +19,8 @@ from torch import Tensor
 
 from stillroom.diffusion.interfaces import ESTIMATORS, LikelihoodEstimate, LikelihoodEstimator
 from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest, build_training_mask
-from stillroom.diffusion.recipe import ValidationSettings
 from stillroom.diffusion.sampling.sequence import InfillRequest, SequenceState, suppress_tokens
+from stillroom.diffusion.settings import MaskedValidationSettings, ValidationSettings
 from stillroom.diffusion.training.data import CorruptedExample, MaskableExample, collate
 from stillroom.diffusion.training.loss import masked_cross_entropy
 from stillroom.errors import DataError
@@ -261,23 +261,22 @@ class Validation:
     def __init__(
         self,
         model: DiffusionModel,
-        lessons: Sequence[MaskableExample],
+        examples: Sequence[MaskableExample],
         settings: ValidationSettings,
         *,
-        is_causal: bool,
         seed: int,
     ) -> None:
         """Keep the first held-out texts.
 
         Args:
             model: Measured in its current state at each call.
-            lessons: Held-out texts.
-            settings: Number of texts, times, and masks per text.
-            is_causal: Whether the model is autoregressive: its loss is exact.
+            examples: Held-out texts.
+            settings: Number of texts; for a diffusion model, also times, and masks per text.
             seed: Random seed of the masks.
         """
-        self.model, self.settings, self.is_causal, self.seed = model, settings, is_causal, seed
-        self.lessons = list(lessons[: settings.records])
+        self.model, self.seed = model, seed
+        self.masks = settings if isinstance(settings, MaskedValidationSettings) else None
+        self.examples = list(examples[: settings.records])
 
     @torch.no_grad()
     def fixed_times(self) -> dict[str, float]:
@@ -285,11 +284,13 @@ class Validation:
         was_training = self.model.network.training
         self.model.network.eval()
         metrics = {}
-        for t in () if self.is_causal else self.settings.times:
-            texts = [self._masked(lesson, index, t) for index, lesson in enumerate(self.lessons)]
+        for t in () if self.masks is None else self.masks.times:
+            texts = [
+                self._masked(example, number, t) for number, example in enumerate(self.examples)
+            ]
             metrics[f"validation/masked_ce/t={t:g}"] = self._mean(texts)
-        if self.is_causal:
-            texts = [self._clean(lesson) for lesson in self.lessons]
+        if self.masks is None:
+            texts = [self._clean(example) for example in self.examples]
             metrics["validation/loss"] = self._mean(texts)
         self.model.network.train(was_training)
         return metrics
@@ -299,24 +300,24 @@ class Validation:
 
         The value of an autoregressive model is exact.
         """
-        estimator = ESTIMATORS.build({"name": "low_variance", "samples": self.settings.samples})
         was_training = self.model.network.training
         self.model.network.eval()
         bounds: list[LikelihoodEstimate] = []
-        for index, lesson in enumerate(self.lessons):
-            positions = np.flatnonzero(lesson.noised).tolist()
-            if self.is_causal:
-                nats = self._mean([self._clean(lesson)]) * len(positions)
+        for index, example in enumerate(self.examples):
+            positions = np.flatnonzero(example.noised).tolist()
+            if self.masks is None:
+                nats = self._mean([self._clean(example)]) * len(positions)
                 bounds.append(LikelihoodEstimate(-nats, 0.0, 1, 0, len(positions)))
             else:
+                estimator = {"name": "low_variance", "samples": self.masks.samples}
                 bounds.append(
                     score_text(
                         self.model,
-                        lesson.ids.tolist(),
+                        example.ids.tolist(),
                         positions,
-                        estimator,
+                        ESTIMATORS.build(estimator),
                         seed=self.seed + index,
-                        rows=choose_batch_rows(len(lesson.ids)),
+                        rows=choose_batch_rows(len(example.ids)),
                     )
                 )
             on_done()
@@ -325,29 +326,29 @@ class Validation:
         return {
             "nats_per_token": -sum(bound.value for bound in bounds) / max(tokens, 1),
             "error": math.sqrt(sum(bound.error**2 for bound in bounds)) / max(tokens, 1),
-            "is_bound": not self.is_causal,
+            "is_bound": self.masks is not None,
             "records": len(bounds),
             "tokens": tokens,
             "forwards": sum(bound.forwards for bound in bounds),
         }
 
-    def _masked(self, lesson: MaskableExample, number: int, t: float) -> CorruptedExample:
+    def _masked(self, example: MaskableExample, number: int, t: float) -> CorruptedExample:
         rng = np.random.default_rng([self.seed, number, round(t * 1e6)])
-        noised = lesson.noised
+        noised = example.noised
         is_masked = (rng.random(len(noised)) < t) & noised
         if not is_masked.any():  # short text, small time: at least one masked token
             is_masked[rng.choice(np.flatnonzero(noised))] = True
-        return self._text(lesson, is_masked, is_masked, t)
+        return self._text(example, is_masked, is_masked, t)
 
-    def _clean(self, lesson: MaskableExample) -> CorruptedExample:
-        return self._text(lesson, lesson.noised & False, lesson.noised, 1.0)
+    def _clean(self, example: MaskableExample) -> CorruptedExample:
+        return self._text(example, example.noised & False, example.noised, 1.0)
 
     def _text(
-        self, lesson: MaskableExample, is_masked: Any, is_learned: Any, t: float
+        self, example: MaskableExample, is_masked: Any, is_learned: Any, t: float
     ) -> CorruptedExample:
-        ones = np.ones(len(lesson.ids))
+        ones = np.ones(len(example.ids))
         return CorruptedExample(
-            lesson.record_id, lesson.ids, is_masked, is_learned, ones, ones * t, 1
+            example.record_id, example.ids, is_masked, is_learned, ones, ones * t, 1
         )
 
     @torch.no_grad()

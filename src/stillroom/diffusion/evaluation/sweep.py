@@ -12,10 +12,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request
@@ -28,16 +28,19 @@ from stillroom.diffusion.sampling.settings import (
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap, paired_difference
 from stillroom.evaluate.report import Report, Table
-from stillroom.jobs import Job, Reporter
-from stillroom.provenance import Artifact, Parent, digest_file, digest_json
+from stillroom.jobs import Job
+from stillroom.objects import resolve_local
+from stillroom.provenance import Artifact, Parent, digest_json, make_parent
 from stillroom.recipes.loader import parse_group
-from stillroom.recipes.yaml_text import emit_yaml
+from stillroom.recipes.yaml_text import emit_scalar, emit_yaml
 from stillroom.records import Prompt, Record, read_records
 from stillroom.text.unicode import exact_match, token_f1
 
+if TYPE_CHECKING:
+    from stillroom.diffusion.jobs.tune import DecodingTuneRecipe, GridValue
+
 __all__ = [
     "QUALITY_METRICS",
-    "DecodingSweepPlan",
     "DecodingSweepResult",
     "SweepCandidate",
     "SweepCase",
@@ -54,12 +57,12 @@ __all__ = [
 BASELINE_LABEL = "one place a step, nothing kept"
 
 
-DEFAULT_GRID = (
-    ("commit.threshold", ("0.7", "0.8", "0.9", "0.95")),
-    ("block_length", ("null", "16", "32")),
-    ("cache", ("null", "prefix", "dual", "delayed")),
-    ("order", ("confidence", "margin")),
-)
+DEFAULT_GRID: Mapping[str, tuple[GridValue, ...]] = {
+    "commit.threshold": (0.7, 0.8, 0.9, 0.95),
+    "block_length": (None, 16, 32),
+    "cache": (None, "prefix", "dual", "delayed"),
+    "order": ("confidence", "margin"),
+}
 
 
 _MAX_ANSWER_TOKENS = 256
@@ -169,42 +172,37 @@ class DecodingSweepResult:
 
 
 def expand_grid(
-    model: DiffusionModel, words: Sequence[str], fixed: Sequence[str], max_new_tokens: int
+    model: DiffusionModel,
+    grid: Mapping[str, Sequence[GridValue]],
+    decode: Mapping[str, Any],
+    max_new_tokens: int,
 ) -> tuple[list[SweepCandidate], list[str]]:
     """Return the baseline and the settings of a grid that suit the model, and labels of the rest.
 
     Args:
         model: Diffusion model.
-        words: Grid rows ``KEY=VALUE,VALUE``, e.g. ``commit.threshold=0.8,0.9``; each replaces the
-            default row of its key, or adds one.
-        fixed: ``KEY=VALUE`` overrides of every setting.
-        max_new_tokens: Length of every answer, unless ``fixed`` sets it.
+        grid: Values by dotted name of a decoding setting; each row replaces the default row of its
+            name, or adds one.
+        decode: Decoding settings that all share.
+        max_new_tokens: Length of every answer, unless ``decode`` sets it.
 
     Raises:
-        RecipeError: If a row is malformed or invalid, or no setting suits the model.
+        RecipeError: If a name or value is invalid, or no setting suits the model.
     """
     rows = dict(DEFAULT_GRID)
     if model.metadata.block_size is not None:
-        rows |= {"block_length": ("null",), "cache": ("null",)}  # exact by itself
-    for row in words:
-        key, _, listed = row.partition("=")
-        if not key or not listed:
-            raise RecipeError(
-                f"--try {row!r} is not KEY=VALUE,VALUE",
-                code="diffusion.tune",
-                expected="a row such as commit.threshold=0.8,0.9",
-                next="see the settings in `stillroom diffusion sample --help`",
-            )
-        rows[key] = tuple(listed.split(","))
-    base = [f"max_new_tokens={max_new_tokens}", *fixed]
-    plain = [*base, "commit.name=top_k", "commit.k=1", "cache=whole"]
-    candidates = [SweepCandidate(BASELINE_LABEL, parse_group(DecodeSettings, overrides=plain))]
+        rows |= {"block_length": (None,), "cache": (None,)}  # exact by itself
+    texts = {key: [_emit_value(value) for value in row] for key, row in {**rows, **grid}.items()}
+    base = "\n".join(emit_yaml({"max_new_tokens": max_new_tokens, **decode}))
+    plain = ["commit.name=top_k", "commit.k=1", "cache=whole"]
+    baseline = parse_group(DecodeSettings, base, "decode", plain)
+    candidates = [SweepCandidate(BASELINE_LABEL, baseline)]
     left_out: list[str] = []
     known: set[str] = set()
-    for values in itertools.product(*rows.values()):
-        overrides = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
-        label = _label(rows, values)
-        settings = parse_group(DecodeSettings, overrides=[*base, *overrides])
+    for values in itertools.product(*texts.values()):
+        overrides = [f"{key}={value}" for key, value in zip(texts, values, strict=True)]
+        label = _label(texts, values)
+        settings = parse_group(DecodeSettings, base, "decode", overrides)
         try:
             settings.check_against(model.metadata)
         except RecipeError:
@@ -218,9 +216,13 @@ def expand_grid(
             "no setting of the grid suits this model",
             code="diffusion.tune",
             expected="settings that fit the model's attention",
-            next="set others with --try",
+            next="set other values in grid",
         )
     return candidates, left_out
+
+
+def _emit_value(value: GridValue) -> str:
+    return value if isinstance(value, str) else emit_scalar(value)
 
 
 def _label(rows: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
@@ -324,111 +326,43 @@ def choose_setting(
     return min(good, key=lambda result: result.cpu_s)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodingSweepPlan:
-    """Parameters of a decoding sweep.
-
-    Args:
-        checkpoint: Diffusion model.
-        records: File of records with answers.
-        split: Use records of this split only; empty is all.
-        most: Maximum number of records.
-        tried: Grid rows ``KEY=VALUE,VALUE``.
-        fixed: ``KEY=VALUE`` overrides of every setting.
-        measure: Key of ``QUALITY_METRICS``.
-        most_lost: Allowed loss of quality against one token per step.
-        name: Name of the preset.
-        seed: Random seed.
-    """
-
-    checkpoint: str
-    records: Path
-    split: str = ""
-    most: int = 32
-    tried: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    measure: str = "f1"
-    most_lost: float = 0.01
-    name: str = "tuned"
-    seed: int = 0
-
-    def to_text(self) -> str:
-        """Return the plan as YAML."""
-        settings = {**asdict(self), "records": str(self.records)}
-        settings |= {"tried": list(self.tried), "fixed": list(self.fixed)}
-        return "\n".join(["# stillroom diffusion tune", *emit_yaml(settings)]) + "\n"
-
-
-def sweep_decoding(
-    model: DiffusionModel,
-    plan: DecodingSweepPlan,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[Artifact, Report, DecodingPreset]:
+def sweep_decoding(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
     """Run the sweep and write report.json, report.html and preset.yaml.
 
-    Args:
-        model: Model of the plan's checkpoint.
-        plan: Parameters of the sweep.
-        out: Output folder.
-        resume: Continue an interrupted run.
-        overwrite: Replace the results of an earlier job at ``out``.
-        reporter: Progress reporter; None is silent.
-
     Raises:
-        RecipeError: If the metric or a setting is invalid.
+        CheckpointError: If the model is no diffusion model, or has no tokenizer.
+        RecipeError: If a setting is invalid.
         DataError: If no record has an answer.
     """
-    if plan.measure not in QUALITY_METRICS:
-        raise RecipeError(
-            f"unknown measure '{plan.measure}'",
-            code="diffusion.tune",
-            expected=f"one of: {', '.join(QUALITY_METRICS)}",
-            next="choose one of them",
-        )
+    model = open_diffusion(recipe.model, overrides=recipe.metadata, needs_tokenizer=True)
+    path = resolve_local(recipe.records)
     records = [
         record
-        for record in read_records(plan.records)
-        if not plan.split or record.fields.get("split") == plan.split
+        for record in read_records(path)
+        if not recipe.split or record.fields.get("split") == recipe.split
     ]
-    cases, longest = build_cases(model, records, plan.most)
-    candidates, left_out = expand_grid(model, plan.tried, plan.fixed, longest)
-    job = Job.start(
-        out,
-        plan.to_text(),
-        seed=plan.seed,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=reporter,
+    cases, longest = build_cases(model, records, recipe.max_records)
+    candidates, left_out = expand_grid(model, recipe.grid, recipe.decode, longest)
+    outcomes = _run_trials(model, recipe, cases, candidates, job)
+    choice = choose_setting(outcomes, recipe.max_loss)
+    preset = _build_preset(model, recipe, choice, outcomes[0])
+    report = _build_report(recipe, outcomes, choice, left_out)
+    report.write(job.output)
+    write_preset(job.output / PRESET_FILE, preset)
+    return job.finish(
+        "report",
+        parents=[
+            Parent("model", recipe.model, model.fingerprint, "checkpoint"),
+            make_parent("records", path, job.out),
+        ],
+        details={"preset": preset.model_dump(mode="json"), **report.to_json()},
+        is_timed=lambda path: path.startswith("output/"),
     )
-    try:
-        with job.interruptible():
-            outcomes = _run_trials(model, plan, cases, candidates, job)
-            choice = choose_setting(outcomes, plan.most_lost)
-            preset = _build_preset(model, plan, choice, outcomes[0])
-            report = _build_report(plan, outcomes, choice, left_out)
-            report.write(job.output)
-            write_preset(job.output / PRESET_FILE, preset)
-            artifact = job.finish(
-                "report",
-                parents=[
-                    Parent("checkpoint", plan.checkpoint, model.fingerprint),
-                    Parent("records", str(plan.records), digest_file(plan.records)),
-                ],
-                details={"preset": preset.model_dump(mode="json"), **report.to_json()},
-                is_timed=lambda path: path.startswith("output/"),
-            )
-            return artifact, report, preset
-    finally:
-        job.close()
 
 
 def _run_trials(
     model: DiffusionModel,
-    plan: DecodingSweepPlan,
+    recipe: DecodingTuneRecipe,
     cases: list[SweepCase],
     candidates: list[SweepCandidate],
     job: Job,
@@ -438,19 +372,19 @@ def _run_trials(
 
     def key(case: SweepCase, candidate: SweepCandidate) -> str:
         settings = candidate.settings.model_dump(mode="json")
-        return digest_json([case.id, settings, plan.measure, plan.seed, model.fingerprint])
+        return digest_json([case.id, settings, recipe.metric, recipe.seed, model.fingerprint])
 
     keys = [key(case, candidate) for case in cases for candidate in candidates]
     done = sum(trial_key in journal for trial_key in keys)
     if done < len(keys):  # warm-up: the first call of a process includes loading
-        run_trial(model, cases[0], candidates[-1], plan.measure, plan.seed)
+        run_trial(model, cases[0], candidates[-1], recipe.metric, recipe.seed)
     with job.phase("tune", len(keys), "texts", done=done) as progress:
         for number, case in enumerate(cases):
             for candidate in candidates:
                 if key(case, candidate) in journal:
                     continue
                 job.check_cancelled()
-                trial = run_trial(model, case, candidate, plan.measure, plan.seed + number)
+                trial = run_trial(model, case, candidate, recipe.metric, recipe.seed + number)
                 journal.put(key(case, candidate), trial.to_json())
                 progress.advance()
     return [
@@ -463,13 +397,13 @@ def _run_trials(
 
 def _build_preset(
     model: DiffusionModel,
-    plan: DecodingSweepPlan,
+    recipe: DecodingTuneRecipe,
     choice: DecodingSweepResult,
     base: DecodingSweepResult,
 ) -> DecodingPreset:
-    lost = choice.loss_against(base, plan.seed).to_json()
+    lost = choice.loss_against(base, recipe.seed).to_json()
     measured: dict[str, float | int | str] = {
-        "measure": plan.measure,
+        "measure": recipe.metric,
         "records": len(choice.trials),
         "quality": round(choice.quality, 4),
         "lost_against_one_a_step": round(base.quality - choice.quality, 4),
@@ -479,7 +413,7 @@ def _build_preset(
         "times_less_cpu": round(base.cpu_s / max(choice.cpu_s, 1e-9), 2),
     }
     return DecodingPreset(
-        name=plan.name,
+        name=recipe.name,
         checkpoint=model.fingerprint,
         settings=choice.candidate.settings,
         measured=measured,
@@ -487,20 +421,20 @@ def _build_preset(
 
 
 def _build_report(
-    plan: DecodingSweepPlan,
+    recipe: DecodingTuneRecipe,
     outcomes: list[DecodingSweepResult],
     choice: DecodingSweepResult,
     left_out: list[str],
 ) -> Report:
     base = outcomes[0]
-    lost = choice.loss_against(base, plan.seed)
+    lost = choice.loss_against(base, recipe.seed)
     records = len(base.trials)
     summary = (
         f"{choice.candidate.label}: {base.nfe / max(choice.nfe, 1e-9):.1f} times fewer forward "
         "passes "
         f"and {base.cpu_s / max(choice.cpu_s, 1e-9):.1f} times less processor time than one token "
         "per "
-        f"step, {100 * lost.value:+.1f} points of {plan.measure} lost ({records} records)."
+        f"step, {100 * lost.value:+.1f} points of {recipe.metric} lost ({records} records)."
     )
     if not any(result.quality for result in outcomes):
         summary += (
@@ -510,14 +444,16 @@ def _build_report(
     report = Report("Decoding", f"{len(outcomes)} settings on {records} records. {summary}")
     report.add(lost, is_headline=True)
     front = find_pareto_front(outcomes)
-    columns = (plan.measure, "95 %", "NFE", "CPU s", "tokens/s", "drift", "setting")
+    columns = (recipe.metric, "95 %", "NFE", "CPU s", "tokens/s", "drift", "setting")
     report.section(
         "Pareto set",
         "No other setting is at least as good in quality, forward passes and time, and better in "
         "one of them. Tokens are those before the end token. "
         + (f"{len(left_out)} settings do not suit this model." if left_out else ""),
         table=Table(
-            "cheapest first", columns, tuple(_report_row(result, plan, choice) for result in front)
+            "cheapest first",
+            columns,
+            tuple(_report_row(result, recipe, choice) for result in front),
         ),
     )
     order = sorted(outcomes, key=lambda result: (-result.quality, result.cpu_s))
@@ -525,16 +461,16 @@ def _build_report(
         "All settings",
         "Quality was measured on the records used for the choice: expect slightly less on others.",
         table=Table(
-            "best first", columns, tuple(_report_row(result, plan, choice) for result in order)
+            "best first", columns, tuple(_report_row(result, recipe, choice) for result in order)
         ),
     )
     return report
 
 
 def _report_row(
-    result: DecodingSweepResult, plan: DecodingSweepPlan, choice: DecodingSweepResult
+    result: DecodingSweepResult, recipe: DecodingTuneRecipe, choice: DecodingSweepResult
 ) -> tuple[str, ...]:
-    metric = result.interval(plan.seed).to_json()
+    metric = result.interval(recipe.seed).to_json()
     low, high = metric["low"], metric["high"]
     return (
         f"{result.quality:.3f}",

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.diffusion.model.loading import convert_format
-from stillroom.diffusion.model.metadata import DiffusionMetadata
-from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
+from stillroom.diffusion.model.metadata import DiffusionMetadata, TargetMetadata
+from stillroom.diffusion.settings import NewNetworkSettings
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.jobs import atomic_write
 from stillroom.models import resolve_checkpoint
@@ -44,7 +44,6 @@ __all__ = [
     "EOS_TOKEN",
     "MASK_TOKEN",
     "build_tokenizer",
-    "check_initial_checkpoint",
     "convert_checkpoint",
     "describe_expected_quality",
     "init_weights",
@@ -60,54 +59,41 @@ _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def prepare_initial_checkpoint(
-    recipe: DiffusionRecipe, texts: Callable[[], Iterable[str]], folder: Path
+    model: NewNetworkSettings | str,
+    target: TargetMetadata | None,
+    texts: Callable[[], Iterable[str]],
+    folder: Path,
+    *,
+    seed: int,
 ) -> str:
     """Write the initial checkpoint to a folder; an existing one is kept.
 
     Args:
-        recipe: Initialization, attention and seed.
+        model: New network, or checkpoint.
+        target: Attention and logit shift; None keeps those of a diffusion checkpoint.
         texts: Texts of the records, for a built-in tokenizer.
         folder: Output folder.
+        seed: Random seed of a new network.
 
     Returns:
         A description of the initial checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be made a diffusion model.
+        CheckpointError: If the checkpoint cannot be made a diffusion model, or without a target is
+            none.
         RecipeError: If a setting contradicts the checkpoint.
     """
     done = folder / "start.txt"
     if done.is_file():
         return done.read_text(encoding="utf-8")
-    if isinstance(recipe.start, ScratchSettings):
-        description = _create_checkpoint(recipe, recipe.start, texts, folder)
+    if isinstance(model, str):
+        description = _convert_initial(Checkpoint.open(resolve_checkpoint(model)), target, folder)
     else:
-        description = _convert_initial(
-            recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder
-        )
+        if target is None:
+            raise TypeError("a new network needs a target")
+        description = _create_checkpoint(model, target, texts, folder, seed)
     done.write_text(description, encoding="utf-8")
     return description
-
-
-def check_initial_checkpoint(recipe: DiffusionRecipe) -> None:
-    """Refuse an autoregressive checkpoint where the objective needs a diffusion model.
-
-    Raises:
-        CheckpointError: If it is autoregressive, or missing.
-    """
-    if isinstance(recipe.start, ScratchSettings) or not recipe.objective.needs_model:
-        return
-    stored = Checkpoint.open(resolve_checkpoint(recipe.start))
-    known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
-    if known is None and convert_format(stored) is None:
-        raise CheckpointError(
-            f"objective {recipe.objective.method_name()} starts from a diffusion model, and this "
-            "is an autoregressive checkpoint",
-            code="diffusion.not-diffusion",
-            where=str(stored.folder / "config.json"),
-            expected="a diffusion checkpoint trained on answers",
-            next="train it first with objective: bound",
-        )
 
 
 def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:
@@ -156,10 +142,11 @@ def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) ->
 
 
 def _create_checkpoint(
-    recipe: DiffusionRecipe,
-    start: ScratchSettings,
+    start: NewNetworkSettings,
+    target: TargetMetadata,
     texts: Callable[[], Iterable[str]],
     folder: Path,
+    seed: int,
 ) -> str:
     words = folder.with_name(f"{folder.name}-tokenizer")
     if start.tokenizer in BUILTIN_TOKENIZERS or start.tokenizer.startswith("builtin:"):
@@ -171,30 +158,30 @@ def _create_checkpoint(
     mask, size = _find_mask_token(tokenizer, size)
     tokenizer.save_pretrained(words)
     config = _scratch_config(start, tokenizer, size)
-    shift = recipe.noising.is_causal if recipe.logit_shift is None else recipe.logit_shift
-    tensors = init_weights(start, config, recipe.seed)
-    _write(folder, words, _add_metadata(recipe, config, mask, shift=shift), tensors)
+    tensors = init_weights(start, config, seed)
+    config = _add_metadata(target, config, mask, shift=bool(target.logit_shift))
+    _write(folder, words, config, tensors)
     count = sum(t.numel() for t in tensors.values())
     return f"a new network of {count} parameters, {size} tokens"
 
 
-def _scratch_config(start: ScratchSettings, tokenizer: Any, size: int) -> dict[str, Any]:
-    inner = start.inner or max(8, start.width * 8 // 3 // 8 * 8)
+def _scratch_config(start: NewNetworkSettings, tokenizer: Any, size: int) -> dict[str, Any]:
+    inner = start.intermediate_size or max(8, start.hidden_size * 8 // 3 // 8 * 8)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": start.width,
+        "hidden_size": start.hidden_size,
         "intermediate_size": inner,
-        "num_hidden_layers": start.layers,
-        "num_attention_heads": start.heads,
-        "num_key_value_heads": start.kv_heads or start.heads,
-        "head_dim": start.width // start.heads,
+        "num_hidden_layers": start.num_hidden_layers,
+        "num_attention_heads": start.num_attention_heads,
+        "num_key_value_heads": start.num_key_value_heads or start.num_attention_heads,
+        "head_dim": start.hidden_size // start.num_attention_heads,
         "vocab_size": size,
         "max_position_embeddings": start.context_length,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
-        "tie_word_embeddings": start.tie,
+        "tie_word_embeddings": start.tie_word_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
         "bos_token_id": tokenizer.bos_token_id,
@@ -203,7 +190,7 @@ def _scratch_config(start: ScratchSettings, tokenizer: Any, size: int) -> dict[s
     }
 
 
-def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) -> str:
+def _convert_initial(stored: Checkpoint, target: TargetMetadata | None, folder: Path) -> str:
     """Write a checkpoint with diffusion metadata; return its description."""
     translation = convert_format(stored)
     config = dict(stored.config if translation is None else translation.config)
@@ -216,10 +203,21 @@ def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) 
     words = folder.with_name(f"{folder.name}-tokenizer")
     if known is not None:
         tokenizer.save_pretrained(words)
-        shift = known.logit_shift if recipe.logit_shift is None else recipe.logit_shift
-        config = _add_metadata(recipe, config, known.mask_token_id, shift=shift, known=known)
+        if target is None:
+            config = known.model_copy(update={"layout": "stillroom"}).to_config(config)
+        else:
+            shift = known.logit_shift if target.logit_shift is None else target.logit_shift
+            config = _add_metadata(target, config, known.mask_token_id, shift=shift, known=known)
         _write(folder, words, config, {name: read(name) for name in names})
         return f"a diffusion checkpoint of layout {known.layout}"
+    if target is None:
+        raise CheckpointError(
+            "this job starts from a diffusion model, and this is an autoregressive checkpoint",
+            code="diffusion.not-diffusion",
+            where=str(stored.folder / "config.json"),
+            expected="a diffusion checkpoint trained on answers",
+            next="train it first by a recipe of kind diffusion.train",
+        )
     size = int(config["vocab_size"])
     mask, needed = _find_mask_token(tokenizer, len(tokenizer))
     tokenizer.save_pretrained(words)
@@ -232,8 +230,8 @@ def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) 
         "added" if needed > size else "one it kept in reserve"
     )
     config["vocab_size"] = max(size, needed)
-    shift = True if recipe.logit_shift is None else recipe.logit_shift
-    _write(folder, words, _add_metadata(recipe, config, mask, shift=shift), tensors)
+    shift = target.logit_shift is not False
+    _write(folder, words, _add_metadata(target, config, mask, shift=shift), tensors)
     return description
 
 
@@ -272,7 +270,7 @@ def _is_tied_head(name: str, config: dict[str, Any]) -> bool:
 
 
 def _add_metadata(
-    recipe: DiffusionRecipe,
+    target: TargetMetadata,
     config: dict[str, Any],
     mask: int,
     *,
@@ -284,10 +282,10 @@ def _add_metadata(
     pad = config.get("pad_token_id")
     metadata = DiffusionMetadata(
         mask_token_id=mask,
-        attention=recipe.attention,
-        block_size=recipe.block_size,
+        attention=target.attention,
+        block_size=target.block_size,
         logit_shift=shift,
-        schedule=recipe.schedule.method_name(),
+        schedule=target.schedule,
         end_token_ids=known.end_token_ids if known else tuple(int(end) for end in listed),
         pad_token_id=known.pad_token_id if known else None if pad == mask else pad,
         head_bias=known.head_bias if known else False,
@@ -303,13 +301,13 @@ def _write(folder: Path, words: Path, config: dict[str, Any], tensors: dict[str,
         writer.copy_tokenizer(words)
 
 
-def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+def init_weights(start: NewNetworkSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     """Draw Llama weights: normal, std 0.02; residual projections scaled down by depth."""
     rng = torch.Generator().manual_seed(seed)
-    width, inner = start.width, int(config["intermediate_size"])
-    kv = width // start.heads * int(config["num_key_value_heads"])
+    width, inner = start.hidden_size, int(config["intermediate_size"])
+    kv = width // start.num_attention_heads * int(config["num_key_value_heads"])
     shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS[0]: (int(config["vocab_size"]), width)}
-    for layer in range(start.layers):
+    for layer in range(start.num_hidden_layers):
         prefix = f"model.layers.{layer}"
         shapes |= {
             f"{prefix}.input_layernorm.weight": (width,),
@@ -323,9 +321,9 @@ def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> d
             f"{prefix}.mlp.down_proj.weight": (width, inner),
         }
     shapes["model.norm.weight"] = (width,)
-    if not start.tie:
+    if not start.tie_word_embeddings:
         shapes[_HEADS[0]] = shapes[_EMBEDDINGS[0]]
-    narrow = 0.02 / math.sqrt(2 * start.layers)
+    narrow = 0.02 / math.sqrt(2 * start.num_hidden_layers)
     tensors = {}
     for name, shape in shapes.items():
         if len(shape) == 1:
@@ -399,7 +397,7 @@ def build_tokenizer(kind: str, texts: Iterable[str], folder: Path, context_lengt
         raise RecipeError(
             f"'{kind}' is not a built-in tokenizer",
             code="diffusion.tokenizer",
-            where="start.tokenizer",
+            where="model.tokenizer",
             expected=f"one of: {', '.join(BUILTIN_TOKENIZERS)}, or a checkpoint",
             next="use builtin:characters for small corpora",
         )

@@ -33,6 +33,7 @@ def open_diffusion(
     overrides: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    needs_tokenizer: bool = False,
 ) -> DiffusionModel:
     """Load a diffusion checkpoint, ours or of a published format.
 
@@ -42,9 +43,11 @@ def open_diffusion(
             attention and block_size of an A2D checkpoint trained by block diffusion.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        needs_tokenizer: Refuse a checkpoint without a tokenizer.
 
     Raises:
-        CheckpointError: If it is not a diffusion model, or its attention differs from its metadata.
+        CheckpointError: If it is not a diffusion model, its attention differs from its metadata, or
+            it has no tokenizer and needs one.
     """
     path = resolve_checkpoint(reference)
     stored = Checkpoint.open(path)
@@ -57,6 +60,13 @@ def open_diffusion(
     metadata = _override_metadata(declared, overrides or {}, str(stored.folder))
     config: Mapping[str, Any] = translation.config if translation else stored.config
     metadata.check_vocabulary(config, str(stored.folder))
+    if needs_tokenizer and not _has_tokenizer(stored.folder):
+        raise CheckpointError(
+            f"{reference} has no tokenizer",
+            code="checkpoint.tokenizer",
+            expected="tokenizer.json beside the weights",
+            next="copy the tokenizer's files into the folder",
+        )
     network = _load(stored, metadata, translation, dtype, device)
     tokenizer = load_tokenizer(stored.folder) if _has_tokenizer(stored.folder) else None
     model = DiffusionModel(
@@ -195,7 +205,7 @@ def _not_diffusion_error(stored: Checkpoint) -> CheckpointError:
         "this is an autoregressive checkpoint: its config.json has no diffusion metadata",
         code="diffusion.not-diffusion",
         where=str(stored.folder / "config.json"),
-        expected="a checkpoint trained by kind: diffusion, or one of model type "
+        expected="a checkpoint trained by kind: diffusion.train, or one of model type "
         + ", ".join(
             sorted(
                 {
@@ -205,5 +215,5 @@ def _not_diffusion_error(stored: Checkpoint) -> CheckpointError:
                 }
             )
         ),
-        next="train it on: kind: diffusion, start: CHECKPOINT",
+        next="train it on: kind: diffusion.train, model: CHECKPOINT",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +22,7 @@ __all__ = [
     "CONFIG_KEY",
     "AttentionKind",
     "DiffusionMetadata",
+    "TargetMetadata",
     "find_special_token",
     "unsupported_config_error",
 ]
@@ -33,6 +35,23 @@ BACKEND_NAME = "diffusion"
 
 
 AttentionKind = Literal["full", "block_causal", "causal"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetMetadata:
+    """Metadata that a training job gives its model.
+
+    Args:
+        attention: Attention of the trained model.
+        block_size: Tokens per block of block-causal attention.
+        logit_shift: Whether logits are shifted; None: as in the initial checkpoint.
+        schedule: Noise schedule.
+    """
+
+    attention: AttentionKind
+    block_size: int | None = None
+    logit_shift: bool | None = None
+    schedule: str = "linear"
 
 
 class DiffusionMetadata(BaseModel):

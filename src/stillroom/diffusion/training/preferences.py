@@ -1,4 +1,9 @@
-"""Preference pairs: tokenization, bounds of both answers, and weights from the loss gradient.
+"""VRPO: variance-reduced preference optimization on likelihood bounds.
+
+Source: Zhu et al. 2025 (LLaDA 1.5), arXiv:2505.19223: DPO (Rafailov et al. 2023, arXiv:2305.18290)
+with each log-likelihood replaced by its bound, estimated from several times with one mask each,
+under the same masks for policy and reference. Differs: the number of masked tokens is fixed by the
+time (``fixed_mask_count``), which has the same mean and a lower variance; times are stratified.
 
 A pair is in ``fields.chosen`` and ``fields.rejected``, as written by synth; the messages before the
 last assistant message are the common prompt. With ``fields.prefix`` (the start of an unfinished
@@ -15,29 +20,34 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from stillroom.diffusion.interfaces import ObjectiveContext, TokenizedDataset
 from stillroom.diffusion.training.data import (
+    CorruptedBatch,
     CorruptedExample,
     MaskableExample,
-    WeightedDataSource,
-    distribute,
+    TokenizedDataset,
     tokenize_records,
 )
 from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs
+from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
+from stillroom.diffusion.training.source import WeightedDataSource, distribute
+from stillroom.errors import DataError
 from stillroom.records import Message, Record
+from stillroom.train.data import BatchSource
 
 if TYPE_CHECKING:
+    from stillroom.diffusion.jobs.preference import DiffusionPreferenceRecipe
     from stillroom.diffusion.model.metadata import DiffusionMetadata
     from stillroom.diffusion.model.network import DiffusionModel
-    from stillroom.diffusion.recipe import DiffusionRecipe
-    from stillroom.diffusion.training.objectives.vrpo import Vrpo
     from stillroom.train.distributed import ProcessGroup
 
 __all__ = [
     "PreferenceDataSource",
+    "PreferenceOptimization",
     "PreferencePair",
     "average_bounds",
+    "compute_margins",
     "draw_masks",
     "evaluate_pairs",
     "tokenize_pairs",
@@ -128,9 +138,21 @@ def _strip_common(chosen: MaskableExample, rejected: MaskableExample) -> list[Ma
     return stripped
 
 
+def compute_margins(beta: float, policy: Tensor, reference: Tensor) -> Tensor:
+    """Return beta times the difference of the bounds' rises, chosen less rejected, (P,).
+
+    Args:
+        beta: Strength of the reference.
+        policy: Bounds of the chosen and the rejected answer, (P, 2), nats.
+        reference: Bounds by the reference, (P, 2).
+    """
+    rise = policy - reference
+    return beta * (rise[:, 0] - rise[:, 1])
+
+
 def draw_masks(
     lesson: MaskableExample,
-    method: Vrpo,
+    recipe: DiffusionPreferenceRecipe,
     metadata: DiffusionMetadata,
     rng: np.random.Generator,
 ) -> list[CorruptedExample]:
@@ -143,17 +165,19 @@ def draw_masks(
     block = positions * 0 if size is None else positions // size
     noised = lesson.noised
     groups = [np.flatnonzero(noised & (block == b)) for b in np.unique(block[noised])]
-    u = rng.random((method.times, len(groups)))
-    if method.is_stratified:
-        strata = np.stack([rng.permutation(method.times) for _ in groups], 1)
-        u = (strata + u) / method.times
+    u = rng.random((recipe.num_times, len(groups)))
+    if recipe.stratified:
+        strata = np.stack([rng.permutation(recipe.num_times) for _ in groups], 1)
+        u = (strata + u) / recipe.num_times
     examples = []
     for row in u:
-        for _ in range(method.masks_per_time):
+        for _ in range(recipe.masks_per_time):
             is_masked = np.zeros(len(positions), dtype=np.bool_)
             weight = np.zeros(len(positions))
             for group, share in zip(groups, row, strict=True):
-                masked, token_weight = _draw_mask(group, float(share), rng, counted=method.counted)
+                masked, token_weight = _draw_mask(
+                    group, float(share), rng, counted=recipe.fixed_mask_count
+                )
                 is_masked[masked] = True
                 weight[masked] = token_weight
             examples.append(
@@ -189,17 +213,18 @@ def average_bounds(
 class PreferenceDataSource(WeightedDataSource):
     """Source of preference pairs, weighted by the gradient of the loss."""
 
-    def __init__(self, method: Vrpo, course: ObjectiveContext) -> None:
+    def __init__(self, recipe: DiffusionPreferenceRecipe, context: TrainingContext) -> None:
         """Prepare a training run; the reference is the current model."""
-        super().__init__(course, [pair.record_id for pair in course.lessons])
-        self.method = method
-        self.samples = method.times * method.masks_per_time
-        self.reference = ReferenceModel(course.model)
+        super().__init__(recipe, context, [pair.record_id for pair in context.examples])
+        self.recipe = recipe
+        self.samples = recipe.num_times * recipe.masks_per_time
+        self.reference = ReferenceModel(context.model)
 
     def describe(self) -> object:
-        """Return the tokens of every pair."""
+        """Return the record and the tokens of every pair."""
         return [
-            [[side.ids.tolist(), side.turns] for side in pair.sides] for pair in self.course.lessons
+            [pair.record_id, [[side.ids.tolist(), side.turns] for side in pair.sides]]
+            for pair in self.context.examples
         ]
 
     def weigh(
@@ -211,16 +236,17 @@ class PreferenceDataSource(WeightedDataSource):
         bound, is the weight of the token's cross-entropy, which gives the exact gradient of the
         loss.
         """
-        pairs = [self.course.lessons[number] for number in self._records.chosen(step)]
+        pairs = [self.context.examples[number] for number in self._records.chosen(step)]
         texts = self._draw(pairs, step, _POLICY_SEED)
         reference_texts = (
-            texts if self.method.share_noise else self._draw(pairs, step, _REFERENCE_SEED)
+            texts if self.recipe.antithetic else self._draw(pairs, step, _REFERENCE_SEED)
         )
         policy = self._bounds(texts, ranks).requires_grad_(True)
         reference = self._bounds(reference_texts, ranks, by_reference=True)
-        losses = self.method.loss(policy, reference)
+        margins = compute_margins(self.recipe.beta, policy, reference)
+        losses = -torch.nn.functional.logsigmoid(margins)
         (slope,) = torch.autograd.grad(losses.sum(), policy)  # (P, 2)
-        losses, policy = losses.detach(), policy.detach()
+        losses, margins, policy = losses.detach(), margins.detach(), policy.detach()
         per = 2 * self.samples
         weighed = [
             replace(
@@ -231,11 +257,10 @@ class PreferenceDataSource(WeightedDataSource):
             )
             for index, text in enumerate(texts)
         ]
-        scores = self.method.score(policy, reference)
         rise = (policy - reference).mean(0)
         notes = {
-            "preference/accuracy": float((scores > 0).double().mean()),
-            "preference/margin": float(scores.mean()),
+            "preference/accuracy": float((margins > 0).double().mean()),
+            "preference/margin": float(margins.mean()),
             "preference/chosen_rise": float(rise[0]),
             "preference/rejected_rise": float(rise[1]),
         }
@@ -248,7 +273,7 @@ class PreferenceDataSource(WeightedDataSource):
         for index, pair in enumerate(pairs):
             for side, lesson in enumerate(pair.sides):
                 rng = np.random.default_rng([self.recipe.seed, step, purpose, index, side])
-                texts += draw_masks(lesson, self.method, self.metadata, rng)
+                texts += draw_masks(lesson, self.recipe, self.metadata, rng)
         return texts
 
     def _bounds(
@@ -259,13 +284,13 @@ class PreferenceDataSource(WeightedDataSource):
         def read(part: Sequence[CorruptedExample]) -> list[Tensor]:
             if by_reference:
                 return self.reference.read(part, micro_tokens=self.micro_tokens)
-            return compute_logprobs(self.course.model, part, micro_tokens=self.micro_tokens)
+            return compute_logprobs(self.context.model, part, micro_tokens=self.micro_tokens)
 
         return average_bounds(texts, distribute(ranks, texts, read), self.samples).view(-1, 2)
 
 
 def evaluate_pairs(
-    method: Vrpo, recipe: DiffusionRecipe, model: DiffusionModel, pairs: Sequence[PreferencePair]
+    recipe: DiffusionPreferenceRecipe, model: DiffusionModel, pairs: Sequence[PreferencePair]
 ) -> dict[str, float]:
     """Return how often, and by how many nats, the chosen bound exceeds the rejected one.
 
@@ -277,12 +302,51 @@ def evaluate_pairs(
     for number, pair in enumerate(pairs):
         for side, lesson in enumerate(pair.sides):
             rng = np.random.default_rng([recipe.seed, number, _HELD_OUT_SEED, side])
-            texts += draw_masks(lesson, method, model.metadata, rng)
+            texts += draw_masks(lesson, recipe, model.metadata, rng)
     logprobs = compute_logprobs(model, texts, micro_tokens=recipe.train.micro_tokens)
-    bounds = average_bounds(texts, logprobs, method.times * method.masks_per_time).view(-1, 2)
+    bounds = average_bounds(texts, logprobs, recipe.num_times * recipe.masks_per_time).view(-1, 2)
     lead = bounds[:, 0] - bounds[:, 1]
     return {
         "preference/chosen_likelier": float((lead > 0).double().mean()),
         "preference/lead_nats": float(lead.mean()),
         "preference/pairs": float(len(pairs)),
     }
+
+
+class PreferenceOptimization(TrainingObjective["DiffusionPreferenceRecipe"]):
+    """DPO on bounds: -log sigmoid(beta (rise of the chosen bound - rise of the rejected))."""
+
+    @override
+    def tokenize(
+        self,
+        model: DiffusionModel,
+        records: Sequence[Record],
+        on_done: Callable[[], None] | None = None,
+    ) -> TokenizedDataset:
+        return tokenize_pairs(
+            model.tokenizer,
+            records,
+            max_tokens=self.recipe.max_tokens,
+            first=int(model.metadata.logit_shift),
+            on_done=on_done,
+        )
+
+    @override
+    def open_source(self, context: TrainingContext) -> BatchSource[CorruptedBatch]:
+        return PreferenceDataSource(self.recipe, context)
+
+    @override
+    def no_examples_error(self, records: int) -> DataError:
+        return DataError(
+            f"none of {records} records has a pair that differs within {self.recipe.max_tokens} "
+            "tokens",
+            code="diffusion.no-pairs",
+            where="records",
+            expected="text in fields.chosen and fields.rejected, as written by synth's preference "
+            "generators",
+            next="stillroom new synth/preference_judge, or raise max_tokens",
+        )
+
+    @override
+    def evaluate(self, model: DiffusionModel, records: Sequence[Record]) -> dict[str, float]:
+        return evaluate_pairs(self.recipe, model, self.tokenize(model, records).items)

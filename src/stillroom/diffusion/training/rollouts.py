@@ -1,4 +1,9 @@
-"""Rollouts for reinforcement learning: sampled answers, rewards, and token weights.
+"""diffu-GRPO: group-relative policy optimization with one-step likelihood estimates.
+
+Source: Zhao et al. 2025 (d1), arXiv:2504.12216, section 3 and algorithm 1: several answers per
+prompt, rewards less the group's mean as advantages, clipped ratios, and a KL penalty per token.
+Log-probabilities come from one pass with the whole answer and a part of the prompt masked, drawn
+anew in every update, under the same masks for the policy, the sampling policy and the reference.
 
 A round starts with prompts; each gets a group of answers, a verifier rewards them, and several
 updates train on them. Answers are journaled before they are used: a resumed run continues with the
@@ -14,27 +19,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from stillroom.diffusion.interfaces import ObjectiveContext, TokenizedDataset
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_sample
-from stillroom.diffusion.training.data import CorruptedExample, WeightedDataSource, distribute
+from stillroom.diffusion.training.data import CorruptedBatch, CorruptedExample, TokenizedDataset
 from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs, eval_without_grad
-from stillroom.errors import IntegrityError
+from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
+from stillroom.diffusion.training.source import WeightedDataSource, distribute
+from stillroom.errors import DataError, IntegrityError
 from stillroom.records import Prompt, Record
+from stillroom.train.data import BatchSource
 
 if TYPE_CHECKING:
+    from stillroom.diffusion.jobs.reward import DiffusionRewardRecipe
     from stillroom.diffusion.model.network import DiffusionModel
     from stillroom.diffusion.sampling.sequence import SampledSequence
-    from stillroom.diffusion.training.objectives.diffu_grpo import DiffuGrpo
     from stillroom.evaluate.interfaces import Verifier
     from stillroom.train.distributed import ProcessGroup
 
 __all__ = [
+    "RewardOptimization",
     "RolloutAnswer",
     "RolloutBatch",
     "RolloutDataSource",
     "VerifiablePrompt",
+    "compute_advantages",
+    "compute_policy_loss",
     "evaluate_prompts",
     "tokenize_prompts",
 ]
@@ -153,11 +164,52 @@ def _derive_seeds(parts: Sequence[int], count: int) -> list[int]:
     return [int(value) for value in np.random.default_rng(parts).integers(2**31, size=count)]
 
 
-def _read_reward(method: DiffuGrpo, text: str, task: VerifiablePrompt) -> float:
-    check = method.verifier.check(text, task.fields)
+def _read_reward(recipe: DiffusionRewardRecipe, text: str, task: VerifiablePrompt) -> float:
+    check = recipe.verifier.check(text, task.fields)
     if check.keep:
         return 1.0
-    return check.score if method.graded and check.score < 1 else 0.0
+    return check.score if recipe.partial_credit and check.score < 1 else 0.0
+
+
+def compute_advantages(rewards: Tensor, *, scale_rewards: bool) -> Tensor:
+    """Return each answer's reward less the mean of its group, (G, n).
+
+    Args:
+        rewards: Rewards of the answers to each prompt, (G, n).
+        scale_rewards: Divide by the standard deviation of the group.
+    """
+    centered = rewards - rewards.mean(-1, keepdim=True)
+    if not scale_rewards:
+        return centered
+    return centered / (rewards.std(-1, keepdim=True, correction=0) + 1e-4)
+
+
+def compute_policy_loss(
+    policy: Tensor,
+    sampled: Tensor,
+    reference: Tensor | None,
+    advantage: Tensor,
+    *,
+    epsilon: float,
+    beta: float,
+) -> Tensor:
+    """Return the loss of each token, (N,).
+
+    Args:
+        policy: Log-probabilities of the policy, (N,).
+        sampled: Log-probabilities of the sampling policy, (N,).
+        reference: Log-probabilities of the reference, (N,); None without a KL penalty.
+        advantage: Advantage of each token's answer, (N,).
+        epsilon: Clipping range of the ratio around 1.
+        beta: Weight of the KL penalty.
+    """
+    ratio = (policy - sampled).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    gain = (ratio * advantage).minimum(clipped * advantage)
+    if reference is None:
+        return -gain
+    difference = reference - policy
+    return beta * (difference.exp() - difference - 1) - gain
 
 
 def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> int:
@@ -171,28 +223,28 @@ def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> i
 class RolloutDataSource(WeightedDataSource):
     """Source of sampled answers, weighted by the gradient of the loss."""
 
-    def __init__(self, method: DiffuGrpo, course: ObjectiveContext) -> None:
+    def __init__(self, recipe: DiffusionRewardRecipe, context: TrainingContext) -> None:
         """Prepare a training run; the reference is the current model."""
-        super().__init__(course, [task.record_id for task in course.lessons])
-        self.method = method
-        self.reference = ReferenceModel(course.model) if method.kl_weight else None
-        self._journal = course.job.journal("rollouts")
+        super().__init__(recipe, context, [task.record_id for task in context.examples])
+        self.recipe = recipe
+        self.reference = ReferenceModel(context.model) if recipe.beta else None
+        self._journal = context.job.journal("rollouts")
         self._at = -1
         self._round = RolloutBatch((), (), ())
 
     def __len__(self) -> int:
         """Return the number of examples per epoch: each prompt serves several updates."""
-        return len(self.ids) * self.method.steps_per_batch
+        return len(self.ids) * self.recipe.num_iterations
 
     def describe(self) -> object:
-        """Return the token ids of every prompt."""
-        return [list(task.ids) for task in self.course.lessons]
+        """Return the record and the token ids of every prompt."""
+        return [[task.record_id, list(task.ids)] for task in self.context.examples]
 
     def weigh(
         self, step: int, ranks: ProcessGroup
     ) -> tuple[list[CorruptedExample], dict[str, float]]:
         """Return the round's answers under this update's masks, weighted."""
-        update = step % self.method.updates
+        update = step % self.recipe.num_iterations
         self._enter(step - update, ranks, is_first=update == 0)
         answers = self._round.answers
         texts = self._texts_of(update)
@@ -201,11 +253,13 @@ class RolloutDataSource(WeightedDataSource):
         advantages = self._advantages()
         counts = [len(logprobs) for logprobs in wrote]
         leaf = torch.cat(list(now)).requires_grad_(True)
-        losses = self.method.loss(
+        losses = compute_policy_loss(
             leaf,
             torch.cat(list(wrote)),
-            torch.cat(list(self._round.reference[update])) if self.reference else leaf.detach(),
+            torch.cat(list(self._round.reference[update])) if self.reference else None,
             advantages.repeat_interleave(torch.tensor(counts)),
+            epsilon=self.recipe.epsilon,
+            beta=self.recipe.beta,
         )
         share = 1 / torch.tensor(counts, dtype=torch.float64).repeat_interleave(
             torch.tensor(counts)
@@ -222,8 +276,10 @@ class RolloutDataSource(WeightedDataSource):
                 replace(text, scale=scale, units=1, logged_loss=float(text_losses.detach().sum()))
             )
         drift = leaf.detach() - torch.cat(list(wrote))
-        is_clipped = (drift.exp() - 1).abs() > self.method.clip
-        rewards = torch.tensor([answer.reward for answer in answers]).view(-1, self.method.group)
+        is_clipped = (drift.exp() - 1).abs() > self.recipe.epsilon
+        rewards = torch.tensor([answer.reward for answer in answers]).view(
+            -1, self.recipe.num_generations
+        )
         notes = {
             "reward/mean": float(rewards.mean()),
             "reward/groups_alike": float((rewards.std(-1, correction=0) == 0).double().mean()),
@@ -237,8 +293,9 @@ class RolloutDataSource(WeightedDataSource):
 
     def _advantages(self) -> Tensor:
         rewards = [answer.reward for answer in self._round.answers]
-        groups = torch.tensor(rewards, dtype=torch.float64).view(-1, self.method.group)
-        return self.method.advantages(groups).flatten()
+        groups = torch.tensor(rewards, dtype=torch.float64).view(-1, self.recipe.num_generations)
+        scaled = compute_advantages(groups, scale_rewards=self.recipe.scale_rewards)
+        return scaled.flatten()
 
     def _enter(self, first: int, ranks: ProcessGroup, *, is_first: bool) -> None:
         """Set the round that starts at a step: the current one, from the journal, or new."""
@@ -263,8 +320,8 @@ class RolloutDataSource(WeightedDataSource):
 
     def _write(self, first: int, ranks: ProcessGroup) -> RolloutBatch:
         """Sample the answers of a round, and compute rewards and log-probabilities."""
-        numbers = self._records.chosen(first // self.method.updates)
-        group = self.method.group
+        numbers = self._records.chosen(first // self.recipe.num_iterations)
+        group = self.recipe.num_generations
         draws = [
             (number, seed)
             for index, number in enumerate(numbers)
@@ -273,7 +330,7 @@ class RolloutDataSource(WeightedDataSource):
         answers = tuple(distribute(ranks, draws, self._answer))
         rollouts = RolloutBatch(answers, (), ())
         self._round, self._at = rollouts, first
-        updates = range(self.method.updates)
+        updates = range(self.recipe.num_iterations)
         wrote = tuple(tuple(self._read(self._texts_of(update), ranks)) for update in updates)
         reference = (
             tuple(
@@ -286,20 +343,20 @@ class RolloutDataSource(WeightedDataSource):
         return RolloutBatch(answers, wrote, reference)
 
     def _answer(self, draws: Sequence[tuple[int, int]]) -> list[RolloutAnswer]:
-        model, room = self.course.model, self.method.decode.max_new_tokens
-        tasks = [self.course.lessons[number] for number, _ in draws]
+        model, room = self.context.model, self.recipe.decode.max_new_tokens
+        tasks = [self.context.examples[number] for number, _ in draws]
         requests = [
             InfillRequest(task.ids, room, seed)
             for task, (_, seed) in zip(tasks, draws, strict=True)
         ]
         with eval_without_grad(model.network):
-            samples = generate(model, requests, self.method.decode) if requests else []
+            samples = generate(model, requests, self.recipe.decode) if requests else []
         ends = model.metadata.end_token_ids
         answers = []
         for (number, _), task, sample in zip(draws, tasks, samples, strict=True):
             tail = len(task.ids)
             reward = _read_reward(
-                self.method, decode_sample(model.tokenizer, sample, include_given=False), task
+                self.recipe, decode_sample(model.tokenizer, sample, include_given=False), task
             )
             learned = max(_count_learned(sample, tail, ends), 1)
             answers.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
@@ -313,7 +370,7 @@ class RolloutDataSource(WeightedDataSource):
             rng = np.random.default_rng([self.recipe.seed, self._at, update, _PROMPT_SEED, index])
             positions = np.arange(len(ids))
             is_masked = (positions >= answer.tail) | (
-                rng.random(len(ids)) < self.method.prompt_mask
+                rng.random(len(ids)) < self.recipe.p_mask_prompt
             )
             is_masked[: int(self.metadata.logit_shift)] = False
             is_learned = (positions >= answer.tail) & (positions < answer.tail + answer.learned)
@@ -327,23 +384,69 @@ class RolloutDataSource(WeightedDataSource):
         def read(part: Sequence[CorruptedExample]) -> list[Tensor]:
             if by_reference and self.reference is not None:
                 return self.reference.read(part, micro_tokens=self.micro_tokens)
-            return compute_logprobs(self.course.model, part, micro_tokens=self.micro_tokens)
+            return compute_logprobs(self.context.model, part, micro_tokens=self.micro_tokens)
 
         return distribute(ranks, texts, read)
 
 
 def evaluate_prompts(
-    method: DiffuGrpo, model: DiffusionModel, tasks: Sequence[VerifiablePrompt]
+    recipe: DiffusionRewardRecipe, model: DiffusionModel, tasks: Sequence[VerifiablePrompt]
 ) -> dict[str, float]:
     """Return the mean reward of greedy answers to held-out prompts."""
     if not tasks:
         return {}
-    settings = method.decode.model_copy(update={"temperature": 0.0})
+    settings = recipe.decode.model_copy(update={"temperature": 0.0})
     requests = [InfillRequest(task.ids, settings.max_new_tokens, 0) for task in tasks]
     with eval_without_grad(model.network):
         samples = generate(model, requests, settings)
     rewards = [
-        _read_reward(method, decode_sample(model.tokenizer, sample, include_given=False), task)
+        _read_reward(recipe, decode_sample(model.tokenizer, sample, include_given=False), task)
         for sample, task in zip(samples, tasks, strict=True)
     ]
     return {"reward/greedy": sum(rewards) / len(rewards), "reward/tasks": float(len(tasks))}
+
+
+class RewardOptimization(TrainingObjective["DiffusionRewardRecipe"]):
+    """Group-relative policy optimization of verified answers."""
+
+    @property
+    @override
+    def steps_per_batch(self) -> int:
+        """Number of updates on the same answers."""
+        return self.recipe.num_iterations
+
+    @override
+    def tokenize(
+        self,
+        model: DiffusionModel,
+        records: Sequence[Record],
+        on_done: Callable[[], None] | None = None,
+    ) -> TokenizedDataset:
+        room = model.context_length - self.recipe.decode.max_new_tokens
+        return tokenize_prompts(
+            model.tokenizer,
+            records,
+            self.recipe.verifier,
+            max_tokens=min(self.recipe.max_tokens, room),
+            on_done=on_done,
+        )
+
+    @override
+    def open_source(self, context: TrainingContext) -> BatchSource[CorruptedBatch]:
+        return RolloutDataSource(self.recipe, context)
+
+    @override
+    def no_examples_error(self, records: int) -> DataError:
+        verifier = self.recipe.verifier
+        needs = " or ".join(f"fields.{name}" for name in verifier.needs) or "nothing else"
+        return DataError(
+            f"none of {records} records is a task for verifier '{verifier.method_name()}'",
+            code="diffusion.no-tasks",
+            where="records",
+            expected=f"a user message within {self.recipe.max_tokens} tokens, and {needs}",
+            next="choose another verifier, or raise max_tokens",
+        )
+
+    @override
+    def evaluate(self, model: DiffusionModel, records: Sequence[Record]) -> dict[str, float]:
+        return evaluate_prompts(self.recipe, model, self.tokenize(model, records).items)

@@ -1,40 +1,35 @@
 """Perplexity of each model and its divergence from the first, on held-out records.
 
 Works on fixed groups of records, so that a resumed run computes the same batches. At most two
-models are in memory: the first and the one compared with it.
+models are in memory: the first and the one compared with it. Torch is imported with the first
+model, so that endpoints are evaluated without it.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stillroom.evaluate.lm.divergence import measure_agreement
-from stillroom.evaluate.lm.loss import held_out_loss, perplexity
+from stillroom.evaluate.interfaces import has_weights
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
 from stillroom.evaluate.qa.questions import Question
-from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.jobs import Job
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import resolve_checkpoint
 from stillroom.models.hub import read_backend_name
 from stillroom.objects import resolve_local
 from stillroom.provenance import read_artifact
 
-__all__ = ["has_weights", "measure_fidelity", "read_initial_fidelity"]
+if TYPE_CHECKING:
+    from stillroom.evaluate.jobs.report import EvaluateRecipe, ModelFidelitySettings
+
+__all__ = ["measure_fidelity", "read_initial_fidelity"]
 
 _GROUP_SIZE = 8
-_SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
-
-
-def has_weights(reference: str) -> bool:
-    """Return whether a reference is a local model with weights, not an endpoint."""
-    return not _SCHEME.match(reference) and not reference.endswith(".json")
 
 
 def measure_fidelity(
-    recipe: EvaluateRecipe, questions: Sequence[Question], job: Job
+    recipe: EvaluateRecipe, settings: ModelFidelitySettings, questions: Sequence[Question], job: Job
 ) -> tuple[list[Metric], dict[str, int]]:
     """Return perplexities and divergences, and the counts of omissions by reason."""
     causal, notes = _find_causal(recipe, job)
@@ -50,7 +45,7 @@ def measure_fidelity(
                 job.check_cancelled()
                 if f"{name}/{index}" not in journal:
                     journal.put(
-                        f"{name}/{index}", _measure_group(recipe, loader, name, first, group)
+                        f"{name}/{index}", _measure_group(settings, loader, name, first, group)
                     )
                 progress.advance()
             loader.drop(name, keep=first)
@@ -80,15 +75,17 @@ def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Coun
     return causal, notes
 
 
-def read_initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[str, int]]:
+def read_initial_fidelity(
+    recipe: EvaluateRecipe, settings: ModelFidelitySettings
+) -> tuple[list[Metric], dict[str, int]]:
     """Return the divergence before distillation as recorded by the distilled artifact.
 
     Without a record there is no metric, and the second value has a note.
     """
     names = list(recipe.models)
-    if recipe.distilled is None or len(names) < 2:
+    if settings.distilled is None or len(names) < 2:
         return [], {}
-    details = read_artifact(resolve_local(recipe.distilled)).details
+    details = read_artifact(resolve_local(settings.distilled)).details
     rows = [row for row in (details.get("fidelity") or {}).get("initial") or () if row["tokens"]]
     if not rows:
         return [], {"distilled: no record was measured before distillation": 1}
@@ -111,6 +108,8 @@ class _ModelLoader:
 
     def load(self, name: str) -> tuple[Any, Any]:
         if name not in self._loaded:
+            from stillroom.models import load_causal_lm
+
             path = resolve_checkpoint(self._references[name], say=self._job.say)
             self._loaded[name] = load_causal_lm(path)
         return self._loaded[name]
@@ -124,9 +123,16 @@ class _ModelLoader:
 
 
 def _measure_group(
-    recipe: EvaluateRecipe, loader: _ModelLoader, name: str, first: str, group: Sequence[Question]
+    settings: ModelFidelitySettings,
+    loader: _ModelLoader,
+    name: str,
+    first: str,
+    group: Sequence[Question],
 ) -> dict[str, Any]:
     """Return losses, and agreement with the first model, of one group of records."""
+    from stillroom.evaluate.lm.divergence import measure_agreement
+    from stillroom.evaluate.lm.loss import held_out_loss
+
     records = [question.record for question in group]
     model, tokenizer = loader.load(name)
     notes: Counter[str] = Counter()
@@ -135,14 +141,14 @@ def _measure_group(
         notes[f"{name}: record cut at max_tokens"] += 1
 
     losses = held_out_loss(
-        model, tokenizer, records, max_tokens=recipe.max_tokens, on_truncated=count_cut
+        model, tokenizer, records, max_tokens=settings.max_tokens, on_truncated=count_cut
     )
     agreements = []
     if name != first and first in loader:
         reference_model, reference_tokenizer = loader.load(first)
         if reference_tokenizer.get_vocab() == tokenizer.get_vocab():
             results = measure_agreement(
-                model, reference_model, tokenizer, records, max_tokens=recipe.max_tokens
+                model, reference_model, tokenizer, records, max_tokens=settings.max_tokens
             )
             agreements = [
                 [result.kl, result.reverse_kl, result.agreement, result.tokens]
@@ -156,6 +162,8 @@ def _measure_group(
 def _summarize(
     name: str, first: str, values: Sequence[Mapping[str, Any]], seed: int
 ) -> list[Metric]:
+    from stillroom.evaluate.lm.loss import perplexity
+
     losses = [(loss[0], loss[1]) for value in values for loss in value["losses"]]
     metrics = [perplexity(losses, name=f"{name}/perplexity", seed=seed)]
     rows = [row for value in values for row in value["agreements"] if row[3]]

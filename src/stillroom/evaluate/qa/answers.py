@@ -13,18 +13,20 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.evaluate.interfaces import RagSystem
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap, paired_difference
 from stillroom.evaluate.metrics.retrieval import retrieval_metrics
 from stillroom.evaluate.qa.questions import Question
-from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.jobs import Job
 from stillroom.models import TextModel, open_text_model
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Hit, Message, Passage, Prompt, Sampling
 from stillroom.text.unicode import exact_match, token_f1
+
+if TYPE_CHECKING:
+    from stillroom.evaluate.jobs.report import EvaluateRecipe
 
 __all__ = [
     "AnsweredQuestion",

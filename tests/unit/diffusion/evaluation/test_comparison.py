@@ -6,12 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.diffusion.evaluation.comparison import (
-    count_cooccurrences,
-    derive_baseline_recipe,
-    find_facts,
-)
-from stillroom.diffusion.recipe import DiffusionRecipe
+from stillroom.diffusion.evaluation.comparison import count_cooccurrences, find_facts
+from stillroom.diffusion.jobs.autoregressive import derive_baseline_recipe
+from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.errors import RecipeError, StillroomError
 from stillroom.records import Message, Record, write_records
 
@@ -53,21 +50,17 @@ def test_a_template_that_finds_nothing_is_refused(template):
 
 
 def test_the_twin_differs_in_noise_and_attention_alone():
-    recipe = DiffusionRecipe(
-        records="r", attention="block_causal", block_size=4, block_growth=(1,), seed=5
-    )
+    blocks = {"name": "block_causal", "block_size": 4, "growth": [1]}
+    recipe = DiffusionTrainRecipe(records="r", attention=blocks, seed=5)
     twin = derive_baseline_recipe(recipe)
-    assert (twin.attention, twin.noising.is_causal, twin.block_size) == ("causal", True, None)
-    assert (twin.start, twin.seed) == (recipe.start, 5)
+    assert twin.kind == "diffusion.autoregressive"
+    assert (twin.model, twin.seed) == (recipe.model, 5)
     # by blocks each text is read twice, so that the twin takes twice the steps
     assert twin.train == recipe.train.model_copy(update={"epochs": 2 * recipe.train.epochs})
-    plain = DiffusionRecipe(records="r", train={"steps": 7})
+    plain = DiffusionTrainRecipe(records="r", train={"steps": 7})
     assert derive_baseline_recipe(plain).train == plain.train
-    both = DiffusionRecipe(records="r", train={"steps": 7}, noising="complementary")
+    both = DiffusionTrainRecipe(records="r", train={"steps": 7}, corruption="complementary")
     assert derive_baseline_recipe(both).train.steps == 14
-    with pytest.raises(RecipeError) as caught:
-        derive_baseline_recipe(twin)
-    assert caught.value.code == "diffusion.twin"
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
@@ -75,11 +68,12 @@ def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path
     records = told(*(f"A{n} is B{n} ." for n in range(12)), "A99 is B98 .", "B98 is A99 .")
     write_records(tmp_path / "records.jsonl", records)
     recipe = tmp_path / "recipe.yaml"
-    block = "block_size: 2\n" if attention == "block_causal" else ""
+    block = ", block_size: 2" if attention == "block_causal" else ""
     recipe.write_text(
-        "version: 1\nkind: diffusion\n"
-        "start: {tokenizer: 'builtin:words', layers: 1, width: 32, heads: 2}\n"
-        f"records: ./records.jsonl\ninclude_prompt: true\nattention: {attention}\n{block}"
+        "version: 1\nkind: diffusion.train\n"
+        "model: {tokenizer: 'builtin:words', num_hidden_layers: 1, hidden_size: 32, "
+        "num_attention_heads: 2}\nrecords: ./records.jsonl\nstage: pretraining\n"
+        f"attention: {{name: {attention}{block}}}\n"
         "train: {steps: 3, batch_size: 8}\nvalidation: {samples: 2, records: 2}\n"
     )
     words = ["diffusion", "compare", str(recipe), "--out", str(tmp_path / "both"), "--quiet"]
@@ -118,7 +112,7 @@ def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path
 def test_nothing_is_trained_for_a_template_that_fits_nothing(tmp_path):
     write_records(tmp_path / "records.jsonl", told("A is B ."))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("version: 1\nkind: diffusion\nrecords: ./records.jsonl\n")
+    recipe.write_text("version: 1\nkind: diffusion.train\nrecords: ./records.jsonl\n")
     words = ["diffusion", "compare", str(recipe), "--out", str(tmp_path / "x"), "--facts", "{a}!"]
     done = CliRunner().invoke(stillroom, words)
     assert isinstance(done.exception, StillroomError)

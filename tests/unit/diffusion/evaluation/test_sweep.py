@@ -8,15 +8,14 @@ from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.cli import stillroom
 from stillroom.diffusion.evaluation.sweep import (
-    DecodingSweepPlan,
     DecodingSweepResult,
     SweepCandidate,
     SweepTrial,
     choose_setting,
     expand_grid,
     find_pareto_front,
-    sweep_decoding,
 )
+from stillroom.diffusion.jobs.tune import DecodingTuneRecipe
 from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.sampling.settings import (
     DecodeSettings,
@@ -25,11 +24,19 @@ from stillroom.diffusion.sampling.settings import (
     write_preset,
 )
 from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate.report import Report
+from stillroom.flow import run_recipe
 from stillroom.models import open_text_model
 from stillroom.records import Message, Prompt, Record, Sampling, write_records
 from stillroom.testing import tiny_checkpoint
 
-SMALL = ("commit.threshold=0.5,0.9", "block_length=4", "cache=null,dual", "order=confidence")
+SMALL = {
+    "commit.threshold": (0.5, 0.9),
+    "block_length": (4,),
+    "cache": (None, "dual"),
+    "order": ("confidence",),
+}
+SMALL_ROWS = ("commit.threshold=0.5,0.9", "block_length=4", "cache=null,dual", "order=confidence")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def test_what_nothing_beats_is_kept_and_the_cheapest_good_one_chosen():
 
 
 def test_the_grid_holds_the_baseline_and_what_the_model_can_do(make_model):
-    found, left_out = expand_grid(make_model(), ("cache=null,block",), ("temperature=0.5",), 7)
+    found, left_out = expand_grid(make_model(), {"cache": (None, "block")}, {"temperature": 0.5}, 7)
     assert found[0].settings.commit.method_name() == "top_k"
     assert found[0].settings.cache.method_name() == "whole"
     assert all(one.settings.temperature == 0.5 for one in found)
@@ -79,14 +86,12 @@ def test_the_grid_holds_the_baseline_and_what_the_model_can_do(make_model):
     assert all("cache=block" in label for label in left_out)
     assert found[1].label == "threshold=0.7 block_length=null cache=null order=confidence"
     assert len({one.settings.model_dump_json() for one in found}) == len(found)
-    by_blocks, _ = expand_grid(make_model(attention="block_causal", block_size=4), (), (), 8)
+    by_blocks, _ = expand_grid(make_model(attention="block_causal", block_size=4), {}, {}, 8)
     assert {one.settings.block_length for one in by_blocks} == {None}
-    for words in (("order",), ("order=",)):
-        with pytest.raises(RecipeError) as caught:
-            expand_grid(make_model(), words, (), 4)
-        assert caught.value.code == "diffusion.tune"
     with pytest.raises(RecipeError) as caught:
-        expand_grid(make_model(), ("cache=block",), (), 4)
+        expand_grid(make_model(), {"order": ("sideways",)}, {}, 4)
+    with pytest.raises(RecipeError) as caught:
+        expand_grid(make_model(), {"cache": ("block",)}, {}, 4)
     assert caught.value.code == "diffusion.tune"
 
 
@@ -94,8 +99,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
     import stillroom.diffusion.evaluation.sweep as job
 
     model, calls = open_diffusion(str(folder)), []
-    plan = DecodingSweepPlan(
-        str(folder), records, tried=SMALL, fixed=("max_new_tokens=6",), measure="same"
+    recipe = DecodingTuneRecipe(
+        model=str(folder),
+        records=str(records),
+        grid=SMALL,
+        decode={"max_new_tokens": 6},
+        metric="same",
     )
     plain = job.run_trial
 
@@ -107,20 +116,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
 
     monkeypatch.setattr(job, "run_trial", stop)
     with pytest.raises(KeyboardInterrupt):
-        sweep_decoding(model, plan, tmp_path / "out")
+        run_recipe(recipe, tmp_path / "out")
     begun = len(calls)
     calls.extend(["ran on"])
-    artifact, report, preset = sweep_decoding(model, plan, tmp_path / "out", resume=True)
+    artifact = run_recipe(recipe, tmp_path / "out", resume=True)
+    report, preset = Report.from_json(artifact.details), read_preset(tmp_path / "out")
     every = 3 * 5
     assert len(calls) - begun - 1 == every - 4 + 1  # one to warm up, four were done before
-    assert read_preset(tmp_path / "out") == preset
+    assert artifact.details["preset"] == preset.model_dump(mode="json")
     assert preset.checkpoint == model.fingerprint
     assert artifact.details["preset"]["measured"]["records"] == 3
     assert "times fewer forward passes" in report.summary
     assert "use another measure" in report.summary
     table = report.sections[1].table
     assert len(table.rows) == 5
-    again, _, _ = sweep_decoding(model, plan, tmp_path / "again")
+    again = run_recipe(recipe, tmp_path / "again")
     assert again.digest == artifact.digest  # seconds are no part of it
 
 
@@ -128,7 +138,9 @@ def test_the_command_prints_the_front_and_a_run_records_the_preset(folder, recor
     out = tmp_path / "out"
     words = ["diffusion", "tune", str(folder), "--records", str(records), "--out", str(out)]
     words += ["--quiet", "--most", "2", "--set", "max_new_tokens=4", "--name", "brisk", "--write"]
-    done = CliRunner().invoke(stillroom, words + [w for row in SMALL for w in ("--try", row)])
+    for row in ("order", "order="):
+        assert CliRunner().invoke(stillroom, [*words, "--try", row]).exit_code == 2
+    done = CliRunner().invoke(stillroom, words + [w for row in SMALL_ROWS for w in ("--try", row)])
     assert done.exit_code == 0, done.output
     assert "Pareto set" in done.stdout
     assert "preset" in done.stdout
@@ -174,14 +186,9 @@ def test_a_preset_that_was_left_at_the_checkpoint_is_used(tmp_path):
         model.close()
 
 
-def test_records_without_answers_and_unknown_measures_are_refused(folder, tmp_path):
-    model = open_diffusion(str(folder))
+def test_records_without_answers_are_refused(folder, tmp_path):
     write_records(tmp_path / "r.jsonl", [Record((Message("user", "ask"),))])
+    recipe = DecodingTuneRecipe(model=str(folder), records=str(tmp_path / "r.jsonl"))
     with pytest.raises(DataError) as caught:
-        sweep_decoding(model, DecodingSweepPlan("m", tmp_path / "r.jsonl"), tmp_path / "out")
-    assert caught.value.code == "diffusion.tune"
-    with pytest.raises(RecipeError) as caught:
-        sweep_decoding(
-            model, DecodingSweepPlan("m", tmp_path / "r.jsonl", measure="x"), tmp_path / "out"
-        )
+        run_recipe(recipe, tmp_path / "out")
     assert caught.value.code == "diffusion.tune"

@@ -141,7 +141,7 @@ def test_a_recipe_gives_its_passages_or_its_seeds(human, tmp_path):
     recipe.write_text(f"{shown}index: {human}\n")
     texts = {record.messages[0].content for record in read_human_records(recipe)}
     assert texts == {record.messages[0].content for record in read_human_records(human)}
-    recipe.write_text("version: 1\nkind: evaluate\nrecords: r\nmodels: {m: m}\n")
+    recipe.write_text("version: 1\nkind: evaluate.report\nrecords: r\nmodels: {m: m}\n")
     with pytest.raises(RecipeError) as caught:
         read_human_records(recipe)
     assert caught.value.problems[0].code == "recipe.wrong-kind"

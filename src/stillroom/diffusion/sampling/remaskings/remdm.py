@@ -8,7 +8,7 @@ is as strong as rescale, and sigma never exceeds its bound; the loop kind is not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -35,6 +35,12 @@ class Remdm(Remasking):
         "weighted by low confidence",
     )
     eta: float = Field(default=0.05, ge=0, le=1, description="remasking strength")
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return an unmasking rule with a known number of steps."""
+        return {"decode.commit": {"name": "quota"}}
 
     @override
     def review(self, look: CommittedTokens) -> tuple[Tensor, Tensor]:

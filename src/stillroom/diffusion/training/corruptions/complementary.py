@@ -28,6 +28,7 @@ class Complementary(Corruption):
     """A masked copy and its complement."""
 
     paper: ClassVar[str] = "arXiv:2512.15745"
+    num_copies: ClassVar[int] = 2
 
     @override
     def copies(

@@ -1,6 +1,5 @@
 """Preferences: the gradient is that of DPO on bounds, and sharing masks takes its noise away."""
 
-import json
 import math
 
 import numpy as np
@@ -10,14 +9,16 @@ from pydantic import ValidationError
 from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.diffusion.evaluation.likelihood import score_text
-from stillroom.diffusion.interfaces import ESTIMATORS, OBJECTIVES, ObjectiveContext
-from stillroom.diffusion.recipe import DiffusionRecipe
+from stillroom.diffusion.interfaces import ESTIMATORS
+from stillroom.diffusion.jobs.preference import DiffusionPreferenceRecipe
 from stillroom.diffusion.training.data import MaskableExample
 from stillroom.diffusion.training.loss import DiffusionLoss, compute_logprobs
+from stillroom.diffusion.training.objective import TrainingContext
 from stillroom.diffusion.training.preferences import (
     PreferenceDataSource,
     PreferencePair,
     average_bounds,
+    compute_margins,
     draw_masks,
     tokenize_pairs,
 )
@@ -28,10 +29,6 @@ from stillroom.testing import tiny_checkpoint
 from stillroom.train.distributed import ProcessGroup
 
 BLOCKS = {"attention": "block_causal", "block_size": 4}
-
-
-def vrpo(**settings):
-    return OBJECTIVES.build({"name": "vrpo", **settings})
 
 
 def pairs_of(count=3):
@@ -46,14 +43,17 @@ def pairs_of(count=3):
 
 
 def recipe_of(folder, **settings):
-    said = {"start": str(folder), "records": "unused", "out": {"dtype": "float32"}, **settings}
+    said = {"model": str(folder), "records": "unused", "out": {"dtype": "float32"}, **settings}
     said["train"] = {"steps": 2, "threads": 1, "batch_size": 3, **settings.get("train", {})}
-    return DiffusionRecipe.model_validate(said)
+    return DiffusionPreferenceRecipe.model_validate(said)
 
 
-def source_of(model, method, pairs, **settings):
-    recipe = recipe_of("m", **settings)
-    return PreferenceDataSource(method, ObjectiveContext(recipe, model, pairs, 4, None))
+def vrpo(**settings):
+    return recipe_of("m", **settings)
+
+
+def source_of(model, recipe, pairs):
+    return PreferenceDataSource(recipe, TrainingContext(model, pairs, 4, None))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def shake(model, by, seed=0):
 # -- the loss and its gradient ------------------------------------------------------------------
 
 
-def plain_dpo(method, source, model, reference, texts):
+def plain_dpo(beta, source, model, reference, texts):
     """DPO on bounds in a few lines: all logits, one graph."""
 
     def bound(network, text):
@@ -96,14 +96,14 @@ def plain_dpo(method, source, model, reference, texts):
         for network in (model.network, reference)
     ]
     rise = values[0] - values[1].detach()
-    return -torch.nn.functional.logsigmoid(method.beta * (rise[:, 0] - rise[:, 1]))
+    return -torch.nn.functional.logsigmoid(beta * (rise[:, 0] - rise[:, 1]))
 
 
 @pytest.mark.parametrize("micro_tokens", [16, 1000])
 def test_the_gradient_is_that_of_dpo_on_bounds(make_fresh, micro_tokens):
-    model, method = make_fresh(), vrpo(beta=0.7, times=3)
-    pairs = pairs_of()
-    source = source_of(model, method, pairs, train={"micro_tokens": micro_tokens})
+    recipe = vrpo(beta=0.7, num_times=3, train={"micro_tokens": micro_tokens})
+    model, pairs = make_fresh(), pairs_of()
+    source = source_of(model, recipe, pairs)
     shake(model, 0.02)
     source.begin(1, model.network, ProcessGroup(alone=True))
     objective = DiffusionLoss(model, has_times=False)
@@ -114,7 +114,7 @@ def test_the_gradient_is_that_of_dpo_on_bounds(make_fresh, micro_tokens):
     model.network.zero_grad()
     chosen = [pairs[number] for number in source._records.chosen(1)]
     texts = source._draw(chosen, 1, 11)
-    plain = plain_dpo(method, source, model, source.reference._copy, texts)
+    plain = plain_dpo(0.7, source, model, source.reference._copy, texts)
     plain.sum().backward()
     assert units == 3
     total = float(sum(loss.total.detach() for loss in losses))
@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_dpo_on_bounds(make_fresh, micro_tokens):
 
 def test_a_model_that_is_its_reference_is_told_nothing_yet(make_fresh):
     model = make_fresh()
-    source = source_of(model, vrpo(times=2), pairs_of())
+    source = source_of(model, vrpo(num_times=2), pairs_of())
     notes = source.begin(0, model.network, ProcessGroup(alone=True))
     told = sum(text.logged_loss for text in source._texts)
     assert told == pytest.approx(3 * math.log(2), abs=1e-9)
@@ -138,7 +138,7 @@ def test_a_model_that_is_its_reference_is_told_nothing_yet(make_fresh):
 def test_the_mean_over_masks_is_the_bound(make_model, counted, metadata):
     model = make_model(double=True, **metadata)
     lesson = MaskableExample("r", np.arange(4, 13), ((3, 9),))
-    method = vrpo(times=1024, counted=counted)
+    method = vrpo(num_times=1024, fixed_mask_count=counted)
     texts = draw_masks(lesson, method, model.metadata, np.random.default_rng(0))
     logprobs = compute_logprobs(model, texts, micro_tokens=2000)
     found = float(average_bounds(texts, logprobs, 1024)[0])
@@ -153,25 +153,25 @@ def test_shared_masks_and_many_times_take_the_noise_of_the_score_away(make_fresh
     """The score's spread over draws, with as many readings each."""
     model = make_fresh()
     (pair,) = pairs_of(1)
-    start = source_of(model, vrpo(), [pair], train={"batch_size": 40})
+    start = source_of(model, vrpo(train={"batch_size": 40}), [pair])
     shake(model, 0.003)
 
     def spread(**settings):
-        source = source_of(model, vrpo(**settings), [pair], train={"batch_size": 40})
+        source = source_of(model, vrpo(train={"batch_size": 40}, **settings), [pair])
         source.reference = start.reference
         texts = source._draw([pair] * 40, 0, 11)
-        others = texts if source.method.share_noise else source._draw([pair] * 40, 0, 12)
+        others = texts if source.recipe.antithetic else source._draw([pair] * 40, 0, 12)
         alone = ProcessGroup(alone=True)
         bounds = source._bounds(texts, alone), source._bounds(others, alone, by_reference=True)
-        return float(source.method.score(*bounds).var())
+        return float(compute_margins(0.1, *bounds).var())
 
-    plain = {"is_stratified": False, "counted": False}
-    naive = spread(times=1, masks_per_time=4, share_noise=False, **plain)
-    allocated = spread(times=4, share_noise=False, **plain)
-    shared = spread(times=4, **plain)
+    plain = {"stratified": False, "fixed_mask_count": False}
+    naive = spread(num_times=1, masks_per_time=4, antithetic=False, **plain)
+    allocated = spread(num_times=4, antithetic=False, **plain)
+    shared = spread(num_times=4, **plain)
     assert allocated < naive
     assert shared < allocated / 10
-    assert spread(times=4) < shared
+    assert spread(num_times=4) < shared
 
 
 # -- records ------------------------------------------------------------------------------------
@@ -218,15 +218,18 @@ def test_pairs_are_found_in_what_synth_writes(plain):
 
 @pytest.fixture
 def make_job(tmp_path):
-    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32))
     write_records(tmp_path / "pairs.jsonl", [pair_record(n) for n in range(12)])
 
-    def make(name="out", resume=False, **settings):
+    def make(name="out", resume=False, metadata=None, **settings):
+        folder = tmp_path / "m"
+        if not folder.exists():
+            say_diffusion(tiny_checkpoint(folder, hidden=32), **(metadata or {}))
         recipe = recipe_of(
             folder,
             **{
                 "records": str(tmp_path / "pairs.jsonl"),
-                "objective": {"name": "vrpo", "beta": 0.5, "times": 4},
+                "beta": 0.5,
+                "num_times": 4,
                 "validation": {"records": 3, "samples": 2},
                 **settings,
             },
@@ -239,7 +242,7 @@ def make_job(tmp_path):
 @pytest.mark.parametrize("metadata", [{}, BLOCKS])
 def test_chosen_answers_become_likelier(make_job, metadata):
     train = {"steps": 12, "learning_rate": 3e-3, "batch_size": 4}
-    artifact = make_job(train=train, **metadata)
+    artifact = make_job(train=train, metadata=metadata)
     before, after = artifact.details["before"], artifact.details["after"]
     assert after["preference/lead_nats"] > before["preference/lead_nats"] + 0.5
     assert after["preference/chosen_likelier"] >= before["preference/chosen_likelier"]
@@ -283,13 +286,12 @@ def test_what_makes_no_preference_is_refused(make_job, tmp_path, plain):
         make_job(records=str(tmp_path / "plain.jsonl"))
     assert caught.value.code == "diffusion.no-pairs"
     with pytest.raises(CheckpointError) as refused:
-        make_job("other", start=str(plain))
+        make_job("other", model=str(plain))
     assert refused.value.code == "diffusion.not-diffusion"
     for settings in (
-        {"start": {"layers": 1, "width": 32, "heads": 2}},
-        {"anneal_steps": 2},
-        {"attention": "causal", "noising": "autoregressive"},
-        {"objective": {"name": "vrpo", "beta": 0}},
+        {"model": {"num_hidden_layers": 1}},
+        {"attention": "full"},
+        {"beta": 0},
         {"train": {"steps": 1, "sharding": "fsdp"}},
     ):
         with pytest.raises(ValidationError):
@@ -299,7 +301,6 @@ def test_what_makes_no_preference_is_refused(make_job, tmp_path, plain):
 def test_the_estimate_counts_every_sample(tmp_path):
     write_records(tmp_path / "p.jsonl", [pair_record(n) for n in range(4)])
     plain = {"records": str(tmp_path / "p.jsonl"), "train": {"steps": 50}}
-    few = estimate_recipe(recipe_of("hub:a/b", objective={"name": "vrpo", "times": 2}, **plain))
-    many = estimate_recipe(recipe_of("hub:a/b", objective={"name": "vrpo", "times": 8}, **plain))
+    few = estimate_recipe(recipe_of("hub:a/b", num_times=2, **plain))
+    many = estimate_recipe(recipe_of("hub:a/b", num_times=8, **plain))
     assert many.seconds > 3 * few.seconds
-    assert json.loads(recipe_of("m", objective="vrpo").model_dump_json())["objective"]["times"] == 8

@@ -1,8 +1,10 @@
-"""Job of kind ``diffusion``: trains a masked diffusion model and publishes its checkpoint."""
+"""Training of a diffusion model, or its autoregressive baseline, as a job.
+
+Every kind of training job runs ``train_checkpoint`` with its own objective.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -15,19 +17,15 @@ from torch import nn
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.diffusion.evaluation.likelihood import Validation
-from stillroom.diffusion.interfaces import ObjectiveContext, TokenizedDataset
-from stillroom.diffusion.model.initialization import (
-    check_initial_checkpoint,
-    prepare_initial_checkpoint,
-    read_json,
-)
+from stillroom.diffusion.model.initialization import prepare_initial_checkpoint, read_json
 from stillroom.diffusion.model.loading import check_attention, load_prepared, load_trained
 from stillroom.diffusion.model.metadata import CONFIG_KEY, DiffusionMetadata
 from stillroom.diffusion.model.network import DiffusionModel
-from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
-from stillroom.diffusion.training.data import tokenize_records
+from stillroom.diffusion.settings import DiffusionRecipe
+from stillroom.diffusion.training.data import TokenizedDataset, tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss
-from stillroom.jobs import Estimate, Job
+from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
+from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
@@ -38,65 +36,68 @@ from stillroom.train.loop import train
 from stillroom.train.lora import add_lora, export_tensors
 from stillroom.train.precision import limit_threads
 
-__all__ = ["estimate", "run"]
-
-_FLOPS_PER_CORE = 2.5e10  # training in float32, measured on two cores
-_OVERHEAD = 500_000_000
-_DEFAULT_PARAMETERS = 135_000_000
+__all__ = ["train_checkpoint"]
 
 
-def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
-    """Train a diffusion model and publish its checkpoint.
+def train_checkpoint(objective: TrainingObjective[Any], job: Job) -> Artifact:
+    """Train a model towards an objective and publish its checkpoint.
 
     Raises:
-        CheckpointError: If the initial checkpoint is missing or cannot be made a diffusion model.
+        CheckpointError: If the initial checkpoint is missing or does not suit the objective.
         DataError: If no record has tokens to learn.
         Cancelled: If the user stopped the job; ``--resume`` continues it.
     """
+    recipe: DiffusionRecipe = objective.recipe
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
         split = split_records(resolve_local(recipe.records))
         start = ranks.share_path(job.scratch / "start")
-        description = ranks.on_main(partial(_prepare, recipe, split, start, job))
+        description = ranks.on_main(partial(_prepare, objective, split, start, job))
         model = load_prepared(start)
         check_attention(model, str(start))
-        recipe = _limit_context(recipe, model, job)
-        lessons, counts = _encode(recipe, split, model, job)
-        validation = _hold_out(recipe, split, model)
-        measure = partial(_measure, recipe, split, validation, job)
+        _limit_context(objective, model, job)
+        dataset, counts = _tokenize(objective, split, model, job)
+        validation = _hold_out(objective, split, model)
+        measure = partial(_measure, objective, split, validation, job)
         details: dict[str, Any] = {"start": description, "records": counts}
         details["before"] = ranks.on_main(partial(measure, "measure before"))
-        details["train"] = _train(recipe, job, model, lessons, validation, ranks)
+        details["train"] = _train(objective, job, model, dataset, validation, ranks)
         is_whole = ranks.count == 1 or recipe.train.sharding == "none"
         tensors = _gather_weights(model, ranks, is_whole=is_whole)
 
         def write_and_measure() -> Artifact:
             """Write the checkpoint, and measure it; a sharded model is loaded again first."""
-            details["fingerprint"] = _write(recipe, job, model, tensors, start, split)
+            details["fingerprint"] = _write(objective, job, model, tensors, start, split)
             if not is_whole:
                 validation.model = load_trained(job.output, model)
             details["after"] = measure("measure after")
-            return _publish(recipe, job, model, split, details)
+            return _publish(objective, job, model, split, details)
 
         return ranks.on_main(write_and_measure)
 
 
-def _prepare(recipe: DiffusionRecipe, split: RecordSplit, start: Path, job: Job) -> str:
+def _prepare(objective: TrainingObjective[Any], split: RecordSplit, start: Path, job: Job) -> str:
     """Write the initial checkpoint, and return its description."""
-    check_initial_checkpoint(recipe)
+    recipe = objective.recipe
     with job.phase("start", 1, "networks") as progress:
-        description = prepare_initial_checkpoint(recipe, lambda: _count_texts(split), start)
+        description = prepare_initial_checkpoint(
+            recipe.model, objective.target, lambda: _iter_texts(split), start, seed=recipe.seed
+        )
         progress.advance()
     job.say(f"initial checkpoint: {description}")
     return description
 
 
-def _limit_context(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> DiffusionRecipe:
-    """Return the recipe with max_tokens limited to the context length."""
+def _iter_texts(split: RecordSplit) -> Iterator[str]:
+    for record in split.train:
+        yield from (message.content for message in record.messages)
+
+
+def _limit_context(objective: TrainingObjective[Any], model: DiffusionModel, job: Job) -> None:
+    """Limit max_tokens to the context length."""
     most = model.context_length
-    if recipe.max_tokens <= most:
-        return recipe
-    job.say(f"records are truncated to the context length of {most} tokens")
-    return recipe.model_copy(update={"max_tokens": most})
+    if objective.recipe.max_tokens > most:
+        job.say(f"records are truncated to the context length of {most} tokens")
+        objective.recipe = objective.recipe.model_copy(update={"max_tokens": most})
 
 
 def _gather_weights(
@@ -112,7 +113,7 @@ def _gather_weights(
 
 
 def _publish(
-    recipe: DiffusionRecipe,
+    objective: TrainingObjective[Any],
     job: Job,
     model: DiffusionModel,
     split: RecordSplit,
@@ -122,8 +123,8 @@ def _publish(
     _report(details, job)
     return job.finish(
         "checkpoint",
-        parents=_parents(recipe, job),
-        origin=_origin(recipe, split).to_json(),
+        parents=_parents(objective.recipe, job),
+        origin=_origin(objective, split).to_json(),
         details={
             **details,
             "parameters": Checkpoint.open(job.output).parameters,
@@ -132,125 +133,76 @@ def _publish(
     )
 
 
-def estimate(recipe: DiffusionRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M."""
-    parameters, vocabulary, basis = _count_parameters(recipe)
-    records = _count_records(recipe)
-    steps = (
-        recipe.train.count_steps(records * recipe.objective.steps_per_batch)
-        if records
-        else recipe.train.steps or 0
-    )
-    tokens = recipe.train.batch_size * recipe.max_tokens / 2 * steps
-    times = 2.0 if recipe.attention == "block_causal" else 1
-    times *= 2 if recipe.noising.method_name() == "complementary" else 1
-    times *= recipe.objective.reads
-    speed = _FLOPS_PER_CORE * (recipe.train.threads or os.cpu_count() or 1)
-    width = 4 if recipe.out.dtype == "float32" else 2
-    return Estimate(
-        memory_bytes=(16 + 4 * recipe.objective.needs_model) * parameters
-        + 8 * vocabulary * 1024
-        + _OVERHEAD,
-        disk_bytes=parameters * (width + 4 + 12),
-        seconds=6 * parameters * tokens * times / speed + 10,
-        memory_knob="lower train.micro_tokens, or set train.lora",
-        disk_knob="use out.dtype: bfloat16",
-        basis=f"{basis}; {records} records, {steps} steps of {recipe.train.batch_size} texts of "
-        f"about {recipe.max_tokens // 2} tokens",
-    )
-
-
-def _count_parameters(recipe: DiffusionRecipe) -> tuple[int, int, str]:
-    """Return parameters, vocabulary size and the basis of the estimate."""
-    start = recipe.start
-    if isinstance(start, ScratchSettings):
-        inner = start.inner or start.width * 8 // 3
-        layer = 4 * start.width**2 + 3 * start.width * inner
-        vocabulary = 1000 if start.tokenizer.startswith("builtin:") else 50_000
-        return start.layers * layer + vocabulary * start.width, vocabulary, "a new network"
-    folder = Path(start)
-    if not start.startswith("hub:") and folder.exists() and folder.suffix != ".gguf":
-        stored = Checkpoint.open(folder)
-        return stored.parameters, int(stored.config.get("vocab_size", 50_000)), f"{folder.name}"
-    return _DEFAULT_PARAMETERS, 50_000, f"{start}, taken as 135M"
-
-
-def _count_records(recipe: DiffusionRecipe) -> int:
-    path = resolve_local(recipe.records)
-    return len(split_records(path).train) if path.exists() else 0
-
-
-def _count_texts(split: RecordSplit) -> Iterator[str]:
-    for record in split.train:
-        yield from (message.content for message in record.messages)
-
-
-def _encode(
-    recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel, job: Job
+def _tokenize(
+    objective: TrainingObjective[Any], split: RecordSplit, model: DiffusionModel, job: Job
 ) -> tuple[TokenizedDataset, dict[str, Any]]:
     with job.phase("encode", len(split.train), "records") as progress:
-        lessons = recipe.objective.encode(recipe, model, split.train, progress.advance)
-    details = {**lessons.counts, "passed_over": split.passed_over}
+        dataset = objective.tokenize(model, split.train, progress.advance)
+    details = {**dataset.counts, "passed_over": split.passed_over}
     summary = ", ".join(
         f"{count} {name.replace('_', ' ')}"
-        for name, count in lessons.counts.items()
+        for name, count in dataset.counts.items()
         if count and name.startswith(("records_", "tokens_cut"))
     )
     if summary or split.passed_over:
         job.say(
-            f"max_tokens {recipe.max_tokens}: {summary or 'no record truncated'}; skipped: "
-            f"{split.passed_over or 'none'}"
+            f"max_tokens {objective.recipe.max_tokens}: {summary or 'no record truncated'}; "
+            f"skipped: {split.passed_over or 'none'}"
         )
-    if not lessons.items:
-        raise recipe.objective.miss(recipe, len(split.train))
-    return lessons, details
+    if not dataset.items:
+        raise objective.no_examples_error(len(split.train))
+    return dataset, details
 
 
-def _hold_out(recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel) -> Validation:
+def _hold_out(
+    objective: TrainingObjective[Any], split: RecordSplit, model: DiffusionModel
+) -> Validation:
+    recipe = objective.recipe
     held_out, _ = tokenize_records(
         model.tokenizer,
         split.held_out[: recipe.validation.records],
         max_tokens=recipe.max_tokens,
-        include_prompt=recipe.include_prompt,
+        include_prompt=objective.learns_prompts,
         first=int(model.metadata.logit_shift),
     )
-    return Validation(
-        model, held_out, recipe.validation, is_causal=recipe.noising.is_causal, seed=recipe.seed
-    )
+    return Validation(model, held_out, recipe.validation, seed=recipe.seed)
 
 
 def _measure(
-    recipe: DiffusionRecipe, split: RecordSplit, validation: Validation, job: Job, name: str
+    objective: TrainingObjective[Any],
+    split: RecordSplit,
+    validation: Validation,
+    job: Job,
+    name: str,
 ) -> dict[str, Any]:
     """Return the validation metrics of a phase; a resumed run takes them from the journal."""
     journal = job.journal("measured")
-    held_out = split.held_out[: recipe.validation.records]
+    held_out = split.held_out[: objective.recipe.validation.records]
     if name not in journal and held_out:
-        with job.phase(name, len(validation.lessons) or 1, "records") as progress:
-            bound = validation.bound(progress.advance) if validation.lessons else {}
-            metrics = recipe.objective.measure(recipe, validation.model, held_out)
+        with job.phase(name, len(validation.examples) or 1, "records") as progress:
+            bound = validation.bound(progress.advance) if validation.examples else {}
+            metrics = objective.evaluate(validation.model, held_out)
         journal.put(name, {**bound, **validation.fixed_times(), **metrics})
     return dict(journal.get(name, {}))
 
 
 def _train(
-    recipe: DiffusionRecipe,
+    objective: TrainingObjective[Any],
     job: Job,
     model: DiffusionModel,
-    lessons: TokenizedDataset,
+    dataset: TokenizedDataset,
     validation: Validation,
     ranks: ProcessGroup,
 ) -> dict[str, Any]:
+    recipe: DiffusionRecipe = objective.recipe
     network = model.network
     if recipe.train.lora is not None:
         network = model.network = add_lora(network, recipe.train.lora, recipe.seed)
-    objective = recipe.objective
-    steps = recipe.train.count_steps(len(lessons.items) * objective.steps_per_batch)
-    has_times = objective.has_times and not recipe.noising.is_causal
+    steps = recipe.train.count_steps(len(dataset.items) * objective.steps_per_batch)
     trained = train(
         network,
-        objective.begin(ObjectiveContext(recipe, model, lessons.items, steps, job)),
-        DiffusionLoss(model, has_times=has_times),
+        objective.open_source(TrainingContext(model, dataset.items, steps, job)),
+        DiffusionLoss(model, has_times=objective.has_times),
         recipe.train,
         job,
         seed=recipe.seed,
@@ -265,7 +217,7 @@ def _validate(
     validation: Validation, recipe: DiffusionRecipe, job: Job, ranks: ProcessGroup
 ) -> Callable[[int, nn.Module], None] | None:
     every, is_sharded = recipe.validation.every, recipe.train.sharding != "none"
-    if not every or not validation.lessons:
+    if not every or not validation.examples:
         return None
 
     def on_step(step: int, network: nn.Module) -> None:
@@ -279,7 +231,7 @@ def _validate(
 
 
 def _write(
-    recipe: DiffusionRecipe,
+    objective: TrainingObjective[Any],
     job: Job,
     model: DiffusionModel,
     tensors: dict[str, torch.Tensor],
@@ -287,10 +239,12 @@ def _write(
     split: RecordSplit,
 ) -> str:
     """Write the checkpoint; an autoregressive one has no diffusion metadata."""
+    recipe: DiffusionRecipe = objective.recipe
     config = read_json(start / "config.json")
-    if recipe.noising.is_causal:
+    if objective.is_causal:
         config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}
-    origin = _origin(recipe, split)
+    origin = _origin(objective, split)
+    base = recipe.model if isinstance(recipe.model, str) else ""
     with CheckpointWriter(
         job.output,
         config=config,
@@ -304,17 +258,17 @@ def _write(
         writer.copy_tokenizer(start)
         writer.write_card(
             job.out.name,
-            _card(recipe, model.metadata),
+            _card(model.metadata),
             license=origin.license,
-            base_models=[] if isinstance(recipe.start, ScratchSettings) else [recipe.start],
-            relation="" if isinstance(recipe.start, ScratchSettings) else "finetune",
-            tags=["text-generation" if recipe.noising.is_causal else "diffusion"],
+            base_models=[base] if base else [],
+            relation="finetune" if base else "",
+            tags=["text-generation" if objective.is_causal else "diffusion"],
         )
     return writer.fingerprint
 
 
-def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
-    if recipe.noising.is_causal:
+def _card(metadata: DiffusionMetadata) -> str:
+    if metadata.attention == "causal":
         return "An autoregressive language model, trained by Stillroom as a diffusion model's twin."
     return (
         f"A masked diffusion language model: attention {metadata.attention}"
@@ -327,31 +281,29 @@ def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
 
 def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
     parents = [make_parent("records", resolve_local(recipe.records), job.out)]
-    if not isinstance(recipe.start, ScratchSettings):
-        stored = Checkpoint.open(resolve_checkpoint(recipe.start))
-        parents.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
+    if isinstance(recipe.model, str):
+        stored = Checkpoint.open(resolve_checkpoint(recipe.model))
+        parents.append(Parent("model", recipe.model, stored.fingerprint, "checkpoint"))
     return parents
 
 
-def _origin(recipe: DiffusionRecipe, split: RecordSplit) -> Origin:
+def _origin(objective: TrainingObjective[Any], split: RecordSplit) -> Origin:
     """Return the checkpoint's origin: synthetic, with the licenses of all sources."""
     parts = [record.origin for record in split.train]
-    fingerprint = ""
-    if not isinstance(recipe.start, ScratchSettings):
-        stored = Checkpoint.open(resolve_checkpoint(recipe.start))
+    fingerprint, model = "", objective.recipe.model
+    if isinstance(model, str):
+        stored = Checkpoint.open(resolve_checkpoint(model))
         parts.append(Origin("unknown", license=stored.license))
         fingerprint = stored.fingerprint
-    method = f"diffusion.training.corruptions.{recipe.noising.method_name()}"
-    if recipe.objective.needs_model:
-        method = f"diffusion.training.objectives.{recipe.objective.method_name()}"
-    return Origin("synthetic", (Link(method, fingerprint),), combine_origins(parts).license)
+    link = Link(objective.method, fingerprint)
+    return Origin("synthetic", (link,), combine_origins(parts).license)
 
 
 def _report(details: dict[str, Any], job: Job) -> None:
     before, after = details["before"], details["after"]
     for name, value in after.items():
-        is_told = name.startswith(("preference/", "reward/"))
-        if is_told and name in before and not name.endswith(("/pairs", "/tasks")):
+        is_shown = name.startswith(("preference/", "reward/"))
+        if is_shown and name in before and not name.endswith(("/pairs", "/tasks")):
             job.say(f"held-out {name}: {before[name]:.3f} before, {value:.3f} after")
     if "is_bound" not in after:
         return

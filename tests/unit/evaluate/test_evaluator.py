@@ -8,13 +8,12 @@ import textwrap
 import pytest
 
 from stillroom.errors import Cancelled, DataError, RecipeError
-from stillroom.evaluate import run as run_module
+from stillroom.evaluate import evaluator
 from stillroom.evaluate.interfaces import RagSystem, open_rag_system
+from stillroom.evaluate.jobs.report import EvaluateRecipe, estimate, run
 from stillroom.evaluate.qa import answers as answers_module
 from stillroom.evaluate.qa.questions import find_records, select_questions
-from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.evaluate.report import Report
-from stillroom.evaluate.run import estimate, run
 from stillroom.jobs import Job
 from stillroom.records import Hit, Location, Message, Passage, Prompt, Record, write_records
 from stillroom.testing import scripted_model, tiny_checkpoint
@@ -60,7 +59,7 @@ def answer_from_passages(prompt):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "open_rag_system", lambda path, name: Towns())
+    monkeypatch.setattr(evaluator, "open_rag_system", lambda path, name: Towns())
     monkeypatch.setattr(
         answers_module, "open_text_model", lambda ref, backend: scripted_model(answer_from_passages)
     )
@@ -77,7 +76,8 @@ def recipe(world, **settings):
         "teacher": str(tiny_checkpoint(world / "teacher")),
         "student": str(tiny_checkpoint(world / "student", seed=1, layers=1)),
     }
-    given = {"records": str(world / "records.jsonl"), "index": str(world / "index")}
+    retrieval = {"index": str(world / "index")}
+    given = {"records": str(world / "records.jsonl"), "retrieval": retrieval}
     return EvaluateRecipe(**{"models": models, **given, **settings})
 
 
@@ -111,7 +111,11 @@ def test_report_holds_every_promised_metric(world):
 
 
 def test_answers_name_the_passages_that_were_shown(world):
-    do(world, "out", recipe(world, fidelity=False, k=2))
+    do(
+        world,
+        "out",
+        recipe(world, fidelity=None, retrieval={"index": str(world / "index"), "top_k": 2}),
+    )
     rows = [
         json.loads(line) for line in (world / "out/output/answers.jsonl").read_text().splitlines()
     ]
@@ -123,7 +127,7 @@ def test_answers_name_the_passages_that_were_shown(world):
 
 
 def test_the_clock_stands_outside_the_artifact(world):
-    chosen = recipe(world, fidelity=False)
+    chosen = recipe(world, fidelity=None)
     one, two = do(world, "one", chosen), do(world, "two", chosen)
     assert one.digest == two.digest
     timings = Report.read(world / "one" / "timings.json")
@@ -160,8 +164,7 @@ def test_killed_and_resumed_is_the_same_report(world, tmp_path):
         import os, signal, sys
         from pathlib import Path
         from stillroom.evaluate.qa import answers
-        from stillroom.evaluate.recipe import EvaluateRecipe
-        from stillroom.evaluate.run import run
+        from stillroom.evaluate.jobs.report import EvaluateRecipe, run
         from stillroom.jobs import Job
         from stillroom.testing import scripted_model
         world, die_at = Path(sys.argv[1]), int(sys.argv[2])
@@ -172,7 +175,7 @@ def test_killed_and_resumed_is_the_same_report(world, tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return "in " + prompt.messages[-1].content[9:12]
         answers.open_text_model = lambda ref, backend: scripted_model(answer)
-        recipe = EvaluateRecipe(records=str(world / "records.jsonl"), fidelity=False,
+        recipe = EvaluateRecipe(records=str(world / "records.jsonl"), fidelity=None,
                                 models={"one": "scripted:a.json", "two": "scripted:b.json"})
         job = Job.start(world / sys.argv[3], "recipe: x\\n", resume=True)
         print(run(recipe, job).digest)
@@ -196,7 +199,7 @@ def test_passages_that_do_not_fit_are_left_out_and_counted(world, monkeypatch):
         "open_text_model",
         lambda ref, backend: scripted_model(answer_from_passages, context_length=140),
     )
-    artifact = do(world, "out", recipe(world, fidelity=False))
+    artifact = do(world, "out", recipe(world, fidelity=None))
     cut = artifact.details["left_out"]["student, retrieved: passage did not fit the context"]
     assert 0 < cut < 50
 
@@ -207,7 +210,7 @@ def test_an_index_of_another_cut_is_measured_by_the_evidence_it_holds(world):
         row.messages, {**row.fields, "evidence": {"passage_id": "gone", "quote": "Dale was"}}
     )
     write_records(world / "records.jsonl", [row])
-    do(world, "out", recipe(world, fidelity=False))
+    do(world, "out", recipe(world, fidelity=None))
     metric = Report.read(world / "out" / "output").metrics["retrieval/recip_rank"]
     assert (metric.value, metric.n) == (1.0, 1)
 
@@ -223,7 +226,7 @@ def test_fidelity_before_distillation_is_read_from_the_artifact(world):
     job = Job.start(distilled, "x")
     rows = [{"kl": 4.0, "tokens": 10}, {"kl": 2.0, "tokens": 30}, {"kl": 0.0, "tokens": 0}]
     job.finish("checkpoint", details={"fidelity": {"initial": rows}})
-    do(world, "out", recipe(world, distilled=str(distilled)))
+    do(world, "out", recipe(world, fidelity={"distilled": str(distilled)}))
     metric = Report.read(world / "out" / "output").metrics["student/kl_to_teacher/initial"]
     assert (metric.value, metric.n) == (2.5, 2)
 
@@ -302,3 +305,23 @@ def test_a_model_of_another_backend_is_asked_but_has_no_perplexity(world):
     assert "teacher/perplexity" in metrics
     assert not any(name.startswith("student/") and "perplexity" in name for name in metrics)
     assert "answers/student/closed/f1" in metrics
+
+
+def test_endpoints_are_evaluated_without_torch(world, tmp_path):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"*": "in 1800"}))
+    program = textwrap.dedent("""
+        import sys
+        sys.modules["torch"] = sys.modules["transformers"] = None
+        from pathlib import Path
+        from stillroom.flow import run_recipe
+        from stillroom.evaluate.jobs.report import EvaluateRecipe
+        models = {"one": f"scripted:{sys.argv[2]}"}
+        recipe = EvaluateRecipe(records=sys.argv[1], models=models)
+        print(run_recipe(recipe, Path(sys.argv[3])).kind)
+    """)
+    words = [str(world / "records.jsonl"), str(script), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "report\n", done.stderr

@@ -1,4 +1,4 @@
-"""Evaluation job: retrieval, answers, fidelity and sizes into one report.
+"""Evaluation of an index and models: retrieval, answers, fidelity and sizes into one report.
 
 Figures that depend on the clock are in timings.json beside the output, so that the artifact is
 reproducible; the flow merges both into the run's report.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.evaluate.charts import Plot
-from stillroom.evaluate.interfaces import open_rag_system
-from stillroom.evaluate.lm.fidelity import has_weights, measure_fidelity, read_initial_fidelity
+from stillroom.evaluate.interfaces import has_weights, open_rag_system
+from stillroom.evaluate.lm.fidelity import measure_fidelity, read_initial_fidelity
 from stillroom.evaluate.metrics.bootstrap import Metric, warn_small_sample
 from stillroom.evaluate.qa.answers import (
     AnsweredQuestion,
@@ -24,23 +25,23 @@ from stillroom.evaluate.qa.answers import (
     retrieve_all,
 )
 from stillroom.evaluate.qa.questions import find_records, select_questions
-from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.evaluate.report import Report, Table
-from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.jobs import Job, atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import is_store_address, resolve_local
 from stillroom.provenance import Artifact, Parent, find_artifact, make_parent
 from stillroom.records import read_records
 
-__all__ = ["TIMINGS", "estimate", "run"]
+if TYPE_CHECKING:
+    from stillroom.evaluate.jobs.report import EvaluateRecipe, RetrievalSettings
+
+__all__ = ["TIMINGS", "evaluate_models", "read_local_size"]
 
 TIMINGS = "timings.json"
-_BYTES_PER_SECOND = 5e9
-_OVERHEAD_BYTES = 600_000_000
 _WEIGHTS = (".safetensors", ".gguf")
 
 
-def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
+def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
     """Evaluate an index and models on held-out questions, and write the report.
 
     Raises:
@@ -64,22 +65,22 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     report = Report("Held-out questions", _describe_questions(len(questions), len(recipe.models)))
     if not questions:
         job.say(f"warning: {report.summary}")
-    answerer = None
-    if recipe.index and questions:
-        answerer = open_rag_system(Path(recipe.index), recipe.answerer)
-    retrieved = {}
-    if answerer:
-        retrieved = retrieve_all(answerer, questions, depth=recipe.depth, k=recipe.k, job=job)
+    answerer, retrieved, retrieval = None, {}, recipe.retrieval
+    if retrieval and questions:
+        answerer = open_rag_system(Path(retrieval.index), retrieval.system)
+        retrieved = retrieve_all(
+            answerer, questions, depth=retrieval.depth, k=retrieval.top_k, job=job
+        )
         metrics, unjudged = measure_retrieval(questions, retrieved, seed=recipe.seed)
-        _add_retrieval(report, metrics, recipe)
+        _add_retrieval(report, metrics, retrieval)
         if unjudged:
             passed_over["no evidence named, not counted in retrieval"] = unjudged
     answers = ask_models(recipe, questions, answerer, retrieved, job)
     if answers:
         _add_answers(report, answers, recipe)
     if recipe.fidelity and questions:
-        before, missing = read_initial_fidelity(recipe)
-        metrics, notes = measure_fidelity(recipe, questions, job)
+        before, missing = read_initial_fidelity(recipe, recipe.fidelity)
+        metrics, notes = measure_fidelity(recipe, recipe.fidelity, questions, job)
         passed_over.update({**missing, **notes})
         _add_fidelity(report, [*before, *metrics], recipe)
     _add_sizes(report, recipe)
@@ -99,24 +100,6 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     )
 
 
-def estimate(recipe: EvaluateRecipe) -> Estimate:
-    """Estimate the job's resources; references that do not exist yet are not counted."""
-    sizes = {name: _local_bytes(reference) for name, reference in recipe.models.items()}
-    biggest = sorted(sizes.values(), reverse=True)[: 2 if recipe.fidelity else 1]
-    modes = 2 if recipe.index else 1
-    tokens = recipe.max_questions * modes * recipe.sampling.max_new_tokens
-    unknown = [name for name, size in sizes.items() if not size]
-    return Estimate(
-        memory_bytes=2 * sum(biggest) + _OVERHEAD_BYTES,
-        disk_bytes=recipe.max_questions * modes * len(recipe.models) * (2000 + 2000 * recipe.k),
-        seconds=sum(tokens * size / _BYTES_PER_SECOND for size in sizes.values()),
-        memory_knob="set fidelity=false, or evaluate smaller models",
-        disk_knob="lower max_questions or k",
-        basis=f"evaluate: {tokens} tokens a model at the speed weights are read"
-        + (f"; size not known of {', '.join(unknown)}" if unknown else ""),
-    )
-
-
 def _describe_questions(questions: int, models: int) -> str:
     if not questions:
         return (
@@ -128,11 +111,11 @@ def _describe_questions(questions: int, models: int) -> str:
     return f"{sentence} {warn_small_sample(questions, 'questions')}".rstrip()
 
 
-def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:
+def _add_retrieval(report: Report, metrics: Sequence[Metric], retrieval: RetrievalSettings) -> None:
     report.section(
         "Retrieval",
-        f"Each question was put to the index, {recipe.depth} passages deep. A passage is relevant "
-        "if it is the one the question was made from, or holds most of it. Measures are "
+        f"Each question was put to the index, {retrieval.depth} passages deep. A passage is "
+        "relevant if it is the one the question was made from, or holds most of it. Measures are "
         "trec_eval's; a question for which nothing is found counts as 0.",
         metrics=metrics,
         plot=Plot.of("Is the evidence found, and how far up?", metrics),
@@ -145,11 +128,16 @@ def _add_answers(
 ) -> None:
     metrics = measure_answers(answers, seed=recipe.seed)
     shown = [metric for metric in metrics if metric.name.endswith("/f1")]
+    retrieved = (
+        f"Retrieved: the question with the {recipe.retrieval.top_k} best passages. "
+        if recipe.retrieval
+        else ""
+    )
     report.section(
         "Answers",
-        "Closed: the question alone. Retrieved: the question with the "
-        f"{recipe.k} best passages. F1 is the overlap of words with the expected answer, em says "
-        "whether they are equal, both after SQuAD's normalization and without citation marks.",
+        f"Closed: the question alone. {retrieved}F1 is the overlap of words with the expected "
+        "answer, em says whether they are equal, both after SQuAD's normalization and without "
+        "citation marks.",
         metrics=metrics,
         plot=Plot.of(
             "F1 by model and mode",
@@ -240,8 +228,8 @@ def _write_timings(recipe: EvaluateRecipe, job: Job) -> None:
 
 def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
     parents = [make_parent("records", resolve_local(recipe.records), job.out)]
-    if recipe.index:
-        parents.append(make_parent("index", Path(recipe.index), job.out))
+    if recipe.retrieval:
+        parents.append(make_parent("index", Path(recipe.retrieval.index), job.out))
     for name, reference in recipe.models.items():
         path = Path(reference)
         published = find_artifact(reference) if is_store_address(reference) else None
@@ -264,7 +252,8 @@ def _weight_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHTS)
 
 
-def _local_bytes(reference: str) -> int:
+def read_local_size(reference: str) -> int:
+    """Return the bytes of a checkpoint's weights; 0 if it is not on this machine."""
     path = Path(reference)
     if not has_weights(reference) or not path.exists():
         return 0

@@ -9,10 +9,16 @@ import pytest
 import torch
 from tests.unit.diffusion.conftest import say_diffusion
 
-from stillroom.diffusion.interfaces import OBJECTIVES, ObjectiveContext
-from stillroom.diffusion.recipe import DiffusionRecipe
+from stillroom.diffusion.jobs.reward import DiffusionRewardRecipe
+from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.training.loss import DiffusionLoss
-from stillroom.diffusion.training.rollouts import RolloutDataSource, tokenize_prompts
+from stillroom.diffusion.training.objective import TrainingContext
+from stillroom.diffusion.training.rollouts import (
+    RolloutDataSource,
+    compute_advantages,
+    compute_policy_loss,
+    tokenize_prompts,
+)
 from stillroom.errors import DataError, IntegrityError
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
@@ -25,9 +31,9 @@ WORDS = ("plum", "pear", "fig", "quince")
 
 
 def grpo(**settings):
-    said = {"name": "diffu_grpo", "verifier": {"name": "regex", "pattern": "plum"}, "group": 4}
+    said = {"verifier": {"name": "regex", "pattern": "plum"}, "num_generations": 4}
     decode = {"max_new_tokens": 3, "temperature": 1.0, "commit": {"name": "top_k", "k": 1}}
-    return OBJECTIVES.build({**said, "decode": decode, **settings})
+    return recipe_of("m", **{**said, "decode": decode, **settings})
 
 
 # -- the loss -----------------------------------------------------------------------------------
@@ -47,19 +53,19 @@ def test_the_loss_is_clipped_and_penalized_by_token():
     torch.manual_seed(0)
     now, wrote, reference = (torch.randn(40, dtype=torch.float64) for _ in range(3))
     advantage = torch.randn(40, dtype=torch.float64)
-    method = grpo(clip=0.3, kl_weight=0.2)
     plain = plain_loss(now, wrote, reference, advantage, 0.3, 0.2)
-    assert torch.allclose(method.loss(now, wrote, reference, advantage), plain)
+    loss = compute_policy_loss(now, wrote, reference, advantage, epsilon=0.3, beta=0.2)
+    assert torch.allclose(loss, plain)
     leaf = wrote.clone().requires_grad_(True)
-    grpo(kl_weight=0).loss(leaf, wrote, reference, advantage).sum().backward()
+    compute_policy_loss(leaf, wrote, None, advantage, epsilon=0.2, beta=0).sum().backward()
     assert torch.allclose(leaf.grad, -advantage)  # on policy: the plain policy gradient
 
 
 def test_advantages_are_rewards_less_the_groups_mean():
     rewards = torch.tensor([[1.0, 0, 0, 1], [1, 1, 1, 1]], dtype=torch.float64)
-    found = grpo().advantages(rewards)
+    found = compute_advantages(rewards, scale_rewards=False)
     assert found.tolist() == [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]]
-    scaled = grpo(scale_rewards=True).advantages(rewards)
+    scaled = compute_advantages(rewards, scale_rewards=True)
     assert scaled[0].tolist() == pytest.approx([1, -1, -1, 1], abs=1e-3)
     assert scaled[1].tolist() == [0, 0, 0, 0]
 
@@ -74,11 +80,11 @@ def task_record(n, answer="plum", **fields):
     )
 
 
-def recipe_of(folder, records="unused", **settings):
-    said = {"start": str(folder), "records": str(records), "out": {"dtype": "float32"}, **settings}
+def recipe_of(folder, records="unused", kind=DiffusionRewardRecipe, **settings):
+    said = {"model": str(folder), "records": str(records), "out": {"dtype": "float32"}, **settings}
     train = {"steps": 4, "threads": 1, "batch_size": 2, "warmup": 0, "schedule": "constant"}
     said["train"] = {**train, **settings.get("train", {})}
-    return DiffusionRecipe.model_validate(said)
+    return kind.model_validate(said)
 
 
 @pytest.fixture
@@ -92,12 +98,12 @@ def model(tmp_path):
 
 
 def test_the_gradient_is_that_of_the_plain_loss_off_policy_too(model, tmp_path):
-    method = grpo(kl_weight=0.3, clip=0.1, updates=2)
+    method = grpo(beta=0.3, epsilon=0.1, num_iterations=2)
     tasks = tokenize_prompts(
         model.tokenizer, [task_record(n) for n in range(5)], method.verifier, max_tokens=99
     ).items
-    with closing(Job.start(tmp_path / "job", "kind: diffusion\n")) as job:
-        source = RolloutDataSource(method, ObjectiveContext(recipe_of("m"), model, tasks, 4, job))
+    with closing(Job.start(tmp_path / "job", "kind: diffusion.reward\n")) as job:
+        source = RolloutDataSource(method, TrainingContext(model, tasks, 4, job))
         alone = ProcessGroup(alone=True)
         source.begin(0, model.network, alone)
         round_ = source._round
@@ -124,7 +130,7 @@ def test_the_gradient_is_that_of_the_plain_loss_off_policy_too(model, tmp_path):
 
 def _plain_total(source, method, model):
     rewards = [answer.reward for answer in source._round.answers]
-    groups = np.array(rewards).reshape(-1, method.group)
+    groups = np.array(rewards).reshape(-1, method.num_generations)
     advantages = (groups - groups.mean(1, keepdims=True)).flatten()
     total = 0
     for at, text in enumerate(source._texts_of(1)):
@@ -141,12 +147,12 @@ def _plain_total(source, method, model):
 
 
 def test_answers_are_masked_whole_and_prompts_in_part(model, tmp_path):
-    method = grpo(prompt_mask=0.5, updates=2)
+    method = grpo(p_mask_prompt=0.5, num_iterations=2)
     tasks = tokenize_prompts(
         model.tokenizer, [task_record(0)], method.verifier, max_tokens=99
     ).items
-    with closing(Job.start(tmp_path / "job", "kind: diffusion\n")) as job:
-        source = RolloutDataSource(method, ObjectiveContext(recipe_of("m"), model, tasks, 4, job))
+    with closing(Job.start(tmp_path / "job", "kind: diffusion.reward\n")) as job:
+        source = RolloutDataSource(method, TrainingContext(model, tasks, 4, job))
         source.begin(0, model.network, ProcessGroup(alone=True))
         tail = len(tasks[0].ids)
         first, second = source._texts_of(0), source._texts_of(1)
@@ -186,35 +192,34 @@ def talker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("talker")
     records = [task_record(n, WORDS[n // 4 % 4]) for n in range(48)]
     write_records(folder / "records.jsonl", [r for r in records if r.fields["split"] == "train"])
-    scratch = {"tokenizer": "builtin:words", "layers": 1, "width": 32, "heads": 2}
+    scratch = {
+        "tokenizer": "builtin:words",
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+    }
     recipe = recipe_of(
         "unused",
         folder / "records.jsonl",
+        DiffusionTrainRecipe,
         train={"steps": 60, "batch_size": 16, "learning_rate": 1e-2},
         validation={"records": 0},
-        answers={"pad_multiple": 16},
+        padding={"multiple": 16},
     ).model_dump(mode="json")
-    recipe["start"] = {**scratch, "context_length": 32}
-    run_recipe(DiffusionRecipe.model_validate(recipe), folder / "model")
+    recipe["model"] = {**scratch, "context_length": 32}
+    run_recipe(DiffusionTrainRecipe.model_validate(recipe), folder / "model")
     write_records(folder / "tasks.jsonl", records)
     return folder
 
 
 def reinforce(talker, out, resume=False, **settings):
     method = {
-        "name": "diffu_grpo",
         "verifier": {"name": "regex", "pattern": "plum"},
-        "group": 8,
+        "num_generations": 8,
         "decode": {"max_new_tokens": 2, "temperature": 1.0, "rows": 32},
-        **settings.pop("objective", {}),
+        "validation": {"records": 4, "samples": 2},
     }
-    recipe = recipe_of(
-        talker / "model",
-        talker / "tasks.jsonl",
-        objective=method,
-        validation={"records": 4, "samples": 2},
-        **settings,
-    )
+    recipe = recipe_of(talker / "model", talker / "tasks.jsonl", **{**method, **settings})
     return run_recipe(recipe, out, resume=resume)
 
 
@@ -231,7 +236,7 @@ def test_the_reward_rises(talker, tmp_path):
     assert np.mean(rewards[-4:]) > 0.95
     assert artifact.details["after"]["reward/greedy"] == 1
     assert metrics(tmp_path / "out", "reference/kl")[0] == 0
-    assert artifact.origin["chain"][0]["method"] == "diffusion.training.objectives.diffu_grpo"
+    assert artifact.origin["chain"][0]["method"] == "diffusion.reward"
 
 
 def test_a_run_stopped_within_a_round_ends_with_the_same_bytes(talker, tmp_path, monkeypatch):
@@ -262,14 +267,14 @@ def test_a_run_stopped_within_a_round_ends_with_the_same_bytes(talker, tmp_path,
 
 def test_lost_answers_and_lacking_tasks_are_said(talker, tmp_path, monkeypatch, model):
     with pytest.raises(DataError) as caught:
-        reinforce(talker, tmp_path / "none", objective={"verifier": "code"})
+        reinforce(talker, tmp_path / "none", verifier="code")
     assert caught.value.code == "diffusion.no-tasks"
-    method = grpo(updates=2)
+    method = grpo(num_iterations=2)
     tasks = tokenize_prompts(
         model.tokenizer, [task_record(0)], method.verifier, max_tokens=99
     ).items
-    with closing(Job.start(tmp_path / "job", "kind: diffusion\n")) as job:
-        source = RolloutDataSource(method, ObjectiveContext(recipe_of("m"), model, tasks, 4, job))
+    with closing(Job.start(tmp_path / "job", "kind: diffusion.reward\n")) as job:
+        source = RolloutDataSource(method, TrainingContext(model, tasks, 4, job))
         with pytest.raises(IntegrityError) as lost:
             source.begin(3, model.network, ProcessGroup(alone=True))
     assert lost.value.code == "diffusion.rollouts-lost"

@@ -1,0 +1,1 @@
+"""Kinds of diffusion jobs, one module each."""

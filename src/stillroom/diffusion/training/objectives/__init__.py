@@ -1,3 +1,0 @@
-"""Training objectives, one file each."""
-
-SEAM = "training objectives"

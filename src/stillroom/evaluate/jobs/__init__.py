@@ -1,0 +1,1 @@
+"""Kinds of evaluation jobs, one module each."""
