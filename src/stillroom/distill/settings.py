@@ -55,7 +55,9 @@ class TextEndpointSettings(Settings):
     """A model behind an OpenAI-compatible server, which generates text."""
 
     endpoint: str = Field(
-        pattern=r"^https?://[^\s@#]+$", description="base URL, such as http://host:8000/v1"
+        pattern=r"^https?://[^\s@#]+$",
+        examples=["http://host:8000/v1"],
+        description="base URL of the server",
     )
     model: str = Field(
         default="", description="name of the model; empty uses the only one that is served"
