@@ -28,9 +28,8 @@ from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrievers.keyword import Keyword
-from stillroom.rag.run import run
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")
@@ -83,7 +82,7 @@ def main() -> None:
             for at, text in enumerate(texts):
                 (folder / f"{at:05d}.txt").write_text(text, encoding="utf-8")
             whole = {"name": "fixed", "size": 100_000}
-            recipe = RagRecipe(
+            recipe = IndexRecipe(
                 documents=str(folder), embedder="static", chunker=whole, with_headings=False
             )
             job = Job.start(Path(scratch) / "index", "recipe\n")

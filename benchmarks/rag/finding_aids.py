@@ -25,7 +25,8 @@ from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import DEFAULT_EMBEDDER, RagRecipe
+from stillroom.rag.index_settings import DEFAULT_EMBEDDER
+from stillroom.rag.jobs.index import IndexRecipe
 
 DRAWS = 2_000
 PLACE = KEPT / "finding-aids"
@@ -64,7 +65,7 @@ def build_index(name: str) -> Path:
     """Return the index of that name, built once."""
     index = PLACE / name
     if not (index / "artifact.json").exists():
-        recipe = RagRecipe.model_validate(
+        recipe = IndexRecipe.model_validate(
             {"documents": str(PLACE / "documents"), "chunker": CHUNKER, **INDEXES[name]}
         )
         run_recipe(recipe, index, resume=True, reporter=choose_reporter())

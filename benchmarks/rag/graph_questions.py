@@ -104,7 +104,7 @@ def build(place: Path, pages: dict[str, str], embedder: str) -> tuple[Path, Path
     folder.mkdir(parents=True)
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
-    lines = ["version: 1", "kind: rag", f"documents: {json.dumps(str(folder))}"]
+    lines = ["version: 1", "kind: rag.index", f"documents: {json.dumps(str(folder))}"]
     lines += [f"embedder: {embedder}"] if embedder else []
     run_recipe(parse_recipe("\n".join(lines) + "\n", "benchmark"), place / "index")
     plan = GraphPlan(place / "index", NounPhrases())

@@ -28,7 +28,7 @@ from stillroom.rag.evaluation.retrieval import unpack_corpus
 from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_QUALITY_DATA", ROOT.parent / "shared/data"))
@@ -122,7 +122,7 @@ def build_index(judged: JudgedSet) -> Path:
         else:
             unpack_corpus(judged.rows, documents)
     if not (index / "artifact.json").exists():
-        recipe = RagRecipe(documents=str(documents), tokens={"model": "builtin:embedder"})
+        recipe = IndexRecipe(documents=str(documents), tokens={"model": "builtin:embedder"})
         run_recipe(recipe, index, resume=True, reporter=choose_reporter())
     return index
 

@@ -146,7 +146,7 @@ class _TemplatePrinter:
         if choice is not None and self.wanted and choice.seam.group == self.wanted[0].group:
             name, self.wanted = self.wanted[1], None
             yield from self.method(key, choice.seam, name, info, indent)
-        elif default is None and self.wanted and self._holds_wanted(targets):
+        elif _is_group(default) and self._holds_wanted(targets):
             yield from self.required(key, targets[0], info, indent)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
             yield from self.default(key, _build_default(choice, default), indent)
@@ -208,6 +208,11 @@ class _TemplatePrinter:
                 yield ""
             yield from _comment_lines(describe_setting(info), indent + 2)
             yield from self.default(info.alias or name, getattr(value, name), indent + 2, path)
+
+
+def _is_group(default: Any) -> bool:
+    """Whether a default is a group of settings, or no group."""
+    return default is None or (isinstance(default, BaseModel) and not isinstance(default, Method))
 
 
 def _methods(

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "DEFAULT_MEASURES",
     "DOCUMENT_SUFFIX",
     "EvidenceLocation",
     "EvidenceMap",
@@ -77,9 +76,6 @@ Qrels = Mapping[str, Mapping[str, int]]
 Ranking = list[tuple[str, float]]
 
 
-DEFAULT_MEASURES = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map", "success@5")
-
-
 _UNITS: tuple[JudgedUnit, ...] = ("passage", "document", "path", "corpus")
 
 
@@ -106,7 +102,7 @@ class QueryResult:
 class RunResults:
     """Results of one pipeline, by query."""
 
-    way: str
+    pipeline: str
     searched: Mapping[str, QueryResult]
 
     def run(self) -> dict[str, Ranking]:
@@ -222,7 +218,7 @@ def compare_pipelines(
     results: Sequence[RunResults], qrels: Qrels, measures: Sequence[str], *, seed: int = 0
 ) -> MetricTable:
     """Compute the metrics of each pipeline, and its paired differences from the first."""
-    values = {result.way: score_run(result.run(), qrels, measures) for result in results}
+    values = {result.pipeline: score_run(result.run(), qrels, measures) for result in results}
     queries = list(qrels)
     metrics = {
         name: {
@@ -233,7 +229,7 @@ def compare_pipelines(
         }
         for name, scored in values.items()
     }
-    first, *other_names = (result.way for result in results)
+    first, *other_names = (result.pipeline for result in results)
     differences = {
         name: {
             measure: _compare_with_first(

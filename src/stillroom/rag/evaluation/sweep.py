@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
 from stillroom.evaluate import (
@@ -23,7 +24,9 @@ from stillroom.evaluate import (
     warn_small_sample,
 )
 from stillroom.evaluate.metrics.bootstrap import adjust_p_values, randomization_test
-from stillroom.rag.recipe import Configuration
+
+if TYPE_CHECKING:
+    from stillroom.rag.jobs.sweep import Configuration
 
 __all__ = [
     "SweepCost",
@@ -156,7 +159,7 @@ def split_questions(
             expected=(
                 f"at least {_MIN_QUESTIONS} of each; some hundred to distinguish configurations"
             ),
-            next="judge more questions, or set sweep.held_out",
+            next="judge more questions, or set held_out",
         )
     return choosing, measuring
 

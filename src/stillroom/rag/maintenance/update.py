@@ -24,6 +24,7 @@ from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.index.ann_recall import measure_recall_if_due
+from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.ingestion.pipeline import (
     DocumentFile,
     FailedDocument,
@@ -36,7 +37,6 @@ from stillroom.rag.ingestion.pipeline import (
     read_document_metadata,
 )
 from stillroom.rag.ingestion.preparation import fit_chunker, open_context_writer
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import (
     IndexStorage,
@@ -161,12 +161,12 @@ def locate_index(index: Path) -> tuple[Path, Path]:
     return home, output
 
 
-def _read_recipe(home: Path, folder: Path | None) -> RagRecipe:
+def _read_recipe(home: Path, folder: Path | None) -> IndexSettings:
     text = (home / "recipe.yaml").read_text(encoding="utf-8")
     recipe = parse_recipe(text, str(home / "recipe.yaml"), folder=home)
-    if not isinstance(recipe, RagRecipe):
+    if not isinstance(recipe, IndexSettings):
         raise DataError(
-            f"{home} was not made by a recipe of kind rag",
+            f"{home} was not made by a recipe of kind rag.index",
             code="data.wrong-kind",
             where=str(home),
             expected="an index that 'stillroom rag index' built",
@@ -191,7 +191,7 @@ class _UpdateRun:
 
     def __init__(
         self,
-        recipe: RagRecipe,
+        recipe: IndexSettings,
         store: IndexStorage,
         writer: IndexWriter,
         job: Job,
@@ -298,7 +298,7 @@ class _UpdateRun:
         embedder, recipe = self._prepare()
         contexts, encoders = (
             open_context_writer(recipe, self.job),
-            open_encoders(recipe.sparse, recipe.tokens, embedder),
+            open_encoders(recipe.sparse, recipe.late_interaction, embedder),
         )
         config = build_index_config(recipe, embedder, contexts, encoders)
         self._check_preparation(config.preparation)
@@ -322,7 +322,7 @@ class _UpdateRun:
                 progress.advance(note=item.path)
         self.parsed, self.embedded = ingester.parsed, ingester.embedded
 
-    def _prepare(self) -> tuple[Embedder, RagRecipe]:
+    def _prepare(self) -> tuple[Embedder, IndexSettings]:
         """Open the embedder of the index, and fit the chunker to it as the build did."""
         settings = self.writer.description["embedder"]
         if self.embedder is None:

@@ -86,14 +86,14 @@ def parse_answer_settings(texts: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         texts: Values by the names of ``AnswerSettings.client_options``; what is None or empty text
-            keeps its default. ``way`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering`` and
-            ``checker`` are ``METHOD[:KEY=VALUE,...]``.
+            keeps its default. ``pipeline`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering``
+            and ``checker`` are ``METHOD[:KEY=VALUE,...]``.
 
     Raises:
         RecipeError: If a method or setting is unknown, or a value is out of bounds.
     """
     settings = {name: value for name, value in texts.items() if value not in (None, "")}
-    if pipeline_text := settings.pop("way", None):
+    if pipeline_text := settings.pop("pipeline", None):
         settings |= parse_rag_pipeline(pipeline_text).to_answer_settings()
     registries: dict[str, Registry[Any]] = {"answering": ANSWER_STRATEGIES, "checker": CHECKERS}
     for name, registry in registries.items():
