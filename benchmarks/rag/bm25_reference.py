@@ -28,6 +28,7 @@ from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.index_settings import PassagePooling
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrievers.keyword import Keyword
 
@@ -83,7 +84,10 @@ def main() -> None:
                 (folder / f"{at:05d}.txt").write_text(text, encoding="utf-8")
             whole = {"name": "fixed", "size": 100_000}
             recipe = IndexRecipe(
-                documents=str(folder), embedder="static", chunker=whole, with_headings=False
+                documents=str(folder),
+                embedder="static",
+                chunker=whole,
+                embedding=PassagePooling(with_headings=False),
             )
             job = Job.start(Path(scratch) / "index", "recipe\n")
             run(recipe, job, embedder=open_embedder("static"))

@@ -32,9 +32,9 @@ DRAWS = 2_000
 PLACE = KEPT / "finding-aids"
 CHUNKER = {"name": "heading", "size": 100}
 INDEXES: dict[str, dict[str, object]] = {
-    "bare": {"with_headings": False, "keyword": {"heading_weight": 0.0}},
+    "bare": {"embedding": {"with_headings": False}, "keyword": {"heading_weight": 0.0}},
     "titles": {},
-    "late": {"pooling": "late"},
+    "late": {"embedding": {"pooling": "late"}},
 }
 
 Question = tuple[str, str, int, int]

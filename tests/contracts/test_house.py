@@ -62,11 +62,12 @@ def test_exports_of_a_package_exist(name):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_has_the_same_door_and_hall(room):
-    for name in ("__init__.py", "recipe.py", "run.py", "interfaces.py"):
+    for name in ("__init__.py", "interfaces.py"):
         assert (PACKAGE / room / name).is_file()
-    run = importlib.import_module(f"stillroom.{room}.run")
-    assert callable(run.run)
-    assert callable(run.estimate)
+    if not (PACKAGE / room / "jobs").is_dir():  # a room whose kinds are not declared yet
+        run = importlib.import_module(f"stillroom.{room}.run")
+        assert callable(run.run)
+        assert callable(run.estimate)
 
 
 def test_no_trace_of_unfinished_work():

@@ -308,11 +308,11 @@ def test_a_recipe_says_it_in_a_line(place):
     kept = recipe.late_interaction
     assert (kept.model, kept.bits, recipe.sparse) == ("builtin:embedder", 4, None)
     recipe = parse_recipe(
-        f"kind: rag.index\ndocuments: {place}\nstore: {{name: folder, sparse: {{model: splade}}}}\n",
+        f"kind: rag.index\ndocuments: {place}\nstore: {{name: folder, sparse: {{model: s}}}}\n",
         "here",
         folder=place,
     )
-    assert recipe.sparse.model == str(place / "splade")
+    assert recipe.sparse.model == str(place / "s")
 
 
 def test_a_store_that_keeps_none_is_refused(place):

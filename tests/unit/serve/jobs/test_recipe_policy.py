@@ -102,9 +102,9 @@ def test_paths_in_settings_that_are_no_references_are_found(root):
         },
         root,
     )
-    refused(
-        {"kind": "rag.index", "documents": "docs", "sweep": {"ways": ["dense:model=/etc"]}}, root
-    )
+    sweep = {"kind": "rag.sweep", "index": {"documents": "docs"}, "questions": "q"}
+    refused({**sweep, "pipelines": ["dense:model=/etc"]}, root)
+    refused({**sweep, "cache": "/etc"}, root)
     refused({**MERGE, "method": {"name": "fisher", "statistics": ["/etc", "x"]}}, root)
 
 
