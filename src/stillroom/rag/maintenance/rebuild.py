@@ -34,7 +34,12 @@ from stillroom.rag.evaluation.retrieval import (
 )
 from stillroom.rag.index.builder import build_index, estimate_index
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.maintenance.update import UpdateResult, locate_index, update_index
+from stillroom.rag.maintenance.update import (
+    UpdateResult,
+    locate_index,
+    start_or_resume,
+    update_index,
+)
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.rag.storage.snapshots import open_store, update_manifest
 from stillroom.recipes import dump_recipe
@@ -237,12 +242,7 @@ def _build(home: Path, shadow: Path, recipe: IndexRecipe, reporter: Reporter | N
         return
     check_fits(estimate_index(recipe), describe_machine(shadow), recipe.kind)
     _remove(shadow)
-    try:
-        job = Job.start(shadow, text, seed=recipe.seed, resume=True, reporter=reporter)
-    except DataError as error:
-        if error.problems[0].code != "data.other-recipe":
-            raise
-        job = Job.start(shadow, text, seed=recipe.seed, overwrite=True, reporter=reporter)
+    job = start_or_resume(shadow, text, seed=recipe.seed, reporter=reporter)
     job.previous = home  # reuse vectors of equal texts if the embedder is the same
     try:
         with job.interruptible():
