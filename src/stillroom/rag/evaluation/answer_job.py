@@ -38,7 +38,11 @@ from stillroom.rag.evaluation.answers import (
     run_question,
 )
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
-from stillroom.rag.evaluation.retrieval_job import open_optional_model, parse_pipelines
+from stillroom.rag.evaluation.retrieval_job import (
+    build_run_name,
+    open_optional_model,
+    parse_pipelines,
+)
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
@@ -282,8 +286,7 @@ def _write_answers(
             )
             for graded_answer in rows
         }
-        name = "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
-        write_run(job.output / "runs" / f"{number}-{name}.trec", run)
+        write_run(job.output / "runs" / build_run_name(number, pipeline), run)
     with atomic_write(job.output / "answers.jsonl") as file:
         for pipeline, rows in graded.items():
             for graded_answer in sorted(rows, key=_compute_quality):

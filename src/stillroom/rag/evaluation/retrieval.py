@@ -56,6 +56,7 @@ __all__ = [
     "RunResults",
     "choose_unit",
     "compare_pipelines",
+    "format_metric",
     "get_corpus_id",
     "get_judged_id",
     "get_query_id",
@@ -554,3 +555,9 @@ def label_ranking(
         matching = [name for name, location in locations.items() if passage in location.passages]
         names.update(dict.fromkeys([name for name in matching if name not in names] or [passage]))
     return [(name, float(len(names) - i)) for i, name in enumerate(names)]
+
+
+def format_metric(metric: Metric, *, sign: bool = False) -> str:
+    """Return a metric with its interval, to four digits."""
+    style = "+.4f" if sign else ".4f"
+    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

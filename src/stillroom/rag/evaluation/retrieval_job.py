@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric, Plot, Report, Table, warn_small_sample
+from stillroom.evaluate import Plot, Report, Table, warn_small_sample
 from stillroom.evaluate.metrics.retrieval import parse_measure
 from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_run
 from stillroom.jobs import Estimate, Job, atomic_write
@@ -30,6 +30,7 @@ from stillroom.rag.evaluation.retrieval import (
     RunResults,
     choose_unit,
     compare_pipelines,
+    format_metric,
     get_query_id,
     list_missed_documents,
     search_query,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_judged_parents",
+    "build_run_name",
     "estimate_retrieval",
     "estimate_searches",
     "evaluate_retrieval",
@@ -110,8 +112,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         board = compare_pipelines(results, qrels, recipe.measures, seed=recipe.seed)
         misses = list_missed_documents(results[0], qrels, known, k=recipe.k)
         for number, result in enumerate(results):
-            name = f"{number}-{_build_file_name(result.pipeline)}.trec"
-            write_run(job.output / "runs" / name, result.run())
+            write_run(job.output / "runs" / build_run_name(number, result.pipeline), result.run())
         _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
         timed = embedding.say(queries.values())
         left_out = len(known & set(query_ids.values()))
@@ -338,8 +339,10 @@ def _write_queries(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _build_file_name(pipeline: str) -> str:
-    return "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
+def build_run_name(number: int, pipeline: str) -> str:
+    """Return the name of the run file of a pipeline."""
+    name = "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
+    return f"{number}-{name}.trec"
 
 
 _WORST_QUERIES = 20
@@ -437,7 +440,7 @@ def _add_table(board: MetricTable, results: Sequence[RunResults]) -> Table:
         cpu = summarize_times([result.cpu_seconds for result in outcome.searched.values()])
         wall = summarize_times([result.seconds for result in outcome.searched.values()])
         cells = [
-            _format_metric(board.metrics[outcome.pipeline][measure]) for measure in board.measures
+            format_metric(board.metrics[outcome.pipeline][measure]) for measure in board.measures
         ]
         rows.append((outcome.pipeline, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
     columns = ("pipeline", *board.measures, "CPU ms (median)", "ms (p95)")
@@ -463,7 +466,7 @@ def _add_stage_table(results: Sequence[RunResults]) -> Table:
 
 def _add_differences(board: MetricTable) -> Table:
     rows = [
-        (pipeline, measure, _format_metric(metric, sign=True), f"{p:.4f}")
+        (pipeline, measure, format_metric(metric, sign=True), f"{p:.4f}")
         for pipeline, by_measure in board.differences.items()
         for measure, (metric, p) in by_measure.items()
     ]
@@ -491,11 +494,6 @@ def _add_worst(
     return Table(
         f"lost by stage: {counts}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
     )
-
-
-def _format_metric(metric: Metric, *, sign: bool = False) -> str:
-    style = "+.4f" if sign else ".4f"
-    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"
 
 
 def _describe_missed(misses: Sequence[MissedDocument]) -> str:

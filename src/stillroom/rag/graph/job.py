@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from typing_extensions import override
-
 from stillroom.errors import DataError
 from stillroom.jobs import Estimate, Job
 from stillroom.provenance import (
@@ -75,7 +73,7 @@ if TYPE_CHECKING:
     from stillroom.rag.jobs.graph import GraphRecipe
     from stillroom.rag.jobs.inputs import IndexInput
     from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
-    from stillroom.records import Completion, Passage, Prompt, Sampling
+    from stillroom.records import Passage
 
 __all__ = [
     "GraphCost",
@@ -462,7 +460,7 @@ def estimate_graph(recipe: GraphRecipe, out: Path, *, model: TextModel | None = 
         missing = [row for key, row in rows.items() if key not in known]
         step = max(len(missing) // _SAMPLE, 1)
         sample = [index.passage_at(row) for row in missing[::step][:_SAMPLE]]
-        meter = _TokenCounter(text_model) if text_model is not None else None
+        meter = CallCounter(text_model) if text_model is not None else None
         start = time.perf_counter()
         for passage in sample:
             recipe.extractor.extract([passage], meter)
@@ -483,27 +481,3 @@ def _list_known_passages(out: Path) -> set[str]:
         return set()
     graph = KnowledgeGraph.open(out)
     return {key for key, _ in read_rows(graph.folder / EXTRACTIONS)}
-
-
-class _TokenCounter(CallCounter):
-    """A call counter that also counts tokens."""
-
-    def __init__(self, model: TextModel) -> None:
-        super().__init__(model)
-        self.prompt_tokens = self.completion_tokens = 0
-
-    @override
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling | Sequence[Sampling],
-        *,
-        on_done: Callable[[int, Completion], None] | None = None,
-        is_cancelled: Callable[[], bool] | None = None,
-    ) -> list[Completion]:
-        completions = super().generate(
-            prompts, sampling, on_done=on_done, is_cancelled=is_cancelled
-        )
-        self.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
-        self.completion_tokens += sum(completion.completion_tokens for completion in completions)
-        return completions

@@ -10,7 +10,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
-from stillroom.rag.jobs.inputs import IndexInput
+from stillroom.rag.jobs.inputs import IndexInput, is_path
 from stillroom.recipes import Recipe, Reference, Settings
 
 __all__ = [
@@ -102,6 +102,8 @@ def run(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
 
 def estimate(recipe: AnswerEvaluationRecipe) -> Estimate:
     """Estimate the time of the answers; checks pipelines, questions and labels."""
+    if not is_path(recipe.questions, recipe.model_judge.labels if recipe.model_judge else None):
+        return Estimate()
     from stillroom.rag.evaluation.answer_job import estimate_answers
 
     return estimate_answers(recipe)

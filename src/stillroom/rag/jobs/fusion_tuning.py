@@ -9,7 +9,7 @@ from pydantic import Field
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.rag.jobs.inputs import IndexInput, JudgedQueries
+from stillroom.rag.jobs.inputs import IndexInput, JudgedQueries, is_path
 from stillroom.recipes import Recipe
 
 __all__ = ["JOB_KIND", "FusionTuningRecipe", "estimate", "run"]
@@ -39,6 +39,8 @@ def run(recipe: FusionTuningRecipe, job: Job) -> Artifact:
 
 def estimate(recipe: FusionTuningRecipe) -> Estimate:
     """Estimate the time of the searches; checks candidates, measure and judgments."""
+    if not is_path(recipe.queries, recipe.qrels):
+        return Estimate()
     from stillroom.rag.evaluation.tuning import estimate_tuning
 
     return estimate_tuning(recipe)

@@ -10,7 +10,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import EXTRACTORS, EntityExtractor
-from stillroom.rag.jobs.inputs import IndexInput
+from stillroom.rag.jobs.inputs import IndexInput, is_path
 from stillroom.recipes import Recipe, Reference, Settings
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def run(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None) -> Art
 
 def estimate(recipe: GraphRecipe) -> Estimate:
     """Estimate the cost from the size of the index; 'rag graph --estimate' measures a sample."""
+    if not is_path(recipe.index):
+        return Estimate()
     from stillroom.rag.graph.job import estimate_build
 
     calls = max(1, recipe.extractor.calls_per_passage) if recipe.writer is not None else 0

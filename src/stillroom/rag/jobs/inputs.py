@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,15 @@ from stillroom.recipes import Reference, Settings
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
-__all__ = ["IndexInput", "JudgedQueries", "Reader"]
+__all__ = ["IndexInput", "JudgedQueries", "Reader", "is_path"]
+
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
+
+
+def is_path(*references: str | None) -> bool:
+    """Return whether all references are paths, not outputs that a step of a flow will write."""
+    return not any(reference and _SCHEME.match(reference) for reference in references)
 
 
 class JudgedQueries(Settings):

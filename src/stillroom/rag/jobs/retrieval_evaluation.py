@@ -10,7 +10,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER
-from stillroom.rag.jobs.inputs import IndexInput, JudgedQueries
+from stillroom.rag.jobs.inputs import IndexInput, JudgedQueries, is_path
 from stillroom.recipes import Recipe, Reference
 
 __all__ = ["DEFAULT_MEASURES", "JOB_KIND", "RetrievalEvaluationRecipe", "estimate", "run"]
@@ -52,6 +52,8 @@ def run(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
 
 def estimate(recipe: RetrievalEvaluationRecipe) -> Estimate:
     """Estimate the time of the searches; checks pipelines, measures and judgments."""
+    if not is_path(recipe.queries, recipe.qrels):
+        return Estimate()
     from stillroom.rag.evaluation.retrieval_job import estimate_retrieval
 
     return estimate_retrieval(recipe)

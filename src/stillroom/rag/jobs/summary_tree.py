@@ -9,7 +9,7 @@ from pydantic import Field
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.rag.jobs.inputs import IndexInput
+from stillroom.rag.jobs.inputs import IndexInput, is_path
 from stillroom.recipes import Recipe, Reference
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def run(recipe: SummaryTreeRecipe, job: Job, *, model: TextModel | None = None) 
 
 def estimate(recipe: SummaryTreeRecipe) -> Estimate:
     """Estimate the cost from the size of the index."""
+    if not is_path(recipe.index):
+        return Estimate()
     from stillroom.rag.graph.job import estimate_build
 
     calls = 2 / recipe.max_cluster_size if recipe.model is not None else 0

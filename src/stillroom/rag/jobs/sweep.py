@@ -15,7 +15,7 @@ from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 from stillroom.rag.jobs.index import IndexRecipe
-from stillroom.rag.jobs.inputs import JudgedQueries
+from stillroom.rag.jobs.inputs import JudgedQueries, is_path
 from stillroom.recipes import Destination, Recipe, Reference, Settings
 
 __all__ = [
@@ -31,9 +31,9 @@ __all__ = [
 _UNCHANGED = "as is"
 
 
-def _resolve_path(value: Any) -> str:
-    reference: TypeAdapter[str] = TypeAdapter(Reference)
-    return reference.validate_python(value)
+def _resolve_path(name: str, value: Any) -> Any:
+    """Resolve the path of an embedder like the recipe's other paths."""
+    return TypeAdapter(Reference).validate_python(value) if name == "embedder" else value
 
 
 class SweepRecipe(Recipe):
@@ -82,22 +82,15 @@ class SweepRecipe(Recipe):
     @field_validator("grid")
     @classmethod
     def _resolve(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Resolve paths of embedders like the recipe's other paths."""
         if not all(grid.values()):
             raise ValueError("give at least one value of each setting")
-        return {
-            name: [_resolve_path(value) for value in values] if name == "embedder" else values
-            for name, values in grid.items()
-        }
+        return {name: [_resolve_path(name, value) for value in grid[name]] for name in grid}
 
     @field_validator("configurations")
     @classmethod
     def _resolve_each(cls, configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
-            {
-                name: _resolve_path(value) if name == "embedder" else value
-                for name, value in settings.items()
-            }
+            {name: _resolve_path(name, value) for name, value in settings.items()}
             for settings in configurations
         ]
 
@@ -233,7 +226,10 @@ def estimate(recipe: SweepRecipe) -> Estimate:
     from stillroom.rag.index.builder import estimate_index
 
     variants = {variant.model_dump_json(): variant for _, variant in _list_variants(recipe)}
-    read_sweep_questions(recipe)
+    questions = recipe.questions
+    files = (questions,) if isinstance(questions, str) else (questions.queries, questions.qrels)
+    if is_path(*files):
+        read_sweep_questions(recipe)
     total = Estimate()
     for variant in variants.values():
         total += estimate_index(variant)

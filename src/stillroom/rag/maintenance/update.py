@@ -229,8 +229,22 @@ def _update(
             job,
         )
     check_failures(plan.failures, plan.documents, recipe.max_failed, str(root))
-    done = _count_changes(plan, before, parsed, embedded)
-    recall = _commit(plan, before, done, writer, embedder, job)
+    # If the new bytes of a file cannot be used, the indexed version is outdated.
+    failed = {failure.path for failure in plan.failures if failure.code != "rag.unreadable"}
+    plan.removes += [key for path, (key, *_) in before.items() if path in failed]
+    changed = sum(part.entry.path in before for part, _ in plan.puts)
+    done = UpdateResult(
+        added=len(plan.puts) - changed,
+        changed=changed,
+        renamed=len(plan.moves),
+        deleted=len(plan.removes),
+        told=len(plan.metadata_changes),
+        unchanged=plan.unchanged,
+        failed=len(plan.failures),
+        parsed=parsed,
+        embedded=embedded,
+    )
+    recall = _commit(plan, f"updated: {_describe(done)}", writer, embedder, job)
     latest = writer.find_snapshot()
     done = replace(done, snapshot=latest.number, digest=latest.digest)
     update_manifest(
@@ -364,55 +378,22 @@ def _open_embedder(writer: IndexWriter, embedder: Embedder | None) -> Embedder:
     return embedder
 
 
-def _count_changes(
-    plan: _UpdatePlan, before: Mapping[str, StoredDocument], parsed: int, embedded: int
-) -> UpdateResult:
-    changed = sum(part.entry.path in before for part, _ in plan.puts)
-    return UpdateResult(
-        added=len(plan.puts) - changed,
-        changed=changed,
-        renamed=len(plan.moves),
-        deleted=len(_list_removes(plan, before)),
-        told=len(plan.metadata_changes),
-        unchanged=plan.unchanged,
-        failed=len(plan.failures),
-        parsed=parsed,
-        embedded=embedded,
-    )
-
-
-def _list_removes(plan: _UpdatePlan, before: Mapping[str, StoredDocument]) -> list[int]:
-    """Return the keys of removed documents, and of files whose new bytes cannot be used.
-
-    The indexed version of the latter is outdated; that of an unreadable file is kept.
-    """
-    failed = {failure.path for failure in plan.failures if failure.code != "rag.unreadable"}
-    return [*plan.removes, *(key for path, (key, *_) in before.items() if path in failed)]
-
-
 def _commit(
-    plan: _UpdatePlan,
-    before: Mapping[str, StoredDocument],
-    done: UpdateResult,
-    writer: IndexWriter,
-    embedder: Embedder | None,
-    job: Job,
+    plan: _UpdatePlan, reason: str, writer: IndexWriter, embedder: Embedder | None, job: Job
 ) -> dict[str, Any] | None:
     """Commit the plan if it changes anything; return the recall if it was measured."""
-    removes = _list_removes(plan, before)
     failures = sorted(plan.failures, key=lambda failure: failure.path)
     failure_rows = [(failure.path, failure.code, failure.reason) for failure in failures]
-    changes = plan.puts or plan.moves or plan.metadata_changes or removes
+    changes = plan.puts or plan.moves or plan.metadata_changes or plan.removes
     if not changes and failure_rows == writer.list_failures():
         return None
     change = IndexUpdate(
         sorted(plan.puts, key=lambda put: put[0].entry.path),
         plan.moves,
         plan.metadata_changes,
-        removes,
+        plan.removes,
         [failure.to_json() for failure in failures],
     )
-    reason = f"updated: {_describe(done)}"
     writer.commit(change, reason=reason, keep=DEFAULT_KEPT_SNAPSHOTS, check=job.check_cancelled)
     return measure_recall_if_due(writer, embedder)
 
