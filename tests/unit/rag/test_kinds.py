@@ -15,7 +15,10 @@ version: 1
 kind: flow
 steps:
   index: {kind: rag.index, documents: documents, embedder: "builtin:static"}
-  graph: {kind: rag.graph, index: {from: index}, extractor: {name: noun_phrases, prune: 0}}
+  graph:
+    kind: rag.graph
+    index: {from: index}
+    extractor: {name: noun_phrases, min_count: 1, prune: 0}
   tree: {kind: rag.summary_tree, index: {from: index}, max_cluster_size: 3}
   retrieval:
     kind: rag.retrieval_evaluation
