@@ -230,7 +230,7 @@ class IngestPipeline:
         """
         engine = self.job.engine
         if engine.is_remote and self.contexts is not None:
-            self.job.say("documents are prepared locally, since 'context' calls a model for each")
+            self.job.say("documents are prepared locally, since contexts call a model for each")
         if not engine.is_remote or self.contexts is not None:
             for file in files:
                 self.job.check_cancelled()
