@@ -241,7 +241,7 @@ def _measure(
     journal = job.journal("searches")
     run: dict[str, list[tuple[str, float]]] = {}
     rows: list[list[Any]] = []
-    with Index.open(built.folder, verify=False) as index:
+    with Index.open(built.folder, verify=False, access=recipe.get_access()) as index:
         judge = _JudgedNames(index, questions)
         model_mark = model.fingerprint if model is not None else ""
         is_warm = False
@@ -327,7 +327,7 @@ def _find_leakage(
     """Return leakage that makes the questions too easy for any index, each finding once."""
     leaks: dict[tuple[str, str], LeakageFinding] = {}
     for built in indexes if questions.asked else ():
-        with Index.open(built.folder, verify=False) as index:
+        with Index.open(built.folder, verify=False, access=recipe.get_access()) as index:
             evidence = EvidenceMap(index)
             locations = {question.id: evidence.locate(question) for question in questions.asked}
             for leak in evidence.find_leaks(questions.asked, locations):

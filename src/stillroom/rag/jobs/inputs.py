@@ -12,8 +12,9 @@ from stillroom.recipes import Reference, Settings
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.view import AccessContext
 
-__all__ = ["IndexInput", "JudgedQueries", "Reader", "is_path"]
+__all__ = ["IndexInput", "JudgedQueries", "Reader", "ReaderInput", "is_path"]
 
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
@@ -40,11 +41,29 @@ class Reader(Settings):
     )
 
 
-class IndexInput(Settings):
+class ReaderInput(Settings):
+    """The reader of an index, which may have tenants."""
+
+    reader: Reader | None = Field(default=None, description="reader of an index with tenants")
+
+    def get_access(self) -> AccessContext | None:
+        """Return the access of the reader; None for an index that is open to everyone."""
+        from stillroom.rag.index.view import AccessContext
+
+        reader = self.reader
+        return AccessContext(reader.tenant, reader.principals) if reader is not None else None
+
+    def describe_reader(self) -> dict[str, Any]:
+        """Return the reader as settings; empty for an index without tenants."""
+        if self.reader is None:
+            return {}
+        return {"tenant": self.reader.tenant, "principals": sorted(self.reader.principals)}
+
+
+class IndexInput(ReaderInput):
     """An index that a job reads."""
 
     index: Reference = Field(description="index that is read")
-    reader: Reader | None = Field(default=None, description="reader of an index with tenants")
 
     def open_index(self) -> Index:
         """Open the index for the reader.
@@ -53,14 +72,5 @@ class IndexInput(Settings):
             DataError: If it is no index, or has tenants and there is no reader.
         """
         from stillroom.rag.index.searcher import Index
-        from stillroom.rag.index.view import AccessContext
 
-        reader = self.reader
-        access = AccessContext(reader.tenant, reader.principals) if reader is not None else None
-        return Index.open(Path(self.index), access=access)
-
-    def describe_reader(self) -> dict[str, Any]:
-        """Return the reader as settings; empty for an index without tenants."""
-        if self.reader is None:
-            return {}
-        return {"tenant": self.reader.tenant, "principals": sorted(self.reader.principals)}
+        return Index.open(Path(self.index), access=self.get_access())

@@ -15,7 +15,7 @@ from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 from stillroom.rag.jobs.index import IndexRecipe
-from stillroom.rag.jobs.inputs import JudgedQueries, is_path
+from stillroom.rag.jobs.inputs import JudgedQueries, ReaderInput, is_path
 from stillroom.recipes import Destination, Recipe, Reference, Settings
 
 __all__ = [
@@ -36,7 +36,7 @@ def _resolve_path(name: str, value: Any) -> Any:
     return TypeAdapter(Reference).validate_python(value) if name == "embedder" else value
 
 
-class SweepRecipe(Recipe):
+class SweepRecipe(ReaderInput, Recipe):
     """Recipe that measures variations of an index and of its pipelines on judged questions."""
 
     kind: Literal["rag.sweep"] = Field(default="rag.sweep", description="compare configurations")
