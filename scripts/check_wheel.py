@@ -33,7 +33,7 @@ models:
 """
 _INDEX = """\
 version: 1
-kind: rag
+kind: rag.index
 documents: ./documents
 embedder: builtin:static
 """

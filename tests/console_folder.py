@@ -5,7 +5,7 @@ import json
 from stillroom.diffusion.model.metadata import DiffusionMetadata
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.testing import scripted_model, tiny_checkpoint
 
@@ -27,7 +27,7 @@ def build_folder(place):
     job = Job.start(run, "version: 1\nkind: flow\n")
     steps = {"index": "steps/index", "model": "steps/model"}
     job.finish("report", details={"steps": steps, "answer": {"index": "index", "model": "model"}})
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(folder / "documents"),
         embedder="static",
         origin={"kind": "human", "license": "CC0-1.0"},
@@ -49,7 +49,7 @@ def build_tenants(place):
     )
     told = [{"path": f"{one}.txt", "tenant": one, "labels": ["public"]} for one in "ab"]
     (place / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(folder / "documents"),
         embedder="static",
         access="tenants",

@@ -28,9 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rag.question_sets import BUILD, Asked, build_index, hold_out, read_docs_qa
 
 from stillroom.errors import Cancelled
+from stillroom.evaluate import Report
+from stillroom.flow import run_recipe
 from stillroom.models import open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
+from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
 
 WAYS = ("convex", "convex=>direct!drop", "convex=>corrective:queries=0!drop")
 SHOWN = (
@@ -103,17 +105,25 @@ def main() -> None:
     asked = write_questions(choose(questions, given.most), texts)
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(endpoint()) if given.endpoint else DEFAULT_TEACHER
-        plan = AnswerEvalPlan(index, asked, reference, ways=tuple(given.ways), k=given.k, depth=10)
+        recipe = AnswerEvaluationRecipe(
+            index=str(index),
+            questions=str(asked),
+            model=reference,
+            pipelines=given.ways,
+            k=given.k,
+            depth=10,
+        )
         kind = "endpoint" if given.endpoint else "embedded"
         out = BUILD / f"docs-qa/answers-{kind}-{given.most}"
         if given.seconds:
             signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
             signal.alarm(given.seconds)
         try:
-            _, report = evaluate_answers(plan, out, resume=True, overwrite=True)
+            artifact = run_recipe(recipe, out, resume=True, overwrite=True)
         except Cancelled:
             print("stopped; run again to go on", file=sys.stderr)
             return
+    report = Report.from_json(artifact.details)
     for name, metric in report.metrics.items():
         if name.rpartition("/")[2] in SHOWN:
             value = {"value": metric.value, "interval": [metric.low, metric.high], "n": metric.n}

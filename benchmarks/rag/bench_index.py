@@ -31,11 +31,10 @@ from stillroom.jobs import Job
 from stillroom.models.embedders.static import Static
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import make_query
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance import update
 from stillroom.rag.maintenance.update import delete_documents, update_index
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import run
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 FILES = int(os.environ.get("STILLROOM_BENCH_FILES", "2500"))
@@ -73,10 +72,10 @@ def build(place: Path) -> tuple[float, float, int, int]:
     """Build the index; return wall and CPU seconds, passages, embedded."""
     told = {"documents": str(place / "documents"), "embedder": "static"}
     told["chunker"] = {"name": "recursive", "size": 90}
-    text = json.dumps({"version": 1, "kind": "rag", **told})
+    text = json.dumps({"version": 1, "kind": "rag.index", **told})
     start, spent = time.perf_counter(), time.process_time()
     job = Job.start(place / "index", text)
-    recipe = RagRecipe(**told)
+    recipe = IndexRecipe(**told)
     try:
         artifact = run(recipe, job, embedder=make_embedder())
     finally:

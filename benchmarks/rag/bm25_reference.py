@@ -28,10 +28,10 @@ from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.index_settings import PassagePooling
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrievers.keyword import Keyword
-from stillroom.rag.run import run
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")
@@ -84,8 +84,11 @@ def main() -> None:
             for at, text in enumerate(texts):
                 (folder / f"{at:05d}.txt").write_text(text, encoding="utf-8")
             whole = {"name": "fixed", "size": 100_000}
-            recipe = RagRecipe(
-                documents=str(folder), embedder="static", chunker=whole, with_headings=False
+            recipe = IndexRecipe(
+                documents=str(folder),
+                embedder="static",
+                chunker=whole,
+                embedding=PassagePooling(with_headings=False),
             )
             job = Job.start(Path(scratch) / "index", "recipe\n")
             run(recipe, job, embedder=open_embedder("static"))

@@ -25,7 +25,7 @@ from stillroom.evaluate import bootstrap, paired_difference
 from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.retrieval.expansion import merge_into_parents
 from stillroom.rag.retrieval.pipeline import retrieve
 
@@ -88,7 +88,7 @@ def build(name: str, label: str, articles: dict[str, str]) -> Path:
             (documents / path).write_text(text, encoding="utf-8", newline="")
     out = KEPT / name / label.replace(" ", "-")
     if not (out / "artifact.json").exists():
-        recipe = RagRecipe(documents=str(documents), chunker=CHUNKERS[label])
+        recipe = IndexRecipe(documents=str(documents), chunker=CHUNKERS[label])
         run_recipe(recipe, out, resume=True, reporter=choose_reporter())
     return out
 

@@ -25,16 +25,17 @@ from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import DEFAULT_EMBEDDER, RagRecipe
+from stillroom.rag.index_settings import DEFAULT_EMBEDDER
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 
 DRAWS = 2_000
 PLACE = KEPT / "finding-aids"
 CHUNKER = {"name": "heading", "size": 100}
 INDEXES: dict[str, dict[str, object]] = {
-    "bare": {"with_headings": False, "keyword": {"heading_weight": 0.0}},
+    "bare": {"embedding": {"with_headings": False}, "keyword": {"heading_weight": 0.0}},
     "titles": {},
-    "late": {"pooling": "late"},
+    "late": {"embedding": {"pooling": "late"}},
 }
 
 Question = tuple[str, str, int, int]
@@ -65,7 +66,7 @@ def build_index(name: str) -> Path:
     """Return the index of that name, built once."""
     index = PLACE / name
     if not (index / "artifact.json").exists():
-        recipe = RagRecipe.model_validate(
+        recipe = IndexRecipe.model_validate(
             {"documents": str(PLACE / "documents"), "chunker": CHUNKER, **INDEXES[name]}
         )
         run_recipe(recipe, index, resume=True, reporter=choose_reporter())

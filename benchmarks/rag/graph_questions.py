@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stillroom.evaluate import bootstrap
 from stillroom.flow import run_recipe
-from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph.job import GraphPlan, build_graph
-from stillroom.rag.graph.tree_job import TreePlan, build_tree
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.graph import GraphRecipe
+from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
 from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 from stillroom.recipes import parse_recipe
 
@@ -104,12 +103,11 @@ def build(place: Path, pages: dict[str, str], embedder: str) -> tuple[Path, Path
     folder.mkdir(parents=True)
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
-    lines = ["version: 1", "kind: rag", f"documents: {json.dumps(str(folder))}"]
+    lines = ["version: 1", "kind: rag.index", f"documents: {json.dumps(str(folder))}"]
     lines += [f"embedder: {embedder}"] if embedder else []
     run_recipe(parse_recipe("\n".join(lines) + "\n", "benchmark"), place / "index")
-    plan = GraphPlan(place / "index", NounPhrases())
-    build_graph(plan, place / "graph")
-    build_tree(TreePlan(place / "index"), place / "tree")
+    run_recipe(GraphRecipe(index=str(place / "index")), place / "graph")
+    run_recipe(SummaryTreeRecipe(index=str(place / "index")), place / "tree")
     return place / "index", place / "graph", place / "tree"
 
 

@@ -21,14 +21,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillroom.evaluate import Report
 from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.rag.evaluation.retrieval import unpack_corpus
-from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.interfaces import DEFAULT_RETRIEVER
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.interfaces import DEFAULT_RETRIEVER, LateInteractionSettings
+from stillroom.rag.jobs.index import IndexRecipe
+from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
+from stillroom.rag.stores.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_QUALITY_DATA", ROOT.parent / "shared/data"))
@@ -122,7 +124,8 @@ def build_index(judged: JudgedSet) -> Path:
         else:
             unpack_corpus(judged.rows, documents)
     if not (index / "artifact.json").exists():
-        recipe = RagRecipe(documents=str(documents), tokens={"model": "builtin:embedder"})
+        store = Folder(sparse=None, late_interaction=LateInteractionSettings())
+        recipe = IndexRecipe(documents=str(documents), store=store)
         run_recipe(recipe, index, resume=True, reporter=choose_reporter())
     return index
 
@@ -173,13 +176,16 @@ def measure(judged: JudgedSet, ways: dict[str, str], count: int) -> None:
     """Print one line a way."""
     index = build_index(judged)
     queries, qrels, asked = write_judgements(judged, index, count)
-    plan = RetrievalEvalPlan(
-        index, queries, qrels, tuple(ways.values()), (MEASURE, "recall@10", "mrr@10")
+    recipe = RetrievalEvaluationRecipe(
+        index=str(index),
+        queries=str(queries),
+        qrels=str(qrels),
+        pipelines=list(ways.values()),
+        measures=[MEASURE, "recall@10", "mrr@10"],
     )
     out = KEPT / judged.name / f"report-{count}-{len(ways)}"
-    _, report = evaluate_retrieval(
-        plan, out, resume=True, overwrite=True, reporter=choose_reporter()
-    )
+    artifact = run_recipe(recipe, out, resume=True, overwrite=True, reporter=choose_reporter())
+    report = Report.from_json(artifact.details)
     differences = next(one for one in report.sections if one.title.startswith("Against"))
     rows = {(row[0], row[1]): row for row in (differences.table.rows if differences.table else ())}
     times = {row[0]: row[-2:] for one in report.sections[:1] if one.table for row in one.table.rows}

@@ -16,8 +16,7 @@ from pathlib import Path
 from stillroom.errors import IntegrityError
 from stillroom.jobs import Job
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import IndexRecipe, run
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_DATA", ROOT.parent / "shared/data"))
@@ -106,6 +105,6 @@ def build_index(name: str, texts: dict[str, str], *, embedder: str = "") -> Path
     for key, text in texts.items():
         (folder / "documents" / f"{key}.md").write_text(text, encoding="utf-8")
     chosen = {"embedder": embedder} if embedder else {}
-    recipe = RagRecipe(documents=str(folder / "documents"), **chosen)
+    recipe = IndexRecipe(documents=str(folder / "documents"), **chosen)
     run(recipe, Job.start(folder / "index", f"{recipe!r}\n", overwrite=True))
     return folder / "index"

@@ -40,9 +40,8 @@ from stillroom.models import TextModel, open_embedder, open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.generation.answer import ask, flag_text
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import run
 from stillroom.records import Answer, Prompt, Sampling
 
 KEPT = Path(__file__).resolve().parents[2] / "build/bench/red_team"
@@ -264,7 +263,7 @@ def build(attack: Attack, place: Path) -> Path:
     for topic, (_, _, truth) in TRUTH.items():
         (folder / f"documents/{topic}.txt").write_text(truth, encoding="utf-8")
     (folder / "documents" / PLANTED).write_text(attack.text, encoding="utf-8")
-    recipe = RagRecipe(documents=str(folder / "documents"), embedder="static")
+    recipe = IndexRecipe(documents=str(folder / "documents"), embedder="static")
     run(recipe, Job.start(folder / "index", "recipe\n"), embedder=open_embedder("static"))
     return folder / "index"
 

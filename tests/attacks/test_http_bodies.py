@@ -79,7 +79,7 @@ def malformed(rng):
         if isinstance(body, dict) and rng.random() < 0.3:
             body = {
                 **body,
-                rng.choice(["", "model", "x" * 99, "tools", "way", "n"]): rng.choice(ODD),
+                rng.choice(["", "model", "x" * 99, "tools", "pipeline", "n"]): rng.choice(ODD),
             }
     raw = json.dumps(body, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     headers = {"Content-Type": "application/json"}

@@ -9,9 +9,8 @@ from stillroom.models import open_embedder
 from stillroom.rag.generation.answer import ask
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import run
 from stillroom.testing import scripted_model
 
 QUESTION = "What is the opening time of the museum?"
@@ -43,7 +42,7 @@ def index(tmp_path_factory):
     (root / "truth.txt").write_text(TRUTH)
     for name, attack in ATTACKS.items():
         (root / f"{name}.txt").write_text(f"About the museum. {attack}", encoding="utf-8")
-    recipe = RagRecipe(documents=str(root), embedder="static")
+    recipe = IndexRecipe(documents=str(root), embedder="static")
     run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(place / "index") as opened:
         yield opened

@@ -16,8 +16,7 @@ from stillroom.models import open_embedder
 from stillroom.rag.generation.answer import ask, flag_text
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.records import Hit, Location, Passage, Sampling
 from stillroom.testing import scripted_model
 from stillroom.text.unicode import count_invisible
@@ -49,7 +48,7 @@ def index(tmp_path_factory):
     (place / "documents").mkdir()
     for topic, (_, _, truth) in TEAM.TRUTH.items():
         (place / f"documents/{topic}.txt").write_text(truth)
-    recipe = RagRecipe(documents=str(place / "documents"), embedder="static")
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
     run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(place / "index") as opened:
         yield opened

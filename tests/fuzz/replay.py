@@ -76,7 +76,7 @@ CALLS: tuple[str, ...] = (
     "rag migrate index out/new",
     "rag search index 'mill of town 3'",
     "rag search index 'mill of town 3' --json",
-    "rag search index mill --way keywords",
+    "rag search index mill --pipeline keywords",
     "rag tree index --model scripted:script.json --out out/new",
     "rag update index",
     "rag verify index",

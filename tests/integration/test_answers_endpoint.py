@@ -14,8 +14,7 @@ from stillroom.models import open_embedder, open_text_model
 from stillroom.models.backends.scripted import ScriptedModel
 from stillroom.rag.generation.answer import ask, ask_stream
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.serve import ServedModel, create_app
 from stillroom.testing import scripted_model
 
@@ -45,7 +44,7 @@ def index(tmp_path_factory):
     (place / "documents").mkdir()
     (place / "documents/france.txt").write_text("Paris is the capital of France. It is large.\n")
     (place / "documents/dogs.txt").write_text("Dogs guard the house at night.\n")
-    recipe = RagRecipe(documents=str(place / "documents"), embedder="static")
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
     run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(place / "index") as opened:
         yield opened

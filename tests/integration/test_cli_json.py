@@ -115,7 +115,6 @@ LONGER = {
     "merge learn",
     "merge search",
     "rag graph-show",
-    "rag sweep",
     "rag tune",
 }
 """Commands that take seconds, or need what is not made in a moment."""

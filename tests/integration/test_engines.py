@@ -54,7 +54,7 @@ version: 1
 kind: flow
 engine: {json.dumps(engine)}
 steps:
-  index: {{kind: rag, documents: documents, embedder: "builtin:static"}}
+  index: {{kind: rag.index, documents: documents, embedder: "builtin:static"}}
   records:
     kind: synth.records
     index: {{from: index}}
@@ -144,7 +144,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
         return read(path, name, limits)
 
     monkeypatch.setattr(reader, "_read_file", read_or_not)
-    text = 'version: 1\nkind: rag\ndocuments: papers\nembedder: "builtin:static"\nmax_failed: 0.5\n'
+    text = 'kind: rag.index\ndocuments: papers\nembedder: "builtin:static"\nmax_failed: 0.5\n'
     recipe = parse_recipe(text)
     made, said = {}, {}
     engine = PicklingEngine(tmp_path / "elsewhere")

@@ -413,7 +413,7 @@ def test_overwrite_that_cannot_start_keeps_the_finished_run(job, run, tmp_path):
 def test_second_job_in_one_folder_does_not_clear_the_first(job, tmp_path):
     from stillroom.jobs import Job
 
-    first = Job.start(tmp_path / "index", "kind: rag\n")
+    first = Job.start(tmp_path / "index", "kind: rag.index\n")
     (first.output / "kept").write_text("kept")
     index = ("rag", "index", job.documents, "--out", tmp_path / "index", "embedder=builtin:static")
     for flag in ("--overwrite", "--resume", "--quiet"):

@@ -272,7 +272,9 @@ def test_documents_in_a_bucket_make_the_index_of_a_folder(server, tmp_path):
     store.put(str(tmp_path / "documents"), path, recursive=True)
 
     def index(documents, out):
-        text = f'version: 1\nkind: rag\nembedder: "builtin:static"\ndocuments: "{documents}"\n'
+        text = (
+            f'version: 1\nkind: rag.index\nembedder: "builtin:static"\ndocuments: "{documents}"\n'
+        )
         return run_recipe(parse_recipe(text, "rag"), tmp_path / out)
 
     here = index(tmp_path / "documents", "here")

@@ -27,7 +27,7 @@ def test_documents_are_read_without_the_packages_for_pictures(tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.txt").write_text("The still is warm.\n", encoding="utf-8")
     recipe = tmp_path / "index.yaml"
-    recipe.write_text("kind: rag\ndocuments: documents\nembedder: builtin:static\n")
+    recipe.write_text("kind: rag.index\ndocuments: documents\nembedder: builtin:static\n")
     done = run("run", recipe, "--out", tmp_path / "index", "--quiet")
     assert done.returncode == 0, done.stderr
 

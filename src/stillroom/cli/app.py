@@ -369,10 +369,13 @@ def _run() -> int:
         return _report_unexpected_error(error)
 
 
+_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index", "tree", "tune")}
+
+
 def _find_resume_hint() -> str:
     """Return the hint for commands that can continue an interrupted job."""
     words = sys.argv[1:3]
-    is_resumable = words[:1] in (["make"], ["run"]) or words == ["rag", "index"]
+    is_resumable = words[:1] in (["make"], ["run"]) or tuple(words) in _RESUMABLE
     return "; run the same command again with --resume" if is_resumable else ""
 
 

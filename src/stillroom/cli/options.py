@@ -6,22 +6,25 @@ Click's own number types accept NaN in any range, since every comparison with it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.types import FloatParamType
 
 if TYPE_CHECKING:
+    from stillroom.provenance import Artifact
     from stillroom.rag.index.view import AccessContext
-    from stillroom.recipes import EngineChoice
+    from stillroom.recipes import EngineChoice, Recipe
 
 __all__ = [
     "FiniteFloat",
     "FiniteFloatRange",
     "access_options",
     "build_access",
+    "build_job_recipe",
+    "build_reader",
     "debug_option",
     "device_option",
     "engine_option",
@@ -39,6 +42,7 @@ __all__ = [
     "read_engine",
     "recipe_arguments",
     "resolve_qrels",
+    "run_job_recipe",
     "run_options",
     "seed_option",
     "trust_option",
@@ -47,6 +51,7 @@ __all__ = [
 
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+RecipeT = TypeVar("RecipeT", bound="Recipe")
 
 
 existing_path = click.Path(exists=False, path_type=Path)
@@ -253,6 +258,45 @@ def resolve_qrels(
     if queries is None or qrels is None:
         raise click.UsageError("give --collection, or --queries and --qrels")
     return queries, qrels
+
+
+def build_reader(tenant: str, principals: Sequence[str]) -> dict[str, Any] | None:
+    """Return the setting ``reader`` of a recipe, or None without a tenant."""
+    if not tenant and not principals:
+        return None
+    return {"tenant": tenant, "principals": list(principals)}
+
+
+def build_job_recipe(recipe_class: type[RecipeT], /, **settings: Any) -> RecipeT:
+    """Return the recipe that the options of a command describe; None is a setting's default.
+
+    Raises:
+        RecipeError: If a setting does not fit.
+    """
+    from stillroom.recipes import build_recipe
+
+    kind = recipe_class.model_fields["kind"].default
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in settings.items()
+        if value is not None
+    }
+    recipe = build_recipe({"kind": kind, **given}, f"options of {kind}", folder=Path.cwd())
+    return cast("RecipeT", recipe)
+
+
+def run_job_recipe(recipe: Recipe, out: Path, options: Mapping[str, Any]) -> Artifact:
+    """Run a recipe with the options of ``job_options``."""
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+
+    return run_recipe(
+        recipe,
+        out,
+        resume=options["resume"],
+        overwrite=options["overwrite"],
+        reporter=choose_reporter(quiet=options["quiet"]),
+    )
 
 
 def build_access(tenant: str, principals: Sequence[str]) -> AccessContext | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_report
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact
 from stillroom.records import Answer
@@ -33,6 +33,11 @@ _MAIN_METRICS = (
 def print_run(out: Path, artifact: Artifact) -> None:
     """Print the result of a job; of a run the main metrics and the next commands."""
     report = out / "report.json"
+    if artifact.kind == "report" and artifact.details.get("sections"):
+        from stillroom.evaluate import Report
+
+        print_report(out, artifact, Report.from_json(artifact.details), as_json=False)
+        return
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
         for failed in artifact.details.get("failed", ()):

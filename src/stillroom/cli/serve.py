@@ -29,7 +29,7 @@ __all__ = [
 \b
 Examples:
   stillroom serve run
-  stillroom serve index --model ./my-checkpoint --way dense+mmr --unsupported refuse
+  stillroom serve index --model ./my-checkpoint --pipeline dense+mmr --unsupported refuse
   stillroom serve student=./student teacher=./teacher.gguf docs=./index+./student
   stillroom serve --jobs ./workspace --job-workers 2
   STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000

@@ -154,7 +154,7 @@ class FlowRecipe(Recipe):
         ],
     ] = Field(
         description="recipes by name, in order; {from: NAME} refers to an earlier one's artifact",
-        examples=[{"index": {"kind": "rag", "documents": "path/to/documents"}}],
+        examples=[{"index": {"kind": "rag.index", "documents": "path/to/documents"}}],
     )
     engine: EngineChoice = ENGINE
     answer: ServingSteps | None = Field(None, description="steps that `ask` and `serve` open")

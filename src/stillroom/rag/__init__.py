@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stillroom.rag.generation.answer import ask, ask_stream
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
-    from stillroom.rag.recipe import RagRecipe
+    from stillroom.rag.jobs.index import IndexRecipe
     from stillroom.rag.retrieval.pipeline import retrieve
 
 __all__ = [
@@ -31,8 +31,8 @@ __all__ = [
     "RERANKERS",
     "RETRIEVERS",
     "Index",
+    "IndexRecipe",
     "Query",
-    "RagRecipe",
     "ask",
     "ask_stream",
     "retrieve",
@@ -43,8 +43,8 @@ _HOMES = {
     "RETRIEVERS": "interfaces",
     "QUERY_TRANSFORMS": "interfaces",
     "Index": "index.searcher",
+    "IndexRecipe": "jobs.index",
     "Query": "interfaces",
-    "RagRecipe": "recipe",
     "ask": "generation.answer",
     "ask_stream": "generation.answer",
     "retrieve": "retrieval.pipeline",

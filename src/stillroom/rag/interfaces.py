@@ -23,6 +23,7 @@ from typing_extensions import override
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
 from stillroom.rag.observability import stage
+from stillroom.recipes import Reference, Settings
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
@@ -46,10 +47,12 @@ __all__ = [
     "RETRIEVERS",
     "STORES",
     "AnswerStrategy",
+    "AuxiliaryVectorStore",
     "EntityExtractor",
     "GroundednessChecker",
     "HybridRetriever",
     "IndexStore",
+    "LateInteractionSettings",
     "Mention",
     "PassageExtraction",
     "PassageReranker",
@@ -58,6 +61,7 @@ __all__ = [
     "Relation",
     "RelevanceGrader",
     "Retriever",
+    "SparseSettings",
     "TimeDependent",
     "make_query",
 ]
@@ -390,29 +394,38 @@ class EntityExtractor(Method, ABC):
 
 EXTRACTORS = Registry("stillroom.rag.extractors", EntityExtractor)
 
-_AUXILIARY_NAMES = {
-    "sparse": "term weights of learned sparse search (sparse)",
-    "tokens": "token vectors of late interaction (tokens)",
-}
+
+class SparseSettings(Settings):
+    """Learned sparse search: a masked language model weights terms of passages and queries."""
+
+    model: Reference = Field(
+        description="masked language model: a SPLADE checkpoint's folder, or another's"
+    )
+    max_terms: int = Field(
+        256, ge=1, le=100_000, description="maximum terms per passage, the heaviest first"
+    )
+
+
+class LateInteractionSettings(Settings):
+    """Late interaction: one vector for every token of passages and questions."""
+
+    model: Reference = Field(
+        "builtin:embedder",
+        description="a ColBERT checkpoint's folder; builtin:embedder uses the token states of the "
+        "index's embedder",
+    )
+    bits: Literal[4, 8, 16, 32] = Field(
+        8, description="bits per stored number; below 16 they are codes after a rotation"
+    )
 
 
 class IndexStore(Method, ABC):
-    """Storage backend of an index, with its settings.
+    """Storage backend of an index, with its settings."""
 
-    ``keeps_extras`` is True where it can store auxiliary vectors (term weights, token vectors).
-    """
-
-    keeps_extras: ClassVar[bool] = False
-
-    def list_lacking(self, settings: Mapping[str, Any]) -> list[str]:
-        """Return the auxiliary vectors that settings ask for and this store cannot keep.
-
-        Args:
-            settings: Settings of a recipe or of an index's description.
-        """
-        if self.keeps_extras:
-            return []
-        return [label for name, label in _AUXILIARY_NAMES.items() if settings.get(name)]
+    @property
+    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
+        """Settings of the auxiliary vectors that the store keeps: term weights, token vectors."""
+        return None, None
 
     @abstractmethod
     def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
@@ -438,6 +451,22 @@ class IndexStore(Method, ABC):
         Raises:
             MissingExtraError: If a package is not installed.
         """
+
+
+class AuxiliaryVectorStore(IndexStore, ABC):
+    """Storage backend that can also keep auxiliary vectors."""
+
+    sparse: SparseSettings | None = Field(
+        None, description="store learned term weights, for the retriever sparse"
+    )
+    late_interaction: LateInteractionSettings | None = Field(
+        None, description="store token vectors, for the retriever multi_vector"
+    )
+
+    @property
+    @override
+    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
+        return self.sparse, self.late_interaction
 
 
 STORES: Registry[IndexStore] = Registry("stillroom.rag.stores", IndexStore)

@@ -260,7 +260,8 @@ def _sigmoid(odds: float) -> float:
 class CallCounter:
     """Text model that forwards every call; ``calls`` counts completed or scored prompts.
 
-    ``tokens`` counts tokens read and written, by the engine or its tokenizer.
+    ``prompt_tokens`` and ``completion_tokens`` count tokens read and written, by the engine or its
+    tokenizer.
     """
 
     def __init__(self, model: TextModel) -> None:
@@ -268,7 +269,12 @@ class CallCounter:
         self._model = model
         self.name, self.fingerprint = model.name, model.fingerprint
         self.context_length = model.context_length
-        self.calls = self.tokens = 0
+        self.calls = self.prompt_tokens = self.completion_tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens read and written."""
+        return self.prompt_tokens + self.completion_tokens
 
     def generate(
         self,
@@ -283,9 +289,8 @@ class CallCounter:
         completions = self._model.generate(
             prompts, sampling, on_done=on_done, is_cancelled=is_cancelled
         )
-        self.tokens += sum(
-            completion.prompt_tokens + completion.completion_tokens for completion in completions
-        )
+        self.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
+        self.completion_tokens += sum(completion.completion_tokens for completion in completions)
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
@@ -302,15 +307,16 @@ class CallCounter:
                     yield item
         finally:
             stream.close()
-            self.tokens += completion.prompt_tokens or self._measure(prompt)
-            self.tokens += completion.completion_tokens or self.count_tokens("".join(pieces))
+            self.prompt_tokens += completion.prompt_tokens or self._measure(prompt)
+            written = completion.completion_tokens or self.count_tokens("".join(pieces))
+            self.completion_tokens += written
         return completion
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens, given its prompt."""
         distinct = {id(prompt): prompt for prompt in prompts}
         self.calls += len(distinct)
-        self.tokens += sum(map(self._measure, distinct.values()))
+        self.prompt_tokens += sum(map(self._measure, distinct.values()))
         return self._model.score(prompts, completions)
 
     def count_tokens(self, text: str) -> int:

@@ -73,7 +73,7 @@ class AnswerSettings(BaseModel):
     retriever: Annotated[
         str | Retriever | None,
         ClientOption(
-            name="way",
+            name="pipeline",
             description="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER]; default convex.",
             request_description="Retrieval pipeline [TRANSFORM>]RETRIEVER[+RERANKER] of methods "
             "without settings.",

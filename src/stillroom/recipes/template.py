@@ -209,6 +209,11 @@ class _TemplatePrinter:
             yield from self.default(info.alias or name, getattr(value, name), indent + 2, path)
 
 
+def _is_group(default: Any) -> bool:
+    """Whether a default is a group of settings, or no group."""
+    return default is None or (isinstance(default, BaseModel) and not isinstance(default, Method))
+
+
 def _methods(
     model: type[BaseModel], wanted: tuple[Registry[Any], str] | None
 ) -> Iterator[type[Method]]:

@@ -106,7 +106,7 @@ def test_a_method_offers_the_settings_of_each_choice():
 
 def test_a_job_is_estimated_started_followed_and_listed(jobs):
     body = {
-        "recipe": {"version": 1, "kind": "rag"},
+        "recipe": {"version": 1, "kind": "rag.index"},
         "overrides": ['documents="documents"', 'embedder="static"'],
     }
     told = jobs.post("/v1/recipes/check", json=body).json()
@@ -132,7 +132,7 @@ def test_a_job_is_estimated_started_followed_and_listed(jobs):
 
 
 def test_a_recipe_reaches_nothing_outside(jobs):
-    body = {"recipe": {"version": 1, "kind": "rag"}, "overrides": ['documents="../secret"']}
+    body = {"recipe": {"version": 1, "kind": "rag.index"}, "overrides": ['documents="../secret"']}
     told = jobs.post("/v1/recipes/check", json=body).json()
     assert told["valid"] is False
     assert told["problems"][0]["code"] == "recipe.outside"

@@ -14,7 +14,7 @@ inputs:
   other: hub:org/name
   static: builtin:static
 steps:
-  index: {kind: rag, documents: {from: inputs.documents}}
+  index: {kind: rag.index, documents: {from: inputs.documents}}
   records: {kind: synth.records, index: {from: index}, cache: not-made-yet.jsonl}
   student:
     kind: distill.logits
@@ -74,7 +74,7 @@ def test_paths_are_found_wherever_a_recipe_may_name_one(text, named, tmp_path):
 
 
 def test_the_longest_name_is_missing_as_any_other(tmp_path):
-    recipe = parse_recipe(f"kind: rag\ndocuments: {'a' * 5000}", folder=tmp_path)
+    recipe = parse_recipe(f"kind: rag.index\ndocuments: {'a' * 5000}", folder=tmp_path)
     assert missing(recipe) == ["documents"]
 
 
@@ -95,7 +95,7 @@ def test_the_command_says_what_is_missing_and_where(tmp_path):
 
 def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = parse_recipe("kind: rag\ndocuments: org/name", folder=tmp_path)
+    recipe = parse_recipe("kind: rag.index\ndocuments: org/name", folder=tmp_path)
     with pytest.raises(DataError, match="write hub:org/name"):
         check_inputs(recipe)
 

@@ -54,7 +54,7 @@ def documents(tmp_path_factory):
 def passages(documents, tmp_path_factory):
     out = tmp_path_factory.mktemp("index") / "run"
     text = (
-        f"version: 1\nkind: rag\ndocuments: {documents}\nembedder: static\n"
+        f"version: 1\nkind: rag.index\ndocuments: {documents}\nembedder: static\n"
         "origin: {kind: human, license: CC0-1.0}\n"
     )
     run_recipe(parse_recipe(text), out)

@@ -92,7 +92,7 @@ version: 1
 kind: flow
 engine: {whole}
 steps:
-  index: {{kind: rag, documents: papers, engine: {one}}}
+  index: {{kind: rag.index, documents: papers, engine: {one}}}
   records: {{kind: synth.records, index: {{from: index}}, engine: {two}}}
 """
 

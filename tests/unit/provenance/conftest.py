@@ -93,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     documents, passages = make_documents(documents_folder)
     steps = root / "steps"
 
-    job = Job.start(steps / "index", "kind: rag\n")
+    job = Job.start(steps / "index", "kind: rag.index\n")
     write_lines(job.output / "documents.jsonl", [document.to_json() for document in documents])
     write_lines(job.output / "passages.jsonl", [passage.to_json() for passage in passages])
     job.finish("index", parents=[make_parent("documents", documents_folder, steps / "index")])

@@ -5,8 +5,7 @@ import pytest
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import IndexRecipe, run
 
 PAGES = {
     "animals/cats.md": "# Cats\n\nA cat sleeps sixteen hours a day. Cats purr when they rest.\n",
@@ -35,7 +34,7 @@ def build(folder, tmp_path):
     """Return a function that indexes the folder and gives the artifact."""
 
     def make(name="index", *, embedder=None, previous=None, job=None, **settings):
-        recipe = RagRecipe(documents=str(folder), embedder="static", **settings)
+        recipe = IndexRecipe(documents=str(folder), embedder="static", **settings)
         if job is None:
             job = Job.start(tmp_path / name, f"{recipe!r}\n", overwrite=True)
         if previous is not None:
@@ -53,7 +52,7 @@ def built(tmp_path_factory):
     """Index the folder once, for tests that only read."""
     place = tmp_path_factory.mktemp("rag")
     write_pages(place / "documents")
-    recipe = RagRecipe(documents=str(place / "documents"), embedder="static")
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
     run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
     return place / "index"
 

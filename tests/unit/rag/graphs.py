@@ -2,12 +2,15 @@
 
 import shutil
 
+from tests.unit.rag.jobs import run_with_model
+
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph.job import GraphPlan, build_graph
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.graph.types import read_graph_description
+from stillroom.rag.jobs.graph import GraphRecipe
+from stillroom.rag.jobs.graph import run as run_graph
+from stillroom.rag.jobs.index import IndexRecipe, run
 
 # Who runs the yard that built the Aurora? Two documents bear the answer, and only one of them
 # shares a word with the question; the others are there to be in the way.
@@ -47,7 +50,7 @@ def write_pages(root, pages):
 def make_index(place, pages, name="index"):
     """Index pages, in place of what an earlier call left."""
     write_pages(place / "documents", pages)
-    recipe = RagRecipe(documents=str(place / "documents"), embedder="static")
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
     job = Job.start(place / name, "recipe\n", overwrite=True)
     try:
         run(recipe, job, embedder=open_embedder("static"))
@@ -59,8 +62,12 @@ def make_index(place, pages, name="index"):
 def make_graph(index, out, *, model=None, overwrite=True, resume=False, **settings):
     """Make a graph of noun phrases, or by the extractor given."""
     extractor = settings.pop("extractor", None) or NounPhrases(min_count=1, prune=0)
-    plan = GraphPlan(index, extractor, **settings)
-    return build_graph(plan, out, model=model, overwrite=overwrite, resume=resume)
+    writer = {"model": "scripted:none"} if model is not None else None
+    recipe = GraphRecipe(index=str(index), extractor=extractor, writer=writer, **settings)
+    artifact = run_with_model(
+        run_graph, recipe, out, model=model, overwrite=overwrite, resume=resume
+    )
+    return artifact, read_graph_description(out / "output", "graph")
 
 
 def bytes_of(artifact):

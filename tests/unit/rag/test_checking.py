@@ -10,14 +10,14 @@ from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
 from stillroom.provenance import verify_artifact
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import check_index, delete_documents, repair_index
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 
 
 @pytest.fixture
 def place(folder, tmp_path):
-    run_recipe(RagRecipe(documents=str(folder), embedder="static"), tmp_path / "index")
+    run_recipe(IndexRecipe(documents=str(folder), embedder="static"), tmp_path / "index")
     delete_documents(tmp_path / "index", ["animals/dogs.md"])
     return tmp_path / "index"
 

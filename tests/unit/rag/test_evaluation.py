@@ -2,6 +2,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from tests.unit.rag.jobs import run_report
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
@@ -17,10 +18,9 @@ from stillroom.rag.evaluation.retrieval import (
     search_query,
     unpack_corpus,
 )
-from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
 from stillroom.rag.retrieval.pipeline import parse_pipeline
-from stillroom.rag.run import run
 from stillroom.text.reader import scan_folder
 
 QUERIES = {
@@ -46,27 +46,27 @@ def judged(tmp_path):
     return tmp_path
 
 
-def plan(judged, built, **changes):
+def make_recipe(judged, built, **changes):
     fields = {
-        "index": built,
-        "queries": judged / "queries.jsonl",
-        "qrels": judged / "qrels.txt",
-        "ways": ("keyword", "dense", "hybrid+proximity"),
-        "measures": ("ndcg@10", "recall@10"),
+        "index": str(built),
+        "queries": str(judged / "queries.jsonl"),
+        "qrels": str(judged / "qrels.txt"),
+        "pipelines": ["keyword", "dense", "hybrid+proximity"],
+        "measures": ["ndcg@10", "recall@10"],
         "depth": 5,
         "k": 2,
     }
-    return RetrievalEvalPlan(**{**fields, **changes})
+    return RetrievalEvaluationRecipe(**{**fields, **changes})
 
 
 def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_path):
-    artifact, report = evaluate_retrieval(plan(judged, built), tmp_path / "out")
+    artifact, report = run_report(make_recipe(judged, built), tmp_path / "out")
     assert artifact.kind == "report"
     assert artifact.details["unit"] == "path"
     assert report.metrics["keyword/ndcg@10"].n == 4  # query 5 has nothing relevant
     assert report.metrics["keyword/recall@10"].value == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert [section.title for section in report.sections] == [
-        "Ways",
+        "Pipelines",
         "Where the time goes",
         "Against keyword",
         "Where it is lost",
@@ -132,15 +132,15 @@ def test_ways_are_written_in_a_line():
 
 def test_what_cannot_be_evaluated_is_refused_before_a_job_starts(judged, built, tmp_path):
     for changes, code in (
-        ({"ways": ("keyword", "keyword")}, "rag.ways"),
-        ({"measures": ("recall",)}, "metric.unknown-measure"),
+        ({"pipelines": ["keyword", "keyword"]}, "rag.pipelines"),
+        ({"measures": ["recall"]}, "metric.unknown-measure"),
     ):
         with pytest.raises(DataError) as caught:
-            evaluate_retrieval(plan(judged, built, **changes), tmp_path / "out")
+            run_report(make_recipe(judged, built, **changes), tmp_path / "out")
         assert caught.value.code == code
     (judged / "qrels.txt").write_text("9 0 code/cpp.md 1\n")
     with pytest.raises(DataError, match="1 judged queries have no text"):
-        evaluate_retrieval(plan(judged, built), tmp_path / "out")
+        run_report(make_recipe(judged, built), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -177,7 +177,9 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
 
     run("rag", "unpack", folder / "corpus.jsonl", "--out", tmp_path / "docs")
     run("rag", "index", tmp_path / "docs", "--out", tmp_path / "index", "embedder=builtin:static")
-    found = run("rag", "search", tmp_path / "index", "which city?", "--way", "keyword+proximity")
+    found = run(
+        "rag", "search", tmp_path / "index", "which city?", "--pipeline", "keyword+proximity"
+    )
     assert found.splitlines()[0].startswith("1.")
     assert "d%2F3.txt" in found.splitlines()[0]
     out = tmp_path / "report"
@@ -196,21 +198,21 @@ def test_a_query_that_is_a_row_of_the_corpus_does_not_find_itself(tmp_path):
         CorpusRow("other", "", "A cat sleeps sixteen hours a day."),
     ]
     unpack_corpus(rows, tmp_path / "docs")
-    recipe = RagRecipe(documents=str(tmp_path / "docs"), embedder="static")
+    recipe = IndexRecipe(documents=str(tmp_path / "docs"), embedder="static")
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     queries = {"for": rows[0].text, "other": "which animal sleeps a day"}
     (tmp_path / "queries.jsonl").write_text(
         "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in queries.items())
     )
     (tmp_path / "qrels.tsv").write_text("for\t0\tagainst\t1\nother\t0\tother\t1\n")
-    plan = RetrievalEvalPlan(
-        tmp_path / "index",
-        tmp_path / "queries.jsonl",
-        tmp_path / "qrels.tsv",
-        ("keyword", "dense"),
-        ("mrr@10",),
+    recipe = RetrievalEvaluationRecipe(
+        index=str(tmp_path / "index"),
+        queries=str(tmp_path / "queries.jsonl"),
+        qrels=str(tmp_path / "qrels.tsv"),
+        pipelines=["keyword", "dense"],
+        measures=["mrr@10"],
     )
-    _, report = evaluate_retrieval(plan, tmp_path / "out")
+    _, report = run_report(recipe, tmp_path / "out")
     assert report.metrics["keyword/mrr@10"].value == 1.0  # a judged row stays a hit
     assert report.metrics["dense/mrr@10"].value == 1.0
     assert "1 of them are rows of the corpus, and no hits of their own." in report.summary
@@ -220,13 +222,13 @@ def test_a_query_that_is_a_row_of_the_corpus_does_not_find_itself(tmp_path):
 
 def test_a_models_unreadable_answers_are_counted(judged, built, tmp_path):
     (tmp_path / "script.json").write_text(json.dumps({"*": "no JSON"}))
-    asked = plan(
+    asked = make_recipe(
         judged,
         built,
-        ways=("keyword", "multi_query>keyword", "keyword+listwise"),
+        pipelines=["keyword", "multi_query>keyword", "keyword+listwise"],
         model=f"scripted:{tmp_path / 'script.json'}",
     )
-    _, report = evaluate_retrieval(asked, tmp_path / "out")
+    _, report = run_report(asked, tmp_path / "out")
     told = next(one for one in report.sections if one.title == "Done otherwise than asked")
     counts = {row[0]: row[2] for row in told.table.rows}
     assert counts["multi_query>keyword"] == "4"
@@ -237,5 +239,5 @@ def test_a_models_unreadable_answers_are_counted(judged, built, tmp_path):
 
 def test_a_way_that_asks_a_model_needs_one(judged, built, tmp_path):
     with pytest.raises(DataError) as caught:
-        evaluate_retrieval(plan(judged, built, ways=("hyde>keyword",)), tmp_path / "out")
+        run_report(make_recipe(judged, built, pipelines=["hyde>keyword"]), tmp_path / "out")
     assert caught.value.code == "rag.no-model"

@@ -19,6 +19,7 @@ from stillroom.models import open_embedder
 from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import STORES, Query
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance import migration
 from stillroom.rag.maintenance.migration import compare_stores, drop_source, migrate_index
 from stillroom.rag.maintenance.update import (
@@ -27,9 +28,7 @@ from stillroom.rag.maintenance.update import (
     repair_index,
     update_index,
 )
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import run
 from stillroom.rag.storage.folder.store import FolderStore, check_folder
 from stillroom.recipes import parse_recipe
 
@@ -52,13 +51,17 @@ def place(tmp_path):
 def build(place, models, name="index", previous=None, **told):
     splade, colbert = models
     settings = {"documents": str(place / "documents"), "embedder": "static"}
-    settings |= {"sparse": {"model": str(splade)}, "tokens": {"model": str(colbert), "bits": 16}}
-    settings = {name: one for name, one in (settings | told).items() if one is not None}
-    text = json.dumps({"version": 1, "kind": "rag", **settings})
+    kept = {
+        "sparse": {"model": str(splade)},
+        "late_interaction": {"model": str(colbert), "bits": 16},
+    }
+    kept |= {name: told.pop(name) for name in kept.keys() & told.keys()}
+    settings |= {"store": {"name": "folder", **kept}, **told}
+    text = json.dumps({"version": 1, "kind": "rag.index", **settings})
     job = Job.start(place / name, text, overwrite=True)
     job.previous = previous
     try:
-        return run(RagRecipe(**settings), job, embedder=open_embedder("static"))
+        return run(IndexRecipe(**settings), job, embedder=open_embedder("static"))
     finally:
         job.close()
 
@@ -213,7 +216,7 @@ def test_codes_of_few_bits_find_the_same(built, place, models):
             found = retrieve(index, QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
             return {hit.passage.id: hit.score for hit in found}
 
-    build(place, models, sparse=None, tokens={"model": str(models[1]), "bits": 4})
+    build(place, models, sparse=None, late_interaction={"model": str(models[1]), "bits": 4})
     assert scores(place / "index") == pytest.approx(scores(built / "index"), abs=0.05)
 
 
@@ -221,9 +224,13 @@ def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
     place, models, monkeypatch
 ):
     folder = str(make_masked_lm(place / "encoder"))
-    told = {"documents": str(place / "documents"), "embedder": folder, "tokens": {"bits": 16}}
+    told = {
+        "documents": str(place / "documents"),
+        "embedder": folder,
+        "store": {"name": "folder", "late_interaction": {"bits": 16}},
+    }
     job = Job.start(place / "own", json.dumps(told))
-    run(RagRecipe(**told), job, embedder=(embedder := open_embedder(folder)))
+    run(IndexRecipe(**told), job, embedder=(embedder := open_embedder(folder)))
     job.close()
     with Index.open(place / "own", embedder=embedder) as index:
         query = Query(QUERY)
@@ -238,7 +245,7 @@ def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
 
 
 def test_an_index_without_them_says_so(place, models):
-    build(place, models, sparse=None, tokens=None)
+    build(place, models, sparse=None, late_interaction=None)
     with Index.open(place / "index") as index:
         for retriever in ("sparse", "multi_vector", {"name": "hybrid", "words": "sparse"}):
             with pytest.raises(DataError) as caught:
@@ -272,8 +279,17 @@ def test_models_that_changed_are_refused(place, models):
 
 def test_check_counts_them_and_list_names_them(place, models):
     bare = {"documents": str(place / "documents"), "embedder": "static"}
-    plain = estimate_recipe(RagRecipe(**bare))
-    more = estimate_recipe(RagRecipe(**bare, sparse={"model": str(models[0])}, tokens={"bits": 4}))
+    plain = estimate_recipe(IndexRecipe(**bare))
+    more = estimate_recipe(
+        IndexRecipe(
+            **bare,
+            store={
+                "name": "folder",
+                "sparse": {"model": str(models[0])},
+                "late_interaction": {"bits": 4},
+            },
+        )
+    )
     assert more.disk_bytes > plain.disk_bytes
     assert more.seconds > plain.seconds
     assert "term weights" in more.basis
@@ -285,26 +301,26 @@ def test_check_counts_them_and_list_names_them(place, models):
 
 def test_a_recipe_says_it_in_a_line(place):
     recipe = parse_recipe(
-        f"version: 1\nkind: rag\ndocuments: {place}\n", "here", ["tokens.bits=4"], folder=place
+        f"version: 1\nkind: rag.index\ndocuments: {place}\n",
+        "here",
+        ["store.late_interaction.bits=4"],
+        folder=place,
     )
-    assert (recipe.tokens.model, recipe.tokens.bits, recipe.sparse) == ("builtin:embedder", 4, None)
+    kept = recipe.late_interaction
+    assert (kept.model, kept.bits, recipe.sparse) == ("builtin:embedder", 4, None)
     recipe = parse_recipe(
-        f"version: 1\nkind: rag\ndocuments: {place}\nsparse: {{model: splade}}\n",
+        f"kind: rag.index\ndocuments: {place}\nstore: {{name: folder, sparse: {{model: s}}}}\n",
         "here",
         folder=place,
     )
-    assert recipe.sparse.model == str(place / "splade")
+    assert recipe.sparse.model == str(place / "s")
 
 
 def test_a_store_that_keeps_none_is_refused(place):
-    asked = (
-        ({"tokens": {"bits": 4}}, "token vectors"),
-        ({"sparse": {"model": str(place)}}, "term weights"),
-    )
-    for told, what in asked:
-        RagRecipe(documents=str(place), store="qdrant", **told)
-        with pytest.raises((RecipeError, ValueError), match=what):
-            RagRecipe(documents=str(place), store="postgres", **told)
+    for told in ({"late_interaction": {"bits": 4}}, {"sparse": {"model": str(place)}}):
+        IndexRecipe(documents=str(place), store={"name": "qdrant", **told})
+        with pytest.raises((RecipeError, ValueError), match="not permitted"):
+            IndexRecipe(documents=str(place), store={"name": "postgres", **told})
 
 
 def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
@@ -388,16 +404,20 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeyp
 
     own = ColbertEncoder.encode
     told = {"documents": str(place / "documents"), "embedder": "static"}
-    told |= {"sparse": {"model": str(models[0])}, "tokens": {"model": str(models[1]), "bits": 16}}
-    text = json.dumps({"version": 1, "kind": "rag", **told})
+    kept = {
+        "sparse": {"model": str(models[0])},
+        "late_interaction": {"model": str(models[1]), "bits": 16},
+    }
+    told["store"] = {"name": "folder", **kept}
+    text = json.dumps({"version": 1, "kind": "rag.index", **told})
     with monkeypatch.context() as patch:
         patch.setattr(ColbertEncoder, "encode", fail)
         job = Job.start(place / "killed", text)
         with pytest.raises(KeyboardInterrupt):
-            run(RagRecipe(**told), job, embedder=open_embedder("static"))
+            run(IndexRecipe(**told), job, embedder=open_embedder("static"))
         job.close()
     job = Job.start(place / "killed", text, resume=True)
-    done = run(RagRecipe(**told), job, embedder=open_embedder("static"))
+    done = run(IndexRecipe(**told), job, embedder=open_embedder("static"))
     job.close()
     assert done.details["parsed"] < 6
     for name in ("term_weights", "token_vectors", "postings"):

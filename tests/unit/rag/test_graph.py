@@ -286,7 +286,7 @@ def test_by_the_command_line(small, tmp_path):
     assert "Nobel Prize Committee (also NPC)" in shown
     assert "prizes.md: bytes" in shown
     assert "Stockholm" in call(
-        "search", index, "NPC", "--way", f"graph_local:graph={tmp_path / 'g'}"
+        "search", index, "NPC", "--pipeline", f"graph_local:graph={tmp_path / 'g'}"
     )
 
 

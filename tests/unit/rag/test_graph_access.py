@@ -10,12 +10,12 @@ from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph.job import GraphPlan, build_graph
-from stillroom.rag.graph.tree_job import TreePlan, build_tree
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
+from stillroom.rag.jobs.graph import GraphRecipe
+from stillroom.rag.jobs.index import IndexRecipe
+from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
 from stillroom.rag.observability import collect_warnings
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 
 TENANTS = ("acme", "bolt", "crux")
@@ -34,7 +34,7 @@ def shared(tmp_path_factory):
     write_pages(place / "documents", PAGES)
     told = [{"path": path, "tenant": path.split("/")[0], "labels": ["public"]} for path in PAGES]
     (place / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(place / "documents"),
         embedder="static",
         access="tenants",
@@ -42,12 +42,12 @@ def shared(tmp_path_factory):
     )
     run_recipe(recipe, place / "index")
     for tenant in TENANTS:
-        access = AccessContext(tenant)
-        plan = GraphPlan(place / "index", NounPhrases(min_count=1, prune=0), access=access)
-        build_graph(plan, place / f"graph-{tenant}")
-        build_tree(
-            TreePlan(place / "index", cluster_size=3, access=access), place / f"tree-{tenant}"
-        )
+        reader = {"tenant": tenant}
+        extractor = NounPhrases(min_count=1, prune=0)
+        graph = GraphRecipe(index=str(place / "index"), reader=reader, extractor=extractor)
+        run_recipe(graph, place / f"graph-{tenant}")
+        tree = SummaryTreeRecipe(index=str(place / "index"), reader=reader, max_cluster_size=3)
+        run_recipe(tree, place / f"tree-{tenant}")
     return place
 
 
@@ -88,7 +88,7 @@ def test_a_filter_holds_within_a_graph_too(shared):
 
 def test_without_a_tenant_no_graph_is_made(shared, tmp_path):
     with pytest.raises(DataError) as caught:
-        build_graph(GraphPlan(shared / "index", NounPhrases()), tmp_path / "graph")
+        run_recipe(GraphRecipe(index=str(shared / "index")), tmp_path / "graph")
     assert caught.value.code == "rag.access-needed"
 
 

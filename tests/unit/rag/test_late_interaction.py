@@ -119,7 +119,7 @@ def test_kept_token_vectors_are_weighed_as_read_ones(build, tmp_path):
     from stillroom.models import open_embedder
 
     embedder = Tokens(open_embedder("static"))
-    build(embedder=embedder, tokens={"bits": 8})
+    build(embedder=embedder, store={"name": "folder", "late_interaction": {"bits": 8}})
     query = Query("which dogs guard the house")
     with Index.open(tmp_path / "index", embedder=embedder) as index:
         assert index.has_tokens

@@ -20,6 +20,7 @@ from stillroom.rag import observability
 from stillroom.rag.generation.answer import ask, ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.observability import (
     CONTENT_VARIABLE,
     collect_stages,
@@ -28,8 +29,6 @@ from stillroom.rag.observability import (
     start_metrics,
     start_tracing,
 )
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
 from stillroom.records import Answer
 
 CANARY = "zanzibarquux"
@@ -45,7 +44,7 @@ def secret(tmp_path_factory):
         text = f"# {name}\n\nThe canary is {CANARY}. It sits in cage {name} and sings.\n"
         (place / "documents" / f"{name}.md").write_text(text)
     job = Job.start(place / "index", "recipe\n")
-    run(RagRecipe(documents=str(place / "documents")), job, embedder=open_embedder("static"))
+    run(IndexRecipe(documents=str(place / "documents")), job, embedder=open_embedder("static"))
     job.close()
     return place / "index"
 
@@ -152,7 +151,7 @@ def test_no_text_is_in_any_log(secret, tmp_path, caplog, recwarn, capfd):
     (place / "empty.md").write_text("")
     (place / "b.json").write_text(f'{{"broken": "{CANARY}')
     job = Job.start(tmp_path / "index", "recipe\n")
-    recipe = RagRecipe(documents=str(place), max_failed=0.5)
+    recipe = IndexRecipe(documents=str(place), max_failed=0.5)
     run(recipe, job, embedder=open_embedder("static"))
     job.close()
     with Index.open(secret, embedder=open_embedder("static")) as index:
@@ -172,12 +171,12 @@ def test_a_search_shows_its_times(secret):
         assert done.exit_code == 0, done.output
         return done.output
 
-    plain = search("--way", "keyword", "--timings")
+    plain = search("--pipeline", "keyword", "--timings")
     assert "keyword" in plain
     assert " ms" in plain
-    told = json.loads(search("--way", "keyword", "--timings", "--json"))
+    told = json.loads(search("--pipeline", "keyword", "--timings", "--json"))
     assert set(told["stage_ms"]) == {"keyword", "retrieve"}
-    assert "stage_ms" not in json.loads(search("--way", "keyword", "--json"))
+    assert "stage_ms" not in json.loads(search("--pipeline", "keyword", "--json"))
 
 
 def test_spans_go_where_the_variable_says(secret, tmp_path):

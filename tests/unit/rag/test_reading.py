@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from tests.unit.rag.jobs import run_report
 
 from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError
@@ -15,7 +16,6 @@ from stillroom.models import open_embedder
 from stillroom.models.backends.scripted import ScriptedModel
 from stillroom.models.interfaces import Score
 from stillroom.rag.evaluation import answer_job
-from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
 from stillroom.rag.evaluation.answers import (
     AnswerGrader,
     AnswerTrace,
@@ -27,8 +27,8 @@ from stillroom.rag.evaluation.answers import (
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import CHECKERS
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.records import Message, Record
 
 QUESTIONS = [
@@ -71,16 +71,17 @@ def asked(tmp_path):
     return write
 
 
-def plan(built, questions, model, **changes):
-    fields = {"ways": ("keyword", "dense"), "k": 2, "depth": 5}
-    return AnswerEvalPlan(built, questions, model, **{**fields, **changes})
+def make_recipe(built, questions, model, **changes):
+    fields = {"pipelines": ["keyword", "dense"], "k": 2, "depth": 5}
+    inputs = {"index": str(built), "questions": str(questions), "model": model}
+    return AnswerEvaluationRecipe(**{**inputs, **fields, **changes})
 
 
 def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, tmp_path):
-    artifact, report = evaluate_answers(plan(built, *asked()), tmp_path / "out")
+    artifact, report = run_report(make_recipe(built, *asked()), tmp_path / "out")
     assert artifact.kind == "report"
     lines = (tmp_path / "out/output/answers.jsonl").read_text().splitlines()
-    rows = {row["question"]: row for row in map(json.loads, lines) if row["way"] == "keyword"}
+    rows = {row["question"]: row for row in map(json.loads, lines) if row["pipeline"] == "keyword"}
     assert {name: row["stage"] for name, row in rows.items()} == {
         "cat": "",
         "dog": "read",  # the passage was shown, the answer is wrong
@@ -98,16 +99,22 @@ def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, 
     assert metrics["keyword/abstention_recall"].value == 1.0
     assert "measured on" in metrics["keyword/faithfulness"].note
     titles = [section.title for section in report.sections]
-    assert titles == ["Ways", "Against keyword", "Where it goes wrong", "Worst questions", "Cost"]
+    assert titles == [
+        "Pipelines",
+        "Against keyword",
+        "Where it goes wrong",
+        "Worst questions",
+        "Cost",
+    ]
     assert "No judge" in report.summary
     assert (tmp_path / "out/output/runs/0-keyword.trec").is_file()
 
 
 def test_ways_of_answering_are_compared_on_the_same_questions(built, asked, tmp_path):
     script = {**SCRIPT, "*": "Neil Armstrong walked on it."}
-    ways = ("dense", "dense=>corrective:queries=0!drop")
-    asking = plan(built, *asked(script=script), ways=ways)
-    _, report = evaluate_answers(asking, tmp_path / "out")
+    ways = ["dense", "dense=>corrective:queries=0!drop"]
+    asking = make_recipe(built, *asked(script=script), pipelines=ways)
+    _, report = run_report(asking, tmp_path / "out")
     metrics = report.metrics
     assert metrics["dense/abstention_recall"].value == 0.0
     assert metrics[f"{ways[1]}/abstention_recall"].value == 1.0
@@ -189,13 +196,13 @@ def test_answers_from_joined_passages_are_graded(tmp_path, asked):
     page = "# Cats\n\nA cat sleeps sixteen hours a day. It purrs. It hunts mice at night.\n"
     (tmp_path / "pages/cats.md").write_text(page)
     chunker = {"name": "parent_child", "size": 12, "parent_size": 64}
-    recipe = RagRecipe(documents=str(tmp_path / "pages"), embedder="static", chunker=chunker)
+    recipe = IndexRecipe(documents=str(tmp_path / "pages"), embedder="static", chunker=chunker)
     job = Job.start(tmp_path / "index", "recipe\n")
     run(recipe, job, embedder=open_embedder("static"))
     job.close()
     rows = [{**QUESTIONS[0], "evidence": [{"quote": "a day. It purrs. It hunts"}]}]
     questions, model = asked(rows)
-    _, report = evaluate_answers(plan(tmp_path / "index", questions, model), tmp_path / "out")
+    _, report = run_report(make_recipe(tmp_path / "index", questions, model), tmp_path / "out")
     assert report.metrics["keyword/context_recall"].value == 1.0  # cut apart, shown whole
 
 
@@ -246,16 +253,18 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
     (tmp_path / "judge.json").write_text(json.dumps(verdicts))
     labels = tmp_path / "labels.jsonl"
     labels.write_text('{"question": "cat", "right": true}\n{"question": "paris", "right": true}\n')
-    judged = plan(
+    judged = make_recipe(
         built,
         questions,
         model,
-        ways=("keyword",),
-        judge=f"scripted:{tmp_path / 'judge.json'}",
-        judge_way="json",
-        labels=labels,
+        pipelines=["keyword"],
+        judge={
+            "model": f"scripted:{tmp_path / 'judge.json'}",
+            "mode": "json",
+            "labels": str(labels),
+        },
     )
-    _, report = evaluate_answers(judged, tmp_path / "out")
+    _, report = run_report(judged, tmp_path / "out")
     assert report.metrics["keyword/right"].n == 4  # the dog's verdict could not be read
     assert report.metrics["keyword/right"].note.startswith("measured on 4 of 5")
     counts = dict(next(one for one in report.sections if one.title == "Judge").table.rows)
@@ -267,8 +276,10 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
 
 def test_a_judge_that_is_the_reader_is_said(built, asked, tmp_path):
     questions, model = asked()
-    same = plan(built, questions, model, ways=("keyword",), judge=model, judge_way="logprob")
-    _, report = evaluate_answers(same, tmp_path / "out")
+    same = make_recipe(
+        built, questions, model, pipelines=["keyword"], judge={"model": model, "mode": "logprob"}
+    )
+    _, report = run_report(same, tmp_path / "out")
     assert "the very model that answered" in report.summary
     assert report.metrics["keyword/right"].n == 5  # by probabilities there is always a verdict
 
@@ -308,8 +319,10 @@ def test_a_judge_is_controlled_with_quotations(built, asked, tmp_path, can_judge
         assert metric.n == 6
         assert metric.value == (1.0 if can_judge else 0.5)
         assert measure_judge_control(bench, found[:1]) is None
-    same = plan(built, questions, model, ways=("keyword",), judge=model, judge_way="json")
-    _, report = evaluate_answers(same, tmp_path / "out")
+    same = make_recipe(
+        built, questions, model, pipelines=["keyword"], judge={"model": model, "mode": "json"}
+    )
+    _, report = run_report(same, tmp_path / "out")
     assert "means nothing" in report.summary  # it writes no verdicts at all
 
 
@@ -319,7 +332,7 @@ class Shelf(dict):
 
 def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path, monkeypatch):
     questions, model = asked()
-    evaluate_answers(plan(built, questions, model), tmp_path / "whole")
+    run_report(make_recipe(built, questions, model), tmp_path / "whole")
     read, calls = answer_job.run_question, []
 
     def stop_after_three(*args, **kwargs):
@@ -330,12 +343,12 @@ def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path
 
     monkeypatch.setattr(answer_job, "run_question", stop_after_three)
     with pytest.raises(Cancelled):
-        evaluate_answers(plan(built, questions, model), tmp_path / "out")
+        run_report(make_recipe(built, questions, model), tmp_path / "out")
     calls.clear()
     monkeypatch.setattr(
         answer_job, "run_question", lambda *a, **k: calls.append(a) or read(*a, **k)
     )
-    evaluate_answers(plan(built, questions, model), tmp_path / "out", resume=True)
+    run_report(make_recipe(built, questions, model), tmp_path / "out", resume=True)
     assert len(calls) == 10 - 3
 
     def answers(name):
@@ -350,7 +363,7 @@ def test_questions_made_from_the_index_itself_are_said(built, asked, tmp_path, i
     passage = next(p for p in map(index.passage_at, range(len(index))) if "purr" in p.text)
     evidence = {"quote": "A cat sleeps sixteen hours a day.", "passage_id": passage.id}
     rows = [{"id": "a", "question": "How long?", "answer": "x", "evidence": [evidence]}]
-    _, report = evaluate_answers(plan(built, *asked(rows)), tmp_path / "out")
+    _, report = run_report(make_recipe(built, *asked(rows)), tmp_path / "out")
     said = next(one for one in report.sections if one.title == "The questions themselves")
     assert said.table.rows[0][:2] == ("boundary", "1 of 1")
 
@@ -446,7 +459,7 @@ def test_an_index_with_tenants_is_evaluated_as_one_of_them(asked, tmp_path):
         {"path": f"{name}.md", "tenant": name, "labels": ["public"]} for name in ("cats", "dogs")
     ]
     (tmp_path / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(place),
         embedder="builtin:static",
         access="tenants",
@@ -458,7 +471,7 @@ def test_an_index_with_tenants_is_evaluated_as_one_of_them(asked, tmp_path):
     words = ["rag", "eval", tmp_path / "index", "--answers", questions, "--model", model, "--quiet"]
 
     def evaluate(name, *more):
-        command = [*words, "--way", "keyword", "--out", tmp_path / name, "--json", *more]
+        command = [*words, "--pipeline", "keyword", "--out", tmp_path / name, "--json", *more]
         return CliRunner().invoke(stillroom, [str(word) for word in command])
 
     assert isinstance(evaluate("nobody").exception, DataError)

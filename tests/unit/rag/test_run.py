@@ -8,9 +8,8 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance.sources import locate_document
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe, estimate, run
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import estimate, run
 
 
 class Watched:
@@ -67,9 +66,9 @@ def test_an_incremental_build_is_that_from_scratch(build, folder, tmp_path):
 
 def test_other_settings_take_nothing_over(build, tmp_path):
     build()
-    again = build("again", previous=tmp_path / "index", with_headings=False)
+    again = build("again", previous=tmp_path / "index", embedding={"with_headings": False})
     assert again.details["reused"] == 0
-    assert again.digest == build("scratch", with_headings=False).digest
+    assert again.digest == build("scratch", embedding={"with_headings": False}).digest
 
 
 def test_keyword_settings_alone_keep_passages_and_vectors(build, tmp_path):
@@ -91,7 +90,7 @@ def test_a_damaged_previous_index_is_not_used(build, tmp_path):
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_a_stopped_job_resumes_to_the_same_bytes(build, folder, tmp_path, after):
     whole = build("whole")
-    recipe = RagRecipe(documents=str(folder), embedder="static")
+    recipe = IndexRecipe(documents=str(folder), embedder="static")
     job = Job.start(tmp_path / "part", "recipe\n")
     calls = []
 
@@ -110,7 +109,7 @@ def test_a_stopped_job_resumes_to_the_same_bytes(build, folder, tmp_path, after)
 
 
 def test_scratch_files_that_were_lost_are_made_again(build, folder, tmp_path):
-    recipe = RagRecipe(documents=str(folder), embedder="static")
+    recipe = IndexRecipe(documents=str(folder), embedder="static")
     job = Job.start(tmp_path / "part", "recipe\n")
     with pytest.raises(Cancelled):
         run(recipe, job, embedder=Watched(lambda texts: job.cancel()))
@@ -137,7 +136,7 @@ def test_one_broken_file_is_listed_and_the_rest_goes_on(build, folder):
 
 def test_an_empty_folder_is_refused(tmp_path, folder):
     (tmp_path / "none").mkdir()
-    recipe = RagRecipe(documents=str(tmp_path / "none"), embedder="static")
+    recipe = IndexRecipe(documents=str(tmp_path / "none"), embedder="static")
     job = Job.start(tmp_path / "out", "recipe\n")
     with pytest.raises(DataError, match=r"has no documents") as caught:
         run(recipe, job, embedder=open_embedder("static"))
@@ -152,7 +151,7 @@ def test_only_broken_files_are_refused_with_their_reasons(tmp_path):
     root.mkdir()
     (root / "a.pdf").write_bytes(b"%PDF-1.4 nothing")
     (root / "b.txt").write_bytes(b"")
-    recipe = RagRecipe(documents=str(root), embedder="static", max_failed=1)
+    recipe = IndexRecipe(documents=str(root), embedder="static", max_failed=1)
     job = Job.start(tmp_path / "out", "recipe\n")
     with pytest.raises(DataError) as caught:
         run(recipe, job, embedder=open_embedder("static"))
@@ -209,7 +208,7 @@ def test_origin_and_license_reach_every_passage(build, tmp_path):
 
 
 def test_the_estimate_grows_with_the_folder(folder):
-    recipe = RagRecipe(documents=str(folder), embedder="static")
+    recipe = IndexRecipe(documents=str(folder), embedder="static")
     before = estimate(recipe)
     (folder / "long.txt").write_text("word " * 100_000)
     after = estimate(recipe)
@@ -219,7 +218,7 @@ def test_the_estimate_grows_with_the_folder(folder):
 
 
 def test_a_single_file_can_be_indexed(folder, tmp_path):
-    recipe = RagRecipe(documents=str(folder / "animals/cats.md"), embedder="static")
+    recipe = IndexRecipe(documents=str(folder / "animals/cats.md"), embedder="static")
     job = Job.start(tmp_path / "one", "recipe\n")
     assert run(recipe, job, embedder=open_embedder("static")).details["documents"] == 1
 
@@ -251,8 +250,8 @@ def test_documents_that_were_named_from_elsewhere_are_found_beside_a_citation(
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "mill.txt").write_text("The mill grinds at noon.\n")
     monkeypatch.chdir(tmp_path)
-    recipe = RagRecipe(documents="documents", embedder="static")
-    run(recipe, Job.start(Path("jobs/one"), "kind: rag"))
+    recipe = IndexRecipe(documents="documents", embedder="static")
+    run(recipe, Job.start(Path("jobs/one"), "kind: rag.index"))
     monkeypatch.chdir("/")
     with Index.open(tmp_path / "jobs/one") as index:
         place = index.passage_at(0).location

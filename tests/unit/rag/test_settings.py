@@ -30,7 +30,7 @@ def test_every_client_option_is_an_option_of_the_command_line(command):
 def test_requests_and_the_form_have_the_fields_that_requests_may_give(request_type):
     assert request_type.model_fields.keys() & OPTIONS.keys() == REQUEST_FIELDS
     shown = {field.path: field for field in list_answer_settings()}
-    assert shown.keys() == REQUEST_FIELDS - {"way", "answering"}
+    assert shown.keys() == REQUEST_FIELDS - {"pipeline", "answering"}
     assert (shown["k"].label, shown["k"].low, shown["k"].high) == (
         "Passages shown to the model", 1, 50,
     )  # fmt: skip

@@ -10,16 +10,17 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.unit.rag.jobs import run_report
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics.bootstrap import adjust_p_values
+from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
 from stillroom.rag.embedding.cache import CachedEmbedder
 from stillroom.rag.evaluation.sweep import SweepCost, SweepRow, evaluate_sweep
-from stillroom.rag.evaluation.sweep_job import run_sweep
-from stillroom.rag.recipe import RagRecipe, build_variant, list_configurations
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import run
+from stillroom.rag.jobs.sweep import SweepRecipe, build_variant, list_configurations
 
 TOPICS = ["otter", "heron", "badger", "lynx", "weasel", "marten", "beaver", "stoat", "raven", "owl"]
 
@@ -44,25 +45,24 @@ def recipe(tmp_path):
     def make(**sweep):
         settings = {
             "questions": str(questions),
-            "ways": ["keyword", "dense"],
-            "vary": {"chunker": ["heading", {"name": "sentence", "size": 16}]},
+            "pipelines": ["keyword", "dense"],
+            "grid": {"chunker": ["heading", {"name": "sentence", "size": 16}]},
             **sweep,
         }
-        return RagRecipe(documents=str(folder), embedder="builtin:static", sweep=settings)
+        index = {"documents": str(folder), "embedder": "builtin:static"}
+        return SweepRecipe(index=index, **settings)
 
     return make
 
 
 def test_a_sweep_names_the_best_and_leaves_its_recipe(recipe, tmp_path):
-    artifact, report, outcome = run_sweep(recipe(), tmp_path / "out", cache=tmp_path / "cache")
+    artifact, report = run_report(recipe(cache=str(tmp_path / "cache")), tmp_path / "out")
     assert artifact.kind == "report"
-    assert len(outcome.leaderboard) == 4
-    assert (outcome.choosing, outcome.measuring) == (20, 20)
-    assert {change.axes for change in outcome.changes} == {
-        ("way",),
-        ("chunker",),
-        ("chunker", "way"),
-    }
+    assert set(artifact.details["best"]["choices"]) == {"chunker", "pipeline"}
+    tables = {section.title: section for section in report.sections}
+    assert "On the 20 questions that choose" in tables["Leaderboard"].text
+    (changes,) = (table for title, table in tables.items() if title.startswith("Each change"))
+    assert len(changes.table.rows) == 3
     assert [section.title for section in report.sections][:2] == [
         "Leaderboard",
         "The best on questions that did not choose it",
@@ -71,26 +71,24 @@ def test_a_sweep_names_the_best_and_leaves_its_recipe(recipe, tmp_path):
     assert len(rows) == 4
     assert len(json.loads(rows[0])["values"]) == 40
     best = tmp_path / "out/output/best.yaml"
-    assert "--way" in best.read_text().splitlines()[0]
+    assert "--pipeline" in best.read_text().splitlines()[0]
     done = CliRunner().invoke(stillroom, ["check", str(best)])
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "cache/indexes").glob("*/artifact.json"))) == 2  # ways share them
 
 
 def test_single_variants_stand_beside_the_combinations():
-    sweep = RagRecipe(
-        documents="x",
-        sweep={
-            "questions": "q",
-            "vary": {"chunker": ["heading", "sentence"]},
-            "ways": ["convex"],
-            "variants": [
-                {"way": "keyword"},
-                {"keyword.k1": 0.9, "chunker": "sentence"},
-                {"chunker": "sentence"},  # is there already
-            ],
-        },
-    ).sweep
+    sweep = SweepRecipe(
+        index={"documents": "x"},
+        questions="q",
+        grid={"chunker": ["heading", "sentence"]},
+        pipelines=["convex"],
+        configurations=[
+            {"pipeline": "keyword"},
+            {"keyword.k1": 0.9, "chunker": "sentence"},
+            {"chunker": "sentence"},  # is there already
+        ],
+    )
     assert [one.name for one in list_configurations(sweep)] == [
         "heading, convex, as is",
         "sentence, convex, as is",
@@ -102,14 +100,15 @@ def test_single_variants_stand_beside_the_combinations():
 
 def test_what_two_sweeps_share_is_made_once(recipe, tmp_path):
     cache = tmp_path / "cache"
-    run_sweep(recipe(vary={}), tmp_path / "one", cache=cache)
+    run_recipe(recipe(grid={}, cache=str(cache)), tmp_path / "one")
     stamps = {path: path.stat().st_mtime_ns for path in cache.glob("indexes/*/artifact.json")}
-    vary = {"keyword.k1": [1.2, 0.9], "chunker": ["heading"]}
-    _, _, outcome = run_sweep(recipe(vary=vary), tmp_path / "two", cache=cache)
+    grid = {"keyword.k1": [1.2, 0.9], "chunker": ["heading"]}
+    run_recipe(recipe(grid=grid, cache=str(cache)), tmp_path / "two")
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    costs = {one.configuration.choices["keyword.k1"]: one.cost for one, _ in outcome.leaderboard}
-    assert costs["0.9"].embedded == 0  # same passages, other keywords
-    assert costs["1.2"].embedded == costs["1.2"].passages
+    lines = (tmp_path / "two/output/leaderboard.jsonl").read_text().splitlines()
+    costs = {row["choices"]["keyword.k1"]: row["cost"] for row in map(json.loads, lines)}
+    assert costs["0.9"]["embedded"] == 0  # same passages, other keywords
+    assert costs["1.2"]["embedded"] == costs["1.2"]["passages"]
 
 
 def test_recalled_vectors_are_the_very_ones(tmp_path):
@@ -147,7 +146,7 @@ def test_an_index_of_recalled_vectors_is_the_same_index(recipe, tmp_path):
 
 def measured(name, values, cpu_ms=1.0):
     configuration = list_configurations(
-        RagRecipe(documents="x", sweep={"ways": [name], "questions": "q"}).sweep
+        SweepRecipe(index={"documents": "x"}, pipelines=[name], questions="q")
     )[0]
     cost = SweepCost(cpu_ms, cpu_ms, cpu_ms, 1000, 10, 1.0, 10)
     return SweepRow(configuration, {f"q{at}": v for at, v in enumerate(values)}, cost)
@@ -164,7 +163,7 @@ def test_a_winner_by_luck_is_not_recommended():
     outcome = evaluate_sweep([first, better, *lucky], measure="m", held_out=0.5)
     assert outcome.best is better
     assert outcome.is_gain
-    verdicts = {one.measured.configuration.way: one for one in outcome.changes}
+    verdicts = {one.measured.configuration.pipeline: one for one in outcome.changes}
     assert verdicts["better"].verdict == "gain"
     assert verdicts["better"].cpu_ms == 2.0
     shown = sum(one.verdict == "gain" for one in outcome.changes)
@@ -183,18 +182,15 @@ def test_holms_correction():
 def test_what_cannot_be_swept_is_refused_before_anything_is_built(recipe, tmp_path):
     many = {"keyword.k1": [0.1 * at for at in range(13)]}
     for changes, code in (
-        ({"vary": many}, "rag.sweep-too-many"),
-        ({"vary": {"chunkr": ["heading"]}}, "rag.sweep-setting"),
-        ({"vary": {"chunker": ["hedding"]}}, "rag.sweep-setting"),
-        ({"vary": {"documents": ["elsewhere"]}}, "rag.sweep-setting"),
-        ({"ways": ["hybird"]}, "recipe.unknown-method"),
-        ({"questions": None}, "rag.sweep-setting"),
+        ({"grid": many}, "rag.sweep-too-many"),
+        ({"grid": {"chunkr": ["heading"]}}, "rag.sweep-setting"),
+        ({"grid": {"chunker": ["hedding"]}}, "rag.sweep-setting"),
+        ({"grid": {"documents": ["elsewhere"]}}, "rag.sweep-setting"),
+        ({"pipelines": ["hybird"]}, "recipe.unknown-method"),
     ):
         with pytest.raises(RecipeError) as caught:
-            run_sweep(recipe(**changes), tmp_path / "out")
+            run_recipe(recipe(**changes), tmp_path / "out")
         assert caught.value.code == code
-    with pytest.raises(RecipeError, match="no sweep"):
-        run_sweep(build_variant(recipe(), {}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -214,7 +210,7 @@ def test_judgements_of_passages_cannot_tell_chunkers_apart(recipe, tmp_path):
     (tmp_path / "qrels.txt").write_text("".join(f"{at} 0 {name} 1\n" for at in asked))
     judged = {"queries": str(tmp_path / "q.jsonl"), "qrels": str(tmp_path / "qrels.txt")}
     with pytest.raises(DataError) as caught:
-        run_sweep(recipe(questions=None, **judged), tmp_path / "out")
+        run_recipe(recipe(questions=judged), tmp_path / "out")
     assert caught.value.code == "rag.sweep-unit"
 
 
@@ -223,27 +219,19 @@ def test_too_few_questions_are_refused_before_any_index_is_built(recipe, tmp_pat
     (tmp_path / "qrels.txt").write_text("1 0 otter.md 1\n")
     judged = {"queries": str(tmp_path / "q.jsonl"), "qrels": str(tmp_path / "qrels.txt")}
     with pytest.raises(DataError) as caught:
-        run_sweep(recipe(questions=None, **judged), tmp_path / "out", cache=tmp_path / "cache")
+        run_recipe(recipe(questions=judged, cache=str(tmp_path / "cache")), tmp_path / "out")
     assert caught.value.code == "rag.too-few-queries"
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_recipe_with_a_sweep_builds_no_index(recipe, tmp_path):
-    from stillroom.jobs import Job
-
-    job = Job.start(tmp_path / "index", "recipe\n")
-    with pytest.raises(RecipeError) as caught:
-        run(recipe(), job)
-    job.close()
-    assert caught.value.code == "rag.sweep-recipe"
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_leaderboard(recipe, tmp_path):
     from stillroom.recipes import dump_recipe
 
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(ways=["keyword", "dense", "convex"])))
-    words = [sys.executable, "-m", "stillroom", "rag", "sweep", "recipe.yaml", "--out", "out"]
+    (tmp_path / "recipe.yaml").write_text(
+        dump_recipe(recipe(pipelines=["keyword", "dense", "convex"]))
+    )
+    words = [sys.executable, "-m", "stillroom", "run", "recipe.yaml", "--out", "out"]
     work = tmp_path / ".out.partial"
     started = subprocess.Popen([*words, "--quiet"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     journal, end = work / "journals/searches.jsonl", time.monotonic() + 60
@@ -266,4 +254,4 @@ def test_a_killed_sweep_goes_on_to_the_same_leaderboard(recipe, tmp_path):
         return [(row["choices"], row["choosing"], row["values"]) for row in map(json.loads, rows)]
 
     assert values("out") == values("whole")
-    assert json.loads(done.stdout)["best"] == json.loads(whole.stdout)["best"]
+    assert json.loads(done.stdout)["kind"] == json.loads(whole.stdout)["kind"] == "report"

@@ -5,24 +5,28 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.unit.rag.graphs import THEMES, TOPICS, bytes_of, make_index
+from tests.unit.rag.jobs import run_with_model
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError
 from stillroom.rag.graph.summary_tree import SummaryTree, cluster_vectors, open_tree
-from stillroom.rag.graph.tree_job import TreePlan, build_tree
+from stillroom.rag.graph.types import read_graph_description
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.testing import scripted_model
 
 
 def make_tree(index, out, *, model=None, **settings):
-    return build_tree(TreePlan(index, **settings), out, model=model, overwrite=True)
+    recipe = SummaryTreeRecipe(index=str(index), **settings)
+    artifact = run_with_model(run, recipe, out, model=model)
+    return artifact, read_graph_description(out / "output", "tree")
 
 
 @pytest.fixture(scope="module")
 def themes(tmp_path_factory):
     place = tmp_path_factory.mktemp("themes")
-    make_tree(make_index(place, THEMES), place / "tree", cluster_size=4, neighbours=3)
+    make_tree(make_index(place, THEMES), place / "tree", max_cluster_size=4, neighbors=3)
     return place
 
 
@@ -97,7 +101,7 @@ def test_the_same_twice_and_never_more_than_k(themes):
 def test_a_tree_brought_up_to_date_has_the_bytes_of_one_made_anew(tmp_path):
     rng = random.Random(3)
     pages = dict(THEMES)
-    settings = {"cluster_size": 4, "neighbours": 3}
+    settings = {"max_cluster_size": 4, "neighbors": 3}
 
     def writer():
         return scripted_model(lambda p: f"About {len(p.messages[1].content)}.", fingerprint="w")
@@ -117,7 +121,7 @@ def test_a_tree_brought_up_to_date_has_the_bytes_of_one_made_anew(tmp_path):
 def test_a_models_summaries_are_synthetic_and_an_empty_one_leaves_the_sentences(tmp_path):
     index = make_index(tmp_path, THEMES)
     answers = scripted_model(lambda p: "A guild." if "Eels" in p.messages[1].content else " ")
-    artifact, description = make_tree(index, tmp_path / "tree", model=answers, cluster_size=4)
+    artifact, description = make_tree(index, tmp_path / "tree", model=answers, max_cluster_size=4)
     tree = open_tree(tmp_path / "tree")
     origins = {one.text == "A guild.": one.origin for one in tree.nodes}
     assert origins == {True: "synthetic", False: "source"}
@@ -126,7 +130,7 @@ def test_a_models_summaries_are_synthetic_and_an_empty_one_leaves_the_sentences(
 
 
 def test_a_summary_over_what_is_gone_is_not_used(tmp_path):
-    make_tree(make_index(tmp_path, THEMES), tmp_path / "tree", cluster_size=4, neighbours=3)
+    make_tree(make_index(tmp_path, THEMES), tmp_path / "tree", max_cluster_size=4, neighbors=3)
     pages = {name: text for name, text in THEMES.items() if name != "eels0.md"}
     make_index(tmp_path, pages)
     tree = open_tree(tmp_path / "tree")
@@ -146,7 +150,7 @@ def test_by_the_command_line(themes, tmp_path):
     done = CliRunner().invoke(stillroom, [*words, "--overwrite", "--json"], catch_exceptions=False)
     assert json.loads(done.output)["passages"] == len(THEMES)
     way = f"raptor:tree={tmp_path / 't'}"
-    words = ["rag", "search", str(themes / "index"), "guild of Inks", "--way", way]
+    words = ["rag", "search", str(themes / "index"), "guild of Inks", "--pipeline", way]
     assert "inks" in CliRunner().invoke(stillroom, words, catch_exceptions=False).output
 
 

@@ -6,15 +6,15 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
+from stillroom.flow import run_recipe
 from stillroom.rag import ask
-from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan
 from stillroom.rag.evaluation.tuning import (
     cross_validate,
     list_fusion_settings,
     rank_names,
-    tune_fusion,
 )
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
 from stillroom.rag.maintenance.update import check_index
 from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 from stillroom.testing import scripted_model
@@ -92,9 +92,10 @@ def test_a_name_stands_where_its_best_row_does():
 
 def test_a_way_that_fuses_nothing_is_refused(built, tmp_path):
     for way in ("keyword", "hybrid+proximity"):
-        plan = RetrievalEvalPlan(built, tmp_path / "q", tmp_path / "r", (way,), ("ndcg@10",))
+        files = {"queries": str(tmp_path / "q"), "qrels": str(tmp_path / "r")}
+        recipe = FusionTuningRecipe(index=str(built), **files, pipelines=[way])
         with pytest.raises(RecipeError) as caught:
-            tune_fusion(plan, tmp_path / "out")
+            run_recipe(recipe, tmp_path / "out")
         assert caught.value.code == "rag.not-a-fusion"
 
 
@@ -110,8 +111,8 @@ def test_by_the_command_line(built, tmp_path):
     assert "Nothing is gained" in done.output
     assert "held-out less default" in done.output
     told = json.loads((tmp_path / "out" / "output" / "retriever.json").read_text())
-    assert told["way"] == "convex"
-    assert parse_pipeline(told["way"]).retriever.model_dump() == told["retriever"]
+    assert told["pipeline"] == "convex"
+    assert parse_pipeline(told["pipeline"]).retriever.model_dump() == told["retriever"]
 
 
 def test_what_was_chosen_is_kept_by_the_index_and_used(build, tmp_path):
@@ -133,7 +134,7 @@ def test_what_was_chosen_is_kept_by_the_index_and_used(build, tmp_path):
     before = found()
     assert before == found("convex")
     way = "convex:alpha=0.9,normalization=zscore"
-    done = CliRunner().invoke(stillroom, [*words, "--way", way], catch_exceptions=False)
+    done = CliRunner().invoke(stillroom, [*words, "--pipeline", way], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     chosen = parse_pipeline(way).retriever
     assert found() == found(chosen) != before

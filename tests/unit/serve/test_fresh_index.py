@@ -4,9 +4,8 @@ import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance.update import delete_documents
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
 from stillroom.records import Answer, Message, Sampling
 from stillroom.serve.mounts import open_run
 from stillroom.testing import scripted_model
@@ -17,7 +16,7 @@ def place(tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/paris.txt").write_text("Paris is the capital of France.\n")
     (tmp_path / "documents/rome.txt").write_text("Rome is the capital of Italy.\n")
-    recipe = RagRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     return tmp_path / "index"
 

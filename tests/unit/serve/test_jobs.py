@@ -291,7 +291,7 @@ def test_check_says_what_a_recipe_needs(served):
 
 def test_kinds_methods_and_names_can_be_listed(served):
     kinds = [row["kind"] for row in served.get("/v1/recipes").json()["data"]]
-    assert {"flow", "merge", "rag", "synth"} <= set(kinds)
+    assert {"flow", "merge", "rag.index", "synth"} <= set(kinds)
     described = served.get("/v1/recipes/merge?method=ties").json()
     assert described["schema"]["properties"]["kind"]
     assert "name: ties" in described["commented"]

@@ -436,8 +436,8 @@ def test_documents_are_asked_as_whom_the_key_says():
     app = create_app(model, api_keys=[*keys, "key-of-nobody-long-enough"])
     for name in ("acme", "bolt"):
         headers = {"Authorization": f"Bearer key-of-{name}-long-enough"}
-        whole(respond(app, headers=headers, k=5, way="keyword"))
-    assert asked == [(name, 5, {"way": "keyword"}) for name in ("acme", "bolt")]
+        whole(respond(app, headers=headers, k=5, pipeline="keyword"))
+    assert asked == [(name, 5, {"pipeline": "keyword"}) for name in ("acme", "bolt")]
     nobody = {"Authorization": "Bearer key-of-nobody-long-enough"}
     check_error(respond(app, headers=nobody), 403, "no_tenant")
 

@@ -12,10 +12,10 @@ from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.rag.extractors.noun_phrases import NounPhrases
 from stillroom.rag.generation.semantic_cache import SemanticCache
-from stillroom.rag.graph.job import GraphPlan, build_graph
-from stillroom.rag.graph.tree_job import TreePlan, build_tree
 from stillroom.rag.index.view import AccessContext
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.jobs.graph import GraphRecipe
+from stillroom.rag.jobs.index import IndexRecipe
+from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.serve import create_app
 from stillroom.serve.access import ApiKey, read_keys
@@ -71,7 +71,7 @@ def place(tmp_path_factory):
         for path in PAGES
     ]
     (place / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(place / "documents"),
         embedder="static",
         access="tenants",
@@ -79,12 +79,12 @@ def place(tmp_path_factory):
     )
     run_recipe(recipe, place / "index")
     for tenant in TENANTS:  # made by one who sees all of a tenant, and asked by those who do not
-        access = AccessContext(tenant, LABELS)
-        plan = GraphPlan(place / "index", NounPhrases(min_count=1, prune=0), access=access)
-        build_graph(plan, place / f"graph-{tenant}")
-        build_tree(
-            TreePlan(place / "index", cluster_size=3, access=access), place / f"tree-{tenant}"
-        )
+        reader = {"tenant": tenant, "principals": list(LABELS)}
+        extractor = NounPhrases(min_count=1, prune=0)
+        graph = GraphRecipe(index=str(place / "index"), reader=reader, extractor=extractor)
+        run_recipe(graph, place / f"graph-{tenant}")
+        tree = SummaryTreeRecipe(index=str(place / "index"), reader=reader, max_cluster_size=3)
+        run_recipe(tree, place / f"tree-{tenant}")
     return place
 
 
@@ -199,7 +199,7 @@ def test_a_server_that_nobody_could_ask_does_not_start(place, opened, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/a.txt").write_text("Falcon.\n")
     run_recipe(
-        RagRecipe(documents=str(tmp_path / "documents"), embedder="static"), tmp_path / "open"
+        IndexRecipe(documents=str(tmp_path / "documents"), embedder="static"), tmp_path / "open"
     )
     keys = tmp_path / "keys"
     keys.write_text("a-key-of-enough-length tenant=acme\n")

@@ -61,10 +61,6 @@ __all__ = ["rag_group"]
             "stillroom.cli.rag.query:search_command",
             "List the passages that a query finds.",
         ),
-        "sweep": (
-            "stillroom.cli.rag.tuning:sweep_command",
-            "Compare chunkers, embedders and pipelines on judged questions, and name the best.",
-        ),
         "tree": (
             "stillroom.cli.rag.graph:tree_command",
             "Build a tree of summaries over an index.",

@@ -9,30 +9,25 @@ import click
 
 from stillroom.cli.options import (
     access_options,
-    build_access,
+    build_job_recipe,
+    build_reader,
     existing_path,
     out_folder_option,
     output_options,
     qrels_options,
     resolve_qrels,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import align_columns, print_json, print_report
 
 if TYPE_CHECKING:
-    from stillroom.evaluate import Report
-    from stillroom.provenance import Artifact
+    from stillroom.recipes import Recipe
 
 __all__ = [
     "eval_command",
     "score_command",
 ]
-
-
-_K_FOUND, _K_READ = 10, 3
-
-
-_OTHERS = "hybrid", "keyword", "dense"
 
 
 @click.command(
@@ -41,7 +36,7 @@ _OTHERS = "hybrid", "keyword", "dense"
 \b
 Examples:
   stillroom rag eval index --collection scifact --out report
-  stillroom rag eval index --queries q.jsonl --qrels qrels.txt --out report --way convex+proximity
+  stillroom rag eval index --queries q.jsonl --qrels q.txt --out report --pipeline convex+mmr
   stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report
 """,
 )
@@ -54,8 +49,8 @@ Examples:
     "them from the index, and the answers are graded.",
 )
 @click.option(
-    "--way",
-    "ways",
+    "--pipeline",
+    "pipelines",
     multiple=True,
     help="Pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], with --answers also =>ANSWERING[!drop]; "
     "the first is the baseline. Default: convex, hybrid, keyword and dense; with --answers, "
@@ -74,7 +69,7 @@ Examples:
 )
 @click.option("--judge", default="", help="With --answers: model that grades; default by words.")
 @click.option(
-    "--judge-way",
+    "--judge-mode",
     type=click.Choice(["logprob", "json"]),
     help="With --judge: compare the probabilities of yes and no, or constrain to a schema.",
 )
@@ -86,7 +81,7 @@ Examples:
 @click.option(
     "--labels",
     type=existing_path,
-    help="With --judge: human verdicts, JSON lines of question, way and right.",
+    help="With --judge: human verdicts, JSON lines of question, pipeline and right.",
 )
 @click.option(
     "--limit",
@@ -119,67 +114,63 @@ def eval_command(out: Path, as_json: bool, **options: Any) -> None:
     --answers the answers are evaluated as well: correctness, faithfulness, citations, abstention
     without an answer, and for every question the stage at fault.
     """
-    run = _evaluate_answers if options["answers"] else _evaluate_retrieval
-    artifact, report = run(out, options)
-    print_report(out, artifact, report, as_json=as_json)
+    from stillroom.evaluate import Report
+
+    build = _build_answer_recipe if options["answers"] else _build_retrieval_recipe
+    artifact = run_job_recipe(build(options), out, options)
+    print_report(out, artifact, Report.from_json(artifact.details), as_json=as_json)
 
 
-def _evaluate_retrieval(out: Path, options: dict[str, Any]) -> tuple[Artifact, Report]:
-    from stillroom.rag.evaluation.retrieval import DEFAULT_MEASURES
-    from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
-    from stillroom.rag.interfaces import DEFAULT_RETRIEVER
+def _build_retrieval_recipe(options: dict[str, Any]) -> Recipe:
+    from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
 
     sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
     queries, qrels = resolve_qrels(*sources)
-    plan = RetrievalEvalPlan(
-        options["index"],
-        queries,
-        qrels,
-        options["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
-        options["measures"] or DEFAULT_MEASURES,
-        options["depth"],
-        options["k"] or _K_FOUND,
-        options["seed"],
-        options["model"],
-        build_access(options["tenant"], options["principals"]),
+    return build_job_recipe(
+        RetrievalEvaluationRecipe,
+        queries=queries,
+        qrels=qrels,
+        measures=list(options["measures"]) or None,
+        **_read_shared_options(options),
     )
-    return evaluate_retrieval(plan, out, **_job_settings(options))
 
 
-def _evaluate_answers(out: Path, options: dict[str, Any]) -> tuple[Artifact, Report]:
-    from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
-    from stillroom.rag.interfaces import DEFAULT_RETRIEVER
+def _build_answer_recipe(options: dict[str, Any]) -> Recipe:
+    from stillroom.rag.interfaces import CHECKERS
+    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+    from stillroom.rag.retrieval.pipeline import parse_method
 
     if not options["model"]:
         raise click.UsageError("--answers needs --model, which answers the questions")
-    if options["labels"] and not options["judge"]:
+    labels = options["labels"]
+    if labels and not options["judge"]:
         raise click.UsageError("--labels needs --judge: its verdicts are compared with the labels")
-    plan = AnswerEvalPlan(
-        options["index"],
-        options["answers"],
-        options["model"],
-        options["ways"] or (DEFAULT_RETRIEVER,),
-        options["judge"],
-        options["judge_way"],
-        options["labels"],
-        options["checker"],
-        options["k"] or _K_READ,
-        options["depth"],
-        options["limit"],
-        options["seed"],
-        prices=options["price"],
-        access=build_access(options["tenant"], options["principals"]),
+    judge = {
+        "model": options["judge"],
+        "mode": options["judge_mode"],
+        "labels": str(labels) if labels else None,
+    }
+    checker = parse_method(CHECKERS, options["checker"]).model_dump(mode="json")
+    prompt_price, completion_price = options["price"]
+    return build_job_recipe(
+        AnswerEvaluationRecipe,
+        questions=options["answers"],
+        judge=judge if options["judge"] else {"checker": checker},
+        max_questions=options["limit"],
+        prices={"prompt": prompt_price, "completion": completion_price},
+        **_read_shared_options(options),
     )
-    return evaluate_answers(plan, out, **_job_settings(options))
 
 
-def _job_settings(options: dict[str, Any]) -> dict[str, Any]:
-    from stillroom.jobs import choose_reporter
-
+def _read_shared_options(options: dict[str, Any]) -> dict[str, Any]:
     return {
-        "resume": options["resume"],
-        "overwrite": options["overwrite"],
-        "reporter": choose_reporter(quiet=options["quiet"]),
+        "index": options["index"],
+        "reader": build_reader(options["tenant"], options["principals"]),
+        "pipelines": list(options["pipelines"]) or None,
+        "model": options["model"] or None,
+        "depth": options["depth"],
+        "k": options["k"],
+        "seed": options["seed"],
     }
 
 
@@ -235,7 +226,7 @@ def score_command(
     """
     from stillroom.evaluate.metrics.retrieval import compare_runs
     from stillroom.evaluate.qa.collections import read_qrels, read_run
-    from stillroom.rag.evaluation.retrieval import DEFAULT_MEASURES
+    from stillroom.rag.jobs.retrieval_evaluation import DEFAULT_MEASURES
 
     scored = compare_runs(
         {name: read_run(path) for name, path in zip(_list_run_names(runs), runs, strict=True)},

@@ -10,9 +10,12 @@ import click
 from stillroom.cli.options import (
     FiniteFloatRange,
     access_options,
+    build_job_recipe,
+    build_reader,
     existing_path,
     out_folder_option,
     output_options,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -49,13 +52,13 @@ Examples:
 @click.option("--model", default="", help="Model of the extractor and of reports.")
 @click.option("--quoted-reports", is_flag=True, help="Select sentences for reports; generate none.")
 @click.option(
-    "--same-name",
+    "--merge-similarity",
     default=0.0,
     type=FiniteFloatRange(0, 1),
     help="Cosine from which two names are one entity; 0 disables matching by vectors.",
 )
 @click.option(
-    "--community-size",
+    "--max-cluster-size",
     default=10,
     type=click.IntRange(min=2),
     show_default=True,
@@ -70,61 +73,51 @@ def graph_command(
     extractor: str,
     model: str,
     quoted_reports: bool,
-    same_name: float,
-    community_size: int,
+    merge_similarity: float,
+    max_cluster_size: int,
     estimate: bool,
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Build a knowledge graph of an index: entities, relations and communities.
 
     With --overwrite the graph at --out is updated: only new passages are read, and entities of
     removed passages are removed.
     """
-    from stillroom.jobs import choose_reporter
-    from stillroom.rag.graph.job import GraphPlan, build_graph, estimate_graph
-    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.graph.job import estimate_graph
     from stillroom.rag.interfaces import EXTRACTORS
+    from stillroom.rag.jobs.graph import GraphRecipe
     from stillroom.rag.retrieval.pipeline import parse_method
 
-    access = AccessContext(tenant, principals) if tenant or principals else None
-    plan = GraphPlan(
-        index,
-        parse_method(EXTRACTORS, extractor),
-        model,
-        reports=not quoted_reports,
-        same_name=same_name,
-        community_size=community_size,
-        access=access,
+    recipe = build_job_recipe(
+        GraphRecipe,
+        index=index,
+        reader=build_reader(tenant, principals),
+        extractor=parse_method(EXTRACTORS, extractor).model_dump(mode="json"),
+        writer={"model": model, "reports": not quoted_reports} if model else None,
+        merge_similarity=merge_similarity,
+        max_cluster_size=max_cluster_size,
     )
     if estimate:
-        cost = estimate_graph(plan, out)
+        cost = estimate_graph(recipe, out)
         if as_json:
             print_json({"estimate": cost.to_json()})
         else:
             click.echo(str(cost))
         return
-    artifact, description = build_graph(
-        plan,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    artifact = run_job_recipe(recipe, out, options)
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
         return
-    counts = description.counts
+    counts = artifact.details
     click.echo(
         f"{out}: {counts['entities']} entities, {counts['edges']} relations, "
         f"{counts['communities']} communities on {counts['levels']} levels"
     )
     click.echo(
-        f"  {artifact.details['extracted']} of {counts['passages']} passages were read; digest "
+        f"  {counts['extracted']} of {counts['passages']} passages were read; digest "
         f"{artifact.digest[:16]}"
     )
 
@@ -266,14 +259,14 @@ Examples:
     help="Model that writes summaries; by default they are sentences of the documents.",
 )
 @click.option(
-    "--cluster-size",
+    "--max-cluster-size",
     default=8,
     type=click.IntRange(2, 100),
     show_default=True,
     help="Maximum number of texts in one summary.",
 )
 @click.option(
-    "--layers",
+    "--max-layers",
     default=5,
     type=click.IntRange(1, 20),
     show_default=True,
@@ -285,36 +278,33 @@ def tree_command(
     index: Path,
     out: Path,
     model: str,
-    cluster_size: int,
-    layers: int,
+    max_cluster_size: int,
+    max_layers: int,
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Build a tree of summaries over an index.
 
     With --overwrite the tree at --out is updated: only clusters whose members changed are
     summarized again.
     """
-    from stillroom.jobs import choose_reporter
-    from stillroom.rag.graph.tree_job import TreePlan, build_tree
-    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
 
-    access = AccessContext(tenant, principals) if tenant or principals else None
-    artifact, description = build_tree(
-        TreePlan(index, model, cluster_size=cluster_size, layers=layers, access=access),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
+    recipe = build_job_recipe(
+        SummaryTreeRecipe,
+        index=index,
+        reader=build_reader(tenant, principals),
+        model=model or None,
+        max_cluster_size=max_cluster_size,
+        max_layers=max_layers,
     )
+    artifact = run_job_recipe(recipe, out, options)
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
         return
-    counts = description.counts
+    counts = artifact.details
     click.echo(
         f"{out}: {counts['summaries']} summaries on {counts['layers']} layers over "
         f"{counts['passages']} passages; digest {artifact.digest[:16]}"

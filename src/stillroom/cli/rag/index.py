@@ -14,6 +14,7 @@ from stillroom.cli.options import (
     output_options,
     overwrite_option,
     quiet_option,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -47,26 +48,17 @@ def index_command(
     overrides: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Parse and index a folder of documents."""
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.objects import is_address
     from stillroom.recipes import parse_recipe
 
     documents = folder if is_address(folder) else str(Path(folder).absolute())
-    text = f"version: 1\nkind: rag\ndocuments: {documents!r}\n"
-    artifact = run_recipe(
-        parse_recipe(text, "rag index", overrides, folder=Path.cwd()),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    text = f"version: 1\nkind: rag.index\ndocuments: {documents!r}\n"
+    recipe = parse_recipe(text, "rag index", overrides, folder=Path.cwd())
+    artifact = run_job_recipe(recipe, out, options)
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, "details": dict(artifact.details)})
     else:

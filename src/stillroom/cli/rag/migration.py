@@ -43,7 +43,7 @@ Examples:
 @click.option("--recipe", type=existing_path, help="New recipe; default the index's own.")
 @qrels_options
 @click.option(
-    "--way", default="convex", show_default=True, help="Retrieval pipeline of both indexes."
+    "--pipeline", default="convex", show_default=True, help="Retrieval pipeline of both indexes."
 )
 @click.option(
     "--measure",
@@ -107,8 +107,8 @@ def _override_recipe(source: Path, overrides: tuple[str, ...]) -> Recipe:
 def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
     from stillroom.jobs import choose_reporter
     from stillroom.provenance import read_artifact
+    from stillroom.rag.jobs.index import IndexRecipe
     from stillroom.rag.maintenance.rebuild import RecallCheck, rebuild_index
-    from stillroom.rag.recipe import RagRecipe
     from stillroom.recipes import load_recipe
 
     read_artifact(index)
@@ -117,16 +117,16 @@ def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
         recipe = load_recipe(source, options["overrides"])
     else:
         recipe = _override_recipe(source, options["overrides"])
-    if not isinstance(recipe, RagRecipe):
-        raise click.UsageError(f"{source} is not a recipe of kind rag")
+    if not isinstance(recipe, IndexRecipe):
+        raise click.UsageError(f"{source} is not a recipe of kind rag.index")
     queries = qrels = None
     if options["collection"] or options["queries"] or options["qrels"]:
         sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
         queries, qrels = resolve_qrels(*sources)
     access = build_access(options["tenant"], options["principals"])
-    questions = RecallCheck(queries, qrels, options["way"], access=access)
+    questions = RecallCheck(queries, qrels, options["pipeline"], access=access)
     if options["measures"]:
-        questions = RecallCheck(queries, qrels, options["way"], options["measures"], access)
+        questions = RecallCheck(queries, qrels, options["pipeline"], options["measures"], access)
     done = rebuild_index(
         index,
         recipe,

@@ -23,7 +23,7 @@ __all__ = [
 \b
 Examples:
   stillroom rag search index "context manager"
-  stillroom rag search index "context manager" --way keyword+proximity --k 10 --json
+  stillroom rag search index "context manager" --pipeline keyword+proximity --k 10 --json
   stillroom rag search index '"context manager" headings:library'
   stillroom rag search index "context manager" --where "path ~ 'library/*' and not language = de"
 """,
@@ -38,7 +38,7 @@ Examples:
     help="Number of passages to list.",
 )
 @click.option(
-    "--way",
+    "--pipeline",
     default="",
     help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
     "default: the one stored by 'rag tune --write', else convex.",
@@ -50,7 +50,7 @@ def search_command(
     index: Path,
     query: str,
     k: int,
-    way: str,
+    pipeline: str,
     timings: bool,
     where: str,
     snapshot: str | None,
@@ -74,7 +74,7 @@ def search_command(
     from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 
     configure_from_environment()
-    pipeline = parse_pipeline(way) if way else None
+    parsed = parse_pipeline(pipeline) if pipeline else None
     access = AccessContext(tenant, principals) if tenant or principals else None
     with (
         collect_stages() as times,
@@ -86,9 +86,9 @@ def search_command(
             shown,
             query,
             k,
-            retriever=pipeline.retriever if pipeline else None,
-            reranker=pipeline.reranker if pipeline else None,
-            transform=pipeline.transform if pipeline else None,
+            retriever=parsed.retriever if parsed else None,
+            reranker=parsed.reranker if parsed else None,
+            transform=parsed.transform if parsed else None,
         )
     if as_json:
         rows = [
@@ -126,7 +126,7 @@ _DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 Examples:
   stillroom rag ask index "What is a coroutine?"
   stillroom rag ask index "What is a coroutine?" --model ./my-checkpoint --k 5
-  stillroom rag ask index "What is a coroutine?" --way dense+mmr --answering corrective:max_rounds=1
+  stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive
 """,
 )
 @click.argument("index", type=existing_path)

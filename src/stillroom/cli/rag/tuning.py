@@ -1,27 +1,27 @@
-"""``stillroom rag tune`` and ``sweep``: fusion weights, and comparison of configurations."""
+"""``stillroom rag tune``: fusion of keyword and dense scores."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from stillroom.cli.options import (
     access_options,
-    build_access,
+    build_job_recipe,
+    build_reader,
     existing_path,
     out_folder_option,
     qrels_options,
     recipe_arguments,
     resolve_qrels,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_report
 
-__all__ = [
-    "sweep_command",
-    "tune_command",
-]
+__all__ = ["tune_command"]
 
 
 @click.command(
@@ -31,14 +31,14 @@ __all__ = [
 Examples:
   stillroom rag tune index --collection scifact --out tuned
   stillroom rag tune index --collection scifact --out tuned --write
-  stillroom rag tune index --queries q.jsonl --qrels qrels.txt --out tuned --way hybrid --way convex
+  stillroom rag tune index --collection scifact --out tuned --pipeline hybrid --pipeline convex
 """,
 )
 @click.argument("index", type=existing_path)
 @qrels_options
 @click.option(
-    "--way",
-    "ways",
+    "--pipeline",
+    "pipelines",
     multiple=True,
     help=(
         "Pipeline to try, the default first; may be repeated. Default: 50 settings of hybrid "
@@ -70,7 +70,7 @@ def tune_command(
     split: str,
     queries: Path | None,
     qrels: Path | None,
-    ways: tuple[str, ...],
+    pipelines: tuple[str, ...],
     measure: str,
     folds: int,
     seed: int,
@@ -79,36 +79,26 @@ def tune_command(
     principals: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Tune the fusion of keyword and dense scores on judged queries.
 
     Every setting is measured on queries that were not used to choose it. Without a gain the default
     stays. output/retriever.json names the chosen retriever; --write makes it the index's default.
     """
-    from stillroom.jobs import choose_reporter
-    from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan
-    from stillroom.rag.evaluation.tuning import tune_fusion
+    from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
 
     queries_path, judged = resolve_qrels(collection, split, queries, qrels)
-    artifact, report, tuned = tune_fusion(
-        RetrievalEvalPlan(
-            index,
-            queries_path,
-            judged,
-            ways,
-            (measure,),
-            seed=seed,
-            access=build_access(tenant, principals),
-        ),
-        out,
+    recipe = build_job_recipe(
+        FusionTuningRecipe,
+        index=index,
+        reader=build_reader(tenant, principals),
+        queries=queries_path,
+        qrels=judged,
+        pipelines=list(pipelines),
+        measure=measure,
         folds=folds,
-        is_written=is_written,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
+        seed=seed,
     )
     summary = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
     print_report(out, artifact, report, as_json=as_json, **summary)
@@ -170,3 +160,11 @@ def sweep_command(
     best = outcome.best.configuration.model_dump(mode="json")
     summary = {"best": best, "is_gain": outcome.is_gain}
     print_report(out, artifact, report, as_json=as_json, **summary)
+    artifact = run_job_recipe(recipe, out, options)
+    if is_written:
+        tuned = json.loads((out / "output" / "retriever.json").read_text(encoding="utf-8"))
+        write_tuned_retriever(index, tuned["pipeline"], tuned["retriever"])
+    details = artifact.details
+    summary = {"pipeline": details["pipeline"], "is_gain": details["is_gain"]}
+    summary["is_written"] = is_written
+    print_report(out, artifact, Report.from_json(details), as_json=as_json, **summary)

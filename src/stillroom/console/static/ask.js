@@ -177,8 +177,8 @@
         if (input.value && input.value !== input.defaultValue) told[input.id] = Number(input.value);
       } else if (!input.selectedOptions[0].defaultSelected) told[input.id] = input.value;
     }
-    if ($("retriever").value) told.way = way.join("+");
-    else if ($("reranker").value) told.way = `convex+${$("reranker").value}`;
+    if ($("retriever").value) told.pipeline = way.join("+");
+    else if ($("reranker").value) told.pipeline = `convex+${$("reranker").value}`;
     if ($("answering").value) told.answering = $("answering").value;
     return told;
   };

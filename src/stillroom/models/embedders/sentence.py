@@ -162,7 +162,7 @@ class _SentenceEmbedder:
                 f"{self._layout.folder} pools by {' and '.join(self._layout.poolings)}",
                 code="checkpoint.not-mean-pooling",
                 expected="an embedder with mean pooling of token states",
-                next="set pooling: passage, or use another embedder",
+                next="set embedding.pooling: passage, or use another embedder",
             )
         if not spans:
             return np.zeros((0, self.dimensions), dtype=np.float32)

@@ -86,9 +86,9 @@ def open_multi_vector_encoder(reference: str, embedder: Embedder) -> MultiVector
             raise DataError(
                 "the index's embedder has no token states",
                 code="rag.no-token-states",
-                where="tokens.model",
+                where="store.late_interaction.model",
                 expected="a sentence-transformers folder as embedder",
-                next="set tokens.model to a ColBERT checkpoint",
+                next="set store.late_interaction.model to a ColBERT checkpoint",
             )
         return _EmbedderTokenEncoder(embedder)
     from stillroom.models.hub import resolve_checkpoint
@@ -319,7 +319,7 @@ def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
         f"{folder} cannot be used as a ColBERT: {why}",
         code="checkpoint.not-a-colbert",
         expected="an encoder with a projection, in the format of PyLate or of the authors",
-        next="use such a folder, or tokens.model=builtin:embedder",
+        next="use such a folder, or store.late_interaction.model=builtin:embedder",
     )
 
 

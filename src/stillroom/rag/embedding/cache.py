@@ -40,6 +40,12 @@ _CACHED_STATES = 128
 T = TypeVar("T")
 
 
+_AUXILIARY_SETTINGS = {
+    "sparse": ("term weights", "store.sparse"),
+    "tokens": ("token vectors", "store.late_interaction"),
+}
+
+
 class QueryEmbedder:
     """Embeds queries with the embedder that made an index's vectors."""
 
@@ -134,13 +140,13 @@ class QueryEmbedder:
         """Return the index's settings of term weights or token vectors."""
         settings = self._settings.get(name)
         if not settings:
-            label = "term weights" if name == "sparse" else "token vectors"
+            label, setting = _AUXILIARY_SETTINGS[name]
             raise DataError(
                 f"the index stores no {label}",
                 code="rag.no-extras",
                 where=str(self._where),
-                expected=f"an index built with {name}",
-                next=f"build it with {name}.model=..., or use another retriever",
+                expected=f"an index built with {setting}",
+                next=f"build it with {setting}.model=..., or use another retriever",
             )
         return dict(settings)
 

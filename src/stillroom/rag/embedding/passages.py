@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
     from stillroom.models.encoders.retrieval import MultiVectorEncoder, SparseEncoder
     from stillroom.models.interfaces import Vectors
-    from stillroom.rag.recipe import LateInteractionSettings, RagRecipe, SparseSettings
+    from stillroom.rag.index_settings import IndexSettings
+    from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
     from stillroom.rag.storage.protocol import ReusableContent
     from stillroom.records import Document, Passage
 
@@ -206,14 +207,14 @@ def _check_vectors(
         )
 
 
-def check_pooling(recipe: RagRecipe, embedder: Embedder) -> None:
+def check_pooling(recipe: IndexSettings, embedder: Embedder) -> None:
     """Check that the embedder supports late pooling, before any document is read.
 
     Raises:
         DataError: If the embedder has no token states.
         CheckpointError: If the embedder does not pool by the mean.
     """
-    if recipe.pooling == "late":
+    if recipe.embedding.pooling == "late":
         _spans_of(embedder, recipe.embedder).embed_spans("a", [(0, 1)], kind="passage")
 
 
@@ -243,7 +244,7 @@ def _spans_of(embedder: Embedder, reference: str) -> SpanEmbedder:
         code="rag.no-late-pooling",
         where=reference,
         expected="a sentence-transformers folder that pools by the mean",
-        next="set pooling: passage, or choose another embedder",
+        next="set embedding.pooling: passage, or choose another embedder",
     )
 
 
@@ -427,7 +428,7 @@ def open_term_weighter(reference: str, max_terms: int) -> SparseEncoder:
     return SparseEncoder(resolve_checkpoint(reference), max_terms=max_terms)
 
 
-def estimate_encoders(recipe: RagRecipe, passages: float, tokens: float) -> Estimate:
+def estimate_encoders(recipe: IndexSettings, passages: float, tokens: float) -> Estimate:
     """Return the estimated cost of auxiliary vectors for an index of a given size."""
     total = Estimate()
     if recipe.sparse is not None:
@@ -436,19 +437,19 @@ def estimate_encoders(recipe: RagRecipe, passages: float, tokens: float) -> Esti
             900_000_000 + 3 * size,
             2 * size,
             passages / _PASSAGES_PER_SECOND,
-            "leave sparse out",
-            "lower sparse.max_terms",
+            "leave store.sparse out",
+            "lower store.sparse.max_terms",
             f"term weights of {passages:.0f} passages by a masked language model",
         )
-    if recipe.tokens is not None:
-        width = _TOKEN_DIMENSIONS[recipe.tokens.model == EMBEDDER_REFERENCE]
-        size = int(tokens * 1.1 * (width * recipe.tokens.bits / 8 + 4))
+    if recipe.late_interaction is not None:
+        width = _TOKEN_DIMENSIONS[recipe.late_interaction.model == EMBEDDER_REFERENCE]
+        size = int(tokens * 1.1 * (width * recipe.late_interaction.bits / 8 + 4))
         total += Estimate(
             800_000_000,
             2 * size,
             passages / _PASSAGES_PER_SECOND,
-            "leave tokens out",
-            "lower tokens.bits",
-            f"{tokens:.0f} token vectors of {width} numbers of {recipe.tokens.bits} bits",
+            "leave store.late_interaction out",
+            "lower store.late_interaction.bits",
+            f"{tokens:.0f} token vectors of {width} numbers of {recipe.late_interaction.bits} bits",
         )
     return total

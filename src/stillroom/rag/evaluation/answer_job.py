@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
-from stillroom.evaluate.judges import BinaryJudge, JudgeMode, JudgeResult, choose_judge_mode
+from stillroom.evaluate.judges import BinaryJudge, JudgeResult, choose_judge_mode
 from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
-from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -38,58 +38,24 @@ from stillroom.rag.evaluation.answers import (
     run_question,
 )
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
-from stillroom.rag.evaluation.retrieval_job import parse_pipelines
+from stillroom.rag.evaluation.retrieval_job import (
+    build_run_name,
+    open_optional_model,
+    parse_pipelines,
+)
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.index.view import AccessContext
-from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER
 from stillroom.rag.observability import collect_warnings
-from stillroom.rag.retrieval.pipeline import parse_method, parse_rag_pipeline
+from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.records import Sampling
 
 if TYPE_CHECKING:
-    from stillroom.evaluate import Report
-    from stillroom.models import TextModel
+    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
 
-__all__ = ["AnswerEvalPlan", "GradedAnswer", "evaluate_answers", "read_labels"]
+__all__ = ["GradedAnswer", "estimate_answers", "evaluate_answers", "read_labels"]
 
 
 _QUOTATIONS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerEvalPlan:
-    """Inputs and settings: the index, the questions, the pipelines, the models.
-
-    Without a ``judge``, correctness is decided by word overlap, and support by ``checker``, a
-    method of ``stillroom.rag.checkers`` with its settings in one line. ``labels`` are human
-    verdicts on some answers. ``prices`` are those of a million prompt and completion tokens, in any
-    currency.
-    """
-
-    index: Path
-    questions: Path
-    model: str
-    ways: tuple[str, ...] = (DEFAULT_RETRIEVER,)
-    judge: str = ""
-    judge_way: JudgeMode | None = None
-    labels: Path | None = None
-    checker: str = "overlap"
-    k: int = 3
-    depth: int = 50
-    limit: int = 0
-    seed: int = 0
-    max_new_tokens: int = 128
-    prices: tuple[float, float] = (0.0, 0.0)
-    access: AccessContext | None = None
-
-    def to_text(self) -> str:
-        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
-        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
-        if self.access is not None:
-            values["access"] = [self.access.tenant, *sorted(self.access.principals)]
-        lines = [f"{key}: {json.dumps(value, default=str)}" for key, value in values.items()]
-        return "\n".join(["# stillroom rag eval --answers", *lines]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,61 +69,64 @@ class GradedAnswer:
     verdict: JudgeResult | None = field(default=None)
 
 
-def evaluate_answers(
-    plan: AnswerEvalPlan,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[Artifact, Report]:
-    """Answer every question with every pipeline, grade the answers, and report failures by stage.
+_SECONDS_PER_TOKEN = 0.02
 
-    Args:
-        plan: Inputs and settings.
-        out: The folder of the report.
-        resume: Resume an interrupted run.
-        overwrite: Replace an earlier job at ``out``.
-        reporter: Displays progress; default none.
+
+def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
+    """Estimate the time of an evaluation, if answers have the maximum length.
 
     Raises:
         DataError: If a file cannot be used.
         RecipeError: If a pipeline names an unknown method.
-        Cancelled: If the user stopped it; ``resume`` continues.
     """
-    pipelines = parse_pipelines(plan.ways, parse_rag_pipeline)
-    questions = _sample_questions(read_question_set(plan.questions), plan)
-    labels = read_labels(plan.labels) if plan.labels else {}
-    job = Job.start(
-        out,
-        plan.to_text(),
-        seed=plan.seed,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=reporter,
+    pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
+    _read_labels(recipe)
+    count = len(_read_questions(recipe)) * len(pipelines)
+    return Estimate(
+        memory_bytes=600_000_000,
+        seconds=count * recipe.max_new_tokens * _SECONDS_PER_TOKEN,
+        basis=f"{count} answers of at most {recipe.max_new_tokens} tokens at "
+        f"{_SECONDS_PER_TOKEN} s a token",
     )
-    try:
-        with job.interruptible(), Index.open(plan.index, access=plan.access) as index:
-            evidence = EvidenceMap(index)
-            locations = {question.id: evidence.locate(question) for question in questions}
-            readings, model = _answer_all(plan, pipelines, questions, index, job)
-            graded, grader = _grade_all(plan, pipelines, questions, locations, readings, index, job)
-            _write_answers(job, graded, locations)
-            report = report_answers(plan, graded, locations, grader, model, labels, len(index))
-            add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
-            report.write(job.output)
-            artifact = job.finish(
-                "report",
-                parents=_build_parents(plan, job),
-                details={"index": index.digest, "questions": len(questions), **report.to_json()},
-            )
-            return artifact, report
-    finally:
-        job.close()
+
+
+def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
+    """Answer every question with every pipeline, grade the answers, and report failures by stage.
+
+    Args:
+        recipe: Inputs and settings.
+        job: Job of the run.
+
+    Raises:
+        DataError: If a file cannot be used.
+        RecipeError: If a pipeline names an unknown method.
+        Cancelled: If the user stopped it; resuming continues.
+    """
+    pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
+    questions, labels = _read_questions(recipe), _read_labels(recipe)
+    with recipe.open_index() as index:
+        evidence = EvidenceMap(index)
+        locations = {question.id: evidence.locate(question) for question in questions}
+        readings, model = _answer_all(recipe, pipelines, questions, index, job)
+        graded, grader = _grade_all(recipe, pipelines, questions, locations, readings, index, job)
+        _write_answers(job, graded, locations)
+        report = report_answers(recipe, graded, locations, grader, model, labels, len(index))
+        add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
+        report.write(job.output)
+        return job.finish(
+            "report",
+            parents=_build_parents(recipe, job),
+            details={"index": index.digest, "questions": len(questions), **report.to_json()},
+        )
+
+
+def _read_labels(recipe: AnswerEvaluationRecipe) -> dict[tuple[str, str], bool]:
+    judge = recipe.model_judge
+    return read_labels(Path(judge.labels)) if judge is not None and judge.labels else {}
 
 
 def read_labels(path: Path) -> dict[tuple[str, str], bool]:
-    """Read human verdicts by question and pipeline from JSON lines of question, way and right.
+    """Read human verdicts by question and pipeline: JSON lines of question, pipeline, right.
 
     Raises:
         DataError: If a line is malformed.
@@ -168,42 +137,44 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
             continue
         try:
             row = json.loads(line)
-            labels[str(row["question"]), str(row.get("way", ""))] = bool(row["right"])
+            labels[str(row["question"]), str(row.get("pipeline", ""))] = bool(row["right"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"the label cannot be read: {error!r}",
                 code="data.question-set",
                 where=f"{path}:{number}",
-                expected='{"question": ID, "way": WAY, "right": true}',
+                expected='{"question": ID, "pipeline": PIPELINE, "right": true}',
                 next="correct the file; malformed lines are never skipped",
             ) from error
     return labels
 
 
-def _sample_questions(
-    questions: list[JudgedQuestion], plan: AnswerEvalPlan
-) -> list[JudgedQuestion]:
+def _read_questions(recipe: AnswerEvaluationRecipe) -> list[JudgedQuestion]:
     """Return the questions to ask; above the limit, a subset determined by seed and ids."""
-    if not plan.limit or len(questions) <= plan.limit:
+    questions = read_question_set(Path(recipe.questions))
+    limit = recipe.max_questions
+    if not limit or len(questions) <= limit:
         return questions
-    order = sorted(questions, key=lambda question: digest_json([plan.seed, question.id]))
-    sampled = {question.id for question in order[: plan.limit]}
+    order = sorted(questions, key=lambda question: digest_json([recipe.seed, question.id]))
+    sampled = {question.id for question in order[:limit]}
     return [question for question in questions if question.id in sampled]
 
 
 def _answer_all(
-    plan: AnswerEvalPlan,
+    recipe: AnswerEvaluationRecipe,
     pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     index: Index,
     job: Job,
 ) -> tuple[dict[tuple[str, str], AnswerTrace], str]:
     """Return the traces by pipeline and question, and the model's fingerprint."""
+    from stillroom.models import open_text_model
+
     journal = job.journal("readings")
-    sampling = Sampling(max_new_tokens=plan.max_new_tokens, stop=("\n\n",), seed=plan.seed)
+    sampling = Sampling(max_new_tokens=recipe.max_new_tokens, stop=("\n\n",), seed=recipe.seed)
     traces: dict[tuple[str, str], AnswerTrace] = {}
     with (
-        _open_judge_model(plan.model) as model,
+        closing(open_text_model(recipe.model)) as model,
         job.phase("read", len(pipelines) * len(questions), "answers") as progress,
     ):
         for question in questions:
@@ -212,11 +183,13 @@ def _answer_all(
                     pipeline.name,
                     question.id,
                     question.text,
-                    plan.k,
-                    plan.depth,
+                    recipe.k,
+                    recipe.depth,
                     index.digest,
                 ]
-                key = digest_json([*key_parts, model.fingerprint, plan.max_new_tokens, plan.seed])
+                key = digest_json(
+                    [*key_parts, model.fingerprint, recipe.max_new_tokens, recipe.seed]
+                )
                 if key not in journal:
                     job.check_cancelled()
                     reading = run_question(
@@ -224,8 +197,8 @@ def _answer_all(
                         model,
                         pipeline,
                         question,
-                        k=plan.k,
-                        depth=plan.depth,
+                        k=recipe.k,
+                        depth=recipe.depth,
                         sampling=sampling,
                     )
                     journal.put(key, reading.to_json())
@@ -235,7 +208,7 @@ def _answer_all(
 
 
 def _grade_all(
-    plan: AnswerEvalPlan,
+    recipe: AnswerEvaluationRecipe,
     pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     locations: Mapping[str, Sequence[EvidenceLocation]],
@@ -243,9 +216,8 @@ def _grade_all(
     index: Index,
     job: Job,
 ) -> tuple[dict[str, list[GradedAnswer]], AnswerGrader]:
-    with _open_judge(plan) as judge:
-        checker = parse_method(CHECKERS, plan.checker)
-        grader = AnswerGrader(index, judge, checker, job.journal("verdicts"), {})
+    with _open_judge(recipe) as judge:
+        grader = AnswerGrader(index, judge, recipe.checker, job.journal("verdicts"), {})
         graded: dict[str, list[GradedAnswer]] = {pipeline.name: [] for pipeline in pipelines}
         with (
             collect_warnings() as warnings,
@@ -256,11 +228,11 @@ def _grade_all(
                     job.check_cancelled()
                     reading = readings[pipeline.name, question.id]
                     graded[pipeline.name].append(
-                        _grade_one(reading, question, locations[question.id], grader, plan.k)
+                        _grade_one(reading, question, locations[question.id], grader, recipe.k)
                     )
                     progress.advance()
             grader.control = measure_judge_control(
-                grader, _collect_quotations(questions, locations, index), seed=plan.seed
+                grader, _collect_quotations(questions, locations, index), seed=recipe.seed
             )
         for text in dict.fromkeys(warnings):
             job.say(text)
@@ -314,13 +286,12 @@ def _write_answers(
             )
             for graded_answer in rows
         }
-        name = "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
-        write_run(job.output / "runs" / f"{number}-{name}.trec", run)
+        write_run(job.output / "runs" / build_run_name(number, pipeline), run)
     with atomic_write(job.output / "answers.jsonl") as file:
         for pipeline, rows in graded.items():
             for graded_answer in sorted(rows, key=_compute_quality):
                 row = {
-                    "way": pipeline,
+                    "pipeline": pipeline,
                     "question": graded_answer.question.id,
                     "text": graded_answer.question.text,
                     "accepted": list(graded_answer.question.answers),
@@ -338,37 +309,29 @@ def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
     return first, second, third, graded.question.id
 
 
-def _build_parents(plan: AnswerEvalPlan, job: Job) -> list[Parent]:
-    parents = [make_parent("index", plan.index, job.out)]
-    for name, path in {"questions": plan.questions, "labels": plan.labels}.items():
-        if path is None:
+def _build_parents(recipe: AnswerEvaluationRecipe, job: Job) -> list[Parent]:
+    parents = [make_parent("index", Path(recipe.index), job.out)]
+    labels = recipe.model_judge.labels if recipe.model_judge is not None else None
+    for name, value in {"questions": recipe.questions, "labels": labels}.items():
+        if value is None:
             continue
+        path = Path(value)
         if (path / ARTIFACT_FILE).is_file():
             parents.append(make_parent(name, path, job.out))
             continue
-        files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-        digests = [[file.name, digest_file(file)] for file in files]
+        parts = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+        digests = [[file.name, digest_file(file)] for file in parts]
         digest = digests[0][1] if path.is_file() else digest_json(digests)
         parents.append(Parent(name, str(path), digest))
     return parents
 
 
 @contextmanager
-def _open_judge(plan: AnswerEvalPlan) -> Iterator[BinaryJudge | None]:
-    if not plan.judge:
-        yield None
-        return
-    with _open_judge_model(plan.judge) as model:
-        mode = plan.judge_way or choose_judge_mode(model)
-        yield BinaryJudge(model, way=mode, seed=plan.seed)
-
-
-@contextmanager
-def _open_judge_model(reference: str) -> Iterator[TextModel]:
-    from stillroom.models import open_text_model
-
-    model = open_text_model(reference)
-    try:
-        yield model
-    finally:
-        model.close()
+def _open_judge(recipe: AnswerEvaluationRecipe) -> Iterator[BinaryJudge | None]:
+    judge = recipe.model_judge
+    with open_optional_model(judge.model if judge is not None else None) as model:
+        if judge is None or model is None:
+            yield None
+            return
+        mode = judge.mode or choose_judge_mode(model)
+        yield BinaryJudge(model, way=mode, seed=recipe.seed)

@@ -21,7 +21,8 @@ from stillroom.rag.evaluation.answers import MEASURES, STAGES, AnswerGrader
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, label_ranking, summarize_times
 
 if TYPE_CHECKING:
-    from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, GradedAnswer
+    from stillroom.rag.evaluation.answer_job import GradedAnswer
+    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
 
 __all__ = ["add_leakage", "report_answers"]
 
@@ -37,7 +38,7 @@ Labels = Mapping[tuple[str, str], bool]
 
 
 def report_answers(
-    plan: AnswerEvalPlan,
+    recipe: AnswerEvaluationRecipe,
     graded: Rows,
     locations: Mapping[str, Sequence[EvidenceLocation]],
     grader: AnswerGrader,
@@ -48,7 +49,7 @@ def report_answers(
     """Build the report.
 
     Args:
-        plan: Settings of the evaluation.
+        recipe: Settings of the evaluation.
         graded: Graded answers by pipeline, in the order of the questions.
         locations: Locations of the evidence of each question.
         grader: The grader, with its judge and verdicts.
@@ -61,15 +62,15 @@ def report_answers(
     report = Report(
         "Answers",
         f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
-        f"{plan.model} from {plan.k} passages. {_describe_grader(plan, grader, model)} "
+        f"{recipe.model} from {recipe.k} passages. {_describe_grader(recipe, grader, model)} "
         "Intervals are 95 "
         "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'questions')}".rstrip(),
     )
     for pipeline, answers in graded.items():
-        _add_metrics(report, pipeline, answers, locations, plan.seed)
+        _add_metrics(report, pipeline, answers, locations, recipe.seed)
     report.section(
-        "Ways",
-        "What the answers of each way are worth; the notes in report.json say on how many "
+        "Pipelines",
+        "What the answers of each pipeline are worth; the notes in report.json say on how many "
         "questions a figure stands where it is not all.",
         table=_figures(report, graded),
         plot=Plot.of(
@@ -79,7 +80,7 @@ def report_answers(
         ),
     )
     if len(graded) > 1:
-        table = _differences(graded, plan.seed)
+        table = _differences(graded, recipe.seed)
         report.section(f"Against {first}", "On the same questions; not corrected.", table=table)
     report.section(
         "Where it goes wrong",
@@ -89,8 +90,8 @@ def report_answers(
     )
     report.section("Worst questions", f"By {first}.", table=_worst(rows))
     _add_notices(report, graded)
-    _add_judge(report, graded, grader, labels, plan.seed)
-    report.section("Cost", _describe_prices(plan), table=_cost(plan, graded, grader))
+    _add_judge(report, graded, grader, labels, recipe.seed)
+    report.section("Cost", _describe_prices(recipe), table=_cost(recipe, graded, grader))
     return report
 
 
@@ -102,14 +103,14 @@ def add_leakage(report: Report, leaks: Sequence[LeakageFinding], count: int) -> 
         report.section("The questions themselves", text, table=table)
 
 
-def _describe_grader(plan: AnswerEvalPlan, grader: AnswerGrader, model: str) -> str:
-    if grader.judge is None:
+def _describe_grader(recipe: AnswerEvaluationRecipe, grader: AnswerGrader, model: str) -> str:
+    if grader.judge is None or recipe.model_judge is None:
         return (
             "No judge: an answer is right where its words hold an accepted one whole or its F1 "
-            f"reaches .5, and a statement supported where the checker {plan.checker} says so; "
-            "other words for the same count as wrong."
+            "reaches .5, and a statement supported where the checker "
+            f"{grader.checker.method_name()} says so; other words for the same count as wrong."
         )
-    text = f"Judged by {plan.judge} ({grader.judge.way})."
+    text = f"Judged by {recipe.model_judge.model} ({grader.judge.way})."
     if grader.judge.model.fingerprint == model:
         text += " The judge is the very model that answered, and such judges favor themselves."
     if grader.control is not None and grader.control.side(_CHANCE_AGREEMENT) <= 0:
@@ -207,8 +208,8 @@ def _differences(graded: Rows, seed: int) -> Table:
             lines.append(
                 (pipeline, name, _format_metric(metric, sign=True), f"{p:.4f}", str(len(both)))
             )
-    columns = ("way", "measure", "difference", "p", "questions")
-    return Table("way less the first", columns, tuple(lines))
+    columns = ("pipeline", "measure", "difference", "p", "questions")
+    return Table("pipeline less the first", columns, tuple(lines))
 
 
 def _stages(graded: Rows) -> Table:
@@ -254,7 +255,7 @@ def _add_notices(report: Report, graded: Rows) -> None:
         rows = tuple(
             (pipeline, text, str(count)) for (pipeline, text), count in notices.most_common()
         )
-        table = Table("notices", ("way", "what", "times"), rows)
+        table = Table("notices", ("pipeline", "what", "times"), rows)
         report.section("Done otherwise than asked", "The figures hold these too.", table=table)
 
 
@@ -327,7 +328,7 @@ def _correct_accuracy(graded: Rows, labels: Labels) -> list[Metric]:
     return metrics
 
 
-def _cost(plan: AnswerEvalPlan, graded: Rows, grader: AnswerGrader) -> Table:
+def _cost(recipe: AnswerEvaluationRecipe, graded: Rows, grader: AnswerGrader) -> Table:
     rows: list[tuple[str, ...]] = []
     for pipeline, answers in graded.items():
         read = sum(answer.reading.prompt_tokens for answer in answers)
@@ -337,14 +338,14 @@ def _cost(plan: AnswerEvalPlan, graded: Rows, grader: AnswerGrader) -> Table:
         rows.append(
             (
                 pipeline,
-                *_describe_spending(plan, read, written),
+                *_describe_spending(recipe, read, written),
                 *_describe_times(total),
                 *_describe_times(search),
             )
         )
     if grader.judge is not None:
         counts = JudgeStats.of(grader.used.values())
-        spent = _describe_spending(plan, counts.prompt_tokens, counts.completion_tokens)
+        spent = _describe_spending(recipe, counts.prompt_tokens, counts.completion_tokens)
         rows.append(("judge", *spent, "", "", "", ""))
     columns = (
         "who",
@@ -359,15 +360,22 @@ def _cost(plan: AnswerEvalPlan, graded: Rows, grader: AnswerGrader) -> Table:
     return Table("tokens and times; medians over questions", columns, tuple(rows))
 
 
-def _describe_spending(plan: AnswerEvalPlan, read: int, written: int) -> tuple[str, str, str]:
-    cost = (read * plan.prices[0] + written * plan.prices[1]) / _MILLION
-    return f"{read:,}", f"{written:,}", f"{cost:.4f}" if any(plan.prices) else "not priced"
+def _is_priced(recipe: AnswerEvaluationRecipe) -> bool:
+    return recipe.prices.prompt > 0 or recipe.prices.completion > 0
 
 
-def _describe_prices(plan: AnswerEvalPlan) -> str:
-    if not any(plan.prices):
-        return "Tokens only; --price says what a million cost."
-    return f"At {plan.prices[0]:g} a million tokens read and {plan.prices[1]:g} written."
+def _describe_spending(
+    recipe: AnswerEvaluationRecipe, read: int, written: int
+) -> tuple[str, str, str]:
+    cost = (read * recipe.prices.prompt + written * recipe.prices.completion) / _MILLION
+    return f"{read:,}", f"{written:,}", f"{cost:.4f}" if _is_priced(recipe) else "not priced"
+
+
+def _describe_prices(recipe: AnswerEvaluationRecipe) -> str:
+    if not _is_priced(recipe):
+        return "Tokens only; the setting prices says what a million cost."
+    prices = recipe.prices
+    return f"At {prices.prompt:g} a million tokens read and {prices.completion:g} written."
 
 
 def _describe_times(times: Mapping[str, Any]) -> tuple[str, str]:

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "DEFAULT_MEASURES",
     "DOCUMENT_SUFFIX",
     "EvidenceLocation",
     "EvidenceMap",
@@ -62,6 +61,7 @@ __all__ = [
     "RunResults",
     "choose_unit",
     "compare_pipelines",
+    "format_metric",
     "get_corpus_id",
     "get_judged_id",
     "get_query_id",
@@ -80,9 +80,6 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 Ranking = list[tuple[str, float]]
-
-
-DEFAULT_MEASURES = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map", "success@5")
 
 
 _UNITS: tuple[JudgedUnit, ...] = ("passage", "document", "path", "corpus")
@@ -111,7 +108,7 @@ class QueryResult:
 class RunResults:
     """Results of one pipeline, by query."""
 
-    way: str
+    pipeline: str
     searched: Mapping[str, QueryResult]
 
     def run(self) -> dict[str, Ranking]:
@@ -227,7 +224,7 @@ def compare_pipelines(
     results: Sequence[RunResults], qrels: Qrels, measures: Sequence[str], *, seed: int = 0
 ) -> MetricTable:
     """Compute the metrics of each pipeline, and its paired differences from the first."""
-    values = {result.way: score_run(result.run(), qrels, measures) for result in results}
+    values = {result.pipeline: score_run(result.run(), qrels, measures) for result in results}
     queries = list(qrels)
     metrics = {
         name: {
@@ -238,7 +235,7 @@ def compare_pipelines(
         }
         for name, scored in values.items()
     }
-    first, *other_names = (result.way for result in results)
+    first, *other_names = (result.pipeline for result in results)
     differences = {
         name: {
             measure: _compare_with_first(
@@ -561,3 +558,9 @@ def label_ranking(
         matching = [name for name, location in locations.items() if passage in location.passages]
         names.update(dict.fromkeys([name for name in matching if name not in names] or [passage]))
     return [(name, float(len(names) - i)) for i, name in enumerate(names)]
+
+
+def format_metric(metric: Metric, *, sign: bool = False) -> str:
+    """Return a metric with its interval, to four digits."""
+    style = "+.4f" if sign else ".4f"
+    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

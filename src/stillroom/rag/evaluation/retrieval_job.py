@@ -13,41 +13,44 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric, Plot, Report, Table, warn_small_sample
+from stillroom.evaluate import Plot, Report, Table, warn_small_sample
 from stillroom.evaluate.metrics.retrieval import parse_measure
 from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_run
-from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
 from stillroom.rag.evaluation.retrieval import (
     JudgedUnit,
     MetricTable,
     MissedDocument,
-    Qrels,
     QueryResult,
     RunResults,
     choose_unit,
     compare_pipelines,
+    format_metric,
     get_query_id,
     list_missed_documents,
     search_query,
     summarize_times,
 )
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import HybridRetriever, make_query
 from stillroom.rag.retrieval.pipeline import RetrievalPipeline, parse_pipeline
 from stillroom.rag.retrievers.dense import Dense
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
+    from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
+    from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
 
 __all__ = [
-    "RetrievalEvalPlan",
+    "build_judged_parents",
+    "build_run_name",
+    "estimate_retrieval",
+    "estimate_searches",
     "evaluate_retrieval",
     "open_optional_model",
     "parse_pipelines",
@@ -56,87 +59,88 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class RetrievalEvalPlan:
-    """Inputs and settings: the index, the judged queries, the pipelines, and the measures.
+_SECONDS_PER_SEARCH = 0.05
 
-    ``model`` is called by transforms and rerankers, by reference; ``access`` is the reader of an
-    index with tenants.
+
+def estimate_retrieval(recipe: RetrievalEvaluationRecipe) -> Estimate:
+    """Estimate the time of an evaluation.
+
+    Raises:
+        DataError: If a file or a measure cannot be used.
+        RecipeError: If a pipeline names an unknown method.
     """
-
-    index: Path
-    queries: Path
-    qrels: Path
-    ways: tuple[str, ...]
-    measures: tuple[str, ...]
-    depth: int = 100
-    k: int = 10
-    seed: int = 0
-    model: str = ""
-    access: AccessContext | None = None
-
-    def to_text(self) -> str:
-        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
-        lines = ["# stillroom rag eval", f"index: {json.dumps(str(self.index))}"]
-        lines += [
-            f"queries: {json.dumps(str(self.queries))}",
-            f"qrels: {json.dumps(str(self.qrels))}",
-        ]
-        lines += [
-            f"ways: {json.dumps(list(self.ways))}",
-            f"measures: {json.dumps(list(self.measures))}",
-        ]
-        lines += [f"depth: {self.depth}", f"k: {self.k}", f"seed: {self.seed}"]
-        lines += [f"model: {json.dumps(self.model)}"] if self.model else []
-        if self.access is not None:
-            reader = [self.access.tenant, *sorted(self.access.principals)]
-            lines.append(f"access: {json.dumps(reader)}")
-        return "\n".join(lines) + "\n"
+    for measure in recipe.measures:
+        parse_measure(measure)
+    pipelines = parse_pipelines(recipe.pipelines)
+    queries, _ = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
+    return estimate_searches(len(queries) * len(pipelines))
 
 
-def evaluate_retrieval(
-    plan: RetrievalEvalPlan,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[Artifact, Report]:
+def estimate_searches(count: int) -> Estimate:
+    """Estimate the time of searches."""
+    return Estimate(
+        memory_bytes=600_000_000,
+        seconds=count * _SECONDS_PER_SEARCH,
+        basis=f"{count} searches at {_SECONDS_PER_SEARCH} s",
+    )
+
+
+def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
     """Search the index for every judged query with every pipeline, and report the results.
 
     Args:
-        plan: Inputs and settings.
-        out: The folder of the report.
-        resume: Resume an interrupted run.
-        overwrite: Replace an earlier job at ``out``.
-        reporter: Displays progress; default none.
+        recipe: Inputs and settings.
+        job: Job of the run.
 
     Raises:
         DataError: If a file or a measure cannot be used, or no judged id is in the index.
         RecipeError: If a pipeline names an unknown method.
-        Cancelled: If the user stopped it; ``resume`` continues.
+        Cancelled: If the user stopped it; resuming continues.
     """
-    for measure in plan.measures:
-        parse_measure(measure)
-    pipelines = parse_pipelines(plan.ways)
-    queries, qrels = read_judged_queries(plan)
-    job = Job.start(
-        out,
-        plan.to_text(),
-        seed=plan.seed,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=reporter,
-    )
-    try:
-        with (
-            job.interruptible(),
-            Index.open(plan.index, access=plan.access) as index,
-            open_optional_model(plan.model) as model,
-        ):
-            return _evaluate(plan, pipelines, queries, qrels, index, job, model)
-    finally:
-        job.close()
+    pipelines = parse_pipelines(recipe.pipelines)
+    queries, qrels = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
+    with (
+        recipe.open_index() as index,
+        open_optional_model(recipe.model) as model,
+    ):
+        unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
+        embedding = _QueryPreEmbedder(pipelines, index, job)
+        query_ids = {query: get_query_id(query, unit, qrels[query]) for query in queries}
+        results = _search_all(
+            recipe, pipelines, queries, unit, query_ids, index, job, model, embedding
+        )
+        board = compare_pipelines(results, qrels, recipe.measures, seed=recipe.seed)
+        misses = list_missed_documents(results[0], qrels, known, k=recipe.k)
+        for number, result in enumerate(results):
+            write_run(job.output / "runs" / build_run_name(number, result.pipeline), result.run())
+        _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
+        timed = embedding.say(queries.values())
+        left_out = len(known & set(query_ids.values()))
+        report = report_retrieval(
+            recipe, unit, queries, index, board, results, misses, timed, left_out
+        )
+        report.write(job.output)
+        return job.finish(
+            "report",
+            parents=build_judged_parents(recipe, job),
+            details={
+                "index": index.digest,
+                "unit": unit,
+                "queries": len(queries),
+                **report.to_json(),
+            },
+        )
+
+
+def build_judged_parents(
+    recipe: RetrievalEvaluationRecipe | FusionTuningRecipe, job: Job
+) -> list[Parent]:
+    """Return the parents of a report: the index, the queries and their judgments."""
+    return [
+        make_parent("index", Path(recipe.index), job.out),
+        Parent("queries", recipe.queries, digest_file(Path(recipe.queries))),
+        Parent("qrels", recipe.qrels, digest_file(Path(recipe.qrels))),
+    ]
 
 
 def parse_pipelines(
@@ -156,7 +160,7 @@ def parse_pipelines(
     if len({pipeline.name for pipeline in pipelines}) < len(pipelines):
         raise DataError(
             "a pipeline is given twice",
-            code="rag.ways",
+            code="rag.pipelines",
             where=", ".join(texts),
             expected="distinct pipelines",
             next="remove one",
@@ -164,50 +168,18 @@ def parse_pipelines(
     return pipelines
 
 
-def _evaluate(
-    plan: RetrievalEvalPlan,
-    pipelines: Sequence[RetrievalPipeline],
-    queries: Mapping[str, str],
-    qrels: Qrels,
-    index: Index,
-    job: Job,
-    model: TextModel | None,
-) -> tuple[Artifact, Report]:
-    unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
-    embedding = _QueryPreEmbedder(pipelines, index, job)
-    query_ids = {query: get_query_id(query, unit, qrels[query]) for query in queries}
-    results = _search_all(plan, pipelines, queries, unit, query_ids, index, job, model, embedding)
-    board = compare_pipelines(results, qrels, plan.measures, seed=plan.seed)
-    misses = list_missed_documents(results[0], qrels, known, k=plan.k)
-    for number, result in enumerate(results):
-        write_run(
-            job.output / "runs" / f"{number}-{_build_file_name(result.way)}.trec", result.run()
-        )
-    _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
-    timed = embedding.say(queries.values())
-    left_out = len(known & set(query_ids.values()))
-    report = report_retrieval(plan, unit, queries, index, board, results, misses, timed, left_out)
-    report.write(job.output)
-    artifact = job.finish(
-        "report",
-        parents=[
-            make_parent("index", plan.index, job.out),
-            Parent("queries", str(plan.queries), digest_file(plan.queries)),
-            Parent("qrels", str(plan.qrels), digest_file(plan.qrels)),
-        ],
-        details={"index": index.digest, "unit": unit, "queries": len(queries), **report.to_json()},
-    )
-    return artifact, report
-
-
 def read_judged_queries(
-    plan: RetrievalEvalPlan,
+    queries: Path, qrels: Path
 ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Return the queries with at least one relevant judgment, and their judgments."""
-    texts, qrels = read_queries(plan.queries), read_qrels(plan.qrels)
+    """Return the queries with at least one relevant judgment, and their judgments.
+
+    Raises:
+        DataError: If nothing is judged relevant, or a judged query has no text.
+    """
+    texts, judgments = read_queries(queries), read_qrels(qrels)
     judged = {
         query: grades
-        for query, grades in qrels.items()
+        for query, grades in judgments.items()
         if any(grade > 0 for grade in grades.values())
     }
     lost = [query for query in judged if query not in texts]
@@ -215,7 +187,7 @@ def read_judged_queries(
         raise DataError(
             f"{len(lost)} judged queries have no text" if lost else "nothing is judged relevant",
             code="data.collection",
-            where=f"{plan.queries}, for instance {lost[0]!r:.60}" if lost else str(plan.qrels),
+            where=f"{queries}, for instance {lost[0]!r:.60}" if lost else str(qrels),
             expected="a text for every judged query, and a relevance above 0",
             next="check that queries and judgments belong together",
         )
@@ -252,7 +224,7 @@ class _QueryPreEmbedder:
 
 
 def _search_all(
-    plan: RetrievalEvalPlan,
+    recipe: RetrievalEvaluationRecipe,
     pipelines: Sequence[RetrievalPipeline],
     queries: Mapping[str, str],
     unit: JudgedUnit,
@@ -272,7 +244,7 @@ def _search_all(
                 query,
                 text,
                 unit,
-                plan.depth,
+                recipe.depth,
                 index.digest,
                 model_mark,
                 query_ids[query],
@@ -292,7 +264,9 @@ def _search_all(
                 job.check_cancelled()
                 if not warm:  # the first search opens the embedder and is not timed
                     for warmed in pipelines:
-                        search_query(index, warmed, text, unit=unit, depth=plan.depth, model=model)
+                        search_query(
+                            index, warmed, text, unit=unit, depth=recipe.depth, model=model
+                        )
                     warm = True
                 embedding.prepare(text)
                 result = search_query(
@@ -300,7 +274,7 @@ def _search_all(
                     pipeline,
                     text,
                     unit=unit,
-                    depth=plan.depth,
+                    depth=recipe.depth,
                     model=model,
                     leave_out=query_ids[query],
                 )
@@ -328,8 +302,8 @@ def _read_results(row: Sequence[Any]) -> QueryResult:
 
 
 @contextmanager
-def open_optional_model(reference: str) -> Iterator[TextModel | None]:
-    """Yield the model of a reference, or None if it is empty."""
+def open_optional_model(reference: str | None) -> Iterator[TextModel | None]:
+    """Yield the model of a reference, or None without one."""
     if not reference:
         yield None
         return
@@ -349,7 +323,7 @@ def _write_queries(
     results: RunResults,
     misses: Mapping[str, Sequence[MissedDocument]],
 ) -> None:
-    values = board.values[results.way]
+    values = board.values[results.pipeline]
     order = sorted(queries, key=lambda query: (values[board.measures[0]][query], query))
     with atomic_write(path) as file:
         for query in order:
@@ -365,8 +339,10 @@ def _write_queries(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _build_file_name(pipeline: str) -> str:
-    return "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
+def build_run_name(number: int, pipeline: str) -> str:
+    """Return the name of the run file of a pipeline."""
+    name = "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
+    return f"{number}-{name}.trec"
 
 
 _WORST_QUERIES = 20
@@ -376,7 +352,7 @@ _SHOWN_CHARACTERS = 160
 
 
 def report_retrieval(
-    plan: RetrievalEvalPlan,
+    recipe: RetrievalEvaluationRecipe,
     unit: JudgedUnit,
     queries: Mapping[str, str],
     index: Index,
@@ -389,7 +365,7 @@ def report_retrieval(
     """Build the report.
 
     Args:
-        plan: Settings of the evaluation.
+        recipe: Settings of the evaluation.
         unit: Kind of name by which hits were judged.
         queries: Texts by id.
         index: Open index.
@@ -399,7 +375,7 @@ def report_retrieval(
         timed: End of the sentence on timing.
         left_out: Number of queries whose own corpus row was excluded from the results.
     """
-    first = plan.measures[0]
+    first = recipe.measures[0]
     report = Report(
         "Retrieval",
         f"{len(queries)} judged queries on {len(index)} passages, judged by {unit}. Intervals are "
@@ -412,14 +388,14 @@ def report_retrieval(
         + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
     )
     for outcome in results:
-        for measure, metric in board.metrics[outcome.way].items():
+        for measure, metric in board.metrics[outcome.pipeline].items():
             report.add(metric, is_headline=measure == first)
     rows = [metrics[first] for metrics in board.metrics.values()]
     report.section(
-        "Ways",
-        f"What each way finds. Times are a query's at depth {plan.depth}{timed}",
+        "Pipelines",
+        f"What each pipeline finds. Times are a query's at depth {recipe.depth}{timed}",
         table=_add_table(board, results),
-        plot=Plot.of(first, rows, labels=[outcome.way for outcome in results]),
+        plot=Plot.of(first, rows, labels=[outcome.pipeline for outcome in results]),
     )
     report.section(
         "Where the time goes",
@@ -429,12 +405,12 @@ def report_retrieval(
     )
     if board.differences:
         report.section(
-            f"Against {results[0].way}",
+            f"Against {results[0].pipeline}",
             "On the same queries; p by Fisher's randomization, not corrected for their number.",
             table=_add_differences(board),
         )
     notices = Counter(
-        (outcome.way, text)
+        (outcome.pipeline, text)
         for outcome in results
         for result in outcome.searched.values()
         for text in result.notices
@@ -446,14 +422,14 @@ def report_retrieval(
         report.section(
             "Done otherwise than asked",
             "The figures hold these queries too.",
-            table=Table("notices", ("way", "what", "times"), notice_rows),
+            table=Table("notices", ("pipeline", "what", "times"), notice_rows),
         )
     stages: Counter[str] = Counter(miss.stage for missed in misses.values() for miss in missed)
     report.section(
         "Where it is lost",
-        f"Relevant ones that are not among the first {plan.k} of {results[0].way}, by the stage "
-        "that lost them; queries.jsonl lists every one.",
-        table=_add_worst(queries, board.values[results[0].way][first], misses, stages),
+        f"Relevant ones that are not among the first {recipe.k} of {results[0].pipeline}, by the "
+        "stage that lost them; queries.jsonl lists every one.",
+        table=_add_worst(queries, board.values[results[0].pipeline][first], misses, stages),
     )
     return report
 
@@ -463,9 +439,11 @@ def _add_table(board: MetricTable, results: Sequence[RunResults]) -> Table:
     for outcome in results:
         cpu = summarize_times([result.cpu_seconds for result in outcome.searched.values()])
         wall = summarize_times([result.seconds for result in outcome.searched.values()])
-        cells = [_format_metric(board.metrics[outcome.way][measure]) for measure in board.measures]
-        rows.append((outcome.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
-    columns = ("way", *board.measures, "CPU ms (median)", "ms (p95)")
+        cells = [
+            format_metric(board.metrics[outcome.pipeline][measure]) for measure in board.measures
+        ]
+        rows.append((outcome.pipeline, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
+    columns = ("pipeline", *board.measures, "CPU ms (median)", "ms (p95)")
     return Table("figures with 95 % intervals", columns, tuple(rows))
 
 
@@ -482,17 +460,17 @@ def _add_stage_table(results: Sequence[RunResults]) -> Table:
             for name in names
         )
         cells = (f"{statistics.median(times):.2f}" if times else "" for times in stage_times)
-        rows.append((outcome.way, *cells))
-    return Table("milliseconds by stage", ("way", *names), tuple(rows))
+        rows.append((outcome.pipeline, *cells))
+    return Table("milliseconds by stage", ("pipeline", *names), tuple(rows))
 
 
 def _add_differences(board: MetricTable) -> Table:
     rows = [
-        (pipeline, measure, _format_metric(metric, sign=True), f"{p:.4f}")
+        (pipeline, measure, format_metric(metric, sign=True), f"{p:.4f}")
         for pipeline, by_measure in board.differences.items()
         for measure, (metric, p) in by_measure.items()
     ]
-    return Table("way less the first", ("way", "measure", "difference", "p"), tuple(rows))
+    return Table("pipeline less the first", ("pipeline", "measure", "difference", "p"), tuple(rows))
 
 
 def _add_worst(
@@ -516,11 +494,6 @@ def _add_worst(
     return Table(
         f"lost by stage: {counts}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
     )
-
-
-def _format_metric(metric: Metric, *, sign: bool = False) -> str:
-    style = "+.4f" if sign else ".4f"
-    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"
 
 
 def _describe_missed(misses: Sequence[MissedDocument]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
 from stillroom.evaluate import (
@@ -23,7 +24,10 @@ from stillroom.evaluate import (
     warn_small_sample,
 )
 from stillroom.evaluate.metrics.bootstrap import adjust_p_values, randomization_test
-from stillroom.rag.recipe import Configuration
+from stillroom.rag.evaluation.retrieval import format_metric
+
+if TYPE_CHECKING:
+    from stillroom.rag.jobs.sweep import Configuration
 
 __all__ = [
     "SweepCost",
@@ -156,7 +160,7 @@ def split_questions(
             expected=(
                 f"at least {_MIN_QUESTIONS} of each; some hundred to distinguish configurations"
             ),
-            next="judge more questions, or set sweep.held_out",
+            next="judge more questions, or set held_out",
         )
     return choosing, measuring
 
@@ -249,7 +253,7 @@ def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> st
         size = (outcome.best.cost.index_bytes - first.cost.index_bytes) / _MEGA
         text = (
             f"Use {name}: on {outcome.measuring} questions that had no part in choosing it, it "
-            f"finds {_format_metric(outcome.difference, sign=True)} {measure} more than {old}, for "
+            f"finds {format_metric(outcome.difference, sign=True)} {measure} more than {old}, for "
             f"{more:+.1f} CPU ms a query and {size:+.1f} MB of index."
         )
     elif outcome.best is first:
@@ -259,7 +263,7 @@ def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> st
         text = (
             f"Keep {old}: {name} did best on the questions that choose, and on the "
             f"{outcome.measuring} others the difference is "
-            f"{_format_metric(outcome.difference, sign=True)}"
+            f"{format_metric(outcome.difference, sign=True)}"
             + (f". {few}" if few else ", which does not lie above 0.")
         )
     single = [change for change in outcome.changes if len(change.axes) == 1]
@@ -282,7 +286,7 @@ def _add_leaderboard(outcome: SweepSummary, measure: str) -> Table:
     rows = tuple(
         (
             row.configuration.name,
-            _format_metric(metric),
+            format_metric(metric),
             f"{row.cost.cpu_ms:.1f}",
             f"{row.cost.p50_ms:.1f}",
             f"{row.cost.p95_ms:.1f}",
@@ -300,9 +304,9 @@ def _add_leaderboard(outcome: SweepSummary, measure: str) -> Table:
 
 def _add_held_out(outcome: SweepSummary, first: SweepRow) -> Table:
     rows = (
-        (outcome.best.configuration.name, _format_metric(outcome.held_out), ""),
-        (first.configuration.name, _format_metric(outcome.first_held_out), ""),
-        ("difference", _format_metric(outcome.difference, sign=True), f"{outcome.p:.4f}"),
+        (outcome.best.configuration.name, format_metric(outcome.held_out), ""),
+        (first.configuration.name, format_metric(outcome.first_held_out), ""),
+        ("difference", format_metric(outcome.difference, sign=True), f"{outcome.p:.4f}"),
     )
     return Table("with 95 % intervals", ("configuration", "value", "p"), rows)
 
@@ -313,7 +317,7 @@ def _add_changes(outcome: SweepSummary) -> Table:
             "; ".join(
                 f"{axis}: {change.measured.configuration.choices[axis]}" for axis in change.axes
             ),
-            _format_metric(change.difference, sign=True),
+            format_metric(change.difference, sign=True),
             f"{change.p:.4f}",
             f"{change.cpu_ms:+.1f}",
             f"{change.index_bytes / _MEGA:+.2f}",
@@ -323,8 +327,3 @@ def _add_changes(outcome: SweepSummary) -> Table:
     )
     columns = ("change", "difference", "p", "CPU ms", "index MB", "verdict")
     return Table("against the first configuration", columns, rows)
-
-
-def _format_metric(metric: Metric, *, sign: bool = False) -> str:
-    style = "+.4f" if sign else ".4f"
-    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, RecipeError
-from stillroom.evaluate.metrics.retrieval import parse_measure, score_run
+from stillroom.errors import DataError
+from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.leakage import LeakageFinding, find_split_overlap
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
-from stillroom.jobs import Job, Reporter, atomic_write, sum_work_seconds
+from stillroom.jobs import Job, atomic_write, sum_work_seconds
 from stillroom.provenance import (
     Artifact,
     Parent,
@@ -39,7 +39,6 @@ from stillroom.rag.evaluation.retrieval import (
     summarize_times,
 )
 from stillroom.rag.evaluation.retrieval_job import (
-    RetrievalEvalPlan,
     open_optional_model,
     read_judged_queries,
 )
@@ -51,24 +50,21 @@ from stillroom.rag.evaluation.sweep import (
     report_sweep,
     split_questions,
 )
+from stillroom.rag.index.builder import build_index
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.interfaces import STORES
 from stillroom.rag.model_calls import CallCounter
-from stillroom.rag.recipe import Configuration, build_variant, list_configurations
 from stillroom.rag.retrieval.pipeline import parse_pipeline
-from stillroom.rag.run import run
+from stillroom.rag.stores.folder import Folder
 from stillroom.recipes import dump_recipe
 from stillroom.text.reader import scan_folder
 
 if TYPE_CHECKING:
-    from stillroom.evaluate import Report
     from stillroom.rag.evaluation.retrieval import JudgedUnit
-    from stillroom.rag.recipe import RagRecipe, SweepSettings
+    from stillroom.rag.index_settings import IndexSettings
+    from stillroom.rag.jobs.index import IndexRecipe
+    from stillroom.rag.jobs.sweep import Configuration, SweepRecipe
 
-__all__ = ["MANY_CONFIGURATIONS", "run_sweep"]
-
-MANY_CONFIGURATIONS = 24
-"""Maximum number of configurations without ``allow_many``."""
+__all__ = ["read_sweep_questions", "run_sweep"]
 
 _NAMES: tuple[str, ...] = ("document", "path", "corpus")
 
@@ -94,142 +90,86 @@ class _BuiltIndex:
 
 
 def run_sweep(
-    recipe: RagRecipe,
-    out: Path,
-    *,
-    cache: Path | None = None,
-    allow_many: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[Artifact, Report, SweepSummary]:
-    """Evaluate every configuration of a recipe's ``sweep``, and recommend one.
+    recipe: SweepRecipe, variants: Sequence[tuple[Configuration, IndexRecipe]], job: Job
+) -> Artifact:
+    """Evaluate every configuration of a sweep, and recommend one.
 
     Args:
-        recipe: Recipe of kind rag with ``sweep``.
-        out: The folder of the report.
-        cache: Folder that keeps indexes and vectors for later sweeps; default the job's own.
-        allow_many: Allow more than 24 configurations.
-        resume: Resume an interrupted sweep.
-        overwrite: Replace an earlier job at ``out``.
-        reporter: Displays progress; default none.
+        recipe: Settings of the sweep.
+        variants: Configurations with the recipes of their indexes; the first is the baseline.
+        job: Job of the run.
 
     Raises:
-        RecipeError: If the recipe has no sweep, a setting or pipeline is invalid, or there are too
-            many configurations.
         DataError: If the questions cannot be used or are too few.
-        Cancelled: If the user stopped it; ``resume`` continues.
+        Cancelled: If the user stopped it; resuming continues.
     """
-    sweep = _check_plan(recipe, allow_many=allow_many)
-    configurations = list_configurations(sweep)
-    variants = [build_variant(recipe, item.changes) for item in configurations]
-    for configuration in configurations:
-        parse_pipeline(configuration.way)
-    questions = _read_questions(sweep)
-    split_questions(list(questions.qrels), sweep.held_out, recipe.seed)  # fail before any work
-    job = Job.start(
-        out,
-        dump_recipe(recipe),
-        seed=recipe.seed,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=reporter,
+    questions = read_sweep_questions(recipe)
+    cache = Path(recipe.cache) if recipe.cache is not None else job.scratch / "sweep"
+    texts = [dump_recipe(variant) for _, variant in variants]
+    job.say(
+        f"{len(variants)} configurations on {len(set(texts))} indexes, "
+        f"{len(questions.texts)} questions"
     )
-    try:
-        with job.interruptible():
-            cache_folder = cache if cache is not None else job.scratch / "sweep"
-            job.say(
-                f"{len(configurations)} configurations on "
-                f"{len({dump_recipe(variant) for variant in variants})} indexes, "
-                f"{len(questions.texts)} questions"
-            )
-            indexes = _build_all(variants, cache_folder, job)
-            with open_optional_model(sweep.model) as opened:
-                model = CallCounter(opened) if opened is not None else None
-                measured = [
-                    _measure(sweep, item, indexes[dump_recipe(variant)], questions, model, job)
-                    for item, variant in zip(configurations, variants, strict=True)
-                ]
-            outcome = evaluate_sweep(
-                measured, measure=sweep.measure, held_out=sweep.held_out, seed=recipe.seed
-            )
-            report = report_sweep(outcome, sweep.measure, measured[0])
-            leaks = _find_leakage(recipe, questions, indexes.values())
-            add_leakage(report, leaks, len(questions.texts))
-            best = next(
-                variant
-                for item, variant in zip(configurations, variants, strict=True)
-                if item is outcome.best.configuration
-            )
-            _write_results(job, outcome, best)
-            report.write(job.output)
-            artifact = job.finish(
-                "report", parents=_build_parents(recipe, sweep), details=report.to_json()
-            )
-            return artifact, report, outcome
-    finally:
-        job.close()
+    distinct = {text: variant for text, (_, variant) in zip(texts, variants, strict=True)}
+    indexes = _build_all(distinct, cache, job)
+    with open_optional_model(recipe.model) as opened:
+        model = CallCounter(opened) if opened is not None else None
+        measured = [
+            _measure(recipe, configuration, indexes[text], questions, model, job)
+            for text, (configuration, _) in zip(texts, variants, strict=True)
+        ]
+    outcome = evaluate_sweep(
+        measured, measure=recipe.measure, held_out=recipe.held_out, seed=recipe.seed
+    )
+    report = report_sweep(outcome, recipe.measure, measured[0])
+    leaks = _find_leakage(recipe, questions, indexes.values())
+    add_leakage(report, leaks, len(questions.texts))
+    best = texts[[row.configuration for row in measured].index(outcome.best.configuration)]
+    _write_results(job, outcome, best)
+    report.write(job.output)
+    return job.finish(
+        "report",
+        parents=_build_parents(recipe),
+        details={
+            "best": outcome.best.configuration.model_dump(mode="json"),
+            "is_gain": outcome.is_gain,
+            **report.to_json(),
+        },
+    )
 
 
-def _check_plan(recipe: RagRecipe, *, allow_many: bool) -> SweepSettings:
-    sweep = recipe.sweep
-    if sweep is None:
-        raise RecipeError(
-            "the recipe has no sweep",
-            code="rag.sweep-setting",
-            expected="sweep: {vary: {SETTING: [VALUE, ...]}, ways: [...], questions: FILE}",
-            next="stillroom new rag prints all settings",
-        )
-    parse_measure(sweep.measure)
-    count = len(list_configurations(sweep))
-    if count > MANY_CONFIGURATIONS and not allow_many:
-        sizes = {**sweep.vary, "ways": sweep.ways, "variants": sweep.variants}
-        counts = ", ".join(f"{name} {len(values)}" for name, values in sizes.items())
-        raise RecipeError(
-            f"the sweep has {count} configurations ({counts})",
-            code="rag.sweep-too-many",
-            expected=f"at most {MANY_CONFIGURATIONS}, unless confirmed: more may take days",
-            next="vary less at once, or add --yes",
-        )
-    return sweep
+def read_sweep_questions(recipe: SweepRecipe) -> _SweepQuestions:
+    """Read questions with their evidence, or a collection's queries and judgments.
 
-
-def _read_questions(sweep: SweepSettings) -> _SweepQuestions:
-    """Read questions with their evidence, or a collection's queries and judgments."""
-    if sweep.questions is not None:
-        questions = [
+    Raises:
+        DataError: If they cannot be used or are too few.
+    """
+    if isinstance(recipe.questions, str):
+        asked = [
             question
-            for question in read_question_set(Path(sweep.questions))
+            for question in read_question_set(Path(recipe.questions))
             if question.is_answerable
         ]
-        qrels = {
+        qrels: Qrels = {
             question.id: {f"{question.id}#{i}": 1 for i in range(max(len(question.evidence), 1))}
-            for question in questions
+            for question in asked
         }
-        return _SweepQuestions(
-            {question.id: question.text for question in questions}, questions, qrels
-        )
-    if sweep.queries is None or sweep.qrels is None:
-        raise RecipeError(
-            "the sweep has no questions",
-            code="rag.sweep-setting",
-            where="sweep",
-            expected="questions, or queries and qrels",
-            next="set questions; fifty real ones are worth more than a thousand generated ones",
-        )
-    plan = RetrievalEvalPlan(Path(), Path(sweep.queries), Path(sweep.qrels), (), ())
-    texts, qrels = read_judged_queries(plan)
-    return _SweepQuestions(texts, (), qrels)
+        texts = {question.id: question.text for question in asked}
+    else:
+        judged = recipe.questions
+        asked = []
+        texts, qrels = read_judged_queries(Path(judged.queries), Path(judged.qrels))
+    split_questions(list(qrels), recipe.held_out, recipe.seed)
+    return _SweepQuestions(texts, asked, qrels)
 
 
 def _build_all(
-    variants: Sequence[RagRecipe], cache_folder: Path, job: Job
+    distinct: Mapping[str, IndexRecipe], cache_folder: Path, job: Job
 ) -> dict[str, _BuiltIndex]:
-    """Build the indexes missing in the cache; return all by recipe."""
+    """Build the indexes missing in the cache; return all by the text of their recipes."""
     from stillroom.models import open_embedder
 
     (cache_folder / "indexes").mkdir(parents=True, exist_ok=True)
-    distinct = {dump_recipe(variant): variant for variant in variants}
     indexes: dict[str, _BuiltIndex] = {}
     embedders: dict[str, CachedEmbedder] = {}
     try:
@@ -252,14 +192,17 @@ def _build_all(
     return indexes
 
 
-def _build(variant: RagRecipe, folder: Path, text: str, embedder: CachedEmbedder, job: Job) -> None:
+def _build(
+    variant: IndexRecipe, folder: Path, text: str, embedder: CachedEmbedder, job: Job
+) -> None:
     before = embedder.computed
     inner = Job.start(folder, text, seed=variant.seed, resume=True, reporter=job.reporter)
     inner.cancel_with(job)
     try:
         # Indexes of a sweep are in the cache, whatever the store of the recipe.
-        cached = variant.model_copy(update={"store": STORES.build("folder")})
-        run(cached, inner, embedder=embedder)
+        sparse, late_interaction = variant.store.auxiliary
+        store = Folder(sparse=sparse, late_interaction=late_interaction)
+        build_index(variant.model_copy(update={"store": store}), inner, embedder=embedder)
     finally:
         inner.close()
     job.event("index", folder=str(folder), embedded=embedder.computed - before)
@@ -275,7 +218,7 @@ def _describe(folder: Path) -> _BuiltIndex:
     return _BuiltIndex(folder, details["passages"], embedded, sum_work_seconds(folder), size)
 
 
-def _digest_documents(variant: RagRecipe) -> str:
+def _digest_documents(variant: IndexSettings) -> str:
     path = find_output(Path(variant.documents))
     root = path if path.is_dir() else path.parent
     files = sorted(scan_folder(path).files)
@@ -283,7 +226,7 @@ def _digest_documents(variant: RagRecipe) -> str:
 
 
 def _measure(
-    sweep: SweepSettings,
+    recipe: SweepRecipe,
     configuration: Configuration,
     built: _BuiltIndex,
     questions: _SweepQuestions,
@@ -294,18 +237,18 @@ def _measure(
 
     The index is opened anew, so that every pipeline includes the time of embedding the questions.
     """
-    pipeline = parse_pipeline(configuration.way)
+    pipeline = parse_pipeline(configuration.pipeline)
     journal = job.journal("searches")
     run: dict[str, list[tuple[str, float]]] = {}
     rows: list[list[Any]] = []
-    with Index.open(built.folder, verify=False) as index:
+    with Index.open(built.folder, verify=False, access=recipe.get_access()) as index:
         judge = _JudgedNames(index, questions)
         model_mark = model.fingerprint if model is not None else ""
         is_warm = False
         with job.phase(configuration.name, len(questions.texts), "searches") as progress:
             for query, text in questions.texts.items():
                 key = digest_json(
-                    [pipeline.name, query, text, judge.unit, sweep.depth, index.digest, model_mark]
+                    [pipeline.name, query, text, judge.unit, recipe.depth, index.digest, model_mark]
                 )
                 if key not in journal:
                     job.check_cancelled()
@@ -320,7 +263,7 @@ def _measure(
                         pipeline,
                         text,
                         unit=judge.unit,
-                        depth=sweep.depth,
+                        depth=recipe.depth,
                         model=model,
                         leave_out=get_query_id(query, judge.unit, questions.qrels.get(query, {})),
                     )
@@ -330,7 +273,7 @@ def _measure(
                 rows.append(row)
                 run[query] = judge.label(query, row[0])
                 progress.advance()
-    values = score_run(run, questions.qrels, (sweep.measure,))[sweep.measure]
+    values = score_run(run, questions.qrels, (recipe.measure,))[recipe.measure]
     wall, cpu = (summarize_times([row[column] for row in rows]) for column in (1, 2))
     cost = SweepCost(
         cpu["median_ms"],
@@ -368,7 +311,7 @@ class _JudgedNames:
                 "the judgments name passages, which depend on the chunker",
                 code="rag.sweep-unit",
                 expected="judgments of documents, of paths, or of rows of an unpacked corpus",
-                next="set sweep.questions with evidence, which is located in any passage",
+                next="set questions with evidence, which is located in any passage",
             )
 
     def label(self, query: str, ranked: Sequence[str]) -> list[tuple[str, float]]:
@@ -379,25 +322,24 @@ class _JudgedNames:
 
 
 def _find_leakage(
-    recipe: RagRecipe, questions: _SweepQuestions, indexes: Iterable[_BuiltIndex]
+    recipe: SweepRecipe, questions: _SweepQuestions, indexes: Iterable[_BuiltIndex]
 ) -> list[LeakageFinding]:
     """Return leakage that makes the questions too easy for any index, each finding once."""
-    assert recipe.sweep is not None  # noqa: S101  # checked before the job started
     leaks: dict[tuple[str, str], LeakageFinding] = {}
     for built in indexes if questions.asked else ():
-        with Index.open(built.folder, verify=False) as index:
+        with Index.open(built.folder, verify=False, access=recipe.get_access()) as index:
             evidence = EvidenceMap(index)
             locations = {question.id: evidence.locate(question) for question in questions.asked}
             for leak in evidence.find_leaks(questions.asked, locations):
                 leaks.setdefault((leak.question, leak.kind), leak)
     choosing, measuring = (
         {name: questions.texts[name] for name in side}
-        for side in split_questions(list(questions.texts), recipe.sweep.held_out, recipe.seed)
+        for side in split_questions(list(questions.texts), recipe.held_out, recipe.seed)
     )
     return [*leaks.values(), *find_split_overlap(choosing, measuring)]
 
 
-def _write_results(job: Job, outcome: SweepSummary, best: RagRecipe) -> None:
+def _write_results(job: Job, outcome: SweepSummary, best: str) -> None:
     with atomic_write(job.output / "leaderboard.jsonl") as file:
         for measured, metric in outcome.leaderboard:
             row = {
@@ -408,14 +350,18 @@ def _write_results(job: Job, outcome: SweepSummary, best: RagRecipe) -> None:
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     with atomic_write(job.output / "best.yaml") as file:
-        file.write(f"# search it with --way '{outcome.best.configuration.way}'\n")
-        file.write(dump_recipe(best))
+        file.write(f"# search it with --pipeline '{outcome.best.configuration.pipeline}'\n")
+        file.write(best)
 
 
-def _build_parents(recipe: RagRecipe, sweep: SweepSettings) -> list[Parent]:
-    parents = [Parent("documents", recipe.documents, _digest_documents(recipe))]
-    for name in ("questions", "queries", "qrels"):
-        path = getattr(sweep, name)
-        if path is not None and Path(path).is_file():
-            parents.append(Parent(name, path, digest_file(Path(path))))
-    return parents
+def _build_parents(recipe: SweepRecipe) -> list[Parent]:
+    questions = recipe.questions
+    files = {"questions": questions} if isinstance(questions, str) else questions.model_dump()
+    return [
+        Parent("documents", recipe.index.documents, _digest_documents(recipe.index)),
+        *(
+            Parent(name, path, digest_file(Path(path)))
+            for name, path in files.items()
+            if Path(path).is_file()
+        ),
+    ]

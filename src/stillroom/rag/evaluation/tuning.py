@@ -28,15 +28,21 @@ from stillroom.evaluate import (
     warn_small_sample,
 )
 from stillroom.evaluate.metrics.retrieval import parse_measure, score_run
-from stillroom.jobs import Job, Reporter, atomic_write
-from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
+from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.provenance import Artifact, digest_json
 from stillroom.rag.evaluation.retrieval import Qrels, choose_unit, get_judged_id, get_query_id
-from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, read_judged_queries
+from stillroom.rag.evaluation.retrieval_job import (
+    build_judged_parents,
+    estimate_searches,
+    read_judged_queries,
+)
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER, HybridRetriever, make_query
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.rag.retrieval.ranking import Normalization
-from stillroom.rag.storage.snapshots import write_tuned_retriever
+
+if TYPE_CHECKING:
+    from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
 
 if TYPE_CHECKING:
     from stillroom.rag.types import RankedRows
@@ -45,6 +51,7 @@ __all__ = [
     "DEFAULT_PIPELINE",
     "FusionTuningResult",
     "cross_validate",
+    "estimate_tuning",
     "list_fusion_settings",
     "rank_names",
     "tune_fusion",
@@ -57,87 +64,71 @@ _DEPTH = 100
 _SHOWN_SETTINGS = 10
 
 
-def tune_fusion(
-    plan: RetrievalEvalPlan,
-    out: Path,
-    *,
-    folds: int = 5,
-    is_written: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[Artifact, Report, FusionTuningResult]:
+def estimate_tuning(recipe: FusionTuningRecipe) -> Estimate:
+    """Estimate the time of tuning.
+
+    Raises:
+        DataError: If a file or the measure cannot be used.
+        RecipeError: If a candidate does not fuse two lists.
+    """
+    parse_measure(recipe.measure)
+    for pipeline in recipe.pipelines:
+        _describe_fusion(pipeline)
+    queries, _ = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
+    return estimate_searches(2 * len(queries))
+
+
+def tune_fusion(recipe: FusionTuningRecipe, job: Job) -> Artifact:
     """Choose on judged queries how keyword and dense results are fused.
 
     Args:
-        plan: The index and the judged queries; its first measure is optimized, and its pipelines,
-            if any, are the candidates.
-        out: The folder of the report.
-        folds: Number of folds.
-        is_written: Store the chosen retriever as the default of the index.
-        resume: Resume an interrupted run.
-        overwrite: Replace an earlier job at ``out``.
-        reporter: Displays progress; default none.
+        recipe: Inputs and settings.
+        job: Job of the run.
 
     Raises:
         DataError: If a file or the measure cannot be used, or the queries are too few.
-        RecipeError: If a pipeline does not fuse two lists.
+        RecipeError: If a candidate does not fuse two lists.
+        Cancelled: If the user stopped it; resuming continues.
     """
-    parse_measure(plan.measures[0])
     methods = {
-        pipeline: _describe_fusion(pipeline) for pipeline in plan.ways or list_fusion_settings()
+        pipeline: _describe_fusion(pipeline)
+        for pipeline in recipe.pipelines or list_fusion_settings()
     }
-    queries, qrels = read_judged_queries(plan)
-    job = Job.start(
-        out,
-        plan.to_text().replace("rag eval", "rag tune", 1) + f"folds: {folds}\n",
-        seed=plan.seed,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=reporter,
-    )
-    try:
-        with job.interruptible(), Index.open(plan.index, access=plan.access) as index:
-            passages = [index.passage_at(row) for row in range(len(index))]
-            unit, _ = choose_unit(passages, qrels)
-            names = [get_judged_id(passage, unit) for passage in passages]
-            legs = _search(index, queries, job)
-            runs = {
-                pipeline: {
-                    query: rank_names(
-                        method.fuse(lists),
-                        names,
-                        plan.depth,
-                        get_query_id(query, unit, qrels[query]),
-                    )
-                    for query, lists in legs.items()
-                }
-                for pipeline, method in methods.items()
-            }
-            tuned = cross_validate(
-                runs, qrels, measure=plan.measures[0], folds=folds, seed=plan.seed
-            )
-            report = _report(tuned, plan.measures[0], len(queries), len(index))
-            report.write(job.output)
-            retriever = methods[tuned.chosen].model_dump(mode="json")
-            with atomic_write(job.output / "retriever.json") as file:
-                file.write(
-                    json.dumps({"way": tuned.chosen, "retriever": retriever}, indent=1) + "\n"
+    queries, qrels = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
+    with recipe.open_index() as index:
+        passages = [index.passage_at(row) for row in range(len(index))]
+        unit, _ = choose_unit(passages, qrels)
+        names = [get_judged_id(passage, unit) for passage in passages]
+        legs = _search(index, queries, job)
+        runs = {
+            pipeline: {
+                query: rank_names(
+                    method.fuse(lists), names, _DEPTH, get_query_id(query, unit, qrels[query])
                 )
-            artifact = job.finish(
-                "report",
-                parents=[
-                    make_parent("index", plan.index, job.out),
-                    Parent("queries", str(plan.queries), digest_file(plan.queries)),
-                    Parent("qrels", str(plan.qrels), digest_file(plan.qrels)),
-                ],
-                details={"index": index.digest, "unit": unit, **report.to_json()},
-            )
-            if is_written:
-                write_tuned_retriever(plan.index, tuned.chosen, retriever)
-            return artifact, report, tuned
-    finally:
-        job.close()
+                for query, lists in legs.items()
+            }
+            for pipeline, method in methods.items()
+        }
+        tuned = cross_validate(
+            runs, qrels, measure=recipe.measure, folds=recipe.folds, seed=recipe.seed
+        )
+        report = _report(tuned, recipe.measure, len(queries), len(index))
+        report.write(job.output)
+        retriever = methods[tuned.chosen].model_dump(mode="json")
+        with atomic_write(job.output / "retriever.json") as file:
+            chosen = {"pipeline": tuned.chosen, "retriever": retriever}
+            file.write(json.dumps(chosen, indent=1) + "\n")
+        return job.finish(
+            "report",
+            parents=build_judged_parents(recipe, job),
+            details={
+                "index": index.digest,
+                "unit": unit,
+                "pipeline": tuned.chosen,
+                "is_gain": tuned.is_gain,
+                **report.to_json(),
+            },
+        )
 
 
 def _describe_fusion(pipeline: str) -> HybridRetriever:
@@ -213,7 +204,7 @@ def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int
         "Differences of a hundredth mean little here. Chosen by fold: " + ", ".join(tuned.by_fold),
         table=Table(
             f"{measure} of {len(tuned.values)} settings, the best of them",
-            ("way", "value"),
+            ("pipeline", "value"),
             tuple((pipeline, f"{tuned.values[pipeline]:.4f}") for pipeline in order),
         ),
     )

@@ -59,6 +59,12 @@ class Model(EntityExtractor):
         0, ge=0, le=5, description="number of passes for missed entities; GraphRAG: 1"
     )
 
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return a placeholder for the model."""
+        return {"writer": {"model": "path/to/model"}}
+
     @override
     def extract(
         self,

@@ -8,20 +8,23 @@ journaled call by call, so that an interrupted run can be resumed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import override
+from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import DataError
-from stillroom.jobs import Job, Reporter
-from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, digest_json, make_parent
+from stillroom.jobs import Estimate, Job
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    Parent,
+    digest_json,
+    make_parent,
+    read_artifact,
+)
 from stillroom.rag.graph.communities import find_communities, write_reports
 from stillroom.rag.graph.entities import (
     ResolvedEntities,
@@ -35,6 +38,8 @@ from stillroom.rag.graph.reuse import (
     CachedTextGenerator,
     IncrementalEmbedder,
     PreviousGraph,
+    open_generator,
+    open_model,
     open_previous_graph,
 )
 from stillroom.rag.graph.types import (
@@ -49,7 +54,6 @@ from stillroom.rag.graph.types import (
     SOURCES,
     Community,
     Entity,
-    GraphDescription,
     GraphEdge,
     SourcePassage,
     read_rows,
@@ -57,373 +61,344 @@ from stillroom.rag.graph.types import (
     write_rows,
     write_vectors,
 )
-from stillroom.rag.index.searcher import Index
-from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import EntityExtractor, PassageExtraction
 from stillroom.rag.model_calls import CallCounter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 
     from stillroom.models import TextModel
-    from stillroom.records import Completion, Passage, Prompt, Sampling
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.jobs.graph import GraphRecipe
+    from stillroom.rag.jobs.inputs import IndexInput
+    from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
+    from stillroom.records import Passage
 
 __all__ = [
     "GraphCost",
-    "GraphPlan",
     "build_graph",
-    "describe_access",
+    "estimate_build",
     "estimate_graph",
-    "format_plan",
-    "open_plan_model",
+    "finish_graph",
+    "list_ordered_rows",
 ]
 
 
 _BATCH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class GraphPlan:
-    """Inputs and settings of a graph; ``model`` is a model reference, empty for none.
-
-    ``reports``: the model also writes the community reports. ``same_name``: minimum cosine at which
-    two names are merged, 0 for never. ``community_size`` and ``resolution`` are Leiden's.
-    ``access``: the reader of an index with tenants; only passages visible to that reader enter the
-    graph.
-    """
-
-    index: Path
-    extractor: EntityExtractor
-    model: str = ""
-    reports: bool = True
-    same_name: float = 0.0
-    community_size: int = 10
-    resolution: float = 1.0
-    seed: int = 0
-    access: AccessContext | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the graph, apart from the index and the model."""
-        return {
-            "extractor": self.extractor.model_dump(mode="json"),
-            "reports": self.reports,
-            "same_name": self.same_name,
-            "community_size": self.community_size,
-            "resolution": self.resolution,
-            "seed": self.seed,
-            **describe_access(self.access),
-        }
-
-    def to_text(self) -> str:
-        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
-        return format_plan("rag graph", self.index, self.settings(), self.model)
+_BYTES_PER_PASSAGE = 20_000
+_SECONDS_PER_CALL = 2.0
 
 
-def format_plan(command: str, index: Path, settings: Mapping[str, Any], model: str) -> str:
-    """Return the text of recipe.yaml for a job that only a command runs."""
-    rows = {"index": str(index), **settings, **({"model": model} if model else {})}
-    lines = [f"# stillroom {command}", *(f"{name}: {json.dumps(rows[name])}" for name in rows)]
-    return "\n".join(lines) + "\n"
-
-
-def build_graph(
-    plan: GraphPlan,
-    out: Path,
-    *,
-    model: TextModel | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[Artifact, GraphDescription]:
-    """Build the graph of an index, or update the one at ``out``.
+def estimate_build(recipe: IndexInput, *, calls_per_passage: float) -> Estimate:
+    """Estimate the cost of a graph or a tree from the size of the index.
 
     Args:
-        plan: Inputs and settings.
-        out: The folder of the graph.
-        model: Used instead of the model that the plan names; the caller closes it.
-        resume: Resume an interrupted run.
-        overwrite: Replace the graph at ``out``; unchanged parts are reused.
-        reporter: Displays progress; default none.
+        recipe: Recipe with the index.
+        calls_per_passage: Average number of calls of a model.
+    """
+    passages = int(read_artifact(Path(recipe.index)).details.get("passages", 0))
+    calls = passages * calls_per_passage
+    return Estimate(
+        memory_bytes=600_000_000 + passages * _BYTES_PER_PASSAGE,
+        disk_bytes=passages * _BYTES_PER_PASSAGE,
+        seconds=passages / 100 + calls * _SECONDS_PER_CALL,
+        basis=f"{passages} passages, about {calls:.0f} calls of a model",
+    )
+
+
+def build_graph(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None) -> Artifact:
+    """Build the graph of an index, or update the one that the job replaces.
+
+    Args:
+        recipe: Inputs and settings.
+        job: Job of the run; unchanged parts of ``job.previous`` are reused.
+        model: Used instead of the model that the recipe names; the caller closes it.
 
     Raises:
-        DataError: If no entity is found, or the extractor needs a model and has none.
-        Cancelled: If the user stopped it; ``resume`` continues.
+        DataError: If no entity is found.
+        Cancelled: If the user stopped it; resuming continues.
     """
-    job = Job.start(
-        out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
-    )
-    try:
-        with (
-            job.interruptible(),
-            Index.open(plan.index, access=plan.access) as index,
-            open_plan_model(plan.model, model) as text_model,
-        ):
-            return _GraphBuilder(plan, job, index, text_model).run()
-    finally:
-        job.close()
+    previous = open_previous_graph(job)
+    reference = recipe.writer.model if recipe.writer is not None else None
+    counts: Counter[str] = Counter()
+    with (
+        recipe.open_index() as index,
+        open_generator(reference, job, previous, model) as generator,
+    ):
+        embed = IncrementalEmbedder(index.embedder, previous, job)
+        rows, sources = _list_sources(index, recipe.extractor, generator)
 
+        def passage_of(source: int) -> Passage:
+            return index.passage_at(rows[source])
 
-class _GraphBuilder:
-    """The build of one graph, step by step."""
-
-    def __init__(self, plan: GraphPlan, job: Job, index: Index, model: TextModel | None) -> None:
-        self.plan, self.job, self.index, self.model = plan, job, index, model
-        self.previous: PreviousGraph = open_previous_graph(job)
-        self.writer: CachedTextGenerator | None = None
-        self.counts: Counter[str] = Counter()
-        self.vectors = IncrementalEmbedder(index.embedder, self.previous, job)
-        self.rows: list[int] = []
-        """The index row of each source."""
-        self.fresh = 0
-
-    def run(self) -> tuple[Artifact, GraphDescription]:
-        if self.model is not None:
-            path = self.job.scratch / "completions.sqlite"
-            self.writer = CachedTextGenerator(self.model, path, self.previous.written)
-        try:
-            return self._run()
-        finally:
-            if self.writer is not None:
-                self.writer.close()
-
-    def _run(self) -> tuple[Artifact, GraphDescription]:
-        sources = self._list_sources()
-        extractions_by_key = self._extract(sources)
-        extractions = [extractions_by_key[source.key] for source in sources]
-        for extraction in extractions_by_key.values():
-            self.counts.update(
-                {f"dropped_{why}": count for why, count in extraction.dropped.items()}
-            )
-        resolved, edges = self._assemble(sources, extractions)
-        entities = self._describe(resolved)
-        communities = self._report(entities, edges)
-        vectors = self._embed(entities, edges, communities)
-        description = self._write(
-            sources, extractions_by_key, entities, edges, communities, vectors
-        )
-        return self._finish(description), description
-
-    def _list_sources(self) -> list[SourcePassage]:
-        """Return the passages sorted by path and position, whatever their order in the index."""
-        mark = self.plan.extractor.fingerprint(self.model)
-        ordered = []
-        for row in range(len(self.index)):
-            passage = self.index.passage_at(row)
-            key = digest_json([mark, passage.text, passage.language])[:32]
-            sort_key = (passage.location.path, passage.start, passage.end, passage.id)
-            ordered.append((sort_key, row, SourcePassage(passage.id, passage.document_id, key)))
-        ordered.sort(key=lambda item: item[0])
-        self.rows = [row for _, row, _ in ordered]
-        return [source for _, _, source in ordered]
-
-    def _passage(self, source: int) -> Passage:
-        return self.index.passage_at(self.rows[source])
-
-    def _extract(self, sources: Sequence[SourcePassage]) -> dict[str, PassageExtraction]:
-        """Return the extraction of every text by key, reusing those available."""
-        rows_by_key: dict[str, int] = {}
-        for row, source in enumerate(sources):
-            rows_by_key.setdefault(source.key, row)
-        journal = self.job.journal("extractions")
-        extracted = {
-            key: extraction
-            for key in rows_by_key
-            if (extraction := self.previous.extractions.get(key))
-        }
-        for key in rows_by_key:
-            if key not in extracted and key in journal:
-                extracted[key] = journal[key]
-        missing = [key for key in rows_by_key if key not in extracted]
-        self.fresh = len(missing)
-        model = self.writer.model if self.writer is not None else self.model
-        with self.job.phase("extract", len(missing), "passages") as progress:
-            for start in range(0, len(missing), _BATCH):
-                batch = missing[start : start + _BATCH]
-                extractions = self.plan.extractor.extract(
-                    [self._passage(rows_by_key[key]) for key in batch],
-                    model,
-                    is_cancelled=self.job.is_cancelled,
-                )
-                for key, extraction in zip(batch, extractions, strict=False):
-                    extracted[key] = extraction.to_json()
-                    journal.put(key, extracted[key])
-                    progress.advance()
-                self.job.check_cancelled()
-        return {key: PassageExtraction.from_json(extracted[key]) for key in rows_by_key}
-
-    def _assemble(
-        self, sources: Sequence[SourcePassage], extractions: Sequence[PassageExtraction]
-    ) -> tuple[ResolvedEntities, list[GraphEdge]]:
-        plan = self.plan
-        resolved = resolve_entities(
-            sources,
-            extractions,
-            min_count=plan.extractor.min_count,
-            embed=self.vectors if plan.same_name > 0 else None,
-            similarity=plan.same_name,
-        )
-        edges = relate_entities(extractions, resolved, plan.extractor)
-        if plan.extractor.reach:
-            resolved, edges = drop_isolated_nodes(resolved, edges)
-        if not resolved.entities:
-            mentions = sum(len(extraction.mentions) for extraction in extractions)
-            raise DataError(
-                f"no entity was found in {len(sources)} passages "
-                f"({mentions} mentions; {_report(self.counts) or 'nothing dropped'})",
-                code="rag.no-entities",
-                where=str(plan.index),
-                expected="at least one entity that enough passages mention and relate",
-                next="lower the extractor's min_count (--extractor noun_phrases:min_count=1), or "
-                "use a larger --model",
-            )
-        return resolved, edges
-
-    def _describe(self, resolved: ResolvedEntities) -> list[Entity]:
-        with self.job.phase("describe", len(resolved.entities), "entities") as progress:
-            texts = describe_entities(resolved, self.writer, self.job.is_cancelled)
-            self.job.check_cancelled()
-            progress.advance(len(texts))
-        return [
-            replace(entity, description=text)
-            for entity, text in zip(resolved.entities, texts, strict=True)
-        ]
-
-    def _report(self, entities: Sequence[Entity], edges: Sequence[GraphEdge]) -> list[Community]:
-        groups = find_communities(
-            entities,
-            edges,
-            max_size=self.plan.community_size,
-            resolution=self.plan.resolution,
-            seed=self.plan.seed,
-        )
-        writer = self.writer if self.plan.reports else None
-        with self.job.phase("report", len(groups), "communities") as progress:
-            communities, unread = write_reports(
-                groups,
-                entities,
-                edges,
-                lambda source: self._passage(source).text,
-                writer,
-                is_cancelled=self.job.is_cancelled,
-            )
-            self.job.check_cancelled()
-            progress.advance(len(groups))
-        if writer is not None:
-            self.counts["reports_unread"] = unread
-        return communities
-
-    def _embed(
-        self,
-        entities: Sequence[Entity],
-        edges: Sequence[GraphEdge],
-        communities: Sequence[Community],
-    ) -> list[NDArray[np.float32]]:
-        """Return the vectors of entities, edges (empty if none has a description) and reports."""
-        described = [item for item in edges if item.description or item.keywords]
-        texts = [
-            [item.text for item in entities],
-            [_format_edge(item, entities) for item in edges] if described else [],
-            [item.report.text or item.id for item in communities],
-        ]
-        with self.job.phase("embed", sum(map(len, texts)), "texts") as progress:
-            return [self.vectors(batch, progress.advance) for batch in texts]
-
-    def _write(
-        self,
-        sources: Sequence[SourcePassage],
-        extractions: Mapping[str, PassageExtraction],
-        entities: Sequence[Entity],
-        edges: Sequence[GraphEdge],
-        communities: Sequence[Community],
-        vectors: Sequence[NDArray[np.float32]],
-    ) -> GraphDescription:
-        folder = self.job.output
-        written = self.writer.used if self.writer is not None else {}
-        write_rows(folder / SOURCES, (item.to_json() for item in sources))
-        write_rows(
-            folder / EXTRACTIONS, ([key, extractions[key].to_json()] for key in sorted(extractions))
-        )
-        write_rows(folder / ENTITIES, (item.to_json() for item in entities))
-        write_rows(folder / EDGES, (item.to_json() for item in edges))
-        write_rows(folder / COMMUNITIES, (item.to_json() for item in communities))
-        write_rows(folder / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
-        names = (ENTITY_VECTORS, EDGE_VECTORS, REPORT_VECTORS)
-        for name, matrix in zip(names, vectors, strict=True):
-            write_vectors(folder / name, matrix)
-        return write_graph_description(
-            folder,
+        by_key, extracted = _extract(recipe, job, sources, passage_of, previous, generator)
+        for extraction in by_key.values():
+            counts.update({f"dropped_{why}": n for why, n in extraction.dropped.items()})
+        extractions = [by_key[source.key] for source in sources]
+        resolved, edges = _assemble(recipe, sources, extractions, embed, counts)
+        entities = _describe(resolved, generator, job)
+        communities = _report(recipe, entities, edges, passage_of, generator, job, counts)
+        vectors = _embed(entities, edges, communities, embed, job)
+        written = generator.used if generator is not None else {}
+        _write_tables(job.output, sources, by_key, entities, edges, communities, written)
+        for name, matrix in zip(_VECTOR_FILES, vectors, strict=True):
+            write_vectors(job.output / name, matrix)
+        return finish_graph(
             "graph",
-            index=self.index.digest,
-            settings={
-                **self.plan.settings(),
-                "model": self.model.fingerprint if self.model is not None else "",
-            },
-            embedder=self.index.embedder.fingerprint,
+            recipe,
+            job,
+            index,
+            generator,
             counts={
                 "passages": len(sources),
                 "entities": len(entities),
                 "edges": len(edges),
                 "communities": len(communities),
                 "levels": len({item.level for item in communities}),
-                **dict(sorted(self.counts.items())),
+                **dict(sorted(counts.items())),
             },
+            work={"extracted": extracted},
+            embedded=embed.embedded,
         )
 
-    def _finish(self, description: GraphDescription) -> Artifact:
-        parents = [make_parent("index", self.plan.index, self.job.out)]
-        if self.model is not None:
-            name = self.plan.model or self.model.name
-            parents.append(Parent("model", name, self.model.fingerprint, "checkpoint"))
-        return self.job.finish(
-            "index",
-            parents=parents,
-            origin={"kind": "synthetic"} if self.model is not None else {},
-            details={
-                "made": "graph",
-                **description.counts,
-                "extracted": self.fresh,
-                "asked": self.writer.asked if self.writer is not None else 0,
-                "embedded": self.vectors.embedded,
-                "index": description.index,
-                "graph": description.digest,
-            },
+
+_VECTOR_FILES = (ENTITY_VECTORS, EDGE_VECTORS, REPORT_VECTORS)
+
+
+def list_ordered_rows(index: Index) -> list[int]:
+    """Return the rows of an index sorted by path and position, whatever their order there."""
+    passages = ((row, index.passage_at(row)) for row in range(len(index)))
+    keyed = [
+        ((passage.location.path, passage.start, passage.end, passage.id), row)
+        for row, passage in passages
+    ]
+    return [row for _, row in sorted(keyed)]
+
+
+def _list_sources(
+    index: Index, extractor: EntityExtractor, generator: CachedTextGenerator | None
+) -> tuple[list[int], list[SourcePassage]]:
+    """Return the ordered rows, and each passage with the key of its extraction."""
+    mark = extractor.fingerprint(generator.model if generator is not None else None)
+    rows = list_ordered_rows(index)
+    sources = []
+    for row in rows:
+        passage = index.passage_at(row)
+        key = digest_json([mark, passage.text, passage.language])[:32]
+        sources.append(SourcePassage(passage.id, passage.document_id, key))
+    return rows, sources
+
+
+def _extract(
+    recipe: GraphRecipe,
+    job: Job,
+    sources: Sequence[SourcePassage],
+    passage_of: Callable[[int], Passage],
+    previous: PreviousGraph,
+    generator: CachedTextGenerator | None,
+) -> tuple[dict[str, PassageExtraction], int]:
+    """Return the extraction of every text by key, and how many were not available before."""
+    first_rows: dict[str, int] = {}
+    for row, source in enumerate(sources):
+        first_rows.setdefault(source.key, row)
+    journal = job.journal("extractions")
+    extracted = {
+        key: found
+        for key in first_rows
+        if (found := previous.extractions.get(key) or journal.get(key))
+    }
+    missing = [key for key in first_rows if key not in extracted]
+    model = generator.model if generator is not None else None
+    with job.phase("extract", len(missing), "passages") as progress:
+        for start in range(0, len(missing), _BATCH):
+            batch = missing[start : start + _BATCH]
+            passages = [passage_of(first_rows[key]) for key in batch]
+            results = recipe.extractor.extract(passages, model, is_cancelled=job.is_cancelled)
+            for key, extraction in zip(batch, results, strict=False):
+                extracted[key] = extraction.to_json()
+                journal.put(key, extracted[key])
+                progress.advance()
+            job.check_cancelled()
+    return {key: PassageExtraction.from_json(extracted[key]) for key in first_rows}, len(missing)
+
+
+def _assemble(
+    recipe: GraphRecipe,
+    sources: Sequence[SourcePassage],
+    extractions: Sequence[PassageExtraction],
+    embed: IncrementalEmbedder,
+    counts: Mapping[str, int],
+) -> tuple[ResolvedEntities, list[GraphEdge]]:
+    resolved = resolve_entities(
+        sources,
+        extractions,
+        min_count=recipe.extractor.min_count,
+        embed=embed if recipe.merge_similarity > 0 else None,
+        similarity=recipe.merge_similarity,
+    )
+    edges = relate_entities(extractions, resolved, recipe.extractor)
+    if recipe.extractor.reach:
+        resolved, edges = drop_isolated_nodes(resolved, edges)
+    if not resolved.entities:
+        mentions = sum(len(extraction.mentions) for extraction in extractions)
+        dropped = ", ".join(
+            f"{name.removeprefix('dropped_')} {count}" for name, count in sorted(counts.items())
         )
+        raise DataError(
+            f"no entity was found in {len(sources)} passages "
+            f"({mentions} mentions; {dropped or 'nothing dropped'})",
+            code="rag.no-entities",
+            where=recipe.index,
+            expected="at least one entity that enough passages mention and relate",
+            next="lower extractor.min_count (--extractor noun_phrases:min_count=1), or use a "
+            "larger model",
+        )
+    return resolved, edges
+
+
+def _describe(
+    resolved: ResolvedEntities, generator: CachedTextGenerator | None, job: Job
+) -> list[Entity]:
+    with job.phase("describe", len(resolved.entities), "entities") as progress:
+        texts = describe_entities(resolved, generator, job.is_cancelled)
+        job.check_cancelled()
+        progress.advance(len(texts))
+    return [
+        replace(entity, description=text)
+        for entity, text in zip(resolved.entities, texts, strict=True)
+    ]
+
+
+def _report(
+    recipe: GraphRecipe,
+    entities: Sequence[Entity],
+    edges: Sequence[GraphEdge],
+    passage_of: Callable[[int], Passage],
+    generator: CachedTextGenerator | None,
+    job: Job,
+    counts: Counter[str],
+) -> list[Community]:
+    groups = find_communities(
+        entities,
+        edges,
+        max_size=recipe.max_cluster_size,
+        resolution=recipe.resolution,
+        seed=recipe.seed,
+    )
+    writes_reports = recipe.writer is None or recipe.writer.reports
+    writer = generator if writes_reports else None
+    with job.phase("report", len(groups), "communities") as progress:
+        communities, unread = write_reports(
+            groups,
+            entities,
+            edges,
+            lambda source: passage_of(source).text,
+            writer,
+            is_cancelled=job.is_cancelled,
+        )
+        job.check_cancelled()
+        progress.advance(len(groups))
+    if writer is not None:
+        counts["reports_unread"] = unread
+    return communities
+
+
+def _embed(
+    entities: Sequence[Entity],
+    edges: Sequence[GraphEdge],
+    communities: Sequence[Community],
+    embed: IncrementalEmbedder,
+    job: Job,
+) -> list[NDArray[np.float32]]:
+    """Return the vectors of entities, edges (empty if none has a description) and reports."""
+    described = [item for item in edges if item.description or item.keywords]
+    texts = [
+        [item.text for item in entities],
+        [_format_edge(item, entities) for item in edges] if described else [],
+        [item.report.text or item.id for item in communities],
+    ]
+    with job.phase("embed", sum(map(len, texts)), "texts") as progress:
+        return [embed(batch, progress.advance) for batch in texts]
+
+
+def _write_tables(
+    folder: Path,
+    sources: Sequence[SourcePassage],
+    extractions: Mapping[str, PassageExtraction],
+    entities: Sequence[Entity],
+    edges: Sequence[GraphEdge],
+    communities: Sequence[Community],
+    written: Mapping[str, str],
+) -> None:
+    write_rows(folder / SOURCES, (item.to_json() for item in sources))
+    write_rows(
+        folder / EXTRACTIONS, ([key, extractions[key].to_json()] for key in sorted(extractions))
+    )
+    write_rows(folder / ENTITIES, (item.to_json() for item in entities))
+    write_rows(folder / EDGES, (item.to_json() for item in edges))
+    write_rows(folder / COMMUNITIES, (item.to_json() for item in communities))
+    write_rows(folder / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
+
+
+def finish_graph(
+    kind: Literal["graph", "tree"],
+    recipe: GraphRecipe | SummaryTreeRecipe,
+    job: Job,
+    index: Index,
+    generator: CachedTextGenerator | None,
+    *,
+    counts: Mapping[str, int],
+    work: Mapping[str, int],
+    embedded: int,
+) -> Artifact:
+    """Write the description of a graph or tree, and finish its job.
+
+    Args:
+        kind: What was built; its other files must be complete.
+        recipe: Inputs and settings.
+        job: Job of the run.
+        index: Open index.
+        generator: Text model; None without one.
+        counts: Counts of the content.
+        work: Further counts of the work done in this run.
+        embedded: Number of texts that were embedded in this run.
+    """
+    model = generator.model if generator is not None else None
+    description = write_graph_description(
+        job.output,
+        kind,
+        index=index.digest,
+        settings={**recipe.describe(), "model": model.fingerprint if model is not None else ""},
+        embedder=index.embedder.fingerprint,
+        counts=counts,
+    )
+    parents = [make_parent("index", Path(recipe.index), job.out)]
+    if generator is not None:
+        parents.append(
+            Parent("model", generator.reference, generator.model.fingerprint, "checkpoint")
+        )
+    return job.finish(
+        "index",
+        parents=parents,
+        origin={"kind": "synthetic"} if generator is not None else {},
+        details={
+            "made": kind,
+            **description.counts,
+            **work,
+            "asked": generator.asked if generator is not None else 0,
+            "embedded": embedded,
+            "index": description.index,
+            kind: description.digest,
+        },
+    )
 
 
 def _format_edge(edge: GraphEdge, entities: Sequence[Entity]) -> str:
     names = f"{entities[edge.source].name}, {entities[edge.target].name}"
     return "\n".join(part for part in (", ".join(edge.keywords), names, edge.description) if part)
-
-
-def _report(counts: Mapping[str, int]) -> str:
-    return ", ".join(
-        f"{name.removeprefix('dropped_')} {count}" for name, count in sorted(counts.items())
-    )
-
-
-def describe_access(access: AccessContext | None) -> dict[str, Any]:
-    """Return the reader of an index as settings; empty for an index without tenants."""
-    if access is None:
-        return {}
-    return {"tenant": access.tenant, "principals": sorted(access.principals)}
-
-
-@contextmanager
-def open_plan_model(name: str, model: TextModel | None) -> Iterator[TextModel | None]:
-    """Yield the given model, or open the named one and close it afterwards."""
-    if model is not None or not name:
-        yield model
-        return
-    from stillroom.models import open_text_model
-
-    opened = open_text_model(name)
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 _SAMPLE = 3
@@ -463,21 +438,21 @@ class GraphCost:
         )
 
 
-def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None) -> GraphCost:
+def estimate_graph(recipe: GraphRecipe, out: Path, *, model: TextModel | None = None) -> GraphCost:
     """Estimate the cost of bringing the graph at ``out`` up to date.
 
     A few evenly spaced passages are extracted to measure time and tokens; the results are
     discarded.
 
-    Raises:
-        DataError: If the extractor needs a model and has none.
+    Args:
+        recipe: Inputs and settings.
+        out: Folder of the graph.
+        model: Used instead of the model that the recipe names; the caller closes it.
     """
-    with (
-        Index.open(plan.index, access=plan.access) as index,
-        open_plan_model(plan.model, model) as text_model,
-    ):
+    reference = recipe.writer.model if recipe.writer is not None else None
+    with recipe.open_index() as index, open_model(reference, model) as text_model:
         known = _list_known_passages(out)
-        mark = plan.extractor.fingerprint(text_model)
+        mark = recipe.extractor.fingerprint(text_model)
         rows: dict[str, int] = {}
         for row in range(len(index)):
             passage = index.passage_at(row)
@@ -485,10 +460,10 @@ def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None
         missing = [row for key, row in rows.items() if key not in known]
         step = max(len(missing) // _SAMPLE, 1)
         sample = [index.passage_at(row) for row in missing[::step][:_SAMPLE]]
-        meter = _TokenCounter(text_model) if text_model is not None else None
+        meter = CallCounter(text_model) if text_model is not None else None
         start = time.perf_counter()
         for passage in sample:
-            plan.extractor.extract([passage], meter)
+            recipe.extractor.extract([passage], meter)
         share = len(missing) / max(len(sample), 1)
         return GraphCost(
             len(missing),
@@ -506,27 +481,3 @@ def _list_known_passages(out: Path) -> set[str]:
         return set()
     graph = KnowledgeGraph.open(out)
     return {key for key, _ in read_rows(graph.folder / EXTRACTIONS)}
-
-
-class _TokenCounter(CallCounter):
-    """A call counter that also counts tokens."""
-
-    def __init__(self, model: TextModel) -> None:
-        super().__init__(model)
-        self.prompt_tokens = self.completion_tokens = 0
-
-    @override
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling | Sequence[Sampling],
-        *,
-        on_done: Callable[[int, Completion], None] | None = None,
-        is_cancelled: Callable[[], bool] | None = None,
-    ) -> list[Completion]:
-        completions = super().generate(
-            prompts, sampling, on_done=on_done, is_cancelled=is_cancelled
-        )
-        self.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
-        self.completion_tokens += sum(completion.completion_tokens for completion in completions)
-        return completions

@@ -6,7 +6,8 @@ by the finished graph are stored in it, so that an update calls the model only f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ __all__ = [
     "CachedTextGenerator",
     "IncrementalEmbedder",
     "PreviousGraph",
+    "open_generator",
+    "open_model",
     "open_previous_graph",
     "open_previous_tree",
 ]
@@ -127,14 +130,18 @@ class IncrementalEmbedder:
 class CachedTextGenerator:
     """A text model behind two caches; ``used`` holds the returned texts by key."""
 
-    def __init__(self, model: TextModel, path: Path, known: Mapping[str, str]) -> None:
+    def __init__(
+        self, model: TextModel, path: Path, known: Mapping[str, str], reference: str = ""
+    ) -> None:
         """Wrap ``model``.
 
         Args:
             model: The model; the caller closes it.
             path: File of completions in the job's scratch folder.
             known: Texts of the previous graph, by key.
+            reference: Reference of the model; by default its name.
         """
+        self.reference = reference or model.name
         self._cache = CompletionCache(path)
         self._known = known
         self.model = CachedModel(model, self._cache)
@@ -169,3 +176,38 @@ class CachedTextGenerator:
     def close(self) -> None:
         """Close the completion file; the model stays open."""
         self._cache.close()
+
+
+@contextmanager
+def open_model(reference: str | None, model: TextModel | None) -> Iterator[TextModel | None]:
+    """Yield the given model, or open the named one and close it afterwards."""
+    if model is not None or reference is None:
+        yield model
+        return
+    from stillroom.models import open_text_model
+
+    with closing(open_text_model(reference)) as opened:
+        yield opened
+
+
+@contextmanager
+def open_generator(
+    reference: str | None, job: Job, previous: PreviousGraph, model: TextModel | None = None
+) -> Iterator[CachedTextGenerator | None]:
+    """Yield the text model of a job behind its caches; None without a model.
+
+    Args:
+        reference: Reference of the model.
+        job: Job whose scratch folder keeps completions.
+        previous: Contents of the previous graph.
+        model: Used instead of the named model; the caller closes it.
+    """
+    with open_model(reference, model) as opened:
+        if opened is None:
+            yield None
+            return
+        path = job.scratch / "completions.sqlite"
+        with closing(
+            CachedTextGenerator(opened, path, previous.written, reference or "")
+        ) as generator:
+            yield generator

@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.models import Embedder
     from stillroom.rag.embedding.passages import AuxiliaryEncoders
+    from stillroom.rag.index_settings import IndexSettings
     from stillroom.rag.ingestion.preparation import ContextWriter
-    from stillroom.rag.recipe import RagRecipe
     from stillroom.rag.storage.protocol import ReusableContent
     from stillroom.text.parser_process import ParserProcess
 
@@ -138,7 +138,7 @@ class IngestPipeline:
 
     def __init__(
         self,
-        recipe: RagRecipe,
+        recipe: IndexSettings,
         root: Path,
         embedder: Embedder,
         worker: ParserProcess,
@@ -207,7 +207,7 @@ class IngestPipeline:
         """
         engine = self.job.engine
         if engine.is_remote and self.contexts is not None:
-            self.job.say("documents are prepared locally, since 'context' calls a model for each")
+            self.job.say("documents are prepared locally, since contexts call a model for each")
         if not engine.is_remote or self.contexts is not None:
             for file in files:
                 self.job.check_cancelled()
@@ -337,7 +337,7 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
-_PREPARATION_SETTINGS = {"origin", "limits", "chunker", "with_headings", "pooling", "vectors"}
+_PREPARATION_SETTINGS = ("chunker", "limits", "origin", "pooling", "vectors", "with_headings")
 
 
 def discover_documents(reference: str) -> tuple[Path, FolderScan]:
@@ -400,30 +400,27 @@ def build_embedder_parent(reference: str, fingerprint: str) -> Parent:
 
 
 def build_index_config(
-    recipe: RagRecipe,
+    recipe: IndexSettings,
     embedder: Embedder,
     contexts: ContextWriter | None = None,
     encoders: AuxiliaryEncoders | None = None,
 ) -> IndexConfig:
     """Return the configuration of the index that a recipe describes, without its documents."""
-    recipe_values = recipe.model_dump(mode="json")
+    settings = recipe.describe()
     preparation = digest_json(
         {
             "version": __version__,
             "embedder": embedder.fingerprint,
             "context": contexts.fingerprint if contexts else "",
             **(encoders.settings if encoders else {}),
-            **{name: recipe_values[name] for name in sorted(_PREPARATION_SETTINGS)},
+            **{name: settings[name] for name in _PREPARATION_SETTINGS},
         }
     )
     analyzer = Analyzer(recipe.keyword.stemming)
     return IndexConfig(
         preparation=preparation,
         settings={
-            **{
-                name: recipe_values[name]
-                for name in sorted({*_PREPARATION_SETTINGS, "access", "dense", "keyword"})
-            },
+            **dict(sorted(settings.items())),
             "context": contexts.settings if contexts else None,
             **(encoders.settings if encoders else {}),
         },
@@ -441,7 +438,7 @@ def build_index_config(
 
 
 def read_document_metadata(
-    recipe: RagRecipe, paths: Collection[str], job: Job
+    recipe: IndexSettings, paths: Collection[str], job: Job
 ) -> dict[str, DocumentMetadata]:
     """Return the metadata of documents from the recipe's metadata file, by path.
 

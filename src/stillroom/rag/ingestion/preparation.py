@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.models import Embedder, TextModel
     from stillroom.models.interfaces import Vectors
-    from stillroom.rag.recipe import ContextualRetrievalSettings, RagRecipe
+    from stillroom.rag.index_settings import ContextualRetrievalSettings, IndexSettings
     from stillroom.text.interfaces import Chunker
 
 __all__ = [
@@ -126,16 +126,19 @@ class IngestTask:
     concurrency: int = 1
 
     @classmethod
-    def of(cls, recipe: RagRecipe, root: Path) -> IngestTask:
-        """Create the task for a recipe."""
-        return cls(json.dumps(recipe.model_dump(mode="json")), root.absolute())
+    def of(cls, recipe: IndexSettings, root: Path) -> IngestTask:
+        """Create the task for an index."""
+        from stillroom.rag.index_settings import IndexSettings
+
+        settings = recipe.model_dump(mode="json", include=set(IndexSettings.model_fields))
+        return cls(json.dumps(settings), root.absolute())
 
     def open(self) -> WorkerResources[DocumentFile, EmbeddedDocument | FailedDocument]:
         """Open the embedder and a parser process; return the function that prepares documents."""
         from stillroom.models import open_embedder
-        from stillroom.rag.recipe import RagRecipe
+        from stillroom.rag.index_settings import IndexSettings
 
-        recipe = RagRecipe.model_validate_json(self.recipe)
+        recipe = IndexSettings.model_validate_json(self.recipe)
         embedder = open_embedder(recipe.embedder)
         worker = ParserProcess()
         vectors = PassageEmbedder(embedder, recipe.vectors, lambda: None)
@@ -187,7 +190,7 @@ def examine_embedded(
 
 
 def read_document(
-    recipe: RagRecipe, root: Path, file: DocumentFile, worker: ParserProcess
+    recipe: IndexSettings, root: Path, file: DocumentFile, worker: ParserProcess
 ) -> Document:
     """Parse one document.
 
@@ -219,18 +222,20 @@ def read_document(
 
 
 def get_embedder_inputs(
-    recipe: RagRecipe, embedder: Embedder, passages: Sequence[Passage]
+    recipe: IndexSettings, embedder: Embedder, passages: Sequence[Passage]
 ) -> list[str]:
     """Return the texts to embed; with late pooling, without headings."""
-    with_headings = recipe.with_headings and recipe.pooling == "passage"
-    return build_embedding_texts(passages, embedder, with_headings=with_headings)
+    return build_embedding_texts(passages, embedder, with_headings=recipe.with_headings)
 
 
 def embed_document(
-    vectors: PassageEmbedder, recipe: RagRecipe, document: Document, passages: Sequence[Passage]
+    vectors: PassageEmbedder,
+    recipe: IndexSettings,
+    document: Document,
+    passages: Sequence[Passage],
 ) -> tuple[list[EmbeddingDigest], NDArray[Any]]:
     """Return the passages' embedding digests and vectors, (N, D)."""
-    if recipe.pooling == "late":
+    if recipe.embedding.pooling == "late":
         return vectors.embed_late(document, passages, recipe.embedder)
     return vectors.embed(
         document.path, passages, get_embedder_inputs(recipe, vectors.embedder, passages)
@@ -241,7 +246,9 @@ _TOKENIZER_BATCH = 32
 _MIN_PASSAGE_TOKENS = 4  # minimum size of a chunker
 
 
-def fit_chunker(recipe: RagRecipe, embedder: Embedder, say: Callable[[str], None]) -> RagRecipe:
+def fit_chunker(
+    recipe: IndexSettings, embedder: Embedder, say: Callable[[str], None]
+) -> IndexSettings:
     """Limit the recipe's chunk size to the embedder's maximum input.
 
     Text beyond the limit would be in no vector. A reduction is reported.
@@ -452,7 +459,7 @@ def clean_context(completion: Completion) -> str:
     return text
 
 
-def open_context_writer(recipe: RagRecipe, job: Job) -> ContextWriter | None:
+def open_context_writer(recipe: IndexSettings, job: Job) -> ContextWriter | None:
     """Open the model of a recipe's ``context``; None if the recipe has none.
 
     Completions are cached in the job's scratch folder, or in the file that ``cache`` names.

@@ -28,7 +28,7 @@ from stillroom.jobs import Job, atomic_write, get_working_folder, replace_folder
 from stillroom.jobs.files import swap_folders
 from stillroom.rag.index.ann_recall import refresh_recall, sample_queries
 from stillroom.rag.index.view import SearchView
-from stillroom.rag.interfaces import STORES, IndexStore
+from stillroom.rag.interfaces import STORES, AuxiliaryVectorStore, IndexStore
 from stillroom.rag.maintenance.update import locate_index
 from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.protocol import IndexUpdate
@@ -464,14 +464,20 @@ def _get_source_folder(home: Path) -> Path:
     return home.with_name(f".{home.name}.migrate")
 
 
+_AUXILIARY_NAMES = {
+    "sparse": "term weights of learned sparse search (sparse)",
+    "tokens": "token vectors of late interaction (late_interaction)",
+}
+
+
 def _reject_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) -> None:
     """Reject a store that does not support all search methods of the index.
 
     Raises:
         DataError: If so; lists what is missing.
     """
-    lacking = method.list_lacking(settings)
-    if lacking:
+    lacking = [label for name, label in _AUXILIARY_NAMES.items() if settings.get(name)]
+    if lacking and not isinstance(method, AuxiliaryVectorStore):
         raise DataError(
             f"the store {method.method_name()} cannot store {' and '.join(lacking)}",
             code="rag.store-lacks",

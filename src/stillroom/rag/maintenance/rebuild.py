@@ -32,17 +32,22 @@ from stillroom.rag.evaluation.retrieval import (
     get_query_id,
     search_query,
 )
+from stillroom.rag.index.builder import build_index, estimate_index
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.maintenance.update import UpdateResult, locate_index, update_index
+from stillroom.rag.maintenance.update import (
+    UpdateResult,
+    locate_index,
+    start_or_resume,
+    update_index,
+)
 from stillroom.rag.retrieval.pipeline import parse_pipeline
-from stillroom.rag.run import estimate, run
 from stillroom.rag.storage.snapshots import open_store, update_manifest
 from stillroom.recipes import dump_recipe
 
 if TYPE_CHECKING:
     from stillroom.jobs import Reporter
     from stillroom.rag.index.view import AccessContext
-    from stillroom.rag.recipe import RagRecipe
+    from stillroom.rag.jobs.index import IndexRecipe
 
 __all__ = ["RebuildResult", "RecallCheck", "drop_previous", "rebuild_index", "roll_back"]
 
@@ -61,7 +66,7 @@ class RecallCheck:
 
     queries: Path | None = None
     qrels: Path | None = None
-    way: str = "convex"
+    pipeline: str = "convex"
     measures: tuple[str, ...] = ("mrr@10", "success@10")
     access: AccessContext | None = None
     seed: int = 0
@@ -102,7 +107,7 @@ class RebuildResult:
 
 def rebuild_index(
     index: Path,
-    recipe: RagRecipe,
+    recipe: IndexRecipe,
     questions: RecallCheck,
     *,
     anyway: bool = False,
@@ -229,24 +234,19 @@ def _remove(folder: Path) -> bool:
     return True
 
 
-def _build(home: Path, shadow: Path, recipe: RagRecipe, reporter: Reporter | None) -> None:
+def _build(home: Path, shadow: Path, recipe: IndexRecipe, reporter: Reporter | None) -> None:
     """Build the new index, or update one that was built already."""
     text = dump_recipe(recipe)
     if Job.recover(shadow) and read_artifact(shadow).recipe_digest == digest_text(text):
         update_index(shadow, reporter=reporter)
         return
-    check_fits(estimate(recipe), describe_machine(shadow), recipe.kind)
+    check_fits(estimate_index(recipe), describe_machine(shadow), recipe.kind)
     _remove(shadow)
-    try:
-        job = Job.start(shadow, text, seed=recipe.seed, resume=True, reporter=reporter)
-    except DataError as error:
-        if error.problems[0].code != "data.other-recipe":
-            raise
-        job = Job.start(shadow, text, seed=recipe.seed, overwrite=True, reporter=reporter)
+    job = start_or_resume(shadow, text, seed=recipe.seed, reporter=reporter)
     job.previous = home  # reuse vectors of equal texts if the embedder is the same
     try:
         with job.interruptible():
-            run(recipe, job)
+            build_index(recipe, job)
     finally:
         job.close()
     update_index(shadow, reporter=reporter)  # documents added meanwhile
@@ -254,7 +254,7 @@ def _build(home: Path, shadow: Path, recipe: RagRecipe, reporter: Reporter | Non
 
 def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
     """Evaluate both indexes on the same questions."""
-    pipeline = parse_pipeline(questions.way)
+    pipeline = parse_pipeline(questions.pipeline)
     with (
         Index.open(home, access=questions.access) as old,
         Index.open(shadow, access=questions.access) as new,

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +24,7 @@ from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.index.ann_recall import measure_recall_if_due
+from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
@@ -39,13 +40,12 @@ from stillroom.rag.ingestion.preparation import (
     fit_chunker,
     open_context_writer,
 )
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import (
-    IndexStorage,
     IndexUpdate,
     IndexWriter,
     IntegrityIssue,
+    ReusableContent,
     StoredDocument,
 )
 from stillroom.rag.storage.snapshots import Snapshot, open_store, update_manifest
@@ -66,6 +66,7 @@ __all__ = [
     "list_snapshots",
     "locate_index",
     "repair_index",
+    "start_or_resume",
     "update_index",
 ]
 
@@ -114,6 +115,12 @@ class _UpdatePlan:
     failures: list[FailedDocument] = field(default_factory=list)
     unchanged: int = 0
 
+    @property
+    def documents(self) -> int:
+        """Number of documents that the folder has."""
+        known = self.unchanged + len(self.metadata_changes)
+        return known + len(self.puts) + len(self.moves) + len(self.failures)
+
 
 def update_index(
     index: Path,
@@ -141,10 +148,10 @@ def update_index(
     store = open_store(output)
     with store.write() as writer:
         text = f"{writer.description['preparation']}\n{recipe.documents}\n"
-        job = _start_job(home, text, reporter)
+        job = start_or_resume(home.with_name(f".{home.name}.update"), text, reporter=reporter)
         try:
-            with job.interruptible():
-                done = _UpdateRun(recipe, store, writer, job, embedder).run()
+            with job.interruptible(), closing(store.hold()) as reusable:
+                done = _update(recipe, writer, reusable, job, embedder)
         finally:
             job.close()
         shutil.rmtree(job.work)
@@ -164,12 +171,12 @@ def locate_index(index: Path) -> tuple[Path, Path]:
     return home, output
 
 
-def _read_recipe(home: Path, folder: Path | None) -> RagRecipe:
+def _read_recipe(home: Path, folder: Path | None) -> IndexSettings:
     text = (home / "recipe.yaml").read_text(encoding="utf-8")
     recipe = parse_recipe(text, str(home / "recipe.yaml"), folder=home)
-    if not isinstance(recipe, RagRecipe):
+    if not isinstance(recipe, IndexSettings):
         raise DataError(
-            f"{home} was not made by a recipe of kind rag",
+            f"{home} was not made by a recipe of kind rag.index",
             code="data.wrong-kind",
             where=str(home),
             expected="an index that 'stillroom rag index' built",
@@ -178,217 +185,220 @@ def _read_recipe(home: Path, folder: Path | None) -> RagRecipe:
     return recipe if folder is None else recipe.model_copy(update={"documents": str(folder)})
 
 
-def _start_job(home: Path, text: str, reporter: Reporter | None) -> Job:
-    """Resume an interrupted update, or start one."""
-    folder = home.with_name(f".{home.name}.update")
+def start_or_resume(
+    folder: Path, text: str, *, seed: int = 0, reporter: Reporter | None = None
+) -> Job:
+    """Resume an interrupted job of maintenance, or start it; one with another text is discarded.
+
+    Args:
+        folder: Folder of the job, beside the index.
+        text: Text that the work depends on.
+        seed: Seed of the job.
+        reporter: Displays progress.
+    """
     try:
-        return Job.start(folder, text, resume=True, reporter=reporter)
+        return Job.start(folder, text, seed=seed, resume=True, reporter=reporter)
     except DataError as error:
         if error.problems[0].code != "data.other-recipe":
             raise
-        return Job.start(folder, text, overwrite=True, reporter=reporter)
+        return Job.start(folder, text, seed=seed, overwrite=True, reporter=reporter)
 
 
-class _UpdateRun:
-    """One update from listing to commit."""
-
-    def __init__(
-        self,
-        recipe: RagRecipe,
-        store: IndexStorage,
-        writer: IndexWriter,
-        job: Job,
-        embedder: Embedder | None,
-    ) -> None:
-        self.recipe, self.output, self.writer, self.job = recipe, writer.folder, writer, job
-        self.embedder = embedder
-        self.reusable = store.hold()
-        self.metadata: dict[str, DocumentMetadata] = {}
-        self.embedded = self.parsed = 0
-        self.recall: dict[str, Any] | None = None
-
-    def run(self) -> UpdateResult:
-        """Run the update and return its result."""
-        try:
-            root, scan = discover_documents(self.recipe.documents)
-            _check_listing(root)
-            files, unread = digest_files(root, scan, self.job)
-            self.metadata = read_document_metadata(
-                self.recipe, [file.path for file in files], self.job
-            )
-            plan, before = self._plan(files, unread)
-            self._ingest(root, plan)
-            unchanged = plan.unchanged + len(plan.metadata_changes)
-            total = unchanged + len(plan.puts) + len(plan.moves) + len(plan.failures)
-            check_failures(plan.failures, total, self.recipe.max_failed, str(root))
-            done = self._commit(plan, before)
-        finally:
-            self.reusable.close()
-        update_manifest(
-            self.writer,
-            parents=[build_documents_parent(root, files)],
-            details={
-                "parsed": self.parsed,
-                "embedded": self.embedded,
-                "reused": done.unchanged + done.renamed + done.told,
-                "hidden": scan.hidden,
-                **({"approximate": self.recall} if self.recall else {}),
-                "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
-            },
+def _update(
+    recipe: IndexSettings,
+    writer: IndexWriter,
+    reusable: ReusableContent,
+    job: Job,
+    embedder: Embedder | None,
+) -> UpdateResult:
+    """List the documents, ingest new ones, commit the changes, and update the manifest."""
+    root, scan = discover_documents(recipe.documents)
+    _check_listing(root)
+    files, unread = digest_files(root, scan, job)
+    metadata = read_document_metadata(recipe, [file.path for file in files], job)
+    before = writer.list_documents()
+    plan = _plan_changes(files, unread, before, reusable, metadata)
+    parsed = embedded = 0
+    if plan.ingests:
+        embedder = _open_embedder(writer, embedder)
+        parsed, embedded = _ingest(
+            fit_chunker(recipe, embedder, lambda line: None),
+            root,
+            plan,
+            writer,
+            reusable,
+            metadata,
+            embedder,
+            job,
         )
-        return done
+    check_failures(plan.failures, plan.documents, recipe.max_failed, str(root))
+    # If the new bytes of a file cannot be used, the indexed version is outdated.
+    failed = {failure.path for failure in plan.failures if failure.code != "rag.unreadable"}
+    plan.removes += [key for path, (key, *_) in before.items() if path in failed]
+    changed = sum(part.entry.path in before for part, _ in plan.puts)
+    done = UpdateResult(
+        added=len(plan.puts) - changed,
+        changed=changed,
+        renamed=len(plan.moves),
+        deleted=len(plan.removes),
+        told=len(plan.metadata_changes),
+        unchanged=plan.unchanged,
+        failed=len(plan.failures),
+        parsed=parsed,
+        embedded=embedded,
+    )
+    recall = _commit(plan, f"updated: {_describe(done)}", writer, embedder, job)
+    latest = writer.find_snapshot()
+    done = replace(done, snapshot=latest.number, digest=latest.digest)
+    update_manifest(
+        writer,
+        parents=[build_documents_parent(root, files)],
+        details={
+            "parsed": parsed,
+            "embedded": embedded,
+            "reused": done.unchanged + done.renamed + done.told,
+            "hidden": scan.hidden,
+            **({"approximate": recall} if recall else {}),
+            "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
+        },
+    )
+    return done
 
-    def _plan(
-        self, files: Sequence[DocumentFile], unread: Sequence[FailedDocument]
-    ) -> tuple[_UpdatePlan, dict[str, StoredDocument]]:
-        """Plan the changes by comparing digests."""
-        before = self.writer.list_documents()
-        known = {file.path: file.digest for file in files}
-        unreadable = {failure.path for failure in unread if failure.code == "rag.unreadable"}
-        plan = _UpdatePlan(failures=list(unread))
-        removed_paths: dict[str, list[str]] = {}
-        for path, (key, digest, _) in before.items():
-            if path not in known and path not in unreadable:
-                plan.removes.append(key)
-                removed_paths.setdefault(digest, []).append(path)
-        for item in files:
-            stored = before.get(item.path)
-            if stored is not None and stored[1] == item.digest:
-                self._compare_metadata(item.path, stored[0], stored[2], plan)
-            elif not self._take_over(item, removed_paths, before, plan):
+
+def _plan_changes(
+    files: Sequence[DocumentFile],
+    unread: Sequence[FailedDocument],
+    before: Mapping[str, StoredDocument],
+    reusable: ReusableContent,
+    metadata: Mapping[str, DocumentMetadata],
+) -> _UpdatePlan:
+    """Plan the changes by comparing digests."""
+    paths = {file.path for file in files}
+    unreadable = {failure.path for failure in unread if failure.code == "rag.unreadable"}
+    plan = _UpdatePlan(failures=list(unread))
+    removed_paths: dict[str, list[str]] = {}
+    for path, (key, digest, _) in before.items():
+        if path not in paths and path not in unreadable:
+            plan.removes.append(key)
+            removed_paths.setdefault(digest, []).append(path)
+    for item in files:
+        facts = metadata.get(item.path, DocumentMetadata())
+        stored = before.get(item.path)
+        if stored is None or stored[1] != item.digest:
+            if not _take_over(item, facts, removed_paths, before, reusable, plan):
                 plan.ingests.append(item)
-        return plan, before
-
-    def _compare_metadata(
-        self, path: str, key: int, before: DocumentMetadata, plan: _UpdatePlan
-    ) -> None:
-        now = self._get_metadata(path)
-        if now == before:
+        elif facts == stored[2]:
             plan.unchanged += 1
         else:
-            plan.metadata_changes[key] = now
+            plan.metadata_changes[stored[0]] = facts
+    return plan
 
-    def _get_metadata(self, path: str) -> DocumentMetadata:
-        return self.metadata.get(path, DocumentMetadata())
 
-    def _take_over(
-        self,
-        item: DocumentFile,
-        removed_paths: dict[str, list[str]],
-        before: dict[str, StoredDocument],
-        plan: _UpdatePlan,
-    ) -> bool:
-        """Rename or copy a document with the same bytes, if it would be parsed identically."""
-        for part in self.reusable.find_same(item.digest):
-            if not can_rename(part, item.path):
-                continue
-            old = part.entry.path
-            key = before[old][0]
-            facts = self._get_metadata(item.path)
-            if item.path not in before and old in removed_paths.get(item.digest, ()):
-                removed_paths[item.digest].remove(old)
-                plan.removes.remove(key)
-                plan.moves.append((RenamedDocument(part, item.path), facts, key))
-            else:
-                plan.puts.append((RenamedDocument(part, item.path), facts))
-            return True
+def _take_over(
+    item: DocumentFile,
+    facts: DocumentMetadata,
+    removed_paths: Mapping[str, list[str]],
+    before: Mapping[str, StoredDocument],
+    reusable: ReusableContent,
+    plan: _UpdatePlan,
+) -> bool:
+    """Rename or copy a document with the same bytes, if it would be parsed identically."""
+    part = next((p for p in reusable.find_same(item.digest) if can_rename(p, item.path)), None)
+    if part is None:
         return False
+    old = part.entry.path
+    if item.path not in before and old in removed_paths.get(item.digest, ()):
+        key = before[old][0]
+        removed_paths[item.digest].remove(old)
+        plan.removes.remove(key)
+        plan.moves.append((RenamedDocument(part, item.path), facts, key))
+    else:
+        plan.puts.append((RenamedDocument(part, item.path), facts))
+    return True
 
-    def _ingest(self, root: Path, plan: _UpdatePlan) -> None:
-        """Parse, chunk and embed new documents; unusable ones become failures."""
-        if not plan.ingests:
-            return
-        embedder, recipe = self._prepare()
-        contexts, encoders = (
-            open_context_writer(recipe, self.job),
-            open_encoders(recipe.sparse, recipe.tokens, embedder),
+
+def _ingest(
+    recipe: IndexSettings,
+    root: Path,
+    plan: _UpdatePlan,
+    writer: IndexWriter,
+    reusable: ReusableContent,
+    metadata: Mapping[str, DocumentMetadata],
+    embedder: Embedder,
+    job: Job,
+) -> tuple[int, int]:
+    """Parse, chunk and embed new documents; return how many, and the texts embedded.
+
+    Unusable documents become failures.
+    """
+    contexts = open_context_writer(recipe, job)
+    encoders = open_encoders(recipe.sparse, recipe.late_interaction, embedder)
+    config = build_index_config(recipe, embedder, contexts, encoders)
+    if config.preparation != writer.description["preparation"]:
+        raise IntegrityError(
+            "the index was prepared with other settings or by another version, so that new "
+            "documents would be processed differently from old ones",
+            code="rag.other-preparation",
+            where=str(writer.folder),
+            expected="the recipe.yaml and the version that built it",
+            next="build the index again with --overwrite: vectors of equal texts are reused",
         )
-        config = build_index_config(recipe, embedder, contexts, encoders)
-        self._check_preparation(config.preparation)
-        with (
-            ParserProcess() as worker,
-            contexts or nullcontext(),
-            self.job.phase("index", len(plan.ingests), "documents") as progress,
-        ):
-            ingester = IngestPipeline(
-                recipe, root, embedder, worker, self.job, self.reusable, contexts, encoders
-            )
-            for item in plan.ingests:
-                self.job.check_cancelled()
-                part = ingester.recall(item.path, item.digest)
-                part = part or ingester.ingest(item)
-                if isinstance(part, FailedDocument):
-                    plan.failures.append(part)
-                    self.job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
-                else:
-                    plan.puts.append((part, self._get_metadata(item.path)))
-                progress.advance(note=item.path)
-        self.parsed, self.embedded = ingester.parsed, ingester.embedded
+    with (
+        ParserProcess() as worker,
+        contexts or nullcontext(),
+        job.phase("index", len(plan.ingests), "documents") as progress,
+    ):
+        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
+        for item in plan.ingests:
+            job.check_cancelled()
+            part = ingester.recall(item.path, item.digest)
+            part = part or ingester.ingest(item)
+            if isinstance(part, FailedDocument):
+                plan.failures.append(part)
+                job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
+            else:
+                plan.puts.append((part, metadata.get(item.path, DocumentMetadata())))
+            progress.advance(note=item.path)
+    return ingester.parsed, ingester.embedded
 
-    def _prepare(self) -> tuple[Embedder, RagRecipe]:
-        """Open the embedder of the index, and fit the chunker to it as the build did."""
-        settings = self.writer.description["embedder"]
-        if self.embedder is None:
-            from stillroom.models import open_embedder
 
-            self.embedder = open_embedder(str(settings["reference"]))
-        if self.embedder.fingerprint != settings["fingerprint"]:
-            raise IntegrityError(
-                f"the index was built with embedder {settings['fingerprint']} "
-                f"({settings['reference']}), but {self.embedder.fingerprint} is given",
-                code="rag.embedder-mismatch",
-                where=str(self.output),
-                expected="the embedder that computed the vectors; others are not comparable",
-                next="restore that embedder, or build the index again with the new one",
-            )
-        return self.embedder, fit_chunker(self.recipe, self.embedder, lambda line: None)
+def _open_embedder(writer: IndexWriter, embedder: Embedder | None) -> Embedder:
+    """Return the embedder of the index, opened by its reference unless it is given."""
+    settings = writer.description["embedder"]
+    if embedder is None:
+        from stillroom.models import open_embedder
 
-    def _check_preparation(self, preparation: str) -> None:
-        if preparation != self.writer.description["preparation"]:
-            raise IntegrityError(
-                "the index was prepared with other settings or by another version, so that new "
-                "documents would be processed differently from old ones",
-                code="rag.other-preparation",
-                where=str(self.output),
-                expected="the recipe.yaml and the version that built it",
-                next="build the index again with --overwrite: vectors of equal texts are reused",
-            )
-
-    def _commit(self, plan: _UpdatePlan, before: dict[str, StoredDocument]) -> UpdateResult:
-        """Commit the plan if it changes anything."""
-        failed = {failure.path for failure in plan.failures if failure.code != "rag.unreadable"}
-        # If the new bytes of a file cannot be used, the indexed version is outdated.
-        removes = [*plan.removes, *(key for path, (key, *_) in before.items() if path in failed)]
-        failures = sorted(plan.failures, key=lambda failure: failure.path)
-        failure_rows = [(failure.path, failure.code, failure.reason) for failure in failures]
-        known = self.writer.list_failures()
-        changed = sum(part.entry.path in before for part, _ in plan.puts)
-        done = UpdateResult(
-            added=len(plan.puts) - changed,
-            changed=changed,
-            renamed=len(plan.moves),
-            deleted=len(removes),
-            told=len(plan.metadata_changes),
-            unchanged=plan.unchanged,
-            failed=len(failures),
-            parsed=self.parsed,
-            embedded=self.embedded,
+        embedder = open_embedder(str(settings["reference"]))
+    if embedder.fingerprint != settings["fingerprint"]:
+        raise IntegrityError(
+            f"the index was built with embedder {settings['fingerprint']} "
+            f"({settings['reference']}), but {embedder.fingerprint} is given",
+            code="rag.embedder-mismatch",
+            where=str(writer.folder),
+            expected="the embedder that computed the vectors; others are not comparable",
+            next="restore that embedder, or build the index again with the new one",
         )
-        if plan.puts or plan.moves or plan.metadata_changes or removes or failure_rows != known:
-            change = IndexUpdate(
-                sorted(plan.puts, key=lambda put: put[0].entry.path),
-                plan.moves,
-                plan.metadata_changes,
-                removes,
-                [failure.to_json() for failure in failures],
-            )
-            reason = f"updated: {_describe(done)}"
-            self.writer.commit(
-                change, reason=reason, keep=DEFAULT_KEPT_SNAPSHOTS, check=self.job.check_cancelled
-            )
-            self.recall = measure_recall_if_due(self.writer, self.embedder)
-        latest = self.writer.find_snapshot()
-        return replace(done, snapshot=latest.number, digest=latest.digest)
+    return embedder
+
+
+def _commit(
+    plan: _UpdatePlan, reason: str, writer: IndexWriter, embedder: Embedder | None, job: Job
+) -> dict[str, Any] | None:
+    """Commit the plan if it changes anything; return the recall if it was measured."""
+    failures = sorted(plan.failures, key=lambda failure: failure.path)
+    failure_rows = [(failure.path, failure.code, failure.reason) for failure in failures]
+    changes = plan.puts or plan.moves or plan.metadata_changes or plan.removes
+    if not changes and failure_rows == writer.list_failures():
+        return None
+    change = IndexUpdate(
+        sorted(plan.puts, key=lambda put: put[0].entry.path),
+        plan.moves,
+        plan.metadata_changes,
+        plan.removes,
+        [failure.to_json() for failure in failures],
+    )
+    writer.commit(change, reason=reason, keep=DEFAULT_KEPT_SNAPSHOTS, check=job.check_cancelled)
+    return measure_recall_if_due(writer, embedder)
 
 
 def _check_listing(root: Path) -> None:

@@ -372,24 +372,24 @@ def parse_answer_settings(texts: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         texts: Values by the names of ``AnswerSettings.client_options``; what is None or empty text
-            keeps its default. ``way`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering`` and
-            ``checker`` are ``METHOD[:KEY=VALUE,...]``.
+            keeps its default. ``pipeline`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering``
+            and ``checker`` are ``METHOD[:KEY=VALUE,...]``.
 
     Raises:
-        RecipeError: If a method or setting is unknown, a value is out of bounds, or ``way`` has an
+        RecipeError: If a method or setting is unknown, a value is out of bounds, or ``pipeline`` has an
             answering method and another option sets what it decides.
     """
     settings = {name: value for name, value in texts.items() if value not in (None, "")}
-    if pipeline_text := settings.pop("way", None):
+    if pipeline_text := settings.pop("pipeline", None):
         decided = parse_rag_pipeline(pipeline_text).to_answer_settings()
         for name in sorted(decided.keys() & settings.keys()):
             raise RecipeError(
-                f"way and {name} both set {name}",
+                f"pipeline and {name} both set {name}",
                 code="recipe.value",
-                where=f"way {pipeline_text}, {name} {settings[name]}",
-                expected="=>ANSWERING[!UNSUPPORTED] in way, or the options answering and "
+                where=f"pipeline {pipeline_text}, {name} {settings[name]}",
+                expected="=>ANSWERING[!UNSUPPORTED] in pipeline, or the options answering and "
                 "unsupported",
-                next=f"leave {name} out, or remove => and what follows it from way",
+                next=f"leave {name} out, or remove => and what follows it from pipeline",
             )
         settings |= decided
     registries: dict[str, Registry[Any]] = {"answering": ANSWER_STRATEGIES, "checker": CHECKERS}

@@ -2,7 +2,7 @@
 
 Source: Formal et al. 2021, "SPLADE", arXiv:2107.05720: the dot product of both weights over the
 vocabulary of a masked language model. The index stores the weights of passages if its recipe names
-the model (``sparse.model``). Search is exact over all passages.
+the model (``store.sparse.model``). Search is exact over all passages.
 """
 
 from __future__ import annotations

@@ -466,7 +466,8 @@ def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]
         config: Identifiers of the stored data, as the name of a schema.
     """
     with atomic_write(folder / STORE_FILE) as file:
-        json.dump({"store": method.model_dump(mode="json"), **config}, file, indent=1)
+        settings = method.model_dump(mode="json", exclude={"sparse", "late_interaction"})
+        json.dump({"store": settings, **config}, file, indent=1)
 
 
 _SETTING_NAME = "retriever"
@@ -484,7 +485,7 @@ def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any
         ResourceError: If another process writes the index.
     """
     with open_store(find_output(index, "index")).write() as writer:
-        writer.set_setting(_SETTING_NAME, {"way": pipeline, "settings": dict(settings)})
+        writer.set_setting(_SETTING_NAME, {"pipeline": pipeline, "settings": dict(settings)})
         update_manifest(writer, details={"retriever": pipeline})
 
 

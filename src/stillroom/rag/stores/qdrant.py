@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.interfaces import IndexStore
+from stillroom.rag.interfaces import AuxiliaryVectorStore
 from stillroom.rag.storage.snapshots import read_store_file, write_store_file
 from stillroom.recipes import Secret
 
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Qdrant"]
 
 
-class Qdrant(IndexStore):
+class Qdrant(AuxiliaryVectorStore):
     """Qdrant; its address is read from an environment variable and never stored."""
 
     paper: ClassVar[str] = "arXiv:1603.09320"
-    keeps_extras: ClassVar[bool] = True
 
     address: Secret = Field(
         Secret("${env:STILLROOM_QDRANT}"),

@@ -177,7 +177,7 @@ class ModelService:
                 raise
             except RecipeError as error:
                 problem = error.problems[0]
-                field = "answering" if "rag.answer_strategies" in problem.what else "way"
+                field = "answering" if "rag.answer_strategies" in problem.what else "pipeline"
                 raise ApiError(
                     400,
                     f"{problem.what}; expected {problem.expected}",

@@ -15,7 +15,7 @@ def model(tmp_path_factory):
 
 def test_a_recipe_of_another_kind_has_no_merge_plan(tmp_path):
     recipe = tmp_path / "index.yaml"
-    recipe.write_text("version: 1\nkind: rag\ndocuments: documents\nembedder: static\n")
+    recipe.write_text("version: 1\nkind: rag.index\ndocuments: documents\nembedder: static\n")
     error = CliRunner().invoke(plan_command, [str(recipe)]).exception
     assert isinstance(error, RecipeError)
     assert error.code == "recipe.wrong-kind"

@@ -244,7 +244,7 @@ def test_commands_print_the_findings(make_recipe, tmp_path, student):
     )
     assert json.loads(as_json.output)["level"] in ("note", "warning")
     other = tmp_path / "other.yaml"
-    other.write_text("version: 1\nkind: rag\ndocuments: x\n")
+    other.write_text("version: 1\nkind: rag.index\ndocuments: x\n")
     refused = runner.invoke(stillroom, ["distill", "preflight", str(other)])
     assert refused.exception.code == "recipe.wrong-kind"
 

@@ -173,7 +173,7 @@ def test_an_engine_that_would_be_ignored_is_refused():
 
 def test_a_job_without_its_engine_leaves_no_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    recipe = parse_recipe(f"kind: rag\ndocuments: {tmp_path}\nengine: ray\n")
+    recipe = parse_recipe(f"kind: rag.index\ndocuments: {tmp_path}\nengine: ray\n")
     with pytest.raises(MissingExtraError):
         run_recipe(recipe, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -31,7 +31,7 @@ def test_vectors_are_pooled_from_the_whole_document(build, folder, tmp_path):
     (folder / "long.txt").write_text(text)
     embedder = Spans()
     chunker = {"name": "fixed", "size": 30}
-    artifact = build(embedder=embedder, pooling="late", chunker=chunker)
+    artifact = build(embedder=embedder, embedding={"pooling": "late"}, chunker=chunker)
     assert text in embedder.texts
     assert artifact.details["embedded"] == artifact.details["passages"]
     with Index.open(tmp_path / "index", embedder=embedder) as index:
@@ -41,13 +41,11 @@ def test_vectors_are_pooled_from_the_whole_document(build, folder, tmp_path):
         want = embedder.embed_spans(text, spans, kind="passage")
         np.testing.assert_array_equal(index.vectors_of(rows), want)
     assert len(spans) > 5
-    again = build(
-        "again", embedder=embedder, pooling="passage", chunker={"name": "fixed", "size": 30}
-    )
+    again = build("again", embedder=embedder, chunker={"name": "fixed", "size": 30})
     assert again.digest != artifact.digest
 
 
 def test_an_embedder_without_token_states_is_refused_before_any_work(build):
     with pytest.raises(DataError) as caught:
-        build(pooling="late")
+        build(embedding={"pooling": "late"})
     assert caught.value.code == "rag.no-late-pooling"

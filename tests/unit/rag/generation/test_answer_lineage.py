@@ -14,8 +14,7 @@ from stillroom.models import open_embedder
 from stillroom.provenance import read_answer, walk_answer
 from stillroom.rag.generation.answer import ask
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.serve.openai.replies import describe_answer, describe_citations
 from stillroom.testing import scripted_model
 
@@ -33,7 +32,7 @@ def asked(tmp_path):
     word.add_paragraph("The weaver keeps eleven looms in the attic.")
     word.save(buffer)
     (folder / "weaver.docx").write_bytes(buffer.getvalue())
-    recipe = RagRecipe(documents=str(folder), embedder="static")
+    recipe = IndexRecipe(documents=str(folder), embedder="static")
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     said = (
         "The wind mill grinds barley at night. The weaver keeps eleven looms in the attic. "

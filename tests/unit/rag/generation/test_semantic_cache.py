@@ -211,6 +211,6 @@ def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, answering):
     with Index.open(place) as opened:
         asked = [ask(opened, model, "Who built the Aurora?", cache=cache, **settings)]
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
-        make_graph(place, tmp_path / "graph", community_size=2)
+        make_graph(place, tmp_path / "graph", max_cluster_size=2)
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
     assert [one.details["cached"] is None for one in asked] == [True, False, True]

@@ -10,10 +10,9 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.ann_recall import check_recall, measure_recall
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance.update import update_index
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import run
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdglmnprst"]
 
@@ -32,10 +31,10 @@ def folder(tmp_path_factory):
 def build(folder, out, **settings):
     told = {"documents": str(folder), "embedder": "static", **settings}
     told["chunker"] = {"name": "recursive", "size": 16}
-    text = json.dumps({"version": 1, "kind": "rag", **told})
+    text = json.dumps({"version": 1, "kind": "rag.index", **told})
     job = Job.start(out, text, overwrite=True)
     try:
-        return run(RagRecipe(**told), job, embedder=open_embedder("static"))
+        return run(IndexRecipe(**told), job, embedder=open_embedder("static"))
     finally:
         job.close()
 

@@ -6,8 +6,7 @@ from click.testing import CliRunner
 from stillroom.cli import stillroom
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.text.interfaces import Chunker
 
 
@@ -31,7 +30,7 @@ class Nothing(Chunker):
 
     def chunk(self, document, *, count=None):
         if "dog" not in document.text:
-            yield from RagRecipe(documents="d", embedder="static").chunker.chunk(
+            yield from IndexRecipe(documents="d", embedder="static").chunker.chunk(
                 document, count=count
             )
 
@@ -61,7 +60,7 @@ def test_of_two_names_that_read_the_same_in_utf8_one_is_left_out_and_counted(bui
 
 
 def test_a_document_without_a_passage_is_left_out_and_counted(folder, tmp_path):
-    recipe = RagRecipe(documents=str(folder), embedder="static")
+    recipe = IndexRecipe(documents=str(folder), embedder="static")
     recipe = recipe.model_copy(update={"chunker": Nothing()})
     job = Job.start(tmp_path / "index", "recipe\n")
     artifact = run(recipe, job, embedder=open_embedder("static"))

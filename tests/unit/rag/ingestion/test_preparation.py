@@ -10,10 +10,10 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import ask
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.index_settings import ContextualRetrievalSettings
 from stillroom.rag.ingestion.preparation import ContextWriter, clean_context
-from stillroom.rag.recipe import ContextualRetrievalSettings, RagRecipe
+from stillroom.rag.jobs.index import IndexRecipe, estimate, run
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.run import estimate, run
 from stillroom.recipes import parse_recipe
 from stillroom.records import Completion
 from stillroom.testing import scripted_model
@@ -78,7 +78,7 @@ def build(place, name, monkeypatch, *, answer=None, **settings):
         return wrap_with_cache(model, cache)
 
     monkeypatch.setattr("stillroom.models.open_text_model", open_text_model)
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(place / "documents"),
         embedder="static",
         **{"chunker": {"name": "heading", "size": 40, "min_size": 4}, **settings},
@@ -115,9 +115,10 @@ def test_sections_that_do_not_name_their_subject_are_found_by_what_goes_before(
     def name_document(prompt):
         return f"About the {re.search('[Tt]he ([a-z]+) is a', prompt.messages[-1].content)[1]}."
 
-    plain = {"with_headings": False, "chunker": {"name": "recursive", "size": 24, "min_size": 4}}
-    build(tools, "bare", monkeypatch, **plain)
-    build(tools, "contexts", monkeypatch, answer=name_document, context=CONTEXT, **plain)
+    plain = {"chunker": {"name": "recursive", "size": 24, "min_size": 4}}
+    build(tools, "bare", monkeypatch, embedding={"with_headings": False}, **plain)
+    contexts = {"with_headings": False, "context": CONTEXT}
+    build(tools, "contexts", monkeypatch, answer=name_document, embedding=contexts, **plain)
     with Index.open(tools / "bare") as bare, Index.open(tools / "contexts") as contexts:
         assert recall(bare, retriever) < 0.5
         assert recall(contexts, retriever) > 0.9
@@ -127,7 +128,13 @@ def test_sections_that_do_not_name_their_subject_are_found_by_what_goes_before(
 def test_titles_and_headings_before_a_passage_raise_recall_at_no_cost(
     tools, monkeypatch, retriever
 ):
-    build(tools, "bare", monkeypatch, with_headings=False, keyword={"heading_weight": 0})
+    build(
+        tools,
+        "bare",
+        monkeypatch,
+        embedding={"with_headings": False},
+        keyword={"heading_weight": 0},
+    )
     build(tools, "headings", monkeypatch)
     with Index.open(tools / "bare") as bare, Index.open(tools / "headings") as headings:
         assert recall(bare, retriever) < 0.4
@@ -138,7 +145,7 @@ def test_contexts_find_and_are_never_shown_or_cited(tools, monkeypatch):
     def secret(prompt):
         return "Zyxomma tools are meant here."
 
-    artifact, _ = build(tools, "index", monkeypatch, context=CONTEXT, answer=secret)
+    artifact, _ = build(tools, "index", monkeypatch, embedding={"context": CONTEXT}, answer=secret)
     prompts = []
 
     def reply(prompt):
@@ -167,7 +174,7 @@ def test_contexts_find_and_are_never_shown_or_cited(tools, monkeypatch):
 
 
 def test_nothing_is_asked_twice_and_a_stopped_job_resumes_to_the_same_bytes(tools, monkeypatch):
-    whole, model = build(tools, "whole", monkeypatch, context=CONTEXT)
+    whole, model = build(tools, "whole", monkeypatch, embedding={"context": CONTEXT})
     asked = len(model.asked)
     assert asked == whole.details["passages"]
     calls = []
@@ -187,11 +194,11 @@ def test_nothing_is_asked_twice_and_a_stopped_job_resumes_to_the_same_bytes(tool
             return wrap_with_cache(inner, cache)
 
         monkeypatch.setattr("stillroom.models.open_text_model", open_text_model)
-        recipe = RagRecipe(
+        recipe = IndexRecipe(
             documents=str(tools / "documents"),
             embedder="static",
             chunker={"name": "heading", "size": 40, "min_size": 4},
-            context=CONTEXT,
+            embedding={"context": CONTEXT},
         )
         job = Job.start(tools / "part", "recipe\n", resume=resume)
         try:
@@ -207,16 +214,18 @@ def test_nothing_is_asked_twice_and_a_stopped_job_resumes_to_the_same_bytes(tool
 
 
 def test_other_contexts_take_nothing_over_and_equal_ones_ask_nothing(tools, monkeypatch):
-    first, _ = build(tools, "index", monkeypatch, context=CONTEXT)
+    first, _ = build(tools, "index", monkeypatch, embedding={"context": CONTEXT})
     recipe = {"documents": str(tools / "documents"), "embedder": "static"}
     cache = str(tools / "contexts.sqlite")
-    build(tools, "kept", monkeypatch, context={**CONTEXT, "cache": cache})
-    again, model = build(tools, "again", monkeypatch, context={**CONTEXT, "cache": cache})
+    build(tools, "kept", monkeypatch, embedding={"context": {**CONTEXT, "cache": cache}})
+    again, model = build(
+        tools, "again", monkeypatch, embedding={"context": {**CONTEXT, "cache": cache}}
+    )
     assert model.asked == []
     assert again.digest == first.digest
     plain, _ = build(tools, "plain", monkeypatch)
     assert plain.digest != first.digest
-    assert RagRecipe(**recipe).context is None
+    assert IndexRecipe(**recipe).context is None
 
 
 def make_writer(**settings):
@@ -291,23 +300,28 @@ def test_a_model_that_fails_stops_the_job(tools, monkeypatch):
         raise BackendError("the endpoint is down", code="backend.down")
 
     with pytest.raises(BackendError):
-        build(tools, "index", monkeypatch, context=CONTEXT, answer=fail)
+        build(tools, "index", monkeypatch, embedding={"context": CONTEXT}, answer=fail)
 
 
 def test_the_estimate_counts_what_is_read_and_written(tools):
     documents = str(tools / "documents")
-    plain = estimate(RagRecipe(documents=documents, embedder="static"))
-    more = estimate(RagRecipe(documents=documents, embedder="static", context=CONTEXT))
+    plain = estimate(IndexRecipe(documents=documents, embedder="static"))
+    more = estimate(
+        IndexRecipe(documents=documents, embedder="static", embedding={"context": CONTEXT})
+    )
     assert more.seconds > plain.seconds + 1
     assert more.memory_bytes > plain.memory_bytes
-    remote = RagRecipe(
-        documents=documents, embedder="static", context={"model": "http://localhost:1/v1#a"}
+    remote = IndexRecipe(
+        documents=documents,
+        embedder="static",
+        embedding={"context": {"model": "http://localhost:1/v1#a"}},
     )
     assert estimate(remote).memory_bytes == plain.memory_bytes
     assert re.search("6 contexts by scripted:none: about [0-9,]+ tokens read", more.basis)
 
 
 def test_contexts_and_late_pooling_are_one_or_the_other(tools):
-    text = f"version: 1\nkind: rag\ndocuments: {json.dumps(str(tools))}\npooling: late\n"
-    with pytest.raises(RecipeError, match="choose one of them"):
-        parse_recipe(f"{text}context: {{model: x}}\n", "recipe.yaml", ())
+    text = f"version: 1\nkind: rag.index\ndocuments: {json.dumps(str(tools))}\n"
+    late = "embedding: {pooling: late, context: {model: x}}\n"
+    with pytest.raises(RecipeError, match=r"embedding\.context is not a setting"):
+        parse_recipe(f"{text}{late}", "recipe.yaml", ())

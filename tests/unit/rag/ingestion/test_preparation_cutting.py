@@ -11,8 +11,7 @@ from stillroom.models import open_embedder
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.ingestion.preparation import chunk_document
-from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import estimate, run
+from stillroom.rag.jobs.index import IndexRecipe, estimate, run
 from stillroom.rag.types import build_embedding_texts, list_keyword_prefixes
 from stillroom.recipes import parse_recipe
 from stillroom.records import Document, Location, Passage
@@ -48,7 +47,7 @@ def words(tmp_path):
 
 
 def build(place, embedder, **settings):
-    recipe = RagRecipe(documents=str(place / "documents"), embedder="static", **settings)
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static", **settings)
     said = []
     job = Job.start(place / "index", "recipe\n", overwrite=True)
     job.say = said.append
@@ -77,7 +76,7 @@ def test_a_size_that_fits_is_left_and_nothing_is_said(words):
 
 def test_the_estimate_counts_the_vectors_that_only_cut(words):
     def seconds(name):
-        recipe = RagRecipe(documents=str(words / "documents"), embedder="static", chunker=name)
+        recipe = IndexRecipe(documents=str(words / "documents"), embedder="static", chunker=name)
         return estimate(recipe).seconds
 
     assert seconds("semantic") == pytest.approx(4 * seconds("heading"))
@@ -148,7 +147,7 @@ def test_a_passage_keeps_what_it_is_found_by_through_json():
 def test_the_static_embedder_has_room_for_every_default():
     embedder = open_embedder("static")
     document = Document("a", "0", "text/plain", "word " * 9000)
-    recipe = RagRecipe(documents=".", embedder="static")
+    recipe = IndexRecipe(documents=".", embedder="static")
     passages = list(recipe.chunker.chunk(document, count=embedder.count_tokens))
     assert get_max_text_tokens(embedder) > recipe.chunker.size
     assert np.isfinite(embedder.embed([one.text for one in passages], kind="passage")).all()
@@ -156,11 +155,13 @@ def test_the_static_embedder_has_room_for_every_default():
 
 
 def test_settings_of_the_chunker_alone_are_those_of_the_default():
-    recipe = parse_recipe("version: 1\nkind: rag\ndocuments: .\n", "recipe", ("chunker.size=90",))
+    recipe = parse_recipe(
+        "version: 1\nkind: rag.index\ndocuments: .\n", "recipe", ("chunker.size=90",)
+    )
     assert recipe.chunker == CHUNKERS.build({"name": "heading", "size": 90})
     named = parse_recipe(
-        "version: 1\nkind: rag\ndocuments: .\nchunker: semantic\n", "recipe", ("seed=1",)
+        "version: 1\nkind: rag.index\ndocuments: .\nchunker: semantic\n", "recipe", ("seed=1",)
     )
     assert named.chunker == CHUNKERS.build("semantic")
     with pytest.raises(RecipeError, match="did you mean 'size'"):
-        parse_recipe("version: 1\nkind: rag\ndocuments: .\n", "recipe", ("chunker.siez=90",))
+        parse_recipe("version: 1\nkind: rag.index\ndocuments: .\n", "recipe", ("chunker.siez=90",))

@@ -16,10 +16,10 @@ from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import STORES
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance import migration
 from stillroom.rag.maintenance.migration import drop_source, migrate_index
 from stillroom.rag.maintenance.update import check_index, update_index
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.snapshots import open_store
 
@@ -34,7 +34,7 @@ def server():
 
 @pytest.fixture
 def place(folder, tmp_path):
-    run_recipe(RagRecipe(documents=str(folder), embedder="static"), tmp_path / "index")
+    run_recipe(IndexRecipe(documents=str(folder), embedder="static"), tmp_path / "index")
     return tmp_path / "index"
 
 

@@ -15,9 +15,9 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.rebuild import RecallCheck, drop_previous, rebuild_index, roll_back
 from stillroom.rag.maintenance.update import update_index
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 
 CHUNKER = ("chunker.name=recursive", "chunker.size=16")
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def recipe(folder):
-    return RagRecipe(documents=str(folder), embedder="static")
+    return IndexRecipe(documents=str(folder), embedder="static")
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, rec
         (bad / name).write_text("Nothing that was asked.\n")
     (bad / "animals").mkdir()
     (bad / "animals/cats.md").write_text("A cat sleeps.\n")
-    worse = RagRecipe(documents=str(bad), embedder="static")
-    questions = RecallCheck(queries, qrels, way="keyword")
+    worse = IndexRecipe(documents=str(bad), embedder="static")
+    questions = RecallCheck(queries, qrels, pipeline="keyword")
     with pytest.raises(IntegrityError) as caught:
         rebuild_index(place, worse, questions)
     assert caught.value.problems[0].code == "rag.rebuild-worse"

@@ -16,13 +16,13 @@ from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import Query
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import (
     compact_index,
     delete_documents,
     list_snapshots,
     update_index,
 )
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 
@@ -35,7 +35,7 @@ def place(folder, tmp_path):
 
 
 def build_in(folder, out):
-    run_recipe(RagRecipe(documents=str(folder), embedder="static"), out)
+    run_recipe(IndexRecipe(documents=str(folder), embedder="static"), out)
     return out
 
 

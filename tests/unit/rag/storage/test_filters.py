@@ -8,8 +8,8 @@ from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_ledger
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import delete_documents, update_index
-from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.filters import (
     FilterExpression,
@@ -36,7 +36,7 @@ def place(folder, tmp_path):
     cats.write_text(FRONT + cats.read_text())
     told = write_metadata(tmp_path / "told.jsonl", METADATA)
     run_recipe(
-        RagRecipe(documents=str(folder), embedder="static", metadata=told), tmp_path / "index"
+        IndexRecipe(documents=str(folder), embedder="static", metadata=told), tmp_path / "index"
     )
     return tmp_path / "index"
 
@@ -158,7 +158,7 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
     with Index.open(place) as index:
         assert paths(index, "year = 1999") == {"paris.txt"}
         digest = index.digest
-    recipe = RagRecipe(
+    recipe = IndexRecipe(
         documents=str(folder), embedder="static", metadata=str(tmp_path / "told.jsonl")
     )
     run_recipe(recipe, tmp_path / "fresh")
@@ -196,7 +196,7 @@ def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
 def test_front_matter_never_says_who_may_read(folder, tmp_path):
     text = "---\ntenant: t\nlabels: [public]\naccess: open\n---\nA secret.\n"
     (folder / "secret.md").write_text(text)
-    recipe = RagRecipe(documents=str(folder), embedder="static", access="tenants")
+    recipe = IndexRecipe(documents=str(folder), embedder="static", access="tenants")
     run_recipe(recipe, tmp_path / "index")
     from stillroom.rag.index.view import AccessContext
 

@@ -99,8 +99,17 @@ def test_settings_that_reach_out_are_refused(root, change):
 
 
 def test_paths_in_settings_that_are_no_references_are_found(root):
-    refused({"kind": "rag", "documents": "docs", "context": {"model": "m", "cache": "../x"}}, root)
-    refused({"kind": "rag", "documents": "docs", "sweep": {"ways": ["dense:model=/etc"]}}, root)
+    refused(
+        {
+            "kind": "rag.index",
+            "documents": "docs",
+            "embedding": {"context": {"model": "m", "cache": "../x"}},
+        },
+        root,
+    )
+    sweep = {"kind": "rag.sweep", "index": {"documents": "docs"}, "questions": "q"}
+    refused({**sweep, "pipelines": ["dense:model=/etc"]}, root)
+    refused({**sweep, "cache": "/etc"}, root)
     refused({**MERGE, "method": {"name": "fisher", "statistics": ["/etc", "x"]}}, root)
 
 
@@ -132,14 +141,14 @@ def test_what_the_operator_opens_is_open(root):
 
 
 def test_steps_of_a_flow_are_looked_at_too(root):
-    step = {"kind": "rag", "documents": "/etc"}
+    step = {"kind": "rag.index", "documents": "/etc"}
     refused({"kind": "flow", "steps": {"index": step}}, root)
     refused({"kind": "flow", "inputs": {"documents": "/etc"}, "steps": {}}, root)
 
 
 def test_defaults_are_ours_and_pass(root):
     assert validate_client_recipe(
-        dump_client_recipe({"kind": "rag", "documents": "docs"}), root, RecipePolicy()
+        dump_client_recipe({"kind": "rag.index", "documents": "docs"}), root, RecipePolicy()
     )
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from stillroom.errors import IntegrityError, StillroomError
 from stillroom.provenance.sources import connect_ledger
 from stillroom.rag.embedding.passages import AuxiliaryEncoders, PassageEmbedder, open_encoders
-from stillroom.rag.recipe import LateInteractionSettings, SparseSettings
+from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
 from stillroom.rag.search_engines.late_interaction import TOKENS
 from stillroom.rag.search_engines.sparse import WEIGHTS
 from stillroom.rag.storage.filters import derive_fields, list_values
@@ -565,7 +565,7 @@ class RepairedAuxiliaryVectors:
                 name: settings[name] for name in encoder_settings
             }:
                 raise IntegrityError(
-                    "the models of sparse or tokens are not those that built the index",
+                    "the models of sparse or late_interaction are not those that built the index",
                     code="rag.embedder-mismatch",
                     where=str(self._folder),
                     expected="the models that the index names",

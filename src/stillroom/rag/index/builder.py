@@ -30,7 +30,6 @@ from stillroom.rag.ingestion.preparation import (
     fit_chunker,
     open_context_writer,
 )
-from stillroom.rag.recipe import reject_sweep
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import IndexStorage, IndexUpdate, ReusableContent
 from stillroom.rag.storage.snapshots import (
@@ -48,16 +47,16 @@ if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.models import Embedder
     from stillroom.provenance import Artifact
-    from stillroom.rag.recipe import RagRecipe
+    from stillroom.rag.index_settings import IndexSettings
 
-__all__ = ["estimate", "run"]
+__all__ = ["build_index", "estimate_index"]
 
 _PASSAGES_PER_SECOND = 20
 _BYTES_PER_TOKEN = 4.5
 _BYTES_PER_PASSAGE = 200 * _BYTES_PER_TOKEN
 
 
-def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Artifact:
+def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = None) -> Artifact:
     """Build the index that a recipe describes.
 
     Documents of the previous index at the same place are reused where neither they nor the settings
@@ -72,7 +71,6 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     Raises:
         DataError: If the folder contains no document, or too many documents fail.
     """
-    reject_sweep(recipe)
     root, scan = discover_documents(recipe.documents)
     if embedder is None:
         from stillroom.models import open_embedder
@@ -82,7 +80,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     check_pooling(recipe, embedder)
     contexts, encoders = (
         open_context_writer(recipe, job),
-        open_encoders(recipe.sparse, recipe.tokens, embedder),
+        open_encoders(recipe.sparse, recipe.late_interaction, embedder),
     )
     description = build_index_config(recipe, embedder, contexts, encoders)
     files, unread = digest_files(root, scan, job)
@@ -134,7 +132,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     return artifact
 
 
-def estimate(recipe: RagRecipe) -> Estimate:
+def estimate_index(recipe: IndexSettings) -> Estimate:
     """Return the estimated cost of building the index, from the size of the folder alone.
 
     Raises:
@@ -238,7 +236,7 @@ def _ingest(
 
 
 def _write(
-    recipe: RagRecipe,
+    recipe: IndexSettings,
     job: Job,
     description: IndexConfig,
     embedder: Embedder,

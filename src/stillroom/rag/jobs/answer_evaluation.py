@@ -1,0 +1,112 @@
+"""Answer questions from an index and grade the answers, with the stage at fault for each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stillroom.jobs import Estimate, Job
+from stillroom.jobs.kind import JobKind
+from stillroom.provenance import Artifact
+from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
+from stillroom.rag.jobs.inputs import IndexInput, is_path
+from stillroom.recipes import Recipe, Reference, Settings
+
+__all__ = [
+    "JOB_KIND",
+    "AnswerEvaluationRecipe",
+    "ModelJudge",
+    "TokenPrices",
+    "WordJudge",
+    "estimate",
+    "run",
+]
+
+
+class ModelJudge(Settings):
+    """A model grades the answers."""
+
+    model: Reference = Field(description="text model that grades")
+    mode: Literal["logprob", "json"] | None = Field(
+        default=None,
+        description="compare the probabilities of yes and no, or constrain to a schema; null "
+        "chooses by the model",
+    )
+    labels: Reference | None = Field(
+        default=None,
+        description="human verdicts to compare with: JSON lines of question, pipeline and right",
+    )
+
+
+class WordJudge(Settings):
+    """Word overlap decides correctness, and a checker decides support."""
+
+    checker: Annotated[GroundednessChecker, CHECKERS.choice("overlap")] = Field(
+        default="overlap", validate_default=True, description="support checker of statements"
+    )
+
+
+class TokenPrices(Settings):
+    """Prices of a million tokens, in any currency."""
+
+    prompt: float = Field(default=0.0, ge=0, description="price of a million tokens read")
+    completion: float = Field(default=0.0, ge=0, description="price of a million tokens written")
+
+
+class AnswerEvaluationRecipe(IndexInput, Recipe):
+    """Recipe that answers questions from an index and grades the answers."""
+
+    kind: Literal["rag.answer_evaluation"] = Field(
+        default="rag.answer_evaluation", description="grade answers"
+    )
+    questions: Reference = Field(
+        description="questions with reference answers: JSON lines, SQuAD, records"
+    )
+    model: Reference = Field(description="text model that answers")
+    pipelines: list[str] = Field(
+        default=[DEFAULT_RETRIEVER],
+        min_length=1,
+        description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; the first is the "
+        "baseline",
+    )
+    judge: WordJudge | ModelJudge = Field(
+        default=WordJudge(),
+        description="grading by words, {checker: NAME}, or by a model, {model: REFERENCE}",
+    )
+    k: int = Field(default=3, ge=1, description="number of passages shown to the model")
+    depth: int = Field(default=100, ge=1, le=1000, description="number of ranks that are judged")
+    max_questions: int = Field(
+        default=0, ge=0, description="maximum number of questions, sampled by the seed; 0 for all"
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="maximum tokens of an answer")
+    prices: TokenPrices = Field(default=TokenPrices(), description="prices of a million tokens")
+
+    @property
+    def model_judge(self) -> ModelJudge | None:
+        """The judge, if it is a model."""
+        return self.judge if isinstance(self.judge, ModelJudge) else None
+
+    @property
+    def checker(self) -> GroundednessChecker:
+        """Support checker of statements, where no model judges."""
+        return (self.judge if isinstance(self.judge, WordJudge) else WordJudge()).checker
+
+
+def run(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
+    """Evaluate; see ``stillroom.rag.evaluation.answer_job.evaluate_answers``."""
+    from stillroom.rag.evaluation.answer_job import evaluate_answers
+
+    return evaluate_answers(recipe, job)
+
+
+def estimate(recipe: AnswerEvaluationRecipe) -> Estimate:
+    """Estimate the time of the answers; checks pipelines, questions and labels."""
+    if not is_path(recipe.questions, recipe.model_judge.labels if recipe.model_judge else None):
+        return Estimate()
+    from stillroom.rag.evaluation.answer_job import estimate_answers
+
+    return estimate_answers(recipe)
+
+
+JOB_KIND = JobKind(recipe=AnswerEvaluationRecipe, run=run, estimate=estimate)

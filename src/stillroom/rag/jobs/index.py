@@ -1,0 +1,42 @@
+"""Build an index over a folder of documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stillroom.jobs import Estimate, Job
+from stillroom.jobs.kind import JobKind
+from stillroom.provenance import Artifact
+from stillroom.rag.index_settings import IndexSettings
+from stillroom.recipes import ENGINE, EngineChoice, Recipe
+
+if TYPE_CHECKING:
+    from stillroom.models import Embedder
+
+__all__ = ["JOB_KIND", "IndexRecipe", "estimate", "run"]
+
+
+class IndexRecipe(IndexSettings, Recipe):
+    """Recipe that builds an index over a folder of documents."""
+
+    kind: Literal["rag.index"] = Field(default="rag.index", description="build an index")
+    engine: EngineChoice = ENGINE
+
+
+def run(recipe: IndexRecipe, job: Job, *, embedder: Embedder | None = None) -> Artifact:
+    """Build the index; see ``stillroom.rag.index.builder.build_index``."""
+    from stillroom.rag.index.builder import build_index
+
+    return build_index(recipe, job, embedder=embedder)
+
+
+def estimate(recipe: IndexRecipe) -> Estimate:
+    """Estimate the cost of the index from the size of the folder."""
+    from stillroom.rag.index.builder import estimate_index
+
+    return estimate_index(recipe)
+
+
+JOB_KIND = JobKind(recipe=IndexRecipe, run=run, estimate=estimate)
