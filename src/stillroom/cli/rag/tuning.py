@@ -14,7 +14,6 @@ from stillroom.cli.options import (
     existing_path,
     out_folder_option,
     qrels_options,
-    recipe_arguments,
     resolve_qrels,
     run_job_recipe,
     run_options,
@@ -86,7 +85,9 @@ def tune_command(
     Every setting is measured on queries that were not used to choose it. Without a gain the default
     stays. output/retriever.json names the chosen retriever; --write makes it the index's default.
     """
+    from stillroom.evaluate import Report
     from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
+    from stillroom.rag.storage.snapshots import write_tuned_retriever
 
     queries_path, judged = resolve_qrels(collection, split, queries, qrels)
     recipe = build_job_recipe(
@@ -100,66 +101,6 @@ def tune_command(
         folds=folds,
         seed=seed,
     )
-    summary = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
-    print_report(out, artifact, report, as_json=as_json, **summary)
-
-
-@click.command(
-    "sweep",
-    epilog="""
-\b
-Examples:
-  stillroom rag sweep recipe.yaml --out swept
-  stillroom rag sweep recipe.yaml --out swept --cache cache sweep.measure=recall@5
-""",
-)
-@recipe_arguments
-@out_folder_option
-@click.option("--cache", type=existing_path, help="Cache of indexes and vectors for later sweeps.")
-@click.option("--yes", "allow_many", is_flag=True, help="Allow more than 24 configurations.")
-@run_options
-def sweep_command(
-    recipe: Path,
-    overrides: tuple[str, ...],
-    out: Path,
-    cache: Path | None,
-    allow_many: bool,
-    as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
-    """Compare chunkers, embedders and pipelines on judged questions, and name the best.
-
-    The recipe is of kind rag with a block sweep. The best configuration is chosen on one part of
-    the questions and measured on the other; output/best.yaml is its recipe.
-    """
-    from stillroom.errors import RecipeError
-    from stillroom.jobs import choose_reporter
-    from stillroom.rag.evaluation.sweep_job import run_sweep
-    from stillroom.rag.recipe import RagRecipe
-    from stillroom.recipes import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    if not isinstance(loaded, RagRecipe):
-        raise RecipeError(
-            f"{recipe} is of kind {loaded.kind}",
-            code="rag.sweep-setting",
-            expected="kind: rag, with a block sweep",
-            next="stillroom new rag prints every setting",
-        )
-    artifact, report, outcome = run_sweep(
-        loaded,
-        out,
-        cache=cache,
-        allow_many=allow_many,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
-    best = outcome.best.configuration.model_dump(mode="json")
-    summary = {"best": best, "is_gain": outcome.is_gain}
-    print_report(out, artifact, report, as_json=as_json, **summary)
     artifact = run_job_recipe(recipe, out, options)
     if is_written:
         tuned = json.loads((out / "output" / "retriever.json").read_text(encoding="utf-8"))

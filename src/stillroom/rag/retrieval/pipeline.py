@@ -376,8 +376,8 @@ def parse_answer_settings(texts: Mapping[str, Any]) -> dict[str, Any]:
             and ``checker`` are ``METHOD[:KEY=VALUE,...]``.
 
     Raises:
-        RecipeError: If a method or setting is unknown, a value is out of bounds, or ``pipeline`` has an
-            answering method and another option sets what it decides.
+        RecipeError: If a method or setting is unknown, a value is out of bounds, or ``pipeline``
+            has an answering method and another option sets what it decides.
     """
     settings = {name: value for name, value in texts.items() if value not in (None, "")}
     if pipeline_text := settings.pop("pipeline", None):
