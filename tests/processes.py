@@ -29,7 +29,7 @@ _PRELOADED = [
     "stillroom.distill.run",
     "stillroom.flow",
     "stillroom.rag.index.searcher",
-    "stillroom.merge.run",
+    "stillroom.merge.jobs.publication",
     "stillroom.train.loop",
     "stillroom.train.distributed",
 ]

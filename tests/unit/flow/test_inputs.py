@@ -43,7 +43,7 @@ def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path
     ("text", "named"),
     [
         (
-            "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: hub:a/b}]\n"
+            "kind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: hub:a/b}]\n"
             "select: {records: judged}",
             ["models.0.checkpoint", "select.records"],
         ),
@@ -68,7 +68,7 @@ def test_the_longest_name_is_missing_as_any_other(tmp_path):
 
 def test_the_command_says_what_is_missing_and_where(tmp_path):
     path = tmp_path / "merge.yaml"
-    path.write_text("kind: merge\nmethod: linear\nmodels:\n  - checkpoint: a\n  - checkpoint: .\n")
+    path.write_text("kind: merge.weights\nmethod: linear\nmodels:\n  - model: a\n  - model: .\n")
     with pytest.raises(DataError) as caught:
         check.main([str(path)], standalone_mode=False)
     (problem,) = caught.value.problems

@@ -27,7 +27,7 @@ from stillroom.serve.middleware.auth import find_required_scope
 from stillroom.serve.workspace import Workspace
 from stillroom.testing import tiny_checkpoint
 
-MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+MERGE = "kind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: b}]\n"
 ENDLESS = {
     "kind": "diffusion",
     "start": {"tokenizer": "builtin:characters", "layers": 1, "width": 16, "heads": 1},
@@ -146,7 +146,7 @@ def test_a_job_from_recipe_to_file(served, finished):
     assert (job["state"], job["name"], job["kind"], job["takes"]) == (
         "finished",
         "mine",
-        "merge",
+        "merge.weights",
         1,
     )
     assert job["artifact"]["kind"] == "checkpoint"
@@ -287,13 +287,13 @@ def test_check_says_what_a_recipe_needs(served):
     assert told["problems"] == []
     assert told["estimate"]["disk_bytes"] > 0
     assert told["machine"]["cores"] > 0
-    assert told["recipe"].startswith("version: 1\nkind: merge\n")
+    assert told["recipe"].startswith("version: 1\nkind: merge.weights\n")
 
 
 def test_kinds_methods_and_names_can_be_listed(served):
     kinds = [row["kind"] for row in served.get("/v1/recipes").json()["data"]]
-    assert {"flow", "merge", "rag", "synth"} <= set(kinds)
-    described = served.get("/v1/recipes/merge?method=ties").json()
+    assert {"flow", "merge.weights"} <= set(kinds)
+    described = served.get("/v1/recipes/merge.weights?method=ties").json()
     assert described["schema"]["properties"]["kind"]
     assert "name: ties" in described["commented"]
     assert served.get("/v1/recipes/none").status_code == 404

@@ -35,7 +35,7 @@ __all__ = [
 JobState = Literal["queued", "running", "finished", "failed", "cancelled"]
 EVENTS_FILE = "events.jsonl"
 _RECORD_FILE, _RECIPE_FILE = "ticket.json", "recipe.yaml"
-_ID_PATTERN = re.compile(r"\d{8}-\d{6}(?:\d{6})?-[a-z]{1,20}-[0-9a-f]{8}\Z")
+_ID_PATTERN = re.compile(r"\d{8}-\d{6}(?:\d{6})?-[a-z][a-z._]{0,39}-[0-9a-f]{8}\Z")
 _CHUNK_BYTES = 1 << 16
 _LOCK = threading.Lock()
 

@@ -165,7 +165,7 @@ def test_missing_ray_says_what_to_install(monkeypatch):
 
 
 def test_an_engine_that_would_be_ignored_is_refused():
-    merge = "version: 1\nkind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+    merge = "version: 1\nkind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: b}]\n"
     learn = "version: 1\nkind: forensics\ndetector: {}\n"
     for text in (merge, learn):
         with pytest.raises(RecipeError, match="engine: ray would be ignored") as caught:

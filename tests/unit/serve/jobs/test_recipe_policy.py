@@ -8,7 +8,7 @@ from stillroom.serve.jobs.recipe_policy import (
 )
 from stillroom.serve.workspace import TenantRoot
 
-MERGE = {"kind": "merge", "method": "linear", "models": [{"checkpoint": "a"}, {"checkpoint": "b"}]}
+MERGE = {"kind": "merge.weights", "method": "linear", "models": [{"model": "a"}, {"model": "b"}]}
 SYNTH = {"kind": "synth", "index": "docs", "model": "teacher", "generator": "rewrite"}
 
 
