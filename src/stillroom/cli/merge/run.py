@@ -122,7 +122,6 @@ def plan_command(
 
     RECIPE is a Stillroom recipe or a mergekit file.
     """
-    from stillroom.merge.interfaces import MergeMethod
     from stillroom.merge.mergekit.recipe_files import load_merge
     from stillroom.merge.planning.explanation import (
         compare_sources,
@@ -146,8 +145,7 @@ def plan_command(
                 click.echo(f"{key}: {value}")
         return
     warnings = list_warnings(plan, sources)
-    if isinstance(merge.method, MergeMethod):
-        warnings += warn_unused_device(merge.device, merge.method, merge.rules.arithmetic)
+    warnings += warn_unused_device(merge.device, merge.method, merge.rules.arithmetic)
     seconds, rate = estimate_seconds(plan, sources)
     rows = compare_sources(sources)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillroom.jobs import Estimate, Job
 from stillroom.objects import is_address, resolve_local
@@ -15,11 +15,13 @@ from stillroom.records import Link, Origin, combine_origins
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint, CheckpointWriter
     from stillroom.merge.engine.merge import Merge, MergeResult
-    from stillroom.merge.jobs.base import MergeInput, MergeJobRecipe
+    from stillroom.merge.jobs.base import MergeInput, MergeJobRecipe, MergeRecipe
     from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.settings import SearchSettings, SelectionSettings
 
-__all__ = ["Outcome", "estimate_merge", "estimate_scoring", "publish"]
+__all__ = ["Outcome", "estimate_merge", "estimate_scoring", "open_limited", "publish"]
+
+R = TypeVar("R", bound="MergeRecipe")
 
 _BYTES_PER_SECOND = 2e8
 _OPERATIONS_PER_SECOND = 1.5e10
@@ -52,6 +54,19 @@ class Outcome:
     finish: Callable[[], None] = lambda: None
 
 
+def open_limited(recipe: R, job: Job) -> tuple[R, Merge]:
+    """Return the recipe with the checkpoints that runs have, and its merge.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or has too few run checkpoints.
+    """
+    from stillroom.merge.engine.merge import open_merge
+    from stillroom.merge.planning.inputs import limit_run_checkpoints
+
+    recipe = limit_run_checkpoints(recipe, job.say)
+    return recipe, open_merge(recipe, job.say)
+
+
 def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) -> Artifact:
     """Write a merge and publish the checkpoint.
 
@@ -67,11 +82,13 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
     from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
     merge, made_by = outcome.merge, outcome.recipe or recipe
     sources = list(outcome.sources or started.sources)
     plan, journal = merge.plan(), job.journal("tensors")
-    for line in plan.notes:
+    unused = warn_unused_device(started.device, started.method, started.rules.arithmetic)
+    for line in (*unused, *plan.notes):
         job.say(line)
     with job.phase("merge", len(plan.tensors), "tensors") as progress:
 

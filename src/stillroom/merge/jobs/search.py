@@ -50,17 +50,11 @@ def run(recipe: MergeSearchRecipe, job: Job) -> Artifact:
         DataError: If the records for scoring have no tokens to score.
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
-    from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.jobs.publication import Outcome, publish
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
+    from stillroom.merge.jobs.publication import Outcome, open_limited, publish
     from stillroom.merge.search.run import format_search, search_merge, write_search_result
-    from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
-    recipe = limit_run_checkpoints(recipe, job.say)
-    started = open_merge(recipe, job.say)
+    recipe, started = open_limited(recipe, job)
     result = search_merge(recipe, started, job)
-    for line in warn_unused_device(recipe.device, recipe.method, recipe.arithmetic.name):
-        job.say(line)
     outcome = Outcome(
         result.merge,
         recipe=result.recipe,

@@ -55,17 +55,11 @@ def run(recipe: MergeSelectRecipe, job: Job) -> Artifact:
         DataError: If the records for scoring have no tokens to score.
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
-    from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.jobs.publication import Outcome, publish
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
+    from stillroom.merge.jobs.publication import Outcome, open_limited, publish
     from stillroom.merge.search.selection import format_selection, select_merge
-    from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
-    recipe = limit_run_checkpoints(recipe, job.say)
-    started = open_merge(recipe, job.say)
+    recipe, started = open_limited(recipe, job)
     merge, details = select_merge(recipe, started, job)
-    for line in warn_unused_device(recipe.device, recipe.method, recipe.arithmetic.name):
-        job.say(line)
     outcome = Outcome(
         merge, details=details, card=format_selection(details), records=(recipe.select.records,)
     )

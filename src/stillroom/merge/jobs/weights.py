@@ -30,15 +30,9 @@ def run(recipe: MergeWeightsRecipe, job: Job) -> Artifact:
         ShapeError: If a tensor's shapes differ.
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
-    from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.jobs.publication import Outcome, publish
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
-    from stillroom.merge.tensors.linear_algebra import warn_unused_device
+    from stillroom.merge.jobs.publication import Outcome, open_limited, publish
 
-    recipe = limit_run_checkpoints(recipe, job.say)
-    merge = open_merge(recipe, job.say)
-    for line in warn_unused_device(recipe.device, recipe.method, recipe.arithmetic.name):
-        job.say(line)
+    recipe, merge = open_limited(recipe, job)
     return publish(recipe, merge, Outcome(merge), job)
 
 

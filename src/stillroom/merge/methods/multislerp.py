@@ -30,7 +30,7 @@ class Multislerp(MergeMethod):
 
     normalize: bool = Field(True, description="divide the weights by their sum")
     eps: float = Field(
-        1e-8, gt=0, description="with compat: mergekit, added to norms before division"
+        1e-8, gt=0, description="with arithmetic: mergekit, added to norms before division"
     )
 
     @override

@@ -125,9 +125,11 @@ Device: TypeAlias = Literal["cpu", "cuda"]
 _device_stack: list[str] = []
 
 
-def warn_unused_device(device: str, method: MergeMethod, arithmetic: str) -> list[str]:
+def warn_unused_device(device: str, method: object, arithmetic: str) -> list[str]:
     """Return a warning if the requested device is not used by a merge."""
-    if device == "cpu" or method.decomposes or arithmetic == "mergekit":
+    if device == "cpu" or arithmetic == "mergekit":
+        return []
+    if not isinstance(method, MergeMethod) or method.decomposes:
         return []
     return [
         f"device {device} is not used: {method.method_name()} decomposes no matrices, "

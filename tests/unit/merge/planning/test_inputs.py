@@ -1,5 +1,7 @@
 """Settings that vary, slices, compatibility: what a recipe may say, what holds for a tensor."""
 
+import json
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -164,6 +166,20 @@ def test_one_tensor_can_be_explained_and_an_unknown_one_is_named(pair):
     assert caught.value.code == "merge.no-tensor"
     assert NORM in str(caught.value)
     assert not list_warnings(plan, sources)
+
+
+def test_a_plan_is_data(pair):
+    models = [{"model": str(tune)} for tune in pair[1]]
+    models[0] |= {"density": 0.5}
+    plan = plan_merge(recipe_of(pair, "ties", models=models, exclude=[NORM]))
+    written = json.loads(json.dumps(plan.to_json()))
+    tensors = {tensor["name"]: tensor for tensor in written["tensors"]}
+    assert sum(tensor["bytes"] for tensor in tensors.values()) == plan.written_bytes
+    assert tensors[NORM]["how"] == "copy"
+    merged = tensors[UP.format(2)]
+    assert merged["how"] == merged["settings"]["name"] == "ties"
+    assert merged["models"] == [{"weight": 1.0, "density": 0.5}, {"weight": 1.0}]
+    assert [source["source"] for source in merged["sources"]] == list(plan.sources)
 
 
 def test_the_plan_says_cost_models_and_warnings(pair, tmp_path):

@@ -166,7 +166,7 @@ def test_where_nothing_beats_the_best_parent_it_is_kept_and_said(pair, records, 
     assert "nothing beats the best parent, base" in card
     found = load_recipe(tmp_path / "out" / "best.yaml")
     assert found.method.method_name() == "passthrough"
-    assert [model.checkpoint for model in found.models] == [str(base)]
+    assert [model.model for model in found.models] == [str(base)]
 
 
 def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
@@ -314,10 +314,8 @@ def test_patience_and_time_end_a_search(pair, records, tmp_path):
     ],
 )
 def test_what_is_not_there_is_not_searched(settings, where, pair, records):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(ValueError, match=rf"search\.[\w.]*{where}[\w.]*: .*\[merge\.search\]"):
         recipe_for(pair[1:], records, search=settings)
-    assert caught.value.code == "merge.search"
-    assert any(where in problem.where for problem in caught.value.problems)
 
 
 def test_too_few_records_are_refused(pair, tmp_path):
@@ -399,7 +397,7 @@ def test_other_objectives_measure_every_record(objective, pair, records, tmp_pat
         {"method": "passthrough", "models": [{"model": base}]}
     )
     more = {"teacher": base} if objective == "kl" else {"max_new_tokens": 4}
-    search = recipe_for([base], records, search={"objective": {"name": objective} | more}).search
+    search = recipe_for(pair[1:], records, search={"objective": {"name": objective} | more}).search
     measure = ScoringSettings(search.objective)
     scorer = MergeScorer(measure, tmp_path / "scratch", print)
     drawn = list(read_records(records))[:4]
@@ -517,12 +515,10 @@ def test_a_path_is_no_longer_than_twice_the_first_model(pair, records):
 def test_a_path_does_not_go_with_slices_or_a_model_that_is_not_there(pair, records):
     parts = [{"sources": [{"model": 0, "layer_range": [0, 1]}]}]
     search = {"layer_path": {"models": [0, 7]}}
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(ValueError, match=r"slices: .*generates slices[\s\S]*layer_path\.models: "):
         recipe_for(pair[:2], records, "passthrough", search=search, slices=parts)
-    wheres = {problem.where for problem in caught.value.problems}
-    assert wheres == {"slices", "search.layer_path.models"}
     space = [{"setting": "weight", "model": 0, "low": 0, "high": 1}]
-    with pytest.raises(RecipeError, match="cannot be searched with slices"):
+    with pytest.raises(ValueError, match="cannot be searched with slices"):
         recipe_for(pair[:2], records, search={"space": space}, slices=parts)
 
 

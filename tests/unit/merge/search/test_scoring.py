@@ -55,7 +55,7 @@ def test_a_filled_model_is_the_written_one(dtype, tie, tmp_path):
 
 def test_a_model_that_is_stacked_anew_is_the_written_one(tmp_path):
     base = tiny_checkpoint(tmp_path / "base")
-    parts = [{"sources": [{"model": 0, "layers": span}]} for span in ([0, 2], [0, 1], [1, 2])]
+    parts = [{"sources": [{"model": 0, "layer_range": span}]} for span in ([0, 2], [0, 1], [1, 2])]
     merge = merge_of("passthrough", base, slices=parts)
     before = [merge_of("passthrough", base)]
     assert score_filled(merge, tmp_path, before) == score_written(merge, tmp_path / "out")
