@@ -32,7 +32,7 @@ from stillroom.checkpoints.writer import plan_tensors
 from stillroom.evaluate.metrics.bootstrap import paired_difference
 from stillroom.jobs import Job
 from stillroom.merge.engine.merge import open_merge
-from stillroom.merge.jobs.base import MergeRecipe
+from stillroom.merge.jobs.recipe import MergeRecipe
 from stillroom.merge.jobs.search import MergeSearchRecipe, run
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.search.scoring import (

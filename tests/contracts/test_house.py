@@ -6,7 +6,10 @@ import re
 
 import pytest
 
+from stillroom.flow.job import find_job_kind
+from stillroom.jobs.kind import JobKind
 from stillroom.registry import find_registries
+from stillroom.registry.catalog import list_kind_names
 from tests.contracts.sources import PACKAGE, functions_of, modules, tree_of
 
 MODULES = list(modules())
@@ -62,8 +65,13 @@ def test_exports_of_a_package_exist(name):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_has_the_same_door_and_hall(room):
-    for name in ("__init__.py", "recipe.py", "run.py", "interfaces.py"):
+    kinds = [name for name in list_kind_names() if name.startswith(f"{room}.")]
+    halls = () if kinds else ("recipe.py", "run.py")
+    for name in ("__init__.py", "interfaces.py", *halls):
         assert (PACKAGE / room / name).is_file()
+    if kinds:  # declared in jobs/, each with run and estimate
+        assert all(isinstance(find_job_kind(name), JobKind) for name in kinds)
+        return
     run = importlib.import_module(f"stillroom.{room}.run")
     assert callable(run.run)
     assert callable(run.estimate)

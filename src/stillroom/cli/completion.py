@@ -66,7 +66,8 @@ def complete_recipes(
     kind, slash, start = incomplete.partition("/")
     if not slash:
         return [name for name in list_kind_names() if name.startswith(kind)]
-    seams = {seam: folder for seam, folder in find_registries().items() if f".{kind}." in seam}
+    room = kind.partition(".")[0]
+    seams = {seam: folder for seam, folder in find_registries().items() if f".{room}." in seam}
     names = {name for folder in seams.values() for name in list_names(folder)}
     if kind in list_kind_names():
         names.update(list_examples(kind))

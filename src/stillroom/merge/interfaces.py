@@ -151,7 +151,7 @@ class MergeMethod(Method):
     @override
     def recipe_needs(cls) -> dict[str, int]:
         """Return the recipe entries required: enough models, and a base if needed."""
-        return {"models": cls.min_models, **({"base": 1} if cls.needs_base else {})}
+        return {"models": cls.min_models, **({"base_model": 1} if cls.needs_base else {})}
 
     @classmethod
     def per_model_settings(cls) -> dict[str, FieldInfo]:

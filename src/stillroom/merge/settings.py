@@ -450,12 +450,6 @@ class SearchSettings(Settings):
         """Return the approximate number of candidates scored on all records, without parents."""
         return self.evaluations // 2 + self.finalists
 
-    @model_validator(mode="after")
-    def _check_something_is_searched(self) -> SearchSettings:
-        if not self.space and self.layer_path is None:
-            raise ValueError("set 'space' or 'layer_path'")
-        return self
-
 
 class SmokeTestSettings(Settings):
     """Check the written result: finite, loads, generates a token, compared with its parents."""

@@ -36,7 +36,7 @@ from stillroom.provenance import Artifact, digest_file, digest_json, read_artifa
 from stillroom.provenance.sources import is_reference
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.base import MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
     from stillroom.merge.jobs.search import MergeSearchRecipe
     from stillroom.merge.jobs.select import MergeSelectRecipe
     from stillroom.merge.planning.inputs import MergeSource

@@ -42,7 +42,9 @@ def walk(settings):
 def test_what_must_be_given_is_shown_by_an_example():
     settings, _ = describe_form("merge.weights")
     needed = {one.path: one.example for one in settings if one.is_required}
-    assert json.loads(needed["models"]) == [{"model": "path/to/model", "weight": 1.0}]
+    assert json.loads(needed["models"]) == [
+        {"model": "path/to/model", "weight": 1.0, "last_checkpoints": 1}
+    ]
     assert {one.example for one in settings if not one.is_required} == {""}
 
 

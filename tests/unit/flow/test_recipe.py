@@ -43,8 +43,8 @@ def test_steps_take_inputs_and_earlier_steps():
 def test_step_is_built_with_real_paths_and_the_flows_seed():
     recipe = parse_recipe(FLOW, "flow.yaml")
     built = recipe.steps["trimmed"].build({"inputs.first": "/a", "averaged": "/b"}, recipe.seed)
-    assert built.base == "/a"
-    assert built.models[0].checkpoint == "/b"
+    assert built.base_model == "/a"
+    assert built.models[0].model == "/b"
     assert built.seed == 5
 
 

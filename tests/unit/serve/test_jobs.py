@@ -157,7 +157,7 @@ def test_a_job_from_recipe_to_file(served, finished):
     assert follow(served, name, number) == events[3:]
     assert served.get(f"/v1/jobs/{name}/events?after={events[-1][0]}").status_code == 204
     # Its result is a name that the next recipe may take.
-    again = submit(served, MERGE.replace("checkpoint: a", f"checkpoint: jobs/{name}"))
+    again = submit(served, MERGE.replace("model: a", f"model: jobs/{name}"))
     assert follow(served, again)[-1][1]["state"] == "finished"
     folder = served.runner.workspace.folder / "jobs"
     assert (folder / again).is_dir()
@@ -256,7 +256,7 @@ def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served, monkeypat
 
 
 def test_what_goes_wrong_is_said_without_the_servers_paths(served):
-    name = submit(served, MERGE.replace("checkpoint: b", "checkpoint: none"))
+    name = submit(served, MERGE.replace("model: b", "model: none"))
     follow(served, name)
     job = served.get(f"/v1/jobs/{name}").json()
     assert job["state"] == "failed"
@@ -266,7 +266,7 @@ def test_what_goes_wrong_is_said_without_the_servers_paths(served):
 
 def test_a_recipe_that_reaches_out_or_is_wrong_is_refused(served):
     for recipe, code in (
-        (MERGE.replace("checkpoint: b", "checkpoint: /etc"), "recipe.outside"),
+        (MERGE.replace("model: b", "model: /etc"), "recipe.outside"),
         (MERGE + "densty: 1\n", "recipe.unknown-key"),
         ("kind: none", "recipe.unknown-kind"),
         ("[", "recipe.yaml"),
@@ -348,7 +348,7 @@ def test_tenants_never_see_each_others_jobs(tmp_path):
             assert client.post(f"/v1/jobs/{name}/{verb}").status_code == 404
         assert client.delete(f"/v1/jobs/{name}").status_code == 404
         assert client.get("/v1/jobs").json()["data"] == []
-        stolen = MERGE.replace("checkpoint: a", f"checkpoint: ../ann/jobs/{name}")
+        stolen = MERGE.replace("model: a", f"model: ../ann/jobs/{name}")
         assert client.post("/v1/jobs", json={"recipe": stolen}).status_code == 400
         assert bear(client, "reader").get(f"/v1/jobs/{name}").status_code == 200
         refused = client.post("/v1/jobs", json={"recipe": MERGE})
@@ -431,8 +431,8 @@ def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_
     (cache / "models--org--b" / "refs" / "main").write_text("0" * 40)
     monkeypatch.setenv("STILLROOM_MODELS", str(models))
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
-    recipe = MERGE.replace("checkpoint: a", "checkpoint: hub:a")
-    recipe = recipe.replace("checkpoint: b", "checkpoint: hub:org/b")
+    recipe = MERGE.replace("model: a", "model: hub:a")
+    recipe = recipe.replace("model: b", "model: hub:org/b")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     with live(space, policy=RecipePolicy(hub=may_fetch)) as client:
         events = follow(client, submit(client, recipe))

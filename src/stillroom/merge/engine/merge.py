@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
-from stillroom.errors import RecipeError
 from stillroom.jobs import Journal
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
 from stillroom.merge.engine.gates import find_similar_gates
@@ -32,11 +31,11 @@ from stillroom.merge.planning.transplant import (
     TransplantPlanSettings,
     plan_transplant,
 )
-from stillroom.merge.settings import RANDOM_GATE_MODES, GateMode
+from stillroom.merge.settings import GateMode
 from stillroom.merge.tensors.linear_algebra import device_context
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.base import MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
 
 __all__ = [
     "Expert",
@@ -159,14 +158,6 @@ def build_moe(
         )
         for expert in experts
     ]
-    if len(experts) < 2 or not (gate_mode in RANDOM_GATE_MODES or all(e.positive for e in experts)):
-        raise RecipeError(
-            f"{len(experts)} experts for the gate mode {gate_mode}",
-            code="merge.moe-experts",
-            where="experts",
-            expected="at least two experts, with prompts unless gates are random",
-            next="add experts or prompts",
-        )
     settings = MoePlanSettings(gate_mode, experts_per_token)
     merge = Merge(settings, MergeSource(base.folder.name, base), parents, seed=seed)
     written = merge.write(folder, shard_size=shard_size)

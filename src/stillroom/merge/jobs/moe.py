@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from stillroom.errors import Problem, RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.base import MergeInput, MergeJobRecipe
-from stillroom.merge.settings import RANDOM_GATE_MODES, ExpertEntry, GateMode, MoeArchitecture
+from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
+from stillroom.merge.settings import ExpertEntry, GateMode, MoeArchitecture
 from stillroom.provenance import Artifact
 from stillroom.recipes import Reference
 
@@ -104,25 +103,6 @@ class MoeRecipe(MergeJobRecipe):
             "architecture": self.architecture,
         }
         return settings, "arXiv:2212.05055"
-
-    @model_validator(mode="after")
-    def _check_prompts(self) -> MoeRecipe:
-        is_random = self.gate_mode in RANDOM_GATE_MODES
-        keys = [f"experts.{number}" for number in range(len(self.experts))]
-        problems = [
-            Problem(
-                f"the gate mode {self.gate_mode} {'has no' if is_random else 'needs'} prompts",
-                "merge.moe-experts",
-                f"{key}.positive_prompts",
-                "no prompts" if is_random else "some prompts that this expert should answer",
-                "omit them" if is_random else "add them, or set gate_mode to random",
-            )
-            for key, expert in zip([*keys, "shared_expert"], self.list_experts(), strict=False)
-            if is_random == bool(expert.positive_prompts) or (is_random and expert.negative_prompts)
-        ]
-        if problems:
-            raise RecipeError(problems)
-        return self
 
 
 def run(recipe: MoeRecipe, job: Job) -> Artifact:

@@ -15,7 +15,7 @@ from stillroom.records import Link, Origin, combine_origins
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint, CheckpointWriter
     from stillroom.merge.engine.merge import Merge, MergeResult
-    from stillroom.merge.jobs.base import MergeInput, MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe, MergeRecipe
     from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.settings import SearchSettings, SelectionSettings
 

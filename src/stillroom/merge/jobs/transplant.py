@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.base import MergeInput, MergeJobRecipe
+from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
 from stillroom.provenance import Artifact
 from stillroom.recipes import Reference
 

@@ -421,10 +421,10 @@ class _DocumentConverter:
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None or values.scalar != default:
                     number = number_of(position, entry)
-                    parameters += [case.to_override(setting, number) for case in values.conditions]
+                    parameters += values.to_overrides(setting, number)
         for key, parameter in self.shared():
-            conditions = part.parameters.get(key, ParameterValues()).conditions
-            parameters += [condition.to_override(parameter.name) for condition in conditions]
+            values = part.parameters.get(key, ParameterValues())
+            parameters += values.to_overrides(parameter.name)
         return parameters
 
     def group(
@@ -473,7 +473,7 @@ class _DocumentConverter:
             number = models.index(entry.model)
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None:
-                    parameters += [case.to_override(setting, number) for case in values.conditions]
+                    parameters += values.to_overrides(setting, number)
                 elif values.scalar != default:
                     entries[number][setting] = values.scalar
         return parameters
@@ -523,9 +523,7 @@ class _DocumentConverter:
             if top.scalar is not None:
                 self.settings[parameter.name] = top.scalar
             else:
-                parameters += [
-                    condition.to_override(parameter.name) for condition in top.conditions
-                ]
+                parameters += top.to_overrides(parameter.name)
         if self.method == "nuslerp":
             self.set_unit(parts)
         return parameters

@@ -85,6 +85,10 @@ class ParameterValues:
         value = self.conditions[0].value
         return None if isinstance(value, tuple) else value
 
+    def to_overrides(self, setting: str, model: int | None = None) -> list[dict[str, Any]]:
+        """Return the values as entries of the recipe's ``parameters``."""
+        return [condition.to_override(setting, model) for condition in self.conditions]
+
     def before(self, wider: ParameterValues) -> ParameterValues:
         """Return both, these first, without conditions that can never match."""
         conditions: list[ConditionalParameter] = []

@@ -21,7 +21,7 @@ from stillroom.recipes.loader import apply_overrides
 from stillroom.recipes.yaml_text import YamlTree, emit_yaml
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.base import MergeJobRecipe
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
 
 __all__ = [
     "ImportedMerge",

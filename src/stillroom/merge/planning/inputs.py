@@ -21,8 +21,8 @@ from stillroom.merge.tensors.storage import (
 
 if TYPE_CHECKING:
     from stillroom.merge.interfaces import Array, MergeMethod
-    from stillroom.merge.jobs.base import MergeRecipe
     from stillroom.merge.jobs.moe import MoeRecipe
+    from stillroom.merge.jobs.recipe import MergeRecipe
     from stillroom.merge.lora.adapter import AdaptedCheckpoint
     from stillroom.merge.settings import TokenizerSettings
 

@@ -180,14 +180,36 @@ class _MoePlanner:
     def check(self) -> None:
         """Raise an error for invalid settings or shapes."""
         count, per_token = len(self.experts), self.settings.experts_per_token
+        problems = []
         if count < 2 or not 1 <= per_token <= count:
-            raise RecipeError(
-                f"{count} experts, {per_token} per token",
-                code="merge.moe-experts",
-                where="experts",
-                expected="at least two experts, and at most all of them per token",
-                next="add experts, or lower experts_per_token",
+            problems.append(
+                Problem(
+                    f"{count} experts, {per_token} per token",
+                    "merge.moe-experts",
+                    "experts",
+                    "at least two experts, and at most all of them per token",
+                    "add experts, or lower experts_per_token",
+                )
             )
+        mode = self.settings.gate_mode
+        is_random = mode in RANDOM_GATE_MODES
+        for index, parent in enumerate(self.parents):
+            prompts = parent.prompts
+            if bool(prompts.positive) is not is_random and not (is_random and prompts.negative):
+                continue
+            key = "shared_expert" if index == self.shared else f"experts.{index}"
+            problems.append(
+                Problem(
+                    f"the gate mode {mode} {'has no' if is_random else 'needs'} prompts, unlike "
+                    f"'{parent.name}'",
+                    "merge.moe-experts",
+                    f"{key}.positive_prompts",
+                    "no prompts" if is_random else "some prompts that this expert should answer",
+                    "omit them" if is_random else "add them, or set gate_mode to random",
+                )
+            )
+        if problems:
+            raise RecipeError(problems)
         self.check_shapes()
 
     def check_shapes(self) -> None:

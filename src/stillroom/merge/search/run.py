@@ -48,7 +48,7 @@ from stillroom.recipes import dump_recipe
 from stillroom.records import Record
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.base import MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeRecipe
     from stillroom.merge.jobs.search import MergeSearchRecipe
 
 __all__ = [

@@ -34,7 +34,7 @@ from stillroom.merge.search.scoring import (
 from stillroom.records import Record
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.base import MergeJobRecipe
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
     from stillroom.merge.jobs.select import MergeSelectRecipe
     from stillroom.merge.settings import SelectionSettings
 

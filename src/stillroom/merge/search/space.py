@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stillroom.errors import MissingExtraError, Problem
+from stillroom.errors import MissingExtraError, Problem, RecipeError
 from stillroom.merge.settings import (
     CmaSettings,
     LayerPathSettings,
@@ -27,7 +27,7 @@ from stillroom.merge.settings import (
 from stillroom.recipes import find_recipe_class
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.base import MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeRecipe
     from stillroom.merge.jobs.search import MergeSearchRecipe
 
 __all__ = [
@@ -63,8 +63,15 @@ class SearchSpace:
         Args:
             recipe: The recipe.
             counts: Number of layers of each model; used for a path only.
+
+        Raises:
+            RecipeError: If nothing is searched.
         """
         search = recipe.search
+        if not search.space and search.layer_path is None:
+            raise RecipeError(
+                [_problem("nothing is searched", "search", "space or layer_path", "set one")]
+            )
         layers = _list_layers(search.layer_path, counts) if search.layer_path else ()
         return cls(recipe, search.space, search.layer_path, layers)
 

@@ -541,7 +541,6 @@ def test_the_command_shows_gradients_and_paths(search, shown, pair, records, tmp
     "settings",
     [
         {"space": [{"setting": "weight", "model": 0, "low": 1, "high": 1}]},
-        {"space": []},
         {"objective": "kl"},
         {"objective": {"name": "loss", "teacher": "somewhere"}},
     ],

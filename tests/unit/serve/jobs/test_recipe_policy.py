@@ -43,8 +43,8 @@ def refused(recipe, root, policy=None, overrides=()):
 )  # fmt: skip
 def test_a_reference_stays_inside(root, name):
     refused({**MERGE, "base": name}, root)
-    told = refused(MERGE, root, overrides=[f'models.0.checkpoint="{name}"'.replace("\\", "\\\\")])
-    assert "models.0.checkpoint" in told.problems[0].where
+    told = refused(MERGE, root, overrides=[f'models.0.model="{name}"'.replace("\\", "\\\\")])
+    assert "models.0.model" in told.problems[0].where
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
