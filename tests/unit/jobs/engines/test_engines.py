@@ -170,7 +170,7 @@ def test_an_engine_that_would_be_ignored_is_refused():
         parse_recipe(learn + "engine: ray\n")
     assert caught.value.code == "recipe.engine"
     merge = "version: 1\nkind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: b}]\n"
-    with pytest.raises(RecipeError, match="engine is not a setting of 'merge.weights'"):
+    with pytest.raises(RecipeError, match=r"engine is not a setting of 'merge\.weights'"):
         parse_recipe(merge + "engine: ray\n")
 
 

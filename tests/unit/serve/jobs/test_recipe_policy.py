@@ -42,7 +42,7 @@ def refused(recipe, root, policy=None, overrides=()):
     ],
 )  # fmt: skip
 def test_a_reference_stays_inside(root, name):
-    refused({**MERGE, "base": name}, root)
+    refused({**MERGE, "base_model": name}, root)
     told = refused(MERGE, root, overrides=[f'models.0.model="{name}"'.replace("\\", "\\\\")])
     assert "models.0.model" in told.problems[0].where
 
@@ -74,7 +74,7 @@ def test_a_script_is_a_file_inside(root):
 @pytest.mark.parametrize("name", ["docs", "not-there-yet", "way-round/x", "hub:org/name", "./docs"])
 def test_names_inside_pass_as_they_are_written(root, name):
     recipe = validate_client_recipe(
-        dump_client_recipe({**MERGE, "base": name}), root, RecipePolicy()
+        dump_client_recipe({**MERGE, "base_model": name}), root, RecipePolicy()
     )
     assert recipe.base == name.removeprefix("./")
 
