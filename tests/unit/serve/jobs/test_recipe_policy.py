@@ -76,7 +76,7 @@ def test_names_inside_pass_as_they_are_written(root, name):
     recipe = validate_client_recipe(
         dump_client_recipe({**MERGE, "base_model": name}), root, RecipePolicy()
     )
-    assert recipe.base == name.removeprefix("./")
+    assert recipe.base_model == name.removeprefix("./")
 
 
 @pytest.mark.parametrize(
