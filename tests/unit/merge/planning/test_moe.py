@@ -65,7 +65,8 @@ def test_experts_that_are_all_the_base_give_the_base(base, tmp_path):
 def test_it_loads_whole_and_generates(base, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(base, other)
-    build_moe(Checkpoint.open(base), experts_of(base, other), tmp_path / "out", gate_mode="random")
+    experts = [Expert(Checkpoint.open(path)) for path in (base, other)]
+    build_moe(Checkpoint.open(base), experts, tmp_path / "out", gate_mode="random")
     model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
