@@ -25,11 +25,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 _MERGE = """\
 version: 1
-kind: merge
+kind: merge.weights
 method: {name: linear}
 models:
-  - {checkpoint: ./a, weight: 0.6}
-  - {checkpoint: ./b, weight: 0.4}
+  - {model: ./a, weight: 0.6}
+  - {model: ./b, weight: 0.4}
 """
 _INDEX = """\
 version: 1

@@ -29,7 +29,7 @@ _PRELOADED = [
     "stillroom.distill.trainers.logits",
     "stillroom.flow",
     "stillroom.rag.index.searcher",
-    "stillroom.merge.run",
+    "stillroom.merge.jobs.publication",
     "stillroom.train.loop",
     "stillroom.train.distributed",
 ]

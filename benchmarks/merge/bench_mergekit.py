@@ -45,15 +45,15 @@ def write_recipes(method: str, base: Path, parents: list[Path]) -> tuple[Path, P
     own = {key: value for key, value in settings.items() if key != "t"}
     needs_base = method not in {"linear", "slerp"}
     used = parents[:2] if method == "slerp" else parents
-    lines = ["version: 1", "kind: merge"]
+    lines = ["version: 1", "kind: merge.weights"]
     chosen = {"name": method, **settings}
     lines.append("method: {" + ", ".join(f"{key}: {value}" for key, value in chosen.items()) + "}")
     if needs_base:
-        lines.append(f"base: {base}")
+        lines.append(f"base_model: {base}")
     lines.append("models:")
     for path, weight in zip(used, WEIGHTS, strict=False):
         shown = "" if method == "slerp" else f", weight: {weight}"
-        lines.append(f"  - {{checkpoint: {path}{shown}}}")
+        lines.append(f"  - {{model: {path}{shown}}}")
     ours.write_text("\n".join(lines) + "\n")
     lines = [f"merge_method: {method}", "dtype: bfloat16"]
     if method == "slerp":

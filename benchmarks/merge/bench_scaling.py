@@ -49,11 +49,17 @@ def measure(method: str, size: str, count: int) -> Point:
     """Merge ``count`` fine-tunes of a size, once to warm up and then ``REPEATS`` times."""
     base, parents = make_family(WORK / "checkpoints", size, count)
     recipe, out = WORK / "scaling.yaml", WORK / "scaling"
-    lines = ["version: 1", "kind: merge", f"method: {METHODS[method]}", f"base: {base}", "models:"]
+    lines = [
+        "version: 1",
+        "kind: merge.weights",
+        f"method: {METHODS[method]}",
+        f"base_model: {base}",
+        "models:",
+    ]
     if method == "linear":
         del lines[3]
     lines += [
-        f"  - {{checkpoint: {path}, weight: {1 + 0.1 * number:.1f}}}"
+        f"  - {{model: {path}, weight: {1 + 0.1 * number:.1f}}}"
         for number, path in enumerate(parents)
     ]
     recipe.write_text("\n".join(lines) + "\n")

@@ -32,8 +32,9 @@ from stillroom.checkpoints.writer import plan_tensors
 from stillroom.evaluate.metrics.bootstrap import paired_difference
 from stillroom.jobs import Job
 from stillroom.merge.engine.merge import open_merge
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import run
+from stillroom.merge.jobs.recipe import MergeRecipe
+from stillroom.merge.jobs.search import MergeSearchRecipe, run
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.search.scoring import (
     MergeScorer,
     Score,
@@ -170,12 +171,14 @@ def search(
 ) -> Artifact:
     """Search weights along the layers; returns the artifact."""
     space = [
-        {"setting": "weight", "model": at, "low": 0.0, "high": 1.2, "layers": 3} for at in (0, 1)
+        {"setting": "weight", "model": at, "low": 0.0, "high": 1.2, "gradient": 3} for at in (0, 1)
     ]
     settings = {"records": str(records), "split": "", "space": space, "max_tokens": 512}
     settings |= {"evaluations": arguments.evaluations, "patience": arguments.evaluations // 2}
     method = "task_arithmetic" if base else {"name": "linear", "normalize": False}
-    recipe = recipe_of(method, models, base=base, seed=seed, search=settings, weight=0.6)
+    merge = recipe_of(method, models, base=base, seed=seed, weight=0.6)
+    values = merge.model_dump(mode="json", exclude={"kind"}) | {"search": settings}
+    recipe = MergeSearchRecipe.model_validate(values)
     return run(recipe, Job.start(out, dump_recipe(recipe), seed=seed))
 
 
@@ -193,12 +196,13 @@ def recipe_of(
     weight: float = 1.0,
     **settings: object,
 ) -> MergeRecipe:
-    entries: list[dict[str, Any]] = [{"checkpoint": str(path)} for path in paths]
+    entries: list[dict[str, Any]] = [{"model": str(path)} for path in paths]
     if weight != 1:
         entries = [entry | {"weight": weight} for entry in entries]
     takes_base = base is not None and method != "linear"
     data = {"method": method, "models": entries} | settings
-    return MergeRecipe.model_validate(data | ({"base": str(base)} if takes_base else {}))
+    base_model = {"base_model": str(base)} if takes_base else {}
+    return MergeWeightsRecipe.model_validate(data | base_model)
 
 
 def cut(path: Path) -> list[str]:

@@ -37,7 +37,7 @@ BODIES = {
     "/v1/completions": {"model": "run", "prompt": "Once", "max_tokens": 3, "stop": ["x"]},
     "/v1/embeddings": {"model": "embedder", "input": ["a", "b"], "encoding_format": "base64"},
     "/v1/rerank": {"model": "embedder", "query": "a", "documents": ["b", {"text": "c"}]},
-    "/v1/jobs": {"recipe": "kind: merge", "overrides": ["seed=1"], "name": "x"},
+    "/v1/jobs": {"recipe": "kind: merge.weights", "overrides": ["seed=1"], "name": "x"},
     "/v1/forensics/check": {"file": "x"},
     "/v1/jobs/20200101-000000-merge-00000000/cancel": {},
 }

@@ -117,8 +117,8 @@ def make_world(folder: Path) -> None:
         )
     ):
         (folder / "merge.yaml").write_text(
-            "version: 1\nkind: merge\nmethod: {name: linear}\nmodels:\n"
-            "  - {checkpoint: model}\n  - {checkpoint: other}\n"
+            "version: 1\nkind: merge.weights\nmethod: {name: linear}\nmodels:\n"
+            "  - {model: model}\n  - {model: other}\n"
         )
         code, text = call(argv, folder, seconds=300)
         if code != 0:

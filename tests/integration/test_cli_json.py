@@ -16,7 +16,7 @@ from tests.unit.forensics.keras import keras_arrays
 
 from stillroom.testing import tiny_checkpoint
 
-MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+MERGE = "kind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: b}]\n"
 DISTILL = """
 kind: distill.logits
 teacher: a

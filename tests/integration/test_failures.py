@@ -18,10 +18,10 @@ STATIC = "inputs.embedder=builtin:static"
 SCREEN_LINES = 24
 MERGE = """\
 version: 1
-kind: merge
+kind: merge.weights
 method: {name: ties, densty: 0.5}
 modles:
-  - {checkpoint: ./a}
+  - {model: ./a}
 """
 
 

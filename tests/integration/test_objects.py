@@ -93,8 +93,9 @@ def test_an_object_of_several_parts_is_whole(server):
 
 
 def merge(folder, *models):
-    listed = ", ".join(f'{{checkpoint: "{model}"}}' for model in models)
-    return parse_recipe(f"version: 1\nkind: merge\nmethod: linear\nmodels: [{listed}]\n", "merge")
+    listed = ", ".join(f'{{model: "{model}"}}' for model in models)
+    text = f"version: 1\nkind: merge.weights\nmethod: linear\nmodels: [{listed}]\n"
+    return parse_recipe(text, "merge")
 
 
 @pytest.mark.slow
@@ -151,9 +152,9 @@ def test_a_merge_of_published_jobs_keeps_what_they_came_from(server, tmp_path):
 
 
 KINDS = {
-    "merge": """
+    "merge.select": """
 method: linear
-models: [{{checkpoint: "{model}"}}]
+models: [{{model: "{model}"}}]
 select: {{records: "{records}", split: held_out}}
 """,
     "evaluate.report": """
@@ -180,7 +181,7 @@ train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
     "kind",
     [
         "evaluate.report",
-        pytest.param("merge", marks=pytest.mark.slow),
+        pytest.param("merge.select", marks=pytest.mark.slow),
         pytest.param("distill.logits", marks=pytest.mark.slow),
         pytest.param("diffusion.train", marks=pytest.mark.slow),
     ],

@@ -192,7 +192,7 @@ def _format_time(seconds: float) -> str:
 \b
 Examples:
   stillroom new flow/make > make.yaml
-  stillroom new merge/ties > merge.yaml
+  stillroom new merge.weights/ties > merge.yaml
 """,
 )
 @click.argument("what", metavar="KIND[/METHOD]", shell_complete=complete_recipes)

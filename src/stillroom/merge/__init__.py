@@ -6,8 +6,10 @@ model size. A method has at most two passes: ``measure`` reduces a tensor to a f
 ``combine`` merges row blocks. Block size, order of parents and interruptions do not change a bit of
 the result.
 
-With ``select``, several candidates are scored on held-out records together with their parents. If
-none is better, the best parent is kept and the artifact records that.
+Kinds: ``merge.weights`` merges; ``merge.select`` and ``merge.search`` choose among merges;
+``merge.moe`` and ``merge.transplant`` rearrange whole tensors. Candidates are scored on held-out
+records together with their parents. If none is better, the best parent is kept and the artifact
+records that.
 
 Papers: model soups (2203.05482), task arithmetic (2212.04089), TIES (2306.01708), DARE
 (2311.03099), Model Stock (2403.19522), LAWA (2209.14981), WiSE-FT (2109.01903).
@@ -22,18 +24,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.merge.engine.merge import merge_checkpoints
     from stillroom.merge.interfaces import METHODS, MergeMethod
-    from stillroom.merge.recipe import MergeRecipe
-    from stillroom.merge.run import estimate, run
+    from stillroom.merge.jobs.weights import MergeWeightsRecipe, estimate, run
 
-__all__ = ["METHODS", "MergeMethod", "MergeRecipe", "estimate", "merge_checkpoints", "run"]
+__all__ = ["METHODS", "MergeMethod", "MergeWeightsRecipe", "estimate", "merge_checkpoints", "run"]
 
 _HOMES = {
     "METHODS": "stillroom.merge.interfaces",
     "MergeMethod": "stillroom.merge.interfaces",
-    "MergeRecipe": "stillroom.merge.recipe",
-    "estimate": "stillroom.merge.run",
+    "MergeWeightsRecipe": "stillroom.merge.jobs.weights",
+    "estimate": "stillroom.merge.jobs.weights",
     "merge_checkpoints": "stillroom.merge.engine.merge",
-    "run": "stillroom.merge.run",
+    "run": "stillroom.merge.jobs.weights",
 }
 
 

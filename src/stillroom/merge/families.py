@@ -8,8 +8,8 @@ combination and its defaults.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -18,18 +18,9 @@ from stillroom.merge.interfaces import (
     Array,
     BlockContext,
     MergeMethod,
+    PerModel,
     TensorBlocks,
-    mergekit_unsupported_error,
 )
-
-if TYPE_CHECKING:
-    import torch
-
-    from stillroom.merge.mergekit.numpy_arithmetic import (
-        CastBlocks,
-        PrunedTaskVector,
-        TorchGenerator,
-    )
 
 __all__ = [
     "BreadcrumbsMethod",
@@ -44,11 +35,9 @@ class PruningMethod(MergeMethod):
     """Prune task vectors, then sum them, or (``votes``) average them after sign election."""
 
     needs_base: ClassVar[bool] = True
-    replicates: ClassVar[bool] = True
-    per_model: ClassVar[tuple[str, ...]] = ("density",)
     votes: ClassVar[bool] = False
 
-    density: float = Field(0.5, gt=0, le=1, description="share of each task vector kept")
+    density: PerModel[float] = Field(0.5, ge=0, le=1, description="share of each task vector kept")
     scale: float = Field(1.0, description="multiplier of the merged task vector (lambda)")
     normalize: bool = Field(
         False, description="divide the sum by the weights of the summed elements; off: plain sum"
@@ -57,12 +46,6 @@ class PruningMethod(MergeMethod):
     @abstractmethod
     def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
         """Return the vectors of one block with dropped elements set to zero."""
-
-    @abstractmethod
-    def prune_whole(
-        self, vectors: Sequence[torch.Tensor], context: BlockContext
-    ) -> list[torch.Tensor]:
-        """Return whole vectors, pruned as in mergekit 0.1.5."""
 
     @override
     def combine(
@@ -84,63 +67,11 @@ class PruningMethod(MergeMethod):
             merged = combine_weighted(pruned, context.weights, normalize=self.normalize)
         return base + self.scale * merged
 
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        from stillroom.merge.mergekit.torch_arithmetic import add_task_vectors, compute_task_vectors
-
-        base, vectors = compute_task_vectors(base, parents, self.method_name())
-        return add_task_vectors(
-            base,
-            self.prune_whole(vectors, context),
-            context.weights,
-            votes=self.votes,
-            normalize=self.normalize,
-            scale=self.scale,
-        )
-
-    def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-        """Return the pruned task vector of every parent, equal to ``prune_whole``."""
-        raise mergekit_unsupported_error(self.method_name())
-
-    @override
-    def retrace(self, blocks: CastBlocks, draws: TorchGenerator) -> Callable[[int], Array]:
-        from stillroom.merge.mergekit.numpy_arithmetic import add_task_vectors, scale_block
-
-        pruned = self.prune_bits(blocks, draws)
-
-        def combine(number: int) -> Array:
-            block = blocks.base(number)
-            return add_task_vectors(
-                block,
-                [scale_block(vector, block, blocks.kind) for vector in pruned],
-                blocks.kind,
-                votes=self.votes,
-                normalize=self.normalize,
-                scale=self.scale,
-            )
-
-        return combine
-
 
 class DareMethod(PruningMethod):
     """Pruning of DARE: each element is kept with the same probability."""
 
     rescale: bool = Field(True, description="divide kept elements by the density")
-
-    @override
-    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        from stillroom.merge.mergekit.numpy_arithmetic import MAX_SUMMANDS
-
-        return parents <= MAX_SUMMANDS and (kind == "BF16" or not self.rescale)
-
-    @override
-    def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-        from stillroom.merge.mergekit.numpy_arithmetic import drop_at_random
-
-        densities = blocks.context.values("density", self.density)
-        return drop_at_random(blocks, densities, draws, rescale=self.rescale)
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
@@ -150,29 +81,14 @@ class DareMethod(PruningMethod):
             vectors, context.values("density", self.density), context, rescale=self.rescale
         )
 
-    @override
-    def prune_whole(
-        self, vectors: Sequence[torch.Tensor], context: BlockContext
-    ) -> list[torch.Tensor]:
-        from stillroom.merge.mergekit.torch_arithmetic import drop_at_random
-
-        return [
-            drop_at_random(vector, density, rescale=self.rescale)
-            for vector, density in zip(
-                vectors, context.values("density", self.density), strict=True
-            )
-        ]
-
 
 class DellaMethod(PruningMethod):
     """Pruning of DELLA: larger elements of a row are kept with higher probability."""
 
-    per_model: ClassVar[tuple[str, ...]] = ("density", "epsilon")
-
-    epsilon: float = Field(
+    epsilon: PerModel[float] = Field(
         0.15,
         ge=0,
-        lt=0.5,
+        le=0.5,
         description="distance of the keep probability of a row's smallest and largest element "
         "from density",
     )
@@ -183,7 +99,7 @@ class DellaMethod(PruningMethod):
         """Return the rescale factors of a tensor with a single row."""
         from stillroom.merge.tensors.task_vectors import measure_single_row
 
-        windows = self._windows(blocks.context)
+        windows = self.probability_windows(blocks.context)
         return measure_single_row(blocks, self.method_name(), windows, rescale=self.rescale)
 
     @override
@@ -191,34 +107,14 @@ class DellaMethod(PruningMethod):
         from stillroom.merge.tensors.task_vectors import prune_by_rank
 
         return prune_by_rank(
-            list(vectors), self._windows(context), measured, context, rescale=self.rescale
+            list(vectors),
+            self.probability_windows(context),
+            measured,
+            context,
+            rescale=self.rescale,
         )
 
-    @override
-    def prune_whole(
-        self, vectors: Sequence[torch.Tensor], context: BlockContext
-    ) -> list[torch.Tensor]:
-        from stillroom.merge.mergekit.torch_arithmetic import drop_by_rank
-
-        return [
-            drop_by_rank(vector, *window, rescale=self.rescale)
-            for vector, window in zip(vectors, self._windows(context), strict=True)
-        ]
-
-    @override
-    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        from stillroom.merge.mergekit.numpy_arithmetic import MAX_SUMMANDS
-
-        is_rows = 1 <= len(shape) <= 2 and shape[-1] > 1
-        return parents <= MAX_SUMMANDS and kind == "BF16" and is_rows
-
-    @override
-    def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-        from stillroom.merge.mergekit.numpy_arithmetic import drop_by_rank
-
-        return drop_by_rank(blocks, self._windows(blocks.context), draws, rescale=self.rescale)
-
-    def _windows(self, context: BlockContext) -> list[tuple[float, float]]:
+    def probability_windows(self, context: BlockContext) -> list[tuple[float, float]]:
         """Return density and epsilon of each model; raise if a probability is out of range."""
         from stillroom.merge.tensors.task_vectors import check_probability_window
 
@@ -233,10 +129,10 @@ class DellaMethod(PruningMethod):
 class BreadcrumbsMethod(PruningMethod):
     """Pruning of Breadcrumbs: the largest elements of a tensor are dropped, and the small ones."""
 
-    per_model: ClassVar[tuple[str, ...]] = ("density", "gamma")
-
-    density: float = Field(0.15, ge=0, le=1, description="share of each task vector kept")
-    gamma: float = Field(0.01, ge=0, le=1, description="share of the largest elements to drop")
+    density: PerModel[float] = Field(0.15, ge=0, le=1, description="share of each task vector kept")
+    gamma: PerModel[float] = Field(
+        0.01, ge=0, le=1, description="share of the largest elements to drop"
+    )
     rescale: bool = Field(
         False, description="rescale kept elements so that each tensor keeps its L1 norm"
     )
@@ -266,21 +162,6 @@ class BreadcrumbsMethod(PruningMethod):
         return [
             rescale(trim_to_band(vector, band, context), factor)
             for vector, band, factor in zip(vectors, *measured, strict=True)
-        ]
-
-    @override
-    def prune_whole(
-        self, vectors: Sequence[torch.Tensor], context: BlockContext
-    ) -> list[torch.Tensor]:
-        from stillroom.merge.mergekit.torch_arithmetic import keep_middle
-
-        densities, gammas = (
-            context.values("density", self.density),
-            context.values("gamma", self.gamma),
-        )
-        return [
-            keep_middle(vector, density, gamma, rescale=self.rescale)
-            for vector, density, gamma in zip(vectors, densities, gammas, strict=True)
         ]
 
 

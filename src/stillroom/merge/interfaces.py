@@ -11,8 +11,11 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
+from pydantic import GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
@@ -20,32 +23,40 @@ from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-
-    from stillroom.checkpoints import Checkpoint
-    from stillroom.merge.mergekit.numpy_arithmetic import CastBlocks, TorchGenerator
-    from stillroom.merge.planning.inputs import MergeSource, TensorRules
-    from stillroom.merge.planning.plan import MergePlan
 
 __all__ = [
     "METHODS",
-    "ArchitectureMerge",
     "Array",
     "BlockContext",
     "InMemoryBlocks",
     "MergeMethod",
+    "PerModel",
     "RowBlock",
     "TensorBlocks",
     "merge_arrays",
-    "mergekit_unsupported_error",
     "missing_base_error",
 ]
 
-
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
-
-
 T = TypeVar("T")
+
+
+class _PerModelMark:
+    """Marks a setting of a method that every model of a recipe may override."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the setting's schema, marked for editors."""
+        return handler(schema) | {"x-per-model": True}
+
+
+PerModel = Annotated[T, _PerModelMark()]
+"""A setting of a method that may differ by model: ``density: PerModel[float] = Field(...)``.
+
+The method's own value is the default of all models; ``models`` of a recipe and ``parameters`` with
+``model`` override it, within the field's bounds.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +132,6 @@ class MergeMethod(Method):
         needs_base: Whether a base is required.
         is_ordered: Whether the order of parents has a meaning.
         uses_weights: Whether the parents' weights are used.
-        per_model: Settings that can be set per model.
-        replicates: Whether ``replicate`` is implemented, for ``compat: mergekit``.
         decomposes: Whether matrices are decomposed, which the recipe's ``device`` accelerates.
         survey_ignores: Settings that, like the models' weights, do not affect ``survey``, so that
             trials of a search share it (None: any setting may affect it).
@@ -133,8 +142,6 @@ class MergeMethod(Method):
     needs_base: ClassVar[bool] = False
     is_ordered: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = True
-    per_model: ClassVar[tuple[str, ...]] = ()
-    replicates: ClassVar[bool] = False
     decomposes: ClassVar[bool] = False
     survey_ignores: ClassVar[tuple[str, ...] | None] = None
     min_models: ClassVar[int] = 1
@@ -144,7 +151,16 @@ class MergeMethod(Method):
     @override
     def recipe_needs(cls) -> dict[str, int]:
         """Return the recipe entries required: enough models, and a base if needed."""
-        return {"models": cls.min_models, **({"base": 1} if cls.needs_base else {})}
+        return {"models": cls.min_models, **({"base_model": 1} if cls.needs_base else {})}
+
+    @classmethod
+    def per_model_settings(cls) -> dict[str, FieldInfo]:
+        """Return the settings declared as ``PerModel``, by name."""
+        return {
+            name: info
+            for name, info in cls.model_fields.items()
+            if any(isinstance(mark, _PerModelMark) for mark in info.metadata)
+        }
 
     def check(self, weights: Sequence[float]) -> None:
         """Raise an error for parents that the method cannot merge.
@@ -165,18 +181,6 @@ class MergeMethod(Method):
                 expected=expected,
                 next="change the list 'models', or choose another method",
             )
-
-    def check_mergekit(self, weights: Sequence[float]) -> str:
-        """Raise an error for parents that mergekit cannot merge; defaults to ``check``.
-
-        Returns:
-            A note on the result for weights that only mergekit's arithmetic accepts; else empty.
-
-        Raises:
-            RecipeError: As for ``check``.
-        """
-        self.check(weights)
-        return ""
 
     def survey(self, tensors: Sequence[TensorBlocks]) -> Any:
         """Reduce the whole model to JSON values before all other passes; default None.
@@ -209,80 +213,6 @@ class MergeMethod(Method):
         Returns:
             The merged rows, same shape and type; a new array or one of the inputs.
         """
-
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """Merge one whole tensor exactly as mergekit 0.1.5 does, in the tensors' type.
-
-        Random numbers come from torch's global generator, which is seeded once per merge.
-        """
-        raise mergekit_unsupported_error(self.method_name())
-
-    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        """Return whether ``retrace`` is bit-exact with ``replicate`` for a tensor.
-
-        Args:
-            kind: Compute type: BF16, F16 or F32.
-            shape: Shape of the tensor.
-            parents: Number of parents.
-        """
-        return False
-
-    def retrace(self, blocks: CastBlocks, draws: TorchGenerator) -> Callable[[int], Array]:
-        """Return a function that merges block ``number`` with the bits of ``replicate``, in numpy.
-
-        Args:
-            blocks: The tensor.
-            draws: The emulated torch generator, in the state left by the previous tensors.
-        """
-        raise mergekit_unsupported_error(self.method_name())
-
-
-class ArchitectureMerge(MergeMethod):
-    """A method that rearranges whole tensors of its parents and computes others.
-
-    It implements ``arrange`` instead of ``combine``: the result has another architecture or
-    vocabulary, so no tensor is a function of the same tensor of every parent.
-    """
-
-    needs_base: ClassVar[bool] = True
-    is_ordered: ClassVar[bool] = True
-    uses_weights: ClassVar[bool] = False
-
-    @abstractmethod
-    def arrange(
-        self, base: MergeSource | None, parents: Sequence[MergeSource], rules: TensorRules
-    ) -> MergePlan:
-        """Plan every tensor of the result, reading headers only.
-
-        Raises:
-            RecipeError: If the settings cannot be met.
-            CheckpointError: If these models cannot be combined.
-            ShapeError: If a tensor's shape does not fit.
-        """
-
-    def review(self, written: Checkpoint) -> tuple[str, ...]:
-        """Return notes on the written result for the user; default none."""
-        return ()
-
-    @override
-    def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
-    ) -> Array:
-        """Raise an error: architecture merges do not combine blocks."""
-        raise TypeError(f"{self.method_name()} combines no blocks; see arrange")
-
-
-def mergekit_unsupported_error(name: str) -> RecipeError:
-    """Return the error for a method that mergekit does not have."""
-    return RecipeError(
-        f"mergekit 0.1.5 has no {name}",
-        code="merge.compat",
-        where="compat",
-        expected="a method that mergekit has, too",
-        next="leave compat out",
-    )
 
 
 METHODS = Registry("stillroom.merge.methods", MergeMethod)

@@ -1,30 +1,344 @@
-"""Recipe sections of a merge: tokenizer, search and smoke test."""
+"""Recipe sections of the merge kinds: models, layer slices, tensor groups, search, checks."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
-from stillroom.recipes import Duration, Reference, Settings
+from stillroom.merge.interfaces import METHODS
+from stillroom.recipes import Duration, Reference, Settings, Size
 
 __all__ = [
     "HIGHER_IS_BETTER",
+    "RANDOM_GATE_MODES",
+    "AnswerObjective",
+    "Arithmetic",
+    "CmaSettings",
+    "ExpertEntry",
+    "GateMode",
     "LayerPathSettings",
+    "LossObjective",
+    "MergeOutputSettings",
+    "MergekitArithmetic",
+    "ModelEntry",
+    "MoeArchitecture",
     "Objective",
+    "PaperArithmetic",
+    "ParameterOverride",
     "SearchParameter",
     "SearchSettings",
-    "SmokeSettings",
+    "SelectionSettings",
+    "Slice",
+    "SliceSource",
+    "SmokeTestSettings",
+    "TeacherObjective",
+    "TensorGroup",
     "TokenEmbeddingSettings",
     "TokenRowReference",
     "TokenizerSettings",
+    "TpeSettings",
+]
+
+DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+HIGHER_IS_BETTER = frozenset({"agreement", "f1", "em"})
+GateMode: TypeAlias = Literal["hidden", "last", "cheap_embed", "random", "uniform"]
+RANDOM_GATE_MODES = ("random", "uniform")
+MoeArchitecture: TypeAlias = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe"]
+
+
+def _with_name(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class _NameOrSettings:
+    """Lets a union of settings be written as its bare name."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the union's schema, or a name."""
+        return {"anyOf": [{"type": "string", "enum": list(self.names)}, handler(schema)]}
+
+
+class PaperArithmetic(Settings):
+    """Arithmetic of the papers, in float32, or float64 for wider weights."""
+
+    name: Literal["paper"] = Field(description="as in the papers")
+
+
+class MergekitArithmetic(Settings):
+    """Arithmetic of mergekit 0.1.5, operation by operation."""
+
+    name: Literal["mergekit"] = Field(description="the bits of mergekit")
+    compute_dtype: DType | None = Field(
+        None, description="compute type; defaults to that of the models"
+    )
+
+
+Arithmetic: TypeAlias = Annotated[
+    PaperArithmetic | MergekitArithmetic,
+    Field(discriminator="name"),
+    BeforeValidator(_with_name),
+    _NameOrSettings("paper", "mergekit"),
 ]
 
 
-Objective = Literal["loss", "kl", "agreement", "f1", "em"]
+class ModelEntry(Settings):
+    """One model of a merge; the method's settings per model are further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Reference = Field(description="a checkpoint: folder, artifact, GGUF file or hub:")
+    adapter: Reference | None = Field(
+        None, description="folder of a LoRA adapter to apply to the model"
+    )
+    weight: float = Field(1.0, description="weight of the model; its meaning depends on the method")
+    last_checkpoints: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="use the latest n checkpoints of its training run as separate models; "
+        "1: only the final one",
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Method settings of this model."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return a schema with the settings that any method has per model."""
+        described = handler.resolve_ref_schema(handler(schema))
+        methods: dict[str, list[str]] = {}
+        for name in METHODS.names():
+            for setting in METHODS.get(name).per_model_settings():
+                methods.setdefault(setting, []).append(name)
+        described["properties"] |= {
+            setting: {"type": "number", "description": f"of this model, for {', '.join(names)}"}
+            for setting, names in methods.items()
+        }
+        described["additionalProperties"] = False
+        return described
 
 
-HIGHER_IS_BETTER = frozenset({"agreement", "f1", "em"})
+class ExpertEntry(Settings):
+    """One expert of a mixture."""
+
+    model: Reference = Field(description="a checkpoint: folder, artifact, GGUF file or hub:")
+    adapter: Reference | None = Field(
+        None, description="folder of a LoRA adapter to apply to the model"
+    )
+    positive_prompts: tuple[str, ...] = Field((), description="prompts that it should answer")
+    negative_prompts: tuple[str, ...] = Field((), description="prompts that it should not answer")
+    residual_scale: float = Field(1.0, description="multiplier of its MLPs' outputs")
+
+
+class ParameterOverride(Settings):
+    """A setting for some tensors, or a gradient along the layers."""
+
+    setting: str = Field(description="setting of the method, or of a model: weight, density, ...")
+    model: int | None = Field(
+        None,
+        ge=0,
+        description="index of the model in 'models', from 0; null: a setting of the method",
+    )
+    tensors: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="tensors, as name patterns with * and ?"
+    )
+    value: float | bool | Annotated[tuple[float, ...], Field(min_length=1)] = Field(
+        description="value for these tensors, or a gradient: values from the first layer to the "
+        "last, interpolated linearly",
+    )
+
+    def fits(self, name: str) -> bool:
+        """Return whether the override applies to a tensor."""
+        return any(fnmatchcase(name, pattern) for pattern in self.tensors)
+
+    @property
+    def values(self) -> tuple[float | bool, ...]:
+        """The value, or those of the gradient."""
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+    def value_at(self, layer: float | None) -> float | bool:
+        """Return the value at a relative depth, 0 to 1; outside the layers (None) the first."""
+        if not isinstance(self.value, tuple):
+            return self.value
+        position = (layer or 0.0) * (len(self.value) - 1)
+        lower = min(int(position), len(self.value) - 1)
+        upper = min(lower + 1, len(self.value) - 1)
+        fraction = position - lower
+        return self.value[lower] * (1 - fraction) + self.value[upper] * fraction
+
+
+class SliceSource(Settings):
+    """A range of layers of one model."""
+
+    model: int = Field(ge=-1, description="index in 'models', from 0; -1: the base")
+    layer_range: tuple[Annotated[int, Field(ge=0)], int] = Field(
+        description="first layer, from 0, and the one after the last"
+    )
+
+    @model_validator(mode="after")
+    def _check_range(self) -> SliceSource:
+        if self.layer_range[0] >= self.layer_range[1]:
+            raise ValueError("the second number of layer_range is the larger")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Number of layers."""
+        return self.layer_range[1] - self.layer_range[0]
+
+
+class Slice(Settings):
+    """Layers of the result: one model's, or several models' merged."""
+
+    sources: tuple[SliceSource, ...] = Field(min_length=1, description="layers of each model")
+    parameters: tuple[ParameterOverride, ...] = Field(
+        (), description="settings of this slice; 'model' is an index in the slice's sources"
+    )
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Slice:
+        if len({source.count for source in self.sources}) > 1:
+            raise ValueError("the sources of a slice must have the same number of layers")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Number of layers."""
+        return self.sources[0].count
+
+
+class TensorGroup(Settings):
+    """Models and settings of some tensors, such as those of a vision tower."""
+
+    tensors: tuple[str, ...] = Field(
+        min_length=1, description="tensors, as name patterns with * and ?"
+    )
+    models: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="models merged there, as indices in 'models', from 0, besides the base; "
+        "default all",
+    )
+    parameters: tuple[ParameterOverride, ...] = Field(
+        (), description="settings of these tensors; 'model' is an index in 'models'"
+    )
+
+    def fits(self, name: str) -> bool:
+        """Return whether a tensor belongs to the group."""
+        return any(fnmatchcase(name, pattern) for pattern in self.tensors)
+
+
+class MergeOutputSettings(Settings):
+    """Storage of the merged checkpoint."""
+
+    dtype: DType | None = Field(
+        None,
+        description="storage type; defaults to that of the models, or the wider if they differ",
+    )
+    shard_size: Size = Field(5_000_000_000, gt=0, description="maximum bytes of weights per file")
+
+
+class SelectionSettings(Settings):
+    """Score candidates and their parents on records, and keep the best."""
+
+    records: Reference = Field(description="records artifact or file to score on")
+    split: str = Field(
+        "held_out", description="use only records with this fields.split; empty: all"
+    )
+    interpolations: tuple[Fraction, ...] | None = Field(
+        None,
+        description="candidates interpolated between the base (0) and the merge (1); default 0.5 "
+        "and 0.75 if there is a base",
+    )
+    averages: tuple[Annotated[int, Field(ge=2, le=1000)], ...] = Field(
+        (), description="candidates that average the latest n checkpoints of the first model's run"
+    )
+    max_records: int = Field(
+        200, ge=2, description="maximum number of scored records, sampled by the seed"
+    )
+    max_tokens: int = Field(1024, ge=16, description="maximum tokens read per record")
+    batch_tokens: int = Field(2048, ge=16, description="tokens scored per batch; bounds memory")
+    test_share: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="share of the records used for neither choice nor confirmation, but to report "
+        "the quality of the selected one; default a quarter if 16 or more have an answer; 0: none",
+    )
+
+
+class LossObjective(Settings):
+    """Cross-entropy of the assistant's tokens."""
+
+    name: Literal["loss"] = Field(default="loss", description="nats per assistant token")
+
+
+class TeacherObjective(Settings):
+    """Distance to a teacher's next-token distributions."""
+
+    name: Literal["kl", "agreement"] = Field(
+        description="divergence from the teacher, or share of equal most likely tokens"
+    )
+    teacher: Reference = Field(description="reference checkpoint, with the same tokenizer")
+
+
+class AnswerObjective(Settings):
+    """Quality of greedy answers."""
+
+    name: Literal["f1", "em"] = Field(description="token F1, or exact match")
+    max_new_tokens: int = Field(64, ge=1, le=8192, description="maximum tokens of an answer")
+
+
+Objective: TypeAlias = Annotated[
+    LossObjective | TeacherObjective | AnswerObjective,
+    Field(discriminator="name"),
+    BeforeValidator(_with_name),
+    _NameOrSettings("loss", "f1", "em"),
+]
+
+
+class CmaSettings(Settings):
+    """CMA-ES."""
+
+    name: Literal["cma"] = Field(default="cma", description="CMA-ES")
+    population: int | None = Field(
+        default=None, ge=2, le=1024, description="trials per generation; default by dimension"
+    )
+    sigma: float = Field(
+        default=0.2, gt=0, le=1, description="initial step, as a share of the range"
+    )
+
+
+class TpeSettings(Settings):
+    """The tree-structured Parzen estimator."""
+
+    name: Literal["tpe"] = Field(description="tree-structured Parzen estimator")
+    batch: int = Field(1, ge=1, le=1024, description="trials proposed at once")
+
+
+Optimizer: TypeAlias = Annotated[
+    CmaSettings | TpeSettings,
+    Field(discriminator="name"),
+    BeforeValidator(_with_name),
+    _NameOrSettings("cma", "tpe"),
+]
 
 
 class SearchParameter(Settings):
@@ -41,11 +355,11 @@ class SearchParameter(Settings):
     )
     low: float = Field(description="minimum")
     high: float = Field(description="maximum")
-    layers: int | None = Field(
+    gradient: int | None = Field(
         None,
         ge=2,
         le=64,
-        description="search a gradient with this number of knots from first layer to last",
+        description="search a gradient with this number of values from first layer to last",
     )
 
     @model_validator(mode="after")
@@ -92,17 +406,16 @@ class SearchSettings(Settings):
         "held_out", description="use only records with this fields.split; empty: all"
     )
     objective: Objective = Field(
-        "loss",
-        description="objective: loss (nats per assistant token), kl or agreement with "
-        "a teacher, f1 or em of greedy answers",
-    )
-    teacher: Reference | None = Field(
-        None, description="reference checkpoint of kl and agreement, with the same tokenizer"
+        default_factory=LossObjective,
+        description="loss; kl or agreement with a teacher; f1 or em of greedy answers",
     )
     space: tuple[SearchParameter, ...] = Field((), description="searched settings")
-    path: LayerPathSettings | None = Field(None, description="search a path through layers")
-    method: Literal["cma", "bayes"] = Field(
-        "cma", description="CMA-ES, or tree-structured Parzen estimator"
+    layer_path: LayerPathSettings | None = Field(
+        None, description="search a path through layers; 'slices' of the recipe are replaced"
+    )
+    optimizer: Optimizer = Field(
+        default_factory=CmaSettings,
+        description="cma: CMA-ES; tpe: tree-structured Parzen estimator",
     )
     evaluations: int = Field(100, ge=1, le=100_000, description="maximum number of trials")
     time_limit: Duration | None = Field(
@@ -113,15 +426,6 @@ class SearchSettings(Settings):
     )
     patience: int = Field(
         0, ge=0, description="stop after this number of trials without improvement; 0: never"
-    )
-    population: int | None = Field(
-        None,
-        ge=2,
-        le=1024,
-        description="trials per generation; default: of cma by dimension, of bayes 1",
-    )
-    sigma: float = Field(
-        0.2, gt=0, le=1, description="initial step of cma, as a share of the range"
     )
     finalists: int = Field(
         5, ge=1, le=100, description="number of best candidates compared again on other records"
@@ -141,24 +445,13 @@ class SearchSettings(Settings):
     )
     max_tokens: int = Field(1024, ge=16, description="maximum tokens read per record")
     batch_tokens: int = Field(2048, ge=16, description="tokens scored per batch; bounds memory")
-    max_new_tokens: int = Field(
-        64, ge=1, le=8192, description="maximum tokens of an answer, for f1 and em"
-    )
 
     def count_scored(self) -> int:
         """Return the approximate number of candidates scored on all records, without parents."""
         return self.evaluations // 2 + self.finalists
 
-    @model_validator(mode="after")
-    def _check_something_is_searched(self) -> SearchSettings:
-        if not self.space and self.path is None:
-            raise ValueError("set 'space' or 'path'")
-        if (self.teacher is None) == (self.objective in ("kl", "agreement")):
-            raise ValueError("kl and agreement need a teacher; other objectives do not use one")
-        return self
 
-
-class SmokeSettings(Settings):
+class SmokeTestSettings(Settings):
     """Check the written result: finite, loads, generates a token, compared with its parents."""
 
     records: Reference | None = Field(

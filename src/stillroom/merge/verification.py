@@ -2,8 +2,8 @@
 
 The replay complements ``stillroom verify``: that finds changed files, this a result that its recipe
 does not reproduce. Inputs are read completely and their fingerprints recomputed instead of cached.
-Tensors are sampled by a seed; if a method of ``compat: mergekit`` draws random numbers, all tensors
-are recomputed, because each depends on the previous ones.
+Tensors are sampled by a seed; if a method of ``arithmetic: mergekit`` draws random numbers, all
+tensors are recomputed, because each depends on the previous ones.
 
 The smoke test checks that all values are finite, and that the checkpoint loads in transformers and
 generates a token; with records, its loss is compared with its parents'. A merge far above every
@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,14 +29,16 @@ from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
 from stillroom.merge.planning.inputs import limit_run_checkpoints
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.search.selection import MergeCandidate, list_candidates, list_parent_candidates
 from stillroom.merge.search.space import apply_changes
-from stillroom.merge.settings import SmokeSettings
+from stillroom.merge.settings import SmokeTestSettings
 from stillroom.provenance import Artifact, digest_file, digest_json, read_artifact, resolve_parent
 from stillroom.provenance.sources import is_reference
 
 if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.search import MergeSearchRecipe
+    from stillroom.merge.jobs.select import MergeSelectRecipe
     from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.planning.plan import MergePlan, PlannedTensor
     from stillroom.merge.search.scoring import Score
@@ -48,6 +50,9 @@ __all__ = [
     "run_smoke_test",
     "verify_merge",
 ]
+
+_ROLES = ("base", "model")
+_METHOD_KINDS = ("merge.weights", "merge.select", "merge.search")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ def verify_merge(
     """Replay a share of a merge's tensors and compare them with the written ones.
 
     Args:
-        folder: Output of a job of kind merge.
+        folder: Output of a merge job.
         share: Share of the tensors, from 0 to 1; at least one tensor.
         seed: Random seed of the sample.
         say: Called with log messages.
@@ -137,9 +142,10 @@ def verify_merge(
     """
     artifact = read_artifact(folder)
     recipe = _read_recipe(folder, artifact)
-    located = limit_run_checkpoints(_find_inputs(recipe, artifact, folder), say)
-    merge = open_merge(located, say)
-    recipe = recipe.model_copy(update={"models": located.models})
+    recipe = _find_inputs(recipe, artifact, folder)
+    if recipe.kind in _METHOD_KINDS:
+        recipe = limit_run_checkpoints(cast("MergeRecipe", recipe), say)
+    merge = open_merge(recipe, say)
     inputs = _check_inputs(merge, artifact, folder)
     written_merge = _find_written_merge(recipe, merge, artifact)
     output = Checkpoint.open(folder)
@@ -203,7 +209,7 @@ class _Replay:
         return TensorMismatch(tensor.name, different, first) if different else None
 
 
-def _read_recipe(folder: Path, artifact: Artifact) -> MergeRecipe:
+def _read_recipe(folder: Path, artifact: Artifact) -> MergeJobRecipe:
     from stillroom.recipes import load_recipe
 
     path = folder / "recipe.yaml"
@@ -212,7 +218,7 @@ def _read_recipe(folder: Path, artifact: Artifact) -> MergeRecipe:
             f"{folder} is not the result of a merge",
             code="merge.not-a-merge",
             where=str(folder),
-            expected="the folder of a job of kind merge",
+            expected="the folder of a merge job",
             next=f"stillroom show {folder} describes it",
         )
     if digest_file(path) != artifact.recipe_digest:
@@ -220,26 +226,27 @@ def _read_recipe(folder: Path, artifact: Artifact) -> MergeRecipe:
             path, "is not the recipe recorded in artifact.json", "integrity.changed"
         )
     recipe = load_recipe(path)
-    if not isinstance(recipe, MergeRecipe):
+    if not recipe.kind.startswith("merge."):
         raise _changed_file_error(path, f"is of kind {recipe.kind}", "integrity.changed")
-    return recipe
+    return cast("MergeJobRecipe", recipe)
 
 
-def _find_inputs(recipe: MergeRecipe, artifact: Artifact, folder: Path) -> MergeRecipe:
+def _find_inputs(recipe: MergeJobRecipe, artifact: Artifact, folder: Path) -> MergeJobRecipe:
     """Return the recipe with the current locations of the inputs, if a run was moved."""
     data = recipe.model_dump(mode="json")
-    models = iter(data["models"])
+    inputs = {role: [m for m in recipe.list_inputs() if m.role == role] for role in _ROLES}
     for parent in artifact.parents:
-        if parent.role not in ("base", "model"):
+        if not inputs.get(parent.role):
             continue
-        entry = data if parent.role == "base" else next(models, {})
-        key = "base" if parent.role == "base" else "checkpoint"
+        *path, key = inputs[parent.role].pop(0).key
         if isinstance(parent.path, str) and not is_reference(parent.path):
-            path = resolve_parent(folder, parent)
-            if path.exists():
-                entry[key] = str(path)
-    data["search"] = data["select"] = None
-    return MergeRecipe.model_validate(data)
+            moved = resolve_parent(folder, parent)
+            if moved.exists():
+                entry: Any = data
+                for part in path:
+                    entry = entry[part]
+                entry[key] = str(moved)
+    return type(recipe).model_validate(data)
 
 
 def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, str]:
@@ -296,26 +303,28 @@ def _compute_fingerprint(source: MergeSource) -> str:
     return digest_json([plain, source.adapted.adapter.fingerprint])
 
 
-def _find_written_merge(recipe: MergeRecipe, merge: Merge, artifact: Artifact) -> Merge:
+def _find_written_merge(recipe: MergeJobRecipe, merge: Merge, artifact: Artifact) -> Merge:
     """Return the merge that was written: the recipe's, the selected, or the found one."""
     details = artifact.details
-    if recipe.search is not None:
-        search_details = details.get("search")
-        search_details = search_details if isinstance(search_details, Mapping) else {}
-        if search_details.get("changes") is None:
-            return _find_candidate(list_parent_candidates(recipe, merge), search_details)
-        try:
-            return reconfigure_merge(merge, apply_changes(recipe, search_details["changes"]))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise IntegrityError(
-                "the changes recorded in the artifact do not fit this recipe",
-                code="merge.not-replayed",
-                expected="settings within the recipe's search",
-                next="merge again",
-            ) from error
-    if recipe.select is not None:
-        return _find_candidate(list_candidates(recipe, merge), details)
-    return merge
+    if recipe.kind == "merge.select":
+        candidates = list_candidates(cast("MergeSelectRecipe", recipe), merge)
+        return _find_candidate(candidates, details)
+    if recipe.kind != "merge.search":
+        return merge
+    search_details = details.get("search")
+    search_details = search_details if isinstance(search_details, Mapping) else {}
+    if search_details.get("changes") is None:
+        return _find_candidate(list_parent_candidates(recipe, merge), search_details)
+    try:
+        changed = apply_changes(cast("MergeSearchRecipe", recipe), search_details["changes"])
+        return reconfigure_merge(merge, changed)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            "the changes recorded in the artifact do not fit this recipe",
+            code="merge.not-replayed",
+            expected="settings within the recipe's search",
+            next="merge again",
+        ) from error
 
 
 def _find_candidate(candidates: Sequence[MergeCandidate], details: Mapping[str, Any]) -> Merge:
@@ -359,21 +368,15 @@ def _changed_file_error(path: Path, problem: str, code: str) -> IntegrityError:
 
 
 _CAUSAL_SUFFIX = ("ForCausalLM", "LMHeadModel")
-
-
 _BLOCK_BYTES = 4 << 20
-
-
 _SHOWN = 5
-
-
 _PROMPT = range(1, 9)
 
 
 def run_smoke_test(
     folder: Path,
     parents: Mapping[str, Merge],
-    settings: SmokeSettings | None = None,
+    settings: SmokeTestSettings | None = None,
     *,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
@@ -396,7 +399,7 @@ def run_smoke_test(
         CheckpointError: If a value is not finite, it does not load, or its logits are not finite.
         DataError: If the records have no assistant tokens.
     """
-    smoke_settings = settings or SmokeSettings.model_validate({})
+    smoke_settings = settings or SmokeTestSettings.model_validate({})
     checkpoint = Checkpoint.open(folder)
     report: dict[str, Any] = {"tensors": _check_finite(checkpoint), "loads": False}
     named = checkpoint.config.get("stillroom_backend")
@@ -485,7 +488,9 @@ def _generate_token(model: Any, folder: Path) -> int:
     return int(output[0, ids.shape[1]])
 
 
-def _draw_records(settings: SmokeSettings, seed: int, say: Callable[[str], None]) -> list[Record]:
+def _draw_records(
+    settings: SmokeTestSettings, seed: int, say: Callable[[str], None]
+) -> list[Record]:
     from stillroom.merge.search.scoring import draw_records
 
     if settings.records is None:
@@ -496,14 +501,14 @@ def _draw_records(settings: SmokeSettings, seed: int, say: Callable[[str], None]
         limit=settings.max_records,
         seed=seed,
         say=say,
-        setting="smoke",
+        setting="smoke_test",
     )
 
 
 def _compare_perplexity(
     result_scores: Sequence[Score],
     parent_scores: Mapping[str, Sequence[Score]],
-    settings: SmokeSettings,
+    settings: SmokeTestSettings,
     seed: int,
 ) -> dict[str, Any]:
     """Return perplexities of the result and its parents, and a warning if it is far above."""
@@ -516,7 +521,7 @@ def _compare_perplexity(
                 code="merge.no-records",
                 where=str(settings.records),
                 expected="conversations with an answer",
-                next="choose other records, or raise smoke.max_tokens",
+                next="choose other records, or raise smoke_test.max_tokens",
             )
     merge = perplexity(result_scores, name="merge", seed=seed)
     parents = {

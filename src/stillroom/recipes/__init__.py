@@ -6,7 +6,7 @@ file and reports all problems at once, each with line and column. The commented 
 Schema are generated from the same declaration. Torch and models are not imported.
 """
 
-from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, engine_error
+from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings
 from stillroom.recipes.loader import build_recipe, load_recipe, make_setting_locator, parse_recipe
 from stillroom.recipes.schema import (
     find_recipe_class,
@@ -44,7 +44,6 @@ __all__ = [
     "build_recipe",
     "check_references",
     "dump_recipe",
-    "engine_error",
     "find_recipe_class",
     "import_kind_module",
     "list_kinds",

@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema
 from stillroom.errors import RecipeError
 from stillroom.recipes.settings import Settings
 
-__all__ = ["ENGINE", "EngineChoice", "RaySettings", "engine_error"]
+__all__ = ["ENGINE", "EngineChoice", "RaySettings"]
 
 _NAMES = ("local", "ray")
 
@@ -85,14 +85,3 @@ ENGINE: Any = Field(
     "result, so the resolved recipe omits it",
 )
 """The field ``engine`` of every kind with distributable work."""
-
-
-def engine_error(why: str) -> RecipeError:
-    """Return the error for a recipe whose work cannot be distributed."""
-    return RecipeError(
-        f"engine: ray would be ignored: {why}",
-        code="recipe.engine",
-        where="engine",
-        expected="engine: local",
-        next="leave engine out",
-    )

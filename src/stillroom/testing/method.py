@@ -55,7 +55,7 @@ def _path_of(package: str) -> Iterable[str]:
 
 def _check_family(method: Method) -> None:
     from stillroom.distill.interfaces import DistillationObjective, FeatureLoss
-    from stillroom.merge.interfaces import ArchitectureMerge, MergeMethod
+    from stillroom.merge.interfaces import MergeMethod
     from stillroom.testing.families import (
         check_chunker,
         check_feature,
@@ -64,8 +64,6 @@ def _check_family(method: Method) -> None:
     )
     from stillroom.text.interfaces import Chunker
 
-    if isinstance(method, ArchitectureMerge):
-        return  # moves whole tensors: there is no identity on blocks
     if isinstance(method, MergeMethod):
         check_merge_method(method)
     elif isinstance(method, DistillationObjective):

@@ -17,8 +17,9 @@ import torch
 from stillroom.checkpoints import Checkpoint
 from stillroom.merge.engine.merge import Merge
 from stillroom.merge.interfaces import METHODS, BlockContext
+from stillroom.merge.mergekit.exact import merge_whole_tensor
+from stillroom.merge.mergekit.recipe_files import read_mergekit_config
 from stillroom.merge.planning.inputs import open_sources, read_rules
-from stillroom.merge.planning.recipe_files import read_mergekit_config
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint
 from stillroom.train.precision import limit_threads
@@ -181,7 +182,7 @@ def run_ours(case, dtype, family):
         keys = tuple(str(number) for number in range(case.models))
         at = BlockContext(name, tuple(parents[0].shape), keys, weights, case.own, SEED)
         with limit_threads(1):  # as mergekit is held to
-            merged[name] = method.replicate(start, parents, at)
+            merged[name] = merge_whole_tensor(method, start, parents, at)
     return merged
 
 

@@ -18,7 +18,7 @@ from tests.unit.merge.test_architectures import make
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.merge.engine.merge import open_merge
-from stillroom.merge.planning.recipe_files import load_merge
+from stillroom.merge.mergekit.recipe_files import load_merge
 
 pytestmark = pytest.mark.peer
 

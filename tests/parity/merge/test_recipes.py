@@ -19,8 +19,8 @@ from tokenizers.models import BPE
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.merge.engine.merge import Merge
+from stillroom.merge.mergekit.recipe_files import read_mergekit_config
 from stillroom.merge.planning.inputs import open_sources, read_rules
-from stillroom.merge.planning.recipe_files import read_mergekit_config
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint
 

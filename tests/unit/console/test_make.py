@@ -41,9 +41,11 @@ def walk(settings):
 
 
 def test_what_must_be_given_is_shown_by_an_example():
-    settings, _ = describe_form("merge")
+    settings, _ = describe_form("merge.weights")
     needed = {one.path: one.example for one in settings if one.is_required}
-    assert json.loads(needed["models"]) == [{"checkpoint": "path/to/checkpoint", "weight": 1.0}]
+    assert json.loads(needed["models"]) == [
+        {"model": "path/to/model", "weight": 1.0, "last_checkpoints": 1}
+    ]
     assert {one.example for one in settings if not one.is_required} == {""}
 
 
@@ -95,7 +97,7 @@ def test_kinds_are_listed_by_room_with_the_summary_of_their_module(jobs):
 
 
 def test_a_method_offers_the_settings_of_each_choice():
-    settings, _ = describe_form("merge")
+    settings, _ = describe_form("merge.weights")
     method = next(one for one in settings if one.path == "method")
     assert (method.control, method.is_required) == ("method", True)
     ties = next(one for one in method.options if one.name == "ties")

@@ -250,8 +250,8 @@ def test_what_one_process_does_is_refused_to_several(make_recipe, do, monkeypatc
         run_recipe(make_recipe(**fields), tmp_path / "crossed")
     assert caught.value.code == "job.one-process"
     merge = parse_recipe(
-        f"version: 1\nkind: merge\nmethod: linear\n"
-        f"models: [{{checkpoint: {student}}}, {{checkpoint: {student}}}]\n",
+        f"version: 1\nkind: merge.weights\nmethod: linear\n"
+        f"models: [{{model: {student}}}, {{model: {student}}}]\n",
         "test",
     )
     with pytest.raises(RecipeError, match="2 were started"):

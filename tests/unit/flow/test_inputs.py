@@ -47,9 +47,9 @@ def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path
     ("text", "named"),
     [
         (
-            "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: hub:a/b}]\n"
+            "kind: merge.select\nmethod: linear\nmodels: [{model: a}, {model: hub:a/b}]\n"
             "select: {records: judged}",
-            ["models.0.checkpoint", "select.records"],
+            ["models.0.model", "select.records"],
         ),
         (
             "kind: evaluate.report\nrecords: r\n"
@@ -80,17 +80,15 @@ def test_the_longest_name_is_missing_as_any_other(tmp_path):
 
 def test_the_command_says_what_is_missing_and_where(tmp_path):
     path = tmp_path / "merge.yaml"
-    path.write_text("kind: merge\nmethod: linear\nmodels:\n  - checkpoint: a\n  - checkpoint: .\n")
+    path.write_text("kind: merge.weights\nmethod: linear\nmodels:\n  - model: a\n  - model: .\n")
     with pytest.raises(DataError) as caught:
         check.main([str(path)], standalone_mode=False)
     (problem,) = caught.value.problems
-    assert problem.what == f"models.0.checkpoint: {tmp_path / 'a'} does not exist"
-    assert problem.where == f"{path}:4:17"
+    assert problem.what == f"models.0.model: {tmp_path / 'a'} does not exist"
+    assert problem.where == f"{path}:4:12"
     with pytest.raises(DataError) as caught:
-        check.main([str(path), "models.0.checkpoint=/nowhere/x"], standalone_mode=False)
-    assert [one.where for one in caught.value.problems] == [
-        "override 'models.0.checkpoint=/nowhere/x'"
-    ]
+        check.main([str(path), "models.0.model=/nowhere/x"], standalone_mode=False)
+    assert [one.where for one in caught.value.problems] == ["override 'models.0.model=/nowhere/x'"]
 
 
 def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch):

@@ -14,17 +14,17 @@ inputs:
   first: hub:org/first
 steps:
   averaged:
-    kind: merge
+    kind: merge.weights
     method: linear
     models:
-      - {checkpoint: {from: inputs.first}}
-      - {checkpoint: ./second}
+      - {model: {from: inputs.first}}
+      - {model: ./second}
   trimmed:
-    kind: merge
+    kind: merge.weights
     method: {name: ties, density: 0.5}
-    base: {from: inputs.first}
+    base_model: {from: inputs.first}
     models:
-      - {checkpoint: {from: averaged}}
+      - {model: {from: averaged}}
 """
 
 
@@ -43,13 +43,15 @@ def test_steps_take_inputs_and_earlier_steps():
 def test_step_is_built_with_real_paths_and_the_flows_seed():
     recipe = parse_recipe(FLOW, "flow.yaml")
     built = recipe.steps["trimmed"].build({"inputs.first": "/a", "averaged": "/b"}, recipe.seed)
-    assert built.base == "/a"
-    assert built.models[0].checkpoint == "/b"
+    assert built.base_model == "/a"
+    assert built.models[0].model == "/b"
     assert built.seed == 5
 
 
 def test_a_steps_own_seed_wins():
-    recipe = parse_recipe(FLOW.replace("kind: merge", "kind: merge\n    seed: 9", 1), "flow.yaml")
+    recipe = parse_recipe(
+        FLOW.replace("method: linear", "method: linear\n    seed: 9", 1), "flow.yaml"
+    )
     assert recipe.steps["averaged"].build({"inputs.first": "/a"}, recipe.seed).seed == 9
 
 
@@ -77,7 +79,7 @@ def test_later_or_unknown_steps_cannot_be_taken():
 
 
 def test_a_flow_is_no_step_and_a_step_has_a_kind():
-    nested = FLOW.replace("  averaged:\n    kind: merge", "  averaged:\n    kind: flow")
+    nested = FLOW.replace("  averaged:\n    kind: merge.weights", "  averaged:\n    kind: flow")
     assert problems(nested)[0].code == "recipe.step"
     assert problems("version: 1\nkind: flow\nsteps: {a: 3}\n")[0].code == "recipe.step"
 

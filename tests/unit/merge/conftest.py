@@ -6,7 +6,6 @@ import torch
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.merge import METHODS
-from stillroom.merge.interfaces import ArchitectureMerge
 from stillroom.testing import tiny_checkpoint
 
 
@@ -36,10 +35,8 @@ def fine_tune(source, folder, seed, scale=0.02):
 
 
 def plain_methods():
-    """Return the names of the methods that need nothing but models, and combine blocks."""
-    names = [
-        name for name in METHODS.names() if not issubclass(METHODS.get(name), ArchitectureMerge)
-    ]
+    """Return the names of the methods that need nothing but models."""
+    names = METHODS.names()
     fields = {name: METHODS.get(name).model_fields.values() for name in names}
     return [name for name in names if not any(field.is_required() for field in fields[name])]
 

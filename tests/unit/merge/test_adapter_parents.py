@@ -10,8 +10,8 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.errors import ShapeError
 from stillroom.merge.engine.merge import Merge
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.planning.inputs import open_sources, read_rules
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.testing import tiny_checkpoint
 
 
@@ -34,12 +34,12 @@ def test_a_mean_of_two_adapters_is_the_mean_of_what_peft_merges(settings, tmp_pa
     base = tiny_checkpoint(tmp_path / "base")
     first = make_adapter(base, tmp_path / "one", 1, **settings)
     second = make_adapter(base, tmp_path / "two", 2, **settings)
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeWeightsRecipe.model_validate(
         {
             "method": "linear",
             "models": [
-                {"checkpoint": str(base), "adapter": str(tmp_path / "one"), "weight": 3},
-                {"checkpoint": str(base), "adapter": str(tmp_path / "two")},
+                {"model": str(base), "adapter": str(tmp_path / "one"), "weight": 3},
+                {"model": str(base), "adapter": str(tmp_path / "two")},
             ],
         }
     )
@@ -56,10 +56,10 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_read(tmp_path)
     base = tiny_checkpoint(tmp_path / "base", layers=2)
     other = tiny_checkpoint(tmp_path / "other", layers=3)
     make_adapter(other, tmp_path / "one", 1)
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeWeightsRecipe.model_validate(
         {
             "method": "passthrough",
-            "models": [{"checkpoint": str(base), "adapter": str(tmp_path / "one")}],
+            "models": [{"model": str(base), "adapter": str(tmp_path / "one")}],
         }
     )
     with pytest.raises(ShapeError) as caught:
@@ -121,9 +121,9 @@ def test_adapters_that_peft_wrote_are_merged_from_the_command_line(kind, tmp_pat
         merged.append(loaded.merge_and_unload().state_dict())
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"version: 1\nkind: merge\nmethod: task_arithmetic\nbase: {base}\nmodels:\n"
-        f"  - {{checkpoint: {base}, adapter: {tmp_path}/lora1, weight: 0.5}}\n"
-        f"  - {{checkpoint: {base}, adapter: {tmp_path}/lora2, weight: 0.25}}\n"
+        f"version: 1\nkind: merge.weights\nmethod: task_arithmetic\nbase_model: {base}\nmodels:\n"
+        f"  - {{model: {base}, adapter: {tmp_path}/lora1, weight: 0.5}}\n"
+        f"  - {{model: {base}, adapter: {tmp_path}/lora2, weight: 0.25}}\n"
     )
     words = ["merge", "run", str(recipe), "--out", str(tmp_path / "out"), "--quiet"]
     told = CliRunner().invoke(stillroom, words, catch_exceptions=False)

@@ -8,8 +8,8 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import RecipeError
 from stillroom.merge import merge_checkpoints
 from stillroom.merge.engine.merge import Merge, open_merge
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.planning.inputs import open_sources, read_rules
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.tensors.structure import (
     count_layers,
     find_main_stack,
@@ -138,13 +138,13 @@ def test_lists_of_one_entry_a_layer_follow_their_layers():
 @pytest.mark.filterwarnings("ignore")
 def test_stacked_layers_load_and_hold_what_the_slices_say(tmp_path):
     one, two = (make(tmp_path / f"m{seed}", "qwen3", seed) for seed in (1, 2))
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeWeightsRecipe.model_validate(
         {
             "method": "passthrough",
-            "models": [{"checkpoint": str(one)}, {"checkpoint": str(two)}],
+            "models": [{"model": str(one)}, {"model": str(two)}],
             "slices": [
-                {"models": [{"model": 0, "layers": [0, 2]}]},
-                {"models": [{"model": 1, "layers": [0, 3]}]},
+                {"sources": [{"model": 0, "layer_range": [0, 2]}]},
+                {"sources": [{"model": 1, "layer_range": [0, 3]}]},
             ],
         }
     )
@@ -172,17 +172,17 @@ def test_stacked_layers_load_and_hold_what_the_slices_say(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_vision_tower_can_come_from_one_model_and_have_its_own_weights(name, tmp_path):
     base, one, two = (make(tmp_path / f"m{seed}", name, seed) for seed in (1, 2, 3))
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeWeightsRecipe.model_validate(
         {
             "method": "task_arithmetic",
-            "base": str(base),
-            "models": [{"checkpoint": str(one), "weight": 0.5}, {"checkpoint": str(two)}],
-            "parts": [
+            "base_model": str(base),
+            "models": [{"model": str(one), "weight": 0.5}, {"model": str(two)}],
+            "groups": [
                 {"tensors": ["*projector*", "*visual.merger*"], "models": [1]},
                 {
                     "tensors": ["*vision_tower*", "*visual.*"],
                     "models": [0],
-                    "vary": [{"setting": "weight", "model": 0, "layers": [0.0, 1.0]}],
+                    "parameters": [{"setting": "weight", "model": 0, "value": [0.0, 1.0]}],
                 },
             ],
         }
@@ -211,8 +211,8 @@ def test_a_vision_tower_can_come_from_one_model_and_have_its_own_weights(name, t
 
 
 def test_a_part_of_a_model_that_is_not_there_is_refused():
-    text = "version: 1\nkind: merge\nmethod: linear\nmodels: [{checkpoint: a}]\n"
+    text = "version: 1\nkind: merge.weights\nmethod: linear\nmodels: [{model: a}]\n"
     with pytest.raises(RecipeError) as caught:
-        parse_recipe(text + "parts:\n  - tensors: ['*']\n    models: [1]\n", "parts.yaml")
+        parse_recipe(text + "groups:\n  - tensors: ['*']\n    models: [1]\n", "groups.yaml")
     (problem,) = caught.value.problems
-    assert (problem.code, problem.where) == ("merge.part", "parts.yaml:7:13")
+    assert (problem.code, problem.where) == ("merge.group", "groups.yaml:7:13")

@@ -18,19 +18,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.errors import RecipeError
-from stillroom.merge.planning.recipe_files import is_mergekit_config, read_mergekit_config
+from stillroom.merge.mergekit.recipe_files import is_mergekit_config, read_mergekit_config
 from stillroom.merge.verification import verify_merge
 from stillroom.provenance import read_artifact
 from stillroom.testing import tiny_checkpoint
 
 MOE = """
 version: 1
-kind: merge
-method: {name: moe, gate: hidden, experts_per_token: 1}
-base: BASE
-models:
-  - {checkpoint: ONE, positive: ["def add(a, b):"], negative: [a pinch of salt]}
-  - {checkpoint: TWO, positive: [a pinch of salt]}
+kind: merge.moe
+gate_mode: hidden
+experts_per_token: 1
+base_model: BASE
+experts:
+  - {model: ONE, positive_prompts: ["def add(a, b):"], negative_prompts: [a pinch of salt]}
+  - {model: TWO, positive_prompts: [a pinch of salt]}
 """
 THEIRS = """
 base_model: BASE
@@ -98,7 +99,7 @@ def test_a_recipe_makes_a_mixture_that_says_where_it_comes_from(trio, tmp_path):
     artifact = read_artifact(out)
     assert [parent.role for parent in artifact.parents] == ["base", "model", "model"]
     prints = [Checkpoint.open(trio[name]).fingerprint for name in ("BASE", "ONE", "TWO")]
-    assert artifact.origin["chain"][-1]["method"] == "merge.methods.moe"
+    assert artifact.origin["chain"][-1]["method"] == "merge.moe"
     assert artifact.origin["chain"][-1]["parents"] == prints
     assert artifact.details["warnings"] == []
     assert verify_merge(out, share=1).differences == ()
@@ -106,15 +107,15 @@ def test_a_recipe_makes_a_mixture_that_says_where_it_comes_from(trio, tmp_path):
 
 def test_one_tensor_of_a_mixture_is_explained(trio, tmp_path):
     recipe = write(MOE, trio, tmp_path / "moe.yaml")
-    for name, how in (("gate", "made"), ("experts.1.w2", "copy")):
+    for name, how in (("gate", "gate"), ("experts.1.w2", "copy")):
         tensor = f"model.layers.1.block_sparse_moe.{name}.weight"
         told = tell("merge", "plan", recipe, "--explain", tensor, "--json")
-        assert json.loads(told.stdout)["tensor"]["method"] == how
+        assert json.loads(told.stdout)["tensor"]["how"] == how
 
 
 def test_prompts_that_are_alike_are_warned_of(trio, tmp_path):
     text = MOE.replace("def add(a, b):", "a pinch of salt").replace(
-        ", negative: [a pinch of", ", n"
+        ", negative_prompts: [a pinch of", ", n"
     )
     text = re.sub(r", n salt\]", "", text)
     tell("merge", "run", write(text, trio, tmp_path / "r.yaml"), "--out", tmp_path / "o", "--quiet")
@@ -125,18 +126,13 @@ def test_prompts_that_are_alike_are_warned_of(trio, tmp_path):
     ("change", "code", "where"),
     [
         (("experts_per_token: 1", "experts_per_token: 0"), "recipe.", "experts_per_token"),
-        (("experts_per_token: 1", "experts_per_token: 3"), "merge.moe-experts", "models"),
-        ((", positive: [a pinch of salt]", ""), "merge.moe-experts", "models.1.positive"),
-        (("base: BASE", "vary: [{setting: gate, value: 1}]\nbase: BASE"), "merge.vary", "gate"),
-        (("base: BASE", "exclude: [x]\nbase: BASE"), "merge.unused-setting", "exclude"),
-        (("base: BASE", "tokenizer: {}\nbase: BASE"), "merge.unused-setting", "tokenizer"),
-        (("name: moe", "name: moe, shared: 7, layout: qwen2_moe"), "merge.moe-experts", "shared"),
-        (("TWO, ", "TWO, weight: 2, "), "merge.unused-setting", "weight"),
-        (
-            ("name: moe, gate: hidden, experts_per_token: 1", "name: ties"),
-            "merge.unused",
-            "positiv",
-        ),
+        (("experts_per_token: 1", "experts_per_token: 3"), "merge.moe-experts", "experts"),
+        ((", positive_prompts: [a pinch of salt]", ""), "merge.moe-experts", "experts"),
+        (("gate_mode: hidden", "gate_mode: random"), "merge.moe-experts", "omit them"),
+        (("experts:", "exclude: [x]\nexperts:"), "recipe.unknown-key", "exclude"),
+        (("experts:", "tokenizer: {}\nexperts:"), "recipe.unknown-key", "tokenizer"),
+        (("TWO, ", "TWO, weight: 2, "), "recipe.unknown-key", "weight"),
+        (("kind: merge.moe", "kind: merge.weights"), "recipe.unknown-key", "experts"),
     ],
 )
 def test_what_a_mixture_cannot_honor_is_refused(trio, tmp_path, change, code, where):
@@ -231,14 +227,14 @@ def test_models_with_different_tokenizers_are_merged_in_one_recipe(strangers, tm
         kind: flow
         steps:
           moved:
-            kind: merge
-            method: {name: transplant, k: 16}
-            base: TARGET
-            models: [{checkpoint: RESIDENT}]
+            kind: merge.transplant
+            k: 16
+            target: TARGET
+            donor: RESIDENT
           merged:
-            kind: merge
+            kind: merge.weights
             method: {name: linear}
-            models: [{checkpoint: RESIDENT}, {checkpoint: {from: moved}}]
+            models: [{model: RESIDENT}, {model: {from: moved}}]
     """
     places = {"TARGET": target, "RESIDENT": resident}
     path = write(textwrap.dedent(flow), places, tmp_path / "flow.yaml")
@@ -273,8 +269,7 @@ def test_a_killed_assembly_goes_on_to_the_same_bytes(kind, trio, strangers, tmp_
     places = trio if kind == "moe" else {"BASE": strangers[1], "ONE": strangers[0]}
     text = MOE
     if kind == "transplant":
-        text = "version: 1\nkind: merge\nmethod: {name: transplant}\nbase: BASE\n"
-        text += "models: [{checkpoint: ONE}]\n"
+        text = "version: 1\nkind: merge.transplant\ntarget: BASE\ndonor: ONE\n"
     recipe = write(text, places, tmp_path / "recipe.yaml")
     words = ["merge", "run", str(recipe), "--quiet", "--out"]
     tell(*words, tmp_path / "whole")

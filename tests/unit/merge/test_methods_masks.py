@@ -8,6 +8,7 @@ import torch
 
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, BlockContext, InMemoryBlocks, merge_arrays
+from stillroom.merge.mergekit.exact import merge_whole_tensor
 
 ROWS = (None, 1, 3)
 
@@ -284,7 +285,7 @@ def test_without_a_base_they_say_so(name):
     parents = [torch.ones(3)] * min(2, method.max_models)
     at = BlockContext("w", (3,), ("a", "b")[: len(parents)], (1.0,) * len(parents))
     with pytest.raises(RecipeError) as error:
-        method.replicate(None, parents, at)
+        merge_whole_tensor(method, None, parents, at)
     assert error.value.code == "merge.base"
     with pytest.raises(RecipeError) as error:
         merge(method, None, [parent.numpy() for parent in parents])

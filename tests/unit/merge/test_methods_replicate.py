@@ -1,4 +1,4 @@
-"""``replicate``: mergekit's rules, each written out once more by other means than torch's.
+"""mergekit's rules, each written out once more by other means than torch's.
 
 That they are mergekit's bits is for ``tests/parity/merge`` to show; here the rules must hold where
 no mergekit is installed.
@@ -10,6 +10,7 @@ import torch
 
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, BlockContext
+from stillroom.merge.mergekit.exact import merge_whole_tensor
 from stillroom.merge.mergekit.torch_arithmetic import (
     drop_by_rank,
     keep_largest,
@@ -36,7 +37,7 @@ def replicate(settings, base, parents, weights=WEIGHTS, own=()):
     keys = tuple("abc"[: len(parents)])
     at = BlockContext("w", tuple(parents[0].shape), keys, weights[: len(parents)], own)
     before = [tensor.clone() for tensor in (*parents, *([base] if base is not None else []))]
-    merged = method.replicate(base, parents, at)
+    merged = merge_whole_tensor(method, base, parents, at)
     after = [*parents, *([base] if base is not None else [])]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert (merged.dtype, merged.shape) == (parents[0].dtype, parents[0].shape)

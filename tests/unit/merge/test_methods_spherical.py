@@ -6,6 +6,7 @@ import torch
 
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, BlockContext, merge_arrays
+from stillroom.merge.mergekit.exact import merge_whole_tensor
 
 NAMES = ("nuslerp", "multislerp", "karcher")
 WEIGHTS = (0.5137, 0.3071, 0.1963)
@@ -139,7 +140,7 @@ def test_multislerp_whose_directions_cancel_out_is_the_weighted_sum():
 def test_replicated_multislerp_refuses_directions_that_cancel_out():
     zeros = [torch.zeros(3) for _ in range(3)]
     with pytest.raises(RecipeError, match="cancel out") as error:
-        named("multislerp").replicate(None, zeros, place((3,), WEIGHTS))
+        merge_whole_tensor(named("multislerp"), None, zeros, place((3,), WEIGHTS))
     assert error.value.code == "merge.cancelled"
 
 

@@ -10,10 +10,9 @@ from tests.unit.merge.conftest import rewrite
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Job
+from stillroom.merge.engine.merge import plan_merge
+from stillroom.merge.jobs.weights import MergeWeightsRecipe, run
 from stillroom.merge.lora.extraction import extract_task_vector
-from stillroom.merge.planning.plan import plan_merge
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import run
 from stillroom.merge.verification import verify_merge
 from stillroom.recipes import dump_recipe
 
@@ -21,8 +20,8 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 
 def recipe_for(base, *parents, **settings):
-    return MergeRecipe.model_validate(
-        {"method": "ties", "base": str(base), "models": [{"checkpoint": str(p)} for p in parents]}
+    return MergeWeightsRecipe.model_validate(
+        {"method": "ties", "base_model": str(base), "models": [{"model": str(p)} for p in parents]}
         | settings
     )
 
@@ -37,10 +36,10 @@ def mixed(half_family, tmp_path_factory):
     return base, first, eight, rewrite(second, folder / "plain", lambda name, _: plain.tensor(name))
 
 
-@pytest.mark.parametrize("compat", ["paper", "mergekit"])
-def test_a_quantized_parent_merges_as_what_it_stands_for(mixed, tmp_path, compat):
+@pytest.mark.parametrize("arithmetic", ["paper", "mergekit"])
+def test_a_quantized_parent_merges_as_what_it_stands_for(mixed, tmp_path, arithmetic):
     base, first, eight, plain = mixed
-    settings = {"compat": compat, "seed": 1}
+    settings = {"arithmetic": arithmetic, "seed": 1}
     recipe = recipe_for(base, first, eight, **settings)
     told = run(recipe, Job.start(tmp_path / "a", dump_recipe(recipe)))
     run(recipe_for(base, first, plain, **settings), Job.start(tmp_path / "b", "recipe"))
@@ -74,9 +73,9 @@ def test_what_cannot_be_dequantized_is_refused_and_not_copied(mixed, tmp_path):
         (folder / "model.safetensors").symlink_to(eight / "model.safetensors")
         for rest in ("refuse", "copy"):
             with pytest.raises(CheckpointError) as caught:
-                plan_merge(recipe_for(base, first, folder, rest=rest))
+                plan_merge(recipe_for(base, first, folder, missing_tensors=rest))
             assert caught.value.code == "checkpoint.quantized"
-            assert "rest:" not in str(caught.value)
+            assert "missing_tensors:" not in str(caught.value)
 
 
 def test_a_task_vector_is_of_the_weights_and_not_of_the_codes(mixed, tmp_path):

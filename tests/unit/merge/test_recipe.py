@@ -5,17 +5,19 @@ import pytest
 from pydantic import ValidationError
 
 from stillroom.errors import RecipeError
-from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.interfaces import METHODS
+from stillroom.merge.jobs.select import MergeSelectRecipe
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.recipes import parse_recipe
 
-MODELS = [{"checkpoint": "a"}, {"checkpoint": "b"}]
+MODELS = [{"model": "a"}, {"model": "b"}]
 
 
 def test_a_recipe_is_validated_without_torch():
     code = (
         "import sys; from stillroom.recipes import parse_recipe; "
-        "parse_recipe('version: 1\\nkind: merge\\nmethod: ties\\nbase: x\\n"
-        "models: [{checkpoint: y}]\\n', 'r.yaml', ()); "
+        "parse_recipe('version: 1\\nkind: merge.weights\\nmethod: ties\\nbase_model: x\\n"
+        "models: [{model: y}]\\n', 'r.yaml', ()); "
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -23,10 +25,10 @@ def test_a_recipe_is_validated_without_torch():
 
 
 def test_dump_and_validate_again_gives_the_same_recipe():
-    recipe = MergeRecipe.model_validate(
-        {"method": "linear", "models": MODELS, "select": {"records": "r"}}
+    recipe = MergeWeightsRecipe.model_validate(
+        {"method": {"name": "ties"}, "base_model": "b", "models": [MODELS[0] | {"density": 0.5}]}
     )
-    assert MergeRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert MergeWeightsRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
 @pytest.mark.parametrize(
@@ -37,17 +39,56 @@ def test_dump_and_validate_again_gives_the_same_recipe():
         ({"method": "slerp", "models": [MODELS[0] | {"weight": 2}, MODELS[1]]}, "unused-setting"),
         ({"method": "linear", "models": [MODELS[0] | {"density": 0.5}]}, "merge.unused-setting"),
         ({"method": "linear", "models": [MODELS[0] | {"weight": 0}]}, "merge.weights"),
-        ({"method": "linear", "select": {"records": "r", "mixes": [0.5]}}, "merge.base"),
+        ({"method": "ties", "base_model": "b", "models": [MODELS[0] | {"density": 2}]}, "density"),
+        ({"method": "ties", "base_model": "b", "models": [MODELS[0] | {"densty": 1}]}, "density"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_before_anything_starts(settings, code):
     with pytest.raises((ValidationError, RecipeError), match=code):
-        MergeRecipe.model_validate({"models": MODELS} | settings)
+        MergeWeightsRecipe.model_validate({"models": MODELS} | settings)
 
 
 def test_the_recipe_says_where_a_problem_stands():
-    text = "version: 1\nkind: merge\nmethod: {name: ties, densty: 0.5}\nbase: x\nmodels: []\n"
+    text = "version: 1\nkind: merge.weights\nmethod: {name: ties, densty: 0.5}\nmodels: []\n"
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text, "merge.yaml", ())
     assert "merge.yaml:3" in str(caught.value)
     assert "did you mean 'density'?" in str(caught.value)
+
+
+def test_interpolations_need_a_base():
+    select = {"records": "r", "interpolations": [0.5]}
+    settings = {"method": "linear", "models": MODELS, "select": select}
+    with pytest.raises((ValidationError, RecipeError), match=r"merge\.base"):
+        MergeSelectRecipe.model_validate(settings)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_model_takes_what_the_method_has_per_model(name):
+    method = METHODS.get(name)
+    required = {"statistics": ["s"]} if "statistics" in method.model_fields else {}
+    models = [MODELS[0]] * max(method.min_models, min(2, method.max_models))
+    base = {"base_model": "b"} if method.needs_base else {}
+    settings = {"method": {"name": name} | required, "models": models} | base
+    assert not MergeWeightsRecipe.model_validate(settings).models[0].settings
+    for setting, info in method.per_model_settings().items():
+        models = [MODELS[0] | {setting: info.default}, *models[1:]]
+        recipe = MergeWeightsRecipe.model_validate(settings | {"models": models})
+        assert recipe.models[0].settings == {setting: info.default}
+        assert recipe.model_dump(mode="json")["models"][0][setting] == info.default
+
+
+def test_the_threshold_of_consensus_is_a_setting_of_a_model():
+    models = [MODELS[0] | {"threshold": 0.2}, MODELS[1]]
+    recipe = MergeWeightsRecipe.model_validate(
+        {"method": "consensus", "base_model": "b", "models": models}
+    )
+    assert [model.settings for model in recipe.models] == [{"threshold": 0.2}, {}]
+
+
+def test_the_schema_names_the_settings_of_a_model():
+    schema = MergeWeightsRecipe.model_json_schema()["$defs"]["ModelEntry"]
+    assert {"model", "weight", "density", "epsilon", "gamma", "threshold"} <= set(
+        schema["properties"]
+    )
+    assert schema["additionalProperties"] is False

@@ -10,36 +10,35 @@ import pytest
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import Cancelled, CheckpointError
+from stillroom.flow.job import estimate_job
 from stillroom.jobs import Job
-from stillroom.merge.engine.merge import merge_checkpoints
-from stillroom.merge.planning.plan import plan_merge
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import estimate, run
+from stillroom.merge.engine.merge import merge_checkpoints, plan_merge
+from stillroom.merge.jobs.weights import MergeWeightsRecipe, estimate, run
 from stillroom.merge.verification import verify_merge
-from stillroom.recipes import dump_recipe
+from stillroom.recipes import build_recipe, dump_recipe
 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
 import stillroom.merge.engine.executor as stream
 from stillroom.jobs import Job
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import run
-from stillroom.recipes import dump_recipe
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
+from stillroom.merge.jobs.weights import run
+from stillroom.recipes import build_recipe, dump_recipe
 write = stream.CheckpointWriter.place_rows
 def slow(self, *args):
     time.sleep(float(sys.argv[3]))
     write(self, *args)
 stream.CheckpointWriter.place_rows = slow
-recipe = MergeRecipe.model_validate_json(sys.argv[1])
+recipe = MergeWeightsRecipe.model_validate_json(sys.argv[1])
 run(recipe, Job.start(Path(sys.argv[2]), "recipe", resume=True))
 """
 
 
 def recipe_for(family, name="ties", **settings):
     base, parents = family
-    return MergeRecipe.model_validate(
-        {"method": name, "base": str(base), "models": [{"checkpoint": str(p)} for p in parents]}
+    return MergeWeightsRecipe.model_validate(
+        {"method": name, "base_model": str(base), "models": [{"model": str(p)} for p in parents]}
         | settings
     )
 
@@ -124,19 +123,21 @@ def test_plan_and_estimate_read_headers_only(family):
 
 
 def test_an_estimate_does_not_need_what_is_not_there_yet():
-    recipe = MergeRecipe.model_validate(
-        {
-            "method": "linear",
-            "models": [{"checkpoint": "step:student", "along_run": 2}],
-            "select": {"records": "step:records"},
-        }
-    )
-    assert estimate(recipe).memory_bytes > 0
+    settings = {
+        "method": "linear",
+        "models": [{"model": "step:student", "last_checkpoints": 2}],
+        "on_too_few": "continue",
+    }
+    for kind, more in (("weights", {}), ("select", {"select": {"records": "step:records"}})):
+        recipe = build_recipe({"version": 1, "kind": f"merge.{kind}"} | settings | more)
+        assert estimate_job(recipe).memory_bytes > 0
 
 
 def run_of_three(checkpoint, **settings):
-    models = [{"checkpoint": str(checkpoint), "along_run": 3}]
-    return MergeRecipe.model_validate({"method": "run_average", "models": models, **settings})
+    models = [{"model": str(checkpoint), "last_checkpoints": 3}]
+    return MergeWeightsRecipe.model_validate(
+        {"method": "run_average", "models": models, **settings}
+    )
 
 
 def test_a_run_too_short_is_refused(family, tmp_path):
@@ -152,7 +153,7 @@ def test_a_run_too_short_is_averaged_as_it_is_where_the_recipe_goes_on(family, t
     base, tuned = family
     student = shutil.copytree(tuned[0], tmp_path / "student")
     shutil.copytree(base, student / "candidates" / "5")
-    recipe = run_of_three(student, when_too_few="go_on")
+    recipe = run_of_three(student, on_too_few="continue")
     artifact = run(recipe, Job.start(tmp_path / "out", dump_recipe(recipe)))
     assert "left 2 of 3 checkpoints" in (tmp_path / "out" / "events.jsonl").read_text()
     assert len(artifact.details["sources"]) == 2

@@ -8,10 +8,9 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, DataError
 from stillroom.jobs import Job
 from stillroom.merge.engine.merge import open_merge
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import run
+from stillroom.merge.jobs.weights import MergeWeightsRecipe, run
 from stillroom.merge.search.selection import list_parent_candidates
-from stillroom.merge.settings import SmokeSettings
+from stillroom.merge.settings import SmokeTestSettings
 from stillroom.merge.verification import run_smoke_test
 from stillroom.recipes import dump_recipe
 from stillroom.records import Message, Record, write_records
@@ -20,7 +19,7 @@ from stillroom.testing import tiny_checkpoint
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("smoke") / "base")
+    return tiny_checkpoint(tmp_path_factory.mktemp("smoke_test") / "base")
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +31,13 @@ def records(tmp_path_factory):
 
 
 def parents_of(*paths):
-    models = [{"checkpoint": str(path)} for path in paths]
-    recipe = MergeRecipe.model_validate({"method": "linear", "models": models})
+    models = [{"model": str(path)} for path in paths]
+    recipe = MergeWeightsRecipe.model_validate({"method": "linear", "models": models})
     return {each.name: each.merge for each in list_parent_candidates(recipe, open_merge(recipe))}
 
 
 def settings(records, **more):
-    return SmokeSettings.model_validate({"records": str(records)} | more)
+    return SmokeTestSettings.model_validate({"records": str(records)} | more)
 
 
 def test_a_sound_result_loads_and_gives_a_token(base):
@@ -117,15 +116,15 @@ def test_records_that_measure_nothing_are_refused(base, tmp_path):
 
 def test_a_recipe_with_smoke_says_it_in_the_artifact(base, records, tmp_path):
     tune = fine_tune(base, tmp_path / "tune", 1)
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeWeightsRecipe.model_validate(
         {
             "method": "linear",
-            "models": [{"checkpoint": str(base)}, {"checkpoint": str(tune)}],
-            "smoke": {"records": str(records)},
+            "models": [{"model": str(base)}, {"model": str(tune)}],
+            "smoke_test": {"records": str(records)},
         }
     )
     artifact = run(recipe, Job.start(tmp_path / "out", dump_recipe(recipe)))
-    smoke = artifact.details["smoke"]
+    smoke = artifact.details["smoke_test"]
     assert smoke["loads"] is True
     assert set(smoke["parents"]) == {"base", "tune"}
     assert "records" in [parent.role for parent in artifact.parents]

@@ -9,12 +9,11 @@ from tests.unit.merge.conftest import fine_tune
 
 from stillroom.cli.merge.run import verify_command
 from stillroom.errors import DataError, IntegrityError
+from stillroom.flow.job import run_job
 from stillroom.jobs import Job
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import run
 from stillroom.merge.verification import verify_merge
 from stillroom.provenance import ARTIFACT_FILE
-from stillroom.recipes import dump_recipe
+from stillroom.recipes import build_recipe, dump_recipe
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -34,7 +33,7 @@ def searched_once(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
     space = [{"setting": "scale", "low": 0, "high": 1}]
     search = {"records": str(records), "split": "", "space": space}
-    search |= {"evaluations": 4, "population": 4}
+    search |= {"evaluations": 4, "optimizer": {"name": "cma", "population": 4}}
     return merge(make_trio(folder), folder / "out", "task_arithmetic", search=search)
 
 
@@ -57,15 +56,18 @@ def records(tmp_path_factory):
 
 def merge(trio, out, method="ties", /, **settings):
     base, tunes = trio
-    recipe = MergeRecipe.model_validate(
+    kind = next((kind for kind in ("select", "search") if kind in settings), "weights")
+    recipe = build_recipe(
         {
+            "version": 1,
+            "kind": f"merge.{kind}",
             "method": method,
-            "base": str(base),
-            "models": [{"checkpoint": str(path)} for path in tunes],
+            "base_model": str(base),
+            "models": [{"model": str(path)} for path in tunes],
         }
         | settings
     )
-    run(recipe, Job.start(out, dump_recipe(recipe)))
+    run_job(recipe, Job.start(out, dump_recipe(recipe), seed=recipe.seed))
     return out
 
 
@@ -79,11 +81,11 @@ def spoil(path, name, number=3):
     ("method", "settings"),
     [
         ("ties", {}),
-        ("ties", {"compat": "mergekit"}),
+        ("ties", {"arithmetic": "mergekit"}),
         ("dare_linear", {}),
-        ({"name": "dare_linear"}, {"compat": "mergekit"}),
+        ({"name": "dare_linear"}, {"arithmetic": "mergekit"}),
         ("task_arithmetic", {"out": {"dtype": "bfloat16"}, "exclude": ["*norm*"]}),
-        ("linear", {"slices": [{"models": [{"model": 0, "layers": [1, 2]}]}]}),
+        ("linear", {"slices": [{"sources": [{"model": 0, "layer_range": [1, 2]}]}]}),
     ],
 )
 def test_what_a_recipe_gives_is_confirmed(method, settings, trio, tmp_path):
@@ -94,7 +96,7 @@ def test_what_a_recipe_gives_is_confirmed(method, settings, trio, tmp_path):
     assert len(found.inputs) == 3
     found = verify_merge(out, share=0.2)
     assert found.differences == ()
-    is_random = settings.get("compat") == "mergekit" and method != "ties"
+    is_random = settings.get("arithmetic") == "mergekit" and method != "ties"
     assert found.is_whole == is_random
 
 

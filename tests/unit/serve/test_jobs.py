@@ -26,7 +26,7 @@ from stillroom.serve.jobs.store import JobRecord, JobStore, new_job_id
 from stillroom.serve.workspace import Workspace
 from stillroom.testing import tiny_checkpoint
 
-MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+MERGE = "kind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: b}]\n"
 ENDLESS = {
     "kind": "diffusion.train",
     "model": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1},
@@ -145,7 +145,7 @@ def test_a_job_from_recipe_to_file(served, finished):
     assert (job["state"], job["name"], job["kind"], job["takes"]) == (
         "finished",
         "mine",
-        "merge",
+        "merge.weights",
         1,
     )
     assert job["artifact"]["kind"] == "checkpoint"
@@ -156,7 +156,7 @@ def test_a_job_from_recipe_to_file(served, finished):
     assert follow(served, name, number) == events[3:]
     assert served.get(f"/v1/jobs/{name}/events?after={events[-1][0]}").status_code == 204
     # Its result is a name that the next recipe may take.
-    again = submit(served, MERGE.replace("checkpoint: a", f"checkpoint: jobs/{name}"))
+    again = submit(served, MERGE.replace("model: a", f"model: jobs/{name}"))
     assert follow(served, again)[-1][1]["state"] == "finished"
     folder = served.runner.workspace.folder / "jobs"
     assert (folder / again).is_dir()
@@ -255,7 +255,7 @@ def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served, monkeypat
 
 
 def test_what_goes_wrong_is_said_without_the_servers_paths(served):
-    name = submit(served, MERGE.replace("checkpoint: b", "checkpoint: none"))
+    name = submit(served, MERGE.replace("model: b", "model: none"))
     follow(served, name)
     job = served.get(f"/v1/jobs/{name}").json()
     assert job["state"] == "failed"
@@ -265,7 +265,7 @@ def test_what_goes_wrong_is_said_without_the_servers_paths(served):
 
 def test_a_recipe_that_reaches_out_or_is_wrong_is_refused(served):
     for recipe, code in (
-        (MERGE.replace("checkpoint: b", "checkpoint: /etc"), "recipe.outside"),
+        (MERGE.replace("model: b", "model: /etc"), "recipe.outside"),
         (MERGE + "densty: 1\n", "recipe.unknown-key"),
         ("kind: none", "recipe.unknown-kind"),
         ("[", "recipe.yaml"),
@@ -286,13 +286,13 @@ def test_check_says_what_a_recipe_needs(served):
     assert told["problems"] == []
     assert told["estimate"]["disk_bytes"] > 0
     assert told["machine"]["cores"] > 0
-    assert told["recipe"].startswith("version: 1\nkind: merge\n")
+    assert told["recipe"].startswith("version: 1\nkind: merge.weights\n")
 
 
 def test_kinds_methods_and_names_can_be_listed(served):
     kinds = [row["kind"] for row in served.get("/v1/recipes").json()["data"]]
-    assert {"flow", "merge", "rag.index", "synth"} <= set(kinds)
-    described = served.get("/v1/recipes/merge?method=ties").json()
+    assert {"flow", "merge.weights", "rag.index", "synth.records"} <= set(kinds)
+    described = served.get("/v1/recipes/merge.weights?method=ties").json()
     assert described["schema"]["properties"]["kind"]
     assert "name: ties" in described["commented"]
     assert served.get("/v1/recipes/none").status_code == 404
@@ -347,7 +347,7 @@ def test_tenants_never_see_each_others_jobs(tmp_path):
             assert client.post(f"/v1/jobs/{name}/{verb}").status_code == 404
         assert client.delete(f"/v1/jobs/{name}").status_code == 404
         assert client.get("/v1/jobs").json()["data"] == []
-        stolen = MERGE.replace("checkpoint: a", f"checkpoint: ../ann/jobs/{name}")
+        stolen = MERGE.replace("model: a", f"model: ../ann/jobs/{name}")
         assert client.post("/v1/jobs", json={"recipe": stolen}).status_code == 400
         assert bear(client, "reader").get(f"/v1/jobs/{name}").status_code == 200
         refused = client.post("/v1/jobs", json={"recipe": MERGE})
@@ -430,8 +430,8 @@ def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_
     (cache / "models--org--b" / "refs" / "main").write_text("0" * 40)
     monkeypatch.setenv("STILLROOM_MODELS", str(models))
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
-    recipe = MERGE.replace("checkpoint: a", "checkpoint: hub:a")
-    recipe = recipe.replace("checkpoint: b", "checkpoint: hub:org/b")
+    recipe = MERGE.replace("model: a", "model: hub:a")
+    recipe = recipe.replace("model: b", "model: hub:org/b")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     with live(space, policy=RecipePolicy(hub=may_fetch)) as client:
         events = follow(client, submit(client, recipe))

@@ -175,12 +175,13 @@ def _format_changes(changes: Mapping[str, Any]) -> str:
     parts = [f"{name}={value:.4g}" for name, value in changes["method"].items()]
     for number, model_changes in changes["models"].items():
         parts += [f"models.{number}.{name}={value:.4g}" for name, value in model_changes.items()]
-    for entry in changes["vary"]:
-        values = entry.get("layers", [entry.get("value")])
+    for entry in changes["parameters"]:
+        values = entry["value"] if isinstance(entry["value"], list) else [entry["value"]]
         owner = "" if entry["model"] is None else f"models.{entry['model']}."
         shown = ",".join(f"{value:.3g}" for value in values)
         parts.append(f"{owner}{entry['setting']}{entry['tensors']}=[{shown}]")
     for part in changes.get("slices", ()):
-        model = part["models"][0]
-        parts.append(f"{model['model']}:{model['layers'][0]}-{model['layers'][1] - 1}")
+        source = part["sources"][0]
+        first, stop = source["layer_range"]
+        parts.append(f"{source['model']}:{first}-{stop - 1}")
     return " ".join(parts)

@@ -65,7 +65,7 @@ def run_command(
     from stillroom.cli.results import print_run
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
-    from stillroom.merge.planning.recipe_files import load_merges
+    from stillroom.merge.mergekit.recipe_files import load_merges
 
     parts = out.with_name(f"{out.name}.parts")
     reporter = choose_reporter(quiet=quiet)
@@ -119,20 +119,22 @@ def plan_command(
 
     RECIPE is a Stillroom recipe or a mergekit file.
     """
-    from stillroom.merge.planning.inputs import open_sources, read_rules
-    from stillroom.merge.planning.plan import plan_sources
-    from stillroom.merge.planning.recipe_files import load_merge
-    from stillroom.merge.run import compare_sources, estimate_seconds, explain_tensor, list_warnings
+    from stillroom.merge.mergekit.recipe_files import load_merge
+    from stillroom.merge.planning.explanation import (
+        compare_sources,
+        estimate_seconds,
+        explain_tensor,
+        list_warnings,
+    )
     from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
     loaded = load_merge(
         recipe, overrides, arithmetic=arithmetic, say=lambda note: click.echo(note, err=True)
     )
-    base, parents = open_sources(loaded)
-    plan = plan_sources(loaded.method, base, parents, read_rules(loaded))
-    sources = [*([base] if base else []), *parents]
+    merge = loaded.open()
+    plan, sources = merge.plan(), list(merge.sources)
     if explain is not None:
-        explanation = explain_tensor(plan, sources, explain)
+        explanation = explain_tensor(plan, explain)
         if as_json:
             print_json({"tensor": explanation})
         else:
@@ -140,7 +142,7 @@ def plan_command(
                 click.echo(f"{key}: {value}")
         return
     warnings = list_warnings(plan, sources)
-    warnings += warn_unused_device(loaded.device, loaded.method, loaded.compat)
+    warnings += warn_unused_device(merge.device, merge.method, merge.rules.arithmetic)
     seconds, rate = estimate_seconds(plan, sources)
     rows = compare_sources(sources)
     if as_json:
@@ -195,17 +197,19 @@ def transplant_command(
 ) -> None:
     """Give TARGET the tokenizer of DONOR, without training.
 
-    Same as a recipe with the method transplant, TARGET as its base and DONOR as its model.
+    Same as a recipe of kind merge.transplant.
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
-    from stillroom.merge.planning.plan import plan_merge
-    from stillroom.merge.planning.recipe_files import transplant_recipe
+    from stillroom.recipes import build_recipe
 
-    recipe = transplant_recipe(donor, target, k)
+    values = {"version": 1, "kind": "merge.transplant", "target": target, "donor": donor, "k": k}
+    recipe = build_recipe(values, "transplant")
     if dry_run:
-        plan = plan_merge(recipe)
+        from stillroom.merge.jobs.transplant import TransplantRecipe
+
+        plan = TransplantRecipe.model_validate(recipe).open().plan()
         if as_json:
             print_json({"plan": plan.to_json()})
         else:

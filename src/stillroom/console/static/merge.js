@@ -66,7 +66,7 @@
 
   const recipe = (ends, share) =>
     `version: 1\nkind: ${$("make").dataset.kind}\nmethod: {name: linear}\nmodels:\n` +
-    ends.map((name, at) => `  - {checkpoint: ${JSON.stringify(name)}, weight: ${at ? share : Number((1 - share).toFixed(6))}}\n`).join("");
+    ends.map((name, at) => `  - {model: ${JSON.stringify(name)}, weight: ${at ? share : Number((1 - share).toFixed(6))}}\n`).join("");
 
   const slide = (found) => {
     const at = Number($("share").value);

@@ -50,7 +50,6 @@ __all__ = [
     "open_model",
 ]
 
-
 POINTS = 11
 
 
@@ -195,8 +194,6 @@ def load_model(weights: Checkpoint | AdaptedCheckpoint, device: str = "auto") ->
 
 
 T = TypeVar("T")
-
-
 _SMALL = 1 << 22
 
 

@@ -31,7 +31,6 @@ __all__ = [
     "write_inspection",
 ]
 
-
 _AGREE, _CANCEL, _SIZE, _PATH = (
     "Where they agree",
     "Where they cancel",
@@ -243,23 +242,11 @@ def _place_table(inspection: Inspection) -> Table:
 
 
 _WIDTH, _LEFT, _RIGHT = 720, 92, 12
-
-
 _ROW, _HEAD = 22, 112
-
-
 _HEIGHT, _TOP, _BOTTOM, _LEGEND = 260, 12, 42, 22
-
-
 _AGREEMENT_COLOR, _CONFLICT_COLOR = "#1f8a78", "#c2452d"
-
-
 _COLORS = ("#c2701f", "#1f8a78", "#5b6fc4", "#b0457e", "#7d8a1f", "#6b6b6b")
-
-
 _STRONGEST = 0.8
-
-
 _WIDEST_CELL = 76
 
 

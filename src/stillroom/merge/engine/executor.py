@@ -37,6 +37,7 @@ from stillroom.checkpoints.dtypes import has_not_finite, narrow, widen
 from stillroom.checkpoints.safetensors_format import DTYPE_SIZES
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Journal
+from stillroom.merge.engine.computation import TensorComputer
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock
 from stillroom.merge.planning.plan import MergePlan, PlannedTensor, SourceTensor
 from stillroom.provenance import digest_json
@@ -58,13 +59,8 @@ __all__ = [
     "summarize_errors",
 ]
 
-
 T = TypeVar("T")
-
-
 _SURVEY, _ERROR, _NOTE = "survey", "#error", "#note"
-
-
 _FLOATS: Mapping[Any, str] = {np.float32: "F32", np.float64: "F64"}
 
 
@@ -74,28 +70,30 @@ class MergeExecutor:
     def __init__(self, merge: Merge, plan: MergePlan, workers: OrderedThreadPool) -> None:
         """Create an executor for a planned merge."""
         self.merge, self.plan, self.workers = merge, plan, workers
+        self.computer = TensorComputer(plan, merge.sources, merge.seed)
         self.global_statistics: Any = None
         self.errors: dict[str, SquaredErrors] = {}
 
     def survey(self, journal: Journal | None) -> None:
         """Compute the method's whole-model statistics, or restore them from the journal."""
-        if type(self.merge.method).survey is MergeMethod.survey:
+        method = self.merge.method
+        if not isinstance(method, MergeMethod) or type(method).survey is MergeMethod.survey:
             return
         if journal is not None and _SURVEY in journal:
             self.global_statistics = journal[_SURVEY]
             return
         tensors = [self.blocks(tensor) for tensor in self.plan.tensors if tensor.is_merged]
-        key = self._name_survey(tensors)
+        key = self._name_survey(method, tensors)
         known = self.merge.surveys  # shared with merges that differ in settings only
-        self.global_statistics = known[key] if key in known else self.merge.method.survey(tensors)
+        self.global_statistics = known[key] if key in known else method.survey(tensors)
         if key:
             known[key] = self.global_statistics
         if journal is not None and self.global_statistics is not None:
             journal.put(_SURVEY, self.global_statistics)
 
-    def _name_survey(self, tensors: Sequence[StreamedBlocks]) -> str:
+    def _name_survey(self, method: MergeMethod, tensors: Sequence[StreamedBlocks]) -> str:
         """Return a digest of all inputs of a survey; empty if it must not be shared."""
-        method, base, tokens = self.merge.method, self.merge.base, self.plan.tokens
+        base, tokens = self.merge.base, self.plan.tokens
         if method.survey_ignores is None:
             return ""
         settings = method.model_dump(mode="json")
@@ -183,8 +181,8 @@ class MergeExecutor:
             tensor: The planned tensor.
             write_rows: Called with name, first row and bytes of each block, from any thread.
         """
-        if tensor.made is not None:
-            yield from self._place(tensor, tensor.made(self.merge), write_rows)
+        if tensor.computed is not None:
+            yield from self._place(tensor, self.computer.blocks(tensor), write_rows)
             return
         if tensor.settings is None:
             yield from self._copy(tensor, write_rows)
@@ -217,8 +215,8 @@ class MergeExecutor:
         """Write a tensor's error, note and state to the journal."""
         if name in self.errors:
             journal.put(f"{name}{_ERROR}", list(self.errors[name]))
-        if name in self.merge.notes:
-            journal.put(f"{name}{_NOTE}", self.merge.notes[name])
+        if name in self.computer.notes:
+            journal.put(f"{name}{_NOTE}", self.computer.notes[name])
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
         """Restore the state written by ``note_state``."""
@@ -228,7 +226,7 @@ class MergeExecutor:
             self.errors[name] = (stored, least, size)
         note = journal.get(f"{name}{_NOTE}") if journal is not None else None
         if note is not None:
-            self.merge.notes[name] = note
+            self.computer.notes[name] = note
 
     def _combine(self, method: MergeMethod, block: RowBlock, measured: Any) -> Array:
         merged = method.combine(block.base, block.parents, measured, block.context)
@@ -393,10 +391,7 @@ def non_finite_error(name: str, guilty: str = "") -> CheckpointError:
 
 
 SquaredErrors = tuple[float, float, float]
-
-
 """Sums of squares over a block: stored error, rounding error of the storage type, reference."""
-
 
 _ONE_IN = 16
 
@@ -436,20 +431,10 @@ def _square(values: Array) -> float:
 
 
 _AHEAD = 2
-
-
 _MOST = 16  # beyond that the single thread of the digests is the bottleneck
-
-
 _SAMPLE_SECONDS = 0.02
-
-
 _LEAST_WAIT = 1e-9
-
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
-
-
 _CACHED_BYTES = 64 << 20
 
 

@@ -6,29 +6,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.jobs import Journal
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
+from stillroom.merge.engine.gates import find_similar_gates
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
 from stillroom.merge.planning.inputs import (
     GatePrompts,
     MergeSource,
     TensorRules,
-    open_sources,
     order_sources,
     read_rules,
 )
-from stillroom.merge.planning.moe import find_similar_gates
-from stillroom.merge.planning.moe_gates import GateMode
-from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan, plan_sources
+from stillroom.merge.planning.moe import MoePlanSettings, plan_moe
+from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
+from stillroom.merge.planning.planner import plan_sources
 from stillroom.merge.planning.token_plan import choose_chat_template, write_chat_template
-from stillroom.merge.planning.transplant import TransplantPlanner
-from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.planning.transplant import (
+    TransplantPlanner,
+    TransplantPlanSettings,
+    plan_transplant,
+)
+from stillroom.merge.settings import GateMode
 from stillroom.merge.tensors.linear_algebra import device_context
+
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
 
 __all__ = [
     "Expert",
@@ -39,33 +46,40 @@ __all__ = [
     "build_moe",
     "merge_checkpoints",
     "open_merge",
+    "plan_merge",
     "reconfigure_merge",
     "transplant",
 ]
 
+Assembly: TypeAlias = MoePlanSettings | TransplantPlanSettings
+"""What is made of whole tensors, rather than merged by a method."""
 
-def open_merge(recipe: MergeRecipe, warn: Callable[[str], None] | None = None) -> Merge:
+
+def open_merge(recipe: MergeJobRecipe, warn: Callable[[str], None] | None = None) -> Merge:
     """Return the merge that a recipe describes.
 
     Raises:
         CheckpointError: If a source is missing or broken, or has no run checkpoints.
         RecipeError: If the chat template is unknown.
     """
-    base, parents = open_sources(recipe, warn)
-    if recipe.chat_template is not None:
-        folders = [source.checkpoint.folder for source in (*([base] if base else []), *parents)]
-        if not choose_chat_template(recipe.chat_template, folders) and warn:
-            warn("warning: no model has a chat template, and so the result has none")
-    return Merge(
-        recipe.method,
-        base,
-        parents,
-        read_rules(recipe),
-        recipe.seed,
-        threads=recipe.threads,
-        device=recipe.device,
-        chat_template=recipe.chat_template,
-    )
+    merge = recipe.open(warn)
+    if recipe.chat_template is None:
+        return merge
+    folders = [source.checkpoint.folder for source in merge.sources]
+    if not choose_chat_template(recipe.chat_template, folders) and warn:
+        warn("warning: no model has a chat template, and so the result has none")
+    return replace(merge, chat_template=recipe.chat_template)
+
+
+def plan_merge(recipe: MergeJobRecipe) -> MergePlan:
+    """Return the plan of a recipe, reading headers only.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or the sources do not match.
+        ShapeError: If a tensor's shapes differ.
+        RecipeError: If the settings cannot be met.
+    """
+    return recipe.open().plan()
 
 
 def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
@@ -74,7 +88,7 @@ def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
     parents = [
         replace(next(sources), weight=entry.weight, settings=entry.settings)
         for entry in recipe.models
-        for _ in range(max(entry.along_run, 1))
+        for _ in range(entry.last_checkpoints)
     ]
     return replace(merge, method=recipe.method, parents=parents, rules=read_rules(recipe))
 
@@ -94,16 +108,16 @@ class MoeReport:
 
     Attributes:
         fingerprint: Fingerprint of the written checkpoint.
-        layout: ``mixtral``, ``qwen2_moe`` or ``qwen3_moe``.
+        architecture: ``mixtral``, ``qwen2_moe`` or ``qwen3_moe``.
         experts: Number of experts.
-        gate: Gate mode.
+        gate_mode: Source of the gate rows.
         alike: Layers with two nearly equal gate rows, whose experts the gate cannot distinguish.
     """
 
     fingerprint: str
-    layout: str
+    architecture: str
     experts: int
-    gate: str
+    gate_mode: str
     alike: tuple[int, ...]
 
 
@@ -112,19 +126,20 @@ def build_moe(
     experts: Sequence[Expert],
     folder: Path,
     *,
-    gate: GateMode = "hidden",
+    gate_mode: GateMode = "hidden",
     experts_per_token: int = 2,
     seed: int = 0,
     shard_size: int = 5_000_000_000,
 ) -> MoeReport:
-    """Write a mixture of experts; the function behind the method ``moe``.
+    """Write a mixture of experts; the function behind the kind ``merge.moe``.
 
     Args:
         base: Gives all tensors except the MLPs, and is run on the prompts.
         experts: At least two, of the base's shape.
         folder: Output folder, written atomically.
-        gate: From the mean (``hidden``) or last (``last``) token of prompts, from their embeddings
-            without running the model (``cheap_embed``), or drawn (``random``, ``uniform``).
+        gate_mode: From the mean (``hidden``) or last (``last``) token of prompts, from their
+            embeddings without running the model (``cheap_embed``), or drawn (``random``,
+            ``uniform``).
         experts_per_token: Number of experts per token.
         seed: Random seed of drawn gates.
         shard_size: Maximum bytes of weights per file.
@@ -135,7 +150,6 @@ def build_moe(
         RecipeError: If there are too few experts, or gates lack prompts.
         ResourceError: If the disk is full.
     """
-    method = METHODS.build({"name": "moe", "gate": gate, "experts_per_token": experts_per_token})
     parents = [
         MergeSource(
             expert.checkpoint.folder.name,
@@ -144,12 +158,13 @@ def build_moe(
         )
         for expert in experts
     ]
-    merge = Merge(method, MergeSource(base.folder.name, base), parents, seed=seed)
+    settings = MoePlanSettings(gate_mode, experts_per_token)
+    merge = Merge(settings, MergeSource(base.folder.name, base), parents, seed=seed)
     written = merge.write(folder, shard_size=shard_size)
     checkpoint = Checkpoint.open(folder)
     name = str(checkpoint.config["model_type"])
     return MoeReport(
-        written.fingerprint, name, len(experts), gate, tuple(find_similar_gates(checkpoint))
+        written.fingerprint, name, len(experts), gate_mode, tuple(find_similar_gates(checkpoint))
     )
 
 
@@ -176,7 +191,7 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class Merge:
-    """A configured merge: method, sources in the recipe's order, rules.
+    """A configured merge: method or assembly, sources in the recipe's order, rules.
 
     Attributes:
         share: Interpolates the result between the base (0) and the method's result (1).
@@ -184,7 +199,7 @@ class Merge:
         device: Device of heavy arithmetic.
     """
 
-    method: MergeMethod
+    method: MergeMethod | Assembly
     base: MergeSource | None
     parents: Sequence[MergeSource]
     rules: TensorRules = field(default_factory=TensorRules)
@@ -194,7 +209,6 @@ class Merge:
     threads: int = 1
     device: str = "cpu"
     chat_template: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict, compare=False)
     surveys: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -208,7 +222,8 @@ class Merge:
 
         The result does not depend on the recipe's order, except for methods where it has a meaning.
         """
-        ordered = order_sources(self.parents, in_order=self.method.is_ordered)
+        in_order = not isinstance(self.method, MergeMethod) or self.method.is_ordered
+        ordered = order_sources(self.parents, in_order=in_order)
         shift = len(self.sources) - len(self.parents)
         remaining = {number + shift: source for number, source in enumerate(self.parents)}
         ranks: dict[int, tuple[int, str]] = {}
@@ -227,7 +242,13 @@ class Merge:
 
     @cached_property
     def _plan(self) -> MergePlan:
-        return plan_sources(self.method, self.base, self.parents, self.rules)
+        if isinstance(self.method, MergeMethod):
+            return plan_sources(self.method, self.base, self.parents, self.rules)
+        if self.base is None:
+            raise ValueError("a mixture or a transplant has a base")
+        if isinstance(self.method, MoePlanSettings):
+            return plan_moe(self.base, self.parents, self.method)
+        return plan_transplant(self.base, self.parents[0], self.method)
 
     def write(
         self,
@@ -293,7 +314,7 @@ class Merge:
             names,
             plan.tied,
             summarize_errors(engine.errors[name] for name in sorted(engine.errors)),
-            {name: self.notes[name] for name in sorted(self.notes)},
+            dict(sorted(engine.computer.notes.items())),
         )
 
     def tensors(self) -> Iterator[tuple[str, str, Array]]:
@@ -313,8 +334,8 @@ class Merge:
     def engine(
         self, plan: MergePlan, workers: OrderedThreadPool, journal: Journal | None
     ) -> MergeExecutor:
-        """Return the executor of a plan, as chosen by ``compat``."""
-        if self.rules.compat == "mergekit":
+        """Return the executor of a plan, as chosen by ``arithmetic``."""
+        if self.rules.arithmetic == "mergekit":
             from stillroom.merge.engine.mergekit_executor import MergekitExecutor
 
             return MergekitExecutor(self, plan, workers)
@@ -407,7 +428,7 @@ def transplant(
     k: int = 64,
     shard_size: int = 5_000_000_000,
 ) -> TransplantReport:
-    """Write the target model with the donor's tokenizer; the function behind the method.
+    """Write the target model with the donor's tokenizer; the function behind ``merge.transplant``.
 
     The embeddings of both are held in memory in their storage type; all other tensors are streamed.
     Costs about ``tokens x shared x width x k`` multiplications.
@@ -423,11 +444,10 @@ def transplant(
         CheckpointError: If a tokenizer is missing, or the two have too little in common.
         ResourceError: If the disk is full.
     """
-    method = METHODS.build({"name": "transplant", "k": k})
+    settings = TransplantPlanSettings(k)
     base, parents = MergeSource(target.folder.name, target), [MergeSource(donor.folder.name, donor)]
-    merge = Merge(method, base, parents)
-    written = merge.write(folder, shard_size=shard_size)
-    planner = TransplantPlanner(base, parents[0], TensorRules(), k)
+    written = Merge(settings, base, parents).write(folder, shard_size=shard_size)
+    planner = TransplantPlanner(base, parents[0], settings)
     return TransplantReport(
         written.fingerprint,
         planner.tokens,

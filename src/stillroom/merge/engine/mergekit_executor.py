@@ -1,10 +1,10 @@
 """Executor bit-exact with mergekit 0.1.5: its types, its order of operations and of tensors.
 
-Tensors are cast when they are read. The arithmetic is the method's ``retrace`` (numpy, in blocks)
-where it gives the bits of its ``replicate`` (torch, whole tensors), else the latter. Random numbers
-come from one torch generator, seeded once, so that, unlike in the default mode, the result depends
-on the order of models and on the set of tensors. Masks, and all tensors if torch computes them, are
-held whole in memory.
+Tensors are cast when they are read. The arithmetic is that of ``mergekit.exact``: numpy blocks
+where they give the bits of whole tensors in torch, else the latter. Random numbers come from one
+torch generator, seeded once, so that, unlike in the default mode, the result depends on the order
+of models and on the set of tensors. Masks, and all tensors if torch computes them, are held whole
+in memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from stillroom.merge.engine.executor import (
     non_finite_error,
 )
 from stillroom.merge.interfaces import Array, BlockContext, RowBlock
+from stillroom.merge.mergekit.exact import has_exact_blocks, merge_blocks, merge_whole_tensor
 from stillroom.merge.mergekit.numpy_arithmetic import (
     SUPPORTED_DTYPES,
     TorchGenerator,
@@ -47,7 +48,7 @@ _STATE = "#random"
 
 
 class MergekitExecutor(MergeExecutor):
-    """Executor for ``compat: mergekit``."""
+    """Executor for ``arithmetic: mergekit``."""
 
     def __init__(self, merge: Merge, plan: MergePlan, workers: OrderedThreadPool) -> None:
         """Create an executor for a planned merge, and seed the generator."""
@@ -57,7 +58,7 @@ class MergekitExecutor(MergeExecutor):
         self.draws: TorchGenerator | None = None
         # All tensors draw from one generator, so all use the same implementation.
         is_plain = merge.device == "cpu" and not self._experts
-        if is_plain and all(self._retraces(tensor) for tensor in plan.tensors):
+        if is_plain and all(self._has_exact_blocks(tensor) for tensor in plan.tensors):
             self.draws = TorchGenerator(merge.seed)
         else:
             import torch
@@ -73,11 +74,11 @@ class MergekitExecutor(MergeExecutor):
         if tensor.settings is None:
             yield from super().make(tensor, write_rows)
         elif self.draws is not None:
-            yield from self._retrace(tensor, self.draws, write_rows)
+            yield from self._merge_blocks(tensor, self.draws, write_rows)
         else:
-            yield from self._replicate(tensor, write_rows)
+            yield from self._merge_whole(tensor, write_rows)
 
-    def _retraces(self, tensor: PlannedTensor) -> bool:
+    def _has_exact_blocks(self, tensor: PlannedTensor) -> bool:
         if tensor.settings is None:
             return True
         kinds = {
@@ -88,21 +89,21 @@ class MergekitExecutor(MergeExecutor):
             *kinds,
             self._kind(tensor),
             tensor.dtype,
-        } <= SUPPORTED_DTYPES and tensor.settings.method.retraces(
-            self._kind(tensor), tensor.shape, len(tensor.parents)
+        } <= SUPPORTED_DTYPES and has_exact_blocks(
+            tensor.settings.method, self._kind(tensor), tensor.shape, len(tensor.parents)
         )
 
     def _kind(self, tensor: PlannedTensor) -> str:
         """Return the compute type: the recipe's, else the smallest that fits all inputs."""
-        if self.merge.rules.compute is not None:
-            return SAFETENSORS_DTYPES[self.merge.rules.compute]
+        if self.merge.rules.compute_dtype is not None:
+            return SAFETENSORS_DTYPES[self.merge.rules.compute_dtype]
         kinds = {
             self.merge.sources[home.source].checkpoint.entry(home.name).dtype
             for home in tensor.inputs
         }
         return kinds.pop() if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
 
-    def _retrace(
+    def _merge_blocks(
         self,
         tensor: PlannedTensor,
         draws: TorchGenerator,
@@ -111,10 +112,10 @@ class MergekitExecutor(MergeExecutor):
         if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         blocks = _CastBlocks(self, tensor, self._kind(tensor))
-        combine = tensor.settings.method.retrace(blocks, draws)
+        merge_block = merge_blocks(tensor.settings.method, blocks, draws)
 
         def work(number: int) -> Array:
-            values = combine(number)
+            values = merge_block(number)
             is_exact = tensor.dtype == blocks.kind == "BF16"
             if is_exact:
                 bits = to_stored_bits(values, "BF16").reshape(values.shape)
@@ -137,7 +138,7 @@ class MergekitExecutor(MergeExecutor):
         ]
         raise non_finite_error(tensor.name, ", ".join(guilty))
 
-    def _replicate(
+    def _merge_whole(
         self, tensor: PlannedTensor, write_rows: Callable[[str, int, memoryview], None] | None
     ) -> Iterator[Array]:
         import torch
@@ -163,7 +164,7 @@ class MergekitExecutor(MergeExecutor):
             tensor.layer,
         )
         with limit_threads(1):  # sums split over several threads round differently
-            merged = tensor.settings.method.replicate(base, parents, context)
+            merged = merge_whole_tensor(tensor.settings.method, base, parents, context)
         merged = merged.to("cpu", torch_dtype(tensor.dtype))
         bits = _as_bits(merged, tensor.dtype)
         if has_not_finite(bits, tensor.dtype):
@@ -213,7 +214,7 @@ class MergekitExecutor(MergeExecutor):
                 first.layer,
             )
             with limit_threads(1):
-                merged = first.settings.method.replicate(base, parents, context)
+                merged = merge_whole_tensor(first.settings.method, base, parents, context)
             group.merged = merged.to("cpu", torch_dtype(tensor.dtype))
         bits = _as_bits(group.part(tensor.name), tensor.dtype).reshape(tensor.shape)
         if tensor.name == group.last:
@@ -258,8 +259,8 @@ class MergekitExecutor(MergeExecutor):
         """Return the compute type: the recipe's, else the promotion of the inputs' types."""
         import torch
 
-        if self.merge.rules.compute is not None:
-            dtype: torch.dtype = getattr(torch, self.merge.rules.compute)
+        if self.merge.rules.compute_dtype is not None:
+            dtype: torch.dtype = getattr(torch, self.merge.rules.compute_dtype)
             return dtype
         dtypes = [
             torch_dtype(self.merge.sources[home.source].checkpoint.entry(home.name).dtype)

@@ -31,15 +31,9 @@ __all__ = [
     "save_adapter",
 ]
 
-
 PEFT_PREFIX = "base_model.model."
-
-
 _MAX_CONFIG = 10_000_000
-
-
 _MAX_PATTERN = 300
-
 
 _PARTS = {
     ".lora_A.weight": "right",
@@ -51,13 +45,11 @@ _PARTS = {
     ".lora_B.bias": "bias",
 }
 
-
 _SUPPORTED = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("fan_in_fan_out", "lora_bias", "use_dora", "modules_to_save", "base_model_name_or_path"),
     *("bias", "init_lora_weights"),
 }
-
 
 _IGNORED = {  # training and placement; the tensors carry the information
     *("auto_mapping", "peft_version", "revision", "task_type", "inference_mode", "lora_dropout"),
@@ -65,7 +57,6 @@ _IGNORED = {  # training and placement; the tensors carry the information
     *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
     *("lora_ga_config", "runtime_config"),
 }
-
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -270,8 +261,6 @@ def _broken_config_error(where: Path, problem: str) -> CheckpointError:
 
 
 _LINEAR = ("lora_A.weight", "lora_B.weight")
-
-
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 

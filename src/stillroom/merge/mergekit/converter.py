@@ -349,27 +349,26 @@ class _DocumentConverter:
         listed = dict.fromkeys(entry.model for part in parts for entry in part.entries)
         models = [model for model in listed if not (self.has_own_base and model == self.base)]
         entries = [model.to_entry() for model in models]
-        vary = self.set_shared(parts)
+        parameters = self.set_shared(parts)
         stacked = [self.stack(part, models) for part in parts if part.is_sliced]
         grouped: list[dict[str, Any]] = []
         if self.data.get("modules") is not None:
             grouped = self.group(parts, models)
         elif not stacked:
-            vary += self.set_own(parts[0], models, entries)
-        recipe: dict[str, Any] = {"version": 1, "kind": "merge"}
+            parameters += self.set_own(parts[0], models, entries)
+        recipe: dict[str, Any] = {"version": 1, "kind": "merge.weights"}
         recipe["method"] = {"name": self.method, **self.settings}
         base = self.find_donor(models)
         if base is not None:
-            recipe["base"] = base.checkpoint
+            recipe["base_model"] = base.checkpoint
             if base.adapter:
                 self.report.refuse(
                     self.at("base_model"),
                     "has an adapter",
                     "a base without one: merge it first",
                 )
-        recipe |= {"models": entries, "compat": "mergekit"}
-        recipe |= self.read_types()
-        for key, value in (("vary", vary), ("slices", stacked), ("parts", grouped)):
+        recipe |= {"models": entries} | self.read_types()
+        for key, value in (("parameters", parameters), ("slices", stacked), ("groups", grouped)):
             if value:
                 recipe[key] = value
         recipe |= self.leave_out(parts)
@@ -404,34 +403,34 @@ class _DocumentConverter:
                 "model": -1
                 if self.has_own_base and entry.model == self.base
                 else models.index(entry.model),
-                "layers": list(entry.layers or ()),
+                "layer_range": list(entry.layers or ()),
             }
             for entry in part.entries
         ]
         if len({entry.layers[1] - entry.layers[0] for entry in part.entries if entry.layers}) > 1:
             self.report.refuse(part.path, "has sources of different lengths", "equal layer counts")
-        vary = self.vary_part(part, lambda position, entry: position)
-        return {"models": sources, **({"vary": vary} if vary else {})}
+        parameters = self.list_parameters(part, lambda position, entry: position)
+        return {"sources": sources, **({"parameters": parameters} if parameters else {})}
 
-    def vary_part(
+    def list_parameters(
         self, part: MergedPart, number_of: Callable[[int, MergedModel], int]
     ) -> list[dict[str, Any]]:
-        """Return a part's settings as variations; ``number_of`` maps its entries to indices."""
-        vary = []
+        """Return a part's settings as overrides; ``number_of`` maps its entries to indices."""
+        parameters = []
         for position, entry in enumerate(part.entries):
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None or values.scalar != default:
                     number = number_of(position, entry)
-                    vary += [case.to_variation(setting, number) for case in values.conditions]
+                    parameters += values.to_overrides(setting, number)
         for key, parameter in self.shared():
-            conditions = part.parameters.get(key, ParameterValues()).conditions
-            vary += [condition.to_variation(parameter.name) for condition in conditions]
-        return vary
+            values = part.parameters.get(key, ParameterValues())
+            parameters += values.to_overrides(parameter.name)
+        return parameters
 
     def group(
         self, parts: Sequence[MergedPart], models: Sequence[ModelReference]
     ) -> list[dict[str, Any]]:
-        """Return the recipe's ``parts``, with the one for all other tensors last."""
+        """Return the recipe's ``groups``, with the one for all other tensors last."""
         groups = []
         for part in parts:
             if part.is_sliced:
@@ -439,9 +438,11 @@ class _DocumentConverter:
             numbers = [models.index(entry.model) for entry in part.entries if entry.model in models]
             if len(set(numbers)) < len(numbers):
                 self.report.refuse(part.path, "lists a model twice", "every model once")
-            vary = self.vary_part(part, lambda position, entry: models.index(entry.model))
+            parameters = self.list_parameters(
+                part, lambda position, entry: models.index(entry.model)
+            )
             group = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
-            groups.append(group | ({"vary": vary} if vary else {}))
+            groups.append(group | ({"parameters": parameters} if parameters else {}))
         return sorted(groups, key=lambda group: group["tensors"] == list(ALL_TENSORS))
 
     def leave_out(self, parts: Sequence[MergedPart]) -> dict[str, Any]:
@@ -461,7 +462,7 @@ class _DocumentConverter:
         self, part: MergedPart, models: Sequence[ModelReference], entries: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Set per-model settings; return those that vary by tensor."""
-        vary: list[dict[str, Any]] = []
+        parameters: list[dict[str, Any]] = []
         listed: set[ModelReference] = set()
         for entry in part.entries:
             if entry.model in listed:
@@ -472,10 +473,10 @@ class _DocumentConverter:
             number = models.index(entry.model)
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None:
-                    vary += [case.to_variation(setting, number) for case in values.conditions]
+                    parameters += values.to_overrides(setting, number)
                 elif values.scalar != default:
                     entries[number][setting] = values.scalar
-        return vary
+        return parameters
 
     def find_own(
         self, entry: MergedModel, part: MergedPart
@@ -505,7 +506,7 @@ class _DocumentConverter:
 
     def set_shared(self, parts: Sequence[MergedPart]) -> list[dict[str, Any]]:
         """Set the method's settings; return those that vary by tensor."""
-        vary: list[dict[str, Any]] = []
+        parameters: list[dict[str, Any]] = []
         for key, parameter in self.spec.parameters.items():
             if parameter.is_own and key != "weight":
                 self.settings[parameter.name] = parameter.default
@@ -522,10 +523,10 @@ class _DocumentConverter:
             if top.scalar is not None:
                 self.settings[parameter.name] = top.scalar
             else:
-                vary += [condition.to_variation(parameter.name) for condition in top.conditions]
+                parameters += top.to_overrides(parameter.name)
         if self.method == "nuslerp":
             self.set_unit(parts)
-        return vary
+        return parameters
 
     def set_unit(self, parts: Sequence[MergedPart]) -> None:
         """Set the vector unit of nuslerp from mergekit's two switches."""
@@ -555,7 +556,7 @@ class _DocumentConverter:
         ]
 
     def read_types(self) -> dict[str, Any]:
-        dtypes: dict[str, Any] = {}
+        dtypes: dict[str, Any] = {"arithmetic": "mergekit"}
         for key in ("dtype", "out_dtype"):
             value = self.data.get(key)
             if value is not None and value not in DTYPES:
@@ -566,7 +567,7 @@ class _DocumentConverter:
                     suggest(str(value), DTYPES),
                 )
         if self.data.get("dtype") is not None:
-            dtypes["compute"] = self.data["dtype"]
+            dtypes["arithmetic"] = {"name": "mergekit", "compute_dtype": self.data["dtype"]}
         if self.data.get("out_dtype") is not None:
             dtypes["out"] = {"dtype": self.data["out_dtype"]}
         return dtypes

@@ -27,12 +27,8 @@ __all__ = [
     "read_documents",
 ]
 
-
 _MAX_VALUES = 50_000
-
-
 _MERGE = "<<"
-
 
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"

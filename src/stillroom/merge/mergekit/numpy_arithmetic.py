@@ -44,37 +44,18 @@ __all__ = [
     "to_stored_bits",
 ]
 
-
 SUPPORTED_DTYPES = frozenset({"BF16", "F16", "F32"})
-
-
 """Supported compute types."""
 
-
 MAX_SUMMANDS = 3
-
-
 """torch adds more models in groups that depend on an element's position."""
 
-
 _DRAWN_BITS = 24
-
-
 _FEW = 16  # std::sort finishes ranges of this size by insertion sort
-
-
 _CHUNK = 1 << 15
-
-
 _HALFWAY = np.int64(1 << 28)
-
-
 _BELOW_FLOAT32 = np.int64((1 << 29) - 1)
-
-
 _SUM_ERROR = 2.0**-16  # generous bound on the relative error of torch's float32 sums
-
-
 _NOTHING = 1e-7
 
 

@@ -15,10 +15,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from stillroom.errors import Problem
+from stillroom.errors import Problem, RecipeError
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
+
+if TYPE_CHECKING:
+    from stillroom.merge.interfaces import MergeMethod
 
 __all__ = [
     "ALL_TENSORS",
@@ -29,21 +32,19 @@ __all__ = [
     "MergekitMethod",
     "MergekitParameter",
     "ParameterValues",
+    "check_weights",
     "find_default",
     "has_main_layers",
     "join_parameters",
     "list_module_patterns",
+    "mergekit_unsupported_error",
     "read_parameter",
     "to_name_pattern",
+    "weights_cancel",
 ]
 
-
 _BOOLEAN_WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-
-
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-
-
 Scalar = float | bool
 
 
@@ -54,16 +55,15 @@ class ConditionalParameter:
     value: Scalar | tuple[float, ...]
     word: str = ""
 
-    def to_variation(self, setting: str, model: int | None = None) -> dict[str, Any]:
-        """Return the value as an entry of the recipe's ``vary``."""
-        variation: dict[str, Any] = {"setting": setting}
+    def to_override(self, setting: str, model: int | None = None) -> dict[str, Any]:
+        """Return the value as an entry of the recipe's ``parameters``."""
+        override: dict[str, Any] = {"setting": setting}
         if model is not None:
-            variation["model"] = model
+            override["model"] = model
         if self.word:
-            variation["tensors"] = [to_name_pattern(self.word)]
-        if isinstance(self.value, tuple):
-            return variation | {"layers": list(self.value)}
-        return variation | {"value": self.value}
+            override["tensors"] = [to_name_pattern(self.word)]
+        value = list(self.value) if isinstance(self.value, tuple) else self.value
+        return override | {"value": value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,10 @@ class ParameterValues:
             return None
         value = self.conditions[0].value
         return None if isinstance(value, tuple) else value
+
+    def to_overrides(self, setting: str, model: int | None = None) -> list[dict[str, Any]]:
+        """Return the values as entries of the recipe's ``parameters``."""
+        return [condition.to_override(setting, model) for condition in self.conditions]
 
     def before(self, wider: ParameterValues) -> ParameterValues:
         """Return both, these first, without conditions that can never match."""
@@ -215,8 +219,6 @@ def _shared(name: str = "", default: float | bool | None = None) -> MergekitPara
 
 
 _WEIGHT = MergekitParameter("weight", is_own=True)
-
-
 _DENSITY = MergekitParameter("density", 1.0, is_own=True)
 
 
@@ -301,22 +303,48 @@ MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
         },
     ),
 }
-
-
 """Every method of mergekit 0.1.5, by the name used here, too."""
-
 
 PARAMETERS: frozenset[str] = frozenset(
     name for method in MERGEKIT_METHODS.values() for name in method.parameters
 )
-
-
 """Parameter names read by any method of mergekit; other methods ignore them."""
+
+
+def mergekit_unsupported_error(name: str) -> RecipeError:
+    """Return the error for a method that mergekit does not have."""
+    return RecipeError(
+        f"mergekit 0.1.5 has no {name}",
+        code="merge.arithmetic",
+        where="arithmetic",
+        expected="a method that mergekit has, too",
+        next="omit arithmetic",
+    )
+
+
+def check_weights(method: MergeMethod, weights: Sequence[float]) -> str:
+    """Raise an error for parents that mergekit cannot merge.
+
+    Returns:
+        A note on the result for weights that only mergekit's arithmetic accepts; else empty.
+
+    Raises:
+        RecipeError: As for the method's ``check``.
+    """
+    if method.method_name() != "nuslerp" or not weights_cancel(weights):
+        method.check(weights)
+        return ""
+    method.check([1.0] * len(weights))
+    return "the weights of nuslerp add up to zero, which mergekit treats as equal weights"
+
+
+def weights_cancel(weights: Sequence[float]) -> bool:
+    """Return whether the weights of nuslerp cancel, so that mergekit uses equal ones."""
+    return abs(sum(weights)) < 1e-6
 
 
 ALL_TENSORS = ("*",)
 DTYPES = ("float32", "bfloat16", "float16")
-
 
 _MODULE_NAMES = {
     "multi_modal_projector": (
@@ -333,7 +361,6 @@ _MODULE_NAMES = {
     "decoder": ("decoder", "lm_head", "proj_out"),
     "shared": ("shared",),
 }
-
 
 _MAIN = ("text_decoder", "default", "decoder", "language_model")
 

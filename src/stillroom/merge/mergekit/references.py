@@ -4,8 +4,8 @@ A reference that exists as a folder, relative to the working directory or the fi
 one that looks like a path is a path; any other is a name on the hub. mergekit writes no padding
 rows unless configured to, and adds tokens that are named but missing.
 
-Source: the behavior of mergekit-moe 0.1.5. Gates are computed as it does (``compat: mergekit``);
-its ``hidden`` uses the last token. ``noise_scale`` and DeepSeek's layout are rejected.
+Source: the behavior of mergekit-moe 0.1.5. Gates are computed as it does (``arithmetic:
+mergekit``); its ``hidden`` uses the last token. ``noise_scale`` and DeepSeek's layout are rejected.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from stillroom.errors import Problem
 from stillroom.merge.mergekit.documents import ImportDiagnostics
 from stillroom.merge.mergekit.parameters import DTYPES, ParameterValues
+from stillroom.merge.settings import RANDOM_GATE_MODES
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest
 
@@ -33,13 +34,8 @@ __all__ = [
     "is_moe_config",
 ]
 
-
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
 _REVISION = re.compile(r"[\w./-]+")
-
-
 _KEYS = ("model", "lora", "override_architecture")
 
 
@@ -52,7 +48,7 @@ class ModelReference:
 
     def to_entry(self) -> dict[str, Any]:
         """Return the start of an entry of the recipe's ``models``."""
-        entry = {"checkpoint": self.checkpoint}
+        entry = {"model": self.checkpoint}
         return entry | {"adapter": self.adapter} if self.adapter else entry
 
 
@@ -262,9 +258,7 @@ _MOE_KEYS = (
     "architecture",
 )
 
-
 _EXPERT_KEYS = ("source_model", "positive_prompts", "negative_prompts", "residual_scale")
-
 
 _GATES = {
     "hidden": "last",
@@ -274,10 +268,6 @@ _GATES = {
     "random": "random",
     "uniform_random": "uniform",
 }
-
-
-_RANDOM_GATES = ("random", "uniform")
-
 
 _ARCHITECTURES = ("mixtral", "qwen", "qwen moe", "qwen3", "qwen3 moe")
 
@@ -305,14 +295,14 @@ class MoeReader:
         shared = self._read_experts("shared_experts", gate_mode)
         if len(shared) > 1:
             self._refuse("shared_experts", "has several entries", "at most one")
-        method = {"name": "moe", "gate": gate_mode, "experts_per_token": self._read_count()}
-        layout = self._read_layout(has_shared=bool(shared))
-        method |= {"layout": layout} if layout else {}
-        method |= {"shared": len(experts)} if shared else {}
-        recipe: dict[str, Any] = {"version": 1, "kind": "merge", "method": method}
+        recipe: dict[str, Any] = {"version": 1, "kind": "merge.moe", "gate_mode": gate_mode}
+        recipe["experts_per_token"] = self._read_count()
+        architecture = self._read_architecture(has_shared=bool(shared))
+        recipe |= {"architecture": architecture} if architecture else {}
         base = self._read_base()
-        recipe |= {"base": base.checkpoint} if base else {}
-        recipe |= {"models": [*experts, *shared[:1]], "compat": "mergekit"}
+        recipe |= {"base_model": base.checkpoint} if base else {}
+        recipe |= {"experts": experts, "arithmetic": "mergekit"}
+        recipe |= {"shared_expert": shared[0]} if shared else {}
         dtype = self._one_of("dtype", DTYPES, None)
         return recipe | ({"out": {"dtype": dtype}} if dtype else {})
 
@@ -355,13 +345,13 @@ class MoeReader:
         self.report.check_keys(path, known_data, _EXPERT_KEYS)
         model = self.reader.read((*path, "source_model"), data["source_model"])
         entry = model.to_entry() if model else {}
-        for source_key, target_key in (
-            ("positive_prompts", "positive"),
-            ("negative_prompts", "negative"),
-        ):
-            prompts = self._read_prompts((*path, source_key), data.get(source_key))
-            entry |= {target_key: prompts} if prompts else {}
-        if gate not in _RANDOM_GATES and not data.get("positive_prompts"):
+        for key in ("positive_prompts", "negative_prompts"):
+            prompts = self._read_prompts((*path, key), data.get(key))
+            if prompts and gate in RANDOM_GATE_MODES:
+                self.report.note((*path, key), "are not read, because gates are random")
+            elif prompts:
+                entry[key] = prompts
+        if gate not in RANDOM_GATE_MODES and not data.get("positive_prompts"):
             self.report.refuse(
                 path, "has no positive_prompts", "some prompts, or gate_mode: random"
             )
@@ -387,7 +377,7 @@ class MoeReader:
             return 1
         return value
 
-    def _read_layout(self, *, has_shared: bool) -> str:
+    def _read_architecture(self, *, has_shared: bool) -> str:
         value = self.data.get("architecture")
         if value is None:
             return ""

@@ -18,28 +18,19 @@ __all__ = [
     "compute_task_vectors",
     "drop_at_random",
     "drop_by_rank",
+    "interpolate_by_angle",
     "keep_largest",
     "keep_middle",
     "match_l1_norm",
-    "model_stock",
     "require_base",
     "slerp",
     "stack_task_vectors",
 ]
 
-
 _NOTHING = 1e-7
-
-
 _SHORT = 1e-8
-
-
 _STRAIGHT = 0.9995
-
-
 _CHUNK = 1 << 20
-
-
 _SMALL = 1e-6
 
 
@@ -200,7 +191,7 @@ def _pair_chunks(
         yield first[part].float(), second[part].float()
 
 
-def model_stock(
+def interpolate_by_angle(
     base: torch.Tensor,
     vectors: Sequence[torch.Tensor],
     parents: Sequence[torch.Tensor],
@@ -251,7 +242,5 @@ def stack_task_vectors(
     Raises:
         RecipeError: If the merge has no base.
     """
-    import torch
-
     base = require_base(base, method)
     return base, torch.stack([parent - base for parent in parents])

@@ -9,20 +9,16 @@ mergekit samples a million elements, and the divergence is computed in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["ArceeFusion"]
 
 _QUARTILES = (0.25, 0.5, 0.75)
-_DRAWN = 1_000_000
 
 
 class ArceeFusion(MergeMethod):
@@ -32,7 +28,6 @@ class ArceeFusion(MergeMethod):
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
     max_models: ClassVar[int] = 1
-    replicates: ClassVar[bool] = True
 
     fence: float = Field(
         1.5, ge=0, description="importance threshold in interquartile ranges above the median"
@@ -66,27 +61,6 @@ class ArceeFusion(MergeMethod):
         )
         merged: Array = np.where(is_important, model, base)
         return merged
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; the float32 mask makes the result float32."""
-        import torch
-
-        from stillroom.merge.mergekit.torch_arithmetic import require_base
-
-        base, (model,) = require_base(base, "arcee_fusion"), parents
-        new, old = torch.softmax(model, -1) + 1e-8, torch.softmax(base, -1) + 1e-8
-        divergence = (new * torch.log(new / old)).sum(-1, keepdim=True)
-        importance = (model - base).abs() * divergence
-        sampled = importance.reshape(-1)
-        if sampled.numel() > _DRAWN:
-            sampled = sampled[torch.randint(0, sampled.numel(), (_DRAWN,))]
-        ordered = torch.sort(sampled).values
-        low, middle, high = (ordered[int(part * (len(ordered) - 1))] for part in _QUARTILES)
-        mask = (importance >= middle + self.fence * (high - low)).to(torch.float32)
-        return (base + (model - base) * mask).reshape(base.shape)
 
 
 def _divergences(blocks: TensorBlocks) -> Array:

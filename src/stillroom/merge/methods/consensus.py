@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, PerModel
 
 __all__ = ["Consensus"]
 
@@ -24,10 +24,9 @@ class Consensus(MergeMethod):
 
     paper: ClassVar[str] = "arXiv:2405.07813"
     needs_base: ClassVar[bool] = True
-    per_model: ClassVar[tuple[str, ...]] = ("threshold",)
     min_models: ClassVar[int] = 2
 
-    threshold: float = Field(
+    threshold: PerModel[float] = Field(
         0.4, ge=0, description="minimum ratio of a model's change to the others' (lambda)"
     )
     agree: int = Field(2, ge=0, description="minimum number of models that need an element")

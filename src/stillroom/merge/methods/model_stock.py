@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["ModelStock"]
 
@@ -28,7 +25,6 @@ class ModelStock(MergeMethod):
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
     min_models: ClassVar[int] = 2
-    replicates: ClassVar[bool] = True
 
     by_row: bool = Field(False, description="one ratio per row instead of per tensor")
 
@@ -65,15 +61,6 @@ class ModelStock(MergeMethod):
         total = weighted_sum(vectors, [1.0] * count)
         total *= ratios.reshape(-1, *[1] * (base.ndim - 1))
         return base + total
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        from stillroom.merge.mergekit.torch_arithmetic import compute_task_vectors, model_stock
-
-        base, vectors = compute_task_vectors(base, parents, "model_stock")
-        return model_stock(base, vectors, parents, by_row=self.by_row)
 
 
 def _find_row_ratios(vectors: Sequence[Array]) -> Array:

@@ -8,15 +8,12 @@ clipping the difference to -t and t.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Nearswap"]
 
@@ -28,7 +25,6 @@ class Nearswap(MergeMethod):
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
     max_models: ClassVar[int] = 1
-    replicates: ClassVar[bool] = True
 
     t: float = Field(0.0001, ge=0, description="maximum change of an element from the base")
 
@@ -43,14 +39,3 @@ class Nearswap(MergeMethod):
         base, (vector,) = task_vectors(base, parents, "nearswap")
         moved: Array = base + np.clip(vector, -self.t, self.t)
         return moved
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``."""
-        from stillroom.merge.mergekit.torch_arithmetic import require_base
-
-        base, model = require_base(base, "nearswap"), parents[0]
-        share = (self.t / (base - model).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)
-        return (1 - share) * base + share * model

@@ -8,15 +8,12 @@ direction, and those of length zero, are interpolated linearly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Nuslerp"]
 
@@ -31,7 +28,6 @@ class Nuslerp(MergeMethod):
     paper: ClassVar[str] = "doi:10.1145/325165.325242"
     min_models: ClassVar[int] = 2
     max_models: ClassVar[int] = 2
-    replicates: ClassVar[bool] = True
 
     per: Literal["tensor", "row", "column"] = Field(
         "tensor",
@@ -45,14 +41,6 @@ class Nuslerp(MergeMethod):
 
         super().check(weights)
         slerp_weight(weights, "nuslerp")
-
-    @override
-    def check_mergekit(self, weights: Sequence[float]) -> str:
-        """Accept weights that add up to zero, which mergekit treats as equal."""
-        super().check(weights)
-        if not _cancels(weights):
-            return ""
-        return "the weights of nuslerp add up to zero, which mergekit treats as equal weights"
 
     @override
     def measure(self, blocks: TensorBlocks) -> Any:
@@ -102,36 +90,6 @@ class Nuslerp(MergeMethod):
         else:
             sums = measured
         return _turn_each(base, first, second, sums, share)
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; the base is optional and never an input."""
-        import torch
-
-        first_weight, second_weight = context.weights
-        share = 0.5 if _cancels(context.weights) else second_weight / (first_weight + second_weight)
-        vectors = [parent if base is None else parent - base for parent in parents]
-        dim = 0 if self.per == "column" else -1
-        if self.per == "tensor":
-            vectors = [vector.reshape(-1) for vector in vectors]
-        lengths = [torch.norm(vector, dim=dim, keepdim=True) for vector in vectors]
-        first, second = (
-            vector / length.clamp(min=1e-7) for vector, length in zip(vectors, lengths, strict=True)
-        )
-        cosine = (first * second).sum(dim=dim, keepdim=True).clamp(-1, 1)
-        angle = torch.arccos(cosine)
-        arc = torch.sin((1 - share) * angle) * vectors[0] + torch.sin(share * angle) * vectors[1]
-        straight = (1 - share) * vectors[0] + share * vectors[1]
-        merged = torch.where(1 - cosine**2 <= 1e-16, straight, arc / torch.sin(angle))
-        merged = merged.reshape(parents[0].shape)
-        return merged if base is None else base + merged
-
-
-def _cancels(weights: Sequence[float]) -> bool:
-    """Return whether the weights cancel, so that mergekit uses equal ones."""
-    return abs(sum(weights)) < 1e-6
 
 
 def _unit(per: str, context: BlockContext) -> str:

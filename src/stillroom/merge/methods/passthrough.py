@@ -6,15 +6,12 @@ Source: no paper; the identity, for copying, converting the storage type and res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Passthrough"]
 
@@ -25,7 +22,6 @@ class Passthrough(MergeMethod):
     paper: ClassVar[str] = ""
     uses_weights: ClassVar[bool] = False
     max_models: ClassVar[int] = 1
-    replicates: ClassVar[bool] = True
 
     scale: float = Field(1.0, description="multiplier of every merged tensor")
 
@@ -33,10 +29,4 @@ class Passthrough(MergeMethod):
     def combine(
         self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
-        return parents[0] if self.scale == 1 else parents[0] * self.scale
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
         return parents[0] if self.scale == 1 else parents[0] * self.scale

@@ -7,15 +7,12 @@ if it moved by more than ``epsilon``; smaller changes are dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Ram"]
 
@@ -26,7 +23,6 @@ class Ram(MergeMethod):
     paper: ClassVar[str] = "arXiv:2601.13572"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    replicates: ClassVar[bool] = True
 
     epsilon: float = Field(
         1e-5, ge=0, description="minimum change for an element to count as changed"
@@ -49,17 +45,3 @@ class Ram(MergeMethod):
         count += count == 0
         total /= count
         return base + total
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; each model's change is divided before the sum."""
-        import torch
-
-        from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
-
-        base, vectors = stack_task_vectors(base, parents, "ram")
-        changed = vectors.abs() > self.epsilon
-        changes = torch.where(changed, vectors, torch.zeros_like(vectors))
-        return base + (changes / changed.sum(0).clamp(min=1)).sum(0)

@@ -8,15 +8,12 @@ Differs: ``count: model`` counts over the whole model instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["RamplusTl"]
 
@@ -27,7 +24,6 @@ class RamplusTl(MergeMethod):
     paper: ClassVar[str] = "arXiv:2601.13572"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    replicates: ClassVar[bool] = True
 
     epsilon: float = Field(
         1e-5, ge=0, description="minimum change for an element to count as changed"
@@ -78,26 +74,6 @@ class RamplusTl(MergeMethod):
                 vector *= vector.dtype.type(factor - 1)
                 total += vector
         return base + total
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; float32 factors make the result float32."""
-        import torch
-
-        from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
-
-        base, vectors = stack_task_vectors(base, parents, "ramplus_tl")
-        changed = vectors.abs() > self.epsilon
-        count = changed.sum(0)
-        unique = count == 1
-        alone = (changed & unique).reshape(len(parents), -1).sum(1)
-        shared = (changed & (count > 1)).reshape(len(parents), -1).sum(1)
-        ratio = torch.where(alone > 0, shared / alone.clamp(min=1), torch.zeros(()))
-        column = (1 + self.r * ratio.clamp(0, self.alpha)).view(-1, *[1] * base.dim())
-        changes = torch.where(changed, vectors, torch.zeros_like(vectors))
-        return base + torch.where(unique, changes * column, changes / count.clamp(min=1)).sum(0)
 
     def _tally(self, blocks: TensorBlocks) -> list[list[int]]:
         """Return the numbers of shared and unique changes of each model in one tensor."""

@@ -8,15 +8,12 @@ elects +; all-zero models get equal weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from typing import ClassVar, TypedDict
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Sce"]
 
@@ -32,7 +29,6 @@ class Sce(MergeMethod):
     paper: ClassVar[str] = "arXiv:2408.07990"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    replicates: ClassVar[bool] = True
 
     density: float = Field(
         0.1, ge=0, le=1, description="share of a tensor's elements kept, by variance of the models"
@@ -70,36 +66,6 @@ class Sce(MergeMethod):
         selected = _keep(vectors, measured["cut"], context)
         sign = elect_sign(selected, [1.0] * len(selected))
         return base + disjoint_mean(selected, sign, measured["shares"], normalize=self.normalize)
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``.
-
-        ``density`` is the share of the elements with nonzero variance. If the total energy is below
-        1e-6, as for small fine-tunes, all models get equal weights.
-        """
-        import torch
-
-        from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
-
-        base, vectors = stack_task_vectors(base, parents, "sce")
-        if self.density < 1:
-            spread = torch.var(vectors, dim=0, unbiased=False)
-            count = int(int(torch.count_nonzero(spread)) * self.density)
-            mask = torch.zeros_like(spread)
-            if count > 0:
-                mask.view(-1)[torch.topk(spread.reshape(-1), count).indices] = 1
-            vectors = vectors * mask
-        inner = list(range(1, vectors.dim()))
-        energy = vectors.pow(2).mean(dim=inner) if inner else vectors.pow(2)
-        total = energy.sum()
-        alike = torch.ones_like(energy) / len(parents)
-        shares = energy / total if float(total) > 1e-6 else alike
-        sign = (vectors.sum(0) >= 0).to(vectors.dtype) * 2 - 1
-        weights = shares.view(-1, *[1] * base.dim()) * (vectors.sign() == sign)
-        return base + (vectors * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
 
     def _find_threshold(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
         from stillroom.merge.tensors.trimming import find_thresholds

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Slerp"]
 
@@ -32,7 +29,6 @@ class Slerp(MergeMethod):
     uses_weights: ClassVar[bool] = False
     min_models: ClassVar[int] = 2
     max_models: ClassVar[int] = 2
-    replicates: ClassVar[bool] = True
 
     t: float = Field(0.5, ge=0, le=1, description="0 is the first model, 1 the second")
 
@@ -67,11 +63,3 @@ class Slerp(MergeMethod):
         if self.t in (0, 1):
             return second if self.t else first
         return first * measured[0] + second * measured[1]
-
-    @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
-    ) -> torch.Tensor:
-        from stillroom.merge.mergekit.torch_arithmetic import slerp
-
-        return slerp(self.t, parents[0], parents[1])

@@ -9,22 +9,13 @@ and element) are kept, so that the share kept is exact. Signs are elected in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.families import PruningMethod
-from stillroom.merge.interfaces import Array, BlockContext, RowBlock, TensorBlocks
-
-if TYPE_CHECKING:
-    import torch
-
-    from stillroom.merge.mergekit.numpy_arithmetic import (
-        CastBlocks,
-        PrunedTaskVector,
-        TorchGenerator,
-    )
+from stillroom.merge.interfaces import Array, BlockContext, PerModel, RowBlock, TensorBlocks
 
 __all__ = ["Ties"]
 
@@ -37,7 +28,7 @@ class Ties(PruningMethod):
 
     survey_ignores: ClassVar[tuple[str, ...] | None] = ("scale", "normalize", "rescale")
 
-    density: float = Field(
+    density: PerModel[float] = Field(
         0.2, ge=0, le=1, description="share of each task vector kept, by magnitude"
     )
     trim: Literal["model", "tensor"] = Field(
@@ -80,31 +71,6 @@ class Ties(PruningMethod):
             rescale(trim(vector, TrimThreshold(*threshold) if threshold else None, context), factor)
             for vector, threshold, factor in zip(vectors, *measured, strict=True)
         ]
-
-    @override
-    def prune_whole(
-        self, vectors: Sequence[torch.Tensor], context: BlockContext
-    ) -> list[torch.Tensor]:
-        from stillroom.merge.mergekit.torch_arithmetic import keep_largest
-
-        return [
-            keep_largest(vector, density, rescale=self.rescale)
-            for vector, density in zip(
-                vectors, context.values("density", self.density), strict=True
-            )
-        ]
-
-    @override
-    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        from stillroom.merge.mergekit.numpy_arithmetic import MAX_SUMMANDS
-
-        return parents <= MAX_SUMMANDS and not self.rescale
-
-    @override
-    def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-        from stillroom.merge.mergekit.numpy_arithmetic import keep_largest
-
-        return keep_largest(blocks, blocks.context.values("density", self.density))
 
     def _thresholds(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
         from stillroom.merge.tensors.task_vectors import task_vectors

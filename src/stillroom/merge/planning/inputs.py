@@ -7,17 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, Problem, RecipeError
-from stillroom.merge.recipe import (
-    MergeRecipe,
-    ParameterOverride,
-    Slice,
-    TensorGroup,
-    override_settings,
-)
+from stillroom.merge.settings import MergekitArithmetic, ParameterOverride, Slice, TensorGroup
 from stillroom.merge.tensors.storage import (
     open_checkpoint,
     read_rows,
@@ -27,6 +21,8 @@ from stillroom.merge.tensors.storage import (
 
 if TYPE_CHECKING:
     from stillroom.merge.interfaces import Array, MergeMethod
+    from stillroom.merge.jobs.moe import MoeRecipe
+    from stillroom.merge.jobs.recipe import MergeRecipe
     from stillroom.merge.lora.adapter import AdaptedCheckpoint
     from stillroom.merge.settings import TokenizerSettings
 
@@ -39,8 +35,11 @@ __all__ = [
     "limit_problems",
     "limit_run_checkpoints",
     "list_run_checkpoints",
+    "open_experts",
+    "open_source",
     "open_sources",
     "order_sources",
+    "override_settings",
     "read_rules",
 ]
 
@@ -53,9 +52,8 @@ class GatePrompts:
     negative: tuple[str, ...] = ()
 
 
+R = TypeVar("R", bound="MergeRecipe")
 CANDIDATES = "candidates"
-
-
 _MAX_GAP_ROWS = 16
 
 
@@ -141,23 +139,41 @@ def open_sources(
     Raises:
         CheckpointError: If one is missing or broken, or has too few run checkpoints.
     """
-    base = _open(recipe.base, say) if recipe.base is not None else None
+    base = open_source(recipe.base_model, say) if recipe.base_model is not None else None
     parents: list[MergeSource] = []
     for entry in recipe.models:
-        opened = _open(entry.checkpoint, say)
-        run_checkpoints = (
-            _take_run_checkpoints(opened, entry.along_run) if entry.along_run else [opened]
-        )
+        opened = open_source(entry.model, say)
+        run_checkpoints = [opened]
+        if entry.last_checkpoints > 1:
+            run_checkpoints = _take_run_checkpoints(opened, entry.last_checkpoints)
         if entry.adapter is not None:
             run_checkpoints = [
                 _apply_adapter(source, entry.adapter, say) for source in run_checkpoints
             ]
-        prompts = GatePrompts(entry.positive, entry.negative)
         parents += [
-            replace(source, weight=entry.weight, settings=entry.settings, prompts=prompts)
+            replace(source, weight=entry.weight, settings=entry.settings)
             for source in run_checkpoints
         ]
     return base, parents
+
+
+def open_experts(
+    recipe: MoeRecipe, say: Callable[[str], None] | None = None
+) -> tuple[MergeSource, list[MergeSource]]:
+    """Open the base and every expert of a mixture, the shared one last.
+
+    Raises:
+        CheckpointError: If one is missing or broken.
+    """
+    parents = []
+    for entry in recipe.list_experts():
+        source = open_source(entry.model, say)
+        if entry.adapter is not None:
+            source = _apply_adapter(source, entry.adapter, say)
+        prompts = GatePrompts(entry.positive_prompts, entry.negative_prompts)
+        settings = {"residual_scale": entry.residual_scale}
+        parents.append(replace(source, settings=settings, prompts=prompts))
+    return open_source(recipe.base_model, say), parents
 
 
 def _apply_adapter(
@@ -184,27 +200,25 @@ def list_run_checkpoints(final: MergeSource) -> list[MergeSource]:
     return [*opened, final]
 
 
-def limit_run_checkpoints(
-    recipe: MergeRecipe, say: Callable[[str], None] | None = None
-) -> MergeRecipe:
-    """Limit every ``along_run`` to the available checkpoints, if the recipe allows it.
+def limit_run_checkpoints(recipe: R, say: Callable[[str], None] | None = None) -> R:
+    """Limit every ``last_checkpoints`` to the available ones, if the recipe allows it.
 
     Raises:
         CheckpointError: If a model is missing or broken.
     """
-    if recipe.when_too_few == "refuse":
+    if recipe.on_too_few == "refuse":
         return recipe
     models = []
     for entry in recipe.models:
-        available = (
-            len(list_run_checkpoints(_open(entry.checkpoint, say))) if entry.along_run else 0
-        )
-        if available < entry.along_run and say:
+        wanted = available = entry.last_checkpoints
+        if wanted > 1:
+            available = len(list_run_checkpoints(open_source(entry.model, say)))
+        if available < wanted and say:
             say(
-                f"warning: the run of '{_shorten_reference(entry.checkpoint)}' left {available} of "
-                f"{entry.along_run} checkpoints, which are used"
+                f"warning: the run of '{_shorten_reference(entry.model)}' left {available} of "
+                f"{wanted} checkpoints, which are used"
             )
-        models.append(entry.model_copy(update={"along_run": min(available, entry.along_run)}))
+        models.append(entry.model_copy(update={"last_checkpoints": min(available, wanted)}))
     return recipe.model_copy(update={"models": tuple(models)})
 
 
@@ -243,7 +257,12 @@ def order_sources(sources: Iterable[MergeSource], *, in_order: bool) -> list[Mer
     return named
 
 
-def _open(reference: str, say: Callable[[str], None] | None) -> MergeSource:
+def open_source(reference: str, say: Callable[[str], None] | None = None) -> MergeSource:
+    """Open a checkpoint as a source.
+
+    Raises:
+        CheckpointError: If it is missing or broken.
+    """
     return MergeSource(_shorten_reference(reference), open_checkpoint(reference, say))
 
 
@@ -269,17 +288,17 @@ class TensorRules:
     dtype: str | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    rest: Literal["refuse", "copy"] = "refuse"
-    vary: tuple[ParameterOverride, ...] = ()
+    missing_tensors: Literal["refuse", "copy"] = "refuse"
+    parameters: tuple[ParameterOverride, ...] = ()
     slices: tuple[Slice, ...] = ()
-    compat: Literal["paper", "mergekit"] = "paper"
-    compute: str | None = None
+    arithmetic: Literal["paper", "mergekit"] = "paper"
+    compute_dtype: str | None = None
     tokenizer: TokenizerSettings | None = None
-    parts: tuple[TensorGroup, ...] = ()
+    groups: tuple[TensorGroup, ...] = ()
 
     def group_of(self, name: str) -> TensorGroup | None:
-        """Return the first entry of ``parts`` that matches a tensor."""
-        return next((part for part in self.parts if part.fits(name)), None)
+        """Return the first entry of ``groups`` that matches a tensor."""
+        return next((group for group in self.groups if group.fits(name)), None)
 
     def merges(self, name: str) -> bool:
         """Return whether a tensor is merged according to the patterns."""
@@ -306,16 +325,16 @@ class TensorRules:
             numbers: Indices of these models in the recipe's list, or in the slice's.
             name: Name of the tensor in the result.
             layer: Relative depth, 0 to 1, within its slice; None outside the layers.
-            part: The slice or part that contains it.
+            part: The slice or group that contains it.
         """
-        listed = (*(part.vary if part else ()), *self.vary)
+        listed = (*(part.parameters if part else ()), *self.parameters)
         if not listed:
             return ResolvedSettings(method, weights, own_settings)
         changes: dict[tuple[int | None, str], float | bool] = {}
-        for variation in listed:
-            key = (variation.model, variation.setting)
-            if key not in changes and variation.fits(name):
-                changes[key] = variation.value_at(layer)
+        for override in listed:
+            key = (override.model, override.setting)
+            if key not in changes and override.fits(name):
+                changes[key] = override.value_at(layer)
         changed_method = override_settings(
             method, {setting: value for (model, setting), value in changes.items() if model is None}
         )
@@ -333,40 +352,40 @@ class TensorRules:
     def find_unused(
         self, names: Sequence[str], called: Callable[[str], str] = lambda name: name
     ) -> list[str]:
-        """Return a note for each variation and pattern that matches no tensor of the result.
+        """Return a note for each override and pattern that matches no tensor of the result.
 
         Args:
-            names: Names of the result's tensors, which parts, ``include`` and ``exclude`` match.
-            called: Returns the name matched by variations; common to all tensors merged as one.
+            names: Names of the result's tensors, which groups, ``include`` and ``exclude`` match.
+            called: Returns the name matched by overrides; common to all tensors merged as one.
 
         Raises:
-            RecipeError: If a part matches no tensor, so that its models would not be merged, or if
+            RecipeError: If a group matches no tensor, so that its models would not be merged, or if
                 patterns split the tensors that are merged as one.
         """
-        groups: dict[str, list[str]] = {}
+        fused: dict[str, list[str]] = {}
         for name in names:
-            groups.setdefault(called(name), []).append(name)
-        for fused_name, members in groups.items():
+            fused.setdefault(called(name), []).append(name)
+        for fused_name, members in fused.items():
             self._check_undivided(fused_name, members)
-        for number, part in enumerate(self.parts):
-            if not any(part.fits(name) for name in names):
+        for number, group in enumerate(self.groups):
+            if not any(group.fits(name) for name in names):
                 raise RecipeError(
-                    f"parts.{number} matches no tensor",
-                    code="merge.idle-part",
-                    where=f"parts.{number}.tensors: {', '.join(part.tensors)}",
+                    f"groups.{number} matches no tensor",
+                    code="merge.unused-group",
+                    where=f"groups.{number}.tensors: {', '.join(group.tensors)}",
                     expected=f"patterns of names such as {names[0] if names else 'none'}",
                     next="stillroom merge plan lists the tensors",
                 )
-        listed = [(f"vary.{index}", variation) for index, variation in enumerate(self.vary)]
-        for number, part in enumerate(self.parts):
+        listed = [
+            (f"parameters.{index}", override) for index, override in enumerate(self.parameters)
+        ]
+        for number, group in enumerate(self.groups):
             listed += [
-                (f"parts.{number}.vary.{index}", variation)
-                for index, variation in enumerate(part.vary)
+                (f"groups.{number}.parameters.{index}", override)
+                for index, override in enumerate(group.parameters)
             ]
         idle = [
-            line
-            for where, variation in listed
-            if (line := _describe_reach(where, variation, groups))
+            line for where, override in listed if (line := _describe_reach(where, override, fused))
         ]
         return idle + [
             f"note: the pattern '{pattern}' of {where} fits no tensor"
@@ -379,7 +398,7 @@ class TensorRules:
         """Raise an error if patterns treat members of a fused tensor differently."""
         for where, answers in (
             ("include, exclude", [self.merges(name) for name in members]),
-            ("parts", [self.group_of(name) for name in members]),
+            ("groups", [self.group_of(name) for name in members]),
         ):
             differing = next(
                 (index for index, answer in enumerate(answers) if answer != answers[0]), 0
@@ -387,24 +406,24 @@ class TensorRules:
             if differing:
                 raise RecipeError(
                     f"'{members[0]}' and '{members[differing]}' cannot be treated differently",
-                    code="merge.compat",
+                    code="merge.arithmetic",
                     where=where,
                     expected=f"patterns that match all of '{fused_name}', which mergekit merges as "
                     f"one tensor, or nothing of it",
-                    next="widen the patterns, or set 'compat: paper'",
+                    next="widen the patterns, or set 'arithmetic: paper'",
                 )
 
 
 def _describe_reach(
-    where: str, variation: ParameterOverride, groups: Mapping[str, Sequence[str]]
+    where: str, override: ParameterOverride, groups: Mapping[str, Sequence[str]]
 ) -> str:
-    """Return a note if a variation applies differently than its patterns suggest, else ""."""
-    description = f"{where} ({variation.setting} of {', '.join(variation.tensors)})"
+    """Return a note if a override applies differently than its patterns suggest, else ""."""
+    description = f"{where} ({override.setting} of {', '.join(override.tensors)})"
     is_idle = True
     for fused_name, members in groups.items():
-        is_held = variation.fits(fused_name)
+        is_held = override.fits(fused_name)
         is_idle = is_idle and not is_held
-        named = [name for name in members if variation.fits(name)]
+        named = [name for name in members if override.fits(name)]
         if named and not is_held:
             return (
                 f"warning: {description} does not hold for '{named[0]}', which is merged as (a "
@@ -419,22 +438,34 @@ def _describe_reach(
 
 def read_rules(recipe: MergeRecipe) -> TensorRules:
     """Return the tensor rules of a recipe."""
+    arithmetic = recipe.arithmetic
     return TensorRules(
         recipe.out.dtype,
         recipe.include,
         recipe.exclude,
-        recipe.rest,
-        recipe.vary,
+        recipe.missing_tensors,
+        recipe.parameters,
         recipe.slices,
-        recipe.compat,
-        recipe.compute,
+        arithmetic.name,
+        arithmetic.compute_dtype if isinstance(arithmetic, MergekitArithmetic) else None,
         recipe.tokenizer,
-        recipe.parts,
+        recipe.groups,
     )
 
 
-_MAX_PROBLEMS = 8
+def override_settings(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
+    """Return a validated copy of a method with some settings changed.
 
+    Raises:
+        ValueError: If a value is invalid for the method.
+    """
+    if not changes:
+        return method
+    settings = {key: value for key, value in method.model_dump().items() if key != "name"}
+    return type(method).model_validate(settings | dict(changes))
+
+
+_MAX_PROBLEMS = 8
 
 _MUST_AGREE = (
     "model_type",

@@ -1,7 +1,7 @@
 """Plans of mixtures of experts from dense models that share a base.
 
 Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055, with several models' MLPs
-instead of copies of one, and gate rows from prompts (``moe_gates``). Attention, norms and
+instead of copies of one, and gate rows from prompts (``engine.gates``). Attention, norms and
 embeddings are the base's. Routing weights add up to 1, so that equal experts reproduce the dense
 model. Every tensor is streamed; only gates are held in memory.
 """
@@ -10,55 +10,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.checkpoints.dtypes import narrow
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
-from stillroom.merge.interfaces import METHODS, Array
-from stillroom.merge.planning.inputs import MergeSource, ResolvedSettings, TensorRules
-from stillroom.merge.planning.moe_gates import (
-    RANDOM_GATE_MODES,
-    GateMode,
-    compute_gates,
-    compute_mergekit_gates,
-    max_cosine,
+from stillroom.merge.interfaces import METHODS
+from stillroom.merge.planning.inputs import MergeSource, ResolvedSettings
+from stillroom.merge.planning.plan import (
+    SAFETENSORS_DTYPES,
+    Computation,
+    GatePlan,
+    GateRows,
+    MergePlan,
+    PlannedTensor,
+    SourceTensor,
+    Zeros,
 )
-from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
+from stillroom.merge.planning.planner import list_source_notes
+from stillroom.merge.settings import RANDOM_GATE_MODES, GateMode, MoeArchitecture
 
-if TYPE_CHECKING:
-    from stillroom.merge.engine.merge import Merge
-
-__all__ = [
-    "MoeLayoutName",
-    "find_similar_gates",
-    "plan_moe",
-]
-
-
-MoeLayoutName = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe"]
-
+__all__ = ["MoePlanSettings", "plan_moe"]
 
 _MLP = re.compile(r"(model\.layers\.(\d+)\.)mlp\.((?:gate|up|down)_proj)\.weight")
-
-
 _QUERY = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkv]_proj\.)weight")
-
-
-_GATE = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.gate\.weight")
-
-
 _BIAS = re.compile(r"\.(mlp|self_attn)\..*\.bias$")
-
-
 _SILENT_WIDTH = 8
-
-
-_SIMILAR_COSINE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +51,7 @@ class _Layout:
 
 
 _PARTS = {part: part for part in ("gate_proj", "up_proj", "down_proj")}
-
-
 _QWEN = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
-
 
 _LAYOUTS: Mapping[str, _Layout] = {
     "mixtral": _Layout(
@@ -106,7 +81,6 @@ _LAYOUTS: Mapping[str, _Layout] = {
     ),
 }
 
-
 _DEFAULT_LAYOUTS = {
     "llama": "mixtral",
     "mistral": "mixtral",
@@ -114,53 +88,49 @@ _DEFAULT_LAYOUTS = {
     "qwen3": "qwen3_moe",
 }
 
-
 _DROPPED = ("attention_bias", "mlp_bias", "pretraining_tp", "auto_map")
 
 
-def find_similar_gates(mixture: Checkpoint) -> Iterator[int]:
-    """Yield the layers of a written mixture with two nearly equal gate rows."""
-    from stillroom.merge.tensors.storage import read_rows
+@dataclass(frozen=True, slots=True)
+class MoePlanSettings:
+    """Settings of a mixture.
 
-    gates = [(int(match[1]), name) for name in mixture.names() if (match := _GATE.fullmatch(name))]
-    for layer, name in sorted(gates):
-        if max_cosine(read_rows(mixture, name, dtype=np.float64)) > _SIMILAR_COSINE:
-            yield layer
+    Attributes:
+        gate_mode: Source of the gate rows.
+        experts_per_token: Number of experts per token.
+        architecture: Architecture of the result; ``auto`` chooses by the base.
+        has_shared_expert: Whether the last parent is used for every token.
+        is_mergekit: Whether gates are computed as in mergekit.
+        dtype: Storage type; None: that of the models.
+    """
+
+    gate_mode: GateMode = "hidden"
+    experts_per_token: int = 2
+    architecture: MoeArchitecture = "auto"
+    has_shared_expert: bool = False
+    is_mergekit: bool = False
+    dtype: str | None = None
 
 
 def plan_moe(
-    base: MergeSource | None,
-    parents: Sequence[MergeSource],
-    rules: TensorRules,
-    *,
-    gate: GateMode,
-    experts_per_token: int,
-    layout: MoeLayoutName,
-    shared: int | None,
+    base: MergeSource, parents: Sequence[MergeSource], settings: MoePlanSettings
 ) -> MergePlan:
     """Return the plan of a mixture: the tensors of the base, all experts, and the gates.
 
     Args:
         base: Gives all tensors except the MLPs.
-        parents: The experts, including the shared one, if any.
-        rules: Storage type, and whether gates are computed as in mergekit.
-        gate: Gate mode.
-        experts_per_token: Number of experts per token.
-        layout: Architecture of the result; ``auto`` chooses by the base.
-        shared: Index of the parent used for every token, or None.
+        parents: The experts; the shared one, if any, last.
+        settings: Settings of the mixture.
 
     Raises:
         CheckpointError: If the base's architecture has no such mixture.
         ShapeError: If an expert's MLP does not have the base's shape.
-        RecipeError: If there are too few experts, or gates lack prompts.
+        RecipeError: If there are too few experts.
     """
-    if base is None:
-        from stillroom.merge.interfaces import missing_base_error
-
-        raise missing_base_error("moe")
-    name = _choose_layout(base.checkpoint, layout, shared)
-    mixture = _MoePlanner(base, parents, rules, name, gate, shared)
-    mixture.check(experts_per_token)
+    shared = len(parents) - 1 if settings.has_shared_expert else None
+    name = _choose_layout(base.checkpoint, settings.architecture, shared)
+    mixture = _MoePlanner(base, parents, settings, name, shared)
+    mixture.check()
     tensors = tuple(sorted(mixture.tensors(), key=lambda tensor: tensor.name))
     sources = [base, *parents]
     read = [
@@ -168,16 +138,18 @@ def plan_moe(
         for tensor in tensors
         for home in tensor.inputs
     ]
+    is_random = settings.gate_mode in RANDOM_GATE_MODES
     return MergePlan(
         "moe",
         tuple(source.name for source in sources),
         tensors,
         (),
-        mixture.config(experts_per_token),
+        mixture.config(),
         sum(read),
         1,
-        notes=tuple(mixture.notes(experts_per_token)),
-        held_bytes=0 if gate in RANDOM_GATE_MODES else 4 * base.checkpoint.parameters,
+        notes=(*list_source_notes(sources), *mixture.notes()),
+        held_bytes=0 if is_random else 4 * base.checkpoint.parameters,
+        gates=mixture.gates(),
     )
 
 
@@ -187,11 +159,9 @@ class _MoePlanner:
 
     base: MergeSource
     parents: Sequence[MergeSource]
-    rules: TensorRules
+    settings: MoePlanSettings
     name: str
-    gate: GateMode
     shared: int | None
-    _cached_gates: dict[int, Array] = field(default_factory=dict, compare=False)
 
     @property
     def layout(self) -> _Layout:
@@ -207,40 +177,35 @@ class _MoePlanner:
         layers = [int(match[2]) for name in self.base.checkpoint.names() if (match := _mlp(name))]
         return max(layers, default=-1) + 1
 
-    def check(self, per_token: int) -> None:
+    def check(self) -> None:
         """Raise an error for invalid settings or shapes."""
-        count = len(self.experts)
+        count, per_token = len(self.experts), self.settings.experts_per_token
         problems = []
         if count < 2 or not 1 <= per_token <= count:
             problems.append(
                 Problem(
                     f"{count} experts, {per_token} per token",
                     "merge.moe-experts",
-                    "models",
+                    "experts",
                     "at least two experts, and at most all of them per token",
-                    "add models, or lower experts_per_token",
+                    "add experts, or lower experts_per_token",
                 )
             )
-        if self.shared is not None and self.shared >= len(self.parents):
-            problems.append(
-                Problem(
-                    f"model {self.shared} does not exist",
-                    "merge.moe-experts",
-                    "method.shared",
-                    f"a number from 0 to {len(self.parents) - 1}",
-                    "count the models from 0",
-                )
-            )
+        mode = self.settings.gate_mode
+        is_random = mode in RANDOM_GATE_MODES
         for index, parent in enumerate(self.parents):
-            if self.gate in RANDOM_GATE_MODES or parent.prompts.positive:
+            prompts = parent.prompts
+            if bool(prompts.positive) is not is_random and not (is_random and prompts.negative):
                 continue
+            key = "shared_expert" if index == self.shared else f"experts.{index}"
             problems.append(
                 Problem(
-                    f"the gate ({self.gate}) needs prompts, but '{parent.name}' has none",
+                    f"the gate mode {mode} {'has no' if is_random else 'needs'} prompts, unlike "
+                    f"'{parent.name}'",
                     "merge.moe-experts",
-                    f"models.{index}.positive",
-                    "some prompts that this expert should answer",
-                    "add them, or choose gate 'random'",
+                    f"{key}.positive_prompts",
+                    "no prompts" if is_random else "some prompts that this expert should answer",
+                    "omit them" if is_random else "add them, or set gate_mode to random",
                 )
             )
         if problems:
@@ -280,13 +245,13 @@ class _MoePlanner:
             if query and self.name == "qwen2_moe" and f"{query[1]}bias" not in base:
                 yield self._zeros(f"{query[1]}bias", name, base.shape(name)[:1])
 
-    def config(self, per_token: int) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Return config.json of the result."""
         config = self.base.checkpoint.config
         mixture_config = {key: value for key, value in config.items() if key not in _DROPPED}
         mixture_config |= dict(self.layout.settings) | {"architectures": [self.layout.architecture]}
         mixture_config |= {"model_type": self.name, self.layout.count: len(self.experts)}
-        mixture_config["num_experts_per_tok"] = per_token
+        mixture_config["num_experts_per_tok"] = self.settings.experts_per_token
         width = config.get("intermediate_size")
         if self.name != "mixtral":
             mixture_config["moe_intermediate_size"] = width
@@ -297,15 +262,17 @@ class _MoePlanner:
             )
         return mixture_config
 
-    def notes(self, per_token: int) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """Yield the notes of the plan."""
         names = [self.parents[source - 1].name for source in self.experts]
+        per_token = self.settings.experts_per_token
         yield f"{self.name}: {len(names)} experts, {per_token} a token: {', '.join(names)}"
         if self.shared is not None:
             yield f"every token also goes to {self.parents[self.shared].name}"
         elif self.name == "qwen2_moe":
             yield "the layout has an expert for all tokens: it is written silent, all zeros"
-        how = "drawn by the seed" if self.gate in RANDOM_GATE_MODES else f"prompts, {self.gate}"
+        mode = self.settings.gate_mode
+        how = "drawn by the seed" if mode in RANDOM_GATE_MODES else f"prompts, {mode}"
         yield f"gates of {self.layers} layers from {how}; all else from {self.base.name}"
 
     def _place_experts(self, name: str, start: str, part: str) -> Iterator[PlannedTensor]:
@@ -329,14 +296,8 @@ class _MoePlanner:
         width = self.base.checkpoint.shape(name)[1]
         count = len(self.experts)
 
-        def make(merge: Merge, rows: slice) -> Iterator[Array]:
-            yield narrow(self._gates(merge)[layer][rows], stored)
-
         yield _computed_tensor(
-            start + self.layout.gate,
-            stored,
-            (count, width),
-            lambda merge: make(merge, slice(0, count)),
+            start + self.layout.gate, stored, (count, width), GateRows(layer, 0, count)
         )
         if self.name != "qwen2_moe":
             return
@@ -344,21 +305,19 @@ class _MoePlanner:
         if self.shared is None:
             yield self._zeros(target, name, (1, width))
         else:
-            yield _computed_tensor(
-                target, stored, (1, width), lambda merge: make(merge, slice(count, count + 1))
-            )
+            shared_row = GateRows(layer, count, count + 1)
+            yield _computed_tensor(target, stored, (1, width), shared_row)
 
-    def _gates(self, merge: Merge) -> Array:
-        """Return all gates, (layers, experts and the shared one, width), cached by seed."""
-        if merge.seed not in self._cached_gates:
-            order = [index - 1 for index in self.experts]
-            order += [self.shared] if self.shared is not None else []
-            prompts = [self.parents[index].prompts for index in order]
-            make = compute_mergekit_gates if self.rules.compat == "mergekit" else compute_gates
-            self._cached_gates[merge.seed] = make(
-                self.base.checkpoint, prompts, self.layers, self.gate, merge.seed
-            )
-        return self._cached_gates[merge.seed]
+    def gates(self) -> GatePlan:
+        """Return how the gates are computed: a row for every expert, then the shared one."""
+        order = [index - 1 for index in self.experts]
+        order += [self.shared] if self.shared is not None else []
+        return GatePlan(
+            self.settings.gate_mode,
+            tuple(self.parents[index].prompts for index in order),
+            self.layers,
+            self.settings.is_mergekit,
+        )
 
     def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
         """Return a copied tensor at its new name, scaled if the model's settings say so."""
@@ -379,19 +338,13 @@ class _MoePlanner:
         )
 
     def _zeros(self, target: str, name: str, shape: tuple[int, ...]) -> PlannedTensor:
-        stored = self._stored(name)
-        return _computed_tensor(
-            target,
-            stored,
-            shape,
-            lambda merge: iter([narrow(np.zeros(shape, np.float32), stored)]),
-        )
+        return _computed_tensor(target, self._stored(name), shape, Zeros())
 
     def _stored(self, name: str) -> str:
         """Return the common storage type of an expert tensor, which is fused in memory."""
         if self._requested_dtype():
             return self._requested_dtype()
-        if self.rules.compat == "mergekit":
+        if self.settings.is_mergekit:
             return self.base.checkpoint.entry(name).dtype
         sources = [self.base, *self.parents]
         kinds = {
@@ -402,18 +355,20 @@ class _MoePlanner:
         return "F64" if "F64" in kinds else "F32"
 
     def _requested_dtype(self) -> str:
-        return SAFETENSORS_DTYPES.get(self.rules.dtype or self.rules.compute or "", "")
+        return SAFETENSORS_DTYPES.get(self.settings.dtype or "", "")
 
 
-def _computed_tensor(name: str, stored: str, shape: tuple[int, ...], make: Any) -> PlannedTensor:
-    return PlannedTensor(name, stored, shape, None, (), is_placed=True, made=make)
+def _computed_tensor(
+    name: str, stored: str, shape: tuple[int, ...], computed: Computation
+) -> PlannedTensor:
+    return PlannedTensor(name, stored, shape, None, (), is_placed=True, computed=computed)
 
 
 def _mlp(name: str) -> re.Match[str] | None:
     return _MLP.fullmatch(name)
 
 
-def _choose_layout(base: Checkpoint, layout: MoeLayoutName, shared: int | None) -> str:
+def _choose_layout(base: Checkpoint, layout: MoeArchitecture, shared: int | None) -> str:
     """Return the layout's name; raise an error for an unsupported base."""
     kind = str(base.config.get("model_type"))
     has_bias = any(_BIAS.search(name) for name in base.names())
@@ -423,7 +378,7 @@ def _choose_layout(base: Checkpoint, layout: MoeLayoutName, shared: int | None) 
     fits = name in _LAYOUTS and kind in _LAYOUTS[name].dense
     if not fits or (has_bias and name == "mixtral") or (shared is not None and name != "qwen2_moe"):
         description = f"{kind} models{' with biases' if has_bias and fits else ''}"
-        condition = "" if layout == "auto" else f" in the layout {layout}"
+        condition = "" if layout == "auto" else f" in the architecture {layout}"
         condition += " with a shared expert" if shared is not None else ""
         listed = "; ".join(
             f"{key} of {', '.join(candidate.dense)}" for key, candidate in _LAYOUTS.items()
@@ -433,6 +388,6 @@ def _choose_layout(base: Checkpoint, layout: MoeLayoutName, shared: int | None) 
             code="merge.moe",
             where=str(base.folder),
             expected=f"{listed}; only qwen2_moe has a shared expert",
-            next="choose another base or layout",
+            next="choose another base or architecture",
         )
     return name

@@ -1,54 +1,36 @@
-"""The merge plan: inputs, shape, type and settings of every tensor of the result.
+"""The merge plan: sources, shape, type, method and settings of every tensor of the result.
 
-Uses names, shapes and configs only. Every tensor of every source is merged, copied, or reported as
-a problem.
+A plan is data: the executor interprets it, and ``to_json`` writes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from stillroom.checkpoints.safetensors_format import DTYPE_SIZES, FLOATS
-from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
-from stillroom.merge.interfaces import ArchitectureMerge, Array, MergeMethod, missing_base_error
-from stillroom.merge.planning.inputs import (
-    ResolvedSettings,
-    TensorRules,
-    check_configs,
-    limit_problems,
-    read_rules,
-)
-from stillroom.merge.recipe import MergeRecipe, Slice, TensorGroup
-from stillroom.merge.tensors.structure import (
-    EMBEDDING,
-    HEAD,
-    LayerStack,
-    describe_expert_differences,
-    find_main_stack,
-    find_stacks,
-    has_fused_experts,
-    is_embedding,
-    restack_config,
-    split_layer_name,
-    to_mergekit_name,
-)
+from stillroom.checkpoints.safetensors_format import DTYPE_SIZES
+from stillroom.merge.interfaces import Array
+from stillroom.merge.planning.inputs import GatePrompts, ResolvedSettings
+from stillroom.merge.settings import GateMode
+from stillroom.merge.tensors.structure import EMBEDDING
 
 if TYPE_CHECKING:
-    from stillroom.merge.engine.merge import Merge
-    from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.planning.token_plan import TokenPlan
 
 __all__ = [
     "BLOCK_ELEMENTS",
     "SAFETENSORS_DTYPES",
+    "Computation",
+    "GatePlan",
+    "GateRows",
     "MergePlan",
     "PlannedTensor",
     "SourceTensor",
-    "plan_merge",
-    "plan_sources",
+    "TokenMatch",
+    "TransplantedTable",
+    "Zeros",
 ]
 
 BLOCK_ELEMENTS = 1 << 17
@@ -64,6 +46,71 @@ class SourceTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Zeros:
+    """A tensor of zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateRows:
+    """Rows ``start`` to ``stop`` of the gate of one layer, as the plan's ``gates`` describe it."""
+
+    layer: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransplantedTable:
+    """A token table of the target with the donor's tokens, as the plan's ``match`` maps them.
+
+    ``donor`` is the donor's counterpart, in which new tokens are approximated; empty: the mean.
+    """
+
+    target: str
+    donor: str
+
+
+Computation: TypeAlias = Zeros | GateRows | TransplantedTable
+"""How the executor computes a tensor that is in no source."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatePlan:
+    """How the gates of a mixture of experts are computed.
+
+    Attributes:
+        mode: Source of the rows.
+        prompts: Prompts of every gate row.
+        layers: Number of layers.
+        is_mergekit: Whether they are computed as in mergekit.
+    """
+
+    mode: GateMode
+    prompts: tuple[GatePrompts, ...]
+    layers: int
+    is_mergekit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMatch:
+    """How a transplant maps rows of the donor to rows of the target.
+
+    Attributes:
+        k: Maximum number of shared tokens per new token.
+        rows: The target's row of each donor row, or -1.
+        named: Whether a row has a token.
+        dictionary: Rows of the shared tokens.
+        by_role: Special tokens matched by their role.
+    """
+
+    k: int
+    rows: Array
+    named: Array
+    dictionary: Array
+    by_role: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One tensor of the result.
 
@@ -76,8 +123,8 @@ class PlannedTensor:
         layer: Relative depth, 0 to 1, or None outside the layers.
         settings: Resolved settings; None if it is not merged.
         is_token_table: Whether rows are mapped through the plan's tokens.
-        is_placed: Whether an architecture merge assigned the tensor to its place.
-        made: Returns computed rows in the storage type, in blocks.
+        is_placed: Whether a mixture or a transplant assigned the tensor to its place.
+        computed: How it is computed, if it is in no source.
     """
 
     name: str
@@ -89,7 +136,7 @@ class PlannedTensor:
     settings: ResolvedSettings | None = None
     is_token_table: bool = False
     is_placed: bool = False
-    made: Callable[[Merge], Iterator[Array]] | None = None
+    computed: Computation | None = None
 
     @property
     def is_merged(self) -> bool:
@@ -111,6 +158,46 @@ class PlannedTensor:
         """Size in the result, in bytes."""
         return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
 
+    @property
+    def how(self) -> str:
+        """How it is made: the method's name, ``copy``, or the kind of computation."""
+        if self.computed is not None:
+            return _COMPUTATIONS[type(self.computed)]
+        return self.settings.method.method_name() if self.settings else "copy"
+
+    def to_json(self, sources: Sequence[str]) -> dict[str, Any]:
+        """Return JSON-serializable values.
+
+        Args:
+            sources: Names of the plan's sources.
+        """
+        described: dict[str, Any] = {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "bytes": self.size_bytes,
+            "how": self.how,
+            "sources": [
+                {"source": sources[home.source], "tensor": home.name} for home in self.inputs
+            ],
+        }
+        if self.computed is not None:
+            described |= asdict(self.computed)
+        if self.layer is not None:
+            described["layer"] = self.layer
+        if self.settings is not None:
+            described["settings"] = self.settings.method.model_dump(mode="json")
+            described["models"] = [
+                {"weight": weight, **settings}
+                for weight, settings in zip(
+                    self.settings.weights, self.settings.per_model, strict=True
+                )
+            ]
+        return described
+
+
+_COMPUTATIONS = {Zeros: "zeros", GateRows: "gate", TransplantedTable: "transplant"}
+
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
@@ -126,6 +213,8 @@ class MergePlan:
     tokens: TokenPlan | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     held_bytes: int = 0
+    gates: GatePlan | None = field(default=None, repr=False)
+    match: TokenMatch | None = field(default=None, repr=False)
 
     @property
     def written_bytes(self) -> int:
@@ -136,7 +225,7 @@ class MergePlan:
     def memory_bytes(self) -> int:
         """Peak memory of blocks: inputs in storage and compute type, and temporaries.
 
-        Includes what an architecture merge holds: a model that is run, whole tables.
+        Includes what a mixture or a transplant holds: a model that is run, whole tables.
         """
         widest = max((self._widest(tensor) for tensor in self.tensors), default=0)
         return widest * 8 * (2 * len(self.sources) + 6) + self.held_bytes
@@ -159,6 +248,7 @@ class MergePlan:
             "passes": self.passes,
             "tokens": self.tokens.report() if self.tokens else None,
             "notes": list(self.notes),
+            "tensors": [tensor.to_json(self.sources) for tensor in self.tensors],
         }
 
     def __str__(self) -> str:
@@ -186,381 +276,6 @@ class MergePlan:
         return max(BLOCK_ELEMENTS, math.prod(tensor.shape if is_whole else tensor.shape[1:]))
 
 
-def plan_merge(recipe: MergeRecipe) -> MergePlan:
-    """Return the plan of a recipe, reading headers only.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or the sources do not match.
-        ShapeError: If a tensor's shapes differ.
-    """
-    from stillroom.merge.planning.inputs import open_sources
-
-    base, parents = open_sources(recipe)
-    return plan_sources(recipe.method, base, parents, read_rules(recipe))
-
-
-def plan_sources(
-    method: MergeMethod,
-    base: MergeSource | None,
-    parents: Sequence[MergeSource],
-    rules: TensorRules,
-) -> MergePlan:
-    """Return the plan for opened sources.
-
-    Raises:
-        CheckpointError: If the sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        RecipeError: If slices name missing layers, or an architecture merge is impossible.
-    """
-    notes = [
-        f"note: {source.name} is dequantized from {source.checkpoint.dequantized_from}"
-        for source in (*([base] if base else []), *parents)
-        if source.checkpoint.dequantized_from
-    ]
-    if isinstance(method, ArchitectureMerge):
-        plan = method.arrange(base, parents, rules)
-        return replace(plan, notes=(*notes, *plan.notes))
-    planner = _Planner(method, base, parents, rules)
-    plan = planner.plan()
-    idle = rules.find_unused([tensor.name for tensor in plan.tensors], planner.called)
-    return replace(plan, notes=(*notes, *plan.notes, *idle))
-
-
-@dataclass(frozen=True, slots=True)
-class _TensorRequest:
-    """A tensor of the result before validation: its name in every source."""
-
-    name: str
-    homes: tuple[SourceTensor, ...]
-    layer: float | None
-    part: Slice | None = None
-    group: TensorGroup | None = None
-
-
-class _Planner:
-    """Plans one merge, and collects its problems."""
-
-    def __init__(
-        self,
-        method: MergeMethod,
-        base: MergeSource | None,
-        parents: Sequence[MergeSource],
-        rules: TensorRules,
-    ) -> None:
-        self.method, self.rules = method, rules
-        self.base = base
-        self.shift = 1 if base is not None else 0
-        self.sources = [*([base] if base else []), *parents]
-        self.tokens = _plan_tokenizer(rules, base, parents)
-        self.problems: list[Problem] = []
-        self.shapes: list[Problem] = []
-        self.notes: dict[str, None] = {}
-
-    def plan(self) -> MergePlan:
-        if self.method.needs_base and self.base is None:
-            raise missing_base_error(self.method.method_name())
-        check_configs(
-            self.sources,
-            stacked=bool(self.rules.slices),
-            shared_vocabulary=self.tokens is None,
-        )
-        all_tied = all(source.checkpoint.is_tied for source in self.sources)
-        names = sorted({name for source in self.sources for name in source.checkpoint.names()})
-        tied = tuple(name for name in names if name == HEAD and all_tied and EMBEDDING in names)
-        tensor_names = [name for name in names if name not in tied]
-        config: dict[str, Any] = dict(self.sources[0].checkpoint.config)
-        if self.rules.slices:
-            requests, config = self._stack(tensor_names, config)
-        else:
-            requests = list(self._place(tensor_names))
-        planned = [
-            planned_tensor for request in requests if (planned_tensor := self._plan_tensor(request))
-        ]
-        for kind, problems in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
-            if problems:
-                raise kind(limit_problems(problems))
-        if self.rules.compat == "mergekit":
-            self.notes[
-                describe_expert_differences(config, tensor_names, self.method.method_name())
-            ] = None
-        if "tie_word_embeddings" in config or not all_tied:
-            config["tie_word_embeddings"] = all_tied
-        if self.tokens is not None:
-            config = self.tokens.adapt_config(config)
-        return MergePlan(
-            self.method.method_name(),
-            tuple(source.name for source in self.sources),
-            tuple(sorted(planned, key=lambda tensor: (self.called(tensor.name), tensor.name))),
-            tied,
-            config,
-            sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
-            self._count_passes(),
-            self.tokens,
-            tuple(f"warning: {note}" for note in self.notes if note),
-        )
-
-    def _place(self, names: Sequence[str]) -> Iterator[_TensorRequest]:
-        """Yield every tensor at its own name."""
-        stacks = find_stacks(names)
-        for name in names:
-            layer = self._depth(name, stacks)
-            yield self._gather(name, layer)
-
-    def _depth(self, name: str, stacks: Mapping[str, LayerStack]) -> float | None:
-        parts = split_layer_name(name)
-        return parts[1] / max(stacks[parts[0]].count - 1, 1) if parts else None
-
-    def _gather(self, name: str, layer: float | None) -> _TensorRequest:
-        """Return a tensor with the sources that take part in it, those of its part if any."""
-        group = self.rules.group_of(name)
-        homes = tuple(
-            SourceTensor(number, home)
-            for number in self._members(group)
-            if (home := _find_source_name(self.sources[number], name))
-        )
-        return _TensorRequest(name, homes, layer, None, group)
-
-    def _members(self, group: TensorGroup | None) -> list[int]:
-        """Return the indices of a part's sources, always including the base."""
-        if group is None or group.models is None:
-            return list(range(len(self.sources)))
-        return [*range(self.shift), *(number + self.shift for number in group.models)]
-
-    def _stack(
-        self, names: Sequence[str], config: dict[str, Any]
-    ) -> tuple[list[_TensorRequest], dict[str, Any]]:
-        """Return the tensors of the slices' layers and those outside the layers."""
-        stacks = [find_main_stack(s.checkpoint.names(), s.checkpoint.config) for s in self.sources]
-        if any(stack is None for stack in stacks) or len({s.prefix for s in stacks if s}) > 1:
-            raise _slice_error(
-                "slices",
-                "the layers of these models cannot be identified by name",
-                "one stack of numbered layers, as many as in config.json, in every model",
-            )
-        prefix = stacks[0].prefix if stacks[0] else ""
-        requests: list[_TensorRequest] = []
-        origin: list[int] = []
-        for number, part in enumerate(self.rules.slices):
-            for offset in range(part.count):
-                layer = offset / (part.count - 1) if part.count > 1 else 1.0
-                requests += self._stack_layer(part, number, offset, prefix, len(origin), layer)
-                origin.append(part.models[0].layers[0] + offset)
-        stack_of = find_stacks(names)
-        outer_names = [
-            name for name in names if not name.startswith(prefix) or not split_layer_name(name)
-        ]
-        for name in outer_names:
-            if self.rules.group_of(name) is not None:
-                requests.append(self._gather(name, self._depth(name, stack_of)))
-                continue
-            part = self.rules.slices[0 if is_embedding(name) else -1]
-            homes = [SourceTensor(entry.model + self.shift, name) for entry in part.models]
-            homes = [home for home in homes if _find_source_name(self.sources[home.source], name)]
-            requests.append(_TensorRequest(name, tuple(homes), None, part))
-        first = self.rules.slices[0].models[0].model + self.shift
-        donor = self.base or self.sources[first]
-        return requests, restack_config(dict(donor.checkpoint.config), origin)
-
-    def _stack_layer(
-        self, part: Slice, number: int, offset: int, prefix: str, out: int, layer: float
-    ) -> Iterator[_TensorRequest]:
-        homes_by_suffix: dict[str, list[SourceTensor]] = {}
-        for position, entry in enumerate(part.models):
-            source = self.sources[entry.model + self.shift]
-            start = f"{prefix}{entry.layers[0] + offset}."
-            names = [name for name in source.checkpoint.names() if name.startswith(start)]
-            if not names:
-                raise _slice_error(
-                    f"slices.{number}.models.{position}.layers",
-                    f"{source.name} has no layer {entry.layers[0] + offset}",
-                    f"existing layers: 0 to {self._count_layers(source)}",
-                )
-            for name in names:
-                home = SourceTensor(entry.model + self.shift, name)
-                homes_by_suffix.setdefault(name.removeprefix(start), []).append(home)
-        for suffix, homes in homes_by_suffix.items():
-            yield _TensorRequest(f"{prefix}{out}.{suffix}", tuple(homes), layer, part)
-
-    def _count_layers(self, source: MergeSource) -> int:
-        stack = find_main_stack(source.checkpoint.names(), source.checkpoint.config)
-        return stack.count if stack else 0
-
-    def _plan_tensor(self, request: _TensorRequest) -> PlannedTensor | None:
-        name, rules = request.name, self.rules
-        entries = [self._entry(home) for home in request.homes]
-        lacking = self._lacking(request)
-        if lacking and rules.rest == "refuse" and rules.merges(name):
-            self.problems.append(
-                Problem(
-                    f"tensor '{name}' is missing in {', '.join(lacking)}",
-                    "merge.missing-tensor",
-                    name,
-                    "the same tensors in every model",
-                    "merge models of one architecture; 'rest: copy' takes such tensors from the "
-                    "first model that has them, unmerged",
-                )
-            )
-            return None
-        if not entries or lacking or not rules.merges(name):
-            return self._copied(request)
-        if self._is_table(request.homes, entries):
-            entries = [replace(entry, shape=self._table_shape(entry)) for entry in entries]
-        if len({entry.shape for entry in entries}) > 1:
-            self._refuse_shapes(request, entries)
-            return None
-        if any(entry.dtype not in FLOATS for entry in entries) or 0 in entries[0].shape:
-            return self._copied(request)
-        return self._merged(request, entries)
-
-    def _merged(self, request: _TensorRequest, entries: Sequence[Any]) -> PlannedTensor:
-        dtype = self.rules.dtype or self.rules.compute
-        stored_dtype = (
-            SAFETENSORS_DTYPES[dtype]
-            if dtype
-            else _widest_dtype([entry.dtype for entry in entries])
-        )
-        is_base = [self.base is not None and home.source == 0 for home in request.homes]
-        base = next(
-            (
-                home
-                for home, is_base_home in zip(request.homes, is_base, strict=True)
-                if is_base_home
-            ),
-            None,
-        )
-        parents = tuple(
-            home
-            for home, is_base_home in zip(request.homes, is_base, strict=True)
-            if not is_base_home
-        )
-        sources = [self.sources[home.source] for home in parents]
-        settings = self.rules.resolve(
-            self.method,
-            tuple(source.weight for source in sources),
-            tuple(source.settings for source in sources),
-            self._numbers(request, parents),
-            self.called(request.name),
-            request.layer,
-            request.part or request.group,
-        )
-        if self.rules.compat == "mergekit":
-            self.notes[settings.method.check_mergekit(settings.weights)] = None
-        else:
-            settings.method.check(settings.weights)
-        if self.method.needs_base and base is None and request.part is not None:
-            raise _slice_error(
-                "slices",
-                f"no slice gives the base's '{request.name}'",
-                "the base (-1) in every slice of a method that needs it",
-            )
-        return PlannedTensor(
-            request.name,
-            stored_dtype,
-            entries[0].shape,
-            base,
-            parents,
-            request.layer,
-            settings,
-            self._is_table(request.homes, [self._entry(home) for home in request.homes]),
-        )
-
-    def called(self, name: str) -> str:
-        """Return the name of a tensor, in mergekit's arithmetic that of its fused tensor."""
-        is_mergekit = self.rules.compat == "mergekit"
-        if is_mergekit and has_fused_experts(self.sources[0].checkpoint.config):
-            return to_mergekit_name(name)
-        return name
-
-    def _is_table(self, homes: Sequence[SourceTensor], entries: Sequence[Any]) -> bool:
-        """Return whether a tensor has one row per token, in every source."""
-        tokens = self.tokens
-        return tokens is not None and all(
-            tokens.is_token_table(home.name, entry.shape, home.source)
-            for home, entry in zip(homes, entries, strict=True)
-        )
-
-    def _table_shape(self, entry: Any) -> tuple[int, ...]:
-        return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
-
-    def _numbers(self, request: _TensorRequest, parents: Sequence[SourceTensor]) -> tuple[int, ...]:
-        """Return each parent's index in the list that variations refer to."""
-        if request.part is None:
-            return tuple(home.source - self.shift for home in parents)
-        listed = [entry.model + self.shift for entry in request.part.models]
-        numbers, begin = [], 0
-        for home in parents:
-            begin = listed.index(home.source, begin)
-            numbers.append(begin)
-            begin += 1
-        return tuple(numbers)
-
-    def _copied(self, request: _TensorRequest) -> PlannedTensor | None:
-        if not request.homes:
-            return None
-        entry = self._entry(request.homes[0])
-        stored_dtype = entry.dtype
-        dtype = self.rules.dtype or self.rules.compute
-        if dtype and stored_dtype in FLOATS:
-            stored_dtype = SAFETENSORS_DTYPES[dtype]
-        return PlannedTensor(
-            request.name, stored_dtype, entry.shape, None, request.homes[:1], request.layer
-        )
-
-    def _lacking(self, request: _TensorRequest) -> list[str]:
-        having = {home.source for home in request.homes}
-        if request.part is None:
-            expected = set(self._members(request.group))
-        else:
-            expected = {entry.model + self.shift for entry in request.part.models}
-        return [self.sources[number].name for number in sorted(expected - having)]
-
-    def _refuse_shapes(self, request: _TensorRequest, entries: Sequence[Any]) -> None:
-        names = [self.sources[home.source].name for home in request.homes]
-        listed = ", ".join(
-            f"{name} {entry.shape}" for name, entry in zip(names, entries, strict=True)
-        )
-        rows = {entry.shape[:1] for entry in entries}
-        only_rows = len({entry.shape[1:] for entry in entries}) == 1 and len(rows) > 1
-        is_table = only_rows and (is_embedding(request.name) or request.name == HEAD)
-        self.shapes.append(
-            Problem(
-                f"tensor '{request.name}' has different shapes: {listed}",
-                "merge.shape",
-                request.name,
-                "one shape in every model",
-                "the vocabularies differ in size: add 'tokenizer: {source: union}' or base"
-                if is_table
-                else "merge models of one architecture and vocabulary, or exclude this tensor",
-            )
-        )
-
-    def _entry(self, home: SourceTensor) -> Any:
-        return self.sources[home.source].checkpoint.entry(home.name)
-
-    def _read_bytes(self, tensor: PlannedTensor) -> int:
-        return sum(int(self._entry(home).size_bytes) for home in tensor.inputs)
-
-    def _count_passes(self) -> int:
-        kind = type(self.method)
-        measures = kind.measure is not MergeMethod.measure
-        surveys = kind.survey is not MergeMethod.survey
-        return 1 + measures + 2 * surveys
-
-
-def _plan_tokenizer(
-    rules: TensorRules, base: MergeSource | None, parents: Sequence[MergeSource]
-) -> TokenPlan | None:
-    if rules.tokenizer is None:
-        return None
-    from stillroom.merge.planning.token_plan import plan_tokenizer
-
-    return plan_tokenizer(
-        rules.tokenizer,
-        base.checkpoint.folder if base else None,
-        [parent.checkpoint.folder for parent in parents],
-    )
-
-
 def _format_tokens(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"  {report['tokens']} tokens in {report['rows']} rows "
@@ -574,24 +289,3 @@ def _format_tokens(report: Mapping[str, Any]) -> list[str]:
         ]
         lines.append(f"    {source['name']}: {', '.join(parts)}")
     return lines
-
-
-def _find_source_name(source: MergeSource, name: str) -> str:
-    """Return a source's name for a tensor; a tied output embedding is the input embedding."""
-    tied = name == HEAD and source.checkpoint.is_tied and EMBEDDING in source.checkpoint
-    if tied:
-        return EMBEDDING
-    return name if name in source.checkpoint else ""
-
-
-def _widest_dtype(dtypes: Sequence[str]) -> str:
-    kinds = set(dtypes)
-    if len(kinds) == 1:
-        return dtypes[0]
-    return "F64" if "F64" in kinds else "F32"
-
-
-def _slice_error(where: str, problem: str, expected: str) -> RecipeError:
-    return RecipeError(
-        problem, code="merge.slice", where=where, expected=expected, next="change the slices"
-    )

@@ -43,21 +43,12 @@ __all__ = [
     "write_chat_template",
 ]
 
-
 Read = Callable[[int, "np.ndarray[Any, Any]"], Array]
-
-
 """Reads rows of a token table: source index (base first), and row indices, int64."""
 
-
 _ZERO, _MEAN, _PAD = -1, -2, -3
-
-
 _CHUNK = 4096
-
-
 _LAYER = re.compile(r"\.\d+\.")
-
 
 _TABLES = re.compile(
     r"(^|[._])(embed_tokens|lm_head|embed_out|embed_in|wte|word_embeddings?|tok_embeddings|"
@@ -444,7 +435,6 @@ def _missing_model(number: object, count: int, where: str) -> Problem:
 
 _FILE = "chat_template.jinja"
 
-
 KNOWN_TEMPLATES = {
     "alpaca": "{% set heads = {'user': '### Instruction:\\n', 'assistant': '### Response:\\n'} %}"
     "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
@@ -473,8 +463,6 @@ KNOWN_TEMPLATES = {
     "{{ message['content'] }} [/INST]"
     "{% else %} {{ message['content'] + eos_token }}{% endif %}{% endfor %}",
 }
-
-
 """Templates by name, written here for the formats that their publishers documented."""
 
 

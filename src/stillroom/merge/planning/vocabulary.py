@@ -34,16 +34,9 @@ __all__ = [
     "write_tokenizer",
 ]
 
-
 _MOST_TOKENS = 10_000_000
-
-
 _BYTE_FORM = 6  # as in <0x0A>
-
-
 _NEW_TOKEN_SCORE = -1e4
-
-
 _CONFIGS = ("text_config", "llm_config", "language_config")
 
 
@@ -332,7 +325,6 @@ def _byte_letters() -> Mapping[str, int]:
 
 _LETTERS: dict[str, int] = {}
 
-
 _COPIED = (
     "chat_template.jinja",
     "generation_config.json",
@@ -340,12 +332,8 @@ _COPIED = (
     "tokenizer_config.json",
 )
 
-
 _COUNTED = ("merges.txt", "tokenizer.model", "vocab.json", "vocab.txt", "added_tokens.json")
-
-
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
-
 
 _TEXTS = (
     "The still house kept 27 jars; what was in them, nobody knows.",

@@ -103,7 +103,7 @@ class LearnedCoefficients:
             base: Reference of the base.
             models: References of the parents, in order.
         """
-        vary = [
+        parameters = [
             {
                 "setting": "weight",
                 "model": number,
@@ -115,11 +115,11 @@ class LearnedCoefficients:
         ]
         return {
             "version": 1,
-            "kind": "merge",
+            "kind": "merge.weights",
             "method": {"name": "task_arithmetic"},
-            "base": base,
+            "base_model": base,
             "models": [_build_model_entry(base, model) for model in models],
-            "vary": vary,
+            "parameters": parameters,
         }
 
     def __str__(self) -> str:
@@ -409,8 +409,8 @@ def _split(
 
 def _build_model_entry(base: str, model: str) -> dict[str, str]:
     if is_adapter(Path(model)):
-        return {"checkpoint": base, "adapter": model}
-    return {"checkpoint": model}
+        return {"model": base, "adapter": model}
+    return {"model": model}
 
 
 def _find_group(name: str, group: Group) -> str:

@@ -16,14 +16,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate import Metric, warn_small_sample
 from stillroom.evaluate.metrics.bootstrap import paired_difference
 from stillroom.jobs import Job, Journal, atomic_write
 from stillroom.merge.engine.merge import Merge, reconfigure_merge
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.search.scoring import (
     MergeScorer,
     Score,
@@ -38,15 +37,19 @@ from stillroom.merge.search.space import (
     Optimizer,
     SearchSpace,
     apply_changes,
+    build_plain_recipe,
     create_optimizer,
     list_baselines,
 )
 from stillroom.merge.search.trials import TrialResult, TrialRunner, open_trial_pool
-from stillroom.merge.settings import SearchSettings
 from stillroom.merge.tensors.structure import find_main_stack
 from stillroom.provenance import digest_json
 from stillroom.recipes import dump_recipe
 from stillroom.records import Record
+
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeRecipe
+    from stillroom.merge.jobs.search import MergeSearchRecipe
 
 __all__ = [
     "SearchResult",
@@ -56,10 +59,7 @@ __all__ = [
     "write_search_result",
 ]
 
-
 _MAX_FAILURES = 1e12
-
-
 _MIN_RECORDS = 8
 
 
@@ -92,7 +92,7 @@ class _Finalist:
         return sign * mean_over_records([self.scores[i] for i in indices], range(len(indices)))
 
 
-def search_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> SearchResult:
+def search_merge(recipe: MergeSearchRecipe, merge: Merge, job: Job) -> SearchResult:
     """Search, choose and measure; an interrupted search resumes with the journaled trials.
 
     Raises:
@@ -101,26 +101,17 @@ def search_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> SearchResult:
         MissingExtraError: If the optimizer's library is not installed.
         Cancelled: If the user stopped it.
     """
-    if recipe.search is None:
-        raise ValueError("the recipe has no search")
-    return _Search(recipe, recipe.search, merge, job).run()
+    return _Search(recipe, merge, job).run()
 
 
 class _Search:
     """One search of one recipe."""
 
-    def __init__(
-        self, recipe: MergeRecipe, settings: SearchSettings, merge: Merge, job: Job
-    ) -> None:
-        self.recipe, self.settings, self.merge, self.job = recipe, settings, merge, job
+    def __init__(self, recipe: MergeSearchRecipe, merge: Merge, job: Job) -> None:
+        self.recipe, self.merge, self.job = recipe, merge, job
+        self.settings = settings = recipe.search
         self.space = SearchSpace.of(recipe, self._count_layers())
-        scoring = ScoringSettings(
-            settings.objective,
-            settings.max_tokens,
-            settings.batch_tokens,
-            settings.max_new_tokens,
-            settings.teacher,
-        )
+        scoring = ScoringSettings(settings.objective, settings.max_tokens, settings.batch_tokens)
         self.sign = scoring.sign
         scorer = MergeScorer(scoring, job.scratch / "candidate", job.say)
         self.runner = TrialRunner(recipe, merge, scorer)
@@ -176,7 +167,7 @@ class _Search:
         return int(digest_json([self.recipe.seed, "search"])[:12], 16)
 
     def _count_layers(self) -> list[int]:
-        if self.settings.path is None:
+        if self.settings.layer_path is None:
             return []
         stacks = [
             find_main_stack(source.checkpoint.names(), source.checkpoint.config)
@@ -312,7 +303,7 @@ class _Search:
             else mean_over_records(outcome.scores, range(len(outcome.scores)))
         )
         if value is not None:
-            self.job.metric(self.settings.objective, value, trial=number)
+            self.job.metric(self.settings.objective.name, value, trial=number)
         row = {"number": number, "value": value, "changes": changes, "point": list(point)}
         return row | ({"failed": outcome.failed} if outcome.failed else {})
 
@@ -371,7 +362,7 @@ class _Search:
         best_baseline: _Finalist | None,
     ) -> dict[str, Any]:
         return {
-            "objective": self.settings.objective,
+            "objective": self.settings.objective.name,
             "candidates": [self._build_row(entry, self.parts.choose) for entry in entries],
             "kept": selected.name,
             "helped": selected.parent is None,
@@ -399,7 +390,7 @@ class _Search:
 
     def _count(self, trials: Sequence[dict[str, Any]], stopped: str) -> dict[str, Any]:
         return {
-            "optimizer": self.settings.method,
+            "optimizer": self.settings.optimizer.name,
             "space": self.space.labels,
             "tried": len(trials),
             "failed_trials": sum(row["value"] is None for row in trials),
@@ -426,7 +417,7 @@ class _Search:
             [mean_per_token(selected.scores[i]) for i in self.parts.final],
             [mean_per_token(baseline.scores[i]) for i in self.parts.final],
             seed=self.recipe.seed,
-            name=f"{self.settings.objective} less that of {baseline.name}",
+            name=f"{self.settings.objective.name} less that of {baseline.name}",
         ).to_json()
 
 
@@ -439,16 +430,14 @@ def _find_last_improvement(trials: Sequence[dict[str, Any]], sign: int) -> int:
     return position
 
 
-def _copy_parent(recipe: MergeRecipe, selected: _Finalist) -> MergeRecipe:
+def _copy_parent(recipe: MergeSearchRecipe, selected: _Finalist) -> MergeRecipe:
     """Return the recipe that copies a parent."""
     data = recipe.model_dump(mode="json")
     index = selected.parent.place if selected.parent else 0
-    reference = {"checkpoint": recipe.base} if index < 0 else data["models"][index]
-    keep = ("checkpoint", "adapter")
-    model = {key: value for key, value in reference.items() if key in keep}
-    return MergeRecipe.model_validate(
+    reference = {"model": recipe.base_model} if index < 0 else data["models"][index]
+    model = {key: value for key, value in reference.items() if key in ("model", "adapter")}
+    return build_plain_recipe(
         {
-            "kind": "merge",
             "seed": recipe.seed,
             "method": {"name": "passthrough"},
             "models": [model],
@@ -457,7 +446,7 @@ def _copy_parent(recipe: MergeRecipe, selected: _Finalist) -> MergeRecipe:
     )
 
 
-SEARCH_FILE, RESULT_RECIPE_FILE = "search.json", "found.yaml"
+SEARCH_FILE, RESULT_RECIPE_FILE = "search.json", "best.yaml"
 
 
 @dataclass(frozen=True)
@@ -471,7 +460,7 @@ class SearchResult:
 
 
 def write_search_result(result: SearchResult, job: Job) -> None:
-    """Write output/search.json with all trials, and found.yaml, the recipe without search."""
+    """Write output/search.json with all trials, and best.yaml, the recipe of the result."""
     with atomic_write(job.output / SEARCH_FILE) as file:
         json.dump(result.details | {"trials": result.trials}, file, ensure_ascii=False, indent=1)
     with atomic_write(job.work / RESULT_RECIPE_FILE) as file:
@@ -494,7 +483,7 @@ def read_search_result(folder: Path) -> dict[str, Any]:
             f"{folder} contains no readable search result",
             code="merge.no-search",
             where=str(path),
-            expected="the folder of a merge whose recipe has 'search'",
+            expected="the folder of a job of kind merge.search",
             next=f"stillroom show {folder} describes it",
         ) from error
     return result

@@ -11,13 +11,19 @@ import gc
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import bootstrap
-from stillroom.merge.settings import HIGHER_IS_BETTER, Objective
+from stillroom.merge.settings import (
+    HIGHER_IS_BETTER,
+    AnswerObjective,
+    LossObjective,
+    Objective,
+    TeacherObjective,
+)
 from stillroom.objects import resolve_local
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Prompt, Record
@@ -42,22 +48,16 @@ Score = tuple[float, int]
 
 @dataclass(frozen=True, slots=True)
 class ScoringSettings:
-    """The measure, and its limits.
+    """The measure, and its limits."""
 
-    ``teacher`` is the reference checkpoint of ``kl`` and ``agreement``; it must have the models'
-    tokenizer.
-    """
-
-    objective: Objective = "loss"
+    objective: Objective = field(default_factory=LossObjective)
     max_tokens: int = 1024
     batch_tokens: int = 2048
-    max_new_tokens: int = 64
-    teacher: str | None = None
 
     @property
     def sign(self) -> int:
         """1 if lower is better, else -1."""
-        return -1 if self.objective in HIGHER_IS_BETTER else 1
+        return -1 if self.objective.name in HIGHER_IS_BETTER else 1
 
 
 class MergeScorer:
@@ -109,22 +109,23 @@ class MergeScorer:
             "on_truncated": lambda index, tokens: truncated.append(index),
         }
         objective = self.settings.objective
-        if objective == "loss":
+        if isinstance(objective, LossObjective):
             from stillroom.evaluate.lm.loss import held_out_loss
 
             scores = held_out_loss(model, tokenizer, records, **bounds)
-        elif objective in ("kl", "agreement"):
+        elif isinstance(objective, TeacherObjective):
             from stillroom.evaluate.lm.divergence import measure_agreement
 
             agreements = measure_agreement(
-                model, self._load_teacher(), tokenizer, records, **bounds
+                model, self._load_teacher(objective), tokenizer, records, **bounds
             )
             scores = [
-                (getattr(agreement, objective) * agreement.tokens, agreement.tokens)
+                (getattr(agreement, objective.name) * agreement.tokens, agreement.tokens)
                 for agreement in agreements
             ]
         else:
-            scores = _answer(model, tokenizer, records, self.settings)
+            limit = self.settings.max_tokens
+            scores = _answer(model, tokenizer, records, objective, limit)
         self.truncated = len(truncated)
         return scores
 
@@ -198,11 +199,11 @@ class MergeScorer:
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _load_teacher(self) -> Any:
+    def _load_teacher(self, objective: TeacherObjective) -> Any:
         from stillroom.models import load_causal_lm, resolve_checkpoint
 
         if self._teacher is None:
-            reference = Path(self.settings.teacher or "")
+            reference = Path(objective.teacher)
             path = reference if reference.exists() else resolve_checkpoint(str(reference))
             self._teacher, _ = load_causal_lm(_find_folder(path), dtype="float32")
         return self._teacher
@@ -325,7 +326,11 @@ def _fill(model: Any, merge: Merge) -> None:
 
 
 def _answer(
-    model: Any, tokenizer: Any, records: Sequence[Record], settings: ScoringSettings
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    objective: AnswerObjective,
+    max_tokens: int,
 ) -> list[Score]:
     """Generate greedily; score F1 or exact match with the record's last turn."""
     import torch
@@ -333,7 +338,7 @@ def _answer(
     from stillroom.models.tokenization.chat_template import render_prompt
     from stillroom.text.unicode import exact_match, token_f1
 
-    compare = token_f1 if settings.objective == "f1" else exact_match
+    compare = token_f1 if objective.name == "f1" else exact_match
     scores: list[Score] = []
     for record in records:
         prompt_messages, expected = _split_answer(record.messages)
@@ -342,12 +347,12 @@ def _answer(
             continue
         text = render_prompt(tokenizer, Prompt(prompt_messages))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        ids = ids[:, -settings.max_tokens :].to(model.device)
+        ids = ids[:, -max_tokens:].to(model.device)
         with torch.inference_mode():
             output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=settings.max_new_tokens,
+                max_new_tokens=objective.max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )

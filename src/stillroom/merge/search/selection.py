@@ -3,8 +3,8 @@
 Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
 the records and confirmed on the other, so that selection bias does not pass for progress. If no
 merge is confirmed, the best parent is kept unchanged, as the artifact records. A share of the
-records (``select.final``) is used for neither and measures the selected one. Candidates are merged
-in memory. Only the loss is compared: a lower loss need not mean better answers.
+records (``select.test_share``) is used for neither and measures the selected one. Candidates are
+merged in memory. Only the loss is compared: a lower loss need not mean better answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import paired_difference
@@ -22,7 +22,6 @@ from stillroom.jobs import Job
 from stillroom.merge.engine.merge import Merge
 from stillroom.merge.interfaces import METHODS
 from stillroom.merge.planning.inputs import MergeSource, TensorRules, list_run_checkpoints
-from stillroom.merge.recipe import MergeRecipe, SelectionSettings
 from stillroom.merge.search.scoring import (
     MergeScorer,
     Score,
@@ -34,15 +33,21 @@ from stillroom.merge.search.scoring import (
 )
 from stillroom.records import Record
 
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
+    from stillroom.merge.jobs.select import MergeSelectRecipe
+    from stillroom.merge.settings import SelectionSettings
+
 __all__ = [
     "MergeCandidate",
     "count_candidates",
+    "format_selection",
     "list_candidates",
     "list_parent_candidates",
     "select_merge",
 ]
 
-_DEFAULT_MIXES = (0.5, 0.75)
+_DEFAULT_INTERPOLATIONS = (0.5, 0.75)
 _MIN_HALVED = 8
 _MIN_SPLIT, _FINAL = 16, 0.25
 
@@ -60,15 +65,13 @@ class MergeCandidate:
     place: int = 0
 
 
-def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, dict[str, Any]]:
+def select_merge(recipe: MergeSelectRecipe, merge: Merge, job: Job) -> tuple[Merge, dict[str, Any]]:
     """Score all candidates; return the selected merge and the details of the choice.
 
     Raises:
         DataError: If fewer than two records have an assistant token, and the recipe requires it.
         Cancelled: If the user stopped it; finished scores are kept.
     """
-    if recipe.select is None:
-        raise ValueError("the recipe has no selection")
     select = recipe.select
     candidates = list_candidates(recipe, merge)
     available = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
@@ -78,7 +81,7 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
     try:
         scores, counted = _score_records(candidates, select, recipe.seed, job)
     except DataError as error:
-        if recipe.when_too_few == "refuse" or error.code != "merge.no-records":
+        if recipe.on_too_few == "refuse" or error.code != "merge.no-records":
             raise
         return _keep_first(candidates, error.problems[0].what, job)
     selected, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
@@ -139,13 +142,13 @@ def _keep_first(
     }
 
 
-def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
+def list_candidates(recipe: MergeSelectRecipe, merge: Merge) -> list[MergeCandidate]:
     """Return all candidates of a recipe: parents, averages, interpolations and the merge."""
     finals = _list_final_checkpoints(recipe, merge.parents)
     candidates = _open_parents(recipe, merge)
     name = recipe.method.method_name()
     run = list_run_checkpoints(finals[0])
-    for count in recipe.select.averages if recipe.select else ():
+    for count in recipe.select.averages:
         average = Merge(METHODS.build("run_average"), None, run[-count:], merge.rules, merge.seed)
         if count <= len(run) and not _is_same(average, merge):
             candidates.append(
@@ -154,27 +157,25 @@ def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
     if merge.base is not None:
         candidates += [
             MergeCandidate(f"{name} at {share:g}", replace(merge, share=share))
-            for share in _list_mixes(recipe)
+            for share in _list_interpolations(recipe)
         ]
     if _differs_from_parent(recipe, merge):
         candidates.append(MergeCandidate(name, merge))
     return _number_names(candidates)
 
 
-def list_parent_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
+def list_parent_candidates(recipe: MergeJobRecipe, merge: Merge) -> list[MergeCandidate]:
     """Return the base, if any, and every model of a recipe as unchanged candidates."""
     return _number_names(_open_parents(recipe, merge))
 
 
-def count_candidates(recipe: MergeRecipe) -> int:
+def count_candidates(recipe: MergeSelectRecipe) -> int:
     """Return an upper bound on the number of candidates, without opening any."""
-    if recipe.select is None:
-        return 0
-    parents = len(recipe.models) + (recipe.base is not None)
-    return parents + len(recipe.select.averages) + len(_list_mixes(recipe)) + 1
+    parents = len(recipe.list_inputs())
+    return parents + len(recipe.select.averages) + len(_list_interpolations(recipe)) + 1
 
 
-def _open_parents(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
+def _open_parents(recipe: MergeJobRecipe, merge: Merge) -> list[MergeCandidate]:
     base = [replace(_copy_candidate(merge.base, merge.rules), place=-1)] if merge.base else []
     finals = _list_final_checkpoints(recipe, merge.parents)
     return [
@@ -198,17 +199,18 @@ def _number_names(candidates: Sequence[MergeCandidate]) -> list[MergeCandidate]:
     return named
 
 
-def _list_mixes(recipe: MergeRecipe) -> tuple[float, ...]:
-    if recipe.base is None or recipe.select is None:
+def _list_interpolations(recipe: MergeSelectRecipe) -> tuple[float, ...]:
+    if recipe.base_model is None:
         return ()
-    return _DEFAULT_MIXES if recipe.select.mixes is None else recipe.select.mixes
+    chosen = recipe.select.interpolations
+    return _DEFAULT_INTERPOLATIONS if chosen is None else chosen
 
 
 def _list_final_checkpoints(
-    recipe: MergeRecipe, parents: Sequence[MergeSource]
+    recipe: MergeJobRecipe, parents: Sequence[MergeSource]
 ) -> list[MergeSource]:
     """Return the final checkpoint of each model, without its earlier run checkpoints."""
-    counts = (max(entry.along_run, 1) for entry in recipe.models)
+    counts = (model.sources for model in recipe.list_inputs() if model.role == "model")
     return [parents[stop - 1] for stop in accumulate(counts)]
 
 
@@ -223,7 +225,7 @@ def _is_same(first: Merge, second: Merge) -> bool:
     return first.method == second.method and first_sources == second_sources
 
 
-def _differs_from_parent(recipe: MergeRecipe, merge: Merge) -> bool:
+def _differs_from_parent(recipe: MergeSelectRecipe, merge: Merge) -> bool:
     """Whether the merge differs from its only parent."""
     alone = {"linear", "passthrough", "run_average"}
     return len(merge.parents) > 1 or recipe.method.method_name() not in alone
@@ -299,7 +301,7 @@ def _choose_candidate(
     seed: int,
 ) -> tuple[int, dict[str, Any]]:
     """Return the index of the selected candidate, and the details of the choice."""
-    parts = _SelectionSplit.of(counted, select.final)
+    parts = _SelectionSplit.of(counted, select.test_share)
     on_choosing = [mean_over_records(losses, parts.choosing) for losses in scores]
     parents = [index for index, candidate in enumerate(candidates) if candidate.parent is not None]
     # Parents come first and min returns the first of equals: a merge must be strictly better.
@@ -360,6 +362,17 @@ def _score_final(
             "records": len(parts.final),
         }
     }
+
+
+def format_selection(details: Mapping[str, Any]) -> str:
+    """Return the outcome in a sentence, for the card."""
+    if "left_out" in details:
+        return f"No merge was judged: {details['left_out']}. Kept as it is: {details['kept']}."
+    helped = "did" if details["helped"] else "did not"
+    return (
+        f"Kept of {len(details['candidates'])} candidates: {details['kept']}. "
+        f"Merging {helped} lower the held-out loss."
+    )
 
 
 def _format_final(final: Mapping[str, Any]) -> str:

@@ -14,68 +14,76 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import MissingExtraError, Problem, RecipeError
-from stillroom.merge.recipe import MergeRecipe, ModelEntry
-from stillroom.merge.settings import LayerPathSettings, SearchParameter, SearchSettings
+from stillroom.merge.settings import (
+    CmaSettings,
+    LayerPathSettings,
+    SearchParameter,
+    SearchSettings,
+    TpeSettings,
+)
+from stillroom.recipes import find_recipe_class
+
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeRecipe
+    from stillroom.merge.jobs.search import MergeSearchRecipe
 
 __all__ = [
     "Optimizer",
     "SearchSpace",
     "apply_changes",
+    "build_plain_recipe",
     "create_optimizer",
+    "find_space_problems",
     "list_baselines",
 ]
 
-
 _IN, _OUT = 0.8, 0.2  # start of a path: the first model's layers in, all others out
-
-
 _MIDDLE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """Search space of a recipe's ``search``.
+    """Search space of a recipe.
 
     ``layers`` lists the entries of a path, (model, layer); empty without a path.
     """
 
-    recipe: MergeRecipe
+    recipe: MergeSearchRecipe
     items: tuple[SearchParameter, ...]
     path: LayerPathSettings | None = None
     layers: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, recipe: MergeRecipe, counts: Sequence[int]) -> SearchSpace:
+    def of(cls, recipe: MergeSearchRecipe, counts: Sequence[int]) -> SearchSpace:
         """Return the search space of a recipe.
 
         Args:
-            recipe: A recipe with ``search``.
+            recipe: The recipe.
             counts: Number of layers of each model; used for a path only.
 
         Raises:
-            RecipeError: If a searched setting is not in the recipe.
+            RecipeError: If nothing is searched.
         """
         search = recipe.search
-        if search is None:
-            raise ValueError("the recipe has no search")
-        problems = _find_problems(recipe)
-        if problems:
-            raise RecipeError(problems)
-        layers = _list_layers(search.path, counts) if search.path else ()
-        return cls(recipe, search.space, search.path, layers)
+        if not search.space and search.layer_path is None:
+            raise RecipeError(
+                [_problem("nothing is searched", "search", "space or layer_path", "set one")]
+            )
+        layers = _list_layers(search.layer_path, counts) if search.layer_path else ()
+        return cls(recipe, search.space, search.layer_path, layers)
 
     @property
     def labels(self) -> list[str]:
         """Name of every dimension."""
         names: list[str] = []
         for item in self.items:
-            if item.layers is None:
+            if item.gradient is None:
                 names.append(item.label)
             else:
-                names += [f"{item.label}.layers.{knot}" for knot in range(item.layers)]
+                names += [f"{item.label}.gradient.{knot}" for knot in range(item.gradient)]
         counts: dict[tuple[int, int], int] = {}
         for model, layer in self.layers:
             counts[model, layer] = counts.get((model, layer), 0) + 1
@@ -85,7 +93,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of dimensions."""
-        return sum(item.layers or 1 for item in self.items) + len(self.layers)
+        return sum(item.gradient or 1 for item in self.items) + len(self.layers)
 
     def begin(self) -> list[float]:
         """Return the point of the recipe as written, clipped to the space."""
@@ -94,7 +102,7 @@ class SearchSpace:
             value = _read_written_value(self.recipe, item)
             middle = item.low + (item.high - item.low) / 2
             share = ((middle if value is None else value) - item.low) / (item.high - item.low)
-            point += [min(max(share, 0.0), 1.0)] * (item.layers or 1)
+            point += [min(max(share, 0.0), 1.0)] * (item.gradient or 1)
         visited: set[tuple[int, int]] = set()
         first = self.layers[0][0] if self.layers else 0
         for entry in self.layers:
@@ -105,23 +113,27 @@ class SearchSpace:
 
     def read(self, point: Sequence[float]) -> dict[str, Any]:
         """Return a point's changes of the recipe, as JSON values."""
-        changes: dict[str, Any] = {"models": {}, "method": {}, "vary": []}
+        changes: dict[str, Any] = {"models": {}, "method": {}, "parameters": []}
         start = 0
         for item in self.items:
-            count = item.layers or 1
+            count = item.gradient or 1
             values = [self._value(item, share) for share in point[start : start + count]]
             start += count
-            is_own = item.model is None or item.setting in ModelEntry.model_fields
-            if item.layers is None and item.tensors == ("*",) and is_own:
+            if item.gradient is None and item.tensors == ("*",):
                 if item.model is None:
                     changes["method"][item.setting] = values[0]
                 else:
                     model_changes = changes["models"].setdefault(str(item.model), {})
                     model_changes[item.setting] = values[0]
             else:
-                values_entry = {"value": values[0]} if item.layers is None else {"layers": values}
-                target = {"setting": item.setting, "model": item.model}
-                changes["vary"].append({**target, "tensors": list(item.tensors), **values_entry})
+                changes["parameters"].append(
+                    {
+                        "setting": item.setting,
+                        "model": item.model,
+                        "tensors": list(item.tensors),
+                        "value": values[0] if item.gradient is None else values,
+                    }
+                )
         if self.path is not None:
             changes["slices"] = self._walk(point[start:])
         return changes
@@ -151,7 +163,10 @@ class SearchSpace:
                 runs[-1][2] = layer + 1
             else:
                 runs.append([model, layer, layer + 1])
-        return [{"models": [{"model": m, "layers": [start, stop]}]} for m, start, stop in runs]
+        return [
+            {"sources": [{"model": model, "layer_range": [start, stop]}]}
+            for model, start, stop in runs
+        ]
 
     def _limit(self) -> int:
         if self.path is not None and self.path.length is not None:
@@ -160,26 +175,37 @@ class SearchSpace:
         return 2 * len({entry for entry in self.layers if entry[0] == first})
 
 
-def apply_changes(recipe: MergeRecipe, changes: Mapping[str, Any]) -> MergeRecipe:
-    """Return a validated recipe with changes applied, without search and selection.
+def apply_changes(recipe: MergeSearchRecipe, changes: Mapping[str, Any]) -> MergeRecipe:
+    """Return the validated recipe of a plain merge with changes applied.
 
     Raises:
         ValueError: If a changed setting is invalid (including RecipeError).
     """
-    data = recipe.model_dump(mode="json")
+    data = recipe.model_dump(mode="json", exclude={"search", "engine"})
     for number, model_changes in changes.get("models", {}).items():
         data["models"][int(number)].update(model_changes)
     data["method"].update(changes.get("method", {}))
-    data["vary"] = [*changes.get("vary", ()), *data["vary"]]
+    data["parameters"] = [*changes.get("parameters", ()), *data["parameters"]]
     if "slices" in changes:
         data["slices"] = changes["slices"]
-    data["search"] = data["select"] = None
-    return MergeRecipe.model_validate(data)
+    return build_plain_recipe(data)
 
 
-def list_baselines(recipe: MergeRecipe) -> dict[str, dict[str, Any]]:
+def build_plain_recipe(settings: Mapping[str, Any]) -> MergeRecipe:
+    """Return the validated recipe of a plain merge, kind ``merge.weights``.
+
+    Raises:
+        ValueError: If a setting is invalid (including RecipeError).
+    """
+    kind = "merge.weights"
+    recipe: Any = find_recipe_class(kind).model_validate({**settings, "kind": kind})
+    plain: MergeRecipe = recipe
+    return plain
+
+
+def list_baselines(recipe: MergeSearchRecipe) -> dict[str, dict[str, Any]]:
     """Return the changes of hand-made baselines: as written, and equal weights."""
-    if recipe.search is not None and recipe.search.path is not None:
+    if recipe.search.layer_path is not None:
         return {}
     baselines: dict[str, dict[str, Any]] = {"as written": {}}
     weights = {model.weight for model in recipe.models}
@@ -200,7 +226,7 @@ def _list_layers(path: LayerPathSettings, counts: Sequence[int]) -> tuple[tuple[
     return tuple(once) * path.repeats
 
 
-def _read_written_value(recipe: MergeRecipe, item: SearchParameter) -> float | None:
+def _read_written_value(recipe: MergeSearchRecipe, item: SearchParameter) -> float | None:
     """Return the value set in the recipe, if it is a number."""
     value: Any = getattr(recipe.method, item.setting, None)
     if item.model is not None:
@@ -208,24 +234,23 @@ def _read_written_value(recipe: MergeRecipe, item: SearchParameter) -> float | N
         value = (
             model.weight if item.setting == "weight" else model.settings.get(item.setting, value)
         )
-    for variation in recipe.vary:
-        same = (variation.setting, variation.model) == (item.setting, item.model)
-        if same and variation.tensors == item.tensors:
-            value = variation.value_at(0.0)
+    for parameter in recipe.parameters:
+        same = (parameter.setting, parameter.model) == (item.setting, item.model)
+        if same and parameter.tensors == item.tensors:
+            value = parameter.value_at(0.0)
             break
     return float(value) if isinstance(value, int | float) else None
 
 
-def _find_problems(recipe: MergeRecipe) -> list[Problem]:
+def find_space_problems(recipe: MergeSearchRecipe) -> list[Problem]:
+    """Return the problems of what a recipe searches."""
     search = recipe.search
-    if search is None:
-        return []
     problems: list[Problem] = []
     for number, item in enumerate(search.space):
         problems += _check_item(recipe, item, f"search.space.{number}")
-    if search.path is not None:
-        problems += _check_path(recipe, search.path)
-    is_sliced = bool(recipe.slices) or search.path is not None
+    if search.layer_path is not None:
+        problems += _check_path(recipe, search.layer_path)
+    is_sliced = bool(recipe.slices) or search.layer_path is not None
     if is_sliced and any(item.model is not None for item in search.space):
         problems.append(
             _problem(
@@ -236,19 +261,10 @@ def _find_problems(recipe: MergeRecipe) -> list[Problem]:
                 "omit 'model' or the slices",
             )
         )
-    if recipe.select is not None:
-        problems.append(
-            _problem(
-                "select and search both choose the result",
-                "search",
-                "one of them",
-                "omit select: a search scores the parents, too",
-            )
-        )
     return problems
 
 
-def _check_item(recipe: MergeRecipe, item: SearchParameter, where: str) -> list[Problem]:
+def _check_item(recipe: MergeSearchRecipe, item: SearchParameter, where: str) -> list[Problem]:
     if item.model is None:
         fields = type(recipe.method).model_fields
         known = [
@@ -274,7 +290,7 @@ def _check_item(recipe: MergeRecipe, item: SearchParameter, where: str) -> list[
             )
         ]
     weight = ("weight",) if recipe.method.uses_weights else ()
-    allowed = [*weight, *recipe.method.per_model]
+    allowed = [*weight, *recipe.method.per_model_settings()]
     if item.setting in allowed:
         return []
     return [
@@ -289,12 +305,12 @@ def _check_item(recipe: MergeRecipe, item: SearchParameter, where: str) -> list[
     ]
 
 
-def _check_path(recipe: MergeRecipe, path: LayerPathSettings) -> list[Problem]:
+def _check_path(recipe: MergeSearchRecipe, path: LayerPathSettings) -> list[Problem]:
     problems = []
     if recipe.slices:
         problems.append(
             _problem(
-                "search.path generates slices, but the recipe has some",
+                "search.layer_path generates slices, but the recipe has some",
                 "slices",
                 "none",
                 "remove them",
@@ -304,7 +320,7 @@ def _check_path(recipe: MergeRecipe, path: LayerPathSettings) -> list[Problem]:
         problems.append(
             _problem(
                 f"{recipe.method.method_name()} merges several models in every layer",
-                "search.path",
+                "search.layer_path",
                 "a method for one model, such as passthrough",
                 "set method to passthrough, or search without a path",
             )
@@ -314,7 +330,7 @@ def _check_path(recipe: MergeRecipe, path: LayerPathSettings) -> list[Problem]:
         problems.append(
             _problem(
                 f"model {missing[0]} does not exist",
-                "search.path.models",
+                "search.layer_path.models",
                 f"numbers from 0 to {len(recipe.models) - 1}",
                 "count the models from 0",
             )
@@ -327,8 +343,6 @@ def _problem(text: str, where: str, expected: str, next_step: str) -> Problem:
 
 
 _PURPOSE = "search a merge"
-
-
 _START_SHARE = 2
 
 
@@ -356,15 +370,15 @@ def create_optimizer(search: SearchSettings, start: Sequence[float], seed: int) 
     Raises:
         MissingExtraError: If its library is not installed.
     """
-    if search.method == "cma":
-        return _Cma(search, start, seed)
-    return _Bayes(search, start, seed)
+    if isinstance(search.optimizer, CmaSettings):
+        return _Cma(search.optimizer, start, seed)
+    return _Tpe(search.optimizer, start, seed)
 
 
 class _Cma:
     """CMA-ES: Hansen 2016 (arXiv:1604.00772), from the package ``cma``."""
 
-    def __init__(self, search: SearchSettings, start: Sequence[float], seed: int) -> None:
+    def __init__(self, settings: CmaSettings, start: Sequence[float], seed: int) -> None:
         import numpy as np
 
         try:
@@ -383,9 +397,9 @@ class _Cma:
             "verbose": -9,
             "verb_log": 0,
         }
-        if search.population is not None:
-            options["popsize"] = search.population
-        self._strategy = cma.CMAEvolutionStrategy(padded, search.sigma, options)
+        if settings.population is not None:
+            options["popsize"] = settings.population
+        self._strategy = cma.CMAEvolutionStrategy(padded, settings.sigma, options)
         self._asked: list[Any] = []
 
     def ask(self) -> list[list[float]]:
@@ -399,16 +413,16 @@ class _Cma:
         return bool(self._strategy.stop())
 
 
-class _Bayes:
+class _Tpe:
     """The tree-structured Parzen estimator of Bergstra et al. 2011, from ``optuna``."""
 
-    def __init__(self, search: SearchSettings, start: Sequence[float], seed: int) -> None:
+    def __init__(self, settings: TpeSettings, start: Sequence[float], seed: int) -> None:
         try:
             import optuna
         except ImportError as error:
             raise MissingExtraError.of("optuna", "search", _PURPOSE) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.batch = search.population or 1
+        self.batch = settings.batch
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warns about experimental sampler settings
             sampler = optuna.samplers.TPESampler(

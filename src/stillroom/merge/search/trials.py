@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -21,10 +21,13 @@ from pydantic import ValidationError
 from stillroom.errors import CheckpointError, RecipeError, ShapeError
 from stillroom.jobs.engines import Engine, WorkerResources
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.search.scoring import MergeScorer, Score, ScoringSettings
 from stillroom.merge.search.space import apply_changes
+from stillroom.recipes import find_recipe_class
 from stillroom.records import Record
+
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.search import MergeSearchRecipe
 
 __all__ = ["TrialPool", "TrialResult", "TrialRunner", "open_trial_pool"]
 
@@ -51,7 +54,7 @@ class TrialResult:
 class TrialRunner:
     """Builds and scores candidates, one at a time."""
 
-    recipe: MergeRecipe
+    recipe: MergeSearchRecipe
     merge: Merge
     scorer: MergeScorer
 
@@ -145,7 +148,7 @@ class _TrialWork:
     concurrency: int = 1
 
     def open(self) -> WorkerResources[Mapping[str, Any], TrialResult]:
-        recipe = MergeRecipe.model_validate_json(self.recipe)
+        recipe: Any = find_recipe_class(_KIND).model_validate_json(self.recipe)
         # The scorer creates and removes the folder when needed.
         scratch = Path(tempfile.gettempdir()) / f"stillroom-candidate-{uuid4().hex}"
         scorer = MergeScorer(self.settings, scratch, lambda line: None)
@@ -161,8 +164,8 @@ def open_trial_pool(runner: TrialRunner, records: Sequence[Record], engine: Engi
     """Create the pool for a recipe's ``search`` and the job's engine."""
     if engine.is_remote:
         return TrialPool(runner, records, engine=engine)
-    search = runner.recipe.search
-    if search is None or search.workers == 1:
+    workers = runner.recipe.search.workers
+    if workers == 1:
         return TrialPool(runner, records)
     import multiprocessing
 
@@ -178,9 +181,10 @@ def open_trial_pool(runner: TrialRunner, records: Sequence[Record], engine: Engi
         torch.get_num_threads(),
     )
     make = multiprocessing.get_context("spawn").Pool
-    return TrialPool(runner, records, pool=lambda: make(search.workers, _start_worker, arguments))
+    return TrialPool(runner, records, pool=lambda: make(workers, _start_worker, arguments))
 
 
+_KIND = "merge.search"
 _STATE: dict[str, Any] = {}
 
 
@@ -197,7 +201,7 @@ def _start_worker(
     import torch
 
     torch.set_num_threads(threads)
-    loaded = MergeRecipe.model_validate(recipe)
+    loaded: Any = find_recipe_class(_KIND).model_validate(recipe)
     scorer = MergeScorer(settings, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
     _STATE["bench"] = TrialRunner(loaded, open_merge(loaded), scorer)
     _STATE["records"] = records

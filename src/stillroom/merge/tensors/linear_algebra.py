@@ -57,7 +57,6 @@ __all__ = [
     "weighted_mean",
 ]
 
-
 _EMBEDDING_NAMES = re.compile(r"embed|lm_head|\bwte\b|\bwpe\b|\bshared\.weight$|\bhead\.weight$")
 
 
@@ -123,14 +122,14 @@ def reconstruct(left: Array, values: Array, right: Array) -> Array:
 
 
 Device: TypeAlias = Literal["cpu", "cuda"]
-
-
 _device_stack: list[str] = []
 
 
-def warn_unused_device(device: str, method: MergeMethod, compat: str) -> list[str]:
+def warn_unused_device(device: str, method: object, arithmetic: str) -> list[str]:
     """Return a warning if the requested device is not used by a merge."""
-    if device == "cpu" or method.decomposes or compat == "mergekit":
+    if device == "cpu" or arithmetic == "mergekit":
+        return []
+    if not isinstance(method, MergeMethod) or method.decomposes:
         return []
     return [
         f"device {device} is not used: {method.method_name()} decomposes no matrices, "
@@ -185,14 +184,9 @@ def svd_with_torch(matrix: Array, device: str) -> tuple[Array, Array, Array]:
 
 
 MixCoefficients = tuple[list[float], float]
-
-
 """A coefficient for each model, and their sum minus 1."""
 
-
 _FLAT = 1e-12
-
-
 _TINY = 1e-150
 
 

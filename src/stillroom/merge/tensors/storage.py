@@ -56,10 +56,7 @@ __all__ = [
     "write_tensors",
 ]
 
-
 _TILE = 1 << 16
-
-
 _LEAST_ROWS = 8
 
 
@@ -234,11 +231,7 @@ def resolve_path(reference: str, say: Callable[[str], None] | None = None) -> Pa
 
 
 StatisticsKind = Literal["fisher", "gram"]
-
-
 _ABOUT, _ARRAYS = "statistics.json", "statistics.safetensors"
-
-
 _VERSION = 1
 
 

@@ -54,16 +54,9 @@ __all__ = [
     "to_mergekit_name",
 ]
 
-
 _LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)?)(?P<layer>\d+)\.(?P<rest>.+)$")
-
-
 _EMBEDDINGS = ("embed", "wte", "word_embeddings", "tok_embeddings", "shared.weight")
-
-
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-
-
 _PARTS = ("text_config", "llm_config", "language_config")
 
 
@@ -136,8 +129,6 @@ def restack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str
 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
 _NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "embed_out", "norm", "ln_", "score", "classifier")
 
 
@@ -260,13 +251,9 @@ def _non_finite_error(name: str) -> CheckpointError:
 
 
 _FUSED = frozenset({"mixtral", "qwen2_moe", "qwen3_moe"})
-
-
 """Model types for which this was observed."""
 
-
 _EXPERT = re.compile(r"(.*\.)?(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
-
 
 _FUSED_POSITIONS = {
     **dict.fromkeys(("w1", "gate_proj"), ("gate_up_proj", 0)),

@@ -55,10 +55,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-
 PROBABILITY_LEVELS = 1 << 16
-
-
 _LEAST_SUM = 1e-9
 
 
@@ -301,8 +298,6 @@ def plain_sum(vectors: Sequence[Array]) -> Array:
 
 # Factors of the elements of a single-row vector.
 ElementFactors = list[float]
-
-
 _MAX_PACKED_WIDTH = 1 << 12
 
 

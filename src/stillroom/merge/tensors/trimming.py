@@ -35,7 +35,6 @@ __all__ = [
 
 # Two thresholds as JSON values: kept are elements that the first keeps and the second does not.
 MagnitudeBand: TypeAlias = "list[tuple[int, str, int] | None]"
-
 _TOP = 0x7FFFFFFF
 _BINS = 1 << 20
 _SMALL = 1 << 16

@@ -35,9 +35,9 @@ def test_the_plan_of_a_mergekit_file_warns_of_what_is_overlooked(model, tmp_path
 
 def test_arithmetic_is_chosen_once(tmp_path):
     path = tmp_path / "ours.yaml"
-    path.write_text("version: 1\nkind: merge\nmethod: linear\nmodels: [{checkpoint: a}]\n")
-    given = [str(path), "compat=paper", "--arithmetic", "mergekit"]
+    path.write_text("version: 1\nkind: merge.weights\nmethod: linear\nmodels: [{model: a}]\n")
+    given = [str(path), "arithmetic=paper", "--arithmetic", "mergekit"]
     error = CliRunner().invoke(plan_command, given).exception
     assert isinstance(error, RecipeError)
-    assert error.code == "merge.compat"
+    assert error.code == "merge.arithmetic"
     assert error.exit_code == 2

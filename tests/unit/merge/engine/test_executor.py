@@ -177,7 +177,7 @@ def test_a_missing_tensor_is_refused_or_copied_as_asked(family, tmp_path):
         merge_checkpoints("linear", None, [parents[1], poor], tmp_path / "out")
     assert caught.value.code == "merge.missing-tensor"
     assert f"'{NORM}' is missing in poor" in str(caught.value)
-    merge = as_merge("linear", None, [parents[1], poor], rules=TensorRules(rest="copy"))
+    merge = as_merge("linear", None, [parents[1], poor], rules=TensorRules(missing_tensors="copy"))
     assert merge.write(tmp_path / "out").copied == (NORM,)
 
 

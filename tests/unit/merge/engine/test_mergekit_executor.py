@@ -1,4 +1,4 @@
-"""``compat: mergekit`` end to end: the same bytes whatever torch would use of the machine."""
+"""``arithmetic: mergekit`` end to end: the same bytes whatever torch would use of the machine."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from stillroom.merge.engine.executor import OrderedThreadPool
 from stillroom.merge.engine.merge import Merge, open_merge
 from stillroom.merge.engine.mergekit_executor import MergekitExecutor
 from stillroom.merge.interfaces import METHODS
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
+from stillroom.merge.mergekit.recipe_files import load_merge
 from stillroom.merge.planning.inputs import MergeSource, TensorRules
-from stillroom.merge.planning.recipe_files import load_merge
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.testing import tiny_checkpoint
 
 
@@ -31,8 +31,8 @@ def test_torchs_number_of_threads_never_changes_a_bit(tmp_path):
     base = tiny_checkpoint(tmp_path / "base", layers=1, hidden=512)
     tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2)]
     recipe = tmp_path / "merge.yaml"
-    lines = ["version: 1", "kind: merge", "compat: mergekit", "method: dare_linear"]
-    lines += [f"base: {base}", "models:", *(f"  - checkpoint: {tune}" for tune in tunes)]
+    lines = ["version: 1", "kind: merge.weights", "arithmetic: mergekit", "method: dare_linear"]
+    lines += [f"base_model: {base}", "models:", *(f"  - model: {tune}" for tune in tunes)]
     recipe.write_text("\n".join(lines))
     digests = set()
     for threads in ("1", "2"):
@@ -55,10 +55,10 @@ def test_a_mergekit_files_user_chooses_the_arithmetic(tmp_path):
     for tune in tunes:
         lines += [f"  - model: {tune}", "    parameters: {weight: 0.6, density: 0.5}"]
     theirs.write_text("\n".join(lines))
-    lines = ["version: 1", "kind: merge", "method: {name: dare_ties, density: 0.5}"]
+    lines = ["version: 1", "kind: merge.weights", "method: {name: dare_ties, density: 0.5}"]
     lines[2] = lines[2].replace("}", ", normalize: false}")
-    lines += [f"base: {base}", "models:"]
-    lines += [f"  - {{checkpoint: {tune}, weight: 0.6}}" for tune in tunes]
+    lines += [f"base_model: {base}", "models:"]
+    lines += [f"  - {{model: {tune}, weight: 0.6}}" for tune in tunes]
     ours.write_text("\n".join(lines))
 
     def merge(recipe, *words):
@@ -85,7 +85,7 @@ def test_paper_arithmetic_stores_what_mergekit_would_compute_in(tmp_path):
                           ("dtype: float32\nout_dtype: bfloat16\n", "bfloat16")):  # fmt: skip
         path.write_text(text + types)
         recipe = load_merge(path, arithmetic="paper")
-        assert (recipe.compat, recipe.compute, recipe.out.dtype) == ("paper", None, stored)
+        assert (recipe.arithmetic.name, recipe.out.dtype) == ("paper", stored)
 
 
 def write_tensors(folder, tensors, **config):
@@ -105,17 +105,17 @@ def as_merge(name, base, tunes, **rules):
     parents = [MergeSource(path.name, Checkpoint.open(path), 0.6) for path in tunes]
     origin = MergeSource("base", Checkpoint.open(base)) if method.needs_base else None
     return Merge(
-        method, origin, parents, TensorRules(compat="mergekit", **rules), seed=3, threads=2
+        method, origin, parents, TensorRules(arithmetic="mergekit", **rules), seed=3, threads=2
     )
 
 
 @pytest.mark.parametrize("name", METHODS_DRAWN)
-@pytest.mark.parametrize("types", [{}, {"compute": "float32", "dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("types", [{}, {"compute_dtype": "float32", "dtype": "bfloat16"}], ids=str)
 def test_blocks_in_numpy_and_tensors_in_torch_give_one_result(name, types, tmp_path, monkeypatch):
     base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
     tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2, 3)]
     one = as_merge(name, base, tunes, **types).write(tmp_path / "one")
-    monkeypatch.setattr(MergekitExecutor, "_retraces", lambda *_: False)
+    monkeypatch.setattr(MergekitExecutor, "_has_exact_blocks", lambda *_: False)
     assert (
         as_merge(name, base, tunes, **types).write(tmp_path / "two").fingerprint == one.fingerprint
     )
@@ -134,7 +134,7 @@ def test_scalars_and_columns_are_merged_as_torch_does(name, tmp_path, monkeypatc
         made[way] = {
             key: bits.copy() for key, _, bits in as_merge(name, folders[0], folders[1:]).tensors()
         }
-        monkeypatch.setattr(MergekitExecutor, "_retraces", lambda *_: False)
+        monkeypatch.setattr(MergekitExecutor, "_has_exact_blocks", lambda *_: False)
     for key, shape in shapes.items():
         assert made["numpy"][key].shape == shape
         assert made["numpy"][key].tobytes() == made["torch"][key].tobytes()
@@ -194,10 +194,12 @@ def test_no_cast_and_no_mask_hides_a_nan_of_a_parent(method, compute, bits, tmp_
     tensors[2]["matrix"].numpy().view("u4")[2, 3] = bits
     for folder, written in zip((base, good, bad), tensors, strict=True):
         write_tensors(folder, written)
-    settings = {"compute": compute, "base": None if method == "linear" else str(base)}
-    for retraces in (True, False):
-        if not retraces:
-            monkeypatch.setattr(MergekitExecutor, "_retraces", lambda *_: False)
+    arithmetic = {"name": "mergekit", "compute_dtype": compute}
+    base_model = None if method == "linear" else str(base)
+    settings = {"arithmetic": arithmetic, "base_model": base_model}
+    for in_blocks in (True, False):
+        if not in_blocks:
+            monkeypatch.setattr(MergekitExecutor, "_has_exact_blocks", lambda *_: False)
         for seed in range(4):  # of masks: one or the other drops the element
             with pytest.raises(CheckpointError) as caught:
                 list(plan_of([good, bad], method, seed=seed, **settings).tensors())
@@ -210,13 +212,13 @@ def test_no_cast_and_no_mask_hides_a_nan_of_a_parent(method, compute, bits, tmp_
 def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warning(
     half_family, tmp_path, weights
 ):
-    def merge(name, weights, compat="mergekit"):
+    def merge(name, weights, arithmetic="mergekit"):
         models = [
-            {"checkpoint": str(path), "weight": weight}
+            {"model": str(path), "weight": weight}
             for path, weight in zip(half_family[1], weights, strict=False)
         ]
-        values = {"method": "nuslerp", "models": models, "compat": compat}
-        made = open_merge(MergeRecipe.model_validate(values))
+        values = {"method": "nuslerp", "models": models, "arithmetic": arithmetic}
+        made = open_merge(MergeWeightsRecipe.model_validate(values))
         return made.write(tmp_path / name).fingerprint, made.plan().notes
 
     found, notes = merge("cancel", weights)
@@ -225,7 +227,7 @@ def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warn
     assert [note.partition(":")[0] for note in notes] == ["warning"]
     assert none == ()
     with pytest.raises(ValueError, match="add up to zero"):
-        merge("paper", weights, compat="paper")
+        merge("paper", weights, arithmetic="paper")
 
 
 def mixtral(folder, seed, layers=1, change=lambda name, tensor: None):
@@ -254,8 +256,10 @@ def fused(folder):
 
 
 def plan_of(folders, method, **settings):
-    values = {"method": method, "models": [{"checkpoint": str(path)} for path in folders]}
-    return open_merge(MergeRecipe.model_validate(values | {"compat": "mergekit"} | settings))
+    values = {"method": method, "models": [{"model": str(path)} for path in folders]}
+    return open_merge(
+        MergeWeightsRecipe.model_validate(values | {"arithmetic": "mergekit"} | settings)
+    )
 
 
 def test_experts_are_merged_as_one_tensor_as_mergekit_does(tmp_path):
@@ -322,8 +326,8 @@ def test_a_nan_of_an_expert_is_refused_with_its_name_and_its_models(tmp_path):
 )
 def test_settings_hold_for_experts_by_mergekits_name(tmp_path, pattern, changed, said):
     folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2)]
-    vary = [{"setting": "weight", "model": 0, "tensors": [pattern], "value": 5.0}]
-    plain, varied = plan_of(folders, "linear"), plan_of(folders, "linear", vary=vary)
+    parameters = [{"setting": "weight", "model": 0, "tensors": [pattern], "value": 5.0}]
+    plain, varied = plan_of(folders, "linear"), plan_of(folders, "linear", parameters=parameters)
     plain.write(tmp_path / "plain")
     varied.write(tmp_path / "varied")
     one, other = (Checkpoint.open(tmp_path / name) for name in ("plain", "varied"))
@@ -340,8 +344,8 @@ def test_settings_hold_for_experts_by_mergekits_name(tmp_path, pattern, changed,
 def test_a_pattern_that_names_a_part_of_fused_experts_and_holds_for_all_is_said(tmp_path):
     folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2)]
     tensors = ["*experts.0.w1*", "*experts.gate_up_proj"]
-    vary = [{"setting": "weight", "model": 0, "tensors": tensors, "value": 5.0}]
-    (note,) = plan_of(folders, "linear", vary=vary).plan().notes
+    parameters = [{"setting": "weight", "model": 0, "tensors": tensors, "value": 5.0}]
+    (note,) = plan_of(folders, "linear", parameters=parameters).plan().notes
     assert "holds for all of 'model.layers.0.mlp.experts.gate_up_proj'" in note
 
 
@@ -351,7 +355,7 @@ def test_a_pattern_that_names_a_part_of_fused_experts_and_holds_for_all_is_said(
         {"exclude": ["*experts.1.*"]},
         {"exclude": ["*.w3.*"]},
         {"include": ["*gate*", "*experts.2.w2*"]},
-        {"parts": [{"tensors": ["*experts.1.w2*"], "models": [0]}, {"tensors": ["*"]}]},
+        {"groups": [{"tensors": ["*experts.1.w2*"], "models": [0]}, {"tensors": ["*"]}]},
     ],
     ids=str,
 )
@@ -359,14 +363,14 @@ def test_experts_that_mergekit_merges_as_one_are_not_divided(tmp_path, settings)
     folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2)]
     with pytest.raises(RecipeError) as caught:
         plan_of(folders, "linear", **settings).plan()
-    assert caught.value.code == "merge.compat"
-    assert plan_of(folders, "linear", **settings, compat="paper").plan()
+    assert caught.value.code == "merge.arithmetic"
+    assert plan_of(folders, "linear", **settings, arithmetic="paper").plan()
     assert plan_of(folders, "linear", exclude=["*experts*"]).plan().notes == ()
 
 
 def test_where_experts_may_come_out_otherwise_than_in_mergekit_is_said(tmp_path):
     base, *folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2, 3)]
-    random = plan_of(folders, "dare_ties", base=str(base)).plan()
+    random = plan_of(folders, "dare_ties", base_model=str(base)).plan()
     assert any("in an order of its own" in note for note in random.notes)
     for folder in folders:
         text = (folder / "config.json").read_text().replace("mixtral", "olmoe")
@@ -382,7 +386,7 @@ def test_a_window_of_probabilities_outside_0_to_1_is_refused_by_name(tmp_path, a
     recipe = tmp_path / "della.yml"
     recipe.write_text(
         f"merge_method: della\nbase_model: {base}\nmodels:\n  - model: {tune}\n"
-        "    parameters: {weight: 1.0, density: 0.5, epsilon: 2.0}\n"
+        "    parameters: {weight: 1.0, density: 0.8, epsilon: 0.4}\n"
     )
     words = ["merge", "run", str(recipe), "--arithmetic", arithmetic, "--out", str(tmp_path / "m")]
     ended = CliRunner().invoke(stillroom, words)

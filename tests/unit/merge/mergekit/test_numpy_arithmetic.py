@@ -1,4 +1,4 @@
-"""mergekit's arithmetic in numpy: the bits of ``replicate``, torch's own, and of its sorts."""
+"""mergekit's arithmetic in numpy: the bits of whole tensors in torch, and of its sorts."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from stillroom.checkpoints.dtypes import narrow, widen
 from stillroom.merge.interfaces import METHODS, BlockContext, InMemoryBlocks
 from stillroom.merge.mergekit import numpy_arithmetic
+from stillroom.merge.mergekit.exact import has_exact_blocks, merge_blocks, merge_whole_tensor
 from stillroom.merge.mergekit.numpy_arithmetic import (
     TorchGenerator,
     fused_multiply_add,
@@ -67,7 +68,7 @@ def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
     method = METHODS.build(settings)
     rng = np.random.default_rng(len(str(settings)) + sum(shape[:1]))
     for count, related in ((1, True), (2, False), (4, True), (7, False)):
-        if not method.retraces(kind, shape, count):
+        if not has_exact_blocks(method, kind, shape, count):
             continue  # torch computes it
         base, *parents = make_tensors(rng, count, shape, kind, related=related)
         weights = tuple(float(weight) for weight in rng.normal(0.5, 0.5, count))
@@ -75,11 +76,11 @@ def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
         at = BlockContext("tensor", shape, keys, weights)
         blocks = Cast(base, parents, at, kind)
         draws = TorchGenerator(5)
-        combine = method.retrace(blocks, draws)
+        combine = merge_blocks(method, blocks, draws)
         made = np.concatenate([combine(number) for number in range(len(blocks))])
         torch.manual_seed(5)
         whole = [torch.from_numpy(each).to(TYPES[kind]) for each in (base, *parents)]
-        expected = method.replicate(whole[0], whole[1:], at).float().numpy()
+        expected = merge_whole_tensor(method, whole[0], whole[1:], at).float().numpy()
         assert np.array_equal(made.view(np.uint32), np.atleast_1d(expected).view(np.uint32))
         after = (torch.rand(4) * 2**24).numpy().astype(np.uint32)
         more = [draws.keep(1, np.uint32(level))[0] for level in after]

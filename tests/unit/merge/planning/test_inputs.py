@@ -1,5 +1,7 @@
 """Settings that vary, slices, compatibility: what a recipe may say, what holds for a tensor."""
 
+import json
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -8,12 +10,12 @@ from tests.unit.merge.conftest import fine_tune
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.errors import RecipeError
-from stillroom.merge.engine.merge import Merge
+from stillroom.merge.engine.merge import Merge, plan_merge
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
+from stillroom.merge.mergekit.recipe_files import load_merge
+from stillroom.merge.planning.explanation import explain_tensor, list_warnings
 from stillroom.merge.planning.inputs import open_sources, read_rules
-from stillroom.merge.planning.plan import plan_merge, plan_sources
-from stillroom.merge.planning.recipe_files import load_merge
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import explain_tensor, list_warnings
+from stillroom.merge.planning.planner import plan_sources
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint
 
@@ -30,10 +32,10 @@ def pair(tmp_path_factory):
 
 def recipe_of(pair, method="linear", **settings):
     base, tunes = pair
-    models = settings.pop("models", [{"checkpoint": str(tune)} for tune in tunes])
-    values = {"method": method, "base": str(base), "models": models} | settings
-    recipe = build_recipe({"version": 1, "kind": "merge"} | values, "merge.yaml")
-    assert isinstance(recipe, MergeRecipe)
+    models = settings.pop("models", [{"model": str(tune)} for tune in tunes])
+    values = {"method": method, "base_model": str(base), "models": models} | settings
+    recipe = build_recipe({"version": 1, "kind": "merge.weights"} | values, "merge.yaml")
+    assert isinstance(recipe, MergeWeightsRecipe)
     return recipe
 
 
@@ -47,8 +49,8 @@ def test_a_gradient_runs_from_the_first_layer_to_the_last(pair, tmp_path):
     recipe = recipe_of(
         pair,
         "task_arithmetic",
-        models=[{"checkpoint": str(pair[1][0])}],
-        vary=[{"setting": "scale", "layers": [0, 1]}],
+        models=[{"model": str(pair[1][0])}],
+        parameters=[{"setting": "scale", "value": [0, 1]}],
     )
     out = merged(recipe, tmp_path / "out")
     start, end = Checkpoint.open(pair[0]), Checkpoint.open(pair[1][0])
@@ -63,7 +65,7 @@ def test_a_gradient_runs_from_the_first_layer_to_the_last(pair, tmp_path):
 def test_the_first_entry_that_fits_counts_and_models_have_their_own(pair, tmp_path):
     recipe = recipe_of(
         pair,
-        vary=[
+        parameters=[
             {"setting": "weight", "model": 0, "tensors": ["*.mlp.*"], "value": 0},
             {"setting": "weight", "model": 0, "value": 3},
             {"setting": "weight", "model": 1, "value": 1},
@@ -79,19 +81,36 @@ def test_the_first_entry_that_fits_counts_and_models_have_their_own(pair, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "code", "where"),
     [
-        ({"vary": [{"setting": "weight", "model": 7, "value": 1}]}, "merge.vary", "vary.0.model"),
-        ({"vary": [{"setting": "densty", "value": 1}]}, "merge.vary", "vary.0.setting"),
-        ({"vary": [{"setting": "normalize", "value": 0.3}]}, "merge.vary", "vary.0"),
         (
-            {"vary": [{"setting": "density", "model": 0, "value": 1}]},
-            "merge.unused-setting",
-            "vary.0.setting",
+            {"parameters": [{"setting": "weight", "model": 7, "value": 1}]},
+            "merge.parameters",
+            "parameters.0.model",
         ),
-        ({"compute": "float32"}, "merge.compat", "compute"),
         (
-            {"slices": [{"models": [{"model": 5, "layers": [0, 1]}]}]},
+            {"parameters": [{"setting": "densty", "value": 1}]},
+            "merge.parameters",
+            "parameters.0.setting",
+        ),
+        (
+            {"parameters": [{"setting": "normalize", "value": 0.3}]},
+            "merge.parameters",
+            "parameters.0",
+        ),
+        (
+            {"parameters": [{"setting": "density", "model": 0, "value": 1}]},
+            "merge.unused-setting",
+            "parameters.0.setting",
+        ),
+        (
+            {"arithmetic": {"name": "paper", "compute_dtype": "float32"}},
+            "recipe.unknown-key",
+            "merge.yaml",
+        ),
+        ({"models": [{"model": "a", "weigth": 2}]}, "merge.unused-setting", "models.0.weigth"),
+        (
+            {"slices": [{"sources": [{"model": 5, "layer_range": [0, 1]}]}]},
             "merge.slice",
-            "slices.0.models.0.model",
+            "slices.0.sources.0.model",
         ),
     ],
 )
@@ -104,12 +123,12 @@ def test_what_a_recipe_cannot_say_is_told_with_its_place(pair, settings, code, w
 
 def test_a_method_that_mergekit_lacks_cannot_be_compatible(pair):
     with pytest.raises(RecipeError) as caught:
-        recipe_of(pair, "run_average", compat="mergekit")
-    assert caught.value.code == "merge.compat"
+        recipe_of(pair, "run_average", arithmetic="mergekit")
+    assert caught.value.code == "merge.arithmetic"
 
 
 def test_layers_that_a_model_has_not_are_refused_before_anything_is_written(pair, tmp_path):
-    recipe = recipe_of(pair, slices=[{"models": [{"model": 0, "layers": [3, 9]}]}])
+    recipe = recipe_of(pair, slices=[{"sources": [{"model": 0, "layer_range": [3, 9]}]}])
     with pytest.raises(RecipeError) as caught:
         merged(recipe, tmp_path / "out")
     assert caught.value.code == "merge.slice"
@@ -118,12 +137,12 @@ def test_layers_that_a_model_has_not_are_refused_before_anything_is_written(pair
 
 
 def test_slices_merge_layers_with_settings_of_their_own(pair, tmp_path):
-    both = [{"model": 0, "layers": [0, 2]}, {"model": 1, "layers": [0, 2]}]
+    both = [{"model": 0, "layer_range": [0, 2]}, {"model": 1, "layer_range": [0, 2]}]
     recipe = recipe_of(
         pair,
         slices=[
-            {"models": both, "vary": [{"setting": "weight", "model": 0, "value": 3}]},
-            {"models": [{"model": 1, "layers": [2, 5]}]},
+            {"sources": both, "parameters": [{"setting": "weight", "model": 0, "value": 3}]},
+            {"sources": [{"model": 1, "layer_range": [2, 5]}]},
         ],
     )
     out = merged(recipe, tmp_path / "out")
@@ -135,24 +154,44 @@ def test_slices_merge_layers_with_settings_of_their_own(pair, tmp_path):
 
 
 def test_one_tensor_can_be_explained_and_an_unknown_one_is_named(pair):
-    recipe = recipe_of(pair, vary=[{"setting": "weight", "model": 1, "layers": [0, 2]}])
+    recipe = recipe_of(pair, parameters=[{"setting": "weight", "model": 1, "value": [0, 2]}])
     base, parents = open_sources(recipe)
     plan = plan_sources(recipe.method, base, parents, read_rules(recipe))
     sources = [base, *parents]
-    found = explain_tensor(plan, sources, UP.format(2))
-    assert [parent["weight"] for parent in found["parents"]] == [1, 1]
+    found = explain_tensor(plan, UP.format(2))
+    assert [model["weight"] for model in found["models"]] == [1, 1]
     assert found["layer"] == 0.5
     with pytest.raises(RecipeError) as caught:
-        explain_tensor(plan, sources, "model.nrom.weight")
+        explain_tensor(plan, "model.nrom.weight")
     assert caught.value.code == "merge.no-tensor"
     assert NORM in str(caught.value)
     assert not list_warnings(plan, sources)
 
 
+def test_a_plan_is_data(pair):
+    models = [{"model": str(tune)} for tune in pair[1]]
+    models[0] |= {"density": 0.5}
+    plan = plan_merge(recipe_of(pair, "ties", models=models, exclude=[NORM]))
+    written = json.loads(json.dumps(plan.to_json()))
+    tensors = {tensor["name"]: tensor for tensor in written["tensors"]}
+    assert sum(tensor["bytes"] for tensor in tensors.values()) == plan.written_bytes
+    assert tensors[NORM]["how"] == "copy"
+    merged = tensors[UP.format(2)]
+    assert merged["how"] == merged["settings"]["name"] == "ties"
+    assert merged["models"] == [{"weight": 1.0, "density": 0.5}, {"weight": 1.0}]
+    assert [source["source"] for source in merged["sources"]] == list(plan.sources)
+
+
 def test_the_plan_says_cost_models_and_warnings(pair, tmp_path):
     path = tmp_path / "merge.yaml"
-    lines = ["version: 1", "kind: merge", "method: ties", f"base: {pair[0]}", "models:"]
-    path.write_text("\n".join([*lines, *(f"  - checkpoint: {tune}" for tune in pair[1])]))
+    lines = [
+        "version: 1",
+        "kind: merge.weights",
+        "method: ties",
+        f"base_model: {pair[0]}",
+        "models:",
+    ]
+    path.write_text("\n".join([*lines, *(f"  - model: {tune}" for tune in pair[1])]))
     done = CliRunner().invoke(stillroom, ["merge", "plan", str(path)], catch_exceptions=False)
     assert done.exit_code == 0
     assert "takes about" in done.output
@@ -188,20 +227,20 @@ def test_what_holds_for_no_tensor_is_said(pair):
     recipe = recipe_of(
         pair,
         "task_arithmetic",
-        vary=[
+        parameters=[
             {"setting": "scale", "tensors": ["*.mpl.*"], "value": 0.5},
             {"setting": "scale", "tensors": ["*.mlp.*"], "value": 0.5},
         ],
         exclude=["*.rotary.*"],
     )
     notes = plan_merge(recipe).notes
-    assert "note: vary.0 (scale of *.mpl.*) holds for no tensor" in notes
+    assert "note: parameters.0 (scale of *.mpl.*) holds for no tensor" in notes
     assert "note: the pattern '*.rotary.*' of exclude fits no tensor" in notes
-    assert not any("vary.1" in note for note in notes)
+    assert not any("parameters.1" in note for note in notes)
 
 
 def test_a_part_that_holds_for_no_tensor_is_refused(pair):
-    recipe = recipe_of(pair, parts=[{"tensors": ["vision.*"], "models": [0]}])
-    with pytest.raises(RecipeError, match=r"parts\.0 matches no tensor") as caught:
+    recipe = recipe_of(pair, groups=[{"tensors": ["vision.*"], "models": [0]}])
+    with pytest.raises(RecipeError, match=r"groups\.0 matches no tensor") as caught:
         plan_merge(recipe)
-    assert caught.value.code == "merge.idle-part"
+    assert caught.value.code == "merge.unused-group"

@@ -65,7 +65,8 @@ def test_experts_that_are_all_the_base_give_the_base(base, tmp_path):
 def test_it_loads_whole_and_generates(base, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(base, other)
-    build_moe(Checkpoint.open(base), experts_of(base, other), tmp_path / "out", gate="random")
+    experts = [Expert(Checkpoint.open(path)) for path in (base, other)]
+    build_moe(Checkpoint.open(base), experts, tmp_path / "out", gate_mode="random")
     model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -110,7 +111,7 @@ def test_the_gate_sees_what_it_was_made_from(llama, tmp_path):
 def test_negative_prompts_are_taken_away(llama, tmp_path, gate):
     for name, negative in (("plain", ()), ("against", ("a pinch of salt",))):
         experts = experts_of(llama, llama, negative=negative)
-        build_moe(Checkpoint.open(llama), experts, tmp_path / name, gate=gate)
+        build_moe(Checkpoint.open(llama), experts, tmp_path / name, gate_mode=gate)
     name = "model.layers.0.block_sparse_moe.gate.weight"
     plain, against = (
         Checkpoint.open(tmp_path / folder).tensor(name) for folder in ("plain", "against")
@@ -128,7 +129,7 @@ def test_random_gates_follow_the_seed(llama, tmp_path):
     opened = Checkpoint.open(llama)
     experts = [Expert(opened), Expert(opened), Expert(opened)]
     prints = [
-        build_moe(opened, experts, tmp_path / f"out{n}", gate="random", seed=seed).fingerprint
+        build_moe(opened, experts, tmp_path / f"out{n}", gate_mode="random", seed=seed).fingerprint
         for n, seed in enumerate((0, 0, 1))
     ]
     assert prints[0] == prints[1] != prints[2]

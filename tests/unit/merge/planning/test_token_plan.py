@@ -11,13 +11,13 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import RecipeError
 from stillroom.merge import METHODS
 from stillroom.merge.engine.merge import Merge, open_merge
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.planning.inputs import MergeSource
 from stillroom.merge.planning.token_plan import (
     KNOWN_TEMPLATES,
     choose_chat_template,
     read_chat_template,
 )
-from stillroom.merge.recipe import MergeRecipe
 
 
 def merge_with(template, folders, out):
@@ -88,8 +88,8 @@ def test_where_no_model_has_one_auto_warns_and_writes_none(family, tmp_path):
         config = json.loads((folder / "tokenizer_config.json").read_text())
         config.pop("chat_template", None)
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        bare.append({"checkpoint": str(folder)})
-    recipe = MergeRecipe.model_validate(
+        bare.append({"model": str(folder)})
+    recipe = MergeWeightsRecipe.model_validate(
         {"method": "linear", "models": bare, "chat_template": "auto"}
     )
     told = []
@@ -107,11 +107,11 @@ def test_an_unknown_name_is_told_and_nothing_is_left(family, tmp_path):
 
 def test_a_recipe_sets_the_template_and_the_threads(family, tmp_path):
     base, tunes = family
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeWeightsRecipe.model_validate(
         {
             "method": "task_arithmetic",
-            "base": str(base),
-            "models": [{"checkpoint": str(path)} for path in tunes],
+            "base_model": str(base),
+            "models": [{"model": str(path)} for path in tunes],
             "chat_template": "chatml",
             "threads": 3,
         }

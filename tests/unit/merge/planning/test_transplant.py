@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
+from stillroom.merge.engine.computation import orthogonal_matching_pursuit
 from stillroom.merge.engine.merge import transplant
-from stillroom.merge.planning.transplant import orthogonal_matching_pursuit
 from stillroom.testing import tiny_checkpoint
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

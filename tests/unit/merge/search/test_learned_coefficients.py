@@ -12,7 +12,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.cli.merge.calibration import learn_command
 from stillroom.errors import DataError, RecipeError
 from stillroom.merge.analysis.comparison import open_model
-from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.search.learned_coefficients import (
     CoefficientTraining,
     _Mixer,
@@ -97,7 +97,7 @@ def test_the_recipe_makes_the_merge_that_was_learned(family, opened, tmp_path):
     path = tmp_path / "recipe.yaml"
     write_recipe(made, path)
     recipe = load_recipe(path)
-    assert isinstance(recipe, MergeRecipe)
+    assert isinstance(recipe, MergeWeightsRecipe)
     name = "model.layers.1.self_attn.q_proj.weight"
     tuned = read_rules(recipe).resolve(recipe.method, (1.0, 1.0), ({}, {}), (0, 1), name, 1.0)
     assert tuned.weights == found.coefficients["q_proj"]
@@ -129,7 +129,7 @@ def test_the_command_writes_a_recipe_that_merges(family, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "the best model" in shown.output
     recipe = load_recipe(out)
-    assert isinstance(recipe, MergeRecipe)
+    assert isinstance(recipe, MergeWeightsRecipe)
     assert recipe.models[1].adapter == str(adapter)
     again = CliRunner().invoke(learn_command, [*arguments, *more, "--json"])
     assert json.loads(again.output[again.output.index("{") :])["learned"]["step"] >= 0

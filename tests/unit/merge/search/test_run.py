@@ -16,8 +16,9 @@ from stillroom.cli.merge.inspection import search_command
 from stillroom.errors import Cancelled, DataError, MissingExtraError, RecipeError
 from stillroom.jobs import Job
 from stillroom.merge.engine.merge import open_merge
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import estimate, run
+from stillroom.merge.jobs.search import MergeSearchRecipe, estimate, run
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
+from stillroom.merge.jobs.weights import run as run_merge
 from stillroom.merge.search import space as optimizers
 from stillroom.merge.search.scoring import MergeScorer, ScoringSettings
 from stillroom.merge.search.space import SearchSpace, apply_changes, list_baselines
@@ -26,12 +27,13 @@ from stillroom.records import Message, Record, read_records, write_records
 from stillroom.testing import tiny_checkpoint
 
 WORDS = "the river rises in the north and flows to the sea by old mills of corn".split()
+CMA_OF_2, CMA_OF_3 = ({"name": "cma", "population": count} for count in (2, 3))
 WEIGHTS = [{"setting": "weight", "model": at, "low": 0, "high": 1} for at in (0, 1)]
 RUN = """
 import sys
 from pathlib import Path
 from stillroom.jobs import Job
-from stillroom.merge.run import run
+from stillroom.merge.jobs.search import run
 from stillroom.recipes import load_recipe
 path = Path(sys.argv[1])
 run(load_recipe(path), Job.start(Path(sys.argv[2]), path.read_text(), resume=True))
@@ -68,14 +70,15 @@ def pair(tmp_path_factory):
 
 
 def recipe_for(models, records, method="linear", **settings):
-    search = {"records": str(records), "evaluations": 24, "population": 6}
+    search = {"records": str(records), "evaluations": 24}
+    search |= {"optimizer": {"name": "cma", "population": 6}}
     search |= settings.pop("search", {})
-    if "space" not in search and "path" not in search:
+    if "space" not in search and "layer_path" not in search:
         search["space"] = WEIGHTS
-    return MergeRecipe.model_validate(
+    return MergeSearchRecipe.model_validate(
         {
             "method": method,
-            "models": [{"checkpoint": str(path)} for path in models],
+            "models": [{"model": str(path)} for path in models],
             "search": search,
         }
         | settings
@@ -103,12 +106,13 @@ def short(tmp_path_factory, pair, records):
     return search_once(tmp_path_factory, pair, records, evaluations=6)
 
 
-@pytest.mark.parametrize("method", ["cma", "bayes"])
+@pytest.mark.parametrize("optimizer", ["cma", "tpe"])
 def test_a_search_finds_what_no_hand_recipe_has_and_proves_it(
-    method, searched, tmp_path_factory, pair, records
+    optimizer, searched, tmp_path_factory, pair, records
 ):
-    if method != "cma":
-        searched = search_once(tmp_path_factory, pair, records, method=method)
+    if optimizer != "cma":
+        settings = {"name": optimizer, "batch": 6}
+        searched = search_once(tmp_path_factory, pair, records, optimizer=settings)
     _, artifact, out = searched
     details = artifact.details["search"]
     assert details["helped"] is True
@@ -127,10 +131,10 @@ def test_a_search_finds_what_no_hand_recipe_has_and_proves_it(
 
 def test_the_found_recipe_alone_gives_the_same_weights(searched, tmp_path):
     _, artifact, out = searched
-    found = load_recipe(out / "found.yaml")
-    assert found.search is None
+    found = load_recipe(out / "best.yaml")
+    assert found.kind == "merge.weights"
     assert found.models[0].weight == artifact.details["search"]["changes"]["models"]["0"]["weight"]
-    again = run(found, start(tmp_path / "again", found))
+    again = run_merge(found, start(tmp_path / "again", found))
     assert again.details["fingerprint"] == artifact.details["fingerprint"]
 
 
@@ -152,7 +156,7 @@ def test_where_nothing_beats_the_best_parent_it_is_kept_and_said(pair, records, 
     base, plus, _ = pair
     space = [{"setting": "weight", "model": 1, "low": 0.5, "high": 1}]
     recipe = recipe_for(
-        [base, plus], records, search={"space": space, "evaluations": 4, "population": 2}
+        [base, plus], records, search={"space": space, "evaluations": 4, "optimizer": CMA_OF_2}
     )
     artifact = run(recipe, start(tmp_path / "out", recipe))
     assert artifact.details["search"]["helped"] is False
@@ -160,9 +164,9 @@ def test_where_nothing_beats_the_best_parent_it_is_kept_and_said(pair, records, 
     assert Checkpoint.open(tmp_path / "out").fingerprint == Checkpoint.open(base).fingerprint
     card = (tmp_path / "out" / "output" / "README.md").read_text()
     assert "nothing beats the best parent, base" in card
-    found = load_recipe(tmp_path / "out" / "found.yaml")
+    found = load_recipe(tmp_path / "out" / "best.yaml")
     assert found.method.method_name() == "passthrough"
-    assert [model.checkpoint for model in found.models] == [str(base)]
+    assert [model.model for model in found.models] == [str(base)]
 
 
 def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
@@ -172,13 +176,17 @@ def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
         [plus, base],
         records,
         "passthrough",
-        search={"path": path, "evaluations": 12, "objective": "agreement", "teacher": str(base)},
+        search={
+            "layer_path": path,
+            "evaluations": 12,
+            "objective": {"name": "agreement", "teacher": str(base)},
+        },
     )
     artifact = run(recipe, start(tmp_path / "out", recipe))
     table = json.loads((tmp_path / "out" / "output" / "search.json").read_text())["trials"]
     lengths = set()
     for row in table:
-        parts = [part["models"][0]["layers"] for part in row["changes"]["slices"]]
+        parts = [part["sources"][0]["layer_range"] for part in row["changes"]["slices"]]
         lengths.add(sum(stop - begin for begin, stop in parts))
     assert lengths <= {1, 2, 3}
     assert len(lengths) > 1
@@ -273,7 +281,10 @@ def test_candidates_that_cannot_be_merged_are_counted(pair, records, tmp_path):
 def test_a_space_in_which_nothing_merges_is_refused(pair, records, tmp_path):
     space = [{"setting": "t", "low": 2, "high": 3}]
     recipe = recipe_for(
-        pair[1:], records, "slerp", search={"space": space, "evaluations": 3, "population": 3}
+        pair[1:],
+        records,
+        "slerp",
+        search={"space": space, "evaluations": 3, "optimizer": CMA_OF_3},
     )
     job = start(tmp_path / "out", recipe)
     with pytest.raises(RecipeError) as caught:
@@ -299,17 +310,12 @@ def test_patience_and_time_end_a_search(pair, records, tmp_path):
         ({"space": [{"setting": "weight", "model": 7, "low": 0, "high": 1}]}, "model"),
         ({"space": [{"setting": "densty", "low": 0, "high": 1}]}, "setting"),
         ({"space": [{"setting": "density", "model": 0, "low": 0, "high": 1}]}, "setting"),
-        ({"path": {"models": [4]}, "space": []}, "path"),
+        ({"layer_path": {"models": [4]}, "space": []}, "path"),
     ],
 )
-def test_what_is_not_there_is_not_searched(settings, where, pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records, search=settings)
-    job = start(tmp_path / "out", recipe)
-    with pytest.raises(RecipeError) as caught:
-        run(recipe, job)
-    job.close()
-    assert caught.value.code == "merge.search"
-    assert any(where in problem.where for problem in caught.value.problems)
+def test_what_is_not_there_is_not_searched(settings, where, pair, records):
+    with pytest.raises(ValueError, match=rf"search\.[\w.]*{where}[\w.]*: .*\[merge\.search\]"):
+        recipe_for(pair[1:], records, search=settings)
 
 
 def test_too_few_records_are_refused(pair, tmp_path):
@@ -323,10 +329,10 @@ def test_too_few_records_are_refused(pair, tmp_path):
     assert caught.value.code == "merge.no-records"
 
 
-@pytest.mark.parametrize("method", ["cma", "bayes"])
-def test_a_missing_library_says_which_extra_brings_it(method, pair, records, monkeypatch):
-    monkeypatch.setitem(sys.modules, {"cma": "cma", "bayes": "optuna"}[method], None)
-    search = recipe_for(pair[1:], records, search={"method": method}).search
+@pytest.mark.parametrize("name", ["cma", "tpe"])
+def test_a_missing_library_says_which_extra_brings_it(name, pair, records, monkeypatch):
+    monkeypatch.setitem(sys.modules, {"cma": "cma", "tpe": "optuna"}[name], None)
+    search = recipe_for(pair[1:], records, search={"optimizer": name}).search
     with pytest.raises(MissingExtraError, match="search"):
         optimizers.create_optimizer(search, [0.5, 0.5], 0)
 
@@ -336,9 +342,18 @@ def test_a_point_becomes_settings_gradients_and_paths(pair, records):
     space = [
         {"setting": "density", "low": 0.2, "high": 1},
         {"setting": "weight", "model": 1, "low": -1, "high": 1},
-        {"setting": "density", "model": 0, "tensors": ["*mlp*"], "low": 0, "high": 1, "layers": 2},
+        {
+            "setting": "density",
+            "model": 0,
+            "tensors": ["*mlp*"],
+            "low": 0,
+            "high": 1,
+            "gradient": 2,
+        },
     ]
-    recipe = recipe_for([plus, minus], records, "ties", base=str(base), search={"space": space})
+    recipe = recipe_for(
+        [plus, minus], records, "ties", base_model=str(base), search={"space": space}
+    )
     found = SearchSpace.of(recipe, [])
     assert found.size == len(found.labels) == 4
     assert found.begin()[1] == 1.0
@@ -346,23 +361,27 @@ def test_a_point_becomes_settings_gradients_and_paths(pair, records):
     changed = apply_changes(recipe, changes)
     assert changed.method.density == pytest.approx(0.6)
     assert changed.models[1].weight == -0.5
-    assert changed.vary[0].layers == (0.0, 1.0)
+    assert changed.parameters[0].value == (0.0, 1.0)
     assert json.loads(json.dumps(changes)) == changes
 
 
 def test_layers_in_a_row_are_one_slice(pair, records):
-    recipe = recipe_for(pair[:2], records, "passthrough", search={"path": {"repeats": 2}})
+    recipe = recipe_for(pair[:2], records, "passthrough", search={"layer_path": {"repeats": 2}})
     space = SearchSpace.of(recipe, [2, 2])
     assert space.size == 8
-    assert space.read(space.begin())["slices"] == [{"models": [{"model": 0, "layers": [0, 2]}]}]
-    point = [0.9, 0.1, 0.1, 0.7, 0.6, 0.8, 0.1, 0.1]
-    parts = [part["models"][0] for part in space.read(point)["slices"]]
-    assert parts == [
-        {"model": 0, "layers": [0, 1]},
-        {"model": 1, "layers": [1, 2]},
-        {"model": 0, "layers": [0, 2]},
+    assert space.read(space.begin())["slices"] == [
+        {"sources": [{"model": 0, "layer_range": [0, 2]}]}
     ]
-    assert space.read([0.1] * 7 + [0.4])["slices"] == [{"models": [{"model": 1, "layers": [1, 2]}]}]
+    point = [0.9, 0.1, 0.1, 0.7, 0.6, 0.8, 0.1, 0.1]
+    parts = [part["sources"][0] for part in space.read(point)["slices"]]
+    assert parts == [
+        {"model": 0, "layer_range": [0, 1]},
+        {"model": 1, "layer_range": [1, 2]},
+        {"model": 0, "layer_range": [0, 2]},
+    ]
+    assert space.read([0.1] * 7 + [0.4])["slices"] == [
+        {"sources": [{"model": 1, "layer_range": [1, 2]}]}
+    ]
 
 
 def test_hand_recipes_are_the_one_written_and_equal_weights(pair, records):
@@ -374,9 +393,12 @@ def test_hand_recipes_are_the_one_written_and_equal_weights(pair, records):
 @pytest.mark.parametrize("objective", ["f1", "em", "kl"])
 def test_other_objectives_measure_every_record(objective, pair, records, tmp_path):
     base = str(pair[0])
-    teacher = base if objective == "kl" else None
-    recipe = MergeRecipe.model_validate({"method": "passthrough", "models": [{"checkpoint": base}]})
-    measure = ScoringSettings(objective, max_new_tokens=4, teacher=teacher)
+    recipe = MergeWeightsRecipe.model_validate(
+        {"method": "passthrough", "models": [{"model": base}]}
+    )
+    more = {"teacher": base} if objective == "kl" else {"max_new_tokens": 4}
+    search = recipe_for(pair[1:], records, search={"objective": {"name": objective} | more}).search
+    measure = ScoringSettings(search.objective)
     scorer = MergeScorer(measure, tmp_path / "scratch", print)
     drawn = list(read_records(records))[:4]
     scores = scorer.score(open_merge(recipe), drawn)
@@ -415,7 +437,9 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
 def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    recipe = recipe_for(pair[1:], records, search={"evaluations": 6, "population": 3})
+    recipe = recipe_for(
+        pair[1:], records, search={"evaluations": 6, "optimizer": {"name": "cma", "population": 3}}
+    )
     here = run(recipe, start(tmp_path / "here", recipe))
     job = start(tmp_path / "there", recipe)
     job.engine = PicklingEngine()
@@ -423,15 +447,6 @@ def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_pat
     assert job.engine.count() == {"_TrialWork": 6}
     left = [path.name for path in (tmp_path / "temporary").iterdir()]
     assert not [name for name in left if not name.startswith("torchinductor")]  # torch's own
-
-
-def test_select_and_search_do_not_go_together(pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records, select={"records": str(records)})
-    job = start(tmp_path / "out", recipe)
-    with pytest.raises(RecipeError, match="select and search") as caught:
-        run(recipe, job)
-    job.close()
-    assert caught.value.code == "merge.search"
 
 
 @pytest.mark.parametrize(("tensors", "why"), [("*", "not finite"), ("*norm*", "scores")])
@@ -443,7 +458,7 @@ def test_candidates_with_numbers_too_large_are_failed_trials(tensors, why, pair,
         pair[1:],
         records,
         {"name": "linear", "normalize": False},
-        search={"space": space, "evaluations": 4, "population": 4},
+        search={"space": space, "evaluations": 4, "optimizer": {"name": "cma", "population": 4}},
     )
     job = start(tmp_path / "out", recipe)
     with pytest.raises(RecipeError, match=why) as caught:
@@ -477,49 +492,45 @@ def test_a_search_begins_where_the_recipe_is(pair, records):
         {"setting": "weight", "model": 0, "low": 0, "high": 4},
         {"setting": "weight", "model": 1, "tensors": tensors, "low": 0, "high": 1},
     ]
-    vary = [{"setting": "weight", "model": 1, "tensors": tensors, "value": 0.25}]
+    parameters = [{"setting": "weight", "model": 1, "tensors": tensors, "value": 0.25}]
     recipe = recipe_for(
         [plus, minus],
         records,
         {"name": "task_arithmetic", "scale": 0.5},
-        base=str(base),
-        vary=vary,
+        base_model=str(base),
+        parameters=parameters,
         search={"space": space},
     )
     assert SearchSpace.of(recipe, []).begin() == [0.25, 0.25, 0.25]
 
 
 def test_a_path_is_no_longer_than_twice_the_first_model(pair, records):
-    recipe = recipe_for(pair[:2], records, "passthrough", search={"path": {"repeats": 3}})
+    recipe = recipe_for(pair[:2], records, "passthrough", search={"layer_path": {"repeats": 3}})
     space = SearchSpace.of(recipe, [2, 2])
     slices = space.read([0.9] * space.size)["slices"]
-    spans = [part["models"][0]["layers"] for part in slices]
+    spans = [part["sources"][0]["layer_range"] for part in slices]
     assert sum(stop - begin for begin, stop in spans) == 4
 
 
 def test_a_path_does_not_go_with_slices_or_a_model_that_is_not_there(pair, records):
-    parts = [{"models": [{"model": 0, "layers": [0, 1]}]}]
-    recipe = recipe_for(
-        pair[:2], records, "passthrough", search={"path": {"models": [0, 7]}}, slices=parts
-    )
-    with pytest.raises(RecipeError) as caught:
-        SearchSpace.of(recipe, [2, 2])
-    assert {problem.where for problem in caught.value.problems} == {"slices", "search.path.models"}
+    parts = [{"sources": [{"model": 0, "layer_range": [0, 1]}]}]
+    search = {"layer_path": {"models": [0, 7]}}
+    with pytest.raises(ValueError, match=r"slices: .*generates slices[\s\S]*layer_path\.models: "):
+        recipe_for(pair[:2], records, "passthrough", search=search, slices=parts)
     space = [{"setting": "weight", "model": 0, "low": 0, "high": 1}]
-    recipe = recipe_for(pair[:2], records, search={"space": space}, slices=parts)
-    with pytest.raises(RecipeError, match="cannot be searched with slices"):
-        SearchSpace.of(recipe, [])
+    with pytest.raises(ValueError, match="cannot be searched with slices"):
+        recipe_for(pair[:2], records, search={"space": space}, slices=parts)
 
 
 @pytest.mark.parametrize(
     ("search", "shown"),
     [
-        ({"space": [WEIGHTS[0] | {"layers": 2}]}, "models.0.weight['*']=["),
-        ({"path": {"length": 2}}, "0:0-1"),
+        ({"space": [WEIGHTS[0] | {"gradient": 2}]}, "models.0.weight['*']=["),
+        ({"layer_path": {"length": 2}}, "0:0-1"),
     ],
 )
 def test_the_command_shows_gradients_and_paths(search, shown, pair, records, tmp_path):
-    method = "passthrough" if "path" in search else "linear"
+    method = "passthrough" if "layer_path" in search else "linear"
     recipe = recipe_for(pair[1:], records, method, search=search | {"evaluations": 8})
     run(recipe, start(tmp_path / "out", recipe))
     output = CliRunner().invoke(search_command, [str(tmp_path / "out"), "--trials", "8"]).output
@@ -530,11 +541,10 @@ def test_the_command_shows_gradients_and_paths(search, shown, pair, records, tmp
     "settings",
     [
         {"space": [{"setting": "weight", "model": 0, "low": 1, "high": 1}]},
-        {"space": []},
         {"objective": "kl"},
-        {"teacher": "somewhere"},
+        {"objective": {"name": "loss", "teacher": "somewhere"}},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, pair, records):
-    with pytest.raises(ValueError, match=r"low must|set 'space'|need a teacher"):
+    with pytest.raises(ValueError, match=r"low must|set 'space'|teacher"):
         recipe_for(pair[1:], records, search=settings)

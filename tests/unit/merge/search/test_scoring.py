@@ -10,7 +10,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import DataError
 from stillroom.evaluate.lm.loss import held_out_loss
 from stillroom.merge.engine.merge import open_merge, reconfigure_merge
-from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.search.scoring import MergeScorer, ScoringSettings, draw_records
 from stillroom.models import load_causal_lm
 from stillroom.records import Message, Record, write_records
@@ -22,8 +22,10 @@ RECORDS = [
 
 
 def merge_of(method, *paths, **settings):
-    models = [{"checkpoint": str(path)} for path in paths]
-    return open_merge(MergeRecipe.model_validate({"method": method, "models": models} | settings))
+    models = [{"model": str(path)} for path in paths]
+    return open_merge(
+        MergeWeightsRecipe.model_validate({"method": method, "models": models} | settings)
+    )
 
 
 def score_written(merge, folder):
@@ -53,7 +55,7 @@ def test_a_filled_model_is_the_written_one(dtype, tie, tmp_path):
 
 def test_a_model_that_is_stacked_anew_is_the_written_one(tmp_path):
     base = tiny_checkpoint(tmp_path / "base")
-    parts = [{"models": [{"model": 0, "layers": span}]} for span in ([0, 2], [0, 1], [1, 2])]
+    parts = [{"sources": [{"model": 0, "layer_range": span}]} for span in ([0, 2], [0, 1], [1, 2])]
     merge = merge_of("passthrough", base, slices=parts)
     before = [merge_of("passthrough", base)]
     assert score_filled(merge, tmp_path, before) == score_written(merge, tmp_path / "out")
@@ -93,10 +95,10 @@ def widen_table(name, tensor):
 def test_retuned_merges_have_the_settings_of_the_changed_recipe(tmp_path):
     base = tiny_checkpoint(tmp_path / "base")
     tune = fine_tune(base, tmp_path / "tune", 1)
-    models = [{"checkpoint": str(base)}, {"checkpoint": str(tune)}]
-    merge = open_merge(MergeRecipe.model_validate({"method": "linear", "models": models}))
+    models = [{"model": str(base)}, {"model": str(tune)}]
+    merge = open_merge(MergeWeightsRecipe.model_validate({"method": "linear", "models": models}))
     models = [models[0] | {"weight": 0.25}, models[1] | {"weight": 0.75}]
-    recipe = MergeRecipe.model_validate({"method": "linear", "models": models})
+    recipe = MergeWeightsRecipe.model_validate({"method": "linear", "models": models})
     assert [source.weight for source in reconfigure_merge(merge, recipe).parents] == [0.25, 0.75]
     assert [source.weight for source in merge.parents] == [1.0, 1.0]
 

@@ -9,8 +9,7 @@ from tests.unit.merge.conftest import rewrite
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
-from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.run import run
+from stillroom.merge.jobs.select import MergeSelectRecipe, run
 from stillroom.merge.search import selection
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -56,10 +55,10 @@ def start(out, **settings):
 
 def recipe_for(models, records, **settings):
     chosen = {"records": str(records)} | settings.pop("select", {})
-    return MergeRecipe.model_validate(
+    return MergeSelectRecipe.model_validate(
         {
             "method": "linear",
-            "models": [{"checkpoint": str(path)} for path in models],
+            "models": [{"model": str(path)} for path in models],
             "select": chosen,
         }
         | settings
@@ -88,7 +87,9 @@ def test_a_merge_that_helps_is_kept_and_said_to_help(pair, records, tmp_path):
 
 def test_where_no_merge_helps_the_best_parent_is_kept_as_it_is(pair, records, tmp_path):
     base, plus, _ = pair
-    recipe = recipe_for([plus], records, base=str(base), select={"mixes": [0.5, 0.9]})
+    recipe = recipe_for(
+        [plus], records, base_model=str(base), select={"interpolations": [0.5, 0.9]}
+    )
     artifact = run(recipe, start(tmp_path / "out"))
     names = [row["name"] for row in artifact.details["candidates"]]
     assert names == ["base", "plus", "linear at 0.5", "linear at 0.9"]
@@ -128,10 +129,10 @@ def test_the_same_merge_is_not_scored_twice(pair, records, tmp_path):
     _, plus, minus = pair
     student = shutil.copytree(plus, tmp_path / "student")
     shutil.copytree(minus, student / "candidates" / "10")
-    recipe = MergeRecipe.model_validate(
+    recipe = MergeSelectRecipe.model_validate(
         {
             "method": "run_average",
-            "models": [{"checkpoint": str(student), "along_run": 2}],
+            "models": [{"model": str(student), "last_checkpoints": 2}],
             "select": {"records": str(records), "averages": [2]},
         }
     )
@@ -167,7 +168,7 @@ def test_the_loss_is_that_of_the_model_that_is_kept(pair, records, tmp_path):
     from stillroom.records import read_records
 
     _, plus, minus = pair
-    recipe = recipe_for([plus, minus], records, select={"final": 0})
+    recipe = recipe_for([plus, minus], records, select={"test_share": 0})
     artifact = run(recipe, start(tmp_path / "out"))
     assert "final" not in artifact.details
     model, tokenizer = load_causal_lm(tmp_path / "out" / "output", dtype="float32")
@@ -197,8 +198,8 @@ def test_without_a_judge_the_first_model_is_kept_where_the_recipe_goes_on(count,
     row = Record((Message("user", "why"), Message("assistant", "so")), {"split": "held_out"})
     other = replace(row, fields={"split": "train"})
     write_records(tmp_path / "few.jsonl", [other, *[row] * count])
-    recipe = recipe_for([plus, minus], tmp_path / "few.jsonl", when_too_few="go_on")
-    artifact = run(recipe.model_copy(update={"base": str(base)}), start(tmp_path / "out"))
+    recipe = recipe_for([plus, minus], tmp_path / "few.jsonl", on_too_few="continue")
+    artifact = run(recipe.model_copy(update={"base_model": str(base)}), start(tmp_path / "out"))
     assert artifact.details["kept"] == "plus"
     assert artifact.details["helped"] is False
     assert artifact.details["candidates"] == []
@@ -213,7 +214,7 @@ def test_a_final_part_takes_no_part_in_the_choice(pair, records, tmp_path):
     from stillroom.models import load_causal_lm
 
     _, plus, minus = pair
-    recipe = recipe_for([plus, minus], records, select={"final": 0.4})
+    recipe = recipe_for([plus, minus], records, select={"test_share": 0.4})
     details = run(recipe, start(tmp_path / "out")).details
     assert details["records"] == {"choosing": 6, "confirming": 6}
     assert all(row["n"] == 12 for row in details["candidates"])

@@ -39,7 +39,7 @@ def test_torch_decomposes_as_lapack_does():
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "compat", "is_told"),
+    ("name", "device", "arithmetic", "is_told"),
     [
         ("linear", "cuda", "paper", True),
         ("ties", "cuda", "paper", True),
@@ -48,16 +48,18 @@ def test_torch_decomposes_as_lapack_does():
         ("linear", "cpu", "paper", False),
     ],
 )
-def test_a_device_without_work_is_told(name, device, compat, is_told):
-    lines = warn_unused_device(device, METHODS.build(name), compat)
+def test_a_device_without_work_is_told(name, device, arithmetic, is_told):
+    lines = warn_unused_device(device, METHODS.build(name), arithmetic)
     assert bool(lines) == is_told
     assert all(name in line for line in lines)
 
 
 def test_the_plan_says_that_a_card_has_nothing_to_do(family, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    models = "".join(f"  - {{checkpoint: {path}}}\n" for path in family[1])
-    recipe.write_text(f"version: 1\nkind: merge\ndevice: cuda\nmethod: linear\nmodels:\n{models}")
+    models = "".join(f"  - {{model: {path}}}\n" for path in family[1])
+    recipe.write_text(
+        f"version: 1\nkind: merge.weights\ndevice: cuda\nmethod: linear\nmodels:\n{models}"
+    )
     said = CliRunner().invoke(stillroom, ["merge", "plan", str(recipe)])
     assert said.exit_code == 0
     assert "warning: device cuda is not used: linear" in said.output

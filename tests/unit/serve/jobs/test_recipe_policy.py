@@ -8,7 +8,7 @@ from stillroom.serve.jobs.recipe_policy import (
 )
 from stillroom.serve.workspace import TenantRoot
 
-MERGE = {"kind": "merge", "method": "linear", "models": [{"checkpoint": "a"}, {"checkpoint": "b"}]}
+MERGE = {"kind": "merge.weights", "method": "linear", "models": [{"model": "a"}, {"model": "b"}]}
 SYNTH = {
     "kind": "synth.records",
     "index": "docs",
@@ -47,9 +47,9 @@ def refused(recipe, root, policy=None, overrides=()):
     ],
 )  # fmt: skip
 def test_a_reference_stays_inside(root, name):
-    refused({**MERGE, "base": name}, root)
-    told = refused(MERGE, root, overrides=[f'models.0.checkpoint="{name}"'.replace("\\", "\\\\")])
-    assert "models.0.checkpoint" in told.problems[0].where
+    refused({**MERGE, "base_model": name}, root)
+    told = refused(MERGE, root, overrides=[f'models.0.model="{name}"'.replace("\\", "\\\\")])
+    assert "models.0.model" in told.problems[0].where
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -79,9 +79,9 @@ def test_a_script_is_a_file_inside(root):
 @pytest.mark.parametrize("name", ["docs", "not-there-yet", "way-round/x", "hub:org/name", "./docs"])
 def test_names_inside_pass_as_they_are_written(root, name):
     recipe = validate_client_recipe(
-        dump_client_recipe({**MERGE, "base": name}), root, RecipePolicy()
+        dump_client_recipe({**MERGE, "base_model": name}), root, RecipePolicy()
     )
-    assert recipe.base == name.removeprefix("./")
+    assert recipe.base_model == name.removeprefix("./")
 
 
 @pytest.mark.parametrize(

@@ -8,35 +8,26 @@ from the layer's input, in bfloat16, over padded batches including the padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import Array
-from stillroom.merge.planning.inputs import GatePrompts
+from stillroom.merge.settings import RANDOM_GATE_MODES, GateMode
 
 if TYPE_CHECKING:
     import torch
 
     from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.planning.inputs import GatePrompts
 
-__all__ = [
-    "RANDOM_GATE_MODES",
-    "GateMode",
-    "compute_gates",
-    "compute_mergekit_gates",
-    "max_cosine",
-]
+__all__ = ["compute_gates", "compute_mergekit_gates", "find_similar_gates", "max_cosine"]
 
-
-GateMode = Literal["hidden", "last", "cheap_embed", "random", "uniform"]
-
-
-RANDOM_GATE_MODES = ("random", "uniform")
-
-
+_GATE = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.gate\.weight")
+_SIMILAR_COSINE = 0.99
 _LEAST_LENGTH = 1e-8
 
 
@@ -69,6 +60,16 @@ def compute_gates(
         for expert in prompts
     ]
     return _normalize(np.stack(rows, axis=1))
+
+
+def find_similar_gates(mixture: Checkpoint) -> Iterator[int]:
+    """Yield the layers of a written mixture with two nearly equal gate rows."""
+    from stillroom.merge.tensors.storage import read_rows
+
+    gates = [(int(match[1]), name) for name in mixture.names() if (match := _GATE.fullmatch(name))]
+    for layer, name in sorted(gates):
+        if max_cosine(read_rows(mixture, name, dtype=np.float64)) > _SIMILAR_COSINE:
+            yield layer
 
 
 def max_cosine(rows: Array) -> float:

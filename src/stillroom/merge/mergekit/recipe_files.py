@@ -1,8 +1,8 @@
 """Merge recipes from files: Stillroom recipes and mergekit configurations.
 
 Source: the behavior of mergekit 0.1.5, from its documentation and from running it. A converted
-recipe sets ``compat: mergekit`` and makes mergekit's defaults explicit. Keys and parameters that
-mergekit ignores for a method are noted. Unsupported and unknown ones are errors with line and
+recipe sets ``arithmetic: mergekit`` and makes mergekit's defaults explicit. Keys and parameters
+that mergekit ignores for a method are noted. Unsupported and unknown ones are errors with line and
 column, reported all at once.
 """
 
@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.merge.recipe import MergeRecipe
 from stillroom.recipes import build_recipe, load_recipe, yaml_text
 from stillroom.recipes.loader import apply_overrides
 from stillroom.recipes.yaml_text import YamlTree
+
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
 
 __all__ = [
     "ImportedMerge",
@@ -27,11 +29,10 @@ __all__ = [
     "load_merge",
     "load_merges",
     "read_mergekit_config",
-    "transplant_recipe",
 ]
 
-
 _OPTIONS = ("seed", "threads", "device")
+_MODEL_KEYS = ("base_model", "models", "experts", "shared_expert")
 
 
 def load_merges(
@@ -41,15 +42,15 @@ def load_merges(
     arithmetic: Literal["paper", "mergekit"] | None = None,
     parts: Path | None = None,
     say: Callable[[str], None] | None = None,
-) -> list[tuple[str, MergeRecipe]]:
+) -> list[tuple[str, MergeJobRecipe]]:
     """Return the merges of a file with their names, in order of dependency.
 
     Args:
-        path: A recipe of kind merge, or a mergekit file with one document or several.
+        path: A recipe of a merge kind, or a mergekit file with one document or several.
         overrides: ``KEY=VALUE`` for the last merge; for a mergekit file in mergekit's keys, except
             ``seed``, ``threads`` and ``device``, which are options of its command.
-        arithmetic: Overrides ``compat`` of all merges; default that of the recipe, or mergekit's
-            for a mergekit file.
+        arithmetic: Overrides ``arithmetic`` of all merges; default that of the recipe, or
+            mergekit's for a mergekit file.
         parts: Folder of the results of earlier merges, by name.
         say: Called with notes on keys of a mergekit file that have no effect.
 
@@ -76,15 +77,15 @@ def load_merges(
             placed = [(name, _use_paper_arithmetic(recipe)) for name, recipe in placed]
         return [(name, _build(recipe, path, own_overrides)) for name, recipe in placed]
     loaded = load_recipe(path, [*overrides, *_choose_arithmetic(arithmetic, overrides)])
-    if not isinstance(loaded, MergeRecipe):
+    if not loaded.kind.startswith("merge."):
         raise RecipeError(
             f"kind {loaded.kind} is not a merge",
             code="recipe.wrong-kind",
             where=str(path),
-            expected="kind: merge, or a mergekit file",
+            expected="kind: merge.weights or another merge kind, or a mergekit file",
             next="stillroom run RECIPE runs every kind",
         )
-    return [("", loaded)]
+    return [("", cast("MergeJobRecipe", loaded))]
 
 
 def _choose_arithmetic(arithmetic: str | None, overrides: Sequence[str]) -> list[str]:
@@ -92,15 +93,15 @@ def _choose_arithmetic(arithmetic: str | None, overrides: Sequence[str]) -> list
     if arithmetic is None:
         return []
     for override in overrides:
-        if override.partition("=")[0].strip() == "compat":
+        if override.partition("=")[0].strip() == "arithmetic":
             raise RecipeError(
                 f"both --arithmetic {arithmetic} and {override:.40} set the arithmetic",
-                code="merge.compat",
+                code="merge.arithmetic",
                 where=f"override '{override:.40}'",
                 expected="one of them",
                 next="remove one of them",
             )
-    return [f"compat={arithmetic}"]
+    return [f"arithmetic={arithmetic}"]
 
 
 def _resolve_steps(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
@@ -109,13 +110,14 @@ def _resolve_steps(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
     def place(reference: str) -> str:
         return str(parts / reference[5:]) if reference.startswith("step:") else reference
 
-    placed = dict(recipe)
-    if placed.get("base"):
-        placed["base"] = place(placed["base"])
-    placed["models"] = [
-        dict(model) | {"checkpoint": place(model["checkpoint"])} for model in recipe["models"]
-    ]
-    return placed
+    def place_all(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: place_all(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [place_all(part) for part in value]
+        return place(value) if isinstance(value, str) else value
+
+    return {key: place_all(recipe[key]) if key in _MODEL_KEYS else recipe[key] for key in recipe}
 
 
 def _use_paper_arithmetic(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,21 +125,19 @@ def _use_paper_arithmetic(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
     mergekit's compute type then only determines the storage type.
     """
-    changed = {key: value for key, value in recipe.items() if key != "compute"}
-    if "compute" in recipe:
-        changed["out"] = {"dtype": recipe["compute"]} | dict(recipe.get("out", {}))
-    return changed | {"compat": "paper"}
+    changed, arithmetic = dict(recipe), recipe["arithmetic"]
+    compute = arithmetic.get("compute_dtype") if isinstance(arithmetic, Mapping) else None
+    if compute:
+        changed["out"] = {"dtype": compute} | dict(recipe.get("out", {}))
+    return changed | {"arithmetic": "paper"}
 
 
-def _build(values: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> MergeRecipe:
-    tree = YamlTree(data={"version": 1, "kind": "merge"} | dict(values))
+def _build(values: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> MergeJobRecipe:
+    tree = YamlTree(data={"version": 1, **values})
     apply_overrides(tree, overrides)
     if tree.problems:
         raise RecipeError(tree.problems)
-    recipe = build_recipe(tree.data, str(path))
-    if not isinstance(recipe, MergeRecipe):
-        raise TypeError("a merge was built as another kind")
-    return recipe
+    return cast("MergeJobRecipe", build_recipe(tree.data, str(path)))
 
 
 def _discard(note: str) -> None:
@@ -150,7 +150,7 @@ def load_merge(
     *,
     arithmetic: Literal["paper", "mergekit"] | None = None,
     say: Callable[[str], None] | None = None,
-) -> MergeRecipe:
+) -> MergeJobRecipe:
     """Return the single merge of a file; arguments as in ``load_merges``.
 
     Raises:
@@ -168,26 +168,8 @@ def load_merge(
     return merges[0][1]
 
 
-def transplant_recipe(donor: str, target: str, k: int) -> MergeRecipe:
-    """Return the recipe that gives ``target`` the tokenizer of ``donor``.
-
-    Raises:
-        RecipeError: If ``k`` is invalid.
-    """
-    values = {
-        "method": {"name": "transplant", "k": k},
-        "base": target,
-        "models": [{"checkpoint": donor}],
-    }
-    return _build(values, Path("transplant"), ())
-
-
 _MARK = re.compile(r"""(?m)^(\{\s*)?["']?merge_method["']?\s*:""")
-
-
 _MIXTURE = re.compile(r"""(?m)^(\{\s*)?["']?experts["']?\s*:(?=[\s\S]*\bsource_model\b)""")
-
-
 _PLACE = re.compile(r":(\d+):(\d+)$")
 
 
@@ -197,7 +179,7 @@ class ImportedMerge:
 
     Attributes:
         name: Its name; other merges of the file refer to its result as ``step:NAME``.
-        recipe: Settings of a recipe of kind ``merge``.
+        recipe: Settings of a recipe of kind ``merge.weights`` or ``merge.moe``.
         position: Position in the file.
         notes: Notes on keys without effect.
     """
@@ -210,9 +192,16 @@ class ImportedMerge:
     @property
     def needs(self) -> list[str]:
         """Names of the merges it depends on."""
-        named = [self.recipe.get("base"), *(model["checkpoint"] for model in self.recipe["models"])]
-        steps = [str(name) for name in named if str(name).startswith("step:")]
+        text = [str(self.recipe.get("base_model"))]
+        for entry in _list_entries(self.recipe):
+            text += [str(entry.get("model")), str(entry.get("adapter"))]
+        steps = [name for name in text if name.startswith("step:")]
         return list(dict.fromkeys(step.removeprefix("step:") for step in steps))
+
+
+def _list_entries(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    shared = recipe.get("shared_expert")
+    return [*recipe.get("models", ()), *recipe.get("experts", ()), *([shared] if shared else [])]
 
 
 def is_mergekit_config(text: str) -> bool:

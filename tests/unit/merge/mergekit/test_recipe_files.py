@@ -5,7 +5,7 @@ import pytest
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS
 from stillroom.merge.mergekit.parameters import MERGEKIT_METHODS
-from stillroom.merge.planning.recipe_files import (
+from stillroom.merge.mergekit.recipe_files import (
     is_mergekit_config,
     read_mergekit_config,
 )
@@ -44,7 +44,7 @@ def test_a_ties_merge_with_everything_it_may_say():
     made = read_mergekit_config(TIES)[-1]
     assert made.recipe == {
         "version": 1,
-        "kind": "merge",
+        "kind": "merge.weights",
         "method": {
             "name": "ties",
             "trim": "tensor",
@@ -53,18 +53,17 @@ def test_a_ties_merge_with_everything_it_may_say():
             "rescale": False,
             "scale": 1.5,
         },
-        "base": "hub:org/base",
+        "base_model": "hub:org/base",
         "models": [
-            {"checkpoint": "hub:org/one", "density": 0.5, "weight": 0.3},
-            {"checkpoint": "hub:org/two@v1"},
+            {"model": "hub:org/one", "density": 0.5, "weight": 0.3},
+            {"model": "hub:org/two@v1"},
         ],
-        "compat": "mergekit",
-        "compute": "float32",
+        "arithmetic": {"name": "mergekit", "compute_dtype": "float32"},
         "out": {"dtype": "bfloat16"},
-        "vary": [
+        "parameters": [
             {"setting": "weight", "model": 1, "tensors": ["*mlp*"], "value": 0.2},
             {"setting": "weight", "model": 1, "value": 0.7},
-            {"setting": "density", "model": 1, "layers": [0.0, 0.5, 1.0]},
+            {"setting": "density", "model": 1, "value": [0.0, 0.5, 1.0]},
         ],
     }
     assert made.notes == ("parameters.int8_mask does not change the result",)
@@ -75,7 +74,7 @@ def test_the_result_is_a_recipe_of_ours():
         recipe = parse_recipe("\n".join(emit_yaml(made.recipe)))
         assert recipe.method.scale == 1.5
         assert recipe.models[0].weight == 0.3
-        assert recipe.compat == "mergekit"
+        assert recipe.arithmetic.name == "mergekit"
 
 
 @pytest.mark.parametrize("name", MERGEKIT_METHODS)
@@ -104,11 +103,11 @@ def test_slerp_turns_from_the_base_to_the_other():
         "parameters:\n  t:\n    - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}\n"
         "    - {filter: mlp, value: [1, 0.5, 0.7, 0.3, 0]}\n    - value: 0.5\n"
     )
-    assert recipe["models"] == [{"checkpoint": "hub:b"}, {"checkpoint": "hub:a"}]
-    assert "base" not in recipe
-    assert recipe["vary"] == [
-        {"setting": "t", "tensors": ["*self_attn*"], "layers": [0.0, 0.5, 0.3, 0.7, 1.0]},
-        {"setting": "t", "tensors": ["*mlp*"], "layers": [1.0, 0.5, 0.7, 0.3, 0.0]},
+    assert recipe["models"] == [{"model": "hub:b"}, {"model": "hub:a"}]
+    assert "base_model" not in recipe
+    assert recipe["parameters"] == [
+        {"setting": "t", "tensors": ["*self_attn*"], "value": [0.0, 0.5, 0.3, 0.7, 1.0]},
+        {"setting": "t", "tensors": ["*mlp*"], "value": [1.0, 0.5, 0.7, 0.3, 0.0]},
         {"setting": "t", "value": 0.5},
     ]
 
@@ -120,12 +119,12 @@ def test_slices_stack_layers():
         "  - sources:\n      - model: b\n        layer_range: [8, 32]\n"
         "        parameters: {scale: [{filter: o_proj, value: 0}, {value: 1}]}\n"
     )
-    assert recipe["models"] == [{"checkpoint": "hub:a"}, {"checkpoint": "hub:b"}]
+    assert recipe["models"] == [{"model": "hub:a"}, {"model": "hub:b"}]
     assert recipe["slices"] == [
-        {"models": [{"model": 0, "layers": [0, 24]}]},
+        {"sources": [{"model": 0, "layer_range": [0, 24]}]},
         {
-            "models": [{"model": 1, "layers": [8, 32]}],
-            "vary": [
+            "sources": [{"model": 1, "layer_range": [8, 32]}],
+            "parameters": [
                 {"setting": "scale", "tensors": ["*o_proj*"], "value": 0.0},
                 {"setting": "scale", "value": 1.0},
             ],
@@ -139,13 +138,13 @@ def test_slices_of_differences_name_the_base():
         "  - sources:\n    - {model: b, layer_range: [0, 2], parameters: {weight: 0.4}}\n"
         "    - {model: a, layer_range: [0, 2]}\n    parameters: {normalize: false}\n"
     )
-    assert recipe["base"] == "hub:a"
-    assert recipe["models"] == [{"checkpoint": "hub:b"}]
-    assert recipe["slices"][0]["models"] == [
-        {"model": -1, "layers": [0, 2]},
-        {"model": 0, "layers": [0, 2]},
+    assert recipe["base_model"] == "hub:a"
+    assert recipe["models"] == [{"model": "hub:b"}]
+    assert recipe["slices"][0]["sources"] == [
+        {"model": -1, "layer_range": [0, 2]},
+        {"model": 0, "layer_range": [0, 2]},
     ]
-    assert recipe["slices"][0]["vary"] == [
+    assert recipe["slices"][0]["parameters"] == [
         {"setting": "weight", "model": 1, "value": 0.4},
         {"setting": "density", "model": 1, "value": 0.5},
         {"setting": "normalize", "value": False},
@@ -156,9 +155,9 @@ def test_linear_takes_its_base_as_a_model():
     recipe = read(
         "merge_method: linear\nbase_model: b\nparameters: {weight: 0.2}\nmodels: [{model: a}]\n"
     )
-    assert [model["checkpoint"] for model in recipe["models"]] == ["hub:a", "hub:b"]
+    assert [model["model"] for model in recipe["models"]] == ["hub:a", "hub:b"]
     assert [model["weight"] for model in recipe["models"]] == [0.2, 0.2]
-    assert recipe["base"] == "hub:b"
+    assert recipe["base_model"] == "hub:b"
 
 
 def test_adapters_are_taken_with_their_model():
@@ -167,8 +166,8 @@ def test_adapters_are_taken_with_their_model():
         "  - model: {model: {path: org/m, revision: r1}, lora: {path: org/k}}\n"
     )
     assert recipe["models"] == [
-        {"checkpoint": "hub:org/m@r1", "adapter": "hub:org/l@r2"},
-        {"checkpoint": "hub:org/m@r1", "adapter": "hub:org/k"},
+        {"model": "hub:org/m@r1", "adapter": "hub:org/l@r2"},
+        {"model": "hub:org/m@r1", "adapter": "hub:org/k"},
     ]
 
 
@@ -177,7 +176,7 @@ def test_folders_are_found_from_the_file(tmp_path):
     path = tmp_path / "their.yml"
     path.write_text("merge_method: passthrough\nmodels: [{model: mine}]\n")
     made = read_mergekit_config(path)[-1]
-    assert made.recipe["models"] == [{"checkpoint": str(tmp_path / "mine")}]
+    assert made.recipe["models"] == [{"model": str(tmp_path / "mine")}]
     assert made.name == "their"
     assert made.position == f"{path}:1:1"
 
@@ -190,7 +189,7 @@ def test_several_merges_come_in_the_order_they_need():
         where="all.yml",
     )
     assert [each.name for each in made] == ["early", "late", "all"]
-    assert made[2].recipe["models"] == [{"checkpoint": "step:late"}, {"checkpoint": "step:early"}]
+    assert made[2].recipe["models"] == [{"model": "step:late"}, {"model": "step:early"}]
     assert made[1].position == "all.yml:5:1"
 
 
@@ -201,7 +200,7 @@ def test_a_merge_in_a_models_place_is_a_merge_before():
         where="nested.yml",
     )
     assert [each.name for each in made] == ["nested-1", "nested"]
-    assert made[1].recipe["models"][1] == {"checkpoint": "step:nested-1"}
+    assert made[1].recipe["models"][1] == {"model": "step:nested-1"}
 
 
 @pytest.mark.parametrize(
@@ -352,7 +351,7 @@ def test_a_key_that_nobody_reads_is_warned_of_and_one_misspelled_refused():
         "chat_template",
     ]
     assert "NAME@REVISION" in made.notes[4]
-    assert "compute" not in made.recipe
+    assert made.recipe["arithmetic"] == "mergekit"
     near = text.replace("int_space", "tt").replace("revision", "layer_ranges")
     assert {problem.code for problem in refused(near)} == {KEY}
 
@@ -371,8 +370,8 @@ def test_filters_with_signs_of_patterns_are_taken_as_they_are():
         "merge_method: linear\nmodels:\n  - model: a\n"
         "    parameters: {weight: [{filter: 'a[0]*', value: 2}, {filter: '*', value: 1}]}\n"
     )
-    assert recipe["vary"][0]["tensors"] == ["*a[[]0][*]*"]
-    assert recipe["vary"][1] == {"setting": "weight", "model": 0, "value": 1.0}
+    assert recipe["parameters"][0]["tensors"] == ["*a[[]0][*]*"]
+    assert recipe["parameters"][1] == {"setting": "weight", "model": 0, "value": 1.0}
 
 
 def test_an_alias_bomb_is_refused():
@@ -424,8 +423,8 @@ def test_what_a_file_has_mergekit_overlook_stays_a_warning_beside_an_override():
         ("models: []\nmerge_method: ties\n", True),
         ('"merge_method": ties', True),
         ("{merge_method: ties}", True),
-        ("version: 1\nkind: merge\n", False),
-        ("# merge_method: ties\nkind: merge\n", False),
+        ("version: 1\nkind: merge.weights\n", False),
+        ("# merge_method: ties\nkind: merge.weights\n", False),
         ("x:\n  merge_method: ties\n", False),
     ],
 )
@@ -456,18 +455,18 @@ parameters: {weight: 1.0, lambda: 0.7}
 
 def test_modules_are_parts_by_names_the_rest_last():
     recipe = read(MODULES)
-    vision, projector, rest = recipe["parts"]
+    vision, projector, rest = recipe["groups"]
     assert "*.visual.*" in vision["tensors"]
     assert vision["models"] == [0]
-    assert vision["vary"] == [{"setting": "weight", "model": 0, "value": 0.5}]
+    assert vision["parameters"] == [{"setting": "weight", "model": 0, "value": 0.5}]
     assert projector["models"] == [1]
-    assert "vary" not in projector
+    assert "parameters" not in projector
     assert rest == {
         "tensors": ["*"],
         "models": [0, 1],
-        "vary": [
+        "parameters": [
             {"setting": "weight", "model": 0, "value": 0.3},
-            {"setting": "weight", "model": 1, "layers": [0.1, 0.9]},
+            {"setting": "weight", "model": 1, "value": [0.1, 0.9]},
         ],
     }
     assert recipe["method"]["scale"] == 0.7
@@ -478,8 +477,8 @@ def test_slices_of_the_text_decoder_stand_beside_other_modules():
     sources = "[{model: a, layer_range: [0, 2]}, {model: base, layer_range: [0, 2]}]"
     text = f"{MODULES[:start]}slices: [{{sources: {sources}}}]\n{MODULES[end:]}"
     recipe = read(text)
-    assert recipe["slices"][0]["models"][0] == {"model": -1, "layers": [0, 2]}
-    assert len(recipe["parts"]) == 2
+    assert recipe["slices"][0]["sources"][0] == {"model": -1, "layer_range": [0, 2]}
+    assert len(recipe["groups"]) == 2
     problems = refused(text.replace("  text_decoder:", "  vision_tower_:"))
     assert any("cannot be stacked" in str(problem) for problem in problems)
 

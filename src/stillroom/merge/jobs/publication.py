@@ -1,0 +1,305 @@
+"""What the merge kinds' jobs share: the written checkpoint with its card, and estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stillroom.jobs import Estimate, Job
+from stillroom.objects import is_address, resolve_local
+from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, find_artifact, make_parent
+from stillroom.records import Link, Origin, combine_origins
+
+if TYPE_CHECKING:
+    from stillroom.checkpoints import Checkpoint, CheckpointWriter
+    from stillroom.merge.engine.merge import Merge, MergeResult
+    from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe, MergeRecipe
+    from stillroom.merge.planning.inputs import MergeSource
+    from stillroom.merge.settings import SearchSettings, SelectionSettings
+
+__all__ = ["Outcome", "estimate_merge", "estimate_scoring", "open_limited", "publish"]
+
+R = TypeVar("R", bound="MergeRecipe")
+
+_BYTES_PER_SECOND = 2e8
+_OPERATIONS_PER_SECOND = 1.5e10
+_TOKENS_PER_RECORD = 300
+_GGUF_GROWTH = 7
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job writes, where that is not simply the recipe's merge.
+
+    Attributes:
+        merge: The merge to write.
+        recipe: The recipe of the result; None: that of the job.
+        sources: Sources of the result; None: those of the recipe's merge.
+        details: Details for the artifact.
+        card: Paragraph for the card.
+        records: References of records that are parents of the result.
+        review: Returns warnings about the written checkpoint.
+        finish: Called after the checkpoint was written.
+    """
+
+    merge: Merge
+    recipe: MergeJobRecipe | None = None
+    sources: tuple[MergeSource, ...] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
+    records: tuple[str, ...] = ()
+    review: Callable[[Checkpoint], list[str]] | None = None
+    finish: Callable[[], None] = lambda: None
+
+
+def open_limited(recipe: R, job: Job) -> tuple[R, Merge]:
+    """Return the recipe with the checkpoints that runs have, and its merge.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or has too few run checkpoints.
+    """
+    from stillroom.merge.engine.merge import open_merge
+    from stillroom.merge.planning.inputs import limit_run_checkpoints
+
+    recipe = limit_run_checkpoints(recipe, job.say)
+    return recipe, open_merge(recipe, job.say)
+
+
+def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) -> Artifact:
+    """Write a merge and publish the checkpoint.
+
+    Args:
+        recipe: Recipe of the job.
+        started: The recipe's merge.
+        outcome: What is written.
+        job: The job.
+
+    Raises:
+        CheckpointError: If a source is broken, or sources do not match.
+        ShapeError: If a tensor's shapes differ.
+        Cancelled: If the user stopped it; ``--resume`` continues.
+    """
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.tensors.linear_algebra import warn_unused_device
+
+    merge, made_by = outcome.merge, outcome.recipe or recipe
+    sources = list(outcome.sources or started.sources)
+    plan, journal = merge.plan(), job.journal("tensors")
+    unused = warn_unused_device(started.device, started.method, started.rules.arithmetic)
+    for line in (*unused, *plan.notes):
+        job.say(line)
+    with job.phase("merge", len(plan.tensors), "tensors") as progress:
+
+        def on_tensor() -> None:
+            progress.advance()
+            job.check_cancelled()
+
+        merged = merge.write(
+            job.output,
+            shard_size=recipe.out.shard_size,
+            journal=journal,
+            on_tensor=on_tensor,
+            finish=lambda writer: _write_card(writer, made_by, sources, outcome.card),
+        )
+    outcome.finish()
+    details = dict(outcome.details)
+    if recipe.smoke_test:
+        details["smoke_test"] = _run_smoke_test(recipe, started, job)
+    if merged.error:
+        job.say(
+            f"relative error against float64 {merged.error['stored']:.2e}; rounding to the storage "
+            f"type alone {merged.error['least']:.2e} ({merged.error['blocks']} blocks)"
+        )
+    if merged.copied:
+        job.say(f"copied, not merged: {', '.join(merged.copied)}")
+    if outcome.review is not None:
+        warnings = outcome.review(Checkpoint.open(job.output))
+        for warning in warnings:
+            job.say(f"warning: {warning}")
+        details |= {"notes": list(plan.notes), "warnings": warnings}
+    return job.finish(
+        "checkpoint",
+        parents=_list_parents(recipe, started, outcome.records, job.out),
+        origin=_combine_origin(recipe, sources).to_json(),
+        details=_build_details(made_by, merged, sources) | details,
+    )
+
+
+def _run_smoke_test(recipe: MergeJobRecipe, merge: Merge, job: Job) -> dict[str, Any]:
+    """Check the written checkpoint against the parents of the recipe's initial merge."""
+    from stillroom.merge.search.selection import list_parent_candidates
+    from stillroom.merge.verification import run_smoke_test
+
+    copies = {
+        candidate.name: candidate.merge for candidate in list_parent_candidates(recipe, merge)
+    }
+    return run_smoke_test(job.output, copies, recipe.smoke_test, seed=recipe.seed, say=job.say)
+
+
+def estimate_merge(
+    recipe: MergeJobRecipe, open_merge: Callable[[], Merge], *, by_size: bool = False
+) -> Estimate:
+    """Estimate the cost of a merge from headers; missing sources count as zero.
+
+    Args:
+        recipe: The recipe.
+        open_merge: Opens the merge; called if all sources are available.
+        by_size: Use the sizes of the files, because the layers of the result are not known.
+    """
+    references = [model.reference for model in recipe.list_inputs()]
+    try:
+        if by_size or any(_is_unavailable(reference) for reference in references):
+            raise FileNotFoundError
+        plan = open_merge().plan()
+        read, written = plan.read_bytes * plan.passes, plan.written_bytes
+        memory, basis = plan.memory_bytes, "headers of the models"
+    except FileNotFoundError:
+        sizes = [_measure_size(reference) for reference in references]
+        read, written = sum(sizes), max(sizes)
+        memory, basis = 100_000_000, "sizes of the available models"
+    return Estimate(
+        memory_bytes=memory + 300_000_000,
+        disk_bytes=written,
+        seconds=(read + written) / _BYTES_PER_SECOND,
+        memory_knob="",
+        disk_knob="store as out.dtype=bfloat16",
+        basis=basis,
+    )
+
+
+def estimate_scoring(
+    merge: Estimate, section: str, settings: SelectionSettings | SearchSettings, candidates: int
+) -> Estimate:
+    """Add to a merge's estimate the cost of scoring candidates on records.
+
+    Args:
+        merge: Estimate of one merge.
+        section: Key of the settings.
+        settings: Records and limits.
+        candidates: Number of candidates.
+    """
+    written = merge.disk_bytes
+    tokens = settings.max_records * min(settings.max_tokens, _TOKENS_PER_RECORD)
+    each = merge.seconds + written / 4 * 2 * tokens / _OPERATIONS_PER_SECOND
+    return Estimate(
+        memory_bytes=merge.memory_bytes + 2 * written + 500_000_000,
+        disk_bytes=2 * written,
+        seconds=merge.seconds + candidates * each,
+        memory_knob=f"lower {section}.batch_tokens",
+        disk_knob=merge.disk_knob,
+        basis=merge.basis,
+    )
+
+
+def _is_unavailable(reference: str) -> bool:
+    """Whether a reference is expensive to read: missing, remote, or quantized."""
+    path = Path(reference)
+    return not path.is_dir() or not any(
+        (folder / "config.json").is_file() for folder in (path, path / "output")
+    )
+
+
+def _measure_size(reference: str) -> int:
+    path = Path(reference)
+    if path.is_file():
+        return path.stat().st_size * _GGUF_GROWTH
+    folder = path / "output" if (path / ARTIFACT_FILE).is_file() else path
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _list_parents(
+    recipe: MergeJobRecipe, merge: Merge, records: tuple[str, ...], near: Path
+) -> list[Parent]:
+    listed, stop = [], 0
+    for model in recipe.list_inputs():
+        stop += model.sources
+        listed.append(_describe_parent(model, merge.sources[stop - 1], near))
+    smoke_records = recipe.smoke_test.records if recipe.smoke_test else None
+    return listed + [
+        make_parent("records", resolve_local(reference), near)
+        for reference in (*records, smoke_records)
+        if reference
+    ]
+
+
+def _describe_parent(model: MergeInput, source: MergeSource, near: Path) -> Parent:
+    path = Path(model.reference)
+    if not is_address(model.reference) and (path / ARTIFACT_FILE).is_file():
+        return make_parent(model.role, path, near)
+    artifact = find_artifact(model.reference)  # from a published job
+    if artifact is not None:
+        return Parent(model.role, model.reference, artifact.digest, artifact.kind)
+    shown = str(path.absolute()) if path.exists() else model.reference
+    return Parent(model.role, shown, source.fingerprint, "checkpoint")
+
+
+def _combine_origin(recipe: MergeJobRecipe, sources: list[MergeSource]) -> Origin:
+    """Return the origin of the result: those of all parents combined, and this step."""
+    artifacts = [find_artifact(model.reference) for model in recipe.list_inputs()]
+    origins = [
+        Origin.from_json(artifact.origin) if artifact.origin else Origin()
+        for artifact in artifacts
+        if artifact is not None
+    ]
+    licenses = [Origin(license=source.license) for source in sources]
+    fingerprints = tuple(source.fingerprint for source in sources)
+    return combine_origins([*origins, *licenses]).then(
+        Link(recipe.origin_step, parents=fingerprints)
+    )
+
+
+def _list_dequantized(sources: list[MergeSource]) -> dict[str, str]:
+    """Return the original format of each dequantized source."""
+    return {
+        source.name: source.checkpoint.dequantized_from
+        for source in sources
+        if source.checkpoint.dequantized_from
+    }
+
+
+def _build_details(
+    recipe: MergeJobRecipe, merged: MergeResult, sources: list[MergeSource]
+) -> dict[str, Any]:
+    return {
+        "method": recipe.describe_method()[0],
+        "fingerprint": merged.fingerprint,
+        "sources": {source.name: source.fingerprint for source in sources},
+        **({"dequantized": dequantized} if (dequantized := _list_dequantized(sources)) else {}),
+        "merged": merged.merged,
+        "copied": list(merged.copied),
+        "tied": list(merged.tied),
+        "error": dict(merged.error) if merged.error else None,
+        **({"made": dict(merged.notes)} if merged.notes else {}),
+    }
+
+
+def _write_card(
+    writer: CheckpointWriter, recipe: MergeJobRecipe, sources: list[MergeSource], more: str
+) -> None:
+    settings, paper = recipe.describe_method()
+    name = settings["name"]
+    lines = [f"Made by Stillroom with the method `{name}`", ""]
+    lines[0] += f" ({paper})." if paper else "."
+    lines += ["| setting | value |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in settings.items()]
+    lines += ["", "| model | weight | fingerprint |", "|---|---|---|"]
+    lines += [
+        f"| {source.name} | {source.weight:g} | `{source.fingerprint}` |" for source in sources
+    ]
+    dequantized = _list_dequantized(sources)
+    if dequantized:
+        listed = ", ".join(f"{source} from {kind}" for source, kind in dequantized.items())
+        lines += ["", f"Dequantized before they were merged: {listed}."]
+    if more:
+        lines += ["", more]
+    licenses = combine_origins(Origin(license=source.license) for source in sources)
+    writer.write_card(
+        f"{name} merge",
+        "\n".join(lines),
+        license=licenses.license,
+        base_models=[source.name for source in sources],
+        relation="merge",
+        tags=["merge", name],
+    )

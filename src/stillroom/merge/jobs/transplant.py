@@ -1,0 +1,83 @@
+"""Give a model another model's tokenizer, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from stillroom.jobs import Estimate, Job
+from stillroom.jobs.kind import JobKind
+from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
+from stillroom.provenance import Artifact
+from stillroom.recipes import Reference
+
+if TYPE_CHECKING:
+    from stillroom.merge.engine.merge import Merge
+
+__all__ = ["JOB_KIND", "TransplantRecipe", "estimate", "run"]
+
+
+class TransplantRecipe(MergeJobRecipe):
+    """Give the target the donor's tokenizer; its layers stay.
+
+    Source: Goddard and Fernandes Neto 2025, arXiv:2506.06607: rows of shared tokens are copied; a
+    new token is approximated by a sum of shared ones in the donor's embeddings.
+    """
+
+    kind: Literal["merge.transplant"] = Field(
+        default="merge.transplant", description="give a model another model's tokenizer"
+    )
+    target: Reference = Field(description="the model that gets a new tokenizer")
+    donor: Reference = Field(description="the model that gives the tokenizer")
+    k: int = Field(64, ge=1, description="maximum number of shared tokens per new token")
+
+    def open(self, say: Callable[[str], None] | None = None) -> Merge:
+        """Open the sources; return the merge, without its chat template.
+
+        Raises:
+            CheckpointError: If a source is missing or broken.
+        """
+        from stillroom.merge.engine.merge import Merge
+        from stillroom.merge.planning.inputs import TensorRules, open_source
+        from stillroom.merge.planning.transplant import TransplantPlanSettings
+
+        settings = TransplantPlanSettings(self.k, self.out.dtype)
+        target, donor = open_source(self.target, say), open_source(self.donor, say)
+        return Merge(settings, target, [donor], TensorRules(dtype=self.out.dtype), self.seed)
+
+    def list_inputs(self) -> list[MergeInput]:
+        """Return the target and the donor."""
+        return [
+            MergeInput("base", ("target",), self.target),
+            MergeInput("model", ("donor",), self.donor),
+        ]
+
+    def describe_method(self) -> tuple[dict[str, Any], str]:
+        """Return name and settings of the transplant, as JSON values, and its paper."""
+        return {"name": "transplant", "k": self.k}, "arXiv:2506.06607"
+
+
+def run(recipe: TransplantRecipe, job: Job) -> Artifact:
+    """Transplant the tokenizer and publish the checkpoint.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or the tokenizers share no token.
+        Cancelled: If the user stopped it; ``--resume`` continues.
+    """
+    from stillroom.merge.engine.merge import open_merge
+    from stillroom.merge.jobs.publication import Outcome, publish
+
+    merge = open_merge(recipe, job.say)
+    return publish(recipe, merge, Outcome(merge, review=lambda written: []), job)
+
+
+def estimate(recipe: TransplantRecipe) -> Estimate:
+    """Estimate the cost of a transplant from headers; missing sources count as zero."""
+    from stillroom.merge.jobs.publication import estimate_merge
+
+    return estimate_merge(recipe, recipe.open)
+
+
+JOB_KIND = JobKind(recipe=TransplantRecipe, run=run, estimate=estimate)
