@@ -1,6 +1,6 @@
 """What parallel writing and caches cost in quality: a small trained model, measured on truth.
 
-The model (width 128, 3 layers) is trained by a recipe of kind diffusion on forms, whose right
+The model (width 128, 3 layers) is trained by a recipe of kind diffusion.train on forms, whose right
 answers are known: 28 words that never change, 16 copied ones, 4 that must agree. Writing at
 temperature 1, the reference is LLaDA's algorithm as its paper gives it, one place a step, the whole
 text in every step, and noise over every place; an autoregressive twin with its own cache is beside.

@@ -344,7 +344,7 @@ class PreferenceOptimization(TrainingObjective["DiffusionPreferenceRecipe"]):
             where="records",
             expected="text in fields.chosen and fields.rejected, as written by synth's preference "
             "generators",
-            next="stillroom new synth/preference_judge, or raise max_tokens",
+            next="stillroom new synth.records/preference_judge, or raise max_tokens",
         )
 
     @override

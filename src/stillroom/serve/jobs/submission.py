@@ -25,7 +25,7 @@ class RecipeSubmission(BaseModel):
 
     recipe: str | dict[str, Any] = Field(
         description="YAML text, or the same structure as JSON",
-        examples=["kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"],
+        examples=["kind: merge.weights\nmethod: linear\nmodels: [{model: a}, {model: b}]\n"],
     )
     overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
         default_factory=list,
