@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as arrays
 
 from stillroom.merge.interfaces import (
     METHODS,
-    ArchitectureMerge,
     BlockContext,
     InMemoryBlocks,
     RowBlock,
@@ -23,11 +22,10 @@ from stillroom.merge.tensors.trimming import find_thresholds, mask_above, trim
 FEW = settings(max_examples=25, deadline=None)
 NUMBERS = st.floats(-8, 8, width=32, allow_subnormal=False)
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, max_side=7)
-NAMES = [  # without those that need statistics, or place whole tensors
+NAMES = [  # without those that need statistics
     name
     for name in METHODS.names()
     if not any(field.is_required() for field in METHODS.get(name).model_fields.values())
-    and not issubclass(METHODS.get(name), ArchitectureMerge)
 ]
 BASED = [name for name in NAMES if METHODS.get(name).needs_base]
 SUMS = ["breadcrumbs", "dare_linear", "della_linear", "linear", "model_stock", "task_arithmetic"]
