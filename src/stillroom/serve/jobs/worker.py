@@ -207,8 +207,8 @@ def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
     """Check files of a client with bounded memory, since decoders are not trusted with it."""
     resource.setrlimit(resource.RLIMIT_DATA, (order["memory_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from stillroom.forensics.check.check import check_file, list_limits
     from stillroom.forensics.c2pa.signature import open_trust_lists
+    from stillroom.forensics.check.check import check_file, list_limits
 
     lists = open_trust_lists(
         official=[Path(path_text) for path_text in order["official"]],
