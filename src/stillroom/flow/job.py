@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from stillroom.jobs.extras import require_extras
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, find_recipe_class, import_kind_module
+from stillroom.recipes import Recipe, import_kind_module
 from stillroom.records import Origin
 from stillroom.text.reader import use_origin_check
 
@@ -38,24 +37,10 @@ def find_job_kind(kind: str) -> JobKind[Any]:
     Raises:
         RecipeError: If there is no such kind.
     """
-    declared = getattr(import_kind_module(kind), "JOB_KIND", None)
-    if declared is None:  # a room whose kinds are not declared yet
-        return _declare(kind)
+    declared = import_kind_module(kind).JOB_KIND
     if not isinstance(declared, JobKind):
         raise TypeError(f"JOB_KIND of {kind} is no JobKind")
     return declared
-
-
-def _declare(kind: str) -> JobKind[Any]:
-    room = importlib.import_module(f"stillroom.{kind}.run")
-    return JobKind(
-        find_recipe_class(kind),
-        room.run,
-        room.estimate,
-        getattr(room, "preflight", None),
-        getattr(room, "outline", None),
-        is_distributed=kind in ("distill", "diffusion"),
-    )
 
 
 def estimate_job(recipe: Recipe) -> Estimate:

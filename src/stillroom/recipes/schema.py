@@ -37,6 +37,9 @@ __all__ = [
     "write_schema",
 ]
 
+FLOW = "flow"
+"""The kind that is made of others; ``flow/recipe.py`` declares it."""
+
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 
@@ -109,16 +112,11 @@ def find_recipe_class(kind: str) -> type[Recipe]:
         RecipeError: If there is no such kind.
     """
     module = import_kind_module(kind)
-    declared = getattr(module, "JOB_KIND", None)
-    if declared is not None:
-        recipe: type[Recipe] = declared.recipe
-        return recipe
-    for member in vars(module).values():
-        if not inspect.isclass(member) or not issubclass(member, Recipe):
-            continue
-        if member.__module__ == module.__name__ and member.model_fields["kind"].default == kind:
-            return member
-    raise TypeError(f"{module.__name__} declares no Recipe whose kind is '{kind}'")
+    if kind == FLOW:
+        flow: type[Recipe] = module.FlowRecipe
+        return flow
+    declared: type[Recipe] = module.JOB_KIND.recipe
+    return declared
 
 
 SettingTarget = type[BaseModel] | MethodField[Any]

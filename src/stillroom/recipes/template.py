@@ -41,8 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 def render_template(kind: str, method: str | None = None) -> str:
     """Return a recipe of a kind with every setting explained.
 
-    If the room has a file ``recipe_examples/<name>.yaml`` or ``<name>.yaml`` (name of the method,
-    else of the kind), that file is returned unchanged.
+    If the room has a file ``<name>.yaml`` (name of the method, else of the kind), that file is
+    returned unchanged.
 
     Args:
         kind: One of ``list_kinds()``.
@@ -51,11 +51,9 @@ def render_template(kind: str, method: str | None = None) -> str:
     Raises:
         RecipeError: If the kind or the method is unknown.
     """
+    room, _, short = kind.rpartition(".")
     folder = find_kind_module(kind).parent
-    room = kind.partition(".")[0]
-    written = _read_example(
-        folder.parent if folder.name == "jobs" else folder, method or kind.rpartition(".")[2]
-    )
+    written = _read_example(folder.parent if room else folder, method or short)
     if written is not None:
         return written
     model = find_recipe_class(kind)
@@ -68,11 +66,8 @@ def render_template(kind: str, method: str | None = None) -> str:
 
 
 def _read_example(folder: Path, name: str) -> str | None:
-    if _NAME.fullmatch(name):
-        for path in (folder / "recipe_examples" / f"{name}.yaml", folder / f"{name}.yaml"):
-            if path.is_file():
-                return path.read_text(encoding="utf-8")
-    return None
+    path = folder / f"{name}.yaml"
+    return path.read_text(encoding="utf-8") if _NAME.fullmatch(name) and path.is_file() else None
 
 
 def _find_method(model: type[BaseModel], kind: str, method: str) -> tuple[Registry[Any], str]:
@@ -236,11 +231,6 @@ def _methods(
         default = get_default(info)
         if _is_group(default) and default is not None:
             yield from _methods(type(default), wanted)
-
-
-def _is_group(default: Any) -> bool:
-    """Return whether a default is a group of settings, or none."""
-    return default is None or (isinstance(default, BaseModel) and not isinstance(default, Method))
 
 
 def _build_default(choice: MethodField[Any] | None, default: Any) -> Any:

@@ -98,10 +98,8 @@ def find_kind_modules(package: Path = _PACKAGE) -> dict[str, Path]:
         for path in package.glob("*/jobs/*.py")
         if _KIND_MARK.search(path.read_text(encoding="utf-8"))
     }
-    rooms = {name.split(".")[0] for name in modules}
-    for path in package.glob("*/recipe.py"):
-        if path.parent.name not in rooms | {"recipes"}:
-            modules[path.parent.name] = path
+    if (flow := package / "flow" / "recipe.py").is_file():
+        modules["flow"] = flow
     return dict(sorted(modules.items()))
 
 
@@ -112,9 +110,7 @@ def list_kind_names(package: Path = _PACKAGE) -> list[str]:
 
 def list_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
     """Return the names of the example recipes of a kind's room, sorted, without reading files."""
-    folder = package / kind.partition(".")[0]
-    paths = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
-    return sorted(path.stem for path in paths)
+    return sorted(path.stem for path in (package / kind.partition(".")[0]).glob("*.yaml"))
 
 
 def read_docstring(path: Path) -> str:

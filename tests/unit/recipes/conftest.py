@@ -53,11 +53,12 @@ class Ties(MergeMethod):
             raise DataError("a third is refused", code="data.third", expected="anything else")
         return value
 ''',
-    "merge/recipe.py": '''
+    "merge/jobs/weights.py": '''
 """MergeRecipe: which checkpoints are merged, and how."""
 from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from roomset.merge.method import METHODS, MergeMethod
+from stillroom.jobs.kind import JobKind
 from stillroom.recipes import Duration, Recipe, Reference, Secret, Settings, Size
 
 class Model(Settings):
@@ -70,7 +71,7 @@ class Out(Settings):
 
 class MergeRecipe(Recipe):
     """Merge checkpoints into one."""
-    kind: Literal["merge"] = "merge"
+    kind: Literal["merge.weights"] = "merge.weights"
     method: Annotated[MergeMethod, METHODS.choice()] = Field(description="how weights are joined")
     base: Reference = Field(description="the reference checkpoint")
     models: list[Model] = Field(min_length=2, description="what is merged")
@@ -88,25 +89,30 @@ class MergeRecipe(Recipe):
         if sum(model.weight for model in self.models) == 0:
             raise ValueError("the weights sum to zero")
         return self
+
+JOB_KIND = JobKind(recipe=MergeRecipe, run=print, estimate=print)
 ''',
     "tiny/__init__.py": "",
-    "tiny/recipe.py": '''
+    "tiny/jobs/job.py": '''
 """TinyRecipe: a kind with a written example."""
 from typing import Literal
 from pydantic import Field
+from stillroom.jobs.kind import JobKind
 from stillroom.recipes import Recipe
 
 class TinyRecipe(Recipe):
     """Do next to nothing."""
-    kind: Literal["tiny"] = "tiny"
+    kind: Literal["tiny.job"] = "tiny.job"
     steps: int = Field(gt=0, lt=5, description="how many")
     tables: dict[str, int] = Field(description="numbers by name")
     words: list[str] = Field(min_length=1, description="words")
     maybe: float | None = Field(description="a number or nothing")
     name: str = Field(examples=["tom"], pattern="^t", description="begins with t")
+
+JOB_KIND = JobKind(recipe=TinyRecipe, run=print, estimate=print)
 ''',
-    "tiny/make.yaml": "# stillroom run make.yaml\nkind: tiny\n",
-    "tiny/recipe_examples/other.yaml": "# another\nkind: tiny\n",
+    "tiny/make.yaml": "# stillroom run make.yaml\nkind: tiny.job\n",
+    "tiny/other.yaml": "# another\nkind: tiny.job\n",
 }
 
 

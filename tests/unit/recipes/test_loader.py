@@ -9,7 +9,7 @@ from stillroom.recipes import build_recipe, dump_recipe, load_recipe, parse_reci
 
 GOOD = """\
 version: 1
-kind: merge
+kind: merge.weights
 seed: 7
 method: {name: ties, density: 0.5}
 base: hub:org/base@main
@@ -61,7 +61,7 @@ def test_everything_that_is_wrong_is_said_at_once_in_order_of_place():
     error = refuse(
         """\
 version: 1
-kind: merge
+kind: merge.weights
 seed: -1
 seed: 2
 method:
@@ -260,9 +260,9 @@ def test_files_that_cannot_be_read_are_said(tmp_path):
     assert code_of(tmp_path / "none.yaml") == "recipe.not-found"
     assert code_of(tmp_path) == "recipe.not-found"
     bad = tmp_path / "bad.yaml"
-    bad.write_bytes(b"kind: merge\nnote: \xff\xfe\n")
+    bad.write_bytes(b"kind: merge.weights\nnote: \xff\xfe\n")
     assert code_of(bad) == "recipe.encoding"
-    bad.write_bytes("kind: merge".encode("utf-16"))
+    bad.write_bytes("kind: merge.weights".encode("utf-16"))
     assert code_of(bad) == "recipe.encoding"
     bad.write_bytes(b"# " + "é".encode() * 400_000)
     assert code_of(bad) == "recipe.too-large"
@@ -275,7 +275,7 @@ def test_a_dump_is_stable_and_complete():
     text = dump_recipe(recipe)
     assert text == dump_recipe(parse_recipe(text))
     assert text.startswith(
-        "version: 1\nkind: merge\nseed: 7\nmethod:\n  name: ties\n  density: 0.5"
+        "version: 1\nkind: merge.weights\nseed: 7\nmethod:\n  name: ties\n  density: 0.5"
     )
     assert "shard_size: 500000000" in text
 
@@ -283,7 +283,7 @@ def test_a_dump_is_stable_and_complete():
 def test_plain_values_build_the_same_recipe():
     recipe = build_recipe(
         {
-            "kind": "merge",
+            "kind": "merge.weights",
             "seed": 7,
             "method": {"name": "ties", "density": 0.5},
             "base": "hub:org/base@main",
@@ -294,5 +294,5 @@ def test_plain_values_build_the_same_recipe():
     )
     assert recipe == parse_recipe(GOOD)
     with pytest.raises(RecipeError) as caught:
-        build_recipe({"kind": "merge", "bas": 1}, "steps.merged")
+        build_recipe({"kind": "merge.weights", "bas": 1}, "steps.merged")
     assert {problem.where for problem in caught.value.problems} == {"steps.merged"}

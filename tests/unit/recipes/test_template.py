@@ -34,7 +34,7 @@ def test_every_commented_recipe_runs_as_printed(kind, method):
 @pytest.mark.usefixtures("rooms")
 class TestSmallRooms:
     def test_each_setting_is_explained(self):
-        text = render_template("merge", "ties")
+        text = render_template("merge.weights", "ties")
         assert text.startswith("# stillroom run merge-ties.yaml\n# Merge checkpoints into one.\n")
         for line in [
             "  # share of each task vector that is kept; at most 1; above 0; default 0.2",
@@ -51,18 +51,18 @@ class TestSmallRooms:
         assert len(recipe.models) == 2
 
     def test_without_a_method_the_first_is_taken(self):
-        assert parse_recipe(render_template("merge")).method.method_name() == "linear"
+        assert parse_recipe(render_template("merge.weights")).method.method_name() == "linear"
 
     def test_required_settings_of_every_type_get_a_placeholder(self):
-        recipe = parse_recipe(render_template("tiny"))
+        recipe = parse_recipe(render_template("tiny.job"))
         assert recipe.steps == 1
         assert recipe.tables == {"name": 1}
         assert recipe.words == ["TEXT"]
         assert recipe.name == "tom"
 
     def test_a_written_example_is_printed_as_it_is(self, rooms):
-        assert render_template("tiny", "make") == (rooms / "tiny/make.yaml").read_text()
-        assert render_template("tiny", "other").startswith("# another")
+        assert render_template("tiny.job", "make") == (rooms / "tiny/make.yaml").read_text()
+        assert render_template("tiny.job", "other").startswith("# another")
 
     @pytest.mark.parametrize(
         ("kind", "method", "code"),
@@ -70,7 +70,7 @@ class TestSmallRooms:
             ("mrge", None, "recipe.unknown-kind"),
             ("merge", "tie", "recipe.unknown-method"),
             ("merge", "../merge/x", "recipe.unknown-method"),
-            ("tiny", "x", "recipe.unknown-method"),
+            ("tiny.job", "x", "recipe.unknown-method"),
         ],
     )
     def test_an_unknown_name_is_refused(self, kind, method, code):

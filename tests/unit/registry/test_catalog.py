@@ -52,11 +52,14 @@ def test_listing_imports_neither_pydantic_nor_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_kinds_are_folders_with_a_recipe(tmp_path: Path):
-    (tmp_path / "merge").mkdir()
-    (tmp_path / "merge" / "recipe.py").write_text('"""What is merged.\n\nMore."""\n')
-    (tmp_path / "other").mkdir()
-    assert list_kinds(tmp_path) == {"merge": "What is merged."}
+def test_kinds_are_modules_that_declare_one(tmp_path: Path):
+    jobs = tmp_path / "merge" / "jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "weights.py").write_text('"""What is merged.\n\nMore."""\nJOB_KIND = JobKind()\n')
+    (jobs / "shared.py").write_text('"""Declares none."""\n')
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / "recipe.py").write_text('"""Steps."""\n')
+    assert list_kinds(tmp_path) == {"flow": "Steps.", "merge.weights": "What is merged."}
 
 
 def test_settings_are_read_without_importing_their_method(tmp_path):
