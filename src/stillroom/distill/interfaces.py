@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -52,10 +52,12 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
 
 __all__ = [
+    "APART_ROLLOUT_POLICIES",
     "COMPLETION_SCORERS",
     "CROSS_TOKENIZER_LOSSES",
     "FEATURE_LOSSES",
     "METHODS",
+    "RECORD_METHODS",
     "ROLLOUT_POLICIES",
     "ChunkLoss",
     "CompletionScorer",
@@ -210,6 +212,11 @@ class DistillationObjective(Method):
 
 
 METHODS = Registry("stillroom.distill.methods", DistillationObjective)
+RECORD_METHODS = METHODS.subset(
+    lambda method: not method.needs_rollouts,
+    "learns from text of the student: use kind distill.on_policy",
+)
+"""Objectives on records; the others learn from rollouts of the student."""
 
 
 if TYPE_CHECKING:
@@ -228,6 +235,12 @@ class PolicyGradientObjective(DistillationObjective):
     needs_rollouts: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
+
+    @override
+    @classmethod
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return a policy whose steps are all on the student's text."""
+        return {"rollout_policy": {"name": "on_policy", "student_share": 1.0}}
 
     clip: float | None = Field(
         default=0.2,
@@ -449,6 +462,9 @@ class RolloutPolicy(Method):
     draws_from_student: ClassVar[bool] = True
     adapts_to_loss: ClassVar[bool] = False
 
+    generates_with_teacher: ClassVar[bool] = False
+    """Whether the teacher takes part in the generation of every rollout."""
+
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature of rollouts")
     top_k: int = Field(default=0, ge=0, description="sample from the k most likely tokens; 0 all")
     top_p: float = Field(
@@ -540,6 +556,12 @@ class RolloutPolicy(Method):
 ROLLOUT_POLICIES: Registry[RolloutPolicy] = Registry(
     "stillroom.distill.rollout_policies", RolloutPolicy
 )
+APART_ROLLOUT_POLICIES = ROLLOUT_POLICIES.subset(
+    lambda policy: not policy.generates_with_teacher,
+    "also generates with the teacher, token by token, and a teacher behind an endpoint or with "
+    "another tokenizer only scores finished text",
+)
+"""Policies for a teacher that cannot write the student's tokens."""
 
 
 class CompletionScorer(Method):

@@ -9,7 +9,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stillroom.distill.interfaces import METHODS, DistillationObjective, RolloutPolicy
+from stillroom.distill.interfaces import (
+    METHODS,
+    RECORD_METHODS,
+    DistillationObjective,
+    RolloutPolicy,
+)
 from stillroom.distill.settings import (
     EndpointTeacherSettings,
     FidelitySettings,
@@ -85,7 +90,7 @@ class TrainingRecipe(Recipe):
 class ObjectiveRecipe(TrainingRecipe):
     """Settings of a kind that compares distributions over one vocabulary."""
 
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+    method: Annotated[DistillationObjective, RECORD_METHODS.choice()] = Field(
         default_factory=lambda: METHODS.build("forward_kl"),
         description="distillation objective, with its settings",
     )
@@ -154,10 +159,6 @@ def check_objective_on_records(method: DistillationObjective, *, is_sampled: boo
         ValueError: Naming the kind or the setting to use instead.
     """
     name = method.method_name()
-    if method.needs_rollouts:
-        raise ValueError(
-            f"method '{name}' learns from text of the student: use kind distill.on_policy"
-        )
     if not method.kd_weight:
         raise ValueError(
             "with method.kd_weight 0 no teacher is imitated: use kind distill.supervised"

@@ -7,8 +7,10 @@ class; no method is listed by name.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -78,6 +80,19 @@ class Registry(Generic[M]):
         """Create the registry of the package ``group`` for subclasses of ``base``."""
         self.group = group
         self.base = base
+        self._accepts: Callable[[type[M]], bool] | None = None
+        self._reason = ""
+
+    def subset(self, accepts: Callable[[type[M]], bool], reason: str) -> Registry[M]:
+        """Return a view of the registry with some of its methods.
+
+        Args:
+            accepts: Whether a method class belongs to it; reads class attributes only.
+            reason: Why another method is refused, and what to use, after the method's name.
+        """
+        view = copy.copy(self)
+        view._accepts, view._reason = accepts, reason  # an instance of this class
+        return view
 
     @property
     def folder(self) -> Path:
@@ -86,17 +101,33 @@ class Registry(Generic[M]):
         return Path(str(package.__file__)).parent
 
     def names(self) -> list[str]:
-        """Return the names of all methods: the folder's files, then plug-ins."""
-        return sorted(
-            {*list_names(self.folder), *(entry.name for entry in entry_points(group=self.group))}
-        )
+        """Return the names of all methods, sorted: the folder's files and plug-ins."""
+        names = {
+            *list_names(self.folder),
+            *(entry.name for entry in entry_points(group=self.group)),
+        }
+        if self._accepts is not None:
+            names = {name for name in names if self._accepts(self._load(name))}
+        return sorted(names)
 
     def get(self, name: str) -> type[M]:
         """Import and return the class of one method.
 
         Raises:
-            RecipeError: If no such method is known; the nearest name is suggested.
+            RecipeError: If no such method is known (the nearest name is suggested), or it belongs
+                to another subset.
         """
+        method = self._load(name)
+        if self._accepts is not None and not self._accepts(method):
+            raise RecipeError(
+                f"'{name}' {self._reason}",
+                code="recipe.unknown-method",
+                expected=f"one of: {', '.join(self.names())}",
+                next="choose another method, or the kind that is named",
+            )
+        return method
+
+    def _load(self, name: str) -> type[M]:
         if (
             name.isidentifier()
             and (self.folder / f"{name}.py").is_file()
@@ -144,12 +175,13 @@ class Registry(Generic[M]):
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of a choice, with one branch per method of the folder."""
         branches = []
-        for name in list_names(self.folder):
+        names = [name for name in self.names() if (self.folder / f"{name}.py").is_file()]
+        for name in names:
             schema = self.get(name).model_json_schema(mode="validation")
             schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
             schema["required"] = ["name", *schema.get("required", [])]
             branches.append(_inline_definitions(schema, schema.pop("$defs", {})))
-        return {"anyOf": [{"type": "string", "enum": list_names(self.folder)}, *branches]}
+        return {"anyOf": [{"type": "string", "enum": names}, *branches]}
 
     def choice(self, default: str = "") -> MethodField[M]:
         """Return the annotation of a recipe field that selects one method of this registry.

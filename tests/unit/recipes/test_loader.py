@@ -96,7 +96,7 @@ bogus: x
         "models.0.weigth is not a setting of 'models.0'",
     ) in found
     assert ("r.yaml:14:14", "recipe.value", "out.dtype cannot be 'float23'") in found
-    assert ("r.yaml:15:1", "recipe.unknown-key", "bogus is not a setting of 'merge'") in found
+    assert ("r.yaml:15:1", "recipe.unknown-key", "bogus is not a setting of 'merge.weights'") in found
     assert (
         "override 'patience=soon'",
         "recipe.value",
@@ -112,7 +112,7 @@ def test_the_nearest_value_and_the_remedy_are_suggested():
     assert any(p.next == "did you mean 'bfloat16'?" for p in problems)
     missing = refuse(GOOD.replace("base: hub:org/base@main\n", "")).problems[0]
     assert missing.expected == "the reference checkpoint"
-    assert missing.next == "add 'base:' to 'merge'"
+    assert missing.next == "add 'base:' to 'merge.weights'"
 
 
 def test_a_missing_setting_of_a_list_item_is_placed_at_the_item():

@@ -18,7 +18,7 @@ def test_every_kind_has_a_class_of_that_kind():
 @pytest.mark.usefixtures("rooms")
 def test_kinds_are_found_by_file():
     assert list_kinds() == ["merge.weights", "tiny.job"]
-    assert find_recipe_class("merge").__name__ == "MergeRecipe"
+    assert find_recipe_class("merge.weights").__name__ == "MergeRecipe"
 
 
 def test_recipes_import_neither_torch_nor_transformers():

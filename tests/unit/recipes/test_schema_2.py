@@ -43,7 +43,7 @@ def test_every_kind_is_a_branch_and_every_reference_leads_somewhere():
 def test_methods_are_described_with_their_nested_settings(tmp_path):
     path = write_schema(tmp_path / "s.json")
     schema = check(json.loads(path.read_text(encoding="utf-8")))
-    merge = schema["$defs"]["merge"]["properties"]
+    merge = schema["$defs"]["merge.weights"]["properties"]
     names, linear, ties = merge["method"]["anyOf"]
     assert names["enum"] == ["linear", "ties"]
     assert linear["properties"]["name"] == {"const": "linear"}

@@ -68,8 +68,8 @@ class TestSmallRooms:
         ("kind", "method", "code"),
         [
             ("mrge", None, "recipe.unknown-kind"),
-            ("merge", "tie", "recipe.unknown-method"),
-            ("merge", "../merge/x", "recipe.unknown-method"),
+            ("merge.weights", "tie", "recipe.unknown-method"),
+            ("merge.weights", "../merge/x", "recipe.unknown-method"),
             ("tiny.job", "x", "recipe.unknown-method"),
         ],
     )

@@ -77,7 +77,7 @@ def test_refusals_are_as_described(app):
 
 def test_what_jobs_are_told_by_is_as_described(app):
     check(app, "/v1/recipes", "get", request(app, "GET", "/v1/recipes"))
-    check(app, "/v1/recipes/{kind}", "get", request(app, "GET", "/v1/recipes/merge"))
+    check(app, "/v1/recipes/{kind}", "get", request(app, "GET", "/v1/recipes/merge.weights"))
     check(app, "/v1/workspace", "get", request(app, "GET", "/v1/workspace"))
     check(app, "/v1/jobs", "get", request(app, "GET", "/v1/jobs"))
     wrong = post(app, "/v1/recipes/check", recipe=MERGE + "more: 1")

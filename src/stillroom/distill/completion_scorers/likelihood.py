@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -29,6 +29,12 @@ class Likelihood(CompletionScorer):
 
     paper: ClassVar[str] = "arXiv:2001.09977"
     needs_scores: ClassVar[bool] = True
+
+    @override
+    @classmethod
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return a placeholder for the model, since endpoints do not score given text."""
+        return {"sequence.model": "path/to/model"}
 
     least: float | None = Field(
         default=None,

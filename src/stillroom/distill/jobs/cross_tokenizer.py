@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
+    APART_ROLLOUT_POLICIES,
     CROSS_TOKENIZER_LOSSES,
-    ROLLOUT_POLICIES,
     CrossTokenizerLoss,
     RolloutPolicy,
 )
@@ -59,7 +59,7 @@ class CrossTokenizerRecipe(ContextRecipe, _AnyTeacher):
         description="folder of a cache of the teacher's log-probabilities, shared by several jobs; "
         "null stores it in the job",
     )
-    rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] | None = Field(
+    rollout_policy: Annotated[RolloutPolicy, APART_ROLLOUT_POLICIES.choice()] | None = Field(
         default=None,
         description="source of generated training text in addition to records; null uses records "
         "only",

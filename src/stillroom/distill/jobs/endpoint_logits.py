@@ -19,7 +19,7 @@ from stillroom.provenance import Artifact
 __all__ = ["JOB_KIND", "EndpointLogitsRecipe", "describe_workload", "run"]
 
 
-class EndpointLogitsRecipe(ContextRecipe, EndpointTeacherRecipe):
+class EndpointLogitsRecipe(EndpointTeacherRecipe, ContextRecipe):
     """Train a student to match the top tokens of a teacher behind an endpoint."""
 
     kind: Literal["distill.endpoint_logits"] = Field(

@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
+    APART_ROLLOUT_POLICIES,
+    METHODS,
     ROLLOUT_POLICIES,
+    DistillationObjective,
     RolloutPolicy,
 )
 from stillroom.distill.jobs.declaration import declare_kind
@@ -30,7 +33,11 @@ class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
     kind: Literal["distill.endpoint_on_policy"] = Field(
         default="distill.endpoint_on_policy", description="job kind"
     )
-    rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="distillation objective, with its settings",
+    )
+    rollout_policy: Annotated[RolloutPolicy, APART_ROLLOUT_POLICIES.choice()] = Field(
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
         description="source of generated training text in addition to records",
     )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stillroom.distill.interfaces import (
     FEATURE_LOSSES,
     METHODS,
+    RECORD_METHODS,
     DistillationObjective,
     FeatureLoss,
 )
@@ -33,7 +34,7 @@ class FeaturesRecipe(LocalTeacherRecipe):
     """Train a student to match a local teacher's internal states, next to its distributions."""
 
     kind: Literal["distill.features"] = Field(default="distill.features", description="job kind")
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+    method: Annotated[DistillationObjective, RECORD_METHODS.choice()] = Field(
         default_factory=lambda: METHODS.build("forward_kl"),
         description="objective on the distributions, with its settings; kd_weight 0 leaves it out",
     )
@@ -43,15 +44,6 @@ class FeaturesRecipe(LocalTeacherRecipe):
     rationale: RationaleChoice | None = Field(
         default=None, description="train on rationales in addition to answers; null disables"
     )
-
-    @model_validator(mode="after")
-    def _method_learns_from_records(self) -> FeaturesRecipe:
-        if self.method.needs_rollouts:
-            raise ValueError(
-                f"method '{self.method.method_name()}' learns from text of the student: use kind "
-                "distill.on_policy, which has feature_losses, too"
-            )
-        return self
 
 
 def describe_workload(recipe: FeaturesRecipe) -> Workload:

@@ -19,15 +19,16 @@ from stillroom.distill.recipes import (
 from stillroom.distill.settings import (
     CachedTargetChoice,
     EndpointTeacherSettings,
+    SequenceSettings,
     TopKTargetSettings,
     WeightedTeacherSettings,
     check_teacher_weights,
 )
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe
+from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "MultiTeacherRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "MultiTeacherRecipe", "NamedSequenceSettings", "describe_workload", "run"]
 
 
 class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe begins with them
@@ -42,6 +43,14 @@ class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe b
     )
 
 
+class NamedSequenceSettings(SequenceSettings):
+    """Generation of answers where there are several teachers: the model is named."""
+
+    model: Reference = Field(
+        examples=["path/to/model"], description="a checkpoint, a .gguf file or an endpoint"
+    )
+
+
 class MultiTeacherRecipe(ContextRecipe, ObjectiveRecipe, _SeveralTeachers):
     """Train a student to match the distributions of several teachers on records."""
 
@@ -51,6 +60,12 @@ class MultiTeacherRecipe(ContextRecipe, ObjectiveRecipe, _SeveralTeachers):
     targets: CachedTargetChoice = Field(
         default_factory=TopKTargetSettings,
         description="storage form of the teachers' distributions; endpoints need top_k",
+    )
+
+    sequence: NamedSequenceSettings | None = Field(
+        default=None,
+        description="generate the answers with a model (sequence-level distillation); null keeps "
+        "them",
     )
 
     @model_validator(mode="after")
@@ -71,13 +86,11 @@ class MultiTeacherRecipe(ContextRecipe, ObjectiveRecipe, _SeveralTeachers):
                 "a teacher behind an endpoint cannot be pruned: 'student' must be a checkpoint, or "
                 "a local teacher the first"
             )
-        generated = {
-            "sequence": self.sequence,
-            "rationale.generate": self.rationale.generate if self.rationale else None,
-        }
-        for name, settings in generated.items():
-            if settings is not None and not settings.model:
-                raise ValueError(f"several teachers: set the generating model as {name}.model")
+        written = self.rationale.generate if self.rationale else None
+        if written is not None and not written.model:
+            raise ValueError(
+                "several teachers: set the generating model as rationale.generate.model"
+            )
         return self
 
 

@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
     FEATURE_LOSSES,
+    METHODS,
     ROLLOUT_POLICIES,
+    DistillationObjective,
     FeatureLoss,
     RolloutPolicy,
 )
@@ -33,6 +35,10 @@ class OnPolicyRecipe(LocalTeacherRecipe):
     """Train a student on its own samples, with a local teacher's distributions."""
 
     kind: Literal["distill.on_policy"] = Field(default="distill.on_policy", description="job kind")
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="distillation objective, with its settings",
+    )
     rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
         description="source of generated training text in addition to records",

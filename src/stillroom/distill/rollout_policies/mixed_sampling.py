@@ -23,6 +23,7 @@ class MixedSampling(RolloutPolicy):
     """Teacher-mixed text with importance weights, for MiniLLM's policy gradient."""
 
     paper: ClassVar[str] = "arXiv:2306.08543"
+    generates_with_teacher: ClassVar[bool] = True
 
     teacher_share: float = Field(
         default=0.2, ge=0, lt=1, description="weight of the teacher in the mixture (alpha)"

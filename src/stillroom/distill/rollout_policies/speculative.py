@@ -24,6 +24,7 @@ class Speculative(RolloutPolicy):
     """Interleaved sampling: the student's proposals, the teacher's replacements."""
 
     paper: ClassVar[str] = "arXiv:2410.11325"
+    generates_with_teacher: ClassVar[bool] = True
     draws_from_student: ClassVar[bool] = False
 
     accept_top_k: int = Field(

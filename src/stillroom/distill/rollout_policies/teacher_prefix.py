@@ -23,6 +23,7 @@ class TeacherPrefix(RolloutPolicy):
     """The teacher generates a prefix whose length decreases over the run."""
 
     paper: ClassVar[str] = "arXiv:2306.13649"
+    generates_with_teacher: ClassVar[bool] = True
 
     first: float = Field(
         default=1.0, ge=0, le=1, description="initial prefix length as a share of max_new_tokens"

@@ -130,11 +130,11 @@ def test_a_step_without_a_method_is_no_step(index):
 
 
 @pytest.mark.parametrize("name", ["answering", "unsupported"])
-def test_what_a_way_decides_cannot_be_set_beside_it(name):
+def test_what_a_pipeline_decides_cannot_be_set_beside_it(name):
     value = {"answering": "direct", "unsupported": "drop"}[name]
-    with pytest.raises(RecipeError, match=f"way and {name} both set {name}"):
-        parse_answer_settings({"way": "convex=>corrective", name: value})
-    assert parse_answer_settings({"way": "convex", name: value})[name]
+    with pytest.raises(RecipeError, match=f"pipeline and {name} both set {name}"):
+        parse_answer_settings({"pipeline": "convex=>corrective", name: value})
+    assert parse_answer_settings({"pipeline": "convex", name: value})[name]
 
 
 def test_an_index_without_parts_gives_what_it_found(index):
