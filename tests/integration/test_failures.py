@@ -256,7 +256,7 @@ def test_endpoint_that_is_down_loses_nothing(job, run, tmp_path):
     told = make(job, out, "steps.records.model=http://127.0.0.1:9/v1#m")
     assert time.monotonic() - begun < 60
     fails(told, 1, "backend.down", "127.0.0.1:9", "curl ")
-    assert list(out.glob("steps/.records-*.partial/journals"))
+    assert list(out.glob("steps/.records-*.partial/units"))
     assert digests(out) == digests(run)
     found = stillroom("ask", out, "What does the old mill of Alder grind?")
     assert found.returncode == 0, found.stderr
