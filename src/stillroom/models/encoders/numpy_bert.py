@@ -11,9 +11,10 @@ models are not opened. No batches, padding or decoders.
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +129,36 @@ class NumpyBert:
         self._threads = ThreadpoolController()
         self._lock = threading.Lock()
 
-    def states(self, ids: list[int]) -> Vectors:
-        """Return the last hidden states of a sequence, (T, D) float32."""
+    def adapt(self, updates: Mapping[str, Vectors]) -> NumpyBert:
+        """Return an encoder that shares all weights but those to which an update is added.
+
+        Args:
+            updates: Addends by name of the weight, such as ``encoder.layer.0.output.dense.weight``.
+
+        Raises:
+            ValueError: If there is no such weight, or its shape differs.
+        """
+        adapted = copy.copy(self)
+        adapted._weights = dict(self._weights)  # an instance of this class
+        for name, update in updates.items():
+            weight = self._weights.get(name)
+            if weight is None or weight.shape != update.shape:
+                raise ValueError(f"{name}: no weight of shape {update.shape}")
+            adapted._weights[name] = weight + update.astype(np.float32)
+        return adapted
+
+    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> Vectors:
+        """Return the last hidden states of a sequence, (T, D) float32.
+
+        Args:
+            ids: Token ids, with special tokens.
+            segments: Token type of each id (0 or 1); default: all 0.
+        """
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
-            words = self._weights["embeddings.word_embeddings.weight"][ids]
+            words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
             positions = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
-            kind = self._weights["embeddings.token_type_embeddings.weight"][0]
+            kinds = self._weights["embeddings.token_type_embeddings.weight"]
+            kind = kinds[0] if segments is None else kinds[list(segments)]
             states = self._norm(words + kind + positions, "embeddings.LayerNorm.")
             for layer in self._layers:
                 states = self._read_layer(states, layer)

@@ -92,6 +92,7 @@ def ask(
             ``refusal`` (the reason), ``nearest`` (the passages named in a refusal), ``dropped``
             (number of passages that did not fit), ``left_out`` (retrieved spans that are not
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
+            ``quotes`` (verbatim spans, of the strategy ``quote``),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
@@ -342,6 +343,7 @@ class _AnswerDraft:
                 for sentence, statement in (composer.dropped if composer else ())
             ],
             "sources": describe_sources(hits),
+            **({"quotes": session.quotes} if session.quotes else {}),
             "cached": None,
         }
 

@@ -37,7 +37,7 @@ from stillroom.rag.retrieval.pipeline import (
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
-from stillroom.records import Completion, Hit, Prompt, Sampling
+from stillroom.records import Completion, Hit, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -50,6 +50,7 @@ __all__ = [
     "AnswerSession",
     "PromptEchoStripper",
     "PromptLeakFilter",
+    "describe_quote",
 ]
 
 
@@ -85,6 +86,8 @@ class AnswerSession:
         """The reason for a refusal; empty if there is an answer."""
         self.nearest: tuple[Hit, ...] = ()
         """The nearest passages, if the strategy abstained."""
+        self.quotes: list[dict[str, Any]] = []
+        """Verbatim quotes of the answer, with their ranges; see ``describe_quote``."""
         self.repeats = 0
         """Number of hits dropped as duplicates of better ones."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -208,6 +211,25 @@ class AnswerSession:
         self.note("read", passages=len(self.shown.hits), prompt_tokens=self.shown.prompt_tokens)
         return self.shown.prompt
 
+    def quote(
+        self, hits: Sequence[Hit], spans: Sequence[tuple[int, int, int]], probability: float
+    ) -> Iterator[str]:
+        """Yield sentences of the hits with their citations; no prompt is made.
+
+        Args:
+            hits: The passages, numbered from 1 in the answer.
+            spans: Index of a hit, and a character span of its passage's text.
+            probability: Probability that the best of them answers.
+        """
+        self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
+        for number, start, end in spans:
+            self.quotes.append(describe_quote(hits[number].passage, number + 1, start, end))
+        self.note("quote", quotes=len(spans), probability=round(probability, 4))
+        self.completion = Completion("", finish_reason="stop", model=self.completion.model)
+        for place, (number, start, end) in enumerate(spans):
+            space = " " if place else ""
+            yield f"{space}{hits[number].passage.text[start:end]} [{number + 1}]"
+
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""
         yield from self.write(self.show(hits))
@@ -271,6 +293,37 @@ class AnswerSession:
         """Give no answer, and name the nearest passages."""
         self.refusal, self.nearest = why, tuple(nearest[: self.asking.k])
         self.note("abstain", why=why)
+
+
+def describe_quote(passage: Passage, number: int, start: int, end: int) -> dict[str, Any]:
+    """Return a quote of a passage as JSON values.
+
+    Args:
+        passage: The passage.
+        number: Its number in the answer.
+        start: First character of the quote in the passage's text.
+        end: Character after its last.
+
+    Returns:
+        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``, and ``byte_start`` and
+            ``byte_end`` in the source file: those of the passage unless its bytes are its text.
+    """
+    location, text = passage.location, passage.text[start:end]
+    first, last = location.byte_start, location.byte_end
+    if location.is_exact:
+        first += len(passage.text[:start].encode("utf-8", "surrogatepass"))
+        last = first + len(text.encode("utf-8", "surrogatepass"))
+    return {
+        "number": number,
+        "passage_id": passage.id,
+        "path": location.path,
+        "start": start,
+        "end": end,
+        "byte_start": first,
+        "byte_end": last,
+        "is_exact": location.is_exact,
+        "text": text,
+    }
 
 
 def _get_method_name(retriever: str | Retriever) -> str:

@@ -1,0 +1,1 @@
+"""Answer sentence selection: an encoder reads question and passages, and scores each sentence."""

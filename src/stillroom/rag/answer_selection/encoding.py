@@ -1,0 +1,151 @@
+"""Encoding of a question and a passage for the sentence reader, shared by training and answers.
+
+The encoder reads ``[CLS] question [SEP] title. passage [SEP]``, so that a sentence is read with
+the sentences before it, which often explain its pronouns. A passage that does not fit is read in
+several windows of whole sentences.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stillroom.text.language import split_sentences
+
+__all__ = ["EncodedPassage", "PairTokenizer", "encode_passages", "find_sentences"]
+
+MAX_TOKENS = 512
+_MAX_QUESTION_TOKENS = 96
+_MAX_TITLE_TOKENS = 32
+
+Span = tuple[int, int]
+
+
+class PairTokenizer(Protocol):
+    """Tokenizer of an encoder, with offsets."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool
+    ) -> dict[str, list[Any]]:
+        """Return ``input_ids`` and ``offset_mapping``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPassage:
+    """One window of a passage after a question.
+
+    Args:
+        passage: Number of the passage, from 0.
+        ids: Token ids with ``[CLS]`` and ``[SEP]``.
+        segments: 0 for the question, 1 for title and passage.
+        sentences: Character spans in the passage's text.
+        tokens: For each sentence, its range of positions in ``ids``.
+        offsets: For each position, its character span in the passage's text, empty outside of it.
+    """
+
+    passage: int
+    ids: list[int]
+    segments: list[int]
+    sentences: list[Span]
+    tokens: list[Span]
+    offsets: list[Span]
+
+
+def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
+    """Return the spans of the sentences of a passage; a heading at a sentence's start is left out.
+
+    Args:
+        text: Text of the passage.
+        headings: Headings of the passage; a line that repeats one is no part of a sentence.
+    """
+    known = {heading.strip() for heading in headings if heading.strip()}
+    spans = []
+    for start, end in split_sentences(text):
+        line_end = text.find("\n", start, end)
+        while line_end > 0 and text[start:line_end].strip(" #\t") in known:
+            start = line_end + 1
+            line_end = text.find("\n", start, end)
+        if text[start:end].strip(" #\t") not in known and any(map(str.isalnum, text[start:end])):
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            spans.append((start, end))
+    return spans
+
+
+def encode_passages(
+    tokenizer: PairTokenizer,
+    question: str,
+    passages: Sequence[tuple[str, str, Sequence[Span]]],
+    *,
+    special: tuple[int, int],
+    max_tokens: int = MAX_TOKENS,
+) -> list[EncodedPassage]:
+    """Encode passages after a question.
+
+    Args:
+        tokenizer: Tokenizer of the encoder.
+        question: The question; its first 96 tokens are read.
+        passages: Title, text and sentence spans of each passage.
+        special: Ids of ``[CLS]`` and ``[SEP]``.
+        max_tokens: Maximum tokens of a window.
+    """
+    start, stop = special
+    asked = _encode(tokenizer, question)[0][:_MAX_QUESTION_TOKENS]
+    encoded = []
+    for number, (title, text, sentences) in enumerate(passages):
+        head = _encode(tokenizer, f"{title}. ")[0][:_MAX_TITLE_TOKENS] if title else []
+        ids, offsets = _encode(tokenizer, text)
+        room = max_tokens - len(asked) - len(head) - 3
+        for first, last in _make_windows(offsets, sentences, room):
+            left = _position_of(offsets, sentences[first][0])
+            right = min(_position_after(offsets, sentences[last][1]), left + room)
+            base = len(asked) + 2 + len(head) - left
+            spans = [
+                (
+                    base + _position_of(offsets, begin),
+                    base + min(_position_after(offsets, end), right),
+                )
+                for begin, end in sentences[first : last + 1]
+            ]
+            encoded.append(
+                EncodedPassage(
+                    number,
+                    [start, *asked, stop, *head, *ids[left:right], stop],
+                    [0] * (len(asked) + 2) + [1] * (len(head) + right - left + 1),
+                    list(sentences[first : last + 1]),
+                    spans,
+                    [(0, 0)] * (len(asked) + 2 + len(head)) + offsets[left:right] + [(0, 0)],
+                )
+            )
+    return encoded
+
+
+def _encode(tokenizer: PairTokenizer, text: str) -> tuple[list[int], list[Span]]:
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]]
+
+
+def _make_windows(offsets: list[Span], sentences: Sequence[Span], room: int) -> list[Span]:
+    """Return ranges (first, last) of sentences whose tokens fit into ``room``."""
+    windows: list[Span] = []
+    for number, (begin, end) in enumerate(sentences):
+        if windows:
+            first = windows[-1][0]
+            left = _position_of(offsets, sentences[first][0])
+            if _position_after(offsets, end) - left <= room:
+                windows[-1] = (first, number)
+                continue
+        if _position_after(offsets, end) > _position_of(offsets, begin):
+            windows.append((number, number))
+    return windows
+
+
+def _position_of(offsets: list[Span], character: int) -> int:
+    """Return the position of the first token that ends after a character."""
+    return bisect_right(offsets, character, key=lambda span: span[1])
+
+
+def _position_after(offsets: list[Span], character: int) -> int:
+    """Return the position after the last token that starts before a character."""
+    return bisect_left(offsets, character, key=lambda span: span[0])

@@ -1,0 +1,232 @@
+"""Sentence reader: an encoder with low-rank updates scores the sentences of retrieved passages.
+
+For each passage, the encoder reads question and passage together; a linear head over the mean state
+of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no
+answer. The sentences of all passages and the mean of the latter compete in one softmax. The margin
+between the best sentence and no answer is calibrated to the probability that the sentence answers.
+
+Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
+and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
+(one normalization over all passages). Differs: sentences are read within their passage, and the
+encoder is a sentence embedder with low-rank updates (Hu et al. 2021, arXiv:2106.09685).
+
+The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.errors import CheckpointError
+from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
+from stillroom.models.hub import resolve_checkpoint
+from stillroom.provenance import digest_json
+from stillroom.rag.answer_selection.encoding import Span, encode_passages
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stillroom.rag.index.searcher import Index
+
+__all__ = [
+    "BUILTIN",
+    "Reading",
+    "ScoredSentence",
+    "SentenceReader",
+    "find_reader",
+    "measure_overlap",
+    "open_reader",
+]
+
+BUILTIN = "builtin:reader"
+"""Reference of the reader in the package."""
+
+CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
+_BUILTIN_FOLDER = Path(__file__).with_name("default")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSentence:
+    """A sentence of a passage: number of the passage from 0, character span, and scores.
+
+    ``score`` is ``logit`` and the reader's weight times ``overlap``, the idf of the question's
+    terms in the sentence.
+    """
+
+    passage: int
+    start: int
+    end: int
+    logit: float
+    overlap: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Sentences of all passages, best first, and the probability that the best one answers."""
+
+    sentences: tuple[ScoredSentence, ...]
+    no_answer: float
+    probability: float
+
+
+class SentenceReader:
+    """Reader of passages; use ``open_reader``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder.
+
+        Raises:
+            CheckpointError: If the folder holds no reader, or its base model cannot be opened.
+        """
+        from safetensors.numpy import load_file
+
+        try:
+            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            tensors = load_file(folder / WEIGHTS_FILE)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder} holds no sentence reader: {error}",
+                code="checkpoint.not-a-reader",
+                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
+                next="stillroom new rag.reader, or leave the reader out for the package's own",
+            ) from error
+        base = open_bert(resolve_checkpoint(str(self.config["base"])))
+        if base is None:
+            raise CheckpointError(
+                f"{self.config['base']}, the base of the reader {folder}, is no plain BERT",
+                code="checkpoint.unsupported",
+                expected="an encoder such as all-MiniLM-L6-v2",
+                next="train the reader on another base: stillroom new rag.reader",
+            )
+        scale = float(self.config["alpha"]) / int(self.config["rank"])
+        self._encoder: NumpyBert = base.adapt(_merge_updates(tensors, scale))
+        self._sentence = tensors["sentence.weight"][0].astype(np.float32)
+        self._sentence_bias = float(tensors["sentence.bias"][0])
+        self._none = tensors["no_answer.weight"][0].astype(np.float32)
+        self._none_bias = float(tensors["no_answer.bias"][0])
+        self.fingerprint = digest_json(
+            [
+                self.config,
+                digest_json(
+                    [[name, value.tobytes().hex()] for name, value in sorted(tensors.items())]
+                ),
+            ]
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Probability below which the reader's own default gives no answer."""
+        return float(self.config["threshold"])
+
+    def read(
+        self,
+        question: str,
+        passages: Sequence[tuple[str, str, Sequence[Span]]],
+        overlap: Callable[[str], float],
+    ) -> Reading:
+        """Score the sentences of passages as answers to a question.
+
+        Args:
+            question: The question.
+            passages: Title, text and sentence spans of each passage.
+            overlap: Returns the idf of the question's terms in a text (``measure_overlap``).
+        """
+        tokenizer = self._encoder.tokenizer
+        sentences: list[ScoredSentence] = []
+        none_logits: list[float] = []
+        for window in encode_passages(
+            tokenizer,
+            question,
+            passages,
+            special=find_special_tokens(tokenizer),
+            max_tokens=self._encoder.max_positions,
+        ):
+            states = self._encoder.states(window.ids, window.segments)
+            none_logits.append(float(states[0] @ self._none) + self._none_bias)
+            for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
+                if last > first:
+                    logit = float(states[first:last].mean(axis=0) @ self._sentence)
+                    logit += self._sentence_bias
+                    shared = overlap(passages[window.passage][1][start:end])
+                    score = logit + float(self.config["overlap_weight"]) * shared
+                    sentences.append(
+                        ScoredSentence(window.passage, start, end, logit, shared, score)
+                    )
+        sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
+        no_answer = float(np.mean(none_logits)) if none_logits else 0.0
+        return Reading(tuple(sentences), no_answer, self._calibrate(sentences, no_answer))
+
+    def _calibrate(self, sentences: Sequence[ScoredSentence], no_answer: float) -> float:
+        if not sentences:
+            return 0.0
+        margin = sentences[0].score - no_answer
+        calibration = self.config["calibration"]
+        value = calibration["slope"] * margin + calibration["intercept"]
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
+
+
+def measure_overlap(index: Index, question: str) -> Callable[[str], float]:
+    """Return a function that sums the idf of the question's content terms in a text."""
+    idf = {term: index.lexicon.idf(term) for term in set(index.analyzer.content_terms(question))}
+    return lambda text: sum(idf[term] for term in idf.keys() & set(index.analyzer.terms(text)))
+
+
+@lru_cache(maxsize=4)
+def open_reader(reference: str = BUILTIN) -> SentenceReader:
+    """Return the reader of a reference; the last four stay open.
+
+    Args:
+        reference: ``builtin:reader``, or a folder or artifact with a reader.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    return SentenceReader(find_reader(reference))
+
+
+def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
+    """Return the ids of ``[CLS]`` and ``[SEP]``.
+
+    Raises:
+        CheckpointError: If the tokenizer is not BERT's.
+    """
+    start, stop = map(tokenizer.backend_tokenizer.token_to_id, ("[CLS]", "[SEP]"))
+    if start is None or stop is None:
+        raise CheckpointError(
+            "the encoder's tokenizer has no [CLS] and [SEP]",
+            code="checkpoint.unsupported",
+            expected="an encoder such as all-MiniLM-L6-v2",
+            next="choose another base",
+        )
+    return start, stop
+
+
+def find_reader(reference: str) -> Path:
+    """Return the folder of a reader.
+
+    Raises:
+        CheckpointError: If the reference leads nowhere.
+    """
+    return _BUILTIN_FOLDER if reference == BUILTIN else resolve_checkpoint(reference)
+
+
+def _merge_updates(
+    tensors: Mapping[str, NDArray[Any]], scale: float
+) -> dict[str, NDArray[np.float32]]:
+    """Return the weight updates of low-rank factors ``NAME.lora_A`` (r, in), ``NAME.lora_B``."""
+    updates = {}
+    for name, down in tensors.items():
+        if name.endswith(".lora_A"):
+            layer = name.removesuffix(".lora_A")
+            up = tensors[f"{layer}.lora_B"].astype(np.float32)
+            updates[f"{layer}.weight"] = scale * (up @ down.astype(np.float32))
+    return updates

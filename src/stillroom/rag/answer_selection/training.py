@@ -1,0 +1,243 @@
+"""Training of a sentence reader: low-rank updates of an encoder, and two linear heads.
+
+The loss of a question is the negative log of the probability that falls on the sentences that
+answer it (on no answer, if none does), in one softmax over the sentences of all its passages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillroom.errors import CheckpointError, MissingExtraError
+from stillroom.rag.answer_selection.encoding import EncodedPassage, PairTokenizer, encode_passages
+from stillroom.rag.answer_selection.examples import ReaderExample
+from stillroom.rag.answer_selection.reader import CONFIG_FILE, WEIGHTS_FILE
+from stillroom.train.data import RecordSource
+from stillroom.train.loop import Loss
+from stillroom.train.settings import LoraSettings
+
+__all__ = ["ReaderBatch", "ReaderNetwork", "build_source", "compute_loss"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReaderBatch:
+    """Windows of several questions, padded to the longest.
+
+    Args:
+        ids: Token ids, (W, T).
+        segments: Token types, (W, T).
+        mask: Whether a position is no padding, (W, T).
+        means: Averages over the tokens of a sentence, (W, S, T); zeros for padding.
+        answers: Whether a sentence answers, (W, S).
+        questions: Number of the question of each window, (W,).
+        record_ids: Ids of the questions.
+        tokens: Number of tokens without padding.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    mask: Tensor
+    means: Tensor
+    answers: Tensor
+    questions: Tensor
+    record_ids: tuple[str, ...]
+    tokens: int
+
+    @property
+    def valid(self) -> int:
+        """Number of questions."""
+        return len(self.record_ids)
+
+
+class ReaderNetwork(nn.Module):
+    """An encoder with low-rank updates, a head for sentences, and one for no answer."""
+
+    def __init__(self, encoder: nn.Module, lora: LoraSettings, seed: int) -> None:
+        """Add low-rank layers to the encoder's linear layers, and zero heads.
+
+        Raises:
+            MissingExtraError: If peft is not installed.
+        """
+        super().__init__()
+        try:
+            import peft
+        except ImportError as error:
+            raise MissingExtraError.of("peft", "train", "training a reader") from error
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=cast("int", lora.alpha),
+            lora_dropout=lora.dropout,
+            target_modules=["query", "key", "value", "dense"],
+        )
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = peft.inject_adapter_in_model(config, encoder)
+        width = cast("Any", encoder).config.hidden_size
+        self.sentence, self.no_answer = nn.Linear(width, 1), nn.Linear(width, 1)
+        for head in (self.sentence, self.no_answer):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, batch: ReaderBatch) -> tuple[Tensor, Tensor]:
+        """Return the logits of the sentences, (W, S), and of no answer, (W,)."""
+        states = self.encoder(
+            input_ids=batch.ids, token_type_ids=batch.segments, attention_mask=batch.mask
+        ).last_hidden_state.float()
+        with torch.autocast(states.device.type, enabled=False):
+            sentences = self.sentence(torch.bmm(batch.means, states)).squeeze(-1)
+            return sentences, self.no_answer(states[:, 0]).squeeze(-1)
+
+    def load(self, folder: Path, *, base: str) -> None:
+        """Load the low-rank factors and heads of a reader.
+
+        Raises:
+            CheckpointError: If it has another base, or other shapes.
+        """
+        from safetensors.torch import load_file
+
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        state = self.state_dict()
+        renamed = {_exported_name(name): name for name in state if _exported_name(name)}
+        tensors = load_file(folder / WEIGHTS_FILE)
+        if config["base"] != base or {
+            name: state[full].shape for name, full in renamed.items()
+        } != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise CheckpointError(
+                f"{folder} is a reader of {config['base']} with rank {config['rank']}",
+                code="checkpoint.other-base",
+                where="start",
+                expected=f"a reader of {base} with the rank of train.lora",
+                next=f"base={config['base']} train.lora.rank={config['rank']}",
+            )
+        self.load_state_dict(
+            {renamed[name]: tensor.float() for name, tensor in tensors.items()}, strict=False
+        )
+
+    def export(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the heads and the low-rank factors as float16 arrays, as ``reader`` reads them."""
+        tensors = {_exported_name(name): value for name, value in self.state_dict().items()}
+        return {
+            name: value.detach().cpu().to(torch.float16).contiguous().numpy()
+            for name, value in sorted(tensors.items())
+            if name
+        }
+
+
+def _exported_name(name: str) -> str:
+    """Return a tensor's name in a reader's file; empty if it belongs to the base."""
+    if name.startswith(("sentence.", "no_answer.")):
+        return name
+    layer, mark, factor = name.removeprefix("encoder.").partition(".lora_")
+    return f"{layer}.lora_{factor[0]}" if mark else ""
+
+
+def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:
+    """Return the summed loss of a batch, and the number of questions whose best choice is right."""
+    sentences, no_answer = model(batch)
+    is_sentence = batch.means.sum(-1) > 0
+    total, right = sentences.new_zeros(()), 0.0
+    for number in range(batch.valid):
+        rows = batch.questions == number
+        here = is_sentence[rows]
+        logits = torch.cat([sentences[rows][here], no_answer[rows].mean()[None]])
+        answers = batch.answers[rows][here]
+        targets = torch.cat([answers, ~answers.any()[None]])
+        total = total + torch.logsumexp(logits, 0) - torch.logsumexp(logits[targets], 0)
+        right += float(targets[logits.argmax()])
+    return Loss(total, {"right": right})
+
+
+def build_source(
+    examples: Sequence[ReaderExample],
+    tokenizer: PairTokenizer,
+    *,
+    special: tuple[int, int],
+    max_tokens: int,
+    batch_size: int,
+    micro_tokens: int,
+    seed: int,
+    device: torch.device,
+) -> RecordSource[tuple[ReaderExample, list[EncodedPassage]], ReaderBatch]:
+    """Return the batches of examples, encoded once."""
+    encoded = [
+        (example, _encode(example, tokenizer, special, max_tokens))
+        for example in examples
+        if example.passages
+    ]
+    encoded = [pair for pair in encoded if pair[1]]
+    return RecordSource(
+        encoded,
+        ids=[example.id for example, _ in encoded],
+        lengths=[sum(len(window.ids) for window in windows) for _, windows in encoded],
+        valid=[1] * len(encoded),
+        load=lambda group: _collate(group, device),
+        batch_size=min(batch_size, len(encoded)) or 1,
+        micro_tokens=micro_tokens,
+        seed=seed,
+    )
+
+
+def _encode(
+    example: ReaderExample, tokenizer: PairTokenizer, special: tuple[int, int], max_tokens: int
+) -> list[EncodedPassage]:
+    passages = [(part.title, part.text, part.sentences) for part in example.passages]
+    return encode_passages(
+        tokenizer, example.question, passages, special=special, max_tokens=max_tokens
+    )
+
+
+def _collate(
+    group: Sequence[tuple[ReaderExample, list[EncodedPassage]]], device: torch.device
+) -> ReaderBatch:
+    rows = [
+        (number, example, window)
+        for number, (example, windows) in enumerate(group)
+        for window in windows
+    ]
+    width = max(len(window.ids) for _, _, window in rows)
+    depth = max(len(window.sentences) for _, _, window in rows)
+    ids, segments, mask = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(3))
+    means = np.zeros((len(rows), depth, width), dtype=np.float32)
+    answers = np.zeros((len(rows), depth), dtype=bool)
+    for row, (_, example, window) in enumerate(rows):
+        length = len(window.ids)
+        ids[row, :length], segments[row, :length], mask[row, :length] = (
+            window.ids,
+            window.segments,
+            1,
+        )
+        labels: Mapping[tuple[int, int], bool] = dict(
+            zip(
+                example.passages[window.passage].sentences,
+                example.passages[window.passage].answers,
+                strict=True,
+            )
+        )
+        for place, (span, (first, last)) in enumerate(
+            zip(window.sentences, window.tokens, strict=True)
+        ):
+            if last > first:
+                means[row, place, first:last] = 1 / (last - first)
+                answers[row, place] = labels[span]
+    parts = [torch.from_numpy(part).to(device) for part in (ids, segments, mask, means, answers)]
+    questions = torch.tensor([number for number, _, _ in rows], device=device)
+    return ReaderBatch(
+        parts[0],
+        parts[1],
+        parts[2],
+        parts[3],
+        parts[4],
+        questions,
+        tuple(example.id for example, _ in group),
+        sum(len(window.ids) for _, _, window in rows),
+    )

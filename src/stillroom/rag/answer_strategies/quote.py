@@ -1,0 +1,77 @@
+"""Quote the sentences of the retrieved passages that answer the question; no model writes.
+
+Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (answer sentence selection); Kamath et al. 2020,
+arXiv:2006.09462 (no answer below a calibrated probability). Differs from both: sentences are read
+within their passage (``stillroom.rag.answer_selection.reader``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.answer_selection.examples import read_passage
+from stillroom.rag.answer_selection.reader import BUILTIN, measure_overlap, open_reader
+from stillroom.rag.interfaces import AnswerStrategy
+from stillroom.rag.observability import stage
+
+if TYPE_CHECKING:
+    from stillroom.rag.generation.session import AnswerSession
+
+__all__ = ["Quote"]
+
+
+class Quote(AnswerStrategy):
+    """Verbatim sentences with their byte ranges, chosen by a small encoder."""
+
+    paper: ClassVar[str] = "arXiv:1911.04118"
+
+    reader: str = Field(
+        BUILTIN,
+        min_length=1,
+        description="sentence reader: builtin:reader, or the folder of a job of kind rag.reader",
+    )
+    max_quotes: int = Field(2, ge=1, le=5, description="maximum number of quoted sentences")
+    margin: float = Field(
+        1.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
+    )
+    min_probability: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="abstain below this probability that the best sentence answers; null uses the "
+        "reader's threshold",
+    )
+
+    @override
+    def answer(self, inquiry: AnswerSession) -> Iterator[str]:
+        hits = inquiry.retrieve()[: inquiry.asking.k]
+        if not hits:
+            inquiry.abstain("nothing-found")
+            return
+        with stage("select"):
+            reader = open_reader(self.reader)
+            passages = [read_passage(hit) for hit in hits]
+            reading = reader.read(
+                inquiry.query.text,
+                [(part.title, part.text, part.sentences) for part in passages],
+                measure_overlap(inquiry.index, inquiry.query.text),
+            )
+        threshold = reader.threshold if self.min_probability is None else self.min_probability
+        inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
+        if not reading.sentences or reading.probability < threshold:
+            inquiry.abstain("no-answer", hits)
+            return
+        best = reading.sentences[0].score
+        chosen = [
+            sentence
+            for sentence in reading.sentences[: self.max_quotes]
+            if best - sentence.score <= self.margin
+        ]
+        chosen.sort(key=lambda sentence: (sentence.passage, sentence.start))
+        yield from inquiry.quote(
+            hits, [(part.passage, part.start, part.end) for part in chosen], reading.probability
+        )

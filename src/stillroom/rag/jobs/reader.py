@@ -1,0 +1,126 @@
+"""Train a sentence reader on questions of people about indexed documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stillroom.jobs.kind import JobKind
+from stillroom.jobs.machine import Estimate
+from stillroom.rag.index_settings import DEFAULT_EMBEDDER
+from stillroom.recipes import Recipe, Reference
+from stillroom.train.settings import LoraSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from stillroom.jobs import Job
+    from stillroom.provenance import Artifact
+
+__all__ = ["JOB_KIND", "ReaderRecipe", "ReaderTrainSettings"]
+
+_SECONDS_PER_TOKEN = 6e-4
+_TOKENS_PER_PASSAGE = 220
+_BYTES_PER_TOKEN = 150_000
+
+
+class ReaderTrainSettings(TrainSettings):
+    """Training settings whose defaults are those of a reader; only low-rank updates are trained."""
+
+    epochs: float = Field(
+        default=2.0, gt=0, description="passes over the questions, if 'steps' is null"
+    )
+    batch_size: int = Field(default=8, ge=1, description="questions per optimizer step")
+    micro_tokens: int = Field(
+        default=4096,
+        ge=1,
+        description="maximum tokens (padding included) per micro-batch; lower saves memory",
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW beta2 (second moment)")
+    lora: LoraSettings = Field(
+        default_factory=lambda: LoraSettings(rank=32, alpha=32), description="low-rank updates"
+    )
+
+
+class ReaderRecipe(Recipe):
+    """Train a reader that quotes the sentences of a passage that answer a question."""
+
+    kind: Literal["rag.reader"] = Field(default="rag.reader", description="train a sentence reader")
+    index: Reference = Field(description="index artifact of the documents")
+    questions: tuple[Reference, ...] = Field(
+        min_length=1,
+        examples=[["path/to/questions.json"]],
+        description="questions that name their evidence: JSON lines, SQuAD's JSON, records",
+    )
+    base: Reference = Field(
+        default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"
+    )
+    start: Reference | None = Field(
+        default=None,
+        description="reader to train further, of the same base and rank; builtin:reader is the "
+        "package's own; null starts from the base",
+    )
+    k: int = Field(default=3, ge=1, le=20, description="passages read with a question")
+    unanswerable: float = Field(
+        default=0.15,
+        ge=0,
+        lt=1,
+        description="share of the questions whose answering passages are removed",
+    )
+    validation: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="share of the documents whose questions calibrate the reader and are not "
+        "trained on",
+    )
+    max_validation: int = Field(
+        default=300, ge=10, description="maximum number of validation questions"
+    )
+    silent: float = Field(
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="share of the unanswerable validation questions that the default threshold "
+        "leaves unanswered",
+    )
+    train: ReaderTrainSettings = Field(
+        default_factory=ReaderTrainSettings,
+        description="optimizer, schedule, batch size, low-rank updates",
+    )
+
+
+def run(recipe: ReaderRecipe, job: Job) -> Artifact:
+    """Train a reader, calibrate it on the questions of held-out documents, and write it.
+
+    Raises:
+        DataError: If no question has evidence in the index.
+        CheckpointError: If the base is no plain BERT, or ``start`` has another base or rank.
+        Cancelled: If cancellation was requested; ``--resume`` continues to the same bytes.
+    """
+    from stillroom.rag.answer_selection.training_run import train_reader
+
+    return train_reader(recipe, job)
+
+
+def estimate(recipe: ReaderRecipe) -> Estimate:
+    """Estimate memory and time from the number of questions."""
+    from pathlib import Path
+
+    from stillroom.evaluate.qa.questions import read_question_set
+
+    paths = [Path(path) for path in recipe.questions]
+    questions = sum(len(read_question_set(path)) for path in paths if path.exists())
+    steps = recipe.train.count_steps(max(1, round(questions * (1 - recipe.validation))))
+    tokens = steps * recipe.train.batch_size * recipe.k * _TOKENS_PER_PASSAGE
+    return Estimate(
+        memory_bytes=1_200_000_000 + recipe.train.micro_tokens * _BYTES_PER_TOKEN,
+        disk_bytes=40_000_000,
+        seconds=tokens * _SECONDS_PER_TOKEN,
+        memory_knob="lower train.micro_tokens",
+        disk_knob="lower train.lora.rank",
+        basis=f"{steps} steps of {recipe.train.batch_size} questions with {recipe.k} passages",
+    )
+
+
+JOB_KIND = JobKind(recipe=ReaderRecipe, run=run, estimate=estimate)

@@ -1,0 +1,226 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from transformers import AutoModel, BertModel
+
+from stillroom.errors import CheckpointError, DataError
+from stillroom.flow import run_recipe
+from stillroom.models.encoders.numpy_bert import open_bert
+from stillroom.provenance import verify_artifact
+from stillroom.rag import Index, ask
+from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
+from stillroom.rag.answer_selection.examples import ReaderExample, ReaderPassage
+from stillroom.rag.answer_selection.reader import (
+    SentenceReader,
+    find_special_tokens,
+    open_reader,
+)
+from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
+from stillroom.recipes import parse_recipe
+from stillroom.testing import scripted_model
+from stillroom.train.settings import LoraSettings
+
+DOCUMENTS = {
+    "mill.md": "# The mill\n\nThe mill ground corn. It rests at night. The river is north of it.\n",
+    "cats.md": "# Cats\n\nThe cat sleeps at night. Cats purr when they rest.\n",
+    "paris.md": "# Paris\n\nParis is the capital of France. The house is at the river.\n",
+}
+QUESTIONS = [
+    ("What ground corn?", ["The mill"], "The mill ground corn."),
+    ("When do cats purr?", ["when they rest"], "Cats purr when they rest."),
+    ("What is the capital of France?", ["Paris"], "Paris is the capital of France."),
+    ("What is north?", ["river"], "The river is north of it."),
+]
+
+
+def no_overlap(text: str) -> float:
+    return 0.0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(3)
+    BertModel(config_of(write_tokenizer(folder)), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an index of three documents, and questions about them."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "documents").mkdir()
+    for name, text in DOCUMENTS.items():
+        (place / "documents" / name).write_text(text, encoding="utf-8")
+    recipe = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
+    run_recipe(parse_recipe(recipe, folder=place), place / "index")
+    rows = [
+        {"question": question, "answers": answers, "evidence": [evidence]}
+        for question, answers, evidence in QUESTIONS
+    ]
+    (place / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return place
+
+
+def make_recipe(place: Path, encoder: Path, **changes):
+    settings = {"train.steps": 3, "train.batch_size": 2, "train.threads": 1, **changes}
+    text = (
+        f"kind: rag.reader\nindex: index\nquestions: [questions.jsonl]\nbase: {encoder}\n"
+        "validation: 0.4\n"
+    )
+    return parse_recipe(text, overrides=[f"{k}={v}" for k, v in settings.items()], folder=place)
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, encoder: Path) -> Path:
+    run_recipe(make_recipe(place, encoder), place / "reader")
+    return place / "reader"
+
+
+def test_headings_are_no_sentences():
+    text = "# The mill\nThe mill ground corn. It rests.\n\nNight"
+    spans = find_sentences(text, ["The mill", "Night"])
+    assert [text[start:end] for start, end in spans] == ["The mill ground corn.", "It rests."]
+
+
+def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encoder):
+    tokenizer = open_bert(encoder).tokenizer
+    text = " ".join(["The mill ground corn."] * 9)
+    sentences = find_sentences(text)
+    windows = encode_passages(
+        tokenizer,
+        "What ground corn?",
+        [("The mill", text, sentences)],
+        special=find_special_tokens(tokenizer),
+        max_tokens=24,
+    )
+    assert len(windows) > 1
+    assert all(len(window.ids) == len(window.segments) <= 24 for window in windows)
+    assert [span for window in windows for span in window.sentences] == sentences
+    for window in windows:
+        for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
+            assert window.offsets[first][0] == start
+            assert window.offsets[last - 1][1] == end
+
+
+def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
+    network = ReaderNetwork(
+        AutoModel.from_pretrained(encoder, add_pooling_layer=False), LoraSettings(rank=4), seed=0
+    )
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_" in name or not name.startswith("encoder"):
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    save_file(network.export(), tmp_path / "reader.safetensors")
+    config = {
+        "base": str(encoder), "rank": 4, "alpha": 32.0, "overlap_weight": 0.0, "threshold": 0.5,
+        "calibration": {"slope": 1.0, "intercept": 0.0},
+    }  # fmt: skip
+    (tmp_path / "reader.json").write_text(json.dumps(config), encoding="utf-8")
+    reader = SentenceReader(tmp_path)
+    passages = []
+    for name in ("mill.md", "cats.md"):
+        text = DOCUMENTS[name].split("\n\n")[1]
+        spans = tuple(find_sentences(text))
+        passages.append(ReaderPassage(name, text, spans, (True,) + (False,) * (len(spans) - 1)))
+    reading = reader.read(
+        "What ground corn?",
+        [(part.title, part.text, part.sentences) for part in passages],
+        no_overlap,
+    )
+    plain = open_bert(encoder)
+    source = build_source(
+        [ReaderExample("one", "What ground corn?", tuple(passages))],
+        plain.tokenizer,
+        special=find_special_tokens(plain.tokenizer),
+        max_tokens=plain.max_positions,
+        batch_size=1,
+        micro_tokens=512,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    batch = source.load([0])
+    with torch.no_grad():
+        sentences, no_answer = network(batch)
+    expected = [
+        float(logit)
+        for row, part in zip(sentences, passages, strict=True)
+        for logit in row[: len(part.sentences)]
+    ]
+    found = [
+        sentence.logit
+        for sentence in sorted(reading.sentences, key=lambda one: (one.passage, one.start))
+    ]
+    np.testing.assert_allclose(found, expected, atol=0.02)  # float16 in the file
+    assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=0.02)
+
+
+def test_a_job_trains_calibrates_and_can_be_verified(trained):
+    config = json.loads((trained / "output" / "reader.json").read_bytes())
+    assert 0 < config["threshold"] < 1
+    assert {"slope", "intercept"} == config["calibration"].keys()
+    assert not verify_artifact(trained)
+    tensors = load_file(trained / "output" / "reader.safetensors")
+    assert any(np.abs(tensor).max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder, trained, tmp_path):
+    start = trained / "output"
+    artifact = run_recipe(make_recipe(place, encoder, start=start), tmp_path / "further")
+    assert artifact.details["train"]["steps"] == 3
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(
+            make_recipe(place, encoder, start=start, **{"train.lora.rank": 4}), tmp_path / "other"
+        )
+    assert caught.value.code == "checkpoint.other-base"
+
+
+def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
+    row = {"question": "Who?", "answers": ["nobody"], "evidence": ["Nobody wrote this sentence."]}
+    (tmp_path / "other.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'other.jsonl'}]")
+    with pytest.raises(DataError) as caught:
+        run_recipe(recipe, tmp_path / "reader")
+    assert caught.value.code == "rag.no-evidence"
+
+
+def answer(place: Path, question: str, **settings):
+    model = scripted_model(["never asked"])
+    with Index.open(place / "index") as index:
+        return ask(index, model, question, answering={"name": "quote", **settings})
+
+
+def test_quotes_are_bytes_of_the_source(place, trained):
+    found = answer(
+        place, "What ground corn?", reader=str(trained / "output"), min_probability=0.0, margin=99.0
+    )
+    quotes = found.details["quotes"]
+    assert len(quotes) == 2
+    assert found.details["calls"] == 0
+    for quote in quotes:
+        source = (place / "documents" / quote["path"]).read_bytes()
+        assert quote["is_exact"]
+        assert source[quote["byte_start"] : quote["byte_end"]].decode() == quote["text"]
+        assert f"{quote['text']} [{quote['number']}]" in found.completion.text
+    assert {citation.number for citation in found.citations} == {
+        quote["number"] for quote in quotes
+    }
+
+
+def test_below_the_probability_it_abstains_and_names_the_nearest_passages(place, trained):
+    found = answer(place, "What ground corn?", reader=str(trained / "output"), min_probability=1.0)
+    assert found.details["abstained"]
+    assert found.details["refusal"] == "no-answer"
+    assert "quotes" not in found.details
+    assert found.details["nearest"]
+
+
+def test_a_folder_without_a_reader_is_named(tmp_path):
+    with pytest.raises(CheckpointError) as caught:
+        open_reader(str(tmp_path))
+    assert caught.value.code == "checkpoint.not-a-reader"
