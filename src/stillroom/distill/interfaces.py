@@ -216,7 +216,6 @@ RECORD_METHODS = METHODS.subset(
     lambda method: not method.needs_rollouts,
     "learns from text of the student: use kind distill.on_policy",
 )
-"""Objectives on records; the others learn from rollouts of the student."""
 
 
 if TYPE_CHECKING:
@@ -239,7 +238,6 @@ class PolicyGradientObjective(DistillationObjective):
     @override
     @classmethod
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return a policy whose steps are all on the student's text."""
         return {"rollout_policy": {"name": "on_policy", "student_share": 1.0}}
 
     clip: float | None = Field(
@@ -558,10 +556,8 @@ ROLLOUT_POLICIES: Registry[RolloutPolicy] = Registry(
 )
 APART_ROLLOUT_POLICIES = ROLLOUT_POLICIES.subset(
     lambda policy: not policy.generates_with_teacher,
-    "also generates with the teacher, token by token, and a teacher behind an endpoint or with "
-    "another tokenizer only scores finished text",
+    "also generates with the teacher: it needs a local one with the student's tokenizer",
 )
-"""Policies for a teacher that cannot write the student's tokens."""
 
 
 class CompletionScorer(Method):

@@ -58,7 +58,7 @@ from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vect
 from stillroom.models.tokenization.token_counter import build_token_counter
 from stillroom.provenance import digest_json
 
-__all__ = ["Sentence"]
+__all__ = ["Sentence", "load_encoder"]
 
 _LONGEST = 1 << 20
 _POOLINGS = {
@@ -281,7 +281,7 @@ class _TorchEncoder:
     """Tokenizer, encoder and dense layers of a folder, in torch."""
 
     def __init__(self, layout: _Layout, device: str) -> None:
-        self.tokenizer, self._model = _load_encoder(layout.encoder, device)
+        self.tokenizer, self._model = load_encoder(layout.encoder, device)
         self.dense = [_load_dense(folder, device) for folder in layout.dense]
         self.width = int(self._model.config.hidden_size)
         self.max_positions = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
@@ -310,7 +310,12 @@ def _pool(states: Any, how: str) -> Any:
     return states.mean(0)
 
 
-def _load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
+def load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
+    """Return tokenizer and transformers model of an encoder, for inference in float32.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+    """
     import torch
     from transformers import AutoModel
 

@@ -37,20 +37,17 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "BUILTIN",
     "Reading",
     "ScoredSentence",
     "SentenceReader",
     "find_reader",
+    "find_special_tokens",
     "measure_overlap",
+    "open_base",
     "open_reader",
 ]
 
-BUILTIN = "builtin:reader"
-"""Reference of the reader in the package."""
-
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
-_BUILTIN_FOLDER = Path(__file__).with_name("default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +94,9 @@ class SentenceReader:
                 f"{folder} holds no sentence reader: {error}",
                 code="checkpoint.not-a-reader",
                 expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
-                next="stillroom new rag.reader, or leave the reader out for the package's own",
+                next="train one: stillroom new rag.reader",
             ) from error
-        base = open_bert(resolve_checkpoint(str(self.config["base"])))
-        if base is None:
-            raise CheckpointError(
-                f"{self.config['base']}, the base of the reader {folder}, is no plain BERT",
-                code="checkpoint.unsupported",
-                expected="an encoder such as all-MiniLM-L6-v2",
-                next="train the reader on another base: stillroom new rag.reader",
-            )
+        base = open_base(str(self.config["base"]))
         scale = float(self.config["alpha"]) / int(self.config["rank"])
         self._encoder: NumpyBert = base.adapt(_merge_updates(tensors, scale))
         self._sentence = tensors["sentence.weight"][0].astype(np.float32)
@@ -181,11 +171,11 @@ def measure_overlap(index: Index, question: str) -> Callable[[str], float]:
 
 
 @lru_cache(maxsize=4)
-def open_reader(reference: str = BUILTIN) -> SentenceReader:
+def open_reader(reference: str) -> SentenceReader:
     """Return the reader of a reference; the last four stay open.
 
     Args:
-        reference: ``builtin:reader``, or a folder or artifact with a reader.
+        reference: Folder or artifact of a reader.
 
     Raises:
         CheckpointError: If there is none.
@@ -201,13 +191,30 @@ def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
     """
     start, stop = map(tokenizer.backend_tokenizer.token_to_id, ("[CLS]", "[SEP]"))
     if start is None or stop is None:
-        raise CheckpointError(
-            "the encoder's tokenizer has no [CLS] and [SEP]",
-            code="checkpoint.unsupported",
-            expected="an encoder such as all-MiniLM-L6-v2",
-            next="choose another base",
-        )
+        raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
     return start, stop
+
+
+def open_base(reference: str) -> NumpyBert:
+    """Open the encoder of a reader.
+
+    Raises:
+        CheckpointError: If it is no plain BERT.
+    """
+    base = open_bert(resolve_checkpoint(reference))
+    if base is None:
+        raise _make_base_error(f"{reference} is no plain BERT")
+    return base
+
+
+def _make_base_error(what: str) -> CheckpointError:
+    return CheckpointError(
+        what,
+        code="checkpoint.not-a-bert",
+        where="base",
+        expected="an encoder such as all-MiniLM-L6-v2",
+        next="choose another base",
+    )
 
 
 def find_reader(reference: str) -> Path:
@@ -216,7 +223,8 @@ def find_reader(reference: str) -> Path:
     Raises:
         CheckpointError: If the reference leads nowhere.
     """
-    return _BUILTIN_FOLDER if reference == BUILTIN else resolve_checkpoint(reference)
+    folder = resolve_checkpoint(reference)
+    return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
 
 
 def _merge_updates(

@@ -77,6 +77,7 @@ class ReaderNetwork(nn.Module):
             lora_dropout=lora.dropout,
             target_modules=["query", "key", "value", "dense"],
         )
+        cast("Any", encoder).pooler = None  # not used, and no low-rank layer is to be added to it
         for parameter in encoder.parameters():
             parameter.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):

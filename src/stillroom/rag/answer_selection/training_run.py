@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from stillroom.errors import CheckpointError, DataError
+from stillroom.errors import DataError
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
-from stillroom.models.encoders.numpy_bert import open_bert
+from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import digest_text, make_parent
@@ -38,6 +37,7 @@ from stillroom.rag.answer_selection.reader import (
     find_reader,
     find_special_tokens,
     measure_overlap,
+    open_base,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source, compute_loss
 from stillroom.rag.index.searcher import Index
@@ -151,22 +151,13 @@ def _split(
 def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> dict[str, Any]:
     """Train and write the reader without calibration; return a summary."""
     from safetensors.numpy import save_file
-    from transformers import AutoModel
 
     lora = recipe.train.lora
     folder = resolve_checkpoint(recipe.base)
-    plain = open_bert(folder)
-    if plain is None:
-        raise CheckpointError(
-            f"{recipe.base} is no plain BERT",
-            code="checkpoint.unsupported",
-            where="base",
-            expected="an encoder such as all-MiniLM-L6-v2",
-            next="choose another base",
-        )
+    plain = open_base(recipe.base)
     device = choose_device("auto")
     network = ReaderNetwork(
-        AutoModel.from_pretrained(folder, add_pooling_layer=False, torch_dtype=torch.float32),
+        load_encoder(folder, "cpu")[1],
         lora,
         recipe.seed,
     )

@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.answer_selection.examples import read_passage
-from stillroom.rag.answer_selection.reader import BUILTIN, measure_overlap, open_reader
+from stillroom.rag.answer_selection.reader import measure_overlap, open_reader
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import stage
 
@@ -30,9 +30,7 @@ class Quote(AnswerStrategy):
     paper: ClassVar[str] = "arXiv:1911.04118"
 
     reader: str = Field(
-        BUILTIN,
-        min_length=1,
-        description="sentence reader: builtin:reader, or the folder of a job of kind rag.reader",
+        min_length=1, description="sentence reader: the folder of a job of kind rag.reader"
     )
     max_quotes: int = Field(2, ge=1, le=5, description="maximum number of quoted sentences")
     margin: float = Field(

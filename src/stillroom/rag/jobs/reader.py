@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "ReaderRecipe", "ReaderTrainSettings"]
+__all__ = ["JOB_KIND", "ReaderRecipe", "ReaderTrainSettings", "estimate", "run"]
 
 _SECONDS_PER_TOKEN = 6e-4
 _TOKENS_PER_PASSAGE = 220
@@ -57,8 +58,7 @@ class ReaderRecipe(Recipe):
     )
     start: Reference | None = Field(
         default=None,
-        description="reader to train further, of the same base and rank; builtin:reader is the "
-        "package's own; null starts from the base",
+        description="reader to train further, of the same base and rank; null starts from the base",
     )
     k: int = Field(default=3, ge=1, le=20, description="passages read with a question")
     unanswerable: float = Field(
@@ -105,8 +105,6 @@ def run(recipe: ReaderRecipe, job: Job) -> Artifact:
 
 def estimate(recipe: ReaderRecipe) -> Estimate:
     """Estimate memory and time from the number of questions."""
-    from pathlib import Path
-
     from stillroom.evaluate.qa.questions import read_question_set
 
     paths = [Path(path) for path in recipe.questions]
@@ -123,4 +121,4 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(recipe=ReaderRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(recipe=ReaderRecipe, run=run, estimate=estimate, extras=("train",))

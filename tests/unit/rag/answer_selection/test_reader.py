@@ -22,7 +22,7 @@ from stillroom.rag.answer_selection.reader import (
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
 from stillroom.recipes import parse_recipe
-from stillroom.testing import scripted_model
+from stillroom.testing import scripted_model, tiny_checkpoint
 from stillroom.train.settings import LoraSettings
 
 DOCUMENTS = {
@@ -109,9 +109,7 @@ def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encod
 
 
 def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
-    network = ReaderNetwork(
-        AutoModel.from_pretrained(encoder, add_pooling_layer=False), LoraSettings(rank=4), seed=0
-    )
+    network = ReaderNetwork(AutoModel.from_pretrained(encoder), LoraSettings(rank=4), seed=0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_" in name or not name.startswith("encoder"):
@@ -169,6 +167,13 @@ def test_a_job_trains_calibrates_and_can_be_verified(trained):
     assert any(np.abs(tensor).max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
 
 
+def test_the_same_recipe_gives_the_same_bytes(place, encoder, trained, tmp_path):
+    run_recipe(make_recipe(place, encoder), tmp_path / "again")
+    for name in ("reader.json", "reader.safetensors"):
+        again = (tmp_path / "again" / "output" / name).read_bytes()
+        assert again == (trained / "output" / name).read_bytes()
+
+
 def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder, trained, tmp_path):
     start = trained / "output"
     artifact = run_recipe(make_recipe(place, encoder, start=start), tmp_path / "further")
@@ -189,6 +194,13 @@ def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
     assert caught.value.code == "rag.no-evidence"
 
 
+def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
+    tiny_checkpoint(tmp_path / "llama")
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(make_recipe(place, tmp_path / "llama"), tmp_path / "reader")
+    assert caught.value.code == "checkpoint.not-a-bert"
+
+
 def answer(place: Path, question: str, **settings):
     model = scripted_model(["never asked"])
     with Index.open(place / "index") as index:
@@ -197,7 +209,7 @@ def answer(place: Path, question: str, **settings):
 
 def test_quotes_are_bytes_of_the_source(place, trained):
     found = answer(
-        place, "What ground corn?", reader=str(trained / "output"), min_probability=0.0, margin=99.0
+        place, "What ground corn?", reader=str(trained), min_probability=0.0, margin=99.0
     )
     quotes = found.details["quotes"]
     assert len(quotes) == 2
@@ -213,7 +225,7 @@ def test_quotes_are_bytes_of_the_source(place, trained):
 
 
 def test_below_the_probability_it_abstains_and_names_the_nearest_passages(place, trained):
-    found = answer(place, "What ground corn?", reader=str(trained / "output"), min_probability=1.0)
+    found = answer(place, "What ground corn?", reader=str(trained), min_probability=1.0)
     assert found.details["abstained"]
     assert found.details["refusal"] == "no-answer"
     assert "quotes" not in found.details
