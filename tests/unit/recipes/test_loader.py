@@ -96,7 +96,8 @@ bogus: x
         "models.0.weigth is not a setting of 'models.0'",
     ) in found
     assert ("r.yaml:14:14", "recipe.value", "out.dtype cannot be 'float23'") in found
-    assert ("r.yaml:15:1", "recipe.unknown-key", "bogus is not a setting of 'merge.weights'") in found
+    unknown = "bogus is not a setting of 'merge.weights'"
+    assert ("r.yaml:15:1", "recipe.unknown-key", unknown) in found
     assert (
         "override 'patience=soon'",
         "recipe.value",
