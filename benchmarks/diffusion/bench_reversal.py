@@ -1,7 +1,7 @@
 """The reversal curse at a processor's scale: facts told one way, asked both ways.
 
 A diffusion model and its autoregressive twin of the same shape learn the same facts by recipes of
-kind diffusion.train: 100 told only as "A is B .", 100 only as "B is A .", 400 both ways. Asked are: the
+diffusion.train: 100 told only as "A is B .", 100 only as "B is A .", 400 both ways. Asked are: the
 sentence as it was told (forward), the missing name before it (infill; its twin cannot),
 and the sentence that was never told (reversed). Seeds are those named on the command line;
 ``--plot FILE`` draws all of them.
