@@ -45,7 +45,8 @@ class TransplantRecipe(MergeJobRecipe):
 
         settings = TransplantPlanSettings(self.k, self.out.dtype)
         target, donor = open_source(self.target, say), open_source(self.donor, say)
-        return Merge(settings, target, [donor], TensorRules(dtype=self.out.dtype), self.seed)
+        rules = TensorRules(dtype=self.out.dtype)
+        return Merge(settings, target, [donor], rules, self.seed, threads=0)
 
     def list_inputs(self) -> list[MergeInput]:
         """Return the target and the donor."""
