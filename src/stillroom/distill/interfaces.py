@@ -559,7 +559,7 @@ ROLLOUT_POLICIES: Registry[RolloutPolicy] = Registry(
 APART_ROLLOUT_POLICIES = ROLLOUT_POLICIES.subset(
     lambda policy: not policy.generates_with_teacher,
     "also generates with the teacher, token by token, and a teacher behind an endpoint or with "
-    "another tokenizer only scores finished text",
+    "another tokenizer only scores finished text; kind distill.on_policy has a teacher that can",
 )
 """Policies for a teacher that cannot write the student's tokens."""
 
