@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from stillroom.distill.losses.targets import Targets
     from stillroom.models import TextModel
 
+    Numbers = npt.NDArray[np.float64]
+
 __all__ = [
     "APART_ROLLOUT_POLICIES",
     "COMPLETION_SCORERS",
@@ -217,10 +219,6 @@ RECORD_METHODS = METHODS.subset(
     "learns from text of the student: use kind distill.on_policy",
 )
 """Objectives on records; the others learn from rollouts of the student."""
-
-
-if TYPE_CHECKING:
-    Numbers = npt.NDArray[np.float64]
 
 
 class PolicyGradientObjective(DistillationObjective):
