@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from stillroom.distill.losses.targets import Targets
     from stillroom.models import TextModel
 
+    Numbers = npt.NDArray[np.float64]
+
 __all__ = [
     "APART_ROLLOUT_POLICIES",
     "COMPLETION_SCORERS",
@@ -218,10 +220,6 @@ RECORD_METHODS = METHODS.subset(
 )
 
 
-if TYPE_CHECKING:
-    Numbers = npt.NDArray[np.float64]
-
-
 class PolicyGradientObjective(DistillationObjective):
     """Policy gradient on tokens sampled by the student; cross-entropy on all others.
 
@@ -250,8 +248,7 @@ class PolicyGradientObjective(DistillationObjective):
     def _at_temperature_one(self) -> PolicyGradientObjective:
         if self.temperature != 1:
             raise ValueError(
-                "samples are compared at temperature 1: leave 'temperature' at 1 "
-                "(the sampling temperature is rollout_policy.temperature)"
+                "samples are compared at temperature 1; rollout_policy.temperature is for sampling"
             )
         return self
 
@@ -454,14 +451,13 @@ class RolloutPolicy(Method):
     Text is sampled with these settings and never with those of a model's generation_config, which
     would give text from another distribution than the student's. ``draws_from_student`` is False if
     tokens counted as the student's are not sampled from its own distribution, which rules out
-    policy gradients. ``adapts_to_loss`` is True if the policy adapts to the held-out loss.
+    policy gradients. ``adapts_to_loss`` is True if the policy adapts to the held-out loss, and
+    ``generates_with_teacher`` if the teacher takes part in the generation of every rollout.
     """
 
     draws_from_student: ClassVar[bool] = True
     adapts_to_loss: ClassVar[bool] = False
-
     generates_with_teacher: ClassVar[bool] = False
-    """Whether the teacher takes part in the generation of every rollout."""
 
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature of rollouts")
     top_k: int = Field(default=0, ge=0, description="sample from the k most likely tokens; 0 all")
@@ -556,7 +552,8 @@ ROLLOUT_POLICIES: Registry[RolloutPolicy] = Registry(
 )
 APART_ROLLOUT_POLICIES = ROLLOUT_POLICIES.subset(
     lambda policy: not policy.generates_with_teacher,
-    "also generates with the teacher: it needs a local one with the student's tokenizer",
+    "also generates with the teacher, token by token, and a teacher behind an endpoint or with "
+    "another tokenizer only scores finished text; kind distill.on_policy has a teacher that can",
 )
 
 

@@ -310,7 +310,7 @@ def missing_base_error(method: str) -> RecipeError:
     return RecipeError(
         f"{method} merges differences from a base, but the recipe has no base",
         code="merge.base",
-        where="base",
+        where="base_model",
         expected="the checkpoint that the models were fine-tuned from",
-        next="add it to the recipe as 'base'",
+        next="add it to the recipe as 'base_model'",
     )

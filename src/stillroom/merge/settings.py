@@ -100,6 +100,7 @@ class ModelEntry(Settings):
     """One model of a merge; the method's settings per model are further keys."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[float | Any, Field(union_mode="left_to_right")]]
 
     model: Reference = Field(description="a checkpoint: folder, artifact, GGUF file or hub:")
     adapter: Reference | None = Field(

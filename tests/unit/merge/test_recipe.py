@@ -92,3 +92,11 @@ def test_the_schema_names_the_settings_of_a_model():
         schema["properties"]
     )
     assert schema["additionalProperties"] is False
+
+
+def test_a_setting_of_a_model_is_a_number_also_when_its_text_is_quoted():
+    models = [MODELS[0] | {"density": "0.5"}]
+    recipe = MergeWeightsRecipe.model_validate(
+        {"method": "ties", "base_model": "b", "models": models}
+    )
+    assert recipe.models[0].settings == {"density": 0.5}

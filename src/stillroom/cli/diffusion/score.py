@@ -104,12 +104,12 @@ def score_command(
         verdict = _score_answers(model, before, answers, estimate, seed, cfg_scale)
         _print_answers(verdict, answers, error, as_json)
         return
-    lessons, left_out = _read_lessons(model, records, split, most, max_tokens, include_prompt)
-    bounds = _score_lessons(model, lessons, estimate, seed, cfg_scale)
+    examples, left_out = _read_examples(model, records, split, most, max_tokens, include_prompt)
+    bounds = _score_examples(model, examples, estimate, seed, cfg_scale)
     _print_scores(bounds, left_out, error, as_json)
 
 
-def _read_lessons(
+def _read_examples(
     model: DiffusionModel,
     records: Path,
     split: str,
@@ -126,14 +126,14 @@ def _read_lessons(
         for record in read_records(records)
         if not split or record.fields.get("split") == split
     ][:most]
-    lessons, counts = tokenize_records(
+    examples, counts = tokenize_records(
         model.tokenizer,
         selected,
         max_tokens=min(max_tokens, model.context_length),
         include_prompt=include_prompt,
         first=int(model.metadata.logit_shift),
     )
-    if not lessons:
+    if not examples:
         named = f" of split '{split}'" if split else ""
         raise DataError(
             f"none of {len(selected)} records{named} has a token to score",
@@ -142,12 +142,12 @@ def _read_lessons(
             expected="assistant messages within --max-tokens",
             next="check --split, or score all messages with --include-prompt",
         )
-    return list(lessons), counts.left_out
+    return list(examples), counts.left_out
 
 
-def _score_lessons(
+def _score_examples(
     model: DiffusionModel,
-    lessons: list[Any],
+    examples: list[Any],
     estimator: LikelihoodEstimator,
     seed: int,
     cfg_scale: float,
@@ -157,18 +157,18 @@ def _score_lessons(
     from stillroom.jobs.progress import Progress
 
     bounds = []
-    with Progress("score", len(lessons), "records", choose_reporter()) as progress:
-        for index, lesson in enumerate(lessons):
-            positions = lesson.noised.nonzero()[0].tolist()
+    with Progress("score", len(examples), "records", choose_reporter()) as progress:
+        for index, example in enumerate(examples):
+            positions = example.noised.nonzero()[0].tolist()
             bounds.append(
                 score_text(
                     model,
-                    lesson.ids.tolist(),
+                    example.ids.tolist(),
                     positions,
                     estimator,
                     seed=seed + index,
                     cfg_scale=cfg_scale,
-                    rows=choose_batch_rows(len(lesson.ids)),
+                    rows=choose_batch_rows(len(example.ids)),
                 )
             )
             progress.advance()

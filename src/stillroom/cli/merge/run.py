@@ -239,7 +239,7 @@ Examples:
     type=FiniteFloatRange(0, 1, min_open=True),
     default=0.1,
     show_default=True,
-    help="Number of tensors to recompute.",
+    help="Share of the tensors to recompute.",
 )
 @click.option("--all", "everything", is_flag=True, help="Recompute every tensor.")
 @click.option(

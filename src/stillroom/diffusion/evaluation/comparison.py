@@ -195,7 +195,7 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
 
 
 def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most: int) -> None:
-    lessons, _ = tokenize_records(
+    examples, _ = tokenize_records(
         models.model.tokenizer,
         split.held_out[:most],
         max_tokens=min(models.recipe.max_tokens, models.model.context_length),
@@ -203,12 +203,12 @@ def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most:
         first=1,
     )
     rows: dict[str, list[float]] = {side: [] for side in _SIDES}
-    for index, lesson in enumerate(lessons):
-        start, stop = _choose_span(lesson, np.random.default_rng([models.recipe.seed, index]))
-        shares = models.share(lesson.ids.tolist(), start, stop, behind=True)
+    for index, example in enumerate(examples):
+        start, stop = _choose_span(example, np.random.default_rng([models.recipe.seed, index]))
+        shares = models.share(example.ids.tolist(), start, stop, behind=True)
         for side in _SIDES:
             rows[side].append(shares[side])
-    if lessons:
+    if examples:
         _add_pair(
             report,
             "Infilling",
@@ -219,8 +219,8 @@ def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most:
         )
 
 
-def _choose_span(lesson: MaskableExample, rng: np.random.Generator) -> tuple[int, int]:
-    start, stop = lesson.turns[int(rng.integers(len(lesson.turns)))]
+def _choose_span(example: MaskableExample, rng: np.random.Generator) -> tuple[int, int]:
+    start, stop = example.turns[int(rng.integers(len(example.turns)))]
     length = max(1, (stop - start) // _SPAN_DIVISOR)
     first = start + int(rng.integers(stop - start - length + 1))
     return first, first + length
@@ -271,14 +271,14 @@ def _add_questions(
     overlaps = []
     for name, records in questions.items():
         known = sum(tuple(m.content for m in record.messages) in learned for record in records)
-        lessons, _ = tokenize_records(
+        examples, _ = tokenize_records(
             tokenizer,
             records[:most],
             max_tokens=min(models.recipe.max_tokens, models.model.context_length),
             include_prompt=False,
             first=1,
         )
-        if not lessons:
+        if not examples:
             raise DataError(
                 f"none of {len(records)} records has an answer",
                 code="diffusion.no-places",
@@ -287,8 +287,8 @@ def _add_questions(
                 next="inspect the file with `stillroom show`",
             )
         rows[name] = {side: [] for side in _SIDES}
-        for lesson in lessons:
-            ids, (start, stop) = lesson.ids.tolist(), lesson.turns[-1]
+        for example in examples:
+            ids, (start, stop) = example.ids.tolist(), example.turns[-1]
             while stop - start > 1 and ids[stop - 1] in special:
                 stop -= 1  # end tokens are not part of the answer
             for side, is_right in models.fill(ids, start, stop, behind=False).items():

@@ -275,7 +275,7 @@ def build_cases(
             "no record has an answer",
             code="diffusion.tune",
             expected="records whose last message is the assistant's, within the context length",
-            next="inspect the file with `stillroom show`, and check --split",
+            next="inspect the file with `stillroom show`, and check the split",
         )
     return cases, min(longest + 1, _MAX_ANSWER_TOKENS)
 

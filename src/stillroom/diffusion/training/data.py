@@ -248,7 +248,7 @@ def tokenize_records(
     Raises:
         DataError: If the chat template hides the assistant's messages.
     """
-    lessons, counts = [], CorpusStats()
+    examples, counts = [], CorpusStats()
     for record in records:
         encoded = encode_record(tokenizer, record, max_tokens=max_tokens)
         counts.cut += bool(encoded.truncated)
@@ -262,16 +262,16 @@ def tokenize_records(
         marks[:first] = False
         turns = _find_runs(marks)
         if turns:
-            lesson = MaskableExample(record.id, np.asarray(encoded.ids, dtype=np.int64), turns)
-            lessons.append(lesson)
+            example = MaskableExample(record.id, np.asarray(encoded.ids, dtype=np.int64), turns)
+            examples.append(example)
             counts.records += 1
-            counts.tokens += len(lesson.ids)
+            counts.tokens += len(example.ids)
             counts.noised += int(marks.sum())
         else:
             counts.left_out += 1
         if on_done:
             on_done()
-    return lessons, counts
+    return examples, counts
 
 
 def _find_runs(marks: npt.NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

@@ -96,18 +96,18 @@ def tokenize_pairs(
         if sides is None:
             totals["records_without_pair"] += 1
             continue
-        examples, counts = tokenize_records(
+        tokenized, counts = tokenize_records(
             tokenizer, sides, max_tokens=max_tokens, include_prompt=False, first=first
         )
         totals["records_cut"] += bool(counts.cut)
-        lessons = [replace(example, turns=example.turns[-1:]) for example in examples]
-        if len(lessons) == 2 and record.fields.get("prefix"):
-            lessons = _strip_common(lessons[0], lessons[1])
-        if len(lessons) < 2 or np.array_equal(lessons[0].ids, lessons[1].ids):
+        examples = [replace(example, turns=example.turns[-1:]) for example in tokenized]
+        if len(examples) == 2 and record.fields.get("prefix"):
+            examples = _strip_common(examples[0], examples[1])
+        if len(examples) < 2 or np.array_equal(examples[0].ids, examples[1].ids):
             totals["records_left_out"] += 1
             continue
-        pairs.append(PreferencePair(record.id, lessons[0], lessons[1]))
-        totals["tokens"] += sum(len(example.ids) for example in lessons)
+        pairs.append(PreferencePair(record.id, examples[0], examples[1]))
+        totals["tokens"] += sum(len(example.ids) for example in examples)
     return TokenizedDataset(pairs, {"records": len(pairs), **totals})
 
 
@@ -130,11 +130,13 @@ def _strip_common(chosen: MaskableExample, rejected: MaskableExample) -> list[Ma
     back = chosen.ids[::-1][: shortest - start] == rejected.ids[::-1][: shortest - start]
     end = int(np.argmin(back)) if not back.all() else len(back)
     stripped = []
-    for lesson in (chosen, rejected):
-        stop = len(lesson.ids) - end
-        first = max(start, lesson.turns[0][0])
+    for example in (chosen, rejected):
+        stop = len(example.ids) - end
+        first = max(start, example.turns[0][0])
         if first < stop:
-            stripped.append(MaskableExample(lesson.record_id, lesson.ids[:stop], ((first, stop),)))
+            stripped.append(
+                MaskableExample(example.record_id, example.ids[:stop], ((first, stop),))
+            )
     return stripped
 
 
@@ -151,7 +153,7 @@ def compute_margins(beta: float, policy: Tensor, reference: Tensor) -> Tensor:
 
 
 def draw_masks(
-    lesson: MaskableExample,
+    example: MaskableExample,
     recipe: DiffusionPreferenceRecipe,
     metadata: DiffusionMetadata,
     rng: np.random.Generator,
@@ -160,10 +162,10 @@ def draw_masks(
 
     Each block has its own time. Scales are those of the bound, not of the preference loss.
     """
-    positions = np.arange(len(lesson.ids))
+    positions = np.arange(len(example.ids))
     size = metadata.block_size
     block = positions * 0 if size is None else positions // size
-    noised = lesson.noised
+    noised = example.noised
     groups = [np.flatnonzero(noised & (block == b)) for b in np.unique(block[noised])]
     u = rng.random((recipe.num_times, len(groups)))
     if recipe.stratified:
@@ -182,7 +184,7 @@ def draw_masks(
                 weight[masked] = token_weight
             examples.append(
                 CorruptedExample(
-                    lesson.record_id, lesson.ids, is_masked, is_masked, weight, weight, 0
+                    example.record_id, example.ids, is_masked, is_masked, weight, weight, 0
                 )
             )
     return examples
@@ -271,9 +273,9 @@ class PreferenceDataSource(WeightedDataSource):
     ) -> list[CorruptedExample]:
         texts: list[CorruptedExample] = []
         for index, pair in enumerate(pairs):
-            for side, lesson in enumerate(pair.sides):
+            for side, example in enumerate(pair.sides):
                 rng = np.random.default_rng([self.recipe.seed, step, purpose, index, side])
-                texts += draw_masks(lesson, self.recipe, self.metadata, rng)
+                texts += draw_masks(example, self.recipe, self.metadata, rng)
         return texts
 
     def _bounds(
@@ -300,9 +302,9 @@ def evaluate_pairs(
         return {}
     texts: list[CorruptedExample] = []
     for number, pair in enumerate(pairs):
-        for side, lesson in enumerate(pair.sides):
+        for side, example in enumerate(pair.sides):
             rng = np.random.default_rng([recipe.seed, number, _HELD_OUT_SEED, side])
-            texts += draw_masks(lesson, recipe, model.metadata, rng)
+            texts += draw_masks(example, recipe, model.metadata, rng)
     logprobs = compute_logprobs(model, texts, micro_tokens=recipe.train.micro_tokens)
     bounds = average_bounds(texts, logprobs, recipe.num_times * recipe.masks_per_time).view(-1, 2)
     lead = bounds[:, 0] - bounds[:, 1]

@@ -171,9 +171,9 @@ def _select_completions(
         else:
             texts.append(text)
     scores = [0.0] * len(texts)
-    for verifier in settings.scorers:
-        verdicts = verifier.judge(record, prompt, texts, model) if texts else []
-        name = verifier.method_name()
+    for scorer in settings.scorers:
+        verdicts = scorer.judge(record, prompt, texts, model) if texts else []
+        name = scorer.method_name()
         reasons.update(f"{name}: {verdict.reason}" for verdict in verdicts if verdict.reason)
         texts, scores = _drop_rejected(texts, verdicts)
     ranked = sorted(range(len(texts)), key=lambda index: (-scores[index], index))

@@ -312,5 +312,5 @@ class CollapseMonitor:
         return (
             f"the student's generated text {' and '.join(news)} ({length:.0f} tokens, entropy "
             f"{entropy:.2f}, {numbers['rollout_repetition']:.0%} repeated): lower "
-            "train.learning_rate, raise rollouts.warm_up, or use method jsd or forward_kl"
+            "train.learning_rate, raise rollout_policy.warm_up, or use method jsd or forward_kl"
         )

@@ -93,6 +93,8 @@ def estimate_resources(workload: Workload) -> Estimate:
     )
     without = " (fidelity.baseline: false leaves it out)" if sizes.has_baseline else ""
     counted = sizes.counted
+    is_pruned = isinstance(recipe.student, PruneSettings)
+    shrink = "lower student.max_parameters or train.micro_tokens" if is_pruned else ""
     return Estimate(
         memory_bytes=model_bytes + sizes.step_bytes + _PROCESS_BYTES,
         disk_bytes=round(
@@ -100,7 +102,7 @@ def estimate_resources(workload: Workload) -> Estimate:
             + sizes.cache_bytes
         ),
         seconds=sum(work.values()) / speed + 10,
-        memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
+        memory_knob=f"{shrink or 'lower train.micro_tokens'}, or set train.lora",
         disk_knob=(
             _DISK_SETTINGS[workload.targets.mode]
             if workload.targets is not None

@@ -61,17 +61,15 @@ _STEPS = 8  # minimum number of sizes in a search, if the teacher's size allows 
 
 @dataclass(frozen=True, slots=True)
 class _AxisCounts:
-    """Numbers of a teacher's tensors by axes, by part, and by whether they are within layers."""
+    """Numbers of a teacher's tensors by axes, and by whether they are within layers."""
 
     layers: int
-    entries: Counter[tuple[bool, tuple[Axis, ...], int, str]] = field(default_factory=Counter)
+    entries: Counter[tuple[bool, tuple[Axis, ...], int]] = field(default_factory=Counter)
 
-    def of(self, shape: StudentShape, part: str | None = None) -> int:
-        """Return the parameters of a shape, in total or of one part; all layers are alike."""
+    def of(self, shape: StudentShape) -> int:
+        """Return the parameters of a shape; all layers are alike."""
         total = 0
-        for (is_inside, axes, fixed, home), number in self.entries.items():
-            if part is not None and home != part:
-                continue
+        for (is_inside, axes, fixed), number in self.entries.items():
             size = fixed * math.prod(shape.size(axis) for axis in axes if axis != "whole")
             total += size * (number * shape.layers // self.layers if is_inside else number)
         return total
@@ -79,7 +77,7 @@ class _AxisCounts:
 
 @dataclass(frozen=True, slots=True)
 class StudentShapePlan:
-    """Sizes of teacher and student, and the parameters of each part of both."""
+    """Sizes of teacher and student, and their parameters."""
 
     teacher: StudentShape
     student: StudentShape
@@ -94,11 +92,6 @@ class StudentShapePlan:
     def parameters(self) -> int:
         """Parameters of the student; tied weights count once."""
         return self._counts.of(self.student)
-
-    def count_parts(self, shape: StudentShape) -> dict[str, int]:
-        """Return the parameters of each part of a model of that shape."""
-        parts = sorted({home for *_, home in self._counts.entries})
-        return {part: self._counts.of(shape, part) for part in parts}
 
     @property
     def notes(self) -> list[str]:
@@ -137,7 +130,7 @@ def plan_student_shape(checkpoint: Checkpoint, settings: PruneSettings) -> Stude
         fixed = math.prod(n for n, axis in zip(shape, axes, strict=True) if axis == "whole")
         if get_part(name) == "head" and checkpoint.is_tied:
             continue
-        counts.entries[name in names, tuple(axes), fixed, get_part(name)] += 1
+        counts.entries[name in names, tuple(axes), fixed] += 1
     if settings.keep is not None:
         check_layers_exist(settings.keep, layers)
     student = _search_shape(teacher, settings, counts, is_implied=_is_head_dim_implied(checkpoint))

@@ -122,7 +122,7 @@ class _LayerInputs:
             raise RecipeError(
                 "a prompt has no tokens",
                 code="merge.moe-experts",
-                where="models",
+                where="experts",
                 expected="prompts with text",
                 next="remove the empty prompt",
             )

@@ -12,7 +12,7 @@ from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
 from stillroom.merge.settings import ExpertEntry, GateMode, MoeArchitecture
 from stillroom.provenance import Artifact
-from stillroom.recipes import Reference
+from stillroom.recipes import Recipe, Reference
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
@@ -21,17 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["JOB_KIND", "MoeRecipe", "estimate", "run"]
 
 
-class MoeRecipe(MergeJobRecipe):
-    """Build a mixture of experts: the MLP of every model is an expert, the base gives the rest.
-
-    Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055. Differs: experts are
-    fine-tuned from one base instead of copied, and the gate is not trained but set to hidden states
-    of each expert's prompts.
-    """
-
-    kind: Literal["merge.moe"] = Field(
-        default="merge.moe", description="build a mixture of experts from dense models"
-    )
+class _MoeInputs(Recipe):  # a base class of its own, so that the recipe begins with the models
     base_model: Reference = Field(
         description="gives all tensors except the MLPs, and is run on the prompts"
     )
@@ -54,6 +44,19 @@ class MoeRecipe(MergeJobRecipe):
     )
     arithmetic: Literal["paper", "mergekit"] = Field(
         "paper", description="mergekit: compute gates and scaled experts as mergekit 0.1.5"
+    )
+
+
+class MoeRecipe(MergeJobRecipe, _MoeInputs):
+    """Build a mixture of experts: the MLP of every model is an expert, the base gives the rest.
+
+    Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055. Differs: experts are
+    fine-tuned from one base instead of copied, and the gate is not trained but set to hidden states
+    of each expert's prompts.
+    """
+
+    kind: Literal["merge.moe"] = Field(
+        default="merge.moe", description="build a mixture of experts from dense models"
     )
 
     def open(self, say: Callable[[str], None] | None = None) -> Merge:

@@ -81,9 +81,7 @@ class MergeJobRecipe(Recipe):
         return self.kind
 
 
-class MergeRecipe(MergeJobRecipe):
-    """Settings of a merge by a method: models, method, and which tensors are merged how."""
-
+class _MergeInputs(Recipe):  # a base class of its own, so that recipes begin with the models
     method: Annotated[MergeMethod, METHODS.choice()] = Field(description="merge method")
     base_model: Reference | None = Field(
         None,
@@ -140,6 +138,10 @@ class MergeRecipe(MergeJobRecipe):
         description="blocks computed in parallel; 0 chooses by cores and disk; does not change "
         "the result",
     )
+
+
+class MergeRecipe(MergeJobRecipe, _MergeInputs):
+    """Settings of a merge by a method: models, method, and which tensors are merged how."""
 
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
         """Open the sources; return the merge, without its chat template.

@@ -81,4 +81,4 @@ def estimate(recipe: MergeSearchRecipe) -> Estimate:
     return estimate_scoring(merge, "search", recipe.search, count)
 
 
-JOB_KIND = JobKind(recipe=MergeSearchRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(recipe=MergeSearchRecipe, run=run, estimate=estimate, extras=("models",))

@@ -76,4 +76,4 @@ def estimate(recipe: MergeSelectRecipe) -> Estimate:
     return estimate_scoring(merge, "select", recipe.select, count_candidates(recipe))
 
 
-JOB_KIND = JobKind(recipe=MergeSelectRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(recipe=MergeSelectRecipe, run=run, estimate=estimate, extras=("models",))

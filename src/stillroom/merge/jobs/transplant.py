@@ -11,7 +11,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
 from stillroom.provenance import Artifact
-from stillroom.recipes import Reference
+from stillroom.recipes import Recipe, Reference
 
 if TYPE_CHECKING:
     from stillroom.merge.engine.merge import Merge
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["JOB_KIND", "TransplantRecipe", "estimate", "run"]
 
 
-class TransplantRecipe(MergeJobRecipe):
+class _TransplantInputs(Recipe):  # a base class of its own, so that the recipe begins with them
+    target: Reference = Field(description="the model that gets a new tokenizer")
+    donor: Reference = Field(description="the model that gives the tokenizer")
+    k: int = Field(64, ge=1, description="maximum number of shared tokens per new token")
+
+
+class TransplantRecipe(MergeJobRecipe, _TransplantInputs):
     """Give the target the donor's tokenizer; its layers stay.
 
     Source: Goddard and Fernandes Neto 2025, arXiv:2506.06607: rows of shared tokens are copied; a
@@ -29,9 +35,6 @@ class TransplantRecipe(MergeJobRecipe):
     kind: Literal["merge.transplant"] = Field(
         default="merge.transplant", description="give a model another model's tokenizer"
     )
-    target: Reference = Field(description="the model that gets a new tokenizer")
-    donor: Reference = Field(description="the model that gives the tokenizer")
-    k: int = Field(64, ge=1, description="maximum number of shared tokens per new token")
 
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
         """Open the sources; return the merge, without its chat template.
@@ -45,7 +48,8 @@ class TransplantRecipe(MergeJobRecipe):
 
         settings = TransplantPlanSettings(self.k, self.out.dtype)
         target, donor = open_source(self.target, say), open_source(self.donor, say)
-        return Merge(settings, target, [donor], TensorRules(dtype=self.out.dtype), self.seed)
+        rules = TensorRules(dtype=self.out.dtype)
+        return Merge(settings, target, [donor], rules, self.seed, threads=0)
 
     def list_inputs(self) -> list[MergeInput]:
         """Return the target and the donor."""

@@ -33,6 +33,7 @@ __all__ = [
 
 _OPTIONS = ("seed", "threads", "device")
 _MODEL_KEYS = ("base_model", "models", "experts", "shared_expert")
+_REFERENCES = ("base_model", "model", "adapter")
 
 
 def load_merges(
@@ -107,17 +108,15 @@ def _choose_arithmetic(arithmetic: str | None, overrides: Sequence[str]) -> list
 def _resolve_steps(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
     """Replace ``step:NAME`` by the folders of other merges of the same file."""
 
-    def place(reference: str) -> str:
-        return str(parts / reference[5:]) if reference.startswith("step:") else reference
-
-    def place_all(value: Any) -> Any:
+    def place(value: Any, key: str) -> Any:
         if isinstance(value, Mapping):
-            return {key: place_all(part) for key, part in value.items()}
+            return {name: place(part, name) for name, part in value.items()}
         if isinstance(value, list):
-            return [place_all(part) for part in value]
-        return place(value) if isinstance(value, str) else value
+            return [place(part, key) for part in value]
+        is_step = key in _REFERENCES and isinstance(value, str) and value.startswith("step:")
+        return str(parts / value.removeprefix("step:")) if is_step else value
 
-    return {key: place_all(recipe[key]) if key in _MODEL_KEYS else recipe[key] for key in recipe}
+    return {key: place(recipe[key], key) if key in _MODEL_KEYS else recipe[key] for key in recipe}
 
 
 def _use_paper_arithmetic(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _take_run_checkpoints(final: MergeSource, count: int) -> list[MergeSource]:
             code="merge.run-too-short",
             where=str(final.checkpoint.folder / CANDIDATES),
             expected=f"at least {count}, including the final one",
-            next=f"request {len(checkpoints)}, or keep more candidates in training",
+            next=f"request {len(checkpoints)}, or raise keep_checkpoints in training",
         )
     return checkpoints[-count:]
 
