@@ -152,9 +152,9 @@ def build_variant(sweep: SweepRecipe, changes: dict[str, Any]) -> IndexRecipe:
             )
         section[path[-1]] = value
     for name, group in sweep.index:
-        changed = {key.split(".")[1] for key in changes if key.startswith(f"{name}.")}
-        if changed and isinstance(group, Settings) and not isinstance(group, Method):
-            data[name] = _leave_out_defaults(group, data[name], changed)
+        keys = {key.split(".")[1] for key in changes if key.startswith(f"{name}.")}
+        if keys and isinstance(group, Settings) and not isinstance(group, Method):
+            data[name] = _leave_out_defaults(group, data[name], keys)
     try:
         return IndexRecipe.model_validate({"seed": sweep.seed, **data})
     except (ValidationError, RecipeError) as error:
