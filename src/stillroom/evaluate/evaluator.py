@@ -58,7 +58,7 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         records,
         limit=recipe.max_questions,
         seed=recipe.seed,
-        may_be_none=recipe.when_too_few == "go_on",
+        may_be_none=recipe.on_too_few == "continue",
     )
     if bad_rows:
         passed_over["unreadable row"] = len(bad_rows)

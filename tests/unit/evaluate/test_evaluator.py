@@ -239,7 +239,7 @@ def test_nothing_to_ask_is_an_error_that_counts_why():
 
 def test_without_a_question_the_report_says_so_where_the_recipe_goes_on(world):
     write_records(world / "records.jsonl", [record(0, split="train")])
-    artifact = do(world, "out", recipe(world, when_too_few="go_on"))
+    artifact = do(world, "out", recipe(world, on_too_few="continue"))
     assert artifact.details["questions"] == 0
     assert artifact.details["left_out"]["not held out"] == 1
     report = Report.read(world / "out" / "output")

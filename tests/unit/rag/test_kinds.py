@@ -86,3 +86,19 @@ def test_an_unknown_choice_names_the_known_ones(settings, expected):
 def test_an_extractor_that_needs_a_model_is_refused_without_one():
     with pytest.raises(RecipeError, match=r"set writer\.model"):
         parse_recipe("kind: rag.graph\nindex: index\nextractor: model\n", "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("judge", "expected"),
+    [
+        ("{mode: json}", ["judge.model is missing"]),
+        ("{chekcer: overlap}", ["judge.chekcer is not a setting of 'judge'"]),
+        ("{checker: overlap, model: m}", ["judge.checker is not a setting of 'judge'"]),
+        ("words", ["judge cannot be 'words'"]),
+    ],
+)
+def test_a_judge_is_words_or_a_model(judge, expected):
+    text = f"kind: rag.answer_evaluation\nindex: i\nquestions: q\nmodel: m\njudge: {judge}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "recipe.yaml")
+    assert [problem.what for problem in caught.value.problems] == expected

@@ -383,6 +383,21 @@ def test_by_the_command_line(built, asked, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--queries q --qrels r --judge m", "--judge needs --answers"),
+        ("--answers q --model m --split dev", "--split has no effect with --answers"),
+        ("--answers q --model m --judge-mode json", "--judge-mode needs --judge"),
+    ],
+)
+def test_options_without_effect_are_refused(given, expected):
+    words = ["rag", "eval", "index", "--out", "out", *given.split()]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 2
+    assert expected in done.output
+
+
+@pytest.mark.parametrize(
     ("name", "text", "code"),
     [
         ("q.jsonl", "{}\n", "data.question-set"),

@@ -144,6 +144,31 @@ def test_an_index_of_recalled_vectors_is_the_same_index(recipe, tmp_path):
     assert len(set(digests)) == 1
 
 
+@pytest.mark.parametrize(
+    ("group", "given", "changes", "expected"),
+    [
+        ("dense", {}, {"dense.search": "exact"}, {"search": "exact"}),
+        ("embedding", {}, {"embedding.pooling": "late"}, {"pooling": "late"}),
+        (
+            "dense",
+            {"search": "approximate"},
+            {"dense.least_recall": 0.9},
+            {"search": "approximate", "least_recall": 0.9},
+        ),
+        (
+            "keyword",
+            {"k1": 0.9},
+            {"keyword.variant": "bm25l", "keyword.b": 0.75},
+            {"variant": "bm25l", "k1": 0.9, "b": 0.75, "delta": None},
+        ),
+    ],
+)
+def test_a_group_may_change_its_shape(group, given, changes, expected):
+    sweep = SweepRecipe(index={"documents": "x", group: given}, questions="q")
+    varied = getattr(build_variant(sweep, changes), group).model_dump()
+    assert {key: varied[key] for key in expected} == expected
+
+
 def measured(name, values, cpu_ms=1.0):
     configuration = list_configurations(
         SweepRecipe(index={"documents": "x"}, pipelines=[name], questions="q")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from stillroom.cli.options import (
     access_options,
@@ -116,9 +117,29 @@ def eval_command(out: Path, as_json: bool, **options: Any) -> None:
     """
     from stillroom.evaluate import Report
 
+    _refuse_unused(has_answers=options["answers"] is not None)
     build = _build_answer_recipe if options["answers"] else _build_retrieval_recipe
     artifact = run_job_recipe(build(options), out, options)
     print_report(out, artifact, Report.from_json(artifact.details), as_json=as_json)
+
+
+_ANSWER_OPTIONS = ("judge", "judge_mode", "checker", "labels", "limit", "price")
+_RETRIEVAL_OPTIONS = ("collection", "split", "queries", "qrels", "measures")
+
+
+def _refuse_unused(*, has_answers: bool) -> None:
+    """Refuse options of the other evaluation, which would be ignored."""
+    context = click.get_current_context()
+    unused = _RETRIEVAL_OPTIONS if has_answers else _ANSWER_OPTIONS
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in unused and source is not ParameterSource.DEFAULT:
+            flag = option.opts[0]
+            raise click.UsageError(
+                f"{flag} has no effect with --answers"
+                if has_answers
+                else f"{flag} needs --answers, which are evaluated"
+            )
 
 
 def _build_retrieval_recipe(options: dict[str, Any]) -> Recipe:
@@ -143,6 +164,8 @@ def _build_answer_recipe(options: dict[str, Any]) -> Recipe:
     if not options["model"]:
         raise click.UsageError("--answers needs --model, which answers the questions")
     labels = options["labels"]
+    if options["judge_mode"] and not options["judge"]:
+        raise click.UsageError("--judge-mode needs --judge, the model that grades")
     if labels and not options["judge"]:
         raise click.UsageError("--labels needs --judge: its verdicts are compared with the labels")
     judge = {

@@ -10,6 +10,7 @@ import click
 from stillroom.cli.options import (
     FiniteFloatRange,
     access_options,
+    build_access,
     build_job_recipe,
     build_reader,
     existing_path,
@@ -157,12 +158,11 @@ def graph_show_command(
     """Show a graph or one of its entities, check it, or export it."""
     from stillroom.rag.graph.knowledge_graph import KnowledgeGraph, describe_entity, describe_graph
     from stillroom.rag.index.searcher import Index
-    from stillroom.rag.index.view import AccessContext
 
     if check and index is None:
         raise click.UsageError("--check needs --index")
     opened = KnowledgeGraph.open(graph)
-    access = AccessContext(tenant, principals) if tenant or principals else None
+    access = build_access(tenant, principals)
     passages = Index.open(index, access=access) if index is not None else None
     try:
         if graphml is not None:

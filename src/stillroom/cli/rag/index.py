@@ -190,8 +190,6 @@ Examples:
 @output_options
 def compact_command(index: Path, as_json: bool) -> None:
     """Merge an index's segments and remove data of older snapshots."""
-    from dataclasses import asdict
-
     from stillroom.rag.maintenance.update import compact_index
 
     done = compact_index(index)

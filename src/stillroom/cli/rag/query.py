@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.options import existing_path, output_options, view_options
+from stillroom.cli.options import build_access, existing_path, output_options, view_options
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -65,7 +65,6 @@ def search_command(
     """
     from stillroom.rag.generation.answer import flag_text
     from stillroom.rag.index.searcher import Index
-    from stillroom.rag.index.view import AccessContext
     from stillroom.rag.observability import (
         collect_stages,
         collect_warnings,
@@ -75,7 +74,7 @@ def search_command(
 
     configure_from_environment()
     parsed = parse_pipeline(pipeline) if pipeline else None
-    access = AccessContext(tenant, principals) if tenant or principals else None
+    access = build_access(tenant, principals)
     with (
         collect_stages() as times,
         collect_warnings() as warnings,
@@ -155,7 +154,6 @@ def ask_command(
     """
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_index
-    from stillroom.rag.index.view import AccessContext
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
@@ -166,6 +164,6 @@ def ask_command(
         say=lambda line: click.echo(line, err=True),
         where=where,
         snapshot=snapshot,
-        access=AccessContext(tenant, principals) if tenant or principals else None,
+        access=build_access(tenant, principals),
     ) as opened:
         print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=index)

@@ -14,10 +14,11 @@ from stillroom.cli.options import (
     existing_path,
     out_folder_option,
     read_engine,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
-from stillroom.cli.synth.options import build_recipe, run_job
+from stillroom.cli.synth.options import build_recipe
 
 __all__ = [
     "decontaminate_command",
@@ -70,9 +71,7 @@ def dedup_command(
     out: Path,
     engine: str,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Remove near duplicates from files of records.
 
@@ -88,7 +87,7 @@ def dedup_command(
         "prefer": prefer,
     }
     recipe = build_recipe(settings).model_copy(update={"engine": read_engine(engine)})
-    artifact = run_job(recipe, out, resume=resume, overwrite=overwrite, quiet=quiet)
+    artifact = run_job_recipe(recipe, out, options)
     counts = artifact.details
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts})
@@ -139,9 +138,7 @@ def decontaminate_command(
     judge: str,
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Remove records that contain a test question.
 
@@ -161,7 +158,7 @@ def decontaminate_command(
             **({"judge": {"model": judge}} if judge else {}),
         }
     recipe = build_recipe(settings)
-    artifact = run_job(recipe, out, resume=resume, overwrite=overwrite, quiet=quiet)
+    artifact = run_job_recipe(recipe, out, options)
     counts = artifact.details
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts})

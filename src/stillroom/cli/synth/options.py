@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option
+from stillroom.cli.options import out_folder_option, run_job_recipe, run_options
 from stillroom.cli.output import print_json, print_report
 
 if TYPE_CHECKING:
-    from stillroom.provenance import Artifact
     from stillroom.recipes import Recipe
 
-__all__ = ["build_recipe", "report_options", "run_job", "run_study"]
+__all__ = ["build_recipe", "report_options", "run_study"]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -24,12 +23,11 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 def report_options(function: CommandT) -> CommandT:
     """Add the options of a command that writes a report."""
     for option in (
-        job_options,
-        json_option,
+        run_options,
         click.option(
             "--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing."
         ),
-        click.option("--out", type=existing_path, required=True, help="Output folder."),
+        out_folder_option,
         click.option(
             "--set",
             "overrides",
@@ -53,15 +51,6 @@ def build_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     return parse_recipe(json.dumps(settings), "command line", overrides)
 
 
-def run_job(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Artifact:
-    """Run a recipe with a progress bar."""
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
-
-    reporter = choose_reporter(quiet=quiet)
-    return run_recipe(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
-
-
 def run_study(
     settings: Mapping[str, Any],
     *,
@@ -69,9 +58,7 @@ def run_study(
     out: Path,
     only_estimate: bool,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Run a recipe that writes a report and print the report; or print the estimate alone."""
     from stillroom.evaluate import Report
@@ -89,7 +76,7 @@ def run_study(
                 "basis": estimate.basis,
             }
         )
-    elif only_estimate or not quiet:
+    elif only_estimate or not options["quiet"]:
         click.echo(
             f"about {estimate.seconds / 60:.0f} minutes (within a factor of three), "
             f"{estimate.memory_bytes / 1e9:.1f} GB of memory: {estimate.basis}",
@@ -97,7 +84,7 @@ def run_study(
         )
     if only_estimate:
         return
-    artifact = run_job(recipe, out, resume=resume, overwrite=overwrite, quiet=quiet)
+    artifact = run_job_recipe(recipe, out, options)
     warnings = artifact.details.get("warnings")
     also = {} if warnings is None else {"warned": _count_warnings(warnings)}
     print_report(out, artifact, Report.read(out / "output"), as_json=as_json, **also)

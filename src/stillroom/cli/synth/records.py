@@ -112,7 +112,7 @@ Examples:
 @click.option(
     "--method", default="", help="Show only rows dropped by this filter, generator or selector."
 )
-@click.option("--step", default="", help="Show only rows dropped at this step of a graph.")
+@click.option("--step", default="", help="Show only rows dropped at this step of the pipeline.")
 @click.option(
     "--n",
     default=10,

@@ -83,10 +83,10 @@ class EvaluateRecipe(Recipe):
         default_factory=lambda: ModelFidelitySettings.model_validate({}),
         description="measure perplexity, and each model's divergence from the first; null: do not",
     )
-    when_too_few: Literal["refuse", "go_on"] = Field(
+    on_too_few: Literal["refuse", "continue"] = Field(
         "refuse",
-        description="without held-out questions: refuse, or go_on and report the measures "
-        "that need none",
+        description="without held-out questions: refuse; or continue, and report the measures that "
+        "need none",
     )
 
     @field_validator("models")

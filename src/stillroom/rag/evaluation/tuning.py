@@ -43,8 +43,6 @@ from stillroom.rag.retrieval.ranking import Normalization
 
 if TYPE_CHECKING:
     from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
-
-if TYPE_CHECKING:
     from stillroom.rag.types import RankedRows
 
 __all__ = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
@@ -47,6 +48,23 @@ class WordJudge(Settings):
     )
 
 
+def _tag_judge(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "ModelJudge" if value.keys() & ModelJudge.model_fields.keys() else "WordJudge"
+    return type(value).__name__
+
+
+AnswerJudge = Annotated[
+    Annotated[WordJudge, Tag("WordJudge")] | Annotated[ModelJudge, Tag("ModelJudge")],
+    Discriminator(
+        _tag_judge,
+        custom_error_type="no_judge",
+        custom_error_message="{checker: NAME}, or {model: REFERENCE}",
+    ),
+]
+"""Who grades the answers."""
+
+
 class TokenPrices(Settings):
     """Prices of a million tokens, in any currency."""
 
@@ -70,7 +88,7 @@ class AnswerEvaluationRecipe(IndexInput, Recipe):
         description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; the first is the "
         "baseline",
     )
-    judge: WordJudge | ModelJudge = Field(
+    judge: AnswerJudge = Field(
         default=WordJudge(),
         description="grading by words, {checker: NAME}, or by a model, {model: REFERENCE}",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -17,6 +17,7 @@ from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.jobs.inputs import JudgedQueries, ReaderInput, is_path
 from stillroom.recipes import Destination, Recipe, Reference, Settings
+from stillroom.registry import Method
 
 __all__ = [
     "JOB_KIND",
@@ -150,6 +151,10 @@ def build_variant(sweep: SweepRecipe, changes: dict[str, Any]) -> IndexRecipe:
                 f"'{name}' is not a setting that can vary", name, "a setting of kind rag.index"
             )
         section[path[-1]] = value
+    for name, group in sweep.index:
+        keys = {key.split(".")[1] for key in changes if key.startswith(f"{name}.")}
+        if keys and isinstance(group, Settings) and not isinstance(group, Method):
+            data[name] = _leave_out_defaults(group, data[name], keys)
     try:
         return IndexRecipe.model_validate({"seed": sweep.seed, **data})
     except (ValidationError, RecipeError) as error:
@@ -158,6 +163,21 @@ def build_variant(sweep: SweepRecipe, changes: dict[str, Any]) -> IndexRecipe:
         raise _make_setting_error(
             f"no index can be made with {changed}: {reason}", changed, "values that fit"
         ) from error
+
+
+def _leave_out_defaults(group: Settings, data: dict[str, Any], changed: set[str]) -> dict[str, Any]:
+    """Return changed settings of a group without defaults, which a group of another shape lacks.
+
+    Settings of fixed choices, such as ``search: exact``, are kept: they choose the shape.
+    """
+    fields = type(group).model_fields
+    kept = {
+        key
+        for key, field in fields.items()
+        if get_origin(field.annotation) is Literal
+        or getattr(group, key) != field.get_default(call_default_factory=True)
+    }
+    return {key: value for key, value in data.items() if key in kept | changed}
 
 
 def _format_value(value: Any) -> str:

@@ -96,7 +96,7 @@ class _RecordsRun:
         target, share = recipe.get_target(split), 1.0
         if split == "held_out":  # runs first, and must leave budget for training
             both = target + recipe.get_target("train")
-            share = target / both if both < 2 * UNLIMITED else recipe.held_out
+            share = target / both if both < UNLIMITED else recipe.held_out
             target = target if recipe.held_out else 0
         context = self.inputs.context(self.models, held_out, recipe.seed)
         executor = PipelineExecutor(

@@ -58,7 +58,7 @@ def read_rejected(
         run: An artifact of records, or a file of rejected rows.
         reason: Only rows whose reason contains this, ignoring case.
         method: Only rows rejected by this filter, generator or selector.
-        step: Only rows of this step of a graph.
+        step: Only rows of this step of the pipeline.
 
     Raises:
         DataError: If the run has no file of rejected rows, or a row is invalid.

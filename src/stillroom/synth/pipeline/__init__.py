@@ -1,1 +1,1 @@
-"""Generation pipeline: inputs, step graph, scheduling, filter chain and results."""
+"""Generation pipeline: inputs, steps, scheduling, filter chain and results."""

@@ -378,6 +378,15 @@ def test_budgets_end_a_graph(serve, tmp_path):
     assert 12 <= report["spent"]["asks"] <= 14
 
 
+@pytest.mark.parametrize("targets", ["{train: 20}", "{held_out: 3}", "{}"])
+def test_a_side_without_a_target_leaves_budget_for_the_other(serve, tmp_path, targets):
+    more = f"budget: {{requests: 24}}\nnum_records: {targets}"
+    seeds = write_seeds(tmp_path / "seeds.jsonl", 60)
+    do(make_recipe(serve(), seeds, more=more, concurrency=2), tmp_path / "out")
+    splits = json.loads((tmp_path / "out/output/report.json").read_text())["splits"]
+    assert all(splits[split]["asked"] >= 3 for split in ("train", "held_out"))
+
+
 def human(n):
     return Record((Message("assistant", f"people wrote {n}"),), {}, Origin("human"))
 
