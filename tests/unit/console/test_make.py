@@ -106,6 +106,12 @@ def test_a_method_offers_the_settings_of_each_choice():
     assert settings.index(method) < settings.index(next(s for s in settings if s.path == "seed"))
 
 
+def test_a_choice_names_the_option_that_a_factory_makes():
+    data = next(one for one in describe_form("forensics.image_detector")[0] if one.path == "data")
+    faces = next(one for one in data.options[0].settings if one.path == "data.faces")
+    assert (data.default, faces.default) == ("forgeries", "drawn")
+
+
 def test_a_job_is_estimated_started_followed_and_listed(jobs):
     body = {
         "recipe": {"version": 1, "kind": "rag.index"},

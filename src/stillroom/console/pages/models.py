@@ -27,7 +27,7 @@ from stillroom.serve.playground import (
     inspect_models,
     measure_loss_path,
 )
-from stillroom.serve.views.forms import list_kinds, list_method_options
+from stillroom.serve.views.forms import list_method_options
 from stillroom.serve.views.lineage import layout_lineage_graph
 from stillroom.serve.views.models import ModelSummary, list_models
 from stillroom.serve.views.records import list_record_sets
@@ -125,7 +125,6 @@ def merge_routes(context: PageContext) -> list[Route]:
             models=[model for model in models if not model.is_reference],
             sets=await context.run_in_thread(list_record_sets, context.sources),
             most=MAX_PARENTS,
-            kind=next((name for name in ("merge.weights", "merge") if name in list_kinds()), ""),
         )
 
     async def run(request: Request, work: Any) -> Response:

@@ -35,11 +35,10 @@
       const control = field.dataset.control;
       const isRaw = ["yaml", "integer", "number", "boolean"].includes(control);
       told.push(`${field.dataset.path}=${isRaw ? text : JSON.stringify(text)}`);
-      // A default method with changed settings is named as well.
-      const method = field.closest("[data-option]");
-      if (method) {
-        const named = `${method.closest("[data-method]").dataset.method}=`;
-        if (!told.some((one) => one.startsWith(named))) told.unshift(`${named}${JSON.stringify(method.dataset.option)}`);
+      // A default option with changed settings is named as well, and so are those around it.
+      for (let one = field.closest("[data-option]"); one; one = one.parentElement.closest("[data-option]")) {
+        const named = `${one.closest("[data-method]").dataset.method}=`;
+        if (!told.some((line) => line.startsWith(named))) told.unshift(`${named}${JSON.stringify(one.dataset.option)}`);
       }
     }
     const more = $("more") ? $("more").value.split("\n") : [];

@@ -65,7 +65,7 @@
   };
 
   const recipe = (ends, share) =>
-    `version: 1\nkind: ${$("make").dataset.kind}\nmethod: {name: linear}\nmodels:\n` +
+    `version: 1\nkind: merge.weights\nmethod: {name: linear}\nmodels:\n` +
     ends.map((name, at) => `  - {model: ${JSON.stringify(name)}, weight: ${at ? share : Number((1 - share).toFixed(6))}}\n`).join("");
 
   const slide = (found) => {
@@ -74,7 +74,7 @@
     const text = `${point.share} of ${short(found.parents[1])}: ${point.value.toFixed(4)} nats a token, ${show(point.low)} to ${show(point.high)}`;
     $("at-share").textContent = text;
     $("share").setAttribute("aria-valuetext", text);
-    $("make").href = `/make/new?kind=${encodeURIComponent($("make").dataset.kind)}&recipe=${encodeURIComponent(recipe(found.parents, point.share))}`;
+    $("make").href = `/make/new?kind=merge.weights&recipe=${encodeURIComponent(recipe(found.parents, point.share))}`;
     const dot = $("curve").querySelector("circle");
     const line = $("curve").querySelector("polyline");
     if (dot && line) {

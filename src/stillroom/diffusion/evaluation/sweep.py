@@ -317,12 +317,10 @@ def find_pareto_front(outcomes: Sequence[DecodingSweepResult]) -> list[DecodingS
     return sorted(front, key=lambda result: result.cpu_s)
 
 
-def choose_setting(
-    outcomes: Sequence[DecodingSweepResult], most_lost: float
-) -> DecodingSweepResult:
-    """Return the fastest result within ``most_lost`` of the first result's quality."""
+def choose_setting(outcomes: Sequence[DecodingSweepResult], max_loss: float) -> DecodingSweepResult:
+    """Return the fastest result within ``max_loss`` of the first result's quality."""
     base = outcomes[0].quality
-    good = [result for result in outcomes if result.quality >= base - most_lost - 1e-12]
+    good = [result for result in outcomes if result.quality >= base - max_loss - 1e-12]
     return min(good, key=lambda result: result.cpu_s)
 
 

@@ -102,7 +102,7 @@ def select_questions(
             code="data.no-questions",
             expected="records with a question, an answer and fields.split 'held_out'",
             next=f"passed over: {dict(skipped)}; "
-            "make some with held_out=0.9 and target.held_out=100",
+            "make some with held_out=0.9 and num_records.held_out=100",
         )
     selected = set(sorted(questions, key=lambda name: digest_json([seed, name]))[:limit])
     if len(questions) > len(selected):

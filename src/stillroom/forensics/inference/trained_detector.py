@@ -183,10 +183,15 @@ class TrainedDetector:
         """Input of an image detector.
 
         Raises:
-            TypeError: If it is an audio detector.
+            DataError: If it is an audio detector.
         """
         if not isinstance(self.metadata.modality, ImageModality):
-            raise TypeError(f"{self.name} is not an image detector")
+            raise DataError(
+                f"{self.name} is not an image detector",
+                code="forensics.other-detector",
+                expected="a detector of images, here as teacher or below a temporal one",
+                next="name a run of kind forensics.image_detector",
+            )
         return self.metadata.modality
 
     @property

@@ -1,4 +1,4 @@
-"""A detector of forged audio, trained on forgeries of voices."""
+"""Train a detector of forged audio on forgeries of voices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forged recordings, each with its mask, its real twin, and the marks of the lab."""
+"""Forge labeled recordings, each with its mask, its real twin, and the marks of the lab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A measurement of a detector on a benchmark: its scores, its robustness, or attacks on it."""
+"""Measure a detector on a benchmark: its scores, its robustness, or attacks on it."""
 
 from __future__ import annotations
 

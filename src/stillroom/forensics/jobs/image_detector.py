@@ -1,4 +1,4 @@
-"""A detector of forged faces, trained on own forgeries or on the fakes of a benchmark."""
+"""Train a detector of forged faces on own forgeries or on the fakes of a benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forged images, each with its mask, its real twin, and the marks of the lab."""
+"""Forge labeled images, each with its mask, its real twin, and the marks of the lab."""
 
 from __future__ import annotations
 

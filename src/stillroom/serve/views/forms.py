@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from pydantic.json_schema import GenerateJsonSchema
+from typing_extensions import override
+
 from stillroom.rag.settings import AnswerSettings
 from stillroom.recipes import find_recipe_class, render_template
 from stillroom.recipes.yaml_text import read_yaml
@@ -96,6 +99,17 @@ class RecipeForm:
     room: str = ""
 
 
+class _SchemaWithDefaults(GenerateJsonSchema):
+    """JSON Schema whose defaults include those of factories, so that a form names them."""
+
+    @override
+    def get_default_value(self, schema: Any) -> Any:
+        factory = schema.get("default_factory")
+        if factory is None or schema.get("default_factory_takes_data"):
+            return super().get_default_value(schema)
+        return factory()
+
+
 def list_forms() -> list[RecipeForm]:
     """Return the main job and all other kinds of recipe, by room."""
     main = RecipeForm(MAIN_JOB, "The main job: from documents to a small model of your own.")
@@ -117,7 +131,9 @@ def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
     if name == "flow":
         return (), render_template("flow")
     schema, commented = (
-        find_recipe_class(name).model_json_schema(by_alias=True),
+        find_recipe_class(name).model_json_schema(
+            by_alias=True, schema_generator=_SchemaWithDefaults
+        ),
         render_template(name),
     )
     written = read_yaml(commented, "recipe").data
