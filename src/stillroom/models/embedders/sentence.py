@@ -437,5 +437,5 @@ def _refuse(folder: Path, why: str) -> CheckpointError:
         f"{folder} cannot be used as an embedder: {why}",
         code="checkpoint.not-an-embedder",
         expected="a sentence-transformers folder (modules.json, config.json, safetensors)",
-        next="use hub:sentence-transformers/all-MiniLM-L6-v2, or builtin:static, which needs no model",
+        next="use hub:sentence-transformers/all-MiniLM-L6-v2, or builtin:static without a model",
     )
