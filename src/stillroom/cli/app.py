@@ -64,11 +64,11 @@ _COMMANDS = {
     ),
     "diffusion": (
         "stillroom.cli.diffusion:diffusion_group",
-        "Diffusion: train, sample and evaluate diffusion language models.",
+        "Diffusion: convert, sample, evaluate and tune diffusion language models.",
     ),
     "distill": (
         "stillroom.cli.distill:distill_group",
-        "Distillation: prepare training, and manage teacher caches.",
+        "Distillation: check and prepare a run, prune a student, manage logit caches.",
     ),
     "doctor": (
         "stillroom.cli.doctor:doctor_command",

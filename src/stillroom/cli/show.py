@@ -208,7 +208,8 @@ Examples:
 def list_command(what: str, seam: str, as_json: bool) -> None:
     """List methods, kinds, backends or jobs.
 
-    SEAM restricts methods to one seam (such as `merge.methods`); with jobs it is the folder.
+    SEAM restricts methods to one registry, such as `merge.methods`; with jobs it is the folder
+    that holds the runs.
     """
     rows = _list_rows(what, seam)
     if as_json:

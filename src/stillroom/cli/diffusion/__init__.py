@@ -42,4 +42,4 @@ Examples:
 """,
 )
 def diffusion_group() -> None:
-    """Diffusion: train, sample and evaluate diffusion language models."""
+    """Diffusion: convert, sample, evaluate and tune diffusion language models."""

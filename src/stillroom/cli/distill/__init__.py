@@ -50,4 +50,4 @@ Examples:
 """,
 )
 def distill_group() -> None:
-    """Distillation: prepare training, and manage teacher caches."""
+    """Distillation: check and prepare a run, prune a student, manage logit caches."""

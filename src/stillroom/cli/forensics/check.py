@@ -70,10 +70,10 @@ def check_command(
 ) -> None:
     """Check files: content credentials, this lab's watermark, detectors and limitations.
 
-    Lists evidence, never a single number. Given detectors judge each face; their findings are
-    reported beside the verdict, as probabilities, or as inconclusive if the image quality is too
-    low. Exit code 1 if a file could not be checked, or there was none; the others are checked
-    nevertheless.
+    Lists evidence, never a single number. Detectors passed with --detector score each face; their
+    findings are listed apart from the credentials, as probabilities, or as inconclusive if the
+    image quality is too low. Exit code 1 if a file could not be checked, or there was none; the
+    others are checked nevertheless.
     """
     from stillroom.forensics.c2pa.signature import open_trust_lists
     from stillroom.forensics.check.check import FileCheckTask, check_files, list_media

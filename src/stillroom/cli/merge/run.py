@@ -40,8 +40,8 @@ arithmetic_option = click.option(
 \b
 Examples:
   stillroom merge run recipes/merge-ties.yaml --out merged
-  stillroom merge run recipes/merge-mergekit.yml --out merged
-  stillroom merge run recipes/merge-mergekit.yml --arithmetic paper --out merged
+  stillroom merge run my-mergekit.yml --out merged
+  stillroom merge run my-mergekit.yml --arithmetic paper --out merged
 """,
 )
 @recipe_arguments

@@ -79,7 +79,7 @@ __all__ = ["rag_group"]
         ),
         "verify": (
             "stillroom.cli.rag.index:verify_command",
-            "Compare an index's segments, counts and texts with its ledger.",
+            "Check an index's segments, counts and texts against its catalog.",
         ),
     },
     epilog="""

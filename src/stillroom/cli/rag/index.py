@@ -220,10 +220,11 @@ Examples:
 @click.option("--repair", is_flag=True, help="Rebuild derived files from the ledger.")
 @output_options
 def verify_command(index: Path, repair: bool, as_json: bool) -> None:
-    """Compare an index's segments, counts and texts with its ledger.
+    """Check an index's segments, counts and texts against its catalog.
 
-    --repair rebuilds segments (damaged vectors are embedded again), index.json and artifact.json,
-    and approximate search until it finds enough. The ledger itself cannot be rebuilt.
+    --repair rebuilds damaged segments (their vectors are embedded again), index.json and
+    artifact.json, and approximate search until its recall is sufficient. The catalog itself
+    (ledger.sqlite) cannot be rebuilt.
     """
     from stillroom.errors import IntegrityError, Problem
     from stillroom.rag.index.ann_recall import check_recall, describe_recall, refresh_recall

@@ -2,6 +2,7 @@
 
 Source: Yu et al. 2023, arXiv:2311.03099, Algorithm 1 (drop with probability 1 - density, multiply
 by 1 / density). The paper's vectors are small; for large ones, rescaling is harmful.
+``merge.tensors.task_vectors.random_sparsify`` drops and rescales.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: Bloc
 def random_sparsify(
     vectors: Sequence[Array], shares: Sequence[float], context: BlockContext, *, rescale: bool
 ) -> list[Array]:
-    """Drop elements of vectors at random, with an independent mask per vector.
+    """Drop elements of vectors at random (DARE), with an independent mask per vector.
 
     Args:
         vectors: One per parent, any shape; modified in place to save memory traffic.

@@ -1,7 +1,7 @@
 """Block-causal attention: each block attends to itself and to the clean blocks before it.
 
 Source: Arriola et al. 2025 (block diffusion), arXiv:2503.09573; growing blocks as in the warmup of
-LLaDA2.0, arXiv:2512.15745.
+LLaDA2.0, arXiv:2512.15745. ``diffusion.model.network`` builds the masks.
 """
 
 from __future__ import annotations
