@@ -12,7 +12,6 @@ asked with the passages removed that hold an answer. Differences are paired over
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from stillroom.evaluate import Metric, bootstrap, paired_difference
@@ -20,12 +19,8 @@ from stillroom.evaluate.metrics.answers import contains_answer
 from stillroom.evaluate.qa.questions import read_question_set
 from stillroom.rag import Index, retrieve
 from stillroom.rag.answer_selection.examples import ReaderPassage, read_passage
-from stillroom.rag.answer_selection.reader import (
-    Reading,
-    SentenceReader,
-    measure_overlap,
-    open_reader,
-)
+from stillroom.rag.answer_selection.overlap import OverlapReader, QuestionOverlap, Reading
+from stillroom.rag.answer_selection.reader import SentenceReader, open_reader
 
 K, SPARE = 3, 3
 
@@ -33,11 +28,12 @@ K, SPARE = 3, 3
 def main() -> None:
     """Print one JSON line a figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("index", "questions", "reader"):
+    for name in ("index", "questions"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("reader")
     parser.add_argument("--limit", type=int, default=400)
     options = parser.parse_args()
-    reader = open_reader(str(options.reader))
+    reader = open_reader(options.reader)
     arms: dict[str, list[float]] = {}
     silent: dict[str, list[float]] = {"answerable": [], "unanswerable": []}
     questions = [one for one in read_question_set(options.questions) if one.is_answerable]
@@ -47,7 +43,7 @@ def main() -> None:
         for question in questions:
             passages = [read_passage(hit) for hit in retrieve(index, question.text, K + SPARE)]
             shown = passages[:K]
-            overlap = measure_overlap(index, question.text)
+            overlap = QuestionOverlap(index, question.text)
             started = time.process_time()
             reading = read(reader, question.text, shown, overlap)
             seconds += time.process_time() - started
@@ -79,10 +75,10 @@ def main() -> None:
 
 
 def read(
-    reader: SentenceReader,
+    reader: SentenceReader | OverlapReader,
     question: str,
     passages: list[ReaderPassage],
-    overlap: Callable[[str], float],
+    overlap: QuestionOverlap,
 ) -> Reading:
     """Return the reader's scores of the passages' sentences."""
     return reader.read(question, [(p.title, p.text, p.sentences) for p in passages], overlap)

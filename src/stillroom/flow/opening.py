@@ -150,11 +150,12 @@ def open_index(
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model
+    from stillroom.models.deferred import DeferredModel
     from stillroom.rag.index.searcher import Index
 
     with Index.open(index, snapshot=snapshot, access=access) as opened:
         shown = opened.restrict(where) if where else opened
-        text_model = open_text_model(model, say=say)
+        text_model = DeferredModel(model, lambda: open_text_model(model, say=say))
         try:
             yield OpenedRun(shown, text_model, text_model.name)
         finally:

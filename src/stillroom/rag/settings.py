@@ -100,7 +100,7 @@ class AnswerSettings(BaseModel):
             max_length=40,
         ),
     ] = Field(
-        "direct",
+        "quote",
         description="Answering method: METHOD[:KEY=VALUE,...]; see 'stillroom list methods "
         "rag.answer_strategies'.",
     )

@@ -43,6 +43,7 @@ class EncodedPassage:
         sentences: Character spans in the passage's text.
         tokens: For each sentence, its range of positions in ``ids``.
         offsets: For each position, its character span in the passage's text, empty outside of it.
+        shared: For each position, 1 if the token stands on both sides, else 0.
     """
 
     passage: int
@@ -51,6 +52,7 @@ class EncodedPassage:
     sentences: list[Span]
     tokens: list[Span]
     offsets: list[Span]
+    shared: list[int]
 
 
 def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
@@ -108,14 +110,18 @@ def encode_passages(
                 )
                 for begin, end in sentences[first : last + 1]
             ]
+            segments = [0] * (len(asked) + 2) + [1] * (len(head) + right - left + 1)
+            window = [start, *asked, stop, *head, *ids[left:right], stop]
+            common = set(asked) & {*head, *ids[left:right]}
             encoded.append(
                 EncodedPassage(
                     number,
-                    [start, *asked, stop, *head, *ids[left:right], stop],
-                    [0] * (len(asked) + 2) + [1] * (len(head) + right - left + 1),
+                    window,
+                    segments,
                     list(sentences[first : last + 1]),
                     spans,
                     [(0, 0)] * (len(asked) + 2 + len(head)) + offsets[left:right] + [(0, 0)],
+                    [int(token in common) for token in window],
                 )
             )
     return encoded

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,50 +28,31 @@ from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json
-from stillroom.rag.answer_selection.encoding import Span, encode_passages
+from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
+from stillroom.rag.answer_selection.overlap import (
+    OverlapReader,
+    QuestionOverlap,
+    Reading,
+    ScoredSentence,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.index.searcher import Index
-
 __all__ = [
-    "Reading",
-    "ScoredSentence",
+    "BUILTIN_READER",
+    "OVERLAP_READER",
     "SentenceReader",
     "find_reader",
     "find_special_tokens",
-    "measure_overlap",
     "open_base",
     "open_reader",
 ]
 
+BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
+_BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+_MAX_SHORT_TOKENS = 24
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSentence:
-    """A sentence of a passage: number of the passage from 0, character span, and scores.
-
-    ``score`` is ``logit`` and the reader's weight times ``overlap``, the idf of the question's
-    terms in the sentence.
-    """
-
-    passage: int
-    start: int
-    end: int
-    logit: float
-    overlap: float
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Sentences of all passages, best first, and the probability that the best one answers."""
-
-    sentences: tuple[ScoredSentence, ...]
-    no_answer: float
-    probability: float
 
 
 class SentenceReader:
@@ -103,6 +83,8 @@ class SentenceReader:
         self._sentence_bias = float(tensors["sentence.bias"][0])
         self._none = tensors["no_answer.weight"][0].astype(np.float32)
         self._none_bias = float(tensors["no_answer.bias"][0])
+        self._ends = tensors["ends.weight"].astype(np.float32)
+        self._shared = tensors["shared"].astype(np.float32)
         self.fingerprint = digest_json(
             [
                 self.config,
@@ -121,14 +103,14 @@ class SentenceReader:
         self,
         question: str,
         passages: Sequence[tuple[str, str, Sequence[Span]]],
-        overlap: Callable[[str], float],
+        overlap: QuestionOverlap,
     ) -> Reading:
         """Score the sentences of passages as answers to a question.
 
         Args:
             question: The question.
             passages: Title, text and sentence spans of each passage.
-            overlap: Returns the idf of the question's terms in a text (``measure_overlap``).
+            overlap: The question's terms with their weights in the index.
         """
         tokenizer = self._encoder.tokenizer
         sentences: list[ScoredSentence] = []
@@ -140,16 +122,21 @@ class SentenceReader:
             special=find_special_tokens(tokenizer),
             max_tokens=self._encoder.max_positions,
         ):
-            states = self._encoder.states(window.ids, window.segments)
+            added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
+            states = self._encoder.states(window.ids, window.segments, added)
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
+            ends = states @ self._ends.T
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
                     logit += self._sentence_bias
                     shared = overlap(passages[window.passage][1][start:end])
                     score = logit + float(self.config["overlap_weight"]) * shared
+                    short, value = _find_short(window, ends, first, last)
                     sentences.append(
-                        ScoredSentence(window.passage, start, end, logit, shared, score)
+                        ScoredSentence(
+                            window.passage, start, end, logit, shared, score, short, value
+                        )
                     )
         sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
         no_answer = float(np.mean(none_logits)) if none_logits else 0.0
@@ -164,22 +151,33 @@ class SentenceReader:
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
 
 
-def measure_overlap(index: Index, question: str) -> Callable[[str], float]:
-    """Return a function that sums the idf of the question's content terms in a text."""
-    idf = {term: index.lexicon.idf(term) for term in set(index.analyzer.content_terms(question))}
-    return lambda text: sum(idf[term] for term in idf.keys() & set(index.analyzer.terms(text)))
+def _find_short(
+    window: EncodedPassage, ends: NDArray[np.float32], first: int, last: int
+) -> tuple[Span, float]:
+    """Return the most probable short answer within a sentence, and its summed logits."""
+    starts, stops = ends[first:last, 0], ends[first:last, 1]
+    sums = starts[:, None] + stops[None, :]
+    length = np.arange(last - first)
+    distance = length[None, :] - length[:, None]
+    sums[(distance < 0) | (distance >= _MAX_SHORT_TOKENS)] = -np.inf
+    begin, stop = divmod(int(sums.argmax()), last - first)
+    span = (window.offsets[first + begin][0], window.offsets[first + stop][1])
+    return span, float(sums[begin, stop])
 
 
 @lru_cache(maxsize=4)
-def open_reader(reference: str) -> SentenceReader:
+def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open.
 
     Args:
-        reference: Folder or artifact of a reader.
+        reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
+            ``builtin:overlap`` for shared words without a model.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or its base is neither cached nor installed.
     """
+    if reference == OVERLAP_READER:
+        return OverlapReader()
     return SentenceReader(find_reader(reference))
 
 
@@ -223,6 +221,8 @@ def find_reader(reference: str) -> Path:
     Raises:
         CheckpointError: If the reference leads nowhere.
     """
+    if reference == BUILTIN_READER:
+        return _BUILTIN_FOLDER
     folder = resolve_checkpoint(reference)
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
 

@@ -30,13 +30,13 @@ from stillroom.rag.answer_selection.examples import (
     make_examples,
     read_passage,
 )
+from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     SentenceReader,
     find_reader,
     find_special_tokens,
-    measure_overlap,
     open_base,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source, compute_loss
@@ -72,17 +72,22 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     """Run the job ``rag.reader``; see ``stillroom.rag.jobs.reader.run``."""
     retrieved = _retrieve(recipe, job)
     training, held_out = _split(retrieved, recipe.validation, recipe.max_validation, recipe.seed)
+    # One rendering for each pass over the questions, so that no pass repeats another's passages.
+    steps = recipe.train.count_steps(len(training))
+    renderings = max(1, math.ceil(steps * recipe.train.batch_size / len(training)))
     examples = make_examples(
         [entry.question for entry in training],
         [entry.hits for entry in training],
         k=recipe.k,
         unanswerable=recipe.unanswerable,
+        renderings=renderings,
         seed=recipe.seed,
     )
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
     answerable = sum(example.is_answerable for example in examples)
     job.say(
-        f"{len(examples)} questions for training, {answerable} of them with an answer in their "
-        f"passages; {len(held_out)} about other documents for validation"
+        f"{len(training)} questions for training, {answerable} of {len(examples)} examples with an "
+        f"answer in their passages; {len(held_out)} about other documents for validation"
     )
     with limit_threads(recipe.train.threads):
         trained = _fit(recipe, examples, job)
@@ -278,7 +283,7 @@ def _score(
     reading = reader.read(
         question,
         [(part.title, part.text, part.sentences) for part in passages],
-        measure_overlap(index, question),
+        QuestionOverlap(index, question),
     )
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
     return _Scores(

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import CheckpointError
 from stillroom.rag.answer_selection.examples import read_passage
-from stillroom.rag.answer_selection.reader import measure_overlap, open_reader
+from stillroom.rag.answer_selection.overlap import QuestionOverlap
+from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER, open_reader
 from stillroom.rag.interfaces import AnswerStrategy
-from stillroom.rag.observability import stage
+from stillroom.rag.observability import add_warning, stage
 
 if TYPE_CHECKING:
+    from stillroom.rag.answer_selection.overlap import OverlapReader
+    from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession
 
 __all__ = ["Quote"]
@@ -30,7 +34,11 @@ class Quote(AnswerStrategy):
     paper: ClassVar[str] = "arXiv:1911.04118"
 
     reader: str = Field(
-        min_length=1, description="sentence reader: the folder of a job of kind rag.reader"
+        BUILTIN_READER,
+        min_length=1,
+        description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
+        "trained on people's questions about encyclopedic articles; builtin:overlap, shared words "
+        "without a model",
     )
     max_quotes: int = Field(2, ge=1, le=5, description="maximum number of quoted sentences")
     margin: float = Field(
@@ -51,12 +59,12 @@ class Quote(AnswerStrategy):
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader = open_reader(self.reader)
+            reader = self._open_reader()
             passages = [read_passage(hit) for hit in hits]
             reading = reader.read(
                 inquiry.query.text,
                 [(part.title, part.text, part.sentences) for part in passages],
-                measure_overlap(inquiry.index, inquiry.query.text),
+                QuestionOverlap(inquiry.index, inquiry.query.text),
             )
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
@@ -71,5 +79,17 @@ class Quote(AnswerStrategy):
         ]
         chosen.sort(key=lambda sentence: (sentence.passage, sentence.start))
         yield from inquiry.quote(
-            hits, [(part.passage, part.start, part.end) for part in chosen], reading.probability
+            hits,
+            [(part.passage, (part.start, part.end), part.short) for part in chosen],
+            probability=reading.probability,
+            fingerprint=reader.fingerprint,
         )
+
+    def _open_reader(self) -> SentenceReader | OverlapReader:
+        try:
+            return open_reader(self.reader)
+        except CheckpointError as error:
+            if self.reader != BUILTIN_READER:
+                raise
+            add_warning(f"sentences are picked by shared words alone: {error}")
+            return open_reader(OVERLAP_READER)

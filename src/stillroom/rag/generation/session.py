@@ -80,8 +80,8 @@ class AnswerSession:
         """All steps in order, with their inputs and outcomes."""
         self.shown: RenderedPrompt | None = None
         """The prompt, after ``read`` or ``show``."""
-        self.completion = Completion("", model=model.fingerprint)
-        """Finish reason and token counts of the yielded text."""
+        self.completion = Completion("")
+        """Finish reason and token counts of the yielded text, and the model that wrote it."""
         self.refusal = ""
         """The reason for a refusal; empty if there is an answer."""
         self.nearest: tuple[Hit, ...] = ()
@@ -212,21 +212,31 @@ class AnswerSession:
         return self.shown.prompt
 
     def quote(
-        self, hits: Sequence[Hit], spans: Sequence[tuple[int, int, int]], probability: float
+        self,
+        hits: Sequence[Hit],
+        spans: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]],
+        *,
+        probability: float,
+        fingerprint: str,
     ) -> Iterator[str]:
         """Yield sentences of the hits with their citations; no prompt is made.
 
         Args:
             hits: The passages, numbered from 1 in the answer.
-            spans: Index of a hit, and a character span of its passage's text.
+            spans: Index of a hit, character span of its passage's text, and the span of a short
+                answer within, if known.
             probability: Probability that the best of them answers.
+            fingerprint: Identifier of the reader.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
-        for number, start, end in spans:
-            self.quotes.append(describe_quote(hits[number].passage, number + 1, start, end))
+        for number, (start, end), short in spans:
+            quote = describe_quote(hits[number].passage, number + 1, start, end)
+            if short is not None:
+                quote["short"] = hits[number].passage.text[short[0] : short[1]]
+            self.quotes.append(quote)
         self.note("quote", quotes=len(spans), probability=round(probability, 4))
-        self.completion = Completion("", finish_reason="stop", model=self.completion.model)
-        for place, (number, start, end) in enumerate(spans):
+        self.completion = Completion("", finish_reason="stop", model=fingerprint)
+        for place, (number, (start, end), _) in enumerate(spans):
             space = " " if place else ""
             yield f"{space}{hits[number].passage.text[start:end]} [{number + 1}]"
 
