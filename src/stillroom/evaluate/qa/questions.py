@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from stillroom.records import Record, read_records
 from stillroom.text.language import split_sentences
 
 __all__ = [
+    "HELD_OUT_FILE",
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 
+HELD_OUT_FILE = "held_out.jsonl"
+"""File of the questions that a training job kept apart, in its output."""
 _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 
@@ -179,14 +182,33 @@ class JudgedQuestion:
         """Whether the documents contain an answer."""
         return bool(self.answers)
 
+    def to_json(self) -> dict[str, Any]:
+        """Convert to a row that ``read_question_set`` reads."""
+        evidence = [
+            {
+                "quote": span.quote,
+                "document_id": span.name,
+                "start": span.start,
+                "end": span.end,
+                "passage_id": span.passage_id,
+            }
+            for span in self.evidence
+        ]
+        row = {"id": self.id, "question": self.text, "answers": list(self.answers)}
+        return {**row, "evidence": evidence}
 
-def read_question_set(path: Path) -> list[JudgedQuestion]:
-    """Return the questions of a file, or of a records artifact.
+
+def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion]:
+    """Return the questions of a file, of a records artifact, or those that a training held out.
+
+    Args:
+        path: A file, a records artifact, or an artifact whose output has ``held_out.jsonl``.
+        every: Whether to return the questions of all records, not of the held-out ones alone.
 
     Raises:
         DataError: If a row cannot be read, an id occurs twice, or there is no question.
     """
-    questions = list(_read_file(path))
+    questions = list(_read_file(path, every=every))
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -197,33 +219,19 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
     return questions
 
 
-def _read_file(path: Path) -> Iterator[JudgedQuestion]:
+def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
+    for folder in (path, path / "output"):
+        if (folder / HELD_OUT_FILE).is_file():
+            path = folder / HELD_OUT_FILE
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
     if path.is_dir() or path.suffix in {".parquet", ".zst"}:
-        yield from _read_records(path)
+        yield from _read_records(path, every=every)
         return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _row_error(
-            str(path),
-            f"the questions cannot be read: {error}",
-            "a UTF-8 text file, or a folder of records or in BEIR's layout",
-            help="check the path",
-        ) from error
+    text = _read_text(path)
     if path.suffix == ".json":
-        data = _parse_json_row(text, str(path))
-        if isinstance(data, dict) and isinstance(data.get("data"), list):
-            yield from _read_squad(data["data"], str(path))
-        elif isinstance(data, list):
-            for number, row in enumerate(data):
-                yield _read_row(row, f"{path}: row {number}", str(number))
-        else:
-            raise _row_error(
-                str(path), "the file is no question set", "SQuAD's JSON or a list of rows"
-            )
+        yield from _read_json(_parse_json_row(text, str(path)), path)
         return
     rows = [
         (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
@@ -231,10 +239,32 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
         if line.strip()
     ]
     if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
-        yield from _read_records(path)
+        yield from _read_records(path, every=every)
         return
     for number, (where, row) in enumerate(rows):
         yield _read_row(row, where, str(number))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _row_error(
+            str(path),
+            f"the questions cannot be read: {error}",
+            "a UTF-8 text file, or a folder of records or in BEIR's layout",
+            help="check the path",
+        ) from error
+
+
+def _read_json(data: Any, path: Path) -> Iterator[JudgedQuestion]:
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        yield from _read_squad(data["data"], str(path))
+        return
+    if not isinstance(data, list):
+        raise _row_error(str(path), "the file is no question set", "SQuAD's JSON or a list of rows")
+    for number, row in enumerate(data):
+        yield _read_row(row, f"{path}: row {number}", str(number))
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
@@ -323,9 +353,13 @@ def _sentence_at(context: str, start: int) -> str:
     return context
 
 
-def _read_records(path: Path) -> Iterator[JudgedQuestion]:
+def _read_records(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
     """Read records generated from documents; only held-out ones if there are splits."""
     records = list(read_records(find_records(path)))
+    if every:
+        records = [
+            replace(record, fields={**record.fields, "split": "held_out"}) for record in records
+        ]
     questions, _ = select_questions(records, limit=len(records), seed=0)
     for question in questions:
         location = question.evidence

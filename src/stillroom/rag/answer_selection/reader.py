@@ -2,8 +2,10 @@
 
 For each passage, the encoder reads question and passage together; a linear head over the mean state
 of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no
-answer. The sentences of all passages and the mean of the latter compete in one softmax. The margin
-between the best sentence and no answer is calibrated to the probability that the sentence answers.
+answer. The sentences of all passages and the mean of the latter compete in one softmax. Heads for
+the first and last token find a short answer within a sentence. To a sentence's logit the idf of the
+words that it shares with the question is added, with a weight that validation chose; margin, shared
+words and lead are calibrated to the probability that the best sentence answers.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
 and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
@@ -43,6 +45,7 @@ __all__ = [
     "BUILTIN_READER",
     "OVERLAP_READER",
     "SentenceReader",
+    "describe_reading",
     "find_reader",
     "find_special_tokens",
     "open_base",
@@ -140,15 +143,42 @@ class SentenceReader:
                     )
         sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
         no_answer = float(np.mean(none_logits)) if none_logits else 0.0
-        return Reading(tuple(sentences), no_answer, self._calibrate(sentences, no_answer))
+        probability = self._calibrate(sentences, no_answer, overlap.total)
+        return Reading(tuple(sentences), no_answer, probability)
 
-    def _calibrate(self, sentences: Sequence[ScoredSentence], no_answer: float) -> float:
-        if not sentences:
-            return 0.0
-        margin = sentences[0].score - no_answer
-        calibration = self.config["calibration"]
-        value = calibration["slope"] * margin + calibration["intercept"]
-        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
+    def _calibrate(
+        self, sentences: Sequence[ScoredSentence], no_answer: float, total: float
+    ) -> float:
+        features = describe_reading(sentences, no_answer, total)
+        weights = self.config["calibration"]
+        value = sum(weights[name] * feature for name, feature in features.items())
+        value = max(-60.0, min(60.0, value + weights["intercept"]))
+        return 1 / (1 + math.exp(-value)) if sentences else 0.0
+
+
+def describe_reading(
+    sentences: Sequence[ScoredSentence], no_answer: float, total: float
+) -> dict[str, float]:
+    """Return what the probability of an answer is computed from.
+
+    Args:
+        sentences: Sentences, best first.
+        no_answer: Logit of no answer.
+        total: Summed idf of the question's terms.
+
+    Returns:
+        ``margin``: the best sentence's logit above that of no answer; ``share``: its share of the
+            idf of the question's terms; ``lead``: its score above the second's, at most 5.
+    """
+    if not sentences:
+        return {"margin": 0.0, "share": 0.0, "lead": 0.0}
+    best = sentences[0]
+    second = sentences[1].score if len(sentences) > 1 else -math.inf
+    return {
+        "margin": best.logit - no_answer,
+        "share": best.overlap / max(total, 1e-9),
+        "lead": min(best.score - second, 5.0),
+    }
 
 
 def _find_short(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
+from stillroom.evaluate.metrics.bootstrap import paired_difference
+from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
@@ -30,11 +31,12 @@ from stillroom.rag.answer_selection.examples import (
     make_examples,
     read_passage,
 )
-from stillroom.rag.answer_selection.overlap import QuestionOverlap
+from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     SentenceReader,
+    describe_reading,
     find_reader,
     find_special_tokens,
     open_base,
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train_reader"]
 
-_SPARE_HITS = 3
+_SPARE_HITS = 12
 _NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 _OVERLAP_ALONE = 1e6
@@ -61,11 +63,15 @@ _OVERLAP_ALONE = 1e6
 
 @dataclass(frozen=True, slots=True)
 class _RetrievedQuestion:
-    """A question with its hits, and the document that answers it (empty if none was found)."""
+    """A question with its hits, and the document that answers it (empty if none was found).
+
+    ``is_held_out`` tells what a records artifact decided; None leaves it to ``_split``.
+    """
 
     question: JudgedQuestion
     hits: list[Hit]
     document: str
+    is_held_out: bool | None
 
 
 def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
@@ -91,7 +97,9 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     )
     with limit_threads(recipe.train.threads):
         trained = _fit(recipe, examples, job)
-    figures = _validate(recipe, held_out, job)
+    figures, is_right = _validate(recipe, held_out, job)
+    chosen = _choose(recipe, held_out, is_right, job) if recipe.start is not None else {}
+    _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
         parents=[
@@ -99,23 +107,66 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
             *(make_parent("questions", Path(path), job.out) for path in recipe.questions),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
-        details={"train": trained, "validation": figures, "reader": True},
+        details={"train": trained, "validation": figures, "reader": True, **chosen},
     )
 
 
-def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    questions = [
-        replace(question, id=f"{number}:{question.id}")
-        for number, path in enumerate(recipe.questions)
-        for question in read_question_set(Path(path))
-        if question.is_answerable and question.evidence
+def _choose(
+    recipe: ReaderRecipe,
+    held_out: Sequence[_RetrievedQuestion],
+    is_right: Sequence[bool],
+    job: Job,
+) -> dict[str, Any]:
+    """Keep the trained reader if it beats its start on the held-out questions, else the start.
+
+    Better means that the paired 95 % interval of the share of right first sentences lies above 0.
+    """
+    start = find_reader(str(recipe.start))
+    reader = SentenceReader(start)
+    weight = reader.config["overlap_weight"]
+    before = [
+        scores.is_first_right(weight)
+        for scores, _, _ in _read_held_out(reader, recipe, held_out, job)
     ]
+    difference = paired_difference(
+        [float(value) for value in is_right], [float(value) for value in before], name="trained"
+    )
+    is_better = difference.low is not None and difference.low > 0
+    if not is_better:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            with atomic_write(job.output / name, "wb") as file:
+                file.write((start / name).read_bytes())
+    job.say(
+        f"trained minus start, right first sentences of {difference.n} held-out questions: "
+        f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]; "
+        + ("kept" if is_better else "the start is kept")
+    )
+    return {
+        "kept": "trained" if is_better else "start",
+        "comparison": {
+            "difference": difference.value,
+            "low": difference.low,
+            "high": difference.high,
+            "n": difference.n,
+        },
+    }
+
+
+def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
+    """Write the questions that were not trained on, so that an evaluation can ask them."""
+    with atomic_write(job.output / HELD_OUT_FILE) as file:
+        for entry in held_out:
+            file.write(json.dumps(entry.question.to_json(), ensure_ascii=False) + "\n")
+
+
+def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
+    questions = list(_read_questions(recipe))
     retrieved = []
     with (
         Index.open(Path(recipe.index)) as index,
         job.phase("retrieve", len(questions), "questions") as progress,
     ):
-        for question in questions:
+        for question, is_held_out in questions:
             job.check_cancelled()
             hits = retrieve(index, question.text, recipe.k + _SPARE_HITS)
             labeled = label_passages(question, map(read_passage, hits))
@@ -124,7 +175,8 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
                 for hit, passage in zip(hits, labeled, strict=True)
                 if any(passage.answers)
             ]
-            retrieved.append(_RetrievedQuestion(question, hits, documents[0] if documents else ""))
+            document = documents[0] if documents else ""
+            retrieved.append(_RetrievedQuestion(question, hits, document, is_held_out))
             progress.advance()
     if not any(entry.document for entry in retrieved):
         raise DataError(
@@ -137,18 +189,36 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     return retrieved
 
 
+def _read_questions(recipe: ReaderRecipe) -> Iterator[tuple[JudgedQuestion, bool | None]]:
+    """Yield the answerable questions, and whether their records are held out, if they have splits.
+
+    Questions without evidence cannot be trained on.
+    """
+    for number, path in enumerate(map(Path, recipe.questions)):
+        every = read_question_set(path, every=True)
+        held_out = {question.id for question in read_question_set(path)}
+        has_splits = len(held_out) < len(every)
+        for question in every:
+            if question.is_answerable and question.evidence:
+                is_held_out = question.id in held_out if has_splits else None
+                yield replace(question, id=f"{number}:{question.id}"), is_held_out
+
+
 def _split(
     retrieved: Sequence[_RetrievedQuestion], share: float, most: int, seed: int
 ) -> tuple[list[_RetrievedQuestion], list[_RetrievedQuestion]]:
-    """Split by document, so that validation questions are about other documents."""
-    documents = sorted({entry.document for entry in retrieved if entry.document})
+    """Split as the records are, and others by document: validation is about other documents."""
+    free = [entry for entry in retrieved if entry.is_held_out is None]
+    documents = sorted({entry.document for entry in free if entry.document})
     order = sorted(documents, key=lambda name: digest_text(f"{seed}:{name}"))
     held = set(order[: max(1, round(share * len(order)))]) if len(order) > 1 else set()
-    training = [entry for entry in retrieved if entry.document not in held]
-    held_out = [entry for entry in retrieved if entry.document in held]
+    training = [entry for entry in free if entry.document not in held]
+    held_out = [entry for entry in free if entry.document in held]
     if not held:  # one document: its last questions, since nothing else is left
         cut = max(1, round(len(training) * (1 - share)))
         training, held_out = training[:cut], training[cut:]
+    training += [entry for entry in retrieved if entry.is_held_out is False]
+    held_out += [entry for entry in retrieved if entry.is_held_out]
     held_out.sort(key=lambda entry: digest_text(f"{seed}:{entry.question.id}"))
     return training, held_out[:most]
 
@@ -181,29 +251,68 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     )
     summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
     save_file(network.export(), job.output / WEIGHTS_FILE)
-    _write_config(
-        job.output,
-        {
-            "base": recipe.base,
-            "rank": lora.rank,
-            "alpha": lora.alpha,
-            "calibration": {"slope": 1.0, "intercept": 0.0},
-            "overlap_weight": 0.0,
-            "threshold": 0.5,
-        },
-    )
+    calibrated = {
+        "calibration": {"margin": 1.0, "share": 0.0, "lead": 0.0, "intercept": 0.0},
+        "overlap_weight": 0.0,
+        "threshold": 0.5,
+    }
+    if recipe.start is not None:
+        start = json.loads((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
+        calibrated = {name: start[name] for name in calibrated}
+    config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
+    _write_config(job.output, config)
     return asdict(summary)
 
 
 def _validate(
     recipe: ReaderRecipe, held_out: Sequence[_RetrievedQuestion], job: Job
-) -> dict[str, Any]:
-    """Measure the reader on held-out questions, and write its calibration and threshold.
+) -> tuple[dict[str, Any], list[bool]]:
+    """Measure the reader on held-out questions, and write its calibration if it has none yet.
 
-    Each question is read twice: with its passages as retrieved, and with those removed that answer.
+    Each question is read three times: with its passages as retrieved; with those removed that
+    answer (near misses); and without any passage of the documents that answer (foreign).
+
+    Returns:
+        Figures, and for each question whether its best sentence answers.
     """
     reader = SentenceReader(job.output)
-    readings: list[tuple[_Scores, _Scores]] = []
+    readings = _read_held_out(reader, recipe, held_out, job)
+    shown = [scores for scores, _, _ in readings]
+    config = reader.config
+    if recipe.start is None:
+        config = config | _calibrate(readings, recipe.silent)
+        _write_config(job.output, config)
+    weight, calibration = config["overlap_weight"], config["calibration"]
+
+    def silent(place: int) -> float | None:
+        rows = [row[place] for row in readings if row[place].sentences]
+        chances = [scores.probability(weight, calibration) for scores in rows]
+        return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
+
+    is_right = [scores.is_first_right(weight) for scores in shown]
+    figures = {
+        "questions": len(shown),
+        "retrieved": sum(any(scores.answers) for scores in shown),
+        "first": sum(is_right),
+        "first_without_overlap": sum(scores.is_first_right(0.0) for scores in shown),
+        "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in shown),
+        "silent_answerable": silent(0),
+        "silent_near_miss": silent(1),
+        "silent_foreign": silent(2),
+        "overlap_weight": weight,
+        "threshold": config["threshold"],
+    }
+    return figures, is_right
+
+
+def _read_held_out(
+    reader: SentenceReader,
+    recipe: ReaderRecipe,
+    held_out: Sequence[_RetrievedQuestion],
+    job: Job,
+) -> list[tuple[_Scores, _Scores, _Scores]]:
+    """Return the scores with the passages as retrieved, of near misses, and of foreign passages."""
+    readings = []
     with (
         Index.open(Path(recipe.index)) as index,
         job.phase("validate", len(held_out), "questions") as progress,
@@ -211,101 +320,118 @@ def _validate(
         for entry in held_out:
             job.check_cancelled()
             labeled = label_passages(entry.question, map(read_passage, entry.hits))
-            others = [passage for passage in labeled if not any(passage.answers)]
-            readings.append(
-                (
-                    _score(reader, index, entry.question.text, labeled[: recipe.k]),
-                    _score(reader, index, entry.question.text, others[: recipe.k]),
-                )
+            documents = [hit.passage.document_id for hit in entry.hits]
+            named = {
+                document
+                for document, part in zip(documents, labeled, strict=True)
+                if any(part.answers)
+            }
+            near = [part for part in labeled if not any(part.answers)]
+            foreign = [
+                part
+                for document, part in zip(documents, labeled, strict=True)
+                if document not in named
+            ]
+            overlap = QuestionOverlap(index, entry.question.text)
+            first, second, third = (
+                _score(reader, overlap, entry.question.text, parts[: recipe.k])
+                for parts in (labeled, near, foreign)
             )
+            readings.append((first, second, third))
             progress.advance()
-    answerable = [shown for shown, _ in readings]
+    return readings
+
+
+def _calibrate(
+    readings: Sequence[tuple[_Scores, _Scores, _Scores]], silent: float
+) -> dict[str, Any]:
+    """Return the weight of shared words, the calibration and the threshold.
+
+    The threshold silences the given share of the questions without any passage of the documents
+    that answer.
+    """
+    shown = [scores for scores, _, _ in readings]
     weight = max(
         _OVERLAP_WEIGHTS,
-        key=lambda value: (sum(scores.is_first_right(value) for scores in answerable), -value),
+        key=lambda value: (sum(scores.is_first_right(value) for scores in shown), -value),
     )
-    margins = [scores.margin(weight) for scores in answerable]
-    silent_margins = [others.margin(weight) for _, others in readings if others.logits]
-    is_right = [scores.is_first_right(weight) for scores in answerable]
-    slope, intercept = _fit_logistic(
-        np.array([*margins, *silent_margins]),
-        np.array([*is_right, *([False] * len(silent_margins))], dtype=np.float64),
+    rows = [scores for row in readings for scores in row if scores.sentences]
+    features = [scores.describe(weight) for scores in rows]
+    names = list(features[0])
+    labels = np.array([scores.is_first_right(weight) for scores in rows], dtype=np.float64)
+    *slopes, intercept = _fit_logistic(
+        np.array([[row[name] for name in names] for row in features]), labels
     )
-    ranked = sorted(silent_margins)
-    cut = ranked[min(len(ranked) - 1, round(recipe.silent * len(ranked)))] if ranked else 0.0
-    threshold = 1 / (1 + math.exp(-(slope * cut + intercept)))
-    config = json.loads((job.output / CONFIG_FILE).read_bytes())
-    config |= {
-        "calibration": {"slope": round(slope, 6), "intercept": round(intercept, 6)},
-        "overlap_weight": weight,
-        "threshold": round(threshold, 6),
-    }
-    _write_config(job.output, config)
+    calibration = dict(zip(names, slopes, strict=True)) | {"intercept": intercept}
+    foreign = sorted(
+        scores.probability(weight, calibration) for _, _, scores in readings if scores.sentences
+    )
+    position = min(len(foreign) - 1, round(silent * len(foreign)))
     return {
-        "questions": len(answerable),
-        "retrieved": sum(any(scores.answers) for scores in answerable),
-        "first": sum(is_right),
-        "first_without_overlap": sum(scores.is_first_right(0.0) for scores in answerable),
-        "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in answerable),
-        "unanswerable": len(silent_margins),
-        "silent_answerable": sum(margin <= cut for margin in margins) / max(1, len(margins)),
+        "calibration": {name: round(value, 6) for name, value in calibration.items()},
         "overlap_weight": weight,
-        "threshold": config["threshold"],
+        "threshold": round(foreign[position], 6) if foreign else 0.5,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Scores of the sentences shown with a question, and which of them answer."""
+    """Scored sentences shown with a question, which of them answer, and the question's idf."""
 
-    logits: list[float]
-    overlaps: list[float]
+    sentences: list[ScoredSentence]
     answers: list[bool]
     no_answer: float
+    total: float
 
-    def joined(self, weight: float) -> list[float]:
-        return [
-            logit + weight * shared
-            for logit, shared in zip(self.logits, self.overlaps, strict=True)
-        ]
+    def _best(self, weight: float) -> list[int]:
+        """Return the numbers of the sentences, best first."""
+        scores = [one.logit + weight * one.overlap for one in self.sentences]
+        return sorted(range(len(scores)), key=lambda number: (-scores[number], number))
 
     def is_first_right(self, weight: float) -> bool:
-        joined = self.joined(weight)
-        return bool(joined) and self.answers[joined.index(max(joined))]
+        return bool(self.sentences) and self.answers[self._best(weight)[0]]
 
-    def margin(self, weight: float) -> float:
-        return max(self.joined(weight)) - self.no_answer if self.logits else -30.0
+    def describe(self, weight: float) -> dict[str, float]:
+        ordered = [
+            replace(one, score=one.logit + weight * one.overlap)
+            for one in (self.sentences[number] for number in self._best(weight))
+        ]
+        return describe_reading(ordered, self.no_answer, self.total)
+
+    def probability(self, weight: float, calibration: dict[str, float]) -> float:
+        features = self.describe(weight)
+        value = sum(calibration[name] * feature for name, feature in features.items())
+        return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
 
 
 def _score(
-    reader: SentenceReader, index: Index, question: str, passages: Sequence[ReaderPassage]
+    reader: SentenceReader,
+    overlap: QuestionOverlap,
+    question: str,
+    passages: Sequence[ReaderPassage],
 ) -> _Scores:
     reading = reader.read(
-        question,
-        [(part.title, part.text, part.sentences) for part in passages],
-        QuestionOverlap(index, question),
+        question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
     return _Scores(
-        [found.logit for found in reading.sentences],
-        [found.overlap for found in reading.sentences],
+        list(reading.sentences),
         [labels[found.passage][found.start, found.end] for found in reading.sentences],
         reading.no_answer,
+        overlap.total,
     )
 
 
-def _fit_logistic(
-    values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
-) -> tuple[float, float]:
-    """Return slope and intercept of the probability of a label, by Newton's method."""
-    design = np.stack([values, np.ones_like(values)], axis=1)
-    weights = np.zeros(2)
+def _fit_logistic(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> list[float]:
+    """Return the slopes and the intercept of the probability of a label, by Newton's method."""
+    design = np.column_stack([values, np.ones(len(values))])
+    weights = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         spread = chances * (1 - chances)
-        hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(2)
+        hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(design.shape[1])
         weights += np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
-    return float(weights[0]), float(weights[1])
+    return [float(weight) for weight in weights]
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:

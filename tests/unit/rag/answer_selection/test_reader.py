@@ -38,8 +38,13 @@ QUESTIONS = [
 ]
 
 
-def no_overlap(text: str) -> float:
-    return 0.0
+class NoOverlap:
+    """A question whose terms stand in no text."""
+
+    total = 1.0
+
+    def __call__(self, text: str) -> float:
+        return 0.0
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     save_file(network.export(), tmp_path / "reader.safetensors")
     config = {
         "base": str(encoder), "rank": 4, "alpha": 32.0, "overlap_weight": 0.0, "threshold": 0.5,
-        "calibration": {"slope": 1.0, "intercept": 0.0},
+        "calibration": {"margin": 1.0, "share": 0.0, "lead": 0.0, "intercept": 0.0},
     }  # fmt: skip
     (tmp_path / "reader.json").write_text(json.dumps(config), encoding="utf-8")
     reader = SentenceReader(tmp_path)
@@ -129,7 +134,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     reading = reader.read(
         "What ground corn?",
         [(part.title, part.text, part.sentences) for part in passages],
-        no_overlap,
+        NoOverlap(),
     )
     plain = open_bert(encoder)
     source = build_source(
@@ -144,7 +149,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     )
     batch = source.load([0])
     with torch.no_grad():
-        sentences, no_answer = network(batch)
+        sentences, no_answer, ends = network(batch)
     expected = [
         float(logit)
         for row, part in zip(sentences, passages, strict=True)
@@ -156,12 +161,23 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     ]
     np.testing.assert_allclose(found, expected, atol=0.02)  # float16 in the file
     assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=0.02)
+    first = next(one for one in reading.sentences if one.passage == 0)
+    window = encode_passages(
+        plain.tokenizer,
+        "What ground corn?",
+        [(part.title, part.text, part.sentences) for part in passages],
+        special=find_special_tokens(plain.tokenizer),
+    )[0]
+    begin = next(p for p, span in enumerate(window.offsets) if span[0] == first.short[0] and span[1])
+    stop = next(p for p, span in enumerate(window.offsets) if span[1] == first.short[1])
+    expected = float(ends[0, begin, 0] + ends[0, stop, 1])
+    assert first.short_logit == pytest.approx(expected, abs=0.05)
 
 
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
     config = json.loads((trained / "output" / "reader.json").read_bytes())
     assert 0 < config["threshold"] < 1
-    assert {"slope", "intercept"} == config["calibration"].keys()
+    assert {"margin", "share", "lead", "intercept"} == config["calibration"].keys()
     assert not verify_artifact(trained)
     tensors = load_file(trained / "output" / "reader.safetensors")
     assert any(np.abs(tensor).max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
