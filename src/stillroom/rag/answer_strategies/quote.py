@@ -7,7 +7,8 @@ within their passage (``stillroom.rag.answer_selection.reader``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -21,11 +22,19 @@ from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer_selection.overlap import OverlapReader
+    from stillroom.rag.answer_selection.overlap import OverlapReader, Reading, ScoredSentence
     from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession
 
 __all__ = ["Quote"]
+
+Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
+# English words whose meaning stands in the sentence before.
+_ANAPHOR = re.compile(
+    r"(?:it|its|they|their|them|he|his|she|her|this|that|these|those|such|both"
+    r"|the (?:latter|former))\b(?!['’]s\b)",
+    re.IGNORECASE,
+)
 
 
 class Quote(AnswerStrategy):
@@ -71,19 +80,24 @@ class Quote(AnswerStrategy):
         if not reading.sentences or reading.probability < threshold:
             inquiry.abstain("no-answer", hits)
             return
-        best = reading.sentences[0].score
-        chosen = [
-            sentence
-            for sentence in reading.sentences[: self.max_quotes]
-            if best - sentence.score <= self.margin
-        ]
-        chosen.sort(key=lambda sentence: (sentence.passage, sentence.start))
+        texts = [hit.passage.text for hit in hits]
         yield from inquiry.quote(
             hits,
-            [(part.passage, (part.start, part.end), part.short) for part in chosen],
+            _join_runs(self._choose(reading, texts), reading.sentences, texts),
             probability=reading.probability,
             fingerprint=reader.fingerprint,
         )
+
+    def _choose(self, reading: Reading, texts: Sequence[str]) -> list[ScoredSentence]:
+        """Return the best sentences near the first; of equal texts the first."""
+        chosen: dict[str, ScoredSentence] = {}
+        for sentence in reading.sentences:
+            if reading.sentences[0].score - sentence.score > self.margin:
+                break
+            chosen.setdefault(texts[sentence.passage][sentence.start : sentence.end], sentence)
+            if len(chosen) == self.max_quotes:
+                break
+        return list(chosen.values())
 
     def _open_reader(self) -> SentenceReader | OverlapReader:
         try:
@@ -93,3 +107,32 @@ class Quote(AnswerStrategy):
                 raise
             add_warning(f"sentences are picked by shared words alone: {error}")
             return open_reader(OVERLAP_READER)
+
+
+def _join_runs(
+    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
+) -> list[Quoted]:
+    """Return the spans to quote in reading order; neighboring sentences become one.
+
+    A sentence that begins with a word such as "It" is quoted with the one before.
+    """
+    spans = []
+    for sentence in chosen:
+        start, short = sentence.start, sentence.short
+        if _ANAPHOR.match(texts[sentence.passage], start):
+            before = [
+                other.start
+                for other in every
+                if other.passage == sentence.passage and other.end <= start
+            ]
+            start = max(before, default=start)
+        spans.append((sentence.passage, (start, sentence.end), short))
+    runs: list[Quoted] = []
+    for passage, (start, end), short in sorted(spans, key=lambda span: span[:2]):
+        if runs and runs[-1][0] == passage:
+            _, (first, last), earlier = runs[-1]
+            if start <= last or not texts[passage][last:start].strip():
+                runs[-1] = (passage, (first, max(last, end)), earlier or short)
+                continue
+        runs.append((passage, (start, end), short))
+    return runs

@@ -168,7 +168,9 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
         [(part.title, part.text, part.sentences) for part in passages],
         special=find_special_tokens(plain.tokenizer),
     )[0]
-    begin = next(p for p, span in enumerate(window.offsets) if span[0] == first.short[0] and span[1])
+    begin = next(
+        p for p, span in enumerate(window.offsets) if span[0] == first.short[0] and span[1]
+    )
     stop = next(p for p, span in enumerate(window.offsets) if span[1] == first.short[1])
     expected = float(ends[0, begin, 0] + ends[0, stop, 1])
     assert first.short_logit == pytest.approx(expected, abs=0.05)
@@ -252,3 +254,39 @@ def test_a_folder_without_a_reader_is_named(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         open_reader(str(tmp_path))
     assert caught.value.code == "checkpoint.not-a-reader"
+
+
+def test_a_reader_learns_from_questions_and_finds_answers_in_other_documents(encoder, tmp_path):
+    animals = ["cat", "dog", "mill", "river", "house", "lemon", "corn", "sugar"]
+    places = ["at night", "in paris", "in france", "at river", "at house", "north of mill"]
+    (tmp_path / "documents").mkdir()
+    rows = []
+    for number in range(24):
+        order = np.random.default_rng(number).permutation(len(animals))[:5]
+        subjects = [animals[place] for place in order]
+        sentences = [
+            f"The {subject} sleeps {places[(number + place) % len(places)]}."
+            for place, subject in enumerate(subjects)
+        ]
+        text = f"# Python {number}\n\n{' '.join(sentences)}\n"
+        (tmp_path / "documents" / f"{number}.md").write_text(text, encoding="utf-8")
+        rows += [
+            {
+                "question": f"Python {number}: when is the {subject} of it?",
+                "answers": [sentence.split("sleeps ")[1].strip(".")],
+                "evidence": [sentence],
+            }
+            for subject, sentence in zip(subjects[:3], sentences, strict=False)
+        ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
+    run_recipe(parse_recipe(recipe, folder=tmp_path), tmp_path / "index")
+    settings = {
+        "train.steps": 60, "train.batch_size": 8, "train.learning_rate": 0.03, "k": 2,
+        "unanswerable": 0.0,
+    }  # fmt: skip
+    recipe = make_recipe(tmp_path, encoder, **settings)
+    figures = run_recipe(recipe, tmp_path / "reader").details["validation"]
+    assert figures["questions"] >= 20
+    # Chance finds one in ten: two passages of five sentences.
+    assert figures["first_without_overlap"] >= 0.35 * figures["questions"]
