@@ -4,8 +4,9 @@ For each passage, the encoder reads question and passage together; a linear head
 of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no
 answer. The sentences of all passages and the mean of the latter compete in one softmax. Heads for
 the first and last token find a short answer within a sentence. To a sentence's logit the idf of the
-words that it shares with the question is added, with a weight that validation chose; margin, shared
-words and lead are calibrated to the probability that the best sentence answers.
+words that it shares with the question and the logits of its short answer are added, with weights
+that validation chose. From margin, shared words, short answer and lead a logistic model gives the
+probability that the best sentence answers.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
 and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
@@ -115,7 +116,7 @@ class SentenceReader:
             passages: Title, text and sentence spans of each passage.
             overlap: The question's terms with their weights in the index.
         """
-        tokenizer = self._encoder.tokenizer
+        tokenizer, weights = self._encoder.tokenizer, self.config["weights"]
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
         for window in encode_passages(
@@ -134,8 +135,8 @@ class SentenceReader:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
                     logit += self._sentence_bias
                     shared = overlap(passages[window.passage][1][start:end])
-                    score = logit + float(self.config["overlap_weight"]) * shared
                     short, value = _find_short(window, ends, first, last)
+                    score = logit + weights["overlap"] * shared + weights["short"] * value
                     sentences.append(
                         ScoredSentence(
                             window.passage, start, end, logit, shared, score, short, value
@@ -149,11 +150,12 @@ class SentenceReader:
     def _calibrate(
         self, sentences: Sequence[ScoredSentence], no_answer: float, total: float
     ) -> float:
-        features = describe_reading(sentences, no_answer, total)
+        if not sentences:
+            return 0.0
         weights = self.config["calibration"]
+        features = describe_reading(sentences, no_answer, total)
         value = sum(weights[name] * feature for name, feature in features.items())
-        value = max(-60.0, min(60.0, value + weights["intercept"]))
-        return 1 / (1 + math.exp(-value)) if sentences else 0.0
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value + weights["intercept"]))))
 
 
 def describe_reading(
@@ -162,22 +164,24 @@ def describe_reading(
     """Return what the probability of an answer is computed from.
 
     Args:
-        sentences: Sentences, best first.
+        sentences: Sentences, best first; at least one.
         no_answer: Logit of no answer.
         total: Summed idf of the question's terms.
 
     Returns:
-        ``margin``: the best sentence's logit above that of no answer; ``share``: its share of the
-            idf of the question's terms; ``lead``: its score above the second's, at most 5.
+        ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;
+            ``share``: the same as a share of ``total``; ``short``: the logits of its short answer;
+            ``lead``: its score above the second's, at most 5; and ``total``.
     """
-    if not sentences:
-        return {"margin": 0.0, "share": 0.0, "lead": 0.0}
     best = sentences[0]
     second = sentences[1].score if len(sentences) > 1 else -math.inf
     return {
         "margin": best.logit - no_answer,
+        "overlap": best.overlap,
         "share": best.overlap / max(total, 1e-9),
+        "short": best.short_logit,
         "lead": min(best.score - second, 5.0),
+        "total": total,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,12 @@ __all__ = ["train_reader"]
 _SPARE_HITS = 12
 _NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
-_OVERLAP_ALONE = 1e6
+_SHORT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5)
+_LOGIT_ALONE = {"overlap": 0.0, "short": 0.0}
+_OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0}
+
+
+Weights = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +128,8 @@ def _choose(
     """
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
-    weight = reader.config["overlap_weight"]
     before = [
-        scores.is_first_right(weight)
+        scores.is_first_right(reader.config["weights"])
         for scores, _, _ in _read_held_out(reader, recipe, held_out, job)
     ]
     difference = paired_difference(
@@ -251,9 +255,10 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     )
     summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
     save_file(network.export(), job.output / WEIGHTS_FILE)
+    features = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
     calibrated = {
-        "calibration": {"margin": 1.0, "share": 0.0, "lead": 0.0, "intercept": 0.0},
-        "overlap_weight": 0.0,
+        "calibration": {name: float(name == "margin") for name in features},
+        "weights": _LOGIT_ALONE,
         "threshold": 0.5,
     }
     if recipe.start is not None:
@@ -282,24 +287,24 @@ def _validate(
     if recipe.start is None:
         config = config | _calibrate(readings, recipe.silent)
         _write_config(job.output, config)
-    weight, calibration = config["overlap_weight"], config["calibration"]
+    weights, calibration = config["weights"], config["calibration"]
 
     def silent(place: int) -> float | None:
         rows = [row[place] for row in readings if row[place].sentences]
-        chances = [scores.probability(weight, calibration) for scores in rows]
+        chances = [scores.probability(weights, calibration) for scores in rows]
         return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
 
-    is_right = [scores.is_first_right(weight) for scores in shown]
+    is_right = [scores.is_first_right(weights) for scores in shown]
     figures = {
         "questions": len(shown),
         "retrieved": sum(any(scores.answers) for scores in shown),
         "first": sum(is_right),
-        "first_without_overlap": sum(scores.is_first_right(0.0) for scores in shown),
+        "first_by_logit": sum(scores.is_first_right(_LOGIT_ALONE) for scores in shown),
         "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in shown),
         "silent_answerable": silent(0),
         "silent_near_miss": silent(1),
         "silent_foreign": silent(2),
-        "overlap_weight": weight,
+        "weights": weights,
         "threshold": config["threshold"],
     }
     return figures, is_right
@@ -345,31 +350,35 @@ def _read_held_out(
 def _calibrate(
     readings: Sequence[tuple[_Scores, _Scores, _Scores]], silent: float
 ) -> dict[str, Any]:
-    """Return the weight of shared words, the calibration and the threshold.
+    """Return the weights of shared words and short answers, the calibration and the threshold.
 
     The threshold silences the given share of the questions without any passage of the documents
     that answer.
     """
     shown = [scores for scores, _, _ in readings]
-    weight = max(
-        _OVERLAP_WEIGHTS,
-        key=lambda value: (sum(scores.is_first_right(value) for scores in shown), -value),
+    weights = max(
+        (
+            {"overlap": overlap, "short": short}
+            for overlap in _OVERLAP_WEIGHTS
+            for short in _SHORT_WEIGHTS
+        ),
+        key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
-    features = [scores.describe(weight) for scores in rows]
+    features = [scores.describe(weights) for scores in rows]
     names = list(features[0])
-    labels = np.array([scores.is_first_right(weight) for scores in rows], dtype=np.float64)
+    labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
     *slopes, intercept = _fit_logistic(
         np.array([[row[name] for name in names] for row in features]), labels
     )
     calibration = dict(zip(names, slopes, strict=True)) | {"intercept": intercept}
     foreign = sorted(
-        scores.probability(weight, calibration) for _, _, scores in readings if scores.sentences
+        scores.probability(weights, calibration) for _, _, scores in readings if scores.sentences
     )
     position = min(len(foreign) - 1, round(silent * len(foreign)))
     return {
         "calibration": {name: round(value, 6) for name, value in calibration.items()},
-        "overlap_weight": weight,
+        "weights": weights,
         "threshold": round(foreign[position], 6) if foreign else 0.5,
     }
 
@@ -383,23 +392,31 @@ class _Scores:
     no_answer: float
     total: float
 
-    def _best(self, weight: float) -> list[int]:
-        """Return the numbers of the sentences, best first."""
-        scores = [one.logit + weight * one.overlap for one in self.sentences]
-        return sorted(range(len(scores)), key=lambda number: (-scores[number], number))
-
-    def is_first_right(self, weight: float) -> bool:
-        return bool(self.sentences) and self.answers[self._best(weight)[0]]
-
-    def describe(self, weight: float) -> dict[str, float]:
-        ordered = [
-            replace(one, score=one.logit + weight * one.overlap)
-            for one in (self.sentences[number] for number in self._best(weight))
+    def _sort(self, weights: Weights) -> list[tuple[ScoredSentence, bool]]:
+        """Return the sentences with their labels, best first."""
+        rows = [
+            (
+                replace(
+                    one,
+                    score=one.logit
+                    + weights["overlap"] * one.overlap
+                    + weights["short"] * one.short_logit,
+                ),
+                answers,
+            )
+            for one, answers in zip(self.sentences, self.answers, strict=True)
         ]
+        return sorted(rows, key=lambda row: (-row[0].score, row[0].passage, row[0].start))
+
+    def is_first_right(self, weights: Weights) -> bool:
+        return bool(self.sentences) and self._sort(weights)[0][1]
+
+    def describe(self, weights: Weights) -> dict[str, float]:
+        ordered = [sentence for sentence, _ in self._sort(weights)]
         return describe_reading(ordered, self.no_answer, self.total)
 
-    def probability(self, weight: float, calibration: dict[str, float]) -> float:
-        features = self.describe(weight)
+    def probability(self, weights: Weights, calibration: Weights) -> float:
+        features = self.describe(weights)
         value = sum(calibration[name] * feature for name, feature in features.items())
         return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
 
