@@ -88,6 +88,7 @@ class SentenceReader:
         self._none = tensors["no_answer.weight"][0].astype(np.float32)
         self._none_bias = float(tensors["no_answer.bias"][0])
         self._ends = tensors["ends.weight"].astype(np.float32)
+        self._ends_bias = tensors["ends.bias"].astype(np.float32)
         self._shared = tensors["shared"].astype(np.float32)
         self.fingerprint = digest_json(
             [
@@ -129,7 +130,7 @@ class SentenceReader:
             added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
             states = self._encoder.states(window.ids, window.segments, added)
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
-            ends = states @ self._ends.T
+            ends = states @ self._ends.T + self._ends_bias
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
