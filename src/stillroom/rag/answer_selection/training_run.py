@@ -274,6 +274,8 @@ def _validate(
 ) -> tuple[dict[str, Any], list[bool]]:
     """Measure the reader on held-out questions, and write its calibration if it has none yet.
 
+    ``silent_answerable`` is the share of the questions with an answer in their passages.
+
     Each question is read three times: with its passages as retrieved; with those removed that
     answer (near misses); and without any passage of the documents that answer (foreign).
 
@@ -291,6 +293,7 @@ def _validate(
 
     def silent(place: int) -> float | None:
         rows = [row[place] for row in readings if row[place].sentences]
+        rows = [scores for scores in rows if place or any(scores.answers)]
         chances = [scores.probability(weights, calibration) for scores in rows]
         return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
 
@@ -331,11 +334,12 @@ def _read_held_out(
                 for document, part in zip(documents, labeled, strict=True)
                 if any(part.answers)
             }
-            near = [part for part in labeled if not any(part.answers)]
+            # A question whose answer was not found at all tells nothing of its absence.
+            near = [part for part in labeled if named and not any(part.answers)]
             foreign = [
                 part
                 for document, part in zip(documents, labeled, strict=True)
-                if document not in named
+                if named and document not in named
             ]
             overlap = QuestionOverlap(index, entry.question.text)
             first, second, third = (
