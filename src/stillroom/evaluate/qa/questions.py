@@ -6,8 +6,9 @@ Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answ
 or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
 (2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
 BEIR's layout whose queries have answers (the judgments are the evidence), and records from
-``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
-error with file and line.
+``synth`` or other sources, whose evidence names a document and a span. Judgments of people on
+answers are read as they count at last (``merge_judgments``). An unreadable row raises an error with
+file and line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
+from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
 from stillroom.provenance import digest_json, find_output
 from stillroom.records import Record, read_records
 from stillroom.text.language import split_sentences
@@ -225,11 +227,16 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
                 str(path), "the file is no question set", "SQuAD's JSON or a list of rows"
             )
         return
+    is_judged = are_judgments(text)
+    # Not splitlines: JSON may hold the other line ends of Unicode within its strings.
+    lines = (drop_torn_line(text) if is_judged else text).split("\n")
     rows = [
         (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(lines, 1)
         if line.strip()
     ]
+    if is_judged:
+        rows = list(merge_judgments(rows))
     if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
         yield from _read_records(path)
         return
