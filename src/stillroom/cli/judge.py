@@ -147,5 +147,5 @@ def _print_list(
     sides = [one.side for one in judgments]
     click.echo(
         f"{len(judgments)} judged answers, {sides.count('train')} to train and "
-        f"{sides.count('test')} to test; of {len(gone)} the evidence no longer stands in the index"
+        f"{sides.count('test')} to test; {len(gone)} with evidence that the index no longer holds"
     )

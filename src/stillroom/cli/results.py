@@ -108,7 +108,10 @@ def print_answer(
     _print_support(answer)
     _print_notices(answer)
     if name:
-        click.echo(f"judge    stillroom judge {asked_of} {name} --right (or --wrong, --quote TEXT)")
+        click.echo(
+            f"judge    stillroom judge {asked_of} {name} --right"
+            " (or --wrong, --absent, --quote TEXT)"
+        )
     if steps:
         for step in answer.details.get("trace", ()):
             details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")

@@ -227,6 +227,16 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
                 str(path), "the file is no question set", "SQuAD's JSON or a list of rows"
             )
         return
+    rows = _parse_lines(text, path)
+    if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
+        yield from _read_records(path)
+        return
+    for number, (where, row) in enumerate(rows):
+        yield _read_row(row, where, str(number))
+
+
+def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
+    """Return place and row of every line; of judgments, the rows that count at last."""
     is_judged = are_judgments(text)
     # Not splitlines: JSON may hold the other line ends of Unicode within its strings.
     lines = (drop_torn_line(text) if is_judged else text).split("\n")
@@ -235,13 +245,7 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
-    if is_judged:
-        rows = list(merge_judgments(rows))
-    if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
-        yield from _read_records(path)
-        return
-    for number, (where, row) in enumerate(rows):
-        yield _read_row(row, where, str(number))
+    return list(merge_judgments(rows)) if is_judged else rows
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:

@@ -18,6 +18,7 @@ from stillroom.errors import DataError
 from stillroom.flow.opening import find_index
 from stillroom.provenance import find_output
 from stillroom.provenance.sources import locate_document
+from stillroom.rag.answer_selection.encoding import find_sentences
 from stillroom.serve.middleware.concurrency import ResourceLRU
 from stillroom.serve.views.folder import read_json, resolve_name, to_name
 
@@ -125,6 +126,7 @@ def _describe_passage(index: Index, passage_id: str) -> dict[str, Any]:
     return {
         "id": passage.id,
         "text": passage.text,
+        "sentences": find_sentences(passage.text, (*passage.headings, passage.title)),
         "headings": list(passage.headings),
         "title": passage.title,
         "path": passage.location.path,
