@@ -195,7 +195,8 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
     if not questions:
-        raise _row_error(str(path), "there is no question", "at least one")
+        expected = "at least one; of a question, more than that an answer is wrong"
+        raise _row_error(str(path), "there is no question", expected)
     return questions
 
 
