@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -143,7 +143,9 @@ def test_only_wrong_answers_are_no_questions(store):
 
 def test_lines_of_a_question_set_end_where_json_ends(tmp_path):
     path = tmp_path / "questions.jsonl"
-    path.write_text(json.dumps({"question": "a\u2028b?", "answers": ["c\x85d"]}, ensure_ascii=False))
+    path.write_text(
+        json.dumps({"question": "a\u2028b?", "answers": ["c\x85d"]}, ensure_ascii=False)
+    )
     (question,) = read_question_set(path)
     assert (question.text, question.answers) == ("a\u2028b?", ("c\x85d",))
 
@@ -180,10 +182,10 @@ def test_a_confirmed_judgment_survives_a_kill(store):
         "    print(number, flush=True)\n"
     )
     rng = random.Random(7)
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(store.folder)],
-            stdout=subprocess.PIPE, text=True, cwd=os.getcwd(),
+            stdout=subprocess.PIPE, text=True, cwd=Path.cwd(),
         )  # fmt: skip
         assert process.stdout.readline() == "0\n"
         time.sleep(rng.random() / 4)
