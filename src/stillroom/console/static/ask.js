@@ -84,7 +84,11 @@
         button.setAttribute("aria-pressed", String(button.dataset.verdict === told.verdict));
       const use = told.split === "test" ? "evaluation" : "training";
       const what = quote ? `“${quote}” answers` : VERDICTS.find(([name]) => name === told.verdict)[1];
-      parts.judged.textContent = `Stored for ${use}: ${what}`;
+      const note =
+        told.verdict === "right" && !told.evidence.length
+          ? " (it quotes no sentence, so no reader learns from it)"
+          : "";
+      parts.judged.textContent = `Stored for ${use}: ${what}${note}`;
     } catch (error) {
       parts.judged.textContent = `It was not stored: ${error.message}`;
     }

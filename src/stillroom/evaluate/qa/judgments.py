@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.jobs.files import atomic_write, full_disk_as_error, lock_folder, sync_folder
@@ -84,8 +84,8 @@ class AskedAnswer:
 
     @property
     def id(self) -> str:
-        """Short id, of time and content."""
-        return digest_json([self.time, self.question, self.text])[:_ID_DIGITS]
+        """Short id: the same answer from the same documents to the same person has the same."""
+        return digest_json([self.question, self.text, self.index, self.scope])[:_ID_DIGITS]
 
     @property
     def scope(self) -> tuple[str, ...]:
@@ -131,8 +131,8 @@ class Judgment:
 
     @property
     def id(self) -> str:
-        """Short id, of time, verdict and answer."""
-        return digest_json([self.time, self.verdict, self.asked.id])[:_ID_DIGITS]
+        """Short id, of verdict and answer."""
+        return digest_json([self.verdict, self.answers, self.asked.id])[:_ID_DIGITS]
 
     @property
     def question_key(self) -> tuple[str, ...]:
@@ -161,7 +161,13 @@ class Judgment:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Parse the output of ``to_json``."""
+        """Parse the output of ``to_json``.
+
+        Raises:
+            ValueError: If the verdict is unknown.
+        """
+        if data["verdict"] not in get_args(Verdict):
+            raise ValueError(f"the verdict is {data['verdict']!r:.40}")
         asked = {key: value for key, value in data["judged"].items() if key != "digest"}
         return cls(
             data["verdict"],
@@ -214,8 +220,8 @@ class JudgmentStore:
         """
         with self._writing():
             path = self.folder / _ANSWERS_FILE
-            kept = [*self._read(path, AskedAnswer), answer][-_MAX_ANSWERS:]
-            self._rewrite(path, (one.to_json() for one in kept))
+            kept = [one for one in self._read(path, AskedAnswer) if one.id != answer.id]
+            self._rewrite(path, (one.to_json() for one in [*kept, answer][-_MAX_ANSWERS:]))
 
     def find_answer(self, name: str, scope: tuple[str, ...]) -> AskedAnswer:
         """Return a stored answer by its id, or the last one for an empty name.

@@ -123,7 +123,14 @@ def test_a_row_that_a_kill_has_cut_is_not_read_and_not_kept(store):
 def test_a_damaged_row_is_an_error_with_its_place(store):
     store.add(make())
     path = store.path_of(make().side)
-    for bad in ("{}", '{"verdict": "right"}', "no JSON", '{"judged": {"citations": 3}}', "[]"):
+    for bad in (
+        "{}",
+        '{"verdict": "right"}',
+        '{"verdict": "maybe", "judged": {}}',
+        "no JSON",
+        '{"judged": {"citations": 3}}',
+        "[]",
+    ):
         path.write_text(path.read_text().split("\n")[0] + f"\n{bad}\n" + json.dumps({}) + "\n")
         for read in (store.read, lambda: read_question_set(path)):
             with pytest.raises(DataError) as caught:
