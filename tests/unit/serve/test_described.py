@@ -18,7 +18,7 @@ from stillroom.serve.workspace import Workspace
 
 
 def judge(asked, verdict, quote, *, access):
-    place = {"document_id": "doc-1", "passage_id": "pas-1", "start": 0, "end": 1}
+    place = {"document_id": "doc-1", "passage": "pas-1", "start": 0, "end": 1}
     return Judgment(verdict, asked, ("a",), ({**place, "quote": "a", "file": "a.md"},))
 
 

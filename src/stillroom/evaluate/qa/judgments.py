@@ -118,7 +118,7 @@ class Judgment:
         verdict: Verdict.
         asked: The judged answer.
         answers: Accepted answers; empty if it is wrong or the documents hold none.
-        evidence: Spans of documents that answer: ``document_id``, ``passage_id``, ``start``,
+        evidence: Spans of documents that answer: ``document_id``, ``passage``, ``start``,
             ``end``, ``quote`` and ``file``.
         time: Time of the verdict, ISO 8601 in UTC.
     """

@@ -124,8 +124,7 @@ def find_gone(index: Index, judgments: Iterable[Judgment]) -> set[str]:
         judgment.id
         for judgment in judgments
         if not all(
-            _stands(index, str(part["passage_id"]), str(part["quote"]))
-            for part in judgment.evidence
+            _stands(index, str(part["passage"]), str(part["quote"])) for part in judgment.evidence
         )
     }
 
@@ -231,7 +230,8 @@ def _describe_evidence(passage: Passage, span: tuple[int, int]) -> dict[str, Any
     last = max([end, *(place[1] for place in touched)])
     return {
         "document_id": passage.document_id,
-        "passage_id": passage.id,
+        # Not ``passage_id``, which names the passage that a question was made from.
+        "passage": passage.id,
         "start": passage.start + first,
         "end": passage.start + last,
         "quote": passage.text[first:last],

@@ -48,7 +48,7 @@ class JudgmentRequest(OpenAIRequest):
 
 class _JudgmentEvidence(StrictModel):
     document_id: str
-    passage_id: str
+    passage: str
     start: int
     end: int
     quote: str

@@ -25,7 +25,7 @@ from stillroom.evaluate.qa.questions import read_question_set
 
 QUOTE = "The pump must be drained before winter."
 EVIDENCE = {
-    "document_id": "doc-1", "passage_id": "pas-1", "start": 3, "end": 42, "quote": QUOTE,
+    "document_id": "doc-1", "passage": "pas-1", "start": 3, "end": 42, "quote": QUOTE,
     "file": "pump.md",
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_a_judgment_comes_back_as_it_was_and_is_a_question_with_evidence(store):
     (question,) = read_question_set(store.path_of(judgment.side))
     assert (question.text, question.answers) == ("When is it drained?", (QUOTE,))
     assert (question.evidence[0].quote, question.evidence[0].name) == (QUOTE, "doc-1")
-    assert question.evidence[0].passage_id == "pas-1"
+    assert question.evidence[0].passage_id == ""  # it was not made from a passage
     assert store.folder.stat().st_mode & 0o077 == 0
     assert store.path_of(judgment.side).stat().st_mode & 0o077 == 0
 
