@@ -204,13 +204,9 @@ class JudgmentStore:
         Raises:
             DataError: If a line is not a judgment.
         """
-        rows = [row for side in _SIDES for row in self._read(self.path_of(side), Judgment)]
-        current: dict[tuple[str, ...], Judgment] = {}
-        for judgment in rows:
-            key = (*judgment.question_key, digest_text(judgment.asked.text))
-            current.pop(key, None)
-            current[key] = judgment
-        return sorted(current.values(), key=lambda judgment: judgment.time)
+        rows = [("", row) for side in _SIDES for row in self._read(self.path_of(side), Judgment)]
+        current = [judgment for _, judgment in _keep_last(rows)]
+        return sorted(current, key=lambda judgment: judgment.time)
 
     def keep_answer(self, answer: AskedAnswer) -> None:
         """Store an answer so that it can be judged; the last 20 are kept.
@@ -392,17 +388,14 @@ def merge_judgments(
     Raises:
         DataError: If a row is not a judgment.
     """
-    current: dict[tuple[str, ...], tuple[str, Judgment]] = {}
+    judgments = []
     for place, row in rows:
         try:
-            judgment = Judgment.from_json(row)
-            key = (*judgment.question_key, digest_text(judgment.asked.text))
+            judgments.append((place, Judgment.from_json(row)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _row_error(place, error) from error
-        current.pop(key, None)
-        current[key] = place, judgment
     groups: dict[tuple[str, ...], list[tuple[str, Judgment]]] = {}
-    for place, judgment in current.values():
+    for place, judgment in _keep_last(judgments):
         if judgment.verdict == "wrong":
             continue
         group = groups.setdefault(judgment.question_key, [])
@@ -414,6 +407,16 @@ def merge_judgments(
         answers = dict.fromkeys(text for _, one in group for text in one.answers)
         evidence = {digest_json(part): part for _, one in group for part in one.evidence}
         yield place, {**last.to_json(), "answers": [*answers], "evidence": [*evidence.values()]}
+
+
+def _keep_last(judgments: Iterable[tuple[str, Judgment]]) -> list[tuple[str, Judgment]]:
+    """Return the last judgment of each answer, with its place, in the order of these."""
+    current: dict[tuple[str, ...], tuple[str, Judgment]] = {}
+    for place, judgment in judgments:
+        key = (*judgment.question_key, judgment.asked.text)
+        current.pop(key, None)
+        current[key] = place, judgment
+    return list(current.values())
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:
