@@ -78,6 +78,10 @@ _COMMANDS = {
         "stillroom.cli.forensics:forensics_group",
         "Forensics: check provenance, train and benchmark detectors.",
     ),
+    "judge": (
+        "stillroom.cli.judge:judge_command",
+        "Judge an answer of 'ask', so that readers learn from it.",
+    ),
     "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
     "make": (
         "stillroom.cli.recipes:make_command",

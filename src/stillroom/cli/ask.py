@@ -103,6 +103,7 @@ def ask_command(
 
     If no passage supports an answer, the nearest passages are listed.
     """
+    from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
     from stillroom.rag.observability import configure_from_environment
@@ -110,4 +111,10 @@ def ask_command(
     configure_from_environment()
     settings = ask_settings(options)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
-        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=run)
+        print_answer(
+            opened.ask(question, **settings),
+            as_json=as_json,
+            steps=steps,
+            asked_of=run,
+            keep=keep_answers(run, question),
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def print_answer(
     as_json: bool,
     steps: bool = False,
     asked_of: Path | None = None,
+    keep: Callable[[Answer], str] | None = None,
 ) -> None:
     """Stream an answer to standard output, then list its sources.
 
@@ -84,6 +85,7 @@ def print_answer(
         as_json: Print one JSON value instead.
         steps: List every step of retrieval and answering as well.
         asked_of: Run or index, recorded in the JSON to trace the answer later.
+        keep: Stores the answer to be judged and returns its id, or an empty text.
     """
     answer: Answer | None = None
     for piece in pieces:
@@ -93,9 +95,10 @@ def print_answer(
             click.echo(piece, nl=False)
     if answer is None:
         return
+    name = keep(answer) if keep is not None else ""
     if as_json:
         where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
-        print_json({**_to_json(answer), **where})
+        print_json({**({"id": name} if name else {}), **_to_json(answer), **where})
         return
     click.echo("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
     cached = answer.details.get("cached")
@@ -104,6 +107,11 @@ def print_answer(
     _print_sources(answer)
     _print_support(answer)
     _print_notices(answer)
+    if name:
+        click.echo(
+            f"judge    stillroom judge {asked_of} {name} --right"
+            " (or --wrong, --absent, --quote TEXT)"
+        )
     if steps:
         for step in answer.details.get("trace", ()):
             details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.index.view import AccessContext
 
-__all__ = ["OpenedRun", "find_checkpoint", "find_model", "find_step", "open_index", "open_run"]
+__all__ = [
+    "OpenedRun",
+    "find_checkpoint",
+    "find_index",
+    "find_model",
+    "find_step",
+    "open_index",
+    "open_run",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,15 @@ def find_step(run: Path, role: str) -> Path:
             next="add documents and run it again",
         )
     return run / str(steps[answer[role]])
+
+
+def find_index(path: Path) -> Path:
+    """Return the folder of an index: ``path`` itself, or the index step of a finished run.
+
+    Raises:
+        DataError: If the path is neither.
+    """
+    return path if read_artifact(path).kind == "index" else find_step(path, "index")
 
 
 def find_model(run: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
+from stillroom.evaluate.qa.judgments import find_judgments
 from stillroom.flow.opening import find_model, find_step
 from stillroom.models import (
     ConcurrentModel,
@@ -34,10 +35,12 @@ from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
 
 if TYPE_CHECKING:
+    from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
     from stillroom.rag.index.view import AccessContext
 
 __all__ = [
     "AnswerFunction",
+    "JudgeFunction",
     "Mount",
     "ServedModel",
     "open_mount",
@@ -77,6 +80,27 @@ class AnswerFunction(Protocol):
         """
 
 
+class JudgeFunction(Protocol):
+    """Stores a person's verdict on an answer."""
+
+    def __call__(
+        self, asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
+    ) -> Judgment:
+        """Find the evidence of a verdict in the documents, store both, and return them.
+
+        Args:
+            asked: The judged answer.
+            verdict: Verdict.
+            quote: Text of the documents that answers, for the verdict ``quote``.
+            access: Access of the client's key; None if the key names none.
+
+        Raises:
+            DataError: If no visible passage holds the text, or the index has tenants and no access
+                is given.
+            ResourceError: If the judgment cannot be stored.
+        """
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -93,6 +117,7 @@ class ServedModel:
     embedder_name: str = "embedder"
     reranker: RerankerModel | None = None
     k: int = 3
+    judge: JudgeFunction | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -165,6 +190,7 @@ def open_run(
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
+    from stillroom.rag.evaluation.judging import record_judgment
     from stillroom.rag.generation.answer import ask_stream
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
@@ -194,6 +220,15 @@ def open_run(
                 index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **options
             )
 
+        def judge(
+            asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
+        ) -> Judgment:
+            seen = access or audience.default
+            store = find_judgments(run)
+            return record_judgment(
+                store, audience.seen_by(access), asked, verdict, quote, access=seen
+            )
+
         try:
             yield ServedModel(
                 name or run.resolve().name,
@@ -201,6 +236,7 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
+                judge=judge,
                 access_rule=audience.rule,
             )
         finally:

@@ -148,3 +148,38 @@ def test_a_tenant_is_shown_its_own_alone(tmp_path):
     with TestClient(app, base_url="http://127.0.0.1") as client:
         client.get(f"/?key={KEY}")
         assert client.get("/source", params={"at": "index", "passage": own.id}).status_code == 403
+
+
+def judge(client, at="run", headers=None, **body):
+    fields = {"model": "run", "question": "Where?", "answer": "There.", "verdict": "absent", **body}
+    return client.post(f"/v1/judgments?at={at}", json=fields, headers=headers)
+
+
+def test_an_answer_is_judged_by_a_sentence_of_its_passages(client, token, folder):
+    told = next(one for one in ask(client, token)[1] if "citations" in one)
+    ids = [one["passage_id"] for one in told["answer"]["sources"]]
+    rows = client.get("/ask/passages", params={"at": "run", "id": ids}).json()["data"]
+    row = next(one for one in rows if "ends in the sea" in one["text"])
+    sentence = next(
+        row["text"][start:end]
+        for start, end in row["sentences"]
+        if "ends" in row["text"][start:end]
+    )
+    reply = judge(client, verdict="quote", quote=sentence)
+    assert reply.status_code == 403  # a page of the console has the token
+    headers = {"x-stillroom-token": token}
+    told = judge(client, headers=headers, verdict="quote", quote=sentence).json()
+    assert told["evidence"][0]["quote"] == sentence == "It ends in the sea."
+    assert (folder / f"run.judgments/{told['split']}.jsonl").is_file()
+    assert "data-judged" in client.get("/ask?at=run").text
+    assert judge(client, at="../secret", headers=headers).status_code in {400, 404}
+
+
+def test_a_console_over_a_run_judges_nothing(folder, monkeypatch):
+    app = create_console(folder / "run", key=KEY)
+    with TestClient(app, base_url="http://127.0.0.1:8152") as client:
+        assert client.get(f"/ask?key={KEY}&at=.").status_code == 200
+        assert "data-judged" not in client.get("/ask?at=.").text
+        reply = judge(client, at=".", headers={"x-stillroom-token": app.token})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "console.read-only"

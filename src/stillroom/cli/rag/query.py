@@ -152,18 +152,25 @@ def ask_command(
 
     If no passage supports an answer, the nearest passages are listed.
     """
+    from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_index
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(options)
+    settings, access = ask_settings(options), build_access(tenant, principals)
     with open_index(
         index,
         model,
         say=lambda line: click.echo(line, err=True),
         where=where,
         snapshot=snapshot,
-        access=build_access(tenant, principals),
+        access=access,
     ) as opened:
-        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=index)
+        print_answer(
+            opened.ask(question, **settings),
+            as_json=as_json,
+            steps=steps,
+            asked_of=index,
+            keep=keep_answers(index, question, access),
+        )

@@ -1,7 +1,8 @@
-// Ask: streams an answer, links its marks to their sources, and lists what was retrieved.
+// Ask: streams an answer, links its marks to their sources, lists what was retrieved, and takes
+// judgments of the answer.
 (() => {
   "use strict";
-  const { chat, open, make, svg, badge } = window.stillroom;
+  const { chat, open, post, problem, make, svg, badge } = window.stillroom;
   const $ = (id) => document.getElementById(id);
   const KEPT = 20;
 
@@ -64,7 +65,81 @@
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
   };
 
-  const listPassages = async (list, state) => {
+  const VERDICTS = [
+    ["right", "Right"], ["wrong", "Wrong"], ["quote", "This sentence…"], ["absent", "Not in the documents"],
+  ];
+
+  // Stores a verdict; "quote" names a sentence of the passages.
+  const judge = async (parts, state, verdict, quote = "") => {
+    const citations = (state.citations || []).map(({ number, passage_id }) => ({ number, passage_id }));
+    parts.judged.textContent = "Storing…";
+    try {
+      const reply = await post(`/v1/judgments?at=${encodeURIComponent(state.at)}`, {
+        model: state.model, question: state.question, answer: state.text, citations,
+        answered_by: state.details.answered_by || "", verdict, quote,
+      });
+      if (!reply.ok) throw new Error(await problem(reply));
+      const told = await reply.json();
+      for (const button of parts.verdicts.querySelectorAll("[data-verdict]"))
+        button.setAttribute("aria-pressed", String(button.dataset.verdict === told.verdict));
+      const use = told.split === "test" ? "evaluation" : "training";
+      const what = quote ? `“${quote}” answers` : VERDICTS.find(([name]) => name === told.verdict)[1];
+      const note =
+        told.verdict === "right" && !told.evidence.length
+          ? " (it quotes no sentence, so no reader learns from it)"
+          : "";
+      parts.judged.textContent = `Stored for ${use}: ${what}${note}`;
+    } catch (error) {
+      parts.judged.textContent = `It was not stored: ${error.message}`;
+    }
+  };
+
+  // Makes every sentence of the listed passages a button, or the texts plain again.
+  const pickSentence = (parts, state, isPicking) => {
+    parts.article.classList.toggle("picking", isPicking);
+    for (const [text, told] of parts.texts) {
+      text.replaceChildren(told.text);
+      if (!isPicking) continue;
+      text.replaceChildren();
+      const letters = Array.from(told.text);
+      let at = 0;
+      for (const [start, end] of told.sentences) {
+        const sentence = letters.slice(start, end).join("");
+        const button = make("button", { class: "sentence", type: "button", text: sentence });
+        button.addEventListener("click", () => {
+          pickSentence(parts, state, false);
+          judge(parts, state, "quote", sentence);
+        });
+        text.append(letters.slice(at, start).join(""), button);
+        at = end;
+      }
+      text.append(letters.slice(at).join(""));
+    }
+  };
+
+  const offerVerdicts = (parts, state) => {
+    if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped) return;
+    for (const [verdict, label] of VERDICTS) {
+      const button = make("button", {
+        type: "button", "data-verdict": verdict, "aria-pressed": "false", text: label,
+      });
+      button.addEventListener("click", () => {
+        if (verdict !== "quote") {
+          pickSentence(parts, state, false);
+          judge(parts, state, verdict);
+          return;
+        }
+        const isPicking = !parts.article.classList.contains("picking");
+        pickSentence(parts, state, isPicking);
+        parts.judged.textContent = isPicking ? "Choose the sentence that answers." : "";
+      });
+      parts.verdicts.append(button);
+    }
+    parts.verdicts.hidden = false;
+  };
+
+  const listPassages = async (parts, state) => {
+    const list = parts.list;
     const sources = state.details.sources || [];
     list.replaceChildren();
     if (!sources.length) return;
@@ -94,7 +169,11 @@
         item.append(make("div", { class: "quiet", text: told.headings.join(" › ") }));
       if (told.missing)
         item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
-      if (told.text) item.append(make("p", { class: "text", text: told.text }));
+      if (told.text) {
+        const text = make("p", { class: "text", text: told.text });
+        parts.texts.push([text, told]);
+        item.append(text);
+      }
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
       const tags = make("div", { class: "row" }, badge(one.origin));
       if (one.license) tags.append(make("span", { class: "tag", text: one.license }));
@@ -139,16 +218,18 @@
     const answer = make("div", { class: "answer" });
     const refusal = make("p", { class: "note ask", hidden: true });
     const under = make("p", { class: "under" });
+    const verdicts = make("div", { class: "verdicts row", role: "group", "aria-label": "Judge this answer", hidden: true });
+    const judged = make("p", { class: "under", role: "status" });
     const list = make("ul", { class: "passages", "aria-label": "Passages that were retrieved" });
     const article = make(
       "article",
       { class: "exchange" },
       make("h2", { text: state.question }),
-      make("div", {}, refusal, answer, under),
+      make("div", {}, refusal, answer, under, verdicts, judged),
       list,
     );
     $("exchanges").append(article);
-    return { article, answer, refusal, under, list };
+    return { article, answer, refusal, under, verdicts, judged, list, texts: [] };
   };
 
   const kept = () => {
@@ -242,8 +323,11 @@
     render(parts.answer, state);
     if (!state.failed) conclude(parts, state);
     else parts.under.textContent = "";
-    await listPassages(parts.list, state);
-    if (!state.failed) keep(state);
+    await listPassages(parts, state);
+    if (!state.failed) {
+      offerVerdicts(parts, state);
+      keep(state);
+    }
     running = null;
     setBusy(false);
     $("status").textContent = state.failed
@@ -258,7 +342,7 @@
       const parts = draw(state);
       render(parts.answer, state);
       conclude(parts, state);
-      listPassages(parts.list, state);
+      listPassages(parts, state).then(() => offerVerdicts(parts, state));
       $("hint").hidden = true;
     }
     const grow = () => {

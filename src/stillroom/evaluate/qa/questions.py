@@ -6,8 +6,9 @@ Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answ
 or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
 (2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
 BEIR's layout whose queries have answers (the judgments are the evidence), and records from
-``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
-error with file and line.
+``synth`` or other sources, whose evidence names a document and a span. Judgments of people on
+answers are read as they count at last (``merge_judgments``). An unreadable row raises an error with
+file and line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
+from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
 from stillroom.provenance import digest_json, find_output
 from stillroom.records import Record, read_records
 from stillroom.text.language import split_sentences
@@ -215,7 +217,8 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
     if not questions:
-        raise _row_error(str(path), "there is no question", "at least one")
+        expected = "at least one; of a question, more than that an answer is wrong"
+        raise _row_error(str(path), "there is no question", expected)
     return questions
 
 
@@ -233,11 +236,7 @@ def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
     if path.suffix == ".json":
         yield from _read_json(_parse_json_row(text, str(path)), path)
         return
-    rows = [
-        (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip()
-    ]
+    rows = _parse_lines(text, path)
     if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
         yield from _read_records(path, every=every)
         return
@@ -265,6 +264,19 @@ def _read_json(data: Any, path: Path) -> Iterator[JudgedQuestion]:
         raise _row_error(str(path), "the file is no question set", "SQuAD's JSON or a list of rows")
     for number, row in enumerate(data):
         yield _read_row(row, f"{path}: row {number}", str(number))
+
+
+def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
+    """Return place and row of every line; of judgments, the rows that count at last."""
+    is_judged = are_judgments(text)
+    # Not splitlines: JSON may hold the other line ends of Unicode within its strings.
+    lines = (drop_torn_line(text) if is_judged else text).split("\n")
+    rows = [
+        (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    return list(merge_judgments(rows)) if is_judged else rows
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:

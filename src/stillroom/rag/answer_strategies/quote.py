@@ -20,6 +20,7 @@ from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER, open_reader
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
+from stillroom.records import Completion
 
 if TYPE_CHECKING:
     from stillroom.rag.answer_selection.overlap import OverlapReader, Reading, ScoredSentence
@@ -75,6 +76,7 @@ class Quote(AnswerStrategy):
                 [(part.title, part.text, part.sentences) for part in passages],
                 QuestionOverlap(inquiry.index, inquiry.query.text),
             )
+        inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:

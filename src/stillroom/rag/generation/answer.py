@@ -92,7 +92,8 @@ def ask(
             ``refusal`` (the reason), ``nearest`` (the passages named in a refusal), ``dropped``
             (number of passages that did not fit), ``left_out`` (retrieved spans that are not
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
-            ``quotes`` (verbatim spans, of the strategy ``quote``),
+            ``quotes`` (verbatim spans, of the strategy ``quote``), ``answered_by`` (fingerprint of
+            its reader, or the name of the model that wrote the text),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
@@ -319,6 +320,7 @@ class _AnswerDraft:
         text = " ".join(self._text.split())
         return {
             "index": session.index.digest,
+            "answered_by": session.completion.model,
             "answering": ANSWER_STRATEGIES.build(session.asking.answering).method_name(),
             "trace": session.trace,
             "calls": session.model.calls,

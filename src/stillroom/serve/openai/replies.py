@@ -38,6 +38,7 @@ _DONE_EVENT = b"data: [DONE]\n\n"
 
 _DETAIL_FIELDS = (
     "answering",
+    "answered_by",
     "trace",
     "abstained",
     "refusal",
@@ -95,9 +96,13 @@ def describe_citations(
 def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
     """Return the details of how an answer was produced.
 
-    Contains no text of the documents except sentences that were left out of the answer.
+    Contains no text of the documents except sentences that were left out of the answer, and no
+    address of an endpoint.
     """
-    return {key: details[key] for key in _DETAIL_FIELDS if key in details}
+    shown = {key: details[key] for key in _DETAIL_FIELDS if key in details}
+    if str(shown.get("answered_by", "")).startswith("endpoint:"):
+        del shown["answered_by"]
+    return shown
 
 
 def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
