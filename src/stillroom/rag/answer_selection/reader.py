@@ -4,9 +4,9 @@ For each passage, the encoder reads question and passage together; a linear head
 of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no
 answer. The sentences of all passages and the mean of the latter compete in one softmax. Heads for
 the first and last token find a short answer within a sentence. To a sentence's logit the idf of the
-words that it shares with the question and the logits of its short answer are added, with weights
-that validation chose. From margin, shared words, short answer and lead a logistic model gives the
-probability that the best sentence answers.
+words that it shares with the question and the logits of its short answer are added, and the rank of
+its passage is subtracted, with weights that validation chose. From margin, shared words, short
+answer and lead a logistic model gives the probability that the best sentence answers.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
 and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILTIN_READER",
     "OVERLAP_READER",
+    "READ_PASSAGES",
     "SentenceReader",
     "describe_reading",
     "find_reader",
@@ -53,6 +54,8 @@ __all__ = [
     "open_reader",
 ]
 
+READ_PASSAGES = 5
+"""Passages that a reader is calibrated for: the best of a search."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
@@ -114,7 +117,7 @@ class SentenceReader:
 
         Args:
             question: The question.
-            passages: Title, text and sentence spans of each passage.
+            passages: Title, text and sentence spans of each passage, best first.
             overlap: The question's terms with their weights in the index.
         """
         tokenizer, weights = self._encoder.tokenizer, self.config["weights"]
@@ -138,6 +141,7 @@ class SentenceReader:
                     shared = overlap(passages[window.passage][1][start:end])
                     short, value = _find_short(window, ends, first, last)
                     score = logit + weights["overlap"] * shared + weights["short"] * value
+                    score -= weights["rank"] * window.passage
                     sentences.append(
                         ScoredSentence(
                             window.passage, start, end, logit, shared, score, short, value

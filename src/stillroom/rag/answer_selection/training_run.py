@@ -34,6 +34,7 @@ from stillroom.rag.answer_selection.examples import (
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
+    READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
     describe_reading,
@@ -58,9 +59,10 @@ __all__ = ["train_reader"]
 _SPARE_HITS = 12
 _NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
-_SHORT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5)
-_LOGIT_ALONE = {"overlap": 0.0, "short": 0.0}
-_OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0}
+_SHORT_WEIGHTS = (0.0, 0.2, 0.5)
+_RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
+_OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
 
 
 Weights = Mapping[str, float]
@@ -343,7 +345,7 @@ def _read_held_out(
             ]
             overlap = QuestionOverlap(index, entry.question.text)
             first, second, third = (
-                _score(reader, overlap, entry.question.text, parts[: recipe.k])
+                _score(reader, overlap, entry.question.text, parts[:READ_PASSAGES])
                 for parts in (labeled, near, foreign)
             )
             readings.append((first, second, third))
@@ -354,7 +356,7 @@ def _read_held_out(
 def _calibrate(
     readings: Sequence[tuple[_Scores, _Scores, _Scores]], silent: float
 ) -> dict[str, Any]:
-    """Return the weights of shared words and short answers, the calibration and the threshold.
+    """Return the weights of a score, the calibration and the threshold.
 
     The threshold silences the given share of the questions without any passage of the documents
     that answer.
@@ -362,9 +364,10 @@ def _calibrate(
     shown = [scores for scores, _, _ in readings]
     weights = max(
         (
-            {"overlap": overlap, "short": short}
+            {"overlap": overlap, "short": short, "rank": rank}
             for overlap in _OVERLAP_WEIGHTS
             for short in _SHORT_WEIGHTS
+            for rank in _RANK_WEIGHTS
         ),
         key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
     )
@@ -396,27 +399,24 @@ class _Scores:
     no_answer: float
     total: float
 
-    def _sort(self, weights: Weights) -> list[tuple[ScoredSentence, bool]]:
-        """Return the sentences with their labels, best first."""
-        rows = [
-            (
-                replace(
-                    one,
-                    score=one.logit
-                    + weights["overlap"] * one.overlap
-                    + weights["short"] * one.short_logit,
-                ),
-                answers,
-            )
-            for one, answers in zip(self.sentences, self.answers, strict=True)
+    def _scores(self, weights: Weights) -> list[float]:
+        return [
+            one.logit
+            + weights["overlap"] * one.overlap
+            + weights["short"] * one.short_logit
+            - weights["rank"] * one.passage
+            for one in self.sentences
         ]
-        return sorted(rows, key=lambda row: (-row[0].score, row[0].passage, row[0].start))
 
     def is_first_right(self, weights: Weights) -> bool:
-        return bool(self.sentences) and self._sort(weights)[0][1]
+        scores = self._scores(weights)
+        return bool(scores) and self.answers[scores.index(max(scores))]
 
     def describe(self, weights: Weights) -> dict[str, float]:
-        ordered = [sentence for sentence, _ in self._sort(weights)]
+        rows = zip(self.sentences, self._scores(weights), strict=True)
+        ordered = sorted(
+            (replace(one, score=score) for one, score in rows), key=lambda one: -one.score
+        )
         return describe_reading(ordered, self.no_answer, self.total)
 
     def probability(self, weights: Weights, calibration: Weights) -> float:

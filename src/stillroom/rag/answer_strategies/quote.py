@@ -17,7 +17,12 @@ from typing_extensions import override
 from stillroom.errors import CheckpointError
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
-from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER, open_reader
+from stillroom.rag.answer_selection.reader import (
+    BUILTIN_READER,
+    OVERLAP_READER,
+    READ_PASSAGES,
+    open_reader,
+)
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion
@@ -50,6 +55,12 @@ class Quote(AnswerStrategy):
         "trained on people's questions about encyclopedic articles; builtin:overlap, shared words "
         "without a model",
     )
+    passages: int = Field(
+        READ_PASSAGES,
+        ge=1,
+        le=50,
+        description="number of passages read; at least those shown (k)",
+    )
     max_quotes: int = Field(2, ge=1, le=5, description="maximum number of quoted sentences")
     margin: float = Field(
         1.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
@@ -64,7 +75,8 @@ class Quote(AnswerStrategy):
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
-        hits = inquiry.retrieve()[: inquiry.asking.k]
+        depth = max(self.passages, inquiry.asking.k)
+        hits = inquiry.retrieve(k=depth)[:depth]
         if not hits:
             inquiry.abstain("nothing-found")
             return

@@ -55,8 +55,12 @@ _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dia
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
     " advertisement ads sponsor share sharing social related promo popup modal subscribe newsletter"
-    " skiplink toc navbox editsection noprint catlinks pagination pager headerlink".split()
+    " skiplink toc navbox editsection noprint catlinks pagination pager".split()
 )
+
+
+_PERMALINKS = frozenset("headerlink permalink anchor-link anchorjs-link".split())  # noqa: SIM905
+"""Classes of the links behind headings, whose text is a sign such as a pilcrow."""
 
 
 _CLOSES = {
@@ -266,6 +270,7 @@ class HtmlBlockReader:
             name in _HIDDEN
             or "hidden" in attributes
             or bool(_HIDDEN_STYLE.search(attributes.get("style", "")))
+            or (name == "a" and not _PERMALINKS.isdisjoint(attributes.get("class", "").split()))
         )
         aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
         if name not in {"html", "body", "main", "article"}:

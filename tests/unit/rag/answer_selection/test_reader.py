@@ -92,6 +92,12 @@ def test_headings_are_no_sentences():
     text = "# The mill\nThe mill ground corn. It rests.\n\nNight"
     spans = find_sentences(text, ["The mill", "Night"])
     assert [text[start:end] for start, end in spans] == ["The mill ground corn.", "It rests."]
+    text = "## 8.3. Static libraries #\n\nIt is one.\n\n```\n# adduser user group\n```\n\n### End\n"
+    spans = find_sentences(text, ["8.3. Static libraries"])
+    assert [text[start:end] for start, end in spans] == [
+        "It is one.",
+        "```\n# adduser user group\n```",
+    ]
 
 
 def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encoder):
@@ -123,7 +129,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     save_file(network.export(), tmp_path / "reader.safetensors")
     config = {
         "base": str(encoder), "rank": 4, "alpha": 32.0, "threshold": 0.5,
-        "weights": {"overlap": 0.0, "short": 0.0},
+        "weights": {"overlap": 0.0, "short": 0.0, "rank": 0.0},
         "calibration": dict.fromkeys([*FEATURES, "intercept"], 0.0),
     }  # fmt: skip
     (tmp_path / "reader.json").write_text(json.dumps(config), encoding="utf-8")
