@@ -7,7 +7,7 @@ within their passage (``stillroom.rag.answer_selection.reader``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -19,19 +19,25 @@ from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER, open_reader
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer_selection.overlap import OverlapReader
+    from stillroom.rag.answer_selection.encoding import Span
+    from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
     from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession
+    from stillroom.records import Hit
 
 __all__ = ["Quote"]
+
+_QUESTION_MARKS = ("?", "？", "؟")
 
 
 class Quote(AnswerStrategy):
     """Verbatim sentences with their byte ranges, chosen by a small encoder."""
 
     paper: ClassVar[str] = "arXiv:1911.04118"
+    needs_model: ClassVar[bool] = False
 
     reader: str = Field(
         BUILTIN_READER,
@@ -52,32 +58,31 @@ class Quote(AnswerStrategy):
         "reader's threshold",
     )
 
+    @property
+    @override
+    def moment(self) -> str:
+        return self._open_reader()[0].fingerprint
+
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
-        hits = inquiry.retrieve()[: inquiry.asking.k]
+        hits = inquiry.expand(inquiry.retrieve()[: inquiry.asking.k])
         if not hits:
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader = self._open_reader()
-            passages = [read_passage(hit) for hit in hits]
-            reading = reader.read(
-                inquiry.query.text,
-                [(part.title, part.text, part.sentences) for part in passages],
-                QuestionOverlap(inquiry.index, inquiry.query.text),
-            )
+            reader, warning = self._open_reader()
+            if warning:
+                add_warning(warning)
+            question = inquiry.query.text
+            passages = [_read_candidates(hit, question) for hit in hits]
+            reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:
             inquiry.abstain("no-answer", hits)
             return
-        best = reading.sentences[0].score
-        chosen = [
-            sentence
-            for sentence in reading.sentences[: self.max_quotes]
-            if best - sentence.score <= self.margin
-        ]
-        chosen.sort(key=lambda sentence: (sentence.passage, sentence.start))
+        texts = [text for _, text, _ in passages]
+        chosen = self._choose(reading.sentences, texts)
         yield from inquiry.quote(
             hits,
             [(part.passage, (part.start, part.end), part.short) for part in chosen],
@@ -85,11 +90,41 @@ class Quote(AnswerStrategy):
             fingerprint=reader.fingerprint,
         )
 
-    def _open_reader(self) -> SentenceReader | OverlapReader:
+    def _choose(
+        self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
+    ) -> list[ScoredSentence]:
+        """Return the best sentences in the order of the passages, none twice."""
+        chosen: dict[str, ScoredSentence] = {}
+        for sentence in sentences:
+            if sentences[0].score - sentence.score > self.margin or len(chosen) == self.max_quotes:
+                break
+            text = texts[sentence.passage][sentence.start : sentence.end]
+            chosen.setdefault(" ".join(text.split()), sentence)
+        return sorted(chosen.values(), key=lambda sentence: (sentence.passage, sentence.start))
+
+    def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
+        """Return the reader, and a warning if it is not the one of the settings."""
         try:
-            return open_reader(self.reader)
+            return open_reader(self.reader), ""
         except CheckpointError as error:
             if self.reader != BUILTIN_READER:
                 raise
-            add_warning(f"sentences are picked by shared words alone: {error}")
-            return open_reader(OVERLAP_READER)
+            warning = f"sentences are picked by shared words alone: {error}"
+            return open_reader(OVERLAP_READER), warning
+
+
+def _read_candidates(hit: Hit, question: str) -> tuple[str, str, list[Span]]:
+    """Return title, text and candidate sentences of a passage.
+
+    No candidates are questions, as the headings of lists of questions with answers, and what
+    repeats the question.
+    """
+    part = read_passage(hit)
+    asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
+    candidates = [
+        (start, end)
+        for start, end in part.sentences
+        if not (text := part.text[start:end]).endswith(_QUESTION_MARKS)
+        and normalize_text(text) != asked
+    ]
+    return part.title, part.text, candidates

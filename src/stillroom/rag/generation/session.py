@@ -186,6 +186,11 @@ class AnswerSession:
             self.model, request, most=most, max_new_tokens=max_new_tokens, method=method
         )
 
+    def expand(self, hits: Sequence[Hit]) -> Sequence[Hit]:
+        """Return the hits as they are read: with their neighbours, if configured."""
+        candidates = RetrievalCandidates(self.index, (self.query,), hits=hits)
+        return run_steps(list_context_steps(self.asking), candidates).hits
+
     def show(self, hits: Sequence[Hit]) -> Prompt:
         """Choose the passages that fit, number them, and return the prompt.
 
@@ -194,13 +199,9 @@ class AnswerSession:
         """
         room = self.model.context_length - self.sampling.max_new_tokens
         with stage("prompt") as span:
-            context = run_steps(
-                list_context_steps(self.asking),
-                RetrievalCandidates(self.index, (self.query,), hits=hits),
-            )
             self.shown = fit_prompt(
                 self.query.text,
-                context.hits,
+                self.expand(hits),
                 self.model,
                 budget=min(self.asking.budget, room) if self.asking.budget else room,
                 shorten=self.asking.shorten,
@@ -221,6 +222,8 @@ class AnswerSession:
     ) -> Iterator[str]:
         """Yield sentences of the hits with their citations; no prompt is made.
 
+        ``quotes`` says where each stands in the text and in its source.
+
         Args:
             hits: The passages, numbered from 1 in the answer.
             spans: Index of a hit, character span of its passage's text, and the span of a short
@@ -229,16 +232,19 @@ class AnswerSession:
             fingerprint: Identifier of the reader.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
+        pieces, length = list[str](), 0
         for number, (start, end), short in spans:
-            quote = describe_quote(hits[number].passage, number + 1, start, end)
+            passage, space = hits[number].passage, " " if pieces else ""
+            quote = describe_quote(passage, number + 1, start, end)
+            quote["answer_start"] = length + len(space)
             if short is not None:
-                quote["short"] = hits[number].passage.text[short[0] : short[1]]
+                quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
             self.quotes.append(quote)
+            pieces.append(f"{space}{quote['text']} [{number + 1}]")
+            length += len(pieces[-1])
         self.note("quote", quotes=len(spans), probability=round(probability, 4))
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
-        for place, (number, (start, end), _) in enumerate(spans):
-            space = " " if place else ""
-            yield f"{space}{hits[number].passage.text[start:end]} [{number + 1}]"
+        yield from pieces
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""
