@@ -52,7 +52,7 @@ def index(tmp_path_factory):
 def app_of(index, model):
     def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
         query = Query(messages[-1].content, history=tuple(messages[:-1]))
-        chosen = {**parse_answer_settings(settings), "k": k}
+        chosen = {"answering": "generate", **parse_answer_settings(settings), "k": k}
         return ask_stream(
             index, model, query, sampling=sampling, is_cancelled=is_cancelled, **chosen
         )
