@@ -181,7 +181,10 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     for quote in quotes:
         citation = cited[quote["number"]]
         location = replace(
-            citation.location, byte_start=quote["byte_start"], byte_end=quote["byte_end"]
+            citation.location,
+            byte_start=quote["byte_start"],
+            byte_end=quote["byte_end"],
+            pages=tuple(quote["pages"]),
         )
         listed.append((replace(citation, location=location), quote))
     return listed

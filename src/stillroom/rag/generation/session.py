@@ -37,7 +37,7 @@ from stillroom.rag.retrieval.pipeline import (
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
-from stillroom.records import Completion, Hit, Passage, Prompt, Sampling
+from stillroom.records import Completion, Document, Hit, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -233,9 +233,12 @@ class AnswerSession:
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
         pieces, length = list[str](), 0
+        ids = {hits[number].passage.document_id for number, _, _ in spans}
+        documents = {name: self.index.document(name) for name in ids}
         for number, (start, end), short in spans:
             passage, space = hits[number].passage, " " if pieces else ""
-            quote = describe_quote(passage, number + 1, start, end)
+            document = documents[passage.document_id]
+            quote = describe_quote(passage, document, number + 1, start, end)
             quote["answer_start"] = length + len(space)
             if short is not None:
                 quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
@@ -311,34 +314,34 @@ class AnswerSession:
         self.note("abstain", why=why)
 
 
-def describe_quote(passage: Passage, number: int, start: int, end: int) -> dict[str, Any]:
+def describe_quote(
+    passage: Passage, document: Document, number: int, start: int, end: int
+) -> dict[str, Any]:
     """Return a quote of a passage as JSON values.
 
     Args:
         passage: The passage.
+        document: Its document.
         number: Its number in the answer.
         start: First character of the quote in the passage's text.
         end: Character after its last.
 
     Returns:
-        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``, and ``byte_start`` and
-            ``byte_end`` in the source file: those of the passage unless its bytes are its text.
+        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``pages``,
+            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own ``Location``.
     """
-    location, text = passage.location, passage.text[start:end]
-    first, last = location.byte_start, location.byte_end
-    if location.is_exact:
-        first += len(passage.text[:start].encode("utf-8", "surrogatepass"))
-        last = first + len(text.encode("utf-8", "surrogatepass"))
+    location = document.locate(passage.start + start, passage.start + end)
     return {
         "number": number,
         "passage_id": passage.id,
         "path": location.path,
         "start": start,
         "end": end,
-        "byte_start": first,
-        "byte_end": last,
+        "pages": list(location.pages),
+        "byte_start": location.byte_start,
+        "byte_end": location.byte_end,
         "is_exact": location.is_exact,
-        "text": text,
+        "text": passage.text[start:end],
     }
 
 

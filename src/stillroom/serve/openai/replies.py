@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote as quote_address
 
@@ -138,12 +138,18 @@ def locate_citations(
         if citation is None or (quoted and place is None):
             continue
         location = citation.location
-        first, last = (
-            (place["byte_start"], place["byte_end"])
-            if place
-            else (location.byte_start, location.byte_end)
+        if place:
+            location = replace(
+                location,
+                byte_start=place["byte_start"],
+                byte_end=place["byte_end"],
+                pages=tuple(place["pages"]),
+            )
+        part = (
+            f"page={location.pages[0]}"
+            if location.pages
+            else f"bytes={location.byte_start}-{location.byte_end}"
         )
-        part = f"page={location.pages[0]}" if location.pages else f"bytes={first}-{last}"
         marks.append(
             {
                 "type": "url_citation",
@@ -152,8 +158,8 @@ def locate_citations(
                 "title": location.path,
                 "url": f"{quote_address(location.path)}#{part}",
                 "passage_id": citation.passage_id,
-                "byte_start": first,
-                "byte_end": last,
+                "byte_start": location.byte_start,
+                "byte_end": location.byte_end,
                 "pages": list(location.pages),
             }
         )
