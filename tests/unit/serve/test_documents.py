@@ -216,9 +216,10 @@ def test_what_is_no_answer_is_told_whole_and_streamed(index, said, told, why):
         assert message["answer"] == whole["answer"]
 
 
-def test_the_default_is_quotes_with_their_bytes(index):
+def test_quotes_are_told_with_their_bytes_and_marks(index):
     def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
-        chosen = parse_answer_settings(settings)
+        chosen = {"answering": "quote:reader=builtin:overlap", **settings}
+        chosen = parse_answer_settings(chosen)
         return ask_stream(index, Cut("never"), messages[-1].content, k=k, **chosen)
 
     app = create_app(ServedModel("run", Cut("never"), ask))

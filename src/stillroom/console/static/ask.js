@@ -92,6 +92,20 @@
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
   };
 
+  // A passage with its quotes marked, which come in the order of the text.
+  const markQuotes = (text, quotes) => {
+    const shown = make("p", { class: "text" });
+    let rest = text;
+    for (const quote of quotes) {
+      const at = rest.indexOf(quote.text);
+      if (at < 0) continue;
+      shown.append(rest.slice(0, at), make("mark", { text: quote.text }));
+      rest = rest.slice(at + quote.text.length);
+    }
+    shown.append(rest);
+    return shown;
+  };
+
   const listPassages = async (list, state) => {
     const sources = state.details.sources || [];
     list.replaceChildren();
@@ -122,7 +136,13 @@
         item.append(make("div", { class: "quiet", text: told.headings.join(" › ") }));
       if (told.missing)
         item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
-      if (told.text) item.append(make("p", { class: "text", text: told.text }));
+      const quotes = (state.details.quotes || []).filter((quote) => quote.number === one.number);
+      if (told.text) item.append(markQuotes(told.text, quotes));
+      for (const quote of quotes) {
+        const page = quote.pages.length ? `page ${quote.pages[0]}, ` : "";
+        const text = `quoted: ${page}bytes ${quote.byte_start}–${quote.byte_end}`;
+        item.append(make("div", { class: "quiet", text }));
+      }
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
       const tags = make("div", { class: "row" }, badge(one.origin));
       if (one.license) tags.append(make("span", { class: "tag", text: one.license }));

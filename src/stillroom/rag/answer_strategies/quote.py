@@ -109,7 +109,8 @@ class Quote(AnswerStrategy):
         except CheckpointError as error:
             if self.reader != BUILTIN_READER:
                 raise
-            warning = f"sentences are picked by shared words alone: {error}"
+            why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
+            warning = f"sentences are picked by shared words alone, since {why}"
             return open_reader(OVERLAP_READER), warning
 
 
