@@ -211,7 +211,7 @@ def test_quotes_are_told_with_their_own_bytes_and_short_answers():
         print_answer, ["It grinds\x1b[31m\r\nbarley. [1]", answer], as_json=False, model="./student"
     )
     assert told == (
-        "It grinds\\x1b[31m\r\nbarley. [1]\n\n"
+        "It grinds\\x1b[31m\nbarley. [1]\n\n"
         "[1] mills.md: bytes 12-30, page 3\n"
         "    short answer: barley\\x1b[2J\n"
         "[1] mills.md: bytes 33-42, page 4\n"

@@ -108,7 +108,7 @@ def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, 
         "Cost",
     ]
     assert "No judge" in report.summary
-    assert (tmp_path / "out/output/runs/0-keyword.trec").is_file()
+    assert (tmp_path / "out/output/runs/0-keyword--generate.trec").is_file()
 
 
 def test_ways_of_answering_are_compared_on_the_same_questions(built, asked, tmp_path):
