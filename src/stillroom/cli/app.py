@@ -44,7 +44,7 @@ Examples:
 _COMMANDS = {
     "ask": (
         "stillroom.cli.ask:ask_command",
-        "Answer a question from a run's documents, with citations.",
+        "Answer a question with quotes from a run's documents, or text of a model, with citations.",
     ),
     "check": (
         "stillroom.cli.recipes:check_command",

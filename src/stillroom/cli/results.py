@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import click
 from stillroom.cli.output import print_json, print_report
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact
-from stillroom.records import Answer
+from stillroom.records import Answer, Citation
 
 __all__ = ["print_answer", "print_run"]
 
 _MAX_NEAREST = 2
+_MAX_EXCERPT = 160  # characters of a nearest passage
 _MAIN_METRICS = (
     "student/parameters",
     "teacher/parameters",
@@ -77,6 +80,7 @@ def print_answer(
     steps: bool = False,
     asked_of: Path | None = None,
     keep: Callable[[Answer], str] | None = None,
+    model: str = "",
 ) -> None:
     """Stream an answer to standard output, then list its sources.
 
@@ -86,13 +90,14 @@ def print_answer(
         steps: List every step of retrieval and answering as well.
         asked_of: Run or index, recorded in the JSON to trace the answer later.
         keep: Stores the answer to be judged and returns its id, or an empty text.
+        model: Model that the caller named; a note says if it was not used.
     """
     answer: Answer | None = None
     for piece in pieces:
         if isinstance(piece, Answer):
             answer = piece
         elif not as_json:
-            click.echo(piece, nl=False)
+            click.echo(_escape_controls(piece), nl=False)
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -108,14 +113,23 @@ def print_answer(
     _print_support(answer)
     _print_notices(answer)
     if name:
-        click.echo(
-            f"judge    stillroom judge {asked_of} {name} --right"
-            " (or --wrong, --absent, --quote TEXT)"
-        )
+        choices = "(or --wrong, --absent, --quote TEXT)"
+        click.echo(f"judge    stillroom judge {asked_of} {name} --right {choices}")
+    if model and answer.details.get("answering") == "quote" and not answer.details.get("calls"):
+        click.echo(f"note: {model} was not used, since quotes need none: --answering generate")
     if steps:
-        for step in answer.details.get("trace", ()):
-            details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
-            click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
+        _print_steps(answer)
+
+
+def _print_steps(answer: Answer) -> None:
+    for step in answer.details.get("trace", ()):
+        details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+        click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
+
+
+def _escape_controls(text: str) -> str:
+    """Return a text that cannot steer a terminal; documents and models may hold such characters."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
@@ -147,7 +161,10 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
+# All but tabs, line ends and the carriage returns before them; last, changes of direction.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _REFUSAL_NOTES = {
+    "no-answer": "no sentence of the passages answers the question with enough probability",
     "empty": "the model returned no text",
     "restated": "the model only repeated the question",
 }
@@ -164,14 +181,38 @@ def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
     return {source["number"]: source for source in answer.details.get("sources", ())}
 
 
+def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
+    """Return the citations; of an answer that quotes, one for each quote, with its bytes."""
+    quotes = answer.details.get("quotes", ())
+    if not quotes:
+        return [(citation, {}) for citation in answer.citations]
+    cited = {citation.number: citation for citation in answer.citations}
+    listed = []
+    for quote in quotes:
+        citation = cited[quote["number"]]
+        location = replace(
+            citation.location,
+            byte_start=quote["byte_start"],
+            byte_end=quote["byte_end"],
+            pages=tuple(quote["pages"]),
+        )
+        listed.append((replace(citation, location=location), quote))
+    return listed
+
+
 def _print_sources(answer: Answer) -> None:
-    """Print the source of every citation, its author, and points to verify."""
+    """Print the source of every citation or quote, its author, and points to verify."""
     sources = _index_sources(answer)
-    for citation in answer.citations:
+    for citation, quote in _list_cited(answer):
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
-        click.echo(f"[{citation.number}] {citation.location}{origin}{checked}")
+        click.echo(escape_line(f"[{citation.number}] {citation.location}{origin}{checked}"))
+        if short := quote.get("short"):
+            click.echo(_escape_controls(f"    short answer: {' '.join(short.split())}"))
+        if answer.details.get("abstained"):
+            excerpt = " ".join(citation.text.split())[:_MAX_EXCERPT]
+            click.echo(_escape_controls(f"    {excerpt}"))
         if source.get("flags"):
             click.echo(f"    verify: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})

@@ -172,7 +172,8 @@ def open_index(
 
     with Index.open(index, snapshot=snapshot, access=access) as opened:
         shown = opened.restrict(where) if where else opened
-        text_model = DeferredModel(model, lambda: open_text_model(model, say=say))
+        name = (model.partition("#")[2] or Path(model).name).removesuffix(".gguf")
+        text_model = DeferredModel(name, lambda: open_text_model(model, say=say))
         try:
             yield OpenedRun(shown, text_model, text_model.name)
         finally:

@@ -199,3 +199,28 @@ def test_an_answer_that_says_nothing_says_why(why, told):
     details = {"refusal": why, "abstained": True}
     empty = Answer(Completion("The documents do not answer this."), details=details)
     assert told in said(print_answer, [empty.completion.text, empty], as_json=False)
+
+
+def test_quotes_are_told_with_their_own_bytes_and_short_answers():
+    quotes = [
+        {"number": 1, "byte_start": 12, "byte_end": 30, "pages": [3], "short": "barley\x1b[2J"},
+        {"number": 1, "byte_start": 33, "byte_end": 42, "pages": [4]},
+    ]
+    answer = replace(CITED, details={"quotes": quotes, "answering": "quote", "calls": 0})
+    told = said(
+        print_answer, ["It grinds\x1b[31m\r\nbarley. [1]", answer], as_json=False, model="./student"
+    )
+    assert told == (
+        "It grinds\\x1b[31m\nbarley. [1]\n\n"
+        "[1] mills.md: bytes 12-30, page 3\n"
+        "    short answer: barley\\x1b[2J\n"
+        "[1] mills.md: bytes 33-42, page 4\n"
+        "note: ./student was not used, since quotes need none: --answering generate\n"
+    )
+
+
+def test_silence_shows_what_came_nearest():
+    details = {"refusal": "no-answer", "abstained": True}
+    told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)
+    assert "[1] mills.md: bytes 10-42, page 3\n    It grinds barley.\n" in told
+    assert "note: no sentence of the passages answers" in told

@@ -32,7 +32,7 @@ def test_the_page_offers_the_runs_of_the_folder(client):
 
 
 def test_an_answer_is_cited_with_scores_and_origins(client, token):
-    text, deltas = ask(client, token)
+    text, deltas = ask(client, token, answering="generate")
     assert text.startswith("The river rises in the north.")
     told = next(one for one in deltas if "citations" in one)
     assert told["citations"][0]["path"] == "rivers.txt"
@@ -47,6 +47,15 @@ def test_an_answer_is_cited_with_scores_and_origins(client, token):
     assert rows[-1] == {"id": "pas-none", "missing": True}
 
 
+def test_the_default_quotes(client, token):
+    text, deltas = ask(client, token)
+    told = next(one for one in deltas if "citations" in one)["answer"]
+    assert told["answering"] == "quote"
+    quotes = [f"{one['text']} [{one['number']}]" for one in told.get("quotes", ())]
+    assert told["abstained"] is not bool(quotes)
+    assert told["abstained"] or text == " ".join(quotes)
+
+
 def test_the_model_alone_answers_under_its_own_name(client, token):
     names = client.post("/ask/open?at=run", headers={"x-stillroom-token": token}).json()
     assert names == {"model": "run", "bare": "run-bare", "k": 3}
@@ -56,7 +65,9 @@ def test_the_model_alone_answers_under_its_own_name(client, token):
 
 
 def test_a_citation_opens_its_document_with_the_span_marked(client, token, folder):
-    told = next(one for one in ask(client, token)[1] if "citations" in one)["citations"][0]
+    told = next(one for one in ask(client, token, answering="generate")[1] if "citations" in one)[
+        "citations"
+    ][0]
     for more in ("", "&part=1"):
         page = client.get(f"/source?at=run&passage={told['passage_id']}{more}").text
         marked = page.split('<mark id="span" tabindex="-1">')[1].split("</mark>")[0]
@@ -78,7 +89,9 @@ def test_a_hostile_document_is_shown_and_not_obeyed(client, folder):
 
 
 def test_a_changed_file_is_said_to_be(client, folder, token):
-    told = next(one for one in ask(client, token)[1] if "citations" in one)["citations"][0]
+    told = next(one for one in ask(client, token, answering="generate")[1] if "citations" in one)[
+        "citations"
+    ][0]
     path = folder / "documents/rivers.txt"
     before = path.read_text()
     try:

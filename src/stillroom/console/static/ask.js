@@ -24,24 +24,52 @@
     for (const letter of letters) place.push(place[place.length - 1] + letter.length);
     const spans = open.map((one) => ({ ...one, from: place[one.start], to: place[one.end] }));
     for (const span of spans) cuts.add(span.from).add(span.to);
-    const marks = [...state.text.matchAll(/\[(\d{1,3})\]/g)].filter((m) => cited.has(Number(m[1])));
+    const length = (text) => Array.from(text).length;
+    const quotes = (state.details.quotes || []).map((one) => {
+      const short = one.answer_start + one.short_start - one.start;
+      return {
+        ...one,
+        from: place[one.answer_start],
+        to: place[one.answer_start + length(one.text)],
+        shortFrom: one.short ? place[short] : -1,
+        shortTo: one.short ? place[short + length(one.short)] : -1,
+      };
+    });
+    for (const one of quotes) {
+      cuts.add(one.from).add(one.to);
+      if (one.short) cuts.add(one.shortFrom).add(one.shortTo);
+    }
+    const endsAt = (mark) => quotes.find((one) => one.to + 1 === mark.index);
+    // What looks like a mark within a quote is the document's own.
+    const marks = [...state.text.matchAll(/\[(\d{1,3})\]/g)].filter(
+      (m) => cited.has(Number(m[1])) && (!quotes.length || endsAt(m)),
+    );
     for (const mark of marks) cuts.add(mark.index).add(mark.index + mark[0].length);
     const at = [...cuts].filter((n) => n !== undefined).sort((a, b) => a - b);
     answer.replaceChildren();
+    let box = null;
     for (let i = 0; i + 1 < at.length; i += 1) {
       const text = state.text.slice(at[i], at[i + 1]);
       const mark = marks.find((m) => m.index === at[i] && m[0] === text);
       if (mark) {
         const one = cited.get(Number(mark[1]));
+        const bytes = endsAt(mark) || one;
         answer.append(
           make("a", {
             class: "cite to-source",
             href: sourceLink(state.at, one.passage_id),
-            title: `${one.path}: bytes ${one.byte_start}–${one.byte_end}`,
+            title: `${one.path}: bytes ${bytes.byte_start}–${bytes.byte_end}`,
             "aria-label": `source ${one.number}, ${one.path}`,
             text: mark[1],
           }),
         );
+        continue;
+      }
+      const quote = quotes.find((one) => one.from <= at[i] && at[i + 1] <= one.to);
+      if (quote) {
+        if (at[i] === quote.from) answer.append((box = make("q")));
+        const isShort = quote.shortFrom <= at[i] && at[i + 1] <= quote.shortTo;
+        box.append(isShort ? make("mark", { title: "short answer", text }) : text);
         continue;
       }
       const span = spans.find((s) => s.from <= at[i] && at[i + 1] <= s.to);
@@ -63,6 +91,20 @@
       svg("rect", { width: String(share * 100), height: "5", fill: "var(--accent)" }),
     );
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
+  };
+
+  // A passage with its quotes marked, which come in the order of the text.
+  const markQuotes = (text, quotes) => {
+    const shown = make("p", { class: "text" });
+    let rest = text;
+    for (const quote of quotes) {
+      const at = rest.indexOf(quote.text);
+      if (at < 0) continue;
+      shown.append(rest.slice(0, at), make("mark", { text: quote.text }));
+      rest = rest.slice(at + quote.text.length);
+    }
+    shown.append(rest);
+    return shown;
   };
 
   const VERDICTS = [
@@ -97,8 +139,8 @@
   // Makes every sentence of the listed passages a button, or the texts plain again.
   const pickSentence = (parts, state, isPicking) => {
     parts.article.classList.toggle("picking", isPicking);
-    for (const [text, told] of parts.texts) {
-      text.replaceChildren(told.text);
+    for (const [text, told, quotes] of parts.texts) {
+      text.replaceChildren(...markQuotes(told.text, quotes).childNodes);
       if (!isPicking) continue;
       text.replaceChildren();
       const letters = Array.from(told.text);
@@ -169,10 +211,16 @@
         item.append(make("div", { class: "quiet", text: told.headings.join(" › ") }));
       if (told.missing)
         item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
+      const quotes = (state.details.quotes || []).filter((quote) => quote.number === one.number);
       if (told.text) {
-        const text = make("p", { class: "text", text: told.text });
-        parts.texts.push([text, told]);
+        const text = markQuotes(told.text, quotes);
+        parts.texts.push([text, told, quotes]);
         item.append(text);
+      }
+      for (const quote of quotes) {
+        const page = quote.pages.length ? `page ${quote.pages[0]}, ` : "";
+        const text = `quoted: ${page}bytes ${quote.byte_start}–${quote.byte_end}`;
+        item.append(make("div", { class: "quiet", text }));
       }
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
       const tags = make("div", { class: "row" }, badge(one.origin));
@@ -189,12 +237,15 @@
     const details = state.details;
     const said = [];
     if (details.abstained) {
-      const by = details.refusal === "model" ? "the model" : "support";
+      const reasons = {
+        model: "Refused: the model found no answer in the passages.",
+        "nothing-found": "No answer in the documents: nothing was found.",
+        "no-answer": "No answer in the documents. The nearest passages are shown.",
+      };
       parts.refusal.hidden = false;
       parts.refusal.textContent =
-        by === "model"
-          ? "Refused: the model found no answer in the passages."
-          : "Refused: no passage supports an answer. The nearest are shown.";
+        reasons[details.refusal] ||
+        "Refused: no passage supports an answer. The nearest are shown.";
     } else if (state.isGrounded && !(state.citations || []).length) {
       parts.refusal.hidden = false;
       parts.refusal.textContent = "No passage supports this answer.";
@@ -204,11 +255,13 @@
     const open = (details.statements || []).filter((one) => one.status === "unsupported").length;
     if (open && !details.abstained) said.push(`${plural(open, "sentence")} no passage supports`);
     const origins = Object.entries(details.origins || {});
-    const used = (state.citations || []).length ? "cited" : "shown to the model";
+    const used = (state.citations || []).length ? "cited" : "read";
     if (origins.length) said.push(`origin of what is ${used}: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
     if (state.finish === "length") said.push("cut off at the most tokens it may have");
     if (state.isStopped) said.push("stopped");
-    if (state.model) said.push(`written by the model of ${state.model}`);
+    const isQuoting = details.answering === "quote";
+    if (isQuoting && !details.abstained) said.push(`quoted from the documents of ${state.model}`);
+    else if (!isQuoting && state.model) said.push(`written by the model of ${state.model}`);
     for (const one of details.dropped_statements || []) said.push(`left out, since no passage says it: ${one.text}`);
     for (const one of details.notices || []) said.push(one);
     parts.under.textContent = said.join(" · ");

@@ -26,11 +26,14 @@ from stillroom.rag.answer_selection.reader import (
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer_selection.overlap import OverlapReader, Reading, ScoredSentence
+    from stillroom.rag.answer_selection.encoding import Span
+    from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
     from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession
+    from stillroom.records import Hit
 
 __all__ = ["Quote"]
 
@@ -41,12 +44,14 @@ _ANAPHOR = re.compile(
     r"|the (?:latter|former))\b(?!['’]s\b)",
     re.IGNORECASE,
 )
+_QUESTION_MARKS = ("?", "？", "؟")
 
 
 class Quote(AnswerStrategy):
     """Verbatim sentences with their byte ranges, chosen by a small encoder."""
 
     paper: ClassVar[str] = "arXiv:1911.04118"
+    needs_model: ClassVar[bool] = False
 
     reader: str = Field(
         BUILTIN_READER,
@@ -73,54 +78,79 @@ class Quote(AnswerStrategy):
         "reader's threshold",
     )
 
+    @property
+    @override
+    def moment(self) -> str:
+        return self._open_reader()[0].fingerprint
+
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
         depth = max(self.passages, inquiry.asking.k)
-        hits = inquiry.retrieve(k=depth)[:depth]
+        hits = inquiry.expand(inquiry.retrieve(k=depth)[:depth])
         if not hits:
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader = self._open_reader()
-            passages = [read_passage(hit) for hit in hits]
-            reading = reader.read(
-                inquiry.query.text,
-                [(part.title, part.text, part.sentences) for part in passages],
-                QuestionOverlap(inquiry.index, inquiry.query.text),
-            )
+            reader, warning = self._open_reader()
+            if warning:
+                add_warning(warning)
+            question = inquiry.query.text
+            passages = [_read_candidates(hit, question) for hit in hits]
+            reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:
             inquiry.abstain("no-answer", hits)
             return
-        texts = [hit.passage.text for hit in hits]
+        texts = [text for _, text, _ in passages]
+        chosen = self._choose(reading.sentences, texts)
         yield from inquiry.quote(
             hits,
-            _join_runs(self._choose(reading, texts), reading.sentences, texts),
+            _join_runs(chosen, reading.sentences, texts),
             probability=reading.probability,
             fingerprint=reader.fingerprint,
         )
 
-    def _choose(self, reading: Reading, texts: Sequence[str]) -> list[ScoredSentence]:
-        """Return the best sentences near the first; of equal texts the first."""
+    def _choose(
+        self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
+    ) -> list[ScoredSentence]:
+        """Return the best sentences near the first, none twice."""
         chosen: dict[str, ScoredSentence] = {}
-        for sentence in reading.sentences:
-            if reading.sentences[0].score - sentence.score > self.margin:
+        for sentence in sentences:
+            if sentences[0].score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
-            chosen.setdefault(texts[sentence.passage][sentence.start : sentence.end], sentence)
-            if len(chosen) == self.max_quotes:
-                break
+            text = texts[sentence.passage][sentence.start : sentence.end]
+            chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
 
-    def _open_reader(self) -> SentenceReader | OverlapReader:
+    def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
+        """Return the reader, and a warning if it is not the one of the settings."""
         try:
-            return open_reader(self.reader)
+            return open_reader(self.reader), ""
         except CheckpointError as error:
             if self.reader != BUILTIN_READER:
                 raise
-            add_warning(f"sentences are picked by shared words alone: {error}")
-            return open_reader(OVERLAP_READER)
+            why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
+            warning = f"sentences are picked by shared words alone, since {why}"
+            return open_reader(OVERLAP_READER), warning
+
+
+def _read_candidates(hit: Hit, question: str) -> tuple[str, str, list[Span]]:
+    """Return title, text and candidate sentences of a passage.
+
+    No candidates are questions, as the headings of lists of questions with answers, and what
+    repeats the question.
+    """
+    part = read_passage(hit)
+    asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
+    candidates = [
+        (start, end)
+        for start, end in part.sentences
+        if not (text := part.text[start:end]).endswith(_QUESTION_MARKS)
+        and normalize_text(text) != asked
+    ]
+    return part.title, part.text, candidates
 
 
 def _join_runs(

@@ -85,8 +85,8 @@ class AnswerEvaluationRecipe(IndexInput, Recipe):
     pipelines: list[str] = Field(
         default=[DEFAULT_RETRIEVER],
         min_length=1,
-        description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; the first is the "
-        "baseline",
+        description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; ANSWERING is quote "
+        "unless given, and generate lets the model write; the first is the baseline",
     )
     judge: AnswerJudge = Field(
         default=WordJudge(),
