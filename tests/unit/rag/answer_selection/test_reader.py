@@ -296,5 +296,5 @@ def test_a_reader_learns_from_questions_and_finds_answers_in_other_documents(enc
     recipe = make_recipe(tmp_path, encoder, **settings)
     figures = run_recipe(recipe, tmp_path / "reader").details["validation"]
     assert figures["questions"] >= 20
-    # Chance finds one in ten: two passages of five sentences.
-    assert figures["first_by_logit"] >= 0.35 * figures["questions"]
+    # Chance finds one in 25: five passages of five sentences.
+    assert figures["first_by_logit"] >= 0.16 * figures["questions"]

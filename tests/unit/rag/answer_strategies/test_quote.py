@@ -85,7 +85,8 @@ def test_several_quotes_are_placed_in_the_text_and_none_is_told_twice(index):
     asked = {**OVERLAP, "max_quotes": 5, "margin": 99.0}
     found = ask(index, Untouched(), "bell rings six kiln oak", answering=asked, k=4)
     text, quotes = found.completion.text, found.details["quotes"]
-    assert len(quotes) == len({one["text"] for one in quotes}) == 5
+    assert len(quotes) == len({one["text"] for one in quotes}) == 2
+    assert HOSTILE["answer.txt"].strip() in {one["text"] for one in quotes}  # neighbors are one
     for quote, statement in zip(quotes, found.details["statements"], strict=True):
         end = quote["answer_start"] + len(quote["text"])
         assert text[quote["answer_start"] : end] == quote["text"]
@@ -128,7 +129,7 @@ def test_neighbours_are_read_as_well(tmp_path):
         for neighbours in (0, 10):
             found = ask(opened, Untouched(), "kiln", answering=OVERLAP, k=1, neighbours=neighbours)
             assert ("chimney" in found.hits[0].passage.text) is bool(neighbours)
-            assert found.details["quotes"][0]["text"] == "The kiln burns oak."
+            assert found.details["quotes"][0]["text"].startswith("The kiln burns oak.")
 
 
 def test_silence_names_the_nearest_passages(index):
@@ -201,3 +202,16 @@ def test_what_the_model_is_asked_for_is_generated(index):
     found = ask(index, model, "What does the kiln burn?", answering="generate")
     assert found.details["calls"] == 1
     assert "quotes" not in found.details
+
+
+def test_a_sentence_that_begins_with_a_pronoun_is_quoted_with_the_one_before(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "The kiln stands by the weir. It was built in 1702. The ferry docks at noon.\n"
+    (tmp_path / "documents/kiln.txt").write_text(text)
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "max_quotes": 1}
+        found = ask(opened, Untouched(), "When was something built, 1702?", answering=asked)
+    (quote,) = found.details["quotes"]
+    assert quote["text"] == "The kiln stands by the weir. It was built in 1702."
