@@ -66,9 +66,9 @@ class Quote(AnswerStrategy):
         le=50,
         description="number of passages read; at least those shown (k)",
     )
-    max_quotes: int = Field(2, ge=1, le=5, description="maximum number of quoted sentences")
+    max_quotes: int = Field(3, ge=1, le=5, description="maximum number of quoted sentences")
     margin: float = Field(
-        1.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
+        6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
     )
     min_probability: float | None = Field(
         None,
