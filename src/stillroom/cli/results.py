@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.output import print_json, print_report
+from stillroom.cli.output import format_row, print_json, print_report
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact
 from stillroom.records import Answer
@@ -18,6 +18,12 @@ __all__ = ["print_answer", "print_run"]
 
 _MAX_NEAREST = 2
 _MAIN_METRICS = (
+    "reader/owned/holds",
+    "reader/shipped/holds",
+    "reader/sentence/holds",
+    "reader/base/holds",
+    "reader/owned/silent_unanswerable",
+    "reader/cpu_s_a_question",
     "student/parameters",
     "teacher/parameters",
     "student/kl_to_teacher/initial",
@@ -44,6 +50,8 @@ def print_run(out: Path, artifact: Artifact) -> None:
             message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
             click.echo(escape_line(message), err=True)
         return
+    if decision := artifact.details.get("decision"):
+        click.echo(format_row("", escape_line(decision)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
@@ -53,8 +61,10 @@ def print_run(out: Path, artifact: Artifact) -> None:
             click.echo(f"{name:34} {_format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
+    answer = artifact.details.get("answer") or {}
     if artifact.details.get("skipped"):
-        click.echo(f"answers  by {artifact.details['answer']['fallback']}: nothing was trained")
+        by = "the packaged reader" if "reader" in answer else answer["fallback"]
+        click.echo(f"answers  by {by}: nothing was trained")
     click.echo(f"\nreport   {out / 'report.html'}")
     click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")

@@ -3,25 +3,27 @@
 Records that cannot be asked are counted by reason.
 
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
-or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
-(2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
-BEIR's layout whose queries have answers (the judgments are the evidence), and records from
-``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
-error with file and line.
+or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), CSV with such
+columns (an empty answer: the documents have none), SQuAD's JSON (2.0's impossible questions have no
+answer), a list of such rows in one JSON file, a folder in BEIR's layout whose queries have answers
+(the judgments are the evidence), and records from ``synth`` or other sources, whose evidence names
+a document and a span. An unreadable row raises an error with file and line.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
-from stillroom.provenance import digest_json, find_output
+from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output
 from stillroom.records import Record, read_records
 from stillroom.text.language import split_sentences
 
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 
+_QUESTION_FILES = ("held_out.jsonl", "questions.jsonl")
+"""Question sets that an artifact may hold: those its job did not train on, or a part of a set."""
 _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 
@@ -179,12 +183,35 @@ class JudgedQuestion:
         """Whether the documents contain an answer."""
         return bool(self.answers)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a row of a question set in JSON lines."""
+        evidence = [
+            {
+                "quote": span.quote,
+                "path": span.name,
+                "start": span.start,
+                "end": span.end,
+                "passage_id": span.passage_id,
+            }
+            for span in self.evidence
+        ]
+        return {
+            "id": self.id,
+            "question": self.text,
+            "answers": list(self.answers),
+            "evidence": evidence,
+        }
+
 
 def read_question_set(path: Path) -> list[JudgedQuestion]:
-    """Return the questions of a file, or of a records artifact.
+    """Return the questions of a file, of a records artifact, or of a reader's (the held-out ones).
+
+    Of records with held-out ones only those are asked; records made with ``held_out: 0`` are asked
+    as a whole.
 
     Raises:
-        DataError: If a row cannot be read, an id occurs twice, or there is no question.
+        DataError: If a row cannot be read, an id occurs twice, or there is no question
+            (``data.no-questions``).
     """
     questions = list(_read_file(path))
     seen: set[str] = set()
@@ -193,7 +220,13 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
     if not questions:
-        raise _row_error(str(path), "there is no question", "at least one")
+        raise DataError(
+            "there is no question",
+            code="data.no-questions",
+            where=str(path),
+            expected="at least one",
+            next="add questions",
+        )
     return questions
 
 
@@ -201,6 +234,8 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
+    own = path / "output" if (path / ARTIFACT_FILE).is_file() else path
+    path = next((own / name for name in _QUESTION_FILES if (own / name).is_file()), path)
     if path.is_dir() or path.suffix in {".parquet", ".zst"}:
         yield from _read_records(path)
         return
@@ -213,17 +248,11 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
             "a UTF-8 text file, or a folder of records or in BEIR's layout",
             help="check the path",
         ) from error
+    if path.suffix in {".csv", ".tsv"}:
+        yield from _read_table(text, str(path))
+        return
     if path.suffix == ".json":
-        data = _parse_json_row(text, str(path))
-        if isinstance(data, dict) and isinstance(data.get("data"), list):
-            yield from _read_squad(data["data"], str(path))
-        elif isinstance(data, list):
-            for number, row in enumerate(data):
-                yield _read_row(row, f"{path}: row {number}", str(number))
-        else:
-            raise _row_error(
-                str(path), "the file is no question set", "SQuAD's JSON or a list of rows"
-            )
+        yield from _read_json(text, str(path))
         return
     rows = [
         (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
@@ -235,6 +264,45 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
         return
     for number, (where, row) in enumerate(rows):
         yield _read_row(row, where, str(number))
+
+
+def _read_json(text: str, where: str) -> Iterator[JudgedQuestion]:
+    data = _parse_json_row(text, where)
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        yield from _read_squad(data["data"], where)
+    elif isinstance(data, list):
+        for number, row in enumerate(data):
+            yield _read_row(row, f"{where}: row {number}", str(number))
+    else:
+        raise _row_error(where, "the file is no question set", "SQuAD's JSON or a list of rows")
+
+
+def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
+    """Read a table with a header, separated by commas, semicolons or tabs."""
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
+        raise _row_error(
+            f"{where}:1",
+            f"the columns are {', '.join(names) or 'none'}",
+            "a header with the columns question and answer, and evidence where known",
+            help="add the header",
+        )
+    reader.fieldnames = names
+    try:
+        for row in reader:
+            place = f"{where}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise _row_error(
+                    place, "the row has another number of cells", f"{len(names)} cells, as above"
+                )
+            yield _read_row(row, place, str(reader.line_num))
+    except csv.Error as error:
+        raise _row_error(
+            f"{where}:{reader.line_num}", f"it is no CSV: {error}", "CSV as in RFC 4180"
+        ) from error
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
@@ -324,8 +392,13 @@ def _sentence_at(context: str, start: int) -> str:
 
 
 def _read_records(path: Path) -> Iterator[JudgedQuestion]:
-    """Read records generated from documents; only held-out ones if there are splits."""
+    """Read records generated from documents; only held-out ones if there are any."""
     records = list(read_records(find_records(path)))
+    if not any(record.fields.get("split") == "held_out" for record in records):
+        records = [
+            replace(record, fields={k: v for k, v in record.fields.items() if k != "split"})
+            for record in records
+        ]
     questions, _ = select_questions(records, limit=len(records), seed=0)
     for question in questions:
         location = question.evidence
