@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.errors import DataError
-from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
+from stillroom.evaluate.qa.questions import QUESTIONS_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact, digest_json, make_parent
@@ -66,7 +66,7 @@ def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
             expected="questions with evidence to learn from, and others to judge",
             next="change share, or add questions",
         )
-    with atomic_write(job.output / "questions.jsonl") as file:
+    with atomic_write(job.output / QUESTIONS_FILE) as file:
         for question in selected:
             file.write(json.dumps(question.to_json(), ensure_ascii=False) + "\n")
     return job.finish(

@@ -23,11 +23,13 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
-from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output
+from stillroom.provenance import digest_json, find_output
 from stillroom.records import Record, read_records
 from stillroom.text.language import split_sentences
 
 __all__ = [
+    "HELD_OUT_FILE",
+    "QUESTIONS_FILE",
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
@@ -37,8 +39,11 @@ __all__ = [
 ]
 
 
-_QUESTION_FILES = ("held_out.jsonl", "questions.jsonl")
-"""Question sets that an artifact may hold: those its job did not train on, or a part of a set."""
+HELD_OUT_FILE = "held_out.jsonl"
+"""File of the questions that a training job kept apart, in its output."""
+QUESTIONS_FILE = "questions.jsonl"
+"""File of the questions of a job of kind evaluate.questions, in its output."""
+_SETS = (HELD_OUT_FILE, QUESTIONS_FILE)
 _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 
@@ -184,36 +189,35 @@ class JudgedQuestion:
         return bool(self.answers)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a row of a question set in JSON lines."""
+        """Convert to a row that ``read_question_set`` reads."""
         evidence = [
             {
                 "quote": span.quote,
-                "path": span.name,
+                "document_id": span.name,
                 "start": span.start,
                 "end": span.end,
                 "passage_id": span.passage_id,
             }
             for span in self.evidence
         ]
-        return {
-            "id": self.id,
-            "question": self.text,
-            "answers": list(self.answers),
-            "evidence": evidence,
-        }
+        row = {"id": self.id, "question": self.text, "answers": list(self.answers)}
+        return {**row, "evidence": evidence}
 
 
-def read_question_set(path: Path) -> list[JudgedQuestion]:
-    """Return the questions of a file, of a records artifact, or of a reader's (the held-out ones).
+def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion]:
+    """Return the questions of a file, of a records artifact, or those that a training held out.
 
-    Of records with held-out ones only those are asked; records made with ``held_out: 0`` are asked
-    as a whole.
+    Args:
+        path: A file, a records artifact, or an artifact whose output has ``held_out.jsonl`` or
+            ``questions.jsonl``.
+        every: Whether to return the questions of all records, not of the held-out ones alone (of
+            records with none held out, all are returned).
 
     Raises:
         DataError: If a row cannot be read, an id occurs twice, or there is no question
             (``data.no-questions``).
     """
-    questions = list(_read_file(path))
+    questions = list(_read_file(path, every=every))
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -230,29 +234,21 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
     return questions
 
 
-def _read_file(path: Path) -> Iterator[JudgedQuestion]:
+def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
+    places = [folder / name for folder in (path, path / "output") for name in _SETS]
+    path = next((place for place in places if place.is_file()), path)
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
-    own = path / "output" if (path / ARTIFACT_FILE).is_file() else path
-    path = next((own / name for name in _QUESTION_FILES if (own / name).is_file()), path)
     if path.is_dir() or path.suffix in {".parquet", ".zst"}:
-        yield from _read_records(path)
+        yield from _read_records(path, every=every)
         return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _row_error(
-            str(path),
-            f"the questions cannot be read: {error}",
-            "a UTF-8 text file, or a folder of records or in BEIR's layout",
-            help="check the path",
-        ) from error
+    text = _read_text(path)
     if path.suffix in {".csv", ".tsv"}:
         yield from _read_table(text, str(path))
         return
     if path.suffix == ".json":
-        yield from _read_json(text, str(path))
+        yield from _read_json(_parse_json_row(text, str(path)), path)
         return
     rows = [
         (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
@@ -260,27 +256,37 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
         if line.strip()
     ]
     if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
-        yield from _read_records(path)
+        yield from _read_records(path, every=every)
         return
     for number, (where, row) in enumerate(rows):
         yield _read_row(row, where, str(number))
 
 
-def _read_json(text: str, where: str) -> Iterator[JudgedQuestion]:
-    data = _parse_json_row(text, where)
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _row_error(
+            str(path),
+            f"the questions cannot be read: {error}",
+            "a UTF-8 text file, or a folder of records or in BEIR's layout",
+            help="check the path",
+        ) from error
+
+
+def _read_json(data: Any, path: Path) -> Iterator[JudgedQuestion]:
     if isinstance(data, dict) and isinstance(data.get("data"), list):
-        yield from _read_squad(data["data"], where)
-    elif isinstance(data, list):
-        for number, row in enumerate(data):
-            yield _read_row(row, f"{where}: row {number}", str(number))
-    else:
-        raise _row_error(where, "the file is no question set", "SQuAD's JSON or a list of rows")
+        yield from _read_squad(data["data"], str(path))
+        return
+    if not isinstance(data, list):
+        raise _row_error(str(path), "the file is no question set", "SQuAD's JSON or a list of rows")
+    for number, row in enumerate(data):
+        yield _read_row(row, f"{path}: row {number}", str(number))
 
 
 def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
     """Read a table with a header, separated by commas, semicolons or tabs."""
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names = [str(name).strip().lower() for name in reader.fieldnames or ()]
     if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
@@ -391,13 +397,12 @@ def _sentence_at(context: str, start: int) -> str:
     return context
 
 
-def _read_records(path: Path) -> Iterator[JudgedQuestion]:
+def _read_records(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
     """Read records generated from documents; only held-out ones if there are any."""
     records = list(read_records(find_records(path)))
-    if not any(record.fields.get("split") == "held_out" for record in records):
+    if every or not any(record.fields.get("split") == "held_out" for record in records):
         records = [
-            replace(record, fields={k: v for k, v in record.fields.items() if k != "split"})
-            for record in records
+            replace(record, fields={**record.fields, "split": "held_out"}) for record in records
         ]
     questions, _ = select_questions(records, limit=len(records), seed=0)
     for question in questions:

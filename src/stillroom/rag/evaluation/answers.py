@@ -214,7 +214,7 @@ def run_question(
         int(details["removed_citations"]),
         tuple(dict.fromkeys([*result.notices, *details["notices"]])),
         cpu_seconds,
-        len(details.get("quotes", ())),
+        sum(len(list(split_sentences(quote["text"]))) for quote in details.get("quotes", ())),
         find_probability(details),
     )
 

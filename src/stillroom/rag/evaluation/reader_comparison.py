@@ -273,6 +273,11 @@ def add_comparison(
     report.add(bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s"))
     for metric in differences.values():
         report.add(metric)
+    same = (
+        " The very questions by which the trained reader was kept or not: slightly favorable to it."
+        if recipe.compare is not None and recipe.questions in recipe.compare.readers.values()
+        else ""
+    )
     sections = list(report.sections)
     report.sections.clear()
     report.section(
@@ -282,7 +287,7 @@ def add_comparison(
         "questions, and what the model wrote is cut to as many words. Holds: the right words stand "
         "in the answer; wrong: an answer without them; silent: no answer. Unanswerable: asked of "
         "the index without the documents that answer. Cited: share of the citations that support "
-        "their sentence. 95 % intervals over questions.",
+        "their sentence. 95 % intervals over questions." + same,
         table=_tabulate(report, recipe, compared),
     )
     report.section(
