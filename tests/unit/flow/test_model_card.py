@@ -90,7 +90,7 @@ def test_front_matter_is_what_hubs_read(run):
     "said",
     [
         "# Bee",
-        "| merged-1 | `merge.methods.ties` | density 0.2 |",
+        "| merged-1 | no merge was kept | kept: one parent |",
         "| student-1 | `distill.methods.forward_kl` |",
         "| records of records-1 | 1 (25%) | 3 (75%) | 0 (0%) | X |",
         "| answers/student/closed/f1 | 0.4  | 0.3 to 0.5 | 20 |",
