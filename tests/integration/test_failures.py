@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tests.integration.main_job import MainJob, digests
+from tests.integration.main_job import StudentJob, digests
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
@@ -27,7 +27,7 @@ modles:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    return MainJob(tmp_path_factory.mktemp("failures"))
+    return StudentJob(tmp_path_factory.mktemp("failures"))
 
 
 @pytest.fixture(scope="module")
