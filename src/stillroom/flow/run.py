@@ -213,7 +213,7 @@ def _add_questions(text: str, questions: Path) -> str:
     steps = data["steps"]
     if named >= _MIN_TO_LEARN_FROM:
         parts = {
-            part: {"kind": "evaluate.questions", "questions": source, "part": part}
+            part: {"kind": "evaluate.questions", "questions": dict(source), "part": part}
             for part in ("learned", "judged")
         }
         steps["reader"]["questions"].append({"from": "learned"})

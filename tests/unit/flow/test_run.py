@@ -30,7 +30,7 @@ def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_pa
     assert "no training record is kept" in (out / "report.html").read_text(encoding="utf-8")
     assert find_reader(out) == ""
     with open_run(out) as opened:
-        *_, answer = opened.ask("What works?", answering="quote:reader=builtin:overlap")
+        *_, answer = opened.ask("What works?", answering=Quote(reader="builtin:overlap"))
         assert answer.hits[0].passage.text == "Hello to all. It works."
     assert find_checkpoint(str(out)) == (tmp_path / "teacher", None)
     again = run_make(tmp_path / "documents", out, overrides=too_little)

@@ -354,7 +354,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path
     def answers(name):
         text = (tmp_path / name / "output/answers.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
-        return [{**row, "seconds": 0, "search_seconds": 0} for row in rows]
+        return [{**row, "seconds": 0, "search_seconds": 0, "cpu_seconds": 0} for row in rows]
 
     assert answers("out") == answers("whole")
 

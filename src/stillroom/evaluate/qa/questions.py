@@ -307,7 +307,7 @@ def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
             yield _read_row(row, place, str(reader.line_num))
     except csv.Error as error:
         raise _row_error(
-            f"{where}:{reader.line_num}", f"it is no CSV: {error}", "CSV as in RFC 4180"
+            f"{where}:{reader.line_num + 1}", f"it is no CSV: {error}", "CSV as in RFC 4180"
         ) from error
 
 
