@@ -10,6 +10,8 @@ from tests.integration.main_job import MainJob, digests
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
+from stillroom.records import Message, Sampling
+from stillroom.serve.mounts import Mount, open_mounts
 
 STEPS = ("index", "records", "reader", "report")
 QUESTION = "What does the old mill of Alder grind every morning?"
@@ -80,10 +82,25 @@ def test_run_quotes_with_its_own_reader(run):
     assert thresholds[0] == [json.loads(reader.read_text())["threshold"]]
 
 
+def test_server_quotes_with_the_runs_reader(run):
+    with open_mounts([Mount("run", str(run))]) as (served,):
+        *_, answer = served.ask(
+            [Message("user", QUESTION)],
+            Sampling(max_new_tokens=8),
+            3,
+            settings={},
+            access=None,
+            is_cancelled=lambda: False,
+        )
+    reader = run / read_artifact(run).details["steps"]["reader"] / "output" / "reader.json"
+    (selected,) = [step for step in answer.details["trace"] if step["step"] == "select"]
+    assert selected["threshold"] == json.loads(reader.read_text())["threshold"]
+
+
 def test_lineage_goes_through_the_reader_to_the_bytes_of_the_documents(run):
     tree = json.loads(stillroom("show", run, "--lineage", "--json").stdout)["lineage"]
     text = json.dumps(tree)
-    assert tree["children"][0]["role"] == "reader"
+    assert tree["children"][0]["title"] == "reader"
     assert "grounded_qa" in text
     assert ".md" in text
     assert '"missing"' not in text

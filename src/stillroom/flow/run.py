@@ -20,6 +20,7 @@ from stillroom.jobs.machine import count_processes, require_single_process
 from stillroom.jobs.preflight import PreflightReport
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
+from stillroom.recipes.yaml_text import emit_yaml, read_yaml
 
 __all__ = [
     "estimate_recipe",
@@ -199,11 +200,9 @@ def read_make_recipe(
 
 def _add_questions(text: str, questions: Path) -> str:
     """Return the recipe with people's questions as the judge."""
-    import yaml
-
     from stillroom.evaluate.qa.questions import read_question_set
 
-    data = yaml.safe_load(text)
+    data = read_yaml(text, _MAKE_RECIPE.name).data
     data["inputs"]["questions"] = str(questions)
     source: dict[str, str] = {"from": "inputs.questions"}
     named = sum(
@@ -221,7 +220,7 @@ def _add_questions(text: str, questions: Path) -> str:
         data["steps"] = dict([*list(steps.items())[:at], *parts.items(), *list(steps.items())[at:]])
         source = {"from": "judged"}
     steps["report"]["questions"] = source
-    return str(yaml.safe_dump(data, sort_keys=False))
+    return "\n".join(emit_yaml(data))
 
 
 def run_make(

@@ -36,6 +36,7 @@ from stillroom.rag.answer_selection.reader import (
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.answers import find_probability
 from stillroom.rag.generation.answer import ask
+from stillroom.rag.interfaces import ANSWER_STRATEGIES
 from stillroom.rag.storage.filters import FilterExpression
 
 if TYPE_CHECKING:
@@ -104,12 +105,17 @@ def list_arms(
     """Return a pipeline for each reader, the first in the recipe first, then the model's."""
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     arms = [
-        replace(pipeline, name=name, answering=Quote(reader=reference))
+        replace(
+            pipeline,
+            name=name,
+            answering=ANSWER_STRATEGIES.build({"name": "quote", "reader": reference}),
+        )
         for name, reference in recipe.compare.readers.items()
     ]
+    # Opened here, so that the first question's time is not that of the weights.
     for reference in recipe.compare.readers.values():
-        if reference != BUILTIN_READER:  # which falls back, and says so
-            open_reader(reference)  # so that the first question's time is not that of the weights
+        if not find_fingerprint(reference) and reference != BUILTIN_READER:  # which falls back
+            open_reader(reference)
     return [*arms, *([replace(pipeline, name=BASE_ARM)] if recipe.compare.model_questions else [])]
 
 
