@@ -270,7 +270,7 @@ _MAIN_FIELDS = (
         "Teacher",
         "inputs.teacher",
         "place",
-        "generates the questions, and answers where it is told to",
+        "generates the questions, and answers where it is asked to",
         default="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     _build_main_field(
