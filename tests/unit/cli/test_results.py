@@ -199,3 +199,19 @@ def test_an_answer_that_says_nothing_says_why(why, told):
     details = {"refusal": why, "abstained": True}
     empty = Answer(Completion("The documents do not answer this."), details=details)
     assert told in said(print_answer, [empty.completion.text, empty], as_json=False)
+
+
+def test_run_begins_with_what_its_report_decided(tmp_path):
+    artifact = replace(
+        write_report(tmp_path, ("reader/owned/holds", 0.5, 0.4, 0.6, "")),
+        details={
+            "decision": "Use the owned reader.",
+            "answer": {"index": "index", "reader": "builtin:overlap", "model": "inputs.teacher"},
+        },
+    )
+    lines = said(print_run, tmp_path, artifact).splitlines()
+    assert lines[:3] == [
+        "Use the owned reader.",
+        "",
+        "reader/owned/holds                 0.5 [0.4, 0.6] (n=4)",
+    ]

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,24 @@ def test_many_questions_with_evidence_teach_too(tmp_path, count, steps):
     assert len(recipe.steps) == steps
     assert recipe.steps["report"].sources[1] == ("judged" if steps == 6 else "inputs.questions")
     assert recipe.inputs["questions"] == str(tmp_path / "people.csv")
+
+
+@pytest.mark.parametrize(
+    ("reader", "skipped", "expected"),
+    [
+        ("reader", {}, "steps/reader-1"),
+        ("reader", {"reader": "too few"}, ""),
+        ("builtin:overlap", {}, "builtin:overlap"),  # which its report found better
+        ("", {}, ""),
+    ],
+)
+def test_run_names_the_reader_that_its_report_chose(tmp_path, reader, skipped, expected):
+    details = {
+        "answer": {"index": "index", **({"reader": reader} if reader else {}), "model": "m"},
+        "steps": {} if skipped else {"reader": "steps/reader-1"},
+        "skipped": skipped,
+    }
+    told = {"format": 1, "kind": "report", "files": [], "parents": [], "details": details}
+    (tmp_path / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    found = find_reader(tmp_path)
+    assert found == (str(tmp_path / expected) if expected.startswith("steps") else expected)
