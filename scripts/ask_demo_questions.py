@@ -24,7 +24,7 @@ def main() -> None:
             begun = time.process_time()
             *_, answer = run.ask(question.text)
             spent += time.process_time() - begun
-            is_silent, text = answer.details["abstained"], answer.completion.text
+            is_silent, text = answer.details["abstained"], " ".join(answer.completion.text.split())
             is_right = (
                 not is_silent and bool(contains_answer(text, question.answers))
                 if question.is_answerable
