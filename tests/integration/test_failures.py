@@ -191,8 +191,8 @@ def test_every_problem_of_a_recipe_comes_at_once_with_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("override", "code", "mentioned"),
     [
-        ("steps.student.method=foward_kl", "recipe.unknown-method", "did you mean 'forward_kl'?"),
-        ("steps.student.tarin={steps: 3}", "recipe.unknown-key", "did you mean 'train'?"),
+        ("steps.index.chunker=headng", "recipe.unknown-method", "did you mean 'heading'?"),
+        ("steps.reader.tarin={steps: 3}", "recipe.unknown-key", "did you mean 'train'?"),
         ("steps.nosuch.kind=merg", "recipe.unknown-kind", "merge"),
         ("seed=[", "recipe.yaml", "seed=["),
     ],
