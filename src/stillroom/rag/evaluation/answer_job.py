@@ -43,6 +43,7 @@ from stillroom.rag.evaluation.reader_comparison import (
     BASE_ARM,
     add_comparison,
     are_synthetic,
+    find_copies,
     find_fingerprint,
     list_arms,
     match_quotes,
@@ -136,8 +137,12 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         report = report_answers(recipe, whole, locations, grader, writer, labels, len(index))
         add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
         if recipe.compare is not None:
+            places = {
+                question.id: [*locations[question.id], *find_copies(question, evidence)]
+                for question in questions
+            }
             silent = probe_silence(
-                recipe, pipelines, questions, locations, index, model, _build_sampling(recipe), job
+                recipe, pipelines, questions, places, index, model, _build_sampling(recipe), job
             )
             is_synthetic = are_synthetic(recipe.questions)
             decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)

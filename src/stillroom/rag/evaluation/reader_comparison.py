@@ -7,8 +7,8 @@ least sure (equal coverage, as selective answering is compared); what the model 
 many words.
 
 Silence is also measured on questions without an answer: each question is asked again of the index
-without the documents that hold its evidence; where it names none, without those that hold its
-answer.
+without the documents that hold its evidence or a copy of it; where it names none, without those
+that hold its answer. Another sentence elsewhere may still answer, so 1 is out of reach.
 
 Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Classification", JMLR
 11 (risk at equal coverage).
@@ -25,6 +25,7 @@ from stillroom.errors import CheckpointError
 from stillroom.evaluate import Metric, Report, Table, bootstrap, paired_difference
 from stillroom.evaluate.metrics.answers import best_f1, contains_answer
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
+from stillroom.evaluate.qa.questions import EvidenceSpan
 from stillroom.provenance import ARTIFACT_FILE, digest_json, read_artifact
 from stillroom.provenance.sources import list_ancestors
 from stillroom.rag.answer_selection.reader import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.evaluation.answer_job import GradedAnswer
     from stillroom.rag.evaluation.answers import AnswerTrace
-    from stillroom.rag.evaluation.retrieval import EvidenceLocation
+    from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
@@ -57,6 +58,7 @@ __all__ = [
     "SilenceProbe",
     "add_comparison",
     "are_synthetic",
+    "find_copies",
     "find_fingerprint",
     "list_arms",
     "match_quotes",
@@ -142,6 +144,12 @@ def select_model_questions(
     """Return the ids of the questions that the model is asked, determined by seed and ids."""
     order = sorted(questions, key=lambda question: digest_json([seed, "model", question.id]))
     return frozenset(question.id for question in order[:limit])
+
+
+def find_copies(question: JudgedQuestion, evidence: EvidenceMap) -> list[EvidenceLocation]:
+    """Return every place where the quotes of a question's evidence stand, in any document."""
+    quotes = tuple(EvidenceSpan(span.quote) for span in question.evidence if span.quote)
+    return evidence.locate(replace(question, evidence=quotes)) if quotes else []
 
 
 def probe_silence(

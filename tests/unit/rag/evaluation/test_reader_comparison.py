@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from stillroom.evaluate import Report
-from stillroom.evaluate.qa.questions import JudgedQuestion
+from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
@@ -14,9 +14,11 @@ from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
 from stillroom.rag.evaluation.reader_comparison import (
     SilenceProbe,
     add_comparison,
+    find_copies,
     match_quotes,
     select_model_questions,
 )
+from stillroom.rag.evaluation.retrieval import EvidenceMap
 from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.recipes import parse_recipe
@@ -155,6 +157,15 @@ def test_model_is_asked_a_part_by_seed():
 def test_settings_that_cannot_be_compared_are_refused(settings, code):
     with pytest.raises(ValidationError, match=rf"\[{code}\]"):
         AnswerEvaluationRecipe.model_validate({**RECIPE.model_dump(), **settings})
+
+
+def test_copies_of_the_evidence_are_found_in_every_document(index):
+    span = EvidenceSpan("A dog barks at strangers.", "animals/cats.md", 0, 5)
+    question = JudgedQuestion("0", "Who barks?", ("a dog",), (span,))
+    (place,) = find_copies(question, EvidenceMap(index))
+    paths = {index.passage(name).location.path for name in place.passages}
+    assert paths == {"animals/dogs.md"}
+    assert find_copies(replace(question, evidence=()), EvidenceMap(index)) == []
 
 
 def test_readers_are_compared_through_the_path_that_serves(built, tmp_path):
