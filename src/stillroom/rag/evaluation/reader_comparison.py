@@ -204,6 +204,17 @@ def _hide_documents(
     return others if len(others) else None
 
 
+def _find_twins(recipe: AnswerEvaluationRecipe, first: str) -> list[str]:
+    """Return the arms whose readers have the weights of the first one."""
+    readers = recipe.compare.readers if recipe.compare is not None else {}
+    own = find_fingerprint(readers[first])
+    return [
+        arm
+        for arm, reference in readers.items()
+        if arm != first and own and find_fingerprint(reference) == own
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Compared:
     """Answers of one arm, with where it is silent, and whether each answer holds the right words.
@@ -274,6 +285,10 @@ def add_comparison(
         is_synthetic: Whether a model wrote the questions.
     """
     first = next(iter(graded))
+    for arm in _find_twins(recipe, first):  # the same weights answer alike
+        graded = {**graded, arm: graded[first]}
+        own = {name: probe for (asked, name), probe in probes.items() if asked == first}
+        probes = {**probes, **{(arm, name): probe for name, probe in own.items()}}
     compared = {
         arm: _compare_arm(rows, graded[first], is_reader=arm != BASE_ARM)
         for arm, rows in graded.items()

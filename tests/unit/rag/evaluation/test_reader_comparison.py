@@ -19,7 +19,7 @@ from stillroom.rag.evaluation.reader_comparison import (
     select_model_questions,
 )
 from stillroom.rag.evaluation.retrieval import EvidenceMap
-from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe, ReaderComparison
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.recipes import parse_recipe
 
@@ -117,6 +117,18 @@ def test_others_are_silent_as_often_as_the_first_where_they_are_least_sure():
     for arm in ("owned", "sentence"):
         parts = ("holds", "wrong", "silent_answerable")
         assert sum(figures[f"reader/{arm}/{part}"] for part in parts) == pytest.approx(1)
+
+
+def test_a_reader_with_the_weights_of_the_first_answers_alike():
+    readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    arms = {"owned": ask([True] * 4, silent={1}), "shipped": ask([False] * 4)}
+    probes = {("owned", "0"): SilenceProbe(True, 0.1), ("shipped", "0"): SilenceProbe(False, 0.9)}
+    report = Report("Answers")
+    add_comparison(report, recipe, arms, probes, is_synthetic=False)
+    for name in ("holds", "silent_answerable", "silent_unanswerable"):
+        values = [report.metrics[f"reader/{arm}/{name}"].value for arm in readers]
+        assert values[0] == values[1]
 
 
 def test_what_the_model_wrote_is_cut_to_the_words_of_the_first():
