@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from stillroom.cli.output import print_json, print_report
+from stillroom.cli.output import format_row, print_json, print_report
 from stillroom.jobs import escape_line
-from stillroom.provenance import Artifact
+from stillroom.provenance import Artifact, read_artifact
 from stillroom.records import Answer, Citation
 
 __all__ = ["print_answer", "print_run"]
@@ -21,6 +21,12 @@ __all__ = ["print_answer", "print_run"]
 _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
 _MAIN_METRICS = (
+    "reader/owned/holds",
+    "reader/shipped/holds",
+    "reader/sentence/holds",
+    "reader/base/holds",
+    "reader/owned/silent_unanswerable",
+    "reader/cpu_s_a_question",
     "student/parameters",
     "teacher/parameters",
     "student/kl_to_teacher/initial",
@@ -43,10 +49,10 @@ def print_run(out: Path, artifact: Artifact) -> None:
         return
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-        for failed in artifact.details.get("failed", ()):
-            message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
-            click.echo(escape_line(message), err=True)
+        _print_failed(artifact)
         return
+    if decision := artifact.details.get("decision"):
+        click.echo(format_row("", escape_line(decision)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
@@ -56,12 +62,23 @@ def print_run(out: Path, artifact: Artifact) -> None:
             click.echo(f"{name:34} {_format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
+    for folder in artifact.details.get("steps", {}).values():
+        _print_failed(read_artifact(out / folder))
+    answer = artifact.details.get("answer") or {}
     if artifact.details.get("skipped"):
-        click.echo(f"answers  by {artifact.details['answer']['fallback']}: nothing was trained")
+        by = "the packaged reader" if "reader" in answer else answer["fallback"]
+        click.echo(f"answers  by {by}: nothing was trained")
     click.echo(f"\nreport   {out / 'report.html'}")
     click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
     click.echo(f"serve    stillroom serve {out}")
+
+
+def _print_failed(artifact: Artifact) -> None:
+    """Print the documents that could not be read."""
+    for failed in artifact.details.get("failed", ()):
+        message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
+        click.echo(escape_line(message), err=True)
 
 
 def _format_metric(metric: dict[str, object]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import __version__
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import CheckpointError, DataError, ResourceError
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Section, Table, merge_reports
 from stillroom.flow.inputs import check_inputs, digest_input, resolve_inputs
@@ -49,7 +49,13 @@ __all__ = [
 ]
 
 _KEY_DIGITS = 12
-_INSUFFICIENT_DATA_CODES = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
+_INSUFFICIENT_DATA_CODES = {
+    "data.no-questions",
+    "distill.nothing-kept",
+    "rag.no-evidence",
+    "synth.nothing-kept",
+    "train.no-records",
+}
 """Error codes of steps that found too few data in the documents of a valid recipe."""
 _LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # left by a kill before the first step
 
@@ -118,23 +124,27 @@ class FlowRun:
                     emit_event(self.reporter, "step", begun)
                     try:
                         done[name] = self._do(ready, head, before, engine)
-                    except DataError as error:
+                    except (DataError, CheckpointError) as error:
                         if not self._may_skip(name, error, done):
                             raise
                         skipped[name] = error.problems[0].what
                         self.reporter.say(f"warning: {head}: skipped, {skipped[name]}")
             return self._commit(done, skipped)
 
-    def _may_skip(self, name: str, error: DataError, done: Mapping[str, Path]) -> bool:
-        """Return whether the run can end without a step that found too few data."""
+    def _may_skip(
+        self, name: str, error: DataError | CheckpointError, done: Mapping[str, Path]
+    ) -> bool:
+        """Return whether the run can end without a step.
+
+        That is one that found too few data, or a reader whose base is not here: sentences are
+        then picked without it.
+        """
         answer = self.recipe.answer
-        return (
-            error.code in _INSUFFICIENT_DATA_CODES
-            and answer is not None
-            and bool(answer.fallback)
-            and answer.index in done
-            and self.recipe.needs(answer.model, name)
-        )
+        if answer is None or answer.index not in done or not self.recipe.find_spare_model():
+            return False
+        if isinstance(error, CheckpointError):
+            return name == answer.reader
+        return error.code in _INSUFFICIENT_DATA_CODES
 
     def estimate(self) -> Estimate:
         """Return the sum of the steps' estimates; unresolved inputs are left as placeholders.
@@ -255,21 +265,23 @@ class FlowRun:
         with atomic_write(self.out / "steps.json") as file:
             json.dump(listed, file, indent=1)
         timed = write_run_report(self.out, done, seconds, skipped)
-        answer = self.recipe.answer
+        answer = self._describe_answer(artifacts)
+        trained = [answer[role] for role in ("reader", "model") if role in answer]
         artifact = Artifact(
             kind="report",
             files=(self._entry("steps.json"),),
             timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
             parents=tuple(
                 Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
-                for name in sorted(done, key=lambda step: bool(answer and step == answer.model))
+                for name in sorted(done, key=lambda step: step in trained)
             ),
             recipe_digest=digest_text(dump_recipe(self.recipe)),
             seed=self.recipe.seed,
             details={
                 "steps": steps,
                 "skipped": dict(skipped),
-                "answer": self._describe_answer(),
+                "answer": answer or None,
+                **_collect_decision(artifacts),
                 "seconds": seconds,
             },
             versions=list_installed_versions(),
@@ -283,23 +295,42 @@ class FlowRun:
                 shutil.rmtree(folder)
         return artifact
 
-    def _describe_answer(self) -> dict[str, str] | None:
-        """Return the steps that answer, and the fallback checkpoint for a skipped one."""
+    def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+        """Return the steps that answer, and the checkpoint that stands in for a skipped one.
+
+        A report that compared readers decides which of them reads.
+        """
         if self.recipe.answer is None:
-            return None
-        described = self.recipe.answer.model_dump()
-        fallback = described.pop("fallback").removeprefix("inputs.")
-        return {**described, "fallback": self.recipe.inputs[fallback]} if fallback else described
+            return {}
+        described = self.recipe.answer.model_dump(exclude={"fallback"}, exclude_defaults=True)
+        if spare := self.recipe.find_spare_model():
+            described["fallback"] = spare
+        for artifact in artifacts.values():
+            decision = artifact.details.get("decision")
+            if "reader" in described and isinstance(decision, Mapping) and decision["reader"]:
+                described["reader"] = str(decision["reader"])
+        return described
 
     def _entry(self, name: str) -> FileEntry:
         path = self.out / name
         return FileEntry(name, path.stat().st_size, digest_file(path))
 
 
+def _collect_decision(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return the sentence of the step that decided whether the result is worth using."""
+    lines = [
+        decision["line"]
+        for artifact in artifacts.values()
+        if isinstance(decision := artifact.details.get("decision"), Mapping)
+    ]
+    return {"decision": str(lines[-1])} if lines else {}
+
+
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
-    "The documents gave too little to train on. The index answers with the model that the recipe "
-    "names as its fallback; nothing here was learned from these documents."
+    "The steps below found too little, so nothing was learned from these documents. The index "
+    "answers all the same: in the documents' own sentences, chosen by the packaged reader, or with "
+    "the untuned model where it is asked to write."
 )
 
 

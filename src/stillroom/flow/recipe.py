@@ -129,11 +129,19 @@ class ServingSteps(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: str = Field(description="step that builds the index")
-    model: str = Field(description="step that produces the checkpoint that answers")
+    reader: str = Field(
+        "",
+        description="step that trains the sentence reader of answers that quote; where the "
+        "documents are too few for it, the packaged one reads",
+    )
+    model: str = Field(
+        description="step that produces the checkpoint that writes answers, or an input "
+        "(inputs.NAME)"
+    )
     fallback: str = Field(
         "",
         description="input whose checkpoint answers if the documents were too few to train on "
-        "(inputs.NAME); without it the run fails in that case",
+        "(inputs.NAME); without it, and with a step as model, the run fails in that case",
     )
 
 
@@ -165,8 +173,16 @@ class FlowRecipe(Recipe):
         """Return whether a step depends on another, directly or through others."""
         return step == other_step or any(
             source in self.steps and self.needs(source, other_step)
-            for source in self.steps[step].sources
+            for source in (self.steps[step].sources if step in self.steps else ())
         )
+
+    def find_spare_model(self) -> str:
+        """Return the checkpoint that answers if nothing could be trained; empty without one."""
+        answer = self.answer
+        if answer is None:
+            return ""
+        spare = answer.model if answer.model.startswith("inputs.") else answer.fallback
+        return self.inputs[spare.removeprefix("inputs.")] if spare else ""
 
     @model_validator(mode="after")
     def _check_sources(self) -> FlowRecipe:
@@ -191,16 +207,18 @@ class FlowRecipe(Recipe):
             known.append(name)
         problems += _check_clusters(self)
         if self.answer:
-            for field, source in (("index", self.answer.index), ("model", self.answer.model)):
-                if source not in self.steps:
-                    problems.append(
-                        _unknown_source_problem(source, f"answer.{field}", list(self.steps))
-                    )
-            inputs = [f"inputs.{name}" for name in self.inputs]
-            if self.answer.fallback and self.answer.fallback not in inputs:
-                problems.append(
-                    _unknown_source_problem(self.answer.fallback, "answer.fallback", inputs)
-                )
+            steps, inputs = list(self.steps), [f"inputs.{name}" for name in self.inputs]
+            allowed = {
+                "index": steps,
+                "reader": ["", *steps],
+                "model": [*steps, *inputs],
+                "fallback": ["", *inputs],
+            }
+            for field, names in allowed.items():
+                source = getattr(self.answer, field)
+                if source not in names:
+                    known_names = [name for name in names if name]
+                    problems.append(_unknown_source_problem(source, f"answer.{field}", known_names))
         if problems:
             raise RecipeError(problems)
         return self

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
 from stillroom.evaluate.qa.judgments import find_judgments
-from stillroom.flow.opening import find_model, find_step
+from stillroom.flow.opening import find_model, find_reader, find_step, set_reader
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -198,7 +198,7 @@ def open_run(
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
-    reference = model or find_model(run)
+    reference, reader = model or find_model(run), "" if is_index else find_reader(run)
     defaults = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
@@ -217,7 +217,12 @@ def open_run(
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
             return ask_stream(
-                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **options
+                index,
+                text_model,
+                query,
+                sampling=sampling,
+                is_cancelled=is_cancelled,
+                **set_reader(options, reader),
             )
 
         def judge(

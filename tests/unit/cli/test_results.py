@@ -224,3 +224,19 @@ def test_silence_shows_what_came_nearest():
     told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)
     assert "[1] mills.md: bytes 10-42, page 3\n    It grinds barley.\n" in told
     assert "note: no sentence of the passages answers" in told
+
+
+def test_run_begins_with_what_its_report_decided(tmp_path):
+    artifact = replace(
+        write_report(tmp_path, ("reader/owned/holds", 0.5, 0.4, 0.6, "")),
+        details={
+            "decision": "Use the owned reader.",
+            "answer": {"index": "index", "reader": "builtin:overlap", "model": "inputs.teacher"},
+        },
+    )
+    lines = said(print_run, tmp_path, artifact).splitlines()
+    assert lines[:3] == [
+        "Use the owned reader.",
+        "",
+        "reader/owned/holds                 0.5 [0.4, 0.6] (n=4)",
+    ]

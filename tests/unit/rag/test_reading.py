@@ -355,7 +355,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path
     def answers(name):
         text = (tmp_path / name / "output/answers.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
-        return [{**row, "seconds": 0, "search_seconds": 0} for row in rows]
+        return [{**row, "seconds": 0, "search_seconds": 0, "cpu_seconds": 0} for row in rows]
 
     assert answers("out") == answers("whole")
 
@@ -406,7 +406,10 @@ def test_options_without_effect_are_refused(given, expected):
         ("q.jsonl", '{"question": "?", "answer": 3}\n', "data.question-set"),
         ("q.jsonl", '{"id": 1, "question": "?", "answer": "x"}\n' * 2, "data.question-set"),
         ("q.jsonl", "no JSON\n", "data.question-set"),
-        ("q.jsonl", "", "data.question-set"),
+        ("q.jsonl", "", "data.no-questions"),
+        ("q.csv", "question\nWho?\n", "data.question-set"),
+        ("q.csv", "question,answer\nWho?\n", "data.question-set"),
+        ("q.csv", 'question,answer\n"Who?,x\n', "data.question-set"),
         ("q.json", '{"data": [{}]}', "data.question-set"),
         ("q.json", "3", "data.question-set"),
     ],

@@ -3,16 +3,18 @@
 Records that cannot be asked are counted by reason.
 
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
-or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
-(2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
-BEIR's layout whose queries have answers (the judgments are the evidence), and records from
-``synth`` or other sources, whose evidence names a document and a span. Judgments of people on
-answers are read as they count at last (``merge_judgments``). An unreadable row raises an error with
-file and line.
+or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), CSV with such
+columns (an empty answer: the documents have none), SQuAD's JSON (2.0's impossible questions have no
+answer), a list of such rows in one JSON file, a folder in BEIR's layout whose queries have answers
+(the judgments are the evidence), and records from ``synth`` or other sources, whose evidence names
+a document and a span. Judgments of people on answers are read as they count at last
+(``merge_judgments``). An unreadable row raises an error with file and line.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ from stillroom.text.language import split_sentences
 
 __all__ = [
     "HELD_OUT_FILE",
+    "QUESTIONS_FILE",
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
@@ -40,6 +43,9 @@ __all__ = [
 
 HELD_OUT_FILE = "held_out.jsonl"
 """File of the questions that a training job kept apart, in its output."""
+QUESTIONS_FILE = "questions.jsonl"
+"""File of the questions of a job of kind evaluate.questions, in its output."""
+_SETS = (HELD_OUT_FILE, QUESTIONS_FILE)
 _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 
@@ -204,11 +210,14 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
     """Return the questions of a file, of a records artifact, or those that a training held out.
 
     Args:
-        path: A file, a records artifact, or an artifact whose output has ``held_out.jsonl``.
-        every: Whether to return the questions of all records, not of the held-out ones alone.
+        path: A file, a records artifact, or an artifact whose output has ``held_out.jsonl`` or
+            ``questions.jsonl``.
+        every: Whether to return the questions of all records, not of the held-out ones alone (of
+            records with none held out, all are returned).
 
     Raises:
-        DataError: If a row cannot be read, an id occurs twice, or there is no question.
+        DataError: If a row cannot be read, an id occurs twice, or there is no question
+            (``data.no-questions``).
     """
     questions = list(_read_file(path, every=every))
     seen: set[str] = set()
@@ -217,15 +226,19 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
     if not questions:
-        expected = "at least one; of a question, more than that an answer is wrong"
-        raise _row_error(str(path), "there is no question", expected)
+        raise DataError(
+            "there is no question",
+            code="data.no-questions",
+            where=str(path),
+            expected="at least one; of a question, more than that an answer is wrong",
+            next="add questions",
+        )
     return questions
 
 
 def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
-    for folder in (path, path / "output"):
-        if (folder / HELD_OUT_FILE).is_file():
-            path = folder / HELD_OUT_FILE
+    places = [folder / name for folder in (path, path / "output") for name in _SETS]
+    path = next((place for place in places if place.is_file()), path)
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
@@ -233,6 +246,9 @@ def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
         yield from _read_records(path, every=every)
         return
     text = _read_text(path)
+    if path.suffix in {".csv", ".tsv"}:
+        yield from _read_table(text, str(path))
+        return
     if path.suffix == ".json":
         yield from _read_json(_parse_json_row(text, str(path)), path)
         return
@@ -277,6 +293,33 @@ def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
         if line.strip()
     ]
     return list(merge_judgments(rows)) if is_judged else rows
+
+
+def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
+    """Read a table with a header, separated by commas, semicolons or tabs."""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
+        raise _row_error(
+            f"{where}:1",
+            f"the columns are {', '.join(names) or 'none'}",
+            "a header with the columns question and answer, and evidence where known",
+            help="add the header",
+        )
+    reader.fieldnames = names
+    try:
+        for row in reader:
+            place = f"{where}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise _row_error(
+                    place, "the row has another number of cells", f"{len(names)} cells, as above"
+                )
+            yield _read_row(row, place, str(reader.line_num))
+    except csv.Error as error:
+        raise _row_error(
+            f"{where}:{reader.line_num + 1}", f"it is no CSV: {error}", "CSV as in RFC 4180"
+        ) from error
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
@@ -366,9 +409,9 @@ def _sentence_at(context: str, start: int) -> str:
 
 
 def _read_records(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
-    """Read records generated from documents; only held-out ones if there are splits."""
+    """Read records generated from documents; only held-out ones if there are any."""
     records = list(read_records(find_records(path)))
-    if every:
+    if every or not any(record.fields.get("split") == "held_out" for record in records):
         records = [
             replace(record, fields={**record.fields, "split": "held_out"}) for record in records
         ]

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.judges import BinaryJudge, JudgeResult, choose_judge_mode
 from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.models.deferred import DeferredModel
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -27,6 +28,7 @@ from stillroom.provenance import (
     digest_json,
     make_parent,
 )
+from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.answer_report import add_leakage, report_answers
 from stillroom.rag.evaluation.answers import (
     AnswerGrader,
@@ -36,6 +38,17 @@ from stillroom.rag.evaluation.answers import (
     grade_answer,
     measure_judge_control,
     run_question,
+)
+from stillroom.rag.evaluation.reader_comparison import (
+    BASE_ARM,
+    add_comparison,
+    are_synthetic,
+    find_copies,
+    find_fingerprint,
+    list_arms,
+    match_quotes,
+    probe_silence,
+    select_model_questions,
 )
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
 from stillroom.rag.evaluation.retrieval_job import (
@@ -49,6 +62,7 @@ from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.records import Sampling
 
 if TYPE_CHECKING:
+    from stillroom.models import TextModel
     from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
 
@@ -70,6 +84,7 @@ class GradedAnswer:
 
 
 _SECONDS_PER_TOKEN = 0.02
+_SECONDS_PER_QUOTE = 0.3
 
 
 def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
@@ -81,12 +96,15 @@ def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
     _read_labels(recipe)
-    count = len(_read_questions(recipe)) * len(pipelines)
+    count, quoted = len(_read_questions(recipe)) * len(pipelines), 0
+    if recipe.compare is not None:
+        quoted = 2 * count * len(recipe.compare.readers)
+        count = recipe.compare.model_questions * 3 // 2
     return Estimate(
         memory_bytes=600_000_000,
-        seconds=count * recipe.max_new_tokens * _SECONDS_PER_TOKEN,
+        seconds=count * recipe.max_new_tokens * _SECONDS_PER_TOKEN + quoted * _SECONDS_PER_QUOTE,
         basis=f"{count} answers of at most {recipe.max_new_tokens} tokens at "
-        f"{_SECONDS_PER_TOKEN} s a token",
+        f"{_SECONDS_PER_TOKEN} s a token, {quoted} quotes",
     )
 
 
@@ -103,21 +121,58 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; resuming continues.
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
+    if recipe.compare is not None:
+        pipelines = list_arms(recipe, pipelines[0])
     questions, labels = _read_questions(recipe), _read_labels(recipe)
-    with recipe.open_index() as index:
+    decision: dict[str, Any] = {}
+    with recipe.open_index() as index, closing(_open_model(recipe)) as model:
         evidence = EvidenceMap(index)
         locations = {question.id: evidence.locate(question) for question in questions}
-        readings, model = _answer_all(recipe, pipelines, questions, index, job)
+        readings = _answer_all(recipe, pipelines, questions, index, model, job)
         graded, grader = _grade_all(recipe, pipelines, questions, locations, readings, index, job)
         _write_answers(job, graded, locations)
-        report = report_answers(recipe, graded, locations, grader, model, labels, len(index))
+        first = next(iter(graded))
+        whole = graded if recipe.compare is None else {first: graded[first]}
+        writer = model.fingerprint if _is_asked(recipe) else ""
+        report = report_answers(recipe, whole, locations, grader, writer, labels, len(index))
         add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
+        if recipe.compare is not None:
+            places = {
+                question.id: [*locations[question.id], *find_copies(question, evidence)]
+                for question in questions
+            }
+            silent = probe_silence(
+                recipe, pipelines, questions, places, index, model, _build_sampling(recipe), job
+            )
+            is_synthetic = are_synthetic(recipe.questions)
+            decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)
+            decision = {"decision": decided.to_json()}
         report.write(job.output)
         return job.finish(
             "report",
             parents=_build_parents(recipe, job),
-            details={"index": index.digest, "questions": len(questions), **report.to_json()},
+            details={
+                "index": index.digest,
+                "questions": len(questions),
+                **decision,
+                **report.to_json(),
+            },
         )
+
+
+def _open_model(recipe: AnswerEvaluationRecipe) -> DeferredModel:
+    """Return the model, which is opened when an answer needs it."""
+    from stillroom.models import open_text_model
+
+    return DeferredModel(recipe.model, lambda: open_text_model(recipe.model))
+
+
+def _is_asked(recipe: AnswerEvaluationRecipe) -> bool:
+    return recipe.compare is None or recipe.compare.model_questions > 0
+
+
+def _build_sampling(recipe: AnswerEvaluationRecipe) -> Sampling:
+    return Sampling(max_new_tokens=recipe.max_new_tokens, stop=("\n\n",), seed=recipe.seed)
 
 
 def _read_labels(recipe: AnswerEvaluationRecipe) -> dict[tuple[str, str], bool]:
@@ -165,46 +220,56 @@ def _answer_all(
     pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     index: Index,
+    model: TextModel,
     job: Job,
-) -> tuple[dict[tuple[str, str], AnswerTrace], str]:
-    """Return the traces by pipeline and question, and the model's fingerprint."""
-    from stillroom.models import open_text_model
-
+) -> dict[tuple[str, str], AnswerTrace]:
+    """Return the traces by pipeline and question; of readers, the first one's length binds all."""
     journal = job.journal("readings")
-    sampling = Sampling(max_new_tokens=recipe.max_new_tokens, stop=("\n\n",), seed=recipe.seed)
+    sampling = _build_sampling(recipe)
     traces: dict[tuple[str, str], AnswerTrace] = {}
-    with (
-        closing(open_text_model(recipe.model)) as model,
-        job.phase("read", len(pipelines) * len(questions), "answers") as progress,
-    ):
+    compare = recipe.compare
+    by_model = select_model_questions(
+        questions, compare.model_questions if compare else len(questions), recipe.seed
+    )
+    with job.phase("read", len(pipelines) * len(questions), "answers") as progress:
         for question in questions:
+            first: AnswerTrace | None = None
             for pipeline in pipelines:
-                key_parts = [
-                    pipeline.name,
-                    question.id,
-                    question.text,
-                    recipe.k,
-                    recipe.depth,
-                    index.digest,
-                ]
-                key = digest_json(
-                    [*key_parts, model.fingerprint, recipe.max_new_tokens, recipe.seed]
-                )
+                progress.advance()
+                if compare and pipeline.name == BASE_ARM and question.id not in by_model:
+                    continue
+                asked = match_quotes(pipeline, first) if compare else pipeline
+                key = _build_key(recipe, asked, question, index, model)
                 if key not in journal:
                     job.check_cancelled()
                     reading = run_question(
                         index,
                         model,
-                        pipeline,
+                        asked,
                         question,
                         k=recipe.k,
                         depth=recipe.depth,
                         sampling=sampling,
                     )
                     journal.put(key, reading.to_json())
-                traces[pipeline.name, question.id] = AnswerTrace.from_json(journal[key])
-                progress.advance()
-        return traces, model.fingerprint
+                trace = AnswerTrace.from_json(journal[key])
+                traces[pipeline.name, question.id] = trace
+                first = first or trace
+    return traces
+
+
+def _build_key(
+    recipe: AnswerEvaluationRecipe,
+    pipeline: RetrievalPipeline,
+    question: JudgedQuestion,
+    index: Index,
+    model: TextModel,
+) -> str:
+    """Return the journal's key of an answer: all that it depends on."""
+    key_parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
+    if isinstance(pipeline.answering, Quote):
+        return digest_json([*key_parts, pipeline.answering.model_dump(mode="json")])
+    return digest_json([*key_parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 
 def _grade_all(
@@ -226,7 +291,9 @@ def _grade_all(
             for question in questions:
                 for pipeline in pipelines:
                     job.check_cancelled()
-                    reading = readings[pipeline.name, question.id]
+                    reading = readings.get((pipeline.name, question.id))
+                    if reading is None:  # the model is asked a part of the questions
+                        continue
                     graded[pipeline.name].append(
                         _grade_one(reading, question, locations[question.id], grader, recipe.k)
                     )
@@ -312,17 +379,22 @@ def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
 def _build_parents(recipe: AnswerEvaluationRecipe, job: Job) -> list[Parent]:
     parents = [make_parent("index", Path(recipe.index), job.out)]
     labels = recipe.model_judge.labels if recipe.model_judge is not None else None
-    for name, value in {"questions": recipe.questions, "labels": labels}.items():
+    readers = recipe.compare.readers.values() if recipe.compare is not None else ()
+    inputs = [("questions", recipe.questions), ("labels", labels)]
+    inputs += [("reader", value) for value in readers if value != recipe.questions]
+    for name, value in inputs:
         if value is None:
             continue
         path = Path(value)
         if (path / ARTIFACT_FILE).is_file():
             parents.append(make_parent(name, path, job.out))
-            continue
-        parts = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-        digests = [[file.name, digest_file(file)] for file in parts]
-        digest = digests[0][1] if path.is_file() else digest_json(digests)
-        parents.append(Parent(name, str(path), digest))
+        elif name == "reader":
+            parents.append(Parent(name, value, find_fingerprint(value)))
+        else:
+            parts = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+            digests = [[file.name, digest_file(file)] for file in parts]
+            digest = digests[0][1] if path.is_file() else digest_json(digests)
+            parents.append(Parent(name, str(path), digest))
     return parents
 
 
