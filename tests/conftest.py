@@ -1,5 +1,6 @@
 """What every test shares: quiet engines, no network but loopback, one cache folder a session."""
 
+import gc
 import os
 import socket
 
@@ -10,8 +11,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
+
+gc.disable()  # a million objects are collected with the tests, and none of them is garbage
+
+
+def pytest_collection_finish():
+    """Leave out the tests themselves whenever garbage is collected."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +38,18 @@ def _no_network(request, monkeypatch):
         return _connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    """Let no test wait until a disk has written: a process that is killed loses nothing by it."""
+
+    def check(descriptor):
+        os.fstat(descriptor if isinstance(descriptor, int) else descriptor.fileno())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", check)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
