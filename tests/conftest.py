@@ -24,6 +24,7 @@ def pytest_collection_finish():
     """Leave out the tests themselves whenever garbage is collected."""
     gc.freeze()
     gc.enable()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
