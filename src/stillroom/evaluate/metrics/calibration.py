@@ -1,8 +1,9 @@
 """Expected calibration error, temperature scaling of tokens and Platt scaling of scores.
 
-The outcome of the former two is the token in the record. A bin holds the positions whose largest probability lies in
-it; the expected calibration error is the mean distance between confidence and accuracy over the
-bins. One temperature, fitted on other records, is the baseline for any claim about calibration.
+The outcome of the former two is the token in the record. A bin holds the positions whose largest
+probability lies in it; the expected calibration error is the mean distance between confidence and
+accuracy over the bins. One temperature, fitted on other records, is the baseline for any claim
+about calibration.
 """
 
 from __future__ import annotations
