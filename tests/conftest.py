@@ -1,8 +1,10 @@
 """What every test shares: quiet engines, no network but loopback, one cache folder a session."""
 
+import functools
 import gc
 import os
 import socket
+import sqlite3
 
 import pytest
 
@@ -41,15 +43,23 @@ def _no_network(request, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
+class _UnsyncedConnection(sqlite3.Connection):
+    def execute(self, sql, *values):
+        is_about_disks = sql.startswith("PRAGMA synchronous")
+        return super().execute("PRAGMA synchronous=OFF" if is_about_disks else sql, *values)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_disks():
     """Let no test wait until a disk has written: a process that is killed loses nothing by it."""
+    connect = functools.partial(sqlite3.connect, factory=_UnsyncedConnection)
 
     def check(descriptor):
         os.fstat(descriptor if isinstance(descriptor, int) else descriptor.fileno())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", check)
+        patch.setattr(sqlite3, "connect", connect)
         yield
 
 
