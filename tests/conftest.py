@@ -22,6 +22,12 @@ _connect = socket.socket.connect
 gc.disable()  # a million objects are collected with the tests, and none of them is garbage
 
 
+@pytest.hookimpl(trylast=True)  # after they were shuffled
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest: one at the end is waited for by the other worker."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/integration/"))
+
+
 def pytest_collection_finish():
     """Leave out the tests themselves whenever garbage is collected."""
     gc.freeze()
