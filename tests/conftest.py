@@ -1,12 +1,12 @@
 """What every test shares: quiet engines, no network but loopback, one cache folder a session."""
 
-import functools
 import gc
 import os
 import socket
-import sqlite3
 
 import pytest
+
+from tests.processes import skip_disk_syncs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would w
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
 
+skip_disk_syncs()
 gc.disable()  # a million objects are collected with the tests, and none of them is garbage
 
 
@@ -47,26 +48,6 @@ def _no_network(request, monkeypatch):
         return _connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-
-
-class _UnsyncedConnection(sqlite3.Connection):
-    def execute(self, sql, *values):
-        is_about_disks = sql.startswith("PRAGMA synchronous")
-        return super().execute("PRAGMA synchronous=OFF" if is_about_disks else sql, *values)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_disks():
-    """Let no test wait until a disk has written: a process that is killed loses nothing by it."""
-    connect = functools.partial(sqlite3.connect, factory=_UnsyncedConnection)
-
-    def check(descriptor):
-        os.fstat(descriptor if isinstance(descriptor, int) else descriptor.fileno())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", check)
-        patch.setattr(sqlite3, "connect", connect)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
