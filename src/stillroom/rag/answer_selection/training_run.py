@@ -23,7 +23,7 @@ from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
-from stillroom.provenance import digest_text, make_parent
+from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
     ReaderPassage,
@@ -112,10 +112,25 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         parents=[
             make_parent("index", Path(recipe.index), job.out),
             *(make_parent("questions", Path(path), job.out) for path in recipe.questions),
+            Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
+            *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
         details={"train": trained, "validation": figures, "reader": True, **chosen},
     )
+
+
+def _fingerprint(base: str) -> str:
+    from stillroom.checkpoints import Checkpoint
+
+    return Checkpoint.open(resolve_checkpoint(base)).fingerprint
+
+
+def _describe_start(reference: str, job: Job) -> Parent:
+    path = Path(reference)
+    if (path / ARTIFACT_FILE).is_file():
+        return make_parent("start", path, job.out)
+    return Parent("start", reference, SentenceReader(find_reader(reference)).fingerprint)
 
 
 def _choose(
