@@ -126,9 +126,10 @@ def find_reader(run: Path) -> str:
     """Return the reference of the reader that quotes in a finished run; empty for the default."""
     details = read_artifact(run).details
     reader = (details.get("answer") or {}).get("reader", "")
-    if reader in details["steps"]:
-        return str(run.absolute() / details["steps"][reader])
-    return "" if reader in details["skipped"] else str(reader)
+    steps = details.get("steps", {})
+    if reader in steps:
+        return str(run.absolute() / steps[reader])
+    return "" if reader in details.get("skipped", {}) else str(reader)
 
 
 def find_checkpoint(

@@ -28,7 +28,8 @@ def answer(index, question, **settings):
 
 
 def quoted(index, question="How long does a cat sleep?"):
-    return answer(index, question, answering=Quote(reader="builtin:overlap", min_probability=0))
+    method = Quote(reader="builtin:overlap", min_probability=0, max_quotes=1)
+    return answer(index, question, answering=method)
 
 
 def check_stands(index, judgment):
