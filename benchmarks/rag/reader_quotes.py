@@ -31,7 +31,7 @@ from stillroom.records import Answer
 from stillroom.testing import scripted_model
 
 SILENT = scripted_model(["a reader asks no model"])
-MODEL_QUESTIONS, FOREIGN_QUESTIONS = 40, 100
+MODEL_QUESTIONS, FOREIGN_QUESTIONS = 25, 100
 
 
 def main() -> None:
