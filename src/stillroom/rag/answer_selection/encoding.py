@@ -79,13 +79,18 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
 
 
 def _find_headings(text: str, known: set[str]) -> list[Span]:
-    """Return the spans of lines that Markdown marks as headings, or that repeat a known one."""
+    """Return the spans of lines that Markdown marks as headings, or that repeat a known one.
+
+    A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
+    begins a comment.
+    """
     fenced = _find_fences(text)
-    lines = []
-    start = 0
-    for line in text.split("\n"):
-        is_marked = bool(_MARKED_HEADING.match(line)) and not any(
-            first <= start < last for first, last in fenced
+    rows, lines, start = text.split("\n"), [], 0
+    for number, line in enumerate(rows):
+        is_marked = (
+            bool(_MARKED_HEADING.match(line))
+            and not (number + 1 < len(rows) and rows[number + 1].strip())
+            and not any(first <= start < last for first, last in fenced)
         )
         if is_marked or _letters(line) in known:
             lines.append((start, start + len(line)))

@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILTIN_READER",
+    "FEATURES",
     "OVERLAP_READER",
     "READ_PASSAGES",
+    "SCORE_WEIGHTS",
     "SentenceReader",
     "describe_reading",
     "find_reader",
@@ -59,6 +61,8 @@ READ_PASSAGES = 5
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
+SCORE_WEIGHTS = ("overlap", "short", "rank")
+FEATURES = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
 
@@ -76,14 +80,17 @@ class SentenceReader:
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, ValueError) as error:
+            base = open_base(str(self.config["base"]))
+            self._adopt(base, tensors)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
-                f"{folder} holds no sentence reader: {error}",
+                f"{folder} holds no sentence reader: {error!r}",
                 code="checkpoint.not-a-reader",
-                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
+                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE} of a job of kind rag.reader",
                 next="train one: stillroom new rag.reader",
             ) from error
-        base = open_base(str(self.config["base"]))
+
+    def _adopt(self, base: NumpyBert, tensors: Mapping[str, NDArray[Any]]) -> None:
         scale = float(self.config["alpha"]) / int(self.config["rank"])
         self._encoder: NumpyBert = base.adapt(_merge_updates(tensors, scale))
         self._sentence = tensors["sentence.weight"][0].astype(np.float32)
@@ -93,6 +100,8 @@ class SentenceReader:
         self._ends = tensors["ends.weight"].astype(np.float32)
         self._ends_bias = tensors["ends.bias"].astype(np.float32)
         self._shared = tensors["shared"].astype(np.float32)
+        self._weights = {name: float(self.config["weights"][name]) for name in SCORE_WEIGHTS}
+        self._calibration = {name: float(self.config["calibration"][name]) for name in FEATURES}
         self.fingerprint = digest_json(
             [
                 self.config,
@@ -120,7 +129,7 @@ class SentenceReader:
             passages: Title, text and sentence spans of each passage, best first.
             overlap: The question's terms with their weights in the index.
         """
-        tokenizer, weights = self._encoder.tokenizer, self.config["weights"]
+        tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
         for window in encode_passages(
@@ -157,7 +166,7 @@ class SentenceReader:
     ) -> float:
         if not sentences:
             return 0.0
-        weights = self.config["calibration"]
+        weights = self._calibration
         features = describe_reading(sentences, no_answer, total)
         value = sum(weights[name] * feature for name, feature in features.items())
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, value + weights["intercept"]))))

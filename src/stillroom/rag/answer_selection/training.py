@@ -116,11 +116,11 @@ class ReaderNetwork(nn.Module):
             sentences = self.sentence(torch.bmm(batch.means, states)).squeeze(-1)
             return sentences, self.no_answer(states[:, 0]).squeeze(-1), self.ends(states)
 
-    def load(self, folder: Path, *, base: str) -> None:
+    def load(self, folder: Path, *, base: str, alpha: float) -> None:
         """Load the low-rank factors and heads of a reader.
 
         Raises:
-            CheckpointError: If it has another base, or other shapes.
+            CheckpointError: If it has another base or alpha, or other shapes.
         """
         from safetensors.torch import load_file
 
@@ -128,15 +128,17 @@ class ReaderNetwork(nn.Module):
         state = self.state_dict()
         renamed = {_exported_name(name): name for name in state if _exported_name(name)}
         tensors = load_file(folder / WEIGHTS_FILE)
-        if config["base"] != base or {
+        if (config["base"], config["alpha"]) != (base, alpha) or {
             name: state[full].shape for name, full in renamed.items()
         } != {name: tensor.shape for name, tensor in tensors.items()}:
             raise CheckpointError(
-                f"{folder} is a reader of {config['base']} with rank {config['rank']}",
+                f"{folder} is a reader of {config['base']} with rank {config['rank']} and alpha "
+                f"{config['alpha']}",
                 code="checkpoint.other-base",
                 where="start",
-                expected=f"a reader of {base} with the rank of train.lora",
-                next=f"base={config['base']} train.lora.rank={config['rank']}",
+                expected=f"a reader of {base} with rank and alpha of train.lora",
+                next=f"base={config['base']} train.lora.rank={config['rank']} "
+                f"train.lora.alpha={config['alpha']}",
             )
         self.load_state_dict(
             {renamed[name]: tensor.float() for name, tensor in tensors.items()}, strict=False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics.bootstrap import paired_difference
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
@@ -34,6 +34,7 @@ from stillroom.rag.answer_selection.examples import (
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
+    FEATURES,
     READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
@@ -85,6 +86,16 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     """Run the job ``rag.reader``; see ``stillroom.rag.jobs.reader.run``."""
     retrieved = _retrieve(recipe, job)
     training, held_out = _split(retrieved, recipe.validation, recipe.max_validation, recipe.seed)
+    found = [entry for entry in training if entry.document]
+    lost, training = len(training) - len(found), found
+    if not training:
+        raise DataError(
+            "no question is left to train on",
+            code="data.no-questions",
+            where="questions",
+            expected=f"more than the {len(held_out)} held out, with their evidence in the index",
+            next="add questions, or lower validation",
+        )
     # One rendering for each pass over the questions, so that no pass repeats another's passages.
     steps = recipe.train.count_steps(len(training))
     renderings = max(1, math.ceil(steps * recipe.train.batch_size / len(training)))
@@ -100,12 +111,20 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     answerable = sum(example.is_answerable for example in examples)
     job.say(
         f"{len(training)} questions for training, {answerable} of {len(examples)} examples with an "
-        f"answer in their passages; {len(held_out)} about other documents for validation"
+        f"answer in their passages; {len(held_out)} held out; {lost} left out, whose evidence was "
+        "not found"
     )
     with limit_threads(recipe.train.threads):
         trained = _fit(recipe, examples, job)
-    figures, is_right = _validate(recipe, held_out, job)
-    chosen = _choose(recipe, held_out, is_right, job) if recipe.start is not None else {}
+    reader = SentenceReader(job.output)
+    readings = _read_held_out(reader, recipe, held_out, job)
+    config = reader.config
+    if recipe.start is None:
+        config = config | _calibrate(readings, recipe.silent, job)
+        _write_config(job.output, config)
+    chosen: dict[str, Any] = {"validation": _describe(readings, config)}
+    if recipe.start is not None:
+        chosen |= _choose(recipe, held_out, [_is_right(row, config) for row in readings], job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -116,7 +135,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
             *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
-        details={"train": trained, "validation": figures, "reader": True, **chosen},
+        details={"train": trained, "reader": True, **chosen},
     )
 
 
@@ -141,35 +160,40 @@ def _choose(
 ) -> dict[str, Any]:
     """Keep the trained reader if it beats its start on the held-out questions, else the start.
 
-    Better means that the paired 95 % interval of the share of right first sentences lies above 0.
+    Better means that the paired 95 % interval of the share of right first sentences lies above 0,
+    of as many questions as an interval needs.
+
+    Returns:
+        What was kept, the difference, and the figures of the start if it was.
     """
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
-    before = [
-        scores.is_first_right(reader.config["weights"])
-        for scores, _, _ in _read_held_out(reader, recipe, held_out, job)
-    ]
+    readings = _read_held_out(reader, recipe, held_out, job)
+    before = [_is_right(row, reader.config) for row in readings]
     difference = paired_difference(
         [float(value) for value in is_right], [float(value) for value in before], name="trained"
     )
-    is_better = difference.low is not None and difference.low > 0
+    is_better = bool(before) and difference.side() > 0
     if not is_better:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
+    measured = f"{difference.value:+.3f}" if before else "not measured"
+    if difference.low is not None and difference.high is not None:
+        measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     job.say(
-        f"trained minus start, right first sentences of {difference.n} held-out questions: "
-        f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]; "
-        + ("kept" if is_better else "the start is kept")
+        f"trained minus start, right first sentences of {len(before)} held-out questions: "
+        f"{measured}; " + ("kept" if is_better else "the start is kept")
     )
     return {
         "kept": "trained" if is_better else "start",
         "comparison": {
-            "difference": difference.value,
-            "low": difference.low,
-            "high": difference.high,
-            "n": difference.n,
+            "difference": difference.value if before else None,
+            "low": difference.low if before else None,
+            "high": difference.high if before else None,
+            "n": len(before),
         },
+        **({} if is_better else {"validation": _describe(readings, reader.config)}),
     }
 
 
@@ -233,8 +257,14 @@ def _split(
     documents = sorted({entry.document for entry in free if entry.document})
     order = sorted(documents, key=lambda name: digest_text(f"{seed}:{name}"))
     held = set(order[: max(1, round(share * len(order)))]) if len(order) > 1 else set()
-    training = [entry for entry in free if entry.document not in held]
-    held_out = [entry for entry in free if entry.document in held]
+    # A question without a document was not retrieved: it is held out by itself, as often.
+    held_out = [
+        entry
+        for entry in free
+        if (entry.document in held if entry.document else _draw(seed, entry.question.id) < share)
+    ]
+    names = {entry.question.id for entry in held_out}
+    training = [entry for entry in free if entry.question.id not in names]
     if not held:  # one document: its last questions, since nothing else is left
         cut = max(1, round(len(training) * (1 - share)))
         training, held_out = training[:cut], training[cut:]
@@ -242,6 +272,11 @@ def _split(
     held_out += [entry for entry in retrieved if entry.is_held_out]
     held_out.sort(key=lambda entry: digest_text(f"{seed}:{entry.question.id}"))
     return training, held_out[:most]
+
+
+def _draw(seed: int, name: str) -> float:
+    """Return a number in [0, 1) that depends on seed and name alone."""
+    return int(digest_text(f"{seed}:{name}")[:8], 16) / 16**8
 
 
 def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> dict[str, Any]:
@@ -258,7 +293,7 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         recipe.seed,
     )
     if recipe.start is not None:
-        network.load(find_reader(recipe.start), base=recipe.base)
+        network.load(find_reader(recipe.start), base=recipe.base, alpha=lora.alpha)
     network.to(device)
     source = build_source(
         examples,
@@ -272,9 +307,8 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     )
     summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
     save_file(network.export(), job.output / WEIGHTS_FILE)
-    features = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
     calibrated = {
-        "calibration": {name: float(name == "margin") for name in features},
+        "calibration": {name: float(name == "margin") for name in FEATURES},
         "weights": _LOGIT_ALONE,
         "threshold": 0.5,
     }
@@ -286,27 +320,17 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     return asdict(summary)
 
 
-def _validate(
-    recipe: ReaderRecipe, held_out: Sequence[_RetrievedQuestion], job: Job
-) -> tuple[dict[str, Any], list[bool]]:
-    """Measure the reader on held-out questions, and write its calibration if it has none yet.
+def _is_right(row: Readings, config: Mapping[str, Any]) -> bool:
+    return row[0].is_first_right(config["weights"])
+
+
+def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a reader on held-out questions.
 
     ``silent_answerable`` is the share of the questions with an answer in their passages.
-
-    Each question is read three times: with its passages as retrieved; with those removed that
-    answer (near misses); and without any passage of the documents that answer (foreign).
-
-    Returns:
-        Figures, and for each question whether its best sentence answers.
     """
-    reader = SentenceReader(job.output)
-    readings = _read_held_out(reader, recipe, held_out, job)
-    shown = [scores for scores, _, _ in readings]
-    config = reader.config
-    if recipe.start is None:
-        config = config | _calibrate(readings, recipe.silent)
-        _write_config(job.output, config)
     weights, calibration = config["weights"], config["calibration"]
+    shown = [scores for scores, _, _ in readings]
 
     def silent(place: int) -> float | None:
         rows = [row[place] for row in readings if row[place].sentences]
@@ -314,11 +338,10 @@ def _validate(
         chances = [scores.probability(weights, calibration) for scores in rows]
         return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
 
-    is_right = [scores.is_first_right(weights) for scores in shown]
-    figures = {
+    return {
         "questions": len(shown),
         "retrieved": sum(any(scores.answers) for scores in shown),
-        "first": sum(is_right),
+        "first": sum(scores.is_first_right(weights) for scores in shown),
         "first_by_logit": sum(scores.is_first_right(_LOGIT_ALONE) for scores in shown),
         "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in shown),
         "silent_answerable": silent(0),
@@ -327,7 +350,6 @@ def _validate(
         "weights": weights,
         "threshold": config["threshold"],
     }
-    return figures, is_right
 
 
 def _read_held_out(
@@ -335,8 +357,12 @@ def _read_held_out(
     recipe: ReaderRecipe,
     held_out: Sequence[_RetrievedQuestion],
     job: Job,
-) -> list[tuple[_Scores, _Scores, _Scores]]:
-    """Return the scores with the passages as retrieved, of near misses, and of foreign passages."""
+) -> list[Readings]:
+    """Return the scores of each question's three readings.
+
+    They are: its passages as retrieved; those without an answer (near misses); and those of other
+    documents than the ones that answer (foreign).
+    """
     readings = []
     with (
         Index.open(Path(recipe.index)) as index,
@@ -368,9 +394,7 @@ def _read_held_out(
     return readings
 
 
-def _calibrate(
-    readings: Sequence[tuple[_Scores, _Scores, _Scores]], silent: float
-) -> dict[str, Any]:
+def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[str, Any]:
     """Return the weights of a score, the calibration and the threshold.
 
     The threshold silences the given share of the questions without any passage of the documents
@@ -387,6 +411,9 @@ def _calibrate(
         key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
+    if not rows:
+        job.say("no question was held out: the reader is not calibrated, and never silent")
+        return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
     names = list(features[0])
     labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
@@ -397,11 +424,16 @@ def _calibrate(
     foreign = sorted(
         scores.probability(weights, calibration) for _, _, scores in readings if scores.sentences
     )
+    if len(foreign) < MIN_UNITS:
+        job.say(
+            f"the threshold rests on {len(foreign)} questions without any document that answers; "
+            "with more documents and questions it is better founded"
+        )
     position = min(len(foreign) - 1, round(silent * len(foreign)))
     return {
         "calibration": {name: round(value, 6) for name, value in calibration.items()},
         "weights": weights,
-        "threshold": round(foreign[position], 6) if foreign else 0.5,
+        "threshold": round(foreign[position], 6) if foreign else 0.0,
     }
 
 
@@ -440,6 +472,9 @@ class _Scores:
         return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
 
 
+Readings = tuple[_Scores, _Scores, _Scores]
+
+
 def _score(
     reader: SentenceReader,
     overlap: QuestionOverlap,
@@ -466,7 +501,8 @@ def _fit_logistic(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) ->
         chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         spread = chances * (1 - chances)
         hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(design.shape[1])
-        weights += np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
+        step = np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
+        weights += step / max(1.0, float(np.abs(step).max()))
     return [float(weight) for weight in weights]
 
 

@@ -158,19 +158,22 @@ def _join_runs(
 ) -> list[Quoted]:
     """Return the spans to quote in reading order; neighboring sentences become one.
 
-    A sentence that begins with a word such as "It" is quoted with the one before.
+    A sentence that begins with a word such as "It" is quoted with the one right before it, if that
+    one may be quoted.
     """
     spans = []
     for sentence in chosen:
-        start, short = sentence.start, sentence.short
-        if _ANAPHOR.match(texts[sentence.passage], start):
+        start, text = sentence.start, texts[sentence.passage]
+        if _ANAPHOR.match(text, start):
             before = [
                 other.start
                 for other in every
-                if other.passage == sentence.passage and other.end <= start
+                if other.passage == sentence.passage
+                and other.end <= start
+                and not text[other.end : start].strip()
             ]
             start = max(before, default=start)
-        spans.append((sentence.passage, (start, sentence.end), short))
+        spans.append((sentence.passage, (start, sentence.end), sentence.short))
     runs: list[Quoted] = []
     for passage, (start, end), short in sorted(spans, key=lambda span: span[:2]):
         if runs and runs[-1][0] == passage:
@@ -179,4 +182,13 @@ def _join_runs(
                 runs[-1] = (passage, (first, max(last, end)), earlier or short)
                 continue
         runs.append((passage, (start, end), short))
-    return runs
+    quoted = [" ".join(texts[passage][start:end].split()) for passage, (start, end), _ in runs]
+    return [
+        run
+        for number, run in enumerate(runs)
+        if not any(
+            quoted[number] in other and (quoted[number] != other or place < number)
+            for place, other in enumerate(quoted)
+            if place != number
+        )
+    ]

@@ -125,7 +125,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_" in name or not name.startswith("encoder"):
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
+                parameter.copy_((torch.randn_like(parameter) * 0.2).half())  # as in the file
     save_file(network.export(), tmp_path / "reader.safetensors")
     config = {
         "base": str(encoder), "rank": 4, "alpha": 32.0, "threshold": 0.5,
@@ -167,8 +167,8 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
         sentence.logit
         for sentence in sorted(reading.sentences, key=lambda one: (one.passage, one.start))
     ]
-    np.testing.assert_allclose(found, expected, atol=0.02)  # float16 in the file
-    assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=0.02)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=1e-4)
     first = next(one for one in reading.sentences if one.passage == 0)
     window = encode_passages(
         plain.tokenizer,
@@ -181,7 +181,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     )
     stop = next(p for p, span in enumerate(window.offsets) if span[1] == first.short[1])
     expected = float(ends[0, begin, 0] + ends[0, stop, 1])
-    assert first.short_logit == pytest.approx(expected, abs=0.05)
+    assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
@@ -204,6 +204,19 @@ def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder,
     start = trained / "output"
     artifact = run_recipe(make_recipe(place, encoder, start=start), tmp_path / "further")
     assert artifact.details["train"]["steps"] == 3
+    # One or two held-out questions show nothing: the start is kept, and its figures told.
+    assert artifact.details["kept"] == "start"
+    for name in ("reader.json", "reader.safetensors"):
+        kept = (tmp_path / "further" / "output" / name).read_bytes()
+        assert kept == (start / name).read_bytes()
+    config = json.loads((start / "reader.json").read_bytes())
+    assert artifact.details["validation"]["threshold"] == config["threshold"]
+    assert {parent.role for parent in artifact.parents} == {"index", "questions", "base", "start"}
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(
+            make_recipe(place, encoder, start=start, **{"train.lora.alpha": 8}), tmp_path / "scaled"
+        )
+    assert caught.value.code == "checkpoint.other-base"
     with pytest.raises(CheckpointError) as caught:
         run_recipe(
             make_recipe(place, encoder, start=start, **{"train.lora.rank": 4}), tmp_path / "other"
@@ -284,17 +297,41 @@ def test_a_reader_learns_from_questions_and_finds_answers_in_other_documents(enc
                 "answers": [sentence.split("sleeps ")[1].strip(".")],
                 "evidence": [sentence],
             }
-            for subject, sentence in zip(subjects[:3], sentences, strict=False)
+            for subject, sentence in zip(subjects, sentences, strict=True)
         ]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     recipe = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
     run_recipe(parse_recipe(recipe, folder=tmp_path), tmp_path / "index")
     settings = {
-        "train.steps": 60, "train.batch_size": 8, "train.learning_rate": 0.03, "k": 2,
+        "train.steps": 60, "train.batch_size": 8, "train.learning_rate": 0.003, "k": 2,
         "unanswerable": 0.0,
     }  # fmt: skip
     recipe = make_recipe(tmp_path, encoder, **settings)
     figures = run_recipe(recipe, tmp_path / "reader").details["validation"]
-    assert figures["questions"] >= 20
-    # Chance finds one in 25: five passages of five sentences.
-    assert figures["first_by_logit"] >= 0.16 * figures["questions"]
+    assert figures["questions"] == 50
+    # Chance finds 2 of them: five passages of five sentences. Two seeds found 12.
+    assert figures["first_by_logit"] >= 7
+
+
+def test_nothing_held_out_leaves_a_reader_that_is_never_silent(place, encoder, tmp_path):
+    row = {"question": QUESTIONS[0][0], "answers": QUESTIONS[0][1], "evidence": [QUESTIONS[0][2]]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'one.jsonl'}]")
+    figures = run_recipe(recipe, tmp_path / "reader").details["validation"]
+    assert (figures["questions"], figures["threshold"]) == (0, 0.0)
+
+
+def test_all_held_out_leaves_nothing_to_train_on(place, encoder, tmp_path):
+    with pytest.raises(DataError) as caught:
+        run_recipe(make_recipe(place, encoder, validation=0.9), tmp_path / "reader")
+    assert caught.value.code == "data.no-questions"
+
+
+def test_a_folder_of_another_layout_is_no_reader(trained, tmp_path):
+    tensors = load_file(trained / "output" / "reader.safetensors")
+    del tensors["ends.weight"]
+    save_file(tensors, tmp_path / "reader.safetensors")
+    (tmp_path / "reader.json").write_bytes((trained / "output" / "reader.json").read_bytes())
+    with pytest.raises(CheckpointError) as caught:
+        open_reader(str(tmp_path))
+    assert caught.value.code == "checkpoint.not-a-reader"

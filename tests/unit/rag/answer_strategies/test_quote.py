@@ -215,3 +215,17 @@ def test_a_sentence_that_begins_with_a_pronoun_is_quoted_with_the_one_before(tmp
         found = ask(opened, Untouched(), "When was something built, 1702?", answering=asked)
     (quote,) = found.details["quotes"]
     assert quote["text"] == "The kiln stands by the weir. It was built in 1702."
+
+
+def test_no_sentence_from_elsewhere_stands_before_a_pronoun(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "# Pump\n\nThe old boiler was scrapped.\n\n## Valve\n\nIt was installed in 2004.\n"
+    (tmp_path / "documents/pump.md").write_text(text)
+    recipe = IndexRecipe(
+        documents=str(tmp_path / "documents"), embedder="static", chunker={"name": "recursive"}
+    )
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "max_quotes": 1}
+        found = ask(opened, Untouched(), "When was the valve installed, 2004?", answering=asked)
+    assert [one["text"] for one in found.details["quotes"]] == ["It was installed in 2004."]
