@@ -28,6 +28,7 @@ from stillroom.records import Origin
 from stillroom.text.unicode import normalize_text
 
 __all__ = [
+    "JUDGMENTS_SUFFIX",
     "AskedAnswer",
     "Judgment",
     "JudgmentSide",
@@ -43,6 +44,8 @@ __all__ = [
 Verdict = Literal["right", "wrong", "quote", "absent"]
 """The answer is right; it is wrong; this text answers; the documents do not hold an answer."""
 JudgmentSide = Literal["train", "test"]
+JUDGMENTS_SUFFIX = ".judgments"
+"""End of the name of a folder of judgments."""
 _SIDES: tuple[JudgmentSide, ...] = ("train", "test")
 _TEST_OF = 5  # one question in five is for tests
 _ANSWERS_FILE = "answers.jsonl"
@@ -358,7 +361,7 @@ def find_judgments(path: Path) -> JudgmentStore:
     run = folder.parent.parent
     if folder.parent.name == "steps" and (run / ARTIFACT_FILE).is_file():
         folder = run
-    return JudgmentStore(folder.with_name(f"{folder.name}.judgments"))
+    return JudgmentStore(folder.with_name(f"{folder.name}{JUDGMENTS_SUFFIX}"))
 
 
 def make_moment() -> str:

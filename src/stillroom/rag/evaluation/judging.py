@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make_moment
+from stillroom.jobs.progress import escape_line
 from stillroom.rag.answer_selection.encoding import find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.generation.prompt import ABSTENTION
@@ -203,7 +204,9 @@ def _locate_quote(
         f"no passage holds {' '.join(quote.split())!r:.{_MAX_SHOWN}}",
         code="judge.no-such-quote",
         expected="words of one passage, in their order"
-        + "".join(f"\n  nearest: {text}" for text in _list_nearest(index, quote, found)),
+        + "".join(
+            f"\n  nearest: {escape_line(text)}" for text in _list_nearest(index, quote, found)
+        ),
         next="copy the sentence from the document; case and punctuation do not matter",
     )
 

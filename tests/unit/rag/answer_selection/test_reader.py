@@ -9,12 +9,17 @@ from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
+from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
-from stillroom.rag.answer_selection.examples import ReaderExample, ReaderPassage
+from stillroom.rag.answer_selection.examples import (
+    ReaderExample,
+    ReaderPassage,
+    label_passages,
+)
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     find_special_tokens,
@@ -298,3 +303,13 @@ def test_a_reader_learns_from_questions_and_finds_answers_in_other_documents(enc
     assert figures["questions"] >= 20
     # Chance finds one in 25: five passages of five sentences.
     assert figures["first_by_logit"] >= 0.16 * figures["questions"]
+
+
+def test_a_whole_sentence_is_no_short_answer():
+    text = "The mill was closed in 1950."
+    passage = ReaderPassage("", text, ((0, len(text)),))
+    evidence = (EvidenceSpan(text, "doc"),)
+    for answers, short in (((text,), None), ((text, "1950"), (23, 27))):
+        question = JudgedQuestion("1", "When?", answers, evidence)
+        (labeled,) = label_passages(question, [passage])
+        assert (labeled.answers, labeled.short) == ((True,), short)
