@@ -225,6 +225,15 @@ def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
     assert caught.value.code == "rag.no-evidence"
 
 
+def test_questions_that_cannot_be_learned_from_are_counted(place, encoder, tmp_path):
+    rows = [{"question": "Who?", "answers": []}, {"question": "Why?", "answers": ["so"]}]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    both = f"[questions.jsonl, {tmp_path / 'more.jsonl'}]"
+    run_recipe(make_recipe(place, encoder, questions=both), tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert f"2 of {len(QUESTIONS) + 2} questions are left out" in told
+
+
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
     tiny_checkpoint(tmp_path / "llama")
     with pytest.raises(CheckpointError) as caught:
