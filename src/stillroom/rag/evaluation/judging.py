@@ -215,12 +215,12 @@ def _find_place(
     index: Index, text: str, cited: Iterable[Passage]
 ) -> tuple[Passage, tuple[int, int]] | None:
     """Return passage and span of a text: in a cited passage, else in the best of a search."""
-    for passages in (lambda: cited, lambda: _search(index, text)):
-        for passage in passages():
-            span = _find_text(passage.text, text)
-            if span is not None:
-                return passage, span
-    return None
+
+    def find(passages: Iterable[Passage]) -> tuple[Passage, tuple[int, int]] | None:
+        spans = ((passage, _find_text(passage.text, text)) for passage in passages)
+        return next(((passage, span) for passage, span in spans if span is not None), None)
+
+    return find(cited) or find(_search(index, text))
 
 
 def _search(index: Index, text: str) -> list[Passage]:
