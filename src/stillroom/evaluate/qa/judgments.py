@@ -391,7 +391,7 @@ def merge_judgments(
     """Yield one row of a question set for each judged question, with its place in the file.
 
     Of each answer the last verdict counts. Right answers and quotes add up if they were judged by
-    the same state of the documents as the last one: what an older state said may no longer be
+    the same state of the documents as the last one: what an older state holds may no longer be
     true. The last of them and ``absent`` decides whether the question has an answer. A question of
     which only wrong answers are known is no row: what answers it is unknown.
 

@@ -38,6 +38,7 @@ _DEPTH = 20
 _NEAREST = 3
 _MAX_SHOWN = 200
 _MAX_PIECES = 20
+_LITTLE = 0.1  # share of the weight of a question's words, as of "the"
 _QUOTE_FIELDS = ("text", "answer_start", "start", "short", "short_start")
 # No boundary is needed next to a script without spaces, whose words touch each other.
 _BEFORE = rf"(?:(?<!\w)|(?<=[{UNSPACED_SCRIPTS}])|(?=[{UNSPACED_SCRIPTS}]))"
@@ -64,11 +65,11 @@ def describe_asked(question: str, answer: Answer, access: AccessContext | None) 
 def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str = "") -> Judgment:
     """Return the judgment of an answer, with its evidence in the documents.
 
-    Of a right answer one quoted sentence is evidence: among those in which the reader found a short
-    answer, or else among all, the one with most words of the question. It and the short answer are
-    accepted. An answer that quotes none is accepted as a text, without evidence, and so is a quote
-    that the documents no longer hold. A refusal that is right says that the documents hold no
-    answer.
+    Of a right answer one quoted sentence is evidence: that in which the reader found a short
+    answer, unless another has the same words of the question and more; without one, that with
+    most. It and the short answer are accepted. An answer that quotes none is accepted as a text,
+    without evidence, and so is a quote that the documents no longer hold. A refusal that is right
+    says that the documents hold no answer.
 
     Args:
         index: Index, as the person who judges may see it.
@@ -173,8 +174,15 @@ def _choose_quoted(index: Index, asked: AskedAnswer, cited: Sequence[Passage]) -
             holds = bool(short) and start <= place < end
             sentences.append((text[start:end], short if holds else ""))
     overlap = QuestionOverlap(index, asked.question)
-    preferred = [one for one in sentences if one[1]] or sentences
-    return max(preferred, key=lambda one: overlap(one[0]), default=("", ""))
+
+    def rank(candidates: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        return max(candidates, key=lambda one: overlap(one[0]), default=("", ""))
+
+    best, known = rank(sentences), rank([one for one in sentences if one[1]])
+    # Joined sentences keep the first short answer alone: another may say all of it, and more.
+    most, both = overlap(best[0]), overlap(f"{best[0]} {known[0]}")
+    says_more = most > overlap(known[0]) and both <= (1 + _LITTLE) * most
+    return known if known[1] and not says_more else best
 
 
 def _find_cited_texts(asked: AskedAnswer, cited: Sequence[Passage]) -> Iterator[dict[str, Any]]:

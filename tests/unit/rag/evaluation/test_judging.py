@@ -77,6 +77,8 @@ def test_the_sentence_with_the_short_answer_is_learned_from_and_no_other(index):
     assert judgment.answers == ("Dogs guard the house at night.", "at night")
     assert [part["quote"] for part in judgment.evidence] == ["Dogs guard the house at night."]
     check_stands(index, judgment)
+    more = judge_answer(index, with_quotes("Do dogs guard a house?", joined, short="dog"), "right")
+    assert more.answers == ("Dogs guard the house at night.",)
     plain = judge_answer(index, with_quotes("Who barks at strangers?", SLEEP, joined), "right")
     assert plain.answers == ("A dog barks at strangers.",)
 
