@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
     from stillroom.records import Answer
 
-__all__ = ["judge_command", "keep_answers"]
+__all__ = ["KEEP_VARIABLE", "judge_command", "keep_answers"]
 
+KEEP_VARIABLE = "STILLROOM_KEEP_ANSWERS"
 _QUESTION_CHARS = 60
 
 
@@ -26,13 +28,17 @@ def keep_answers(
 ) -> Callable[[Answer], str]:
     """Return a function that stores an answer to be judged, and returns its id.
 
-    The id is empty if nothing can be written beside the run: the answer is worth more than that.
+    The id is empty if nothing is stored: where the index has tenants, where the environment
+    variable STILLROOM_KEEP_ANSWERS is 0, and where nothing can be written beside the run, since the
+    answer is worth more than that.
     """
     from stillroom.errors import ResourceError
     from stillroom.evaluate.qa.judgments import find_judgments
     from stillroom.rag.evaluation.judging import describe_asked
 
     def keep(answer: Answer) -> str:
+        if access is not None or os.environ.get(KEEP_VARIABLE) == "0":
+            return ""
         asked = describe_asked(question, answer, access)
         try:
             find_judgments(path).keep_answer(asked)
@@ -110,16 +116,28 @@ def judge_command(
     _print_judgment(store, judgment, as_json=as_json)
 
 
+def _echo(line: str) -> None:
+    """Print a line; documents and clients may hold what steers a terminal."""
+    from stillroom.jobs.progress import escape_line
+
+    click.echo(escape_line(line))
+
+
 def _print_judgment(store: JudgmentStore, judgment: Judgment, *, as_json: bool) -> None:
     if as_json:
         print_json({**judgment.to_json(), "split": judgment.side})
         return
-    click.echo(f"{judgment.verdict}: {judgment.asked.question}")
+    _echo(f"{judgment.verdict}: {' '.join(judgment.asked.question.split())}")
     for part in judgment.evidence:
-        click.echo(f"  {part['file']}: {' '.join(part['quote'].split())}")
+        _echo(f"  {part['file']}: {' '.join(part['quote'].split())}")
     if judgment.verdict == "right" and not judgment.evidence:
-        click.echo("  it quotes no sentence, so no reader learns from it; name one by --quote TEXT")
-    click.echo(f"{judgment.id} in {store.path_of(judgment.side)}")
+        why = "it quotes no sentence"
+        if judgment.asked.quotes:
+            why = "the documents changed: none holds the quoted sentence"
+        _echo(f"  {why}, so no reader learns from it; name one by --quote TEXT")
+    if judgment.verdict == "absent":
+        _echo("  kept for evaluation alone: readers learn from sentences that answer")
+    _echo(f"{judgment.id} in {store.path_of(judgment.side)}")
 
 
 def _print_list(
@@ -134,7 +152,11 @@ def _print_list(
             {
                 "folder": str(store.folder),
                 "judgments": [
-                    {**one.to_json(), "split": one.side, "stands": one.id not in gone}
+                    {
+                        **one.to_json(),
+                        "split": one.side,
+                        "stands": one.id not in gone if one.evidence else None,
+                    }
                     for one in judgments
                 ],
             }
@@ -143,7 +165,7 @@ def _print_list(
     for one in judgments:
         note = "  (no longer in the documents)" if one.id in gone else ""
         question = " ".join(one.asked.question.split())[:_QUESTION_CHARS]
-        click.echo(f"{one.id}  {one.time[:16]}  {one.side:5}  {one.verdict:6}  {question}{note}")
+        _echo(f"{one.id}  {one.time[:16]}  {one.side:5}  {one.verdict:6}  {question}{note}")
     sides = [one.side for one in judgments]
     click.echo(
         f"{len(judgments)} judged answers, {sides.count('train')} to train and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,8 @@ def print_answer(
     _print_notices(answer)
     if name:
         choices = "(or --wrong, --absent, --quote TEXT)"
-        click.echo(f"judge    stillroom judge {asked_of} {name} --right {choices}")
+        command = shlex.join(["stillroom", "judge", str(asked_of), name, "--right"])
+        click.echo(f"judge    {command} {choices}")
     if model and answer.details.get("answering") == "quote" and not answer.details.get("calls"):
         click.echo(f"note: {model} was not used, since quotes need none: --answering generate")
     if steps:

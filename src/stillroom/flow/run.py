@@ -173,7 +173,11 @@ def preflight_recipe(
 
 
 def read_make_recipe(
-    folder: Path, overrides: Sequence[str] = (), *, questions: Path | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    questions: Path | None = None,
+    out: Path | None = None,
 ) -> FlowRecipe:
     """Return the main job's recipe for a folder of documents, relative to the current one.
 
@@ -182,9 +186,11 @@ def read_make_recipe(
         overrides: Settings as ``KEY=VALUE``.
         questions: Questions of people; they judge in place of the generated ones. If many name
             their evidence, the reader learns from half of those.
+        out: The run; if answers of an earlier one in its place were judged, the reader learns
+            from those, too.
 
     Raises:
-        DataError: If the questions cannot be read.
+        DataError: If the questions or judgments cannot be read.
         RecipeError: If a setting is invalid.
     """
     placed = [f"inputs.documents={str(folder.absolute())!r}"]
@@ -192,6 +198,8 @@ def read_make_recipe(
     if questions is not None:
         placed.append(f"inputs.questions={str(questions.absolute())!r}")
         text = _add_questions(text, questions)
+    if out is not None:
+        text = _add_judgments(text, out)
     recipe = parse_recipe(text, str(_MAKE_RECIPE.name), [*placed, *overrides], folder=Path.cwd())
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
@@ -220,6 +228,19 @@ def _add_questions(text: str, questions: Path) -> str:
         data["steps"] = dict([*list(steps.items())[:at], *parts.items(), *list(steps.items())[at:]])
         source = {"from": "judged"}
     steps["report"]["questions"] = source
+    return "\n".join(emit_yaml(data))
+
+
+def _add_judgments(text: str, out: Path) -> str:
+    """Return the recipe with the judgments beside a run that are to train, if there are any."""
+    from stillroom.evaluate.qa.judgments import find_judgments
+
+    store = find_judgments(out)
+    if not any(one.evidence and one.side == "train" for one in store.read()):
+        return text
+    data = read_yaml(text, _MAKE_RECIPE.name).data
+    data["inputs"]["judged"] = str(store.path_of("train").absolute())
+    data["steps"]["reader"]["questions"].append({"from": "inputs.judged"})
     return "\n".join(emit_yaml(data))
 
 
@@ -256,7 +277,7 @@ def run_make(
             next=f"pass the folder: {folder.parent}" if folder.is_file() else "check the path",
         )
     return run_recipe(
-        read_make_recipe(folder, overrides, questions=questions),
+        read_make_recipe(folder, overrides, questions=questions, out=out),
         out,
         resume=resume,
         overwrite=overwrite,

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stillroom.errors import DataError
+from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, find_judgments
 from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_reader
 from stillroom.flow.run import read_make_recipe, run_make, run_recipe
 from stillroom.provenance import read_artifact
@@ -117,6 +119,21 @@ def test_many_questions_with_evidence_teach_too(tmp_path, count, steps):
     assert len(recipe.steps) == steps
     assert recipe.steps["report"].sources[1] == ("judged" if steps == 6 else "inputs.questions")
     assert recipe.inputs["questions"] == str(tmp_path / "people.csv")
+
+
+def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
+    out = tmp_path / "run"
+    part = {"document_id": "d", "passage": "p", "start": 0, "end": 3, "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(20)]
+    known = next(one for one in judgments if one.side == "train")
+    test = next(one for one in judgments if one.side == "test")
+    for one in (known, replace(test, evidence=(part,))):
+        find_judgments(out).add(one)
+        assert "judged" not in read_make_recipe(tmp_path, out=out).inputs
+    find_judgments(out).add(replace(known, evidence=(part,)))
+    recipe = read_make_recipe(tmp_path, out=out)
+    assert recipe.inputs["judged"] == str(tmp_path / "run.judgments/train.jsonl")
+    assert recipe.steps["reader"].sources[-1] == "inputs.judged"
 
 
 @pytest.mark.parametrize(

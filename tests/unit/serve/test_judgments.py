@@ -8,10 +8,12 @@ from tests.unit.serve.test_app import KEY, ask_documents, chat, check_error, req
 
 from stillroom.errors import ResourceError
 from stillroom.evaluate.qa.judgments import find_judgments
+from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.index.view import AccessContext
 from stillroom.serve import create_app
 from stillroom.serve.access import ApiKey
 from stillroom.serve.mounts import open_run
+from stillroom.serve.openai.service import ModelService
 from stillroom.testing import scripted_model
 
 ACME, BOLT, READER = (f"key-of-{name}-and-long-enough" for name in ("acme", "bolt", "reader"))
@@ -56,6 +58,46 @@ def test_an_answer_is_judged_by_what_the_reply_gave(run):
     assert stored.asked.reader == message["answer"]["answered_by"]
     assert [dict(part) for part in stored.evidence] == body["evidence"]
     assert body["answers"] == ["The river rises in the north."]
+
+
+def test_a_quoted_answer_is_judged_by_its_own_quotes(run):
+    method = Quote(reader="builtin:overlap", min_probability=0, max_quotes=2)
+    with open_run(run, settings={"answering": method}) as opened:
+        app = create_app(opened)
+        question = [{"role": "user", "content": "Where does the river rise?"}]
+        reply = chat(app, messages=question)
+        message = reply.json()["choices"][0]["message"]
+        answer = message["answer"]
+        text, at = answer["quotes"][0]["text"], answer["quotes"][0]["start"]
+        answer["quotes"][0] |= {"short": "in the north", "short_start": at + text.index("in the")}
+        told = judge(
+            app,
+            answer=message["content"],
+            citations=message["citations"],
+            **{name: answer[name] for name in ("quotes", "index", "answered_by")},
+        ).json()
+        assert told["answers"] == ["The river rises in the north.", "in the north"]
+        assert [part["quote"] for part in told["evidence"]] == ["The river rises in the north."]
+        judge(app, answer="Another.", verdict="wrong")
+        assert judge(app, quotes=[{"text": "x"}] * 21).status_code == 400
+    first, second = find_judgments(run).read()
+    assert first.asked.index == first.state == answer["index"]
+    assert second.asked.index == ""
+    assert second.state == answer["index"]
+
+
+def test_a_judgment_waits_for_its_turn(run, monkeypatch):
+    turns = []
+    compute = ModelService.compute
+
+    async def count(self, *arguments):
+        turns.append(arguments)
+        return await compute(self, *arguments)
+
+    monkeypatch.setattr(ModelService, "compute", count)
+    with open_run(run) as opened:
+        assert judge(create_app(opened), verdict="absent").status_code == 200
+    assert len(turns) == 1
 
 
 def test_a_text_of_the_documents_answers_and_another_does_not(run):

@@ -93,17 +93,20 @@
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
   };
 
-  // A passage with its quotes marked, which come in the order of the text.
+  // A passage with its quotes marked, which come in the order of the text. With neighbours a quote
+  // counts from the first of them; it is then looked for, and not marked if it is in another.
   const markQuotes = (text, quotes) => {
     const shown = make("p", { class: "text" });
-    let rest = text;
+    const letters = Array.from(text);
+    let end = 0;
     for (const quote of quotes) {
-      const at = rest.indexOf(quote.text);
-      if (at < 0) continue;
-      shown.append(rest.slice(0, at), make("mark", { text: quote.text }));
-      rest = rest.slice(at + quote.text.length);
+      const own = letters.slice(0, quote.start).join("").length;
+      const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
+      if (at < end) continue;
+      shown.append(text.slice(end, at), make("mark", { text: quote.text }));
+      end = at + quote.text.length;
     }
-    shown.append(rest);
+    shown.append(text.slice(end));
     return shown;
   };
 
@@ -118,19 +121,26 @@
     try {
       const reply = await post(`/v1/judgments?at=${encodeURIComponent(state.at)}`, {
         model: state.model, question: state.question, answer: state.text, citations,
-        answered_by: state.details.answered_by || "", verdict, quote,
+        quotes: (state.details.quotes || []).map(
+          ({ text, answer_start, start, short, short_start }) =>
+            short ? { text, answer_start, start, short, short_start } : { text, answer_start, start },
+        ),
+        index: state.details.index || "", answered_by: state.details.answered_by || "", verdict, quote,
       });
       if (!reply.ok) throw new Error(await problem(reply));
       const told = await reply.json();
       for (const button of parts.verdicts.querySelectorAll("[data-verdict]"))
         button.setAttribute("aria-pressed", String(button.dataset.verdict === told.verdict));
       const use = told.split === "test" ? "evaluation" : "training";
+      const kept = told.evidence.length ? `for ${use}` : "for evaluation alone";
       const what = quote ? `“${quote}” answers` : VERDICTS.find(([name]) => name === told.verdict)[1];
-      const note =
-        told.verdict === "right" && !told.evidence.length
-          ? " (it quotes no sentence, so no reader learns from it)"
-          : "";
-      parts.judged.textContent = `Stored for ${use}: ${what}${note}`;
+      const learned = told.evidence.map((one) => `, learned from “${one.quote}”`).join("");
+      const lost = (state.details.quotes || []).length
+        ? " (the documents changed: none holds the quoted sentence)"
+        : " (it quotes no sentence, so no reader learns from it)";
+      const note = told.verdict !== "right" ? "" : learned || lost;
+      parts.judged.textContent =
+        told.verdict === "wrong" ? "Stored: Wrong. Which sentence answers?" : `Stored ${kept}: ${what}${note}`;
     } catch (error) {
       parts.judged.textContent = `It was not stored: ${error.message}`;
     }

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -28,6 +28,7 @@ from stillroom.records import Origin
 from stillroom.text.unicode import normalize_text
 
 __all__ = [
+    "JUDGMENTS_SUFFIX",
     "AskedAnswer",
     "Judgment",
     "JudgmentSide",
@@ -43,6 +44,8 @@ __all__ = [
 Verdict = Literal["right", "wrong", "quote", "absent"]
 """The answer is right; it is wrong; this text answers; the documents do not hold an answer."""
 JudgmentSide = Literal["train", "test"]
+JUDGMENTS_SUFFIX = ".judgments"
+"""End of the name of a folder of judgments."""
 _SIDES: tuple[JudgmentSide, ...] = ("train", "test")
 _TEST_OF = 5  # one question in five is for tests
 _ANSWERS_FILE = "answers.jsonl"
@@ -65,6 +68,8 @@ class AskedAnswer:
         tenant: Tenant who asked; empty for an index without tenants.
         principals: Principals who asked, sorted.
         time: Time of the answer, ISO 8601 in UTC.
+        quotes: Verbatim quotes of the text, in its order: ``text``, ``answer_start`` and, where
+            the reader found a short answer, ``start``, ``short`` and ``short_start``.
     """
 
     question: str
@@ -75,6 +80,7 @@ class AskedAnswer:
     tenant: str = ""
     principals: tuple[str, ...] = ()
     time: str = ""
+    quotes: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Replace lone surrogates, which no file of UTF-8 holds."""
@@ -100,14 +106,18 @@ class AskedAnswer:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         citations = [[number, name] for number, name in self.citations.items()]
-        return {"id": self.id, **asdict(self), "citations": citations}
+        quotes = [dict(quote) for quote in self.quotes]
+        return {"id": self.id, **asdict(self), "citations": citations, "quotes": quotes}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Parse the output of ``to_json``."""
-        fields = {key: value for key, value in data.items() if key != "id"}
-        citations = {int(number): str(name) for number, name in data["citations"]}
-        return cls(**{**fields, "citations": citations, "principals": tuple(data["principals"])})
+        """Parse the output of ``to_json``; fields of later versions are left out."""
+        known = {field.name for field in fields(cls)}
+        read = {key: value for key, value in data.items() if key in known}
+        read["citations"] = {int(number): str(name) for number, name in data["citations"]}
+        read["principals"] = tuple(data["principals"])
+        read["quotes"] = tuple(map(dict, data.get("quotes", ())))
+        return cls(**read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,7 @@ class Judgment:
         evidence: Spans of documents that answer: ``document_id``, ``passage``, ``start``,
             ``end``, ``quote`` and ``file``.
         time: Time of the verdict, ISO 8601 in UTC.
+        state: Digest of the state of the index that was judged by.
     """
 
     verdict: Verdict
@@ -128,6 +139,7 @@ class Judgment:
     answers: tuple[str, ...] = ()
     evidence: tuple[Mapping[str, Any], ...] = ()
     time: str = ""
+    state: str = ""
 
     @property
     def id(self) -> str:
@@ -155,6 +167,7 @@ class Judgment:
             "question": self.asked.question,
             "answers": list(self.answers),
             "evidence": [dict(part) for part in self.evidence],
+            "state": self.state,
             "judged": {**asked, "digest": digest_text(self.asked.text)},
             "origin": Origin("human").to_json(),
         }
@@ -175,6 +188,7 @@ class Judgment:
             tuple(data["answers"]),
             tuple(data["evidence"]),
             data["time"],
+            str(data.get("state", "")),
         )
 
 
@@ -211,13 +225,19 @@ class JudgmentStore:
     def keep_answer(self, answer: AskedAnswer) -> None:
         """Store an answer so that it can be judged; the last 20 are kept.
 
+        A damaged file of answers is begun anew: it holds nothing that was judged.
+
         Raises:
             ResourceError: If the folder cannot be written, or the disk is full.
         """
         with self._writing():
             path = self.folder / _ANSWERS_FILE
-            kept = [one for one in self._read(path, AskedAnswer) if one.id != answer.id]
-            self._rewrite(path, (one.to_json() for one in [*kept, answer][-_MAX_ANSWERS:]))
+            try:
+                kept = [one for one in self._read(path, AskedAnswer) if one.id != answer.id]
+            except DataError:
+                kept = []
+            rows = [one.to_json() for one in [*kept, answer][-_MAX_ANSWERS:]]
+            self._rewrite(path, map(_encode, rows))
 
     def find_answer(self, name: str, scope: tuple[str, ...]) -> AskedAnswer:
         """Return a stored answer by its id, or the last one for an empty name.
@@ -257,14 +277,13 @@ class JudgmentStore:
             DataError: If neither has the id.
             ResourceError: If the folder cannot be written, or the disk is full.
         """
-        paths = [self.path_of(side) for side in _SIDES]
+        paths = [*(self.path_of(side) for side in _SIDES), self.folder / _ANSWERS_FILE]
         with self._writing():
-            judgments = {path: self._read(path, Judgment) for path in paths}
-            answers = self._read(self.folder / _ANSWERS_FILE, AskedAnswer)
-            asked = {one.id: one for one in answers}
-            asked |= {one.id: one.asked for path in paths for one in judgments[path]}
-            found = asked.get(name)
-            if found is None or found.scope != scope:
+            lines = {path: _read_lines(path) for path in paths}
+            every = [row for rows in lines.values() for _, row in rows if row is not None]
+            found = {key for row in every for key in [_key_of(row)] if name in _ids_of(row)}
+            found = {key for key in found if key[1:] == scope}
+            if not found:
                 raise DataError(
                     f"there is no judgment or answer {name!r:.40}",
                     code="judge.no-answer",
@@ -272,20 +291,13 @@ class JudgmentStore:
                     expected="an id that `stillroom judge RUN --list` shows",
                     next="stillroom judge RUN --list",
                 )
-            gone = {
-                one.id
-                for one in asked.values()
-                if one.words == found.words and one.scope == found.scope
-            }
             count = 0
-            for path in paths:
-                kept = [one for one in judgments[path] if one.asked.id not in gone]
-                count += len(judgments[path]) - len(kept)
-                if len(kept) < len(judgments[path]):
-                    self._rewrite(path, (one.to_json() for one in kept))
-            others = [one for one in answers if one.id not in gone]
-            self._rewrite(self.folder / _ANSWERS_FILE, (one.to_json() for one in others))
-            return count + len(answers) - len(others)
+            for path, rows in lines.items():
+                kept = [line for line, row in rows if row is None or _key_of(row) not in found]
+                count += len(rows) - len(kept)
+                if path.exists():  # also without a gone row: the torn last line goes, too
+                    self._rewrite(path, kept)
+            return count
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -315,10 +327,10 @@ class JudgmentStore:
                 next="check its permissions",
             ) from error
 
-    def _rewrite(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _rewrite(self, path: Path, lines: Iterable[bytes]) -> None:
         with atomic_write(path, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
-            file.writelines(map(_encode, rows))
+            file.writelines(lines)
 
     def _read(self, path: Path, kind: type[RowT]) -> list[RowT]:
         """Return the rows of a file; none if it does not exist."""
@@ -349,7 +361,7 @@ def find_judgments(path: Path) -> JudgmentStore:
     run = folder.parent.parent
     if folder.parent.name == "steps" and (run / ARTIFACT_FILE).is_file():
         folder = run
-    return JudgmentStore(folder.with_name(f"{folder.name}.judgments"))
+    return JudgmentStore(folder.with_name(f"{folder.name}{JUDGMENTS_SUFFIX}"))
 
 
 def make_moment() -> str:
@@ -378,9 +390,10 @@ def merge_judgments(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield one row of a question set for each judged question, with its place in the file.
 
-    Of each answer the last verdict counts. Right answers and quotes add up; the last of them and
-    ``absent`` decides whether the question has an answer. A question of which only wrong answers
-    are known is no row: what answers it is unknown.
+    Of each answer the last verdict counts. Right answers and quotes add up if they were judged by
+    the same state of the documents as the last one: what an older state holds may no longer be
+    true. The last of them and ``absent`` decides whether the question has an answer. A question of
+    which only wrong answers are known is no row: what answers it is unknown.
 
     Args:
         rows: Place in the file and row, in the order of the file.
@@ -399,14 +412,17 @@ def merge_judgments(
         if judgment.verdict == "wrong":
             continue
         group = groups.setdefault(judgment.question_key, [])
-        is_absent = judgment.verdict == "absent"
-        group[:] = [] if is_absent else [one for one in group if one[1].verdict != "absent"]
+        group[:] = [one for one in group if _adds_up(one[1], judgment)]
         group.append((place, judgment))
     for group in groups.values():
         place, last = group[-1]
         answers = dict.fromkeys(text for _, one in group for text in one.answers)
         evidence = {digest_json(part): part for _, one in group for part in one.evidence}
         yield place, {**last.to_json(), "answers": [*answers], "evidence": [*evidence.values()]}
+
+
+def _adds_up(earlier: Judgment, later: Judgment) -> bool:
+    return "absent" not in {earlier.verdict, later.verdict} and earlier.state == later.state
 
 
 def _keep_last(judgments: Iterable[tuple[str, Judgment]]) -> list[tuple[str, Judgment]]:
@@ -438,6 +454,38 @@ def _append_line(path: Path, line: bytes) -> None:
         os.fsync(file.fileno())
     if is_new:
         sync_folder(path.parent)
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Return the lines of a file with their rows, None for one that is no row; none is refused."""
+    if not path.exists():
+        return []
+    text = drop_torn_line(path.read_bytes().decode("utf-8", "surrogateescape"))
+    found: list[tuple[bytes, dict[str, Any] | None]] = []
+    for line in filter(str.strip, text.split("\n")):
+        row = json.loads(line) if _is_json(line) else None
+        written = f"{line}\n".encode("utf-8", "surrogateescape")
+        found.append((written, row if isinstance(row, dict) else None))
+    return found
+
+
+def _ids_of(row: Mapping[str, Any]) -> set[str]:
+    """Return the ids of the judgment or answer of a row, and of the answer that it judges."""
+    judged = row.get("judged")
+    return {str(one.get("id")) for one in (row, judged) if isinstance(one, dict)}
+
+
+def _key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return ``question_key`` of a row, also of one that is not readable otherwise."""
+    judged = row["judged"] if isinstance(row.get("judged"), dict) else row
+    principals = judged.get("principals")
+    asked = AskedAnswer(
+        str(row.get("question", "")),
+        "",
+        tenant=str(judged.get("tenant", "")),
+        principals=tuple(map(str, principals)) if isinstance(principals, list) else (),
+    )
+    return (asked.words, *asked.scope)
 
 
 def _is_json(text: str) -> bool:

@@ -86,11 +86,14 @@ def label_passages(
 def _find_short(
     passage: ReaderPassage, answers: Sequence[bool], accepted: Sequence[str]
 ) -> Span | None:
-    """Return the span of the first accepted answer in the first sentence that answers."""
+    """Return the span of the first accepted answer in the first sentence that answers.
+
+    A whole sentence is no short answer.
+    """
     for (start, end), is_answer in zip(passage.sentences, answers, strict=True):
         for answer in accepted if is_answer else ():
             found = passage.text.find(answer.strip(), start, end) if answer.strip() else -1
-            if found >= 0:
+            if found >= 0 and _words(answer) != _words(passage.text[start:end]):
                 return found, found + len(answer.strip())
     return None
 

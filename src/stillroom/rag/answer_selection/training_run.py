@@ -205,7 +205,13 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 
 
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    questions = list(_read_questions(recipe))
+    every = list(_read_questions(recipe))
+    questions = [row for row in every if row[0].is_answerable and row[0].evidence]
+    if len(questions) < len(every):
+        job.say(
+            f"{len(every) - len(questions)} of {len(every)} questions are left out, since they "
+            "have no answer or no evidence"
+        )
     retrieved = []
     with (
         Index.open(Path(recipe.index)) as index,
@@ -235,18 +241,14 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
 
 
 def _read_questions(recipe: ReaderRecipe) -> Iterator[tuple[JudgedQuestion, bool | None]]:
-    """Yield the answerable questions, and whether their records are held out, if they have splits.
-
-    Questions without evidence cannot be trained on.
-    """
+    """Yield the questions, and whether their records are held out, if they have splits."""
     for number, path in enumerate(map(Path, recipe.questions)):
         every = read_question_set(path, every=True)
         held_out = {question.id for question in read_question_set(path)}
         has_splits = len(held_out) < len(every)
         for question in every:
-            if question.is_answerable and question.evidence:
-                is_held_out = question.id in held_out if has_splits else None
-                yield replace(question, id=f"{number}:{question.id}"), is_held_out
+            is_held_out = question.id in held_out if has_splits else None
+            yield replace(question, id=f"{number}:{question.id}"), is_held_out
 
 
 def _split(

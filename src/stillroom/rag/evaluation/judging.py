@@ -1,8 +1,8 @@
 """Judging an answer against its index: which sentences of the documents a verdict is about.
 
-A verdict needs evidence to be learned from: the sentences that a right answer quotes, or the text
-that a person names instead. Both are found in the passages that the person may see, so that every
-stored quote stands in the documents, with its span.
+A verdict needs evidence to be learned from: the sentence of a right answer that says most of the
+question, or the text that a person names instead. Both are found in the passages that the person
+may see, so that every stored quote stands in the documents, with its span.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make_moment
+from stillroom.jobs.progress import escape_line
 from stillroom.rag.answer_selection.encoding import find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.text.unicode import UNSPACED_SCRIPTS
 
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import JudgmentStore
@@ -34,6 +37,12 @@ _PHRASE_WORDS = 12
 _DEPTH = 20
 _NEAREST = 3
 _MAX_SHOWN = 200
+_MAX_PIECES = 20
+_LITTLE = 0.1  # share of the weight of a question's words, as of "the"
+_QUOTE_FIELDS = ("text", "answer_start", "start", "short", "short_start")
+# No boundary is needed next to a script without spaces, whose words touch each other.
+_BEFORE = rf"(?:(?<!\w)|(?<=[{UNSPACED_SCRIPTS}])|(?=[{UNSPACED_SCRIPTS}]))"
+_AFTER = rf"(?:(?!\w)|(?<=[{UNSPACED_SCRIPTS}])|(?=[{UNSPACED_SCRIPTS}]))"
 
 
 def describe_asked(question: str, answer: Answer, access: AccessContext | None) -> AskedAnswer:
@@ -46,14 +55,21 @@ def describe_asked(question: str, answer: Answer, access: AccessContext | None) 
         str(answer.details.get("answered_by", "")),
         *get_scope(access),
         make_moment(),
+        tuple(
+            {name: quote[name] for name in _QUOTE_FIELDS if name in quote}
+            for quote in answer.details.get("quotes", ())
+        ),
     )
 
 
 def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str = "") -> Judgment:
     """Return the judgment of an answer, with its evidence in the documents.
 
-    A right answer accepts each sentence that it quotes; one that quotes none is accepted as a
-    text, without evidence. A refusal that is right says that the documents hold no answer.
+    Of a right answer one quoted sentence is evidence: that in which the reader found a short
+    answer, unless another has the same words of the question and more; without one, that with
+    most. It and the short answer are accepted. An answer that quotes none is accepted as a text,
+    without evidence, and so is a quote that the documents no longer hold. A refusal that is right
+    says that the documents hold no answer.
 
     Args:
         index: Index, as the person who judges may see it.
@@ -82,13 +98,18 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
     elif verdict == "right" and asked.text.startswith(ABSTENTION.rstrip(".")):
         verdict = "absent"
     elif verdict == "right":
-        for passage, span in _find_quoted(asked, cited):
-            answers[passage.text[slice(*span)]] = None
+        sentence, short = _choose_quoted(index, asked, cited)
+        place = _find_place(index, sentence, cited)
+        if place is not None:
+            passage, span = place
+            sentence = passage.text[slice(*span)]
             evidence.append(_describe_evidence(passage, span))
-        if not answers:
-            answers[" ".join(_MARK.sub("", asked.text).split())] = None
-    dated = replace(asked, time=asked.time or make_moment(), index=asked.index or index.digest)
-    return Judgment(verdict, dated, tuple(answers), tuple(evidence), make_moment())
+        elif not asked.quotes:
+            sentence = " ".join(_MARK.sub("", asked.text).split())
+        answers |= dict.fromkeys(text for text in (sentence, short) if text)
+    time, state = make_moment(), index.digest
+    dated = replace(asked, time=asked.time or time)
+    return Judgment(verdict, dated, tuple(answers), tuple(evidence), time, state)
 
 
 def record_judgment(
@@ -143,21 +164,36 @@ def _open_passages(index: Index, ids: Collection[str]) -> Iterator[Passage]:
             yield index.passage(name)
 
 
-def _find_quoted(
-    asked: AskedAnswer, cited: Sequence[Passage]
-) -> Iterator[tuple[Passage, tuple[int, int]]]:
-    """Yield the places of the text before each citation that stands in a cited passage."""
+def _choose_quoted(index: Index, asked: AskedAnswer, cited: Sequence[Passage]) -> tuple[str, str]:
+    """Return the quoted sentence to learn from, and its short answer; empty if there is none."""
+    sentences: list[tuple[str, str]] = []
+    for quote in asked.quotes or _find_cited_texts(asked, cited):
+        text, short = str(quote["text"]), str(quote.get("short") or "")
+        place = int(quote.get("short_start", 0)) - int(quote.get("start", 0))
+        for start, end in find_sentences(text) or [(0, len(text))]:
+            holds = bool(short) and start <= place < end
+            sentences.append((text[start:end], short if holds else ""))
+    overlap = QuestionOverlap(index, asked.question)
+
+    def rank(candidates: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        return max(candidates, key=lambda one: overlap(one[0]), default=("", ""))
+
+    best, known = rank(sentences), rank([one for one in sentences if one[1]])
+    # Joined sentences keep the first short answer alone: another may say all of it, and more.
+    most, both = overlap(best[0]), overlap(f"{best[0]} {known[0]}")
+    says_more = most > overlap(known[0]) and both <= (1 + _LITTLE) * most
+    return known if known[1] and not says_more else best
+
+
+def _find_cited_texts(asked: AskedAnswer, cited: Sequence[Passage]) -> Iterator[dict[str, Any]]:
+    """Yield the texts before the citations of a model's answer that stand in a cited passage."""
     start = 0
-    for mark in _MARK.finditer(asked.text):
+    for mark in islice(_MARK.finditer(asked.text), _MAX_PIECES):
         if int(mark[1]) not in asked.citations:
             continue
         text, start = asked.text[start : mark.start()], mark.end()
-        own = asked.citations[int(mark[1])]
-        for passage in sorted(cited, key=lambda one: one.id != own):
-            span = _find_text(passage.text, text)
-            if span is not None:
-                yield passage, span
-                break
+        if any(_find_text(passage.text, text) for passage in cited):
+            yield {"text": text.strip()}
 
 
 def _locate_quote(
@@ -168,18 +204,31 @@ def _locate_quote(
     Raises:
         DataError: If no visible passage holds it.
     """
+    place = _find_place(index, quote, cited)
+    if place is not None:
+        return place
     found = _search(index, quote)
-    for passage in (*cited, *found):
-        span = _find_text(passage.text, quote)
-        if span is not None:
-            return passage, span
     raise DataError(
         f"no passage holds {' '.join(quote.split())!r:.{_MAX_SHOWN}}",
         code="judge.no-such-quote",
         expected="words of one passage, in their order"
-        + "".join(f"\n  nearest: {text}" for text in _list_nearest(index, quote, found)),
+        + "".join(
+            f"\n  nearest: {escape_line(text)}" for text in _list_nearest(index, quote, found)
+        ),
         next="copy the sentence from the document; case and punctuation do not matter",
     )
+
+
+def _find_place(
+    index: Index, text: str, cited: Iterable[Passage]
+) -> tuple[Passage, tuple[int, int]] | None:
+    """Return passage and span of a text: in a cited passage, else in the best of a search."""
+
+    def find(passages: Iterable[Passage]) -> tuple[Passage, tuple[int, int]] | None:
+        spans = ((passage, _find_text(passage.text, text)) for passage in passages)
+        return next(((passage, span) for passage, span in spans if span is not None), None)
+
+    return find(cited) or find(_search(index, text))
 
 
 def _search(index: Index, text: str) -> list[Passage]:
@@ -212,7 +261,7 @@ def _find_text(text: str, wanted: str) -> tuple[int, int] | None:
     words = _WORDS.findall(wanted)
     if not words:
         return None
-    pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, words)) + r"(?!\w)"
+    pattern = _BEFORE + r"\W+".join(map(re.escape, words)) + _AFTER
     found = re.search(pattern, text, re.IGNORECASE)
     if found is None:
         return None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.errors import DataError, ResourceError
-from stillroom.evaluate.qa.judgments import AskedAnswer, JudgmentSide, Verdict
+from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentSide, Verdict
 from stillroom.serve.errors import ApiError, tenant_needed
 from stillroom.serve.middleware.auth import ACCESS_KEY
+from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.openapi import StrictModel
 from stillroom.serve.routing import RouteTable, ServerContext
@@ -20,6 +20,7 @@ from stillroom.serve.routing import RouteTable, ServerContext
 __all__ = ["JudgmentRequest", "JudgmentResponse", "add_routes"]
 
 _MAX_CITATIONS = 100
+_MAX_QUOTES = 20
 
 
 class _JudgedCitation(BaseModel):
@@ -31,6 +32,18 @@ class _JudgedCitation(BaseModel):
     passage_id: str = Field(max_length=200)
 
 
+class _JudgedQuote(BaseModel):
+    """A quote of the answer; its other fields may be sent back, too."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str = Field(min_length=1, max_length=8000)
+    answer_start: int = Field(0, ge=0)
+    start: int = Field(0, ge=0)
+    short: str = Field("", max_length=8000)
+    short_start: int = Field(0, ge=0)
+
+
 class JudgmentRequest(OpenAIRequest):
     """POST /v1/judgments."""
 
@@ -38,6 +51,12 @@ class JudgmentRequest(OpenAIRequest):
     answer: str = Field(max_length=100_000, description="text of the answer, with citation marks")
     citations: list[_JudgedCitation] = Field(
         default_factory=list, max_length=_MAX_CITATIONS, description="citations of the answer"
+    )
+    quotes: list[_JudgedQuote] = Field(
+        default_factory=list, max_length=_MAX_QUOTES, description="quotes of the answer's details"
+    )
+    index: str = Field(
+        "", max_length=200, description="field of the answer's details: state of the index"
     )
     answered_by: str = Field("", max_length=200, description="field of the answer's details")
     verdict: Verdict
@@ -81,21 +100,26 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             body.question,
             body.answer,
             {citation.number: citation.passage_id for citation in body.citations},
-            reader=body.answered_by,
+            body.index,
+            body.answered_by,
+            quotes=tuple(quote.model_dump() for quote in body.quotes),
         )
-        access = request.scope.get(ACCESS_KEY)
-        work = partial(served.judge, asked, body.verdict, body.quote, access=access)
-        try:
-            judgment = await asyncio.to_thread(work)
-        except DataError as error:
-            if error.code == "rag.access-needed":
-                raise tenant_needed() from error
-            raise
-        except ResourceError as error:
-            if error.code != "judge.unwritable":
+        access, store = request.scope.get(ACCESS_KEY), served.judge
+
+        def work(is_stopped: IsStopped) -> Iterator[Judgment]:
+            try:
+                yield store(asked, body.verdict, body.quote, access=access)
+            except DataError as error:
+                if error.code == "rag.access-needed":
+                    raise tenant_needed() from error
                 raise
-            message = "the server cannot store judgments beside these documents"
-            raise ApiError(503, message, code=error.code) from error
+            except ResourceError as error:
+                if error.code != "judge.unwritable":
+                    raise
+                message = "the server cannot store judgments beside these documents"
+                raise ApiError(503, message, code=error.code) from error
+
+        judgment = await server.models.compute(served, work, request)
         return {
             "id": judgment.id,
             "object": "judgment",

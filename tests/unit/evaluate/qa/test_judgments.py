@@ -88,6 +88,37 @@ def test_answers_of_one_question_add_up_and_absent_is_overruled_by_what_comes_la
     assert not question.is_answerable
 
 
+def test_what_an_older_state_of_the_documents_said_is_no_longer_accepted(store):
+    store.add(replace(make(text="Ten bar. [1]"), answers=("Ten bar.",), state="old"))
+    store.add(replace(make(text="Nine bar. [1]"), answers=("Nine bar.",), state="new"))
+    store.add(replace(make(text="9 bar. [1]"), answers=("9 bar.",), state="new"))
+    (question,) = read_both(store).values()
+    assert question.answers == ("Nine bar.", "9 bar.")
+
+
+def test_fields_of_a_later_version_are_left_out(store):
+    store.add(make())
+    path = store.path_of(make().side)
+    row = json.loads(path.read_text())
+    row["judged"]["mood"] = "good"
+    path.write_text(json.dumps({**row, "more": 1}) + "\n")
+    assert store.read()[0].asked.text == "Before winter. [1]"
+
+
+def test_a_damaged_row_stops_neither_asking_nor_deleting(store):
+    store.add(make())
+    path = store.path_of(make().side)
+    secret = {"id": "abc", "question": "when is it DRAINED", "judged": {"later": "version"}}
+    path.write_text(f"{path.read_text()}no row\n{json.dumps(secret)}\n{path.read_text()[:99]}")
+    answers = store.folder / "answers.jsonl"
+    answers.write_text("no JSON\n{}\n")
+    store.keep_answer(make().asked)
+    assert store.find_answer("", ("",)).text == make().asked.text
+    assert store.delete(make().asked.id, ("",)) == 3
+    assert path.read_text() == "no row\n"
+    assert answers.read_text() == ""
+
+
 def test_tenants_do_not_overrule_each_other(store):
     store.add(make(tenant="acme"))
     store.add(make(tenant="bolt", verdict="absent"))
@@ -101,7 +132,9 @@ def test_a_question_has_one_side_however_it_is_written_and_one_in_five_is_for_te
     for text in ("When is it drained?", "  when IS it drained", "When is it drained??"):
         assert make(text).side == make().side
     assert {make(f"What is number {n}?", tenant="a").side == sides[n] for n in range(50)} == {True}
-    assert {make("?!").side, make("!!").side} <= {"train", "test"}
+    for text in ("?!", "!!"):  # no words: the marks themselves decide
+        assert make(text).side == make(f" {text} ").side
+        assert make(text).asked.words == text
 
 
 def test_a_row_that_a_kill_has_cut_is_not_read_and_not_kept(store):

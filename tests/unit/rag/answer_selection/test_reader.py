@@ -9,12 +9,17 @@ from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
+from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
-from stillroom.rag.answer_selection.examples import ReaderExample, ReaderPassage
+from stillroom.rag.answer_selection.examples import (
+    ReaderExample,
+    ReaderPassage,
+    label_passages,
+)
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     find_special_tokens,
@@ -233,6 +238,15 @@ def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
     assert caught.value.code == "rag.no-evidence"
 
 
+def test_questions_that_cannot_be_learned_from_are_counted(place, encoder, tmp_path):
+    rows = [{"question": "Who?", "answers": []}, {"question": "Why?", "answers": ["so"]}]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    both = f"[questions.jsonl, {tmp_path / 'more.jsonl'}]"
+    run_recipe(make_recipe(place, encoder, questions=both), tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert f"2 of {len(QUESTIONS) + 2} questions are left out" in told
+
+
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
     tiny_checkpoint(tmp_path / "llama")
     with pytest.raises(CheckpointError) as caught:
@@ -335,3 +349,13 @@ def test_a_folder_of_another_layout_is_no_reader(trained, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         open_reader(str(tmp_path))
     assert caught.value.code == "checkpoint.not-a-reader"
+
+
+def test_a_whole_sentence_is_no_short_answer():
+    text = "The mill was closed in 1950."
+    passage = ReaderPassage("", text, ((0, len(text)),))
+    evidence = (EvidenceSpan(text, "doc"),)
+    for answers, short in (((text,), None), ((text, "1950"), (23, 27))):
+        question = JudgedQuestion("1", "When?", answers, evidence)
+        (labeled,) = label_passages(question, [passage])
+        assert (labeled.answers, labeled.short) == ((True,), short)

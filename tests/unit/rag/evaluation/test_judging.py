@@ -58,6 +58,61 @@ def test_a_right_text_of_a_model_is_accepted_without_evidence(index):
     assert judgment.evidence == ()
 
 
+def with_quotes(question, *texts, short="", **more):
+    """Return an answer that quotes sentences, with a short answer in the one that holds it."""
+    quotes, text = [], ""
+    for one in texts:
+        quote = {"text": one, "answer_start": len(text) + bool(text), "start": 7}
+        if short in one and short:
+            quote |= {"short": short, "short_start": 7 + one.index(short)}
+        quotes.append(quote)
+        text += f"{' ' * bool(text)}{one} [1]"
+    return AskedAnswer(question, text, quotes=tuple(quotes), **more)
+
+
+def test_the_sentence_with_the_short_answer_is_learned_from_and_no_other(index):
+    joined = "A dog barks at strangers. Dogs guard the house at night."
+    asked = with_quotes("When do they guard it?", SLEEP, joined, short="at night")
+    judgment = judge_answer(index, asked, "right")
+    assert judgment.answers == ("Dogs guard the house at night.", "at night")
+    assert [part["quote"] for part in judgment.evidence] == ["Dogs guard the house at night."]
+    check_stands(index, judgment)
+    more = judge_answer(index, with_quotes("Do dogs guard a house?", joined, short="dog"), "right")
+    assert more.answers == ("Dogs guard the house at night.",)
+    plain = judge_answer(index, with_quotes("Who barks at strangers?", SLEEP, joined), "right")
+    assert plain.answers == ("A dog barks at strangers.",)
+
+
+def test_the_answer_carries_quotes_and_short_answers(index):
+    found = ask(index, scripted_model({"*": "x"}), "How long does a cat sleep?")
+    quote = found.details["quotes"][0]
+    (kept, *_) = describe_asked("How long does a cat sleep?", found, None).quotes
+    assert kept == {name: quote[name] for name in kept}
+    assert {"text", "answer_start", "start"} <= kept.keys()
+
+
+def test_a_mark_within_a_quote_is_no_citation(build, folder, tmp_path):
+    (folder / "cells.md").write_text("# Cells\n\nA cell has one nucleus [1] in most animals.\n")
+    build()
+    text = "A cell has one nucleus [1] in most animals."
+    with Index.open(tmp_path / "index") as index:
+        judgment = judge_answer(index, with_quotes("What has a cell?", text), "right")
+    assert judgment.answers == (text,)
+    assert judgment.evidence[0]["quote"] == text
+
+
+def test_a_quote_of_a_neighbour_or_a_new_passage_is_found(index):
+    asked = with_quotes("How long?", SLEEP, citations={1: "pas-of-an-older-state"})
+    assert judge_answer(index, asked, "right").evidence[0]["quote"] == SLEEP
+    gone = judge_answer(index, with_quotes("How long?", "A cat sleeps a year."), "right")
+    assert (gone.answers, gone.evidence) == (("A cat sleeps a year.",), ())
+
+
+def test_a_judgment_names_the_state_that_it_was_judged_by(index):
+    judgment = judge_answer(index, AskedAnswer("Who barks?", "None. [1]"), "quote", "strangers")
+    assert (judgment.state, judgment.asked.index) == (index.digest, "")
+
+
 def test_a_right_refusal_says_that_the_documents_hold_no_answer(index):
     asked = answer(index, "qwertz", answering=Quote(reader="builtin:overlap", min_probability=1))
     judgment = judge_answer(index, asked, "right")
@@ -72,6 +127,7 @@ def test_a_right_refusal_says_that_the_documents_hold_no_answer(index):
         ("2.1 million", "2.1 million", "It has 2.1 million inhabitants."),
         ("“Use foo_bar”", "Use `foo_bar", "Use `foo_bar` in C++ 17."),
         ("東京は日本の首都です", "東京は日本の首都です", "東京は日本の首都です。"),
+        ("日本の首都", "日本の首都", "東京は日本の首都です。"),
         (
             "strangers. Dogs guard", "strangers. Dogs guard",
             "A dog barks at strangers. Dogs guard the house at night.",
