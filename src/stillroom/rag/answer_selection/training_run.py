@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics.bootstrap import paired_difference
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
@@ -141,7 +141,8 @@ def _choose(
 ) -> dict[str, Any]:
     """Keep the trained reader if it beats its start on the held-out questions, else the start.
 
-    Better means that the paired 95 % interval of the share of right first sentences lies above 0.
+    Better means that the paired 95 % interval of the share of right first sentences lies above 0,
+    on ``MIN_UNITS`` questions or more.
     """
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
@@ -152,22 +153,32 @@ def _choose(
     difference = paired_difference(
         [float(value) for value in is_right], [float(value) for value in before], name="trained"
     )
-    is_better = difference.low is not None and difference.low > 0
+    is_better = difference.side() > 0
     if not is_better:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
+    told = difference.to_json()  # what was not measured is null
+    shown = "".join(
+        f" {told[name]:+.3f}" for name in ("value", "low", "high") if told[name] is not None
+    )
     job.say(
-        f"trained minus start, right first sentences of {difference.n} held-out questions: "
-        f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]; "
-        + ("kept" if is_better else "the start is kept")
+        f"trained minus start (mean, low, high), right first sentences of {difference.n} held-out "
+        f"questions:{shown or ' not measured'}; "
+        + (
+            "kept"
+            if is_better
+            else f"the start is kept ({MIN_UNITS} are wanted)"
+            if difference.is_few
+            else "the start is kept"
+        )
     )
     return {
         "kept": "trained" if is_better else "start",
         "comparison": {
-            "difference": difference.value,
-            "low": difference.low,
-            "high": difference.high,
+            "difference": told["value"],
+            "low": told["low"],
+            "high": told["high"],
             "n": difference.n,
         },
     }
@@ -304,7 +315,14 @@ def _validate(
     shown = [scores for scores, _, _ in readings]
     config = reader.config
     if recipe.start is None:
-        config = config | _calibrate(readings, recipe.silent)
+        if any(scores.sentences for row in readings for scores in row):
+            config = config | _calibrate(readings, recipe.silent)
+        else:
+            job.say(
+                "warning: no question is left to calibrate on, so the reader is never silent; "
+                "give questions about more documents"
+            )
+            config = config | {"threshold": 0.0}
         _write_config(job.output, config)
     weights, calibration = config["weights"], config["calibration"]
 
