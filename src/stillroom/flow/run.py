@@ -184,18 +184,31 @@ def read_make_recipe(
             their evidence, the reader learns from half of those.
 
     Raises:
-        DataError: If the questions cannot be read.
+        DataError: If the questions cannot be read, or lie among the documents.
         RecipeError: If a setting is invalid.
     """
     placed = [f"inputs.documents={str(folder.absolute())!r}"]
     text = _MAKE_RECIPE.read_text(encoding="utf-8")
     if questions is not None:
+        _refuse_indexed(folder, questions)
         placed.append(f"inputs.questions={str(questions.absolute())!r}")
         text = _add_questions(text, questions)
     recipe = parse_recipe(text, str(_MAKE_RECIPE.name), [*placed, *overrides], folder=Path.cwd())
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
     return recipe
+
+
+def _refuse_indexed(folder: Path, questions: Path) -> None:
+    """Refuse questions among the documents: their file would be indexed and answer itself."""
+    if questions.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            "the questions lie in the folder of documents, so their own file would answer them",
+            code="data.question-set",
+            where=str(questions),
+            expected=f"a file outside {folder}",
+            next="move it out of the folder",
+        )
 
 
 def _add_questions(text: str, questions: Path) -> str:

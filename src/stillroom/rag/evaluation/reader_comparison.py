@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from stillroom.errors import CheckpointError
 from stillroom.evaluate import Metric, Report, Table, bootstrap
 from stillroom.evaluate.metrics.answers import best_f1, contains_answer
-from stillroom.evaluate.qa.questions import EvidenceSpan
+from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
 from stillroom.provenance import ARTIFACT_FILE, digest_json
 from stillroom.provenance.sources import list_ancestors
 from stillroom.rag.answer_selection.reader import (
@@ -400,13 +400,16 @@ def _measure_arm(
 
 
 def are_synthetic(questions: str) -> bool:
-    """Return whether a model wrote the questions, as far as their lineage tells."""
-    if not (Path(questions) / ARTIFACT_FILE).is_file():
-        return False
-    return any(
-        artifact.kind == "records" and artifact.origin.get("kind") == "synthetic"
-        for _, artifact in list_ancestors(Path(questions))
-    )
+    """Return whether a model wrote the questions, as far as their lineage or records tell."""
+    path = Path(questions)
+    folders = [path, *(place.parent for place in (path, path.parent) if place.name == "output")]
+    for folder in folders:
+        if (folder / ARTIFACT_FILE).is_file():
+            return any(
+                artifact.kind == "records" and artifact.origin.get("kind") == "synthetic"
+                for _, artifact in list_ancestors(folder)
+            )
+    return find_question_origin(path).kind == "synthetic"
 
 
 def _tabulate(
