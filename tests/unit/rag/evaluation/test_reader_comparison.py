@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -9,6 +10,7 @@ from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.evaluation import reader_comparison
 from stillroom.rag.evaluation.answer_job import GradedAnswer
 from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
 from stillroom.rag.evaluation.reader_comparison import (
@@ -284,3 +286,27 @@ def test_answers_that_count_as_silence_are_marked():
         sentence=ask([True] * 20, probabilities=[0.3, 0.2] + [0.9] * 18),
     )
     assert report.sections[2].table.rows[0][3].startswith("(counted as silent) It is word0")
+
+
+def test_journal_keys_change_with_the_weights(monkeypatch):
+    pipeline = replace(parse_rag_pipeline("keyword=>quote"), name="owned")
+    question = JudgedQuestion("0", "What?", ("x",))
+    index, model = SimpleNamespace(digest="d"), SimpleNamespace(fingerprint="f")
+    keys = set()
+    for weights in ("first", "second"):
+        monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _, told=weights: told)
+        keys.add(reader_comparison.make_key(RECIPE, pipeline, question, index, model))
+    assert len(keys) == 2
+
+
+def test_the_model_sees_as_many_passages_as_the_first_reads():
+    first = parse_rag_pipeline("keyword=>quote:passages=7")
+    base = replace(parse_rag_pipeline("keyword=>generate"), name="base")
+    assert reader_comparison.count_passages(RECIPE, base, first) == 7
+    assert reader_comparison.count_passages(RECIPE, first, first) == RECIPE.k
+
+
+def test_readers_with_the_weights_of_the_first_are_not_asked():
+    readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap", "other": "/no/such"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    assert reader_comparison.find_twins(recipe) == ["shipped"]
