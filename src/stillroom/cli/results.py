@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from stillroom.cli.output import format_row, print_json, print_report
+from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.records import Answer, Citation
@@ -65,14 +66,34 @@ def print_run(out: Path, artifact: Artifact) -> None:
         click.echo(escape_line(f"{name:34} not done: {reason}"))
     for folder in artifact.details.get("steps", {}).values():
         _print_failed(read_artifact(out / folder))
-    answer = artifact.details.get("answer") or {}
-    if artifact.details.get("skipped"):
-        by = "the packaged reader" if "reader" in answer else answer["fallback"]
-        click.echo(f"answers  by {by}: nothing was trained")
+    _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
     click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
     click.echo(f"serve    stillroom serve {out}")
+
+
+def _print_untrained(artifact: Artifact) -> None:
+    """Print what answers where the step that trains was skipped."""
+    answer, skipped = artifact.details.get("answer") or {}, artifact.details.get("skipped", {})
+    reads = answer.get("trained_reader") or answer.get("reader")
+    if (reads or answer.get("model")) not in skipped:
+        return
+    by = answer.get("fallback", "")
+    if reads:
+        from stillroom.rag.answer_selection.reader import (
+            BUILTIN_READER,
+            OVERLAP_READER,
+            open_reader,
+        )
+
+        reader = BUILTIN_READER if answer["reader"] in skipped else answer["reader"]
+        by = "the packaged reader" if reader == BUILTIN_READER else reader
+        try:
+            open_reader(reader)
+        except CheckpointError as error:
+            by = f"{OVERLAP_READER}, since {reader} cannot be opened ({error.problems[0].code})"
+    click.echo(escape_line(f"answers  by {by}: nothing was trained"))
 
 
 def _print_failed(artifact: Artifact) -> None:
@@ -84,6 +105,8 @@ def _print_failed(artifact: Artifact) -> None:
 
 def _format_metric(metric: dict[str, object]) -> str:
     value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None:
+        return f"not measured (n={metric['n']})"
     is_whole = not isinstance(value, float) or value.is_integer()
     shown = f"{value:,.0f}" if is_whole else f"{value:,.4g}"
     interval = f" [{low:.4g}, {high:.4g}]" if low is not None and low != high else ""

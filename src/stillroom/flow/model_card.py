@@ -88,7 +88,8 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
         report_paths.append(path)
         answer = artifact.details["answer"]
         is_trained = answer["model"] in artifact.details["steps"] or "reader" not in answer
-        path = find_step(path, "model" if is_trained else "reader")
+        reads = "trained_reader" if "trained_reader" in answer else "reader"  # another one won
+        path = find_step(path, "model" if is_trained else reads)
         artifact = read_artifact(path)
     if artifact.kind != "checkpoint":
         raise DataError(

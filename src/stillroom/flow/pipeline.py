@@ -113,6 +113,8 @@ class FlowRun:
             with open_engine(self.recipe.engine, self.reporter.say) as engine:
                 for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
                     head = f"step {number}/{len(self.recipe.steps)} {name}"
+                    if any(source in skipped for source in step.sources):
+                        step = step.leave_out(skipped)  # the same with less
                     lacking = [source for source in step.sources if source in skipped]
                     if lacking:
                         skipped[name] = f"it needs {lacking[0]}"
@@ -266,7 +268,8 @@ class FlowRun:
             json.dump(listed, file, indent=1)
         timed = write_run_report(self.out, done, seconds, skipped)
         answer = self._describe_answer(artifacts)
-        trained = [answer[role] for role in ("reader", "model") if role in answer]
+        ends = self.recipe.answer
+        trained = [ends.reader, ends.model] if ends is not None else []
         artifact = Artifact(
             kind="report",
             files=(self._entry("steps.json"),),
@@ -281,7 +284,7 @@ class FlowRun:
                 "steps": steps,
                 "skipped": dict(skipped),
                 "answer": answer or None,
-                **_collect_decision(artifacts),
+                **_collect_decision(artifacts, answer),
                 "seconds": seconds,
             },
             versions=list_installed_versions(),
@@ -298,7 +301,8 @@ class FlowRun:
     def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
         """Return the steps that answer, and the checkpoint that stands in for a skipped one.
 
-        A report that compared readers decides which of them reads.
+        A report that compared readers decides which of them reads; ``trained_reader`` is then the
+        step that trained another.
         """
         if self.recipe.answer is None:
             return {}
@@ -308,7 +312,10 @@ class FlowRun:
         for artifact in artifacts.values():
             decision = artifact.details.get("decision")
             if "reader" in described and isinstance(decision, Mapping) and decision["reader"]:
-                described["reader"] = str(decision["reader"])
+                described |= {
+                    "reader": str(decision["reader"]),
+                    "trained_reader": described["reader"],
+                }
         return described
 
     def _entry(self, name: str) -> FileEntry:
@@ -316,22 +323,29 @@ class FlowRun:
         return FileEntry(name, path.stat().st_size, digest_file(path))
 
 
-def _collect_decision(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+def _collect_decision(
+    artifacts: Mapping[str, Artifact], answer: Mapping[str, str]
+) -> dict[str, str]:
     """Return the sentence of the step that decided whether the result is worth using."""
+    if "trained_reader" in answer:
+        note = f" `ask` and `serve` of this run use {answer['reader']}."
+    else:
+        note = ""
     lines = [
         decision["line"]
         for artifact in artifacts.values()
         if isinstance(decision := artifact.details.get("decision"), Mapping)
     ]
-    return {"decision": str(lines[-1])} if lines else {}
+    return {"decision": f"{lines[-1]}{note}"} if lines else {}
 
 
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
     "The steps below found too little, so nothing was learned from these documents. The index "
-    "answers all the same: in the documents' own sentences, chosen by the packaged reader, or with "
-    "the untuned model where it is asked to write."
+    "answers all the same: in the documents' own sentences, chosen by the packaged reader (where "
+    "that cannot be opened, by shared words), or with the untuned model where it is asked to write."
 )
+_PARTIAL_REPORT = "The steps below found too little. The others were done."
 
 
 def write_run_report(
@@ -362,7 +376,11 @@ def write_run_report(
     if skipped:
         rows = tuple(skipped.items())
         table = Table("Steps that were not done", ("step", "why"), rows)
-        steps.sections.insert(0, Section("Not trained", _UNTRAINED_REPORT, table=table))
+        is_trained = any(artifact.kind == "checkpoint" for artifact in artifacts.values())
+        title, text = (
+            ("Not done", _PARTIAL_REPORT) if is_trained else ("Not trained", _UNTRAINED_REPORT)
+        )
+        steps.sections.insert(0, Section(title, text, table=table))
     parts.append(steps)
     merge_reports(f"Run {out.name}", parts, folder=out)
     return ["report.json", "report.html"]

@@ -43,10 +43,11 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
         f"seed {artifact.seed}, from {start or 'the base'}.",
     ]
     if comparison:
-        interval = f"[{comparison['low']:+.3f}, {comparison['high']:+.3f}]"
+        figures = [comparison[name] for name in ("difference", "low", "high")]
+        shown = ", ".join(f"{value:+.3f}" for value in figures if value is not None)
         compared = (
-            f"right first sentences of {comparison['n']} held-out questions, trained less start: "
-            f"{comparison['difference']:+.3f} {interval}"
+            f"right first sentences of {comparison['n']} held-out questions, trained less start "
+            f"(mean, low, high): {shown or 'not measured'}"
         )
         lines.append(
             f"**The result was not kept:** the weights are those of {start} ({compared})."

@@ -7,7 +7,7 @@ A step is a recipe of any other kind, without ``version``; any path in it may be
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -47,6 +47,21 @@ class FlowStep:
         built = type(self.recipe).model_validate(data)
         engine = engine_of(self.recipe)  # not part of the settings, so it is copied
         return built if engine is None else built.model_copy(update={"engine": engine})
+
+    def leave_out(self, skipped: Collection[str]) -> FlowStep:
+        """Return the step without skipped sources in its lists of questions and its readers.
+
+        Of each, one source is left: without any, the step cannot be done.
+        """
+        data = _drop_placeholders(
+            self.recipe.model_dump(mode="json"), {_PLACEHOLDER + name for name in skipped}
+        )
+        sources = dict.fromkeys(find_sources(_restore_references(data)))
+        recipe = type(self.recipe).model_validate(data)
+        engine = engine_of(self.recipe)  # not part of the settings, so it is copied
+        if engine is not None:
+            recipe = recipe.model_copy(update={"engine": engine})
+        return FlowStep(self.written, tuple(sources), recipe)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as written in a flow: ``{from: NAME}`` for sources."""
@@ -91,6 +106,24 @@ def _fill_placeholders(value: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {key: _fill_placeholders(item, paths) for key, item in value.items()}
     return [_fill_placeholders(item, paths) for item in value] if isinstance(value, list) else value
+
+
+_MAY_BE_FEWER = ("questions", "readers")
+
+
+def _drop_placeholders(value: Any, dropped: Collection[str]) -> Any:
+    """Return settings without these items of the lists and mappings that may have fewer."""
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, item in value.items():
+        left = item
+        if key in _MAY_BE_FEWER and isinstance(item, list):
+            left = [one for one in item if one not in dropped]
+        elif key in _MAY_BE_FEWER and isinstance(item, dict):
+            left = {name: one for name, one in item.items() if one not in dropped}
+        kept[key] = _drop_placeholders(left or item, dropped)
+    return kept
 
 
 def _restore_references(value: Any) -> Any:

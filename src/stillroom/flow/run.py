@@ -190,12 +190,14 @@ def read_make_recipe(
             from those, too.
 
     Raises:
-        DataError: If the questions or judgments cannot be read.
+        DataError: If the questions or judgments cannot be read, or the questions lie among the
+            documents.
         RecipeError: If a setting is invalid.
     """
     placed = [f"inputs.documents={str(folder.absolute())!r}"]
     text = _MAKE_RECIPE.read_text(encoding="utf-8")
     if questions is not None:
+        _refuse_indexed(folder, questions)
         placed.append(f"inputs.questions={str(questions.absolute())!r}")
         text = _add_questions(text, questions)
     if out is not None:
@@ -204,6 +206,18 @@ def read_make_recipe(
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
     return recipe
+
+
+def _refuse_indexed(folder: Path, questions: Path) -> None:
+    """Refuse questions among the documents: their file would be indexed and answer itself."""
+    if questions.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            "the questions lie in the folder of documents, so their own file would answer them",
+            code="data.question-set",
+            where=str(questions),
+            expected=f"a file outside {folder}",
+            next="move it out of the folder",
+        )
 
 
 def _add_questions(text: str, questions: Path) -> str:

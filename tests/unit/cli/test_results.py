@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.results import print_answer, print_run
+from stillroom.errors import CheckpointError
 from stillroom.provenance import Artifact
 from stillroom.records import Answer, Citation, Completion, Location
 
@@ -240,3 +241,44 @@ def test_run_begins_with_what_its_report_decided(tmp_path):
         "",
         "reader/owned/holds                 0.5 [0.4, 0.6] (n=4)",
     ]
+
+
+def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):
+    artifact = write_report(tmp_path, ("reader/owned/holds", None, None, None, ""))
+    assert "reader/owned/holds                 not measured (n=4)" in said(
+        print_run, tmp_path, artifact
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "skipped", "told"),
+    [
+        ({"reader": "reader"}, "report", ""),
+        ({"reader": "reader"}, "reader", "by the packaged reader: nothing was trained"),
+        (
+            {"reader": "builtin:overlap", "trained_reader": "reader"},
+            "reader",
+            "by builtin:overlap: nothing was trained",
+        ),
+        ({"model": "merged", "fallback": "teacher"}, "merged", "by teacher: nothing was trained"),
+        ({"model": "merged", "fallback": "teacher"}, "report", ""),
+    ],
+)
+def test_nothing_was_trained_is_said_only_where_that_step_was_skipped(
+    tmp_path, monkeypatch, answer, skipped, told
+):
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.open_reader", lambda reader: None)
+    details = {"answer": {"model": "m", **answer}, "skipped": {skipped: "too little"}}
+    lines = said(print_run, tmp_path, replace(write_report(tmp_path), details=details))
+    assert told in lines
+    assert ("nothing was trained" in lines) == bool(told)
+
+
+def test_shared_words_answer_where_the_packaged_reader_cannot_be_opened(tmp_path, monkeypatch):
+    def refuse(reader):
+        raise CheckpointError("no weights", code="checkpoint.missing", expected="e", next="n")
+
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.open_reader", refuse)
+    details = {"answer": {"model": "m", "reader": "reader"}, "skipped": {"reader": "too little"}}
+    lines = said(print_run, tmp_path, replace(write_report(tmp_path), details=details))
+    assert "answers  by builtin:overlap, since builtin:reader cannot be opened" in lines

@@ -244,3 +244,22 @@ def test_license_of_a_student_names_data_without_one(run):
     records.write_text(json.dumps({**told, "origin": {"kind": "unknown", "license": ""}}))
     card = render_card(collect_card_context(run), "Bee")
     assert front_of(card)["license_name"] == "X AND apache-2.0 AND unknown"
+
+
+def test_card_of_a_run_where_another_reader_won_is_that_of_the_trained_one(reader):
+    told = json.loads((reader / "artifact.json").read_text(encoding="utf-8"))
+    told["details"]["answer"] |= {"reader": "builtin:overlap", "trained_reader": "reader"}
+    (reader / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    (reader / "report.json").write_text('{"metrics": []}', encoding="utf-8")
+    assert "is a sentence reader" in render_card(collect_card_context(reader), "Bee")
+
+
+def test_card_of_a_reader_without_held_out_questions_gives_no_figure(reader):
+    path = reader / "steps" / "reader-1" / "artifact.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    nothing = {"difference": None, "low": None, "high": None, "n": 0}
+    path.write_text(
+        json.dumps({**told, "details": {**told["details"], "comparison": nothing}}),
+        encoding="utf-8",
+    )
+    assert "(mean, low, high): not measured" in render_card(collect_card_context(path.parent))

@@ -115,7 +115,7 @@ def test_paths_on_the_command_line_start_at_the_current_folder(tmp_path, monkeyp
 def test_many_questions_with_evidence_teach_too(tmp_path, count, steps):
     rows = ["question;answer;evidence", *(f"Why {at}?;so;It is so." for at in range(count))]
     (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
-    recipe = read_make_recipe(tmp_path, questions=tmp_path / "people.csv")
+    recipe = read_make_recipe(tmp_path / "documents", questions=tmp_path / "people.csv")
     assert len(recipe.steps) == steps
     assert recipe.steps["report"].sources[1] == ("judged" if steps == 6 else "inputs.questions")
     assert recipe.inputs["questions"] == str(tmp_path / "people.csv")
@@ -155,3 +155,47 @@ def test_run_names_the_reader_that_its_report_chose(tmp_path, reader, skipped, e
     (tmp_path / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
     found = find_reader(tmp_path)
     assert found == (str(tmp_path / expected) if expected.startswith("steps") else expected)
+
+
+def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little):
+    facts = [f"Item {at} works." for at in range(70)]
+    (tmp_path / "documents" / "b.txt").write_text("\n\n".join(facts), encoding="utf-8")
+    rows = [f"What works {at}?;works;{fact}" for at, fact in enumerate(facts)]
+    text = "\n".join(["question;answer;evidence", *rows])
+    (tmp_path / "people.csv").write_text(text, encoding="utf-8")
+    settings = [
+        *too_little,
+        "steps.reader.base=hub:no/such",
+        "steps.report.compare.readers.shipped=builtin:overlap",
+        "steps.report.compare.model_questions=0",
+    ]
+    artifact = run_make(
+        tmp_path / "documents",
+        tmp_path / "run",
+        questions=tmp_path / "people.csv",
+        overrides=settings,
+    )
+    skipped = artifact.details["skipped"]
+    assert skipped.keys() == {"records", "reader"}
+    assert "needs" not in skipped["reader"]  # its own reason: it had the questions
+    assert artifact.details["decision"].startswith("Not decided: no difference is seen between")
+    assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monkeypatch):
+    from stillroom.flow.pipeline import FlowRun, _collect_decision
+    from stillroom.provenance import Artifact
+
+    details = {"decision": {"line": "Do not.", "reader": "builtin:overlap"}}
+    artifacts = {"report": Artifact("report", (), details=details)}
+    recipe = read_make_recipe(tmp_path)
+    described = FlowRun(recipe, tmp_path / "run", None)._describe_answer(artifacts)
+    assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
+    told = _collect_decision(artifacts, described)["decision"]
+    assert told == "Do not. `ask` and `serve` of this run use builtin:overlap."
+
+
+def test_questions_among_the_documents_are_refused(tmp_path):
+    (tmp_path / "people.csv").write_text("question;answer\nWho?;I\n", encoding="utf-8")
+    with pytest.raises(DataError, match="their own file would answer them"):
+        read_make_recipe(tmp_path, questions=tmp_path / "people.csv")

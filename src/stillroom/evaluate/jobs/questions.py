@@ -9,12 +9,18 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.errors import DataError
-from stillroom.evaluate.qa.questions import QUESTIONS_FILE, JudgedQuestion, read_question_set
+from stillroom.evaluate.qa.questions import (
+    QUESTIONS_FILE,
+    JudgedQuestion,
+    find_question_origin,
+    read_question_set,
+)
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact, digest_json, make_parent
 from stillroom.recipes import Recipe, Reference
-from stillroom.records import Link, Origin
+from stillroom.records import Link
+from stillroom.text.unicode import normalize_text
 
 __all__ = ["JOB_KIND", "QuestionPartRecipe", "estimate", "run", "select_part"]
 
@@ -39,14 +45,37 @@ class QuestionPartRecipe(Recipe):
 def select_part(
     questions: list[JudgedQuestion], part: str, share: float, seed: int
 ) -> list[JudgedQuestion]:
-    """Return the part ``learned`` or ``judged``, by seed and text; equal texts stay together."""
+    """Return the part ``learned`` or ``judged``, by seed.
+
+    Questions with the same words or the same quoted evidence stay together.
+    """
+    groups = _group(questions)
     judged = []
-    for question in questions:
-        position = int(digest_json([seed, question.text])[:8], 16) / 0x1_0000_0000
+    for question, group in zip(questions, groups, strict=True):
+        position = int(digest_json([seed, group])[:8], 16) / 0x1_0000_0000
         is_learned = question.is_answerable and bool(question.evidence) and position < share
         if is_learned == (part == "learned"):
             judged.append(question)
     return judged
+
+
+def _group(questions: list[JudgedQuestion]) -> list[str]:
+    """Return each question's group, named by the first of all texts and quotes in it."""
+    leaders: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while leaders.setdefault(key, key) != key:
+            key = leaders[key]
+        return key
+
+    keys = []
+    for question in questions:
+        quotes = [f"quote {normalize_text(one.quote)}" for one in question.evidence if one.quote]
+        keys.append([f"text {normalize_text(question.text)}", *quotes])
+        for key in quotes:
+            first, second = sorted((find(keys[-1][0]), find(key)))
+            leaders[second] = first
+    return [find(names[0]) for names in keys]
 
 
 def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
@@ -72,7 +101,7 @@ def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
     return job.finish(
         "records",
         parents=[make_parent("questions", path, job.out)],
-        origin=Origin("human").then(Link("evaluate.questions")).to_json(),
+        origin=find_question_origin(path).then(Link("evaluate.questions")).to_json(),
         details={"questions": len(selected), "of": len(questions), "part": recipe.part},
     )
 

@@ -25,8 +25,8 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
 from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
-from stillroom.provenance import digest_json, find_output
-from stillroom.records import Record, read_records
+from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
+from stillroom.records import Origin, Record, combine_origins, read_records
 from stillroom.text.language import split_sentences
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
+    "find_question_origin",
     "find_records",
     "read_question_set",
     "select_questions",
@@ -78,6 +79,16 @@ def find_records(path: Path) -> Path:
         expected=f"one of: {', '.join(_RECORD_FILES)}",
         next="give a records artifact, or a file of records",
     )
+
+
+def find_question_origin(path: Path) -> Origin:
+    """Return the origin of a question set: of its artifact, else of its records, else unknown."""
+    if (path / ARTIFACT_FILE).is_file():
+        return Origin.from_json(read_artifact(path).origin)
+    try:
+        return combine_origins(record.origin for record in read_records(find_records(path)))
+    except DataError:  # a file of questions says nothing of their origin
+        return Origin()
 
 
 def select_questions(
@@ -307,9 +318,19 @@ def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
             "a header with the columns question and answer, and evidence where known",
             help="add the header",
         )
+    twice = [name for name in (*_QUESTIONS, *_ANSWERS, *_EVIDENCE, *_IDS) if names.count(name) > 1]
+    if twice:
+        raise _row_error(
+            f"{where}:1",
+            f"the column {twice[0]} occurs twice",
+            "each column once; rows of JSON can have several answers",
+            help="rename or remove one of them",
+        )
     reader.fieldnames = names
     try:
         for row in reader:
+            if not any((cell or "").strip() for cell in _list_cells(row)):
+                continue  # spreadsheets write such rows at the end
             place = f"{where}:{reader.line_num}"
             if None in row or None in row.values():
                 raise _row_error(
@@ -320,6 +341,11 @@ def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
         raise _row_error(
             f"{where}:{reader.line_num + 1}", f"it is no CSV: {error}", "CSV as in RFC 4180"
         ) from error
+
+
+def _list_cells(row: Mapping[str | None, Any]) -> list[str | None]:
+    """Return the cells of a row, also those beyond the header."""
+    return [cell for key, cell in row.items() if key is not None] + list(row.get(None) or ())
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
@@ -337,7 +363,7 @@ def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
         )
     if isinstance(answers, Mapping):  # Hugging Face's SQuAD: {"text": [...], "answer_start": [...]}
         answers = answers.get("text", [])
-    accepted = [answers] if isinstance(answers, str) else answers or []
+    accepted = [answers] if isinstance(answers, str) else answers
     if not isinstance(accepted, list) or not all(isinstance(answer, str) for answer in accepted):
         raise _row_error(where, f"the answers are {accepted!r:.60}", "text, or a list of texts")
     name = next((str(row[key]) for key in _IDS if row.get(key) not in (None, "")), number)
@@ -391,10 +417,16 @@ def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]
                 context = paragraph["context"]
                 for row in paragraph["qas"]:
                     answers = [] if row.get("is_impossible") else row["answers"]
-                    accepted = tuple(dict.fromkeys(answer["text"] for answer in answers))
-                    start = answers[0]["answer_start"] if answers else -1
-                    evidence = (EvidenceSpan(_sentence_at(context, start)),) if answers else ()
-                    yield JudgedQuestion(str(row["id"]), row["question"], accepted, evidence)
+                    accepted = [answer["text"] for answer in answers]
+                    place = f"{where}: question '{row['id']}'"
+                    if not all(isinstance(text, str) and text.strip() for text in accepted):
+                        raise _row_error(place, f"the answers are {accepted!r:.60}", "texts")
+                    quotes = [
+                        {"quote": _sentence_at(context, answer["answer_start"])}
+                        for answer in answers[:1]
+                    ]
+                    told = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
+                    yield _read_row({**told, "evidence": quotes}, place, str(row["id"]))
     except (KeyError, TypeError, IndexError) as error:
         raise _row_error(
             where, f"the file is not SQuAD's: {error!r}", "data, paragraphs, qas"

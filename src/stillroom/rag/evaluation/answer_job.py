@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ from stillroom.provenance import (
     digest_json,
     make_parent,
 )
-from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.answer_report import add_leakage, report_answers
 from stillroom.rag.evaluation.answers import (
     AnswerGrader,
@@ -40,16 +39,19 @@ from stillroom.rag.evaluation.answers import (
     run_question,
 )
 from stillroom.rag.evaluation.reader_comparison import (
-    BASE_ARM,
     add_comparison,
     are_synthetic,
+    count_passages,
     find_copies,
     find_fingerprint,
+    find_twins,
     list_arms,
+    make_key,
     match_quotes,
     probe_silence,
     select_model_questions,
 )
+from stillroom.rag.evaluation.reader_decision import BASE_ARM
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
 from stillroom.rag.evaluation.retrieval_job import (
     build_run_name,
@@ -74,13 +76,17 @@ _QUOTATIONS = 20
 
 @dataclass(frozen=True, slots=True)
 class GradedAnswer:
-    """The trace of an answer with its grades, the failed stage and the judge's verdict."""
+    """The trace of an answer with its grades, the failed stage and the judge's verdict.
+
+    ``served`` is the answer of a compared reader with its own settings, if ``reading`` is not.
+    """
 
     question: JudgedQuestion
     reading: AnswerTrace
     grades: Mapping[str, float | None]
     stage: Stage
     verdict: JudgeResult | None = field(default=None)
+    served: AnswerTrace | None = field(default=None)
 
 
 _SECONDS_PER_TOKEN = 0.02
@@ -98,7 +104,7 @@ def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
     _read_labels(recipe)
     count, quoted = len(_read_questions(recipe)) * len(pipelines), 0
     if recipe.compare is not None:
-        quoted = 2 * count * len(recipe.compare.readers)
+        quoted = 3 * count * len(recipe.compare.readers)
         count = recipe.compare.model_questions * 3 // 2
     return Estimate(
         memory_bytes=600_000_000,
@@ -128,8 +134,12 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     with recipe.open_index() as index, closing(_open_model(recipe)) as model:
         evidence = EvidenceMap(index)
         locations = {question.id: evidence.locate(question) for question in questions}
-        readings = _answer_all(recipe, pipelines, questions, index, model, job)
+        readings, served = _answer_all(recipe, pipelines, questions, index, model, job)
         graded, grader = _grade_all(recipe, pipelines, questions, locations, readings, index, job)
+        graded = {
+            name: [replace(row, served=served.get((name, row.question.id))) for row in rows]
+            for name, rows in graded.items()
+        }
         _write_answers(job, graded, locations)
         first = next(iter(graded))
         whole = graded if recipe.compare is None else {first: graded[first]}
@@ -222,54 +232,49 @@ def _answer_all(
     index: Index,
     model: TextModel,
     job: Job,
-) -> dict[tuple[str, str], AnswerTrace]:
-    """Return the traces by pipeline and question; of readers, the first one's length binds all."""
+) -> tuple[dict[tuple[str, str], AnswerTrace], dict[tuple[str, str], AnswerTrace]]:
+    """Return the traces by pipeline and question; of readers, the first one's length binds all.
+
+    And those of the readers that it binds, with their own settings.
+    """
     journal = job.journal("readings")
     sampling = _build_sampling(recipe)
-    traces: dict[tuple[str, str], AnswerTrace] = {}
     compare = recipe.compare
+    twins = find_twins(recipe)
+
+    def read(pipeline: RetrievalPipeline, question: JudgedQuestion) -> AnswerTrace:
+        key = make_key(recipe, pipeline, question, index, model)
+        if key not in journal:
+            job.check_cancelled()
+            k = count_passages(recipe, pipeline, pipelines[0])
+            reading = run_question(
+                index, model, pipeline, question, k=k, depth=recipe.depth, sampling=sampling
+            )
+            journal.put(key, reading.to_json())
+        return AnswerTrace.from_json(journal[key])
+
+    traces: dict[tuple[str, str], AnswerTrace] = {}
+    served: dict[tuple[str, str], AnswerTrace] = {}
     by_model = select_model_questions(
-        questions, compare.model_questions if compare else len(questions), recipe.seed
+        questions, compare.model_questions if compare else 0, recipe.seed
     )
     with job.phase("read", len(pipelines) * len(questions), "answers") as progress:
         for question in questions:
             first: AnswerTrace | None = None
             for pipeline in pipelines:
                 progress.advance()
+                name = pipeline.name, question.id
                 if compare and pipeline.name == BASE_ARM and question.id not in by_model:
                     continue
+                if first is not None and pipeline.name in twins:
+                    traces[name] = first
+                    continue
                 asked = match_quotes(pipeline, first) if compare else pipeline
-                key = _build_key(recipe, asked, question, index, model)
-                if key not in journal:
-                    job.check_cancelled()
-                    reading = run_question(
-                        index,
-                        model,
-                        asked,
-                        question,
-                        k=recipe.k,
-                        depth=recipe.depth,
-                        sampling=sampling,
-                    )
-                    journal.put(key, reading.to_json())
-                trace = AnswerTrace.from_json(journal[key])
-                traces[pipeline.name, question.id] = trace
-                first = first or trace
-    return traces
-
-
-def _build_key(
-    recipe: AnswerEvaluationRecipe,
-    pipeline: RetrievalPipeline,
-    question: JudgedQuestion,
-    index: Index,
-    model: TextModel,
-) -> str:
-    """Return the journal's key of an answer: all that it depends on."""
-    key_parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
-    if isinstance(pipeline.answering, Quote):
-        return digest_json([*key_parts, pipeline.answering.model_dump(mode="json")])
-    return digest_json([*key_parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
+                traces[name] = read(asked, question)
+                if asked is not pipeline:
+                    served[name] = read(pipeline, question)
+                first = first or traces[name]
+    return traces, served
 
 
 def _grade_all(

@@ -4,7 +4,10 @@ All arms answer through ``ask`` from the same passages: readers with the strateg
 model that writes, called ``base``. The first reader answers as it is served, and binds the others:
 they quote as many sentences and are silent on as many answerable questions, those of which they are
 least sure (equal coverage, as selective answering is compared); what the model wrote is cut to as
-many words.
+many words, and counts as silence where the first reader is silent.
+
+Equal coverage alone would favor a reader that hardly answers, so every arm also answers as it is
+served, and a decision needs both differences on the same side.
 
 Silence is also measured on questions without an answer: each question is asked again of the index
 without the documents that hold its evidence or a copy of it; where it names none, without those
@@ -17,16 +20,15 @@ Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import CheckpointError
-from stillroom.evaluate import Metric, Report, Table, bootstrap, paired_difference
+from stillroom.evaluate import Metric, Report, Table, bootstrap
 from stillroom.evaluate.metrics.answers import best_f1, contains_answer
-from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
-from stillroom.evaluate.qa.questions import EvidenceSpan
-from stillroom.provenance import ARTIFACT_FILE, digest_json, read_artifact
+from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
+from stillroom.provenance import ARTIFACT_FILE, digest_json
 from stillroom.provenance.sources import list_ancestors
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
@@ -36,6 +38,17 @@ from stillroom.rag.answer_selection.reader import (
 )
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.answers import find_probability
+from stillroom.rag.evaluation.reader_decision import (
+    BASE_ARM,
+    ComparedArm,
+    ReaderDecision,
+    SilenceProbe,
+    compare_arms,
+    decide_reader,
+    find_sides,
+    format_difference,
+    list_silence,
+)
 from stillroom.rag.generation.answer import ask
 from stillroom.rag.interfaces import ANSWER_STRATEGIES
 from stillroom.rag.storage.filters import FilterExpression
@@ -53,52 +66,29 @@ if TYPE_CHECKING:
     from stillroom.records import Sampling
 
 __all__ = [
-    "BASE_ARM",
-    "ReaderDecision",
-    "SilenceProbe",
     "add_comparison",
     "are_synthetic",
+    "count_passages",
     "find_copies",
     "find_fingerprint",
+    "find_twins",
     "list_arms",
+    "make_key",
     "match_quotes",
     "probe_silence",
     "select_model_questions",
 ]
 
-BASE_ARM = "base"
 _ANY_MARGIN = 1e9
 _RIGHT_F1 = 0.5
+_TABULATED = (
+    *("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"),
+    *("served_holds", "served_silent", "served_silent_unanswerable"),
+)
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
-_LABELS = {BUILTIN_READER: "the packaged reader", OVERLAP_READER: "shared words without a model"}
 
 Rows = Mapping[str, Sequence["GradedAnswer"]]
-
-
-@dataclass(frozen=True, slots=True)
-class SilenceProbe:
-    """Whether an arm was silent without the documents that answer, and its probability."""
-
-    abstained: bool
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderDecision:
-    """Which arm answers best, and the sentence that says so.
-
-    ``reader`` is the reference of the reader that answers instead of the first one; empty if the
-    first one does.
-    """
-
-    arm: str
-    reader: str
-    line: str
-
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return {"arm": self.arm, "reader": self.reader, "line": self.line}
 
 
 def list_arms(
@@ -141,9 +131,25 @@ def match_quotes(pipeline: RetrievalPipeline, first: AnswerTrace | None) -> Retr
 def select_model_questions(
     questions: Sequence[JudgedQuestion], limit: int, seed: int
 ) -> frozenset[str]:
-    """Return the ids of the questions that the model is asked, determined by seed and ids."""
-    order = sorted(questions, key=lambda question: digest_json([seed, "model", question.id]))
+    """Return the ids of the answerable questions that the model is asked, by seed and ids."""
+    answerable = [question for question in questions if question.is_answerable]
+    order = sorted(answerable, key=lambda question: digest_json([seed, "model", question.id]))
     return frozenset(question.id for question in order[:limit])
+
+
+def make_key(
+    recipe: AnswerEvaluationRecipe,
+    pipeline: RetrievalPipeline,
+    question: JudgedQuestion,
+    index: Index,
+    model: TextModel,
+) -> str:
+    """Return a journal's key of an answer: all that it depends on."""
+    parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
+    if isinstance(pipeline.answering, Quote):
+        weights = find_fingerprint(pipeline.answering.reader)
+        return digest_json([*parts, pipeline.answering.model_dump(mode="json"), weights])
+    return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 
 def find_copies(question: JudgedQuestion, evidence: EvidenceMap) -> list[EvidenceLocation]:
@@ -164,27 +170,31 @@ def probe_silence(
 ) -> dict[tuple[str, str], SilenceProbe]:
     """Ask each question of the index without its documents.
 
-    The model is asked half of its questions. Questions whose evidence is not found, or for which no
-    document would be left, are not asked.
+    The model is asked half of its questions, a twin of the first reader none. Questions whose
+    evidence is not found, or for which no document would be left, are not asked.
     """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     journal = job.journal("silence")
     limit = recipe.compare.model_questions // 2
     by_model = select_model_questions(questions, limit, recipe.seed)
+    twins = find_twins(recipe)
     probes: dict[tuple[str, str], SilenceProbe] = {}
     with job.phase("silence", len(questions), "questions") as progress:
         for question in questions:
             progress.advance()
             others = _hide_documents(index, question, locations[question.id])
             for arm in arms if others is not None else ():
-                if others is None or (arm.name == BASE_ARM and question.id not in by_model):
+                if others is None or arm.name in twins:
                     continue
-                key = digest_json([arm.name, question.id, question.text, index.digest, recipe.seed])
+                if arm.name == BASE_ARM and question.id not in by_model:
+                    continue
+                key = make_key(recipe, arm, question, index, model)
                 if key not in journal:
                     job.check_cancelled()
                     settings = arm.to_answer_settings()
+                    k = count_passages(recipe, arm, arms[0])
                     details = ask(
-                        others, model, question.text, k=recipe.k, sampling=sampling, **settings
+                        others, model, question.text, k=k, sampling=sampling, **settings
                     ).details
                     journal.put(key, [bool(details["abstained"]), find_probability(details)])
                 probes[arm.name, question.id] = SilenceProbe(*journal[key])
@@ -204,10 +214,19 @@ def _hide_documents(
     return others if len(others) else None
 
 
-def _find_twins(recipe: AnswerEvaluationRecipe, first: str) -> list[str]:
-    """Return the arms whose readers have the weights of the first one."""
+def count_passages(
+    recipe: AnswerEvaluationRecipe, arm: RetrievalPipeline, first: RetrievalPipeline
+) -> int:
+    """Return the number of passages to show: to the model as many as the first reader reads."""
+    read = first.answering.passages if isinstance(first.answering, Quote) else 0
+    return max(recipe.k, read) if arm.name == BASE_ARM else recipe.k
+
+
+def find_twins(recipe: AnswerEvaluationRecipe) -> list[str]:
+    """Return the arms whose readers have the weights of the first one, and so answer alike."""
     readers = recipe.compare.readers if recipe.compare is not None else {}
-    own = find_fingerprint(readers[first])
+    first = next(iter(readers), "")
+    own = find_fingerprint(readers[first]) if readers else ""
     return [
         arm
         for arm, reference in readers.items()
@@ -215,23 +234,10 @@ def _find_twins(recipe: AnswerEvaluationRecipe, first: str) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """Answers of one arm, with where it is silent, and whether each answer holds the right words.
-
-    ``threshold`` is the probability below which it is silent; 0 if it decides itself.
-    """
-
-    rows: Sequence[GradedAnswer]
-    silent: frozenset[str]
-    threshold: float
-    holds: Mapping[str, float]
-
-
 def _compare_arm(
     rows: Sequence[GradedAnswer], first: Sequence[GradedAnswer], *, is_reader: bool
-) -> _Compared:
-    """Return an arm at the coverage and length of the first one."""
+) -> ComparedArm:
+    """Return an arm at the coverage and length of the first one, and as it is served."""
     answerable = [row for row in rows if row.question.is_answerable]
     silent = {row.question.id for row in rows if row.reading.abstained}
     threshold = 0.0
@@ -246,24 +252,38 @@ def _compare_arm(
             for row in rows
             if not row.question.is_answerable and row.reading.probability < threshold
         }
+    if not is_reader:
+        silent |= {row.question.id for row in rows if allowed[row.question.id].abstained}
     holds = {
         row.question.id: 0.0
         if row.question.id in silent
-        else _holds(row, None if is_reader else allowed[row.question.id])
+        else _holds(row.question, row.reading, None if is_reader else allowed[row.question.id])
         for row in answerable
     }
-    return _Compared(rows, frozenset(silent), threshold, holds)
+    served = {row.question.id: row.served or row.reading for row in rows}
+    return ComparedArm(
+        rows,
+        frozenset(silent),
+        threshold,
+        holds,
+        {row.question.id: _holds(row.question, served[row.question.id]) for row in answerable},
+        frozenset(name for name, reading in served.items() if reading.abstained),
+    )
 
 
-def _holds(row: GradedAnswer, allowed: AnswerTrace | None) -> float:
+def _holds(
+    question: JudgedQuestion, reading: AnswerTrace, allowed: AnswerTrace | None = None
+) -> float:
     """Return whether an answer, cut to the words of another one, holds an accepted answer.
 
-    Or has an F1 of one half with it.
+    Or has an F1 of one half with it. Silence holds none.
     """
-    text = row.reading.plain
-    if allowed is not None and not allowed.abstained:
+    if reading.abstained:
+        return 0.0
+    text = reading.plain
+    if allowed is not None:
         text = " ".join(text.split()[: len(allowed.plain.split())])
-    answers = row.question.answers
+    answers = question.answers
     return float(contains_answer(text, answers) or best_f1(text, answers) >= _RIGHT_F1)
 
 
@@ -285,7 +305,8 @@ def add_comparison(
         is_synthetic: Whether a model wrote the questions.
     """
     first = next(iter(graded))
-    for arm in _find_twins(recipe, first):  # the same weights answer alike
+    graded = {arm: rows for arm, rows in graded.items() if rows}  # the model's may be none
+    for arm in find_twins(recipe):  # the same weights answer alike
         graded = {**graded, arm: graded[first]}
         own = {name: probe for (asked, name), probe in probes.items() if asked == first}
         probes = {**probes, **{(arm, name): probe for name, probe in own.items()}}
@@ -293,8 +314,9 @@ def add_comparison(
         arm: _compare_arm(rows, graded[first], is_reader=arm != BASE_ARM)
         for arm, rows in graded.items()
     }
-    differences = _compare(compared, first, recipe.seed)
-    decision = _decide(recipe, compared, differences, first, is_synthetic=is_synthetic)
+    differences = compare_arms(compared, first, recipe.seed)
+    sides = find_sides(compared, differences, probes, first, recipe.seed)
+    decision = decide_reader(recipe, compared, differences, sides, first, is_synthetic=is_synthetic)
     for arm, side in compared.items():
         for metric in _measure_arm(arm, side, probes, recipe.seed):
             report.add(metric, is_headline=metric.name.endswith("/holds"))
@@ -313,7 +335,8 @@ def add_comparison(
         "Is it worth it",
         f"All arms answer the same questions from the same passages. {first} answers as it is "
         "served; the other readers quote as many sentences and are silent on as many answerable "
-        "questions, and what the model wrote is cut to as many words. Holds: the right words stand "
+        "questions, and what the model wrote is cut to as many words and counts as silent where "
+        f"{first} is. Served: each arm with its own settings instead. Holds: the right words stand "
         "in the answer; wrong: an answer without them; silent: no answer. Unanswerable: asked of "
         "the index without the documents that answer. Cited: share of the citations that support "
         "their sentence. 95 % intervals over questions." + same,
@@ -326,7 +349,10 @@ def add_comparison(
         table=Table(
             f"{first} less the others",
             ("arm", "difference", "questions"),
-            tuple((arm, _format(metric), str(metric.n)) for arm, metric in differences.items()),
+            tuple(
+                (arm, format_difference(metric), str(metric.n))
+                for arm, metric in differences.items()
+            ),
         ),
     )
     table = _show_answers(compared)
@@ -336,29 +362,14 @@ def add_comparison(
     return decision
 
 
-def _compare(compared: Mapping[str, _Compared], first: str, seed: int) -> dict[str, Metric]:
-    """Return the paired difference of the first arm from each other one."""
-    differences = {}
-    ours = compared[first].holds
-    for arm, other in compared.items():
-        if arm == first:
-            continue
-        differences[arm] = paired_difference(
-            [ours[name] for name in other.holds],
-            list(other.holds.values()),
-            seed=seed,
-            name=f"reader/{first}_minus_{arm}",
-        )
-    return differences
-
-
 def _measure_arm(
-    arm: str, side: _Compared, probes: Mapping[tuple[str, str], SilenceProbe], seed: int
+    arm: str, side: ComparedArm, probes: Mapping[tuple[str, str], SilenceProbe], seed: int
 ) -> list[Metric]:
     def measure(name: str, values: Sequence[float]) -> Metric:
         return bootstrap(values, seed=seed, name=f"reader/{arm}/{name}")
 
     quiet = {name: float(name in side.silent) for name in side.holds}
+    quiet_served = list_silence(arm, side, probes)
     unanswerable = [
         float(row.question.id in side.silent) for row in side.rows if not row.question.is_answerable
     ]
@@ -377,109 +388,37 @@ def _measure_arm(
         measure("holds", list(side.holds.values())),
         measure("wrong", [1.0 - quiet[name] - value for name, value in side.holds.items()]),
         measure("silent_answerable", list(quiet.values())),
+        measure("served_holds", list(side.served.values())),
+        measure("served_silent", [float(name in side.served_silent) for name in side.served]),
         *([measure("silent_unanswerable", unanswerable)] if unanswerable else []),
+        *(
+            [measure("served_silent_unanswerable", list(quiet_served.values()))]
+            * bool(unanswerable)
+        ),
         *([measure("cited", cited)] if cited else []),
     ]
 
 
-def _decide(
-    recipe: AnswerEvaluationRecipe,
-    compared: Mapping[str, _Compared],
-    differences: Mapping[str, Metric],
-    first: str,
-    *,
-    is_synthetic: bool,
-) -> ReaderDecision:
-    """Return the arm to use: another one only where its interval lies above the first's."""
-    assert recipe.compare is not None  # noqa: S101  # callers have looked
-    readers = recipe.compare.readers
-    labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
-    labels |= {first: f"the {first} reader", BASE_ARM: "the model that writes"}
-    better = [arm for arm, metric in differences.items() if metric.side() < 0]
-    beaten = [labels[arm] for arm, metric in differences.items() if metric.side() > 0]
-    best = min(better, key=lambda arm: differences[arm].value, default=first)
-    control = next((arm for arm, name in readers.items() if name == OVERLAP_READER), "")
-    count = len(compared[first].holds)
-    if better:
-        head = f"Do not use {labels[first]}: {labels[best]} is better" + (
-            ", as `--answering generate` answers."
-            if best == BASE_ARM
-            else ", so `ask` and `serve` use that."
-        )
-    elif beaten and (not control or labels[control] in beaten):
-        head = f"Use {labels[first]}: it is better than {' and than '.join(beaten)}."
-    elif count < MIN_UNITS:
-        head = (
-            f"Not decided: {count} questions are too few ({MIN_UNITS} are wanted); {labels[first]} "
-            "answers meanwhile."
-        )
-    else:
-        head = (
-            f"Not decided: no difference is seen between {labels[first]} and "
-            f"{labels.get(control, 'the others')}; {labels[first]} answers meanwhile."
-        )
-    arms = ", ".join(
-        f"of {labels[arm]} {_share(compared[arm])} ({_format(metric)}"
-        + (f" on {metric.n}" if metric.n < count else "")
-        + ")"
-        for arm, metric in differences.items()
-    )
-    line = (
-        f"{head} Right words on {count} questions: {_share(compared[first])}; {arms}, with the "
-        "difference and its 95 % interval."
-    )
-    if _is_start(readers[first]):
-        line += (
-            " Training on these documents did not help, so the owned reader is the packaged one."
-            if readers.get("shipped") == BUILTIN_READER
-            else " Training did not help, so its start was kept."
-        )
-    if is_synthetic:
-        line += (
-            " A model wrote these questions: only people's decide (stillroom make FOLDER "
-            "--questions FILE)."
-        )
-    reader = readers[best] if best in readers and best != first else ""
-    return ReaderDecision(best, reader, line)
-
-
-def _is_start(reference: str) -> bool:
-    """Return whether a trained reader was not kept, so that the artifact is its start."""
-    folder = Path(reference)
-    if not (folder / ARTIFACT_FILE).is_file():
-        return False
-    return bool(read_artifact(folder).details.get("kept") == "start")
-
-
 def are_synthetic(questions: str) -> bool:
-    """Return whether a model wrote the questions, as far as their lineage tells."""
-    if not (Path(questions) / ARTIFACT_FILE).is_file():
-        return False
-    return any(
-        artifact.kind == "records" and artifact.origin.get("kind") == "synthetic"
-        for _, artifact in list_ancestors(Path(questions))
-    )
-
-
-def _share(compared: _Compared) -> str:
-    values = compared.holds.values()
-    return f"{sum(values) / len(values):.2f}" if values else "none"
-
-
-def _format(metric: Metric) -> str:
-    if metric.value != metric.value:
-        return metric.note
-    interval = "" if metric.low != metric.low else f" [{metric.low:+.2f}, {metric.high:+.2f}]"
-    return f"{metric.value:+.2f}{interval}"
+    """Return whether a model wrote the questions, as far as their lineage or records tell."""
+    path = Path(questions)
+    folders = [path, *(place.parent for place in (path, path.parent) if place.name == "output")]
+    for folder in folders:
+        if (folder / ARTIFACT_FILE).is_file():
+            return any(
+                artifact.kind == "records" and artifact.origin.get("kind") == "synthetic"
+                for _, artifact in list_ancestors(folder)
+            )
+    return find_question_origin(path).kind == "synthetic"
 
 
 def _tabulate(
-    report: Report, recipe: AnswerEvaluationRecipe, compared: Mapping[str, _Compared]
+    report: Report, recipe: AnswerEvaluationRecipe, compared: Mapping[str, ComparedArm]
 ) -> Table:
     rows: list[tuple[str, ...]] = [
         ("questions", *(str(len(arm.rows)) for arm in compared.values()))
     ]
-    for name in ("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"):
+    for name in _TABULATED:
         cells = (report.metrics.get(f"reader/{arm}/{name}") for arm in compared)
         rows.append((name.replace("_", ", "), *(_format_share(cell) for cell in cells)))
     rows.append(
@@ -529,9 +468,14 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
-def _show_answers(compared: Mapping[str, _Compared]) -> Table:
+def _show_answers(compared: Mapping[str, ComparedArm]) -> Table:
     texts = {
-        arm: {row.question.id: row.reading.text for row in side.rows}
+        arm: {
+            row.question.id: "(counted as silent) "
+            * (row.question.id in side.silent and not row.reading.abstained)
+            + row.reading.text
+            for row in side.rows
+        }
         for arm, side in compared.items()
     }
     by_id = {row.question.id: row.question for side in compared.values() for row in side.rows}

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -359,3 +360,32 @@ def test_a_whole_sentence_is_no_short_answer():
         question = JudgedQuestion("1", "When?", answers, evidence)
         (labeled,) = label_passages(question, [passage])
         assert (labeled.answers, labeled.short) == ((True,), short)
+
+
+def test_a_single_question_trains_a_reader_that_is_never_silent(place, encoder, tmp_path, capsys):
+    row = {"question": "What ground corn?", "answers": ["The mill"]}
+    row["evidence"] = ["The mill ground corn."]
+    (tmp_path / "one.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'one.jsonl'}]")
+    run_recipe(recipe, tmp_path / "reader")
+    assert open_reader(str(tmp_path / "reader")).threshold == 0
+    further = make_recipe(
+        place, encoder, questions=f"[{tmp_path / 'one.jsonl'}]", start=tmp_path / "reader"
+    )
+    details = run_recipe(further, tmp_path / "further").details
+    assert details["kept"] == "start"
+    assert details["comparison"] == {"difference": None, "low": None, "high": None, "n": 0}
+
+
+@pytest.mark.parametrize(("count", "kept"), [(6, "start"), (30, "trained")])
+def test_too_few_questions_keep_the_start(
+    place, encoder, trained, tmp_path, monkeypatch, count, kept
+):
+    from stillroom.rag.answer_selection import training_run
+
+    wrong = training_run._Scores([], [], 0.0, 0.0)
+    monkeypatch.setattr(training_run, "_read_held_out", lambda *_: [(wrong,) * 3] * count)
+    recipe = make_recipe(place, encoder, start=trained / "output")
+    job = SimpleNamespace(output=tmp_path, say=print)
+    chosen = training_run._choose(recipe, [], [True] * (count - 1) + [False], job)
+    assert chosen["kept"] == kept

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -9,15 +10,16 @@ from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.evaluation import reader_comparison
 from stillroom.rag.evaluation.answer_job import GradedAnswer
 from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
 from stillroom.rag.evaluation.reader_comparison import (
-    SilenceProbe,
     add_comparison,
     find_copies,
     match_quotes,
     select_model_questions,
 )
+from stillroom.rag.evaluation.reader_decision import SilenceProbe
 from stillroom.rag.evaluation.retrieval import EvidenceMap
 from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe, ReaderComparison
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
@@ -205,3 +207,106 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     assert metrics["reader/first/holds"]["n"] == 2
     assert metrics["reader/first/silent_unanswerable"]["n"] >= 2
     assert details["decision"]["arm"] == "first"
+
+
+def test_a_reader_that_hardly_answers_is_not_to_be_used():
+    rights = [at >= 8 for at in range(20)] + [True] * 60 + [False] * 20
+    probabilities = [0.9] * 20 + [0.5] * 80
+    report, decision = compare(
+        owned=ask([True] * 100, silent=set(range(20, 100))),
+        sentence=ask(rights, probabilities=probabilities),
+    )
+    assert decision.line.startswith("Not decided: as served, shared words without a model")
+    assert "the owned reader 0.20 and 0.80, shared words without a model 0.72 and" in decision.line
+    assert report.metrics["reader/sentence/served_holds"].value == 0.72
+
+
+def test_answers_with_own_settings_have_a_say():
+    served = ask([True] * 30, silent=set(range(25)))
+    shipped = [
+        replace(row, served=mine.reading)
+        for row, mine in zip(ask([True] * 30), served, strict=True)
+    ]
+    _, decision = compare(owned=ask([True] * 10 + [False] * 20), shipped=shipped)
+    assert (decision.arm, decision.reader) == ("owned", "")
+
+
+def test_no_reader_is_preferred_that_is_less_silent_without_an_answer():
+    probes = {("owned", f"{at}"): SilenceProbe(True, 0.1) for at in range(30)}
+    probes |= {("shipped", f"{at}"): SilenceProbe(False, 0.9) for at in range(30)}
+    _, decision = compare(probes, owned=ask([True] * 10 + [False] * 20), shipped=ask([True] * 30))
+    assert decision.line.startswith("Not decided: the packaged reader finds more right words")
+    assert decision.reader == ""
+
+
+def test_the_model_counts_as_silent_where_the_first_is_and_replaces_no_reader():
+    report, decision = compare(
+        owned=ask([False] * 20 + [True] * 10),
+        shipped=ask([True] * 25 + [False] * 5),
+        base=ask([True] * 30),
+    )
+    assert (decision.arm, decision.reader) == ("shipped", "builtin:reader")
+    report, decision = compare(owned=ask([True] * 30, silent=set(range(20))), base=ask([True] * 30))
+    assert report.metrics["reader/base/holds"].value == pytest.approx(1 / 3)
+    assert report.metrics["reader/base/served_holds"].value == 1
+
+
+def test_the_model_is_asked_answerable_questions_alone():
+    questions = [JudgedQuestion(f"{at}", "What?", ("x",) if at % 2 else ()) for at in range(40)]
+    assert select_model_questions(questions, 20, 0) == {f"{at}" for at in range(1, 40, 2)}
+
+
+@pytest.mark.parametrize(
+    ("readers", "head"),
+    [
+        ({"mine": "/no/such"}, "Nothing to compare: the mine reader is the only arm. Right words "
+         "on 30 questions: 1.00. As served"),
+        ({"sentence": "builtin:overlap", "mine": "/no/such"}, "Use the sentence reader: it is "
+         "better than the mine reader."),
+    ],
+)  # fmt: skip
+def test_lines_of_other_arms_are_true(readers, head):
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    arms = {arm: ask([not at] * 30) for at, arm in enumerate(readers)}
+    report = Report("Answers")
+    decision = add_comparison(report, recipe, arms, {}, is_synthetic=False)
+    assert decision.line.startswith(head)
+
+
+def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start():
+    recipe = RECIPE.model_copy(update={"questions": "own"})
+    arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
+    decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
+    assert decision.line.startswith("Not decided")
+
+
+def test_answers_that_count_as_silence_are_marked():
+    report, _ = compare(
+        owned=ask([True] * 20, silent={4, 5}),
+        sentence=ask([True] * 20, probabilities=[0.3, 0.2] + [0.9] * 18),
+    )
+    assert report.sections[2].table.rows[0][3].startswith("(counted as silent) It is word0")
+
+
+def test_journal_keys_change_with_the_weights(monkeypatch):
+    pipeline = replace(parse_rag_pipeline("keyword=>quote"), name="owned")
+    question = JudgedQuestion("0", "What?", ("x",))
+    index, model = SimpleNamespace(digest="d"), SimpleNamespace(fingerprint="f")
+    keys = set()
+    for weights in ("first", "second"):
+        monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _, told=weights: told)
+        keys.add(reader_comparison.make_key(RECIPE, pipeline, question, index, model))
+    assert len(keys) == 2
+
+
+def test_the_model_sees_as_many_passages_as_the_first_reads():
+    first = parse_rag_pipeline("keyword=>quote:passages=7")
+    base = replace(parse_rag_pipeline("keyword=>generate"), name="base")
+    assert reader_comparison.count_passages(RECIPE, base, first) == 7
+    assert reader_comparison.count_passages(RECIPE, first, first) == RECIPE.k
+
+
+def test_readers_with_the_weights_of_the_first_are_not_asked():
+    readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap", "other": "/no/such"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    assert reader_comparison.find_twins(recipe) == ["shipped"]
