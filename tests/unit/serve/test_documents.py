@@ -218,7 +218,7 @@ def test_what_is_no_answer_is_told_whole_and_streamed(index, said, told, why):
 
 def test_quotes_are_told_with_their_bytes_and_marks(index):
     def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
-        chosen = {"answering": "quote:reader=builtin:overlap", **settings}
+        chosen = {"answering": "quote:reader=builtin:overlap,max_quotes=1", **settings}
         chosen = parse_answer_settings(chosen)
         return ask_stream(index, Cut("never"), messages[-1].content, k=k, **chosen)
 
