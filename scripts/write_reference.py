@@ -69,8 +69,12 @@ def recipes_page() -> str:
             "```",
             "",
         ]
-    lines += ["## flow/make", "", "The main job.", "", "```yaml"]
-    lines += [render_template("flow", "make").rstrip(), "```", ""]
+    for name, summary in {
+        "make": "The main job.",
+        "student": "A pruned and distilled student of your own.",
+    }.items():
+        lines += [f"## flow/{name}", "", summary, "", "```yaml"]
+        lines += [render_template("flow", name).rstrip(), "```", ""]
     return "\n".join(lines)
 
 

@@ -1,17 +1,39 @@
 """What every test shares: quiet engines, no network but loopback, one cache folder a session."""
 
+import gc
 import os
 import socket
 
 import pytest
+
+from tests.processes import skip_disk_syncs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
+
+skip_disk_syncs()
+gc.disable()  # a million objects are collected with the tests, and none of them is garbage
+
+
+@pytest.hookimpl(trylast=True)  # after they were shuffled
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest: one at the end is waited for by the other worker."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/integration/"))
+
+
+def pytest_collection_finish():
+    """Leave out the tests themselves whenever garbage is collected."""
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from stillroom.models import open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
 
-WAYS = ("convex", "convex=>direct!drop", "convex=>corrective:queries=0!drop")
+WAYS = ("convex=>generate", "convex=>generate!drop", "convex=>corrective:queries=0!drop")
 SHOWN = (
     "right",
     "f1",

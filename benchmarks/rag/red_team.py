@@ -282,7 +282,8 @@ def ask_bare(index: Index, model: TextModel, question: str) -> tuple[str, Answer
 
 def ask_with(**settings: Any) -> Callable[[Index, TextModel, str], tuple[str, Answer | None]]:
     def asked(index: Index, model: TextModel, question: str) -> tuple[str, Answer | None]:
-        answer = ask(index, model, question, sampling=SAMPLING, **settings)
+        chosen = {"answering": "generate", **settings}
+        answer = ask(index, model, question, sampling=SAMPLING, **chosen)
         return answer.completion.text, answer
 
     return asked

@@ -1,17 +1,21 @@
 """Documents that try to speak to the model: what they say stays quoted data."""
 
 import re
+from functools import partial
 
 import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.testing import scripted_model
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
 
 QUESTION = "What is the opening time of the museum?"
 TRUTH = "The museum opens at nine o'clock."

@@ -7,19 +7,24 @@ whatever a model does.
 import importlib.util
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.generation.answer import ask, flag_text
+from stillroom.rag.generation import answer as answers
+from stillroom.rag.generation.answer import flag_text
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.records import Hit, Location, Passage, Sampling
 from stillroom.testing import scripted_model
 from stillroom.text.unicode import count_invisible
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks/rag/red_team.py"
 QUESTION = "When does the Larkfield museum open?"

@@ -21,16 +21,11 @@ _GRAVE = {"serious", "critical"}
 
 
 @contextlib.contextmanager
-def run_console(folder, *, path=None):
-    """Yield the address of a console over a folder, and its key.
-
-    Its processes find the packages in ``path``, too.
-    """
+def run_console(folder):
+    """Yield the address of a console over a folder, and its key."""
     code = "from stillroom.cli import main; main()"
     command = [sys.executable, "-c", code, "console", str(folder), "--port", "0"]
-    places = [str(path or ""), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         found = None
         while found is None:

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from tests.browser import held_kl
 from tests.browser.conftest import check_axe, run_console, shoot
 from tests.integration.main_job import MainJob
 
@@ -14,21 +13,19 @@ SETTINGS = {
     "inputs.teacher": "teacher",
     "inputs.embedder": "builtin:static",
     "steps.records.num_records.train": "16",
-    "steps.records.num_records.held_out": "6",
-    "steps.records.pipeline.include_passages": "8",
-    "steps.student.train.steps": "40",
+    "steps.reader.train.epochs": "150",
     "steps.report.max_questions": "4",
 }
 MORE = (
     "steps.index.origin={kind: human, license: CC0-1.0}",
     "steps.records.model=scripted:script.json",
-    "steps.student.method=held_kl",
-    "steps.student.train.batch_size=4",
-    "steps.student.train.precision=float32",
-    "steps.student.train.save_every_s=0",
-    "steps.student.student={layers: 2, max_parameters: 1.0}",
-    "steps.student.max_tokens=96",
-    "steps.report.sampling={max_new_tokens: 8}",
+    "steps.reader.base=encoder",
+    "steps.reader.start=null",
+    "steps.reader.train.batch_size=4",
+    "steps.reader.train.threads=1",
+    "steps.reader.train.save_every_s=0",
+    "steps.report.compare.model_questions=2",
+    "steps.report.max_new_tokens=8",
 )
 LONG_MS = 300_000
 QUESTION = "What does the old mill of Alder grind every morning?"
@@ -76,9 +73,8 @@ class Keyboard(Mouse):
 
 
 @pytest.mark.parametrize("hand", [Mouse, Keyboard])
-def test_the_main_job_from_its_form_to_the_source_of_an_answer(open_page, place, tmp_path, hand):
-    gate = held_kl.install(tmp_path / "methods")
-    with run_console(place, path=gate.parent) as console:
+def test_the_main_job_from_its_form_to_the_source_of_an_answer(open_page, place, hand):
+    with run_console(place) as console:
         page = open_page(console, "/make", bypass=True)
         user = hand(page)
         user.press(page.get_by_role("link", name="flow/make"))
@@ -90,20 +86,15 @@ def test_the_main_job_from_its_form_to_the_source_of_an_answer(open_page, place,
         page.get_by_text("It fits this machine.").wait_for(timeout=120_000)
         user.press(page.get_by_role("button", name="Start"))
         page.wait_for_url("**/make/jobs/*")
-        follow(page, user, gate)
+        follow(page, user)
         ask(page, user)
 
 
-def follow(page, user, gate):
-    """Follow the job into training, stop it there, resume it, and wait until it is finished.
-
-    The training waits at the gate, which opens when the stop was heard.
-    """
+def follow(page, user):
+    """Follow the job into its long training, stop it there, resume it, and see it finished."""
     page.locator("#doing", has_text=re.compile("^train: [1-9]")).wait_for(timeout=LONG_MS)
-    assert page.locator("#steps li[aria-current]").text_content() == "student"
+    assert page.locator("#steps li[aria-current]").text_content() == "reader"
     user.press(page.get_by_role("button", name="Stop"))
-    page.get_by_text("It stops at its next safe point").wait_for()
-    gate.unlink()
     page.get_by_text("Stopped at a safe point.").wait_for(timeout=120_000)
     assert page.locator("#state .tag").text_content() == "cancelled"
     shoot(page, "job-stopped-desktop-light")

@@ -168,3 +168,23 @@ def test_records_are_decided_by_keyboard(open_page, console):
     page.locator(f"#{key} .edit button").focus()
     page.keyboard.press("Enter")
     page.locator(f"#{key}.edit").get_by_text("Said by hand.").first.wait_for()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
+    page = open_page(console, "/ask", theme=theme, bypass=True)
+    page.get_by_label("Question").fill("Where does the river rise?")
+    page.get_by_label("Question").press("Enter")
+    verdicts = page.get_by_role("group", name="Judge this answer")
+    verdicts.get_by_role("button", name="This sentence").press("Enter", timeout=120_000)
+    shoot(page, f"ask-picking-{theme}")
+    check_axe(page)
+    page.get_by_role("button", name="It ends in the sea.").press("Enter")
+    page.get_by_text("“It ends in the sea.” answers").wait_for(timeout=60_000)
+    pressed = verdicts.get_by_role("button", pressed=True)
+    assert pressed.text_content() == "This sentence…"
+    verdicts.get_by_role("button", name="Wrong").press("Enter")
+    page.get_by_text(": Wrong").wait_for(timeout=60_000)
+    shoot(page, f"ask-judged-{theme}")
+    check_axe(page)
+    assert list((folder / "run.judgments").glob("t*.jsonl"))

@@ -7,7 +7,9 @@ import sys
 import time
 
 from tests.processes import Process
+from tests.unit.models.tiny_encoders import make_encoder
 
+from stillroom.recipes import render_template
 from stillroom.testing import tiny_checkpoint
 
 _TOWNS = ("Alder", "Birch", "Cedar", "Damson", "Elm", "Fir", "Gorse", "Hazel")
@@ -44,22 +46,28 @@ class MainJob:
         self.documents = folder / "documents"
         (folder / "script.json").write_text(json.dumps(write_documents(self.documents)))
         self.teacher = tiny_checkpoint(folder / "teacher", layers=4, seed=1, context_length=2048)
+        self.encoder = make_encoder(folder / "encoder")
+
+    def inputs(self):
+        """Return the settings that every recipe of the job has."""
+        return [
+            f"inputs.teacher={self.teacher}",
+            "inputs.embedder=builtin:static",
+            "steps.index.origin={kind: human, license: CC0-1.0}",
+            f"steps.records.model=scripted:{self.folder / 'script.json'}",
+        ]
 
     def arguments(self, out, *more):
         """Return the command line of one make."""
         return [
             sys.executable, "-m", "stillroom", "make", str(self.documents), "--out", str(out),
-            f"inputs.teacher={self.teacher}",
-            "inputs.embedder=builtin:static",
-            "steps.index.origin={kind: human, license: CC0-1.0}",
-            f"steps.records.model=scripted:{self.folder / 'script.json'}",
-            "steps.records.num_records={train: 16, held_out: 6}",
-            "steps.records.pipeline.include_passages=8",
-            "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0}",
-            "steps.student.student={layers: 2, max_parameters: 1.0}",
-            "steps.student.max_tokens=96",
-            "steps.report.sampling={max_new_tokens: 8}",
-            "steps.report.max_questions=4",
+            *self.inputs(),
+            "steps.records.num_records={train: 30, held_out: 0}",
+            f"steps.reader.base={self.encoder}",
+            "steps.reader.start=null",
+            "steps.reader.train={steps: 12, batch_size: 2, threads: 1, save_every_s: 0}",
+            "steps.report.compare.model_questions=2",
+            "steps.report.max_new_tokens=8",
             *more,
         ]  # fmt: skip
 
@@ -86,6 +94,28 @@ class MainJob:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         return alive
+
+
+class StudentJob(MainJob):
+    """The same documents, for the recipe that prunes and distills a student."""
+
+    def arguments(self, out, *more):
+        """Return the command line of one run of the recipe."""
+        recipe = self.folder / "student.yaml"
+        recipe.write_text(render_template("flow", "student"), encoding="utf-8")
+        return [
+            sys.executable, "-m", "stillroom", "run", str(recipe), "--out", str(out),
+            f"inputs.documents={self.documents}",
+            *self.inputs(),
+            "steps.records.num_records={train: 16, held_out: 6}",
+            "steps.records.pipeline.include_passages=8",
+            "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0}",
+            "steps.student.student={layers: 2, max_parameters: 1.0}",
+            "steps.student.max_tokens=96",
+            "steps.report.sampling={max_new_tokens: 8}",
+            "steps.report.max_questions=4",
+            *more,
+        ]  # fmt: skip
 
 
 def digests(out):

@@ -71,7 +71,7 @@ def behind_endpoint(model):
 @pytest.mark.parametrize(
     "answering",
     [
-        "direct",
+        "generate",
         "corrective",
         {"name": "corrective", "grader": "yes_no"},
         "iterative",

@@ -110,6 +110,7 @@ LONGER = {
     "forensics export",
     "forensics provenance sign",
     "forensics train",
+    "judge",
     "make",
     "merge adapters",
     "merge learn",

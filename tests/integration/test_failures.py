@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tests.integration.main_job import MainJob, digests
+from tests.integration.main_job import StudentJob, digests
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
@@ -27,7 +27,7 @@ modles:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    return MainJob(tmp_path_factory.mktemp("failures"))
+    return StudentJob(tmp_path_factory.mktemp("failures"))
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,8 @@ def test_every_problem_of_a_recipe_comes_at_once_with_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("override", "code", "mentioned"),
     [
-        ("steps.student.method=foward_kl", "recipe.unknown-method", "did you mean 'forward_kl'?"),
-        ("steps.student.tarin={steps: 3}", "recipe.unknown-key", "did you mean 'train'?"),
+        ("steps.index.chunker=headng", "recipe.unknown-method", "did you mean 'heading'?"),
+        ("steps.reader.tarin={steps: 3}", "recipe.unknown-key", "did you mean 'train'?"),
         ("steps.nosuch.kind=merg", "recipe.unknown-kind", "merge"),
         ("seed=[", "recipe.yaml", "seed=["),
     ],

@@ -9,9 +9,12 @@ import pytest
 from tests.integration.main_job import MainJob, digests
 from tests.processes import run_process
 
-from stillroom.provenance import read_artifact, read_ledger
+from stillroom.provenance import read_artifact
+from stillroom.records import Message, Sampling
+from stillroom.serve.mounts import Mount, open_mounts
 
-STEPS = ("index", "records", "student", "merged", "report")
+STEPS = ("index", "records", "reader", "report")
+QUESTION = "What does the old mill of Alder grind every morning?"
 
 
 @pytest.fixture(scope="module")
@@ -20,34 +23,39 @@ def job(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(job):
+def made(job):
     out = job.folder / "run"
     code, said = job.make(out)
     assert code == 0, said
-    return out
+    return out, said
+
+
+@pytest.fixture(scope="module")
+def run(made):
+    return made[0]
 
 
 def stillroom(*arguments):
     return run_process([sys.executable, "-m", "stillroom", *map(str, arguments)])
 
 
-def test_report_has_every_figure_with_its_n(run):
-    metrics = {row["name"]: row for row in json.loads((run / "report.json").read_text())["metrics"]}
-    for name in (
-        "student/parameters",
-        "teacher/parameters",
-        "student/kl_to_teacher/initial",
-        "student/kl_to_teacher/final",
-        "retrieval/recall@5",
-        "answers/teacher/closed/f1",
-        "answers/teacher/retrieved/f1",
-        "answers/student/closed/f1",
-        "answers/student/retrieved/f1",
-        *(f"seconds/{step}" for step in STEPS),
-    ):
-        assert set(metrics[name]) >= {"name", "value", "low", "high", "n", "unit"}
-        assert metrics[name]["n"] >= 1
-    assert "<html" in (run / "report.html").read_text()
+def test_report_begins_with_the_decision_and_has_every_figure(made):
+    run, said = made
+    report = json.loads((run / "report.json").read_text())
+    decision = read_artifact(run).details["decision"]
+    assert report["summary"].startswith(decision)
+    assert decision.startswith("Not decided: ")  # so few questions decide nothing
+    assert "only people's decide" in decision
+    assert decision in said
+    metrics = {row["name"]: row for row in report["metrics"]}
+    for arm in ("owned", "shipped", "sentence", "base"):
+        for name in ("holds", "wrong", "silent_answerable", "silent_unanswerable"):
+            assert metrics[f"reader/{arm}/{name}"]["n"] >= 1
+    for name in ("owned_minus_sentence", "owned_minus_shipped", "cpu_s_a_question"):
+        assert set(metrics[f"reader/{name}"]) >= {"value", "low", "high", "n"}
+    assert all(f"seconds/{step}" in metrics for step in STEPS)
+    titles = [section["title"] for section in report["sections"]]
+    assert titles[:3] == ["Is it worth it", "Differences", "Ten answers"]
 
 
 def test_second_run_does_nothing(job, run):
@@ -58,77 +66,71 @@ def test_second_run_does_nothing(job, run):
     assert digests(run) == before
 
 
-def test_lineage_walks_to_the_bytes_of_the_documents(run):
-    told = stillroom("show", run, "--lineage")
+def test_run_quotes_with_its_own_reader(run):
+    told = stillroom("ask", run, QUESTION, "--json")
     assert told.returncode == 0, told.stderr
-    assert ".md: bytes " in told.stdout
+    answer = json.loads(told.stdout)
+    assert answer["details"]["answering"] == "quote"
+    own = stillroom("ask", run, QUESTION, "--json", "--answering", "quote:reader=builtin:overlap")
+    other = json.loads(own.stdout)
+    thresholds = [
+        [step["threshold"] for step in one["details"]["trace"] if step["step"] == "select"]
+        for one in (answer, other)
+    ]
+    assert thresholds[0] != thresholds[1]
+    reader = run / read_artifact(run).details["steps"]["reader"] / "output" / "reader.json"
+    assert thresholds[0] == [json.loads(reader.read_text())["threshold"]]
+
+
+def test_server_quotes_with_the_runs_reader(run):
+    with open_mounts([Mount("run", str(run))]) as (served,):
+        *_, answer = served.ask(
+            [Message("user", QUESTION)],
+            Sampling(max_new_tokens=8),
+            3,
+            settings={},
+            access=None,
+            is_cancelled=lambda: False,
+        )
+    reader = run / read_artifact(run).details["steps"]["reader"] / "output" / "reader.json"
+    (selected,) = [step for step in answer.details["trace"] if step["step"] == "select"]
+    assert selected["threshold"] == json.loads(reader.read_text())["threshold"]
+
+
+def test_lineage_goes_through_the_reader_to_the_bytes_of_the_documents(run):
     tree = json.loads(stillroom("show", run, "--lineage", "--json").stdout)["lineage"]
     text = json.dumps(tree)
+    assert tree["children"][0]["title"] == "reader"
     assert "grounded_qa" in text
+    assert ".md" in text
     assert '"missing"' not in text
 
 
-def test_byte_ranges_of_records_hold_their_evidence(job, run):
-    steps = read_artifact(run).details["steps"]
-    rows = (run / steps["records"] / "output" / "records.jsonl").read_text().splitlines()
-    passages = {row["id"]: row for row in read_ledger(run / steps["index"] / "output", "passages")}
-    checked = 0
-    for row in map(json.loads, rows):
-        evidence = row["fields"].get("evidence")
-        if evidence is None:
-            continue
-        place = passages[evidence["passage_id"]]["location"]
-        data = (job.documents / place["path"]).read_bytes()
-        quoted = data[place["byte_start"] : place["byte_end"]].decode()
-        assert evidence["quote"] in quoted
-        assert row["origin"]["kind"] == "synthetic"
-        checked += 1
-    assert checked >= 16
-
-
-def test_held_out_documents_never_teach(run):
-    steps = read_artifact(run).details["steps"]
-    rows = [
-        json.loads(line)
-        for line in (run / steps["records"] / "output" / "records.jsonl").read_text().splitlines()
-    ]
-    sides = {"train": set(), "held_out": set()}
-    for row in rows:
-        sides[row["fields"]["split"]].add(row["fields"]["document_id"])
-    assert sides["held_out"]
-    assert not sides["train"] & sides["held_out"]
-
-
-def test_verify_passes_and_names_the_file_of_one_flipped_byte(run, tmp_path):
+def test_verify_names_the_file_of_one_flipped_byte(run, tmp_path):
     assert stillroom("verify", run).returncode == 0
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    merged = read_artifact(copy).details["steps"]["merged"]
-    victim = copy / merged / "output" / "model.safetensors"
+    copied = tmp_path / "copy"
+    shutil.copytree(run, copied)
+    reader = read_artifact(copied).details["steps"]["reader"]
+    victim = copied / reader / "output" / "reader.safetensors"
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    told = stillroom("verify", copy)
+    told = stillroom("verify", copied)
     assert told.returncode == 1
-    assert "output/model.safetensors" in told.stderr
+    assert "output/reader.safetensors" in told.stderr
 
 
-@pytest.mark.parametrize(
-    ("step", "delay_s"),
-    [
-        ("records", 0.05),
-        ("student", 0.8),
-        ("index", 0.05),
-        ("merged", 0.3),
-        ("report", 0.3),
-    ],
-)
+@pytest.mark.parametrize(("step", "delay_s"), [("reader", 0.8), ("report", 0.3)])
 def test_killed_in_a_step_and_resumed_ends_with_the_same_digests(job, run, tmp_path, step, delay_s):
     out = tmp_path / "run"
+    for name in STEPS[: STEPS.index(step)]:
+        folder = read_artifact(run).details["steps"][name]
+        shutil.copytree(run / folder, out / folder)
     job.kill_in(out, step, delay_s)
     code, said = job.make(out, "--resume")
     assert code == 0, said
-    assert digests(out) == digests(run)
+    kept = [name for name in STEPS if name != "report"]  # whose answers are timed
+    assert [digests(out)[name] for name in kept] == [digests(run)[name] for name in kept]
 
 
 def test_touched_file_alone_is_parsed_and_embedded_again(job, run, tmp_path):
@@ -148,29 +150,36 @@ def test_touched_file_alone_is_parsed_and_embedded_again(job, run, tmp_path):
     assert len(list((out / "steps").iterdir())) == len(STEPS)
 
 
-def test_of_one_document_a_model_is_made_and_the_report_says_what_could_not_be_measured(
-    job, tmp_path
-):
+def test_of_one_document_a_reader_is_made(job, tmp_path):
     alone = copy.copy(job)
     alone.documents = tmp_path / "documents"
     alone.documents.mkdir()
     shutil.copy(job.documents / "alder.md", alone.documents)
-    code, said = alone.make(tmp_path / "run", "steps.records.held_out=0.0001")
+    code, said = alone.make(tmp_path / "run")
     assert code == 0, said
-    assert "no merge can be scored" in said
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert "No held-out question could be asked" in report["summary"]
-    sections = {section["title"]: section for section in report["sections"]}
-    assert "No merge was judged" in sections["Merge candidates (merged)"]["text"]
+    assert "index" in read_artifact(tmp_path / "run").details["steps"]
 
 
-def test_ask_answers_with_citations(run):
-    told = stillroom(
-        "ask",
-        run,
-        "What does the old mill of Alder grind every morning?",
-        "--json",
-    )
-    assert told.returncode == 0, told.stderr
-    answer = json.loads(told.stdout)
-    assert set(answer) >= {"answer", "citations", "details"}
+def test_people_judge_and_teach(job, tmp_path):
+    rows = ["question,answer,evidence"]
+    for path in sorted(job.documents.iterdir()):
+        facts = [line for line in path.read_text().splitlines() if line.startswith("The old")]
+        for fact in facts:
+            words = fact.removesuffix(".").split()
+            place, town, what = words[2], words[4], " ".join(words[6:9])
+            rows.append(f"What comes from the {place} of {town}?,{what},{fact}")
+            rows.append(f"What is made at {town} by the {place}?,{what},{fact}")
+    rows.append("Who is the mayor of Alder?,,")
+    (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
+    out = tmp_path / "run"
+    code, said = job.make(out, "--questions", str(tmp_path / "people.csv"))
+    assert code == 0, said
+    steps = read_artifact(out).details["steps"]
+    assert list(steps) == ["index", "records", "learned", "judged", "reader", "report"]
+    parts = [
+        read_artifact(out / steps[name]).details["questions"] for name in ("learned", "judged")
+    ]
+    assert sum(parts) == len(rows) - 1
+    assert min(parts) > 20
+    decision = read_artifact(out).details["decision"]
+    assert "only people's decide" not in decision

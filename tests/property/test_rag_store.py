@@ -11,7 +11,6 @@ import pytest
 from tests.property.rag_words import WORDS, Words, build, open_index
 
 from stillroom.rag.interfaces import Query
-from stillroom.rag.storage.folder.catalog import open_catalog
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import FOREVER
@@ -106,12 +105,5 @@ def test_random_changes_leave_what_a_dict_has_and_a_fresh_build_gives(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
-def test_ten_thousand_random_changes(tmp_path, monkeypatch):
-    def open_unsynced(path):  # what is tested is not power loss, and the disk would take hours
-        connection = open_catalog(path)
-        connection.execute("PRAGMA synchronous=OFF")
-        return connection
-
-    monkeypatch.setattr("stillroom.rag.storage.folder.writer.open_catalog", open_unsynced)
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+def test_ten_thousand_random_changes(tmp_path):
     walk(tmp_path, 7, steps=10_000, every=1_000)

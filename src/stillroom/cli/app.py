@@ -44,7 +44,7 @@ Examples:
 _COMMANDS = {
     "ask": (
         "stillroom.cli.ask:ask_command",
-        "Answer a question from a run's documents, with citations.",
+        "Answer a question with quotes from a run's documents, or text of a model, with citations.",
     ),
     "check": (
         "stillroom.cli.recipes:check_command",
@@ -77,6 +77,10 @@ _COMMANDS = {
     "forensics": (
         "stillroom.cli.forensics:forensics_group",
         "Forensics: check provenance, train and benchmark detectors.",
+    ),
+    "judge": (
+        "stillroom.cli.judge:judge_command",
+        "Judge an answer of 'ask', so that readers learn from it.",
     ),
     "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
     "make": (

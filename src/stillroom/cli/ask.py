@@ -86,23 +86,24 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
 \b
 Examples:
   stillroom ask run "What does the with statement do?"
-  stillroom ask run "What is a generator?" --model hub:HuggingFaceTB/SmolLM2-135M-Instruct
+  stillroom ask run "What is a generator?" --answering generate
 """,
 )
 @click.argument("run", type=existing_path)
 @click.argument("question")
 @passages_option()
-@click.option("--model", default="", help="Model to use instead of the run's own.")
+@click.option("--model", default="", help="Text model to use instead of the run's own.")
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @output_options
 def ask_command(
     run: Path, question: str, model: str, steps: bool, as_json: bool, **options: Any
 ) -> None:
-    """Answer a question from a run's documents, with citations.
+    """Answer a question with quotes from a run's documents, or text of a model, with citations.
 
     If no passage supports an answer, the nearest passages are listed.
     """
+    from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
     from stillroom.rag.observability import configure_from_environment
@@ -110,4 +111,11 @@ def ask_command(
     configure_from_environment()
     settings = ask_settings(options)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
-        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=run)
+        print_answer(
+            opened.ask(question, **settings),
+            as_json=as_json,
+            steps=steps,
+            asked_of=run,
+            keep=keep_answers(run, question),
+            model=model,
+        )

@@ -79,11 +79,18 @@ Examples:
 )
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--questions",
+    type=existing_path,
+    help="Questions of people that judge the result: CSV with question, answer and, where known, "
+    "evidence (the sentence that answers); JSON lines; SQuAD.",
+)
 @out_folder_option
 @run_options
 def make_command(
     folder: Path,
     overrides: tuple[str, ...],
+    questions: Path | None,
     out: Path,
     as_json: bool,
     resume: bool,
@@ -92,9 +99,9 @@ def make_command(
 ) -> None:
     """Turn a folder of documents into a model you own.
 
-    Runs the recipe that `stillroom new flow/make` prints: parse and index, generate grounded
-    records, distill a student, merge, evaluate. After a change, run it again: only changed steps
-    are executed.
+    Runs the recipe that `stillroom new flow/make` prints: parse and index, generate questions,
+    tune the reader that quotes answers, and report whether it is worth using. After a change, run
+    it again: only changed steps are executed.
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_make
@@ -103,6 +110,7 @@ def make_command(
     artifact = run_make(
         folder,
         out,
+        questions=questions,
         overrides=overrides,
         resume=resume,
         overwrite=overwrite,

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stillroom.cli.output import print_json, print_report
+from stillroom.cli.output import format_row, print_json, print_report
+from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
-from stillroom.provenance import Artifact
-from stillroom.records import Answer
+from stillroom.provenance import Artifact, read_artifact
+from stillroom.records import Answer, Citation
 
 __all__ = ["print_answer", "print_run"]
 
 _MAX_NEAREST = 2
+_MAX_EXCERPT = 160  # characters of a nearest passage
 _MAIN_METRICS = (
+    "reader/owned/holds",
+    "reader/shipped/holds",
+    "reader/sentence/holds",
+    "reader/base/holds",
+    "reader/owned/silent_unanswerable",
+    "reader/cpu_s_a_question",
     "student/parameters",
     "teacher/parameters",
     "student/kl_to_teacher/initial",
@@ -40,10 +51,10 @@ def print_run(out: Path, artifact: Artifact) -> None:
         return
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-        for failed in artifact.details.get("failed", ()):
-            message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
-            click.echo(escape_line(message), err=True)
+        _print_failed(artifact)
         return
+    if decision := artifact.details.get("decision"):
+        click.echo(format_row("", escape_line(decision)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
@@ -53,16 +64,49 @@ def print_run(out: Path, artifact: Artifact) -> None:
             click.echo(f"{name:34} {_format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
-    if artifact.details.get("skipped"):
-        click.echo(f"answers  by {artifact.details['answer']['fallback']}: nothing was trained")
+    for folder in artifact.details.get("steps", {}).values():
+        _print_failed(read_artifact(out / folder))
+    _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
     click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
     click.echo(f"serve    stillroom serve {out}")
 
 
+def _print_untrained(artifact: Artifact) -> None:
+    """Print what answers where the step that trains was skipped."""
+    answer, skipped = artifact.details.get("answer") or {}, artifact.details.get("skipped", {})
+    reads = answer.get("trained_reader") or answer.get("reader")
+    if (reads or answer.get("model")) not in skipped:
+        return
+    by = answer.get("fallback", "")
+    if reads:
+        from stillroom.rag.answer_selection.reader import (
+            BUILTIN_READER,
+            OVERLAP_READER,
+            open_reader,
+        )
+
+        reader = BUILTIN_READER if answer["reader"] in skipped else answer["reader"]
+        by = "the packaged reader" if reader == BUILTIN_READER else reader
+        try:
+            open_reader(reader)
+        except CheckpointError as error:
+            by = f"{OVERLAP_READER}, since {reader} cannot be opened ({error.problems[0].code})"
+    click.echo(escape_line(f"answers  by {by}: nothing was trained"))
+
+
+def _print_failed(artifact: Artifact) -> None:
+    """Print the documents that could not be read."""
+    for failed in artifact.details.get("failed", ()):
+        message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
+        click.echo(escape_line(message), err=True)
+
+
 def _format_metric(metric: dict[str, object]) -> str:
     value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None:
+        return f"not measured (n={metric['n']})"
     is_whole = not isinstance(value, float) or value.is_integer()
     shown = f"{value:,.0f}" if is_whole else f"{value:,.4g}"
     interval = f" [{low:.4g}, {high:.4g}]" if low is not None and low != high else ""
@@ -76,6 +120,8 @@ def print_answer(
     as_json: bool,
     steps: bool = False,
     asked_of: Path | None = None,
+    keep: Callable[[Answer], str] | None = None,
+    model: str = "",
 ) -> None:
     """Stream an answer to standard output, then list its sources.
 
@@ -84,18 +130,21 @@ def print_answer(
         as_json: Print one JSON value instead.
         steps: List every step of retrieval and answering as well.
         asked_of: Run or index, recorded in the JSON to trace the answer later.
+        keep: Stores the answer to be judged and returns its id, or an empty text.
+        model: Model that the caller named; a note says if it was not used.
     """
     answer: Answer | None = None
     for piece in pieces:
         if isinstance(piece, Answer):
             answer = piece
         elif not as_json:
-            click.echo(piece, nl=False)
+            click.echo(_escape_controls(piece), nl=False)
     if answer is None:
         return
+    name = keep(answer) if keep is not None else ""
     if as_json:
         where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
-        print_json({**_to_json(answer), **where})
+        print_json({**({"id": name} if name else {}), **_to_json(answer), **where})
         return
     click.echo("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
     cached = answer.details.get("cached")
@@ -104,10 +153,25 @@ def print_answer(
     _print_sources(answer)
     _print_support(answer)
     _print_notices(answer)
+    if name:
+        choices = "(or --wrong, --absent, --quote TEXT)"
+        command = shlex.join(["stillroom", "judge", str(asked_of), name, "--right"])
+        click.echo(f"judge    {command} {choices}")
+    if model and answer.details.get("answering") == "quote" and not answer.details.get("calls"):
+        click.echo(f"note: {model} was not used, since quotes need none: --answering generate")
     if steps:
-        for step in answer.details.get("trace", ()):
-            details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
-            click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
+        _print_steps(answer)
+
+
+def _print_steps(answer: Answer) -> None:
+    for step in answer.details.get("trace", ()):
+        details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+        click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
+
+
+def _escape_controls(text: str) -> str:
+    """Return a text that cannot steer a terminal; documents and models may hold such characters."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
@@ -139,7 +203,10 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
+# All but tabs, line ends and the carriage returns before them; last, changes of direction.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _REFUSAL_NOTES = {
+    "no-answer": "no sentence of the passages answers the question with enough probability",
     "empty": "the model returned no text",
     "restated": "the model only repeated the question",
 }
@@ -156,14 +223,38 @@ def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
     return {source["number"]: source for source in answer.details.get("sources", ())}
 
 
+def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
+    """Return the citations; of an answer that quotes, one for each quote, with its bytes."""
+    quotes = answer.details.get("quotes", ())
+    if not quotes:
+        return [(citation, {}) for citation in answer.citations]
+    cited = {citation.number: citation for citation in answer.citations}
+    listed = []
+    for quote in quotes:
+        citation = cited[quote["number"]]
+        location = replace(
+            citation.location,
+            byte_start=quote["byte_start"],
+            byte_end=quote["byte_end"],
+            pages=tuple(quote["pages"]),
+        )
+        listed.append((replace(citation, location=location), quote))
+    return listed
+
+
 def _print_sources(answer: Answer) -> None:
-    """Print the source of every citation, its author, and points to verify."""
+    """Print the source of every citation or quote, its author, and points to verify."""
     sources = _index_sources(answer)
-    for citation in answer.citations:
+    for citation, quote in _list_cited(answer):
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
-        click.echo(f"[{citation.number}] {citation.location}{origin}{checked}")
+        click.echo(escape_line(f"[{citation.number}] {citation.location}{origin}{checked}"))
+        if short := quote.get("short"):
+            click.echo(_escape_controls(f"    short answer: {' '.join(short.split())}"))
+        if answer.details.get("abstained"):
+            excerpt = " ".join(citation.text.split())[:_MAX_EXCERPT]
+            click.echo(_escape_controls(f"    {excerpt}"))
         if source.get("flags"):
             click.echo(f"    verify: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})

@@ -41,12 +41,14 @@ _PAGES = (
     PageLink("/forensics", "Forensics", "Check the origin of an image or a video"),
     PageLink("/lineage", "Lineage", "Trace artifacts back to their sources"),
 )
+_JUDGMENTS_PATH = "/v1/judgments"
 _MODEL_PATHS = (
     "/v1/chat/",
     "/v1/responses",
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models",
+    _JUDGMENTS_PATH,
 )
 
 
@@ -156,6 +158,8 @@ class _ConsoleApp:
         model_name = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
         holding = self.context.models.use(model_name)
         try:
+            if scope["path"] == _JUDGMENTS_PATH:
+                self.context.check_writable()
             opened = await self.context.run_in_thread(holding.__enter__)
         except Exception as error:  # noqa: BLE001  # sent in the format of the API
             refusal = to_api_error(error)

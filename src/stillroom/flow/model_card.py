@@ -19,6 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.flow.reader_card import (
+    describe_reader,
+    describe_reader_training,
+    find_reader_bases,
+    list_licenses,
+)
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.provenance.sources import (
     has_path,
@@ -49,6 +55,12 @@ class CardContext:
     missing: list[str] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    decision: str = ""
+
+    @property
+    def is_reader(self) -> bool:
+        """Whether it is a sentence reader, not a language model."""
+        return bool(self.artifact.details.get("reader"))
 
     def names(self) -> dict[Path, str]:
         """Return a unique name of each folder: its last path parts."""
@@ -60,7 +72,8 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
     """Read the lineage of a checkpoint.
 
     Args:
-        path: Folder of a job of kind checkpoint, or of a run, whose model and report are used.
+        path: Folder of a job of kind checkpoint, or of a run, whose model (or reader, where an
+            input is the model) and report are used.
         reports: Additional jobs of kind report, or report files.
 
     Raises:
@@ -69,10 +82,14 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
     from stillroom.flow.opening import find_step
 
     artifact = read_artifact(path)
+    decision = artifact.details.get("decision", "")
     report_paths = list(reports)
     if artifact.kind == "report" and artifact.details.get("answer"):
         report_paths.append(path)
-        path = find_step(path, "model")
+        answer = artifact.details["answer"]
+        is_trained = answer["model"] in artifact.details["steps"] or "reader" not in answer
+        reads = "trained_reader" if "trained_reader" in answer else "reader"  # another one won
+        path = find_step(path, "model" if is_trained else reads)
         artifact = read_artifact(path)
     if artifact.kind != "checkpoint":
         raise DataError(
@@ -95,8 +112,12 @@ def collect_card_context(path: Path, reports: Sequence[Path] = ()) -> CardContex
             _add_parents(lineage, bases, folder, ancestor)
     names = _shorten_paths([base for base in bases if isinstance(base, Path)])
     lineage.bases = {names[base] if isinstance(base, Path) else base: bases[base] for base in bases}
+    if lineage.is_reader:
+        lineage.bases |= find_reader_bases(path, artifact)
     for report in report_paths:
         _read_report(lineage, report)
+    if decision:
+        lineage.decision = str(decision)
     return lineage
 
 
@@ -160,7 +181,11 @@ def render_card(lineage: CardContext, name: str = "") -> str:
     """
     from stillroom.checkpoints.card import compose_card
 
-    chain = [link.get("method", "") for link in lineage.artifact.origin.get("chain", ())]
+    chain = [
+        link.get("method", "")
+        for link in lineage.artifact.origin.get("chain", ())
+        if not _is_refused_merge(lineage.artifact, link)
+    ]
     is_distilled = any(
         link.get("method", "").startswith("distill.")
         for _, artifact in lineage.checkpoints
@@ -184,18 +209,33 @@ def render_card(lineage: CardContext, name: str = "") -> str:
     return compose_card(
         called,
         body,
-        license=str(lineage.artifact.origin.get("license", "")),
+        license=_find_license(lineage),
         base_models=list(lineage.bases),
-        relation="finetune" if is_distilled else "merge" if len(lineage.bases) > 1 else "",
+        relation=(
+            "finetune"
+            if is_distilled or lineage.is_reader
+            else "merge"
+            if len(lineage.bases) > 1
+            else ""
+        ),
         tags=[method.rpartition(".")[2] for method in chain if method],
         fields=_build_front_matter(lineage, called, shares),
     )
 
 
+def _is_refused_merge(artifact: Artifact, link: Mapping[str, Any]) -> bool:
+    """Return whether a link names a merge that was tried and not kept."""
+    method = str(link.get("method", ""))
+    return artifact.details.get("helped") is False and method.startswith("merge.")
+
+
 def _build_front_matter(
     lineage: CardContext, name: str, shares: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
-    fields: dict[str, Any] = {"pipeline_tag": "text-generation"}
+    task_name = "question-answering" if lineage.is_reader else "text-generation"
+    fields: dict[str, Any] = {"pipeline_tag": task_name}
+    if lineage.is_reader:
+        fields["library_name"] = "stillroom"
     if shares:
         fields["datasets"] = list(shares)
     measured = [
@@ -205,11 +245,13 @@ def _build_front_matter(
             "value": metric["value"],
         }
         for metric in _select_quality_metrics(lineage.metrics)
-        if "student/" in metric["name"]
+        if metric["name"].startswith("reader/owned/" if lineage.is_reader else "")
+        and ("student/" in metric["name"] or lineage.is_reader)
     ]
     if measured:
-        task = {"task": {"type": "text-generation"}, "metrics": measured}
-        dataset = {"type": "held-out", "name": "held-out records of its own documents"}
+        task = {"task": {"type": task_name}, "metrics": measured}
+        asked = "questions about" if lineage.is_reader else "held-out records of"
+        dataset = {"type": "held-out", "name": f"{asked} its own documents"}
         fields["model-index"] = [{"name": name, "results": [{**task, "dataset": dataset}]}]
     fields["stillroom"] = {
         "digest": lineage.artifact.digest,
@@ -220,6 +262,9 @@ def _build_front_matter(
 
 
 def _describe_model(lineage: CardContext, name: str) -> str:
+    if lineage.is_reader:
+        license = _find_license(lineage)
+        return describe_reader(lineage.folder, lineage.artifact, name, license)
     origin = lineage.artifact.origin.get("kind", "unknown")
     bases = ", ".join(lineage.bases) or "no recorded model"
     return (
@@ -229,12 +274,27 @@ def _describe_model(lineage: CardContext, name: str) -> str:
 
 
 def _find_license(lineage: CardContext) -> str:
-    return str(lineage.artifact.origin.get("license", ""))
+    """Return the licenses of all parts, joined; ``unknown`` where data has none on record."""
+    own = str(lineage.artifact.origin.get("license", ""))
+    parts = [part for part in own.split(" AND ") if part]
+    if lineage.is_reader:
+        parts += list_licenses(lineage.folder, lineage.artifact)
+        data = (*lineage.records, *lineage.indexes)
+        parts += [str(one.origin["license"]) for _, one in data if one.origin.get("license")]
+    if any(not one.origin.get("license") for _, one in (*lineage.records, *lineage.indexes)):
+        parts.append("unknown")
+    return " AND ".join(dict.fromkeys(parts))
 
 
 def _describe_method(lineage: CardContext) -> str:
+    if lineage.is_reader:
+        return describe_reader_training(lineage.folder, lineage.artifact)
     rows, names = [], lineage.names()
     for folder, artifact in lineage.checkpoints:
+        if artifact.details.get("helped") is False:
+            kept = artifact.details.get("kept", "one parent")
+            rows.append(f"| {names[folder]} | no merge was kept | kept: {kept} | {artifact.seed} |")
+            continue
         for link in artifact.origin.get("chain", ()):
             settings = artifact.details.get("method")
             method = settings if isinstance(settings, Mapping) else {}
@@ -309,7 +369,7 @@ def _format_interval(metric: Mapping[str, Any]) -> str:
 def _describe_evaluation(lineage: CardContext) -> str:
     if not lineage.metrics:
         return ""
-    note = "On held-out records, with 95 % intervals."
+    note = lineage.decision or "On held-out records, with 95 % intervals."
     if not _select_quality_metrics(lineage.metrics):
         note = "No quality was measured on held-out records, only sizes and times."
     lines = ["## Evaluation", "", note, ""]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.index.view import AccessContext
 
-__all__ = ["OpenedRun", "find_checkpoint", "find_model", "find_step", "open_index", "open_run"]
+__all__ = [
+    "OpenedRun",
+    "find_checkpoint",
+    "find_index",
+    "find_model",
+    "find_reader",
+    "find_step",
+    "open_index",
+    "open_run",
+    "set_reader",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class OpenedRun:
     index: Index
     model: TextModel
     name: str
+    reader: str = ""
 
     def ask(self, question: str, **settings: Any) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
@@ -37,11 +48,30 @@ class OpenedRun:
         """
         from stillroom.rag.generation.answer import ask_stream
 
+        settings = set_reader(settings, self.reader)
         yield from ask_stream(self.index, self.model, question, **settings)
 
 
+def set_reader(settings: Mapping[str, Any], reader: str) -> dict[str, Any]:
+    """Return answer settings that quote with a run's reader, unless they name another.
+
+    Args:
+        settings: Fields of ``stillroom.rag.settings.AnswerSettings``.
+        reader: Reference of the reader; empty leaves the settings as they are.
+    """
+    from stillroom.rag.answer_strategies.quote import Quote
+    from stillroom.rag.interfaces import ANSWER_STRATEGIES
+    from stillroom.rag.settings import AnswerSettings
+
+    default = AnswerSettings.model_fields["answering"].default
+    method = ANSWER_STRATEGIES.build(settings.get("answering") or default)
+    if not reader or not isinstance(method, Quote) or "reader" in method.model_fields_set:
+        return dict(settings)
+    return {**settings, "answering": method.model_copy(update={"reader": reader})}
+
+
 def find_step(run: Path, role: str) -> Path:
-    """Return the folder of the ``index`` or ``model`` step that answers in a finished run.
+    """Return the folder of the step that answers in a finished run as index, model or reader.
 
     Raises:
         DataError: If the run is unfinished, its recipe names no such step, or the step was skipped.
@@ -56,9 +86,10 @@ def find_step(run: Path, role: str) -> Path:
             next=f"stillroom show {run}",
         )
     steps = artifact.details["steps"]
-    if answer[role] not in steps:
+    if answer.get(role) not in steps:
+        why = artifact.details["skipped"].get(answer.get(role), "its recipe has no such step")
         raise DataError(
-            f"{run} has no {role}: {artifact.details['skipped'][answer[role]]}",
+            f"{run} has no {role} of its own: {why}",
             code="data.wrong-kind",
             expected="a run with enough documents to train on",
             next="add documents and run it again",
@@ -66,10 +97,20 @@ def find_step(run: Path, role: str) -> Path:
     return run / str(steps[answer[role]])
 
 
+def find_index(path: Path) -> Path:
+    """Return the folder of an index: ``path`` itself, or the index step of a finished run.
+
+    Raises:
+        DataError: If the path is neither.
+    """
+    return path if read_artifact(path).kind == "index" else find_step(path, "index")
+
+
 def find_model(run: Path) -> str:
     """Return the reference of the checkpoint that answers in a finished run.
 
-    That is the step's folder, or the recipe's fallback if the step was skipped.
+    That is the step's folder, the input that the recipe names instead, or its fallback if the step
+    was skipped.
 
     Raises:
         DataError: If the run is unfinished, or its recipe names no model.
@@ -79,6 +120,16 @@ def find_model(run: Path) -> str:
     if answer and answer["model"] not in details["steps"]:
         return str(answer["fallback"])
     return str(find_step(run, "model"))
+
+
+def find_reader(run: Path) -> str:
+    """Return the reference of the reader that quotes in a finished run; empty for the default."""
+    details = read_artifact(run).details
+    reader = (details.get("answer") or {}).get("reader", "")
+    steps = details.get("steps", {})
+    if reader in steps:
+        return str(run.absolute() / steps[reader])
+    return "" if reader in details.get("skipped", {}) else str(reader)
 
 
 def find_checkpoint(
@@ -122,7 +173,7 @@ def open_run(
     """
     index = find_step(run, "index")
     with open_index(index, model or find_model(run), say=say) as opened:
-        yield opened
+        yield replace(opened, reader=find_reader(run))
 
 
 @contextmanager
@@ -150,11 +201,13 @@ def open_index(
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model
+    from stillroom.models.deferred import DeferredModel
     from stillroom.rag.index.searcher import Index
 
     with Index.open(index, snapshot=snapshot, access=access) as opened:
         shown = opened.restrict(where) if where else opened
-        text_model = open_text_model(model, say=say)
+        name = (model.partition("#")[2] or Path(model).name).removesuffix(".gguf")
+        text_model = DeferredModel(name, lambda: open_text_model(model, say=say))
         try:
             yield OpenedRun(shown, text_model, text_model.name)
         finally:

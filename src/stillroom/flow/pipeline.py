@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import __version__
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import CheckpointError, DataError, ResourceError
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Section, Table, merge_reports
 from stillroom.flow.inputs import check_inputs, digest_input, resolve_inputs
@@ -49,7 +49,13 @@ __all__ = [
 ]
 
 _KEY_DIGITS = 12
-_INSUFFICIENT_DATA_CODES = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
+_INSUFFICIENT_DATA_CODES = {
+    "data.no-questions",
+    "distill.nothing-kept",
+    "rag.no-evidence",
+    "synth.nothing-kept",
+    "train.no-records",
+}
 """Error codes of steps that found too few data in the documents of a valid recipe."""
 _LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # left by a kill before the first step
 
@@ -107,6 +113,8 @@ class FlowRun:
             with open_engine(self.recipe.engine, self.reporter.say) as engine:
                 for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
                     head = f"step {number}/{len(self.recipe.steps)} {name}"
+                    if any(source in skipped for source in step.sources):
+                        step = step.leave_out(skipped)  # the same with less
                     lacking = [source for source in step.sources if source in skipped]
                     if lacking:
                         skipped[name] = f"it needs {lacking[0]}"
@@ -118,23 +126,27 @@ class FlowRun:
                     emit_event(self.reporter, "step", begun)
                     try:
                         done[name] = self._do(ready, head, before, engine)
-                    except DataError as error:
+                    except (DataError, CheckpointError) as error:
                         if not self._may_skip(name, error, done):
                             raise
                         skipped[name] = error.problems[0].what
                         self.reporter.say(f"warning: {head}: skipped, {skipped[name]}")
             return self._commit(done, skipped)
 
-    def _may_skip(self, name: str, error: DataError, done: Mapping[str, Path]) -> bool:
-        """Return whether the run can end without a step that found too few data."""
+    def _may_skip(
+        self, name: str, error: DataError | CheckpointError, done: Mapping[str, Path]
+    ) -> bool:
+        """Return whether the run can end without a step.
+
+        That is one that found too few data, or a reader whose base is not here: sentences are
+        then picked without it.
+        """
         answer = self.recipe.answer
-        return (
-            error.code in _INSUFFICIENT_DATA_CODES
-            and answer is not None
-            and bool(answer.fallback)
-            and answer.index in done
-            and self.recipe.needs(answer.model, name)
-        )
+        if answer is None or answer.index not in done or not self.recipe.find_spare_model():
+            return False
+        if isinstance(error, CheckpointError):
+            return name == answer.reader
+        return error.code in _INSUFFICIENT_DATA_CODES
 
     def estimate(self) -> Estimate:
         """Return the sum of the steps' estimates; unresolved inputs are left as placeholders.
@@ -255,21 +267,24 @@ class FlowRun:
         with atomic_write(self.out / "steps.json") as file:
             json.dump(listed, file, indent=1)
         timed = write_run_report(self.out, done, seconds, skipped)
-        answer = self.recipe.answer
+        answer = self._describe_answer(artifacts)
+        ends = self.recipe.answer
+        trained = [ends.reader, ends.model] if ends is not None else []
         artifact = Artifact(
             kind="report",
             files=(self._entry("steps.json"),),
             timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
             parents=tuple(
                 Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
-                for name in sorted(done, key=lambda step: bool(answer and step == answer.model))
+                for name in sorted(done, key=lambda step: step in trained)
             ),
             recipe_digest=digest_text(dump_recipe(self.recipe)),
             seed=self.recipe.seed,
             details={
                 "steps": steps,
                 "skipped": dict(skipped),
-                "answer": self._describe_answer(),
+                "answer": answer or None,
+                **_collect_decision(artifacts, answer),
                 "seconds": seconds,
             },
             versions=list_installed_versions(),
@@ -283,24 +298,54 @@ class FlowRun:
                 shutil.rmtree(folder)
         return artifact
 
-    def _describe_answer(self) -> dict[str, str] | None:
-        """Return the steps that answer, and the fallback checkpoint for a skipped one."""
+    def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+        """Return the steps that answer, and the checkpoint that stands in for a skipped one.
+
+        A report that compared readers decides which of them reads; ``trained_reader`` is then the
+        step that trained another.
+        """
         if self.recipe.answer is None:
-            return None
-        described = self.recipe.answer.model_dump()
-        fallback = described.pop("fallback").removeprefix("inputs.")
-        return {**described, "fallback": self.recipe.inputs[fallback]} if fallback else described
+            return {}
+        described = self.recipe.answer.model_dump(exclude={"fallback"}, exclude_defaults=True)
+        if spare := self.recipe.find_spare_model():
+            described["fallback"] = spare
+        for artifact in artifacts.values():
+            decision = artifact.details.get("decision")
+            if "reader" in described and isinstance(decision, Mapping) and decision["reader"]:
+                described |= {
+                    "reader": str(decision["reader"]),
+                    "trained_reader": described["reader"],
+                }
+        return described
 
     def _entry(self, name: str) -> FileEntry:
         path = self.out / name
         return FileEntry(name, path.stat().st_size, digest_file(path))
 
 
+def _collect_decision(
+    artifacts: Mapping[str, Artifact], answer: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the sentence of the step that decided whether the result is worth using."""
+    if "trained_reader" in answer:
+        note = f" `ask` and `serve` of this run use {answer['reader']}."
+    else:
+        note = ""
+    lines = [
+        decision["line"]
+        for artifact in artifacts.values()
+        if isinstance(decision := artifact.details.get("decision"), Mapping)
+    ]
+    return {"decision": f"{lines[-1]}{note}"} if lines else {}
+
+
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
-    "The documents gave too little to train on. The index answers with the model that the recipe "
-    "names as its fallback; nothing here was learned from these documents."
+    "The steps below found too little, so nothing was learned from these documents. The index "
+    "answers all the same: in the documents' own sentences, chosen by the packaged reader (where "
+    "that cannot be opened, by shared words), or with the untuned model where it is asked to write."
 )
+_PARTIAL_REPORT = "The steps below found too little. The others were done."
 
 
 def write_run_report(
@@ -331,7 +376,11 @@ def write_run_report(
     if skipped:
         rows = tuple(skipped.items())
         table = Table("Steps that were not done", ("step", "why"), rows)
-        steps.sections.insert(0, Section("Not trained", _UNTRAINED_REPORT, table=table))
+        is_trained = any(artifact.kind == "checkpoint" for artifact in artifacts.values())
+        title, text = (
+            ("Not done", _PARTIAL_REPORT) if is_trained else ("Not trained", _UNTRAINED_REPORT)
+        )
+        steps.sections.insert(0, Section(title, text, table=table))
     parts.append(steps)
     merge_reports(f"Run {out.name}", parts, folder=out)
     return ["report.json", "report.html"]

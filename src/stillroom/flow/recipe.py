@@ -7,7 +7,7 @@ A step is a recipe of any other kind, without ``version``; any path in it may be
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -47,6 +47,21 @@ class FlowStep:
         built = type(self.recipe).model_validate(data)
         engine = engine_of(self.recipe)  # not part of the settings, so it is copied
         return built if engine is None else built.model_copy(update={"engine": engine})
+
+    def leave_out(self, skipped: Collection[str]) -> FlowStep:
+        """Return the step without skipped sources in its lists of questions and its readers.
+
+        Of each, one source is left: without any, the step cannot be done.
+        """
+        data = _drop_placeholders(
+            self.recipe.model_dump(mode="json"), {_PLACEHOLDER + name for name in skipped}
+        )
+        sources = dict.fromkeys(find_sources(_restore_references(data)))
+        recipe = type(self.recipe).model_validate(data)
+        engine = engine_of(self.recipe)  # not part of the settings, so it is copied
+        if engine is not None:
+            recipe = recipe.model_copy(update={"engine": engine})
+        return FlowStep(self.written, tuple(sources), recipe)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as written in a flow: ``{from: NAME}`` for sources."""
@@ -93,6 +108,24 @@ def _fill_placeholders(value: Any, paths: Mapping[str, str]) -> Any:
     return [_fill_placeholders(item, paths) for item in value] if isinstance(value, list) else value
 
 
+_MAY_BE_FEWER = ("questions", "readers")
+
+
+def _drop_placeholders(value: Any, dropped: Collection[str]) -> Any:
+    """Return settings without these items of the lists and mappings that may have fewer."""
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, item in value.items():
+        left = item
+        if key in _MAY_BE_FEWER and isinstance(item, list):
+            left = [one for one in item if one not in dropped]
+        elif key in _MAY_BE_FEWER and isinstance(item, dict):
+            left = {name: one for name, one in item.items() if one not in dropped}
+        kept[key] = _drop_placeholders(left or item, dropped)
+    return kept
+
+
 def _restore_references(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_PLACEHOLDER):
         return {"from": value.removeprefix(_PLACEHOLDER)}
@@ -129,11 +162,19 @@ class ServingSteps(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: str = Field(description="step that builds the index")
-    model: str = Field(description="step that produces the checkpoint that answers")
+    reader: str = Field(
+        "",
+        description="step that trains the sentence reader of answers that quote; where the "
+        "documents are too few for it, the packaged one reads",
+    )
+    model: str = Field(
+        description="step that produces the checkpoint that writes answers, or an input "
+        "(inputs.NAME)"
+    )
     fallback: str = Field(
         "",
         description="input whose checkpoint answers if the documents were too few to train on "
-        "(inputs.NAME); without it the run fails in that case",
+        "(inputs.NAME); without it, and with a step as model, the run fails in that case",
     )
 
 
@@ -165,8 +206,16 @@ class FlowRecipe(Recipe):
         """Return whether a step depends on another, directly or through others."""
         return step == other_step or any(
             source in self.steps and self.needs(source, other_step)
-            for source in self.steps[step].sources
+            for source in (self.steps[step].sources if step in self.steps else ())
         )
+
+    def find_spare_model(self) -> str:
+        """Return the checkpoint that answers if nothing could be trained; empty without one."""
+        answer = self.answer
+        if answer is None:
+            return ""
+        spare = answer.model if answer.model.startswith("inputs.") else answer.fallback
+        return self.inputs[spare.removeprefix("inputs.")] if spare else ""
 
     @model_validator(mode="after")
     def _check_sources(self) -> FlowRecipe:
@@ -191,16 +240,18 @@ class FlowRecipe(Recipe):
             known.append(name)
         problems += _check_clusters(self)
         if self.answer:
-            for field, source in (("index", self.answer.index), ("model", self.answer.model)):
-                if source not in self.steps:
-                    problems.append(
-                        _unknown_source_problem(source, f"answer.{field}", list(self.steps))
-                    )
-            inputs = [f"inputs.{name}" for name in self.inputs]
-            if self.answer.fallback and self.answer.fallback not in inputs:
-                problems.append(
-                    _unknown_source_problem(self.answer.fallback, "answer.fallback", inputs)
-                )
+            steps, inputs = list(self.steps), [f"inputs.{name}" for name in self.inputs]
+            allowed = {
+                "index": steps,
+                "reader": ["", *steps],
+                "model": [*steps, *inputs],
+                "fallback": ["", *inputs],
+            }
+            for field, names in allowed.items():
+                source = getattr(self.answer, field)
+                if source not in names:
+                    known_names = [name for name in names if name]
+                    problems.append(_unknown_source_problem(source, f"answer.{field}", known_names))
         if problems:
             raise RecipeError(problems)
         return self

@@ -20,6 +20,7 @@ from stillroom.jobs.machine import count_processes, require_single_process
 from stillroom.jobs.preflight import PreflightReport
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
+from stillroom.recipes.yaml_text import emit_yaml, read_yaml
 
 __all__ = [
     "estimate_recipe",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 _MAKE_RECIPE = Path(__file__).with_name("make.yaml")
+_MIN_TO_LEARN_FROM = 60
+"""Questions with evidence from which half are learned from: fewer would be too few to judge."""
 
 
 def run_recipe(
@@ -169,30 +172,115 @@ def preflight_recipe(
     return preflight(recipe, out, fetch=fetch, loads=loads, machine=machine)
 
 
-def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:
-    """Return the main job's recipe for a folder of documents, relative to the current one."""
-    placed = [f"inputs.documents={str(folder.absolute())!r}", *overrides]
-    recipe = parse_recipe(
-        _MAKE_RECIPE.read_text(encoding="utf-8"), str(_MAKE_RECIPE.name), placed, folder=Path.cwd()
-    )
+def read_make_recipe(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    questions: Path | None = None,
+    out: Path | None = None,
+) -> FlowRecipe:
+    """Return the main job's recipe for a folder of documents, relative to the current one.
+
+    Args:
+        folder: The documents.
+        overrides: Settings as ``KEY=VALUE``.
+        questions: Questions of people; they judge in place of the generated ones. If many name
+            their evidence, the reader learns from half of those.
+        out: The run; if answers of an earlier one in its place were judged, the reader learns
+            from those, too.
+
+    Raises:
+        DataError: If the questions or judgments cannot be read, or the questions lie among the
+            documents.
+        RecipeError: If a setting is invalid.
+    """
+    placed = [f"inputs.documents={str(folder.absolute())!r}"]
+    text = _MAKE_RECIPE.read_text(encoding="utf-8")
+    if questions is not None:
+        _refuse_indexed(folder, questions)
+        placed.append(f"inputs.questions={str(questions.absolute())!r}")
+        text = _add_questions(text, questions)
+    if out is not None:
+        text = _add_judgments(text, out)
+    recipe = parse_recipe(text, str(_MAKE_RECIPE.name), [*placed, *overrides], folder=Path.cwd())
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
     return recipe
+
+
+def _refuse_indexed(folder: Path, questions: Path) -> None:
+    """Refuse questions among the documents: their file would be indexed and answer itself."""
+    if questions.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            "the questions lie in the folder of documents, so their own file would answer them",
+            code="data.question-set",
+            where=str(questions),
+            expected=f"a file outside {folder}",
+            next="move it out of the folder",
+        )
+
+
+def _add_questions(text: str, questions: Path) -> str:
+    """Return the recipe with people's questions as the judge."""
+    from stillroom.evaluate.qa.questions import read_question_set
+
+    data = read_yaml(text, _MAKE_RECIPE.name).data
+    data["inputs"]["questions"] = str(questions)
+    source: dict[str, str] = {"from": "inputs.questions"}
+    named = sum(
+        question.is_answerable and bool(question.evidence)
+        for question in read_question_set(questions)
+    )
+    steps = data["steps"]
+    if named >= _MIN_TO_LEARN_FROM:
+        parts = {
+            part: {"kind": "evaluate.questions", "questions": dict(source), "part": part}
+            for part in ("learned", "judged")
+        }
+        steps["reader"]["questions"].append({"from": "learned"})
+        at = list(steps).index("reader")
+        data["steps"] = dict([*list(steps.items())[:at], *parts.items(), *list(steps.items())[at:]])
+        source = {"from": "judged"}
+    steps["report"]["questions"] = source
+    return "\n".join(emit_yaml(data))
+
+
+def _add_judgments(text: str, out: Path) -> str:
+    """Return the recipe with the judgments beside a run that are to train, if there are any."""
+    from stillroom.evaluate.qa.judgments import find_judgments
+
+    store = find_judgments(out)
+    if not any(one.evidence and one.side == "train" for one in store.read()):
+        return text
+    data = read_yaml(text, _MAKE_RECIPE.name).data
+    data["inputs"]["judged"] = str(store.path_of("train").absolute())
+    data["steps"]["reader"]["questions"].append({"from": "inputs.judged"})
+    return "\n".join(emit_yaml(data))
 
 
 def run_make(
     folder: Path,
     out: Path,
     *,
+    questions: Path | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Artifact:
-    """Run the main job: documents to an index, records, a student, a report and answers.
+    """Run the main job: documents to an index, a reader that quotes them, and its report.
+
+    Args:
+        folder: The documents.
+        out: Output folder.
+        questions: Questions of people that judge; see ``read_make_recipe``.
+        overrides: Settings as ``KEY=VALUE``.
+        resume: Continue an unfinished run.
+        overwrite: Replace an existing run.
+        reporter: Progress reporter.
 
     Raises:
-        DataError: If the folder is missing.
+        DataError: If the folder is missing, or the questions cannot be read.
         StillroomError: From the steps.
     """
     if not folder.is_dir():
@@ -203,7 +291,7 @@ def run_make(
             next=f"pass the folder: {folder.parent}" if folder.is_file() else "check the path",
         )
     return run_recipe(
-        read_make_recipe(folder, overrides),
+        read_make_recipe(folder, overrides, questions=questions, out=out),
         out,
         resume=resume,
         overwrite=overwrite,

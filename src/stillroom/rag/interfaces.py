@@ -210,6 +210,9 @@ class AnswerStrategy(TimeDependent, ABC):
     continues with what it has.
     """
 
+    needs_model: ClassVar[bool] = True
+    """Whether it calls the text model; one that is not called need not be opened."""
+
     max_rounds: int = Field(2, ge=0, le=16, description="maximum repeated searches after the first")
     max_calls: int = Field(
         64, ge=1, le=10_000, description="maximum model calls, the answer included"

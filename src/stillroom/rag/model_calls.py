@@ -267,9 +267,22 @@ class CallCounter:
     def __init__(self, model: TextModel) -> None:
         """Count the calls to ``model``."""
         self._model = model
-        self.name, self.fingerprint = model.name, model.fingerprint
-        self.context_length = model.context_length
         self.calls = self.prompt_tokens = self.completion_tokens = 0
+
+    @property
+    def name(self) -> str:
+        """Display name."""
+        return self._model.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifier of the weights."""
+        return self._model.fingerprint
+
+    @property
+    def context_length(self) -> int:
+        """Maximum tokens of prompt and completion together."""
+        return self._model.context_length
 
     @property
     def tokens(self) -> int:

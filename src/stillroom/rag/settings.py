@@ -68,7 +68,7 @@ class AnswerSettings(BaseModel):
         3,
         ge=1,
         title="Passages shown to the model",
-        description="Number of passages shown to the model.",
+        description="Number of passages shown to the model; quotes are chosen from at least five.",
     )
     retriever: Annotated[
         str | Retriever | None,
@@ -100,7 +100,7 @@ class AnswerSettings(BaseModel):
             max_length=40,
         ),
     ] = Field(
-        "direct",
+        "quote",
         description="Answering method: METHOD[:KEY=VALUE,...]; see 'stillroom list methods "
         "rag.answer_strategies'.",
     )

@@ -25,6 +25,7 @@ from stillroom.recipes.settings import (
     Settings,
     Size,
     check_references,
+    choose_by_key,
     resolve_references_in,
 )
 from stillroom.recipes.template import render_template
@@ -43,6 +44,7 @@ __all__ = [
     "Size",
     "build_recipe",
     "check_references",
+    "choose_by_key",
     "dump_recipe",
     "find_recipe_class",
     "import_kind_module",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -39,6 +40,7 @@ __all__ = [
     "Settings",
     "Size",
     "check_references",
+    "choose_by_key",
     "resolve_references_in",
 ]
 
@@ -51,6 +53,25 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
+
+
+def choose_by_key(
+    groups: Mapping[str, str], message: str, default: str | None = None
+) -> Discriminator:
+    """Return the discriminator of a union of groups of settings by the key that is written.
+
+    Args:
+        groups: Class name of the group, which is its ``Tag``, by a key that it alone has.
+        message: What is expected, where no group can be found.
+        default: The group of settings without such a key; None refuses them.
+    """
+
+    def find_tag(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return type(value).__name__
+        return next((group for key, group in groups.items() if key in value), default)
+
+    return Discriminator(find_tag, custom_error_type="group", custom_error_message=message)
 
 
 class Recipe(Settings):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 __all__ = [
     "MethodListing",
@@ -87,8 +89,9 @@ def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
     }
 
 
-def find_kind_modules(package: Path = _PACKAGE) -> dict[str, Path]:
-    """Return the module of every job kind by name, sorted.
+@cache
+def find_kind_modules(package: Path = _PACKAGE) -> Mapping[str, Path]:
+    """Return the module of every job kind by name, sorted; the files are read once a process.
 
     A module ``<room>/jobs/<name>.py`` that assigns ``JOB_KIND`` declares the kind ``room.name``;
     ``flow``, which is made of other kinds, is ``flow/recipe.py``.
@@ -100,7 +103,7 @@ def find_kind_modules(package: Path = _PACKAGE) -> dict[str, Path]:
     }
     if (flow := package / "flow" / "recipe.py").is_file():
         modules["flow"] = flow
-    return dict(sorted(modules.items()))
+    return MappingProxyType(dict(sorted(modules.items())))
 
 
 def list_kind_names(package: Path = _PACKAGE) -> list[str]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -70,6 +72,15 @@ class Method(BaseModel):
 M = TypeVar("M", bound=Method)
 
 
+@cache
+def _find_plugins(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group on an import path.
+
+    Every installed package is read for it: milliseconds, for each recipe many times.
+    """
+    return tuple(entry_points(group=group))
+
+
 class Registry(Generic[M]):
     """A folder of interchangeable methods that share one base class.
 
@@ -104,7 +115,7 @@ class Registry(Generic[M]):
         """Return the names of all methods, sorted: the folder's files and plug-ins."""
         names = {
             *list_names(self.folder),
-            *(entry.name for entry in entry_points(group=self.group)),
+            *(entry.name for entry in _find_plugins(self.group, tuple(sys.path))),
         }
         if self._accepts is not None:
             names = {name for name in names if self._accepts(self._load(name))}
@@ -139,7 +150,9 @@ class Registry(Generic[M]):
                     continue
                 if issubclass(member, self.base) and not member.__name__.startswith("_"):
                     return member
-        for entry in entry_points(group=self.group, name=name):
+        for entry in _find_plugins(self.group, tuple(sys.path)):
+            if entry.name != name:
+                continue
             loaded = entry.load()
             if inspect.isclass(loaded) and issubclass(loaded, self.base):
                 return loaded

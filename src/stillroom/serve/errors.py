@@ -36,6 +36,7 @@ __all__ = [
     "client_disconnected",
     "find_missing_extra",
     "server_stopping",
+    "tenant_needed",
     "to_api_error",
 ]
 
@@ -87,6 +88,12 @@ class ApiError(Exception):  # sent to the client; not part of StillroomError
 def client_disconnected() -> ApiError:
     """Return the error that is logged for a request whose client disconnected."""
     return ApiError(499, "the client disconnected", code="client_left")
+
+
+def tenant_needed() -> ApiError:
+    """Return the error for documents of tenants that a key of no tenant asks for."""
+    message = "the API key does not name the tenant whose documents are used"
+    return ApiError(403, message, code="no_tenant")
 
 
 def server_stopping() -> ApiError:

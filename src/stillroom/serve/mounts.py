@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
-from stillroom.flow.opening import find_model, find_step
+from stillroom.evaluate.qa.judgments import find_judgments
+from stillroom.flow.opening import find_model, find_reader, find_step, set_reader
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -34,10 +35,12 @@ from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
 
 if TYPE_CHECKING:
+    from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
     from stillroom.rag.index.view import AccessContext
 
 __all__ = [
     "AnswerFunction",
+    "JudgeFunction",
     "Mount",
     "ServedModel",
     "open_mount",
@@ -77,6 +80,27 @@ class AnswerFunction(Protocol):
         """
 
 
+class JudgeFunction(Protocol):
+    """Stores a person's verdict on an answer."""
+
+    def __call__(
+        self, asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
+    ) -> Judgment:
+        """Find the evidence of a verdict in the documents, store both, and return them.
+
+        Args:
+            asked: The judged answer.
+            verdict: Verdict.
+            quote: Text of the documents that answers, for the verdict ``quote``.
+            access: Access of the client's key; None if the key names none.
+
+        Raises:
+            DataError: If no visible passage holds the text, or the index has tenants and no access
+                is given.
+            ResourceError: If the judgment cannot be stored.
+        """
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -93,6 +117,7 @@ class ServedModel:
     embedder_name: str = "embedder"
     reranker: RerankerModel | None = None
     k: int = 3
+    judge: JudgeFunction | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -165,6 +190,7 @@ def open_run(
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
+    from stillroom.rag.evaluation.judging import record_judgment
     from stillroom.rag.generation.answer import ask_stream
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
@@ -172,7 +198,7 @@ def open_run(
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
-    reference = model or find_model(run)
+    reference, reader = model or find_model(run), "" if is_index else find_reader(run)
     defaults = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
@@ -191,7 +217,21 @@ def open_run(
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
             return ask_stream(
-                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **options
+                index,
+                text_model,
+                query,
+                sampling=sampling,
+                is_cancelled=is_cancelled,
+                **set_reader(options, reader),
+            )
+
+        def judge(
+            asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
+        ) -> Judgment:
+            seen = access or audience.default
+            store = find_judgments(run)
+            return record_judgment(
+                store, audience.seen_by(access), asked, verdict, quote, access=seen
             )
 
         try:
@@ -201,6 +241,7 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
+                judge=judge,
                 access_rule=audience.rule,
             )
         finally:

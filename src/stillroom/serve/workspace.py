@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from stillroom.errors import DataError, ResourceError
+from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX
 from stillroom.jobs.files import lock_folder
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "TenantRoot",
     "Workspace",
     "WorkspaceEntry",
+    "is_hidden_name",
     "make_path_redactor",
     "replace_names",
 ]
@@ -77,7 +79,7 @@ class TenantRoot:
         entries: list[WorkspaceEntry] = []
         for path in sorted(folder.iterdir()):
             inner = path.relative_to(self.folder)
-            if path.name.startswith(".") or not self.contains(inner):
+            if is_hidden_name(path.name) or not self.contains(inner):
                 continue
             if len(entries) == _MAX_ENTRIES:
                 return entries, False
@@ -96,12 +98,17 @@ class TenantRoot:
         """
         parts = Path(name).parts
         is_plain = "\0" not in name and "\\" not in name and not name.startswith("/")
-        if not is_plain or any(part.startswith(".") for part in parts):
+        if not is_plain or any(map(is_hidden_name, parts)):
             raise _not_found(name)
         path = self.folder.joinpath(*parts)
         if not self.contains(Path(name)) or not os.path.exists(path):  # noqa: PTH110  # of any length
             raise _not_found(name)
         return path
+
+
+def is_hidden_name(name: str) -> bool:
+    """Return whether clients see no file of a name: hidden files, and what people judged."""
+    return name.startswith(".") or name.lower().endswith(JUDGMENTS_SUFFIX)
 
 
 class Workspace:

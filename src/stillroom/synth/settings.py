@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from stillroom.recipes import EngineChoice, Reference, Settings
+from stillroom.recipes import EngineChoice, Reference, Settings, choose_by_key
 from stillroom.train.settings import TrainSettings
 
 __all__ = [
@@ -196,19 +195,13 @@ class CheckpointStudent(Settings):
         return Checkpoint.open(resolve_checkpoint(self.checkpoint)).parameters
 
 
-def _tag_student(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "CheckpointStudent" if "checkpoint" in value else "FreshStudent"
-    return type(value).__name__
-
-
 Student = Annotated[
     Annotated[FreshStudent, Tag("FreshStudent")]
     | Annotated[CheckpointStudent, Tag("CheckpointStudent")],
-    Discriminator(
-        _tag_student,
-        custom_error_type="no_student",
-        custom_error_message="settings of a student, or its checkpoint",
+    choose_by_key(
+        {"checkpoint": "CheckpointStudent"},
+        "settings of a student, or its checkpoint",
+        default="FreshStudent",
     ),
 ]
 """A small student that is trained to measure its training data."""

@@ -31,7 +31,7 @@ def test_a_dotted_kind_takes_the_methods_of_its_room():
         (("checkpoint", "export", "--type", "q"), ["q8_0"]),
         (("new", "merge.w"), ["merge.weights"]),
         (("new", "merge.weights/tie"), ["merge.weights/ties"]),
-        (("new", "flow/"), ["flow/make"]),
+        (("new", "flow/"), ["flow/make", "flow/student"]),
         (("rag", "migrate", "index", "--to", "p"), ["postgres"]),
         (("list", "methods", "merge."), ["merge.methods"]),
         (("show", "breadcrumbs_"), ["breadcrumbs_ties"]),

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.results import print_answer, print_run
+from stillroom.errors import CheckpointError
 from stillroom.provenance import Artifact
 from stillroom.records import Answer, Citation, Completion, Location
 
@@ -199,3 +200,85 @@ def test_an_answer_that_says_nothing_says_why(why, told):
     details = {"refusal": why, "abstained": True}
     empty = Answer(Completion("The documents do not answer this."), details=details)
     assert told in said(print_answer, [empty.completion.text, empty], as_json=False)
+
+
+def test_quotes_are_told_with_their_own_bytes_and_short_answers():
+    quotes = [
+        {"number": 1, "byte_start": 12, "byte_end": 30, "pages": [3], "short": "barley\x1b[2J"},
+        {"number": 1, "byte_start": 33, "byte_end": 42, "pages": [4]},
+    ]
+    answer = replace(CITED, details={"quotes": quotes, "answering": "quote", "calls": 0})
+    told = said(
+        print_answer, ["It grinds\x1b[31m\r\nbarley. [1]", answer], as_json=False, model="./student"
+    )
+    assert told == (
+        "It grinds\\x1b[31m\nbarley. [1]\n\n"
+        "[1] mills.md: bytes 12-30, page 3\n"
+        "    short answer: barley\\x1b[2J\n"
+        "[1] mills.md: bytes 33-42, page 4\n"
+        "note: ./student was not used, since quotes need none: --answering generate\n"
+    )
+
+
+def test_silence_shows_what_came_nearest():
+    details = {"refusal": "no-answer", "abstained": True}
+    told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)
+    assert "[1] mills.md: bytes 10-42, page 3\n    It grinds barley.\n" in told
+    assert "note: no sentence of the passages answers" in told
+
+
+def test_run_begins_with_what_its_report_decided(tmp_path):
+    artifact = replace(
+        write_report(tmp_path, ("reader/owned/holds", 0.5, 0.4, 0.6, "")),
+        details={
+            "decision": "Use the owned reader.",
+            "answer": {"index": "index", "reader": "builtin:overlap", "model": "inputs.teacher"},
+        },
+    )
+    lines = said(print_run, tmp_path, artifact).splitlines()
+    assert lines[:3] == [
+        "Use the owned reader.",
+        "",
+        "reader/owned/holds                 0.5 [0.4, 0.6] (n=4)",
+    ]
+
+
+def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):
+    artifact = write_report(tmp_path, ("reader/owned/holds", None, None, None, ""))
+    assert "reader/owned/holds                 not measured (n=4)" in said(
+        print_run, tmp_path, artifact
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "skipped", "told"),
+    [
+        ({"reader": "reader"}, "report", ""),
+        ({"reader": "reader"}, "reader", "by the packaged reader: nothing was trained"),
+        (
+            {"reader": "builtin:overlap", "trained_reader": "reader"},
+            "reader",
+            "by builtin:overlap: nothing was trained",
+        ),
+        ({"model": "merged", "fallback": "teacher"}, "merged", "by teacher: nothing was trained"),
+        ({"model": "merged", "fallback": "teacher"}, "report", ""),
+    ],
+)
+def test_nothing_was_trained_is_said_only_where_that_step_was_skipped(
+    tmp_path, monkeypatch, answer, skipped, told
+):
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.open_reader", lambda reader: None)
+    details = {"answer": {"model": "m", **answer}, "skipped": {skipped: "too little"}}
+    lines = said(print_run, tmp_path, replace(write_report(tmp_path), details=details))
+    assert told in lines
+    assert ("nothing was trained" in lines) == bool(told)
+
+
+def test_shared_words_answer_where_the_packaged_reader_cannot_be_opened(tmp_path, monkeypatch):
+    def refuse(reader):
+        raise CheckpointError("no weights", code="checkpoint.missing", expected="e", next="n")
+
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.open_reader", refuse)
+    details = {"answer": {"model": "m", "reader": "reader"}, "skipped": {"reader": "too little"}}
+    lines = said(print_run, tmp_path, replace(write_report(tmp_path), details=details))
+    assert "answers  by builtin:overlap, since builtin:reader cannot be opened" in lines

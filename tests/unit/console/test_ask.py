@@ -32,7 +32,7 @@ def test_the_page_offers_the_runs_of_the_folder(client):
 
 
 def test_an_answer_is_cited_with_scores_and_origins(client, token):
-    text, deltas = ask(client, token)
+    text, deltas = ask(client, token, answering="generate")
     assert text.startswith("The river rises in the north.")
     told = next(one for one in deltas if "citations" in one)
     assert told["citations"][0]["path"] == "rivers.txt"
@@ -47,6 +47,15 @@ def test_an_answer_is_cited_with_scores_and_origins(client, token):
     assert rows[-1] == {"id": "pas-none", "missing": True}
 
 
+def test_the_default_quotes(client, token):
+    text, deltas = ask(client, token)
+    told = next(one for one in deltas if "citations" in one)["answer"]
+    assert told["answering"] == "quote"
+    quotes = [f"{one['text']} [{one['number']}]" for one in told.get("quotes", ())]
+    assert told["abstained"] is not bool(quotes)
+    assert told["abstained"] or text == " ".join(quotes)
+
+
 def test_the_model_alone_answers_under_its_own_name(client, token):
     names = client.post("/ask/open?at=run", headers={"x-stillroom-token": token}).json()
     assert names == {"model": "run", "bare": "run-bare", "k": 3}
@@ -56,7 +65,9 @@ def test_the_model_alone_answers_under_its_own_name(client, token):
 
 
 def test_a_citation_opens_its_document_with_the_span_marked(client, token, folder):
-    told = next(one for one in ask(client, token)[1] if "citations" in one)["citations"][0]
+    told = next(one for one in ask(client, token, answering="generate")[1] if "citations" in one)[
+        "citations"
+    ][0]
     for more in ("", "&part=1"):
         page = client.get(f"/source?at=run&passage={told['passage_id']}{more}").text
         marked = page.split('<mark id="span" tabindex="-1">')[1].split("</mark>")[0]
@@ -78,7 +89,9 @@ def test_a_hostile_document_is_shown_and_not_obeyed(client, folder):
 
 
 def test_a_changed_file_is_said_to_be(client, folder, token):
-    told = next(one for one in ask(client, token)[1] if "citations" in one)["citations"][0]
+    told = next(one for one in ask(client, token, answering="generate")[1] if "citations" in one)[
+        "citations"
+    ][0]
     path = folder / "documents/rivers.txt"
     before = path.read_text()
     try:
@@ -148,3 +161,38 @@ def test_a_tenant_is_shown_its_own_alone(tmp_path):
     with TestClient(app, base_url="http://127.0.0.1") as client:
         client.get(f"/?key={KEY}")
         assert client.get("/source", params={"at": "index", "passage": own.id}).status_code == 403
+
+
+def judge(client, at="run", headers=None, **body):
+    fields = {"model": "run", "question": "Where?", "answer": "There.", "verdict": "absent", **body}
+    return client.post(f"/v1/judgments?at={at}", json=fields, headers=headers)
+
+
+def test_an_answer_is_judged_by_a_sentence_of_its_passages(client, token, folder):
+    told = next(one for one in ask(client, token)[1] if "citations" in one)
+    ids = [one["passage_id"] for one in told["answer"]["sources"]]
+    rows = client.get("/ask/passages", params={"at": "run", "id": ids}).json()["data"]
+    row = next(one for one in rows if "ends in the sea" in one["text"])
+    sentence = next(
+        row["text"][start:end]
+        for start, end in row["sentences"]
+        if "ends" in row["text"][start:end]
+    )
+    reply = judge(client, verdict="quote", quote=sentence)
+    assert reply.status_code == 403  # a page of the console has the token
+    headers = {"x-stillroom-token": token}
+    told = judge(client, headers=headers, verdict="quote", quote=sentence).json()
+    assert told["evidence"][0]["quote"] == sentence == "It ends in the sea."
+    assert (folder / f"run.judgments/{told['split']}.jsonl").is_file()
+    assert "data-judged" in client.get("/ask?at=run").text
+    assert judge(client, at="../secret", headers=headers).status_code in {400, 404}
+
+
+def test_a_console_over_a_run_judges_nothing(folder, monkeypatch):
+    app = create_console(folder / "run", key=KEY)
+    with TestClient(app, base_url="http://127.0.0.1:8152") as client:
+        assert client.get(f"/ask?key={KEY}&at=.").status_code == 200
+        assert "data-judged" not in client.get("/ask?at=.").text
+        reply = judge(client, at=".", headers={"x-stillroom-token": app.token})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "console.read-only"

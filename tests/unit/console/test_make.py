@@ -22,7 +22,7 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def jobs(place):
     with Workspace(place).open() as workspace:
         app = create_console(place, key=KEY, runner=JobRunner(workspace))

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.flow.model_card import collect_card_context, render_card
+from stillroom.provenance import digest_text
 from stillroom.records import Message, Origin, Record, write_records
 
 
@@ -90,7 +91,7 @@ def test_front_matter_is_what_hubs_read(run):
     "said",
     [
         "# Bee",
-        "| merged-1 | `merge.methods.ties` | density 0.2 |",
+        "| merged-1 | no merge was kept | kept: one parent |",
         "| student-1 | `distill.methods.forward_kl` |",
         "| records of records-1 | 1 (25%) | 3 (75%) | 0 (0%) | X |",
         "| answers/student/closed/f1 | 0.4  | 0.3 to 0.5 | 20 |",
@@ -182,3 +183,83 @@ def test_sizes_alone_are_no_evaluation(run):
 def test_figures_of_one_record_are_said_to_stand_on_one(run):
     card = measure_otherwise(run, lambda all_: [{**one, "n": 1} for one in all_])
     assert "- Some metrics come from one record and have no interval" in card
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A run whose reader was trained from the packaged one and not kept."""
+    steps = tmp_path / "run" / "steps"
+    index = artifact(steps / "index-1", "index", origin={"kind": "unknown", "license": ""})
+    recipe = f"kind: rag.reader\nindex: {index}\nquestions: [q.jsonl]\nstart: builtin:reader\n"
+    artifact(
+        steps / "reader-1",
+        "checkpoint",
+        parents=[("index", "../index-1")],
+        origin=origin("rag.reader", ""),
+        recipe_digest=digest_text(recipe),
+        details={
+            "reader": True,
+            "kept": "start",
+            "train": {"steps": 7},
+            "comparison": {"difference": 0.0, "low": -0.1, "high": 0.1, "n": 30},
+        },
+    )
+    (steps / "reader-1" / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    return artifact(
+        tmp_path / "run",
+        "report",
+        details={
+            "answer": {"index": "index", "reader": "reader", "model": "inputs.teacher"},
+            "steps": {"index": "steps/index-1", "reader": "steps/reader-1"},
+            "decision": "Use the owned reader.",
+        },
+    )
+
+
+def test_card_of_a_reader_says_base_data_licenses_and_what_was_not_kept(reader):
+    rows = [{"name": "reader/owned/holds", "value": 0.5, "low": 0.4, "high": 0.6, "n": 30}]
+    told = {"metrics": [{**row, "unit": ""} for row in rows]}
+    (reader / "report.json").write_text(json.dumps(told), encoding="utf-8")
+    card = render_card(collect_card_context(reader), "Bee")
+    front = front_of(card)
+    assert front["pipeline_tag"] == "question-answering"
+    assert front["base_model"] == ["sentence-transformers/all-MiniLM-L6-v2"]
+    assert front["license_name"] == "CC-BY-SA-4.0 AND unknown"
+    assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert "SQuAD" in card
+    assert "**The result was not kept:** the weights are those of builtin:reader" in card
+    assert "Use the owned reader." in card
+    assert "| documents of index-1 | 0 (0%) | 0 (0%) | 0 (0%) | unknown |" in card
+
+
+def test_changed_recipe_of_a_reader_is_not_believed(reader):
+    path = reader / "steps" / "reader-1" / "recipe.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "seed: 2\n", encoding="utf-8")
+    assert "builtin:reader" not in render_card(collect_card_context(path.parent))
+
+
+def test_license_of_a_student_names_data_without_one(run):
+    records = run / "steps" / "records-1" / "artifact.json"
+    told = json.loads(records.read_text())
+    records.write_text(json.dumps({**told, "origin": {"kind": "unknown", "license": ""}}))
+    card = render_card(collect_card_context(run), "Bee")
+    assert front_of(card)["license_name"] == "X AND apache-2.0 AND unknown"
+
+
+def test_card_of_a_run_where_another_reader_won_is_that_of_the_trained_one(reader):
+    told = json.loads((reader / "artifact.json").read_text(encoding="utf-8"))
+    told["details"]["answer"] |= {"reader": "builtin:overlap", "trained_reader": "reader"}
+    (reader / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    (reader / "report.json").write_text('{"metrics": []}', encoding="utf-8")
+    assert "is a sentence reader" in render_card(collect_card_context(reader), "Bee")
+
+
+def test_card_of_a_reader_without_held_out_questions_gives_no_figure(reader):
+    path = reader / "steps" / "reader-1" / "artifact.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    nothing = {"difference": None, "low": None, "high": None, "n": 0}
+    path.write_text(
+        json.dumps({**told, "details": {**told["details"], "comparison": nothing}}),
+        encoding="utf-8",
+    )
+    assert "(mean, low, high): not measured" in render_card(collect_card_context(path.parent))

@@ -88,13 +88,15 @@ def test_sources_of_an_answer_say_it(passages):
 
 def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp_path):
     from stillroom.forensics.check.origin import examine_origin
-    from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, read_image
+    from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
     from stillroom.forensics.labeling.lab import open_lab
     from stillroom.forensics.synthesis.faces import draw_face
 
     made = GeneratedImage(draw_face(1, 1, 160).image, "sbi", 1, "run", "trainedAlgorithmicMedia")
     LabeledImageWriter(open_lab()).write(made, tmp_path / "a.png")
-    Image.fromarray(read_image(tmp_path / "a.png")).save(tmp_path / "stripped.jpg", quality=80)
+    Image.fromarray(decode_image((tmp_path / "a.png").read_bytes())).save(
+        tmp_path / "stripped.jpg", quality=80
+    )
     Image.effect_noise((160, 160), 40).convert("RGB").save(tmp_path / "plain.png")
     human = Origin("human")
     for name in ("a.png", "stripped.jpg"):

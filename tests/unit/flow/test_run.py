@@ -1,23 +1,27 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.flow.opening import find_checkpoint, open_run
-from stillroom.flow.run import read_make_recipe, run_make
+from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, find_judgments
+from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_reader
+from stillroom.flow.run import read_make_recipe, run_make, run_recipe
 from stillroom.provenance import read_artifact
-from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.recipes import parse_recipe, render_template
 from stillroom.testing import tiny_checkpoint
 
 
 @pytest.fixture
 def too_little(tmp_path):
-    """Return the main job's arguments for a folder that gives no record."""
+    """Return the settings of a run on a folder that gives no record."""
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.txt").write_text("Hello to all. It works.", encoding="utf-8")
+    (tmp_path / "documents" / "empty.txt").touch()
     teacher = tiny_checkpoint(tmp_path / "teacher", layers=4, context_length=2048)
-    student = "steps.student.student={layers: 2, max_parameters: 1.0}"
-    return [f"inputs.teacher={teacher}", "inputs.embedder=builtin:static", student]
+    return [f"inputs.teacher={teacher}", "inputs.embedder=builtin:static"]
 
 
 def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_path, too_little):
@@ -25,26 +29,74 @@ def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_pa
     artifact = run_make(tmp_path / "documents", out, overrides=too_little)
     assert list(artifact.details["steps"]) == ["index"]
     assert "no training record is kept" in artifact.details["skipped"]["records"]
-    assert artifact.details["skipped"]["merged"] == "it needs student"
+    assert artifact.details["skipped"]["report"] == "it needs reader"
     assert "no training record is kept" in (out / "report.html").read_text(encoding="utf-8")
+    assert find_reader(out) == ""
     with open_run(out) as opened:
-        assert opened.name == "teacher"
-        (hit,) = retrieve(opened.index, "What works?")
-        assert hit.passage.text == "Hello to all. It works."
+        *_, answer = opened.ask("What works?", answering=Quote(reader="builtin:overlap"))
+        assert answer.hits[0].passage.text == "Hello to all. It works."
     assert find_checkpoint(str(out)) == (tmp_path / "teacher", None)
     again = run_make(tmp_path / "documents", out, overrides=too_little)
     assert again.digest == artifact.digest
     assert read_artifact(out).digest == artifact.digest
 
 
-def test_without_a_fallback_such_a_run_fails_with_the_reason(tmp_path, too_little):
+def test_without_a_model_to_fall_back_on_such_a_run_fails_with_the_reason(tmp_path, too_little):
+    (tmp_path / "documents" / "empty.txt").unlink()
+    settings = [
+        *too_little,
+        f"inputs.documents={tmp_path / 'documents'}",
+        "steps.student.student={layers: 2, max_parameters: 1.0}",
+        "answer={index: index, model: merged}",
+    ]
+    recipe = parse_recipe(render_template("flow", "student"), overrides=settings, folder=tmp_path)
     with pytest.raises(DataError) as caught:
-        run_make(
-            tmp_path / "documents",
-            tmp_path / "run",
-            overrides=[*too_little, "answer={index: index, model: merged}"],
-        )
+        run_recipe(recipe, tmp_path / "run")
     assert caught.value.code == "synth.nothing-kept"
+
+
+def test_reader_whose_base_is_not_here_is_left_out(tmp_path, too_little):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "What works?", "answer": "It", "evidence": "It works."}\n')
+    text = f"""\
+kind: flow
+inputs: {{documents: documents, model: {tmp_path / "teacher"}}}
+steps:
+  index:
+    kind: rag.index
+    documents: {{from: inputs.documents}}
+    embedder: builtin:static
+    max_failed: 1.0
+  reader:
+    kind: rag.reader
+    index: {{from: index}}
+    questions: [questions.jsonl]
+    base: hub:no/such
+answer: {{index: index, reader: reader, model: inputs.model}}
+"""
+    artifact = run_recipe(parse_recipe(text, folder=tmp_path), tmp_path / "run")
+    assert "reader" in artifact.details["skipped"]
+    assert find_reader(tmp_path / "run") == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "reader"),
+    [
+        ({}, "own"),
+        ({"answering": "quote"}, "own"),
+        ({"answering": Quote(max_quotes=1)}, "own"),
+        ({"answering": Quote(reader="builtin:overlap")}, "builtin:overlap"),
+    ],
+)
+def test_run_reads_with_its_reader_unless_another_is_named(settings, reader):
+    method = set_reader(settings, "own")["answering"]
+    assert isinstance(method, Quote)
+    assert method.reader == reader
+
+
+def test_strategies_that_write_and_runs_without_a_reader_stay_as_they_are():
+    assert set_reader({"answering": "generate"}, "own") == {"answering": "generate"}
+    assert set_reader({"k": 2}, "") == {"k": 2}
 
 
 def test_paths_on_the_command_line_start_at_the_current_folder(tmp_path, monkeypatch):
@@ -57,3 +109,93 @@ def test_paths_on_the_command_line_start_at_the_current_folder(tmp_path, monkeyp
         "teacher": str(tmp_path / "teacher"),
         "embedder": "builtin:static",
     }
+
+
+@pytest.mark.parametrize(("count", "steps"), [(59, 4), (60, 6)])
+def test_many_questions_with_evidence_teach_too(tmp_path, count, steps):
+    rows = ["question;answer;evidence", *(f"Why {at}?;so;It is so." for at in range(count))]
+    (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
+    recipe = read_make_recipe(tmp_path / "documents", questions=tmp_path / "people.csv")
+    assert len(recipe.steps) == steps
+    assert recipe.steps["report"].sources[1] == ("judged" if steps == 6 else "inputs.questions")
+    assert recipe.inputs["questions"] == str(tmp_path / "people.csv")
+
+
+def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
+    out = tmp_path / "run"
+    part = {"document_id": "d", "passage": "p", "start": 0, "end": 3, "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(20)]
+    known = next(one for one in judgments if one.side == "train")
+    test = next(one for one in judgments if one.side == "test")
+    for one in (known, replace(test, evidence=(part,))):
+        find_judgments(out).add(one)
+        assert "judged" not in read_make_recipe(tmp_path, out=out).inputs
+    find_judgments(out).add(replace(known, evidence=(part,)))
+    recipe = read_make_recipe(tmp_path, out=out)
+    assert recipe.inputs["judged"] == str(tmp_path / "run.judgments/train.jsonl")
+    assert recipe.steps["reader"].sources[-1] == "inputs.judged"
+
+
+@pytest.mark.parametrize(
+    ("reader", "skipped", "expected"),
+    [
+        ("reader", {}, "steps/reader-1"),
+        ("reader", {"reader": "too few"}, ""),
+        ("builtin:overlap", {}, "builtin:overlap"),  # which its report found better
+        ("", {}, ""),
+    ],
+)
+def test_run_names_the_reader_that_its_report_chose(tmp_path, reader, skipped, expected):
+    details = {
+        "answer": {"index": "index", **({"reader": reader} if reader else {}), "model": "m"},
+        "steps": {} if skipped else {"reader": "steps/reader-1"},
+        "skipped": skipped,
+    }
+    told = {"format": 1, "kind": "report", "files": [], "parents": [], "details": details}
+    (tmp_path / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    found = find_reader(tmp_path)
+    assert found == (str(tmp_path / expected) if expected.startswith("steps") else expected)
+
+
+def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little):
+    facts = [f"Item {at} works." for at in range(70)]
+    (tmp_path / "documents" / "b.txt").write_text("\n\n".join(facts), encoding="utf-8")
+    rows = [f"What works {at}?;works;{fact}" for at, fact in enumerate(facts)]
+    text = "\n".join(["question;answer;evidence", *rows])
+    (tmp_path / "people.csv").write_text(text, encoding="utf-8")
+    settings = [
+        *too_little,
+        "steps.reader.base=hub:no/such",
+        "steps.report.compare.readers.shipped=builtin:overlap",
+        "steps.report.compare.model_questions=0",
+    ]
+    artifact = run_make(
+        tmp_path / "documents",
+        tmp_path / "run",
+        questions=tmp_path / "people.csv",
+        overrides=settings,
+    )
+    skipped = artifact.details["skipped"]
+    assert skipped.keys() == {"records", "reader"}
+    assert "needs" not in skipped["reader"]  # its own reason: it had the questions
+    assert artifact.details["decision"].startswith("Not decided: no difference is seen between")
+    assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monkeypatch):
+    from stillroom.flow.pipeline import FlowRun, _collect_decision
+    from stillroom.provenance import Artifact
+
+    details = {"decision": {"line": "Do not.", "reader": "builtin:overlap"}}
+    artifacts = {"report": Artifact("report", (), details=details)}
+    recipe = read_make_recipe(tmp_path)
+    described = FlowRun(recipe, tmp_path / "run", None)._describe_answer(artifacts)
+    assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
+    told = _collect_decision(artifacts, described)["decision"]
+    assert told == "Do not. `ask` and `serve` of this run use builtin:overlap."
+
+
+def test_questions_among_the_documents_are_refused(tmp_path):
+    (tmp_path / "people.csv").write_text("question;answer\nWho?;I\n", encoding="utf-8")
+    with pytest.raises(DataError, match="their own file would answer them"):
+        read_make_recipe(tmp_path, questions=tmp_path / "people.csv")

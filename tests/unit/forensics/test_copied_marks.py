@@ -20,7 +20,7 @@ from stillroom.forensics.labeling.image import (
     IMAGE_LABELS,
     GeneratedImage,
     LabeledImageWriter,
-    read_image,
+    decode_image,
 )
 from stillroom.forensics.labeling.lab import open_lab
 from stillroom.forensics.labeling.lookup import look_up_file, look_up_image
@@ -58,7 +58,7 @@ def marked(lab, faces, tmp_path_factory):
         faces[0].image, "sbi", 1, "copied", "compositeWithTrainedAlgorithmicMedia"
     )
     LabeledImageWriter(lab).write(made, path)
-    return faces[0].image, read_image(path)
+    return faces[0].image, decode_image(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_twins_mark_on_its_own_forgery_does_not_call_it_real(lab, faces, tmp_p
         source = "humanEdits" if kind == "real" else "compositeWithTrainedAlgorithmicMedia"
         made = GeneratedImage(image, kind, 1, "pair", source, kind=kind)
         LabeledImageWriter(lab).write(made, tmp_path / kind / "0.png")
-        read[kind] = read_image(tmp_path / kind / "0.png")
+        read[kind] = decode_image((tmp_path / kind / "0.png").read_bytes())
         assert look_up_image(read[kind], lab).content == "same"
         assert look_up_image(compress_jpeg(read[kind], 50), lab).content == "same"
     mark = read["real"].astype(int) - forged.twin

@@ -10,7 +10,7 @@ from tests.unit.merge.conftest import rewrite
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Job
-from stillroom.merge.engine.merge import plan_merge
+from stillroom.merge.engine.merge import open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe, run
 from stillroom.merge.lora.extraction import extract_task_vector
 from stillroom.merge.verification import verify_merge
@@ -57,7 +57,7 @@ def test_a_quantized_parent_merges_as_what_it_stands_for(mixed, tmp_path, arithm
 
 def test_the_plan_says_what_is_dequantized_and_copies_no_codes(mixed):
     base, first, eight, _ = mixed
-    plan = plan_merge(recipe_for(base, first, eight))
+    plan = open_merge(recipe_for(base, first, eight)).plan()
     assert "note: eight is dequantized from bitsandbytes int8" in str(plan)
     assert plan.count(merged=False) == 0
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_dequantized_is_refused_and_not_copied(mixed, tmp_path):
         (folder / "model.safetensors").symlink_to(eight / "model.safetensors")
         for rest in ("refuse", "copy"):
             with pytest.raises(CheckpointError) as caught:
-                plan_merge(recipe_for(base, first, folder, missing_tensors=rest))
+                open_merge(recipe_for(base, first, folder, missing_tensors=rest)).plan()
             assert caught.value.code == "checkpoint.quantized"
             assert "missing_tensors:" not in str(caught.value)
 

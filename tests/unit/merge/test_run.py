@@ -12,7 +12,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import Cancelled, CheckpointError
 from stillroom.flow.job import estimate_job
 from stillroom.jobs import Job
-from stillroom.merge.engine.merge import merge_checkpoints, plan_merge
+from stillroom.merge.engine.merge import merge_checkpoints, open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe, estimate, run
 from stillroom.merge.verification import verify_merge
 from stillroom.recipes import build_recipe, dump_recipe
@@ -113,7 +113,7 @@ def test_resume_writes_again_what_was_damaged_meanwhile(family, tmp_path):
 
 def test_plan_and_estimate_read_headers_only(family):
     recipe = recipe_for(family, exclude=["*norm*"])
-    plan = plan_merge(recipe)
+    plan = open_merge(recipe).plan()
     size = Checkpoint.open(family[0]).size_bytes
     assert plan.written_bytes == size
     assert plan.read_bytes < 4 * size

@@ -45,6 +45,14 @@ def config_of(size):
     )
 
 
+def make_encoder(folder, seed=3):
+    """Write a BERT of two layers; return its folder."""
+    size = write_tokenizer(folder)
+    torch.manual_seed(seed)
+    BertModel(config_of(size), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
 def make_masked_lm(folder, seed=0):
     size = write_tokenizer(folder)
     torch.manual_seed(seed)

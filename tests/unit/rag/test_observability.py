@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.backends.scripted import ScriptedModel
 from stillroom.rag import observability
-from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -30,6 +31,10 @@ from stillroom.rag.observability import (
     start_tracing,
 )
 from stillroom.records import Answer
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
+ask_stream = partial(answers.ask_stream, answering="generate")
 
 CANARY = "zanzibarquux"
 ANSWER = f"The canary is {CANARY} [1]."

@@ -53,6 +53,7 @@ QUESTIONS = [
         "evidence": ["Parrots eat seeds."],
     },
 ]
+KEYWORD = "keyword=>generate"
 SCRIPT = {
     "How long does a cat sleep?": "A cat sleeps sixteen hours a day [1].",
     "Whom does a dog bark at?": "A dog barks at the moon [1].",
@@ -72,7 +73,7 @@ def asked(tmp_path):
 
 
 def make_recipe(built, questions, model, **changes):
-    fields = {"pipelines": ["keyword", "dense"], "k": 2, "depth": 5}
+    fields = {"pipelines": [KEYWORD, "dense=>generate"], "k": 2, "depth": 5}
     inputs = {"index": str(built), "questions": str(questions), "model": model}
     return AnswerEvaluationRecipe(**{**inputs, **fields, **changes})
 
@@ -81,7 +82,7 @@ def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, 
     artifact, report = run_report(make_recipe(built, *asked()), tmp_path / "out")
     assert artifact.kind == "report"
     lines = (tmp_path / "out/output/answers.jsonl").read_text().splitlines()
-    rows = {row["question"]: row for row in map(json.loads, lines) if row["pipeline"] == "keyword"}
+    rows = {row["question"]: row for row in map(json.loads, lines) if row["pipeline"] == KEYWORD}
     assert {name: row["stage"] for name, row in rows.items()} == {
         "cat": "",
         "dog": "read",  # the passage was shown, the answer is wrong
@@ -94,31 +95,31 @@ def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, 
     assert rows["cat"]["grades"]["context_recall"] == 1.0
     assert rows["lost"]["grades"]["faithfulness"] is None  # it claims nothing
     metrics = report.metrics
-    assert metrics["keyword/right"].value == pytest.approx(3 / 5)
-    assert metrics["keyword/abstention_precision"].value == pytest.approx(1 / 2)
-    assert metrics["keyword/abstention_recall"].value == 1.0
-    assert "measured on" in metrics["keyword/faithfulness"].note
+    assert metrics[f"{KEYWORD}/right"].value == pytest.approx(3 / 5)
+    assert metrics[f"{KEYWORD}/abstention_precision"].value == pytest.approx(1 / 2)
+    assert metrics[f"{KEYWORD}/abstention_recall"].value == 1.0
+    assert "measured on" in metrics[f"{KEYWORD}/faithfulness"].note
     titles = [section.title for section in report.sections]
     assert titles == [
         "Pipelines",
-        "Against keyword",
+        f"Against {KEYWORD}",
         "Where it goes wrong",
         "Worst questions",
         "Cost",
     ]
     assert "No judge" in report.summary
-    assert (tmp_path / "out/output/runs/0-keyword.trec").is_file()
+    assert (tmp_path / "out/output/runs/0-keyword--generate.trec").is_file()
 
 
 def test_ways_of_answering_are_compared_on_the_same_questions(built, asked, tmp_path):
     script = {**SCRIPT, "*": "Neil Armstrong walked on it."}
-    ways = ["dense", "dense=>corrective:queries=0!drop"]
+    ways = ["dense=>generate", "dense=>corrective:queries=0!drop"]
     asking = make_recipe(built, *asked(script=script), pipelines=ways)
     _, report = run_report(asking, tmp_path / "out")
     metrics = report.metrics
-    assert metrics["dense/abstention_recall"].value == 0.0
+    assert metrics[f"{ways[0]}/abstention_recall"].value == 0.0
     assert metrics[f"{ways[1]}/abstention_recall"].value == 1.0
-    assert metrics[f"{ways[1]}/right"].value >= metrics["dense/right"].value
+    assert metrics[f"{ways[1]}/right"].value >= metrics[f"{ways[0]}/right"].value
 
 
 def shown(name, text="", **span):
@@ -203,7 +204,7 @@ def test_answers_from_joined_passages_are_graded(tmp_path, asked):
     rows = [{**QUESTIONS[0], "evidence": [{"quote": "a day. It purrs. It hunts"}]}]
     questions, model = asked(rows)
     _, report = run_report(make_recipe(tmp_path / "index", questions, model), tmp_path / "out")
-    assert report.metrics["keyword/context_recall"].value == 1.0  # cut apart, shown whole
+    assert report.metrics[f"{KEYWORD}/context_recall"].value == 1.0  # cut apart, shown whole
 
 
 def test_evidence_is_found_by_span_quotation_name_and_answer(index):
@@ -257,7 +258,7 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
         built,
         questions,
         model,
-        pipelines=["keyword"],
+        pipelines=[KEYWORD],
         judge={
             "model": f"scripted:{tmp_path / 'judge.json'}",
             "mode": "json",
@@ -265,8 +266,8 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
         },
     )
     _, report = run_report(judged, tmp_path / "out")
-    assert report.metrics["keyword/right"].n == 4  # the dog's verdict could not be read
-    assert report.metrics["keyword/right"].note.startswith("measured on 4 of 5")
+    assert report.metrics[f"{KEYWORD}/right"].n == 4  # the dog's verdict could not be read
+    assert report.metrics[f"{KEYWORD}/right"].note.startswith("measured on 4 of 5")
     counts = dict(next(one for one in report.sections if one.title == "Judge").table.rows)
     assert int(counts["failed"]) >= 1
     assert int(counts["retried"]) >= 2
@@ -277,11 +278,11 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
 def test_a_judge_that_is_the_reader_is_said(built, asked, tmp_path):
     questions, model = asked()
     same = make_recipe(
-        built, questions, model, pipelines=["keyword"], judge={"model": model, "mode": "logprob"}
+        built, questions, model, pipelines=[KEYWORD], judge={"model": model, "mode": "logprob"}
     )
     _, report = run_report(same, tmp_path / "out")
     assert "the very model that answered" in report.summary
-    assert report.metrics["keyword/right"].n == 5  # by probabilities there is always a verdict
+    assert report.metrics[f"{KEYWORD}/right"].n == 5  # by probabilities there is always a verdict
 
 
 @pytest.mark.parametrize("can_judge", [True, False])
@@ -320,7 +321,7 @@ def test_a_judge_is_controlled_with_quotations(built, asked, tmp_path, can_judge
         assert metric.value == (1.0 if can_judge else 0.5)
         assert measure_judge_control(bench, found[:1]) is None
     same = make_recipe(
-        built, questions, model, pipelines=["keyword"], judge={"model": model, "mode": "json"}
+        built, questions, model, pipelines=[KEYWORD], judge={"model": model, "mode": "json"}
     )
     _, report = run_report(same, tmp_path / "out")
     assert "means nothing" in report.summary  # it writes no verdicts at all
@@ -354,7 +355,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path
     def answers(name):
         text = (tmp_path / name / "output/answers.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
-        return [{**row, "seconds": 0, "search_seconds": 0} for row in rows]
+        return [{**row, "seconds": 0, "search_seconds": 0, "cpu_seconds": 0} for row in rows]
 
     assert answers("out") == answers("whole")
 
@@ -405,7 +406,10 @@ def test_options_without_effect_are_refused(given, expected):
         ("q.jsonl", '{"question": "?", "answer": 3}\n', "data.question-set"),
         ("q.jsonl", '{"id": 1, "question": "?", "answer": "x"}\n' * 2, "data.question-set"),
         ("q.jsonl", "no JSON\n", "data.question-set"),
-        ("q.jsonl", "", "data.question-set"),
+        ("q.jsonl", "", "data.no-questions"),
+        ("q.csv", "question\nWho?\n", "data.question-set"),
+        ("q.csv", "question,answer\nWho?\n", "data.question-set"),
+        ("q.csv", 'question,answer\n"Who?,x\n', "data.question-set"),
         ("q.json", '{"data": [{}]}', "data.question-set"),
         ("q.json", "3", "data.question-set"),
     ],
@@ -486,13 +490,13 @@ def test_an_index_with_tenants_is_evaluated_as_one_of_them(asked, tmp_path):
     words = ["rag", "eval", tmp_path / "index", "--answers", questions, "--model", model, "--quiet"]
 
     def evaluate(name, *more):
-        command = [*words, "--pipeline", "keyword", "--out", tmp_path / name, "--json", *more]
+        command = [*words, "--pipeline", KEYWORD, "--out", tmp_path / name, "--json", *more]
         return CliRunner().invoke(stillroom, [str(word) for word in command])
 
     assert isinstance(evaluate("nobody").exception, DataError)
     own = json.loads(evaluate("own", "--tenant", "cats").stdout)
     right = {one["name"]: one["value"] for one in own["metrics"]}
-    assert right["keyword/context_recall"] == 1.0
+    assert right[f"{KEYWORD}/context_recall"] == 1.0
     other = json.loads(evaluate("other", "--tenant", "dogs").stdout)
     right = {one["name"]: one["value"] for one in other["metrics"]}
-    assert right["keyword/context_recall"] == 0.0  # the other tenant's page is not there
+    assert right[f"{KEYWORD}/context_recall"] == 0.0  # the other tenant's page is not there

@@ -1,11 +1,12 @@
 """Time decay: what is old counts less, by the documents' own dates."""
 
 import datetime
+from functools import partial
 
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import RERANKERS, Query
@@ -13,6 +14,9 @@ from stillroom.rag.rerankers.recency import Recency
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit
 from stillroom.testing import scripted_model
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
 
 SAME = "The pump is serviced by the harbour crew. Note {}."
 TODAY = datetime.date(2026, 1, 1)

@@ -508,6 +508,7 @@ def test_a_route_without_a_scope_refuses_to_start():
         ("GET", "/metrics", "metrics"),
         ("GET", "/openapi.json", "any"),
         ("GET", "/v1/models/a/b", "models"),
+        ("POST", "/v1/judgments", "judgments"),
         ("POST", "/v1/recipes/check", "jobs:read"),
         ("DELETE", "/v1/jobs/x", "jobs:write"),
         ("PUT", "/v1/jobs", "jobs:write"),

@@ -10,16 +10,22 @@ import pytest
 from tests.unit.serve.test_app import Embedder, ask_documents, chat, events, request, served
 from tests.unit.serve.test_jobs import MERGE, fill
 
+from stillroom.evaluate.qa.judgments import Judgment
 from stillroom.serve import create_app
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.workspace import Workspace
 
 
+def judge(asked, verdict, quote, *, access):
+    place = {"document_id": "doc-1", "passage": "pas-1", "start": 0, "end": 1}
+    return Judgment(verdict, asked, ("a",), ({**place, "quote": "a", "file": "a.md"},))
+
+
 @pytest.fixture
 def app(tmp_path):
     fill(tmp_path)
-    both = served(ask=ask_documents, embedder=Embedder())
+    both = served(ask=ask_documents, embedder=Embedder(), judge=judge)
     with Workspace(tmp_path).open() as workspace:
         yield create_app(both, jobs=JobRunner(workspace), media_check=MediaCheckService())
 
@@ -57,6 +63,8 @@ def test_answers_are_as_described_and_as_openai_has_them(app):
     openai.types.CreateEmbeddingResponse.model_validate(rows, strict=True)
     fits = post(app, "/v1/rerank", model="embedder", query="a", documents=["b"])
     check(app, "/v1/rerank", "post", fits)
+    told = post(app, "/v1/judgments", model="run", question="a?", answer="b", verdict="right")
+    check(app, "/v1/judgments", "post", told)
     models = check(app, "/v1/models", "get", request(app, "GET", "/v1/models"))
     for row in models["data"]:
         openai.types.Model.model_validate(row, strict=True)

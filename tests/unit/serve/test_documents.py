@@ -15,8 +15,9 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import parse_answer_settings
-from stillroom.records import Completion
+from stillroom.records import Citation, Completion, Location
 from stillroom.serve import ServedModel, create_app
+from stillroom.serve.openai.replies import locate_citations
 
 QUESTION = "What is the capital of France?"
 TEXT = "Paris is the capital of France [1]. The moon [7] has `a[9]`. ![x](http://e.example/?q=1)"
@@ -52,7 +53,7 @@ def index(tmp_path_factory):
 def app_of(index, model):
     def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
         query = Query(messages[-1].content, history=tuple(messages[:-1]))
-        chosen = {**parse_answer_settings(settings), "k": k}
+        chosen = {"answering": "generate", **parse_answer_settings(settings), "k": k}
         return ask_stream(
             index, model, query, sampling=sampling, is_cancelled=is_cancelled, **chosen
         )
@@ -213,3 +214,45 @@ def test_what_is_no_answer_is_told_whole_and_streamed(index, said, told, why):
         message = streamed(app_of(index, Cut(said, cut)))
         assert message["content"] == whole["content"]
         assert message["answer"] == whole["answer"]
+
+
+def test_quotes_are_told_with_their_bytes_and_marks(index):
+    def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
+        chosen = {"answering": "quote:reader=builtin:overlap,max_quotes=1", **settings}
+        chosen = parse_answer_settings(chosen)
+        return ask_stream(index, Cut("never"), messages[-1].content, k=k, **chosen)
+
+    app = create_app(ServedModel("run", Cut("never"), ask))
+    turn = [{"role": "user", "content": "What is the capital of France, Paris?"}]
+    reply = chat(app, messages=turn, max_tokens=1).json()
+    (choice,) = reply["choices"]
+    message = choice["message"]
+    assert choice["finish_reason"] == "stop"
+    assert reply["usage"]["completion_tokens"] > 1
+    (quote,) = message["answer"]["quotes"]
+    assert message["content"] == f"{quote['text']} [{quote['number']}]"
+    assert quote["text"] == "Paris is the capital of France."
+    mark = message["annotations"][0]["url_citation"]
+    assert message["content"][mark["start_index"] : mark["end_index"]] == f"[{quote['number']}]"
+    assert mark["url"] == "france.txt#bytes=0-31"
+    message.pop("role"), message.pop("refusal")
+    assert streamed(app, messages=turn) == message
+    silent = chat(app, messages=[{"role": "user", "content": "How tall is it?"}]).json()
+    answer = silent["choices"][0]["message"]["answer"]
+    assert (answer["refusal"], answer["abstained"]) == ("no-answer", True)
+
+
+def test_what_looks_like_a_mark_in_a_quote_is_no_citation(index):
+    location = Location("a.txt", "0" * 64, 0, 90)
+    cited = [Citation(number, f"pas-{number}", location, "x") for number in (1, 2)]
+    quotes = [
+        {"answer_start": 0, "text": "See [1] [2].", "byte_start": 5, "byte_end": 17, "pages": []},
+        {"answer_start": 17, "text": "[1]", "byte_start": 20, "byte_end": 23, "pages": [4]},
+    ]
+    text = "See [1] [2]. [2] [1] [1]"
+    marks = locate_citations(text, cited, quotes)
+    assert [(one["start_index"], one["url"]) for one in marks] == [
+        (13, "a.txt#bytes=5-17"),
+        (21, "a.txt#page=4"),
+    ]
+    assert len(locate_citations(text, cited)) == 5

@@ -1,6 +1,9 @@
 from pathlib import Path
 
-from stillroom.serve.workspace import make_path_redactor, replace_names
+import pytest
+
+from stillroom.errors import DataError
+from stillroom.serve.workspace import TenantRoot, make_path_redactor, replace_names
 
 
 def test_places_become_names_and_nothing_else_changes(tmp_path):
@@ -27,3 +30,13 @@ def test_names_are_put_for_others_in_every_text():
         "error": "my photo.png is cut", "more": ["(my photo.png)", 3, None],
         "rows": [{"x": "my photo.png"}],
     }  # fmt: skip
+
+
+def test_what_people_judged_is_no_file_of_a_client(tmp_path):
+    folder = tmp_path / "run.judgments"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("{}")
+    assert TenantRoot(tmp_path).list() == ([], True)
+    for name in ("run.judgments", "run.judgments/train.jsonl", "RUN.Judgments"):
+        with pytest.raises(DataError):
+            TenantRoot(tmp_path).find(name)

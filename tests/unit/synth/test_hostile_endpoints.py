@@ -55,7 +55,7 @@ def serve():
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Let every endpoint give up soon."""
+    """Let every endpoint try again soon, and give up soon."""
     from stillroom.models.interfaces import BACKENDS
 
     build = BACKENDS.build
@@ -66,6 +66,7 @@ def patient(monkeypatch):
         return build(settings)
 
     monkeypatch.setattr(BACKENDS, "build", hurried)
+    monkeypatch.setattr("stillroom.models.endpoints.client._backoff", lambda attempt: 0.1)
 
 
 def make(server, seeds, filters="[shape, language, duplicate]", generator="rewrite", engine=""):

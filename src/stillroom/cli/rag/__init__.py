@@ -15,7 +15,7 @@ __all__ = ["rag_group"]
     lazy={
         "ask": (
             "stillroom.cli.rag.query:ask_command",
-            "Answer a question from an index, with citations.",
+            "Answer a question with quotes from an index, or text of a model, with citations.",
         ),
         "compact": (
             "stillroom.cli.rag.index:compact_command",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import build_access, existing_path, output_options, view_options
@@ -124,13 +125,18 @@ _DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 \b
 Examples:
   stillroom rag ask index "What is a coroutine?"
-  stillroom rag ask index "What is a coroutine?" --model ./my-checkpoint --k 5
+  stillroom rag ask index "What is a coroutine?" --answering generate --model ./my-checkpoint
   stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive
 """,
 )
 @click.argument("index", type=existing_path)
 @click.argument("question")
-@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="Model that answers.")
+@click.option(
+    "--model",
+    default=_DEFAULT_MODEL,
+    show_default=True,
+    help="Text model of methods that need one.",
+)
 @passages_option()
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
@@ -148,22 +154,31 @@ def ask_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer a question from an index, with citations.
+    """Answer a question with quotes from an index, or text of a model, with citations.
 
     If no passage supports an answer, the nearest passages are listed.
     """
+    from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_index
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(options)
+    settings, access = ask_settings(options), build_access(tenant, principals)
     with open_index(
         index,
         model,
         say=lambda line: click.echo(line, err=True),
         where=where,
         snapshot=snapshot,
-        access=build_access(tenant, principals),
+        access=access,
     ) as opened:
-        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=index)
+        source = click.get_current_context().get_parameter_source("model")
+        print_answer(
+            opened.ask(question, **settings),
+            as_json=as_json,
+            steps=steps,
+            asked_of=index,
+            keep=keep_answers(index, question, access),
+            model=model if source is ParameterSource.COMMANDLINE else "",
+        )

@@ -39,6 +39,7 @@ def ask_routes(context: PageContext) -> list[Route]:
             settings=list_answer_settings(),
             ways=await context.run_in_thread(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
+            can_judge=context.can_write,
         )
 
     async def open_run(request: Request) -> Response:

@@ -1,7 +1,8 @@
-// Ask: streams an answer, links its marks to their sources, and lists what was retrieved.
+// Ask: streams an answer, links its marks to their sources, lists what was retrieved, and takes
+// judgments of the answer.
 (() => {
   "use strict";
-  const { chat, open, make, svg, badge } = window.stillroom;
+  const { chat, open, post, problem, make, svg, badge } = window.stillroom;
   const $ = (id) => document.getElementById(id);
   const KEPT = 20;
 
@@ -23,24 +24,52 @@
     for (const letter of letters) place.push(place[place.length - 1] + letter.length);
     const spans = open.map((one) => ({ ...one, from: place[one.start], to: place[one.end] }));
     for (const span of spans) cuts.add(span.from).add(span.to);
-    const marks = [...state.text.matchAll(/\[(\d{1,3})\]/g)].filter((m) => cited.has(Number(m[1])));
+    const length = (text) => Array.from(text).length;
+    const quotes = (state.details.quotes || []).map((one) => {
+      const short = one.answer_start + one.short_start - one.start;
+      return {
+        ...one,
+        from: place[one.answer_start],
+        to: place[one.answer_start + length(one.text)],
+        shortFrom: one.short ? place[short] : -1,
+        shortTo: one.short ? place[short + length(one.short)] : -1,
+      };
+    });
+    for (const one of quotes) {
+      cuts.add(one.from).add(one.to);
+      if (one.short) cuts.add(one.shortFrom).add(one.shortTo);
+    }
+    const endsAt = (mark) => quotes.find((one) => one.to + 1 === mark.index);
+    // What looks like a mark within a quote is the document's own.
+    const marks = [...state.text.matchAll(/\[(\d{1,3})\]/g)].filter(
+      (m) => cited.has(Number(m[1])) && (!quotes.length || endsAt(m)),
+    );
     for (const mark of marks) cuts.add(mark.index).add(mark.index + mark[0].length);
     const at = [...cuts].filter((n) => n !== undefined).sort((a, b) => a - b);
     answer.replaceChildren();
+    let box = null;
     for (let i = 0; i + 1 < at.length; i += 1) {
       const text = state.text.slice(at[i], at[i + 1]);
       const mark = marks.find((m) => m.index === at[i] && m[0] === text);
       if (mark) {
         const one = cited.get(Number(mark[1]));
+        const bytes = endsAt(mark) || one;
         answer.append(
           make("a", {
             class: "cite to-source",
             href: sourceLink(state.at, one.passage_id),
-            title: `${one.path}: bytes ${one.byte_start}–${one.byte_end}`,
+            title: `${one.path}: bytes ${bytes.byte_start}–${bytes.byte_end}`,
             "aria-label": `source ${one.number}, ${one.path}`,
             text: mark[1],
           }),
         );
+        continue;
+      }
+      const quote = quotes.find((one) => one.from <= at[i] && at[i + 1] <= one.to);
+      if (quote) {
+        if (at[i] === quote.from) answer.append((box = make("q")));
+        const isShort = quote.shortFrom <= at[i] && at[i + 1] <= quote.shortTo;
+        box.append(isShort ? make("mark", { title: "short answer", text }) : text);
         continue;
       }
       const span = spans.find((s) => s.from <= at[i] && at[i + 1] <= s.to);
@@ -64,7 +93,105 @@
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
   };
 
-  const listPassages = async (list, state) => {
+  // A passage with its quotes marked, which come in the order of the text. With neighbours a quote
+  // counts from the first of them; it is then looked for, and not marked if it is in another.
+  const markQuotes = (text, quotes) => {
+    const shown = make("p", { class: "text" });
+    const letters = Array.from(text);
+    let end = 0;
+    for (const quote of quotes) {
+      const own = letters.slice(0, quote.start).join("").length;
+      const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
+      if (at < end) continue;
+      shown.append(text.slice(end, at), make("mark", { text: quote.text }));
+      end = at + quote.text.length;
+    }
+    shown.append(text.slice(end));
+    return shown;
+  };
+
+  const VERDICTS = [
+    ["right", "Right"], ["wrong", "Wrong"], ["quote", "This sentence…"], ["absent", "Not in the documents"],
+  ];
+
+  // Stores a verdict; "quote" names a sentence of the passages.
+  const judge = async (parts, state, verdict, quote = "") => {
+    const citations = (state.citations || []).map(({ number, passage_id }) => ({ number, passage_id }));
+    parts.judged.textContent = "Storing…";
+    try {
+      const reply = await post(`/v1/judgments?at=${encodeURIComponent(state.at)}`, {
+        model: state.model, question: state.question, answer: state.text, citations,
+        quotes: (state.details.quotes || []).map(
+          ({ text, answer_start, start, short, short_start }) =>
+            short ? { text, answer_start, start, short, short_start } : { text, answer_start, start },
+        ),
+        index: state.details.index || "", answered_by: state.details.answered_by || "", verdict, quote,
+      });
+      if (!reply.ok) throw new Error(await problem(reply));
+      const told = await reply.json();
+      for (const button of parts.verdicts.querySelectorAll("[data-verdict]"))
+        button.setAttribute("aria-pressed", String(button.dataset.verdict === told.verdict));
+      const use = told.split === "test" ? "evaluation" : "training";
+      const kept = told.evidence.length ? `for ${use}` : "for evaluation alone";
+      const what = quote ? `“${quote}” answers` : VERDICTS.find(([name]) => name === told.verdict)[1];
+      const learned = told.evidence.map((one) => `, learned from “${one.quote}”`).join("");
+      const lost = (state.details.quotes || []).length
+        ? " (the documents changed: none holds the quoted sentence)"
+        : " (it quotes no sentence, so no reader learns from it)";
+      const note = told.verdict !== "right" ? "" : learned || lost;
+      parts.judged.textContent =
+        told.verdict === "wrong" ? "Stored: Wrong. Which sentence answers?" : `Stored ${kept}: ${what}${note}`;
+    } catch (error) {
+      parts.judged.textContent = `It was not stored: ${error.message}`;
+    }
+  };
+
+  // Makes every sentence of the listed passages a button, or the texts plain again.
+  const pickSentence = (parts, state, isPicking) => {
+    parts.article.classList.toggle("picking", isPicking);
+    for (const [text, told, quotes] of parts.texts) {
+      text.replaceChildren(...markQuotes(told.text, quotes).childNodes);
+      if (!isPicking) continue;
+      text.replaceChildren();
+      const letters = Array.from(told.text);
+      let at = 0;
+      for (const [start, end] of told.sentences) {
+        const sentence = letters.slice(start, end).join("");
+        const button = make("button", { class: "sentence", type: "button", text: sentence });
+        button.addEventListener("click", () => {
+          pickSentence(parts, state, false);
+          judge(parts, state, "quote", sentence);
+        });
+        text.append(letters.slice(at, start).join(""), button);
+        at = end;
+      }
+      text.append(letters.slice(at).join(""));
+    }
+  };
+
+  const offerVerdicts = (parts, state) => {
+    if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped) return;
+    for (const [verdict, label] of VERDICTS) {
+      const button = make("button", {
+        type: "button", "data-verdict": verdict, "aria-pressed": "false", text: label,
+      });
+      button.addEventListener("click", () => {
+        if (verdict !== "quote") {
+          pickSentence(parts, state, false);
+          judge(parts, state, verdict);
+          return;
+        }
+        const isPicking = !parts.article.classList.contains("picking");
+        pickSentence(parts, state, isPicking);
+        parts.judged.textContent = isPicking ? "Choose the sentence that answers." : "";
+      });
+      parts.verdicts.append(button);
+    }
+    parts.verdicts.hidden = false;
+  };
+
+  const listPassages = async (parts, state) => {
+    const list = parts.list;
     const sources = state.details.sources || [];
     list.replaceChildren();
     if (!sources.length) return;
@@ -94,7 +221,17 @@
         item.append(make("div", { class: "quiet", text: told.headings.join(" › ") }));
       if (told.missing)
         item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
-      if (told.text) item.append(make("p", { class: "text", text: told.text }));
+      const quotes = (state.details.quotes || []).filter((quote) => quote.number === one.number);
+      if (told.text) {
+        const text = markQuotes(told.text, quotes);
+        parts.texts.push([text, told, quotes]);
+        item.append(text);
+      }
+      for (const quote of quotes) {
+        const page = quote.pages.length ? `page ${quote.pages[0]}, ` : "";
+        const text = `quoted: ${page}bytes ${quote.byte_start}–${quote.byte_end}`;
+        item.append(make("div", { class: "quiet", text }));
+      }
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
       const tags = make("div", { class: "row" }, badge(one.origin));
       if (one.license) tags.append(make("span", { class: "tag", text: one.license }));
@@ -110,12 +247,15 @@
     const details = state.details;
     const said = [];
     if (details.abstained) {
-      const by = details.refusal === "model" ? "the model" : "support";
+      const reasons = {
+        model: "Refused: the model found no answer in the passages.",
+        "nothing-found": "No answer in the documents: nothing was found.",
+        "no-answer": "No answer in the documents. The nearest passages are shown.",
+      };
       parts.refusal.hidden = false;
       parts.refusal.textContent =
-        by === "model"
-          ? "Refused: the model found no answer in the passages."
-          : "Refused: no passage supports an answer. The nearest are shown.";
+        reasons[details.refusal] ||
+        "Refused: no passage supports an answer. The nearest are shown.";
     } else if (state.isGrounded && !(state.citations || []).length) {
       parts.refusal.hidden = false;
       parts.refusal.textContent = "No passage supports this answer.";
@@ -125,11 +265,13 @@
     const open = (details.statements || []).filter((one) => one.status === "unsupported").length;
     if (open && !details.abstained) said.push(`${plural(open, "sentence")} no passage supports`);
     const origins = Object.entries(details.origins || {});
-    const used = (state.citations || []).length ? "cited" : "shown to the model";
+    const used = (state.citations || []).length ? "cited" : "read";
     if (origins.length) said.push(`origin of what is ${used}: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
     if (state.finish === "length") said.push("cut off at the most tokens it may have");
     if (state.isStopped) said.push("stopped");
-    if (state.model) said.push(`written by the model of ${state.model}`);
+    const isQuoting = details.answering === "quote";
+    if (isQuoting && !details.abstained) said.push(`quoted from the documents of ${state.model}`);
+    else if (!isQuoting && state.model) said.push(`written by the model of ${state.model}`);
     for (const one of details.dropped_statements || []) said.push(`left out, since no passage says it: ${one.text}`);
     for (const one of details.notices || []) said.push(one);
     parts.under.textContent = said.join(" · ");
@@ -139,16 +281,18 @@
     const answer = make("div", { class: "answer" });
     const refusal = make("p", { class: "note ask", hidden: true });
     const under = make("p", { class: "under" });
+    const verdicts = make("div", { class: "verdicts row", role: "group", "aria-label": "Judge this answer", hidden: true });
+    const judged = make("p", { class: "under", role: "status" });
     const list = make("ul", { class: "passages", "aria-label": "Passages that were retrieved" });
     const article = make(
       "article",
       { class: "exchange" },
       make("h2", { text: state.question }),
-      make("div", {}, refusal, answer, under),
+      make("div", {}, refusal, answer, under, verdicts, judged),
       list,
     );
     $("exchanges").append(article);
-    return { article, answer, refusal, under, list };
+    return { article, answer, refusal, under, verdicts, judged, list, texts: [] };
   };
 
   const kept = () => {
@@ -242,8 +386,11 @@
     render(parts.answer, state);
     if (!state.failed) conclude(parts, state);
     else parts.under.textContent = "";
-    await listPassages(parts.list, state);
-    if (!state.failed) keep(state);
+    await listPassages(parts, state);
+    if (!state.failed) {
+      offerVerdicts(parts, state);
+      keep(state);
+    }
     running = null;
     setBusy(false);
     $("status").textContent = state.failed
@@ -258,7 +405,7 @@
       const parts = draw(state);
       render(parts.answer, state);
       conclude(parts, state);
-      listPassages(parts.list, state);
+      listPassages(parts, state).then(() => offerVerdicts(parts, state));
       $("hint").hidden = true;
     }
     const grow = () => {

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
     list_generator_parents,
-    prepare_data,
     select_reached,
 )
-from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
+from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
-from stillroom.distill.pruning.student import prepare_student
+from stillroom.distill.output import describe_objective, make_student_card
 from stillroom.distill.settings import LiveTargetSettings
 from stillroom.distill.teachers.capture import fill_cache
-from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
+from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.distill.trainers.student import (
     DistillationContext,
-    evaluate_start,
     finish_student,
-    load_student,
     make_batch_source,
+    start_distillation,
     train_student,
 )
-from stillroom.objects import resolve_local
-from stillroom.train.data import split_records
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.precision import limit_threads
 
@@ -53,48 +47,21 @@ def train_on_logits(recipe: LogitsRecipe, job: Job, preflight: PreflightReport) 
         Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
-        teacher = LocalTeacher.find(recipe.teacher, job)
-        warn_about_teachers([teacher], job)
-        split = split_records(resolve_local(recipe.records))
-        data = ranks.on_main(
-            lambda: prepare_data(
-                recipe,
-                split,
-                teacher.tokenizer,
-                job,
-                teacher=recipe.teacher,
-                rationale=recipe.rationale,
-                context=recipe.context,
-            )
+        start, context = start_distillation(
+            recipe, job, ranks, preflight, rationale=recipe.rationale, context=recipe.context
         )
-        start, details = ranks.on_main(
-            lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
+        card = make_student_card(
+            recipe, [start.teacher], start.data, describe_objective(recipe.method)
         )
-        context = load_student(
-            recipe, job, ranks, start, data, split, partial(count_shared_rows, teacher)
-        )
-        evaluator = FidelityEvaluator(
-            recipe,
-            job,
-            split,
-            teacher.tokenizer,
-            [teacher],
-            recipe.method.method_name(),
-            is_compared=True,
-            context=recipe.context,
-            has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
-        )
-        evaluate_start(evaluator, context, preflight)
-        card = make_student_card(recipe, [teacher], data, describe_objective(recipe.method))
-        trained, cache = _train(recipe, context.with_lora(), teacher, card)
+        trained, cache = _train(recipe, context.with_lora(), start.teacher, card)
         del context
         return ranks.on_main(
             lambda: finish_student(
-                evaluator,
+                start.evaluator,
                 trained,
-                data,
+                start.data,
                 method=f"distill.methods.{recipe.method.method_name()}",
-                details={**details, **teacher.describe(), "cache": cache},
+                details={**start.details, "cache": cache},
                 writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
             )
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stillroom.distill.data.preparation import list_generator_parents, prepare_data
-from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
+from stillroom.distill.data.preparation import list_generator_parents
+from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.on_policy.collators import SameTokenizerCollator
 from stillroom.distill.on_policy.generation import GenerationModel
-from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
-from stillroom.distill.pruning.student import prepare_student
-from stillroom.distill.teachers.local import LocalTeacher, ModelScorer, count_shared_rows
+from stillroom.distill.output import describe_objective, make_student_card
+from stillroom.distill.teachers.local import LocalTeacher, ModelScorer
 from stillroom.distill.trainers.loss import make_live_loss
 from stillroom.distill.trainers.rollouts import (
     OnPolicyTeacher,
@@ -21,13 +19,10 @@ from stillroom.distill.trainers.rollouts import (
 )
 from stillroom.distill.trainers.student import (
     DistillationContext,
-    evaluate_start,
     finish_student,
-    load_student,
+    start_distillation,
     train_student,
 )
-from stillroom.objects import resolve_local
-from stillroom.train.data import split_records
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.precision import limit_threads
 
@@ -50,42 +45,22 @@ def train_on_policy(recipe: OnPolicyRecipe, job: Job, preflight: PreflightReport
         Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
-        teacher = LocalTeacher.find(recipe.teacher, job)
-        warn_about_teachers([teacher], job)
-        split = split_records(resolve_local(recipe.records))
-        data = ranks.on_main(
-            lambda: prepare_data(recipe, split, teacher.tokenizer, job, teacher=recipe.teacher)
-        )
-        start, details = ranks.on_main(
-            lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
-        )
-        context = load_student(
-            recipe, job, ranks, start, data, split, partial(count_shared_rows, teacher)
-        )
-        evaluator = FidelityEvaluator(
-            recipe,
-            job,
-            split,
-            teacher.tokenizer,
-            [teacher],
-            recipe.method.method_name(),
-            is_compared=True,
-            has_generated_text=recipe.sequence is not None,
-        )
-        evaluate_start(evaluator, context, preflight)
+        start, context = start_distillation(recipe, job, ranks, preflight)
         objective = describe_objective(recipe.method, recipe.feature_losses)
-        card = make_student_card(recipe, [teacher], data, objective, recipe.rollout_policy)
-        trained = _train(recipe, context.with_lora(), teacher, card)
+        card = make_student_card(
+            recipe, [start.teacher], start.data, objective, recipe.rollout_policy
+        )
+        trained = _train(recipe, context.with_lora(), start.teacher, card)
         del context
         is_kd = bool(recipe.method.kd_weight)
         method = f"methods.{recipe.method.method_name()}" if is_kd else "cross_entropy"
         return ranks.on_main(
             lambda: finish_student(
-                evaluator,
+                start.evaluator,
                 trained,
-                data,
+                start.data,
                 method=f"distill.{method}",
-                details={**details, **teacher.describe(), "cache": None},
+                details={**start.details, "cache": None},
                 writers=list_generator_parents(recipe, recipe.teacher, None),
             )
         )

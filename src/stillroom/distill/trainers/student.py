@@ -2,7 +2,8 @@
 
 A trainer is one function, the whole story of its kind of job: load the teacher, prepare records and
 targets, build the loss, train, evaluate. What several need are the functions here, in
-``stored_targets`` and in ``rollouts``.
+``stored_targets`` and in ``rollouts``; those with one local teacher begin with
+``start_distillation``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.data.preparation import PreparedData, make_record_source
+from stillroom.distill.data.preparation import PreparedData, make_record_source, prepare_data
 from stillroom.distill.data.tokenized import Batch, TokenizedRecord, make_batch
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
@@ -28,30 +29,37 @@ from stillroom.distill.output import (
     list_parents,
     make_candidate_writer,
     make_student_origin,
+    warn_about_teachers,
     write_adapter,
     write_student,
 )
+from stillroom.distill.pruning.student import prepare_student
+from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
 from stillroom.jobs import Job
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.models import load_causal_lm
+from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent
 from stillroom.records import Record
-from stillroom.train.data import BatchSource, RecordSource, RecordSplit
+from stillroom.train.data import BatchSource, RecordSource, RecordSplit, split_records
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import Objective, train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import choose_precision
 
 if TYPE_CHECKING:
-    from stillroom.distill.recipes import TrainingRecipe
+    from stillroom.distill.recipes import LocalTeacherRecipe, TrainingRecipe
+    from stillroom.distill.settings import RationaleSettings, TeacherContextSettings
 
 __all__ = [
     "CLOSING",
     "DistillationContext",
+    "DistillationStart",
     "evaluate_start",
     "finish_student",
     "load_student",
     "make_batch_source",
+    "start_distillation",
     "train_student",
 ]
 
@@ -144,6 +152,78 @@ def load_student(
         split.held_out,
         ranks,
     )
+
+
+@dataclass(frozen=True)
+class DistillationStart:
+    """What a trainer with one local teacher has before the first step.
+
+    ``details`` are those of the initial student and of the teacher, for artifact.json.
+    """
+
+    teacher: LocalTeacher
+    data: PreparedData
+    evaluator: FidelityEvaluator
+    details: Mapping[str, Any]
+
+
+def start_distillation(
+    recipe: LocalTeacherRecipe,
+    job: Job,
+    ranks: ProcessGroup,
+    preflight: PreflightReport,
+    *,
+    rationale: RationaleSettings | None = None,
+    context: TeacherContextSettings | None = None,
+) -> tuple[DistillationStart, DistillationContext]:
+    """Find the teacher, prepare records and student, and measure both models before training.
+
+    Args:
+        recipe: Settings of teacher, student and records.
+        job: Progress, journals and scratch files.
+        ranks: Process group.
+        preflight: Report that receives the finding of the measurement.
+        rationale: Rationales to train on.
+        context: Context that only the teacher reads.
+
+    Raises:
+        DataError: If no training data remains.
+        CheckpointError: If teacher or student is missing, or they share no vocabulary.
+    """
+    teacher = LocalTeacher.find(recipe.teacher, job)
+    warn_about_teachers([teacher], job)
+    split = split_records(resolve_local(recipe.records))
+    data = ranks.on_main(
+        lambda: prepare_data(
+            recipe,
+            split,
+            teacher.tokenizer,
+            job,
+            teacher=recipe.teacher,
+            rationale=rationale,
+            context=context,
+        )
+    )
+    start, details = ranks.on_main(
+        lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
+    )
+    student = load_student(
+        recipe, job, ranks, start, data, split, partial(count_shared_rows, teacher)
+    )
+    evaluator = FidelityEvaluator(
+        recipe,
+        job,
+        split,
+        teacher.tokenizer,
+        [teacher],
+        recipe.method.method_name(),
+        is_compared=True,
+        context=context,
+        has_generated_text=recipe.sequence is not None or rationale is not None,
+    )
+    evaluate_start(evaluator, student, preflight)
+    details = {**details, **teacher.describe()}
+    return DistillationStart(teacher, data, evaluator, details), student
 
 
 def evaluate_start(

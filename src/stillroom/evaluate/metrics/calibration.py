@@ -1,24 +1,35 @@
-"""Expected calibration error and temperature scaling.
+"""Expected calibration error, temperature scaling of tokens and Platt scaling of scores.
 
-The outcome is the token in the record. A bin holds the positions whose largest probability lies in
-it; the expected calibration error is the mean distance between confidence and accuracy over the
-bins. One temperature, fitted on other records, is the baseline for any claim about calibration.
+The outcome of the former two is the token in the record. A bin holds the positions whose largest
+probability lies in it; the expected calibration error is the mean distance between confidence and
+accuracy over the bins. One temperature, fitted on other records, is the baseline for any claim
+about calibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap_statistic
 
-__all__ = ["NUM_BINS", "TemperatureScaler", "bin_confidences", "expected_calibration_error"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "NUM_BINS",
+    "TemperatureScaler",
+    "bin_confidences",
+    "expected_calibration_error",
+    "fit_logistic",
+]
 
 NUM_BINS = 15
+_NEWTON_STEPS = 100
+_MIN_SLOPE = 1e-6
 _INVERSE_TEMPERATURES = np.geomspace(0.25, 4.0, 11)  # grid of 1/T
 
 Floats = npt.NDArray[np.float64]
@@ -75,6 +86,39 @@ def expected_calibration_error(
     return bootstrap_statistic(error, len(sides[0]), seed=seed, name=name)
 
 
+def fit_logistic(
+    scores: Floats, labels: Floats, *, with_offset: bool = True
+) -> tuple[float, float]:
+    """Return slope and offset of the logistic function that gives the probability of a label.
+
+    Newton's method on Platt's corrected targets, which never reach 0 and 1, so that scores which
+    separate the labels have a fit. The slope is positive whatever the labels are: a higher score
+    never becomes a lower probability.
+
+    Source: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2.
+
+    Args:
+        scores: Finite scores, (n,).
+        labels: 1 or 0 for each, (n,).
+        with_offset: Whether an offset is fitted; else it is 0.
+    """
+    high, low = float(labels.sum()), float((1 - labels).sum())
+    targets = np.where(labels == 1, (high + 1) / (high + 2), 1 / (low + 2))
+    spread = float(scores.std()) or 1.0
+    design = np.stack([scores / spread, np.ones_like(scores)], axis=1)[:, : 2 if with_offset else 1]
+    weights = np.zeros(design.shape[1])
+    ridge = 1e-6 * np.eye(len(weights))
+    for _ in range(_NEWTON_STEPS):
+        predicted = 0.5 * (1 + np.tanh(design @ weights / 2))
+        gradient = design.T @ (predicted - targets) + ridge @ weights
+        hessian = (design * (predicted * (1 - predicted))[:, None]).T @ design + ridge
+        step = np.linalg.solve(hessian, gradient)
+        weights -= step / max(1.0, float(np.abs(step).max()))
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    return max(float(weights[0]), _MIN_SLOPE) / spread, float(weights[1]) if with_offset else 0.0
+
+
 class TemperatureScaler:
     """Fits the temperature that maximizes the likelihood of the records' tokens.
 
@@ -91,6 +135,8 @@ class TemperatureScaler:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add positions: logits (n, V), float32, and the true tokens, (n,)."""
+        import torch
+
         label_logits = logits.gather(1, labels[:, None])[:, 0]
         for index, inverse in enumerate(_INVERSE_TEMPERATURES):
             mean = (torch.softmax(logits * float(inverse), -1) * logits).sum(-1)

@@ -3,38 +3,50 @@
 Records that cannot be asked are counted by reason.
 
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
-or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
-(2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
-BEIR's layout whose queries have answers (the judgments are the evidence), and records from
-``synth`` or other sources, whose evidence names a document and a span. An unreadable row raises an
-error with file and line.
+or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), CSV with such
+columns (an empty answer: the documents have none), SQuAD's JSON (2.0's impossible questions have no
+answer), a list of such rows in one JSON file, a folder in BEIR's layout whose queries have answers
+(the judgments are the evidence), and records from ``synth`` or other sources, whose evidence names
+a document and a span. Judgments of people on answers are read as they count at last
+(``merge_judgments``). An unreadable row raises an error with file and line.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
-from stillroom.provenance import digest_json, find_output
-from stillroom.records import Record, read_records
+from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
+from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
+from stillroom.records import Origin, Record, combine_origins, read_records
 from stillroom.text.language import split_sentences
 
 __all__ = [
+    "HELD_OUT_FILE",
+    "QUESTIONS_FILE",
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
+    "find_question_origin",
     "find_records",
     "read_question_set",
     "select_questions",
 ]
 
 
+HELD_OUT_FILE = "held_out.jsonl"
+"""File of the questions that a training job kept apart, in its output."""
+QUESTIONS_FILE = "questions.jsonl"
+"""File of the questions of a job of kind evaluate.questions, in its output."""
+_SETS = (HELD_OUT_FILE, QUESTIONS_FILE)
 _RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
 
 
@@ -67,6 +79,16 @@ def find_records(path: Path) -> Path:
         expected=f"one of: {', '.join(_RECORD_FILES)}",
         next="give a records artifact, or a file of records",
     )
+
+
+def find_question_origin(path: Path) -> Origin:
+    """Return the origin of a question set: of its artifact, else of its records, else unknown."""
+    if (path / ARTIFACT_FILE).is_file():
+        return Origin.from_json(read_artifact(path).origin)
+    try:
+        return combine_origins(record.origin for record in read_records(find_records(path)))
+    except DataError:  # a file of questions says nothing of their origin
+        return Origin()
 
 
 def select_questions(
@@ -179,33 +201,79 @@ class JudgedQuestion:
         """Whether the documents contain an answer."""
         return bool(self.answers)
 
+    def to_json(self) -> dict[str, Any]:
+        """Convert to a row that ``read_question_set`` reads."""
+        evidence = [
+            {
+                "quote": span.quote,
+                "document_id": span.name,
+                "start": span.start,
+                "end": span.end,
+                "passage_id": span.passage_id,
+            }
+            for span in self.evidence
+        ]
+        row = {"id": self.id, "question": self.text, "answers": list(self.answers)}
+        return {**row, "evidence": evidence}
 
-def read_question_set(path: Path) -> list[JudgedQuestion]:
-    """Return the questions of a file, or of a records artifact.
+
+def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion]:
+    """Return the questions of a file, of a records artifact, or those that a training held out.
+
+    Args:
+        path: A file, a records artifact, or an artifact whose output has ``held_out.jsonl`` or
+            ``questions.jsonl``.
+        every: Whether to return the questions of all records, not of the held-out ones alone (of
+            records with none held out, all are returned).
 
     Raises:
-        DataError: If a row cannot be read, an id occurs twice, or there is no question.
+        DataError: If a row cannot be read, an id occurs twice, or there is no question
+            (``data.no-questions``).
     """
-    questions = list(_read_file(path))
+    questions = list(_read_file(path, every=every))
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
     if not questions:
-        raise _row_error(str(path), "there is no question", "at least one")
+        raise DataError(
+            "there is no question",
+            code="data.no-questions",
+            where=str(path),
+            expected="at least one; of a question, more than that an answer is wrong",
+            next="add questions",
+        )
     return questions
 
 
-def _read_file(path: Path) -> Iterator[JudgedQuestion]:
+def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
+    places = [folder / name for folder in (path, path / "output") for name in _SETS]
+    path = next((place for place in places if place.is_file()), path)
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
     if path.is_dir() or path.suffix in {".parquet", ".zst"}:
-        yield from _read_records(path)
+        yield from _read_records(path, every=every)
         return
+    text = _read_text(path)
+    if path.suffix in {".csv", ".tsv"}:
+        yield from _read_table(text, str(path))
+        return
+    if path.suffix == ".json":
+        yield from _read_json(_parse_json_row(text, str(path)), path)
+        return
+    rows = _parse_lines(text, path)
+    if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
+        yield from _read_records(path, every=every)
+        return
+    for number, (where, row) in enumerate(rows):
+        yield _read_row(row, where, str(number))
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _row_error(
             str(path),
@@ -213,28 +281,71 @@ def _read_file(path: Path) -> Iterator[JudgedQuestion]:
             "a UTF-8 text file, or a folder of records or in BEIR's layout",
             help="check the path",
         ) from error
-    if path.suffix == ".json":
-        data = _parse_json_row(text, str(path))
-        if isinstance(data, dict) and isinstance(data.get("data"), list):
-            yield from _read_squad(data["data"], str(path))
-        elif isinstance(data, list):
-            for number, row in enumerate(data):
-                yield _read_row(row, f"{path}: row {number}", str(number))
-        else:
-            raise _row_error(
-                str(path), "the file is no question set", "SQuAD's JSON or a list of rows"
-            )
+
+
+def _read_json(data: Any, path: Path) -> Iterator[JudgedQuestion]:
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        yield from _read_squad(data["data"], str(path))
         return
+    if not isinstance(data, list):
+        raise _row_error(str(path), "the file is no question set", "SQuAD's JSON or a list of rows")
+    for number, row in enumerate(data):
+        yield _read_row(row, f"{path}: row {number}", str(number))
+
+
+def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
+    """Return place and row of every line; of judgments, the rows that count at last."""
+    is_judged = are_judgments(text)
+    # Not splitlines: JSON may hold the other line ends of Unicode within its strings.
+    lines = (drop_torn_line(text) if is_judged else text).split("\n")
     rows = [
         (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(lines, 1)
         if line.strip()
     ]
-    if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
-        yield from _read_records(path)
-        return
-    for number, (where, row) in enumerate(rows):
-        yield _read_row(row, where, str(number))
+    return list(merge_judgments(rows)) if is_judged else rows
+
+
+def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
+    """Read a table with a header, separated by commas, semicolons or tabs."""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
+        raise _row_error(
+            f"{where}:1",
+            f"the columns are {', '.join(names) or 'none'}",
+            "a header with the columns question and answer, and evidence where known",
+            help="add the header",
+        )
+    twice = [name for name in (*_QUESTIONS, *_ANSWERS, *_EVIDENCE, *_IDS) if names.count(name) > 1]
+    if twice:
+        raise _row_error(
+            f"{where}:1",
+            f"the column {twice[0]} occurs twice",
+            "each column once; rows of JSON can have several answers",
+            help="rename or remove one of them",
+        )
+    reader.fieldnames = names
+    try:
+        for row in reader:
+            if not any((cell or "").strip() for cell in _list_cells(row)):
+                continue  # spreadsheets write such rows at the end
+            place = f"{where}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise _row_error(
+                    place, "the row has another number of cells", f"{len(names)} cells, as above"
+                )
+            yield _read_row(row, place, str(reader.line_num))
+    except csv.Error as error:
+        raise _row_error(
+            f"{where}:{reader.line_num + 1}", f"it is no CSV: {error}", "CSV as in RFC 4180"
+        ) from error
+
+
+def _list_cells(row: Mapping[str | None, Any]) -> list[str | None]:
+    """Return the cells of a row, also those beyond the header."""
+    return [cell for key, cell in row.items() if key is not None] + list(row.get(None) or ())
 
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
@@ -252,7 +363,7 @@ def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
         )
     if isinstance(answers, Mapping):  # Hugging Face's SQuAD: {"text": [...], "answer_start": [...]}
         answers = answers.get("text", [])
-    accepted = [answers] if isinstance(answers, str) else answers or []
+    accepted = [answers] if isinstance(answers, str) else answers
     if not isinstance(accepted, list) or not all(isinstance(answer, str) for answer in accepted):
         raise _row_error(where, f"the answers are {accepted!r:.60}", "text, or a list of texts")
     name = next((str(row[key]) for key in _IDS if row.get(key) not in (None, "")), number)
@@ -306,10 +417,16 @@ def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]
                 context = paragraph["context"]
                 for row in paragraph["qas"]:
                     answers = [] if row.get("is_impossible") else row["answers"]
-                    accepted = tuple(dict.fromkeys(answer["text"] for answer in answers))
-                    start = answers[0]["answer_start"] if answers else -1
-                    evidence = (EvidenceSpan(_sentence_at(context, start)),) if answers else ()
-                    yield JudgedQuestion(str(row["id"]), row["question"], accepted, evidence)
+                    accepted = [answer["text"] for answer in answers]
+                    place = f"{where}: question '{row['id']}'"
+                    if not all(isinstance(text, str) and text.strip() for text in accepted):
+                        raise _row_error(place, f"the answers are {accepted!r:.60}", "texts")
+                    quotes = [
+                        {"quote": _sentence_at(context, answer["answer_start"])}
+                        for answer in answers[:1]
+                    ]
+                    told = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
+                    yield _read_row({**told, "evidence": quotes}, place, str(row["id"]))
     except (KeyError, TypeError, IndexError) as error:
         raise _row_error(
             where, f"the file is not SQuAD's: {error!r}", "data, paragraphs, qas"
@@ -323,9 +440,13 @@ def _sentence_at(context: str, start: int) -> str:
     return context
 
 
-def _read_records(path: Path) -> Iterator[JudgedQuestion]:
-    """Read records generated from documents; only held-out ones if there are splits."""
+def _read_records(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
+    """Read records generated from documents; only held-out ones if there are any."""
     records = list(read_records(find_records(path)))
+    if every or not any(record.fields.get("split") == "held_out" for record in records):
+        records = [
+            replace(record, fields={**record.fields, "split": "held_out"}) for record in records
+        ]
     questions, _ = select_questions(records, limit=len(records), seed=0)
     for question in questions:
         location = question.evidence

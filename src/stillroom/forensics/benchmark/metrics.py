@@ -30,12 +30,9 @@ __all__ = [
     "FALSE_POSITIVE_RATES",
     "RocCurve",
     "area_under_curve",
-    "average_precision",
     "bootstrap_areas",
     "bootstrap_auc",
     "brier_score",
-    "compute_tpr_at_fpr",
-    "equal_error_rate",
     "expected_calibration_error",
     "measure_scores",
     "roc_curve",
@@ -80,39 +77,6 @@ def area_under_curve(
     """Return the share of pairs in which the forged item scores higher; ties count half."""
     table = _sort_classes(labels, scores)
     return None if table is None else float(table.areas(table.ones)[0])
-
-
-def average_precision(
-    labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
-) -> float | None:
-    """Return precision averaged over recall steps, without interpolation; None without a class."""
-    table = _sort_classes(labels, scores)
-    return None if table is None else float(table.measure(table.ones)["ap"][0])
-
-
-def equal_error_rate(
-    labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
-) -> float | None:
-    """Return the rate at which misses equal false alarms, interpolated on the ROC curve.
-
-    The nearest vertex does not suffice: with few distinct scores it can be 0 for uninformative
-    scores.
-    """
-    curve = roc_curve(labels, scores)
-    if curve is None:
-        return None
-    return float(_equal_error(curve.true_rates[None], curve.false_rates[None])[0])
-
-
-def compute_tpr_at_fpr(
-    labels: Sequence[int] | Labels, scores: Sequence[float] | Floats, false_rate: float
-) -> float | None:
-    """Return the true positive rate at the loosest threshold within a false positive rate."""
-    curve = roc_curve(labels, scores)
-    if curve is None:
-        return None
-    rates = _true_rate_at(curve.true_rates[None], curve.false_rates[None], false_rate)
-    return float(rates[0])
 
 
 def brier_score(labels: Sequence[int] | Labels, chances: Sequence[float] | Floats) -> float:

@@ -4,10 +4,9 @@ A logit is not a probability. Calibration maps scores so that of inputs with pro
 are forged, at the prevalence of the validation set. Elsewhere forgeries are rarer, and the
 probability is adjusted to the prevalence.
 
-Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Platt 1999, "Probabilistic Outputs for
-Support Vector Machines", with its corrected targets; Zadrozny and Elkan 2002 (isotonic, by pooling
-adjacent violators, Ayer et al. 1955); Saerens et al. 2002, Neural Computation 14(1), equation 2.4
-(prevalence).
+Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Platt 1999 (see ``fit_logistic``);
+Zadrozny and Elkan 2002 (isotonic, by pooling adjacent violators, Ayer et al. 1955); Saerens et al.
+2002, Neural Computation 14(1), equation 2.4 (prevalence).
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
+from stillroom.evaluate.metrics.calibration import fit_logistic
 from stillroom.forensics.interfaces import CalibrationMethod
 
 __all__ = ["Calibrator", "adjust_prevalence", "fit_calibrator"]
 
 Floats = npt.NDArray[np.float64]
 _EDGE = 1e-6
-_NEWTON_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def fit_calibrator(
         return Calibrator(method, points=_fit_isotonic(scores, truth), prevalence=share, n=count)
     if method == "none":
         return Calibrator(method, prevalence=share, n=count)
-    slope, offset = _fit_logistic(scores, truth, with_offset=method == "platt")
+    slope, offset = fit_logistic(scores, truth, with_offset=method == "platt")
     return Calibrator(method, slope, offset, prevalence=share, n=count)
 
 
@@ -146,31 +145,6 @@ def adjust_prevalence(chances: Floats, fitted: float, target: float) -> Floats:
 
 def _sigmoid(values: Floats) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(values / 2)))
-
-
-def _fit_logistic(scores: Floats, truth: Floats, *, with_offset: bool) -> tuple[float, float]:
-    """Fit slope and offset by Newton's method on Platt's targets, which never reach 0 and 1.
-
-    The slope stays positive: a calibration must not invert a detector.
-    """
-    high, low = float(truth.sum()), float((1 - truth).sum())
-    targets = np.where(truth == 1, (high + 1) / (high + 2), 1 / (low + 2))
-    spread = float(scores.std()) or 1.0
-    scaled = scores / spread
-    design = np.stack([scaled, np.ones_like(scores)], axis=1)[:, : 2 if with_offset else 1]
-    weights = np.zeros(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        predicted = _sigmoid(design @ weights)
-        gradient = design.T @ (predicted - targets) + 1e-6 * weights
-        hessian = (design * (predicted * (1 - predicted))[:, None]).T @ design + 1e-6 * np.eye(
-            len(weights)
-        )
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step / max(1.0, float(np.abs(step).max()))
-        if float(np.abs(step).max()) < 1e-10:
-            break
-    offset = float(weights[1]) if with_offset else 0.0
-    return max(float(weights[0]), _EDGE) / spread, offset
 
 
 def _fit_isotonic(scores: Floats, truth: Floats) -> tuple[tuple[float, float], ...]:

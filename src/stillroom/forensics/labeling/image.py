@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ __all__ = [
     "GeneratedImage",
     "LabeledImageWriter",
     "decode_image",
-    "read_image",
     "select_lookup_label",
 ]
 
@@ -204,8 +202,3 @@ def decode_image(data: bytes) -> Image:
 
     with Pictures.open(io.BytesIO(data)) as picture:
         return np.asarray(picture.convert("RGB"))
-
-
-def read_image(path: Path) -> Image:
-    """Read the pixels of a lab file as RGB, (H, W, 3)."""
-    return decode_image(path.read_bytes())

@@ -46,7 +46,6 @@ __all__ = [
     "build_moe",
     "merge_checkpoints",
     "open_merge",
-    "plan_merge",
     "reconfigure_merge",
     "transplant",
 ]
@@ -69,17 +68,6 @@ def open_merge(recipe: MergeJobRecipe, warn: Callable[[str], None] | None = None
     if not choose_chat_template(recipe.chat_template, folders) and warn:
         warn("warning: no model has a chat template, and so the result has none")
     return replace(merge, chat_template=recipe.chat_template)
-
-
-def plan_merge(recipe: MergeJobRecipe) -> MergePlan:
-    """Return the plan of a recipe, reading headers only.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or the sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        RecipeError: If the settings cannot be met.
-    """
-    return recipe.open().plan()
 
 
 def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:

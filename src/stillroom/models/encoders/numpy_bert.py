@@ -147,15 +147,22 @@ class NumpyBert:
             adapted._weights[name] = weight + update.astype(np.float32)
         return adapted
 
-    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> Vectors:
+    def states(
+        self,
+        ids: Sequence[int],
+        segments: Sequence[int] | None = None,
+        added: Vectors | None = None,
+    ) -> Vectors:
         """Return the last hidden states of a sequence, (T, D) float32.
 
         Args:
             ids: Token ids, with special tokens.
             segments: Token type of each id (0 or 1); default: all 0.
+            added: Addends to the word embeddings, (T, D); default: none.
         """
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
             words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
+            words = words if added is None else words + added
             positions = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
             kinds = self._weights["embeddings.token_type_embeddings.weight"]
             kind = kinds[0] if segments is None else kinds[list(segments)]

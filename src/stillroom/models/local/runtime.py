@@ -36,12 +36,15 @@ def silence_transformers() -> Iterator[None]:
     logging: Any = engine_logging  # its functions carry no types
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    is_quiet = level == logging.ERROR  # a change of level costs milliseconds: all loggers are asked
+    if not is_quiet:
+        logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        if not is_quiet:
+            logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
 

@@ -7,6 +7,7 @@ several windows of whole sentences.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ __all__ = ["EncodedPassage", "PairTokenizer", "encode_passages", "find_sentences
 MAX_TOKENS = 512
 _MAX_QUESTION_TOKENS = 96
 _MAX_TITLE_TOKENS = 32
+_MARKED_HEADING = re.compile(r"#{1,6} ")
+_FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 
 Span = tuple[int, int]
 
@@ -43,6 +46,7 @@ class EncodedPassage:
         sentences: Character spans in the passage's text.
         tokens: For each sentence, its range of positions in ``ids``.
         offsets: For each position, its character span in the passage's text, empty outside of it.
+        shared: For each position, 1 if the token stands on both sides, else 0.
     """
 
     passage: int
@@ -51,26 +55,58 @@ class EncodedPassage:
     sentences: list[Span]
     tokens: list[Span]
     offsets: list[Span]
+    shared: list[int]
 
 
 def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
-    """Return the spans of the sentences of a passage; a heading at a sentence's start is left out.
+    """Return the spans of the sentences of a passage, without the lines of headings.
 
     Args:
         text: Text of the passage.
-        headings: Headings of the passage; a line that repeats one is no part of a sentence.
+        headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
+            a line that Markdown marks as a heading.
     """
-    known = {heading.strip() for heading in headings if heading.strip()}
+    lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
     spans = []
     for start, end in split_sentences(text):
-        line_end = text.find("\n", start, end)
-        while line_end > 0 and text[start:line_end].strip(" #\t") in known:
-            start = line_end + 1
-            line_end = text.find("\n", start, end)
-        if text[start:end].strip(" #\t") not in known and any(map(str.isalnum, text[start:end])):
-            start += len(text[start:end]) - len(text[start:end].lstrip())
+        for first, last in lines:
+            if first <= start < last:
+                start = last  # a sentence after the heading, or one of the heading alone
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        if any(map(str.isalnum, text[start:end])):
             spans.append((start, end))
     return spans
+
+
+def _find_headings(text: str, known: set[str]) -> list[Span]:
+    """Return the spans of lines that Markdown marks as headings, or that repeat a known one.
+
+    A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
+    begins a comment.
+    """
+    fenced = _find_fences(text)
+    rows, lines, start = text.split("\n"), [], 0
+    for number, line in enumerate(rows):
+        is_marked = (
+            bool(_MARKED_HEADING.match(line))
+            and not (number + 1 < len(rows) and rows[number + 1].strip())
+            and not any(first <= start < last for first, last in fenced)
+        )
+        if is_marked or _letters(line) in known:
+            lines.append((start, start + len(line)))
+        start += len(line) + 1
+    return lines
+
+
+def _letters(text: str) -> str:
+    """Return the letters and digits of a text, to compare headings."""
+    return "".join(filter(str.isalnum, text)).casefold()
+
+
+def _find_fences(text: str) -> list[Span]:
+    """Return the spans of fenced code, where "#" begins a comment or a prompt."""
+    marks = [match.start() for match in _FENCE.finditer(text)]
+    return list(zip(marks[::2], [*marks[1::2], len(text)], strict=False))
 
 
 def encode_passages(
@@ -86,7 +122,8 @@ def encode_passages(
     Args:
         tokenizer: Tokenizer of the encoder.
         question: The question; its first 96 tokens are read.
-        passages: Title, text and sentence spans of each passage.
+        passages: Title, text and sentence spans of each passage; of a title the last 32 tokens,
+            its lowest headings, are read.
         special: Ids of ``[CLS]`` and ``[SEP]``.
         max_tokens: Maximum tokens of a window.
     """
@@ -94,7 +131,7 @@ def encode_passages(
     asked = _encode(tokenizer, question)[0][:_MAX_QUESTION_TOKENS]
     encoded = []
     for number, (title, text, sentences) in enumerate(passages):
-        head = _encode(tokenizer, f"{title}. ")[0][:_MAX_TITLE_TOKENS] if title else []
+        head = _encode(tokenizer, f"{title}. ")[0][-_MAX_TITLE_TOKENS:] if title else []
         ids, offsets = _encode(tokenizer, text)
         room = max_tokens - len(asked) - len(head) - 3
         for first, last in _make_windows(offsets, sentences, room):
@@ -108,14 +145,18 @@ def encode_passages(
                 )
                 for begin, end in sentences[first : last + 1]
             ]
+            segments = [0] * (len(asked) + 2) + [1] * (len(head) + right - left + 1)
+            window = [start, *asked, stop, *head, *ids[left:right], stop]
+            common = set(asked) & {*head, *ids[left:right]}
             encoded.append(
                 EncodedPassage(
                     number,
-                    [start, *asked, stop, *head, *ids[left:right], stop],
-                    [0] * (len(asked) + 2) + [1] * (len(head) + right - left + 1),
+                    window,
+                    segments,
                     list(sentences[first : last + 1]),
                     spans,
                     [(0, 0)] * (len(asked) + 2 + len(head)) + offsets[left:right] + [(0, 0)],
+                    [int(token in common) for token in window],
                 )
             )
     return encoded

@@ -12,7 +12,7 @@ distractors). Differs: distractors are retrieved, not drawn at random.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,15 +23,23 @@ from stillroom.text.unicode import normalize_text
 
 __all__ = ["ReaderExample", "ReaderPassage", "label_passages", "make_examples", "read_passage"]
 
+_FOREIGN_SHARE = 0.5
+_RANDOM_SHARE = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderPassage:
-    """A passage as the reader sees it; ``answers`` marks the sentences that answer."""
+    """A passage as the reader sees it.
+
+    ``answers`` marks the sentences that answer; ``short`` is the character span of the short answer
+    in the first of them.
+    """
 
     title: str
     text: str
     sentences: tuple[Span, ...]
     answers: tuple[bool, ...] = ()
+    short: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +72,30 @@ def label_passages(
     """Return the passages with the sentences marked that answer the question."""
     quotes = [_words(evidence.quote) for evidence in question.evidence if evidence.quote]
     accepted = [_words(answer) for answer in question.answers]
-    return [
-        ReaderPassage(
-            passage.title,
-            passage.text,
-            passage.sentences,
-            tuple(
-                _answers(_words(passage.text[start:end]), quotes, accepted)
-                for start, end in passage.sentences
-            ),
+    labeled = []
+    for passage in passages:
+        answers = tuple(
+            _answers(_words(passage.text[start:end]), quotes, accepted)
+            for start, end in passage.sentences
         )
-        for passage in passages
-    ]
+        short = _find_short(passage, answers, question.answers)
+        labeled.append(replace(passage, answers=answers, short=short))
+    return labeled
+
+
+def _find_short(
+    passage: ReaderPassage, answers: Sequence[bool], accepted: Sequence[str]
+) -> Span | None:
+    """Return the span of the first accepted answer in the first sentence that answers.
+
+    A whole sentence is no short answer.
+    """
+    for (start, end), is_answer in zip(passage.sentences, answers, strict=True):
+        for answer in accepted if is_answer else ():
+            found = passage.text.find(answer.strip(), start, end) if answer.strip() else -1
+            if found >= 0 and _words(answer) != _words(passage.text[start:end]):
+                return found, found + len(answer.strip())
+    return None
 
 
 def make_examples(
@@ -84,29 +104,54 @@ def make_examples(
     *,
     k: int,
     unanswerable: float,
+    renderings: int,
     seed: int,
 ) -> list[ReaderExample]:
-    """Return the example of each question.
+    """Return examples of each question, every one with another choice and order of passages.
 
     Args:
         questions: Questions with evidence.
         hits: Retrieved hits of each question, more than ``k`` so that passages can be removed.
         k: Passages of an example.
-        unanswerable: Share of questions whose answering passages are removed.
-        seed: Seed of which questions those are, and of the order of passages.
+        unanswerable: Share of examples without the passages that answer; half of them without any
+            passage of the documents that answer.
+        renderings: Examples of each question.
+        seed: Seed of the choice and order of passages.
     """
     rng = np.random.default_rng(seed)
+    labeled = [
+        label_passages(question, map(read_passage, found))
+        for question, found in zip(questions, hits, strict=True)
+    ]
     examples = []
-    for question, found in zip(questions, hits, strict=True):
-        labeled = label_passages(question, map(read_passage, found))
-        if rng.random() < unanswerable:
-            labeled = [passage for passage in labeled if not any(passage.answers)]
-        selected = labeled[:k]
-        order = rng.permutation(len(selected))
-        examples.append(
-            ReaderExample(question.id, question.text, tuple(selected[number] for number in order))
-        )
+    for rendering in range(renderings):
+        for question, found, passages in zip(questions, hits, labeled, strict=True):
+            documents = [hit.passage.document_id for hit in found]
+            selected = _choose(passages, documents, k, unanswerable, rng)
+            examples.append(ReaderExample(f"{question.id}#{rendering}", question.text, selected))
     return examples
+
+
+def _choose(
+    passages: Sequence[ReaderPassage],
+    documents: Sequence[str],
+    k: int,
+    unanswerable: float,
+    rng: np.random.Generator,
+) -> tuple[ReaderPassage, ...]:
+    """Return up to k passages in random order: those that answer, if any may, and others."""
+    answering = [number for number, passage in enumerate(passages) if any(passage.answers)]
+    others = [number for number in range(len(passages)) if number not in answering]
+    if rng.random() < unanswerable:
+        if rng.random() < _FOREIGN_SHARE:
+            named = {documents[number] for number in answering}
+            others = [number for number in others if documents[number] not in named] or others
+        answering = []
+    if rng.random() < _RANDOM_SHARE:
+        others = [int(number) for number in rng.permutation(others)]
+    chosen = answering[: max(1, k - 1)]
+    chosen += others[: k - len(chosen)]
+    return tuple(passages[number] for number in rng.permutation(chosen))
 
 
 def _words(text: str) -> str:

@@ -2,8 +2,11 @@
 
 For each passage, the encoder reads question and passage together; a linear head over the mean state
 of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no
-answer. The sentences of all passages and the mean of the latter compete in one softmax. The margin
-between the best sentence and no answer is calibrated to the probability that the sentence answers.
+answer. The sentences of all passages and the mean of the latter compete in one softmax. Heads for
+the first and last token find a short answer within a sentence. To a sentence's logit the idf of the
+words that it shares with the question and the logits of its short answer are added, and the rank of
+its passage is subtracted, with weights that validation chose. From margin, shared words, short
+answer and lead a logistic model gives the probability that the best sentence answers.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
 and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
@@ -17,8 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,50 +31,39 @@ from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json
-from stillroom.rag.answer_selection.encoding import Span, encode_passages
+from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
+from stillroom.rag.answer_selection.overlap import (
+    OverlapReader,
+    QuestionOverlap,
+    Reading,
+    ScoredSentence,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.index.searcher import Index
-
 __all__ = [
-    "Reading",
-    "ScoredSentence",
+    "BUILTIN_READER",
+    "FEATURES",
+    "OVERLAP_READER",
+    "READ_PASSAGES",
+    "SCORE_WEIGHTS",
     "SentenceReader",
+    "describe_reading",
     "find_reader",
     "find_special_tokens",
-    "measure_overlap",
     "open_base",
     "open_reader",
 ]
 
+READ_PASSAGES = 5
+"""Passages that a reader is calibrated for: the best of a search."""
+BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
+_BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+_MAX_SHORT_TOKENS = 24
+SCORE_WEIGHTS = ("overlap", "short", "rank")
+FEATURES = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSentence:
-    """A sentence of a passage: number of the passage from 0, character span, and scores.
-
-    ``score`` is ``logit`` and the reader's weight times ``overlap``, the idf of the question's
-    terms in the sentence.
-    """
-
-    passage: int
-    start: int
-    end: int
-    logit: float
-    overlap: float
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Sentences of all passages, best first, and the probability that the best one answers."""
-
-    sentences: tuple[ScoredSentence, ...]
-    no_answer: float
-    probability: float
 
 
 class SentenceReader:
@@ -89,20 +80,28 @@ class SentenceReader:
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, ValueError) as error:
+            base = open_base(str(self.config["base"]))
+            self._adopt(base, tensors)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
-                f"{folder} holds no sentence reader: {error}",
+                f"{folder} holds no sentence reader: {error!r}",
                 code="checkpoint.not-a-reader",
-                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
+                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE} of a job of kind rag.reader",
                 next="train one: stillroom new rag.reader",
             ) from error
-        base = open_base(str(self.config["base"]))
+
+    def _adopt(self, base: NumpyBert, tensors: Mapping[str, NDArray[Any]]) -> None:
         scale = float(self.config["alpha"]) / int(self.config["rank"])
         self._encoder: NumpyBert = base.adapt(_merge_updates(tensors, scale))
         self._sentence = tensors["sentence.weight"][0].astype(np.float32)
         self._sentence_bias = float(tensors["sentence.bias"][0])
         self._none = tensors["no_answer.weight"][0].astype(np.float32)
         self._none_bias = float(tensors["no_answer.bias"][0])
+        self._ends = tensors["ends.weight"].astype(np.float32)
+        self._ends_bias = tensors["ends.bias"].astype(np.float32)
+        self._shared = tensors["shared"].astype(np.float32)
+        self._weights = {name: float(self.config["weights"][name]) for name in SCORE_WEIGHTS}
+        self._calibration = {name: float(self.config["calibration"][name]) for name in FEATURES}
         self.fingerprint = digest_json(
             [
                 self.config,
@@ -121,16 +120,16 @@ class SentenceReader:
         self,
         question: str,
         passages: Sequence[tuple[str, str, Sequence[Span]]],
-        overlap: Callable[[str], float],
+        overlap: QuestionOverlap,
     ) -> Reading:
         """Score the sentences of passages as answers to a question.
 
         Args:
             question: The question.
-            passages: Title, text and sentence spans of each passage.
-            overlap: Returns the idf of the question's terms in a text (``measure_overlap``).
+            passages: Title, text and sentence spans of each passage, best first.
+            overlap: The question's terms with their weights in the index.
         """
-        tokenizer = self._encoder.tokenizer
+        tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
         for window in encode_passages(
@@ -140,46 +139,93 @@ class SentenceReader:
             special=find_special_tokens(tokenizer),
             max_tokens=self._encoder.max_positions,
         ):
-            states = self._encoder.states(window.ids, window.segments)
+            added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
+            states = self._encoder.states(window.ids, window.segments, added)
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
+            ends = states @ self._ends.T + self._ends_bias
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
                     logit += self._sentence_bias
                     shared = overlap(passages[window.passage][1][start:end])
-                    score = logit + float(self.config["overlap_weight"]) * shared
+                    short, value = _find_short(window, ends, first, last)
+                    score = logit + weights["overlap"] * shared + weights["short"] * value
+                    score -= weights["rank"] * window.passage
                     sentences.append(
-                        ScoredSentence(window.passage, start, end, logit, shared, score)
+                        ScoredSentence(
+                            window.passage, start, end, logit, shared, score, short, value
+                        )
                     )
         sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
         no_answer = float(np.mean(none_logits)) if none_logits else 0.0
-        return Reading(tuple(sentences), no_answer, self._calibrate(sentences, no_answer))
+        probability = self._calibrate(sentences, no_answer, overlap.total)
+        return Reading(tuple(sentences), no_answer, probability)
 
-    def _calibrate(self, sentences: Sequence[ScoredSentence], no_answer: float) -> float:
+    def _calibrate(
+        self, sentences: Sequence[ScoredSentence], no_answer: float, total: float
+    ) -> float:
         if not sentences:
             return 0.0
-        margin = sentences[0].score - no_answer
-        calibration = self.config["calibration"]
-        value = calibration["slope"] * margin + calibration["intercept"]
-        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
+        weights = self._calibration
+        features = describe_reading(sentences, no_answer, total)
+        value = sum(weights[name] * feature for name, feature in features.items())
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value + weights["intercept"]))))
 
 
-def measure_overlap(index: Index, question: str) -> Callable[[str], float]:
-    """Return a function that sums the idf of the question's content terms in a text."""
-    idf = {term: index.lexicon.idf(term) for term in set(index.analyzer.content_terms(question))}
-    return lambda text: sum(idf[term] for term in idf.keys() & set(index.analyzer.terms(text)))
+def describe_reading(
+    sentences: Sequence[ScoredSentence], no_answer: float, total: float
+) -> dict[str, float]:
+    """Return what the probability of an answer is computed from.
+
+    Args:
+        sentences: Sentences, best first; at least one.
+        no_answer: Logit of no answer.
+        total: Summed idf of the question's terms.
+
+    Returns:
+        ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;
+            ``share``: the same as a share of ``total``; ``short``: the logits of its short answer;
+            ``lead``: its score above the second's, at most 5; and ``total``.
+    """
+    best = sentences[0]
+    second = sentences[1].score if len(sentences) > 1 else -math.inf
+    return {
+        "margin": best.logit - no_answer,
+        "overlap": best.overlap,
+        "share": best.overlap / max(total, 1e-9),
+        "short": best.short_logit,
+        "lead": min(best.score - second, 5.0),
+        "total": total,
+    }
+
+
+def _find_short(
+    window: EncodedPassage, ends: NDArray[np.float32], first: int, last: int
+) -> tuple[Span, float]:
+    """Return the most probable short answer within a sentence, and its summed logits."""
+    starts, stops = ends[first:last, 0], ends[first:last, 1]
+    sums = starts[:, None] + stops[None, :]
+    length = np.arange(last - first)
+    distance = length[None, :] - length[:, None]
+    sums[(distance < 0) | (distance >= _MAX_SHORT_TOKENS)] = -np.inf
+    begin, stop = divmod(int(sums.argmax()), last - first)
+    span = (window.offsets[first + begin][0], window.offsets[first + stop][1])
+    return span, float(sums[begin, stop])
 
 
 @lru_cache(maxsize=4)
-def open_reader(reference: str) -> SentenceReader:
+def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open.
 
     Args:
-        reference: Folder or artifact of a reader.
+        reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
+            ``builtin:overlap`` for shared words without a model.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or its base is neither cached nor installed.
     """
+    if reference == OVERLAP_READER:
+        return OverlapReader()
     return SentenceReader(find_reader(reference))
 
 
@@ -223,6 +269,8 @@ def find_reader(reference: str) -> Path:
     Raises:
         CheckpointError: If the reference leads nowhere.
     """
+    if reference == BUILTIN_READER:
+        return _BUILTIN_FOLDER
     folder = resolve_checkpoint(reference)
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
 

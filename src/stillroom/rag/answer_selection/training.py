@@ -1,7 +1,10 @@
-"""Training of a sentence reader: low-rank updates of an encoder, and two linear heads.
+"""Training of a sentence reader: low-rank updates of an encoder, and linear heads.
 
 The loss of a question is the negative log of the probability that falls on the sentences that
-answer it (on no answer, if none does), in one softmax over the sentences of all its passages.
+answer it (on no answer, if none does), in one softmax over the sentences of all its passages. To it
+is added, with half the weight, the loss of the first and last token of the short answer, in one
+softmax each over the tokens of all passages. Without the latter an encoder that was made for single
+texts does not learn to compare question and passage from a few thousand questions.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from stillroom.train.settings import LoraSettings
 
 __all__ = ["ReaderBatch", "ReaderNetwork", "build_source", "compute_loss"]
 
+_HEAD_STD = 0.02
+_SPAN_WEIGHT = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class ReaderBatch:
@@ -35,8 +41,10 @@ class ReaderBatch:
         ids: Token ids, (W, T).
         segments: Token types, (W, T).
         mask: Whether a position is no padding, (W, T).
+        shared: 1 where a token stands in question and passage, (W, T).
         means: Averages over the tokens of a sentence, (W, S, T); zeros for padding.
         answers: Whether a sentence answers, (W, S).
+        spans: First and last position of the short answer, (W, 2); -1 where there is none.
         questions: Number of the question of each window, (W,).
         record_ids: Ids of the questions.
         tokens: Number of tokens without padding.
@@ -45,8 +53,10 @@ class ReaderBatch:
     ids: Tensor
     segments: Tensor
     mask: Tensor
+    shared: Tensor
     means: Tensor
     answers: Tensor
+    spans: Tensor
     questions: Tensor
     record_ids: tuple[str, ...]
     tokens: int
@@ -58,10 +68,10 @@ class ReaderBatch:
 
 
 class ReaderNetwork(nn.Module):
-    """An encoder with low-rank updates, a head for sentences, and one for no answer."""
+    """An encoder with low-rank updates, and heads for sentences, spans, and no answer."""
 
     def __init__(self, encoder: nn.Module, lora: LoraSettings, seed: int) -> None:
-        """Add low-rank layers to the encoder's linear layers, and zero heads.
+        """Add low-rank layers to the encoder's linear layers, and heads; disable dropout.
 
         Raises:
             MissingExtraError: If peft is not installed.
@@ -80,29 +90,37 @@ class ReaderNetwork(nn.Module):
         cast("Any", encoder).pooler = None  # not used, and no low-rank layer is to be added to it
         for parameter in encoder.parameters():
             parameter.requires_grad_(False)
+        for module in encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = peft.inject_adapter_in_model(config, encoder)
-        width = cast("Any", encoder).config.hidden_size
-        self.sentence, self.no_answer = nn.Linear(width, 1), nn.Linear(width, 1)
-        for head in (self.sentence, self.no_answer):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+            width = cast("Any", encoder).config.hidden_size
+            self.sentence, self.no_answer = nn.Linear(width, 1), nn.Linear(width, 1)
+            self.ends = nn.Linear(width, 2)
+            for head in (self.sentence, self.no_answer, self.ends):
+                nn.init.normal_(head.weight, std=_HEAD_STD)
+                nn.init.zeros_(head.bias)
+        self.shared = nn.Parameter(torch.zeros(width))
 
-    def forward(self, batch: ReaderBatch) -> tuple[Tensor, Tensor]:
-        """Return the logits of the sentences, (W, S), and of no answer, (W,)."""
+    def forward(self, batch: ReaderBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits: sentences (W, S), no answer (W,), first and last token (W, T, 2)."""
+        words = cast("Any", self.encoder).get_input_embeddings()(batch.ids)
         states = self.encoder(
-            input_ids=batch.ids, token_type_ids=batch.segments, attention_mask=batch.mask
+            inputs_embeds=words + batch.shared[..., None] * self.shared,
+            token_type_ids=batch.segments,
+            attention_mask=batch.mask,
         ).last_hidden_state.float()
         with torch.autocast(states.device.type, enabled=False):
             sentences = self.sentence(torch.bmm(batch.means, states)).squeeze(-1)
-            return sentences, self.no_answer(states[:, 0]).squeeze(-1)
+            return sentences, self.no_answer(states[:, 0]).squeeze(-1), self.ends(states)
 
-    def load(self, folder: Path, *, base: str) -> None:
+    def load(self, folder: Path, *, base: str, alpha: float) -> None:
         """Load the low-rank factors and heads of a reader.
 
         Raises:
-            CheckpointError: If it has another base, or other shapes.
+            CheckpointError: If it has another base or alpha, or other shapes.
         """
         from safetensors.torch import load_file
 
@@ -110,15 +128,17 @@ class ReaderNetwork(nn.Module):
         state = self.state_dict()
         renamed = {_exported_name(name): name for name in state if _exported_name(name)}
         tensors = load_file(folder / WEIGHTS_FILE)
-        if config["base"] != base or {
+        if (config["base"], config["alpha"]) != (base, alpha) or {
             name: state[full].shape for name, full in renamed.items()
         } != {name: tensor.shape for name, tensor in tensors.items()}:
             raise CheckpointError(
-                f"{folder} is a reader of {config['base']} with rank {config['rank']}",
+                f"{folder} is a reader of {config['base']} with rank {config['rank']} and alpha "
+                f"{config['alpha']}",
                 code="checkpoint.other-base",
                 where="start",
-                expected=f"a reader of {base} with the rank of train.lora",
-                next=f"base={config['base']} train.lora.rank={config['rank']}",
+                expected=f"a reader of {base} with rank and alpha of train.lora",
+                next=f"base={config['base']} train.lora.rank={config['rank']} "
+                f"train.lora.alpha={config['alpha']}",
             )
         self.load_state_dict(
             {renamed[name]: tensor.float() for name, tensor in tensors.items()}, strict=False
@@ -136,7 +156,7 @@ class ReaderNetwork(nn.Module):
 
 def _exported_name(name: str) -> str:
     """Return a tensor's name in a reader's file; empty if it belongs to the base."""
-    if name.startswith(("sentence.", "no_answer.")):
+    if name.startswith(("sentence.", "no_answer.", "ends.", "shared")):
         return name
     layer, mark, factor = name.removeprefix("encoder.").partition(".lora_")
     return f"{layer}.lora_{factor[0]}" if mark else ""
@@ -144,7 +164,8 @@ def _exported_name(name: str) -> str:
 
 def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:
     """Return the summed loss of a batch, and the number of questions whose best choice is right."""
-    sentences, no_answer = model(batch)
+    sentences, no_answer, ends = model(batch)
+    is_read = (batch.mask * batch.segments).bool()
     is_sentence = batch.means.sum(-1) > 0
     total, right = sentences.new_zeros(()), 0.0
     for number in range(batch.valid):
@@ -155,6 +176,14 @@ def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:
         targets = torch.cat([answers, ~answers.any()[None]])
         total = total + torch.logsumexp(logits, 0) - torch.logsumexp(logits[targets], 0)
         right += float(targets[logits.argmax()])
+        found = (rows & (batch.spans[:, 0] >= 0)).nonzero().flatten()
+        if len(found):
+            read = ends[rows][is_read[rows]]  # (tokens, 2)
+            first, last = batch.spans[found].T
+            correct = (ends[found, first, 0], ends[found, last, 1])
+            for column, logit in enumerate(correct):
+                missed = torch.logsumexp(read[:, column], 0) - torch.logsumexp(logit, 0)
+                total = total + _SPAN_WEIGHT / 2 * missed
     return Loss(total, {"right": right})
 
 
@@ -168,32 +197,26 @@ def build_source(
     micro_tokens: int,
     seed: int,
     device: torch.device,
-) -> RecordSource[tuple[ReaderExample, list[EncodedPassage]], ReaderBatch]:
-    """Return the batches of examples, encoded once."""
-    encoded = [
-        (example, _encode(example, tokenizer, special, max_tokens))
-        for example in examples
-        if example.passages
-    ]
-    encoded = [pair for pair in encoded if pair[1]]
+) -> RecordSource[ReaderExample, ReaderBatch]:
+    """Return the batches of examples, encoded when they are read."""
+
+    def encode(example: ReaderExample) -> list[EncodedPassage]:
+        passages = [(part.title, part.text, part.sentences) for part in example.passages]
+        return encode_passages(
+            tokenizer, example.question, passages, special=special, max_tokens=max_tokens
+        )
+
+    lengths = [sum(len(window.ids) for window in encode(example)) for example in examples]
+    kept = [example for example, length in zip(examples, lengths, strict=True) if length]
     return RecordSource(
-        encoded,
-        ids=[example.id for example, _ in encoded],
-        lengths=[sum(len(window.ids) for window in windows) for _, windows in encoded],
-        valid=[1] * len(encoded),
-        load=lambda group: _collate(group, device),
-        batch_size=min(batch_size, len(encoded)) or 1,
+        kept,
+        ids=[example.id for example in kept],
+        lengths=[length for length in lengths if length],
+        valid=[1] * len(kept),
+        load=lambda group: _collate([(example, encode(example)) for example in group], device),
+        batch_size=min(batch_size, len(kept)) or 1,
         micro_tokens=micro_tokens,
         seed=seed,
-    )
-
-
-def _encode(
-    example: ReaderExample, tokenizer: PairTokenizer, special: tuple[int, int], max_tokens: int
-) -> list[EncodedPassage]:
-    passages = [(part.title, part.text, part.sentences) for part in example.passages]
-    return encode_passages(
-        tokenizer, example.question, passages, special=special, max_tokens=max_tokens
     )
 
 
@@ -207,16 +230,15 @@ def _collate(
     ]
     width = max(len(window.ids) for _, _, window in rows)
     depth = max(len(window.sentences) for _, _, window in rows)
-    ids, segments, mask = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(3))
+    ids, segments, mask, shared = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(4))
     means = np.zeros((len(rows), depth, width), dtype=np.float32)
     answers = np.zeros((len(rows), depth), dtype=bool)
+    spans = np.full((len(rows), 2), -1, dtype=np.int64)
     for row, (_, example, window) in enumerate(rows):
         length = len(window.ids)
-        ids[row, :length], segments[row, :length], mask[row, :length] = (
-            window.ids,
-            window.segments,
-            1,
-        )
+        ids[row, :length], segments[row, :length] = window.ids, window.segments
+        mask[row, :length], shared[row, :length] = 1, window.shared
+        spans[row] = _find_span(window, example.passages[window.passage].short)
         labels: Mapping[tuple[int, int], bool] = dict(
             zip(
                 example.passages[window.passage].sentences,
@@ -230,15 +252,32 @@ def _collate(
             if last > first:
                 means[row, place, first:last] = 1 / (last - first)
                 answers[row, place] = labels[span]
-    parts = [torch.from_numpy(part).to(device) for part in (ids, segments, mask, means, answers)]
-    questions = torch.tensor([number for number, _, _ in rows], device=device)
+    questions = np.array([number for number, _, _ in rows])
+
+    def to_device(array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     return ReaderBatch(
-        parts[0],
-        parts[1],
-        parts[2],
-        parts[3],
-        parts[4],
-        questions,
-        tuple(example.id for example, _ in group),
-        sum(len(window.ids) for _, _, window in rows),
+        ids=to_device(ids),
+        segments=to_device(segments),
+        mask=to_device(mask),
+        shared=to_device(shared),
+        means=to_device(means),
+        answers=to_device(answers),
+        spans=to_device(spans),
+        questions=to_device(questions),
+        record_ids=tuple(example.id for example, _ in group),
+        tokens=int(mask.sum()),
     )
+
+
+def _find_span(window: EncodedPassage, short: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the first and last position of a short answer in a window; -1 where it is not."""
+    if short is None:
+        return -1, -1
+    inside = [
+        position
+        for position, (start, end) in enumerate(window.offsets)
+        if start < end and start < short[1] and end > short[0]
+    ]
+    return (inside[0], inside[-1]) if inside else (-1, -1)

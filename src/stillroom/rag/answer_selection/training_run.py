@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
-from stillroom.provenance import digest_text, make_parent
+from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
     ReaderPassage,
@@ -30,13 +31,16 @@ from stillroom.rag.answer_selection.examples import (
     make_examples,
     read_passage,
 )
+from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
+    FEATURES,
+    READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
+    describe_reading,
     find_reader,
     find_special_tokens,
-    measure_overlap,
     open_base,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source, compute_loss
@@ -53,64 +57,167 @@ if TYPE_CHECKING:
 
 __all__ = ["train_reader"]
 
-_SPARE_HITS = 3
+_SPARE_HITS = 12
 _NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
-_OVERLAP_ALONE = 1e6
+_SHORT_WEIGHTS = (0.0, 0.2, 0.5)
+_RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
+_OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
+
+
+Weights = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _RetrievedQuestion:
-    """A question with its hits, and the document that answers it (empty if none was found)."""
+    """A question with its hits, and the document that answers it (empty if none was found).
+
+    ``is_held_out`` tells what a records artifact decided; None leaves it to ``_split``.
+    """
 
     question: JudgedQuestion
     hits: list[Hit]
     document: str
+    is_held_out: bool | None
 
 
 def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     """Run the job ``rag.reader``; see ``stillroom.rag.jobs.reader.run``."""
     retrieved = _retrieve(recipe, job)
     training, held_out = _split(retrieved, recipe.validation, recipe.max_validation, recipe.seed)
+    found = [entry for entry in training if entry.document]
+    lost, training = len(training) - len(found), found
+    if not training:
+        raise DataError(
+            "no question is left to train on",
+            code="data.no-questions",
+            where="questions",
+            expected=f"more than the {len(held_out)} held out, with their evidence in the index",
+            next="add questions, or lower validation",
+        )
+    # One rendering for each pass over the questions, so that no pass repeats another's passages.
+    steps = recipe.train.count_steps(len(training))
+    renderings = max(1, math.ceil(steps * recipe.train.batch_size / len(training)))
     examples = make_examples(
         [entry.question for entry in training],
         [entry.hits for entry in training],
         k=recipe.k,
         unanswerable=recipe.unanswerable,
+        renderings=renderings,
         seed=recipe.seed,
     )
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
     answerable = sum(example.is_answerable for example in examples)
     job.say(
-        f"{len(examples)} questions for training, {answerable} of them with an answer in their "
-        f"passages; {len(held_out)} about other documents for validation"
+        f"{len(training)} questions for training, {answerable} of {len(examples)} examples with an "
+        f"answer in their passages; {len(held_out)} held out; {lost} left out, whose evidence was "
+        "not found"
     )
     with limit_threads(recipe.train.threads):
         trained = _fit(recipe, examples, job)
-    figures = _validate(recipe, held_out, job)
+    reader = SentenceReader(job.output)
+    readings = _read_held_out(reader, recipe, held_out, job)
+    config = reader.config
+    if recipe.start is None:
+        config = config | _calibrate(readings, recipe.silent, job)
+        _write_config(job.output, config)
+    chosen: dict[str, Any] = {"validation": _describe(readings, config)}
+    if recipe.start is not None:
+        chosen |= _choose(recipe, held_out, [_is_right(row, config) for row in readings], job)
+    _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
         parents=[
             make_parent("index", Path(recipe.index), job.out),
             *(make_parent("questions", Path(path), job.out) for path in recipe.questions),
+            Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
+            *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
-        details={"train": trained, "validation": figures, "reader": True},
+        details={"train": trained, "reader": True, **chosen},
     )
 
 
+def _fingerprint(base: str) -> str:
+    from stillroom.checkpoints import Checkpoint
+
+    return Checkpoint.open(resolve_checkpoint(base)).fingerprint
+
+
+def _describe_start(reference: str, job: Job) -> Parent:
+    path = Path(reference)
+    if (path / ARTIFACT_FILE).is_file():
+        return make_parent("start", path, job.out)
+    return Parent("start", reference, SentenceReader(find_reader(reference)).fingerprint)
+
+
+def _choose(
+    recipe: ReaderRecipe,
+    held_out: Sequence[_RetrievedQuestion],
+    is_right: Sequence[bool],
+    job: Job,
+) -> dict[str, Any]:
+    """Keep the trained reader if it beats its start on the held-out questions, else the start.
+
+    Better means that the paired 95 % interval of the share of right first sentences lies above 0,
+    of as many questions as an interval needs.
+
+    Returns:
+        What was kept, the difference, and the figures of the start if it was.
+    """
+    start = find_reader(str(recipe.start))
+    reader = SentenceReader(start)
+    readings = _read_held_out(reader, recipe, held_out, job)
+    before = [_is_right(row, reader.config) for row in readings]
+    difference = paired_difference(
+        [float(value) for value in is_right], [float(value) for value in before], name="trained"
+    )
+    is_better = bool(before) and difference.side() > 0
+    if not is_better:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            with atomic_write(job.output / name, "wb") as file:
+                file.write((start / name).read_bytes())
+    measured = f"{difference.value:+.3f}" if before else "not measured"
+    if difference.low is not None and difference.high is not None:
+        measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+    job.say(
+        f"trained minus start, right first sentences of {len(before)} held-out questions: "
+        f"{measured}; " + ("kept" if is_better else "the start is kept")
+    )
+    return {
+        "kept": "trained" if is_better else "start",
+        "comparison": {
+            "difference": difference.value if before else None,
+            "low": difference.low if before else None,
+            "high": difference.high if before else None,
+            "n": len(before),
+        },
+        **({} if is_better else {"validation": _describe(readings, reader.config)}),
+    }
+
+
+def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
+    """Write the questions that were not trained on, so that an evaluation can ask them."""
+    with atomic_write(job.output / HELD_OUT_FILE) as file:
+        for entry in held_out:
+            file.write(json.dumps(entry.question.to_json(), ensure_ascii=False) + "\n")
+
+
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    questions = [
-        replace(question, id=f"{number}:{question.id}")
-        for number, path in enumerate(recipe.questions)
-        for question in read_question_set(Path(path))
-        if question.is_answerable and question.evidence
-    ]
+    every = list(_read_questions(recipe))
+    questions = [row for row in every if row[0].is_answerable and row[0].evidence]
+    if len(questions) < len(every):
+        job.say(
+            f"{len(every) - len(questions)} of {len(every)} questions are left out, since they "
+            "have no answer or no evidence"
+        )
     retrieved = []
     with (
         Index.open(Path(recipe.index)) as index,
         job.phase("retrieve", len(questions), "questions") as progress,
     ):
-        for question in questions:
+        for question, is_held_out in questions:
             job.check_cancelled()
             hits = retrieve(index, question.text, recipe.k + _SPARE_HITS)
             labeled = label_passages(question, map(read_passage, hits))
@@ -119,7 +226,8 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
                 for hit, passage in zip(hits, labeled, strict=True)
                 if any(passage.answers)
             ]
-            retrieved.append(_RetrievedQuestion(question, hits, documents[0] if documents else ""))
+            document = documents[0] if documents else ""
+            retrieved.append(_RetrievedQuestion(question, hits, document, is_held_out))
             progress.advance()
     if not any(entry.document for entry in retrieved):
         raise DataError(
@@ -132,20 +240,45 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     return retrieved
 
 
+def _read_questions(recipe: ReaderRecipe) -> Iterator[tuple[JudgedQuestion, bool | None]]:
+    """Yield the questions, and whether their records are held out, if they have splits."""
+    for number, path in enumerate(map(Path, recipe.questions)):
+        every = read_question_set(path, every=True)
+        held_out = {question.id for question in read_question_set(path)}
+        has_splits = len(held_out) < len(every)
+        for question in every:
+            is_held_out = question.id in held_out if has_splits else None
+            yield replace(question, id=f"{number}:{question.id}"), is_held_out
+
+
 def _split(
     retrieved: Sequence[_RetrievedQuestion], share: float, most: int, seed: int
 ) -> tuple[list[_RetrievedQuestion], list[_RetrievedQuestion]]:
-    """Split by document, so that validation questions are about other documents."""
-    documents = sorted({entry.document for entry in retrieved if entry.document})
+    """Split as the records are, and others by document: validation is about other documents."""
+    free = [entry for entry in retrieved if entry.is_held_out is None]
+    documents = sorted({entry.document for entry in free if entry.document})
     order = sorted(documents, key=lambda name: digest_text(f"{seed}:{name}"))
     held = set(order[: max(1, round(share * len(order)))]) if len(order) > 1 else set()
-    training = [entry for entry in retrieved if entry.document not in held]
-    held_out = [entry for entry in retrieved if entry.document in held]
+    # A question without a document was not retrieved: it is held out by itself, as often.
+    held_out = [
+        entry
+        for entry in free
+        if (entry.document in held if entry.document else _draw(seed, entry.question.id) < share)
+    ]
+    names = {entry.question.id for entry in held_out}
+    training = [entry for entry in free if entry.question.id not in names]
     if not held:  # one document: its last questions, since nothing else is left
         cut = max(1, round(len(training) * (1 - share)))
         training, held_out = training[:cut], training[cut:]
+    training += [entry for entry in retrieved if entry.is_held_out is False]
+    held_out += [entry for entry in retrieved if entry.is_held_out]
     held_out.sort(key=lambda entry: digest_text(f"{seed}:{entry.question.id}"))
     return training, held_out[:most]
+
+
+def _draw(seed: int, name: str) -> float:
+    """Return a number in [0, 1) that depends on seed and name alone."""
+    return int(digest_text(f"{seed}:{name}")[:8], 16) / 16**8
 
 
 def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> dict[str, Any]:
@@ -162,7 +295,7 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         recipe.seed,
     )
     if recipe.start is not None:
-        network.load(find_reader(recipe.start), base=recipe.base)
+        network.load(find_reader(recipe.start), base=recipe.base, alpha=lora.alpha)
     network.to(device)
     source = build_source(
         examples,
@@ -176,29 +309,63 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     )
     summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
     save_file(network.export(), job.output / WEIGHTS_FILE)
-    _write_config(
-        job.output,
-        {
-            "base": recipe.base,
-            "rank": lora.rank,
-            "alpha": lora.alpha,
-            "calibration": {"slope": 1.0, "intercept": 0.0},
-            "overlap_weight": 0.0,
-            "threshold": 0.5,
-        },
-    )
+    calibrated = {
+        "calibration": {name: float(name == "margin") for name in FEATURES},
+        "weights": _LOGIT_ALONE,
+        "threshold": 0.5,
+    }
+    if recipe.start is not None:
+        start = json.loads((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
+        calibrated = {name: start[name] for name in calibrated}
+    config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
+    _write_config(job.output, config)
     return asdict(summary)
 
 
-def _validate(
-    recipe: ReaderRecipe, held_out: Sequence[_RetrievedQuestion], job: Job
-) -> dict[str, Any]:
-    """Measure the reader on held-out questions, and write its calibration and threshold.
+def _is_right(row: Readings, config: Mapping[str, Any]) -> bool:
+    return row[0].is_first_right(config["weights"])
 
-    Each question is read twice: with its passages as retrieved, and with those removed that answer.
+
+def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a reader on held-out questions.
+
+    ``silent_answerable`` is the share of the questions with an answer in their passages.
     """
-    reader = SentenceReader(job.output)
-    readings: list[tuple[_Scores, _Scores]] = []
+    weights, calibration = config["weights"], config["calibration"]
+    shown = [scores for scores, _, _ in readings]
+
+    def silent(place: int) -> float | None:
+        rows = [row[place] for row in readings if row[place].sentences]
+        rows = [scores for scores in rows if place or any(scores.answers)]
+        chances = [scores.probability(weights, calibration) for scores in rows]
+        return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
+
+    return {
+        "questions": len(shown),
+        "retrieved": sum(any(scores.answers) for scores in shown),
+        "first": sum(scores.is_first_right(weights) for scores in shown),
+        "first_by_logit": sum(scores.is_first_right(_LOGIT_ALONE) for scores in shown),
+        "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in shown),
+        "silent_answerable": silent(0),
+        "silent_near_miss": silent(1),
+        "silent_foreign": silent(2),
+        "weights": weights,
+        "threshold": config["threshold"],
+    }
+
+
+def _read_held_out(
+    reader: SentenceReader,
+    recipe: ReaderRecipe,
+    held_out: Sequence[_RetrievedQuestion],
+    job: Job,
+) -> list[Readings]:
+    """Return the scores of each question's three readings.
+
+    They are: its passages as retrieved; those without an answer (near misses); and those of other
+    documents than the ones that answer (foreign).
+    """
+    readings = []
     with (
         Index.open(Path(recipe.index)) as index,
         job.phase("validate", len(held_out), "questions") as progress,
@@ -206,101 +373,139 @@ def _validate(
         for entry in held_out:
             job.check_cancelled()
             labeled = label_passages(entry.question, map(read_passage, entry.hits))
-            others = [passage for passage in labeled if not any(passage.answers)]
-            readings.append(
-                (
-                    _score(reader, index, entry.question.text, labeled[: recipe.k]),
-                    _score(reader, index, entry.question.text, others[: recipe.k]),
-                )
+            documents = [hit.passage.document_id for hit in entry.hits]
+            named = {
+                document
+                for document, part in zip(documents, labeled, strict=True)
+                if any(part.answers)
+            }
+            # A question whose answer was not found at all tells nothing of its absence.
+            near = [part for part in labeled if named and not any(part.answers)]
+            foreign = [
+                part
+                for document, part in zip(documents, labeled, strict=True)
+                if named and document not in named
+            ]
+            overlap = QuestionOverlap(index, entry.question.text)
+            first, second, third = (
+                _score(reader, overlap, entry.question.text, parts[:READ_PASSAGES])
+                for parts in (labeled, near, foreign)
             )
+            readings.append((first, second, third))
             progress.advance()
-    answerable = [shown for shown, _ in readings]
-    weight = max(
-        _OVERLAP_WEIGHTS,
-        key=lambda value: (sum(scores.is_first_right(value) for scores in answerable), -value),
+    return readings
+
+
+def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[str, Any]:
+    """Return the weights of a score, the calibration and the threshold.
+
+    The threshold silences the given share of the questions without any passage of the documents
+    that answer.
+    """
+    shown = [scores for scores, _, _ in readings]
+    weights = max(
+        (
+            {"overlap": overlap, "short": short, "rank": rank}
+            for overlap in _OVERLAP_WEIGHTS
+            for short in _SHORT_WEIGHTS
+            for rank in _RANK_WEIGHTS
+        ),
+        key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
     )
-    margins = [scores.margin(weight) for scores in answerable]
-    silent_margins = [others.margin(weight) for _, others in readings if others.logits]
-    is_right = [scores.is_first_right(weight) for scores in answerable]
-    slope, intercept = _fit_logistic(
-        np.array([*margins, *silent_margins]),
-        np.array([*is_right, *([False] * len(silent_margins))], dtype=np.float64),
+    rows = [scores for row in readings for scores in row if scores.sentences]
+    if not rows:
+        job.say("no question was held out: the reader is not calibrated, and never silent")
+        return {"threshold": 0.0}
+    features = [scores.describe(weights) for scores in rows]
+    names = list(features[0])
+    labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
+    *slopes, intercept = _fit_logistic(
+        np.array([[row[name] for name in names] for row in features]), labels
     )
-    ranked = sorted(silent_margins)
-    cut = ranked[min(len(ranked) - 1, round(recipe.silent * len(ranked)))] if ranked else 0.0
-    threshold = 1 / (1 + math.exp(-(slope * cut + intercept)))
-    config = json.loads((job.output / CONFIG_FILE).read_bytes())
-    config |= {
-        "calibration": {"slope": round(slope, 6), "intercept": round(intercept, 6)},
-        "overlap_weight": weight,
-        "threshold": round(threshold, 6),
-    }
-    _write_config(job.output, config)
+    calibration = dict(zip(names, slopes, strict=True)) | {"intercept": intercept}
+    foreign = sorted(
+        scores.probability(weights, calibration) for _, _, scores in readings if scores.sentences
+    )
+    if len(foreign) < MIN_UNITS:
+        job.say(
+            f"the threshold rests on {len(foreign)} questions without any document that answers; "
+            "with more documents and questions it is better founded"
+        )
+    position = min(len(foreign) - 1, round(silent * len(foreign)))
     return {
-        "questions": len(answerable),
-        "retrieved": sum(any(scores.answers) for scores in answerable),
-        "first": sum(is_right),
-        "first_without_overlap": sum(scores.is_first_right(0.0) for scores in answerable),
-        "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in answerable),
-        "unanswerable": len(silent_margins),
-        "silent_answerable": sum(margin <= cut for margin in margins) / max(1, len(margins)),
-        "overlap_weight": weight,
-        "threshold": config["threshold"],
+        "calibration": {name: round(value, 6) for name, value in calibration.items()},
+        "weights": weights,
+        "threshold": round(foreign[position], 6) if foreign else 0.0,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Scores of the sentences shown with a question, and which of them answer."""
+    """Scored sentences shown with a question, which of them answer, and the question's idf."""
 
-    logits: list[float]
-    overlaps: list[float]
+    sentences: list[ScoredSentence]
     answers: list[bool]
     no_answer: float
+    total: float
 
-    def joined(self, weight: float) -> list[float]:
+    def _scores(self, weights: Weights) -> list[float]:
         return [
-            logit + weight * shared
-            for logit, shared in zip(self.logits, self.overlaps, strict=True)
+            one.logit
+            + weights["overlap"] * one.overlap
+            + weights["short"] * one.short_logit
+            - weights["rank"] * one.passage
+            for one in self.sentences
         ]
 
-    def is_first_right(self, weight: float) -> bool:
-        joined = self.joined(weight)
-        return bool(joined) and self.answers[joined.index(max(joined))]
+    def is_first_right(self, weights: Weights) -> bool:
+        scores = self._scores(weights)
+        return bool(scores) and self.answers[scores.index(max(scores))]
 
-    def margin(self, weight: float) -> float:
-        return max(self.joined(weight)) - self.no_answer if self.logits else -30.0
+    def describe(self, weights: Weights) -> dict[str, float]:
+        rows = zip(self.sentences, self._scores(weights), strict=True)
+        ordered = sorted(
+            (replace(one, score=score) for one, score in rows), key=lambda one: -one.score
+        )
+        return describe_reading(ordered, self.no_answer, self.total)
+
+    def probability(self, weights: Weights, calibration: Weights) -> float:
+        features = self.describe(weights)
+        value = sum(calibration[name] * feature for name, feature in features.items())
+        return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
+
+
+Readings = tuple[_Scores, _Scores, _Scores]
 
 
 def _score(
-    reader: SentenceReader, index: Index, question: str, passages: Sequence[ReaderPassage]
+    reader: SentenceReader,
+    overlap: QuestionOverlap,
+    question: str,
+    passages: Sequence[ReaderPassage],
 ) -> _Scores:
     reading = reader.read(
-        question,
-        [(part.title, part.text, part.sentences) for part in passages],
-        measure_overlap(index, question),
+        question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
     return _Scores(
-        [found.logit for found in reading.sentences],
-        [found.overlap for found in reading.sentences],
+        list(reading.sentences),
         [labels[found.passage][found.start, found.end] for found in reading.sentences],
         reading.no_answer,
+        overlap.total,
     )
 
 
-def _fit_logistic(
-    values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
-) -> tuple[float, float]:
-    """Return slope and intercept of the probability of a label, by Newton's method."""
-    design = np.stack([values, np.ones_like(values)], axis=1)
-    weights = np.zeros(2)
+def _fit_logistic(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> list[float]:
+    """Return the slopes and the intercept of the probability of a label, by Newton's method."""
+    design = np.column_stack([values, np.ones(len(values))])
+    weights = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         spread = chances * (1 - chances)
-        hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(2)
-        weights += np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
-    return float(weights[0]), float(weights[1])
+        hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(design.shape[1])
+        step = np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
+        weights += step / max(1.0, float(np.abs(step).max()))
+    return [float(weight) for weight in weights]
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:

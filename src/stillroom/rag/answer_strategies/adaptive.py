@@ -88,7 +88,7 @@ class Adaptive(AnswerStrategy):
             ANSWER_STRATEGIES, self.several if route == "several" else self.once
         )
         if isinstance(strategy, Adaptive):
-            strategy = ANSWER_STRATEGIES.build("direct")
+            strategy = ANSWER_STRATEGIES.build("generate")
         yield from strategy.answer(inquiry)
 
     def _route(self, inquiry: AnswerSession) -> tuple[str, str]:

@@ -7,34 +7,68 @@ within their passage (``stillroom.rag.answer_selection.reader``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import CheckpointError
 from stillroom.rag.answer_selection.examples import read_passage
-from stillroom.rag.answer_selection.reader import measure_overlap, open_reader
+from stillroom.rag.answer_selection.overlap import QuestionOverlap
+from stillroom.rag.answer_selection.reader import (
+    BUILTIN_READER,
+    OVERLAP_READER,
+    READ_PASSAGES,
+    open_reader,
+)
 from stillroom.rag.interfaces import AnswerStrategy
-from stillroom.rag.observability import stage
+from stillroom.rag.observability import add_warning, stage
+from stillroom.records import Completion
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
+    from stillroom.rag.answer_selection.encoding import Span
+    from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
+    from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession
+    from stillroom.records import Hit
 
 __all__ = ["Quote"]
+
+Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
+# English words whose meaning stands in the sentence before.
+_ANAPHOR = re.compile(
+    r"(?:it|its|they|their|them|he|his|she|her|this|that|these|those|such|both"
+    r"|the (?:latter|former))\b(?!['’]s\b)",
+    re.IGNORECASE,
+)
+_QUESTION_MARKS = ("?", "？", "؟")
 
 
 class Quote(AnswerStrategy):
     """Verbatim sentences with their byte ranges, chosen by a small encoder."""
 
     paper: ClassVar[str] = "arXiv:1911.04118"
+    needs_model: ClassVar[bool] = False
 
     reader: str = Field(
-        min_length=1, description="sentence reader: the folder of a job of kind rag.reader"
+        BUILTIN_READER,
+        min_length=1,
+        description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
+        "trained on people's questions about encyclopedic articles; builtin:overlap, shared words "
+        "without a model",
     )
-    max_quotes: int = Field(2, ge=1, le=5, description="maximum number of quoted sentences")
+    passages: int = Field(
+        READ_PASSAGES,
+        ge=1,
+        le=50,
+        description="number of passages read; at least those shown (k)",
+    )
+    max_quotes: int = Field(3, ge=1, le=5, description="maximum number of quoted sentences")
     margin: float = Field(
-        1.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
+        6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
     )
     min_probability: float | None = Field(
         None,
@@ -44,32 +78,117 @@ class Quote(AnswerStrategy):
         "reader's threshold",
     )
 
+    @property
+    @override
+    def moment(self) -> str:
+        return self._open_reader()[0].fingerprint
+
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
-        hits = inquiry.retrieve()[: inquiry.asking.k]
+        depth = max(self.passages, inquiry.asking.k)
+        hits = inquiry.expand(inquiry.retrieve(k=depth)[:depth])
         if not hits:
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader = open_reader(self.reader)
-            passages = [read_passage(hit) for hit in hits]
-            reading = reader.read(
-                inquiry.query.text,
-                [(part.title, part.text, part.sentences) for part in passages],
-                measure_overlap(inquiry.index, inquiry.query.text),
-            )
+            reader, warning = self._open_reader()
+            if warning:
+                add_warning(warning)
+            question = inquiry.query.text
+            passages = [_read_candidates(hit, question) for hit in hits]
+            reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
+        inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:
             inquiry.abstain("no-answer", hits)
             return
-        best = reading.sentences[0].score
-        chosen = [
-            sentence
-            for sentence in reading.sentences[: self.max_quotes]
-            if best - sentence.score <= self.margin
-        ]
-        chosen.sort(key=lambda sentence: (sentence.passage, sentence.start))
+        texts = [text for _, text, _ in passages]
+        chosen = self._choose(reading.sentences, texts)
         yield from inquiry.quote(
-            hits, [(part.passage, part.start, part.end) for part in chosen], reading.probability
+            hits,
+            _join_runs(chosen, reading.sentences, texts),
+            probability=reading.probability,
+            fingerprint=reader.fingerprint,
         )
+
+    def _choose(
+        self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
+    ) -> list[ScoredSentence]:
+        """Return the best sentences near the first, none twice."""
+        chosen: dict[str, ScoredSentence] = {}
+        for sentence in sentences:
+            if sentences[0].score - sentence.score > self.margin or len(chosen) == self.max_quotes:
+                break
+            text = texts[sentence.passage][sentence.start : sentence.end]
+            chosen.setdefault(" ".join(text.split()), sentence)
+        return list(chosen.values())
+
+    def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
+        """Return the reader, and a warning if it is not the one of the settings."""
+        try:
+            return open_reader(self.reader), ""
+        except CheckpointError as error:
+            if self.reader != BUILTIN_READER:
+                raise
+            why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
+            warning = f"sentences are picked by shared words alone, since {why}"
+            return open_reader(OVERLAP_READER), warning
+
+
+def _read_candidates(hit: Hit, question: str) -> tuple[str, str, list[Span]]:
+    """Return title, text and candidate sentences of a passage.
+
+    No candidates are questions, as the headings of lists of questions with answers, and what
+    repeats the question.
+    """
+    part = read_passage(hit)
+    asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
+    candidates = [
+        (start, end)
+        for start, end in part.sentences
+        if not (text := part.text[start:end]).endswith(_QUESTION_MARKS)
+        and normalize_text(text) != asked
+    ]
+    return part.title, part.text, candidates
+
+
+def _join_runs(
+    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
+) -> list[Quoted]:
+    """Return the spans to quote in reading order; neighboring sentences become one.
+
+    A sentence that begins with a word such as "It" is quoted with the one right before it, if that
+    one may be quoted.
+    """
+    spans = []
+    for sentence in chosen:
+        start, text = sentence.start, texts[sentence.passage]
+        if _ANAPHOR.match(text, start):
+            before = [
+                other.start
+                for other in every
+                if other.passage == sentence.passage
+                and other.end <= start
+                and not text[other.end : start].strip()
+            ]
+            start = max(before, default=start)
+        spans.append((sentence.passage, (start, sentence.end), sentence.short))
+    runs: list[Quoted] = []
+    for passage, (start, end), short in sorted(spans, key=lambda span: span[:2]):
+        if runs and runs[-1][0] == passage:
+            _, (first, last), earlier = runs[-1]
+            if start <= last or not texts[passage][last:start].strip():
+                runs[-1] = (passage, (first, max(last, end)), earlier or short)
+                continue
+        runs.append((passage, (start, end), short))
+    quoted = [" ".join(texts[passage][start:end].split()) for passage, (start, end), _ in runs]
+    return [
+        run
+        for number, run in enumerate(runs)
+        if not any(
+            quoted[number] in other and (quoted[number] != other or place < number)
+            for place, other in enumerate(quoted)
+            if place != number
+        )
+    ]

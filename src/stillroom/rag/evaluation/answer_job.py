@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.judges import BinaryJudge, JudgeResult, choose_judge_mode
 from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.models.deferred import DeferredModel
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -37,6 +38,20 @@ from stillroom.rag.evaluation.answers import (
     measure_judge_control,
     run_question,
 )
+from stillroom.rag.evaluation.reader_comparison import (
+    add_comparison,
+    are_synthetic,
+    count_passages,
+    find_copies,
+    find_fingerprint,
+    find_twins,
+    list_arms,
+    make_key,
+    match_quotes,
+    probe_silence,
+    select_model_questions,
+)
+from stillroom.rag.evaluation.reader_decision import BASE_ARM
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
 from stillroom.rag.evaluation.retrieval_job import (
     build_run_name,
@@ -49,6 +64,7 @@ from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.records import Sampling
 
 if TYPE_CHECKING:
+    from stillroom.models import TextModel
     from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
 
@@ -60,16 +76,21 @@ _QUOTATIONS = 20
 
 @dataclass(frozen=True, slots=True)
 class GradedAnswer:
-    """The trace of an answer with its grades, the failed stage and the judge's verdict."""
+    """The trace of an answer with its grades, the failed stage and the judge's verdict.
+
+    ``served`` is the answer of a compared reader with its own settings, if ``reading`` is not.
+    """
 
     question: JudgedQuestion
     reading: AnswerTrace
     grades: Mapping[str, float | None]
     stage: Stage
     verdict: JudgeResult | None = field(default=None)
+    served: AnswerTrace | None = field(default=None)
 
 
 _SECONDS_PER_TOKEN = 0.02
+_SECONDS_PER_QUOTE = 0.3
 
 
 def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
@@ -81,12 +102,15 @@ def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
     _read_labels(recipe)
-    count = len(_read_questions(recipe)) * len(pipelines)
+    count, quoted = len(_read_questions(recipe)) * len(pipelines), 0
+    if recipe.compare is not None:
+        quoted = 3 * count * len(recipe.compare.readers)
+        count = recipe.compare.model_questions * 3 // 2
     return Estimate(
         memory_bytes=600_000_000,
-        seconds=count * recipe.max_new_tokens * _SECONDS_PER_TOKEN,
+        seconds=count * recipe.max_new_tokens * _SECONDS_PER_TOKEN + quoted * _SECONDS_PER_QUOTE,
         basis=f"{count} answers of at most {recipe.max_new_tokens} tokens at "
-        f"{_SECONDS_PER_TOKEN} s a token",
+        f"{_SECONDS_PER_TOKEN} s a token, {quoted} quotes",
     )
 
 
@@ -103,21 +127,62 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; resuming continues.
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
+    if recipe.compare is not None:
+        pipelines = list_arms(recipe, pipelines[0])
     questions, labels = _read_questions(recipe), _read_labels(recipe)
-    with recipe.open_index() as index:
+    decision: dict[str, Any] = {}
+    with recipe.open_index() as index, closing(_open_model(recipe)) as model:
         evidence = EvidenceMap(index)
         locations = {question.id: evidence.locate(question) for question in questions}
-        readings, model = _answer_all(recipe, pipelines, questions, index, job)
+        readings, served = _answer_all(recipe, pipelines, questions, index, model, job)
         graded, grader = _grade_all(recipe, pipelines, questions, locations, readings, index, job)
+        graded = {
+            name: [replace(row, served=served.get((name, row.question.id))) for row in rows]
+            for name, rows in graded.items()
+        }
         _write_answers(job, graded, locations)
-        report = report_answers(recipe, graded, locations, grader, model, labels, len(index))
+        first = next(iter(graded))
+        whole = graded if recipe.compare is None else {first: graded[first]}
+        writer = model.fingerprint if _is_asked(recipe) else ""
+        report = report_answers(recipe, whole, locations, grader, writer, labels, len(index))
         add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
+        if recipe.compare is not None:
+            places = {
+                question.id: [*locations[question.id], *find_copies(question, evidence)]
+                for question in questions
+            }
+            silent = probe_silence(
+                recipe, pipelines, questions, places, index, model, _build_sampling(recipe), job
+            )
+            is_synthetic = are_synthetic(recipe.questions)
+            decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)
+            decision = {"decision": decided.to_json()}
         report.write(job.output)
         return job.finish(
             "report",
             parents=_build_parents(recipe, job),
-            details={"index": index.digest, "questions": len(questions), **report.to_json()},
+            details={
+                "index": index.digest,
+                "questions": len(questions),
+                **decision,
+                **report.to_json(),
+            },
         )
+
+
+def _open_model(recipe: AnswerEvaluationRecipe) -> DeferredModel:
+    """Return the model, which is opened when an answer needs it."""
+    from stillroom.models import open_text_model
+
+    return DeferredModel(recipe.model, lambda: open_text_model(recipe.model))
+
+
+def _is_asked(recipe: AnswerEvaluationRecipe) -> bool:
+    return recipe.compare is None or recipe.compare.model_questions > 0
+
+
+def _build_sampling(recipe: AnswerEvaluationRecipe) -> Sampling:
+    return Sampling(max_new_tokens=recipe.max_new_tokens, stop=("\n\n",), seed=recipe.seed)
 
 
 def _read_labels(recipe: AnswerEvaluationRecipe) -> dict[tuple[str, str], bool]:
@@ -165,46 +230,51 @@ def _answer_all(
     pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     index: Index,
+    model: TextModel,
     job: Job,
-) -> tuple[dict[tuple[str, str], AnswerTrace], str]:
-    """Return the traces by pipeline and question, and the model's fingerprint."""
-    from stillroom.models import open_text_model
+) -> tuple[dict[tuple[str, str], AnswerTrace], dict[tuple[str, str], AnswerTrace]]:
+    """Return the traces by pipeline and question; of readers, the first one's length binds all.
 
+    And those of the readers that it binds, with their own settings.
+    """
     journal = job.journal("readings")
-    sampling = Sampling(max_new_tokens=recipe.max_new_tokens, stop=("\n\n",), seed=recipe.seed)
+    sampling = _build_sampling(recipe)
+    compare = recipe.compare
+    twins = find_twins(recipe)
+
+    def read(pipeline: RetrievalPipeline, question: JudgedQuestion) -> AnswerTrace:
+        key = make_key(recipe, pipeline, question, index, model)
+        if key not in journal:
+            job.check_cancelled()
+            k = count_passages(recipe, pipeline, pipelines[0])
+            reading = run_question(
+                index, model, pipeline, question, k=k, depth=recipe.depth, sampling=sampling
+            )
+            journal.put(key, reading.to_json())
+        return AnswerTrace.from_json(journal[key])
+
     traces: dict[tuple[str, str], AnswerTrace] = {}
-    with (
-        closing(open_text_model(recipe.model)) as model,
-        job.phase("read", len(pipelines) * len(questions), "answers") as progress,
-    ):
+    served: dict[tuple[str, str], AnswerTrace] = {}
+    by_model = select_model_questions(
+        questions, compare.model_questions if compare else 0, recipe.seed
+    )
+    with job.phase("read", len(pipelines) * len(questions), "answers") as progress:
         for question in questions:
+            first: AnswerTrace | None = None
             for pipeline in pipelines:
-                key_parts = [
-                    pipeline.name,
-                    question.id,
-                    question.text,
-                    recipe.k,
-                    recipe.depth,
-                    index.digest,
-                ]
-                key = digest_json(
-                    [*key_parts, model.fingerprint, recipe.max_new_tokens, recipe.seed]
-                )
-                if key not in journal:
-                    job.check_cancelled()
-                    reading = run_question(
-                        index,
-                        model,
-                        pipeline,
-                        question,
-                        k=recipe.k,
-                        depth=recipe.depth,
-                        sampling=sampling,
-                    )
-                    journal.put(key, reading.to_json())
-                traces[pipeline.name, question.id] = AnswerTrace.from_json(journal[key])
                 progress.advance()
-        return traces, model.fingerprint
+                name = pipeline.name, question.id
+                if compare and pipeline.name == BASE_ARM and question.id not in by_model:
+                    continue
+                if first is not None and pipeline.name in twins:
+                    traces[name] = first
+                    continue
+                asked = match_quotes(pipeline, first) if compare else pipeline
+                traces[name] = read(asked, question)
+                if asked is not pipeline:
+                    served[name] = read(pipeline, question)
+                first = first or traces[name]
+    return traces, served
 
 
 def _grade_all(
@@ -226,7 +296,9 @@ def _grade_all(
             for question in questions:
                 for pipeline in pipelines:
                     job.check_cancelled()
-                    reading = readings[pipeline.name, question.id]
+                    reading = readings.get((pipeline.name, question.id))
+                    if reading is None:  # the model is asked a part of the questions
+                        continue
                     graded[pipeline.name].append(
                         _grade_one(reading, question, locations[question.id], grader, recipe.k)
                     )
@@ -312,17 +384,22 @@ def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
 def _build_parents(recipe: AnswerEvaluationRecipe, job: Job) -> list[Parent]:
     parents = [make_parent("index", Path(recipe.index), job.out)]
     labels = recipe.model_judge.labels if recipe.model_judge is not None else None
-    for name, value in {"questions": recipe.questions, "labels": labels}.items():
+    readers = recipe.compare.readers.values() if recipe.compare is not None else ()
+    inputs = [("questions", recipe.questions), ("labels", labels)]
+    inputs += [("reader", value) for value in readers if value != recipe.questions]
+    for name, value in inputs:
         if value is None:
             continue
         path = Path(value)
         if (path / ARTIFACT_FILE).is_file():
             parents.append(make_parent(name, path, job.out))
-            continue
-        parts = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-        digests = [[file.name, digest_file(file)] for file in parts]
-        digest = digests[0][1] if path.is_file() else digest_json(digests)
-        parents.append(Parent(name, str(path), digest))
+        elif name == "reader":
+            parents.append(Parent(name, value, find_fingerprint(value)))
+        else:
+            parts = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+            digests = [[file.name, digest_file(file)] for file in parts]
+            digest = digests[0][1] if path.is_file() else digest_json(digests)
+            parents.append(Parent(name, str(path), digest))
     return parents
 
 

@@ -62,7 +62,8 @@ def report_answers(
     report = Report(
         "Answers",
         f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
-        f"{recipe.model} from {recipe.k} passages. {_describe_grader(recipe, grader, model)} "
+        f"{recipe.model if recipe.compare is None else 'sentence readers'} from {recipe.k} "
+        f"passages. {_describe_grader(recipe, grader, model)} "
         "Intervals are 95 "
         "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'questions')}".rstrip(),
     )

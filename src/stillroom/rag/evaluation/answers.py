@@ -68,6 +68,7 @@ __all__ = [
     "VerdictCache",
     "attribute_failure",
     "contains_evidence",
+    "find_probability",
     "grade_answer",
     "measure_judge_control",
     "open_answerer",
@@ -110,7 +111,9 @@ class AnswerTrace:
 
     ``first`` and ``ranked`` are the ids of the hits before and after the reranker; ``statements``
     are the answer's sentences as checked by ``ask``; ``seconds`` is the wall time of search and
-    generation, ``search_seconds`` that of the search alone, repeated for the deeper ranking.
+    generation, ``cpu_seconds`` that of all cores, ``search_seconds`` the wall time of the search
+    alone, repeated for the deeper ranking; ``quotes`` is the number of quoted sentences and
+    ``probability`` that the best of them answers.
     """
 
     text: str
@@ -126,6 +129,9 @@ class AnswerTrace:
     search_seconds: float
     removed_citations: int = 0
     notices: tuple[str, ...] = field(default=())
+    cpu_seconds: float = 0.0
+    quotes: int = 0
+    probability: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
@@ -182,7 +188,7 @@ def run_question(
         sampling: Sampling settings of the answer.
     """
     result = search_query(index, pipeline, question.text, unit="passage", depth=depth, model=model)
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     answer = ask(
         index,
         model,
@@ -191,7 +197,7 @@ def run_question(
         sampling=sampling,
         **pipeline.to_answer_settings(),
     )
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     details = answer.details
     return AnswerTrace(
         answer.completion.text,
@@ -207,7 +213,15 @@ def run_question(
         result.seconds,
         int(details["removed_citations"]),
         tuple(dict.fromkeys([*result.notices, *details["notices"]])),
+        cpu_seconds,
+        sum(len(list(split_sentences(quote["text"]))) for quote in details.get("quotes", ())),
+        find_probability(details),
     )
+
+
+def find_probability(details: Mapping[str, Any]) -> float:
+    """Return the probability that the best sentence answers, from an answer's details; else 0."""
+    return max((float(step.get("probability", 0.0)) for step in details["trace"]), default=0.0)
 
 
 def contains_evidence(shown: ShownPassage, location: EvidenceLocation) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from stillroom.rag.generation.citations import CitationStream
+from stillroom.rag.generation.citations import CitationStream, CitedSentence
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import AnswerSession, PromptEchoStripper, PromptLeakFilter
@@ -92,7 +92,9 @@ def ask(
             ``refusal`` (the reason), ``nearest`` (the passages named in a refusal), ``dropped``
             (number of passages that did not fit), ``left_out`` (retrieved spans that are not
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
-            ``quotes`` (verbatim spans, of the strategy ``quote``),
+            ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
+            ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer),
+            ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
@@ -214,16 +216,20 @@ def _build_answer_scope(
     retriever = RETRIEVERS.build(asking.retriever or get_default_retriever(index))
     if asking.retriever is None:
         settings["retriever"] = _to_plain(retriever)
+    strategy = ANSWER_STRATEGIES.build(asking.answering)
+    calls_model = (
+        strategy.needs_model or asking.transform is not None or asking.reranker is not None
+    )
     methods = [
         retriever,
-        ANSWER_STRATEGIES.build(asking.answering),
+        strategy,
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
     ]
     settings["moments"] = [method.moment for method in methods]
     return build_cache_scope(
         index=index.digest,
         scope=index.scope,
-        model=model.fingerprint,
+        model=model.fingerprint if calls_model else "",
         prompt=PROMPT_VERSION,
         query={name: value for name, value in asdict(query).items() if name != "text"},
         sampling=asdict(sampling),
@@ -270,12 +276,16 @@ class _AnswerDraft:
         self._named_numbers: tuple[int, ...] = ()
 
     def feed(self, raw: str) -> str:
+        if self._session.quotes:  # stands in a document: no echo, and not to be changed
+            return self._append(raw)
         text = self._echo_stripper.feed(self._leak_filter.feed(raw))
         return self._append(self._open_stream().feed(text)) if text else ""
 
     def finish(self) -> str:
         """Return the remaining text, with the refusal if there is one."""
         session = self._session
+        if session.quotes:
+            return ""
         if session.shown is None:
             return self._append(self._build_refusal(ABSTENTION))
         composer = self._open_stream()
@@ -303,7 +313,8 @@ class _AnswerDraft:
     def to_answer(self, warnings: list[str], times: StageTimes) -> Answer:
         session, composer = self._session, self._stream
         hits = session.shown.hits if session.shown else session.nearest
-        numbers = {*self._named_numbers, *(composer.numbers if composer else ())}
+        quoted = [quote["number"] for quote in session.quotes]
+        numbers = {*self._named_numbers, *(composer.numbers if composer else quoted)}
         citations = []
         for number in sorted(numbers):
             passage = hits[number - 1].passage
@@ -315,10 +326,13 @@ class _AnswerDraft:
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
-        statements = composer.statements if composer else []
-        text = " ".join(self._text.split())
+        statements = composer.statements if composer else list(map(_state_quote, session.quotes))
+        is_declined = not session.quotes and " ".join(self._text.split()).startswith(
+            ABSTENTION.rstrip(".")
+        )
         return {
             "index": session.index.digest,
+            "answered_by": session.completion.model,
             "answering": ANSWER_STRATEGIES.build(session.asking.answering).method_name(),
             "trace": session.trace,
             "calls": session.model.calls,
@@ -333,7 +347,7 @@ class _AnswerDraft:
             "removed_citations": composer.removed if composer else 0,
             "broken_links": composer.broken if composer else 0,
             "repeated_sentences": composer.repeats if composer else 0,
-            "abstained": text.startswith(ABSTENTION.rstrip(".")) or bool(session.refusal),
+            "abstained": is_declined or bool(session.refusal),
             "refusal": session.refusal,
             "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
@@ -379,6 +393,13 @@ class _AnswerDraft:
     def _append(self, text: str) -> str:
         self._text += text
         return text
+
+
+def _state_quote(quote: Mapping[str, Any]) -> CitedSentence:
+    """Return a quote as a sentence, with its citation; its passage supports it by construction."""
+    start, number = quote["answer_start"], quote["number"]
+    end = start + len(f"{quote['text']} [{number}]")
+    return CitedSentence(start, end, "supported", 1.0, (number,))
 
 
 SUSPECTED_STEP = "forensics.suspected"

@@ -37,7 +37,7 @@ from stillroom.rag.retrieval.pipeline import (
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
-from stillroom.records import Completion, Hit, Passage, Prompt, Sampling
+from stillroom.records import Completion, Document, Hit, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -80,8 +80,8 @@ class AnswerSession:
         """All steps in order, with their inputs and outcomes."""
         self.shown: RenderedPrompt | None = None
         """The prompt, after ``read`` or ``show``."""
-        self.completion = Completion("", model=model.fingerprint)
-        """Finish reason and token counts of the yielded text."""
+        self.completion = Completion("")
+        """Finish reason and token counts of the yielded text, and the model that wrote it."""
         self.refusal = ""
         """The reason for a refusal; empty if there is an answer."""
         self.nearest: tuple[Hit, ...] = ()
@@ -186,6 +186,11 @@ class AnswerSession:
             self.model, request, most=most, max_new_tokens=max_new_tokens, method=method
         )
 
+    def expand(self, hits: Sequence[Hit]) -> Sequence[Hit]:
+        """Return the hits as they are read: with their neighbours, if configured."""
+        candidates = RetrievalCandidates(self.index, (self.query,), hits=hits)
+        return run_steps(list_context_steps(self.asking), candidates).hits
+
     def show(self, hits: Sequence[Hit]) -> Prompt:
         """Choose the passages that fit, number them, and return the prompt.
 
@@ -194,13 +199,9 @@ class AnswerSession:
         """
         room = self.model.context_length - self.sampling.max_new_tokens
         with stage("prompt") as span:
-            context = run_steps(
-                list_context_steps(self.asking),
-                RetrievalCandidates(self.index, (self.query,), hits=hits),
-            )
             self.shown = fit_prompt(
                 self.query.text,
-                context.hits,
+                self.expand(hits),
                 self.model,
                 budget=min(self.asking.budget, room) if self.asking.budget else room,
                 shorten=self.asking.shorten,
@@ -212,23 +213,41 @@ class AnswerSession:
         return self.shown.prompt
 
     def quote(
-        self, hits: Sequence[Hit], spans: Sequence[tuple[int, int, int]], probability: float
+        self,
+        hits: Sequence[Hit],
+        spans: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]],
+        *,
+        probability: float,
+        fingerprint: str,
     ) -> Iterator[str]:
         """Yield sentences of the hits with their citations; no prompt is made.
 
+        ``quotes`` says where each stands in the text and in its source.
+
         Args:
             hits: The passages, numbered from 1 in the answer.
-            spans: Index of a hit, and a character span of its passage's text.
+            spans: Index of a hit, character span of its passage's text, and the span of a short
+                answer within, if known.
             probability: Probability that the best of them answers.
+            fingerprint: Identifier of the reader.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
-        for number, start, end in spans:
-            self.quotes.append(describe_quote(hits[number].passage, number + 1, start, end))
+        pieces, length = list[str](), 0
+        ids = {hits[number].passage.document_id for number, _, _ in spans}
+        documents = {name: self.index.document(name) for name in ids}
+        for number, (start, end), short in spans:
+            passage, space = hits[number].passage, " " if pieces else ""
+            document = documents[passage.document_id]
+            quote = describe_quote(passage, document, number + 1, start, end)
+            quote["answer_start"] = length + len(space)
+            if short is not None:
+                quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
+            self.quotes.append(quote)
+            pieces.append(f"{space}{quote['text']} [{number + 1}]")
+            length += len(pieces[-1])
         self.note("quote", quotes=len(spans), probability=round(probability, 4))
-        self.completion = Completion("", finish_reason="stop", model=self.completion.model)
-        for place, (number, start, end) in enumerate(spans):
-            space = " " if place else ""
-            yield f"{space}{hits[number].passage.text[start:end]} [{number + 1}]"
+        self.completion = Completion("", finish_reason="stop", model=fingerprint)
+        yield from pieces
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""
@@ -295,34 +314,34 @@ class AnswerSession:
         self.note("abstain", why=why)
 
 
-def describe_quote(passage: Passage, number: int, start: int, end: int) -> dict[str, Any]:
+def describe_quote(
+    passage: Passage, document: Document, number: int, start: int, end: int
+) -> dict[str, Any]:
     """Return a quote of a passage as JSON values.
 
     Args:
         passage: The passage.
+        document: Its document.
         number: Its number in the answer.
         start: First character of the quote in the passage's text.
         end: Character after its last.
 
     Returns:
-        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``, and ``byte_start`` and
-            ``byte_end`` in the source file: those of the passage unless its bytes are its text.
+        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``pages``,
+            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own ``Location``.
     """
-    location, text = passage.location, passage.text[start:end]
-    first, last = location.byte_start, location.byte_end
-    if location.is_exact:
-        first += len(passage.text[:start].encode("utf-8", "surrogatepass"))
-        last = first + len(text.encode("utf-8", "surrogatepass"))
+    location = document.locate(passage.start + start, passage.start + end)
     return {
         "number": number,
         "passage_id": passage.id,
         "path": location.path,
         "start": start,
         "end": end,
-        "byte_start": first,
-        "byte_end": last,
+        "pages": list(location.pages),
+        "byte_start": location.byte_start,
+        "byte_end": location.byte_end,
         "is_exact": location.is_exact,
-        "text": text,
+        "text": passage.text[start:end],
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
@@ -18,6 +19,7 @@ __all__ = [
     "JOB_KIND",
     "AnswerEvaluationRecipe",
     "ModelJudge",
+    "ReaderComparison",
     "TokenPrices",
     "WordJudge",
     "estimate",
@@ -72,6 +74,34 @@ class TokenPrices(Settings):
     completion: float = Field(default=0.0, ge=0, description="price of a million tokens written")
 
 
+class ReaderComparison(Settings):
+    """Sentence readers that answer the same questions, and the model that writes beside them."""
+
+    readers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Reference] = Field(
+        min_length=1,
+        description="readers by name, each with `quote`: a job of kind rag.reader, builtin:reader, "
+        "or builtin:overlap (shared words); the first is compared with the others",
+    )
+    model_questions: int = Field(
+        default=20,
+        ge=0,
+        description="number of questions that the model answers, too, as the arm 'base'; half of "
+        "them again without the documents that answer; 0 leaves it out",
+    )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ReaderComparison:
+        if "base" in self.readers:
+            raise RecipeError(
+                "a reader is called 'base'",
+                code="recipe.value",
+                where="compare.readers",
+                expected="another name: base is the model that writes",
+                next="rename the reader",
+            )
+        return self
+
+
 class AnswerEvaluationRecipe(IndexInput, Recipe):
     """Recipe that answers questions from an index and grades the answers."""
 
@@ -85,8 +115,13 @@ class AnswerEvaluationRecipe(IndexInput, Recipe):
     pipelines: list[str] = Field(
         default=[DEFAULT_RETRIEVER],
         min_length=1,
-        description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; the first is the "
-        "baseline",
+        description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; ANSWERING is quote "
+        "unless given, and generate lets the model write; the first is the baseline",
+    )
+    compare: ReaderComparison | None = Field(
+        default=None,
+        description="sentence readers to compare, with the retrieval of the only pipeline; decides "
+        "whether the first is worth using",
     )
     judge: AnswerJudge = Field(
         default=WordJudge(),
@@ -99,6 +134,18 @@ class AnswerEvaluationRecipe(IndexInput, Recipe):
     )
     max_new_tokens: int = Field(default=128, ge=1, description="maximum tokens of an answer")
     prices: TokenPrices = Field(default=TokenPrices(), description="prices of a million tokens")
+
+    @model_validator(mode="after")
+    def _check_comparison(self) -> AnswerEvaluationRecipe:
+        if self.compare is not None and len(self.pipelines) > 1:
+            raise RecipeError(
+                f"{len(self.pipelines)} pipelines are given with a comparison of readers",
+                code="rag.pipelines",
+                where="pipelines",
+                expected="one, whose passages all readers see",
+                next="leave out compare to compare pipelines",
+            )
+        return self
 
     @property
     def model_judge(self) -> ModelJudge | None:

@@ -28,7 +28,7 @@ class ReaderTrainSettings(TrainSettings):
     """Training settings whose defaults are those of a reader; only low-rank updates are trained."""
 
     epochs: float = Field(
-        default=2.0, gt=0, description="passes over the questions, if 'steps' is null"
+        default=4.0, gt=0, description="passes over the questions, if 'steps' is null"
     )
     batch_size: int = Field(default=8, ge=1, description="questions per optimizer step")
     micro_tokens: int = Field(
@@ -60,7 +60,7 @@ class ReaderRecipe(Recipe):
         default=None,
         description="reader to train further, of the same base and rank; null starts from the base",
     )
-    k: int = Field(default=3, ge=1, le=20, description="passages read with a question")
+    k: int = Field(default=3, ge=1, le=20, description="passages of a training example")
     unanswerable: float = Field(
         default=0.15,
         ge=0,

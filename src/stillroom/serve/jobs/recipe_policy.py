@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stillroom.errors import Problem, RecipeError
+from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX
 from stillroom.recipes import Recipe, check_references, parse_recipe
 from stillroom.recipes.loader import apply_overrides
 from stillroom.recipes.yaml_text import format_path, read_yaml
@@ -208,6 +209,8 @@ def _find_path_fault(text: str, root: TenantRoot, *, is_sure: bool) -> str:
     hidden = [part for part in parts if part.startswith(".") and part != "."]
     if hidden and (is_sure or (is_word and len(parts) > 1) or hidden[0] == CONTROL_FOLDER):
         return f"{text!r:.80} names a hidden file"
+    if any(part.lower().endswith(JUDGMENTS_SUFFIX) for part in parts):
+        return f"{text!r:.80} names judgments, which their owner alone reads"
     if is_word and text.lower().endswith((".py", ".pyc", ".pyz")):
         return f"{text!r:.80} is code, which recipes of clients may not contain"
     if "\n" not in text and len(text) <= _MAX_NAME_LENGTH and not root.contains(Path(text)):

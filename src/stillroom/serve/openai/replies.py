@@ -10,9 +10,9 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote as quote_address
 
 from stillroom.models.interfaces import DenoisingStep
 from stillroom.records import Citation
@@ -38,10 +38,12 @@ _DONE_EVENT = b"data: [DONE]\n\n"
 
 _DETAIL_FIELDS = (
     "answering",
+    "answered_by",
     "trace",
     "abstained",
     "refusal",
     "nearest",
+    "quotes",
     "statements",
     "dropped_statements",
     "sources",
@@ -95,9 +97,13 @@ def describe_citations(
 def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
     """Return the details of how an answer was produced.
 
-    Contains no text of the documents except sentences that were left out of the answer.
+    Contains no text of the documents except quotes, and sentences left out of the answer; and no
+    address of an endpoint.
     """
-    return {key: details[key] for key in _DETAIL_FIELDS if key in details}
+    shown = {key: details[key] for key in _DETAIL_FIELDS if key in details}
+    if str(shown.get("answered_by", "")).startswith("endpoint:"):
+        del shown["answered_by"]
+    return shown
 
 
 def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
@@ -118,31 +124,48 @@ def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
     return cited
 
 
-def locate_citations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return the positions of citation marks in a text; marks without a citation are skipped."""
+def locate_citations(
+    text: str, citations: Sequence[Citation], quotes: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Return the positions of citation marks in a text; marks without a citation are skipped.
+
+    Args:
+        text: Text of the answer.
+        citations: Its citations.
+        quotes: Its quotes, if it has any: the mark after each points to the quote's own bytes, and
+            what looks like a mark within a quote is none.
+    """
     known = {citation.number: citation for citation in citations}
+    quoted = {quote["answer_start"] + len(quote["text"]) + 1: quote for quote in quotes}
     marks = []
     for mark in _CITATION_MARK.finditer(text):
-        citation = known.get(int(mark[1]))
-        if citation is None:
+        citation, place = known.get(int(mark[1])), quoted.get(mark.start())
+        if citation is None or (quoted and place is None):
             continue
-        position = citation.location
+        location = citation.location
+        if place:
+            location = replace(
+                location,
+                byte_start=place["byte_start"],
+                byte_end=place["byte_end"],
+                pages=tuple(place["pages"]),
+            )
         part = (
-            f"page={position.pages[0]}"
-            if position.pages
-            else f"bytes={position.byte_start}-{position.byte_end}"
+            f"page={location.pages[0]}"
+            if location.pages
+            else f"bytes={location.byte_start}-{location.byte_end}"
         )
         marks.append(
             {
                 "type": "url_citation",
                 "start_index": mark.start(),
                 "end_index": mark.end(),
-                "title": position.path,
-                "url": f"{quote(position.path)}#{part}",
+                "title": location.path,
+                "url": f"{quote_address(location.path)}#{part}",
                 "passage_id": citation.passage_id,
-                "byte_start": position.byte_start,
-                "byte_end": position.byte_end,
-                "pages": list(position.pages),
+                "byte_start": location.byte_start,
+                "byte_end": location.byte_end,
+                "pages": list(location.pages),
             }
         )
     return marks
@@ -219,8 +242,9 @@ class ChatReply:
     def _cite(self, collector: ResponseCollector) -> dict[str, Any]:
         if collector.citations is None:
             return {}
+        quotes = collector.details.get("quotes", ())
         return {
-            "annotations": _build_annotations(collector.text, collector.citations),
+            "annotations": _build_annotations(collector.text, collector.citations, quotes),
             **describe_sources(collector),
         }
 
@@ -280,12 +304,14 @@ def _describe_step(step: DenoisingStep) -> dict[str, Any]:
     }
 
 
-def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+def _build_annotations(
+    text: str, citations: Sequence[Citation], quotes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Return annotations in the format of a chat message: the position in a nested object."""
     return [
         {
             "type": mark["type"],
             mark["type"]: {key: value for key, value in mark.items() if key != "type"},
         }
-        for mark in locate_citations(text, citations)
+        for mark in locate_citations(text, citations, quotes)
     ]

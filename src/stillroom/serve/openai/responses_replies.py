@@ -109,7 +109,9 @@ class ResponsesReply:
                 expected="choices, and finish_reason stop",
                 next="check the log of that server, and retry",
             )
-        marks = locate_citations(collector.text, collector.citations or ())
+        marks = locate_citations(
+            collector.text, collector.citations or (), collector.details.get("quotes", ())
+        )
         yield from self._output.close(
             _find_outcome(collector)[0], marks, describe_sources(collector)
         )

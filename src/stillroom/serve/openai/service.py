@@ -17,7 +17,7 @@ from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel
 from stillroom.models.requests import stream_with_completion
 from stillroom.records import Sampling
 from stillroom.serve.access import RequestLimits
-from stillroom.serve.errors import ApiError
+from stillroom.serve.errors import ApiError, tenant_needed
 from stillroom.serve.middleware.auth import ACCESS_KEY
 from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots, get_single_result
 from stillroom.serve.middleware.metrics import ServerMetrics
@@ -169,11 +169,7 @@ class ModelService:
                 )
             except DataError as error:
                 if error.problems[0].code == "rag.access-needed":
-                    raise ApiError(
-                        403,
-                        "the API key does not name the tenant whose documents are used",
-                        code="no_tenant",
-                    ) from error
+                    raise tenant_needed() from error
                 raise
             except RecipeError as error:
                 problem = error.problems[0]

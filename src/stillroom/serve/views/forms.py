@@ -112,7 +112,9 @@ class _SchemaWithDefaults(GenerateJsonSchema):
 
 def list_forms() -> list[RecipeForm]:
     """Return the main job and all other kinds of recipe, by room."""
-    main = RecipeForm(MAIN_JOB, "The main job: from documents to a small model of your own.")
+    main = RecipeForm(
+        MAIN_JOB, "The main job: from documents to a reader of your own that quotes answers."
+    )
     kinds = [
         RecipeForm(name, summary.replace("`", ""), name.partition(".")[0])
         for name, summary in list_kinds().items()
@@ -268,7 +270,7 @@ _MAIN_FIELDS = (
         "Teacher",
         "inputs.teacher",
         "place",
-        "generates the records and teaches the student",
+        "generates the questions, and answers where it is asked to",
         default="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     _build_main_field(
@@ -279,53 +281,36 @@ _MAIN_FIELDS = (
         default="hub:sentence-transformers/all-MiniLM-L6-v2",
     ),
     _build_main_field(
-        "Training records",
+        "Questions to train on",
         "steps.records.num_records.train",
         "integer",
-        "number of questions and answers for training",
-        default="100",
+        "number of questions that are generated; a part is held out",
+        default="120",
         low=1,
     ),
     _build_main_field(
-        "Held-out records",
-        "steps.records.num_records.held_out",
-        "integer",
-        "number of questions and answers for evaluation",
-        default="20",
-        low=1,
-    ),
-    _build_main_field(
-        "Passages as training text",
-        "steps.records.pipeline.include_passages",
-        "integer",
-        "number of passages used as plain training text",
-        default="100",
-        low=0,
-    ),
-    _build_main_field(
-        "Student size",
-        "steps.student.student.max_parameters",
+        "Passes over the questions",
+        "steps.reader.train.epochs",
         "number",
-        "share of the teacher's parameters",
-        default="0.6",
+        "training of the reader",
+        default="1",
         low=0,
-        high=1,
-    ),
-    _build_main_field(
-        "Training steps",
-        "steps.student.train.steps",
-        "integer",
-        "number of optimizer steps of the student",
-        default="50",
-        low=1,
     ),
     _build_main_field(
         "Questions in the report",
         "steps.report.max_questions",
         "integer",
-        "number of held-out questions that each model answers",
-        default="20",
+        "maximum number of held-out questions that every reader answers",
+        default="200",
         low=1,
+    ),
+    _build_main_field(
+        "Questions to the model",
+        "steps.report.compare.model_questions",
+        "integer",
+        "number of questions that the model answers for comparison",
+        default="20",
+        low=0,
     ),
     _build_main_field(
         "Seed",

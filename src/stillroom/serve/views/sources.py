@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.flow.opening import find_step
-from stillroom.provenance import find_output, read_artifact
+from stillroom.flow.opening import find_index
+from stillroom.provenance import find_output
 from stillroom.provenance.sources import locate_document
+from stillroom.rag.answer_selection.encoding import find_sentences
 from stillroom.serve.middleware.concurrency import ResourceLRU
 from stillroom.serve.views.folder import read_json, resolve_name, to_name
 
@@ -78,10 +79,7 @@ class Sources:
         Raises:
             DataError: If the name is neither.
         """
-        folder = resolve_name(self.root, name)
-        if read_artifact(folder).kind == "index":
-            return folder
-        return find_step(folder, "index")
+        return find_index(resolve_name(self.root, name))
 
     @contextmanager
     def seen(self, name: str) -> Iterator[Index]:
@@ -128,6 +126,7 @@ def _describe_passage(index: Index, passage_id: str) -> dict[str, Any]:
     return {
         "id": passage.id,
         "text": passage.text,
+        "sentences": find_sentences(passage.text, (*passage.headings, passage.title)),
         "headings": list(passage.headings),
         "title": passage.title,
         "path": passage.location.path,

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, Tag, model_validator
 
 from stillroom.errors import Problem, StillroomError
 from stillroom.provenance import LEDGER, find_output
-from stillroom.recipes import Reference, Settings
+from stillroom.recipes import Reference, Settings, choose_by_key
 from stillroom.records import count_records
 from stillroom.registry.catalog import suggest
 from stillroom.synth.interfaces import (
@@ -133,23 +133,13 @@ class SelectStep(_Step):
         return self.select.method_name()
 
 
-_STEP_CLASSES = {"generator": GenerateStep, "filters": FilterStep, "select": SelectStep}
-
-
-def _tag_step(value: Any) -> str | None:
-    if not isinstance(value, Mapping):
-        return type(value).__name__
-    return next((step.__name__ for key, step in _STEP_CLASSES.items() if key in value), None)
-
-
 PipelineStep = Annotated[
     Annotated[GenerateStep, Tag("GenerateStep")]
     | Annotated[FilterStep, Tag("FilterStep")]
     | Annotated[SelectStep, Tag("SelectStep")],
-    Discriminator(
-        _tag_step,
-        custom_error_type="no_method",
-        custom_error_message="one of generator, filters and select, which names what the step does",
+    choose_by_key(
+        {"generator": "GenerateStep", "filters": "FilterStep", "select": "SelectStep"},
+        "one of generator, filters and select, which names what the step does",
     ),
 ]
 """One step: what it does is named by the key that it has."""
@@ -209,19 +199,13 @@ class StepPipeline(Settings):
     )
 
 
-def _tag_pipeline(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "StepPipeline" if "steps" in value else "GeneratorPipeline"
-    return type(value).__name__
-
-
 Pipeline = Annotated[
     Annotated[GeneratorPipeline, Tag("GeneratorPipeline")]
     | Annotated[StepPipeline, Tag("StepPipeline")],
-    Discriminator(
-        _tag_pipeline,
-        custom_error_type="no_pipeline",
-        custom_error_message="a generator with its filters, or steps by name",
+    choose_by_key(
+        {"steps": "StepPipeline"},
+        "a generator with its filters, or steps by name",
+        default="GeneratorPipeline",
     ),
 ]
 """A generator with its filters, or any steps by name."""

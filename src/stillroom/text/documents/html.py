@@ -55,8 +55,12 @@ _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dia
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
     " advertisement ads sponsor share sharing social related promo popup modal subscribe newsletter"
-    " skiplink toc navbox editsection noprint catlinks pagination pager headerlink".split()
+    " skiplink toc navbox editsection noprint catlinks pagination pager".split()
 )
+
+
+_PERMALINKS = frozenset("headerlink permalink anchor-link anchorjs-link".split())  # noqa: SIM905
+"""Classes of links behind headings, left out where their text is a sign such as a pilcrow."""
 
 
 _CLOSES = {
@@ -121,6 +125,7 @@ class _OpenElement:
     linked: bool = False
     pre: bool = False
     items: int = 0
+    permalink: bool = False
 
 
 @dataclass(slots=True)
@@ -206,7 +211,9 @@ class HtmlBlockReader:
             if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
                 self.hidden += len(self.text[token.start : token.end].strip())
             return
-        if self._block is None and self.text[token.start : token.end].isspace():
+        text = self.text[token.start : token.end]
+        is_sign = top.permalink and not any(map(str.isalnum, html.unescape(text)))
+        if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
         for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
@@ -267,6 +274,7 @@ class HtmlBlockReader:
             or "hidden" in attributes
             or bool(_HIDDEN_STYLE.search(attributes.get("style", "")))
         )
+        permalink = name == "a" and not _PERMALINKS.isdisjoint(attributes.get("class", "").split())
         aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
         if name not in {"html", "body", "main", "article"}:
             names = attributes.get("class", "") + " " + attributes.get("id", "")
@@ -281,6 +289,7 @@ class HtmlBlockReader:
                 main,
                 up.linked or name == "a",
                 up.pre or name in {"pre", "listing"},
+                permalink=permalink,
             )
         )
         self._open[name] += 1

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 from stillroom.evaluate.metrics.calibration import (
     NUM_BINS,
     TemperatureScaler,
     bin_confidences,
     expected_calibration_error,
+    fit_logistic,
 )
 
 
@@ -62,9 +64,8 @@ def test_fit_finds_the_temperature_that_labels_were_drawn_at(true):
     fit = TemperatureScaler()
     for part, said in zip(logits.split(7000), labels.split(7000), strict=True):
         fit.add(part, said)
-    grid = torch.linspace(0.4, 2.6, 441)
-    losses = [float(torch.nn.functional.cross_entropy(logits / t, labels)) for t in grid]
-    best = float(grid[int(np.argmin(losses))])
+    logits, loss = logits.double(), torch.nn.functional.cross_entropy
+    best = minimize_scalar(lambda t: float(loss(logits / t, labels)), bounds=(0.4, 2.6)).x
     assert fit.positions == 20_000
     assert fit.temperature == pytest.approx(best, rel=0.02)
 
@@ -80,3 +81,26 @@ def test_fit_stays_on_its_grid():
 def test_nothing_measured_is_said():
     found = expected_calibration_error(np.zeros((0, 3, NUM_BINS)))
     assert found.note == "nothing was measured"
+
+
+@pytest.mark.parametrize("with_offset", [True, False])
+def test_platts_fit_is_where_the_likelihood_of_his_targets_is_flat(with_offset):
+    rng = np.random.default_rng(3)
+    scores = rng.normal(20, 40, 500)
+    labels = (rng.random(500) < 1 / (1 + np.exp(-(scores - 10) / 20))).astype(float)
+    slope, offset = fit_logistic(scores, labels, with_offset=with_offset)
+    right = labels.sum()
+    targets = np.where(labels == 1, (right + 1) / (right + 2), 1 / (502 - right))
+    gap = 1 / (1 + np.exp(-(slope * scores + offset))) - targets
+    assert abs(gap @ scores) < 1e-2
+    if with_offset:
+        assert abs(gap.sum()) < 1e-3
+    else:
+        assert offset == 0
+
+
+def test_scores_that_separate_have_a_fit_and_inverted_ones_are_not_turned_round():
+    labels = np.array([0.0] * 5 + [1.0] * 5)
+    slope, _ = fit_logistic(labels, labels)
+    assert 0 < slope < 10
+    assert 0 < fit_logistic(-labels, labels)[0] < 1e-4

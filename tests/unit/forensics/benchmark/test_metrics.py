@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from stillroom.errors import DataError
 from stillroom.forensics.benchmark.metrics import (
+    FALSE_POSITIVE_RATES,
     area_under_curve,
-    average_precision,
     bootstrap_auc,
     brier_score,
-    compute_tpr_at_fpr,
-    equal_error_rate,
     expected_calibration_error,
+    measure_scores,
     roc_curve,
     run_delong_test,
 )
@@ -24,6 +23,10 @@ from stillroom.forensics.benchmark.metrics import (
 pairs = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 6).map(lambda n: n / 6)), min_size=2, max_size=60
 ).filter(lambda rows: {0, 1} == {label for label, _ in rows})
+
+
+def measure(labels, scores):
+    return measure_scores(labels, scores, range(len(labels)), resamples=50)
 
 
 @given(pairs)
@@ -47,7 +50,7 @@ def test_precision_is_averaged_over_thresholds(rows):
         recall = sum(caught) / count
         total += (recall - before) * sum(caught) / len(caught)
         before = recall
-    assert average_precision(*zip(*rows, strict=True)) == pytest.approx(total, abs=1e-12)
+    assert measure(*zip(*rows, strict=True))["ap"].value == pytest.approx(total, abs=1e-12)
 
 
 @given(pairs)
@@ -57,7 +60,7 @@ def test_curve_area_and_equal_error_agree(rows):
     curve = roc_curve(labels, scores)
     area = float(np.trapezoid(curve.true_rates, curve.false_rates))
     assert area == pytest.approx(area_under_curve(labels, scores), abs=1e-12)
-    equal = equal_error_rate(labels, scores)
+    equal = measure(labels, scores)["eer"].value
     assert 0 <= equal <= 1
     point = np.array([equal, 1 - equal])  # lies on a piece of the curve
     corners = np.stack([curve.false_rates, curve.true_rates], axis=1)
@@ -78,19 +81,20 @@ def test_rate_at_is_the_best_allowed(rows, most):
     for threshold in {score for _, score in rows}:
         if sum(score >= threshold for score in real) / len(real) <= most + 1e-12:
             best = max(best, sum(score >= threshold for score in forged) / len(forged))
-    assert compute_tpr_at_fpr(*zip(*rows, strict=True), most) == pytest.approx(best)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FALSE_POSITIVE_RATES, "most", most)
+        assert measure(*zip(*rows, strict=True))["most"].value == pytest.approx(best)
 
 
 def test_scores_that_tell_nothing_have_an_equal_error_of_one_half():
     """A benchmark that takes the nearest vertex says 0.0 of these."""
-    assert equal_error_rate([0, 1] * 20, [0.5] * 40) == 0.5
+    assert measure([0, 1] * 20, [0.5] * 40)["eer"].value == 0.5
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
 def test_one_class_has_no_figure(labels):
-    figures = (area_under_curve, average_precision, equal_error_rate, roc_curve)
-    assert all(figure(labels, [0.1, 0.9]) is None for figure in figures)
-    assert compute_tpr_at_fpr(labels, [0.1, 0.9], 0.1) is None
+    assert all(figure(labels, [0.1, 0.9]) is None for figure in (area_under_curve, roc_curve))
+    assert {one.note for one in measure(labels, [0.1, 0.9]).values()} == {"one class is missing"}
     assert run_delong_test(labels, [0.1, 0.9], [0.2, 0.8]) is None
     assert bootstrap_auc(labels, [0.1, 0.9], ["a", "b"]).note == "one class is missing"
 

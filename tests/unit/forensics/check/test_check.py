@@ -11,7 +11,7 @@ from stillroom.forensics.c2pa.certificates import init_ca
 from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
 from stillroom.forensics.check.check import check_file, list_media
 from stillroom.forensics.check.report_page import render_check_page
-from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, read_image
+from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
 from stillroom.forensics.labeling.lookup import refuse_lab_file
 
 
@@ -67,7 +67,9 @@ def test_a_stripped_file_of_the_lab_has_no_provenance_and_is_found_by_its_mark(
     media, lab, tmp_path
 ):
     row = next(row for row in lab.ledger.rows() if row["file"] == "lab.jpg")
-    Image.fromarray(read_image(media / "lab.jpg")).save(tmp_path / "a.jpg", quality=60)
+    Image.fromarray(decode_image((media / "lab.jpg").read_bytes())).save(
+        tmp_path / "a.jpg", quality=60
+    )
     found = check_file(tmp_path / "a.jpg", lab=lab)
     assert found.credentials.lines()[0].startswith("no provenance")
     assert found.trace.row == row

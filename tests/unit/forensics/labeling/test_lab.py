@@ -18,7 +18,7 @@ from stillroom.forensics.labeling.image import (
     IMAGE_LABELS,
     GeneratedImage,
     LabeledImageWriter,
-    read_image,
+    decode_image,
 )
 from stillroom.forensics.labeling.lab import Ledger, has_lab, open_lab
 from stillroom.forensics.labeling.lookup import look_up_file
@@ -86,7 +86,9 @@ def test_every_file_carries_all_four_marks(ending, lab, faces, tmp_path):
     assert any(kind.endswith("compositeWithTrainedAlgorithmicMedia") for kind in found.source_types)
     assert len(found.soft_bindings) == 1
     assert IMAGE_LABELS["forged"].encode() in data
-    assert ImageWatermark(lab.key).read(read_image(path)).payload == int(row["watermark"], 16)
+    assert ImageWatermark(lab.key).read(decode_image(path.read_bytes())).payload == int(
+        row["watermark"], 16
+    )
     assert lab.ledger.find_all([row["watermark"]])[row["watermark"]]["file"] == path.name
     assert find_unmarked_files(tmp_path, lab) == {}
 
@@ -249,7 +251,7 @@ def test_a_stripped_and_cropped_file_is_found_again(lab, faces, tmp_path):
     from PIL import Image
 
     row = LabeledImageWriter(lab).write(made(faces, seed=9), tmp_path / "a.jpg")
-    pixels = compress_jpeg(read_image(tmp_path / "a.jpg"), 60)[8:-4, 4:-8]
+    pixels = compress_jpeg(decode_image((tmp_path / "a.jpg").read_bytes()), 60)[8:-4, 4:-8]
     Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "stripped.png")
     found = look_up_file(tmp_path / "stripped.png", lab)
     assert found.watermark == row["watermark"]

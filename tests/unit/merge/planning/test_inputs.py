@@ -10,7 +10,7 @@ from tests.unit.merge.conftest import fine_tune
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.errors import RecipeError
-from stillroom.merge.engine.merge import Merge, plan_merge
+from stillroom.merge.engine.merge import Merge, open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.mergekit.recipe_files import load_merge
 from stillroom.merge.planning.explanation import explain_tensor, list_warnings
@@ -171,7 +171,7 @@ def test_one_tensor_can_be_explained_and_an_unknown_one_is_named(pair):
 def test_a_plan_is_data(pair):
     models = [{"model": str(tune)} for tune in pair[1]]
     models[0] |= {"density": 0.5}
-    plan = plan_merge(recipe_of(pair, "ties", models=models, exclude=[NORM]))
+    plan = open_merge(recipe_of(pair, "ties", models=models, exclude=[NORM])).plan()
     written = json.loads(json.dumps(plan.to_json()))
     tensors = {tensor["name"]: tensor for tensor in written["tensors"]}
     assert sum(tensor["bytes"] for tensor in tensors.values()) == plan.written_bytes
@@ -199,7 +199,7 @@ def test_the_plan_says_cost_models_and_warnings(pair, tmp_path):
     done = CliRunner().invoke(stillroom, ["merge", "plan", str(path), "--explain", NORM])
     assert "ties" in done.output
     assert load_merge(path).method.method_name() == "ties"
-    assert plan_merge(load_merge(path)).passes == 4
+    assert open_merge(load_merge(path)).plan().passes == 4
 
 
 def test_a_file_of_several_merges_is_run_not_planned(pair, tmp_path):
@@ -233,7 +233,7 @@ def test_what_holds_for_no_tensor_is_said(pair):
         ],
         exclude=["*.rotary.*"],
     )
-    notes = plan_merge(recipe).notes
+    notes = open_merge(recipe).plan().notes
     assert "note: parameters.0 (scale of *.mpl.*) holds for no tensor" in notes
     assert "note: the pattern '*.rotary.*' of exclude fits no tensor" in notes
     assert not any("parameters.1" in note for note in notes)
@@ -242,5 +242,5 @@ def test_what_holds_for_no_tensor_is_said(pair):
 def test_a_part_that_holds_for_no_tensor_is_refused(pair):
     recipe = recipe_of(pair, groups=[{"tensors": ["vision.*"], "models": [0]}])
     with pytest.raises(RecipeError, match=r"groups\.0 matches no tensor") as caught:
-        plan_merge(recipe)
+        open_merge(recipe).plan()
     assert caught.value.code == "merge.unused-group"

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +10,17 @@ from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
+from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
-from stillroom.rag.answer_selection.examples import ReaderExample, ReaderPassage
+from stillroom.rag.answer_selection.examples import (
+    ReaderExample,
+    ReaderPassage,
+    label_passages,
+)
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     find_special_tokens,
@@ -30,6 +36,7 @@ DOCUMENTS = {
     "cats.md": "# Cats\n\nThe cat sleeps at night. Cats purr when they rest.\n",
     "paris.md": "# Paris\n\nParis is the capital of France. The house is at the river.\n",
 }
+FEATURES = ("margin", "overlap", "share", "short", "lead", "total")
 QUESTIONS = [
     ("What ground corn?", ["The mill"], "The mill ground corn."),
     ("When do cats purr?", ["when they rest"], "Cats purr when they rest."),
@@ -38,8 +45,13 @@ QUESTIONS = [
 ]
 
 
-def no_overlap(text: str) -> float:
-    return 0.0
+class NoOverlap:
+    """A question whose terms stand in no text."""
+
+    total = 1.0
+
+    def __call__(self, text: str) -> float:
+        return 0.0
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +98,12 @@ def test_headings_are_no_sentences():
     text = "# The mill\nThe mill ground corn. It rests.\n\nNight"
     spans = find_sentences(text, ["The mill", "Night"])
     assert [text[start:end] for start, end in spans] == ["The mill ground corn.", "It rests."]
+    text = "## 8.3. Static libraries #\n\nIt is one.\n\n```\n# adduser user group\n```\n\n### End\n"
+    spans = find_sentences(text, ["8.3. Static libraries"])
+    assert [text[start:end] for start, end in spans] == [
+        "It is one.",
+        "```\n# adduser user group\n```",
+    ]
 
 
 def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encoder):
@@ -113,11 +131,12 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_" in name or not name.startswith("encoder"):
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
+                parameter.copy_((torch.randn_like(parameter) * 0.2).half())  # as in the file
     save_file(network.export(), tmp_path / "reader.safetensors")
     config = {
-        "base": str(encoder), "rank": 4, "alpha": 32.0, "overlap_weight": 0.0, "threshold": 0.5,
-        "calibration": {"slope": 1.0, "intercept": 0.0},
+        "base": str(encoder), "rank": 4, "alpha": 32.0, "threshold": 0.5,
+        "weights": {"overlap": 0.0, "short": 0.0, "rank": 0.0},
+        "calibration": dict.fromkeys([*FEATURES, "intercept"], 0.0),
     }  # fmt: skip
     (tmp_path / "reader.json").write_text(json.dumps(config), encoding="utf-8")
     reader = SentenceReader(tmp_path)
@@ -129,7 +148,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     reading = reader.read(
         "What ground corn?",
         [(part.title, part.text, part.sentences) for part in passages],
-        no_overlap,
+        NoOverlap(),
     )
     plain = open_bert(encoder)
     source = build_source(
@@ -144,7 +163,7 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     )
     batch = source.load([0])
     with torch.no_grad():
-        sentences, no_answer = network(batch)
+        sentences, no_answer, ends = network(batch)
     expected = [
         float(logit)
         for row, part in zip(sentences, passages, strict=True)
@@ -154,14 +173,27 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
         sentence.logit
         for sentence in sorted(reading.sentences, key=lambda one: (one.passage, one.start))
     ]
-    np.testing.assert_allclose(found, expected, atol=0.02)  # float16 in the file
-    assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=0.02)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=1e-4)
+    first = next(one for one in reading.sentences if one.passage == 0)
+    window = encode_passages(
+        plain.tokenizer,
+        "What ground corn?",
+        [(part.title, part.text, part.sentences) for part in passages],
+        special=find_special_tokens(plain.tokenizer),
+    )[0]
+    begin = next(
+        p for p, span in enumerate(window.offsets) if span[0] == first.short[0] and span[1]
+    )
+    stop = next(p for p, span in enumerate(window.offsets) if span[1] == first.short[1])
+    expected = float(ends[0, begin, 0] + ends[0, stop, 1])
+    assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
     config = json.loads((trained / "output" / "reader.json").read_bytes())
     assert 0 < config["threshold"] < 1
-    assert {"slope", "intercept"} == config["calibration"].keys()
+    assert {*FEATURES, "intercept"} == config["calibration"].keys()
     assert not verify_artifact(trained)
     tensors = load_file(trained / "output" / "reader.safetensors")
     assert any(np.abs(tensor).max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
@@ -178,6 +210,19 @@ def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder,
     start = trained / "output"
     artifact = run_recipe(make_recipe(place, encoder, start=start), tmp_path / "further")
     assert artifact.details["train"]["steps"] == 3
+    # One or two held-out questions show nothing: the start is kept, and its figures told.
+    assert artifact.details["kept"] == "start"
+    for name in ("reader.json", "reader.safetensors"):
+        kept = (tmp_path / "further" / "output" / name).read_bytes()
+        assert kept == (start / name).read_bytes()
+    config = json.loads((start / "reader.json").read_bytes())
+    assert artifact.details["validation"]["threshold"] == config["threshold"]
+    assert {parent.role for parent in artifact.parents} == {"index", "questions", "base", "start"}
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(
+            make_recipe(place, encoder, start=start, **{"train.lora.alpha": 8}), tmp_path / "scaled"
+        )
+    assert caught.value.code == "checkpoint.other-base"
     with pytest.raises(CheckpointError) as caught:
         run_recipe(
             make_recipe(place, encoder, start=start, **{"train.lora.rank": 4}), tmp_path / "other"
@@ -192,6 +237,15 @@ def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
     with pytest.raises(DataError) as caught:
         run_recipe(recipe, tmp_path / "reader")
     assert caught.value.code == "rag.no-evidence"
+
+
+def test_questions_that_cannot_be_learned_from_are_counted(place, encoder, tmp_path):
+    rows = [{"question": "Who?", "answers": []}, {"question": "Why?", "answers": ["so"]}]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    both = f"[questions.jsonl, {tmp_path / 'more.jsonl'}]"
+    run_recipe(make_recipe(place, encoder, questions=both), tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert f"2 of {len(QUESTIONS) + 2} questions are left out" in told
 
 
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
@@ -212,7 +266,7 @@ def test_quotes_are_bytes_of_the_source(place, trained):
         place, "What ground corn?", reader=str(trained), min_probability=0.0, margin=99.0
     )
     quotes = found.details["quotes"]
-    assert len(quotes) == 2
+    assert quotes
     assert found.details["calls"] == 0
     for quote in quotes:
         source = (place / "documents" / quote["path"]).read_bytes()
@@ -236,3 +290,102 @@ def test_a_folder_without_a_reader_is_named(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         open_reader(str(tmp_path))
     assert caught.value.code == "checkpoint.not-a-reader"
+
+
+def test_a_reader_learns_from_questions_and_finds_answers_in_other_documents(encoder, tmp_path):
+    animals = ["cat", "dog", "mill", "river", "house", "lemon", "corn", "sugar"]
+    places = ["at night", "in paris", "in france", "at river", "at house", "north of mill"]
+    (tmp_path / "documents").mkdir()
+    rows = []
+    for number in range(24):
+        order = np.random.default_rng(number).permutation(len(animals))[:5]
+        subjects = [animals[place] for place in order]
+        sentences = [
+            f"The {subject} sleeps {places[(number + place) % len(places)]}."
+            for place, subject in enumerate(subjects)
+        ]
+        text = f"# Python {number}\n\n{' '.join(sentences)}\n"
+        (tmp_path / "documents" / f"{number}.md").write_text(text, encoding="utf-8")
+        rows += [
+            {
+                "question": f"Python {number}: when is the {subject} of it?",
+                "answers": [sentence.split("sleeps ")[1].strip(".")],
+                "evidence": [sentence],
+            }
+            for subject, sentence in zip(subjects, sentences, strict=True)
+        ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
+    run_recipe(parse_recipe(recipe, folder=tmp_path), tmp_path / "index")
+    settings = {
+        "train.steps": 60, "train.batch_size": 8, "train.learning_rate": 0.003, "k": 2,
+        "unanswerable": 0.0,
+    }  # fmt: skip
+    recipe = make_recipe(tmp_path, encoder, **settings)
+    figures = run_recipe(recipe, tmp_path / "reader").details["validation"]
+    assert figures["questions"] == 50
+    # Chance finds 2 of them: five passages of five sentences. Two seeds found 12.
+    assert figures["first_by_logit"] >= 7
+
+
+def test_nothing_held_out_leaves_a_reader_that_is_never_silent(place, encoder, tmp_path):
+    row = {"question": QUESTIONS[0][0], "answers": QUESTIONS[0][1], "evidence": [QUESTIONS[0][2]]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'one.jsonl'}]")
+    figures = run_recipe(recipe, tmp_path / "reader").details["validation"]
+    assert (figures["questions"], figures["threshold"]) == (0, 0.0)
+
+
+def test_all_held_out_leaves_nothing_to_train_on(place, encoder, tmp_path):
+    with pytest.raises(DataError) as caught:
+        run_recipe(make_recipe(place, encoder, validation=0.9), tmp_path / "reader")
+    assert caught.value.code == "data.no-questions"
+
+
+def test_a_folder_of_another_layout_is_no_reader(trained, tmp_path):
+    tensors = load_file(trained / "output" / "reader.safetensors")
+    del tensors["ends.weight"]
+    save_file(tensors, tmp_path / "reader.safetensors")
+    (tmp_path / "reader.json").write_bytes((trained / "output" / "reader.json").read_bytes())
+    with pytest.raises(CheckpointError) as caught:
+        open_reader(str(tmp_path))
+    assert caught.value.code == "checkpoint.not-a-reader"
+
+
+def test_a_whole_sentence_is_no_short_answer():
+    text = "The mill was closed in 1950."
+    passage = ReaderPassage("", text, ((0, len(text)),))
+    evidence = (EvidenceSpan(text, "doc"),)
+    for answers, short in (((text,), None), ((text, "1950"), (23, 27))):
+        question = JudgedQuestion("1", "When?", answers, evidence)
+        (labeled,) = label_passages(question, [passage])
+        assert (labeled.answers, labeled.short) == ((True,), short)
+
+
+def test_a_single_question_trains_a_reader_that_is_never_silent(place, encoder, tmp_path, capsys):
+    row = {"question": "What ground corn?", "answers": ["The mill"]}
+    row["evidence"] = ["The mill ground corn."]
+    (tmp_path / "one.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'one.jsonl'}]")
+    run_recipe(recipe, tmp_path / "reader")
+    assert open_reader(str(tmp_path / "reader")).threshold == 0
+    further = make_recipe(
+        place, encoder, questions=f"[{tmp_path / 'one.jsonl'}]", start=tmp_path / "reader"
+    )
+    details = run_recipe(further, tmp_path / "further").details
+    assert details["kept"] == "start"
+    assert details["comparison"] == {"difference": None, "low": None, "high": None, "n": 0}
+
+
+@pytest.mark.parametrize(("count", "kept"), [(6, "start"), (30, "trained")])
+def test_too_few_questions_keep_the_start(
+    place, encoder, trained, tmp_path, monkeypatch, count, kept
+):
+    from stillroom.rag.answer_selection import training_run
+
+    wrong = training_run._Scores([], [], 0.0, 0.0)
+    monkeypatch.setattr(training_run, "_read_held_out", lambda *_: [(wrong,) * 3] * count)
+    recipe = make_recipe(place, encoder, start=trained / "output")
+    job = SimpleNamespace(output=tmp_path, say=print)
+    chosen = training_run._choose(recipe, [], [True] * (count - 1) + [False], job)
+    assert chosen["kept"] == kept

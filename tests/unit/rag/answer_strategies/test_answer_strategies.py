@@ -1,21 +1,26 @@
 """Ways from a question to an answer: what they search, when they stop, when they refuse."""
 
 import json
+from functools import partial
 
 import pytest
 
 from stillroom.errors import BackendError, RecipeError
 from stillroom.models.backends.scripted import ScriptedModel
-from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.rag.interfaces import ANSWER_STRATEGIES, GRADERS, Query, RelevanceGrader
 from stillroom.rag.retrieval.pipeline import parse_method, parse_pipeline, parse_rag_pipeline
 from stillroom.records import Answer, Message, Prompt, Sampling
 from stillroom.testing import scripted_model
 
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
+ask_stream = partial(answers.ask_stream, answering="generate")
+
 QUESTION = "What is the capital of France?"
 TRUE = "The capital of France is Paris [1]."
-LOOPS = ["direct", "corrective", "iterative", "adaptive", "reflective"]
+LOOPS = ["generate", "corrective", "iterative", "adaptive", "reflective"]
 
 
 def model_of(answer, queries=()):
@@ -340,12 +345,12 @@ def test_a_way_may_end_in_how_questions_are_answered():
     assert way.transform is not None
     plain = parse_rag_pipeline("keyword")
     assert (plain.answering, plain.unsupported) == (None, "mark")
-    assert parse_rag_pipeline("keyword=>direct!refuse").unsupported == "refuse"
-    for line in ("keyword=>direkt", "keyword=>direct!keep", "keyword=>direct:x=1"):
+    assert parse_rag_pipeline("keyword=>generate!refuse").unsupported == "refuse"
+    for line in ("keyword=>direkt", "keyword=>generate!keep", "keyword=>generate:x=1"):
         with pytest.raises(RecipeError):
             parse_rag_pipeline(line)
     with pytest.raises(RecipeError):
-        parse_pipeline("keyword=>direct")
+        parse_pipeline("keyword=>generate")
 
 
 def test_a_question_claims_nothing_and_is_no_answer(index):
@@ -364,7 +369,7 @@ def test_code_alone_is_an_answer(index):
     assert found.completion.text == code
 
 
-@pytest.mark.parametrize("name", ["direct", "corrective"])
+@pytest.mark.parametrize("name", ["generate", "corrective"])
 def test_an_answer_ends_where_the_model_goes_on_as_a_passage(index, name):
     def script(prompt):
         fence = prompt.messages[-1].content.split("<", 1)[1].split(">", 1)[0]

@@ -28,8 +28,9 @@ def test_a_model_of_inference_takes_the_place_of_words(index, monkeypatch):
     model = Agreeing()
     monkeypatch.setattr("stillroom.rag.checkers.entailment.open_entailment", lambda *_, **__: model)
     answering = scripted_model(lambda prompt: "The seat of government is Paris. It is a banana.")
-    by_words = ask(index, answering, QUESTION)
-    found = ask(index, answering, QUESTION, checker={"name": "entailment", "checkpoint": "x"})
+    by_words = ask(index, answering, QUESTION, answering="generate")
+    checker = {"name": "entailment", "checkpoint": "x"}
+    found = ask(index, answering, QUESTION, answering="generate", checker=checker)
     assert [one["status"] for one in by_words.details["statements"]] == ["unsupported"] * 2
     assert [one["status"] for one in found.details["statements"]] == ["supported", "unsupported"]
     assert found.details["statements"][0]["score"] == 0.9

@@ -1,12 +1,17 @@
 import itertools
+from functools import partial
 
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.records import Answer, Sampling
 from stillroom.testing import scripted_model
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
+ask_stream = partial(answers.ask_stream, answering="generate")
 
 QUESTION = "What is the capital of France?"
 

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -12,11 +13,14 @@ from stillroom.cli.results import print_answer
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_answer, walk_answer
-from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.serve.openai.replies import describe_answer, describe_citations
 from stillroom.testing import scripted_model
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
 
 PAGE = "<html><body><h1>Mills</h1><p>The <b>wind</b> mill grinds barley at night.</p></body></html>"
 

@@ -1,16 +1,21 @@
 """Kept answers: served for the same question only, and only while their sources stand."""
 
 import sqlite3
+from functools import partial
 
 import pytest
 from tests.unit.rag.graphs import HOPS, make_graph, make_index
 
 from stillroom.errors import DataError
-from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.records import Sampling
 from stillroom.testing import scripted_model
+
+# These tests script what the model writes.
+ask = partial(answers.ask, answering="generate")
+ask_stream = partial(answers.ask_stream, answering="generate")
 
 QUESTION = "How many inhabitants does Paris have?"
 ANSWER = "Paris has 2.1 million inhabitants [1]."
@@ -199,7 +204,7 @@ def test_a_damaged_entry_is_a_miss(index):
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
 
 
-@pytest.mark.parametrize("answering", ["direct", "adaptive"])
+@pytest.mark.parametrize("answering", ["generate", "adaptive"])
 def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, answering):
     place = make_index(tmp_path, HOPS)
     make_graph(place, tmp_path / "graph")
@@ -207,7 +212,7 @@ def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, answering):
     settings = {"retriever": {"name": "graph_local", "graph": str(tmp_path / "graph")}}
     if answering == "adaptive":
         line = f"map_reduce:graph={tmp_path / 'graph'}"
-        settings = {"answering": {"name": "adaptive", "once": "direct", "several": line}}
+        settings = {"answering": {"name": "adaptive", "once": "generate", "several": line}}
     with Index.open(place) as opened:
         asked = [ask(opened, model, "Who built the Aurora?", cache=cache, **settings)]
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))

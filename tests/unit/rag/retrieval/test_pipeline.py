@@ -131,7 +131,7 @@ def test_a_step_without_a_method_is_no_step(index):
 
 @pytest.mark.parametrize("name", ["answering", "unsupported"])
 def test_what_a_pipeline_decides_cannot_be_set_beside_it(name):
-    value = {"answering": "direct", "unsupported": "drop"}[name]
+    value = {"answering": "generate", "unsupported": "drop"}[name]
     with pytest.raises(RecipeError, match=f"pipeline and {name} both set {name}"):
         parse_answer_settings({"pipeline": "convex=>corrective", name: value})
     assert parse_answer_settings({"pipeline": "convex", name: value})[name]

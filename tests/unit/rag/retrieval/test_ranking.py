@@ -103,8 +103,9 @@ def test_an_answer_shows_what_was_joined_capped_and_left_out(pieces):
 
     model = scripted_model(lambda _: "The 7th kettle must stand 7 steps away [1].")
     question = "how far away must the 7th kettle stand"
-    plain = ask(pieces, model, question, k=3)
-    wide = ask(pieces, model, question, k=3, neighbours=1, per_document=1, best_at_ends=True)
+    plain = ask(pieces, model, question, k=3, answering="generate")
+    joined = {"neighbours": 1, "per_document": 1, "best_at_ends": True}
+    wide = ask(pieces, model, question, k=3, answering="generate", **joined)
     assert wide.details["left_out"] == plain.details["left_out"] == []
     assert wide.details["notices"] == []
     documents = [hit.passage.document_id for hit in wide.hits]

@@ -43,6 +43,7 @@ def refused(recipe, root, policy=None, overrides=()):
         "/etc", "~/x", "~root/x", "../other", "docs/../../other", "docs\\..\\..\\x", "way-out",
         "\\\\host\\share", "way-out/file", "file:///etc/passwd", "http://169.254.169.254/latest",
         "s3://bucket", "hub:a/b@../../../etc", ".stillroom/jobs", "docs/.hidden", " /etc",
+        "run.judgments", "run.judgments/train.jsonl",
         "HTTP://host/v1", "job:1", "gs://x",
     ],
 )  # fmt: skip

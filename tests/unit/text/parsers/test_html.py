@@ -142,3 +142,15 @@ def test_less_than_signs_and_bad_tags_are_text(parse):
 
 def test_code_with_a_fence_in_it_gets_a_longer_fence(parse):
     assert parse("html", "<pre>```\nx\n```</pre>").text == "````\n```\nx\n```\n````"
+
+
+def test_the_sign_of_a_permalink_is_left_out_and_a_title_in_one_is_kept(parse):
+    page = (
+        '<h2>Pumps<a class="headerlink" href="#p">\xb6</a></h2>'
+        '<h2>Valves<a class="headerlink" href="#v">&#xf0c1;</a></h2>'
+        '<h2><a class="permalink" href="#d">How to drain the pump</a></h2>'
+        '<p>See <a class="permalink" href="#r">section 5</a> for more.</p>'
+    )
+    document = parse("html", page)
+    assert [one.title for one in document.headings] == ["Pumps", "Valves", "How to drain the pump"]
+    assert document.text.endswith("See section 5 for more.")

@@ -1,4 +1,4 @@
-"""Retrieve once and read the retrieved passages.
+"""Retrieve once and let the model write from the retrieved passages.
 
 Source: Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks",
 arXiv:2005.11401. Differs from the paper: retriever and model are independent and not trained
@@ -17,11 +17,11 @@ from stillroom.rag.interfaces import AnswerStrategy
 if TYPE_CHECKING:
     from stillroom.rag.generation.session import AnswerSession
 
-__all__ = ["Direct"]
+__all__ = ["Generate"]
 
 
-class Direct(AnswerStrategy):
-    """One search and one reading; abstains only if nothing is found."""
+class Generate(AnswerStrategy):
+    """One search and one generated answer; abstains only if nothing is found."""
 
     paper: ClassVar[str] = "arXiv:2005.11401"
 

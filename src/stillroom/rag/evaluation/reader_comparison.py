@@ -1,0 +1,492 @@
+"""Comparison of sentence readers: is the owned one worth it on these questions?
+
+All arms answer through ``ask`` from the same passages: readers with the strategy ``quote``, and the
+model that writes, called ``base``. The first reader answers as it is served, and binds the others:
+they quote as many sentences and are silent on as many answerable questions, those of which they are
+least sure (equal coverage, as selective answering is compared); what the model wrote is cut to as
+many words, and counts as silence where the first reader is silent.
+
+Equal coverage alone would favor a reader that hardly answers, so every arm also answers as it is
+served, and a decision needs both differences on the same side.
+
+Silence is also measured on questions without an answer: each question is asked again of the index
+without the documents that hold its evidence or a copy of it; where it names none, without those
+that hold its answer. Another sentence elsewhere may still answer, so 1 is out of reach.
+
+Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Classification", JMLR
+11 (risk at equal coverage).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillroom.errors import CheckpointError
+from stillroom.evaluate import Metric, Report, Table, bootstrap
+from stillroom.evaluate.metrics.answers import best_f1, contains_answer
+from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
+from stillroom.provenance import ARTIFACT_FILE, digest_json
+from stillroom.provenance.sources import list_ancestors
+from stillroom.rag.answer_selection.reader import (
+    BUILTIN_READER,
+    OVERLAP_READER,
+    find_reader,
+    open_reader,
+)
+from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.evaluation.answers import find_probability
+from stillroom.rag.evaluation.reader_decision import (
+    BASE_ARM,
+    ComparedArm,
+    ReaderDecision,
+    SilenceProbe,
+    compare_arms,
+    decide_reader,
+    find_sides,
+    format_difference,
+    list_silence,
+)
+from stillroom.rag.generation.answer import ask
+from stillroom.rag.interfaces import ANSWER_STRATEGIES
+from stillroom.rag.storage.filters import FilterExpression
+
+if TYPE_CHECKING:
+    from stillroom.evaluate.qa.questions import JudgedQuestion
+    from stillroom.jobs import Job
+    from stillroom.models import TextModel
+    from stillroom.rag.evaluation.answer_job import GradedAnswer
+    from stillroom.rag.evaluation.answers import AnswerTrace
+    from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+    from stillroom.rag.retrieval.pipeline import RetrievalPipeline
+    from stillroom.records import Sampling
+
+__all__ = [
+    "add_comparison",
+    "are_synthetic",
+    "count_passages",
+    "find_copies",
+    "find_fingerprint",
+    "find_twins",
+    "list_arms",
+    "make_key",
+    "match_quotes",
+    "probe_silence",
+    "select_model_questions",
+]
+
+_ANY_MARGIN = 1e9
+_RIGHT_F1 = 0.5
+_TABULATED = (
+    *("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"),
+    *("served_holds", "served_silent", "served_silent_unanswerable"),
+)
+_SHOWN_ANSWERS = 10
+_SHOWN_CHARACTERS = 240
+
+Rows = Mapping[str, Sequence["GradedAnswer"]]
+
+
+def list_arms(
+    recipe: AnswerEvaluationRecipe, pipeline: RetrievalPipeline
+) -> list[RetrievalPipeline]:
+    """Return a pipeline for each reader, the first in the recipe first, then the model's."""
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    arms = [
+        replace(
+            pipeline,
+            name=name,
+            answering=ANSWER_STRATEGIES.build({"name": "quote", "reader": reference}),
+        )
+        for name, reference in recipe.compare.readers.items()
+    ]
+    # Opened here, so that the first question's time is not that of the weights.
+    for reference in recipe.compare.readers.values():
+        if not find_fingerprint(reference) and reference != BUILTIN_READER:  # which falls back
+            open_reader(reference)
+    return [*arms, *([replace(pipeline, name=BASE_ARM)] if recipe.compare.model_questions else [])]
+
+
+def find_fingerprint(reference: str) -> str:
+    """Return a reader's fingerprint; empty if it cannot be opened here."""
+    try:
+        return open_reader(reference).fingerprint
+    except CheckpointError:
+        return ""
+
+
+def match_quotes(pipeline: RetrievalPipeline, first: AnswerTrace | None) -> RetrievalPipeline:
+    """Return a reader's pipeline that quotes as many sentences as the first, never silent."""
+    if first is None or not isinstance(pipeline.answering, Quote):
+        return pipeline
+    quotes = max(1, first.quotes)
+    update = {"max_quotes": quotes, "margin": _ANY_MARGIN, "min_probability": 0.0}
+    return replace(pipeline, answering=pipeline.answering.model_copy(update=update))
+
+
+def select_model_questions(
+    questions: Sequence[JudgedQuestion], limit: int, seed: int
+) -> frozenset[str]:
+    """Return the ids of the answerable questions that the model is asked, by seed and ids."""
+    answerable = [question for question in questions if question.is_answerable]
+    order = sorted(answerable, key=lambda question: digest_json([seed, "model", question.id]))
+    return frozenset(question.id for question in order[:limit])
+
+
+def make_key(
+    recipe: AnswerEvaluationRecipe,
+    pipeline: RetrievalPipeline,
+    question: JudgedQuestion,
+    index: Index,
+    model: TextModel,
+) -> str:
+    """Return a journal's key of an answer: all that it depends on."""
+    parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
+    if isinstance(pipeline.answering, Quote):
+        weights = find_fingerprint(pipeline.answering.reader)
+        return digest_json([*parts, pipeline.answering.model_dump(mode="json"), weights])
+    return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
+
+
+def find_copies(question: JudgedQuestion, evidence: EvidenceMap) -> list[EvidenceLocation]:
+    """Return every place where the quotes of a question's evidence stand, in any document."""
+    quotes = tuple(EvidenceSpan(span.quote) for span in question.evidence if span.quote)
+    return evidence.locate(replace(question, evidence=quotes)) if quotes else []
+
+
+def probe_silence(
+    recipe: AnswerEvaluationRecipe,
+    arms: Sequence[RetrievalPipeline],
+    questions: Sequence[JudgedQuestion],
+    locations: Mapping[str, Sequence[EvidenceLocation]],
+    index: Index,
+    model: TextModel,
+    sampling: Sampling,
+    job: Job,
+) -> dict[tuple[str, str], SilenceProbe]:
+    """Ask each question of the index without its documents.
+
+    The model is asked half of its questions, a twin of the first reader none. Questions whose
+    evidence is not found, or for which no document would be left, are not asked.
+    """
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    journal = job.journal("silence")
+    limit = recipe.compare.model_questions // 2
+    by_model = select_model_questions(questions, limit, recipe.seed)
+    twins = find_twins(recipe)
+    probes: dict[tuple[str, str], SilenceProbe] = {}
+    with job.phase("silence", len(questions), "questions") as progress:
+        for question in questions:
+            progress.advance()
+            others = _hide_documents(index, question, locations[question.id])
+            for arm in arms if others is not None else ():
+                if others is None or arm.name in twins:
+                    continue
+                if arm.name == BASE_ARM and question.id not in by_model:
+                    continue
+                key = make_key(recipe, arm, question, index, model)
+                if key not in journal:
+                    job.check_cancelled()
+                    settings = arm.to_answer_settings()
+                    k = count_passages(recipe, arm, arms[0])
+                    details = ask(
+                        others, model, question.text, k=k, sampling=sampling, **settings
+                    ).details
+                    journal.put(key, [bool(details["abstained"]), find_probability(details)])
+                probes[arm.name, question.id] = SilenceProbe(*journal[key])
+    return probes
+
+
+def _hide_documents(
+    index: Index, question: JudgedQuestion, locations: Sequence[EvidenceLocation]
+) -> Index | None:
+    """Return the index without a question's documents; None if there are none, or no others."""
+    names = {name for location in locations for name in location.passages}
+    paths = tuple(sorted({index.passage(name).location.path for name in names}))
+    if not question.is_answerable or not paths:
+        return None
+    held = FilterExpression("in", "path", paths)
+    others = index.restrict(FilterExpression("not", parts=(held,)))
+    return others if len(others) else None
+
+
+def count_passages(
+    recipe: AnswerEvaluationRecipe, arm: RetrievalPipeline, first: RetrievalPipeline
+) -> int:
+    """Return the number of passages to show: to the model as many as the first reader reads."""
+    read = first.answering.passages if isinstance(first.answering, Quote) else 0
+    return max(recipe.k, read) if arm.name == BASE_ARM else recipe.k
+
+
+def find_twins(recipe: AnswerEvaluationRecipe) -> list[str]:
+    """Return the arms whose readers have the weights of the first one, and so answer alike."""
+    readers = recipe.compare.readers if recipe.compare is not None else {}
+    first = next(iter(readers), "")
+    own = find_fingerprint(readers[first]) if readers else ""
+    return [
+        arm
+        for arm, reference in readers.items()
+        if arm != first and own and find_fingerprint(reference) == own
+    ]
+
+
+def _compare_arm(
+    rows: Sequence[GradedAnswer], first: Sequence[GradedAnswer], *, is_reader: bool
+) -> ComparedArm:
+    """Return an arm at the coverage and length of the first one, and as it is served."""
+    answerable = [row for row in rows if row.question.is_answerable]
+    silent = {row.question.id for row in rows if row.reading.abstained}
+    threshold = 0.0
+    allowed = {row.question.id: row.reading for row in first}
+    if is_reader and rows is not first:
+        count = sum(allowed[row.question.id].abstained for row in answerable)
+        ranked = sorted(answerable, key=lambda row: (row.reading.probability, row.question.id))
+        threshold = ranked[count].reading.probability if count < len(ranked) else 2.0
+        silent = {row.question.id for row in ranked[:count]}
+        silent |= {
+            row.question.id
+            for row in rows
+            if not row.question.is_answerable and row.reading.probability < threshold
+        }
+    if not is_reader:
+        silent |= {row.question.id for row in rows if allowed[row.question.id].abstained}
+    holds = {
+        row.question.id: 0.0
+        if row.question.id in silent
+        else _holds(row.question, row.reading, None if is_reader else allowed[row.question.id])
+        for row in answerable
+    }
+    served = {row.question.id: row.served or row.reading for row in rows}
+    return ComparedArm(
+        rows,
+        frozenset(silent),
+        threshold,
+        holds,
+        {row.question.id: _holds(row.question, served[row.question.id]) for row in answerable},
+        frozenset(name for name, reading in served.items() if reading.abstained),
+    )
+
+
+def _holds(
+    question: JudgedQuestion, reading: AnswerTrace, allowed: AnswerTrace | None = None
+) -> float:
+    """Return whether an answer, cut to the words of another one, holds an accepted answer.
+
+    Or has an F1 of one half with it. Silence holds none.
+    """
+    if reading.abstained:
+        return 0.0
+    text = reading.plain
+    if allowed is not None:
+        text = " ".join(text.split()[: len(allowed.plain.split())])
+    answers = question.answers
+    return float(contains_answer(text, answers) or best_f1(text, answers) >= _RIGHT_F1)
+
+
+def add_comparison(
+    report: Report,
+    recipe: AnswerEvaluationRecipe,
+    graded: Rows,
+    probes: Mapping[tuple[str, str], SilenceProbe],
+    *,
+    is_synthetic: bool,
+) -> ReaderDecision:
+    """Put the comparison before the report's sections, and its decision before the summary.
+
+    Args:
+        report: Report on the first reader's answers.
+        recipe: Settings of the evaluation.
+        graded: Graded answers by arm; those of ``base`` to a part of the questions.
+        probes: Result of ``probe_silence``.
+        is_synthetic: Whether a model wrote the questions.
+    """
+    first = next(iter(graded))
+    graded = {arm: rows for arm, rows in graded.items() if rows}  # the model's may be none
+    for arm in find_twins(recipe):  # the same weights answer alike
+        graded = {**graded, arm: graded[first]}
+        own = {name: probe for (asked, name), probe in probes.items() if asked == first}
+        probes = {**probes, **{(arm, name): probe for name, probe in own.items()}}
+    compared = {
+        arm: _compare_arm(rows, graded[first], is_reader=arm != BASE_ARM)
+        for arm, rows in graded.items()
+    }
+    differences = compare_arms(compared, first, recipe.seed)
+    sides = find_sides(compared, differences, probes, first, recipe.seed)
+    decision = decide_reader(recipe, compared, differences, sides, first, is_synthetic=is_synthetic)
+    for arm, side in compared.items():
+        for metric in _measure_arm(arm, side, probes, recipe.seed):
+            report.add(metric, is_headline=metric.name.endswith("/holds"))
+    seconds = [row.reading.cpu_seconds for row in graded[first]]
+    report.add(bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s"))
+    for metric in differences.values():
+        report.add(metric)
+    same = (
+        " The very questions by which the trained reader was kept or not: slightly favorable to it."
+        if recipe.compare is not None and recipe.questions in recipe.compare.readers.values()
+        else ""
+    )
+    sections = list(report.sections)
+    report.sections.clear()
+    report.section(
+        "Is it worth it",
+        f"All arms answer the same questions from the same passages. {first} answers as it is "
+        "served; the other readers quote as many sentences and are silent on as many answerable "
+        "questions, and what the model wrote is cut to as many words and counts as silent where "
+        f"{first} is. Served: each arm with its own settings instead. Holds: the right words stand "
+        "in the answer; wrong: an answer without them; silent: no answer. Unanswerable: asked of "
+        "the index without the documents that answer. Cited: share of the citations that support "
+        "their sentence. 95 % intervals over questions." + same,
+        table=_tabulate(report, recipe, compared),
+    )
+    report.section(
+        "Differences",
+        "Share of the answerable questions whose right words the answers hold, on the same "
+        "questions.",
+        table=Table(
+            f"{first} less the others",
+            ("arm", "difference", "questions"),
+            tuple(
+                (arm, format_difference(metric), str(metric.n))
+                for arm, metric in differences.items()
+            ),
+        ),
+    )
+    table = _show_answers(compared)
+    report.section("Ten answers", "Cut to the page.", table=table)
+    report.sections.extend(sections)
+    report.summary = f"{decision.line} {report.summary}"
+    return decision
+
+
+def _measure_arm(
+    arm: str, side: ComparedArm, probes: Mapping[tuple[str, str], SilenceProbe], seed: int
+) -> list[Metric]:
+    def measure(name: str, values: Sequence[float]) -> Metric:
+        return bootstrap(values, seed=seed, name=f"reader/{arm}/{name}")
+
+    quiet = {name: float(name in side.silent) for name in side.holds}
+    quiet_served = list_silence(arm, side, probes)
+    unanswerable = [
+        float(row.question.id in side.silent) for row in side.rows if not row.question.is_answerable
+    ]
+    unanswerable += [
+        float(probe.abstained or probe.probability < side.threshold)
+        for (name, _), probe in probes.items()
+        if name == arm
+    ]
+    cited = [
+        value
+        for row in side.rows
+        if row.question.id not in side.silent
+        and (value := row.grades["citation_precision"]) is not None
+    ]
+    return [
+        measure("holds", list(side.holds.values())),
+        measure("wrong", [1.0 - quiet[name] - value for name, value in side.holds.items()]),
+        measure("silent_answerable", list(quiet.values())),
+        measure("served_holds", list(side.served.values())),
+        measure("served_silent", [float(name in side.served_silent) for name in side.served]),
+        *([measure("silent_unanswerable", unanswerable)] if unanswerable else []),
+        *(
+            [measure("served_silent_unanswerable", list(quiet_served.values()))]
+            * bool(unanswerable)
+        ),
+        *([measure("cited", cited)] if cited else []),
+    ]
+
+
+def are_synthetic(questions: str) -> bool:
+    """Return whether a model wrote the questions, as far as their lineage or records tell."""
+    path = Path(questions)
+    folders = [path, *(place.parent for place in (path, path.parent) if place.name == "output")]
+    for folder in folders:
+        if (folder / ARTIFACT_FILE).is_file():
+            return any(
+                artifact.kind == "records" and artifact.origin.get("kind") == "synthetic"
+                for _, artifact in list_ancestors(folder)
+            )
+    return find_question_origin(path).kind == "synthetic"
+
+
+def _tabulate(
+    report: Report, recipe: AnswerEvaluationRecipe, compared: Mapping[str, ComparedArm]
+) -> Table:
+    rows: list[tuple[str, ...]] = [
+        ("questions", *(str(len(arm.rows)) for arm in compared.values()))
+    ]
+    for name in _TABULATED:
+        cells = (report.metrics.get(f"reader/{arm}/{name}") for arm in compared)
+        rows.append((name.replace("_", ", "), *(_format_share(cell) for cell in cells)))
+    rows.append(
+        (
+            "CPU s a question",
+            *(
+                f"{sum(row.reading.cpu_seconds for row in arm.rows) / len(arm.rows):.2f}"
+                for arm in compared.values()
+            ),
+        )
+    )
+    rows.append(("bytes of the model", *(_measure_bytes(recipe, arm) for arm in compared)))
+    return Table("arms side by side", ("", *compared), tuple(rows))
+
+
+def _format_share(metric: Metric | None) -> str:
+    if metric is None:
+        return "not measured"
+    if metric.value != metric.value:
+        return metric.note
+    interval = "" if metric.low != metric.low else f" [{metric.low:.2f}, {metric.high:.2f}]"
+    return f"{metric.value:.2f}{interval} (n={metric.n})"
+
+
+def _measure_bytes(recipe: AnswerEvaluationRecipe, arm: str) -> str:
+    """Return the bytes of an arm's weights; a reader's are its updates and those of its encoder."""
+    from stillroom.models import resolve_checkpoint
+
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    reference = recipe.compare.readers.get(arm, "")
+    if reference == OVERLAP_READER:
+        return "0"
+    try:
+        if arm == BASE_ARM:
+            return f"{_size(resolve_checkpoint(recipe.model)):,}"
+        base = str(open_reader(reference).config["base"])  # type: ignore[union-attr]
+        updates = _size(find_reader(reference))
+        return f"{updates:,} + encoder {_size(resolve_checkpoint(base)):,}"
+    except CheckpointError:  # an endpoint, or no packaged weights: the notices say so
+        return "not here"
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of the weights at a path."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def _show_answers(compared: Mapping[str, ComparedArm]) -> Table:
+    texts = {
+        arm: {
+            row.question.id: "(counted as silent) "
+            * (row.question.id in side.silent and not row.reading.abstained)
+            + row.reading.text
+            for row in side.rows
+        }
+        for arm, side in compared.items()
+    }
+    by_id = {row.question.id: row.question for side in compared.values() for row in side.rows}
+    asked = texts.get(BASE_ARM) or next(iter(texts.values()))
+    order = [*asked, *(name for name in by_id if name not in asked)]
+    rows = tuple(
+        (
+            by_id[name].text[:_SHOWN_CHARACTERS],
+            " / ".join(by_id[name].answers)[:_SHOWN_CHARACTERS] or "(no answer)",
+            *(answers.get(name, "(not asked)")[:_SHOWN_CHARACTERS] for answers in texts.values()),
+        )
+        for name in order[:_SHOWN_ANSWERS]
+    )
+    return Table(f"{len(rows)} questions", ("question", "expected", *texts), rows)

@@ -1,0 +1,274 @@
+"""Decision of a comparison of sentence readers: which of them to use, and the sentence about it.
+
+A reader is better than another where the paired 95 % interval of right words lies on its side
+twice: at equal coverage, and with each reader as it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillroom.evaluate import Metric, paired_difference
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
+from stillroom.provenance import ARTIFACT_FILE, read_artifact
+from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER
+
+if TYPE_CHECKING:
+    from stillroom.rag.evaluation.answer_job import GradedAnswer
+    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+
+__all__ = [
+    "BASE_ARM",
+    "ComparedArm",
+    "ReaderDecision",
+    "ReaderSides",
+    "SilenceProbe",
+    "compare_arms",
+    "decide_reader",
+    "find_sides",
+    "format_difference",
+    "list_silence",
+]
+
+BASE_ARM = "base"
+_LABELS = {BUILTIN_READER: "the packaged reader", OVERLAP_READER: "shared words without a model"}
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceProbe:
+    """Whether an arm was silent without the documents that answer, and its probability."""
+
+    abstained: bool
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderDecision:
+    """Which arm answers best, and the sentence that says so.
+
+    ``reader`` is the reference of the reader that answers instead of the first one; empty if the
+    first one does.
+    """
+
+    arm: str
+    reader: str
+    line: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return plain JSON values."""
+        return {"arm": self.arm, "reader": self.reader, "line": self.line}
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedArm:
+    """Answers of one arm, with where it is silent, and whether each answer holds the right words.
+
+    ``threshold`` is the probability below which it is silent; 0 if it decides itself. ``served``
+    tells of each answerable question whether the answer as the arm is served holds the words, and
+    ``served_silent`` where it is silent then.
+    """
+
+    rows: Sequence[GradedAnswer]
+    silent: frozenset[str]
+    threshold: float
+    holds: Mapping[str, float]
+    served: Mapping[str, float]
+    served_silent: frozenset[str]
+
+
+def compare_arms(
+    compared: Mapping[str, ComparedArm], first: str, seed: int, *, served: bool = False
+) -> dict[str, Metric]:
+    """Return the paired difference of the first arm from each other one."""
+
+    def list_values(arm: ComparedArm) -> Mapping[str, float]:
+        return arm.served if served else arm.holds
+
+    ours = list_values(compared[first])
+    return {
+        arm: paired_difference(
+            [ours[name] for name in list_values(other)],
+            list(list_values(other).values()),
+            seed=seed,
+            name=f"reader/{first}_minus_{arm}{'_served' if served else ''}",
+        )
+        for arm, other in compared.items()
+        if arm != first
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSides:
+    """Arms that are better or worse than the first in both differences, and other objections.
+
+    ``loud``: readers that are silent on significantly fewer questions without an answer.
+    ``above``: readers that, as served, hold the right words on more questions. ``is_ahead``:
+    whether the first is better than any arm at equal coverage.
+    """
+
+    better: list[str]
+    beaten: list[str]
+    loud: list[str]
+    above: list[str]
+    is_ahead: bool
+
+
+def find_sides(
+    compared: Mapping[str, ComparedArm],
+    differences: Mapping[str, Metric],
+    probes: Mapping[tuple[str, str], SilenceProbe],
+    first: str,
+    seed: int,
+) -> ReaderSides:
+    """Return how the arms stand to the first, at equal coverage and as they are served.
+
+    Args:
+        compared: Arms by name.
+        differences: Result of ``compare_arms``.
+        probes: Silence without the documents that answer, by arm and question.
+        first: Name of the first arm.
+        seed: Seed of the intervals.
+    """
+    served = compare_arms(compared, first, seed, served=True)
+    quiet = {arm: list_silence(arm, side, probes) for arm, side in compared.items()}
+    loud = []
+    for arm in differences:
+        both = [name for name in quiet[first] if name in quiet[arm]]
+        ours, theirs = ([quiet[side][name] for name in both] for side in (first, arm))
+        if paired_difference(ours, theirs, seed=seed, name=arm).side() > 0:
+            loud.append(arm)
+    return ReaderSides(
+        [arm for arm, one in differences.items() if one.side() < 0 and served[arm].side() < 0],
+        [arm for arm, one in differences.items() if one.side() > 0 and served[arm].side() > 0],
+        loud,
+        [arm for arm, one in served.items() if arm != BASE_ARM and one.value < 0],
+        any(one.side() > 0 for one in differences.values()),
+    )
+
+
+def list_silence(
+    arm: str, side: ComparedArm, probes: Mapping[tuple[str, str], SilenceProbe]
+) -> dict[str, float]:
+    """Return whether an arm as served is silent on each question without an answer."""
+    found = {
+        row.question.id: float(row.question.id in side.served_silent)
+        for row in side.rows
+        if not row.question.is_answerable
+    }
+    asked = {name: float(one.abstained) for (other, name), one in probes.items() if other == arm}
+    return found | asked
+
+
+def decide_reader(
+    recipe: AnswerEvaluationRecipe,
+    compared: Mapping[str, ComparedArm],
+    differences: Mapping[str, Metric],
+    sides: ReaderSides,
+    first: str,
+    *,
+    is_synthetic: bool,
+) -> ReaderDecision:
+    """Return the arm to use: another one only where both intervals lie above the first's."""
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    readers = recipe.compare.readers
+    labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
+    labels |= {first: f"the {first} reader", BASE_ARM: "the model that writes"}
+    better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
+    if not better:  # the model reads for nobody, so it never replaces a reader
+        better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]
+    best = min(better, key=lambda arm: differences[arm].value, default=first)
+    count = len(compared[first].holds)
+    line = _write_head(recipe, compared, sides, best, labels)
+    arms = ", ".join(
+        f"of {labels[arm]} {_share(compared[arm].holds.values())} ({format_difference(metric)}"
+        + (f" on {metric.n}" if metric.n < count else "")
+        + ")"
+        for arm, metric in differences.items()
+    )
+    line += f" Right words on {count} questions: {_share(compared[first].holds.values())}"
+    line += f"; {arms}, with the difference and its 95 % interval." if arms else "."
+    served = ", ".join(
+        f"{labels[arm]} {_share(side.served.values())} and "
+        f"{_share([float(name in side.served_silent) for name in side.served])}"
+        for arm, side in compared.items()
+    )
+    line += f" As served, right words and silence: {served}."
+    line += _tell_start(readers[first])
+    if is_synthetic:
+        line += (
+            " A model wrote these questions: only people's decide (stillroom make FOLDER "
+            "--questions FILE)."
+        )
+    reader = readers[best] if best in readers and best != first else ""
+    return ReaderDecision(best, reader, line)
+
+
+def _write_head(
+    recipe: AnswerEvaluationRecipe,
+    compared: Mapping[str, ComparedArm],
+    sides: ReaderSides,
+    best: str,
+    labels: Mapping[str, str],
+) -> str:
+    """Return the first sentence of a decision."""
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    readers, first = recipe.compare.readers, next(iter(compared))
+    count, own = len(compared[first].holds), labels[first]
+    control = next(
+        (arm for arm, name in readers.items() if name == OVERLAP_READER and arm != first), ""
+    )
+    is_selected = recipe.questions in readers.values()  # these questions chose it over its start
+    beaten = [
+        labels[arm]
+        for arm in sides.beaten
+        if not (is_selected and readers.get(arm) == BUILTIN_READER)
+    ]
+    if len(compared) == 1:
+        return f"Nothing to compare: {own} is the only arm."
+    if best != first:
+        how = ", as `--answering generate` answers" if best == BASE_ARM else ""
+        return f"Do not use {own}: {labels[best]} is better{how}."
+    if count < MIN_UNITS:
+        return f"Not decided: {count} questions are too few ({MIN_UNITS} are wanted)."
+    if loud := [labels[arm] for arm in sides.better if arm in sides.loud]:
+        return (
+            f"Not decided: {' and '.join(loud)} finds more right words than {own}, but is less "
+            "often silent where there is no answer."
+        )
+    if sides.above and sides.is_ahead:
+        return (
+            f"Not decided: as served, {labels[sides.above[0]]} gives the right words more often "
+            f"than {own}, which is better only where all are silent as often."
+        )
+    if beaten and (not control or labels[control] in beaten):
+        return f"Use {own}: it is better than {' and than '.join(beaten)}."
+    return f"Not decided: no difference is seen between {own} and {labels.get(control, 'others')}."
+
+
+def _tell_start(reference: str) -> str:
+    """Return a sentence if a trained reader was not kept, so that the artifact is its start."""
+    folder = Path(reference)
+    details = read_artifact(folder).details if (folder / ARTIFACT_FILE).is_file() else {}
+    if details.get("kept") != "start":
+        return ""
+    count = (details.get("comparison") or {}).get("n", 0)
+    return (
+        f" That training helped could not be shown on {count} held-out questions, so the reader "
+        "is the one that it started from."
+    )
+
+
+def _share(values: Iterable[float]) -> str:
+    every = list(values)
+    return f"{sum(every) / len(every):.2f}" if every else "none"
+
+
+def format_difference(metric: Metric) -> str:
+    """Return a difference with its interval, or why there is none."""
+    if metric.value != metric.value:
+        return metric.note
+    interval = "" if metric.low != metric.low else f" [{metric.low:+.2f}, {metric.high:+.2f}]"
+    return f"{metric.value:+.2f}{interval}"

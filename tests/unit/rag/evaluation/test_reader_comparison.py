@@ -1,0 +1,312 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from stillroom.evaluate import Report
+from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
+from stillroom.flow import run_recipe
+from stillroom.provenance import read_artifact
+from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.evaluation import reader_comparison
+from stillroom.rag.evaluation.answer_job import GradedAnswer
+from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
+from stillroom.rag.evaluation.reader_comparison import (
+    add_comparison,
+    find_copies,
+    match_quotes,
+    select_model_questions,
+)
+from stillroom.rag.evaluation.reader_decision import SilenceProbe
+from stillroom.rag.evaluation.retrieval import EvidenceMap
+from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe, ReaderComparison
+from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
+from stillroom.recipes import parse_recipe
+
+SILENT = AnswerTrace("The documents do not answer this.", True, "", (), (), (), (), 0, 0, 0.0, 0.0)
+RECIPE = AnswerEvaluationRecipe(
+    index="index",
+    questions="questions.jsonl",
+    model="model",
+    pipelines=["keyword=>generate"],
+    compare={
+        "readers": {"owned": "own", "shipped": "builtin:reader", "sentence": "builtin:overlap"}
+    },
+)
+
+
+def answer(question, text, probability=0.5, quotes=1):
+    trace = replace(SILENT, text=text, abstained=False, probability=probability, quotes=quotes)
+    return GradedAnswer(question, trace, dict.fromkeys(MEASURES), "")
+
+
+def ask(rights, *, probabilities=None, silent=()):
+    """Return the answers of an arm: right where told, silent where told."""
+    rows = []
+    for at, is_right in enumerate(rights):
+        question = JudgedQuestion(f"{at}", f"What is {at}?", (f"word{at}",))
+        row = answer(question, f"It is word{at if is_right else 'less'}. [1]")
+        if probabilities:
+            row = replace(row, reading=replace(row.reading, probability=probabilities[at]))
+        rows.append(replace(row, reading=SILENT) if at in silent else row)
+    return rows
+
+
+def compare(probes=None, **arms):
+    report = Report("Answers", "Summary.")
+    report.section("Before")
+    decision = add_comparison(report, RECIPE, arms, probes or {}, is_synthetic=True)
+    return report, decision
+
+
+def test_better_than_no_model_is_to_be_used():
+    report, decision = compare(
+        owned=ask([True] * 30),
+        shipped=ask([True] * 28 + [False] * 2),
+        sentence=ask([True] * 10 + [False] * 20),
+        base=ask([False] * 30),
+    )
+    line = "Use the owned reader: it is better than shared words without a model and than the model"
+    assert report.summary.startswith(line)
+    assert (decision.arm, decision.reader) == ("owned", "")
+    assert "of the packaged reader 0.93 (+0.07 [" in decision.line
+    assert "only people's decide" in decision.line
+    assert [one.title for one in report.sections] == [
+        "Is it worth it", "Differences", "Ten answers", "Before",
+    ]  # fmt: skip
+    assert len(report.sections[2].table.rows) == 10
+
+
+def test_an_arm_that_is_better_reads_instead():
+    _, decision = compare(
+        owned=ask([True] * 10 + [False] * 20),
+        shipped=ask([True] * 30),
+        sentence=ask([True] * 20 + [False] * 10),
+    )
+    assert decision.line.startswith("Do not use the owned reader: the packaged reader is better")
+    assert (decision.arm, decision.reader) == ("shipped", "builtin:reader")
+
+
+def test_nothing_is_called_better_where_the_interval_holds_0():
+    _, decision = compare(owned=ask([True] * 30), sentence=ask([True] * 29 + [False]))
+    assert decision.line.startswith("Not decided: no difference is seen between the owned reader")
+    assert "better" not in decision.line
+
+
+def test_too_few_questions_decide_nothing():
+    _, decision = compare(owned=ask([True] * 19), sentence=ask([False] * 19))
+    assert decision.line.startswith("Not decided: 19 questions are too few (20 are wanted)")
+
+
+def test_others_are_silent_as_often_as_the_first_where_they_are_least_sure():
+    sure = [0.9] * 20
+    report, _ = compare(
+        probes={
+            ("owned", "0"): SilenceProbe(True, 0.1),
+            ("sentence", "0"): SilenceProbe(False, 0.25),
+            ("sentence", "1"): SilenceProbe(False, 0.95),
+        },
+        owned=ask([True] * 20, silent={4, 5}),
+        sentence=ask([True] * 20, probabilities=[0.3, 0.2, *sure[2:]]),
+    )
+    figures = {name: metric.value for name, metric in report.metrics.items()}
+    assert figures["reader/owned/holds"] == figures["reader/sentence/holds"] == 0.9
+    assert figures["reader/sentence/silent_answerable"] == 0.1
+    assert figures["reader/owned/silent_unanswerable"] == 1
+    assert figures["reader/sentence/silent_unanswerable"] == 0.5
+    for arm in ("owned", "sentence"):
+        parts = ("holds", "wrong", "silent_answerable")
+        assert sum(figures[f"reader/{arm}/{part}"] for part in parts) == pytest.approx(1)
+
+
+def test_a_reader_with_the_weights_of_the_first_answers_alike():
+    readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    arms = {"owned": ask([True] * 4, silent={1}), "shipped": ask([False] * 4)}
+    probes = {("owned", "0"): SilenceProbe(True, 0.1), ("shipped", "0"): SilenceProbe(False, 0.9)}
+    report = Report("Answers")
+    add_comparison(report, recipe, arms, probes, is_synthetic=False)
+    for name in ("holds", "silent_answerable", "silent_unanswerable"):
+        values = [report.metrics[f"reader/{arm}/{name}"].value for arm in readers]
+        assert values[0] == values[1]
+
+
+def test_what_the_model_wrote_is_cut_to_the_words_of_the_first():
+    question = JudgedQuestion("0", "What?", ("corn",))
+    report, _ = compare(
+        owned=[answer(question, "It is corn. [1]")],
+        base=[answer(question, "Well, as far as anybody here knows it is corn.")],
+    )
+    assert report.metrics["reader/owned/holds"].value == 1
+    assert report.metrics["reader/base/holds"].value == 0
+
+
+def test_other_readers_quote_as_many_sentences():
+    reader = replace(parse_rag_pipeline("keyword=>quote"), name="sentence")
+    first = answer(JudgedQuestion("0", "What?", ("x",)), "A. B.", quotes=2).reading
+    assert match_quotes(reader, None) is reader
+    method = match_quotes(reader, first).answering
+    assert isinstance(method, Quote)
+    assert (method.max_quotes, method.min_probability) == (2, 0)
+    writer = parse_rag_pipeline("keyword=>generate")
+    assert match_quotes(writer, first) is writer
+
+
+def test_model_is_asked_a_part_by_seed():
+    questions = [JudgedQuestion(f"{at}", "What?", ("x",)) for at in range(10)]
+    chosen = select_model_questions(questions, 4, 0)
+    assert len(chosen) == 4
+    assert chosen == select_model_questions(questions[::-1], 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"compare": {"readers": {"base": "builtin:overlap"}}}, "recipe.value"),
+        ({"pipelines": ["keyword", "dense"]}, "rag.pipelines"),
+    ],
+)
+def test_settings_that_cannot_be_compared_are_refused(settings, code):
+    with pytest.raises(ValidationError, match=rf"\[{code}\]"):
+        AnswerEvaluationRecipe.model_validate({**RECIPE.model_dump(), **settings})
+
+
+def test_copies_of_the_evidence_are_found_in_every_document(index):
+    span = EvidenceSpan("A dog barks at strangers.", "animals/cats.md", 0, 5)
+    question = JudgedQuestion("0", "Who barks?", ("a dog",), (span,))
+    (place,) = find_copies(question, EvidenceMap(index))
+    paths = {index.passage(name).location.path for name in place.passages}
+    assert paths == {"animals/dogs.md"}
+    assert find_copies(replace(question, evidence=()), EvidenceMap(index)) == []
+
+
+def test_readers_are_compared_through_the_path_that_serves(built, tmp_path):
+    rows = [
+        {
+            "question": "Who barks at strangers?",
+            "answer": "a dog",
+            "evidence": "A dog barks at strangers.",
+        },
+        {"question": "Which cat sleeps sixteen hours?", "answer": "A cat"},
+        {"question": "Who flies?", "answers": []},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = f"""\
+kind: rag.answer_evaluation
+index: {built}
+questions: q.jsonl
+model: "scripted:none"
+pipelines: [keyword=>generate]
+compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
+"""
+    run_recipe(parse_recipe(text, folder=tmp_path), tmp_path / "out")
+    details = read_artifact(tmp_path / "out").details
+    metrics = {row["name"]: row for row in details["metrics"]}
+    assert metrics["reader/first/holds"]["n"] == 2
+    assert metrics["reader/first/silent_unanswerable"]["n"] >= 2
+    assert details["decision"]["arm"] == "first"
+
+
+def test_a_reader_that_hardly_answers_is_not_to_be_used():
+    rights = [at >= 8 for at in range(20)] + [True] * 60 + [False] * 20
+    probabilities = [0.9] * 20 + [0.5] * 80
+    report, decision = compare(
+        owned=ask([True] * 100, silent=set(range(20, 100))),
+        sentence=ask(rights, probabilities=probabilities),
+    )
+    assert decision.line.startswith("Not decided: as served, shared words without a model")
+    assert "the owned reader 0.20 and 0.80, shared words without a model 0.72 and" in decision.line
+    assert report.metrics["reader/sentence/served_holds"].value == 0.72
+
+
+def test_answers_with_own_settings_have_a_say():
+    served = ask([True] * 30, silent=set(range(25)))
+    shipped = [
+        replace(row, served=mine.reading)
+        for row, mine in zip(ask([True] * 30), served, strict=True)
+    ]
+    _, decision = compare(owned=ask([True] * 10 + [False] * 20), shipped=shipped)
+    assert (decision.arm, decision.reader) == ("owned", "")
+
+
+def test_no_reader_is_preferred_that_is_less_silent_without_an_answer():
+    probes = {("owned", f"{at}"): SilenceProbe(True, 0.1) for at in range(30)}
+    probes |= {("shipped", f"{at}"): SilenceProbe(False, 0.9) for at in range(30)}
+    _, decision = compare(probes, owned=ask([True] * 10 + [False] * 20), shipped=ask([True] * 30))
+    assert decision.line.startswith("Not decided: the packaged reader finds more right words")
+    assert decision.reader == ""
+
+
+def test_the_model_counts_as_silent_where_the_first_is_and_replaces_no_reader():
+    report, decision = compare(
+        owned=ask([False] * 20 + [True] * 10),
+        shipped=ask([True] * 25 + [False] * 5),
+        base=ask([True] * 30),
+    )
+    assert (decision.arm, decision.reader) == ("shipped", "builtin:reader")
+    report, decision = compare(owned=ask([True] * 30, silent=set(range(20))), base=ask([True] * 30))
+    assert report.metrics["reader/base/holds"].value == pytest.approx(1 / 3)
+    assert report.metrics["reader/base/served_holds"].value == 1
+
+
+def test_the_model_is_asked_answerable_questions_alone():
+    questions = [JudgedQuestion(f"{at}", "What?", ("x",) if at % 2 else ()) for at in range(40)]
+    assert select_model_questions(questions, 20, 0) == {f"{at}" for at in range(1, 40, 2)}
+
+
+@pytest.mark.parametrize(
+    ("readers", "head"),
+    [
+        ({"mine": "/no/such"}, "Nothing to compare: the mine reader is the only arm. Right words "
+         "on 30 questions: 1.00. As served"),
+        ({"sentence": "builtin:overlap", "mine": "/no/such"}, "Use the sentence reader: it is "
+         "better than the mine reader."),
+    ],
+)  # fmt: skip
+def test_lines_of_other_arms_are_true(readers, head):
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    arms = {arm: ask([not at] * 30) for at, arm in enumerate(readers)}
+    report = Report("Answers")
+    decision = add_comparison(report, recipe, arms, {}, is_synthetic=False)
+    assert decision.line.startswith(head)
+
+
+def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start():
+    recipe = RECIPE.model_copy(update={"questions": "own"})
+    arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
+    decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
+    assert decision.line.startswith("Not decided")
+
+
+def test_answers_that_count_as_silence_are_marked():
+    report, _ = compare(
+        owned=ask([True] * 20, silent={4, 5}),
+        sentence=ask([True] * 20, probabilities=[0.3, 0.2] + [0.9] * 18),
+    )
+    assert report.sections[2].table.rows[0][3].startswith("(counted as silent) It is word0")
+
+
+def test_journal_keys_change_with_the_weights(monkeypatch):
+    pipeline = replace(parse_rag_pipeline("keyword=>quote"), name="owned")
+    question = JudgedQuestion("0", "What?", ("x",))
+    index, model = SimpleNamespace(digest="d"), SimpleNamespace(fingerprint="f")
+    keys = set()
+    for weights in ("first", "second"):
+        monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _, told=weights: told)
+        keys.add(reader_comparison.make_key(RECIPE, pipeline, question, index, model))
+    assert len(keys) == 2
+
+
+def test_the_model_sees_as_many_passages_as_the_first_reads():
+    first = parse_rag_pipeline("keyword=>quote:passages=7")
+    base = replace(parse_rag_pipeline("keyword=>generate"), name="base")
+    assert reader_comparison.count_passages(RECIPE, base, first) == 7
+    assert reader_comparison.count_passages(RECIPE, first, first) == RECIPE.k
+
+
+def test_readers_with_the_weights_of_the_first_are_not_asked():
+    readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap", "other": "/no/such"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    assert reader_comparison.find_twins(recipe) == ["shipped"]

@@ -1,0 +1,156 @@
+"""Judgments over HTTP: stored with their evidence, by who may, about what he may read."""
+
+import shutil
+
+import pytest
+from tests.console_folder import build_folder, build_tenants
+from tests.unit.serve.test_app import KEY, ask_documents, chat, check_error, request, served
+
+from stillroom.errors import ResourceError
+from stillroom.evaluate.qa.judgments import find_judgments
+from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.index.view import AccessContext
+from stillroom.serve import create_app
+from stillroom.serve.access import ApiKey
+from stillroom.serve.mounts import open_run
+from stillroom.serve.openai.service import ModelService
+from stillroom.testing import scripted_model
+
+ACME, BOLT, READER = (f"key-of-{name}-and-long-enough" for name in ("acme", "bolt", "reader"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_folder(tmp_path_factory.mktemp("judged"))
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    model = scripted_model({"*": "The river rises in the north. [1]"})
+    monkeypatch.setattr("stillroom.serve.mounts.open_text_model", lambda *_, **__: model)
+    yield folder / "run"
+    shutil.rmtree(folder / "run.judgments", ignore_errors=True)
+
+
+def judge(app, key="", **body):
+    headers = {"Authorization": f"Bearer {key}"} if key else None
+    fields = {"model": "run", "question": "Where does it rise?", "verdict": "right", "answer": ""}
+    return request(app, "POST", "/v1/judgments", json_body={**fields, **body}, headers=headers)
+
+
+def test_an_answer_is_judged_by_what_the_reply_gave(run):
+    with open_run(run) as opened:
+        app = create_app(opened)
+        question = [{"role": "user", "content": "Where does the river rise?"}]
+        reply = chat(app, messages=question, answering="generate")
+        message = reply.json()["choices"][0]["message"]
+        told = judge(
+            app,
+            answer=message["content"],
+            citations=message["citations"],
+            answered_by=message["answer"]["answered_by"],
+        )
+    assert told.status_code == 200, told.text
+    body = told.json()
+    assert body["verdict"] == "right"
+    (stored,) = find_judgments(run).read()
+    assert (stored.id, stored.side) == (body["id"], body["split"])
+    assert stored.asked.reader == message["answer"]["answered_by"]
+    assert [dict(part) for part in stored.evidence] == body["evidence"]
+    assert body["answers"] == ["The river rises in the north."]
+
+
+def test_a_quoted_answer_is_judged_by_its_own_quotes(run):
+    method = Quote(reader="builtin:overlap", min_probability=0, max_quotes=2)
+    with open_run(run, settings={"answering": method}) as opened:
+        app = create_app(opened)
+        question = [{"role": "user", "content": "Where does the river rise?"}]
+        reply = chat(app, messages=question)
+        message = reply.json()["choices"][0]["message"]
+        answer = message["answer"]
+        text, at = answer["quotes"][0]["text"], answer["quotes"][0]["start"]
+        answer["quotes"][0] |= {"short": "in the north", "short_start": at + text.index("in the")}
+        told = judge(
+            app,
+            answer=message["content"],
+            citations=message["citations"],
+            **{name: answer[name] for name in ("quotes", "index", "answered_by")},
+        ).json()
+        assert told["answers"] == ["The river rises in the north.", "in the north"]
+        assert [part["quote"] for part in told["evidence"]] == ["The river rises in the north."]
+        judge(app, answer="Another.", verdict="wrong")
+        assert judge(app, quotes=[{"text": "x"}] * 21).status_code == 400
+    first, second = find_judgments(run).read()
+    assert first.asked.index == first.state == answer["index"]
+    assert second.asked.index == ""
+    assert second.state == answer["index"]
+
+
+def test_a_judgment_waits_for_its_turn(run, monkeypatch):
+    turns = []
+    compute = ModelService.compute
+
+    async def count(self, *arguments):
+        turns.append(arguments)
+        return await compute(self, *arguments)
+
+    monkeypatch.setattr(ModelService, "compute", count)
+    with open_run(run) as opened:
+        assert judge(create_app(opened), verdict="absent").status_code == 200
+    assert len(turns) == 1
+
+
+def test_a_text_of_the_documents_answers_and_another_does_not(run):
+    with open_run(run) as opened:
+        app = create_app(opened)
+        told = judge(app, verdict="quote", quote="ends in the sea").json()
+        assert told["evidence"][0]["quote"] == "It ends in the sea."
+        assert told["evidence"][0]["file"] == "rivers.txt"
+        check_error(judge(app, verdict="quote", quote="ends in a lake"), 400, "judge.no-such-quote")
+        check_error(judge(app, verdict="quote"), 400, "judge.verdict")
+        assert judge(app, verdict="absent").json()["answers"] == []
+        assert judge(app, model="run-bare").status_code == 404
+        assert judge(app, verdict="maybe").status_code == 400
+        assert judge(app, question=" ").status_code == 400
+    assert len(find_judgments(run).read()) == 1  # of one question and answer, the last
+
+
+def test_a_key_without_the_scope_may_ask_and_not_judge(run):
+    keys = [KEY, ApiKey(READER, scopes=frozenset({"models"}))]
+    with open_run(run) as opened:
+        app = create_app(opened, api_keys=keys)
+        assert chat(app, {"Authorization": f"Bearer {READER}"}).status_code == 200
+        check_error(judge(app, READER), 403, "missing_scope")
+        assert judge(app, KEY).status_code == 200
+        check_error(judge(app), 401, "invalid_api_key")
+
+
+def test_a_tenant_judges_by_his_own_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "stillroom.serve.mounts.open_text_model", lambda *_, **__: scripted_model({"*": "x"})
+    )
+    index = build_tenants(tmp_path) / "index"
+    keys = [ApiKey(ACME, AccessContext("a")), ApiKey(BOLT, AccessContext("b", ["ann"])), KEY]
+    with open_run(index, model="scripted") as opened:
+        app = create_app(opened, api_keys=keys)
+        body = {"model": "index", "verdict": "quote", "quote": "The canary of a is aword"}
+        assert judge(app, ACME, **body).json()["evidence"][0]["file"] == "a.txt"
+        refused = check_error(judge(app, BOLT, **body), 400, "judge.no-such-quote")
+        assert "bword" in refused["message"]
+        assert "aword" not in refused["message"].replace(body["quote"], "")
+        assert judge(app, BOLT, model="index", verdict="absent").status_code == 200
+        check_error(judge(app, KEY, **body), 403, "no_tenant")
+    scopes = {one.verdict: one.asked.scope for one in find_judgments(index).read()}
+    assert scopes == {"quote": ("a",), "absent": ("b", "ann")}
+
+
+def test_what_takes_no_judgments_says_so():
+    check_error(judge(create_app(served(ask=ask_documents))), 404, "model_not_found")
+
+    def judge_nothing(*_, **__):
+        raise ResourceError(
+            "no", code="judge.unwritable", where="/secret/place", expected="", next=""
+        )
+
+    app = create_app(served(ask=ask_documents, judge=judge_nothing))
+    assert "secret" not in check_error(judge(app), 503, "judge.unwritable")["message"]
