@@ -46,6 +46,10 @@ _COMMANDS = {
         "stillroom.cli.ask:ask_command",
         "Answer a question with quotes from a run's documents, or text of a model, with citations.",
     ),
+    "attest": (
+        "stillroom.cli.attest:attest_command",
+        "Write inventory and data papers of a run from its lineage.",
+    ),
     "check": (
         "stillroom.cli.recipes:check_command",
         "Validate a recipe and estimate memory, disk and time.",

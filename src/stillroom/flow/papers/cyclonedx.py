@@ -118,7 +118,8 @@ def _make_component(graph: LineageGraph, node: Node) -> dict[str, Any]:
         "name": graph.title if is_subject else node.name,
         "version": node.digest or UNKNOWN,
         "manufacturer": {"name": graph.provider} if is_subject and graph.provider else None,
-        "description": describe_texts(node) or ("This input is gone." if node.kind == "missing" else ""),
+        "description": describe_texts(node)
+        or ("This input is gone." if node.kind == "missing" else ""),
         "licenses": _list_licenses(license),
         "purl": find_hub_purl(node) if is_model else "",
         "pedigree": _make_pedigree(graph, node) if is_model else None,
@@ -202,7 +203,10 @@ def _make_pedigree(graph: LineageGraph, node: Node) -> dict[str, Any]:
     if not ancestors:
         return {"notes": "Its ancestors are not recorded."}
     methods = ", ".join(list_methods(graph, node))
-    return {"ancestors": ancestors, "notes": f"Made by {methods or 'a method that is not recorded'}."}
+    return {
+        "ancestors": ancestors,
+        "notes": f"Made by {methods or 'a method that is not recorded'}.",
+    }
 
 
 def _make_data(graph: LineageGraph, node: Node) -> dict[str, Any]:

@@ -37,11 +37,35 @@ __all__ = [
 
 UNKNOWN = "unknown"
 _SPDX_IDS = (
-    "0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause BSL-1.0 CC-BY-3.0 CC-BY-4.0 CC-BY-NC-4.0 "
-    "CC-BY-NC-SA-4.0 CC-BY-ND-4.0 CC-BY-SA-3.0 CC-BY-SA-4.0 CC0-1.0 GFDL-1.3-only GPL-2.0-only "
-    "GPL-3.0-only LGPL-2.1-only LGPL-3.0-only AGPL-3.0-only ISC MIT MPL-2.0 ODC-By-1.0 ODbL-1.0 "
-    "PDDL-1.0 PSF-2.0 Python-2.0 Unlicense"
-).split()
+    "0BSD",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC-BY-3.0",
+    "CC-BY-4.0",
+    "CC-BY-NC-4.0",
+    "CC-BY-NC-SA-4.0",
+    "CC-BY-ND-4.0",
+    "CC-BY-SA-3.0",
+    "CC-BY-SA-4.0",
+    "CC0-1.0",
+    "GFDL-1.3-only",
+    "GPL-2.0-only",
+    "GPL-3.0-only",
+    "LGPL-2.1-only",
+    "LGPL-3.0-only",
+    "AGPL-3.0-only",
+    "ISC",
+    "MIT",
+    "MPL-2.0",
+    "ODC-By-1.0",
+    "ODbL-1.0",
+    "PDDL-1.0",
+    "PSF-2.0",
+    "Python-2.0",
+    "Unlicense",
+)
 _CANONICAL_IDS = {name.lower(): name for name in _SPDX_IDS}
 _SIZE_SUFFIXES = ("/size_bytes", "/parameters", "/tokens_per_second", "/cpu_s_a_question")
 _HIDDEN_SETTINGS = {"version", "kind", "seed"}
@@ -49,17 +73,18 @@ _HIDDEN_SETTINGS = {"version", "kind", "seed"}
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """One paper: its format, file name, title, text, and the names of its fields.
-
-    ``unknown`` are those fields, in order, that the lineage does not hold.
-    """
+    """One paper: its format, file name, title, text, and the values of its fields by name."""
 
     format: str
     file: str
     title: str
     text: str
-    fields: tuple[str, ...]
-    unknown: tuple[str, ...]
+    fields: Mapping[str, str]
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of the fields that the lineage does not hold."""
+        return tuple(name for name, value in self.fields.items() if value == UNKNOWN)
 
 
 @dataclass
@@ -76,12 +101,12 @@ class FieldSheet:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Names of the unknown fields."""
+        """Names of the unknown fields so far."""
         return tuple(name for name, value in self.values.items() if value == UNKNOWN)
 
     def make_paper(self, format: str, file: str, title: str, text: str) -> Paper:
         """Return the paper of these fields."""
-        return Paper(format, file, title, text, tuple(self.values), self.unknown)
+        return Paper(format, file, title, text, self.values)
 
 
 def format_json(document: Mapping[str, Any]) -> str:
@@ -166,8 +191,10 @@ def find_filters(node: Node) -> list[str]:
     found: list[str] = []
     pipeline = node.recipe.get("pipeline")
     if isinstance(pipeline, Mapping):
-        for one in pipeline.get("filters") or ():
-            found.append(str(one.get("name", "")) if isinstance(one, Mapping) else str(one))
+        found += [
+            str(one.get("name", "")) if isinstance(one, Mapping) else str(one)
+            for one in pipeline.get("filters") or ()
+        ]
     return [name for name in found if name]
 
 

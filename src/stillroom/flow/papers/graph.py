@@ -9,6 +9,7 @@ looked up in tables of known models, and no model is loaded.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,7 +221,9 @@ class LineageGraph:
 
     def list_parents(self, node: Node) -> list[tuple[str, Node]]:
         """Return role and node of every direct input."""
-        return [(edge.role, self.nodes[edge.parent]) for edge in self.edges if edge.child == node.id]
+        return [
+            (edge.role, self.nodes[edge.parent]) for edge in self.edges if edge.child == node.id
+        ]
 
     def list_ancestors(self, node: Node) -> list[Node]:
         """Return all inputs, direct and indirect, nearest first, without the node itself."""
@@ -269,10 +272,8 @@ class LineageGraph:
     def open_ends(self) -> list[str]:
         """Inputs that are gone or cannot be read, one line each."""
         gone = [f"{node.name} is gone" for node in self.select("missing")]
-        for node in self.nodes.values():
-            if node.text is not None and node.text.problem:
-                gone.append(f"{node.name}: {node.text.problem}")
-        return gone
+        texts = ((node.name, node.text) for node in self.nodes.values())
+        return gone + [f"{name}: {text.problem}" for name, text in texts if text and text.problem]
 
 
 def read_graph(
@@ -384,9 +385,7 @@ class _GraphBuilder:
         if is_reference(parent.path):
             name = parent.path.removeprefix("hub:").partition("@")[0]
             kind: NodeKind = "model" if is_model else "file"
-            return self._add(
-                Node(f"{kind}:{parent.path}", name, kind, parent.digest, parent.path)
-            )
+            return self._add(Node(f"{kind}:{parent.path}", name, kind, parent.digest, parent.path))
         path = resolve_parent(folder, parent)
         if path in self.ids:
             return self.ids[path]
@@ -427,7 +426,15 @@ def _read_report(graph: LineageGraph, path: Path) -> None:
         file = path / "output" / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        graph.metrics += [metric for metric in report["metrics"] if metric["value"] is not None]
+        graph.metrics += [
+            {
+                **metric,
+                "low": _get_finite(metric.get("low")),
+                "high": _get_finite(metric.get("high")),
+            }
+            for metric in report["metrics"]
+            if _get_finite(metric["value"]) is not None
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as a report: {error!s:.80}",
@@ -440,6 +447,11 @@ def _read_report(graph: LineageGraph, path: Path) -> None:
         for _, artifact in list_ancestors(path):
             if artifact.kind == "report":
                 graph.left_out.update(artifact.details.get("left_out") or {})
+
+
+def _get_finite(value: float | None) -> float | None:
+    """Return a number unless it is missing or not finite; bounds of one value are NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def read_recipe(folder: Path, artifact: Artifact) -> Mapping[str, Any]:

@@ -24,7 +24,14 @@ from stillroom.flow.papers.reader_card import (
 )
 from stillroom.provenance import Artifact
 
-__all__ = ["find_license", "list_bases", "list_limitations", "render_card", "require_model"]
+__all__ = [
+    "fill_card",
+    "find_license",
+    "list_bases",
+    "list_limitations",
+    "render_card",
+    "require_model",
+]
 
 _MAX_SHOWN = 12
 _SMALL_SAMPLE = 100
@@ -96,9 +103,7 @@ def render_card(graph: LineageGraph) -> str:
             _describe_method(graph),
             _describe_data(graph, shares),
             _describe_evaluation(graph),
-            "\n".join(
-                ["## Limitations", "", *(f"- {line}" for line in list_limitations(graph))]
-            ),
+            "\n".join(["## Limitations", "", *(f"- {line}" for line in list_limitations(graph))]),
             _describe_verification(graph),
         )
         if part
@@ -109,15 +114,31 @@ def render_card(graph: LineageGraph) -> str:
         license=find_license(graph),
         base_models=bases,
         relation=(
-            "finetune"
-            if is_distilled or graph.is_reader
-            else "merge"
-            if len(bases) > 1
-            else ""
+            "finetune" if is_distilled or graph.is_reader else "merge" if len(bases) > 1 else ""
         ),
         tags=[method.rpartition(".")[2] for method in chain if method],
         fields=_build_front_matter(graph, called, shares),
     )
+
+
+def fill_card(graph: LineageGraph) -> dict[str, object]:
+    """Return the card's fields by name; None and empty values are unknown."""
+    license = find_license(graph)
+    origins = [node.text for node in graph.data if node.text]
+    return {
+        "name": graph.title,
+        "developed by": graph.provider,
+        "license": None if "unknown" in license.split() else license,
+        "base models": ", ".join(list_bases(graph)),
+        "training data": ", ".join(node.name for node in graph.data),
+        "origin of the data": None
+        if not origins or any(text.origins["unknown"] or text.problem for text in origins)
+        else "known",
+        "training procedure": _describe_method(graph),
+        "evaluation": "known" if _select_quality_metrics(graph.metrics) else None,
+        "intended uses": None,
+        "safety and bias": None,
+    }
 
 
 def _get_artifact(node: Node) -> Artifact:
@@ -215,8 +236,10 @@ def _describe_data(graph: LineageGraph, shares: Mapping[str, Mapping[str, int]])
         return ""
     lines = ["## Training data", "", "| data | human | synthetic | unknown | license |"]
     lines.append("|---|---|---|---|---|")
-    for node in graph.select("records", of=graph.subject):
-        lines.append(_format_share_row(f"records of {node.name}", shares[node.name], node.license))
+    lines += [
+        _format_share_row(f"records of {node.name}", shares[node.name], node.license)
+        for node in graph.select("records", of=graph.subject)
+    ]
     for node in indexes:
         counts = node.text.origins if node.text else {}
         lines.append(_format_share_row(f"documents of {node.name}", counts, node.license))
@@ -288,10 +311,7 @@ def _list_evaluation_limitations(graph: LineageGraph) -> Iterator[str]:
     for node in graph.select("checkpoint", of=graph.subject):
         artifact = _get_artifact(node)
         if "left_out" in artifact.details and "kept" in artifact.details:
-            yield (
-                f"No merge was evaluated ({node.name}): "
-                f"{artifact.details['left_out']}."
-            )
+            yield (f"No merge was evaluated ({node.name}): {artifact.details['left_out']}.")
         elif artifact.details.get("helped") is False:
             yield f"Merging ({node.name}) did not lower the held-out loss."
 
@@ -325,8 +345,12 @@ def _list_data_limitations(graph: LineageGraph) -> Iterator[str]:
             yield f"The records of {node.name} were deleted and cannot be counted."
     for node in graph.list_ancestors(graph.subject):
         if node.kind == "missing":
-            roles = [role for child in graph.nodes.values() for role, parent in
-                     graph.list_parents(child) if parent is node]
+            roles = [
+                role
+                for child in graph.nodes.values()
+                for role, parent in graph.list_parents(child)
+                if parent is node
+            ]
             yield f"A parent artifact was deleted: {roles[0]} {node.name}."
 
 
