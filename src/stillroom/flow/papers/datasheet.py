@@ -61,7 +61,7 @@ def write_croissant(graph: LineageGraph) -> Paper:
     sheet.fill("wasAttributedTo", ", ".join(facts.models))
     for name in RAI_FIELDS:
         value = facts.rai.get(name, "")
-        sheet.fill(f"rai:{name}", value if isinstance(value, str) else ", ".join(value))
+        sheet.fill(f"rai:{name}", value if isinstance(value, str) else list(value))
     text = format_json(make_croissant(facts, files))
     return sheet.make_paper("croissant", "croissant.json", "Croissant 1.1 with RAI 1.0", text)
 

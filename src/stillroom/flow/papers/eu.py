@@ -133,7 +133,7 @@ def write_documentation_form(graph: LineageGraph) -> Paper:
             "Training time": _describe_time(graph),
             "Amount of computation used for training": None,
             "Measurement methodology": "seconds of the phases in the job's events"
-            if find_training_seconds(graph) is not None
+            if find_training_seconds(graph)
             else None,
         },
         "8. Energy consumption (during training and inference)": {
@@ -224,7 +224,8 @@ def _list_synthetic(graph: LineageGraph) -> dict[str, object]:
         if is_decided
         else None,
         "Modality of the synthetic data": "Text" if made else none,
-        "General-purpose AI models used to generate it": "; ".join(known) or none,
+        "General-purpose AI models used to generate it": "; ".join(known)
+        or ("none is recorded" if other else none),
         "Other AI models used to generate it": "; ".join(other)
         or ("none is recorded" if known else none),
         "Additional comments": f"{made} texts by "
@@ -291,10 +292,13 @@ def _list_properties(graph: LineageGraph) -> dict[str, object]:
 
 
 def _describe_training(graph: LineageGraph) -> str:
-    settings = [f"{name} {value}" for name, value in list_settings(graph.subject.recipe)]
-    methods = ", ".join(list_methods(graph, graph.subject))
-    seed = f"seed {graph.subject_artifact.seed}"
-    return "; ".join(part for part in (methods, seed, ", ".join(settings)) if part)
+    parts = []
+    for node in graph.select("checkpoint", of=graph.subject):
+        settings = [f"{name} {value}" for name, value in list_settings(node.recipe)]
+        seed = f"seed {node.artifact.seed}" if node.artifact else ""
+        listed = [", ".join(list_methods(graph, node)), seed, ", ".join(settings)]
+        parts.append(f"{node.name}: {', '.join(part for part in listed if part)}")
+    return "; ".join(parts)
 
 
 def _list_data(graph: LineageGraph) -> dict[str, object]:
@@ -323,8 +327,9 @@ def _describe_source(graph: LineageGraph, node: Node) -> str:
 def _describe_time(graph: LineageGraph) -> str:
     seconds = find_training_seconds(graph)
     host = graph.subject_artifact.host
-    where = f" on {host['cores']} cores, {host['platform']}" if host.get("platform") else ""
-    return f"{seconds:.3g} s{where}" if seconds is not None else ""
+    where = f"; on {host['cores']} cores, {host['platform']}" if host.get("platform") else ""
+    shown = ", ".join(f"{name} {total:.3g} s" for name, total in seconds.items())
+    return f"{shown}{where}" if shown else ""
 
 
 def _describe_inference(graph: LineageGraph) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillroom.flow.papers.graph import LineageGraph, Node, TextFacts
+from stillroom.flow.papers.graph import LineageGraph, Node, TextFacts, hide_folders
 from stillroom.provenance import canonical_json
 
 __all__ = [
@@ -95,8 +95,9 @@ class FieldSheet:
 
     def fill(self, name: str, value: object) -> str:
         """Keep a field; None and empty values are unknown. Return the text to write."""
-        text = "" if value is None else str(value)
-        self.values[name] = text or UNKNOWN
+        is_empty = value is None or value in ("", [], (), {})
+        text = "" if is_empty else ", ".join(map(str, value)) if isinstance(value, list) else value
+        self.values[name] = str(text) or UNKNOWN
         return self.values[name]
 
     @property
@@ -181,9 +182,7 @@ def _list_setting(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for at, one in enumerate(value):
             yield from _list_setting(f"{name}.{at}", one)
     else:
-        text = str(value)
-        is_local = text.startswith(("/", "../", "./")) or re.match(r"[A-Za-z]:[\\/]", text)
-        yield name, re.split(r"[\\/]", text.rstrip("\\/"))[-1] if is_local else text
+        yield name, hide_folders(str(value))
 
 
 def find_filters(node: Node) -> list[str]:
@@ -206,11 +205,13 @@ def find_hub_purl(node: Node) -> str:
     return f"pkg:huggingface/{name}" + (f"@{revision.lower()}" if revision else "")
 
 
-def find_training_seconds(graph: LineageGraph) -> float | None:
-    """Return how long the subject's training or merge took, by its job's events."""
-    phases = [graph.subject.seconds.get(name) for name in ("train", "merge")]
-    known = [seconds for seconds in phases if seconds is not None]
-    return sum(known) if known else None
+def find_training_seconds(graph: LineageGraph) -> dict[str, float]:
+    """Return how long training or merging took, by the events of each job that made weights."""
+    seconds = {
+        node.name: sum(node.seconds.get(name, 0.0) for name in ("train", "merge"))
+        for node in graph.select("checkpoint", of=graph.subject)
+    }
+    return {name: total for name, total in seconds.items() if total}
 
 
 def select_metrics(graph: LineageGraph, *, quality: bool) -> list[dict[str, Any]]:

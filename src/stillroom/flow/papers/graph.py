@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ __all__ = [
     "ModelFacts",
     "Node",
     "TextFacts",
+    "hide_folders",
     "read_graph",
     "read_recipe",
 ]
@@ -383,9 +385,10 @@ class _GraphBuilder:
         if not has_path(parent):
             return self._add(Node(f"missing:{parent.role}", parent.role, "missing"))
         if is_reference(parent.path):
-            name = parent.path.removeprefix("hub:").partition("@")[0]
+            reference = hide_folders(parent.path)
+            name = reference.removeprefix("hub:").partition("@")[0]
             kind: NodeKind = "model" if is_model else "file"
-            return self._add(Node(f"{kind}:{parent.path}", name, kind, parent.digest, parent.path))
+            return self._add(Node(f"{kind}:{reference}", name, kind, parent.digest, reference))
         path = resolve_parent(folder, parent)
         if path in self.ids:
             return self.ids[path]
@@ -396,7 +399,10 @@ class _GraphBuilder:
         else:
             kind = "documents" if parent.role == "documents" else "file"
         name = names.get(path, path.name)
-        self.ids[path] = self._add(Node(f"{kind}:{name}", name, kind, parent.digest, folder=path))
+        license = _read_license(path) if kind == "model" else ""
+        self.ids[path] = self._add(
+            Node(f"{kind}:{name}", name, kind, parent.digest, license=license, folder=path)
+        )
         return self.ids[path]
 
     def _add(self, node: Node) -> str:
@@ -406,6 +412,21 @@ class _GraphBuilder:
             node.id = f"{node.id}#{node.digest[:12]}"
         self.nodes.setdefault(node.id, node)
         return node.id
+
+
+def hide_folders(text: str) -> str:
+    """Return a path or a reference to one without its folders; other texts unchanged."""
+    local = re.fullmatch(r"((?:[a-z][a-z0-9+.-]+:)?)(/(?!/).*|\.{1,2}/.*|[A-Za-z]:[\\/].*)", text)
+    if local is None:
+        return text
+    return local[1] + re.split(r"[\\/]", local[2].rstrip("\\/"))[-1]
+
+
+def _read_license(folder: Path) -> str:
+    """Return the license that a model's own card names; empty without one."""
+    from stillroom.checkpoints.card import read_card
+
+    return str(read_card(folder).get("license") or "") if folder.is_dir() else ""
 
 
 def _shorten_paths(paths: Sequence[Path]) -> dict[Path, str]:

@@ -204,7 +204,9 @@ def find_license(graph: LineageGraph) -> str:
     if graph.is_reader:
         parts += list_licenses(graph.subject_folder, graph.subject_artifact)
         parts += [node.license for node in graph.data if node.license]
-    if any(not node.license for node in graph.data if node is not graph.subject):
+    sources = [node for node in graph.data if node is not graph.subject]
+    sources += [node for role, node in graph.models if role in _BASE_ROLES and node.kind == "model"]
+    if any(not node.license for node in sources if node.folder):
         parts.append("unknown")
     return " AND ".join(dict.fromkeys(parts))
 

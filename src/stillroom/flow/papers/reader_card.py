@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
     ]
     if comparison:
         figures = [comparison[name] for name in ("difference", "low", "high")]
-        shown = ", ".join(f"{value:+.3f}" for value in figures if value is not None)
+        shown = ", ".join(
+            f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
+        )
         compared = (
             f"right first sentences of {comparison['n']} held-out questions, trained less start "
             f"(mean, low, high): {shown or 'not measured'}"

@@ -202,11 +202,10 @@ class _SpdxWriter:
         }
         if is_subject:
             for name in _WANTED["ai_AIPackage"]:
-                value = fields.get(name)
-                self.sheet.fill(name, "known" if value else None)
+                self.sheet.fill(name.removeprefix("ai_"), _show(fields.get(name)))
             for name, known in (
                 ("suppliedBy", graph.provider),
-                ("software_downloadLocation", None),
+                ("downloadLocation", None),
                 ("releaseTime", None),
             ):
                 self.sheet.fill(name, known)
@@ -228,7 +227,8 @@ class _SpdxWriter:
         }
         if node in graph.data:
             for name in _WANTED["dataset_DatasetPackage"]:
-                self.sheet.fill(f"{node.name}/{name}", "known" if fields.get(name) else None)
+                short = name.removeprefix("dataset_")
+                self.sheet.fill(f"{node.name} {short}", _show(fields.get(name)))
         presence = {"dataset_hasSensitivePersonalInformation": "noAssertion"}
         return {name: value for name, value in fields.items() if value} | presence
 
@@ -343,6 +343,13 @@ def _name_tool() -> str:
 
 def _by_path(entry: FileEntry) -> str:
     return entry.path
+
+
+def _show(value: Any) -> Any:
+    """Return a property's value for the sheet; entries as key and value."""
+    if not isinstance(value, list):
+        return value
+    return [f"{one['key']} {one['value']}" if isinstance(one, dict) else one for one in value]
 
 
 def _make_entry(key: str, value: str) -> dict[str, str]:
