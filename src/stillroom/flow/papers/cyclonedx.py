@@ -32,6 +32,7 @@ from stillroom.flow.papers.facts import (
 from stillroom.flow.papers.graph import LineageGraph, Node
 from stillroom.flow.papers.model_card import find_license, list_limitations
 from stillroom.provenance import FileEntry
+from stillroom.provenance.signing import CLAIMS_FILE, SIGNATURE_FILE
 
 __all__ = ["write_cyclonedx"]
 
@@ -102,6 +103,7 @@ def _make_system(graph: LineageGraph, root: Node) -> dict[str, Any]:
             "manufacturer": {"name": graph.provider} if graph.provider else None,
             "description": graph.decision,
             "components": [_make_file(entry, root) for entry in _list_files(root)],
+            "externalReferences": _list_references(root),
             "properties": _list_properties(root),
         }
     )
@@ -179,7 +181,12 @@ def _list_references(node: Node) -> list[dict[str, Any]]:
     if node.location.startswith("hub:"):
         name = node.location.removeprefix("hub:").partition("@")[0]
         return [{"type": "distribution", "url": f"https://huggingface.co/{name}"}]
-    return [{"type": "distribution", "url": node.location}] if "://" in node.location else []
+    if "://" in node.location:
+        return [{"type": "distribution", "url": node.location}]
+    if not node.signer:
+        return []
+    files = {"attestation": CLAIMS_FILE, "digital-signature": SIGNATURE_FILE}
+    return [{"type": kind, "url": f"{node.location}/{name}"} for kind, name in files.items()]
 
 
 def _make_pedigree(graph: LineageGraph, node: Node) -> dict[str, Any]:
@@ -281,6 +288,8 @@ def _list_properties(node: Node) -> list[dict[str, str]]:
     fields: dict[str, object] = {"digest": node.digest, "location": node.location}
     if artifact is not None:
         fields |= {
+            "claim": artifact.claim,
+            "signer": node.signer,
             "origin": node.origin,
             "created": artifact.created,
             "recipe_digest": artifact.recipe_digest,

@@ -257,6 +257,8 @@ def _describe_filters(graph: LineageGraph, names: set[str]) -> str:
 
 def _list_general(graph: LineageGraph) -> dict[str, object]:
     files = [f"{entry.path} {entry.digest}" for entry in graph.subject_artifact.files]
+    signer = graph.subject.signer
+    signed = f"; signed by key {signer} (check it with stillroom verify)" if signer else ""
     dependencies = [
         f"{node.name} ({role}, {node.digest or 'no digest'})"
         for role, node in graph.models
@@ -265,7 +267,9 @@ def _list_general(graph: LineageGraph) -> dict[str, object]:
     return {
         "Legal name for the model provider": graph.provider,
         "Model name": f"{graph.title} (digest {graph.subject.digest})",
-        "Model authenticity": f"SHA-256 of the files: {', '.join(files)}" if files else None,
+        "Model authenticity": f"SHA-256 of the files: {', '.join(files)}{signed}"
+        if files
+        else None,
         "Release date": None,
         "Union market release date": None,
         "Model dependencies": "; ".join(dict.fromkeys(dependencies)),

@@ -187,14 +187,20 @@ def _list_setting(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def find_filters(node: Node) -> list[str]:
     """Return the names of the filters that a job of records ran, as its recipe lists them."""
-    found: list[str] = []
-    pipeline = node.recipe.get("pipeline")
-    if isinstance(pipeline, Mapping):
-        found += [
-            str(one.get("name", "")) if isinstance(one, Mapping) else str(one)
-            for one in pipeline.get("filters") or ()
-        ]
-    return [name for name in found if name]
+    return [name for name in dict.fromkeys(_list_filters(node.recipe.get("pipeline"))) if name]
+
+
+def _list_filters(value: Any) -> Iterator[str]:
+    """Yield the filters of a generator, or of each of several steps."""
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _list_filters(one)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name == "filters" and isinstance(inner, list | tuple):
+                yield from (str(one["name"] if isinstance(one, Mapping) else one) for one in inner)
+            else:
+                yield from _list_filters(inner)
 
 
 def find_hub_purl(node: Node) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from stillroom.errors import DataError, StillroomError
 from stillroom.flow.opening import find_step
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, digest_text, read_artifact
+from stillroom.provenance.signing import read_claims
 from stillroom.provenance.sources import (
     has_passages,
     has_path,
@@ -153,6 +154,17 @@ class Node:
     def seconds(self) -> Mapping[str, float]:
         """Seconds of each phase, from the job's events."""
         return {} if self.folder is None else _read_phases(self.folder / "events.jsonl")
+
+    @cached_property
+    def signer(self) -> str:
+        """Key id that the newest claim names, unchecked; empty for a folder without claims.
+
+        Raises:
+            IntegrityError: If the claims cannot be read.
+        """
+        claims = read_claims(self.folder) if self.folder is not None and self.artifact else []
+        signatures = claims[-1].get("signatures") if claims else None
+        return str(signatures[0].get("keyid", "")) if signatures else ""
 
     @property
     def origin(self) -> str:

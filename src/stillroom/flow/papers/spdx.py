@@ -288,8 +288,8 @@ class _SpdxWriter:
         build = self._add(
             "build_Build",
             f"job/{node.id}",
-            build_buildType=f"urn:stillroom:{node.recipe.get('kind', 'unknown')}",
-            build_buildId=artifact.digest,
+            build_buildType=f"urn:stillroom:job:{node.recipe.get('kind', 'unknown')}",
+            build_buildId=artifact.claim,
             build_buildEndTime=format_time(artifact.created) or None,
             build_configSourceDigest=[_make_hash("sha256", artifact.recipe_digest)]
             if artifact.recipe_digest
