@@ -29,7 +29,7 @@ from stillroom.flow.papers.facts import (
     normalize_license,
     select_metrics,
 )
-from stillroom.flow.papers.graph import LineageGraph, Node
+from stillroom.flow.papers.graph import DATA_KINDS, LineageGraph, Node
 from stillroom.flow.papers.model_card import find_license, list_limitations
 from stillroom.provenance import FileEntry
 from stillroom.provenance.signing import CLAIMS_FILE, SIGNATURE_FILE
@@ -234,7 +234,7 @@ def _make_card(graph: LineageGraph, node: Node) -> dict[str, Any]:
     """Return the model card; evaluation and limitations are the subject's alone."""
     is_subject = node is graph.subject
     facts = node.model
-    data = graph.select("records", "index", of=node)
+    data = graph.select(*DATA_KINDS, of=node)
     measured = select_metrics(graph, quality=True) if is_subject else []
     settings = [
         {"name": f"stillroom:setting:{name}", "value": value}
@@ -242,26 +242,28 @@ def _make_card(graph: LineageGraph, node: Node) -> dict[str, Any]:
     ]
     parameters = {"name": "stillroom:parameters", "value": str(facts.parameters or UNKNOWN)}
     context = {"name": "stillroom:context_tokens", "value": str(facts.context or UNKNOWN)}
-    is_reader = bool(node.artifact and node.artifact.details.get("reader"))
+    details = node.artifact.details if node.artifact else {}
+    is_text = not details.get("detector")
+    task = "question-answering" if details.get("reader") else "text-generation" if is_text else ""
     return _drop_empty(
         {
             "bom-ref": f"{node.id}/card",
             "modelParameters": _drop_empty(
                 {
-                    "approach": {"type": "supervised"} if is_reader else None,
-                    "task": "question-answering" if is_reader else "text-generation",
+                    "approach": {"type": "supervised"} if details.get("reader") else None,
+                    "task": task or "forgery-detection",
                     "architectureFamily": facts.family,
                     "modelArchitecture": facts.architecture,
                     "datasets": [{"ref": one.id} for one in data],
-                    "inputs": [{"format": "text"}],
-                    "outputs": [{"format": "text"}],
+                    "inputs": [{"format": "text"}] if is_text else None,
+                    "outputs": [{"format": "text"}] if is_text else None,
                 }
             ),
             "quantitativeAnalysis": _drop_empty(
                 {"performanceMetrics": [_make_metric(metric) for metric in measured]}
             ),
             "considerations": {"technicalLimitations": list_limitations(graph)}
-            if is_subject
+            if is_subject and is_text
             else None,
             "properties": [parameters, context, *settings],
         }

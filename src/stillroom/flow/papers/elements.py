@@ -92,7 +92,9 @@ def _list_system(graph: LineageGraph) -> dict[str, object]:
         "timestamp": graph.artifact.created if is_run else None,
         "data flow": flow if is_run else None,
         "data usage": None,
-        "input/output properties": "text in, text out" if is_run else None,
+        "input/output properties": "text in, text out"
+        if is_run and not graph.is_detector
+        else None,
         "intended application area": None,
     }
 
@@ -116,7 +118,7 @@ def _list_model(graph: LineageGraph) -> dict[str, object]:
         "hash value": ", ".join(f"{entry.path} {entry.digest}" for entry in artifact.files),
         "hash algorithm": "SHA-256" if artifact.files else None,
         "properties": ", ".join(part for part in shape if part),
-        "input-output properties": f"text in, text out{context}",
+        "input-output properties": None if graph.is_detector else f"text in, text out{context}",
         "training properties": ", ".join(list_methods(graph, subject)),
         "license": None if UNKNOWN in license.split() else license,
         "external references": ", ".join(

@@ -34,6 +34,7 @@ from stillroom.provenance.sources import (
 from stillroom.records import Record, find_record_file, read_records
 
 __all__ = [
+    "DATA_KINDS",
     "DocumentFacts",
     "Edge",
     "LineageGraph",
@@ -48,6 +49,7 @@ __all__ = [
 NodeKind = Literal[
     "checkpoint", "records", "index", "media", "report", "model", "documents", "file", "missing"
 ]
+DATA_KINDS: tuple[NodeKind, ...] = ("records", "index", "media")
 MODEL_ROLES = frozenset({"teacher", "base", "model", "student", "start", "embedder", "reader"})
 
 
@@ -233,6 +235,11 @@ class LineageGraph:
         """Whether the subject is a sentence reader, not a language model."""
         return bool(self.subject.artifact and self.subject.artifact.details.get("reader"))
 
+    @property
+    def is_detector(self) -> bool:
+        """Whether the subject is a detector of forgeries, not a language model."""
+        return bool(self.subject.artifact and self.subject.artifact.details.get("detector"))
+
     def list_parents(self, node: Node) -> list[tuple[str, Node]]:
         """Return role and node of every direct input."""
         return [
@@ -257,8 +264,8 @@ class LineageGraph:
 
     @property
     def data(self) -> list[Node]:
-        """Records and indexes of documents that the subject was made from, or is."""
-        return self.select("records", "index", of=self.subject)
+        """Records, indexes of documents and media that the subject was made from, or is."""
+        return self.select(*DATA_KINDS, of=self.subject)
 
     @property
     def models(self) -> list[tuple[str, Node]]:

@@ -39,10 +39,10 @@ _BASE_ROLES = {"teacher", "base", "model", "student"}
 
 
 def require_model(graph: LineageGraph) -> None:
-    """Check that the papers of a model can be written.
+    """Check that the papers of a language model can be written.
 
     Raises:
-        DataError: If the subject is no checkpoint.
+        DataError: If the subject is no checkpoint, or a detector.
     """
     if graph.subject.kind != "checkpoint":
         raise DataError(
@@ -50,6 +50,13 @@ def require_model(graph: LineageGraph) -> None:
             code="data.wrong-kind",
             expected="the folder of a run or of a job that produced a checkpoint",
             next=f"stillroom show {graph.subject_folder}",
+        )
+    if graph.is_detector:
+        raise DataError(
+            f"{graph.subject_folder} is a detector of forgeries, not a language model",
+            code="data.wrong-kind",
+            expected="a language model or a sentence reader",
+            next="read the detector's own card, output/README.md; or write cyclonedx or spdx",
         )
 
 

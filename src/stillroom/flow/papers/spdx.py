@@ -31,7 +31,7 @@ from stillroom.flow.papers.facts import (
     normalize_license,
     select_metrics,
 )
-from stillroom.flow.papers.graph import LineageGraph, Node
+from stillroom.flow.papers.graph import DATA_KINDS, LineageGraph, Node
 from stillroom.flow.papers.model_card import find_license, list_limitations
 from stillroom.provenance import FileEntry
 
@@ -198,7 +198,9 @@ class _SpdxWriter:
             "ai_metric": metrics,
             "ai_informationAboutTraining": ", ".join(methods),
             "ai_modelDataPreprocessing": list(dict.fromkeys(filters)),
-            "ai_limitation": " ".join(list_limitations(graph)) if is_subject else "",
+            "ai_limitation": " ".join(list_limitations(graph))
+            if is_subject and not graph.is_detector
+            else "",
         }
         if is_subject:
             for name in _WANTED["ai_AIPackage"]:
@@ -273,7 +275,7 @@ class _SpdxWriter:
         for node in graph.nodes.values():
             parents = graph.list_parents(node)
             if node.kind in _MODEL_KINDS:
-                data = [ids[one.id] for one in graph.select("records", "index", of=node)]
+                data = [ids[one.id] for one in graph.select(*DATA_KINDS, of=node)]
                 models = [ids[one.id] for _, one in parents if one.kind in _MODEL_KINDS]
                 self._relate("trainedOn", ids[node.id], data, node.id)
                 self._relate("descendantOf", ids[node.id], models, node.id)

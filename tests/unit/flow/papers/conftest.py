@@ -1,6 +1,7 @@
 """A small run with everything that papers tell: documents, records, a student, a report."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -14,11 +15,19 @@ from stillroom.testing import tiny_checkpoint
 
 TEACHER = "hub:Maker/Large@0a1b2c"
 PRINT = "f" * 64
+BASE = Parent("teacher", TEACHER, PRINT, "checkpoint")
 METRICS = [
     {"name": "answers/student/closed/f1", "value": 0.4, "low": 0.3, "high": 0.5, "n": 20},
     {"name": "answers/student/closed/em", "value": 0.1, "low": float("nan"), "high": None, "n": 1},
     {"name": "student/tokens_per_second", "value": 90.0, "low": None, "high": None, "n": 1},
 ]
+STUDENT = """version: 1
+kind: distill.supervised
+seed: 3
+teacher: {teacher}
+student: {teacher}
+records: {records}
+"""
 RECORDS = """version: 1
 kind: synth.records
 seed: 3
@@ -77,22 +86,21 @@ def _build_records(out, index, license):
     counts = {"train": {"dropped": {"duplicate": 4}}}
     job.finish(
         "records",
-        parents=[make_parent("passages", index, out), Parent("teacher", TEACHER, PRINT, "checkpoint")],
+        parents=[make_parent("passages", index, out), BASE],
         origin={"kind": "synthetic", "license": license},
         details={"counts": counts},
-    )  # fmt: skip
+    )
 
 
 def _build_student(out, records, license):
-    recipe = f"version: 1\nkind: distill.supervised\nseed: 3\nteacher: {TEACHER}\nstudent: {TEACHER}\nrecords: {records}\n"
-    job = Job.start(out, recipe)
+    job = Job.start(out, STUDENT.format(teacher=TEACHER, records=records))
     tiny_checkpoint(job.output, hidden=32)
     chain = [{"method": "distill.methods.sft", "model": PRINT, "parents": []}]
     job.finish(
         "checkpoint",
-        parents=[make_parent("records", records, out), Parent("student", TEACHER, PRINT, "checkpoint")],
+        parents=[make_parent("records", records, out), replace(BASE, role="student")],
         origin={"kind": "synthetic", "chain": chain, "license": license},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,324 @@
+"""Every paper is accepted by its validator, tells what the lineage holds, and counts the rest."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from io import BytesIO
+
+import pytest
+import spdx_python_model
+from click.testing import CliRunner
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from tests.unit.flow.papers.conftest import PRINT, TEACHER, build_run
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.flow.papers.facts import list_settings
+from stillroom.flow.papers.graph import hide_folders, read_graph
+from stillroom.flow.papers.writer import FORMATS, write_all
+from stillroom.jobs import Job
+from stillroom.provenance import read_artifact
+from stillroom.recipes import parse_recipe
+from stillroom.testing import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def papers(run):
+    return {paper.format: paper for paper in write_all(read_graph(run))[0]}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(stillroom, ["attest", *map(str, arguments)])
+
+
+def check_bom(text):
+    errors = JsonStrictValidator(SchemaVersion.V1_7).validate_str(text, all_errors=True)
+    assert list(errors or ()) == []
+    return json.loads(text)
+
+
+def check_spdx(text):
+    """Read by the bindings that are generated from the SHACL model, and write: both validate."""
+    model, objects = spdx_python_model.load_data(json.loads(text))
+    model.JSONLDSerializer().write(objects, BytesIO())
+    assert sorted(objects.missing_ids) == []
+    return [one for one in json.loads(text)["@graph"] if "spdxId" in one]
+
+
+def test_bom_lists_models_data_and_how_they_were_made(papers, run):
+    bom = check_bom(papers["cyclonedx"].text)
+    assert bom["metadata"]["component"]["name"] == "run"
+    parts = {part["name"]: part for part in bom["components"]}
+    student, records = parts["student"], parts["records"]
+    assert student["type"] == "machine-learning-model"
+    assert student["pedigree"]["ancestors"][0]["purl"] == "pkg:huggingface/Maker/Large@0a1b2c"
+    assert student["licenses"] == [{"license": {"id": "CC0-1.0"}}]
+    card = student["modelCard"]
+    assert card["modelParameters"]["modelArchitecture"] == "LlamaForCausalLM"
+    assert {one["ref"] for one in card["modelParameters"]["datasets"]} == {
+        "records:records",
+        "index:index",
+    }
+    figures = {one["type"]: one for one in card["quantitativeAnalysis"]["performanceMetrics"]}
+    assert figures["answers/student/closed/f1"]["confidenceInterval"]["lowerBound"] == "0.3"
+    assert "confidenceInterval" not in figures["answers/student/closed/em"]  # NaN is no bound
+    weights = read_artifact(run / "steps" / "student").files
+    hashes = {one["name"]: one["hashes"][0]["content"] for one in student["components"]}
+    assert hashes == {entry.path: entry.digest for entry in weights}
+    assert records["data"][0]["description"].startswith("3 records, ")
+    workflows = {one["name"]: one for one in bom["formulation"][0]["workflows"]}
+    assert set(workflows) == {"rag.index", "synth.records", "distill.supervised"}
+    roles = [one["properties"][0]["value"] for one in workflows["synth.records"]["inputs"][:2]]
+    assert roles == ["passages", "teacher"]
+    complete = {one["aggregate"]: one["dependencies"] for one in bom["compositions"]}
+    assert f"model:{TEACHER}" in complete["unknown"]
+
+
+def test_documents_are_listed_with_digest_license_and_origin(papers):
+    bom = check_bom(papers["cyclonedx"].text)
+    index = next(part for part in bom["components"] if part["name"] == "index")
+    documents = [part for part in index["components"] if part["name"] in ("ferry.md", "rivers.txt")]
+    assert [one["mime-type"] for one in documents] == ["text/markdown", "text/plain"]
+    assert all(one["licenses"] == [{"license": {"id": "CC0-1.0"}}] for one in documents)
+    assert all(one["properties"][0]["value"] == "human" for one in documents)
+
+
+def test_minimum_elements_have_seven_clusters_of_fifty(papers):
+    fields = papers["cyclonedx"].fields
+    counts = Counter(name.partition("/")[0] for name in fields)
+    assert dict(counts) == {
+        "metadata": 10,
+        "system": 9,
+        "models": 13,
+        "datasets": 10,
+        "infrastructure": 2,
+        "security": 4,
+        "kpis": 2,
+    }
+    bom = json.loads(papers["cyclonedx"].text)
+    told = {one["value"] for one in bom["metadata"]["properties"]}
+    assert told == set(papers["cyclonedx"].unknown)
+    assert "datasets/sensitivity" in told
+    assert fields["security/controls"] == "records: filters injection"
+    assert fields["models/license"] == "CC0-1.0"
+
+
+def test_spdx_has_packages_builds_and_two_licenses_each(papers):
+    elements = check_spdx(papers["spdx"].text)
+    by_type = Counter(one["type"] for one in elements)
+    assert by_type["ai_AIPackage"] == 3  # student, its base, and the embedder
+    assert by_type["build_Build"] == 3
+    student = next(one for one in elements if one.get("name") == "student")
+    assert {"type": "DictionaryEntry", "key": "teacher", "value": TEACHER} in student[
+        "ai_hyperparameter"
+    ]
+    links = [one for one in elements if one["type"] == "Relationship"]
+    packages = [
+        one for one in elements if one["type"] in ("ai_AIPackage", "dataset_DatasetPackage")
+    ]
+    for package in packages:
+        kinds = Counter(
+            one["relationshipType"] for one in links if one["from"] == package["spdxId"]
+        )
+        assert (kinds["hasDeclaredLicense"], kinds["hasConcludedLicense"]) == (1, 1)
+    trained = [one for one in links if one["relationshipType"] == "trainedOn"]
+    assert len(trained[0]["to"]) == 2
+    document = elements[-1]
+    assert {"ai", "dataset", "build"} <= set(document["profileConformance"])
+
+
+def test_croissant_tells_sources_models_and_what_was_dropped(papers):
+    told = json.loads(papers["croissant"].text)
+    assert told["conformsTo"][0] == "http://mlcommons.org/croissant/1.1"
+    assert {one["prov:label"] for one in told["prov:wasDerivedFrom"]} == {"rivers.txt", "ferry.md"}
+    made_by = told["prov:wasAttributedTo"][0]["prov:label"]
+    assert made_by == f"Maker/Large ({PRINT}) (2 rows)"
+    assert told["rai:dataCollection"] == "2 synthetic, 1 human"
+    assert told["rai:dataCollectionMissingData"] == "dropped: 4 duplicate"
+    assert told["rai:dataBiases"] == "unknown"
+    assert told["distribution"][0]["contentUrl"] == "steps/records/output/records.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("eu-summary", "- **Model dependencies:** Maker/Large"),
+        ("eu-summary", "- **Training data size:** 112 bytes of text. Less than 1 billion tokens"),
+        ("eu-summary", "- **Was synthetic AI-generated data created to train the model?:** Yes"),
+        ("eu-summary", f"Maker/Large ({PRINT}): 2 texts"),
+        ("eu-summary", "2 documents of papers: 1 text/markdown, 1 text/plain; license: 2 CC0-1.0"),
+        ("eu-summary", "- **Are you a signatory to the Code of Practice?:** unknown"),
+        ("eu-form", "- **Model architecture:** LlamaForCausalLM"),
+        ("eu-form", "- **Maximum input size:** 512 tokens"),
+        ("eu-form", "- **License:** CC0-1.0"),
+        ("eu-form", "student/tokens_per_second 90 (n=1)"),
+        ("eu-form", "- **Amount of energy used for training:** unknown"),
+        ("card", "| records of records | 1 (33%) | 2 (67%) | 0 (0%) | CC0-1.0 |"),
+    ],
+)
+def test_forms_say_what_is_on_record_and_what_is_not(papers, format, said):
+    assert said in papers[format].text
+
+
+def test_papers_have_no_local_path_and_are_the_same_twice(papers, run, tmp_path):
+    moved = tmp_path / "elsewhere" / "run"
+    shutil.copytree(run, moved)
+    again = {paper.format: paper for paper in write_all(read_graph(moved))[0]}
+    for format, paper in papers.items():
+        assert str(run.parent) not in paper.text
+        if format != "card":
+            assert "/private/" not in paper.text
+        assert again[format].text == paper.text
+
+
+def test_name_and_provider_are_written_where_they_belong(run):
+    graph = read_graph(run, name="Ferry", provider="Ann Lee, ann@example.org")
+    told = {paper.format: paper for paper in write_all(graph)[0]}
+    bom = check_bom(told["cyclonedx"].text)
+    assert bom["metadata"]["authors"] == [{"name": "Ann Lee, ann@example.org"}]
+    assert "Ferry" in {part["name"] for part in bom["components"]}
+    assert "# Public Summary of Training Content: Ferry" in told["eu-summary"].text
+    assert "1.1 Provider name and contact details" not in told["eu-summary"].unknown
+    assert json.loads(told["croissant"].text)["creator"]["name"] == "Ann Lee, ann@example.org"
+    check_spdx(told["spdx"].text)
+
+
+def test_a_license_that_is_no_spdx_id_is_a_name(tmp_path):
+    run = build_run(tmp_path, license="House rules")
+    told = {paper.format: paper for paper in write_all(read_graph(run))[0]}
+    student = next(
+        part
+        for part in check_bom(told["cyclonedx"].text)["components"]
+        if part["name"] == "student"
+    )
+    assert student["licenses"] == [{"license": {"name": "House rules"}}]
+    terms = [one.get("simplelicensing_licenseExpression") for one in check_spdx(told["spdx"].text)]
+    assert "LicenseRef-House-rules" in terms
+
+
+def test_what_is_gone_is_an_open_end_and_unknown(run, tmp_path):
+    left = tmp_path / "run"
+    shutil.copytree(run, left)
+    (left / "steps" / "records" / "output" / "records.jsonl").unlink()
+    shutil.rmtree(left / "steps" / "index")
+    graph = read_graph(left)
+    assert graph.open_ends == [
+        "index is gone",
+        "records: its records were deleted and cannot be counted",
+    ]
+    told, left_out = write_all(graph)
+    assert list(left_out) == ["croissant"]
+    by_format = {paper.format: paper for paper in told}
+    bom = check_bom(by_format["cyclonedx"].text)
+    groups = {one["aggregate"]: one["dependencies"] for one in bom["compositions"]}
+    assert "records:records" in groups["incomplete"]
+    assert "1.3 Training data size" in by_format["eu-summary"].unknown
+    assert "- index is gone" in by_format["eu-summary"].text
+    with pytest.raises(DataError) as caught:
+        FORMATS["croissant"](graph)
+    assert caught.value.code == "attest.no-records"
+
+
+def test_records_alone_have_the_papers_of_data(run):
+    papers, left_out = write_all(read_graph(run / "steps" / "records"))
+    told = {paper.format: paper for paper in papers}
+    assert set(told) == {"cyclonedx", "spdx", "croissant"}
+    assert set(left_out) == {"eu-summary", "eu-form", "card"}
+    assert check_bom(told["cyclonedx"].text)["metadata"]["component"]["type"] == "data"
+    check_spdx(told["spdx"].text)
+
+
+def test_merge_has_papers_with_its_parents(tmp_path):
+    for seed, name in enumerate(("first", "second")):
+        tiny_checkpoint(tmp_path / name, hidden=32, seed=seed)
+    models = "".join(f"  - {{model: {tmp_path / name}}}\n" for name in ("first", "second"))
+    recipe = parse_recipe(f"kind: merge.weights\nmethod: linear\nmodels:\n{models}")
+    run_recipe(recipe, tmp_path / "merged")
+    papers, left_out = write_all(read_graph(tmp_path / "merged"))
+    told = {paper.format: paper for paper in papers}
+    assert list(left_out) == ["croissant"]
+    bom = check_bom(told["cyclonedx"].text)
+    merged = bom["metadata"]["component"]
+    assert [one["name"] for one in merged["pedigree"]["ancestors"]] == ["first", "second"]
+    assert bom["formulation"][0]["workflows"][0]["taskTypes"] == ["merge"]
+    assert merged["licenses"] == [{"license": {"name": "unknown"}}]
+    check_spdx(told["spdx"].text)
+    assert "- **Model dependencies:** first, second" in told["eu-summary"].text
+
+
+def test_command_writes_counts_and_refuses(run, tmp_path):
+    done = invoke(run, "--format", "all", "--out", tmp_path / "papers")
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "papers").iterdir())) == len(FORMATS)
+    assert "11 of 50 fields unknown: metadata/author, " in " ".join(done.output.split())
+    again = invoke(run, "--format", "all", "--out", tmp_path / "papers")
+    assert isinstance(again.exception, DataError)
+    assert again.exception.code == "data.exists"
+    told = json.loads(invoke(run, "--format", "spdx", "--json").output)["papers"][0]
+    assert "suppliedBy" in told["unknown"]
+    check_spdx(told["text"])
+    one = invoke(run, "--format", "cyclonedx", "--out", tmp_path / "bom.json")
+    assert one.exit_code == 0
+    check_bom((tmp_path / "bom.json").read_text(encoding="utf-8"))
+    assert invoke(run, "--format", "all").exception.code == "attest.no-folder"
+    wrong = invoke(run / "steps" / "index", "--format", "spdx").exception
+    assert wrong.code == "data.wrong-kind"
+
+
+def test_signed_run_names_its_signer(run, tmp_path):
+    from stillroom.provenance.signing import create_key_pair, load_signing_key, sign_artifact
+
+    signed = tmp_path / "run"
+    shutil.copytree(run, signed)
+    key = load_signing_key(create_key_pair(tmp_path / "ann")[0])
+    sign_artifact(signed / "steps" / "student", key)
+    told = {paper.format: paper for paper in write_all(read_graph(signed))[0]}
+    student = next(
+        part
+        for part in check_bom(told["cyclonedx"].text)["components"]
+        if part["name"] == "student"
+    )
+    assert {"name": "stillroom:signer", "value": key.key_id} in student["properties"]
+    assert {one["type"] for one in student["externalReferences"]} == {
+        "attestation",
+        "digital-signature",
+    }
+    assert f"signed by key {key.key_id}" in told["eu-form"].text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann/model", "model"),
+        ("scripted:/home/ann/script.json", "script.json"),
+        (r"C:\models\first", "first"),
+        ("hub:Maker/Large@1", "hub:Maker/Large@1"),
+        ("s3://bucket/records", "s3://bucket/records"),
+        ("all-linear", "all-linear"),
+    ],
+)
+def test_folders_are_hidden(text, shown):
+    assert hide_folders(text).removeprefix("scripted:") == shown
+    assert dict(list_settings({"model": text}))["model"].endswith(shown)
+
+
+def test_serial_numbers_come_from_the_content(papers, run):
+    serial = json.loads(papers["cyclonedx"].text)["serialNumber"]
+    other = FORMATS["cyclonedx"](read_graph(run, name="Other")).text
+    assert re.fullmatch(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f-]{21}", serial)
+    assert json.loads(other)["serialNumber"] != serial
+
+
+def test_a_detector_has_inventories_but_no_papers_of_a_language_model(tmp_path):
+    job = Job.start(tmp_path / "detector", "version: 1\nkind: flow\n")
+    tiny_checkpoint(job.output, hidden=32)
+    job.finish("checkpoint", details={"detector": {"method": "mesonet"}})
+    papers, left_out = write_all(read_graph(tmp_path / "detector"))
+    assert [paper.format for paper in papers] == ["cyclonedx", "spdx"]
+    assert "not a language model" in left_out["card"]
+    card = check_bom(papers[0].text)["metadata"]["component"]["modelCard"]
+    assert card["modelParameters"]["task"] == "forgery-detection"
+    assert "inputs" not in card["modelParameters"]
