@@ -37,6 +37,7 @@ FORGE = "kind: forensics.image_set\ncount: 2\nimage_size: 128\n"
 
 CHEAP = {
     "ask": "run river",
+    "attest": "records --format cyclonedx",
     "check": "merge.yaml",
     "checkpoint export": "a --to gguf --out a.gguf",
     "diffusion convert": "diffusion --out converted",

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from tests.integration.main_job import MainJob, digests
+from tests.integration.main_job import MainJob, check_papers, digests
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
@@ -37,6 +37,10 @@ def run(made):
 
 def stillroom(*arguments):
     return run_process([sys.executable, "-m", "stillroom", *map(str, arguments)])
+
+
+def test_papers_are_valid_and_quick(run, tmp_path):
+    check_papers(run, tmp_path / "papers")
 
 
 def test_report_begins_with_the_decision_and_has_every_figure(made):

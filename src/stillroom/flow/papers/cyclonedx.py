@@ -244,6 +244,8 @@ def _make_card(graph: LineageGraph, node: Node) -> dict[str, Any]:
     context = {"name": "stillroom:context_tokens", "value": str(facts.context or UNKNOWN)}
     details = node.artifact.details if node.artifact else {}
     is_text = not details.get("detector")
+    detector = details.get("detector") or {}
+    limits = list_limitations(graph) if is_subject and is_text else detector.get("limitations")
     task = "question-answering" if details.get("reader") else "text-generation" if is_text else ""
     return _drop_empty(
         {
@@ -262,9 +264,7 @@ def _make_card(graph: LineageGraph, node: Node) -> dict[str, Any]:
             "quantitativeAnalysis": _drop_empty(
                 {"performanceMetrics": [_make_metric(metric) for metric in measured]}
             ),
-            "considerations": {"technicalLimitations": list_limitations(graph)}
-            if is_subject and is_text
-            else None,
+            "considerations": _drop_empty({"technicalLimitations": limits}),
             "properties": [parameters, context, *settings],
         }
     )
