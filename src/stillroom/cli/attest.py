@@ -125,7 +125,7 @@ def _describe(paper: Paper) -> str:
 
 
 def _to_json(paper: Paper, *, with_text: bool) -> dict[str, object]:
-    told = {
+    told: dict[str, object] = {
         "format": paper.format,
         "file": paper.file,
         "fields": dict(paper.fields),

@@ -29,8 +29,9 @@ from stillroom.flow.papers.facts import (
     normalize_license,
     select_metrics,
 )
-from stillroom.flow.papers.graph import DATA_KINDS, LineageGraph, Node
+from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_limitations
+from stillroom.flow.papers.node import DATA_KINDS, Node
 from stillroom.provenance import FileEntry
 from stillroom.provenance.signing import CLAIMS_FILE, SIGNATURE_FILE
 
@@ -50,7 +51,7 @@ _TYPES = {
 _TASKS = {"merge": "merge", "evaluate": "test"}
 
 
-def write_cyclonedx(graph: LineageGraph) -> Paper:
+def write_cyclonedx(graph: ProvenanceGraph) -> Paper:
     """Return the BOM, valid by the JSON schema of CycloneDX 1.7."""
     sheet = fill_elements(graph, "CycloneDX", "1.7")
     root = next(node for node in graph.nodes.values() if node.folder == graph.root)
@@ -92,7 +93,7 @@ def _make_tool() -> dict[str, Any]:
     return {"type": "application", "name": "Stillroom", "version": __version__}
 
 
-def _make_system(graph: LineageGraph, root: Node) -> dict[str, Any]:
+def _make_system(graph: ProvenanceGraph, root: Node) -> dict[str, Any]:
     """Return the run as the system that its models, records and indexes make up."""
     return _drop_empty(
         {
@@ -109,7 +110,7 @@ def _make_system(graph: LineageGraph, root: Node) -> dict[str, Any]:
     )
 
 
-def _make_component(graph: LineageGraph, node: Node) -> dict[str, Any]:
+def _make_component(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
     is_subject = node is graph.subject
     kind = _TYPES[node.kind]
     is_model = kind == "machine-learning-model"
@@ -189,7 +190,7 @@ def _list_references(node: Node) -> list[dict[str, Any]]:
     return [{"type": kind, "url": f"{node.location}/{name}"} for kind, name in files.items()]
 
 
-def _make_pedigree(graph: LineageGraph, node: Node) -> dict[str, Any]:
+def _make_pedigree(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
     """Return the models that a model was made from, each as a short component."""
     ancestors = [
         _drop_empty(
@@ -216,7 +217,7 @@ def _make_pedigree(graph: LineageGraph, node: Node) -> dict[str, Any]:
     }
 
 
-def _make_data(graph: LineageGraph, node: Node) -> dict[str, Any]:
+def _make_data(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
     owner = {"organization": {"name": graph.provider}} if graph.provider else None
     is_own = owner is not None and node.kind in ("records", "index")
     return _drop_empty(
@@ -230,7 +231,7 @@ def _make_data(graph: LineageGraph, node: Node) -> dict[str, Any]:
     )
 
 
-def _make_card(graph: LineageGraph, node: Node) -> dict[str, Any]:
+def _make_card(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
     """Return the model card; evaluation and limitations are the subject's alone."""
     is_subject = node is graph.subject
     facts = node.model
@@ -306,7 +307,7 @@ def _list_properties(node: Node) -> list[dict[str, str]]:
     ]
 
 
-def _list_dependencies(graph: LineageGraph) -> list[dict[str, Any]]:
+def _list_dependencies(graph: ProvenanceGraph) -> list[dict[str, Any]]:
     return [
         _drop_empty(
             {
@@ -322,7 +323,7 @@ def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _list_compositions(graph: LineageGraph) -> list[dict[str, Any]]:
+def _list_compositions(graph: ProvenanceGraph) -> list[dict[str, Any]]:
     """Return which nodes' inputs are all listed, lack one that is gone, or are not recorded."""
     groups: dict[str, list[str]] = {"complete": [], "incomplete": [], "unknown": []}
     for node in graph.nodes.values():
@@ -333,14 +334,14 @@ def _list_compositions(graph: LineageGraph) -> list[dict[str, Any]]:
     return [{"aggregate": name, "dependencies": refs} for name, refs in groups.items() if refs]
 
 
-def _list_workflows(graph: LineageGraph) -> list[dict[str, Any]]:
+def _list_workflows(graph: ProvenanceGraph) -> list[dict[str, Any]]:
     """Return one workflow for each job, earliest first, with its inputs, output and settings."""
     jobs = [node for node in graph.nodes.values() if node.artifact and node.recipe]
     jobs.sort(key=lambda node: (node.created, node.id))
     return [_make_workflow(graph, node) for node in jobs]
 
 
-def _make_workflow(graph: LineageGraph, node: Node) -> dict[str, Any]:
+def _make_workflow(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
     kind = str(node.recipe.get("kind", UNKNOWN))
     inputs: list[dict[str, Any]] = [
         {

@@ -19,7 +19,8 @@ from stillroom.flow.papers.facts import (
     list_methods,
     normalize_license,
 )
-from stillroom.flow.papers.graph import LineageGraph, Node
+from stillroom.flow.papers.graph import ProvenanceGraph
+from stillroom.flow.papers.node import Node
 from stillroom.records import find_record_file
 from stillroom.synth.output.croissant import (
     RAI_FIELDS,
@@ -33,7 +34,7 @@ __all__ = ["write_croissant"]
 _PERSONAL = "The filter 'personal' ran over the records."
 
 
-def write_croissant(graph: LineageGraph) -> Paper:
+def write_croissant(graph: ProvenanceGraph) -> Paper:
     """Return the metadata, which mlcroissant reads without error or warning.
 
     Raises:
@@ -66,7 +67,7 @@ def write_croissant(graph: LineageGraph) -> Paper:
     return sheet.make_paper("croissant", "croissant.json", "Croissant 1.1 with RAI 1.0", text)
 
 
-def _find_file(graph: LineageGraph, node: Node) -> CroissantFile | None:
+def _find_file(graph: ProvenanceGraph, node: Node) -> CroissantFile | None:
     if node.folder is None or node.artifact is None or (node.text and node.text.problem):
         return None
     file = find_record_file(node.folder / "output")
@@ -78,7 +79,7 @@ def _find_file(graph: LineageGraph, node: Node) -> CroissantFile | None:
     return CroissantFile(node.name, path, entry.digest, entry.size_bytes, ("id",))
 
 
-def _collect_facts(graph: LineageGraph, nodes: list[Node]) -> DatasetFacts:
+def _collect_facts(graph: ProvenanceGraph, nodes: list[Node]) -> DatasetFacts:
     texts = [node.text for node in nodes if node.text]
     sums = {
         name: sum((getattr(text, name) for text in texts), Counter[str]())
@@ -129,7 +130,7 @@ def _collect_facts(graph: LineageGraph, nodes: list[Node]) -> DatasetFacts:
     )
 
 
-def _name_model(graph: LineageGraph, fingerprint: str) -> str:
+def _name_model(graph: ProvenanceGraph, fingerprint: str) -> str:
     node = graph.find_model(fingerprint)
     return f"{node.name} ({fingerprint})" if node else fingerprint
 

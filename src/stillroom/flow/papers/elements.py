@@ -18,8 +18,9 @@ from stillroom.flow.papers.facts import (
     list_methods,
     select_metrics,
 )
-from stillroom.flow.papers.graph import LineageGraph, Node
+from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_bases
+from stillroom.flow.papers.node import Node
 
 __all__ = ["CLUSTERS", "fill_elements"]
 
@@ -35,7 +36,7 @@ CLUSTERS = (
 _GUARDS = {"injection", "personal", "toxicity", "decontaminate", "license", "refusal"}
 
 
-def fill_elements(graph: LineageGraph, format_name: str, format_version: str) -> FieldSheet:
+def fill_elements(graph: ProvenanceGraph, format_name: str, format_version: str) -> FieldSheet:
     """Return the 50 elements by ``cluster/element`` with their values.
 
     Args:
@@ -59,7 +60,9 @@ def fill_elements(graph: LineageGraph, format_name: str, format_version: str) ->
     return sheet
 
 
-def _list_metadata(graph: LineageGraph, format_name: str, format_version: str) -> dict[str, object]:
+def _list_metadata(
+    graph: ProvenanceGraph, format_name: str, format_version: str
+) -> dict[str, object]:
     from stillroom import __version__
 
     return {
@@ -76,7 +79,7 @@ def _list_metadata(graph: LineageGraph, format_name: str, format_version: str) -
     }
 
 
-def _list_system(graph: LineageGraph) -> dict[str, object]:
+def _list_system(graph: ProvenanceGraph) -> dict[str, object]:
     """Return the elements of a run; a single job is no system, so all are unknown."""
     is_run = graph.is_run
     steps = [node.name for node in graph.nodes.values() if node.artifact and node.location]
@@ -99,7 +102,7 @@ def _list_system(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _list_model(graph: LineageGraph) -> dict[str, object]:
+def _list_model(graph: ProvenanceGraph) -> dict[str, object]:
     subject = graph.subject
     if subject.kind != "checkpoint":  # records have no model, and so no elements of one
         return {}
@@ -127,7 +130,7 @@ def _list_model(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _list_datasets(graph: LineageGraph) -> dict[str, object]:
+def _list_datasets(graph: ProvenanceGraph) -> dict[str, object]:
     data = graph.data
     readable = [node for node in data if node.text and not node.text.problem]
     is_licensed = bool(data) and all(node.license for node in data)
@@ -155,7 +158,7 @@ def _list_datasets(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _describe_use(graph: LineageGraph, node: Node) -> str:
+def _describe_use(graph: ProvenanceGraph, node: Node) -> str:
     roles = sorted({edge.role for edge in graph.edges if edge.parent == node.id})
     return f"{node.name}: {', '.join(roles) or 'the subject'}"
 
@@ -167,7 +170,7 @@ def _describe_content(node: Node) -> str:
     return f"{node.name}: {kinds or UNKNOWN}"
 
 
-def _list_infrastructure(graph: LineageGraph) -> dict[str, object]:
+def _list_infrastructure(graph: ProvenanceGraph) -> dict[str, object]:
     versions = graph.subject_artifact.versions
     host = graph.subject_artifact.host
     return {
@@ -178,7 +181,7 @@ def _list_infrastructure(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _list_security(graph: LineageGraph) -> dict[str, object]:
+def _list_security(graph: ProvenanceGraph) -> dict[str, object]:
     filters = [
         f"{node.name}: filters {', '.join(kept)}"
         for node in graph.select("records", of=graph.subject)
@@ -192,7 +195,7 @@ def _list_security(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _list_kpis(graph: LineageGraph) -> dict[str, object]:
+def _list_kpis(graph: ProvenanceGraph) -> dict[str, object]:
     measured = select_metrics(graph, quality=False)
     return {
         "security metrics": None,

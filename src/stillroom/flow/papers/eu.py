@@ -27,8 +27,9 @@ from stillroom.flow.papers.facts import (
     list_settings,
     select_metrics,
 )
-from stillroom.flow.papers.graph import LineageGraph, Node
+from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_bases, require_model
+from stillroom.flow.papers.node import Node
 
 __all__ = ["write_documentation_form", "write_training_summary"]
 
@@ -39,14 +40,14 @@ _LEGALITY = {"personal", "toxicity", "license", "injection"}
 Sections = Mapping[str, Mapping[str, object]]
 
 
-def write_training_summary(graph: LineageGraph) -> Paper:
+def write_training_summary(graph: ProvenanceGraph) -> Paper:
     """Return the public summary of training content, as Markdown with the template's headings.
 
     Raises:
         DataError: If the subject is no checkpoint.
     """
     require_model(graph)
-    sections = {
+    sections: Sections = {
         "1.1 Provider identification": {
             "Provider name and contact details": graph.provider,
             "Authorised representative name and contact details": None,
@@ -100,14 +101,14 @@ def write_training_summary(graph: LineageGraph) -> Paper:
     )
 
 
-def write_documentation_form(graph: LineageGraph) -> Paper:
+def write_documentation_form(graph: ProvenanceGraph) -> Paper:
     """Return the Model Documentation Form, as Markdown with the form's headings.
 
     Raises:
         DataError: If the subject is no checkpoint.
     """
     require_model(graph)
-    sections = {
+    sections: Sections = {
         "1. General information": _list_general(graph),
         "2. Model properties": _list_properties(graph),
         "3. Methods of distribution and licenses": {
@@ -156,7 +157,7 @@ def write_documentation_form(graph: LineageGraph) -> Paper:
 
 
 def _write(
-    graph: LineageGraph, sections: Sections, format: str, file: str, title: str, source: str
+    graph: ProvenanceGraph, sections: Sections, format: str, file: str, title: str, source: str
 ) -> Paper:
     sheet = FieldSheet()
     lines = [f"# {title}: {graph.title}", "", source, ""]
@@ -172,12 +173,12 @@ def _write(
     return sheet.make_paper(format, file, title, "\n".join(lines) + "\n")
 
 
-def _has_license(graph: LineageGraph) -> bool:
+def _has_license(graph: ProvenanceGraph) -> bool:
     license = find_license(graph)
     return bool(license) and UNKNOWN not in license.split()
 
 
-def _sum_counts(graph: LineageGraph, name: str) -> Counter[str]:
+def _sum_counts(graph: ProvenanceGraph, name: str) -> Counter[str]:
     total: Counter[str] = Counter()
     for node in graph.data:
         if node.text is not None:
@@ -185,7 +186,7 @@ def _sum_counts(graph: LineageGraph, name: str) -> Counter[str]:
     return total
 
 
-def _list_sizes(graph: LineageGraph) -> dict[str, object]:
+def _list_sizes(graph: ProvenanceGraph) -> dict[str, object]:
     texts = [node.text for node in graph.data if node.text and not node.text.problem]
     size = sum(text.text_bytes for text in texts)
     span = (
@@ -207,11 +208,12 @@ def _list_sizes(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _list_synthetic(graph: LineageGraph) -> dict[str, object]:
+def _list_synthetic(graph: ProvenanceGraph) -> dict[str, object]:
     origins = _sum_counts(graph, "origins")
     made = origins["synthetic"]
     is_decided = bool(made) or (bool(origins) and not origins["unknown"])
-    known, other = [], []
+    known: list[str] = []
+    other: list[str] = []
     for fingerprint, count in sorted(_sum_counts(graph, "models").items()):
         node = graph.find_model(fingerprint)
         is_public = node is not None and node.location.startswith("hub:")
@@ -236,7 +238,7 @@ def _list_synthetic(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _describe_documents(graph: LineageGraph) -> str:
+def _describe_documents(graph: ProvenanceGraph) -> str:
     parts = []
     for node in graph.select("index", of=graph.subject):
         if node.text and not node.text.problem:
@@ -249,20 +251,21 @@ def _describe_documents(graph: LineageGraph) -> str:
     return "; ".join(parts)
 
 
-def _describe_filters(graph: LineageGraph, names: set[str]) -> str:
+def _describe_filters(graph: ProvenanceGraph, names: set[str]) -> str:
     nodes = graph.select("records", of=graph.subject)
     ran = [name for node in nodes for name in find_filters(node) if name in names]
     return f"records passed the filters {', '.join(dict.fromkeys(ran))}" if ran else ""
 
 
-def _list_general(graph: LineageGraph) -> dict[str, object]:
+def _list_general(graph: ProvenanceGraph) -> dict[str, object]:
     files = [f"{entry.path} {entry.digest}" for entry in graph.subject_artifact.files]
     signer = graph.subject.signer
     signed = f"; signed by key {signer} (check it with stillroom verify)" if signer else ""
     dependencies = [
-        f"{node.name} ({role}, {node.digest or 'no digest'})"
-        for role, node in graph.models
-        if node.kind == "model"
+        f"{parent.name} ({role}, {parent.digest or 'no digest'})"
+        for node in graph.select("checkpoint", of=graph.subject)
+        for role, parent in graph.list_parents(node)
+        if parent.kind == "model"
     ]
     return {
         "Legal name for the model provider": graph.provider,
@@ -276,7 +279,7 @@ def _list_general(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _list_properties(graph: LineageGraph) -> dict[str, object]:
+def _list_properties(graph: ProvenanceGraph) -> dict[str, object]:
     facts = graph.subject.model
     architecture = facts.architecture
     if graph.is_reader:
@@ -295,7 +298,7 @@ def _list_properties(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _describe_training(graph: LineageGraph) -> str:
+def _describe_training(graph: ProvenanceGraph) -> str:
     parts = []
     for node in graph.select("checkpoint", of=graph.subject):
         settings = [f"{name} {value}" for name, value in list_settings(node.recipe)]
@@ -305,7 +308,7 @@ def _describe_training(graph: LineageGraph) -> str:
     return "; ".join(parts)
 
 
-def _list_data(graph: LineageGraph) -> dict[str, object]:
+def _list_data(graph: ProvenanceGraph) -> dict[str, object]:
     counts = [describe_texts(node) for node in graph.data]
     return {
         "Data type/modality": "Text" if any(counts) else None,
@@ -323,12 +326,12 @@ def _list_data(graph: LineageGraph) -> dict[str, object]:
     }
 
 
-def _describe_source(graph: LineageGraph, node: Node) -> str:
+def _describe_source(graph: ProvenanceGraph, node: Node) -> str:
     parents = ", ".join(f"{one.name} ({role})" for role, one in graph.list_parents(node))
     return f"{node.name} from {parents or 'inputs that are not recorded'}"
 
 
-def _describe_time(graph: LineageGraph) -> str:
+def _describe_time(graph: ProvenanceGraph) -> str:
     seconds = find_training_seconds(graph)
     host = graph.subject_artifact.host
     where = f"; on {host['cores']} cores, {host['platform']}" if host.get("platform") else ""
@@ -336,7 +339,7 @@ def _describe_time(graph: LineageGraph) -> str:
     return f"{shown}{where}" if shown else ""
 
 
-def _describe_inference(graph: LineageGraph) -> str:
+def _describe_inference(graph: ProvenanceGraph) -> str:
     measured = select_metrics(graph, quality=False)
     return "; ".join(
         f"{metric['name']} {describe_metric(metric)}"

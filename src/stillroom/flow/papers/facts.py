@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillroom.flow.papers.graph import LineageGraph, Node, TextFacts, hide_folders
+from stillroom.flow.papers.graph import ProvenanceGraph, hide_folders
+from stillroom.flow.papers.node import Node, TextFacts
 from stillroom.provenance import canonical_json
 
 __all__ = [
@@ -156,7 +157,7 @@ def describe_texts(node: Node) -> str:
     )
 
 
-def list_methods(graph: LineageGraph, node: Node) -> list[str]:
+def list_methods(graph: ProvenanceGraph, node: Node) -> list[str]:
     """Return the methods that made a node and its texts, each once."""
     artifact, facts = node.artifact, node.text or TextFacts("")
     chain = artifact.origin.get("chain", ()) if artifact else ()
@@ -211,7 +212,7 @@ def find_hub_purl(node: Node) -> str:
     return f"pkg:huggingface/{name}" + (f"@{revision.lower()}" if revision else "")
 
 
-def find_training_seconds(graph: LineageGraph) -> dict[str, float]:
+def find_training_seconds(graph: ProvenanceGraph) -> dict[str, float]:
     """Return how long training or merging took, by the events of each job that made weights."""
     seconds = {
         node.name: sum(node.seconds.get(name, 0.0) for name in ("train", "merge"))
@@ -220,7 +221,7 @@ def find_training_seconds(graph: LineageGraph) -> dict[str, float]:
     return {name: total for name, total in seconds.items() if total}
 
 
-def select_metrics(graph: LineageGraph, *, quality: bool) -> list[dict[str, Any]]:
+def select_metrics(graph: ProvenanceGraph, *, quality: bool) -> list[dict[str, Any]]:
     """Return the metrics of quality, or those of sizes and times."""
     return [
         metric

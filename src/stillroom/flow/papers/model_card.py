@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.flow.papers.graph import LineageGraph, Node
+from stillroom.flow.papers.graph import ProvenanceGraph
+from stillroom.flow.papers.node import Node
 from stillroom.flow.papers.reader_card import (
     describe_reader,
     describe_reader_training,
@@ -38,7 +39,7 @@ _SMALL_SAMPLE = 100
 _BASE_ROLES = {"teacher", "base", "model", "student"}
 
 
-def require_model(graph: LineageGraph) -> None:
+def require_model(graph: ProvenanceGraph) -> None:
     """Check that the papers of a language model can be written.
 
     Raises:
@@ -60,7 +61,7 @@ def require_model(graph: LineageGraph) -> None:
         )
 
 
-def list_bases(graph: LineageGraph) -> list[str]:
+def list_bases(graph: ProvenanceGraph) -> list[str]:
     """Return the names of the models that the subject was made from, without duplicates."""
     subject = graph.subject
     names = [
@@ -74,7 +75,7 @@ def list_bases(graph: LineageGraph) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def render_card(graph: LineageGraph) -> str:
+def render_card(graph: ProvenanceGraph) -> str:
     """Return the card as Markdown with front matter.
 
     Args:
@@ -128,7 +129,7 @@ def render_card(graph: LineageGraph) -> str:
     )
 
 
-def fill_card(graph: LineageGraph) -> dict[str, object]:
+def fill_card(graph: ProvenanceGraph) -> dict[str, object]:
     """Return the card's fields by name; None and empty values are unknown."""
     license = find_license(graph)
     origins = [node.text for node in graph.data if node.text]
@@ -161,7 +162,7 @@ def _is_refused_merge(artifact: Artifact, link: Mapping[str, Any]) -> bool:
 
 
 def _build_front_matter(
-    graph: LineageGraph, name: str, shares: Mapping[str, Mapping[str, int]]
+    graph: ProvenanceGraph, name: str, shares: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
     task_name = "question-answering" if graph.is_reader else "text-generation"
     fields: dict[str, Any] = {"pipeline_tag": task_name}
@@ -192,7 +193,7 @@ def _build_front_matter(
     return fields
 
 
-def _describe_model(graph: LineageGraph, name: str) -> str:
+def _describe_model(graph: ProvenanceGraph, name: str) -> str:
     if graph.is_reader:
         license = find_license(graph)
         return describe_reader(graph.subject_folder, graph.subject_artifact, name, license)
@@ -204,7 +205,7 @@ def _describe_model(graph: LineageGraph, name: str) -> str:
     )
 
 
-def find_license(graph: LineageGraph) -> str:
+def find_license(graph: ProvenanceGraph) -> str:
     """Return the licenses of all parts, joined; ``unknown`` where data has none on record."""
     own = str(graph.subject_artifact.origin.get("license", ""))
     parts = [part for part in own.split(" AND ") if part]
@@ -218,7 +219,7 @@ def find_license(graph: LineageGraph) -> str:
     return " AND ".join(dict.fromkeys(parts))
 
 
-def _describe_method(graph: LineageGraph) -> str:
+def _describe_method(graph: ProvenanceGraph) -> str:
     if graph.is_reader:
         return describe_reader_training(graph.subject_folder, graph.subject_artifact)
     rows = []
@@ -239,7 +240,7 @@ def _describe_method(graph: LineageGraph) -> str:
     return "\n".join([*head, "|---|---|---|---|", *rows])
 
 
-def _describe_data(graph: LineageGraph, shares: Mapping[str, Mapping[str, int]]) -> str:
+def _describe_data(graph: ProvenanceGraph, shares: Mapping[str, Mapping[str, int]]) -> str:
     indexes = graph.select("index", of=graph.subject)
     if not shares and not indexes:
         return ""
@@ -280,7 +281,7 @@ def _format_interval(metric: Mapping[str, Any]) -> str:
     return f"[{metric['low']:.3g}, {metric['high']:.3g}] (n={metric['n']})"
 
 
-def _describe_evaluation(graph: LineageGraph) -> str:
+def _describe_evaluation(graph: ProvenanceGraph) -> str:
     if not graph.metrics:
         return ""
     note = graph.decision or "On held-out records, with 95 % intervals."
@@ -298,7 +299,7 @@ def _describe_evaluation(graph: LineageGraph) -> str:
     return "\n".join(lines)
 
 
-def list_limitations(graph: LineageGraph) -> list[str]:
+def list_limitations(graph: ProvenanceGraph) -> list[str]:
     """Return what a metric or a gap in the lineage shows to be a limitation, one sentence each."""
     return [
         *_list_evaluation_limitations(graph),
@@ -307,7 +308,7 @@ def list_limitations(graph: LineageGraph) -> list[str]:
     ]
 
 
-def _list_evaluation_limitations(graph: LineageGraph) -> Iterator[str]:
+def _list_evaluation_limitations(graph: ProvenanceGraph) -> Iterator[str]:
     yield from _list_sample_size_limitations(_select_quality_metrics(graph.metrics))
     for metric in graph.metrics:
         if metric["name"].endswith("_minus_teacher") and metric.get("high") is not None:
@@ -335,7 +336,7 @@ def _list_sample_size_limitations(measured: Sequence[Mapping[str, Any]]) -> Iter
         yield f"Some metrics come from {small} records only; see their intervals."
 
 
-def _list_data_limitations(graph: LineageGraph) -> Iterator[str]:
+def _list_data_limitations(graph: ProvenanceGraph) -> Iterator[str]:
     records = [node for node in graph.select("records", of=graph.subject) if node.text]
     total = sum(node.text.count for node in records if node.text)
     written = sum(node.text.origins["synthetic"] for node in records if node.text)
@@ -363,7 +364,7 @@ def _list_data_limitations(graph: LineageGraph) -> Iterator[str]:
             yield f"A parent artifact was deleted: {roles[0]} {node.name}."
 
 
-def _describe_verification(graph: LineageGraph) -> str:
+def _describe_verification(graph: ProvenanceGraph) -> str:
     artifact = graph.subject_artifact
     versions = ", ".join(f"{name} {version}" for name, version in artifact.versions.items())
     lines = [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillroom.flow.papers.graph import read_recipe
+from stillroom.flow.papers.node import read_recipe
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 
 __all__ = ["describe_reader", "describe_reader_training", "find_reader_bases", "list_licenses"]

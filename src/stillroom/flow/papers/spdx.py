@@ -31,8 +31,9 @@ from stillroom.flow.papers.facts import (
     normalize_license,
     select_metrics,
 )
-from stillroom.flow.papers.graph import DATA_KINDS, LineageGraph, Node
+from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_limitations
+from stillroom.flow.papers.node import DATA_KINDS, Node
 from stillroom.provenance import FileEntry
 
 __all__ = ["write_spdx"]
@@ -46,7 +47,7 @@ _MODEL_KINDS = ("checkpoint", "model")
 _AVAILABLE = ("checkpoint", "records", "index", "report", "media")
 
 
-def write_spdx(graph: LineageGraph) -> Paper:
+def write_spdx(graph: ProvenanceGraph) -> Paper:
     """Return the document, which spdx-python-model reads and validates."""
     writer = _SpdxWriter(graph)
     document = writer.write()
@@ -58,7 +59,7 @@ def write_spdx(graph: LineageGraph) -> Paper:
 class _SpdxWriter:
     """Collects elements; ids are the namespace of the document and a name within it."""
 
-    def __init__(self, graph: LineageGraph) -> None:
+    def __init__(self, graph: ProvenanceGraph) -> None:
         self.graph = graph
         self.sheet = FieldSheet()
         self.elements: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ from stillroom.flow.papers.cyclonedx import write_cyclonedx
 from stillroom.flow.papers.datasheet import write_croissant
 from stillroom.flow.papers.eu import write_documentation_form, write_training_summary
 from stillroom.flow.papers.facts import FieldSheet, Paper
-from stillroom.flow.papers.graph import LineageGraph
+from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import fill_card, render_card
 from stillroom.flow.papers.spdx import write_spdx
 from stillroom.jobs import atomic_write
@@ -18,7 +18,7 @@ from stillroom.jobs import atomic_write
 __all__ = ["FORMATS", "save_papers", "write_all", "write_card"]
 
 
-def write_card(graph: LineageGraph) -> Paper:
+def write_card(graph: ProvenanceGraph) -> Paper:
     """Return the model card as a paper.
 
     Raises:
@@ -31,7 +31,7 @@ def write_card(graph: LineageGraph) -> Paper:
     return sheet.make_paper("card", "model-card.md", "Model card", text)
 
 
-FORMATS: Mapping[str, Callable[[LineageGraph], Paper]] = {
+FORMATS: Mapping[str, Callable[[ProvenanceGraph], Paper]] = {
     "cyclonedx": write_cyclonedx,
     "spdx": write_spdx,
     "croissant": write_croissant,
@@ -41,7 +41,7 @@ FORMATS: Mapping[str, Callable[[LineageGraph], Paper]] = {
 }
 
 
-def write_all(graph: LineageGraph) -> tuple[list[Paper], dict[str, str]]:
+def write_all(graph: ProvenanceGraph) -> tuple[list[Paper], dict[str, str]]:
     """Return every paper that fits the subject, and why the others do not, by format."""
     papers, left_out = [], {}
     for name, write in FORMATS.items():

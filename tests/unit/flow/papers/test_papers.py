@@ -292,8 +292,8 @@ def test_signed_run_names_its_signer(run, tmp_path):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/home/ann/model", "model"),
-        ("scripted:/home/ann/script.json", "script.json"),
+        ("/srv/ann/model", "model"),
+        ("scripted:/srv/ann/script.json", "script.json"),
         (r"C:\models\first", "first"),
         ("hub:Maker/Large@1", "hub:Maker/Large@1"),
         ("s3://bucket/records", "s3://bucket/records"),
