@@ -70,6 +70,7 @@ def attest_command(
     from stillroom.errors import DataError
     from stillroom.flow.papers.graph import read_graph
     from stillroom.flow.papers.writer import FORMATS, save_papers, write_all
+    from stillroom.jobs import escape_line
 
     is_all = format_name == "all"
     if is_all and out is None:
@@ -98,11 +99,13 @@ def attest_command(
     if out is None:
         click.echo(papers[0].text, nl=False)
     for paper in papers:
-        click.echo(format_row(f"{paper.file:28}", _describe(paper)), err=out is None)
+        row = format_row(escape_line(f"{paper.file:28}"), escape_line(_describe(paper)))
+        click.echo(row, err=out is None)
     for format, why in left_out.items():
-        click.echo(format_row(f"{format:28}", f"not written: {why}"), err=out is None)
+        row = format_row(f"{format:28}", escape_line(f"not written: {why}"))
+        click.echo(row, err=out is None)
     for end in graph.open_ends:
-        click.echo(f"open end: {end}", err=True)
+        click.echo(escape_line(f"open end: {end}"), err=True)
 
 
 def _place(papers: list[Paper], out: Path, *, is_folder: bool) -> tuple[Path, list[Paper]]:

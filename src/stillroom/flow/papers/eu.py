@@ -160,17 +160,27 @@ def _write(
     graph: ProvenanceGraph, sections: Sections, format: str, file: str, title: str, source: str
 ) -> Paper:
     sheet = FieldSheet()
-    lines = [f"# {title}: {graph.title}", "", source, ""]
+    lines = [f"# {title}: {_escape(graph.title)}", "", source, ""]
     lines += [f"Filled by Stillroom from the lineage of digest `{graph.artifact.digest}`.", ""]
     lines += ["Last update: " + sheet.fill("Last update", graph.artifact.created[:10])]
     for heading, fields in sections.items():
         lines += ["", f"## {heading}", ""]
         for name, value in fields.items():
             text = sheet.fill(f"{heading.partition(' ')[0]} {name}", value)
-            lines.append(f"- **{name}:** {' '.join(text.split())}")
+            lines.append(f"- **{name}:** {_escape(text)}")
     if graph.open_ends:
-        lines += ["", "## Open ends of the lineage", "", *(f"- {one}" for one in graph.open_ends)]
+        lines += [
+            "",
+            "## Open ends of the lineage",
+            "",
+            *(f"- {_escape(one)}" for one in graph.open_ends),
+        ]
     return sheet.make_paper(format, file, title, "\n".join(lines) + "\n")
+
+
+def _escape(text: str) -> str:
+    """Return a text on one line without HTML; names of folders and models may hold anything."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
 def _has_license(graph: ProvenanceGraph) -> bool:

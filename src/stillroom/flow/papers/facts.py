@@ -107,8 +107,12 @@ class FieldSheet:
         return tuple(name for name, value in self.values.items() if value == UNKNOWN)
 
     def make_paper(self, format: str, file: str, title: str, text: str) -> Paper:
-        """Return the paper of these fields."""
-        return Paper(format, file, title, text, self.values)
+        """Return the paper of these fields; characters that UTF-8 cannot hold are escaped."""
+        return Paper(format, file, title, _escape_surrogates(text), self.values)
+
+
+def _escape_surrogates(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def format_json(document: Mapping[str, Any]) -> str:
@@ -118,7 +122,7 @@ def format_json(document: Mapping[str, Any]) -> str:
 
 def derive_uuid(document: Mapping[str, Any]) -> str:
     """Return a UUID of a document's content: the same document has the same (RFC 9562, 5.5)."""
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, canonical_json(document)))
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, _escape_surrogates(canonical_json(document))))
 
 
 def format_time(created: str) -> str:

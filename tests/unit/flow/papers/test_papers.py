@@ -322,3 +322,15 @@ def test_a_detector_has_inventories_but_no_papers_of_a_language_model(tmp_path):
     card = check_bom(papers[0].text)["metadata"]["component"]["modelCard"]
     assert card["modelParameters"]["task"] == "forgery-detection"
     assert "inputs" not in card["modelParameters"]
+
+
+def test_hostile_names_stay_text(run):
+    hostile = "<img src=x>\n# Heading \udc80"
+    told = {paper.format: paper for paper in write_all(read_graph(run, name=hostile))[0]}
+    for paper in told.values():
+        paper.text.encode()
+    assert (
+        "# Public Summary of Training Content: &lt;img src=x> # Heading" in told["eu-summary"].text
+    )
+    check_bom(told["cyclonedx"].text)
+    check_spdx(told["spdx"].text)
