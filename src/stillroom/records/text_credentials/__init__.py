@@ -8,7 +8,12 @@ Source: C2PA Technical Specification 2.4, annexes A.7 (HTML), A.8 (unstructured 
 (structured text).
 """
 
-from stillroom.records.text_credentials.carriers import find_spans, has_credential, remove_marks
+from stillroom.records.text_credentials.carriers import (
+    CREDENTIAL_MARKS,
+    find_spans,
+    has_credential,
+    remove_marks,
+)
 from stillroom.records.text_credentials.manifest import Disclosure
 from stillroom.records.text_credentials.reader import (
     CredentialState,
@@ -18,6 +23,7 @@ from stillroom.records.text_credentials.reader import (
 )
 
 __all__ = [
+    "CREDENTIAL_MARKS",
     "CredentialState",
     "Disclosure",
     "TextCredential",

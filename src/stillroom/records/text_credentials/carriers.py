@@ -19,6 +19,7 @@ from stillroom.records.text_credentials.manifest import MAX_STORE_BYTES
 
 __all__ = [
     "CARRIERS",
+    "CREDENTIAL_MARKS",
     "Carrier",
     "FoundStore",
     "encode_selectors",
@@ -108,9 +109,13 @@ CARRIERS = {
 """The carrier of each media type that credentials are written into."""
 
 
+CREDENTIAL_MARKS = (_START, _ARMOR_MARK, _SCRIPT_MARK)
+"""Strings one of which is in every text that carries a credential."""
+
+
 def has_credential(text: str) -> bool:
     """Return whether a text may carry a credential; a quick test."""
-    return _START in text or _ARMOR_MARK in text or _SCRIPT_MARK in text
+    return any(mark in text for mark in CREDENTIAL_MARKS)
 
 
 def find_stores(text: str) -> list[FoundStore]:

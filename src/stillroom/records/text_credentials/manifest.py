@@ -5,8 +5,8 @@ with the hash of each, and the claim's signature. Bytes that are hashed or signe
 came, never encoded again. Boxes are read in a loop, CBOR to a depth of 16, since texts of strangers
 are read.
 
-Source: C2PA Technical Specification 2.4, sections 10 (claims), 11.1 (JUMBF), 18.5 (data hash), 18.15
-(actions) and 18.28 (AI disclosure); ISO/IEC 19566-5 (JUMBF); RFC 8949 (CBOR).
+Source: C2PA Technical Specification 2.4, sections 10 (claims), 11.1 (JUMBF), 18.5 (data hash) and
+18.28 (AI disclosure); ISO/IEC 19566-5 (JUMBF); RFC 8949 (CBOR).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Credentials of a text, verified offline, and what they say of the text's origin.
 
-A text that says that a model wrote it is synthetic, whether or not the signature holds: nobody gains
-by a false mark, and much is lost by ignoring a true one. What a credential says otherwise, that a
-person wrote, is kept as a link and believed by nobody, since anyone can sign it.
+A text that says that a model wrote it is synthetic, whether or not the signature holds: a false
+mark loses a text, an ignored one lets a model's text pass for a person's. What a credential says
+otherwise, such as that a person wrote, is kept as a link and changes no origin: anyone can sign it.
 
-Nothing is fetched. Revocation and timestamps are not checked, so that a credential whose certificate
-has expired is invalid.
+Nothing is fetched. Revocation and timestamps are not checked: with its certificate, a credential
+expires.
 
 Source: C2PA Technical Specification 2.4, sections 15.6 to 15.12 (validation) and A.8.
 """
@@ -39,6 +39,7 @@ _MODEL_SOURCES = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMed
 _DISCLOSURE = "c2pa.ai-disclosure"
 _MISMATCH = "assertion.dataHash.mismatch"
 _MANY_MARKS = regex.compile(r"\p{Mn}{257}")  # to order them takes time by their square
+_MIN_BUDGET = 2**22
 _UNCHECKED = SignatureFinding(("cryptography is not installed",))
 _WORDS: dict[str, str] = {
     "valid": "as it was signed",
@@ -58,9 +59,9 @@ class TextCredential:
     ``changed`` (signed, but the text differs); ``invalid`` (the signature, a certificate or an
     assertion does not hold); ``unverified`` (cryptography is missing); or ``damaged`` (unreadable).
     ``start`` and ``end`` are the characters that carry it, ``covered`` the range that was signed.
-    ``codes`` are C2PA status codes of failures. ``key_id`` is the SHA-256 of the signer's public key
-    in PEM; ``signer`` are the names in its certificate, which anyone can write, unless the caller
-    trusts the key or ``chain``.
+    ``codes`` are C2PA status codes of failures. ``key_id`` is the SHA-256 of the signer's public
+    key in PEM; ``signer`` are the names in its certificate, which anyone can write: whether to
+    trust the key or its ``chain`` of certificates (DER, the signer's first) is up to the caller.
     """
 
     state: CredentialState
@@ -118,7 +119,8 @@ def read_credentials(text: str, now: datetime.datetime | None = None) -> list[Te
     if not has_credential(text):
         return []
     now = now or datetime.datetime.now(datetime.UTC)
-    return [_read_one(text, store, now) for store in find_stores(text)]
+    data = _MarkedText.of(text)
+    return [_read_one(data, store, now) for store in data.stores]
 
 
 def add_credentials(origin: Origin, credentials: Sequence[TextCredential]) -> Origin:
@@ -129,7 +131,47 @@ def add_credentials(origin: Origin, credentials: Sequence[TextCredential]) -> Or
     return origin
 
 
-def _read_one(text: str, store: FoundStore, now: datetime.datetime) -> TextCredential:
+@dataclass(slots=True)
+class _MarkedText:
+    """A text, its UTF-8, and its stores with the bytes at which they begin and end.
+
+    ``budget`` are the bytes that may still be hashed: a text can hold thousands of stores, each of
+    which says that it covers all of it.
+    """
+
+    text: str
+    data: bytes
+    stores: list[FoundStore]
+    spans: dict[int, tuple[int, int]]
+    budget: int
+
+    @classmethod
+    def of(cls, text: str) -> _MarkedText:
+        stores, spans, pieces, position, end = find_stores(text), {}, [], 0, 0
+        for store in stores:
+            before = text[end : store.start].encode("utf-8", "surrogatepass")
+            element = text[store.start : store.end].encode("utf-8", "surrogatepass")
+            start = position + len(before)
+            position, end = start + len(element), store.end
+            spans[store.start] = (start, position)
+            pieces += [before, element]
+        pieces.append(text[end:].encode("utf-8", "surrogatepass"))
+        data = b"".join(pieces)
+        return cls(text, data, stores, spans, _MIN_BUDGET + 16 * len(data))
+
+    def covers(self, start: int, end: int) -> bool:
+        """Return whether nothing but stores and white space lies outside of a range."""
+        outside, position = [], 0
+        for store in [*self.stores, FoundStore(len(self.text), len(self.text), b"", "")]:
+            outside.append((position, store.start))
+            position = store.end
+        return not any(
+            self.text[first : min(last, start)].strip() or self.text[max(first, end) : last].strip()
+            for first, last in outside
+        )
+
+
+def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> TextCredential:
     try:
         if not store.is_whole:
             raise ManifestError("is cut short")
@@ -142,9 +184,7 @@ def _read_one(text: str, store: FoundStore, now: datetime.datetime) -> TextCrede
     except ManifestError:
         says = any(word.encode() in store.data for word in (_DISCLOSURE, *_MODEL_SOURCES))
         code = "manifest.text.corruptedWrapper"
-        return TextCredential(
-            "damaged", store.start, store.end, codes=(code,), says_synthetic=says
-        )
+        return TextCredential("damaged", store.start, store.end, codes=(code,), says_synthetic=says)
     covered = None if codes else _find_covered(text, store, manifest)
     said = _read_statement(manifest)
     state: CredentialState
@@ -155,7 +195,7 @@ def _read_one(text: str, store: FoundStore, now: datetime.datetime) -> TextCrede
     elif signed is _UNCHECKED:
         state = "unverified"
     else:
-        state = "valid" if _covers_all(text, covered) else "partial"
+        state = "valid" if text.covers(*covered) else "partial"
     return TextCredential(
         state,
         store.start,
@@ -220,37 +260,36 @@ def _check_assertions(manifest: StoredManifest) -> Iterator[str]:
 
 
 def _find_covered(
-    text: str, store: FoundStore, manifest: StoredManifest
+    text: _MarkedText, store: FoundStore, manifest: StoredManifest
 ) -> tuple[int, int] | None:
     """Return the characters that the hard binding covers; None if they differ (15.12.1).
 
     The excluded range of plain text tells where the signed text began, so that one pasted into
     another is found too.
     """
-    bound = manifest.assertions["c2pa.hash.data"]
+    bound, data = manifest.assertions["c2pa.hash.data"], text.data
+    first, last = text.spans[store.start]
     try:
         ((start, length),) = [(one["start"], one["length"]) for one in bound["exclusions"]]
         hasher = HASHES[str(bound.get("alg") or manifest.claim.get("alg") or "sha256")]
-        expected = bytes(bound["hash"])
-        first, before = text[: store.start].encode(), text[store.start : store.end].encode()
-        rest = text[store.end :].encode()
-    except (KeyError, TypeError, ValueError):
+        expected, end = bytes(bound["hash"]), start + length
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    element = (first + before + rest)[start : start + length]
+    whole = data[:start] + data[end:]
     if store.carrier != "text/plain":
-        is_own = element.strip() and element.strip() in before
-        data = first + before + rest
-        hashed = data[:start] + data[start + length :]
-        return (0, len(text)) if is_own and hasher(hashed).digest() == expected else None
-    shift = len(first) - start
-    if shift < 0 or not 0 < length <= len(before):
+        element = data[start:end].strip()
+        is_own = element and element in data[first:last]
+        return (0, len(text.text)) if is_own and hasher(whole).digest() == expected else None
+    if not 0 <= start <= first or not 0 < length <= last - first:
         return None
-    whole = first + before[length:] + rest
-    for signed, covered in (
-        (whole if not shift else b"", (0, len(text))),
-        (first[shift:], (store.start - len(first[shift:].decode("utf-8", "replace")), store.start)),
-    ):
-        normalized = _normalize(signed)
+    inner = data[first - start : first]
+    begin = store.start - len(inner.decode("utf-8", "replace"))
+    candidates = [(inner, (begin, store.start))]
+    if start == first:
+        candidates.insert(0, (whole, (0, len(text.text))))
+    for signed, covered in candidates:
+        text.budget -= len(signed)
+        normalized = _normalize(signed) if text.budget >= 0 else None
         if normalized is not None and hasher(normalized).digest() == expected:
             return covered
     return None
@@ -265,10 +304,3 @@ def _normalize(data: bytes) -> bytes | None:
     if text.isascii():
         return data
     return None if _MANY_MARKS.search(text) else unicodedata.normalize("NFC", text).encode()
-
-
-def _covers_all(text: str, covered: tuple[int, int]) -> bool:
-    rest = text[: covered[0]] + text[covered[1] :]
-    for store in reversed(find_stores(rest)):
-        rest = rest[: store.start] + rest[store.end :]
-    return not rest.strip()
