@@ -13,71 +13,86 @@ import hashlib
 import unicodedata
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 from stillroom.errors import DataError, MissingExtraError
-from stillroom.records.text_credentials import Disclosure, remove_marks
+from stillroom.records.text_credentials import Disclosure, find_spans
 from stillroom.records.text_credentials.carriers import CARRIERS
 from stillroom.records.text_credentials.manifest import build_claim, build_store
 from stillroom.records.text_credentials.signature import ClaimSigner
 
-__all__ = ["UNKEPT_NAME", "find_claim_signer", "mark_text"]
+__all__ = ["UNKEPT_NAME", "TextMarker", "mark_text", "open_marker"]
 
 UNKEPT_NAME = "Stillroom (key not kept)"
 _TARGETS = 64  # lengths of the excluded range that are tried
 _MAX_PAD = 64
 
 
+@dataclass(frozen=True, slots=True)
+class TextMarker:
+    """What marks texts: a key, and whether it outlives the process."""
+
+    signer: ClaimSigner
+    is_kept: bool
+
+    def mark(self, text: str, disclosure: Disclosure, media_type: str = "text/plain") -> str:
+        """Return a text with its mark; see ``mark_text``."""
+        return mark_text(text, disclosure, self.signer, media_type)
+
+    def make_mark(self, text: str, disclosure: Disclosure) -> str:
+        """Return the characters to append to a plain text."""
+        return self.mark(text, disclosure)[len(text) :]
+
+
 @lru_cache(maxsize=1)
-def _make_unkept_signer() -> ClaimSigner:
+def _make_unkept_marker() -> TextMarker:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return ClaimSigner(Ed25519PrivateKey.generate(), name=UNKEPT_NAME)
+    return TextMarker(ClaimSigner(Ed25519PrivateKey.generate(), name=UNKEPT_NAME), is_kept=False)
 
 
-def find_claim_signer() -> ClaimSigner:
-    """Return the configured signer of texts, or one whose key lives as long as the process.
+def open_marker() -> TextMarker:
+    """Return the marker with the configured key, or one whose key lives as long as the process.
 
     Raises:
         DataError: If the configured key cannot be read.
         MissingExtraError: If cryptography is not installed.
     """
-    try:
-        import cryptography  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError.of("cryptography", "sign", "a mark on a text") from error
-    return _make_unkept_signer()
+    if find_spec("cryptography") is None:
+        raise MissingExtraError.of("cryptography", "sign", "a content credential in a text")
+    return _make_unkept_marker()
 
 
 def mark_text(
-    text: str,
-    disclosure: Disclosure,
-    signer: ClaimSigner,
-    media_type: str = "text/plain",
+    text: str, disclosure: Disclosure, signer: ClaimSigner, media_type: str = "text/plain"
 ) -> str:
-    """Return a text with a signed credential; equal inputs give equal claims.
+    """Return a text with a signed credential; the text itself stays as it is.
 
     Args:
-        text: The text; plain text is brought into NFC, as the credential demands, and credentials
-            that it carries already are removed.
+        text: The text, without a credential.
         disclosure: What wrote it.
         signer: The key.
         media_type: ``text/plain``, ``text/html`` or ``text/markdown``.
 
     Raises:
-        DataError: If the type carries no credential, or a page has no head.
+        DataError: If the type carries no credential, a page has no head, or the text is no valid
+            Unicode or has a credential.
     """
     from stillroom import __version__
 
     carrier = CARRIERS.get(media_type)
     if carrier is None:
-        raise _unmarkable(f"{media_type} carries no credential")
-    text = remove_marks(text)
-    if carrier.is_normalized:
-        text = unicodedata.normalize("NFC", text)
+        raise _unmarkable(f"{media_type} carries no content credential")
+    if find_spans(text):
+        raise _unmarkable("the text carries a content credential already")
     try:
         before, after = carrier.place(text)
-        data, start = (before + after).encode(), len(before.encode())
+        covered, start = before + after, len(before.encode())
+        data = (
+            unicodedata.normalize("NFC", covered) if carrier.is_normalized else covered
+        ).encode()
     except ValueError as error:
         raise _unmarkable(str(error)) from error
     assertions = disclosure.build_assertions()
@@ -86,16 +101,11 @@ def mark_text(
     generator = {"name": "Stillroom", "version": __version__, "specVersion": "2.4.0"}
 
     def prepare(length: int) -> Callable[[int], str]:
-        bound = {
-            "exclusions": [{"start": start, "length": length}],
-            "alg": "sha256",
-            "hash": digest,
-            "pad": b"",
-        }
+        excluded = [{"start": start, "length": length}]
+        bound = {"exclusions": excluded, "alg": "sha256", "hash": digest, "pad": b""}
         hashed = {**assertions, "c2pa.hash.data": bound}
         boxes, claim = build_claim(hashed, f"xmp:iid:{name}", generator)
-        signature = signer.sign(claim)
-        label = f"urn:c2pa:{name}"
+        signature, label = signer.sign(claim), f"urn:c2pa:{name}"
         return lambda pad: carrier.wrap(
             build_store(label, boxes, claim, signer.wrap(signature, pad))
         )
@@ -136,6 +146,6 @@ def _unmarkable(what: str) -> DataError:
         what,
         code="data.mark",
         where="the text to be marked",
-        expected="plain text, Markdown, or an HTML page with a head; all valid Unicode",
-        next="send it without a mark, or convert it",
+        expected="unmarked plain text, Markdown, or an HTML page with a head; all valid Unicode",
+        next="leave it unmarked, or convert it",
     )

@@ -55,6 +55,11 @@ class ClaimSigner:
         return self.certificates or (_make_certificate(self.private_key, self.name),)
 
     @cached_property
+    def key_id(self) -> str:
+        """SHA-256 of the public key in PEM, in hex."""
+        return _make_key_id(self.private_key.public_key())
+
+    @cached_property
     def protected(self) -> bytes:
         """The signed header: algorithm and certificates."""
         curve = getattr(self.private_key, "curve", None)
@@ -80,6 +85,13 @@ class ClaimSigner:
         """Return the COSE_Sign1 message; ``pad`` zero bytes are not signed (10.4.4)."""
         parts = [self.protected, {"pad": bytes(pad)}, None, signature]
         return cbor2.dumps(cbor2.CBORTag(_TAG, parts))
+
+
+def _make_key_id(key: Any) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(pem).hexdigest()
 
 
 def _signed_bytes(protected: bytes, claim: bytes) -> bytes:
@@ -144,7 +156,6 @@ def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> Sig
         ImportError: If cryptography is not installed.
     """
     from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     protected, header, signature = _read_message(message)
     chain = header.get(_CHAIN, header.get("x5chain"))
@@ -152,7 +163,7 @@ def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> Sig
     try:
         certificates = [x509.load_der_x509_certificate(data) for data in chain]
         leaf, key = certificates[0], certificates[0].public_key()
-        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        key_id = _make_key_id(key)
         names = list(dict.fromkeys(str(part.value) for part in leaf.subject))
     except (ValueError, TypeError, LookupError) as error:
         raise ManifestError(f"has no usable certificate: {error}") from error
@@ -163,7 +174,6 @@ def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> Sig
         codes.append("claimSignature.outsideValidity")
     if not _may_sign(leaf):
         codes.append("signingCredential.invalid")
-    key_id = hashlib.sha256(pem).hexdigest()
     return SignatureFinding(tuple(codes), key_id, ", ".join(names), tuple(chain))
 
 
