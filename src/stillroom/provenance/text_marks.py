@@ -62,7 +62,13 @@ def open_marker() -> TextMarker:
     """
     if find_spec("cryptography") is None:
         raise MissingExtraError.of("cryptography", "sign", "a content credential in a text")
-    return _make_unkept_marker()
+    from stillroom.provenance.signing.keys import find_configured_key
+
+    signer = find_configured_key()
+    if signer is None:
+        return _make_unkept_marker()
+    name = f"key {signer.key_id[:16]}"
+    return TextMarker(ClaimSigner(signer.private_key, signer.certificates, name), is_kept=True)
 
 
 def mark_text(
