@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
 from stillroom.errors import DataError, IntegrityError
 from stillroom.forensics.c2pa.credentials import (
     CHAIN_FILE,

@@ -43,7 +43,7 @@ _MIN_BUDGET = 2**22
 _UNCHECKED = SignatureFinding(("cryptography is not installed",))
 _WORDS: dict[str, str] = {
     "valid": "as it was signed",
-    "partial": "as it was signed, beside other text that is not",
+    "partial": "as it was signed, beside other text",
     "changed": "changed since it was signed",
     "invalid": "not signed as it says",
     "unverified": "not verified: pip install 'stillroom[sign]'",
@@ -176,15 +176,17 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
         if not store.is_whole:
             raise ManifestError("is cut short")
         manifest = parse_store(store.data)
-        codes = tuple(_check_assertions(manifest))
-        try:
-            signed = check_signature(manifest.signature, manifest.claim_bytes, now)
-        except ImportError:
-            signed = _UNCHECKED
     except ManifestError:
         says = any(word.encode() in store.data for word in (_DISCLOSURE, *_MODEL_SOURCES))
         code = "manifest.text.corruptedWrapper"
         return TextCredential("damaged", store.start, store.end, codes=(code,), says_synthetic=says)
+    codes = tuple(_check_assertions(manifest))
+    try:
+        signed = check_signature(manifest.signature, manifest.claim_bytes, now)
+    except ManifestError:  # signed in no way that C2PA knows
+        signed = SignatureFinding(("signingCredential.invalid",))
+    except ImportError:
+        signed = _UNCHECKED
     covered = None if codes else _find_covered(text, store, manifest)
     said = _read_statement(manifest)
     state: CredentialState

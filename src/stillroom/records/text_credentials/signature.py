@@ -163,16 +163,17 @@ def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> Sig
     try:
         certificates = [x509.load_der_x509_certificate(data) for data in chain]
         leaf, key = certificates[0], certificates[0].public_key()
-        key_id = _make_key_id(key)
+        key_id, may_sign = _make_key_id(key), _may_sign(leaf)
         names = list(dict.fromkeys(str(part.value) for part in leaf.subject))
-    except (ValueError, TypeError, LookupError) as error:
+        spans = [(one.not_valid_before_utc, one.not_valid_after_utc) for one in certificates]
+    except Exception as error:  # a stranger's: cryptography fails in many ways
         raise ManifestError(f"has no usable certificate: {error}") from error
     codes = []
     if not _is_valid(key, header.get(_ALG), signature, _signed_bytes(protected, claim)):
         codes.append("claimSignature.mismatch")
-    if any(not one.not_valid_before_utc <= now <= one.not_valid_after_utc for one in certificates):
+    if any(not first <= now <= last for first, last in spans):
         codes.append("claimSignature.outsideValidity")
-    if not _may_sign(leaf):
+    if not may_sign:
         codes.append("signingCredential.invalid")
     return SignatureFinding(tuple(codes), key_id, ", ".join(names), tuple(chain))
 
@@ -197,13 +198,13 @@ def _may_sign(leaf: Certificate) -> bool:
     try:
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return False
     return bool(usage.digital_signature and not usage.key_cert_sign)
 
 
 def _is_valid(key: Any, algorithm: object, signature: bytes, signed: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -222,6 +223,6 @@ def _is_valid(key: Any, algorithm: object, signature: bytes, signed: bytes) -> b
             key.verify(signature, signed, pss, digest)
         else:
             return False
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True
