@@ -33,8 +33,8 @@ _HEADER = b"C2PATXT\0"
 _SELECTORS = [chr(0xFE00 + byte) if byte < 16 else chr(0xE0100 + byte - 16) for byte in range(256)]
 _TO_SELECTOR = dict(enumerate(_SELECTORS))
 _TO_BYTE = {ord(selector): byte for byte, selector in enumerate(_SELECTORS)}
-_START = "\ufeff" + _HEADER.decode("latin-1").translate(_TO_SELECTOR)
-_WRAPPER = re.compile(_START + "[\ufe00-\ufe0f\U000e0100-\U000e01ef]*")
+_START = _HEADER.decode("latin-1").translate(_TO_SELECTOR)
+_WRAPPER = re.compile("(?P<prefix>\ufeff?)" + _START + "[\ufe00-\ufe0f\U000e0100-\U000e01ef]*")
 _SCRIPT = re.compile(
     r"<script\b[^<>]{0,200}\btype\s*=\s*[\"']?application/c2pa\b[^<>]{0,200}>"
     r"([A-Za-z0-9+/=\s]*)</script\s*>\n?",
@@ -148,8 +148,11 @@ def remove_marks(text: str) -> str:
 
 
 def _decode_wrapper(match: re.Match[str]) -> FoundStore:
-    """Decode selectors; those behind the stated length belong to the text, or pad the store."""
-    body = match[0][len(_START) :]
+    """Decode selectors; those behind the stated length pad the store.
+
+    The character before them is missing where it was taken for a byte order mark.
+    """
+    body = match[0][len(match["prefix"]) + len(_START) :]
     raw = bytes(map(_TO_BYTE.__getitem__, map(ord, body[: MAX_STORE_BYTES + 5])))
     length = int.from_bytes(raw[1:5], "big")
     is_whole = len(raw) >= 5 + length and raw[:1] == b"\x01"
