@@ -52,7 +52,7 @@ def disclose_answer(model: str, details: Mapping[str, Any], name: str = "") -> D
     """Return what a content credential says of an answer.
 
     Quotes are composed of the documents' text, which no model wrote: they are ``composite``, and
-    tell of a model's share only where a source is synthetic. An endpoint's address is not told.
+    tell of a model's share only where a source is synthetic. An endpoint's address is left out.
 
     Args:
         model: Fingerprint of the model that wrote.

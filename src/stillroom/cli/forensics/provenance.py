@@ -147,7 +147,10 @@ def sign_command(
     timestamp_url: str,
     as_json: bool,
 ) -> None:
-    """Sign a picture, clip, recording, PDF or text (.txt, .md, .html) with content credentials."""
+    """Sign a file with content credentials.
+
+    Pictures, clips, recordings, PDFs, and texts (.txt, .md, .html).
+    """
     from stillroom.forensics.c2pa.signature import sign_file
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 

@@ -81,7 +81,7 @@ class TextCredential:
 
     @property
     def model(self) -> str:
-        """The model that is said to have written the text: its fingerprint, or else its name."""
+        """The model that wrote the text by this credential: its fingerprint, or else its name."""
         return self.model_identifier or self.model_name
 
     def __str__(self) -> str:
