@@ -121,9 +121,8 @@ def _cut_spans(document: Document, spans: Sequence[tuple[int, int]]) -> Document
                 break
             first, last = max(anchor.start, start), min(anchor.end, end)
             place = document.locate(first, last)
-            at = {"start": new + first - start, "end": new + last - start}
-            span = {"byte_start": place.byte_start, "byte_end": place.byte_end}
-            anchors.append(replace(anchor, **at, **span))
+            moved = replace(anchor, start=new + first - start, end=new + last - start)
+            anchors.append(replace(moved, byte_start=place.byte_start, byte_end=place.byte_end))
 
     def move(position: int) -> int:
         index = bisect.bisect_right(ends, position) - 1
