@@ -19,8 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import regex
-
 from stillroom.records.origin import Link, Origin
 from stillroom.records.text_credentials.carriers import FoundStore, find_stores, has_credential
 from stillroom.records.text_credentials.manifest import (
@@ -38,7 +36,7 @@ CredentialState = Literal["valid", "partial", "changed", "invalid", "unverified"
 _MODEL_SOURCES = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
 _DISCLOSURE = "c2pa.ai-disclosure"
 _MISMATCH = "assertion.dataHash.mismatch"
-_MANY_MARKS = regex.compile(r"\p{Mn}{257}")  # to order them takes time by their square
+_MANY_MARKS = r"\p{Mn}{257}"  # to order them takes time by their square
 _MIN_BUDGET = 2**22
 _UNCHECKED = SignatureFinding(("cryptography is not installed",))
 _WORDS: dict[str, str] = {
@@ -305,4 +303,6 @@ def _normalize(data: bytes) -> bytes | None:
         return None
     if text.isascii():
         return data
-    return None if _MANY_MARKS.search(text) else unicodedata.normalize("NFC", text).encode()
+    import regex  # only texts with credentials need it
+
+    return None if regex.search(_MANY_MARKS, text) else unicodedata.normalize("NFC", text).encode()
