@@ -2,6 +2,7 @@
 
 import shutil
 
+from stillroom.provenance.lineage import render_tree, walk_lineage
 from stillroom.provenance.text_marks import open_marker
 from stillroom.rag.index.searcher import Index
 from stillroom.records.text_credentials import Disclosure
@@ -26,6 +27,8 @@ def test_no_marked_text_loses_its_origin(build, folder, tmp_path):
     kinds = {one.location.path: one.origin.kind for one in found}
     assert len(kinds) == 2 * SAYINGS
     assert all(kinds[path] == ("synthetic" if path[0] == "m" else "unknown") for path in kinds)
+    tree = render_tree(walk_lineage(tmp_path / "index", examples=2 * SAYINGS))
+    assert tree.count("content credential valid, model gguf:abc") == SAYINGS
     for one in found:
         data = (folder / one.location.path).read_bytes()
         assert data[one.location.byte_start : one.location.byte_end].decode() == one.text
