@@ -70,6 +70,12 @@ def test_json_stays_json():
     assert json.loads(text) == {"a": 1}
 
 
+@pytest.mark.parametrize(("text", "header"), [('{"a": 1}', "json"), ("", "empty")])
+def test_json_that_nobody_demanded_stays_json_too(text, header):
+    assert send(marked(served(text)), "chat") == (f"none; {header}", text)
+    assert send(marked(served(text)), "chat", stream=True)[1] == text
+
+
 def test_quotes_are_said_to_be_composed_and_citations_stay_in_place():
     def quote(messages, sampling, k, **_):
         text = "It rises [1]."

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -273,6 +274,8 @@ class ModelService:
             is_streamed=order.is_streamed,
             make_mark=partial(_make_mark, marker, served.model_name) if marker else None,
         )
+        if marker and not order.is_streamed and not any(one.mark for one in collectors):
+            said = "none; json" if any(one.text for one in collectors) else "none; empty"
         response.headers[CREDENTIAL_HEADER] = said
         return response
 
@@ -289,14 +292,24 @@ class ModelService:
 
 
 def _make_mark(marker: TextMarker, name: str, collector: ResponseCollector) -> str:
-    """Return a text's credential; none for an empty one, and one that another server marked."""
+    """Return a text's credential; none for an empty one, and for JSON, which would break."""
     if not isinstance(collector, LocalCollector) or not collector.text:
         return ""
-    if find_spans(collector.text):
+    if _is_json(collector.text) or find_spans(collector.text):
         return ""
     return marker.make_mark(
         collector.text, disclose_answer(collector.model, collector.details, name)
     )
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:
