@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     build_access,
     debug_option,
     existing_path,
+    mark_option,
     official_option,
     trust_option,
 )
@@ -110,6 +111,7 @@ Examples:
     multiple=True,
     help="With --forensics: official C2PA trust list, as PEM.",
 )
+@mark_option
 @access_options
 @ask_options
 @debug_option
@@ -133,6 +135,7 @@ def serve_command(
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
+    is_marked: bool,
     **options: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
@@ -191,6 +194,7 @@ def serve_command(
         media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
         jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
+        is_marked=is_marked,
     )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.records.text_credentials import Disclosure
 
-__all__ = ["CitedSpan", "StoredAnswer", "read_answer"]
+__all__ = ["CitedSpan", "StoredAnswer", "disclose_answer", "read_answer"]
 
 _MAX_BYTES = 64 * 2**20
 
@@ -45,6 +46,25 @@ class StoredAnswer:
     asked_of: str
     index: str
     cited: tuple[CitedSpan, ...]
+
+
+def disclose_answer(model: str, details: Mapping[str, Any], name: str = "") -> Disclosure:
+    """Return what a content credential says of an answer.
+
+    Quotes are composed of the documents' text, which no model wrote: they are ``composite``, and
+    tell of a model's share only where a source is synthetic. An endpoint's address is left out.
+
+    Args:
+        model: Fingerprint of the model that wrote.
+        details: The answer's details; empty for text of a model alone.
+        name: The model's name.
+    """
+    if details.get("quotes") or details.get("answering") == "quote":
+        origins = details.get("origins", {})
+        kind = "compositeWithTrainedAlgorithmicMedia" if origins.get("synthetic") else "composite"
+        return Disclosure(kind)
+    is_endpoint = model.startswith("endpoint:")
+    return Disclosure(model_name=name, model_identifier="" if is_endpoint else model)
 
 
 def read_answer(path: Path) -> StoredAnswer | None:

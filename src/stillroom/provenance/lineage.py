@@ -281,9 +281,14 @@ class _LineageWalker:
         text = " ".join(passage.text.split())
         excerpt = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
         origin = _origin_text(passage.origin.to_json())
-        return ProvenanceNode(
-            passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",)
-        )
+        credentials = [
+            f"content credential {link.method.removeprefix('c2pa.')}"
+            + (f", model {link.model}" if link.model else "")
+            for link in passage.origin.chain
+            if link.method.startswith("c2pa.")
+        ]
+        about = (f"“{excerpt}”", *credentials)
+        return ProvenanceNode(passage.id, "passage", "", str(folder), origin, (document,), about)
 
     def cited(self, sources: list[Path], span: CitedSpan) -> ProvenanceNode:
         """Return the node of a citation above its passage, or above the bytes that it cited."""

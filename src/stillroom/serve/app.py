@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
+from stillroom.provenance.text_marks import TextMarker
 from stillroom.serve.access import ApiKey, RequestLimits
 from stillroom.serve.errors import add_error_handlers
 from stillroom.serve.jobs.runner import JobRunner
@@ -55,6 +56,7 @@ def create_app(
     media_check: MediaCheckService | None = None,
     counters: ServerMetrics | None = None,
     log: Callable[[str], None] | None = None,
+    marker: TextMarker | None = None,
 ) -> FastAPI:
     """Return the HTTP API over the served models.
 
@@ -67,6 +69,7 @@ def create_app(
         media_check: Media check of ``POST /v1/forensics/check``.
         counters: Metrics; by default the app's own.
         log: Receives one line of JSON for each request, without any content.
+        marker: Signs the content credential in every generated text; None sends clean text.
     """
     bounds = limits or RequestLimits()
     counters = counters or ServerMetrics()
@@ -89,7 +92,7 @@ def create_app(
     )  # the middleware added last is the outermost
 
     mounts = [served] if isinstance(served, ServedModel) else list(served or ())
-    service = app.state.desk = ModelService(mounts, bounds, counters)
+    service = app.state.desk = ModelService(mounts, bounds, counters, marker)
     server = ServerContext(bounds, counters, service, jobs, media_check)
     for module in ROUTES:
         module.add_routes(table, server)

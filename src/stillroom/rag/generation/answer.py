@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECK_STEP_PREFIX",
     "CONTENT_FLAGS",
+    "CREDENTIAL_STEP_PREFIX",
     "SUSPECTED_STEP",
     "AnswerSettings",
     "ask",
@@ -406,6 +407,8 @@ SUSPECTED_STEP = "forensics.suspected"
 """Prefix of the origin link's method by which a medium is reported as a suspected fake."""
 CHECK_STEP_PREFIX = "forensics.check."
 """Prefix of the origin link's method that records the verdict of a file check."""
+CREDENTIAL_STEP_PREFIX = "c2pa."
+"""Prefix of the origin link's method that records the state of a text's content credential."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -460,9 +463,17 @@ def get_origin_label(origin: Origin) -> str:
 
 
 def get_check_verdict(origin: Origin) -> str:
-    """Return the verdict of the last file check in the chain; empty if there was none."""
-    checks = [link.method for link in origin.chain if link.method.startswith(CHECK_STEP_PREFIX)]
-    return checks[-1].removeprefix(CHECK_STEP_PREFIX) if checks else ""
+    """Return the verdict of the last file check in the chain; empty if there was none.
+
+    That of a text's content credential is its state, as ``credential-changed``.
+    """
+    verdicts = [
+        start + link.method.removeprefix(prefix)
+        for link in origin.chain
+        for prefix, start in ((CHECK_STEP_PREFIX, ""), (CREDENTIAL_STEP_PREFIX, "credential-"))
+        if link.method.startswith(prefix)
+    ]
+    return verdicts[-1] if verdicts else ""
 
 
 CONTENT_FLAGS: dict[str, str] = {

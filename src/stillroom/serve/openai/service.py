@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,7 +17,10 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.models import Embedder
 from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel
 from stillroom.models.requests import stream_with_completion
+from stillroom.provenance.answers import disclose_answer
+from stillroom.provenance.text_marks import TextMarker
 from stillroom.records import Sampling
+from stillroom.records.text_credentials import find_spans
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError, tenant_needed
 from stillroom.serve.middleware.auth import ACCESS_KEY
@@ -32,7 +37,10 @@ from stillroom.serve.openai.stream import (
     send_response,
 )
 
-__all__ = ["ModelService"]
+__all__ = ["CREDENTIAL_HEADER", "ModelService"]
+
+CREDENTIAL_HEADER = "X-Stillroom-Credential"
+"""Whether the text of a reply carries a content credential, and by which key; or why not."""
 
 T = TypeVar("T")
 
@@ -41,10 +49,14 @@ class ModelService:
     """The mounted models, each with the worker slots of its engine."""
 
     def __init__(
-        self, served: Sequence[ServedModel], limits: RequestLimits, counters: ServerMetrics
+        self,
+        served: Sequence[ServedModel],
+        limits: RequestLimits,
+        counters: ServerMetrics,
+        marker: TextMarker | None = None,
     ) -> None:
         """Create the worker slots: one set for each mount, since each has its own engine."""
-        self.limits, self.counters = limits, counters
+        self.limits, self.counters, self.marker = limits, counters, marker
         self._by_name = {name: model for model in served for name in model.names}
         self._slots = {model.name: WorkerSlots(limits, model.concurrency) for model in served}
 
@@ -251,7 +263,8 @@ class ModelService:
         ]
         if order.proxied_body is not None:
             collectors = [ProxyCollector()]
-        return await send_response(
+        marker, said = self._choose_marker(order)
+        response = await send_response(
             self._slots[served.name],
             work,
             collectors,
@@ -259,7 +272,44 @@ class ModelService:
             request,
             self.counters,
             is_streamed=order.is_streamed,
+            make_mark=partial(_make_mark, marker, served.model_name) if marker else None,
         )
+        if marker and not order.is_streamed and not any(one.mark for one in collectors):
+            said = "none; json" if any(one.text for one in collectors) else "none; empty"
+        response.headers[CREDENTIAL_HEADER] = said
+        return response
+
+    def _choose_marker(self, order: GenerationRequest) -> tuple[TextMarker | None, str]:
+        """Return what marks a reply, and the header's value; invisible characters break JSON."""
+        if self.marker is None:
+            return None, "none; off"
+        if order.proxied_body is not None:
+            return None, "none; tools"
+        if order.prompt.schema is not None:
+            return None, "none; json"
+        key = self.marker.signer.key_id if self.marker.is_kept else "not-kept"
+        return self.marker, f"c2pa; key={key}"
+
+
+def _make_mark(marker: TextMarker, name: str, collector: ResponseCollector) -> str:
+    """Return a text's credential; none for an empty one, and for JSON, which would break."""
+    if not isinstance(collector, LocalCollector) or not collector.text:
+        return ""
+    if _is_json(collector.text) or find_spans(collector.text):
+        return ""
+    return marker.make_mark(
+        collector.text, disclose_answer(collector.model, collector.details, name)
+    )
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:

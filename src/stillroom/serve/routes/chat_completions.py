@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.replies import ChatReply, ProxiedReply
@@ -75,7 +76,8 @@ class _ChatMessage(BaseModel):
             )
         if not isinstance(text, str):
             text = "\n".join(part.text for part in text)
-        return Message("system" if self.role == "developer" else self.role, text)
+        role = "system" if self.role == "developer" else self.role
+        return Message(role, remove_marks(text))
 
 
 class ChatRequest(TextRequest, DocumentsRequest):

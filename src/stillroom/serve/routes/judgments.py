@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentSide, Verdict
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.errors import ApiError, tenant_needed
 from stillroom.serve.middleware.auth import ACCESS_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
@@ -98,7 +99,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             )
         asked = AskedAnswer(
             body.question,
-            body.answer,
+            remove_marks(body.answer),
             {citation.number: citation.passage_id for citation in body.citations},
             body.index,
             body.answered_by,

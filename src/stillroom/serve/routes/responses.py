@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from stillroom.errors import Problem
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.requests import (
@@ -384,7 +385,7 @@ def _join_text(texts: str | Sequence[_TextPart]) -> str:
 
 def _to_message(item: _InputMessage) -> Message:
     role = "system" if item.role == "developer" else item.role
-    return Message(role, _join_text(item.content))
+    return Message(role, remove_marks(_join_text(item.content)))
 
 
 def _to_turns(
