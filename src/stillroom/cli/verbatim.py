@@ -37,7 +37,7 @@ def show_trace(
     """
     from stillroom.text.verbatim import trace_text
 
-    text, cited, asked_of = _read_traced(path, record, within)
+    text, cited, asked_of, whose = _read_traced(path, record, within)
     traced = trace_text(
         text,
         asked_of,
@@ -55,12 +55,12 @@ def show_trace(
         for lead, line in _list_sources(traced, number):
             click.echo(format_row(lead, escape_line(line)))
     click.echo("")
-    for line in _summarize(traced):
+    for line in _summarize(traced, whose):
         click.echo(format_row("", escape_line(line)))
 
 
-def _read_traced(path: Path, record: str, within: Path | None) -> tuple[str, list[int], Path]:
-    """Return the text, the numbers of its citations, and what is searched."""
+def _read_traced(path: Path, record: str, within: Path | None) -> tuple[str, list[int], Path, str]:
+    """Return the text, the numbers of its citations, what is searched, and whose text it is."""
     from stillroom.errors import DataError
     from stillroom.provenance import read_answer
     from stillroom.text.verbatim.sources import find_record
@@ -68,13 +68,13 @@ def _read_traced(path: Path, record: str, within: Path | None) -> tuple[str, lis
     if record:
         found = find_record(path, record)
         said = [turn.content for turn in found.messages if turn.role == "assistant"]
-        return "\n\n".join(said), [], within or path
+        return "\n\n".join(said), [], within or path, "record"
     answer = read_answer(path) if path.is_file() else None
     if answer is not None:
         source = within or (Path(answer.asked_of) if answer.asked_of else None)
-        text, cited = answer.text, [citation.number for citation in answer.cited]
+        text, cited, whose = answer.text, [citation.number for citation in answer.cited], "model"
     else:
-        source, text, cited = within, _read_text(path), []
+        source, text, cited, whose = within, _read_text(path), [], "text"
     if source is None:
         raise DataError(
             f"{path} does not name what it is to be searched in",
@@ -83,7 +83,7 @@ def _read_traced(path: Path, record: str, within: Path | None) -> tuple[str, lis
             expected="a run, an index or a set of records",
             next=f"stillroom show {path} --trace --within RUN",
         )
-    return text, cited, source
+    return text, cited, source, whose
 
 
 def _read_text(path: Path) -> str:
@@ -154,7 +154,7 @@ def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str
         yield "    record    ", f"and {span.in_records - len(span.records)} more"
 
 
-def _summarize(traced: VerbatimTrace) -> Iterator[str]:
+def _summarize(traced: VerbatimTrace, whose: str) -> Iterator[str]:
     least = f"spans of {traced.min_words} words or more that are not common phrases"
     yield f"searched {traced.searched:,} words of documents and records for {least}"
     yield (
@@ -162,7 +162,7 @@ def _summarize(traced: VerbatimTrace) -> Iterator[str]:
         f"in records {traced.in_records}"
     )
     own = "; ".join(f"“{' '.join(traced.text[a:b].split())}”" for a, b in traced.own)
-    yield f"the model's own words: {traced.own_words}" + (f": {own}" if own else "")
+    yield f"the {whose}'s own words: {traced.own_words}" + (f": {own}" if own else "")
     yield from traced.notes
 
 

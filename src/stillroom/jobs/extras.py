@@ -51,6 +51,7 @@ PURPOSES: Mapping[str, str] = {
     "s3": "documents, records and checkpoints in S3",
     "search": "searches of merges",
     "serve": "the server",
+    "trace": "verbatim traces of answers in documents and records",
     "train": "several processes, LoRA",
     "verify": "equality of formulas",
 }

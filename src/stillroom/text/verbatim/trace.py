@@ -165,15 +165,16 @@ def trace_text(
     located = locate_words(plain)
     words = [word for word, _, _ in located]
     skipped = index.find_owned(record) if record else np.zeros(0, np.int64)
-    reader = _SourceReader(texts, index)
-    kept: list[tuple[int, int, VerbatimSpan]] = []
+    chosen = []
     for span in index.find_spans(words, without=skipped):
-        is_whole = span.end - span.start == len(words)
-        is_rare = span.end - span.start >= min_words and span.chance < _MAX_CHANCE
-        if not is_whole and not is_rare:
-            continue
+        length = span.end - span.start
+        if length == len(words) or (length >= min_words and span.chance < _MAX_CHANCE):
+            found = index.find_occurrences(words[span.start : span.end], without=skipped)
+            chosen.append((span, found))
+    reader = _SourceReader(texts, index, [found for _, found in chosen])
+    kept = []
+    for span, found in chosen:
         start, end = located[span.start][1], located[span.end - 1][2]
-        found = index.find_occurrences(words[span.start : span.end], without=skipped)
         sources = reader.read(found, words[span.start : span.end])
         length = span.end - span.start
         shown = VerbatimSpan(start, end, text[start:end], length, span.chance, *sources)
@@ -235,11 +236,22 @@ def open_texts(texts: RunTexts, *, say: Callable[[str], None] | None = None) -> 
 
 
 class _SourceReader:
-    """Reads the sources of spans; each document is opened once."""
+    """Reads the sources of spans; the documents of all spans are read at once."""
 
-    def __init__(self, texts: RunTexts, index: SuffixIndex) -> None:
+    def __init__(self, texts: RunTexts, index: SuffixIndex, found: Iterable[Occurrences]) -> None:
         self._texts, self._index = texts, index
+        wanted: dict[int, set[str]] = {}
+        for occurrences in found:
+            for row in _first_by_owner(occurrences, DOCUMENTS)[1]:
+                facts = index.read_facts(int(occurrences.texts[row]))
+                wanted.setdefault(facts["index"], set()).add(facts["document"])
         self._documents: dict[tuple[int, str], tuple[Document, tuple[str, ...]]] = {}
+        for number, ids in wanted.items():
+            folder = texts.indexes[number][0]
+            for row in iter_documents(folder, ids):
+                document = Document.from_json(row)
+                _, notes = locate_document(folder, document.path, document.digest)
+                self._documents[number, row["id"]] = document, notes
 
     def read(
         self, found: Occurrences, words: Sequence[str]
@@ -253,19 +265,19 @@ class _SourceReader:
 
     def _read_document(self, found: Occurrences, row: int, words: Sequence[str]) -> DocumentSource:
         facts = self._index.read_facts(int(found.texts[row]))
-        folder = self._texts.indexes[facts["index"]][0]
-        key = (facts["index"], facts["document"])
-        if key not in self._documents:
-            opened = [*iter_documents(folder, {key[1]})]
-            if not opened:
-                raise _changed_error(folder, key[1])
-            document = Document.from_json(opened[0])
-            _, notes = locate_document(folder, document.path, document.digest)
-            self._documents[key] = document, notes
-        document, notes = self._documents[key]
+        folder, name = self._texts.indexes[facts["index"]][0], facts["document"]
+        document, notes = self._documents.get((facts["index"], name), (None, ()))
         start, end = int(found.starts[row]), int(found.ends[row])
-        if [word for word, _, _ in locate_words(document.text[start:end])] != [*words]:
-            raise _changed_error(folder, document.path)
+        if document is None or [
+            word for word, _, _ in locate_words(document.text[start:end])
+        ] != list(words):
+            raise IntegrityError(
+                f"the document {document.path if document else name} is not the one indexed",
+                code="text.changed",
+                where=str(folder),
+                expected="the index as its artifact.json records it",
+                next=f"stillroom verify {folder}",
+            )
         place = document.locate(start, end)
         return DocumentSource(
             place.path,
@@ -297,13 +309,3 @@ def _first_by_owner(found: Occurrences, group: int) -> tuple[int, list[int]]:
     rows = np.flatnonzero(found.groups == group)
     _, first = np.unique(found.owners[rows], return_index=True)
     return len(first), [int(row) for row in rows[np.sort(first)[:_MAX_SOURCES]]]
-
-
-def _changed_error(folder: Path, document: str) -> IntegrityError:
-    return IntegrityError(
-        f"the document {document} is not the one that was indexed",
-        code="trace.changed",
-        where=str(folder),
-        expected="the index as its artifact.json records it",
-        next=f"stillroom verify {folder}",
-    )
