@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
-from stillroom.evaluate.qa.judgments import find_judgments
+from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import find_model, find_reader, find_step, set_reader
 from stillroom.models import (
     ConcurrentModel,
@@ -37,12 +37,14 @@ from stillroom.records import Answer, Message, Sampling
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
     from stillroom.rag.index.view import AccessContext
+    from stillroom.text.verbatim import VerbatimTrace
 
 __all__ = [
     "AnswerFunction",
     "JudgeFunction",
     "Mount",
     "ServedModel",
+    "TraceFunction",
     "open_mount",
     "open_mounts",
     "open_run",
@@ -101,6 +103,13 @@ class JudgeFunction(Protocol):
         """
 
 
+class TraceFunction(Protocol):
+    """Finds a text's words verbatim in the documents and records of a run."""
+
+    def __call__(self, text: str, cited: Sequence[int], min_words: int, /) -> VerbatimTrace:
+        """Return the spans of a text, as ``stillroom.text.verbatim.trace_text`` does."""
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -118,6 +127,7 @@ class ServedModel:
     reranker: RerankerModel | None = None
     k: int = 3
     judge: JudgeFunction | None = None
+    trace: TraceFunction | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -195,6 +205,8 @@ def open_run(
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
+    from stillroom.text.verbatim.sources import find_texts
+    from stillroom.text.verbatim.trace import trace_text
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
@@ -234,6 +246,17 @@ def open_run(
                 store, audience.seen_by(access), asked, verdict, quote, access=seen
             )
 
+        def trace(text: str, cited: Sequence[int], min_words: int) -> VerbatimTrace:
+            texts = find_texts(run)
+            shown = [
+                entry
+                for entry in texts.records
+                if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
+            ]  # no client reads what people judged
+            return trace_text(
+                text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words
+            )
+
         try:
             yield ServedModel(
                 name or run.resolve().name,
@@ -242,6 +265,7 @@ def open_run(
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
                 judge=judge,
+                trace=trace if audience.rule == "open" else None,
                 access_rule=audience.rule,
             )
         finally:

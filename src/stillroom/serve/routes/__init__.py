@@ -18,6 +18,7 @@ from stillroom.serve.routes import (
     rerank,
     responses,
     status,
+    traces,
     workspace,
 )
 
@@ -32,6 +33,7 @@ ROUTES = (
     embeddings,
     rerank,
     judgments,
+    traces,
     recipes,
     recipe_check,
     workspace,

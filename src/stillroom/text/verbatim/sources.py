@@ -71,7 +71,10 @@ def find_texts(within: Path) -> RunTexts:
             if has_passages(folder):
                 indexes[folder] = artifact.digest
             else:
-                notes.append(f"{folder} keeps its documents in a database: they are not searched")
+                notes.append(
+                    f"the index {folder.name} keeps its documents in a database: they are not "
+                    "searched"
+                )
         elif artifact.kind == "records":
             records[folder] = artifact.digest
         elif artifact.kind == "checkpoint":

@@ -132,7 +132,7 @@ class VerbatimTrace:
 
 def trace_text(
     text: str,
-    within: Path,
+    within: Path | RunTexts,
     *,
     cited: Iterable[int] = (),
     min_words: int = MIN_WORDS,
@@ -145,7 +145,7 @@ def trace_text(
 
     Args:
         text: The text.
-        within: A run, a checkpoint, an index, or a set of records.
+        within: A run, a checkpoint, an index or a set of records, or the texts found in one.
         cited: Numbers whose marks (``[1]``) are no words of the text.
         min_words: Least number of words of a span.
         record: Id of a record that is no source: the traced one.
@@ -156,7 +156,7 @@ def trace_text(
         IntegrityError: If a document is not the one that was indexed.
         MissingExtraError: If the suffix array must be built and pydivsufsort is not installed.
     """
-    texts = find_texts(within)
+    texts = within if isinstance(within, RunTexts) else find_texts(within)
     index = open_texts(texts, say=say)
     plain = text
     for number in set(cited):
