@@ -31,6 +31,7 @@ from stillroom.jobs.files import (
     sync_folder,
 )
 from stillroom.jobs.journal import Journal
+from stillroom.jobs.manifest import write_manifest
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
@@ -43,6 +44,7 @@ from stillroom.provenance.artifact import (
     read_artifact,
 )
 from stillroom.provenance.digests import digest_text
+from stillroom.provenance.signing import find_configured_key
 from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sum_work_seconds"]
@@ -99,9 +101,11 @@ class Job:
             reporter: Progress display; by default none.
 
         Raises:
-            DataError: If ``out`` exists, or has an unfinished run of another recipe.
+            DataError: If ``out`` exists, or has an unfinished run of another recipe, or the
+                configured signing key cannot be read.
             ResourceError: If another process holds the folder, or the disk is full.
         """
+        find_configured_key()  # a key that cannot be read is an error now, not at the end
         cls.recover(out)
         work = get_working_folder(out)
         if out.exists() and not (resume and work.exists()):
@@ -289,8 +293,7 @@ class Job:
             journal.close()
         with full_disk_as_error(self.out):
             sync_folder(self.work, but=_WORKING_ONLY)
-            with atomic_write(self.work / ARTIFACT_FILE) as file:
-                json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+            write_manifest(self.work, artifact, name=self.out.name, but=_WORKING_ONLY)
             self.close()
             self.recover(self.out)
         return read_artifact(self.out)
