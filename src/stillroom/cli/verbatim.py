@@ -115,7 +115,8 @@ def _mark_spans(traced: VerbatimTrace) -> str:
 
 
 def _merge_spans(traced: VerbatimTrace) -> Iterator[tuple[int, int, list[str]]]:
-    start, end, letters = -1, -1, []
+    letters: list[str] = []
+    start, end = -1, -1
     for number, span in enumerate(traced.spans):
         if span.start >= end:
             if letters:

@@ -148,7 +148,8 @@ def _sort_suffixes(tokens: NDArray[np.uint32], divsufsort: Any) -> NDArray[Any]:
     order = divsufsort(np.ascontiguousarray(narrow).reshape(-1))
     order = order[order % _SORTED_WIDTH == 0]  # a suffix starts at a word
     order //= _SORTED_WIDTH
-    return order.astype(np.int32, copy=False) if len(tokens) < 2**31 else order
+    kind: type[np.signedinteger[Any]] = np.int32 if len(tokens) < 2**31 else np.int64
+    return np.asarray(order, kind)
 
 
 class SuffixIndex:
@@ -169,10 +170,9 @@ class SuffixIndex:
             return values
 
         self._folder = folder
-        self._tokens = memoryview(load("tokens"))
-        self._suffixes = memoryview(load("suffixes"))
-        self._counts, self._words = load("counts"), memoryview(load("words"))
-        self._word_ends = memoryview(load("word_ends"))
+        self._tokens, self._words = load("tokens").data, load("words").data
+        self._suffixes, self._word_ends = load("suffixes").data, load("word_ends").data
+        self._counts = load("counts")
         self._starts, self._ends = load("starts"), load("ends")
         self._text_starts, self._owners = load("text_starts"), load("owners")
         self._groups, self._lines = load("groups"), load("lines")

@@ -248,10 +248,10 @@ class _SourceReader:
         self._documents: dict[tuple[int, str], tuple[Document, tuple[str, ...]]] = {}
         for number, ids in wanted.items():
             folder = texts.indexes[number][0]
-            for row in iter_documents(folder, ids):
-                document = Document.from_json(row)
+            for stored in iter_documents(folder, ids):
+                document = Document.from_json(stored)
                 _, notes = locate_document(folder, document.path, document.digest)
-                self._documents[number, row["id"]] = document, notes
+                self._documents[number, stored["id"]] = document, notes
 
     def read(
         self, found: Occurrences, words: Sequence[str]
