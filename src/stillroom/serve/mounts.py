@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -205,8 +206,6 @@ def open_run(
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
-    from stillroom.text.verbatim.sources import find_texts
-    from stillroom.text.verbatim.trace import trace_text
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
@@ -246,17 +245,6 @@ def open_run(
                 store, audience.seen_by(access), asked, verdict, quote, access=seen
             )
 
-        def trace(text: str, cited: Sequence[int], min_words: int) -> VerbatimTrace:
-            texts = find_texts(run)
-            shown = [
-                entry
-                for entry in texts.records
-                if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
-            ]  # no client reads what people judged
-            return trace_text(
-                text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words
-            )
-
         try:
             yield ServedModel(
                 name or run.resolve().name,
@@ -265,11 +253,25 @@ def open_run(
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
                 judge=judge,
-                trace=trace if audience.rule == "open" else None,
+                trace=partial(_trace, run) if audience.rule == "open" else None,
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
+
+
+def _trace(run: Path, text: str, cited: Sequence[int], min_words: int) -> VerbatimTrace:
+    """Trace a text in all that clients may read: no client reads what people judged."""
+    from stillroom.text.verbatim.sources import find_texts
+    from stillroom.text.verbatim.trace import trace_text
+
+    texts = find_texts(run)
+    shown = [
+        entry
+        for entry in texts.records
+        if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
+    ]
+    return trace_text(text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words)
 
 
 def _read_kind(path: Path) -> str:

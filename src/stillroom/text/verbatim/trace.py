@@ -35,8 +35,8 @@ from stillroom.text.verbatim.sources import (
 from stillroom.text.verbatim.suffix_index import Occurrences, SuffixIndex, build_suffix_index
 
 __all__ = [
-    "DocumentSource",
-    "RecordSource",
+    "DocumentMatch",
+    "RecordMatch",
     "VerbatimSpan",
     "VerbatimTrace",
     "open_texts",
@@ -49,7 +49,7 @@ _MAX_SOURCES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentSource:
+class DocumentMatch:
     """A document with a span: its first place there, as bytes of the file.
 
     ``is_exact`` is whether the decoded bytes are the span up to case, punctuation and spacing;
@@ -70,7 +70,7 @@ class DocumentSource:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordSource:
+class RecordMatch:
     """A record with a span: characters of its first turn that has it, and the record's origin."""
 
     record: str
@@ -101,8 +101,8 @@ class VerbatimSpan:
     places: int
     in_documents: int
     in_records: int
-    documents: tuple[DocumentSource, ...]
-    records: tuple[RecordSource, ...]
+    documents: tuple[DocumentMatch, ...]
+    records: tuple[RecordMatch, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def trace_text(
         cited: Numbers whose marks (``[1]``) are no words of the text.
         min_words: Least number of words of a span.
         record: Id of a record that is no source: the traced one.
-        say: Told before the suffix array is built.
+        say: Receives a line before the suffix array is built.
 
     Raises:
         DataError: If there are no texts, or an index has tenants.
@@ -255,7 +255,7 @@ class _SourceReader:
 
     def read(
         self, found: Occurrences, words: Sequence[str]
-    ) -> tuple[int, int, int, tuple[DocumentSource, ...], tuple[RecordSource, ...]]:
+    ) -> tuple[int, int, int, tuple[DocumentMatch, ...], tuple[RecordMatch, ...]]:
         """Return numbers of places, documents and records, and the first sources of each."""
         in_documents, some = _first_by_owner(found, DOCUMENTS)
         documents = tuple(self._read_document(found, row, words) for row in some)
@@ -263,7 +263,7 @@ class _SourceReader:
         records = tuple(self._read_record(found, row) for row in some)
         return found.total, in_documents, in_records, documents, records
 
-    def _read_document(self, found: Occurrences, row: int, words: Sequence[str]) -> DocumentSource:
+    def _read_document(self, found: Occurrences, row: int, words: Sequence[str]) -> DocumentMatch:
         facts = self._index.read_facts(int(found.texts[row]))
         folder, name = self._texts.indexes[facts["index"]][0], facts["document"]
         document, notes = self._documents.get((facts["index"], name), (None, ()))
@@ -279,7 +279,7 @@ class _SourceReader:
                 next=f"stillroom verify {folder}",
             )
         place = document.locate(start, end)
-        return DocumentSource(
+        return DocumentMatch(
             place.path,
             place.byte_start,
             place.byte_end,
@@ -293,10 +293,10 @@ class _SourceReader:
             notes,
         )
 
-    def _read_record(self, found: Occurrences, row: int) -> RecordSource:
+    def _read_record(self, found: Occurrences, row: int) -> RecordMatch:
         facts: Mapping[str, Any] = self._index.read_facts(int(found.texts[row]))
         names = ("record", "turn", "role", "origin", "license", "method", "split")
-        return RecordSource(
+        return RecordMatch(
             start=int(found.starts[row]),
             end=int(found.ends[row]),
             records=str(self._texts.records[facts["set"]][0]),
