@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job
-from stillroom.provenance import list_run_folders, verify_signed
+from stillroom.provenance import list_run_folders, read_artifact, verify_signed
 from stillroom.provenance.artifact import digest_claim
 from stillroom.provenance.signing import (
     KEY_VARIABLE,
@@ -18,6 +18,7 @@ from stillroom.provenance.signing import (
     load_signing_key,
     load_trust,
     open_envelope,
+    read_claims,
     sign_artifact,
     sign_envelope,
 )
@@ -123,6 +124,29 @@ def test_a_signature_of_another_folder_is_refused(signed, keys):
     for name in ("model.sig", "claims.jsonl"):
         shutil.copy(signed.distill / name, signed.merge / name)
     assert ("signature", "changed", "artifact.json") in check(signed.merge, keys, "alice")
+
+
+def test_the_statement_names_inputs_with_their_origin(signed, keys):
+    (envelope,) = read_claims(signed.distill)
+    opened = open_envelope(envelope, [load_public_key(keys / "alice.pub")])
+    predicate = json.loads(opened.payload)["predicate"]
+    teacher, records = predicate["buildDefinition"]["resolvedDependencies"]
+    assert teacher["uri"] == "hub:org/teacher"
+    assert records["annotations"]["origin"] == {"synthetic": 2}
+    assert records["annotations"]["claim"] == read_artifact(signed.synth).claim
+    assert predicate["buildDefinition"]["externalParameters"]["recipe"] == "kind: distill\n"
+    (envelope,) = read_claims(signed.index)
+    opened = open_envelope(envelope, [load_public_key(keys / "alice.pub")])
+    definition = json.loads(opened.payload)["predicate"]["buildDefinition"]
+    documents = [row for row in definition["resolvedDependencies"] if "document:" in row["name"]]
+    assert {row["annotations"]["origin"] for row in documents} == {"human"}
+    assert all(len(row["digest"]["sha256"]) == 64 for row in documents)
+
+
+def test_a_folder_is_verified_without_its_inputs(signed, keys):
+    shutil.rmtree(signed.synth)
+    result = verify_signed(signed.distill, load_trust([keys / "alice.pub"]), parents=False)
+    assert result.findings == ()
 
 
 def test_a_dropped_signature_or_claim_is_named(signed, keys):
