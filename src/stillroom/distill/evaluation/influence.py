@@ -179,7 +179,7 @@ def read_scores(folder: Path, answers: int, records: int) -> NDArray[np.float32]
         ValueError: If one is missing or not finite.
     """
     info = json.loads((folder / "info.json").read_bytes())
-    layout = {key: info["dtype"][key] for key in ("names", "formats", "offsets", "itemsize")}
+    layout: Any = {key: info["dtype"][key] for key in ("names", "formats", "offsets", "itemsize")}
     stored = np.fromfile(folder / "scores.bin", np.dtype(layout))
     scores = np.stack([stored[f"score_{i}"] for i in range(answers)]).astype(np.float32)
     written = np.stack([stored[f"written_{i}"] for i in range(answers)])
