@@ -253,19 +253,19 @@ def open_run(
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
                 judge=judge,
-                trace=partial(_trace, run) if audience.rule == "open" else None,
+                trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
 
 
-def _trace(run: Path, text: str, cited: Sequence[int], min_words: int) -> VerbatimTrace:
+def _trace(within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int) -> VerbatimTrace:
     """Trace a text in all that clients may read: no client reads what people judged."""
     from stillroom.text.verbatim.sources import find_texts
     from stillroom.text.verbatim.trace import trace_text
 
-    texts = find_texts(run)
+    texts = find_texts(*within)
     shown = [
         entry
         for entry in texts.records

@@ -54,8 +54,8 @@ class RunTexts:
         return digest_json([_FORMAT, *digests])
 
 
-def find_texts(within: Path) -> RunTexts:
-    """Return the texts that a run, a checkpoint, an index or a set of records was made from.
+def find_texts(*within: Path) -> RunTexts:
+    """Return the texts that runs, checkpoints, indexes or sets of records were made from.
 
     Records are those that a checkpoint of the lineage learned from; without a checkpoint, all.
 
@@ -66,7 +66,8 @@ def find_texts(within: Path) -> RunTexts:
     records: dict[Path, str] = {}
     learned: dict[Path, str] = {}
     notes = []
-    for folder, artifact in list_ancestors(within):
+    ancestors = {folder: artifact for path in within for folder, artifact in list_ancestors(path)}
+    for folder, artifact in ancestors.items():
         if artifact.kind == "index":
             if has_passages(folder):
                 indexes[folder] = artifact.digest
@@ -81,14 +82,14 @@ def find_texts(within: Path) -> RunTexts:
             learned |= _list_learned(folder, artifact)
     if not indexes and not records and not learned and not notes:
         try:
-            learned = {within: digest_file(find_record_file(within))}
+            learned = {path: digest_file(find_record_file(path)) for path in within}
         except DataError as error:
             raise DataError(
-                f"{within} has no documents and no records to search",
+                f"{within[0]} has no documents and no records to search",
                 code="data.no-texts",
-                where=str(within),
+                where=str(within[0]),
                 expected="a run, an index, a checkpoint of a job, or a set of records",
-                next=f"stillroom show {within} --lineage",
+                next=f"stillroom show {within[0]} --lineage",
             ) from error
     return RunTexts(tuple(indexes.items()), tuple((learned or records).items()), tuple(notes))
 
