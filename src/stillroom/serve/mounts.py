@@ -260,7 +260,9 @@ def open_run(
             text_model.close()
 
 
-def _trace(within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int) -> VerbatimTrace:
+def _trace(
+    within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int
+) -> VerbatimTrace:
     """Trace a text in all that clients may read: no client reads what people judged."""
     from stillroom.text.verbatim.sources import find_texts
     from stillroom.text.verbatim.trace import trace_text
