@@ -27,6 +27,7 @@ Examples:
   stillroom show run --lineage
   stillroom show ties
   stillroom show answer.json --lineage --within run
+  stillroom show answer.json --trace
 """,
 )
 @click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
@@ -42,18 +43,40 @@ Examples:
 @click.option(
     "--within",
     type=existing_path,
-    help="Run or index of a served answer.",
+    help="Run or index of a served answer; with --trace, of any text.",
+)
+@click.option(
+    "--trace", is_flag=True, help="Find the text's words verbatim in documents and records."
+)
+@click.option(
+    "--min-words",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="With --trace: least number of words of a span.",
 )
 @output_options
 def show_command(
-    what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
+    what: str,
+    lineage: bool,
+    examples: int,
+    record: str,
+    within: Path | None,
+    trace: bool,
+    min_words: int,
+    as_json: bool,
 ) -> None:
     """Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.
 
-    An answer is a file with the output of 'ask --json' or a reply of the server.
+    An answer is a file with the output of 'ask --json' or a reply of the server. With --trace it
+    may also be a text file, or a record (--record).
     """
     path = Path(what)
-    if (path / "header.json").is_file() and not (path / "artifact.json").exists():
+    if trace and path.exists():
+        from stillroom.cli.verbatim import show_trace
+
+        show_trace(path, record, within, min_words, as_json=as_json)
+    elif (path / "header.json").is_file() and not (path / "artifact.json").exists():
         _show_cache(path, as_json)
     elif path.exists():
         if lineage or record:

@@ -38,6 +38,7 @@ PURPOSES: Mapping[str, str] = {
     "grammar": "JSON Schemas held by the transformers backend",
     "graph": "communities in graphs over documents (Leiden)",
     "heic": "pictures as telephones write them (HEIC)",
+    "influence": "influence of training records on a student's answers",
     "keras": "published MesoNet weights",
     "llamacpp": "the embedded engine, llama.cpp",
     "models": "local models: loading, training, merging and serving checkpoints",
@@ -52,6 +53,7 @@ PURPOSES: Mapping[str, str] = {
     "search": "searches of merges",
     "serve": "the server",
     "sign": "signatures of runs, checkpoints and answers",
+    "trace": "verbatim traces of answers in documents and records",
     "train": "several processes, LoRA",
     "verify": "equality of formulas",
 }
@@ -59,6 +61,7 @@ _MODULES: Mapping[str, str] = {
     "PIL": "forensics",
     "accelerate": "train",
     "av": "forensics",
+    "bergson": "influence",
     "c2pa": "forensics",
     "cryptography": "sign",
     "cv2": "forensics",

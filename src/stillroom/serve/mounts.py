@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
-from stillroom.evaluate.qa.judgments import find_judgments
+from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import find_model, find_reader, find_step, set_reader
 from stillroom.models import (
     ConcurrentModel,
@@ -37,12 +38,14 @@ from stillroom.records import Answer, Message, Sampling
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
     from stillroom.rag.index.view import AccessContext
+    from stillroom.text.verbatim import VerbatimTrace
 
 __all__ = [
     "AnswerFunction",
     "JudgeFunction",
     "Mount",
     "ServedModel",
+    "TraceFunction",
     "open_mount",
     "open_mounts",
     "open_run",
@@ -101,6 +104,13 @@ class JudgeFunction(Protocol):
         """
 
 
+class TraceFunction(Protocol):
+    """Finds a text's words verbatim in the documents and records of a run."""
+
+    def __call__(self, text: str, cited: Sequence[int], min_words: int, /) -> VerbatimTrace:
+        """Return the spans of a text, as ``stillroom.text.verbatim.trace_text`` does."""
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -118,6 +128,7 @@ class ServedModel:
     reranker: RerankerModel | None = None
     k: int = 3
     judge: JudgeFunction | None = None
+    trace: TraceFunction | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -242,10 +253,27 @@ def open_run(
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
                 judge=judge,
+                trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
+
+
+def _trace(
+    within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int
+) -> VerbatimTrace:
+    """Trace a text in all that clients may read: no client reads what people judged."""
+    from stillroom.text.verbatim.sources import find_texts
+    from stillroom.text.verbatim.trace import trace_text
+
+    texts = find_texts(*within)
+    shown = [
+        entry
+        for entry in texts.records
+        if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
+    ]
+    return trace_text(text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words)
 
 
 def _read_kind(path: Path) -> str:

@@ -13,11 +13,11 @@ from stillroom.serve.routes import (
     jobs,
     judgments,
     models,
-    recipe_check,
     recipes,
     rerank,
     responses,
     status,
+    traces,
     workspace,
 )
 
@@ -32,8 +32,8 @@ ROUTES = (
     embeddings,
     rerank,
     judgments,
+    traces,
     recipes,
-    recipe_check,
     workspace,
     jobs,
     job_events,
