@@ -96,7 +96,7 @@ def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def _identify_dependency(row: Mapping[str, Any]) -> str:
-    """Return what tells one dependency from another: all but what is only told of it."""
+    """Return what tells one dependency from another: all but its other annotations."""
     claim = (row.get("annotations") or {}).get("claim")
     return canonical_json([row.get("name"), row.get("uri"), row.get("digest"), claim])
 
