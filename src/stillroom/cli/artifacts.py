@@ -91,18 +91,52 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
 Examples:
   stillroom verify run
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
+  stillroom verify run --replay 59 --out summary.json
+  stillroom verify run --replay all --input /home/me/notes=./notes
 """,
 )
 @click.argument("path", type=existing_path)
+@click.option(
+    "--replay",
+    "amount",
+    metavar="SHARE|COUNT|all",
+    help="Recompute so many segments of the run's work, drawn at random, and compare.",
+)
+@click.option("--seed", type=int, help="Seed of the draw.  [default: random]")
+@click.option(
+    "--input",
+    "moved",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="With --replay: an input that lies elsewhere than when the run was made.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
+)
 @output_options
-def verify_command(path: Path, as_json: bool) -> None:
-    """Recompute digests and list changed files."""
+def verify_command(
+    path: Path,
+    amount: str | None,
+    seed: int | None,
+    moved: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Recompute digests and list changed files; with --replay, also recompute the work."""
+    from stillroom.cli import replay
     from stillroom.errors import IntegrityError, Problem
     from stillroom.provenance import verify_artifact
 
     findings = verify_artifact(path)
+    result = None
+    if amount is not None and not findings:
+        result = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
     if as_json:
-        print_json({"path": str(path), "findings": [finding.to_json() for finding in findings]})
+        replayed = {"replay": result.to_json()} if result is not None else {}
+        listed = [finding.to_json() for finding in findings]
+        print_json({"path": str(path), "findings": listed, **replayed})
     if findings:
         raise IntegrityError(
             [
@@ -118,3 +152,7 @@ def verify_command(path: Path, as_json: bool) -> None:
         )
     if not as_json:
         click.echo(f"{path}: all digests match")
+    if result is not None:
+        if not as_json:
+            replay.print_replay(result)
+        replay.raise_replay(result)

@@ -32,21 +32,31 @@ from stillroom.jobs.files import (
 )
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
+from stillroom.jobs.segments import (
+    SEGMENTS_FILE,
+    Segment,
+    digest_value,
+    write_segments,
+)
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
     ArtifactKind,
+    FileEntry,
     Parent,
     describe_host,
     list_files,
     list_installed_versions,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_text
+from stillroom.provenance.digests import digest_file, digest_json, digest_text
 from stillroom.provenance.sources import make_parent_absolute
 
-__all__ = ["Job", "get_working_folder", "sum_work_seconds"]
+__all__ = ["COMMITTED_FOLDER", "Job", "get_working_folder", "sum_work_seconds"]
 
+COMMITTED_FOLDER = "committed"
+"""Folder of a finished job with the journals whose lines are segments."""
+_SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 
 
@@ -68,6 +78,8 @@ class Job:
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
         self._journals: dict[str, Journal] = {}
+        self.segment_journals: Sequence[str] = ()
+        self.timed_keys: frozenset[str] = frozenset()
         busy = ResourceError(
             f"another process is writing {out}",
             code="resource.busy",
@@ -172,6 +184,18 @@ class Job:
             self._journals[name] = Journal(self.work / "journals" / f"{name}.jsonl")
         return self._journals[name]
 
+    def open_journal(self, path: Path) -> Journal:
+        """Open a journal elsewhere in the folder, which stays there when the job is finished."""
+        return Journal(path)
+
+    def commit(self, name: str, start: str, result: str) -> None:
+        """Commit a segment whose result is stored elsewhere; see ``stillroom.jobs.segments``."""
+        self.journal(_SEGMENTS).put(name, [start, result])
+
+    def is_drawn(self, name: str) -> bool:
+        """Return whether a committed segment must be computed anew; only in a replay."""
+        return False
+
     def event(self, kind: str, **fields: object) -> None:
         """Append one line to events.jsonl: time, kind, fields."""
         self._append("events.jsonl", {"time": _now(), "event": kind, **fields})
@@ -271,11 +295,13 @@ class Job:
             ResourceError: If the disk is full; the working folder stays for ``--resume``.
         """
         files = list_files(self.work)
+        parents = tuple(make_parent_absolute(path, self.work) for path in parents)
+        committed = self._commit_segments(parents)
         artifact = Artifact(
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
-            timed_files=tuple(entry for entry in files if is_timed(entry.path)),
-            parents=tuple(make_parent_absolute(path, self.work) for path in parents),
+            timed_files=(*(entry for entry in files if is_timed(entry.path)), *committed),
+            parents=parents,
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
@@ -294,6 +320,39 @@ class Job:
             self.close()
             self.recover(self.out)
         return read_artifact(self.out)
+
+    def _commit_segments(self, parents: Sequence[Parent]) -> tuple[FileEntry, ...]:
+        """Write segments.jsonl, keep the journals whose lines are segments; return their files."""
+        names = [name for name in self.segment_journals if len(self.journal(name))]
+        start = digest_json([self.recipe_digest, [parent.digest for parent in parents]])
+        explicit = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else {}
+
+        def list_segments() -> Iterator[Segment]:
+            for name in names:
+                journal = self.journal(name)
+                for key in journal.keys():  # noqa: SIM118  # a journal is no mapping
+                    result = digest_value(journal[key], self.timed_keys)
+                    yield Segment(f"{name}/{key}", start, result)
+            for name in explicit.keys():  # noqa: SIM118
+                yield Segment(name, *explicit[name])
+
+        if not write_segments(self.work, list_segments()):
+            return ()
+        for name in names:
+            self.journal(name).sync()
+            kept = self.work / COMMITTED_FOLDER / f"{name}.jsonl"
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.journal(name).path, kept)
+        written = [self.work / SEGMENTS_FILE, *sorted((self.work / COMMITTED_FOLDER).glob("*"))]
+        return tuple(
+            FileEntry(
+                path.relative_to(self.work).as_posix(), path.stat().st_size, digest_file(path)
+            )
+            for path in written
+        )
+
+    def _has_journal(self, name: str) -> bool:
+        return name in self._journals or (self.work / "journals" / f"{name}.jsonl").is_file()
 
     @staticmethod
     def recover(out: Path) -> bool:
