@@ -11,6 +11,7 @@ from stillroom.jobs.kind import JobKind
 from stillroom.jobs.machine import Estimate
 from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.recipes import Recipe, Reference
+from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -121,4 +122,10 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(recipe=ReaderRecipe, run=run, estimate=estimate, extras=("train",))
+JOB_KIND = JobKind(
+    recipe=ReaderRecipe,
+    run=run,
+    estimate=estimate,
+    extras=("train",),
+    replayer=TrainingReplayer(),
+)
