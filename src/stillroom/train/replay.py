@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.jobs.job import COMMITTED_FOLDER
 from stillroom.jobs.journal import read_journal
 from stillroom.jobs.replay import JournalReplayer, ReplayJob, compare_output
-from stillroom.jobs.segments import ReplayRequest, Segment, SegmentOutcome
+from stillroom.jobs.segments import ReplayRequest, SegmentOutcome, read_segments
 from stillroom.provenance import digest_json
 from stillroom.provenance.artifact import list_files
 
@@ -89,19 +89,24 @@ class _CommittedTraining:
 
     folder: Path
     rows: Mapping[str, Mapping[str, Any]]
-    drawn: frozenset[str]
+    drawn: set[str] = field(default_factory=set)
     passes: list[tuple[int, int]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def plan_passes(self) -> None:
+        """Find the steps to take for the drawn rows, each from the nearest kept state."""
         for last in self.ends:
-            first = self.find_first(last)
             if name_segment(self.plan, last) not in self.drawn:
                 continue
+            first = self.find_first(last)
             begin = max((step for step in self.kept if step <= first), default=0)
             if self.passes and begin <= self.passes[-1][1]:
                 self.passes[-1] = self.passes[-1][0], last
             else:
                 self.passes.append((begin, last))
+
+    def find_segment(self, step: int) -> str:
+        """Return the key of the row that covers a step."""
+        return name_segment(self.plan, min(end for end in self.ends if step < end))
 
     @property
     def plan(self) -> Mapping[str, Any]:
@@ -160,8 +165,9 @@ class TrainingReplayJob(ReplayJob):
     training: _CommittedTraining
     taken: frozenset[int]
     outcomes: list[SegmentOutcome]
+    chooses = False
     is_exact = True
-    """Whether the machine is of the kind that made the job, as far as training shows it."""
+    """Whether the machine is of the kind that trained."""
     _is_trained = False
 
     @classmethod
@@ -176,8 +182,9 @@ class TrainingReplayJob(ReplayJob):
             journals: Journals besides that of the training whose lines are keyed by the step.
         """
         taken = frozenset(s for begin, end in training.passes for s in range(begin, end))
-        names = frozenset(f"{name}/{step}" for name in journals for step in taken)
-        job = cls.open(request, names, journals)
+        names = {f"{name}/{step}" for name in journals for step in taken}
+        names &= {segment.name for segment in read_segments(request.folder)}
+        job = cls.open(request, frozenset(names), journals)
         job.request, job.training, job.taken, job.outcomes = request, training, taken, []
         return job
 
@@ -220,11 +227,11 @@ class TrainingReplayJob(ReplayJob):
         plan, name = self.training.plan, f"{TRAINING}/{INITIAL_ROW}"
         self.is_exact = committer.numerics == plan["numerics"]
         if not self.is_exact:
-            here = {**committer.numerics, **{k: None for k in plan["numerics"].keys()}}
+            made, found = plan["numerics"], committer.numerics
             told = "; ".join(
-                f"{key} {plan['numerics'].get(key)}, here {committer.numerics.get(key)}"
-                for key in here
-                if plan["numerics"].get(key) != committer.numerics.get(key)
+                f"{key} {made.get(key)}, here {found.get(key)}"
+                for key in sorted({*made, *found})
+                if made.get(key) != found.get(key)
             )
             self.say(
                 f"this machine differs in kind from the one that trained ({told}): steps are "
@@ -303,28 +310,32 @@ class TrainingReplayJob(ReplayJob):
 
         Trainers write the weights before they measure them, so that these are compared here.
         """
-        if self._is_trained and not (self.training.is_whole and self.is_exact):
-            self._compare_weights()
+        self._compare_weights()
         with super().phase(name, total, unit, done=done) as progress:
             yield progress
 
-    def _compare_weights(self) -> None:
-        """End the job if the weights it wrote are those of the finished one, else go on.
+    def finish(self, *arguments: Any, **details: Any) -> Artifact:
+        """Publish the repetition in the scratch folder, if all of it was repeated."""
+        self._compare_weights()
+        return super().finish(*arguments, **details)
 
-        Another weight file is no forgery yet: a reader that is no better than its start is replaced
-        by it, which what follows the training decides.
-        """
+    def _compare_weights(self) -> None:
+        """End the job with the weights it wrote, unless what follows may choose other ones."""
+        if not self._is_trained or (self.training.is_whole and self.is_exact):
+            return
         recorded = {entry.path: entry.digest for entry in self.request.artifact.files}
         written = [
             entry for entry in list_files(self.work) if entry.path.endswith(".safetensors")
         ]
         self._is_trained = False  # to be compared once
-        if written and all(recorded.get(entry.path) == entry.digest for entry in written):
-            for entry in written:
-                self.outcomes.append(SegmentOutcome(entry.path, entry.digest, entry.digest))
-            raise _TrainingDoneError
         if not self.is_exact:
             self.say("weights were not compared: this machine may round their export otherwise")
+            raise _TrainingDoneError
+        found = [
+            SegmentOutcome(one.path, recorded.get(one.path, ""), one.digest) for one in written
+        ]
+        if not self.chooses or (found and all(one.is_same for one in found)):
+            self.outcomes += found
             raise _TrainingDoneError
 
 
@@ -356,13 +367,17 @@ class TrainingReplayer(JournalReplayer):
 
     Args:
         lighten: Returns the recipe without what a replay of some steps does not need, as
-            measurements before the training; and without stored targets, which are made anew.
+                measurements before the training; and without stored targets, which are made anew. The
+            second argument tells whether every segment is drawn.
         find_reason: Returns why a job of this recipe cannot be repeated; or empty.
+        chooses: Whether what follows the training may replace the trained weights, so that it is
+            repeated if the output holds other ones.
     """
 
     journals: tuple[str, ...] = (TRAINING,)
     lighten: Callable[[Any, bool], Any] = lambda recipe, is_whole: recipe  # noqa: E731
     find_reason: Callable[[Any], str] = lambda recipe: ""
+    chooses: bool = False
 
     def find_open(self, request: ReplayRequest) -> str:
         """Return why the steps cannot be taken again; or empty."""
@@ -387,6 +402,7 @@ class TrainingReplayer(JournalReplayer):
         recipe = self.lighten(recipe, training.is_whole)
         others = tuple(name for name in self.journals if name != TRAINING)
         job = TrainingReplayJob.begin(replace(request, recipe=recipe), training, others)
+        job.chooses = self.chooses
         artifact: Artifact | None = None
         try:
             artifact = request.run(recipe, job)
@@ -401,8 +417,13 @@ class TrainingReplayer(JournalReplayer):
 
     def _read(self, request: ReplayRequest, names: frozenset[str]) -> _CommittedTraining:
         rows = read_journal(request.folder / COMMITTED_FOLDER / f"{TRAINING}.jsonl")
-        drawn = {name.removeprefix(f"{TRAINING}/") for name in names if name.startswith(TRAINING)}
-        return _CommittedTraining(request.folder, rows, frozenset(drawn))
+        training = _CommittedTraining(request.folder, rows)
+        if rows.get(INITIAL_ROW):
+            for name in names:
+                journal, _, key = name.partition("/")
+                training.drawn.add(key if journal == TRAINING else training.find_segment(int(key)))
+            training.plan_passes()
+        return training
 
     def _tell_cost(self, request: ReplayRequest, training: _CommittedTraining) -> None:
         taken = sum(end - begin for begin, end in training.passes)

@@ -127,5 +127,5 @@ JOB_KIND = JobKind(
     run=run,
     estimate=estimate,
     extras=("train",),
-    replayer=TrainingReplayer(),
+    replayer=TrainingReplayer(chooses=True),  # its start may be kept
 )
