@@ -1,4 +1,4 @@
-"""Replay of a training run: some steps are taken again from kept states, and compared byte for byte.
+"""Replay of a training run: some steps are taken again from kept states, and bytes are compared.
 
 The job is repeated in a scratch folder up to its training: models, records and the teacher's
 targets are made again from the recipe. In place of all steps it takes those of the drawn segments,
@@ -197,7 +197,7 @@ class TrainingReplayJob(ReplayJob):
             committer: The initial state, and what computes rows.
             take_step: Takes one step of this number.
         """
-        training, plan = self.training, self.training.plan
+        training = self.training
         self._compare_start(committer)
         for begin, end in training.passes:
             is_same = True
@@ -257,9 +257,7 @@ class TrainingReplayJob(ReplayJob):
         self.outcomes.append(SegmentOutcome(name, row["weights"], digests["weights"], what))
         return False
 
-    def _compare_row(
-        self, committer: StateCommitter, last: int, *, is_comparable: bool
-    ) -> bool:
+    def _compare_row(self, committer: StateCommitter, last: int, *, is_comparable: bool) -> bool:
         """Compare the row of the steps just taken; return whether it is equal."""
         training = self.training
         key, row = name_segment(training.plan, last), training.find_row(last)
@@ -324,9 +322,7 @@ class TrainingReplayJob(ReplayJob):
         if not self._is_trained or (self.training.is_whole and self.is_exact):
             return
         recorded = {entry.path: entry.digest for entry in self.request.artifact.files}
-        written = [
-            entry for entry in list_files(self.work) if entry.path.endswith(".safetensors")
-        ]
+        written = [entry for entry in list_files(self.work) if entry.path.endswith(".safetensors")]
         self._is_trained = False  # to be compared once
         if not self.is_exact:
             self.say("weights were not compared: this machine may round their export otherwise")
@@ -366,16 +362,16 @@ class TrainingReplayer(JournalReplayer):
     """Replays jobs that train a network with ``stillroom.train.loop``.
 
     Args:
-        lighten: Returns the recipe without what a replay of some steps does not need, as
-                measurements before the training; and without stored targets, which are made anew. The
-            second argument tells whether every segment is drawn.
+        lighten: Returns the recipe without stored targets, which are made anew; and, unless the
+            second argument tells that every segment is drawn, without what a replay of some steps
+            does not need, as measurements before the training.
         find_reason: Returns why a job of this recipe cannot be repeated; or empty.
         chooses: Whether what follows the training may replace the trained weights, so that it is
             repeated if the output holds other ones.
     """
 
     journals: tuple[str, ...] = (TRAINING,)
-    lighten: Callable[[Any, bool], Any] = lambda recipe, is_whole: recipe  # noqa: E731
+    lighten: Callable[[Any, bool], Any] = lambda recipe, is_whole: recipe
     find_reason: Callable[[Any], str] = lambda recipe: ""
     chooses: bool = False
 
