@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
-from stillroom.jobs.job import COMMITTED_FOLDER, Job
+from stillroom.jobs.job import Job
 from stillroom.jobs.journal import Journal, find_break, index_journal, parse_line
 from stillroom.jobs.segments import (
+    COMMITTED_FOLDER,
     SEGMENTS_FILE,
     ReplayRequest,
     Segment,
@@ -284,6 +285,7 @@ def compare_output(
         elif recorded[path] != repeated[path]:
             what = describe_difference(request.folder / path, folder / path)
         yield SegmentOutcome(path, recorded.get(path, ""), repeated.get(path, ""), what)
+    course |= {"segments"}
     for name, old, new in (
         ("parents", _list_digests(request.artifact), _list_digests(artifact)),
         ("origin", request.artifact.origin, artifact.origin),
