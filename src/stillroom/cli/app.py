@@ -82,6 +82,7 @@ _COMMANDS = {
         "stillroom.cli.judge:judge_command",
         "Judge an answer of 'ask', so that readers learn from it.",
     ),
+    "keys": ("stillroom.cli.keys:keys_group", "Make a pair of keys for signing."),
     "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
     "make": (
         "stillroom.cli.recipes:make_command",
@@ -111,9 +112,13 @@ _COMMANDS = {
         "stillroom.cli.artifacts:publish_command",
         "Upload a finished job to an object store.",
     ),
+    "sign": (
+        "stillroom.cli.artifacts:sign_command",
+        "Sign a finished job, or every job of a run.",
+    ),
     "verify": (
         "stillroom.cli.artifacts:verify_command",
-        "Recompute digests and list changed files.",
+        "Recompute digests and signatures, and list what differs.",
     ),
 }
 

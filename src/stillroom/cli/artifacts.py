@@ -1,17 +1,25 @@
-"""``stillroom verify``, ``publish`` and ``fetch``: integrity and transfer of finished jobs."""
+"""``stillroom sign``, ``verify``, ``publish`` and ``fetch``: proof and transfer of jobs."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
+from stillroom.errors import IntegrityError, Problem
+
+if TYPE_CHECKING:
+    from stillroom.provenance import IntegrityMismatch, IntegrityReport
 
 __all__ = [
     "fetch_command",
     "publish_command",
+    "sign_command",
     "verify_command",
 ]
 
@@ -35,7 +43,6 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
 
     Credentials come from the environment, as for stillroom publish.
     """
-    from stillroom.errors import IntegrityError
     from stillroom.objects import fetch_folder
     from stillroom.provenance import read_artifact, verify_artifact
 
@@ -85,17 +92,72 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
 
 
 @click.command(
+    "sign",
+    epilog="""
+\b
+Examples:
+  stillroom sign run --key me.key
+  stillroom sign merged --key me.key --certificates chain.pem
+""",
+)
+@click.argument("path", type=existing_path)
+@click.option("--key", required=True, type=existing_path, help="Your private key, in PEM.")
+@click.option(
+    "--certificates", type=existing_path, help="Chain of your certificates in PEM, your own first."
+)
+@output_options
+def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool) -> None:
+    """Sign a finished job, or every job of a run.
+
+    Writes model.sig (OpenSSF model signing 1.0, over every file), claims.jsonl (a SLSA provenance
+    statement of what made it) and signer.pub into each folder. The password of an encrypted key is
+    read from STILLROOM_SIGNING_PASSWORD. Jobs sign themselves where STILLROOM_SIGNING_KEY names a
+    key.
+
+    A signature proves who states this and that nothing changed since. It does not prove that the
+    statement is true.
+    """
+    from stillroom.provenance import list_run_folders
+    from stillroom.provenance.signing import PASSWORD_VARIABLE, load_signing_key, sign_artifact
+
+    password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+    signer = load_signing_key(key, password, certificates=certificates)
+    folders = list_run_folders(path)
+    for folder in folders:
+        sign_artifact(folder, signer)
+    if as_json:
+        print_json({"signed": [str(folder) for folder in folders], "key": signer.key_id})
+    else:
+        click.echo(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
+
+
+@click.command(
     "verify",
     epilog="""
 \b
 Examples:
   stillroom verify run
+  stillroom verify run --key alice.pub
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
   stillroom verify run --replay 59 --out summary.json
   stillroom verify run --replay all --input /home/me/notes=./notes
 """,
 )
 @click.argument("path", type=existing_path)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=existing_path,
+    help="Public key of a signer whom you trust; repeat it for several.",
+)
+@click.option(
+    "--trust",
+    "authorities",
+    multiple=True,
+    type=existing_path,
+    help="Certificates of authorities whom you trust, in PEM.",
+)
 @click.option(
     "--replay",
     "amount",
@@ -118,41 +180,86 @@ Examples:
 @output_options
 def verify_command(
     path: Path,
+    keys: tuple[Path, ...],
+    authorities: tuple[Path, ...],
     amount: str | None,
     seed: int | None,
     moved: tuple[str, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Recompute digests and list changed files; with --replay, also recompute the work."""
-    from stillroom.cli import replay
-    from stillroom.errors import IntegrityError, Problem
-    from stillroom.provenance import verify_artifact
+    """Recompute digests and signatures, and list what differs; with --replay, also the work.
 
-    findings = verify_artifact(path)
-    result = None
-    if amount is not None and not findings:
-        result = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
+    A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
+    states other things than when it was used) or a signature. With --key or --trust every folder
+    must be signed by one of those signers.
+    """
+    from stillroom.cli import replay
+    from stillroom.provenance import verify_signed
+    from stillroom.provenance.signing import load_trust
+
+    trust = load_trust(keys, authorities) if keys or authorities else None
+    result = verify_signed(path, trust)
+    replayed = None
+    if amount is not None and not result.findings:
+        replayed = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
     if as_json:
-        replayed = {"replay": result.to_json()} if result is not None else {}
-        listed = [finding.to_json() for finding in findings]
-        print_json({"path": str(path), "findings": listed, **replayed})
-    if findings:
-        raise IntegrityError(
-            [
-                Problem(
-                    f"{finding.path} {finding.what}",
-                    "integrity.changed",
-                    str(path),
-                    "the bytes recorded in artifact.json",
-                    "restore the file, or run the job again",
-                )
-                for finding in findings
-            ]
+        print_json(
+            {
+                "path": str(path),
+                "findings": [finding.to_json() for finding in result.findings],
+                "signatures": {
+                    folder: {"state": check.state, "key": check.key_id}
+                    for folder, check in result.signatures.items()
+                },
+                "open_ends": list(result.open_ends),
+                **({"replay": replayed.to_json()} if replayed is not None else {}),
+            }
         )
+    if result.findings:
+        raise IntegrityError([_describe_finding(finding, path) for finding in result.findings])
     if not as_json:
         click.echo(f"{path}: all digests match")
-    if result is not None:
+        for line in _describe_signatures(result):
+            click.echo(line)
+    if replayed is not None:
         if not as_json:
-            replay.print_replay(result)
-        replay.raise_replay(result)
+            replay.print_replay(replayed)
+        replay.raise_replay(replayed)
+
+
+def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:
+    what, where = f"{finding.layer}: {finding.path} {finding.what}", str(path)
+    again = "get artifact.json again, or run the job again"
+    if finding.kind == "other-signer":
+        expected = "a signer given by --key or --trust"
+        advice = "ask who signed it, or pass that signer's key"
+        return Problem(what, "integrity.other-signer", where, expected, advice)
+    if finding.layer == "signature":
+        advice = "get the signed files again, or ask the signer to sign again"
+        expected = "a valid signature over these bytes"
+        return Problem(what, "integrity.signature", where, expected, advice)
+    if finding.layer == "claim":
+        expected = "what was stated when the job finished"
+        return Problem(what, "integrity.claim", where, expected, again)
+    if finding.layer == "chain":
+        expected = "what the parent stated when it was used"
+        return Problem(what, "integrity.chain", where, expected, again)
+    expected, advice = "the bytes recorded in artifact.json", "restore the file, or run it again"
+    return Problem(what, "integrity.changed", where, expected, advice)
+
+
+def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
+    """Yield one line per signer, one for unsigned folders, and the open ends."""
+    words = {
+        "trusted": "signed by a key you trust",
+        "unknown-signer": "signed, by a key that you did not name (--key)",
+        "unsigned": "not signed: digests show accidents, not who made this",
+    }
+    groups: dict[tuple[str, str], int] = {}
+    for check in result.signatures.values():
+        groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
+    for (state, key_id), count in sorted(groups.items()):
+        folders = f"{count} folder{'s' if count > 1 else ''}"
+        yield f"  {folders} {words[state]}{f': {key_id}' if key_id else ''}"
+    yield from (f"  open: {line}" for line in result.open_ends)

@@ -30,6 +30,7 @@ from stillroom.jobs import (
 )
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
+from stillroom.jobs.manifest import sign_if_configured, write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -275,7 +276,13 @@ class FlowRun:
             files=(self._entry("steps.json"),),
             timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
             parents=tuple(
-                Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
+                Parent(
+                    name,
+                    steps[name],
+                    artifacts[name].digest,
+                    artifacts[name].kind,
+                    artifacts[name].claim,
+                )
                 for name in sorted(done, key=lambda step: step in trained)
             ),
             recipe_digest=digest_text(dump_recipe(self.recipe)),
@@ -291,11 +298,11 @@ class FlowRun:
             host=describe_host(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        with atomic_write(self.out / ARTIFACT_FILE) as file:
-            json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+        write_manifest(self.out, artifact, sign=False)
         for folder in (self.out / "steps").iterdir():
             if folder not in done.values():
                 shutil.rmtree(folder)
+        sign_if_configured(self.out)
         return artifact
 
     def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:

@@ -51,6 +51,7 @@ PURPOSES: Mapping[str, str] = {
     "s3": "documents, records and checkpoints in S3",
     "search": "searches of merges",
     "serve": "the server",
+    "sign": "signatures of runs, checkpoints and answers",
     "train": "several processes, LoRA",
     "verify": "equality of formulas",
 }
@@ -59,7 +60,7 @@ _MODULES: Mapping[str, str] = {
     "accelerate": "train",
     "av": "forensics",
     "c2pa": "forensics",
-    "cryptography": "forensics",
+    "cryptography": "sign",
     "cv2": "forensics",
     "fastapi": "serve",
     "peft": "train",

@@ -16,6 +16,7 @@ from typing import IO, Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from stillroom.errors import ResourceError, StillroomError
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 
 __all__ = [
     "LOCK_FILE",
@@ -30,7 +31,6 @@ __all__ = [
 
 _AT_FDCWD, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
-LOCK_FILE = ".lock"
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 

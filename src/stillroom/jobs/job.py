@@ -31,31 +31,25 @@ from stillroom.jobs.files import (
     sync_folder,
 )
 from stillroom.jobs.journal import Journal
+from stillroom.jobs.manifest import write_manifest
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
-from stillroom.jobs.segments import (
-    SEGMENTS_FILE,
-    Segment,
-    digest_value,
-    write_segments,
-)
+from stillroom.jobs.segments import CommittedSegments, commit_segments
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
     ArtifactKind,
-    FileEntry,
     Parent,
     describe_host,
     list_files,
     list_installed_versions,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_file, digest_json, digest_text
+from stillroom.provenance.digests import digest_json, digest_text
+from stillroom.provenance.signing import find_configured_key
 from stillroom.provenance.sources import make_parent_absolute
 
-__all__ = ["COMMITTED_FOLDER", "Job", "get_working_folder", "sum_work_seconds"]
+__all__ = ["Job", "get_working_folder", "sum_work_seconds"]
 
-COMMITTED_FOLDER = "committed"
-"""Folder of a finished job with the journals whose lines are segments."""
 _SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 
@@ -111,9 +105,11 @@ class Job:
             reporter: Progress display; by default none.
 
         Raises:
-            DataError: If ``out`` exists, or has an unfinished run of another recipe.
+            DataError: If ``out`` exists, or has an unfinished run of another recipe, or the
+                configured signing key cannot be read.
             ResourceError: If another process holds the folder, or the disk is full.
         """
+        find_configured_key()  # a key that cannot be read is an error now, not at the end
         cls.recover(out)
         work = get_working_folder(out)
         if out.exists() and not (resume and work.exists()):
@@ -300,12 +296,12 @@ class Job:
         artifact = Artifact(
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
-            timed_files=(*(entry for entry in files if is_timed(entry.path)), *committed),
+            timed_files=(*(entry for entry in files if is_timed(entry.path)), *committed.files),
             parents=parents,
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
-            details=details or {},
+            details={**(details or {}), **committed.details},
             versions=list_installed_versions(),
             host=describe_host(),
             created=_now(),
@@ -315,41 +311,17 @@ class Job:
             journal.close()
         with full_disk_as_error(self.out):
             sync_folder(self.work, but=_WORKING_ONLY)
-            with atomic_write(self.work / ARTIFACT_FILE) as file:
-                json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+            write_manifest(self.work, artifact, name=self.out.name, but=_WORKING_ONLY)
             self.close()
             self.recover(self.out)
         return read_artifact(self.out)
 
-    def _commit_segments(self, parents: Sequence[Parent]) -> tuple[FileEntry, ...]:
-        """Write segments.jsonl, keep the journals whose lines are segments; return their files."""
-        names = [name for name in self.segment_journals if len(self.journal(name))]
+    def _commit_segments(self, parents: Sequence[Parent]) -> CommittedSegments:
+        """Write segments.jsonl, and keep the journals whose lines are segments."""
+        listed = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else None
         start = digest_json([self.recipe_digest, [parent.digest for parent in parents]])
-        explicit = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else {}
-
-        def list_segments() -> Iterator[Segment]:
-            for name in names:
-                journal = self.journal(name)
-                for key in journal.keys():  # noqa: SIM118  # a journal is no mapping
-                    result = digest_value(journal[key], self.timed_keys)
-                    yield Segment(f"{name}/{key}", start, result)
-            for name in explicit.keys():  # noqa: SIM118
-                yield Segment(name, *explicit[name])
-
-        if not write_segments(self.work, list_segments()):
-            return ()
-        for name in names:
-            self.journal(name).sync()
-            kept = self.work / COMMITTED_FOLDER / f"{name}.jsonl"
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copyfile(self.journal(name).path, kept)
-        written = [self.work / SEGMENTS_FILE, *sorted((self.work / COMMITTED_FOLDER).glob("*"))]
-        return tuple(
-            FileEntry(
-                path.relative_to(self.work).as_posix(), path.stat().st_size, digest_file(path)
-            )
-            for path in written
-        )
+        named = {name: self.journal(name) for name in self.segment_journals}
+        return commit_segments(self.work, start, named, self.timed_keys, listed)
 
     def _has_journal(self, name: str) -> bool:
         return name in self._journals or (self.work / "journals" / f"{name}.jsonl").is_file()

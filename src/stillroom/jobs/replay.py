@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
-from stillroom.jobs.job import COMMITTED_FOLDER, Job
+from stillroom.jobs.job import Job
 from stillroom.jobs.journal import Journal, find_break, index_journal, parse_line
 from stillroom.jobs.segments import (
+    COMMITTED_FOLDER,
     SEGMENTS_FILE,
     ReplayRequest,
     Segment,
@@ -191,15 +192,20 @@ class JournalReplayer:
         timed: Keys of journaled values that depend on the clock.
         course: Keys of the artifact's details that depend on the course of the run.
         reuses_output: Whether the committed results are in the output itself, as an index's are.
+        without: Settings of the recipe that only save work, as a cache, with the values to use.
     """
 
     journals: tuple[str, ...] = ()
     timed: frozenset[str] = frozenset()
     course: frozenset[str] = frozenset()
     reuses_output: bool = False
+    without: Mapping[str, Any] = field(default_factory=dict)
 
     def find_open(self, request: ReplayRequest) -> str:
-        """Return the endpoint whose answers cannot be recomputed; or empty."""
+        """Return the endpoint whose answers cannot be recomputed, or what is not listed."""
+        listed = {entry.path for entry in request.artifact.timed_files}
+        if SEGMENTS_FILE not in listed and (request.folder / SEGMENTS_FILE).exists():
+            return f"its {SEGMENTS_FILE} is not listed in artifact.json"
         for _, reference in list_references(request.recipe):
             if reference.startswith(("http://", "https://")):
                 return f"{reference} answered, and what it answers now proves nothing"
@@ -216,6 +222,8 @@ class JournalReplayer:
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Repeat the job without the named segments, and compare them and the output."""
         yield from self._compare_journals(request)
+        recipe = request.recipe.model_copy(update=dict(self.without))
+        request = replace(request, recipe=recipe)
         job = ReplayJob.open(
             request, names, self.journals, self.timed, reuses_output=self.reuses_output
         )
@@ -277,6 +285,7 @@ def compare_output(
         elif recorded[path] != repeated[path]:
             what = describe_difference(request.folder / path, folder / path)
         yield SegmentOutcome(path, recorded.get(path, ""), repeated.get(path, ""), what)
+    course |= {"segments"}
     for name, old, new in (
         ("parents", _list_digests(request.artifact), _list_digests(artifact)),
         ("origin", request.artifact.origin, artifact.origin),

@@ -3,34 +3,40 @@
 ``segments.jsonl`` in a finished job's folder has one line a segment: its name, the digest of what
 it starts from and the digest of its result. It is listed among the artifact's ``timed_files``:
 verified and published with it, but outside the digest of the output, which so stays what it was.
-Nothing in it depends on the clock.
+The artifact's details hold its digest, and so does the claim. Nothing in it depends on the clock.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from stillroom.errors import IntegrityError
+from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Reporter
-from stillroom.provenance import Artifact, digest_json
+from stillroom.provenance import Artifact, FileEntry, digest_file, digest_json
 from stillroom.recipes import Recipe
 
 __all__ = [
+    "COMMITTED_FOLDER",
     "SEGMENTS_FILE",
+    "CommittedSegments",
     "ReplayRequest",
     "Replayer",
     "Segment",
     "SegmentOutcome",
+    "commit_segments",
     "digest_value",
     "read_segments",
-    "write_segments",
 ]
 
 SEGMENTS_FILE = "segments.jsonl"
+COMMITTED_FOLDER = "committed"
+"""Folder of a finished job with the journals whose lines are segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +147,59 @@ def _drop(value: Any, keys: frozenset[str]) -> Any:
     return [_drop(part, keys) for part in value] if isinstance(value, list) else value
 
 
-def write_segments(folder: Path, segments: Iterable[Segment]) -> int:
-    """Write ``segments.jsonl``; return the number of segments, without any no file."""
-    path, count = folder / SEGMENTS_FILE, 0
-    path.unlink(missing_ok=True)
-    for segment in segments:
-        if not count:
-            file = path.open("w", encoding="utf-8")
-        row = {"name": segment.name, "start": segment.start, "result": segment.result}
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        count += 1
-    if count:
-        file.close()
-    return count
+@dataclass(frozen=True, slots=True)
+class CommittedSegments:
+    """Files that a finishing job adds to ``timed_files``, and what it adds to ``details``.
+
+    The details hold the number of segments and the digest of the sorted list, so that the
+    artifact's claim covers them.
+    """
+
+    files: tuple[FileEntry, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def commit_segments(
+    folder: Path,
+    start: str,
+    journals: Mapping[str, Journal],
+    timed: frozenset[str],
+    listed: Journal | None,
+) -> CommittedSegments:
+    """Write ``segments.jsonl``, and copy the journals whose lines are segments.
+
+    Args:
+        folder: Working folder of the job.
+        start: Digest of the recipe and the inputs, from which journaled segments start.
+        journals: Journals whose lines are segments, by name; empty ones are left out.
+        timed: Keys of their values that do not count.
+        listed: Journal of the other segments: start and result by name.
+    """
+    segments = [
+        Segment(f"{name}/{key}", start, digest_value(journal[key], timed))
+        for name, journal in journals.items()
+        for key in journal.keys()  # noqa: SIM118  # a journal is no mapping
+    ]
+    if listed is not None:
+        segments += [Segment(name, *listed[name]) for name in listed.keys()]  # noqa: SIM118
+    if not segments:
+        return CommittedSegments()
+    with (folder / SEGMENTS_FILE).open("w", encoding="utf-8") as file:
+        for segment in segments:
+            file.write(json.dumps(asdict(segment), ensure_ascii=False) + "\n")
+    written = [folder / SEGMENTS_FILE]
+    for name, journal in journals.items():
+        if len(journal):
+            journal.sync()
+            written.append(folder / COMMITTED_FOLDER / f"{name}.jsonl")
+            written[-1].parent.mkdir(exist_ok=True)
+            shutil.copyfile(journal.path, written[-1])
+    files = tuple(
+        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, digest_file(path))
+        for path in written
+    )
+    digest = digest_json(sorted(astuple(segment) for segment in segments))
+    return CommittedSegments(files, {"segments": {"count": len(segments), "digest": digest}})
 
 
 def read_segments(folder: Path) -> list[Segment]:

@@ -2,7 +2,8 @@
 
 A folder with this file is finished; one without is not. The artifact's digest covers the output
 files only (paths and bytes), so that the same work on the same machine gives the same digest at any
-time.
+time. Its claim covers what the file states, and the claims of its parents: a chain, in which an
+edit of an earlier artifact.json shows in every later one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "FileEntry",
     "Parent",
     "describe_host",
+    "digest_claim",
     "find_artifact",
     "find_output",
     "list_files",
@@ -40,6 +42,7 @@ __all__ = [
 ARTIFACT_FILE = "artifact.json"
 ArtifactKind = Literal["records", "checkpoint", "index", "media", "report"]
 _FORMAT = 1
+_UNCLAIMED = frozenset({"claim", "created", "host", "timed_files"})
 _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xllamacpp")
 
 
@@ -61,13 +64,14 @@ class Parent:
 
     ``role`` is its role (``teacher``, ``records``, ``documents``); ``path`` is relative to the
     artifact's folder if both are in one run, else absolute; ``digest`` is the parent artifact's
-    digest, a checkpoint's fingerprint, or a file's SHA-256.
+    digest, a checkpoint's fingerprint, or a file's SHA-256; ``claim`` is the parent artifact's.
     """
 
     role: str
     path: str
     digest: str
     kind: str = ""
+    claim: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,16 @@ class Artifact:
         """Digest of the output: every path with its file's digest."""
         return digest_json([[entry.path, entry.digest] for entry in self.files])
 
+    @property
+    def claim(self) -> str:
+        """Digest of what artifact.json states, but for what depends on the clock and the host."""
+        return digest_claim(self._to_manifest())
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        return {"claim": self.claim, **self._to_manifest()}
+
+    def _to_manifest(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
             "kind": self.kind,
@@ -115,6 +127,7 @@ class Artifact:
                     "kind": parent.kind,
                     "path": parent.path,
                     "digest": parent.digest,
+                    "claim": parent.claim,
                 }
                 for parent in self.parents
             ],
@@ -130,7 +143,7 @@ class Artifact:
             kind=data["kind"],
             files=tuple(FileEntry(*entry) for entry in data["files"]),
             parents=tuple(
-                Parent(p["role"], p["path"], p["digest"], p.get("kind", ""))
+                Parent(p["role"], p["path"], p["digest"], p.get("kind", ""), p.get("claim", ""))
                 for p in data["parents"]
             ),
             timed_files=tuple(FileEntry(*entry) for entry in data.get("timed_files", ())),
@@ -142,6 +155,16 @@ class Artifact:
             host=data.get("host", {}),
             created=data.get("created", ""),
         )
+
+
+def digest_claim(manifest: Mapping[str, Any]) -> str:
+    """Return the claim of the JSON values of an artifact.json.
+
+    The files in ``timed_files``, ``created`` and ``host`` are left out, so that equal work makes
+    equal claims; a signature covers them, too.
+    """
+    stated = {name: value for name, value in manifest.items() if name not in _UNCLAIMED}
+    return digest_json(json.loads(json.dumps(stated)))
 
 
 def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
@@ -258,7 +281,7 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
     shown = find_address(path) or shown  # the source of a mirror
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
-        return Parent(role, shown, artifact.digest, artifact.kind)
+        return Parent(role, shown, artifact.digest, artifact.kind, artifact.claim)
     return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
 
 

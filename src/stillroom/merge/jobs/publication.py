@@ -230,7 +230,7 @@ def _describe_parent(model: MergeInput, source: MergeSource, near: Path) -> Pare
         return make_parent(model.role, path, near)
     artifact = find_artifact(model.reference)  # from a published job
     if artifact is not None:
-        return Parent(model.role, model.reference, artifact.digest, artifact.kind)
+        return Parent(model.role, model.reference, artifact.digest, artifact.kind, artifact.claim)
     shown = str(path.absolute()) if path.exists() else model.reference
     return Parent(model.role, shown, source.fingerprint, "checkpoint")
 
