@@ -194,6 +194,8 @@ def commit_segments(
             written.append(folder / COMMITTED_FOLDER / f"{name}.jsonl")
             written[-1].parent.mkdir(exist_ok=True)
             shutil.copyfile(journal.path, written[-1])
+    # what else the job keeps for replays, as states of a training
+    written += sorted({*(folder / COMMITTED_FOLDER).glob("*")} - {*written})
     files = tuple(
         FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, digest_file(path))
         for path in written

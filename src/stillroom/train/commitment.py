@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import IntegrityError
 from stillroom.jobs import Job, atomic_write
-from stillroom.jobs.job import COMMITTED_FOLDER
+from stillroom.jobs.segments import COMMITTED_FOLDER
 from stillroom.provenance import canonical_json, digest_json
 from stillroom.train.checkpoint import named_buffers, named_trainable
 from stillroom.train.replay import INITIAL_ROW, name_segment, name_state_file
@@ -74,6 +74,7 @@ class StateCommitter:
         *,
         steps: int,
         identity: str,
+        precision: str,
         state_bytes: int,
     ) -> None:
         """Initialize; nothing is written before the first step is done.
@@ -85,10 +86,12 @@ class StateCommitter:
             optimizer: Their optimizer.
             steps: Number of steps of the run.
             identity: Digest of settings, data and seed.
+            precision: That of matrix products: ``float32`` or ``bfloat16``.
             state_bytes: Limit of all kept states, in bytes.
         """
         self.job, self.name, self.steps, self.identity = job, name, steps, identity
-        self.state_bytes, self.notes = state_bytes, list[StepNote]()
+        self.precision, self.state_bytes = precision, state_bytes
+        self.notes: list[StepNote] = []
         self._optimizer, self._parameters = optimizer, dict(named_trainable(modules))
         self._buffers = dict(named_buffers(modules))
         self._size = sum(value.numel() for module in modules for value in module.parameters())
@@ -151,7 +154,8 @@ class StateCommitter:
     @property
     def numerics(self) -> dict[str, Any]:
         """What the last bits of a step depend on besides its inputs."""
-        return describe_numerics(next(iter(self._parameters.values())).device)
+        device = next(iter(self._parameters.values())).device
+        return {**describe_numerics(device), "precision": self.precision}
 
     def digest_state(self) -> dict[str, str]:
         """Return the digests of the weights with buffers, and of the optimizer's moments."""
@@ -160,43 +164,49 @@ class StateCommitter:
             "moments": digest_tensors(self._list_moments()),
         }
 
-    def load(self, path: Path) -> dict[str, str]:
-        """Load a kept state; return its digests, those of the moments if it has some.
-
-        A parameter without moments has had no gradient yet.
+    def digest_file(self, path: Path) -> dict[str, str]:
+        """Return the digests of a kept state: of the weights, and of the moments if it has some.
 
         Raises:
             IntegrityError: If the file is missing, damaged, or of another network.
         """
-        tensors = _read_tensors(path, self._list_weights())
-        weights = self._list_weights()
-        with torch.no_grad():
-            for name, value in weights.items():
-                value.copy_(tensors[name])
-        self._origin = {name: value.clone() for name, value in weights.items()}
+        tensors, weights = self._read(path), self._list_weights()
         moments = {name: value for name, value in tensors.items() if name not in weights}
-        digests = {"weights": digest_tensors(weights)}
-        if not moments:
-            return digests
+        digests = {"weights": digest_tensors({name: tensors[name] for name in weights})}
+        return {**digests, "moments": digest_tensors(moments)} if moments else digests
+
+    def load(self, path: Path) -> None:
+        """Load a kept state; a parameter without moments has had no gradient yet.
+
+        Raises:
+            IntegrityError: If the file is missing, damaged, or of another network.
+        """
+        tensors = self._read(path)
+        with torch.no_grad():
+            for name, value in self._list_weights().items():
+                value.copy_(tensors[name])
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
-                kind: moments[key].to(parameter.device if kind != "step" else "cpu")
+                kind: tensors[key].to(parameter.device if kind != "step" else "cpu")
                 for kind in ("step", "exp_avg", "exp_avg_sq")
-                if (key := f"{kind}/{name}") in moments
+                if (key := f"{kind}/{name}") in tensors
             }
-        return {**digests, "moments": digest_tensors(moments)}
+        self.mark_origin()
+
+    def mark_origin(self) -> None:
+        """Let ways of the weights begin here."""
+        self._origin = {name: value.clone() for name, value in self._list_weights().items()}
 
     def measure_distance(self, path: Path) -> float:
         """Return how far the weights are from a kept state, as a share of the way to it.
 
-        The way begins at the state that was loaded, or at the initial one. Both are Euclidean
-        lengths over all weights.
+        The way begins where it was marked: at the state that was loaded, or at the initial one.
+        Both are Euclidean lengths over all weights.
 
         Raises:
             IntegrityError: If the file is missing, damaged, or of another network.
         """
-        weights = self._list_weights()
-        kept = _read_tensors(path, weights)
+        weights, kept = self._list_weights(), self._read(path)
         gap = way = 0.0
         for name, value in weights.items():
             wanted = kept[name].to(value.device, torch.float64)
@@ -214,6 +224,23 @@ class StateCommitter:
             for name, parameter in self._parameters.items()
             for kind, value in self._optimizer.state.get(parameter, {}).items()
         }
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """Return the tensors of a kept state that fits the network."""
+        try:
+            tensors = load_file(path)
+            for name, value in self._list_weights().items():
+                if name not in tensors or tensors[name].shape != value.shape:
+                    raise ValueError(f"{name} is missing or has another shape")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise IntegrityError(
+                f"the kept training state cannot be used: {error}",
+                code="replay.state",
+                where=str(path),
+                expected="the weights and moments that the job committed",
+                next="restore the file, or make the artifact again",
+            ) from error
+        return tensors
 
     def _put(self, key: str, row: Mapping[str, Any]) -> None:
         journal = self.job.journal(self.name)
@@ -242,28 +269,6 @@ class StateCommitter:
             "numerics": self.numerics,
             **self._initial,
         }
-
-
-def _read_tensors(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a kept state that fits a network."""
-    try:
-        tensors = load_file(path)
-        wrong = [
-            name
-            for name, value in weights.items()
-            if name not in tensors or tensors[name].shape != value.shape
-        ]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is missing or has another shape")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise IntegrityError(
-            f"the kept training state cannot be used: {error}",
-            code="replay.state",
-            where=str(path),
-            expected="the weights and moments that the job committed",
-            next="restore the file, or make the artifact again",
-        ) from error
-    return tensors
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -173,6 +173,7 @@ class _TrainingRun(Generic[B]):
             self.optimizer,
             steps=self.steps,
             identity=digest_json([settings, self.source.identity, self.seed]),
+            precision=self.precision,
             state_bytes=self.settings.states_mb * 10**6,
         )
 
