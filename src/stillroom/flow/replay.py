@@ -28,7 +28,13 @@ from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import QuietReporter, Reporter, sum_work_seconds
 from stillroom.jobs.replay import describe_difference
-from stillroom.jobs.segments import Replayer, ReplayRequest, Segment, SegmentOutcome
+from stillroom.jobs.segments import (
+    Replayer,
+    ReplayRequest,
+    Segment,
+    SegmentOutcome,
+    compare_commitment,
+)
 from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_file, read_artifact
 from stillroom.provenance.host import describe_machine_differences
 from stillroom.provenance.sources import is_reference, list_ancestors
@@ -361,6 +367,7 @@ def _examine_job(
     request = _make_request(job, folder, QuietReporter())
     job.open = job.replayer.find_open(request) or _find_missing(job.recipe)
     job.segments = job.replayer.list_segments(request)
+    job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -192,6 +193,8 @@ class JournalReplayer:
         timed: Keys of journaled values that depend on the clock.
         course: Keys of the artifact's details that depend on the course of the run.
         reuses_output: Whether the committed results are in the output itself, as an index's are.
+        compared: Patterns of ``timed_files`` that do not depend on the clock where nothing was
+            interrupted or reused, as a new index's.
         without: Settings of the recipe that only save work, as a cache, with the values to use.
     """
 
@@ -199,13 +202,11 @@ class JournalReplayer:
     timed: frozenset[str] = frozenset()
     course: frozenset[str] = frozenset()
     reuses_output: bool = False
+    compared: tuple[str, ...] = ()
     without: Mapping[str, Any] = field(default_factory=dict)
 
     def find_open(self, request: ReplayRequest) -> str:
-        """Return the endpoint whose answers cannot be recomputed, or what is not listed."""
-        listed = {entry.path for entry in request.artifact.timed_files}
-        if SEGMENTS_FILE not in listed and (request.folder / SEGMENTS_FILE).exists():
-            return f"its {SEGMENTS_FILE} is not listed in artifact.json"
+        """Return the endpoint whose answers cannot be recomputed; or empty."""
         for _, reference in list_references(request.recipe):
             if reference.startswith(("http://", "https://")):
                 return f"{reference} answered, and what it answers now proves nothing"
@@ -229,7 +230,8 @@ class JournalReplayer:
         )
         artifact = request.run(request.recipe, job)
         yield from job.session.list_outcomes()
-        yield from compare_output(request, artifact, request.scratch / _WORK, self.course)
+        folder = request.scratch / _WORK
+        yield from compare_output(request, artifact, folder, self.course, self.compared)
 
     def _compare_journals(self, request: ReplayRequest) -> Iterator[SegmentOutcome]:
         """Yield kept lines that are not what was committed, or that were removed."""
@@ -264,7 +266,11 @@ def _open_kept(path: Path) -> IO[bytes]:
 
 
 def compare_output(
-    request: ReplayRequest, artifact: Artifact, folder: Path, course: frozenset[str] = frozenset()
+    request: ReplayRequest,
+    artifact: Artifact,
+    folder: Path,
+    course: frozenset[str] = frozenset(),
+    compared: Iterable[str] = (),
 ) -> Iterator[SegmentOutcome]:
     """Yield an outcome for each output file of a job, its parents, origin and details.
 
@@ -273,9 +279,16 @@ def compare_output(
         artifact: Artifact of its repetition.
         folder: The repetition's folder.
         course: Keys of the details that do not count.
+        compared: Patterns of timed files that are compared, too.
     """
-    recorded = {entry.path: entry.digest for entry in request.artifact.files}
-    repeated = {entry.path: entry.digest for entry in artifact.files}
+    recorded, repeated = (
+        {
+            entry.path: entry.digest
+            for entry in (*one.files, *one.timed_files)
+            if entry in one.files or any(fnmatch(entry.path, pattern) for pattern in compared)
+        }
+        for one in (request.artifact, artifact)
+    )
     for path in sorted({*recorded, *repeated}):
         what = ""
         if path not in repeated:

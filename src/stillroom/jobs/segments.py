@@ -30,6 +30,7 @@ __all__ = [
     "Segment",
     "SegmentOutcome",
     "commit_segments",
+    "compare_commitment",
     "digest_value",
     "read_segments",
 ]
@@ -200,8 +201,38 @@ def commit_segments(
         FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, digest_file(path))
         for path in written
     )
+    return CommittedSegments(files, {"segments": _summarize(segments)})
+
+
+def _summarize(segments: Sequence[Segment]) -> dict[str, Any]:
     digest = digest_json(sorted(astuple(segment) for segment in segments))
-    return CommittedSegments(files, {"segments": {"count": len(segments), "digest": digest}})
+    return {"count": len(segments), "digest": digest}
+
+
+def compare_commitment(folder: Path, artifact: Artifact) -> list[SegmentOutcome]:
+    """Return whether a finished job's segments are those that its artifact states.
+
+    Returns:
+        One outcome; none for a job without segments.
+
+    Raises:
+        IntegrityError: If ``segments.jsonl`` cannot be read.
+    """
+    stated = artifact.details.get("segments")
+    segments = read_segments(folder)
+    if stated is None and not segments:
+        return []
+    found = _summarize(segments)
+    stated = stated if isinstance(stated, Mapping) else {"count": 0, "digest": ""}
+    what = ""
+    if SEGMENTS_FILE not in {entry.path for entry in artifact.timed_files}:
+        what = "is not listed in artifact.json"
+    elif dict(stated) != found:
+        what = (
+            f"lists {found['count']} segments, and artifact.json states {stated.get('count')} "
+            "with another digest"
+        )
+    return [SegmentOutcome(SEGMENTS_FILE, str(stated.get("digest")), found["digest"], what)]
 
 
 def read_segments(folder: Path) -> list[Segment]:

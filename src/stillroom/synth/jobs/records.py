@@ -167,5 +167,5 @@ JOB_KIND = JobKind(
     run,
     estimate,
     outline=format_steps,
-    replayer=JournalReplayer(without={"cache": None}),
+    replayer=JournalReplayer(without={"cache": None}, compared=("output/*.html",)),
 )
