@@ -33,7 +33,6 @@ from stillroom.recipes import dump_recipe, list_references
 __all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference"]
 
 _SHOWN = 5
-_WORK = "job"
 
 
 @dataclass
@@ -146,7 +145,7 @@ class ReplayJob(Job):
             reuses_output: Whether the finished job is the ``previous`` one of the repetition.
         """
         job = cls.start(
-            request.scratch / _WORK,
+            request.scratch / request.folder.name,
             dump_recipe(request.recipe),
             seed=request.artifact.seed,
             reporter=request.reporter,
@@ -230,7 +229,7 @@ class JournalReplayer:
         )
         artifact = request.run(request.recipe, job)
         yield from job.session.list_outcomes()
-        folder = request.scratch / _WORK
+        folder = request.scratch / request.folder.name
         yield from compare_output(request, artifact, folder, self.course, self.compared)
 
     def _compare_journals(self, request: ReplayRequest) -> Iterator[SegmentOutcome]:
