@@ -61,7 +61,7 @@ def _lighten(recipe: TrainingRecipe, is_whole: bool) -> TrainingRecipe:
     A cache that several jobs share may hold anything.
     """
     changes: dict[str, Any] = {}
-    targets = getattr(recipe, "targets", None)
+    targets: Any = getattr(recipe, "targets", None)
     if getattr(targets, "cache", None) is not None:
         changes["targets"] = targets.model_copy(update={"cache": None})
     if getattr(recipe, "cache", None) is not None:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.machine import Estimate
+from stillroom.provenance import digest_file
 from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.recipes import Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
@@ -114,12 +115,19 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
     tokens = steps * recipe.train.batch_size * recipe.k * _TOKENS_PER_PASSAGE
     return Estimate(
         memory_bytes=1_200_000_000 + recipe.train.micro_tokens * _BYTES_PER_TOKEN,
-        disk_bytes=40_000_000,
+        disk_bytes=40_000_000 + recipe.train.states_mb * 10**6,
         seconds=tokens * _SECONDS_PER_TOKEN,
         memory_knob="lower train.micro_tokens",
-        disk_knob="lower train.lora.rank",
+        disk_knob="lower train.states_mb or train.lora.rank",
         basis=f"{steps} steps of {recipe.train.batch_size} questions with {recipe.k} passages",
     )
+
+
+def _list_start(recipe: ReaderRecipe) -> tuple[str, ...]:
+    """Return the digest of the weights of the reader that is trained further."""
+    from stillroom.rag.answer_selection.reader import WEIGHTS_FILE, find_reader
+
+    return () if recipe.start is None else (digest_file(find_reader(recipe.start) / WEIGHTS_FILE),)
 
 
 JOB_KIND = JobKind(
@@ -127,5 +135,5 @@ JOB_KIND = JobKind(
     run=run,
     estimate=estimate,
     extras=("train",),
-    replayer=TrainingReplayer(chooses=True),  # its start may be kept
+    replayer=TrainingReplayer(list_choices=_list_start),
 )
