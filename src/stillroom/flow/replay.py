@@ -403,15 +403,18 @@ def move_inputs(
 
 
 def _find_place(value: str, near: Path, names: set[str], moved: Mapping[str, str]) -> str:
+    scheme, mark, rest = value.partition(":")
+    if is_reference(value) and rest.startswith("/") and not rest.startswith("//"):
+        return f"{scheme}{mark}{_find_place(rest, near, names, moved)}"  # as scripted:/a/b.json
     if is_reference(value) or not Path(value).is_absolute():
         return value
-    for old, new in moved.items():
-        if Path(value).is_relative_to(old):
-            return str(Path(new).absolute() / Path(value).relative_to(old))
     parts = Path(value).parts
     for number, part in enumerate(parts):
         if part in names and (near / part).exists():
             return str(near.joinpath(*parts[number:]))
+    for old, new in moved.items():
+        if Path(value).is_relative_to(old):
+            return str(Path(new).absolute() / Path(value).relative_to(old))
     return value
 
 
