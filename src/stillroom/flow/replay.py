@@ -133,6 +133,7 @@ class JobReplay:
     machine: Sequence[str] = ()
     recipe: Recipe | None = None
     replayer: Replayer | None = None
+    moved: tuple[tuple[str, str], ...] = ()
     drawn: frozenset[str] = frozenset()
     outcomes: list[SegmentOutcome] = field(default_factory=list)
     spent: float = 0.0
@@ -356,6 +357,9 @@ def _examine_job(
             job.open = "its artifact is not that of a flow"
             return job
         job.recipe = move_inputs(recipe, artifact, folder, moved)
+        places = zip(list_references(job.recipe), list_references(recipe), strict=True)
+        pairs = {(_get_path(now), _get_path(before)) for (_, now), (_, before) in places}
+        job.moved = tuple(sorted((pair for pair in pairs if pair[0] != pair[1]), reverse=True))
         job.replayer = find_job_kind(recipe.kind).replayer
     except (StillroomError, OSError) as error:
         first = error.problems[0].what if isinstance(error, StillroomError) else str(error)
@@ -418,10 +422,22 @@ def _find_place(value: str, near: Path, names: set[str], moved: Mapping[str, str
     return value
 
 
+def _get_path(reference: str) -> str:
+    """Return the path in a reference with a scheme, as of ``scripted:/a/b.json``; or all of it."""
+    return reference[reference.find(":/") + 1 :] if is_reference(reference) else reference
+
+
 def _make_request(job: JobReplay, scratch: Path, reporter: Reporter) -> ReplayRequest:
     assert job.recipe is not None  # noqa: S101  # jobs without are open
     return ReplayRequest(
-        job.folder, job.artifact, job.recipe, scratch, reporter, run_job, not job.machine
+        job.folder,
+        job.artifact,
+        job.recipe,
+        scratch,
+        reporter,
+        run_job,
+        not job.machine,
+        job.moved,
     )
 
 

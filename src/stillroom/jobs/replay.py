@@ -27,7 +27,7 @@ from stillroom.jobs.segments import (
     digest_value,
     read_segments,
 )
-from stillroom.provenance import Artifact
+from stillroom.provenance import Artifact, digest_like
 from stillroom.recipes import dump_recipe, list_references
 
 __all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference"]
@@ -295,7 +295,10 @@ def compare_output(
             what = "is listed, but the job does not write it"
         elif path not in recorded:
             what = "is written by the job, but not listed"
-        elif recorded[path] != repeated[path]:
+        elif recorded[path] != repeated[path] and request.moved:
+            _restore_places(request, folder / path)
+            repeated[path] = digest_like(folder / path, recorded[path])
+        if not what and recorded[path] != repeated[path]:
             what = describe_difference(request.folder / path, folder / path)
         yield SegmentOutcome(path, recorded.get(path, ""), repeated.get(path, ""), what)
     course |= {"segments"}
@@ -304,9 +307,20 @@ def compare_output(
         ("origin", request.artifact.origin, artifact.origin),
         ("details", *(_leave_out(one.details, course) for one in (request.artifact, artifact))),
     ):
-        differing = list(_find_differences(_to_json(old), _to_json(new), ""))
+        old = _to_json(old)
+        new = json.loads(request.restore_places(json.dumps(new, ensure_ascii=False, default=str)))
+        differing = list(_find_differences(old, new, ""))
         what = f"differs: {_join(differing)}" if differing else ""
         yield SegmentOutcome(f"artifact.json {name}", digest_value(old), digest_value(new), what)
+
+
+def _restore_places(request: ReplayRequest, path: Path) -> None:
+    """Write the former places of the inputs into a text that the repetition wrote."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    path.write_bytes(request.restore_places(text).encode("utf-8"))
 
 
 def _list_digests(artifact: Artifact) -> list[list[str]]:

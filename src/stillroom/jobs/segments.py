@@ -98,6 +98,7 @@ class ReplayRequest:
         reporter: Display of progress and messages.
         run: Runs a started job (``flow.job.run_job``).
         is_same_machine: Whether the machine is of the kind that made the job.
+        moved: Present and former places of inputs that were moved; outputs name the former.
     """
 
     folder: Path
@@ -107,6 +108,13 @@ class ReplayRequest:
     reporter: Reporter
     run: Callable[[Recipe, Any], Artifact]
     is_same_machine: bool = True
+    moved: tuple[tuple[str, str], ...] = ()
+
+    def restore_places(self, text: str) -> str:
+        """Return a text with the former places of the inputs."""
+        for now, before in self.moved:
+            text = text.replace(now, before)
+        return text
 
 
 class Replayer(Protocol):
