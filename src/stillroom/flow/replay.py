@@ -37,6 +37,7 @@ from stillroom.jobs.segments import (
 )
 from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_file, read_artifact
 from stillroom.provenance.host import describe_machine_differences
+from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
 from stillroom.recipes import Recipe, list_references, load_recipe
 
@@ -240,28 +241,24 @@ class ReplayResult:
         """
         complete = not self.open_jobs
         level = "STILLROOM_REPLAYED" if complete else "STILLROOM_REPLAYED_IN_PART"
-        return {
-            "_type": "https://in-toto.io/Statement/v1",
-            "subject": [
-                {
-                    "name": f"{job.name}/{ARTIFACT_FILE}",
-                    "digest": {"sha256": digest_file(job.folder / ARTIFACT_FILE)},
-                }
-                for job in self.jobs
-            ],
-            "predicateType": VSA_TYPE,
-            "predicate": {
-                "verifier": {"id": "urn:stillroom", "version": {"stillroom": __version__}},
-                "timeVerified": datetime.now(UTC)
-                .isoformat(timespec="seconds")
-                .replace("+00:00", "Z"),
-                "resourceUri": f"urn:stillroom:artifact:{self.jobs[0].artifact.digest}",
-                "policy": {"uri": _POLICY},
-                "verificationResult": "FAILED" if self.differences else "PASSED",
-                "verifiedLevels": ["FAILED"] if self.differences else [level],
-                "stillroom_replay": self.to_json(),
-            },
+        moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        subject = [
+            {
+                "name": f"{job.name}/{ARTIFACT_FILE}",
+                "digest": {"sha256": digest_file(job.folder / ARTIFACT_FILE)},
+            }
+            for job in self.jobs
+        ]
+        predicate = {
+            "verifier": {"id": "urn:stillroom", "version": {"stillroom": __version__}},
+            "timeVerified": moment,
+            "resourceUri": f"urn:stillroom:artifact:{self.jobs[0].artifact.digest}",
+            "policy": {"uri": _POLICY},
+            "verificationResult": "FAILED" if self.differences else "PASSED",
+            "verifiedLevels": ["FAILED" if self.differences else level],
+            "stillroom_replay": self.to_json(),
         }
+        return make_statement(subject, VSA_TYPE, predicate)
 
 
 @dataclass(frozen=True)

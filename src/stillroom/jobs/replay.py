@@ -49,7 +49,8 @@ class _ReplaySession:
 
     def note(self, name: str, digest: str) -> None:
         """Store the digest of a result, the first time; only drawn ones are computed."""
-        self.found.setdefault(name, digest)
+        if f"{name.partition('/')[0]}/" not in self.timed:
+            self.found.setdefault(name, digest)
 
     def list_outcomes(self) -> Iterator[SegmentOutcome]:
         """Yield an outcome for each drawn segment, and one for each that was not committed."""
@@ -190,7 +191,7 @@ class JournalReplayer:
 
     Args:
         journals: Names of the journals whose lines are segments.
-        timed: Keys of journaled values that depend on the clock.
+        timed: Keys of journaled values that depend on the clock, and journals of times (``NAME/``).
         course: Keys of the artifact's details that depend on the course of the run.
         reuses_output: Whether the committed results are in the output itself, as an index's are.
         compared: Patterns of ``timed_files`` that do not depend on the clock where nothing was
@@ -237,6 +238,8 @@ class JournalReplayer:
         """Yield kept lines that are not what was committed, or that were removed."""
         committed = {one.name: one.result for one in read_segments(request.folder)}
         for name in self.journals:
+            if f"{name}/" in self.timed:
+                continue
             path = request.folder / COMMITTED_FOLDER / f"{name}.jsonl"
             shown = f"{COMMITTED_FOLDER}/{path.name}"
             if broken := find_break(path):
