@@ -11,6 +11,7 @@ found only as often as it is drawn; ``all`` finds it always.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import tempfile
@@ -449,7 +450,7 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
     """Assemble a run's report again from its steps, and compare it with the written one."""
     steps: Mapping[str, str] = job.artifact.details["steps"]
     done = {name: job.folder / folder for name, folder in steps.items()}
-    out = scratch / job.folder.name
+    out = scratch / _find_name(job.folder)
     out.mkdir()
     details = job.artifact.details
     for name in write_run_report(out, done, details["seconds"], details.get("skipped", {})):
@@ -459,3 +460,12 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
         yield SegmentOutcome(
             name, *digests, "" if same else describe_difference(stored, out / name)
         )
+
+
+def _find_name(folder: Path) -> str:
+    """Return the name that a run's folder had when its report was written."""
+    try:
+        title = json.loads((folder / "report.json").read_bytes())["title"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
+    return Path(str(title).removeprefix("Run ")).name or folder.name

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.integration.main_job import write_documents
 from tests.unit.merge.conftest import fine_tune
 
-from stillroom.errors import RecipeError
+from stillroom.cli.artifacts import verify_command
+from stillroom.errors import IntegrityError, RecipeError
 from stillroom.flow.job import run_job
 from stillroom.flow.replay import ReplayAmount, find_detected_count, plan_replay
 from stillroom.flow.run import run_recipe
@@ -19,6 +21,12 @@ from stillroom.jobs.journal import Journal, find_break
 from stillroom.models.backends.scripted import ScriptedModel
 from stillroom.provenance import digest_file, read_artifact, verify_artifact
 from stillroom.provenance.artifact import FileEntry, list_files
+from stillroom.provenance.signing import (
+    create_key_pair,
+    load_public_key,
+    open_envelope,
+    read_claims,
+)
 from stillroom.rag.ingestion import pipeline as ingestion
 from stillroom.recipes import dump_recipe, load_recipe, parse_recipe
 from stillroom.testing import tiny_checkpoint
@@ -387,3 +395,47 @@ def test_journal_of_an_earlier_version_is_read_and_continued(tmp_path):
     with Journal(path) as journal:
         assert [journal[key] for key in "abc"] == [0, 1, 2]
     assert find_break(path) == ""
+
+
+def verify(*arguments):
+    return CliRunner().invoke(verify_command, [*map(str, arguments)])
+
+
+def test_command_says_what_was_drawn_and_writes_a_signed_summary(
+    honest, run, tmp_path, monkeypatch
+):
+    create_key_pair(tmp_path / "me")
+    monkeypatch.setenv("STILLROOM_SIGNING_KEY", str(tmp_path / "me.key"))
+    told = verify(run, "--replay", "2", "--seed", "1", "--out", tmp_path / "summary.json")
+    assert told.exit_code == 0, told.output
+    assert "2 of " in told.output
+    assert "Such a draw finds a forgery of" in told.output
+    envelope = read_claims(run)[-1]
+    opened = open_envelope(envelope, [load_public_key(tmp_path / "me.pub")])
+    assert json.loads(opened.payload) == json.loads((tmp_path / "summary.json").read_text())
+    printed = json.loads(verify(honest, "--replay", "1", "--json").stdout)
+    assert printed["replay"]["drawn"] == 1
+
+
+def test_command_names_what_differs(run):
+    path = step(run, "records") / "output" / "records.jsonl"
+    path.write_text(path.read_text().replace("barley", "parsley"))
+    seal(run)
+    told = verify(run, "--replay", "1")
+    assert isinstance(told.exception, IntegrityError)
+    assert told.exception.code == "replay.differs"
+    assert "output/records.jsonl differs: line" in str(told.exception)
+
+
+def test_input_without_two_places_is_refused(honest):
+    told = verify(honest, "--replay", "1", "--input", "notes")
+    assert told.exception.code == "replay.input"
+
+
+def test_damaged_list_of_segments_is_refused(run):
+    path = step(run, "records") / "segments.jsonl"
+    path.write_text(path.read_text() + path.read_text())
+    seal(run)
+    with pytest.raises(IntegrityError, match="is named twice") as caught:
+        replay(run)
+    assert caught.value.code == "replay.segments"
