@@ -46,7 +46,8 @@ def replay(
 ) -> ReplayResult:
     """Draw, tell the cost, recompute, and write the verification summary.
 
-    If a key is configured, the summary is signed with it and appended to the run's claims.
+    If a key is configured, the summary is signed with it, and also appended to the claims of a run
+    that is signed itself.
 
     Raises:
         StillroomError: If the run, the amount or the configured key cannot be read.
@@ -57,6 +58,7 @@ def replay(
     from stillroom.jobs import atomic_write, choose_reporter
     from stillroom.provenance.signing import (
         CLAIMS_FILE,
+        SIGNATURE_FILE,
         append_claim,
         find_configured_key,
         sign_statement,
@@ -70,13 +72,15 @@ def replay(
     reporter.say(plan.describe())
     signer = find_configured_key()
     result = plan.run()
-    statement = result.to_statement()
+    summary = result.to_statement()
+    if signer is not None:
+        summary = sign_statement(summary, signer)
     if out is not None:
         with atomic_write(out) as file:
-            json.dump(statement, file, ensure_ascii=False, indent=1)
+            json.dump(summary, file, ensure_ascii=False, indent=1)
             file.write("\n")
-    if signer is not None:
-        append_claim(path, sign_statement(statement, signer))
+    if signer is not None and (path / SIGNATURE_FILE).is_file():
+        append_claim(path, summary)
         reporter.say(f"the summary is signed with key {signer.key_id[:16]}, in {CLAIMS_FILE}")
     return result
 

@@ -24,8 +24,10 @@ from stillroom.provenance.artifact import FileEntry, list_files
 from stillroom.provenance.signing import (
     create_key_pair,
     load_public_key,
+    load_signing_key,
     open_envelope,
     read_claims,
+    sign_artifact,
 )
 from stillroom.rag.ingestion import pipeline as ingestion
 from stillroom.recipes import dump_recipe, load_recipe, parse_recipe
@@ -406,15 +408,18 @@ def test_command_says_what_was_drawn_and_writes_a_signed_summary(
 ):
     create_key_pair(tmp_path / "me")
     monkeypatch.setenv("STILLROOM_SIGNING_KEY", str(tmp_path / "me.key"))
+    sign_artifact(run, load_signing_key(tmp_path / "me.key"))
     told = verify(run, "--replay", "2", "--seed", "1", "--out", tmp_path / "summary.json")
     assert told.exit_code == 0, told.output
     assert "2 of " in told.output
     assert "Such a draw finds a forgery of" in told.output
-    envelope = read_claims(run)[-1]
+    envelope = json.loads((tmp_path / "summary.json").read_text())
+    assert envelope == read_claims(run)[-1]
     opened = open_envelope(envelope, [load_public_key(tmp_path / "me.pub")])
-    assert json.loads(opened.payload) == json.loads((tmp_path / "summary.json").read_text())
+    assert json.loads(opened.payload)["predicate"]["stillroom_replay"]["seed"] == 1
     printed = json.loads(verify(honest, "--replay", "1", "--json").stdout)
     assert printed["replay"]["drawn"] == 1
+    assert verify(honest).exit_code == verify(run).exit_code == 0
 
 
 def test_command_names_what_differs(run):
