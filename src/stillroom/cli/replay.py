@@ -44,11 +44,25 @@ def replay(
     out: Path | None,
     quiet: bool,
 ) -> ReplayResult:
-    """Draw, tell the cost, recompute, and write the verification summary."""
+    """Draw, tell the cost, recompute, and write the verification summary.
+
+    If a key is configured, the summary is signed with it, and also appended to the claims of a run
+    that is signed itself.
+
+    Raises:
+        StillroomError: If the run, the amount or the configured key cannot be read.
+    """
     import secrets
 
     from stillroom.flow.replay import ReplayAmount, plan_replay
     from stillroom.jobs import atomic_write, choose_reporter
+    from stillroom.provenance.signing import (
+        CLAIMS_FILE,
+        SIGNATURE_FILE,
+        append_claim,
+        find_configured_key,
+        sign_statement,
+    )
 
     reporter = choose_reporter(quiet=quiet)
     draw = secrets.randbelow(1 << 31) if seed is None else seed
@@ -56,11 +70,18 @@ def replay(
         path, ReplayAmount.parse(amount), seed=draw, moved=parse_moved(moved), reporter=reporter
     )
     reporter.say(plan.describe())
+    signer = find_configured_key()
     result = plan.run()
+    summary = result.to_statement()
+    if signer is not None:
+        summary = sign_statement(summary, signer)
     if out is not None:
         with atomic_write(out) as file:
-            json.dump(result.to_statement(), file, ensure_ascii=False, indent=1)
+            json.dump(summary, file, ensure_ascii=False, indent=1)
             file.write("\n")
+    if signer is not None and (path / SIGNATURE_FILE).is_file():
+        append_claim(path, summary)
+        reporter.say(f"the summary is signed with key {signer.key_id[:16]}, in {CLAIMS_FILE}")
     return result
 
 

@@ -11,6 +11,7 @@ found only as often as it is drawn; ``all`` finds it always.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import tempfile
@@ -37,6 +38,7 @@ from stillroom.jobs.segments import (
 )
 from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_file, read_artifact
 from stillroom.provenance.host import describe_machine_differences
+from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
 from stillroom.recipes import Recipe, list_references, load_recipe
 
@@ -133,6 +135,7 @@ class JobReplay:
     machine: Sequence[str] = ()
     recipe: Recipe | None = None
     replayer: Replayer | None = None
+    moved: tuple[tuple[str, str], ...] = ()
     drawn: frozenset[str] = frozenset()
     outcomes: list[SegmentOutcome] = field(default_factory=list)
     spent: float = 0.0
@@ -239,28 +242,24 @@ class ReplayResult:
         """
         complete = not self.open_jobs
         level = "STILLROOM_REPLAYED" if complete else "STILLROOM_REPLAYED_IN_PART"
-        return {
-            "_type": "https://in-toto.io/Statement/v1",
-            "subject": [
-                {
-                    "name": f"{job.name}/{ARTIFACT_FILE}",
-                    "digest": {"sha256": digest_file(job.folder / ARTIFACT_FILE)},
-                }
-                for job in self.jobs
-            ],
-            "predicateType": VSA_TYPE,
-            "predicate": {
-                "verifier": {"id": "urn:stillroom", "version": {"stillroom": __version__}},
-                "timeVerified": datetime.now(UTC)
-                .isoformat(timespec="seconds")
-                .replace("+00:00", "Z"),
-                "resourceUri": f"urn:stillroom:artifact:{self.jobs[0].artifact.digest}",
-                "policy": {"uri": _POLICY},
-                "verificationResult": "FAILED" if self.differences else "PASSED",
-                "verifiedLevels": ["FAILED"] if self.differences else [level],
-                "stillroom_replay": self.to_json(),
-            },
+        moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        subject = [
+            {
+                "name": f"{job.name}/{ARTIFACT_FILE}",
+                "digest": {"sha256": digest_file(job.folder / ARTIFACT_FILE)},
+            }
+            for job in self.jobs
+        ]
+        predicate = {
+            "verifier": {"id": "urn:stillroom", "version": {"stillroom": __version__}},
+            "timeVerified": moment,
+            "resourceUri": f"urn:stillroom:artifact:{self.jobs[0].artifact.digest}",
+            "policy": {"uri": _POLICY},
+            "verificationResult": "FAILED" if self.differences else "PASSED",
+            "verifiedLevels": ["FAILED" if self.differences else level],
+            "stillroom_replay": self.to_json(),
         }
+        return make_statement(subject, VSA_TYPE, predicate)
 
 
 @dataclass(frozen=True)
@@ -356,6 +355,9 @@ def _examine_job(
             job.open = "its artifact is not that of a flow"
             return job
         job.recipe = move_inputs(recipe, artifact, folder, moved)
+        places = zip(list_references(job.recipe), list_references(recipe), strict=True)
+        pairs = {(_get_path(now), _get_path(before)) for (_, now), (_, before) in places}
+        job.moved = tuple(sorted((pair for pair in pairs if pair[0] != pair[1]), reverse=True))
         job.replayer = find_job_kind(recipe.kind).replayer
     except (StillroomError, OSError) as error:
         first = error.problems[0].what if isinstance(error, StillroomError) else str(error)
@@ -403,22 +405,37 @@ def move_inputs(
 
 
 def _find_place(value: str, near: Path, names: set[str], moved: Mapping[str, str]) -> str:
+    scheme, mark, rest = value.partition(":")
+    if is_reference(value) and rest.startswith("/") and not rest.startswith("//"):
+        return f"{scheme}{mark}{_find_place(rest, near, names, moved)}"  # as scripted:/a/b.json
     if is_reference(value) or not Path(value).is_absolute():
         return value
-    for old, new in moved.items():
-        if Path(value).is_relative_to(old):
-            return str(Path(new).absolute() / Path(value).relative_to(old))
     parts = Path(value).parts
     for number, part in enumerate(parts):
         if part in names and (near / part).exists():
             return str(near.joinpath(*parts[number:]))
+    for old, new in moved.items():
+        if Path(value).is_relative_to(old):
+            return str(Path(new).absolute() / Path(value).relative_to(old))
     return value
+
+
+def _get_path(reference: str) -> str:
+    """Return the path in a reference with a scheme, as of ``scripted:/a/b.json``; or all of it."""
+    return reference[reference.find(":/") + 1 :] if is_reference(reference) else reference
 
 
 def _make_request(job: JobReplay, scratch: Path, reporter: Reporter) -> ReplayRequest:
     assert job.recipe is not None  # noqa: S101  # jobs without are open
     return ReplayRequest(
-        job.folder, job.artifact, job.recipe, scratch, reporter, run_job, not job.machine
+        job.folder,
+        job.artifact,
+        job.recipe,
+        scratch,
+        reporter,
+        run_job,
+        not job.machine,
+        job.moved,
     )
 
 
@@ -433,7 +450,7 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
     """Assemble a run's report again from its steps, and compare it with the written one."""
     steps: Mapping[str, str] = job.artifact.details["steps"]
     done = {name: job.folder / folder for name, folder in steps.items()}
-    out = scratch / job.folder.name
+    out = scratch / _find_name(job.folder)
     out.mkdir()
     details = job.artifact.details
     for name in write_run_report(out, done, details["seconds"], details.get("skipped", {})):
@@ -443,3 +460,12 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
         yield SegmentOutcome(
             name, *digests, "" if same else describe_difference(stored, out / name)
         )
+
+
+def _find_name(folder: Path) -> str:
+    """Return the name that a run's folder had when its report was written."""
+    try:
+        title = json.loads((folder / "report.json").read_bytes())["title"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
+    return Path(str(title).removeprefix("Run ")).name or folder.name

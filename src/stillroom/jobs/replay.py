@@ -27,7 +27,7 @@ from stillroom.jobs.segments import (
     digest_value,
     read_segments,
 )
-from stillroom.provenance import Artifact
+from stillroom.provenance import Artifact, digest_like
 from stillroom.recipes import dump_recipe, list_references
 
 __all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference"]
@@ -48,7 +48,8 @@ class _ReplaySession:
 
     def note(self, name: str, digest: str) -> None:
         """Store the digest of a result, the first time; only drawn ones are computed."""
-        self.found.setdefault(name, digest)
+        if f"{name.partition('/')[0]}/" not in self.timed:
+            self.found.setdefault(name, digest)
 
     def list_outcomes(self) -> Iterator[SegmentOutcome]:
         """Yield an outcome for each drawn segment, and one for each that was not committed."""
@@ -189,7 +190,7 @@ class JournalReplayer:
 
     Args:
         journals: Names of the journals whose lines are segments.
-        timed: Keys of journaled values that depend on the clock.
+        timed: Keys of journaled values that depend on the clock, and journals of times (``NAME/``).
         course: Keys of the artifact's details that depend on the course of the run.
         reuses_output: Whether the committed results are in the output itself, as an index's are.
         compared: Patterns of ``timed_files`` that do not depend on the clock where nothing was
@@ -236,6 +237,8 @@ class JournalReplayer:
         """Yield kept lines that are not what was committed, or that were removed."""
         committed = {one.name: one.result for one in read_segments(request.folder)}
         for name in self.journals:
+            if f"{name}/" in self.timed:
+                continue
             path = request.folder / COMMITTED_FOLDER / f"{name}.jsonl"
             shown = f"{COMMITTED_FOLDER}/{path.name}"
             if broken := find_break(path):
@@ -294,7 +297,10 @@ def compare_output(
             what = "is listed, but the job does not write it"
         elif path not in recorded:
             what = "is written by the job, but not listed"
-        elif recorded[path] != repeated[path]:
+        elif recorded[path] != repeated[path] and request.moved:
+            _restore_places(request, folder / path)
+            repeated[path] = digest_like(folder / path, recorded[path])
+        if not what and recorded[path] != repeated[path]:
             what = describe_difference(request.folder / path, folder / path)
         yield SegmentOutcome(path, recorded.get(path, ""), repeated.get(path, ""), what)
     course |= {"segments"}
@@ -303,9 +309,20 @@ def compare_output(
         ("origin", request.artifact.origin, artifact.origin),
         ("details", *(_leave_out(one.details, course) for one in (request.artifact, artifact))),
     ):
-        differing = list(_find_differences(_to_json(old), _to_json(new), ""))
+        old = _to_json(old)
+        new = json.loads(request.restore_places(json.dumps(new, ensure_ascii=False, default=str)))
+        differing = list(_find_differences(old, new, ""))
         what = f"differs: {_join(differing)}" if differing else ""
         yield SegmentOutcome(f"artifact.json {name}", digest_value(old), digest_value(new), what)
+
+
+def _restore_places(request: ReplayRequest, path: Path) -> None:
+    """Write the former places of the inputs into a text that the repetition wrote."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    path.write_bytes(request.restore_places(text).encode("utf-8"))
 
 
 def _list_digests(artifact: Artifact) -> list[list[str]]:

@@ -98,6 +98,7 @@ class ReplayRequest:
         reporter: Display of progress and messages.
         run: Runs a started job (``flow.job.run_job``).
         is_same_machine: Whether the machine is of the kind that made the job.
+        moved: Present and former places of inputs that were moved; outputs name the former.
     """
 
     folder: Path
@@ -107,6 +108,13 @@ class ReplayRequest:
     reporter: Reporter
     run: Callable[[Recipe, Any], Artifact]
     is_same_machine: bool = True
+    moved: tuple[tuple[str, str], ...] = ()
+
+    def restore_places(self, text: str) -> str:
+        """Return a text with the former places of the inputs."""
+        for now, before in self.moved:
+            text = text.replace(now, before)
+        return text
 
 
 class Replayer(Protocol):
@@ -118,7 +126,10 @@ class Replayer(Protocol):
 
     @property
     def timed(self) -> frozenset[str]:
-        """Keys of journaled values that depend on the clock and do not count."""
+        """Keys of journaled values that depend on the clock and do not count.
+
+        A name with a slash, as ``speed/``, is a journal of nothing else: it is kept, too.
+        """
 
     def find_open(self, request: ReplayRequest) -> str:
         """Return why the segments cannot be recomputed here; empty if they can."""
@@ -173,12 +184,13 @@ def commit_segments(
         folder: Working folder of the job.
         start: Digest of the recipe and the inputs, from which journaled segments start.
         journals: Journals whose lines are segments, by name; empty ones are left out.
-        timed: Keys of their values that do not count.
+        timed: Keys of their values that do not count; see ``Replayer.timed``.
         listed: Journal of the other segments: start and result by name.
     """
     segments = [
         Segment(f"{name}/{key}", start, digest_value(journal[key], timed))
         for name, journal in journals.items()
+        if f"{name}/" not in timed
         for key in journal.keys()  # noqa: SIM118  # a journal is no mapping
     ]
     if listed is not None:

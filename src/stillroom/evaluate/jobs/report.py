@@ -133,5 +133,10 @@ def estimate(recipe: EvaluateRecipe) -> Estimate:
 
 
 JOB_KIND = JobKind(
-    EvaluateRecipe, run, estimate, replayer=JournalReplayer(("retrieval", "answers", "beliefs"))
+    EvaluateRecipe,
+    run,
+    estimate,
+    replayer=JournalReplayer(
+        ("retrieval", "answers", "beliefs", "speed"), timed=frozenset({"speed/"})
+    ),
 )
