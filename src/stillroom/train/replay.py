@@ -365,6 +365,8 @@ _NAMES = {
 
 def _describe_difference(row: Mapping[str, Any], found: Mapping[str, Any], first: int) -> str:
     """Return what differs between a committed row and a recomputed one, the earliest first."""
+    if row.get("before") != found["before"]:
+        return _UNCHAINED
     if row.get("records") != found["records"]:
         return "read other records than those of the recipe"
     losses = row.get("losses", [])
