@@ -20,6 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from stillroom.errors import IntegrityError
 from stillroom.jobs.journal import read_journal
 from stillroom.jobs.replay import JournalReplayer, ReplayJob, compare_output
 from stillroom.jobs.segments import (
@@ -79,6 +82,37 @@ def name_state_file(name: str, step: int) -> str:
 def list_taken_steps(job: Job, steps: int) -> Sequence[int]:
     """Return the steps that a job takes: all, or in a replay those of the drawn segments."""
     return sorted(job.taken) if isinstance(job, TrainingReplayJob) else range(steps)
+
+
+class _PlanRow(BaseModel):
+    """The first row of a training."""
+
+    identity: str
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    kept: list[int]
+    numerics: dict[str, Any]
+    weights: str
+    moments: str
+
+    @model_validator(mode="after")
+    def _states_end_segments(self) -> _PlanRow:
+        ends = {*range(self.every, self.steps, self.every), self.steps}
+        if not ends.issuperset(self.kept) or self.numerics.get("precision") not in _BOUNDS:
+            raise ValueError("kept states end segments, and a precision is stated")
+        return self
+
+
+class _StepsRow(BaseModel):
+    """A row of some steps."""
+
+    before: str
+    losses: list[float] = Field(min_length=1)
+    records: str
+    tokens: int
+    positions: int
+    weights: str
+    moments: str
 
 
 class _TrainingDoneError(Exception):
@@ -355,6 +389,22 @@ class TrainingReplayJob(ReplayJob):
         raise _TrainingDoneError
 
 
+def _check_rows(folder: Path, rows: Mapping[str, Any]) -> None:
+    try:
+        _PlanRow.model_validate(rows.get(INITIAL_ROW))
+        for key, row in rows.items():
+            if key != INITIAL_ROW:
+                _StepsRow.model_validate(row)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"the rows of the training cannot be read: {error.errors()[0]['msg']}",
+            code="replay.segments",
+            where=str(folder / COMMITTED_FOLDER / f"{TRAINING}.jsonl"),
+            expected="a first row with the plan, and one for each segment of steps",
+            next="restore the file, or make the artifact again",
+        ) from error
+
+
 _NAMES = {
     "identity": "settings, records or seed",
     "steps": "the number of steps",
@@ -412,7 +462,10 @@ class TrainingReplayer(JournalReplayer):
         """Take the steps of the named segments again, and compare them and the written weights."""
         yield from self._compare_journals(request)
         training = self._read(request, names)
-        yield from training.list_breaks()
+        breaks = list(training.list_breaks())
+        yield from breaks
+        if not all(map(training.find_row, training.ends)):
+            return
         self._tell_cost(request, training)
         fit = request.recipe.train  # type: ignore[attr-defined]  # the recipes of these kinds
         fit = fit.model_copy(update={"threads": training.plan["numerics"]["threads"]})
@@ -436,7 +489,8 @@ class TrainingReplayer(JournalReplayer):
     def _read(self, request: ReplayRequest, names: frozenset[str]) -> _CommittedTraining:
         rows = read_journal(request.folder / COMMITTED_FOLDER / f"{TRAINING}.jsonl")
         training = _CommittedTraining(request.folder, rows)
-        if rows.get(INITIAL_ROW):
+        if rows:
+            _check_rows(request.folder, rows)
             for name in names:
                 journal, _, key = name.partition("/")
                 training.drawn.add(key if journal == TRAINING else training.find_segment(int(key)))

@@ -190,6 +190,21 @@ def test_a_missing_state_and_a_broken_chain_are_named(forged):
     assert caught.value.code == "replay.state"
 
 
+@pytest.mark.parametrize(
+    "plan", [{"every": 0}, {"kept": [5]}, {"numerics": {}}, {"steps": "many"}, {"weights": None}]
+)
+def test_rows_that_nobody_writes_are_refused(forged, plan):
+    reseal(forged, plan=plan)
+    with pytest.raises(IntegrityError) as caught:
+        replay(forged)
+    assert caught.value.code == "replay.segments"
+
+
+def test_steps_that_were_not_committed_are_named(forged):
+    reseal(forged, plan={"steps": 15})
+    assert find(forged)["train/12-15"] == "has no row: its steps were not committed"
+
+
 def test_a_start_that_was_kept_instead_is_accepted_in_a_draw(forged):
     path = forged / "output/model.safetensors"
     save_file({name: value * 2 for name, value in load_file(path).items()}, path)
