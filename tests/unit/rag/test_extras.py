@@ -445,3 +445,16 @@ def test_index_with_term_weights_and_token_vectors_is_replayed(place, models):
         assert [(one.name, str(one)) for _, one in result.differences] == []
         assert [job.open for job in result.open_jobs] == []
     assert result.drawn == result.total > 1
+
+
+def test_index_that_was_updated_in_place_stays_open(place):
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="builtin:static")
+    run_job(recipe, Job.start(place / "index", dump_recipe(recipe)))
+    (place / "documents" / "more.md").write_text("# More\n\nDogs bark at noon.\n")
+    update_index(place / "index")
+    result = plan_replay(place / "index", ReplayAmount.parse("all")).run()
+    assert result.differences == []
+    assert [job.open for job in result.open_jobs] == [
+        "the index was updated in place (snapshot 2); build it again"
+    ]
+    assert result.power == "No segment was recomputed."
