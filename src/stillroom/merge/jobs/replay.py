@@ -6,9 +6,13 @@ If all are drawn, or scores chose what was merged, the job is repeated with ever
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
+
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
 
 __all__ = ["MERGE_REPLAYER", "SELECTION_REPLAYER", "MergeReplayer"]
 
@@ -30,8 +34,9 @@ class MergeReplayer(JournalReplayer):
         from stillroom.merge.verification import verify_merge
 
         tensors = frozenset(name.removeprefix(TENSORS) for name in names)
+        recipe = cast("MergeJobRecipe", request.recipe)
         verification = verify_merge(
-            request.folder, tensors=tensors, recipe=request.recipe, say=request.reporter.say
+            request.folder, tensors=tensors, recipe=recipe, say=request.reporter.say
         )
         differing = {mismatch.name: str(mismatch) for mismatch in verification.differences}
         digests = Checkpoint.open(request.folder).digests
