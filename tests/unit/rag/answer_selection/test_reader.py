@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from tests.unit.train.forgery import reseal
 from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
+from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
@@ -204,6 +206,19 @@ def test_the_same_recipe_gives_the_same_bytes(place, encoder, trained, tmp_path)
     for name in ("reader.json", "reader.safetensors"):
         again = (tmp_path / "again" / "output" / name).read_bytes()
         assert again == (trained / "output" / name).read_bytes()
+
+
+def test_its_training_is_replayed_and_another_is_found(place, encoder, trained, tmp_path):
+    def find(folder, amount):
+        job = plan_replay(folder, ReplayAmount.parse(amount), seed=1).run().jobs[0]
+        assert len(job.segments) == 4
+        return {one.name for one in job.differences}
+
+    assert find(trained, "1") == find(trained, "all") == set()
+    forged = place / "forged"
+    run_recipe(make_recipe(place, encoder, **{"train.learning_rate": 0.0011}), forged)
+    reseal(forged, recipe=(trained / "recipe.yaml").read_text(encoding="utf-8"))
+    assert {"train/start", "train/0-1"} <= find(forged, "all")
 
 
 def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder, trained, tmp_path):
