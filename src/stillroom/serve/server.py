@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.provenance.signing import Trust
 from stillroom.serve.access import ApiKey, RequestLimits, read_keys
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
 from stillroom.serve.jobs.sandbox import describe_sandbox_gap
@@ -77,6 +78,7 @@ def run_server(
     limits: RequestLimits | None = None,
     jobs: JobServerSettings | None = None,
     media_check: MediaCheckSettings | None = None,
+    trust: Trust | None = None,
     log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
@@ -93,6 +95,7 @@ def run_server(
         limits: Request limits.
         jobs: Settings of client jobs; None accepts none.
         media_check: Settings of the media check; None disables it.
+        trust: Whose signatures of runs are trusted; by default nobody's.
         log: Receives one line of JSON for each request, without any content.
         say: Receives the address and the served names.
 
@@ -123,7 +126,13 @@ def run_server(
         runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
         checker = MediaCheckService(**vars(media_check)) if media_check is not None else None
         app = create_app(
-            served, api_keys=keys, limits=bounds, jobs=runner, media_check=checker, log=log
+            served,
+            api_keys=keys,
+            limits=bounds,
+            jobs=runner,
+            media_check=checker,
+            trust=trust,
+            log=log,
         )
         names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
         names += ["forensics"] if checker else []
