@@ -106,19 +106,24 @@ def _find_answer_source(named: str, answer: Path) -> Path:
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:
+    from stillroom.cli.badge import check_badge
     from stillroom.jobs import sum_work_seconds
     from stillroom.provenance import read_artifact
 
     artifact = read_artifact(path)
+    signature = check_badge(path)
     if as_json:
-        print_json(artifact.to_json())
+        print_json({**artifact.to_json(), **signature.to_json()})
         return
     size = sum(entry.size_bytes for entry in artifact.files)
     click.echo(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
     rows: list[tuple[str, object]] = [
         ("made", f"{artifact.created}, seed {artifact.seed}"),
         ("files", f"{len(artifact.files)}, {size / 1e6:.1f} MB"),
+        ("signature", signature.describe()),
     ]
+    if replayed := signature.describe_replay():
+        rows.append(("replayed", replayed))
     if seconds := sum_work_seconds(path):
         rows.append(("took", f"{seconds:.1f} s"))
     if artifact.origin:

@@ -26,7 +26,7 @@ from stillroom.provenance.signing import (
     read_claims,
 )
 
-__all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "read_replays"]
+__all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "find_replay", "read_replays"]
 
 SUMMARY_TYPE = "https://slsa.dev/verification_summary/v1"
 ReplayVerifier = Literal["trusted", "signer", "unknown"]
@@ -49,8 +49,8 @@ class ReplayedJob:
 class ReplaySummary:
     """A verification summary of a replay, and who signed it.
 
-    ``verifier`` is ``trusted`` (by a key that the reader trusts), ``signer`` (by the key that signed
-    the folder, so its maker's own word) or ``unknown`` (by a key that is not at hand: nothing in it
+    ``verifier`` is ``trusted`` (by a key that the reader trusts), ``signer`` (by the folder's own
+    signer, so its maker's own word) or ``unknown`` (by a key that is not at hand: nothing in it
     counts, and ``jobs`` is empty). ``jobs`` are by the SHA-256 of their artifact.json; ``power``
     says which forgeries the draw finds.
     """
@@ -61,11 +61,6 @@ class ReplaySummary:
     has_passed: bool = False
     power: str = ""
     jobs: Mapping[str, ReplayedJob] = field(default_factory=dict)
-
-    def find(self, folder: Path) -> ReplayedJob | None:
-        """Return what it states of a folder as it is now."""
-        path = folder / ARTIFACT_FILE
-        return self.jobs.get(digest_file(path)) if self.jobs and path.is_file() else None
 
 
 def read_replays(folders: Sequence[Path], trust: Trust) -> list[ReplaySummary]:
@@ -79,6 +74,19 @@ def read_replays(folders: Sequence[Path], trust: Trust) -> list[ReplaySummary]:
     for folder in folders:
         found += [one for one in _read_folder(folder, trust) if one not in found]
     return found
+
+
+def find_replay(
+    folder: Path, summaries: Sequence[ReplaySummary]
+) -> tuple[ReplaySummary, ReplayedJob] | None:
+    """Return the newest summary of a folder as it is now, with what it states of it.
+
+    A summary by a trusted key comes before the signer's own.
+    """
+    path = folder / ARTIFACT_FILE
+    digest = digest_file(path) if summaries and path.is_file() else ""
+    stated = [(one, one.jobs[digest]) for one in summaries if digest in one.jobs]
+    return max(stated, key=lambda pair: (pair[0].verifier == "trusted", pair[0].time), default=None)
 
 
 def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
@@ -126,8 +134,7 @@ def _read_summary(
 def _read_job(row: Mapping[str, Any]) -> ReplayedJob:
     segments, replayed, wrong = (row.get(key) for key in ("segments", "replayed", "differences"))
     differences = tuple(
-        f"{one.get('name', '')} {one.get('what', '')}".strip()
-        for one in _mappings(wrong)
+        f"{one.get('name', '')} {one.get('what', '')}".strip() for one in _mappings(wrong)
     )
     return ReplayedJob(
         segments if isinstance(segments, int) else 0,

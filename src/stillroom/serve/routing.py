@@ -7,7 +7,7 @@ table. ``AuthMiddleware`` asks the table what a request requires.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import FastAPI
@@ -41,7 +41,7 @@ class ServerContext:
     models: ModelService
     jobs: JobRunner | None = None
     media_check: MediaCheckService | None = None
-    trust: Trust = Trust()
+    trust: Trust = field(default_factory=Trust)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Proof of a run: its folders with their signers, what was replayed, inputs, and open ends.
 
-Every digest and signature is computed again for each call, which takes as long as reading the files.
+Every digest and signature is computed again for each call: every file is read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stillroom.provenance import (
     resolve_parent,
     verify_signed,
 )
-from stillroom.provenance.signing import Trust
+from stillroom.provenance.signing import SignatureCheck, Trust
 from stillroom.provenance.sources import has_passages, has_path, is_reference, iter_documents
-from stillroom.provenance.summaries import ReplaySummary, read_replays
+from stillroom.provenance.summaries import ReplaySummary, find_replay, read_replays
 from stillroom.serve.views.folder import resolve_name, to_name
 from stillroom.serve.views.lineage import has_tenant_sources
 from stillroom.serve.workspace import make_path_redactor
@@ -55,7 +55,7 @@ class ProofReplay:
 class ProofFolder:
     """One job's folder: digests, signature and replay.
 
-    ``signature`` is ``trusted``, ``other-signer``, ``unknown-signer`` (no trusted signer was given),
+    ``signature`` is ``trusted``, ``other-signer``, ``unknown-signer`` (nobody is trusted here),
     ``unsigned`` or ``invalid``; ``differences`` are sentences about what is not as recorded.
     """
 
@@ -71,7 +71,7 @@ class ProofFolder:
 
     @property
     def state(self) -> str:
-        """``changed`` if it differs from its record where no signature says so, else its signature."""
+        """The signature's state, or ``changed`` where something else differs."""
         is_silent = self.signature != "invalid"
         return "changed" if self.differences and is_silent else self.signature
 
@@ -92,9 +92,9 @@ class ProofInput:
 class RunProof:
     """Result of verifying a run.
 
-    ``state`` is the worst state of its folders; ``verdict`` says it in a sentence, ``replayed`` what
-    was recomputed. ``is_whole`` is false if more inputs exist than are listed, ``is_guarded`` if
-    documents of tenants are not listed.
+    ``state`` is the worst state of its folders; ``verdict`` says it in a sentence,
+    ``replayed`` what was recomputed. ``is_whole`` is false if more inputs exist than are listed,
+    ``is_guarded`` is true if documents of tenants are not listed.
     """
 
     name: str
@@ -133,7 +133,13 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
     summaries = read_replays(list(places), trust)
     differences = _group_findings(folder, report, list(places))
     folders = tuple(
-        _describe_folder(root, place, artifacts.get(place), report, shown, summaries, hide(differences[place]))
+        _describe_folder(
+            to_name(root, place) or f"…/{place.name}",
+            artifacts.get(place),
+            report.signatures[shown],
+            hide(differences[place]),
+            _find_replay(place, summaries),
+        )
         for place, shown in places.items()
     )
     is_guarded = has_tenant_sources(folder)
@@ -192,17 +198,14 @@ def _group_findings(
 
 
 def _describe_folder(
-    root: Path,
-    place: Path,
+    name: str,
     artifact: Artifact | None,
-    report: IntegrityReport,
-    shown: str,
-    summaries: Sequence[ReplaySummary],
+    check: SignatureCheck,
     differences: Sequence[str],
+    replay: ProofReplay | None,
 ) -> ProofFolder:
-    check = report.signatures[shown]
     return ProofFolder(
-        to_name(root, place) or f"…/{place.name}",
+        name,
         artifact.kind if artifact else "broken",
         artifact.recipe_digest if artifact else "",
         artifact.digest if artifact else "",
@@ -210,16 +213,15 @@ def _describe_folder(
         check.state,
         check.key_id,
         tuple(differences),
-        _find_replay(place, summaries),
+        replay,
     )
 
 
 def _find_replay(place: Path, summaries: Sequence[ReplaySummary]) -> ProofReplay | None:
-    """Return the newest summary of a folder; one by a trusted key is preferred."""
-    stated = [(one, job) for one in summaries if (job := one.find(place)) is not None]
-    if not stated:
+    found = find_replay(place, summaries)
+    if found is None:
         return None
-    summary, job = max(stated, key=lambda pair: (pair[0].verifier == "trusted", pair[0].time))
+    summary, job = found
     return ProofReplay(
         job.segments,
         job.replayed,
@@ -270,8 +272,8 @@ def _describe_state(state: str, folders: Sequence[ProofFolder], has_trust: bool)
         "trusted": "Every folder is as it was signed, by a signer whom this server trusts.",
         "unknown-signer": "Every digest matches, and every signature is valid, but this server was "
         "given no signer to trust (--signer).",
-        "unsigned": f"Every digest matches, but{some or ' here'} nothing is signed: accidents would "
-        "show, not who made this.",
+        "unsigned": f"Every digest matches, but{some or ' here'} nothing is signed: accidents "
+        "would show, not who made this.",
         "other-signer": f"Every signature is valid, but{some} it is of a signer whom this server "
         "does not trust.",
         "invalid": "What is here is not what was signed: see what differs below.",
