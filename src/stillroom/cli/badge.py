@@ -75,7 +75,8 @@ def check_badge(path: Path) -> SignatureBadge:
         summaries = read_replays(folders, Trust())
     except ImportError:
         return SignatureBadge(path, "unchecked", why="needs pip install 'stillroom[sign]'")
-    jobs = [found[1] for folder in folders if (found := find_replay(folder, summaries))]
+    found = (find_replay(folder, summaries) for folder in folders)
+    jobs = [one[1] for one in found if one is not None and not one[1].open]
     name, what = check.differences[0] if check.differences else ("", "")
     more = f", and {len(check.differences) - 1} more" if len(check.differences) > 1 else ""
     return SignatureBadge(

@@ -292,11 +292,12 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
             if unknown
             else "Nothing was replayed, or no verification summary was stored."
         )
-    drawn, total = sum(one.replayed for one in done), sum(one.segments for one in done)
+    closed = [one for one in done if not one.open]
+    drawn, total = sum(one.replayed for one in closed), sum(one.segments for one in closed)
     wrong = sum(len(one.differences) for one in done)
     by_trusted = all(one.verifier == "trusted" for one in done)
     who = "a verifier whom this server trusts" if by_trusted else "the signer itself"
     result = f"{wrong} differed" if wrong else "all gave the same bytes"
-    skipped = sum(1 for one in done if one.open) + len(folders) - len(done)
+    skipped = len(folders) - len(closed)
     rest = f" {skipped} of {len(folders)} folders were not replayed." if skipped else ""
     return f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest}"
