@@ -58,6 +58,7 @@ CHEAP = {
     "forensics provenance init-ca": "ca",
     "forensics provenance verify": "picture.png",
     "forensics trace": "forged/output/fake/000000.jpg",
+    "keys new": "key",
     "list": "methods",
     "merge extract": "a --base b --out vector --as task_vector",
     "merge inspect": "a b c --out inspection",
@@ -84,6 +85,7 @@ CHEAP = {
     "rag verify": "run/steps/index",
     "run": "merge.yaml --out run-of-merge",
     "show": "run",
+    "sign": "forged --key signer.key",
     "synth decontaminate": "records.jsonl --against human.jsonl --out decontaminated",
     "synth dedup": "records.jsonl --out deduplicated",
     "synth drops": "records",
@@ -130,6 +132,10 @@ FAILS = (
     "publish merged-before s3://printed/published",
     "publish merged-before s3://no-such-bucket/published",
     "rag migrate documents --to qdrant",
+    "sign documents --key signer.key",
+    "sign records --key nothing.key",
+    "verify records --key signer.pub",
+    "verify records --key nothing.pub",
 )
 
 
@@ -176,6 +182,7 @@ def place(tmp_path_factory, stores):
     for line in (
         "run merge.yaml --out merged-before",
         "run forge.yaml --out forged",
+        "keys new signer",
         "publish merged-before s3://printed/published",
     ):
         code, _, talked = run(place, line)

@@ -86,7 +86,8 @@ def find_replay(
     path = folder / ARTIFACT_FILE
     digest = digest_file(path) if summaries and path.is_file() else ""
     stated = [(one, one.jobs[digest]) for one in summaries if digest in one.jobs]
-    return max(stated, key=lambda pair: (pair[0].verifier == "trusted", pair[0].time), default=None)
+    stated.sort(key=lambda pair: (pair[0].verifier == "trusted", pair[0].time))
+    return stated[-1] if stated else None
 
 
 def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:

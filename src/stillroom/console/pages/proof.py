@@ -35,7 +35,7 @@ def proof_routes(context: PageContext, trust: Trust | None) -> list[Route]:
     async def page(request: Request) -> Response:
         found = await context.found()
         rows = [row for row in found if row.digest]
-        runs = [row for row in rows if row.is_run] or rows
+        runs = [row for row in rows if row.details.get("steps")] or rows
         name = request.query_params.get("at") or (runs[0].name if runs else "")
         if not name:
             return context.page(request, "proof.html", title="Proof", rows=rows, at="", proof=None)

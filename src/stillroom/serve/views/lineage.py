@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.provenance import ProvenanceNode, read_artifact, walk_lineage, walk_record
-from stillroom.provenance.sources import has_path, list_ancestors, resolve_parent
+from stillroom.provenance.sources import has_path, is_reference, list_ancestors, resolve_parent
 from stillroom.serve.views.folder import is_artifact, read_kind, resolve_name, to_name
 from stillroom.serve.views.sources import has_tenants
 
@@ -187,13 +187,14 @@ def _collect_nodes(
     kinds: dict[str, str] = {}
     links: list[tuple[str, str, str]] = []
     waiting = list(selected)
+    references = {name for name in selected if name.startswith("hub:")}
     for name in waiting:  # the list grows during the walk
         if name in kinds:
             continue
         if len(kinds) >= _MAX_NODES:
             return kinds, [link for link in links if link[0] in kinds], True
-        if name.startswith(("hub:", "…/")):
-            kinds[name] = "reference" if name.startswith("hub:") else "elsewhere"
+        if name in references or name.startswith("…/"):
+            kinds[name] = "reference" if name in references else "elsewhere"
             continue
         folder = resolve_name(root, name)
         kinds[name] = read_kind(folder)
@@ -203,7 +204,9 @@ def _collect_nodes(
             if not has_path(parent):
                 continue
             key = parent.path
-            if not key.startswith("hub:"):
+            if is_reference(key):
+                references.add(key)
+            else:
                 parent_folder = resolve_parent(folder, parent)
                 key = to_name(root, parent_folder) if parent_folder.exists() else ""
                 key = key or f"…/{parent_folder.name}"
