@@ -24,7 +24,7 @@ from stillroom.provenance import (
 from stillroom.provenance.signing import SignatureCheck, Trust
 from stillroom.provenance.sources import has_passages, has_path, is_reference, iter_documents
 from stillroom.provenance.summaries import ReplaySummary, find_replay, read_replays
-from stillroom.serve.views.folder import resolve_name, to_name
+from stillroom.serve.views.folder import read_kind, resolve_name, to_name
 from stillroom.serve.views.lineage import has_tenant_sources
 from stillroom.serve.workspace import make_path_redactor
 
@@ -135,6 +135,7 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
     folders = tuple(
         _describe_folder(
             to_name(root, place) or f"…/{place.name}",
+            read_kind(place),
             artifacts.get(place),
             report.signatures[shown],
             hide(differences[place]),
@@ -199,6 +200,7 @@ def _group_findings(
 
 def _describe_folder(
     name: str,
+    kind: str,
     artifact: Artifact | None,
     check: SignatureCheck,
     differences: Sequence[str],
@@ -206,7 +208,7 @@ def _describe_folder(
 ) -> ProofFolder:
     return ProofFolder(
         name,
-        artifact.kind if artifact else "broken",
+        kind,
         artifact.recipe_digest if artifact else "",
         artifact.digest if artifact else "",
         artifact.claim if artifact else "",
