@@ -139,6 +139,8 @@ Examples:
   stillroom verify run
   stillroom verify run --key alice.pub
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
+  stillroom verify run --replay 59 --out summary.json
+  stillroom verify run --replay all --input /home/me/notes=./notes
 """,
 )
 @click.argument("path", type=existing_path)
@@ -156,21 +158,51 @@ Examples:
     type=existing_path,
     help="Certificates of authorities whom you trust, in PEM.",
 )
+@click.option(
+    "--replay",
+    "amount",
+    metavar="SHARE|COUNT|all",
+    help="Recompute so many segments of the run's work, drawn at random, and compare.",
+)
+@click.option("--seed", type=int, help="Seed of the draw.  [default: random]")
+@click.option(
+    "--input",
+    "moved",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="With --replay: an input that lies elsewhere than when the run was made.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
+)
 @output_options
 def verify_command(
-    path: Path, keys: tuple[Path, ...], authorities: tuple[Path, ...], as_json: bool
+    path: Path,
+    keys: tuple[Path, ...],
+    authorities: tuple[Path, ...],
+    amount: str | None,
+    seed: int | None,
+    moved: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
-    """Recompute digests and signatures, and list what differs.
+    """Recompute digests and signatures, and list what differs; with --replay, also the work.
 
     A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
     states other things than when it was used) or a signature. With --key or --trust every folder
     must be signed by one of those signers.
     """
+    from stillroom.cli import replay
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust
 
     trust = load_trust(keys, authorities) if keys or authorities else None
     result = verify_signed(path, trust)
+    replayed = None
+    if amount is not None and not result.findings:
+        replayed = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
     if as_json:
         print_json(
             {
@@ -181,6 +213,7 @@ def verify_command(
                     for folder, check in result.signatures.items()
                 },
                 "open_ends": list(result.open_ends),
+                **({"replay": replayed.to_json()} if replayed is not None else {}),
             }
         )
     if result.findings:
@@ -189,6 +222,10 @@ def verify_command(
         click.echo(f"{path}: all digests match")
         for line in _describe_signatures(result):
             click.echo(line)
+    if replayed is not None:
+        if not as_json:
+            replay.print_replay(replayed)
+        replay.raise_replay(replayed)
 
 
 def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:

@@ -33,6 +33,7 @@ from stillroom.jobs.files import (
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.manifest import write_manifest
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
+from stillroom.jobs.segments import CommittedSegments, commit_segments
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -43,12 +44,13 @@ from stillroom.provenance.artifact import (
     list_installed_versions,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_text
+from stillroom.provenance.digests import digest_json, digest_text
 from stillroom.provenance.signing import find_configured_key
 from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sum_work_seconds"]
 
+_SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 
 
@@ -70,6 +72,8 @@ class Job:
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
         self._journals: dict[str, Journal] = {}
+        self.segment_journals: Sequence[str] = ()
+        self.timed_keys: frozenset[str] = frozenset()
         busy = ResourceError(
             f"another process is writing {out}",
             code="resource.busy",
@@ -176,6 +180,18 @@ class Job:
             self._journals[name] = Journal(self.work / "journals" / f"{name}.jsonl")
         return self._journals[name]
 
+    def open_journal(self, path: Path) -> Journal:
+        """Open a journal elsewhere in the folder, which stays there when the job is finished."""
+        return Journal(path)
+
+    def commit(self, name: str, start: str, result: str) -> None:
+        """Commit a segment whose result is stored elsewhere; see ``stillroom.jobs.segments``."""
+        self.journal(_SEGMENTS).put(name, [start, result])
+
+    def is_drawn(self, name: str) -> bool:
+        """Return whether a committed segment must be computed anew; only in a replay."""
+        return False
+
     def event(self, kind: str, **fields: object) -> None:
         """Append one line to events.jsonl: time, kind, fields."""
         self._append("events.jsonl", {"time": _now(), "event": kind, **fields})
@@ -275,15 +291,17 @@ class Job:
             ResourceError: If the disk is full; the working folder stays for ``--resume``.
         """
         files = list_files(self.work)
+        parents = tuple(make_parent_absolute(path, self.work) for path in parents)
+        committed = self._commit_segments(parents)
         artifact = Artifact(
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
-            timed_files=tuple(entry for entry in files if is_timed(entry.path)),
-            parents=tuple(make_parent_absolute(path, self.work) for path in parents),
+            timed_files=(*(entry for entry in files if is_timed(entry.path)), *committed.files),
+            parents=parents,
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
-            details=details or {},
+            details={**(details or {}), **committed.details},
             versions=list_installed_versions(),
             host=describe_host(),
             created=_now(),
@@ -297,6 +315,16 @@ class Job:
             self.close()
             self.recover(self.out)
         return read_artifact(self.out)
+
+    def _commit_segments(self, parents: Sequence[Parent]) -> CommittedSegments:
+        """Write segments.jsonl, and keep the journals whose lines are segments."""
+        listed = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else None
+        start = digest_json([self.recipe_digest, [parent.digest for parent in parents]])
+        named = {name: self.journal(name) for name in self.segment_journals}
+        return commit_segments(self.work, start, named, self.timed_keys, listed)
+
+    def _has_journal(self, name: str) -> bool:
+        return name in self._journals or (self.work / "journals" / f"{name}.jsonl").is_file()
 
     @staticmethod
     def recover(out: Path) -> bool:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -302,9 +303,29 @@ def _find_versions() -> tuple[tuple[str, str], ...]:
 
 
 def describe_host() -> dict[str, Any]:
-    """Return the host's properties that may affect an artifact: platform, Python and cores."""
+    """Return the host's properties that may affect an artifact.
+
+    Platform, Python, cores, the processor's widest vector instructions, and the number of threads
+    that the environment sets (OMP_NUM_THREADS; empty if it sets none).
+    """
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cores": os.cpu_count() or 1,
+        "instructions": _find_instructions(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
     }
+
+
+@lru_cache(maxsize=1)
+def _find_instructions() -> str:
+    """Return the architecture with the widest vector instructions, as ``x86_64 avx512``."""
+    flags: set[str] = set()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.partition(":")[2].split())
+                break
+    known = {"amx_bf16": "amx", "avx512f": "avx512", "avx2": "avx2", "sve": "sve", "asimd": "neon"}
+    widest = next((name for flag, name in known.items() if flag in flags), "")
+    return f"{platform.machine()} {widest}".strip()

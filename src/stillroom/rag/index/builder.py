@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import StillroomError
 from stillroom.jobs import Estimate
+from stillroom.jobs.replay import ReplayJob
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import check_pooling, estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
+from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
@@ -178,6 +180,8 @@ def _open_previous(job: Job, description: IndexConfig) -> ReusableContent | None
             job.say("the previous index is not used: its vectors are of another kind")
             reusable.close()
             return None
+        if isinstance(job, ReplayJob):
+            return DrawnContent(reusable, job)
     except StillroomError as error:
         if reusable is not None:
             reusable.close()
@@ -231,6 +235,7 @@ def _ingest(
                 job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
             else:
                 parts.append(part)
+            commit_document(job, item.path, item.digest, part)
             progress.advance(note=item.path)
     return parts, failures, reused
 

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
@@ -174,4 +175,12 @@ def estimate(recipe: AnswerEvaluationRecipe) -> Estimate:
     return estimate_answers(recipe)
 
 
-JOB_KIND = JobKind(recipe=AnswerEvaluationRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(
+    recipe=AnswerEvaluationRecipe,
+    run=run,
+    estimate=estimate,
+    replayer=JournalReplayer(
+        ("readings", "verdicts", "silence"),
+        timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),
+    ),
+)

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
+from stillroom.jobs.segments import ReplayRequest
 from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.recipes import ENGINE, EngineChoice, Recipe
@@ -39,4 +41,19 @@ def estimate(recipe: IndexRecipe) -> Estimate:
     return estimate_index(recipe)
 
 
-JOB_KIND = JobKind(recipe=IndexRecipe, run=run, estimate=estimate)
+class _IndexReplayer(JournalReplayer):
+    """Replays indexes that were not changed after they were built."""
+
+    def find_open(self, request: ReplayRequest) -> str:
+        snapshot = request.artifact.details.get("snapshot")
+        if snapshot != 1:
+            return f"the index was updated in place (snapshot {snapshot}); build it again"
+        return super().find_open(request)
+
+
+JOB_KIND = JobKind(
+    recipe=IndexRecipe,
+    run=run,
+    estimate=estimate,
+    replayer=_IndexReplayer(course=frozenset({"embedded", "parsed", "reused"}), reuses_output=True),
+)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.recipes import Destination, Recipe, Reference
 from stillroom.synth.pipeline.steps import (
     UNLIMITED,
@@ -161,4 +162,10 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(RecordsRecipe, run, estimate, outline=format_steps)
+JOB_KIND = JobKind(
+    RecordsRecipe,
+    run,
+    estimate,
+    outline=format_steps,
+    replayer=JournalReplayer(without={"cache": None}, compared=("output/*.html",)),
+)
