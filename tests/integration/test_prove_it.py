@@ -53,4 +53,4 @@ def test_the_page_does_what_it_prints(tmp_path):
             lines = iter(normalize(told, tmp_path))
             assert all(line in lines for line in normalize(body, tmp_path)), told  # in this order
             compared += 1
-    assert compared == 6
+    assert compared == 7

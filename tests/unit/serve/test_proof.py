@@ -137,7 +137,7 @@ def test_a_replay_counts_if_a_trusted_key_or_the_signer_signed_its_summary(place
     assert proof.state == "trusted"
     assert proof.replayed == (
         "40 of 40 segments were replayed by a verifier whom this server trusts: all gave the same "
-        "bytes. 1 of 3 folders were not replayed."
+        "bytes. 1 of 3 folders were not replayed. Such a draw finds much."
     )
     text = page(place, "/proof?at=run", "alice", "bob")
     assert "open: it was updated in place" in text

@@ -39,7 +39,8 @@ _WORST_FIRST = ("changed", "invalid", "other-signer", "unsigned", "unknown-signe
 class ProofReplay:
     """What the newest counted summary states of one folder's job.
 
-    ``open`` is why the job was not replayed; ``verifier`` is ``trusted`` or ``signer``.
+    ``open`` is why the job was not replayed; ``verifier`` is ``trusted`` or ``signer``; ``power``
+    says which forgeries the draw over all jobs finds.
     """
 
     segments: int
@@ -49,6 +50,7 @@ class ProofReplay:
     verifier: str
     key: str
     time: str
+    power: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,7 @@ def _find_replay(place: Path, summaries: Sequence[ReplaySummary]) -> ProofReplay
         summary.verifier,
         summary.key_id,
         summary.time,
+        summary.power,
     )
 
 
@@ -302,4 +305,7 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
     result = f"{wrong} differed" if wrong else "all gave the same bytes"
     skipped = len(folders) - len(closed)
     rest = f" {skipped} of {len(folders)} folders were not replayed." if skipped else ""
-    return f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest}"
+    power = " ".join(dict.fromkeys(one.power for one in done if one.power))
+    return (
+        f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest} {power}".strip()
+    )
