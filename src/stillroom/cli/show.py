@@ -168,7 +168,7 @@ class _SignatureBadge:
             result = f"{wrong} differed" if wrong else "all the same bytes"
             return f"{self.replayed:,} of {self.segments:,} segments, {result}, says its signer"
         many = self.unknown_summaries
-        return f"{many} summaries by keys that are not at hand: not counted" if many else ""
+        return f"{many} by keys that are not at hand: not counted" if many else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that ``show --json`` adds to artifact.json's."""
@@ -202,7 +202,7 @@ def _check_badge(path: Path) -> _SignatureBadge:
     jobs = [one[1] for one in found if one is not None and not one[1].open]
     name, what = check.differences[0] if check.differences else ("", "")
     more = f", and {len(check.differences) - 1} more" if len(check.differences) > 1 else ""
-    return SignatureBadge(
+    return _SignatureBadge(
         path,
         check.state if check.state in {"unsigned", "invalid"} else "valid",
         check.key_id,

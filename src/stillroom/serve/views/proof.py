@@ -304,7 +304,11 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
     who = "a verifier whom this server trusts" if by_trusted else "the signer itself"
     result = f"{wrong} differed" if wrong else "all gave the same bytes"
     skipped = len(folders) - len(closed)
-    rest = f" {skipped} of {len(folders)} folders were not replayed." if skipped else ""
+    rest = (
+        f" {skipped} of {len(folders)} folders {'was' if skipped == 1 else 'were'} not replayed."
+        if skipped
+        else ""
+    )
     power = " ".join(dict.fromkeys(one.power for one in done if one.power))
     return (
         f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest} {power}".strip()
