@@ -140,7 +140,7 @@ Examples:
   stillroom verify run --key alice.pub
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
   stillroom verify run --replay 59 --out summary.json
-  stillroom verify run --replay all --input /home/me/notes=./notes
+  stillroom verify run --replay all --input /srv/notes=./notes
 """,
 )
 @click.argument("path", type=existing_path)
@@ -164,7 +164,7 @@ Examples:
     metavar="SHARE|COUNT|all",
     help="Recompute so many segments of the run's work, drawn at random, and compare.",
 )
-@click.option("--seed", type=int, help="Seed of the draw.  [default: random]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draw.  [default: random]")
 @click.option(
     "--input",
     "moved",
@@ -188,11 +188,12 @@ def verify_command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Recompute digests and signatures, and list what differs; with --replay, also the work.
+    """Recompute digests and signatures, and list what differs.
 
     A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
     states other things than when it was used) or a signature. With --key or --trust every folder
-    must be signed by one of those signers.
+    must be signed by one of those signers. With --replay a part of the work is done again and
+    compared, too: each drawn segment, and every output assembled from all of them.
     """
     from stillroom.cli import replay
     from stillroom.provenance import verify_signed

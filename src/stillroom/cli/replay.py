@@ -29,7 +29,7 @@ def parse_moved(pairs: Sequence[str]) -> dict[str, str]:
                 f"'{pair}' names no two places",
                 code="replay.input",
                 where="--input",
-                expected="OLD=NEW, as /home/me/notes=./notes",
+                expected="OLD=NEW, as /srv/notes=./notes",
                 next="stillroom verify RUN --replay 59 --input OLD=NEW",
             )
     return dict(pair.split("=", 1) for pair in pairs)

@@ -30,13 +30,19 @@ from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import QuietReporter, Reporter, sum_work_seconds
 from stillroom.jobs.replay import describe_difference
 from stillroom.jobs.segments import (
+    CommittedSegment,
     Replayer,
     ReplayRequest,
-    Segment,
     SegmentOutcome,
     compare_commitment,
 )
-from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_file, read_artifact
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    digest_file,
+    read_artifact,
+    resolve_parent,
+)
 from stillroom.provenance.host import describe_machine_differences
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
@@ -56,6 +62,8 @@ __all__ = [
 VSA_TYPE = "https://slsa.dev/verification_summary/v1"
 _POLICY = "urn:stillroom:replay"
 _CONFIDENCE = 0.95
+_MADE_BY_JOBS = {"records", "index", "media", "report"}
+"""Kinds of parents that are artifacts; a checkpoint may also come from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ class JobReplay:
     name: str
     kind: str
     artifact: Artifact
-    segments: Sequence[Segment] = ()
+    segments: Sequence[CommittedSegment] = ()
     open: str = ""
     seconds: float = 0.0
     machine: Sequence[str] = ()
@@ -249,6 +257,7 @@ class ReplayResult:
                 "digest": {"sha256": digest_file(job.folder / ARTIFACT_FILE)},
             }
             for job in self.jobs
+            if (job.folder / ARTIFACT_FILE).is_file()
         ]
         predicate = {
             "verifier": {"id": "urn:stillroom", "version": {"stillroom": __version__}},
@@ -333,10 +342,24 @@ def plan_replay(
         for folder, artifact in list_ancestors(path)
     ]
     pool = [(n, one.name) for n, job in enumerate(jobs) if not job.open for one in job.segments]
+    jobs += _list_absent(jobs)
     picked = random.Random(seed).sample(pool, amount.of(len(pool)))
     for number, job in enumerate(jobs):
         job.drawn = frozenset(name for owner, name in picked if owner == number)
     return ReplayPlan(path, jobs, seed, reporter or QuietReporter())
+
+
+def _list_absent(jobs: Sequence[JobReplay]) -> list[JobReplay]:
+    """Return an open entry for each parent that a job made and whose folder is not here."""
+    absent: dict[str, JobReplay] = {}
+    for job in jobs:
+        for parent in job.artifact.parents:
+            folder = resolve_parent(job.folder, parent)
+            if parent.kind in _MADE_BY_JOBS and not (folder / ARTIFACT_FILE).is_file():
+                open_end = JobReplay(folder, parent.path, parent.kind, job.artifact)
+                open_end.open = f"{job.name} was made from it ({parent.role}), but it is not here"
+                absent.setdefault(parent.path, open_end)
+    return list(absent.values())
 
 
 def _examine_job(
@@ -368,8 +391,9 @@ def _examine_job(
         return job
     request = _make_request(job, folder, QuietReporter())
     job.open = job.replayer.find_open(request) or _find_missing(job.recipe)
-    job.segments = job.replayer.list_segments(request)
-    job.outcomes += compare_commitment(folder, artifact)
+    if not job.open:
+        job.segments = job.replayer.list_segments(request)
+        job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job
 

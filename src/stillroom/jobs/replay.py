@@ -21,8 +21,8 @@ from stillroom.jobs.journal import Journal, find_break, index_journal, parse_lin
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
     SEGMENTS_FILE,
+    CommittedSegment,
     ReplayRequest,
-    Segment,
     SegmentOutcome,
     digest_value,
     read_segments,
@@ -41,7 +41,7 @@ class _ReplaySession:
     """The drawn segments of a finished job, and the digests of what was recomputed."""
 
     folder: Path
-    committed: Mapping[str, Segment]
+    committed: Mapping[str, CommittedSegment]
     drawn: frozenset[str]
     journals: frozenset[str]
     timed: frozenset[str]
@@ -213,7 +213,7 @@ class JournalReplayer:
                 return f"{reference} answered, and what it answers now proves nothing"
         return ""
 
-    def list_segments(self, request: ReplayRequest) -> list[Segment]:
+    def list_segments(self, request: ReplayRequest) -> list[CommittedSegment]:
         """Return the committed segments.
 
         Raises:

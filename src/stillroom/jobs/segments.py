@@ -24,10 +24,10 @@ from stillroom.recipes import Recipe
 __all__ = [
     "COMMITTED_FOLDER",
     "SEGMENTS_FILE",
+    "CommittedSegment",
     "CommittedSegments",
     "ReplayRequest",
     "Replayer",
-    "Segment",
     "SegmentOutcome",
     "commit_segments",
     "compare_commitment",
@@ -41,7 +41,7 @@ COMMITTED_FOLDER = "committed"
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class CommittedSegment:
     """One part of a job's work.
 
     Args:
@@ -134,7 +134,7 @@ class Replayer(Protocol):
     def find_open(self, request: ReplayRequest) -> str:
         """Return why the segments cannot be recomputed here; empty if they can."""
 
-    def list_segments(self, request: ReplayRequest) -> list[Segment]:
+    def list_segments(self, request: ReplayRequest) -> list[CommittedSegment]:
         """Return the committed segments."""
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterable[SegmentOutcome]:
@@ -188,13 +188,13 @@ def commit_segments(
         listed: Journal of the other segments: start and result by name.
     """
     segments = [
-        Segment(f"{name}/{key}", start, digest_value(journal[key], timed))
+        CommittedSegment(f"{name}/{key}", start, digest_value(journal[key], timed))
         for name, journal in journals.items()
         if f"{name}/" not in timed
         for key in journal.keys()  # noqa: SIM118  # a journal is no mapping
     ]
     if listed is not None:
-        segments += [Segment(name, *listed[name]) for name in listed.keys()]  # noqa: SIM118
+        segments += [CommittedSegment(name, *listed[name]) for name in listed.keys()]  # noqa: SIM118
     if not segments:
         return CommittedSegments()
     with (folder / SEGMENTS_FILE).open("w", encoding="utf-8") as file:
@@ -214,7 +214,7 @@ def commit_segments(
     return CommittedSegments(files, {"segments": _summarize(segments)})
 
 
-def _summarize(segments: Sequence[Segment]) -> dict[str, Any]:
+def _summarize(segments: Sequence[CommittedSegment]) -> dict[str, Any]:
     digest = digest_json(sorted(astuple(segment) for segment in segments))
     return {"count": len(segments), "digest": digest}
 
@@ -245,7 +245,7 @@ def compare_commitment(folder: Path, artifact: Artifact) -> list[SegmentOutcome]
     return [SegmentOutcome(SEGMENTS_FILE, str(stated.get("digest")), found["digest"], what)]
 
 
-def read_segments(folder: Path) -> list[Segment]:
+def read_segments(folder: Path) -> list[CommittedSegment]:
     """Return the committed segments of a finished job; none if it committed none.
 
     Raises:
@@ -254,11 +254,11 @@ def read_segments(folder: Path) -> list[Segment]:
     path = folder / SEGMENTS_FILE
     if not path.is_file():
         return []
-    segments: dict[str, Segment] = {}
+    segments: dict[str, CommittedSegment] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-            segment = Segment(str(row["name"]), str(row["start"]), str(row["result"]))
+            segment = CommittedSegment(str(row["name"]), str(row["start"]), str(row["result"]))
             if segments.setdefault(segment.name, segment) is not segment:
                 raise ValueError(f"{segment.name} is named twice")
         except (ValueError, KeyError, TypeError) as error:

@@ -328,18 +328,34 @@ def test_changed_list_of_segments_is_named(run):
     assert any("segments, and artifact.json states" in what for *_, what in named(replay(run, "1")))
 
 
-def test_endpoint_stays_open_with_the_reason(folder, tmp_path, run):
-    recipe = step(run, "records") / "recipe.yaml"
-    text = recipe.read_text().replace(f"scripted:{folder}/script.json", "http://127.0.0.1:1/v1")
-    recipe.write_text(text)
-    artifact = read_artifact(step(run, "records"))
-    changed = replace(artifact, recipe_digest=digest_file(recipe))
-    (step(run, "records") / "artifact.json").write_text(json.dumps(changed.to_json()))
+@pytest.mark.parametrize(
+    ("name", "setting", "reason"),
+    [
+        ("records", "model=http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1 answered"),
+        ("records", "budget.minutes=5", "budget.minutes may have ended it"),
+        ("records", "model=/nowhere/teacher", "its input model is not at /nowhere/teacher"),
+        ("index", 'store={name: postgres, address: "${env:STORE}"}', "the index is in postgres"),
+    ],
+)
+def test_what_cannot_be_recomputed_stays_open_with_the_reason(
+    name, setting, reason, run, monkeypatch
+):
+    monkeypatch.setenv("STORE", "postgresql://127.0.0.1:1/none")
+    recipe = step(run, name) / "recipe.yaml"
+    recipe.write_text(dump_recipe(load_recipe(recipe, [setting])))
+    artifact = replace(read_artifact(step(run, name)), recipe_digest=digest_file(recipe))
+    (step(run, name) / "artifact.json").write_text(json.dumps(artifact.to_json()))
     seal(run)
     result = replay(run, "1")
-    assert "http://127.0.0.1:1/v1 answered" in result.open_jobs[0].open
+    assert [job.open for job in result.open_jobs if reason in job.open]
     levels = result.to_statement()["predicate"]["verifiedLevels"]
     assert levels != ["STILLROOM_REPLAYED"]
+
+
+def test_parent_that_is_not_here_stays_open(run):
+    shutil.rmtree(step(run, "index"))
+    opened = [one.open for one in replay(step(run, "records"), "1").open_jobs]
+    assert any("was made from it (passages), but it is not here" in reason for reason in opened)
 
 
 def test_summary_is_an_in_toto_statement(honest):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
@@ -45,6 +45,9 @@ class _IndexReplayer(JournalReplayer):
     """Replays indexes that were not changed after they were built."""
 
     def find_open(self, request: ReplayRequest) -> str:
+        store = cast("IndexRecipe", request.recipe).store.method_name()
+        if store != "folder":
+            return f"the index is in {store}, and building it again would write there"
         snapshot = request.artifact.details.get("snapshot")
         if snapshot != 1:
             return f"the index was updated in place (snapshot {snapshot}); build it again"
