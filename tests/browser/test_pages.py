@@ -18,6 +18,7 @@ PAGES = {
     "compare": "/models/compare?m=run/steps/model",
     "lineage": "/lineage",
     "lineage-of": "/lineage?at=run/steps/index",
+    "proof": "/proof?at=run",
     "merge": "/merge",
     "diffusion": "/diffusion",
     "forensics": "/forensics",

@@ -23,6 +23,14 @@ __all__ = [
     "serve_command",
 ]
 
+_signer_option = click.option(
+    "--signer",
+    "signers",
+    type=existing_path,
+    multiple=True,
+    help="Public key of a signer of runs whom you trust; may be repeated.",
+)
+
 
 @click.command(
     "serve",
@@ -112,6 +120,7 @@ Examples:
     help="With --forensics: official C2PA trust list, as PEM.",
 )
 @mark_option
+@_signer_option
 @access_options
 @ask_options
 @debug_option
@@ -136,6 +145,7 @@ def serve_command(
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
     is_marked: bool,
+    signers: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
@@ -154,6 +164,7 @@ def serve_command(
     Landlock is available; if not, a message at startup says so.
     """
     from stillroom.errors import RecipeError
+    from stillroom.provenance.signing import load_trust
     from stillroom.rag.observability import configure_from_environment
     from stillroom.serve import JobServerSettings, MediaCheckSettings, RequestLimits, run_server
     from stillroom.serve.jobs.recipe_policy import RecipePolicy
@@ -178,6 +189,14 @@ def serve_command(
             expected="--forensics as well",
             next="add --forensics",
         )
+    if signers and jobs is None:
+        raise RecipeError(
+            "signers are for the proof of runs in a workspace",
+            code="serve.nothing",
+            where="stillroom serve",
+            expected="--jobs FOLDER as well",
+            next="add --jobs, or stillroom verify RUN --key KEY.pub",
+        )
     parsed_mounts = [parse_mount(text, model) for text in mounts]
     policy = RecipePolicy(endpoints, allow_hub, variables)
 
@@ -192,6 +211,7 @@ def serve_command(
         limits=RequestLimits(requests_per_minute=rate),
         log=(lambda line: click.echo(line, err=True)) if has_log else None,
         media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
+        trust=load_trust(signers) if signers else None,
         jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
         is_marked=is_marked,
@@ -247,6 +267,7 @@ Examples:
 )
 @trust_option
 @official_option
+@_signer_option
 @access_options
 @debug_option
 def console_command(
@@ -258,6 +279,7 @@ def console_command(
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
+    signers: tuple[Path, ...],
     tenant: str,
     principals: tuple[str, ...],
 ) -> None:
@@ -267,6 +289,7 @@ def console_command(
     its address. FOLDER contains your runs; by default the current folder.
     """
     from stillroom.console import run_console
+    from stillroom.provenance.signing import load_trust
     from stillroom.serve.jobs.recipe_policy import RecipePolicy
     from stillroom.serve.media_check import MediaCheckService
 
@@ -277,5 +300,6 @@ def console_command(
         access=build_access(tenant, principals),
         policy=RecipePolicy(endpoints, allow_hub),
         media_check=MediaCheckService(detectors=detectors, official=official, trust=trust),
+        trust=load_trust(signers) if signers else None,
         say=lambda line: click.echo(line, err=True),
     )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.provenance.signing import Trust
 from stillroom.serve.access import ApiKey, RequestLimits, read_keys
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
 from stillroom.serve.jobs.sandbox import describe_sandbox_gap
@@ -78,6 +79,7 @@ def run_server(
     limits: RequestLimits | None = None,
     jobs: JobServerSettings | None = None,
     media_check: MediaCheckSettings | None = None,
+    trust: Trust | None = None,
     log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
     is_marked: bool = True,
@@ -95,6 +97,7 @@ def run_server(
         limits: Request limits.
         jobs: Settings of client jobs; None accepts none.
         media_check: Settings of the media check; None disables it.
+        trust: Whose signatures of runs are trusted; by default nobody's.
         log: Receives one line of JSON for each request, without any content.
         say: Receives the address and the served names.
         is_marked: Send a content credential (C2PA) in every generated text.
@@ -133,6 +136,7 @@ def run_server(
             media_check=checker,
             log=log,
             marker=_open_marker(tell) if served and is_marked else None,
+            trust=trust,
         )
         names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
         names += ["forensics"] if checker else []
