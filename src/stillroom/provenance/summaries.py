@@ -49,10 +49,10 @@ class ReplayedJob:
 class ReplaySummary:
     """A verification summary of a replay, and who signed it.
 
-    ``verifier`` is ``trusted`` (by a key that the reader trusts), ``signer`` (by the folder's own
-    signer, so its maker's own word) or ``unknown`` (by a key that is not at hand: nothing in it
-    counts, and ``jobs`` is empty). ``jobs`` are by the SHA-256 of their artifact.json; ``power``
-    says which forgeries the draw finds.
+    ``verifier`` is ``signer`` (by the folder's own signer, trusted or not: its maker's own word),
+    ``trusted`` (by another key, which the reader trusts) or ``unknown`` (by a key that is not at
+    hand: nothing in it counts, and ``jobs`` is empty). ``jobs`` are by the SHA-256 of their
+    artifact.json; ``power`` says which forgeries the draw finds.
     """
 
     verifier: ReplayVerifier
@@ -96,7 +96,7 @@ def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
         own = [load_public_key(folder / PUBLIC_KEY_FILE)] if envelopes else []
     except (IntegrityError, DataError):
         return  # verification names what is wrong with them
-    trusted = {key.key_id for key in trust.keys}
+    signers = {key.key_id for key in own}
     for envelope in envelopes:
         if _peek_type(envelope) != SUMMARY_TYPE:
             continue
@@ -105,7 +105,7 @@ def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
         except IntegrityError:
             yield ReplaySummary("unknown", _peek_key(envelope))
             continue
-        verifier: ReplayVerifier = "trusted" if opened.key_id in trusted else "signer"
+        verifier: ReplayVerifier = "signer" if opened.key_id in signers else "trusted"
         yield _read_summary(json.loads(opened.payload), verifier, opened.key_id)
 
 

@@ -130,7 +130,9 @@ def test_a_replay_counts_if_a_trusted_key_or_the_signer_signed_its_summary(place
     assert "No replay counts: 1 of its summaries" in examine(place, "alice").replayed
     assert "1 by keys that are not at hand" in show(place)
     append_summary(place, "alice")
-    assert "10 of 40 segments were replayed by a verifier" in examine(place, "alice").replayed
+    assert (
+        "10 of 40 segments were replayed by the signer itself" in examine(place, "alice").replayed
+    )
     assert "by the signer itself" in examine(place).replayed
     append_summary(place, "bob", replayed=40)
     proof = examine(place, "alice", "bob")
