@@ -25,7 +25,7 @@ from stillroom.provenance.artifact import (
     read_artifact,
 )
 from stillroom.provenance.digests import digest_file, digest_like
-from stillroom.provenance.signing import SignatureCheck, Trust, check_signature
+from stillroom.provenance.signing import SIGNATURE_FILE, SignatureCheck, Trust, check_signature
 from stillroom.provenance.sources import has_path, is_reference, resolve_parent
 
 __all__ = [
@@ -92,28 +92,34 @@ def verify_signed(
     """Verify an artifact's files, claims, parents and signatures.
 
     Args:
-        path: The artifact's folder; for a run's folder all steps are verified.
+        path: The artifact's folder; for a run's folder all steps are verified. Of a folder from
+            elsewhere with a signature, only that is verified.
         trust: The keys and authorities that must have signed each folder; by default a folder may
             be unsigned, and a signature must only be valid.
         parents: Also verify the parents next to or within the folder, recursively.
 
     Raises:
-        DataError: If the folder has no artifact.json.
+        DataError: If the folder has neither an artifact.json nor a signature.
     """
-    if not (path / ARTIFACT_FILE).exists():
-        read_artifact(path)  # raises the specific error
     root = Path(os.path.normpath(path.absolute()))
+    if not (path / ARTIFACT_FILE).exists() and not (path / SIGNATURE_FILE).exists():
+        read_artifact(path)  # raises the specific error
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
-    findings = tuple(verifier.folder(root))
+    is_artifact = (root / ARTIFACT_FILE).exists()
+    findings = tuple(verifier.folder(root) if is_artifact else verifier.signature(root))
     return IntegrityReport(findings, verifier.signatures, tuple(verifier.open_ends))
 
 
 def list_run_folders(path: Path) -> list[Path]:
     """Return an artifact's folder after those of its steps, in the order in which to sign them.
 
+    A folder from elsewhere has no steps.
+
     Raises:
-        DataError: If the folder, or a step that it names, has no artifact.json.
+        DataError: If it is no folder, or its artifact.json, or a step's, cannot be read.
     """
+    if path.is_dir() and not (path / ARTIFACT_FILE).exists():
+        return [path]
     artifact = read_artifact(path)
     steps = [
         resolve_parent(path, parent)

@@ -1,3 +1,4 @@
+import datetime
 import json
 import shutil
 
@@ -7,7 +8,7 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job
-from stillroom.provenance import list_run_folders, verify_signed
+from stillroom.provenance import list_run_folders, read_artifact, verify_signed
 from stillroom.provenance.artifact import digest_claim
 from stillroom.provenance.signing import (
     KEY_VARIABLE,
@@ -17,11 +18,16 @@ from stillroom.provenance.signing import (
     load_signing_key,
     load_trust,
     open_envelope,
+    read_claims,
     sign_artifact,
     sign_envelope,
 )
 
 pytest.importorskip("cryptography")
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +126,29 @@ def test_a_signature_of_another_folder_is_refused(signed, keys):
     assert ("signature", "changed", "artifact.json") in check(signed.merge, keys, "alice")
 
 
+def test_the_statement_names_inputs_with_their_origin(signed, keys):
+    (envelope,) = read_claims(signed.distill)
+    opened = open_envelope(envelope, [load_public_key(keys / "alice.pub")])
+    predicate = json.loads(opened.payload)["predicate"]
+    teacher, records = predicate["buildDefinition"]["resolvedDependencies"]
+    assert teacher["uri"] == "hub:org/teacher"
+    assert records["annotations"]["origin"] == {"synthetic": 2}
+    assert records["annotations"]["claim"] == read_artifact(signed.synth).claim
+    assert predicate["buildDefinition"]["externalParameters"]["recipe"] == "kind: distill\n"
+    (envelope,) = read_claims(signed.index)
+    opened = open_envelope(envelope, [load_public_key(keys / "alice.pub")])
+    definition = json.loads(opened.payload)["predicate"]["buildDefinition"]
+    documents = [row for row in definition["resolvedDependencies"] if "document:" in row["name"]]
+    assert {row["annotations"]["origin"] for row in documents} == {"human"}
+    assert all(len(row["digest"]["sha256"]) == 64 for row in documents)
+
+
+def test_a_folder_is_verified_without_its_inputs(signed, keys):
+    shutil.rmtree(signed.synth)
+    result = verify_signed(signed.distill, load_trust([keys / "alice.pub"]), parents=False)
+    assert result.findings == ()
+
+
 def test_a_dropped_signature_or_claim_is_named(signed, keys):
     (signed.merge / "claims.jsonl").write_text("")
     assert ("signature", "changed", "claims.jsonl") in check(signed.merge, keys, "alice")
@@ -151,21 +180,96 @@ def test_a_job_signs_itself_when_a_key_is_configured(tmp_path, keys, monkeypatch
     assert not (tmp_path / "other").exists()
 
 
-def test_certificates_are_trusted_through_their_authority(run, tmp_path):
-    from stillroom.forensics.c2pa.certificates import make_chain
+def issue(name, issuer=None, *, days=30, starts=-1, purposes=(), is_authority=False):
+    """Return a certificate with its key: self-signed without an issuer."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    signer, signer_name = (issuer[1], issuer[0].subject) if issuer else (key, subject)
+    unused = "content_commitment key_encipherment data_encipherment key_agreement crl_sign"
+    usage = dict.fromkeys(f"{unused} encipher_only decipher_only".split(), False)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signer_name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days=starts))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+        .add_extension(
+            x509.KeyUsage(digital_signature=True, key_cert_sign=is_authority, **usage), True
+        )
+    )
+    if purposes:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+    return builder.sign(signer, hashes.SHA256()), key
 
-    for name, text in make_chain("Alice", 30).items():
-        (tmp_path / name).write_text(text)
-    signer = load_signing_key(tmp_path / "signer.key", certificates=tmp_path / "chain.pem")
-    sign_artifact(run.merge, signer)
+
+def write_chain(folder, *chain):
+    """Write a key and its chain; return the signing key."""
+    pem = chain[0][1].private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (folder / "own.key").write_bytes(pem)
+    texts = [one.public_bytes(serialization.Encoding.PEM) for one, _ in chain]
+    (folder / "chain.pem").write_bytes(b"".join(texts))
+    return load_signing_key(folder / "own.key", certificates=folder / "chain.pem")
+
+
+CODE = (ExtendedKeyUsageOID.CODE_SIGNING,)
+
+
+@pytest.mark.parametrize(
+    ("root", "middle", "leaf", "is_trusted"),
+    [
+        ({}, {}, {"purposes": CODE}, True),
+        ({}, {}, {}, True),
+        ({}, {}, {"purposes": (ExtendedKeyUsageOID.SERVER_AUTH,)}, False),
+        ({}, {}, {"days": -0.5}, False),
+        ({}, {}, {"starts": 1}, False),
+        ({}, {"days": -0.5}, {}, False),
+        ({}, {"is_authority": False}, {}, False),
+        ({"days": -0.5}, {}, {}, False),
+    ],
+    ids="code no-purpose other-purpose expired future old-middle no-authority old-root".split(),
+)
+def test_certificates_are_trusted_through_a_valid_chain_alone(
+    run, tmp_path, root, middle, leaf, is_trusted
+):
+    top = issue("root", is_authority=True, **root)
+    between = issue("middle", top, **{"is_authority": True, **middle})
+    sign_artifact(run.merge, write_chain(tmp_path, issue("me", between, **leaf), between))
+    (tmp_path / "ca.pem").write_bytes(top[0].public_bytes(serialization.Encoding.PEM))
     ours = load_trust([], [tmp_path / "ca.pem"])
-    assert verify_signed(run.merge, ours, parents=False).findings == ()
-    (tmp_path / "foreign").mkdir()
-    for name, text in make_chain("Eve", 30).items():
-        (tmp_path / "foreign" / name).write_text(text)
-    theirs = load_trust([], [tmp_path / "foreign" / "ca.pem"])
+    kinds = [finding.kind for finding in verify_signed(run.merge, ours, parents=False).findings]
+    assert kinds == ([] if is_trusted else ["other-signer"])
+    foreign = issue("root", is_authority=True)[0]
+    (tmp_path / "ca.pem").write_bytes(foreign.public_bytes(serialization.Encoding.PEM))
+    theirs = load_trust([], [tmp_path / "ca.pem"])
     (finding,) = verify_signed(run.merge, theirs, parents=False).findings
     assert finding.kind == "other-signer"
+
+
+def test_a_checkpoint_from_elsewhere_is_signed_without_claims(keys, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert list_run_folders(folder) == [folder]
+    sign_artifact(folder, load_signing_key(keys / "alice.key"))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.safetensors",
+        "model.sig",
+        "signer.pub",
+    ]
+    assert check(folder, keys, "alice") == []
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert check(folder, keys, "alice") == [("signature", "changed", "model.safetensors")]
+    (folder / "model.sig").unlink()
+    with pytest.raises(DataError):
+        check(folder, keys, "alice")
 
 
 def test_keys_that_cannot_be_used_are_refused(tmp_path, keys):

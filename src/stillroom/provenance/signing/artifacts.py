@@ -77,6 +77,8 @@ def sign_artifact(
 ) -> None:
     """Sign a job's folder; an older signature is replaced, older claims are kept.
 
+    A folder from elsewhere, such as a checkpoint, is signed without a statement of what made it.
+
     Args:
         folder: The finished folder, or the working folder of a job.
         signer: The signer.
@@ -86,16 +88,18 @@ def sign_artifact(
         but: Files and folders of a working folder that will not be published.
 
     Raises:
-        DataError: If the folder is not an artifact's.
+        DataError: If its artifact.json cannot be read.
         IntegrityError: If a symbolic link lies in it.
     """
-    made = artifact if artifact is not None else read_artifact(folder)
-    data = manifest or (folder / ARTIFACT_FILE).read_bytes()
+    written = {ARTIFACT_FILE: manifest} if manifest else {}
     _write(folder / PUBLIC_KEY_FILE, signer.public_key.pem)
-    statement = make_provenance_statement(folder, made, data, _read_recipe(folder))
-    append_claim(folder, sign_statement(statement, signer))
+    if artifact is not None or (folder / ARTIFACT_FILE).exists():
+        made = artifact if artifact is not None else read_artifact(folder)
+        data = manifest or (folder / ARTIFACT_FILE).read_bytes()
+        statement = make_provenance_statement(folder, made, data, _read_recipe(folder))
+        append_claim(folder, sign_statement(statement, signer))
     ignored = _list_unsigned(folder)
-    resources = list_resources(folder, {*ignored, *but}, {ARTIFACT_FILE: data})
+    resources = list_resources(folder, {*ignored, *but}, written)
     bundle = build_bundle(name or folder.resolve().name, resources, ignored, signer)
     _write(folder / SIGNATURE_FILE, json.dumps(bundle, separators=(",", ":")).encode())
 
@@ -119,7 +123,7 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
     try:
         keys = [*trust.keys, *_read_own_key(folder)]
         bundle = read_bundle(folder / SIGNATURE_FILE)
-        signed = open_bundle(bundle, keys, folder / SIGNATURE_FILE)
+        signed, key = open_bundle(bundle, keys, folder / SIGNATURE_FILE)
     except (IntegrityError, DataError) as error:
         return SignatureCheck("invalid", differences=((SIGNATURE_FILE, error.problems[0].what),))
     words = {
@@ -128,13 +132,14 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         "extra": "was added after the signature",
     }
     wrong = [(name, words[how]) for name, how in compare_resources(folder, signed)]
-    wrong += _check_claims(folder, signed.key)
+    if (folder / ARTIFACT_FILE).exists():
+        wrong += _check_claims(folder, key)
     if wrong:
-        return SignatureCheck("invalid", signed.key.key_id, tuple(wrong))
+        return SignatureCheck("invalid", key.key_id, tuple(wrong))
     if not trust:
-        return SignatureCheck("unknown-signer", signed.key.key_id)
-    is_trusted = trust.covers(signed.key, signed.certificates)
-    return SignatureCheck("trusted" if is_trusted else "other-signer", signed.key.key_id)
+        return SignatureCheck("unknown-signer", key.key_id)
+    is_trusted = trust.covers(key, signed.certificates)
+    return SignatureCheck("trusted" if is_trusted else "other-signer", key.key_id)
 
 
 def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:

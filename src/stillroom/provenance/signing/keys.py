@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -128,8 +129,9 @@ class Trust:
         Args:
             key: The signer's key.
             certificates: The signer's chain in DER, its own first; each must be issued by the next
-                or by a trusted authority. As in OpenSSF model signing, dates are compared with the
-                beginning of the signer's own validity, since nothing proves when it signed.
+                or by a trusted authority, and all must be valid now, since nothing proves when the
+                signature was made. The signer's own must be for signatures, and, if it limits its
+                purposes, for code signing.
         """
         if any(key.key_id == known.key_id for known in self.keys):
             return True
@@ -139,24 +141,41 @@ class Trust:
 
         try:
             chain = [x509.load_der_x509_certificate(data) for data in certificates]
-            may_sign = chain[0].extensions.get_extension_for_class(x509.KeyUsage).value
-        except (ValueError, x509.ExtensionNotFound):
+        except ValueError:
             return False
-        is_own = may_sign.digital_signature and chain[0].public_key() == key.key
+        is_own = chain[0].public_key() == key.key and _may_sign(chain[0])
         return is_own and self._is_anchored(chain)
 
     def _is_anchored(self, chain: list[Certificate]) -> bool:
-        moment = chain[0].not_valid_before_utc
+        anchors = [one for one in self.authorities if _is_valid_now(one)]
         for position, certificate in enumerate(chain):
-            if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc:
+            if not _is_valid_now(certificate):
                 return False
-            if position and not _is_authority(certificate):
-                return False
-            if any(_is_issued_by(certificate, authority) for authority in self.authorities):
+            if any(_is_issued_by(certificate, anchor) for anchor in anchors):
                 return True
             if position + 1 == len(chain) or not _is_issued_by(certificate, chain[position + 1]):
                 return False
         return False
+
+
+def _is_valid_now(certificate: Certificate) -> bool:
+    return certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc
+
+
+def _may_sign(certificate: Certificate) -> bool:
+    """Return whether a certificate is for signatures, and for code signing if it says for what."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    try:
+        if not certificate.extensions.get_extension_for_class(
+            x509.KeyUsage
+        ).value.digital_signature:
+            return False
+        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound as error:
+        return error.oid == x509.ExtendedKeyUsage.oid
+    return ExtendedKeyUsageOID.CODE_SIGNING in purposes
 
 
 def _is_authority(certificate: Certificate) -> bool:

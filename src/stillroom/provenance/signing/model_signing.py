@@ -34,29 +34,33 @@ __all__ = [
     "compare_resources",
     "list_resources",
     "open_bundle",
+    "parse_bundle",
     "read_bundle",
 ]
 
 SIGNATURE_FILE = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_MEDIA_TYPES = {_MEDIA_TYPE, "application/vnd.dev.sigstore.bundle+json;version=0.3"}
+_IGNORED = (".git", ".gitattributes", ".github", ".gitignore")
+"""Paths at the top of a folder that section 6.2 leaves out of every signature."""
+_HASHES = {"sha256", "blake2b", "blake3"}
 
 
 @dataclass(frozen=True, slots=True)
 class SignedFolder:
-    """What a valid signature states: files with their digests, and the key that signed.
+    """What a bundle states.
 
-    ``hashed`` names the algorithm of each file's digest; ``ignored`` are paths outside the
-    signature; ``method`` is ``files`` or ``shards``, ``shard_size`` the bytes of a shard.
+    ``resources`` gives each file's digest, or each shard's under ``PATH:BEGIN:END``; ``hashed`` is
+    their algorithm; ``ignored`` are paths outside the signature; ``shard_size`` is the bytes of a
+    shard, 0 for whole files; ``certificates`` is the signer's chain in DER, its own first.
     """
 
-    key: PublicKey
-    certificates: tuple[bytes, ...]
     resources: Mapping[str, str]
-    hashed: Mapping[str, str]
+    hashed: str
     ignored: tuple[str, ...]
-    method: str = "files"
-    shard_size: int = 0
+    shard_size: int
+    certificates: tuple[bytes, ...]
 
 
 def list_resources(
@@ -75,7 +79,7 @@ def list_resources(
     digests = {name: digest_bytes(data) for name, data in (written or {}).items()}
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
-        if _is_ignored(name, ignored) or name in digests:
+        if _is_ignored(name, (*_IGNORED, *ignored)) or name in digests:
             continue
         if path.is_symlink():
             raise IntegrityError(
@@ -109,7 +113,7 @@ def build_bundle(
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": list(ignored),
+                "ignore_paths": sorted({*_IGNORED, *ignored}),
             },
             "resources": [
                 {"name": path, "algorithm": "sha256", "digest": digest}
@@ -121,10 +125,12 @@ def build_bundle(
     if signer.certificates:
         chain = [{"rawBytes": base64.b64encode(one).decode()} for one in signer.certificates]
         material = {"x509CertificateChain": {"certificates": chain}}
+    envelope = sign_statement(statement, signer)
+    envelope["signatures"][0]["keyid"] = ""  # the verification material names the key
     return {
         "mediaType": _MEDIA_TYPE,
         "verificationMaterial": {**material, "tlogEntries": []},
-        "dsseEnvelope": sign_statement(statement, signer),
+        "dsseEnvelope": envelope,
     }
 
 
@@ -132,21 +138,69 @@ def read_bundle(path: Path) -> dict[str, Any]:
     """Read a bundle's file.
 
     Raises:
-        IntegrityError: If it is not one.
+        IntegrityError: If it is no JSON object.
     """
     try:
         bundle = json.loads(path.read_bytes())
-        material = bundle["verificationMaterial"]
-        known = {"publicKey", "x509CertificateChain", "certificate"}
-        if not known & set(material) or "dsseEnvelope" not in bundle:
-            raise ValueError("neither a key nor a certificate, or no envelope")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _bundle_error(path, f"is no sigstore bundle: {error}") from error
-    return dict(bundle)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _bundle_error(path, f"cannot be read: {error}") from error
+    if not isinstance(bundle, dict):
+        raise _bundle_error(path, "is no JSON object")
+    return bundle
 
 
-def open_bundle(bundle: Mapping[str, Any], keys: Sequence[PublicKey], where: Path) -> SignedFolder:
-    """Verify a bundle's signature and return what it states.
+def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
+    """Return what a bundle states; its signature is not verified.
+
+    Args:
+        bundle: Result of ``read_bundle``.
+        where: The bundle's file, named in errors.
+
+    Raises:
+        IntegrityError: If it is not as sections 4 and 5 of the specification demand.
+    """
+    try:
+        if bundle["mediaType"] not in _MEDIA_TYPES:
+            raise ValueError(f"its media type is {bundle['mediaType']!r}")
+        certificates = _read_certificates(bundle["verificationMaterial"])
+        envelope = bundle["dsseEnvelope"]
+        if envelope["payloadType"] != IN_TOTO_PAYLOAD or not envelope["signatures"]:
+            raise ValueError("its envelope holds no signed statement")
+        statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        stated = (statement["_type"], statement["predicateType"])
+        if stated != (STATEMENT_TYPE, PREDICATE_TYPE):
+            raise ValueError(f"its types are {stated}")
+        return _parse_statement(statement, certificates)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _bundle_error(where, f"is no signature of a model: {error}") from error
+
+
+def _parse_statement(statement: Mapping[str, Any], certificates: tuple[bytes, ...]) -> SignedFolder:
+    predicate = statement["predicate"]
+    serialization = predicate["serialization"]
+    resources = {str(one["name"]): str(one["digest"]) for one in predicate["resources"]}
+    if not resources or len(resources) != len(predicate["resources"]):
+        raise ValueError("it lists no files, or one twice")
+    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in resources.values()))
+    (subject,) = statement["subject"]
+    if subject["digest"]["sha256"] != root.hexdigest():
+        raise ValueError("its files do not give its digest")
+    method, hashed = serialization["method"], serialization["hash_type"]
+    if method not in {"files", "shards"} or hashed not in _HASHES:
+        raise ValueError(f"its files are hashed by {method!r} with {hashed!r}")
+    if any(one["algorithm"] != hashed for one in predicate["resources"]):
+        raise ValueError("its files are hashed by several algorithms")
+    if serialization["allow_symlinks"]:
+        raise ValueError("symbolic links were followed, which is not supported")
+    ignored = tuple(map(str, serialization.get("ignore_paths") or ()))
+    shard_size = int(serialization["shard_size"]) if method == "shards" else 0
+    return SignedFolder(resources, hashed, (*_IGNORED, *ignored), shard_size, certificates)
+
+
+def open_bundle(
+    bundle: Mapping[str, Any], keys: Sequence[PublicKey], where: Path
+) -> tuple[SignedFolder, PublicKey]:
+    """Verify a bundle's signature; return what it states, and the key that signed it.
 
     Args:
         bundle: Result of ``read_bundle``.
@@ -154,83 +208,62 @@ def open_bundle(bundle: Mapping[str, Any], keys: Sequence[PublicKey], where: Pat
         where: The bundle's file, named in errors.
 
     Raises:
-        IntegrityError: If none of the keys signed it, or the statement contradicts itself.
+        IntegrityError: If it states nothing, none of the keys signed it, or it was signed without
+            a key (sigstore), whose transparency log is not read.
     """
-    certificates = _read_certificates(bundle, where)
-    tried = [certificate_key(certificates[0], str(where))] if certificates else list(keys)
+    signed = parse_bundle(bundle, where)
+    if "certificate" in bundle["verificationMaterial"]:
+        raise _bundle_error(where, "was signed by sigstore's short-lived certificate")
+    chain = signed.certificates
+    tried = [certificate_key(chain[0], str(where))] if chain else list(keys)
     opened = open_envelope(bundle["dsseEnvelope"], tried, str(where))
-    key = next(one for one in tried if one.key_id == opened.key_id)
-    try:
-        statement = json.loads(opened.payload)
-        predicate = statement["predicate"]
-        serialization = predicate["serialization"]
-        rows = [(one["name"], one["algorithm"], one["digest"]) for one in predicate["resources"]]
-        root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, _, digest in rows)).hexdigest()
-        (subject,) = statement["subject"]
-        stated = (statement["_type"], statement["predicateType"], opened.payload_type)
-        if stated != (STATEMENT_TYPE, PREDICATE_TYPE, IN_TOTO_PAYLOAD):
-            raise ValueError(f"its types are {stated}")
-        if subject["digest"]["sha256"] != root:
-            raise ValueError("its files do not give its digest")
-        if len({name for name, _, _ in rows}) != len(rows):
-            raise ValueError("it lists a file twice")
-        return SignedFolder(
-            key,
-            certificates,
-            {str(name): str(digest) for name, _, digest in rows},
-            {str(name): str(algorithm) for name, algorithm, _ in rows},
-            tuple(map(str, serialization.get("ignore_paths", ()))),
-            str(serialization["method"]),
-            int(serialization.get("shard_size", 0)),
-        )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _bundle_error(where, f"states nothing that can be compared: {error}") from error
+    return signed, next(one for one in tried if one.key_id == opened.key_id)
 
 
 def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str, str]]:
     """Yield each path that is not as signed, with ``changed``, ``missing`` or ``extra``."""
     present = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
-    own = (SIGNATURE_FILE, *signed.ignored)
-    listed = set()
+    ignored = (SIGNATURE_FILE, *signed.ignored)
+    files: dict[str, dict[str, str]] = {}
     for name, digest in signed.resources.items():
-        file, begin, end = _split_shard(name, signed)
-        listed.add(file)
+        file = name.rsplit(":", 2)[0] if signed.shard_size else name
+        files.setdefault(file, {})[name] = digest
+    for file, digests in files.items():
         path = present.get(file)
         if path is None:
             yield file, "missing"
-        elif path.is_symlink() or _digest(path, signed.hashed[name], begin, end) != digest:
+        elif path.is_symlink() or dict(_digest(path, file, signed)) != digests:
             yield file, "changed"
-    for name in present:
-        if name not in listed and not _is_ignored(name, own):
+    for name, path in present.items():
+        is_empty = signed.shard_size and not path.is_symlink() and not path.stat().st_size
+        if name not in files and not is_empty and not _is_ignored(name, ignored):
             yield name, "extra"
 
 
-def _split_shard(name: str, signed: SignedFolder) -> tuple[str, int, int | None]:
-    """Return a resource's file and the range of its bytes; None for the end is the file's."""
-    if signed.method != "shards":
-        return name, 0, None
-    file, begin, end = name.rsplit(":", 2)
-    return file, int(begin), int(end)
+def _digest(path: Path, name: str, signed: SignedFolder) -> Iterator[tuple[str, str]]:
+    """Yield a file's digest by its name, or each shard's (section 6.3)."""
+    if signed.hashed == "sha256" and not signed.shard_size:
+        yield name, digest_file(path)
+        return
+    size, step = path.stat().st_size, signed.shard_size or max(path.stat().st_size, 1)
+    with path.open("rb") as file:
+        for begin in range(0, max(size, 1), step):
+            hasher = _open_hasher(signed.hashed)
+            end = min(begin + step, size)
+            left = end - begin
+            while left > 0 and (block := file.read(min(left, 2**20))):
+                hasher.update(block)
+                left -= len(block)
+            shard = f"{name}:{begin}:{end}" if signed.shard_size else name
+            yield shard, str(hasher.hexdigest())
 
 
-def _digest(path: Path, algorithm: str, begin: int, end: int | None) -> str:
-    if algorithm == "sha256" and end is None:
-        return digest_file(path)
-    if algorithm == "blake3":
+def _open_hasher(name: str) -> Any:
+    if name == "blake3":
         from blake3 import blake3
 
-        hasher: Any = blake3()
-    elif algorithm in {"sha256", "blake2b"}:
-        hasher = hashlib.new(algorithm)
-    else:
-        return ""
-    with path.open("rb") as file:
-        file.seek(begin)
-        left = path.stat().st_size - begin if end is None else end - begin
-        while left > 0 and (block := file.read(min(left, 2**20))):
-            hasher.update(block)
-            left -= len(block)
-    return str(hasher.hexdigest())
+        return blake3()
+    return hashlib.new(name)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -244,14 +277,18 @@ def _is_ignored(name: str, ignored: Collection[str]) -> bool:
     return any(str(one) in ignored for one in (path, *path.parents))
 
 
-def _read_certificates(bundle: Mapping[str, Any], where: Path) -> tuple[bytes, ...]:
-    material = bundle["verificationMaterial"]
-    try:
-        rows = material.get("x509CertificateChain", {}).get("certificates", [])
-        rows = rows or [material[name] for name in ("certificate",) if name in material]
-        return tuple(base64.b64decode(row["rawBytes"], validate=True) for row in rows)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _bundle_error(where, f"holds no certificates: {error!r}") from error
+def _read_certificates(material: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """Return the certificates of a bundle's verification material; none for a bare key."""
+    if "publicKey" in material:
+        if not {"hint", "rawBytes"} & set(material["publicKey"]):
+            raise ValueError("it names no key")
+        return ()
+    if "certificate" in material:
+        if not material["tlogEntries"]:
+            raise ValueError("it names no entry of a transparency log")
+        return (base64.b64decode(material["certificate"]["rawBytes"], validate=True),)
+    rows = material["x509CertificateChain"]["certificates"]
+    return tuple(base64.b64decode(row["rawBytes"], validate=True) for row in rows)
 
 
 def _bundle_error(path: Path, what: str) -> IntegrityError:

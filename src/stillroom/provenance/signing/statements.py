@@ -11,10 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent
+from stillroom.errors import DataError
+from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.digests import canonical_json, digest_bytes
 from stillroom.provenance.signing.dsse import make_statement
-from stillroom.provenance.sources import has_passages, is_reference, iter_documents
+from stillroom.provenance.sources import (
+    has_passages,
+    has_path,
+    is_reference,
+    iter_documents,
+    resolve_parent,
+)
 
 __all__ = [
     "BUILD_TYPE",
@@ -41,7 +48,7 @@ def make_provenance_statement(
     entries = (*artifact.files, *artifact.timed_files)
     subject = [{"name": ARTIFACT_FILE, "digest": {"sha256": digest_bytes(manifest)}}]
     subject += [{"name": entry.path, "digest": _digests(entry.digest)} for entry in entries]
-    dependencies = [_describe_parent(parent) for parent in artifact.parents]
+    dependencies = [_describe_parent(folder, parent) for parent in artifact.parents]
     if has_passages(folder):
         dependencies += _list_documents(folder)
     predicate = {
@@ -80,7 +87,7 @@ def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         if canonical_json(old.get(field)) != canonical_json(new[field])
     ]
     before, after = (
-        {canonical_json(row) for row in definition.get("resolvedDependencies", ())}
+        {_identify_dependency(row) for row in definition.get("resolvedDependencies", ())}
         for definition in (old, new)
     )
     if changed := len(before ^ after):
@@ -88,14 +95,32 @@ def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return differences
 
 
-def _describe_parent(parent: Parent) -> dict[str, Any]:
+def _identify_dependency(row: Mapping[str, Any]) -> str:
+    """Return what tells one dependency from another: all but what is only told of it."""
+    claim = (row.get("annotations") or {}).get("claim")
+    return canonical_json([row.get("name"), row.get("uri"), row.get("digest"), claim])
+
+
+def _describe_parent(folder: Path, parent: Parent) -> dict[str, Any]:
     described: dict[str, Any] = {"name": parent.role}
     if is_reference(parent.path):
         described["uri"] = parent.path
     if parent.digest:
         described["digest"] = _digests(parent.digest)
-    notes = {"kind": parent.kind, "claim": parent.claim}
+    notes = {"kind": parent.kind, "claim": parent.claim, **_read_origin(folder, parent)}
     return described | {"annotations": {key: value for key, value in notes.items() if value}}
+
+
+def _read_origin(folder: Path, parent: Parent) -> dict[str, Any]:
+    """Return origin and license of a parent whose artifact.json is at hand."""
+    if not has_path(parent) or is_reference(parent.path):
+        return {}
+    try:
+        origin = read_artifact(resolve_parent(folder, parent)).origin
+    except DataError:
+        return {}
+    counts = {name: value for name, value in origin.items() if isinstance(value, int)}
+    return {"origin": origin.get("kind") or counts, "license": origin.get("license")}
 
 
 def _list_documents(folder: Path) -> list[dict[str, Any]]:
