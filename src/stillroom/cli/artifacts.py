@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stillroom.cli.evidence import verify_evidence_file
 from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 from stillroom.errors import IntegrityError, Problem
@@ -139,6 +140,7 @@ Examples:
   stillroom verify run
   stillroom verify run --key alice.pub
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
+  stillroom verify answer.json --key alice.pub --within run
 """,
 )
 @click.argument("path", type=existing_path)
@@ -156,20 +158,33 @@ Examples:
     type=existing_path,
     help="Certificates of authorities whom you trust, in PEM.",
 )
+@click.option("--within", type=existing_path, help="Run or index to ask an answer's question again.")
+@click.option("--model", default="", help="Model to ask it, instead of the run's own.")
 @output_options
 def verify_command(
-    path: Path, keys: tuple[Path, ...], authorities: tuple[Path, ...], as_json: bool
+    path: Path,
+    keys: tuple[Path, ...],
+    authorities: tuple[Path, ...],
+    within: Path | None,
+    model: str,
+    as_json: bool,
 ) -> None:
     """Recompute digests and signatures, and list what differs.
 
     A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
     states other things than when it was used) or a signature. With --key or --trust every folder
     must be signed by one of those signers.
+
+    PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
+    With --within its passages are compared with the documents and its question is asked again.
     """
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust
 
     trust = load_trust(keys, authorities) if keys or authorities else None
+    if path.is_file() or within or model:
+        verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
+        return
     result = verify_signed(path, trust)
     if as_json:
         print_json(

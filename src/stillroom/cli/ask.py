@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from stillroom.cli.evidence import EvidenceWriter, evidence_options
 from stillroom.cli.options import FiniteFloatRange, existing_path, output_options
 from stillroom.rag.settings import AnswerSettings
 
@@ -87,6 +88,7 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
 Examples:
   stillroom ask run "What does the with statement do?"
   stillroom ask run "What is a generator?" --answering generate
+  stillroom ask run "What is a generator?" --evidence answer.json --key me.key
 """,
 )
 @click.argument("run", type=existing_path)
@@ -94,10 +96,18 @@ Examples:
 @passages_option()
 @click.option("--model", default="", help="Text model to use instead of the run's own.")
 @ask_options
+@evidence_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @output_options
 def ask_command(
-    run: Path, question: str, model: str, steps: bool, as_json: bool, **options: Any
+    run: Path,
+    question: str,
+    model: str,
+    evidence: Path | None,
+    key: Path | None,
+    steps: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Answer a question with quotes from a run's documents, or text of a model, with citations.
 
@@ -109,13 +119,15 @@ def ask_command(
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(options)
+    settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
         print_answer(
-            opened.ask(question, **settings),
+            writer.watch(opened, question, settings, run),
             as_json=as_json,
             steps=steps,
             asked_of=run,
             keep=keep_answers(run, question),
             model=model,
         )
+    if writer.line and not as_json:
+        click.echo(writer.line)
