@@ -48,6 +48,7 @@ _MODEL_PATHS = (
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models",
+    "/v1/answers/",
     _JUDGMENTS_PATH,
 )
 

@@ -33,6 +33,7 @@ from stillroom.models.interfaces import (
 )
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
+from stillroom.serve.evidence import AnswerEvidence
 
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
@@ -62,8 +63,8 @@ class AnswerFunction(Protocol):
         settings: Mapping[str, Any],
         access: AccessContext | None,
         is_cancelled: Callable[[], bool],
-    ) -> Iterator[str | Answer]:
-        """Answer the last message; the model sees ``k`` passages.
+    ) -> Iterator[str | Answer | AnswerEvidence]:
+        """Answer the last message, then state what it was made from; the model sees ``k`` passages.
 
         Args:
             messages: Conversation; messages before the last are read only if the pipeline starts
@@ -192,6 +193,7 @@ def open_run(
     """
     from stillroom.rag.evaluation.judging import record_judgment
     from stillroom.rag.generation.answer import ask_stream
+    from stillroom.rag.generation.evidence import make_evidence
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
@@ -211,19 +213,32 @@ def open_run(
             settings: Mapping[str, Any],
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
-        ) -> Iterator[str | Answer]:
+        ) -> Iterator[str | Answer | AnswerEvidence]:
             # The current state: deleted or no longer visible documents appear in no later answer.
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
-            return ask_stream(
+            for item in ask_stream(
                 index,
                 text_model,
                 query,
                 sampling=sampling,
                 is_cancelled=is_cancelled,
                 **set_reader(options, reader),
-            )
+            ):
+                yield item
+                if isinstance(item, Answer):
+                    stated = make_evidence(
+                        item,
+                        index,
+                        text_model,
+                        query,
+                        sampling=sampling,
+                        access=access or audience.default,
+                        withholds=True,
+                        **options,
+                    )
+                    yield AnswerEvidence(stated)
 
         def judge(
             asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None

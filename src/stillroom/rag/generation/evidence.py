@@ -228,8 +228,9 @@ def _describe_passages(hits: Sequence[Hit], index: Index) -> Iterator[dict[str, 
     encodings: dict[str, str] = {}
     for number, hit in enumerate(hits, 1):
         passage, place = hit.passage, hit.passage.location
-        name = passage.document_id
-        if name not in encodings:
+        name, size = passage.document_id, place.byte_end - place.byte_start
+        is_plain = place.is_exact and passage.text.isascii() and size == len(passage.text)
+        if not is_plain and name not in encodings:  # ASCII needs no look at the document
             encodings[name] = str(index.document(name).metadata.get("encoding", "utf-8"))
         yield {
             "number": number,
@@ -237,7 +238,7 @@ def _describe_passages(hits: Sequence[Hit], index: Index) -> Iterator[dict[str, 
             "document_id": name,
             "path": place.path,
             "document_sha256": place.digest,
-            "encoding": encodings[name],
+            "encoding": encodings.get(name, "utf-8"),
             "document_start": place.byte_start,
             "document_end": place.byte_end,
             "is_exact": place.is_exact,
