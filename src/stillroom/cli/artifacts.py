@@ -158,7 +158,9 @@ Examples:
     type=existing_path,
     help="Certificates of authorities whom you trust, in PEM.",
 )
-@click.option("--within", type=existing_path, help="Run or index to ask an answer's question again.")
+@click.option(
+    "--within", type=existing_path, help="Run or index to ask an answer's question again."
+)
 @click.option("--model", default="", help="Model to ask it, instead of the run's own.")
 @output_options
 def verify_command(

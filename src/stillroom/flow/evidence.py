@@ -6,7 +6,7 @@ comes is compared with what the evidence states, byte for byte; scores within a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = ["EvidenceReport", "verify_evidence"]
 
 _SCORE_TOLERANCE = 1e-3
 _FIRST_DIGITS = 12
+_SHOWN_CHARACTERS = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,13 @@ def verify_evidence(
     findings, state, key_id = check_evidence(evidence, trust)
     if within is None:
         return EvidenceReport(
-            tuple(findings), state, key_id, open_ends=("the documents were not compared, and the "
-            "question was not asked again: --within RUN does both",)
+            tuple(findings),
+            state,
+            key_id,
+            open_ends=(
+                "the documents were not compared, and the "
+                "question was not asked again: --within RUN does both",
+            ),
         )
     check = _RunCheck(evidence, find_index(within))
     with check.open(within, model) as opened:
@@ -248,17 +254,27 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Eviden
         yield EvidenceFinding("settings", what)
     if then["settings"] != now["settings"] or then["method"] != now["method"]:
         yield EvidenceFinding("settings", "the settings are not those of such an answer")
-    if [one["id"] for one in then["passages"]] != [one["id"] for one in now["passages"]]:
-        yield EvidenceFinding("passages", "other passages are found, or in another order")
-    else:
-        for one, other in zip(then["passages"], now["passages"], strict=True):
-            if names := [key for key in other if not _is_close(one.get(key), other[key])]:
-                what = f"passage [{other['number']}] has another {', '.join(names)}"
-                yield EvidenceFinding("passages", what)
+    yield from _compare_passages(then["passages"], now["passages"])
     if then["read"] != now["read"]:
         yield EvidenceFinding("prompt", f"what was read differs: the {now['read']['kind']}")
+    yield from _compare_answers(then, now)
+
+
+def _compare_passages(
+    then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> Iterator[EvidenceFinding]:
+    if [one["id"] for one in then] != [one["id"] for one in now]:
+        yield EvidenceFinding("passages", "other passages are found, or in another order")
+        return
+    for one, other in zip(then, now, strict=True):
+        if names := [key for key in other if not _is_close(one.get(key), other[key])]:
+            what = f"passage [{other['number']}] has another {', '.join(names)}"
+            yield EvidenceFinding("passages", what)
+
+
+def _compare_answers(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[EvidenceFinding]:
     if then["answer"]["text"] != now["answer"]["text"]:
-        shown = " ".join(now["answer"]["text"].split())[:160]
+        shown = " ".join(now["answer"]["text"].split())[:_SHOWN_CHARACTERS]
         yield EvidenceFinding("answer", f"the answer is another one: {shown!r}")
     elif then["answer"] | {"cached_for": ""} != now["answer"] | {"cached_for": ""}:
         yield EvidenceFinding("answer", "the answer is the same, its quotes or citations are not")

@@ -1,6 +1,7 @@
 """Stored answers as JSON: text, model, index and citations.
 
-Reads the output of ``--json``, OpenAI's objects from our server, and evidence bundles. Passages are not looked up.
+Reads the output of ``--json``, OpenAI's objects from our server, and the evidence of answers.
+Passages are not looked up.
 """
 
 from __future__ import annotations

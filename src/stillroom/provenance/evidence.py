@@ -1,10 +1,10 @@
 """Evidence of an answer: one signed file with all that the answer was made from, and its checks.
 
-The file is a DSSE envelope of an in-toto statement whose subject is the answer's text. Its predicate
-holds the question, the state of the index, the passages with their places in the documents, the
-digest of what the model or reader read, fingerprints, settings, support and the answer. Starts and
-ends are bytes: of the answer and of a passage's text in UTF-8, and of a document's file; only
-``text_start`` and ``text_end`` count the characters of the parsed document.
+The file is a DSSE envelope of an in-toto statement whose subject is the answer's text. Its
+predicate holds the question, the state of the index, the passages with their places in the
+documents, the digest of what the model or reader read, fingerprints, settings, support and the
+answer. Starts and ends are bytes: of the answer and of a passage's text in UTF-8, and of a
+document's file; only ``text_start`` and ``text_end`` count the characters of the parsed document.
 
 Sources: DSSE 1.0; in-toto attestation framework, Statement v1. What a stranger can check without a
 model is checked here, and in the same way by ``scripts/verify_evidence.py``, which needs nothing of
@@ -258,9 +258,7 @@ def check_document(evidence: Evidence, path: str, data: bytes) -> Iterator[Evide
             )
 
 
-def _check_signature(
-    evidence: Evidence, trust: Trust
-) -> tuple[list[EvidenceFinding], str, str]:
+def _check_signature(evidence: Evidence, trust: Trust) -> tuple[list[EvidenceFinding], str, str]:
     signer = evidence.predicate.get("signer")
     if not evidence.envelope["signatures"]:
         if signer is not None:

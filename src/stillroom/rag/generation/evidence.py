@@ -185,9 +185,7 @@ def _build_methods(asking: AnswerSettings, index: Index) -> dict[str, Method | N
     }
 
 
-def _dump_settings(
-    asking: AnswerSettings, methods: Mapping[str, Method | None]
-) -> dict[str, Any]:
+def _dump_settings(asking: AnswerSettings, methods: Mapping[str, Method | None]) -> dict[str, Any]:
     """Return settings as JSON values; the reader is left out where the run's own is used."""
     values: dict[str, Any] = {
         name: getattr(asking, name) for name in AnswerSettings.model_fields if name not in methods
@@ -213,7 +211,7 @@ def _withhold(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _list_moments(methods: Mapping[str, Method | None]) -> list[str]:
-    """Return what methods depend on besides settings, as the day; not the fingerprint of a reader."""
+    """Return what methods depend on besides settings, as the day; no reader's fingerprint."""
     used = [methods["retriever"], methods["reranker"], methods["answering"]]
     moments = [getattr(method, "moment", "") for method in used if not isinstance(method, Quote)]
     return [str(moment) for moment in moments if moment]

@@ -158,9 +158,7 @@ class ModelService:
         if ask is None:
             raise _unknown_model_error(order.model, self.names)
 
-        def answer(
-            choice: int, sampling: Sampling, is_stopped: IsStopped
-        ) -> Iterator[OutputItem]:
+        def answer(choice: int, sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
             try:
                 for item in ask(
                     prompt.messages,
