@@ -37,7 +37,9 @@ from stillroom.serve.evidence import AnswerEvidence
 
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
+    from stillroom.rag.index.searcher import Index
     from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.interfaces import Query
 
 __all__ = [
     "AnswerFunction",
@@ -193,7 +195,6 @@ def open_run(
     """
     from stillroom.rag.evaluation.judging import record_judgment
     from stillroom.rag.generation.answer import ask_stream
-    from stillroom.rag.generation.evidence import make_evidence
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
@@ -218,27 +219,17 @@ def open_run(
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
-            for item in ask_stream(
+            items = ask_stream(
                 index,
                 text_model,
                 query,
                 sampling=sampling,
                 is_cancelled=is_cancelled,
                 **set_reader(options, reader),
-            ):
-                yield item
-                if isinstance(item, Answer):
-                    stated = make_evidence(
-                        item,
-                        index,
-                        text_model,
-                        query,
-                        sampling=sampling,
-                        access=access or audience.default,
-                        withholds=True,
-                        **options,
-                    )
-                    yield AnswerEvidence(stated)
+            )
+            return _with_evidence(
+                items, index, text_model, query, sampling, access or audience.default, options
+            )
 
         def judge(
             asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
@@ -261,6 +252,34 @@ def open_run(
             )
         finally:
             text_model.close()
+
+
+def _with_evidence(
+    items: Iterator[str | Answer],
+    index: Index,
+    model: TextModel,
+    query: Query,
+    sampling: Sampling,
+    access: AccessContext | None,
+    options: Mapping[str, Any],
+) -> Iterator[str | Answer | AnswerEvidence]:
+    """Yield the items of an answer, and after the Answer what it was made from."""
+    from stillroom.rag.generation.evidence import make_evidence
+
+    for item in items:
+        yield item
+        if isinstance(item, Answer):
+            stated = make_evidence(
+                item,
+                index,
+                model,
+                query,
+                sampling=sampling,
+                access=access,
+                withholds=True,
+                **options,
+            )
+            yield AnswerEvidence(stated)
 
 
 def _read_kind(path: Path) -> str:

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from stillroom.errors import DataError, RecipeError
 from stillroom.provenance import ARTIFACT_FILE, digest_text, read_artifact
 from stillroom.provenance.artifact import list_installed_versions
-from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.generation.answer import ANSWER_SAMPLING
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
@@ -96,7 +95,7 @@ def make_evidence(
     shown = _dump_settings(asking, methods)
     quotes, calls = details.get("quotes", ()), int(details.get("calls", 0))
     withheld = list(_withhold(shown)) if withholds else []
-    is_quoting = bool(quotes) or isinstance(methods["answering"], Quote)
+    is_quoting = bool(quotes) or _is_quoting(methods["answering"])
     read = str(details.get("input_digest", ""))
     kind = ("candidates" if is_quoting else "prompt") if read else "nothing"
     cached = details.get("cached") or {}
@@ -195,9 +194,13 @@ def _dump_settings(asking: AnswerSettings, methods: Mapping[str, Method | None])
         for name, method in methods.items()
     }
     answering = methods["answering"]
-    if isinstance(answering, Quote) and "reader" not in answering.model_fields_set:
+    if answering and _is_quoting(answering) and "reader" not in answering.model_fields_set:
         del values["answering"]["reader"]
     return {name: value for name, value in values.items() if name not in _CALLERS_OWN}
+
+
+def _is_quoting(method: Method | None) -> bool:
+    return method is not None and method.method_name() == "quote"
 
 
 def _withhold(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -213,7 +216,7 @@ def _withhold(settings: Mapping[str, Any]) -> Iterator[str]:
 def _list_moments(methods: Mapping[str, Method | None]) -> list[str]:
     """Return what methods depend on besides settings, as the day; no reader's fingerprint."""
     used = [methods["retriever"], methods["reranker"], methods["answering"]]
-    moments = [getattr(method, "moment", "") for method in used if not isinstance(method, Quote)]
+    moments = [getattr(method, "moment", "") for method in used if not _is_quoting(method)]
     return [str(moment) for moment in moments if moment]
 
 
