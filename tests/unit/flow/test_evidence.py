@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tests.console_folder import build_folder
 
 from stillroom.cli import stillroom
+from stillroom.errors import DataError
 from stillroom.provenance import digest_bytes, digest_text, read_answer
 from stillroom.provenance.evidence import check_document, check_evidence, read_evidence
 from stillroom.provenance.signing import (
@@ -219,6 +220,17 @@ def test_what_is_no_evidence_is_refused_by_both(content, script, tmp_path):
     (tmp_path / "a.json").write_text(content)
     assert "data.evidence" in call("verify", tmp_path / "a.json", fails=True)
     assert script(tmp_path / "a.json") == {"format"}
+
+
+def test_a_missing_field_is_refused_by_both(place, script, tmp_path):
+    whole = open_statement(place / "quoted.json")
+    for name in sorted(whole["predicate"].keys() - {"signer"}):
+        statement = json.loads(json.dumps(whole))
+        del statement["predicate"][name]
+        path = seal(tmp_path / "less.json", statement, key=place / "alice.key")
+        with pytest.raises(DataError, match=name):
+            read_evidence(path)
+        assert script(path) == {"format"}
 
 
 def test_the_same_question_gives_the_same_bytes(place):
