@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stillroom.cli.evidence import verify_evidence_file
 from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
 from stillroom.errors import IntegrityError, Problem
@@ -141,6 +142,7 @@ Examples:
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
   stillroom verify run --replay 59 --out summary.json
   stillroom verify run --replay all --input /srv/notes=./notes
+  stillroom verify answer.json --key alice.pub --within run
 """,
 )
 @click.argument("path", type=existing_path)
@@ -177,6 +179,10 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
+@click.option(
+    "--within", type=existing_path, help="Run or index to ask an answer's question again."
+)
+@click.option("--model", default="", help="Model to ask it, instead of the run's own.")
 @output_options
 def verify_command(
     path: Path,
@@ -186,6 +192,8 @@ def verify_command(
     seed: int | None,
     moved: tuple[str, ...],
     out: Path | None,
+    within: Path | None,
+    model: str,
     as_json: bool,
 ) -> None:
     """Recompute digests and signatures, and list what differs.
@@ -194,12 +202,18 @@ def verify_command(
     states other things than when it was used) or a signature. With --key or --trust every folder
     must be signed by one of those signers. With --replay a part of the work is done again and
     compared, too: each drawn segment, and every output assembled from all of them.
+
+    PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
+    With --within its passages are compared with the documents and its question is asked again.
     """
     from stillroom.cli import replay
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust
 
     trust = load_trust(keys, authorities) if keys or authorities else None
+    if path.is_file() or within or model:
+        verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
+        return
     result = verify_signed(path, trust)
     replayed = None
     if amount is not None and not result.findings:

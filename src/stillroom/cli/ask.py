@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from stillroom.cli.evidence import EvidenceWriter, evidence_options
 from stillroom.cli.options import (
     FiniteFloatRange,
     existing_path,
@@ -92,6 +93,7 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
 Examples:
   stillroom ask run "What does the with statement do?"
   stillroom ask run "What is a generator?" --answering generate --out answer.md
+  stillroom ask run "What is a generator?" --evidence answer.json --key me.key
 """,
 )
 @click.argument("run", type=existing_path)
@@ -99,6 +101,7 @@ Examples:
 @passages_option()
 @click.option("--model", default="", help="Text model to use instead of the run's own.")
 @ask_options
+@evidence_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @click.option("--out", type=existing_path, help="Also write the answer: a .txt, .md or .html file.")
 @mark_option
@@ -107,6 +110,8 @@ def ask_command(
     run: Path,
     question: str,
     model: str,
+    evidence: Path | None,
+    key: Path | None,
     steps: bool,
     out: Path | None,
     is_marked: bool,
@@ -125,11 +130,11 @@ def ask_command(
     from stillroom.rag.observability import configure_from_environment
 
     configure_from_environment()
-    settings = ask_settings(options)
+    settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     if out is not None:
         check_answer_file(out)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
-        pieces = opened.ask(question, **settings)
+        pieces = writer.watch(opened, question, settings, run)
         if out is not None:
             pieces = write_answers(pieces, out, question, model=opened.name, is_marked=is_marked)
         print_answer(
@@ -140,3 +145,5 @@ def ask_command(
             keep=keep_answers(run, question),
             model=model,
         )
+    if writer.line and not as_json:
+        click.echo(writer.line)

@@ -51,6 +51,7 @@ _MODEL_PATHS = (
     "/v1/embeddings",
     "/v1/models",
     "/v1/traces",
+    "/v1/answers/",
     _JUDGMENTS_PATH,
 )
 

@@ -34,10 +34,13 @@ from stillroom.models.interfaces import (
 )
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
+from stillroom.serve.evidence import AnswerEvidence
 
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
+    from stillroom.rag.index.searcher import Index
     from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.interfaces import Query
     from stillroom.text.verbatim import VerbatimTrace
 
 __all__ = [
@@ -65,8 +68,8 @@ class AnswerFunction(Protocol):
         settings: Mapping[str, Any],
         access: AccessContext | None,
         is_cancelled: Callable[[], bool],
-    ) -> Iterator[str | Answer]:
-        """Answer the last message; the model sees ``k`` passages.
+    ) -> Iterator[str | Answer | AnswerEvidence]:
+        """Answer the last message, then state what it was made from; the model sees ``k`` passages.
 
         Args:
             messages: Conversation; messages before the last are read only if the pipeline starts
@@ -222,18 +225,21 @@ def open_run(
             settings: Mapping[str, Any],
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
-        ) -> Iterator[str | Answer]:
+        ) -> Iterator[str | Answer | AnswerEvidence]:
             # The current state: deleted or no longer visible documents appear in no later answer.
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
-            return ask_stream(
+            items = ask_stream(
                 index,
                 text_model,
                 query,
                 sampling=sampling,
                 is_cancelled=is_cancelled,
                 **set_reader(options, reader),
+            )
+            return _with_evidence(
+                items, index, text_model, query, sampling, access or audience.default, options
             )
 
         def judge(
@@ -274,6 +280,34 @@ def _trace(
         if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
     ]
     return trace_text(text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words)
+
+
+def _with_evidence(
+    items: Iterator[str | Answer],
+    index: Index,
+    model: TextModel,
+    query: Query,
+    sampling: Sampling,
+    access: AccessContext | None,
+    options: Mapping[str, Any],
+) -> Iterator[str | Answer | AnswerEvidence]:
+    """Yield the items of an answer, and after the Answer what it was made from."""
+    from stillroom.rag.generation.evidence import make_evidence
+
+    for item in items:
+        yield item
+        if isinstance(item, Answer):
+            stated = make_evidence(
+                item,
+                index,
+                model,
+                query,
+                sampling=sampling,
+                access=access,
+                withholds=True,
+                **options,
+            )
+            yield AnswerEvidence(stated)
 
 
 def _read_kind(path: Path) -> str:

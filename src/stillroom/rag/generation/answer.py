@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy
 
 __all__ = [
+    "ANSWER_SAMPLING",
     "CHECK_STEP_PREFIX",
     "CONTENT_FLAGS",
     "CREDENTIAL_STEP_PREFIX",
@@ -63,7 +64,8 @@ __all__ = [
 ]
 
 
-_SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
+ANSWER_SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
+"""Sampling of an answer unless the caller gives another."""
 _MAX_NAMED_SOURCES = 2
 _CITATIONS = re.compile(r"\[\d+\]")
 
@@ -73,7 +75,7 @@ def ask(
     model: TextModel,
     question: str | Query,
     *,
-    sampling: Sampling = _SAMPLING,
+    sampling: Sampling = ANSWER_SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Answer:
@@ -96,6 +98,7 @@ def ask(
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer),
             ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
+            ``input_digest`` (of the prompt, or of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
@@ -118,7 +121,7 @@ def ask_stream(
     model: TextModel,
     question: str | Query,
     *,
-    sampling: Sampling = _SAMPLING,
+    sampling: Sampling = ANSWER_SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Iterator[str | Answer]:
@@ -335,6 +338,7 @@ class _AnswerDraft:
             "index": session.index.digest,
             "answered_by": session.completion.model,
             "answering": ANSWER_STRATEGIES.build(session.asking.answering).method_name(),
+            "input_digest": session.input_digest,
             "trace": session.trace,
             "calls": session.model.calls,
             "prompt_tokens": shown.prompt_tokens if shown else 0,

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.models.requests import stream_with_completion
+from stillroom.provenance import digest_json
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
@@ -88,6 +89,8 @@ class AnswerSession:
         """The nearest passages, if the strategy abstained."""
         self.quotes: list[dict[str, Any]] = []
         """Verbatim quotes of the answer, with their ranges; see ``describe_quote``."""
+        self.input_digest = ""
+        """SHA-256 of what was read: the prompt, or the candidates of the reader that quotes."""
         self.repeats = 0
         """Number of hits dropped as duplicates of better ones."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -255,6 +258,7 @@ class AnswerSession:
 
     def write(self, prompt: Prompt) -> Iterator[str]:
         """Yield the model's completion of a prompt."""
+        self.input_digest = digest_json(prompt.to_json())
         if not self._is_streamed:
             with stage("generate") as span:
                 (self.completion,) = self.model.generate(

@@ -23,7 +23,8 @@ from stillroom.records import Sampling
 from stillroom.records.text_credentials import find_spans
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError, tenant_needed
-from stillroom.serve.middleware.auth import ACCESS_KEY
+from stillroom.serve.evidence import AnswerEvidence, EvidenceStore
+from stillroom.serve.middleware.auth import ACCESS_KEY, CLIENT_KEY
 from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots, get_single_result
 from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.serve.mounts import ServedModel
@@ -57,6 +58,7 @@ class ModelService:
     ) -> None:
         """Create the worker slots: one set for each mount, since each has its own engine."""
         self.limits, self.counters, self.marker = limits, counters, marker
+        self.evidence = EvidenceStore()
         self._by_name = {name: model for model in served for name in model.names}
         self._slots = {model.name: WorkerSlots(limits, model.concurrency) for model in served}
 
@@ -169,16 +171,21 @@ class ModelService:
         if ask is None:
             raise _unknown_model_error(order.model, self.names)
 
-        def answer(sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
+        def answer(choice: int, sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
             try:
-                yield from ask(
+                for item in ask(
                     prompt.messages,
                     sampling,
                     k,
                     settings=order.settings,
                     access=request.scope.get(ACCESS_KEY),
                     is_cancelled=is_stopped,
-                )
+                ):
+                    if isinstance(item, AnswerEvidence):
+                        client = request.scope.get(CLIENT_KEY)
+                        self.evidence.keep(reply.answer_id, choice, client, item)
+                    else:
+                        yield item
             except DataError as error:
                 if error.problems[0].code == "rag.access-needed":
                     raise tenant_needed() from error
@@ -194,7 +201,8 @@ class ModelService:
                 ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
-            return (answer(sampling, is_stopped) for sampling in order.samplings)
+            samplings = enumerate(order.samplings)
+            return (answer(choice, sampling, is_stopped) for choice, sampling in samplings)
 
         return await self._send(served, work, order, reply, request)
 

@@ -226,6 +226,10 @@ def sum_usage(collectors: Sequence[ResponseCollector]) -> dict[str, int]:
 class ResponseFormat(Protocol):
     """Format of one reply."""
 
+    @property
+    def answer_id(self) -> str:
+        """Id of the reply, by which the evidence of its answers is fetched."""
+
     def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object.
 

@@ -1,24 +1,29 @@
-"""Judgment of an answer: stored as a question with its evidence, to train and evaluate by."""
+"""Judgment of an answer, stored as a question to train and evaluate by; and an answer's evidence.
+
+The evidence is what an answer from documents was made from, signed if the server has a key.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import Request
+from fastapi import Query, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentSide, Verdict
 from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.errors import ApiError, tenant_needed
-from stillroom.serve.middleware.auth import ACCESS_KEY
+from stillroom.serve.evidence import MAX_KEPT_ANSWERS
+from stillroom.serve.middleware.auth import ACCESS_KEY, CLIENT_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.openapi import StrictModel
 from stillroom.serve.routing import RouteTable, ServerContext
 
-__all__ = ["JudgmentRequest", "JudgmentResponse", "add_routes"]
+__all__ = ["EvidenceEnvelope", "JudgmentRequest", "JudgmentResponse", "add_routes"]
 
 _MAX_CITATIONS = 100
 _MAX_QUOTES = 20
@@ -86,8 +91,21 @@ class JudgmentResponse(StrictModel):
     evidence: list[_JudgmentEvidence]
 
 
+class _EnvelopeSignature(StrictModel):
+    keyid: str
+    sig: str
+
+
+class EvidenceEnvelope(StrictModel):
+    """DSSE envelope of the evidence, as a file for 'stillroom verify'."""
+
+    payload: str
+    payloadType: Literal["application/vnd.in-toto+json"]  # noqa: N815  # DSSE's name
+    signatures: list[_EnvelopeSignature]
+
+
 def add_routes(table: RouteTable, server: ServerContext) -> None:
-    """Add the route."""
+    """Add the routes."""
 
     @table.add("POST", "/v1/judgments", "judgments", reply=JudgmentResponse)
     async def judge(body: JudgmentRequest, request: Request) -> dict[str, Any]:
@@ -129,3 +147,21 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             "answers": list(judgment.answers),
             "evidence": [dict(part) for part in judgment.evidence],
         }
+
+    @table.add("GET", "/v1/answers/{reply}/evidence", "models", reply=EvidenceEnvelope)
+    async def evidence(
+        reply: str, request: Request, choice: Annotated[int, Query(ge=0)] = 0
+    ) -> dict[str, Any]:
+        """Return the evidence of one of the last answers, to the client that received it."""
+        client = request.scope.get(CLIENT_KEY)
+        seal = server.models.evidence.seal
+        envelope = await run_in_threadpool(seal, reply, choice, client)
+        if envelope is None:
+            raise ApiError(
+                404,
+                f"there is no evidence of {reply[:80]!r}: the last {MAX_KEPT_ANSWERS} answers from "
+                "documents are kept, for the key that asked",
+                code="no_evidence",
+                param="reply",
+            )
+        return envelope
