@@ -47,7 +47,7 @@ _COMMANDS = {
         "Answer a question with quotes from a run's documents, or text of a model, with citations.",
     ),
     "attest": (
-        "stillroom.cli.attest:attest_command",
+        "stillroom.cli.proof.attest:attest_command",
         "Write inventory and data papers of a run from its lineage.",
     ),
     "check": (
@@ -86,7 +86,7 @@ _COMMANDS = {
         "stillroom.cli.judge:judge_command",
         "Judge an answer of 'ask', so that readers learn from it.",
     ),
-    "keys": ("stillroom.cli.keys:keys_group", "Make a pair of keys for signing."),
+    "keys": ("stillroom.cli.proof.keys:keys_group", "Make a pair of keys for signing."),
     "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
     "make": (
         "stillroom.cli.recipes:make_command",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.evidence import verify_evidence_file
 from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
+from stillroom.cli.proof.evidence import verify_evidence_file
 from stillroom.errors import IntegrityError, Problem
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def verify_command(
     PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
     With --within its passages are compared with the documents and its question is asked again.
     """
-    from stillroom.cli import replay
+    from stillroom.cli.proof import replay
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust
 

@@ -8,13 +8,13 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from stillroom.cli.evidence import EvidenceWriter, evidence_options
 from stillroom.cli.options import (
     FiniteFloatRange,
     existing_path,
     mark_option,
     output_options,
 )
+from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 from stillroom.rag.settings import AnswerSettings
 
 __all__ = [

@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.evidence import EvidenceWriter, evidence_options
 from stillroom.cli.options import build_access, existing_path, output_options, view_options
 from stillroom.cli.output import print_json
+from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 
 __all__ = [
     "ask_command",

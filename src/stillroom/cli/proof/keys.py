@@ -21,7 +21,7 @@ __all__ = ["keys_group", "keys_new_command"]
 @click.group(
     "keys",
     cls=LazyGroup,
-    lazy={"new": ("stillroom.cli.keys:keys_new_command", "Write a new pair of keys.")},
+    lazy={"new": ("stillroom.cli.proof.keys:keys_new_command", "Write a new pair of keys.")},
     epilog="""
 \b
 Examples:
