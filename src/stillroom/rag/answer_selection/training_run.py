@@ -178,8 +178,9 @@ def _choose(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
+    told = difference.to_json()
     measured = f"{difference.value:+.3f}" if before else "not measured"
-    if difference.low is not None and difference.high is not None:
+    if before and told["low"] is not None:
         measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     job.say(
         f"trained minus start, right first sentences of {len(before)} held-out questions: "
@@ -188,9 +189,9 @@ def _choose(
     return {
         "kept": "trained" if is_better else "start",
         "comparison": {
-            "difference": difference.value if before else None,
-            "low": difference.low if before else None,
-            "high": difference.high if before else None,
+            "difference": told["value"] if before else None,
+            "low": told["low"] if before else None,
+            "high": told["high"] if before else None,
             "n": len(before),
         },
         **({} if is_better else {"validation": _describe(readings, reader.config)}),
