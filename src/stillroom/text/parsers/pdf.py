@@ -256,10 +256,17 @@ class _MarkdownWriter:
             overlay = reading.overlay(page.number)
             for title, lines in (("Form", overlay.fields), ("Notes", overlay.notes)):
                 if lines:
-                    text = "\n".join(f"- {line}" for line in lines)
-                    self._assembly.gap()
-                    self._assembly.add(f"{title}:\n\n{text}", self._span, **place)
-                    self._last = None
+                    self._write_lines(title, lines, place)
+
+    def _write_lines(self, title: str, lines: list[str], place: dict[str, Any]) -> None:
+        """Write fields or notes; the words that name them stand in no page, so without a place."""
+        self._assembly.gap()
+        self._assembly.add(f"{title}:\n")
+        for line in lines:
+            mark = line.find(": ") + 2 if title == "Notes" else 0  # the kind of note
+            self._assembly.add(f"\n- {line[:mark]}")
+            self._assembly.add(line[mark:], self._span, **place)
+        self._last = None
 
     def _write(self, block: PageBlock, place: dict[str, Any]) -> None:
         level = self._levels.get(id(block), 0)
