@@ -301,9 +301,15 @@ def main() -> None:
     parser.add_argument("--reader", default="builtin:overlap")
     parser.add_argument("--embedder", default="static")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    figure = measure(parser.parse_args())
+    print(json.dumps(figure))
+    sys.exit(bool(figure["wrong"]))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the share of quotes that stand in their documents; print each that does not."""
     rng = random.Random(options.seed)  # noqa: S311  # no secrets
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(wrong=0, unread=0)
     formats: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         for round_number, chunker in enumerate(CHUNKERS):
@@ -338,9 +344,10 @@ def main() -> None:
                                     "quote": quote["text"][:300]}  # fmt: skip
                             print(json.dumps(said, ensure_ascii=False), file=sys.stderr)
     value = 1 - counts["wrong"] / (counts["quotes"] - counts["unread"])
-    print(json.dumps({"name": "reader/verbatim_share", "value": value, "n": counts["quotes"],
-                      **counts, "formats": formats}))  # fmt: skip
-    sys.exit(bool(counts["wrong"]))
+    return {
+        "name": "reader/verbatim_share", "value": value, "n": counts["quotes"], **counts,
+        "formats": dict(formats),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
-from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
+from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
@@ -30,6 +30,7 @@ from stillroom.rag.answer_selection.examples import (
     label_passages,
     make_examples,
     read_passage,
+    read_split_questions,
 )
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
@@ -206,7 +207,8 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 
 
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    every = list(_read_questions(recipe))
+    rows = read_split_questions(list(map(Path, recipe.questions)))
+    every = [(question, is_held_out) for _, question, is_held_out in rows]
     questions = [row for row in every if row[0].is_answerable and row[0].evidence]
     if len(questions) < len(every):
         job.say(
@@ -239,17 +241,6 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
             next="check that the questions are about this index",
         )
     return retrieved
-
-
-def _read_questions(recipe: ReaderRecipe) -> Iterator[tuple[JudgedQuestion, bool | None]]:
-    """Yield the questions, and whether their records are held out, if they have splits."""
-    for number, path in enumerate(map(Path, recipe.questions)):
-        every = read_question_set(path, every=True)
-        held_out = {question.id for question in read_question_set(path)}
-        has_splits = len(held_out) < len(every)
-        for question in every:
-            is_held_out = question.id in held_out if has_splits else None
-            yield replace(question, id=f"{number}:{question.id}"), is_held_out
 
 
 def _split(
