@@ -110,9 +110,10 @@ def test_the_default_quotes_and_takes_every_setting(index, unsupported):
     assert found.details["calls"] == 0
     assert found.completion.finish_reason == "stop"
     assert found.completion.model
-    quotes = [f"{one['text']} [{one['number']}]" for one in found.details.get("quotes", ())]
-    assert found.details["abstained"] is not bool(quotes)
-    assert found.details["abstained"] or found.completion.text == " ".join(quotes)
+    quotes = [f"{one['text']} [{one['number']}]" for one in found.details["quotes"]]
+    assert found.completion.text == " ".join(quotes)
+    assert "The kiln burns oak [3]." in found.completion.text
+    assert not found.details["abstained"]
 
 
 def test_neighbours_are_read_as_well(tmp_path):
