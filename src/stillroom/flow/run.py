@@ -264,6 +264,9 @@ def _add_judgments(text: str, out: Path) -> str:
         return text
     data = read_yaml(text, _MAKE_RECIPE.name).data
     steps = data["steps"]
+    judges = steps["report"]["questions"]
+    if judges != {"from": "reader"}:  # people's questions, which may have been asked and judged
+        steps["reader"]["without"] = [judges]
     control = {**steps["reader"], "questions": [*steps["reader"]["questions"]]}
     data["inputs"]["judged"] = str(store.path_of("train").absolute())
     steps["reader"]["questions"].append({"from": "inputs.judged"})

@@ -146,6 +146,18 @@ def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
     assert recipe.steps["report"].recipe.compare.untaught == ""
 
 
+def test_questions_that_judge_are_not_learned_from_where_they_were_judged(tmp_path):
+    out, part = tmp_path / "run", {"document_id": "d", "passage": "p", "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(9)]
+    known = next(one for one in judgments if one.side == "train")
+    find_judgments(out).add(replace(known, evidence=({**part, "start": 0, "end": 3},)))
+    (tmp_path / "people.csv").write_text("question,answer\nWhy?,so\n", encoding="utf-8")
+    recipe = read_make_recipe(tmp_path / "docs", questions=tmp_path / "people.csv", out=out)
+    asked = recipe.steps["reader"].to_json()
+    assert asked["without"] == [{"from": "inputs.questions"}]
+    assert recipe.steps["report"].to_json()["questions"] == {"from": "inputs.questions"}
+
+
 def test_without_held_out_judgments_no_control_is_trained(tmp_path):
     part = {"document_id": "d", "passage": "p", "start": 0, "end": 3, "quote": "Yes"}
     judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(9)]

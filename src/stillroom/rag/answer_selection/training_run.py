@@ -18,7 +18,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
-from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion
+from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
@@ -48,6 +48,7 @@ from stillroom.rag.answer_selection.training import ReaderNetwork, build_source,
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit, Link, Origin
+from stillroom.text.unicode import normalize_text
 from stillroom.train.loop import train
 from stillroom.train.precision import limit_threads
 
@@ -209,6 +210,15 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     rows = read_split_questions(list(map(Path, recipe.questions)))
     every = [(question, is_held_out) for _, question, is_held_out in rows]
+    judging = {
+        normalize_text(question.text)
+        for path in recipe.without
+        for question in read_question_set(Path(path), every=True)
+    }
+    found = [row for row in every if normalize_text(row[0].text) not in judging]
+    if len(found) < len(every):
+        job.say(f"{len(every) - len(found)} questions are left out, since they judge the reader")
+    every = found
     questions = [row for row in every if row[0].is_answerable and row[0].evidence]
     if len(questions) < len(every):
         job.say(
