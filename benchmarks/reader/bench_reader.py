@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rag import verbatim_quotes
+
 from stillroom.errors import StillroomError
 from stillroom.flow import run_recipe
 from stillroom.flow.opening import find_reader, find_step
@@ -87,7 +88,7 @@ def make_demo_set() -> str:
     place = ROOT / "build/bench/reader"
     if not (place / "index/artifact.json").is_file():
         writer = [sys.executable, str(ROOT / "scripts/write_demo_documents.py")]
-        subprocess.run([*writer, str(place / "documents")], check=True, stdout=sys.stderr)  # noqa: S603
+        subprocess.run([*writer, str(place / "documents")], check=True, stdout=sys.stderr)
         recipe = IndexRecipe(
             documents=str(place / "documents"), chunker={"name": "heading", "size": 160}
         )
