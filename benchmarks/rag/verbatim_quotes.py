@@ -7,7 +7,8 @@ combining marks, zero-width characters and emoji; folders of real ones can be ad
 quote that says it is exact has to equal the decoded bytes that it names; another has to stand,
 white space aside, in what an independent reader (``html.parser``, the XML of an office file,
 pdfminer and pypdf, which are to be installed; of generated files, what was written) finds in the
-file, and in HTML in the named bytes alone. ``unread`` counts those that no such reader can judge (scans).
+file, and in HTML in the named bytes alone. ``unread`` counts those that no such reader can judge
+(scans).
 
 ``python benchmarks/rag/verbatim_quotes.py [--answers 10000] [--documents FOLDER ...]
 [--reader builtin:overlap] [--embedder static]`` prints ``reader/verbatim_share``, and every

@@ -7,7 +7,9 @@ dash of a list item and the bars of a table. They stand in no document, so no qu
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ def _find_marks(passage: Passage, document: Document, start: int, end: int) -> l
     """Return the spans of marks within text[start:end], in order; they may overlap."""
     text, place, marks, rendered = passage.text, start, list[Span](), list[Span]()
     items = document.media_type != "application/pdf"  # where dashes and numbers are on the page
-    for anchor in document.anchors:
+    begin = bisect_right(document.anchors, passage.start + start, key=lambda one: one.start)
+    for anchor in islice(document.anchors, max(begin - 1, 0), None):
+        if anchor.start >= passage.start + end:
+            break
         left = max(anchor.start - passage.start, start)
         right = min(anchor.end - passage.start, end)
         if left >= right:
