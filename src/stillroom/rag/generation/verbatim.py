@@ -29,7 +29,8 @@ def find_verbatim_parts(passage: Passage, document: Document, start: int, end: i
     """Return the parts of a passage's text[start:end] that stand in the document, in order.
 
     Cut out are characters that come from no byte of the file, and, where the text was not taken
-    over as it stands, the marks of list items, tables and code. White space alone cuts nothing.
+    over as it stands, the marks of list items, tables and code. Of white space, only an empty line
+    that a parser wrote cuts: what stood between two blocks may have been left out.
 
     Args:
         passage: The passage.
@@ -76,7 +77,8 @@ def _find_marks(passage: Passage, document: Document, start: int, end: int) -> l
 
 
 def _find_unanchored(text: str, start: int, end: int) -> list[Span]:
-    return [(start, end)] if text[start:end].strip() else []
+    gap = text[start:end]
+    return [(start, end)] if gap.strip() or gap.count("\n") > 1 else []
 
 
 def _find_rendered(text: str, start: int, end: int, *, items: bool) -> Iterator[Span]:

@@ -259,13 +259,15 @@ class _MarkdownWriter:
                     self._write_lines(title, lines, place)
 
     def _write_lines(self, title: str, lines: list[str], place: dict[str, Any]) -> None:
-        """Write fields or notes; the words that name them stand in no page, so without a place."""
+        """Write fields or notes; what joins or names their words is on no page: without a place."""
         self._assembly.gap()
         self._assembly.add(f"{title}:\n")
         for line in lines:
-            mark = line.find(": ") + 2 if title == "Notes" else 0  # the kind of note
-            self._assembly.add(f"\n- {line[:mark]}")
-            self._assembly.add(line[mark:], self._span, **place)
+            name, colon, content = line.partition(": ")
+            self._assembly.add("\n- ")
+            self._assembly.add(name, self._span if title == "Form" else None, **place)
+            self._assembly.add(colon)
+            self._assembly.add(content, self._span, **place)
         self._last = None
 
     def _write(self, block: PageBlock, place: dict[str, Any]) -> None:

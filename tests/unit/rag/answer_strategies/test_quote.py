@@ -236,7 +236,8 @@ PAGE = (
     "<html><body><h1>Fleet</h1><p>The ferry has three parts:</p><ul><li>the red hull,</li>"
     "<li>the <b>brass</b> bell</li></ul><table><tr><th>ship</th><th>length</th></tr>"
     "<tr><td>the ketch Alder</td><td>12 m | 40 ft</td></tr><tr><td>yawl</td><td>9 m</td></tr>"
-    "</table><pre>anchor = drop()</pre></body></html>"
+    "</table><pre>anchor = drop()</pre><p>The stern has oars.</p><nav>Home | About</nav>"
+    "<p>It does, oars.</p></body></html>"
 )
 
 
@@ -259,6 +260,7 @@ def marked_up(tmp_path_factory):
         ("How long is the ketch Alder?", ["the ketch Alder", "12 m", "| 40 ft"]),
         ("What parts has the ferry, with the red hull and brass bell?",
          ["the red hull,", "the brass bell"]),
+        ("Which stern oars?", ["The stern has oars."]),  # and not what follows what was left out
         ("anchor drop", ["anchor = drop()"]),
         ("How long is the cutter?", ["| the cutter | 7 m |"]),  # as the file has it
     ],
