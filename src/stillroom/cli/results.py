@@ -53,8 +53,9 @@ def print_run(out: Path, artifact: Artifact) -> None:
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
         _print_failed(artifact)
         return
-    if decision := artifact.details.get("decision"):
-        click.echo(format_row("", escape_line(decision)) + "\n")
+    for told in ("decision", "judgments"):
+        if line := artifact.details.get(told):
+            click.echo(format_row("", escape_line(line)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]

@@ -292,6 +292,7 @@ class FlowRun:
                 "skipped": dict(skipped),
                 "answer": answer or None,
                 **_collect_decision(artifacts, answer),
+                **_collect_judgments(artifacts),
                 "seconds": seconds,
             },
             versions=list_installed_versions(),
@@ -344,6 +345,12 @@ def _collect_decision(
         if isinstance(decision := artifact.details.get("decision"), Mapping)
     ]
     return {"decision": f"{lines[-1]}{note}"} if lines else {}
+
+
+def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return the sentence of a step that measured what people's judgments bought."""
+    told = [one.details["judgments"] for one in artifacts.values() if "judgments" in one.details]
+    return {"judgments": str(told[-1])} if told else {}
 
 
 _DIGEST_DIGITS = 12

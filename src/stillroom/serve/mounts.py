@@ -37,8 +37,9 @@ from stillroom.records import Answer, Message, Sampling
 from stillroom.serve.evidence import AnswerEvidence
 
 if TYPE_CHECKING:
-    from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
+    from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore, Verdict
     from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.index.view import AccessContext
     from stillroom.rag.interfaces import Query
     from stillroom.text.verbatim import VerbatimTrace
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerFunction",
     "JudgeFunction",
+    "ManageJudgments",
     "Mount",
     "ServedModel",
     "TraceFunction",
@@ -114,6 +116,29 @@ class TraceFunction(Protocol):
         """Return the spans of a text, as ``stillroom.text.verbatim.trace_text`` does."""
 
 
+class ManageJudgments(Protocol):
+    """Reads and deletes the judgments of a client: of its tenant and principals, if it has any."""
+
+    def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
+        """Return the judgments that count, oldest first, and whether their evidence still stands.
+
+        Args:
+            access: Access of the client's key; None if the key names none.
+
+        Raises:
+            DataError: If a stored line is no judgment, or the index has tenants and no access is
+                given.
+        """
+
+    def delete(self, name: str, access: AccessContext | None) -> int:
+        """Delete all that is stored on the question of a judgment, and return how many lines.
+
+        Raises:
+            DataError: If no judgment that the client may see has this id.
+            ResourceError: If the folder cannot be written.
+        """
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -132,6 +157,7 @@ class ServedModel:
     k: int = 3
     judge: JudgeFunction | None = None
     trace: TraceFunction | None = None
+    judgments: ManageJudgments | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -242,11 +268,12 @@ def open_run(
                 items, index, text_model, query, sampling, access or audience.default, options
             )
 
+        store = find_judgments(run)
+
         def judge(
             asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
         ) -> Judgment:
             seen = access or audience.default
-            store = find_judgments(run)
             return record_judgment(
                 store, audience.seen_by(access), asked, verdict, quote, access=seen
             )
@@ -260,6 +287,7 @@ def open_run(
                 k=defaults.get("k", ServedModel.k),
                 judge=judge,
                 trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
+                judgments=_StoredJudgments(store, audience),
                 access_rule=audience.rule,
             )
         finally:
@@ -308,6 +336,32 @@ def _with_evidence(
                 **options,
             )
             yield AnswerEvidence(stated)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredJudgments:
+    """``ManageJudgments`` of a run or index."""
+
+    store: JudgmentStore
+    audience: PerUserIndexCache
+
+    def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
+        from stillroom.rag.evaluation.judging import find_gone
+
+        index, scope = self._open(access)
+        own = [one for one in self.store.read() if one.asked.scope == scope]
+        gone = find_gone(index, own)
+        return [(one, one.id not in gone if one.evidence else None) for one in own]
+
+    def delete(self, name: str, access: AccessContext | None) -> int:
+        return self.store.delete(name, self._open(access)[1])
+
+    def _open(self, access: AccessContext | None) -> tuple[Index, tuple[str, ...]]:
+        """Return the index as the client sees it, and the scope of its judgments."""
+        from stillroom.rag.evaluation.judging import get_scope
+
+        tenant, principals = get_scope(access or self.audience.default)
+        return self.audience.seen_by(access), (tenant, *principals)
 
 
 def _read_kind(path: Path) -> str:

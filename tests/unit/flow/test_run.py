@@ -134,6 +134,37 @@ def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
     recipe = read_make_recipe(tmp_path, out=out)
     assert recipe.inputs["judged"] == str(tmp_path / "run.judgments/train.jsonl")
     assert recipe.steps["reader"].sources[-1] == "inputs.judged"
+    recipe = read_make_recipe(tmp_path, ["steps.reader.train.epochs=3"], out=out)
+    assert list(recipe.steps) == ["index", "records", "reader", "untaught", "report", "judgments"]
+    taught, control = (recipe.steps[name] for name in ("reader", "untaught"))
+    assert "inputs.judged" not in control.sources
+    assert taught.recipe.train == control.recipe.train
+    assert control.recipe.train.epochs == 3
+    asked = recipe.steps["judgments"].to_json()
+    assert asked["questions"] == {"from": "inputs.judged_test"}
+    assert list(asked["compare"]["readers"]) == ["owned", "untaught", "shipped", "sentence"]
+    assert recipe.steps["report"].recipe.compare.untaught == ""
+
+
+def test_questions_that_judge_are_not_learned_from_where_they_were_judged(tmp_path):
+    out, part = tmp_path / "run", {"document_id": "d", "passage": "p", "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(9)]
+    known = next(one for one in judgments if one.side == "train")
+    find_judgments(out).add(replace(known, evidence=({**part, "start": 0, "end": 3},)))
+    (tmp_path / "people.csv").write_text("question,answer\nWhy?,so\n", encoding="utf-8")
+    recipe = read_make_recipe(tmp_path / "docs", questions=tmp_path / "people.csv", out=out)
+    asked = recipe.steps["reader"].to_json()
+    assert asked["without"] == [{"from": "inputs.questions"}]
+    assert recipe.steps["report"].to_json()["questions"] == {"from": "inputs.questions"}
+
+
+def test_without_held_out_judgments_no_control_is_trained(tmp_path):
+    part = {"document_id": "d", "passage": "p", "start": 0, "end": 3, "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(9)]
+    known = next(one for one in judgments if one.side == "train")
+    find_judgments(tmp_path / "run").add(replace(known, evidence=(part,)))
+    recipe = read_make_recipe(tmp_path, out=tmp_path / "run")
+    assert list(recipe.steps) == ["index", "records", "reader", "report"]
 
 
 @pytest.mark.parametrize(

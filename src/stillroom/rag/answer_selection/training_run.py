@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from stillroom.rag.answer_selection.examples import (
     label_passages,
     make_examples,
     read_passage,
+    read_split_questions,
 )
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
@@ -47,6 +48,7 @@ from stillroom.rag.answer_selection.training import ReaderNetwork, build_source,
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit, Link, Origin
+from stillroom.text.unicode import normalize_text
 from stillroom.train.loop import train
 from stillroom.train.precision import limit_threads
 
@@ -178,8 +180,9 @@ def _choose(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
+    told = difference.to_json()
     measured = f"{difference.value:+.3f}" if before else "not measured"
-    if difference.low is not None and difference.high is not None:
+    if before and told["low"] is not None:
         measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     job.say(
         f"trained minus start, right first sentences of {len(before)} held-out questions: "
@@ -188,9 +191,9 @@ def _choose(
     return {
         "kept": "trained" if is_better else "start",
         "comparison": {
-            "difference": difference.value if before else None,
-            "low": difference.low if before else None,
-            "high": difference.high if before else None,
+            "difference": told["value"] if before else None,
+            "low": told["low"] if before else None,
+            "high": told["high"] if before else None,
             "n": len(before),
         },
         **({} if is_better else {"validation": _describe(readings, reader.config)}),
@@ -205,7 +208,17 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 
 
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    every = list(_read_questions(recipe))
+    rows = read_split_questions(list(map(Path, recipe.questions)))
+    every = [(question, is_held_out) for _, question, is_held_out in rows]
+    judging = {
+        normalize_text(question.text)
+        for path in recipe.without
+        for question in read_question_set(Path(path), every=True)
+    }
+    found = [row for row in every if normalize_text(row[0].text) not in judging]
+    if len(found) < len(every):
+        job.say(f"{len(every) - len(found)} questions are left out, since they judge the reader")
+    every = found
     questions = [row for row in every if row[0].is_answerable and row[0].evidence]
     if len(questions) < len(every):
         job.say(
@@ -238,17 +251,6 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
             next="check that the questions are about this index",
         )
     return retrieved
-
-
-def _read_questions(recipe: ReaderRecipe) -> Iterator[tuple[JudgedQuestion, bool | None]]:
-    """Yield the questions, and whether their records are held out, if they have splits."""
-    for number, path in enumerate(map(Path, recipe.questions)):
-        every = read_question_set(path, every=True)
-        held_out = {question.id for question in read_question_set(path)}
-        has_splits = len(held_out) < len(every)
-        for question in every:
-            is_held_out = question.id in held_out if has_splits else None
-            yield replace(question, id=f"{number}:{question.id}"), is_held_out
 
 
 def _split(

@@ -89,6 +89,11 @@ class ReaderComparison(Settings):
         description="number of questions that the model answers, too, as the arm 'base'; half of "
         "them again without the documents that answer; 0 leaves it out",
     )
+    untaught: str = Field(
+        default="",
+        description="name of the reader that is the first one without what people judged; by "
+        "questions that people judged, the report tells what that bought, and decides nothing",
+    )
 
     @model_validator(mode="after")
     def _check_names(self) -> ReaderComparison:

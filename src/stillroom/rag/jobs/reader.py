@@ -55,6 +55,11 @@ class ReaderRecipe(Recipe):
         examples=[["path/to/questions.json"]],
         description="questions that name their evidence: JSON lines, SQuAD's JSON, records",
     )
+    without: tuple[Reference, ...] = Field(
+        default=(),
+        description="questions that judge the reader, and are not learned from whatever the case "
+        "and punctuation of their words",
+    )
     base: Reference = Field(
         default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"
     )

@@ -4,6 +4,7 @@
 """
 
 from stillroom.serve.routes import (
+    answers,
     chat_completions,
     completions,
     embeddings,
@@ -17,7 +18,6 @@ from stillroom.serve.routes import (
     rerank,
     responses,
     status,
-    traces,
     workspace,
 )
 
@@ -31,8 +31,8 @@ ROUTES = (
     completions,
     embeddings,
     rerank,
+    answers,
     judgments,
-    traces,
     recipes,
     workspace,
     jobs,

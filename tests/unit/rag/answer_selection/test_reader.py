@@ -263,6 +263,16 @@ def test_questions_that_cannot_be_learned_from_are_counted(place, encoder, tmp_p
     assert f"2 of {len(QUESTIONS) + 2} questions are left out" in told
 
 
+def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
+    rows = [{"question": "what ground CORN", "answers": ["The mill"]}]
+    (tmp_path / "judge.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = make_recipe(place, encoder, without=f"[{tmp_path / 'judge.jsonl'}]")
+    run_recipe(recipe, tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert "1 questions are left out, since they judge the reader" in told
+    assert f"of {len(QUESTIONS)} examples" not in told
+
+
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
     tiny_checkpoint(tmp_path / "llama")
     with pytest.raises(CheckpointError) as caught:

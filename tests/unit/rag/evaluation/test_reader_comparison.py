@@ -13,6 +13,7 @@ from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation import reader_comparison
 from stillroom.rag.evaluation.answer_job import GradedAnswer
 from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
+from stillroom.rag.evaluation.judged_report import report_judgments
 from stillroom.rag.evaluation.reader_comparison import (
     add_comparison,
     find_copies,
@@ -310,3 +311,55 @@ def test_readers_with_the_weights_of_the_first_are_not_asked():
     readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap", "other": "/no/such"}
     recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
     assert reader_comparison.find_twins(recipe) == ["shipped"]
+
+
+def tell_judgments(monkeypatch, twins=(), **arms):
+    readers = {arm: f"/{arm}" for arm in arms} | {"shipped": "builtin:reader"}
+    told = RECIPE.model_copy(
+        update={"compare": ReaderComparison(readers=readers, untaught="untaught")}
+    )
+    monkeypatch.setattr(
+        "stillroom.rag.evaluation.judged_report.find_twins", lambda recipe: list(twins)
+    )
+    monkeypatch.setattr(reader_comparison, "find_twins", lambda recipe: list(twins))
+    monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
+    return report_judgments(told, arms, {})
+
+
+@pytest.mark.parametrize(
+    ("taught", "control", "line"),
+    [
+        ([True] * 30, [False] * 30, "The judgments made the reader better: right words +1.00"),
+        ([False] * 30, [True] * 30, "The judgments made the reader worse: right words -1.00"),
+        ([True] * 30, [True] * 29 + [False], "No effect of the judgments is seen: right words"),
+        ([True] * 19, [False] * 19, "What the judgments bought cannot be told yet (20 are wanted)"),
+    ],
+)
+def test_the_report_says_what_judgments_bought(monkeypatch, taught, control, line):
+    report, told = tell_judgments(monkeypatch, owned=ask(taught), untaught=ask(control))
+    assert told.startswith(line)
+    assert report.summary == told
+    assert report.sections[0].title == "What the judgments bought"
+    assert not any(name.startswith("reader/") for name in report.metrics)
+    expected = sum(taught) / len(taught) - sum(control) / len(control)
+    assert report.metrics["judged/owned_minus_untaught"].value == pytest.approx(expected)
+    assert report.metrics["judged/owned/holds"].n == len(taught)
+
+
+def test_held_out_judgments_without_an_answer_measure_nothing(monkeypatch):
+    rows = [replace(ask([True])[0], question=JudgedQuestion("0", "Who?", ()))]
+    _, told = tell_judgments(monkeypatch, owned=rows, untaught=rows)
+    assert told.startswith("What the judgments bought is not measured: 0 judged questions")
+
+
+def test_judgments_that_changed_no_weights_bought_nothing(monkeypatch):
+    arms = {"owned": ask([True] * 30), "untaught": []}
+    report, told = tell_judgments(monkeypatch, ["untaught"], **arms)
+    assert told.startswith("The judgments bought nothing yet: with and without them the same")
+    assert report.metrics["judged/owned_minus_untaught"].value == 0
+
+
+def test_without_a_control_the_packaged_reader_is_one(monkeypatch):
+    arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
+    _, told = tell_judgments(monkeypatch, **arms)
+    assert told.startswith("The judgments made the reader better: right words +1.00")
