@@ -230,7 +230,6 @@ def open_run(
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
-    from stillroom.rag.evaluation.judging import record_judgment
     from stillroom.rag.generation.answer import ask_stream
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
@@ -270,14 +269,6 @@ def open_run(
 
         store = find_judgments(run)
 
-        def judge(
-            asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
-        ) -> Judgment:
-            seen = access or audience.default
-            return record_judgment(
-                store, audience.seen_by(access), asked, verdict, quote, access=seen
-            )
-
         try:
             yield ServedModel(
                 name or run.resolve().name,
@@ -285,13 +276,29 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
-                judge=judge,
+                judge=partial(_judge, store, audience),
                 trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
                 judgments=_StoredJudgments(store, audience),
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
+
+
+def _judge(
+    store: JudgmentStore,
+    audience: PerUserIndexCache,
+    asked: AskedAnswer,
+    verdict: Verdict,
+    quote: str,
+    *,
+    access: AccessContext | None,
+) -> Judgment:
+    """Store a verdict on an answer, as the client sees the index."""
+    from stillroom.rag.evaluation.judging import record_judgment
+
+    seen = access or audience.default
+    return record_judgment(store, audience.seen_by(access), asked, verdict, quote, access=seen)
 
 
 def _trace(
