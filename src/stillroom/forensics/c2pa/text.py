@@ -33,6 +33,8 @@ TEXT_TYPES = {
     ".html": "text/html",
     ".htm": "text/html",
 }
+_PURPOSES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
+"""Key usages of C2PA 2.4, section 14.5: email protection, document signing, claim signing."""
 _INTEGRITY: dict[str, Integrity] = {
     "valid": "intact",
     "partial": "intact",
@@ -164,4 +166,4 @@ def _is_trusted(credential: TextCredential, trust: TrustList) -> bool:
         return False
     keys = [parse_public_key(one.encode(), Path(trust.label)) for one in _KEY.findall(trust.keys)]
     known = x509.load_pem_x509_certificates(trust.anchors.encode()) if trust.anchors else []
-    return Trust(tuple(keys), tuple(known)).covers(key, credential.chain)
+    return Trust(tuple(keys), tuple(known)).covers(key, credential.chain, _PURPOSES)

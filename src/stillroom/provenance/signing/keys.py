@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 __all__ = [
+    "CODE_SIGNING",
     "KEY_VARIABLE",
     "PASSWORD_VARIABLE",
     "KeyAlgorithm",
@@ -47,6 +48,8 @@ __all__ = [
 KEY_VARIABLE = "STILLROOM_SIGNING_KEY"
 PASSWORD_VARIABLE = "STILLROOM_SIGNING_PASSWORD"  # noqa: S105 - a name, no password
 KeyAlgorithm = Literal["ecdsa-p256", "ed25519"]
+CODE_SIGNING = "1.3.6.1.5.5.7.3.3"
+"""Extended key usage of RFC 5280, section 4.2.1.12."""
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
@@ -123,15 +126,21 @@ class Trust:
         """Return whether anybody is trusted."""
         return bool(self.keys or self.authorities)
 
-    def covers(self, key: PublicKey, certificates: Sequence[bytes] = ()) -> bool:
+    def covers(
+        self,
+        key: PublicKey,
+        certificates: Sequence[bytes] = (),
+        purposes: Collection[str] = (CODE_SIGNING,),
+    ) -> bool:
         """Return whether a signer's key is trusted, itself or through its certificates.
 
         Args:
             key: The signer's key.
             certificates: The signer's chain in DER, its own first; each must be issued by the next
                 or by a trusted authority, and all must be valid now, since nothing proves when the
-                signature was made. The signer's own must be for signatures, and, if it limits its
-                purposes, for code signing.
+                signature was made. The signer's own must be for signatures.
+            purposes: Extended key usages, as dotted numbers, of which the signer's own certificate
+                must have one if it limits its purposes.
         """
         if any(key.key_id == known.key_id for known in self.keys):
             return True
@@ -143,7 +152,7 @@ class Trust:
             chain = [x509.load_der_x509_certificate(data) for data in certificates]
         except ValueError:
             return False
-        is_own = chain[0].public_key() == key.key and _may_sign(chain[0])
+        is_own = chain[0].public_key() == key.key and _may_sign(chain[0], purposes)
         return is_own and self._is_anchored(chain)
 
     def _is_anchored(self, chain: list[Certificate]) -> bool:
@@ -162,20 +171,19 @@ def _is_valid_now(certificate: Certificate) -> bool:
     return certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc
 
 
-def _may_sign(certificate: Certificate) -> bool:
-    """Return whether a certificate is for signatures, and for code signing if it says for what."""
+def _may_sign(certificate: Certificate, purposes: Collection[str]) -> bool:
+    """Return whether a certificate is for signatures, and for a purpose if it says for which."""
     from cryptography import x509
-    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     try:
         if not certificate.extensions.get_extension_for_class(
             x509.KeyUsage
         ).value.digital_signature:
             return False
-        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        own = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound as error:
         return error.oid == x509.ExtendedKeyUsage.oid
-    return ExtendedKeyUsageOID.CODE_SIGNING in purposes
+    return any(purpose.dotted_string in purposes for purpose in own)
 
 
 def _is_authority(certificate: Certificate) -> bool:
