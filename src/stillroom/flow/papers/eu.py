@@ -54,9 +54,7 @@ def write_training_summary(graph: ProvenanceGraph) -> Paper:
         },
         "1.2 Model identification": {
             "Versioned model name(s)": f"{graph.title} (digest {graph.subject.digest})",
-            "Model dependencies": ", ".join(
-                dict.fromkeys([*list_bases(graph), *_list_starts(graph)])
-            ),
+            "Model dependencies": ", ".join(_list_dependencies(graph)),
             "Date of placement of the model on the Union market": None,
         },
         "1.3 Modalities, overall training data size and other characteristics": _list_sizes(graph),
@@ -185,9 +183,10 @@ def _escape(text: str) -> str:
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
-def _list_starts(graph: ProvenanceGraph) -> list[str]:
-    """Return the models outside the run whose training a model of it continues."""
-    return [node.name for role, node in graph.models if role == "start" and node.kind == "model"]
+def _list_dependencies(graph: ProvenanceGraph) -> list[str]:
+    """Return the model's bases, and the models whose training it continues."""
+    starts = [node.name for role, node in graph.models if role == "start" and node.kind == "model"]
+    return list(dict.fromkeys([*list_bases(graph), *starts]))
 
 
 def _has_license(graph: ProvenanceGraph) -> bool:
