@@ -182,10 +182,9 @@ def test_croissant_tells_sources_models_and_what_was_dropped(papers):
     ("format", "said"),
     [
         ("eu-summary", "- **Model dependencies:** Maker/Large"),
-        (
-            "eu-summary",
-            "- **Training data size:** 48 bytes of text in 3 records. Less than 1 billion tokens",
-        ),
+        ("eu-summary", "- **Training data size:** 48 bytes of text in 3 records. Less than 1 "),
+        ("eu-summary", "- **General description of measures taken:** unknown"),
+        ("eu-form", "3 records, 48 bytes of text; split: 3 train; origin: 2 synthetic, 1 human"),
         ("eu-summary", "- **Was synthetic AI-generated data created to train the model?:** Yes"),
         ("eu-summary", f"Maker/Large ({PRINT}): 2 texts"),
         ("eu-summary", "2 documents of papers: 1 text/markdown, 1 text/plain; license: 2 CC0-1.0"),
