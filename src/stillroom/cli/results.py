@@ -69,9 +69,12 @@ def print_run(out: Path, artifact: Artifact) -> None:
         _print_failed(read_artifact(out / folder))
     _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
-    click.echo(f'ask      stillroom ask {out} "..."')
+    can_answer = bool(artifact.details.get("answer"))
+    if can_answer:
+        click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
-    click.echo(f"serve    stillroom serve {out}")
+    if can_answer:
+        click.echo(f"serve    stillroom serve {out}")
 
 
 def _print_untrained(artifact: Artifact) -> None:
