@@ -69,7 +69,11 @@ def print_run(out: Path, artifact: Artifact) -> None:
         _print_failed(read_artifact(out / folder))
     _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
-    can_answer = bool(artifact.details.get("answer"))
+    _print_next(out, can_answer=bool(artifact.details.get("answer")))
+
+
+def _print_next(out: Path, *, can_answer: bool) -> None:
+    """Print what can be done with a run; without `answer:` in its recipe, nothing answers."""
     if can_answer:
         click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
