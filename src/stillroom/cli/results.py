@@ -69,9 +69,16 @@ def print_run(out: Path, artifact: Artifact) -> None:
         _print_failed(read_artifact(out / folder))
     _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
-    click.echo(f'ask      stillroom ask {out} "..."')
+    _print_next(out, can_answer=bool(artifact.details.get("answer")))
+
+
+def _print_next(out: Path, *, can_answer: bool) -> None:
+    """Print what can be done with a run; without `answer:` in its recipe, nothing answers."""
+    if can_answer:
+        click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
-    click.echo(f"serve    stillroom serve {out}")
+    if can_answer:
+        click.echo(f"serve    stillroom serve {out}")
 
 
 def _print_untrained(artifact: Artifact) -> None:

@@ -37,7 +37,7 @@ def show_trace(
     """
     from stillroom.text.verbatim import trace_text
 
-    text, cited, asked_of, whose = _read_traced(path, record, within)
+    text, cited, asked_of, notes = _read_traced(path, record, within)
     traced = trace_text(
         text,
         asked_of,
@@ -47,7 +47,8 @@ def show_trace(
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        print_json({"trace": {"within": str(asked_of), **traced.to_json()}})
+        told = {**traced.to_json(), "notes": [*traced.notes, *notes]}
+        print_json({"trace": {"within": str(asked_of), **told}})
         return
     click.echo(_mark_spans(traced))
     for number in range(len(traced.spans)):
@@ -55,26 +56,28 @@ def show_trace(
         for lead, line in _list_sources(traced, number):
             click.echo(format_row(lead, escape_line(line)))
     click.echo("")
-    for line in _summarize(traced, whose):
+    for line in [*_summarize(traced), *notes]:
         click.echo(format_row("", escape_line(line)))
 
 
-def _read_traced(path: Path, record: str, within: Path | None) -> tuple[str, list[int], Path, str]:
-    """Return the text, the numbers of its citations, what is searched, and whose text it is."""
+def _read_traced(
+    path: Path, record: str, within: Path | None
+) -> tuple[str, list[int], Path, list[str]]:
+    """Return the text, the numbers of its citations, what is searched, and notes on that."""
     from stillroom.errors import DataError
-    from stillroom.provenance import read_answer
+    from stillroom.provenance import note_other_index, read_answer
     from stillroom.text.verbatim.sources import find_record
 
     if record:
         found = find_record(path, record)
         said = [turn.content for turn in found.messages if turn.role == "assistant"]
-        return "\n\n".join(said), [], within or path, "record"
+        return "\n\n".join(said), [], within or path, []
     answer = read_answer(path) if path.is_file() else None
     if answer is not None:
         source = within or (Path(answer.asked_of) if answer.asked_of else None)
-        text, cited, whose = answer.text, [citation.number for citation in answer.cited], "model"
+        text, cited = answer.text, [citation.number for citation in answer.cited]
     else:
-        source, text, cited, whose = within, _read_text(path), [], "text"
+        source, text, cited = within, _read_text(path), []
     if source is None:
         raise DataError(
             f"{path} does not name what it is to be searched in",
@@ -83,7 +86,8 @@ def _read_traced(path: Path, record: str, within: Path | None) -> tuple[str, lis
             expected="a run, an index or a set of records",
             next=f"stillroom show {path} --trace --within RUN",
         )
-    return text, cited, source, whose
+    notes = note_other_index(answer, source) if answer is not None and source.exists() else []
+    return text, cited, source, notes
 
 
 def _read_text(path: Path) -> str:
@@ -100,7 +104,7 @@ def _read_text(path: Path) -> str:
         where=str(path),
         expected="an answer ('ask --json', a reply of the server), a text file in UTF-8 of at most "
         "1 MiB, or --record ID for a record of an artifact",
-        next=f"stillroom show {path} --lineage",
+        next="save the text alone in a file, then stillroom show FILE --trace --within RUN",
     )
 
 
@@ -136,7 +140,7 @@ def _letter(number: int) -> str:
 
 def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str]]:
     span = traced.spans[number]
-    yield f"({_letter(number)}) ", f"{span.words} words, {_count(span.places, 'place')}"
+    yield f"({_letter(number)}) ", f"{_count(span.words, 'word')}, {_count(span.places, 'place')}"
     for document in span.documents:
         place = f"{document.path}: bytes {document.byte_start}-{document.byte_end}"
         facts = [document.origin, *(f"page {page}" for page in document.pages[:1])]
@@ -155,7 +159,7 @@ def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str
         yield "    record    ", f"and {span.in_records - len(span.records)} more"
 
 
-def _summarize(traced: VerbatimTrace, whose: str) -> Iterator[str]:
+def _summarize(traced: VerbatimTrace) -> Iterator[str]:
     least = f"spans of {traced.min_words} words or more that are not common phrases"
     yield f"searched {traced.searched:,} words of documents and records for {least}"
     yield (
@@ -163,7 +167,7 @@ def _summarize(traced: VerbatimTrace, whose: str) -> Iterator[str]:
         f"in records {traced.in_records}"
     )
     own = "; ".join(f"“{' '.join(traced.text[a:b].split())}”" for a, b in traced.own)
-    yield f"the {whose}'s own words: {traced.own_words}" + (f": {own}" if own else "")
+    yield f"in no span {_count(traced.own_words, 'word')}" + (f": {own}" if own else "")
     yield from traced.notes
 
 

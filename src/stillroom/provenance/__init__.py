@@ -28,6 +28,7 @@ from stillroom.provenance.digests import (
 )
 from stillroom.provenance.lineage import (
     ProvenanceNode,
+    note_other_index,
     render_tree,
     walk_answer,
     walk_lineage,
@@ -71,6 +72,7 @@ __all__ = [
     "find_passages",
     "list_run_folders",
     "make_parent",
+    "note_other_index",
     "read_answer",
     "read_artifact",
     "read_ledger",

@@ -35,6 +35,7 @@ from stillroom.records import Passage, Record, find_record_file, read_records
 
 __all__ = [
     "ProvenanceNode",
+    "note_other_index",
     "render_tree",
     "walk_answer",
     "walk_lineage",
@@ -123,19 +124,29 @@ def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     notes = [f"model {answer.model}"] if answer.model else []
     if not cited:
         notes.append("it cites nothing")
-    states = [
-        artifact.details.get("index", "") for _, artifact in folders if artifact.kind == "index"
-    ]
-    if answer.index and states and answer.index not in states:
-        notes.append(
-            f"the index has changed since: it was {answer.index[:SHOWN_DIGEST_DIGITS]} then"
-        )
+    notes += note_other_index(answer, within)
     text = " ".join(answer.text.split())
     title = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
     below = walker.artifact(within, "asked of")
     return ProvenanceNode(
         f"“{title}”", "answer", "", "", "synthetic", (*cited, below), tuple(notes)
     )
+
+
+def note_other_index(answer: StoredAnswer, within: Path) -> list[str]:
+    """Return a note if no index that ``within`` was made from is in the state that answered.
+
+    Raises:
+        DataError: If the path is no artifact.
+    """
+    states = [
+        artifact.details.get("index", "")
+        for _, artifact in list_ancestors(within)
+        if artifact.kind == "index"
+    ]
+    if not answer.index or not states or answer.index in states:
+        return []
+    return [f"the index has changed since: it was {answer.index[:SHOWN_DIGEST_DIGITS]} then"]
 
 
 class _LineageWalker:

@@ -49,7 +49,7 @@ def test_an_answer_is_printed_with_spans_sources_and_own_words(records, tmp_path
         "searched 25 words of documents and records for spans of 5 words or more that are not "
         "common phrases",
         "verbatim in documents 0 of 12 words, in records 9",
-        "the model's own words: 3: “I think”; “1”",
+        "in no span 3 words: “I think”; “1”",
     ]
     traced = json.loads(show(answer, "--trace", "--json").stdout)["trace"]
     assert traced["within"] == str(folder)
@@ -61,7 +61,7 @@ def test_a_text_file_and_a_record_are_traced(records, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Nothing of this stands anywhere.")
     told = show(text, "--trace", "--within", folder).stdout
-    assert "the text's own words: 5: “Nothing of this stands anywhere”" in told
+    assert "in no span 5 words: “Nothing of this stands anywhere”" in told
     told = show(folder, "--trace", "--record", rows[1].id).stdout
     assert told.startswith("Note:\n«A slow cooling kiln keeps the glaze from crazing overnight»(a)")
     assert "\\x1b[1mAlways" in told
@@ -83,3 +83,20 @@ def test_what_cannot_be_traced_is_an_error_that_says_what_to_do(tmp_path, name, 
     assert isinstance(told.exception, DataError)
     assert told.exception.code == "data.answer"
     assert said in str(told.exception)
+
+
+def test_an_answer_of_an_index_that_has_changed_since_is_traced_with_a_note(tmp_path):
+    job = Job.start(tmp_path / "index", "version: 1\nkind: rag.index\n")
+    (job.output / "documents.jsonl").write_text("")
+    (job.output / "passages.jsonl").write_text("")
+    job.finish("index", details={"index": "b" * 64})
+    answer = tmp_path / "answer.json"
+    for state, noted in (("a" * 64, True), ("b" * 64, False)):
+        said = {"answer": TAUGHT, "citations": [], "details": {"index": state}}
+        answer.write_text(json.dumps({**said, "asked_of": str(tmp_path / "index")}))
+        told = show(answer, "--trace")
+        assert told.exit_code == 0
+        note = "the index has changed since: it was aaaaaaaaaaaaaaaa then"
+        assert (told.stdout.splitlines()[-1] == note) is noted
+        traced = json.loads(show(answer, "--trace", "--json").stdout)["trace"]
+        assert traced["notes"] == ([note] if noted else [])

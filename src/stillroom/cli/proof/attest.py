@@ -63,7 +63,7 @@ def attest_command(
 ) -> None:
     """Write inventory and data papers of a run from its lineage.
 
-    CycloneDX 1.7 (ML-BOM), SPDX 3.0.1 (AI and Dataset profiles), Croissant 1.1, the EU's public
+    CycloneDX 1.7 (ML-BOM), SPDX 3.0.1 (AI and data), Croissant 1.1, the EU's public
     summary of training content and Model Documentation Form, and a model card. What the lineage
     does not hold is written as unknown, and counted. The same run gives the same bytes.
     """

@@ -31,7 +31,7 @@ from stillroom.flow.papers.facts import (
 )
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_limitations
-from stillroom.flow.papers.node import DATA_KINDS, Node
+from stillroom.flow.papers.node import Node
 from stillroom.provenance import FileEntry
 from stillroom.provenance.signing import CLAIMS_FILE, SIGNATURE_FILE
 
@@ -235,7 +235,7 @@ def _make_card(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
     """Return the model card; evaluation and limitations are the subject's alone."""
     is_subject = node is graph.subject
     facts = node.model
-    data = graph.select(*DATA_KINDS, of=node)
+    data = graph.list_training_data(node) + graph.list_training_data(node, is_tested=True)
     measured = select_metrics(graph, quality=True) if is_subject else []
     settings = [
         {"name": f"stillroom:setting:{name}", "value": value}
@@ -257,7 +257,7 @@ def _make_card(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
                     "task": task or "forgery-detection",
                     "architectureFamily": facts.family,
                     "modelArchitecture": facts.architecture,
-                    "datasets": [{"ref": one.id} for one in data],
+                    "datasets": [{"ref": ref} for ref in _unique(one.id for one in data)],
                     "inputs": [{"format": "text"}] if is_text else None,
                     "outputs": [{"format": "text"}] if is_text else None,
                 }

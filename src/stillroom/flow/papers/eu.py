@@ -35,7 +35,7 @@ __all__ = ["write_documentation_form", "write_training_summary"]
 
 _BILLION = 1_000_000_000
 _CLEANING = {"shape", "language", "repetition", "duplicate", "question_form", "standalone"}
-_LEGALITY = {"personal", "toxicity", "license", "injection"}
+_LEGALITY = {"personal", "toxicity", "license"}
 
 Sections = Mapping[str, Mapping[str, object]]
 
@@ -54,7 +54,7 @@ def write_training_summary(graph: ProvenanceGraph) -> Paper:
         },
         "1.2 Model identification": {
             "Versioned model name(s)": f"{graph.title} (digest {graph.subject.digest})",
-            "Model dependencies": ", ".join(list_bases(graph)),
+            "Model dependencies": ", ".join(_list_dependencies(graph)),
             "Date of placement of the model on the Union market": None,
         },
         "1.3 Modalities, overall training data size and other characteristics": _list_sizes(graph),
@@ -183,6 +183,12 @@ def _escape(text: str) -> str:
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
+def _list_dependencies(graph: ProvenanceGraph) -> list[str]:
+    """Return the model's bases, and the models whose training it continues."""
+    starts = [node.name for role, node in graph.models if role == "start" and node.kind == "model"]
+    return list(dict.fromkeys([*list_bases(graph), *starts]))
+
+
 def _has_license(graph: ProvenanceGraph) -> bool:
     license = find_license(graph)
     return bool(license) and UNKNOWN not in license.split()
@@ -197,8 +203,10 @@ def _sum_counts(graph: ProvenanceGraph, name: str) -> Counter[str]:
 
 
 def _list_sizes(graph: ProvenanceGraph) -> dict[str, object]:
-    texts = [node.text for node in graph.data if node.text and not node.text.problem]
-    size = sum(text.text_bytes for text in texts)
+    learned = graph.list_training_data(graph.subject)
+    texts = [node.text for node in learned if node.text and not node.text.problem]
+    size = sum(text.training[1] for text in texts)
+    counted = ", ".join(f"{text.training[0]} {text.unit}" for text in texts)
     span = (
         "Less than 1 billion tokens, since a token holds at least a byte" if size < _BILLION else ""
     )
@@ -206,7 +214,9 @@ def _list_sizes(graph: ProvenanceGraph) -> dict[str, object]:
     origins = format_counts(_sum_counts(graph, "origins"))
     return {
         "Modality": "Text" if texts else None,
-        "Training data size": f"{size} bytes of text. {span}".strip() if texts else None,
+        "Training data size": f"{size} bytes of text in {counted}. {span}".strip()
+        if texts and len(texts) == len(learned)
+        else None,
         "Types of content": format_counts(_sum_counts(graph, "media_types")),
         "Latest date of data acquisition": f"documents were last read on {max(read)}"
         if read
@@ -331,7 +341,9 @@ def _list_data(graph: ProvenanceGraph) -> dict[str, object]:
         ),
         "Scope and main characteristics": format_counts(_sum_counts(graph, "media_types")),
         "Data curation methodologies": _describe_filters(graph, _CLEANING),
-        "Measures to detect unsuitability of data sources": _describe_filters(graph, _LEGALITY),
+        "Measures to detect unsuitability of data sources": _describe_filters(
+            graph, _LEGALITY | {"injection"}
+        ),
         "Measures to detect identifiable biases": None,
     }
 

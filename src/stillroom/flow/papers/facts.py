@@ -1,6 +1,7 @@
 """Facts that several papers give, in the words that all of them use, and the sheet of their fields.
 
-Local paths stay out of every paper: folders are named by their last parts.
+Local paths and the addresses of endpoints stay out of every paper: folders are named by their last
+parts, endpoints by their models.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillroom.flow.papers.graph import ProvenanceGraph, hide_folders
-from stillroom.flow.papers.node import Node, TextFacts
+from stillroom.flow.papers.graph import ProvenanceGraph
+from stillroom.flow.papers.node import Node, TextFacts, hide_places
 from stillroom.provenance import canonical_json
 
 __all__ = [
@@ -70,6 +71,7 @@ _SPDX_IDS = (
 _CANONICAL_IDS = {name.lower(): name for name in _SPDX_IDS}
 _SIZE_SUFFIXES = ("/size_bytes", "/parameters", "/tokens_per_second", "/cpu_s_a_question")
 _HIDDEN_SETTINGS = {"version", "kind", "seed"}
+_ADDRESS_SETTINGS = {"endpoint", "address"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +154,14 @@ def format_counts(counts: Mapping[str, int]) -> str:
 
 
 def describe_texts(node: Node) -> str:
-    """Return count, size and origins of a node's texts; empty if they cannot be read."""
+    """Return count, size, splits and origins of a node's texts; empty if they cannot be read."""
     facts = node.text
     if facts is None or facts.problem:
         return ""
-    return f"{facts.count} {facts.unit}, {facts.text_bytes} bytes of text; origin: " + (
-        format_counts(facts.origins) or UNKNOWN
+    splits = f"; split: {format_counts(facts.splits)}" if any(facts.splits) else ""
+    origins = format_counts(facts.origins) or UNKNOWN
+    return (
+        f"{facts.count} {facts.unit}, {facts.text_bytes} bytes of text{splits}; origin: {origins}"
     )
 
 
@@ -187,7 +191,8 @@ def _list_setting(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for at, one in enumerate(value):
             yield from _list_setting(f"{name}.{at}", one)
     else:
-        yield name, hide_folders(str(value))
+        is_address = name.rpartition(".")[2] in _ADDRESS_SETTINGS
+        yield name, "an address" if is_address else hide_places(str(value))
 
 
 def find_filters(node: Node) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
-from stillroom.flow.papers.node import DATA_KINDS, Node, NodeKind
+from stillroom.flow.papers.node import DATA_KINDS, Node, NodeKind, hide_places
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.sources import (
     has_path,
@@ -28,8 +27,10 @@ from stillroom.provenance.sources import (
     resolve_parent,
 )
 
-__all__ = ["Edge", "ProvenanceGraph", "hide_folders", "read_graph"]
+__all__ = ["Edge", "ProvenanceGraph", "read_graph"]
 
+_CHOOSING_KINDS = ("merge.", "distill.prune")
+"""Beginnings of the kinds of jobs that measure models on records and train none."""
 MODEL_ROLES = frozenset({"teacher", "base", "model", "student", "start", "embedder", "reader"})
 
 
@@ -120,6 +121,27 @@ class ProvenanceGraph:
     def data(self) -> list[Node]:
         """Records, indexes of documents and media that the subject was made from, or is."""
         return self.select(*DATA_KINDS, of=self.subject)
+
+    def list_training_data(self, node: Node, *, is_tested: bool = False) -> list[Node]:
+        """Return the data that a model learned from, itself or before it was trained further.
+
+        What the data were made from, and what a teacher learned from, is not among them.
+
+        Args:
+            node: The model.
+            is_tested: Return the data on which a merge or a pruning was measured instead.
+        """
+        found: dict[str, Node] = {}
+        waiting = [node]
+        for model in waiting:  # grows during iteration
+            chooses = str(model.recipe.get("kind", "")).startswith(_CHOOSING_KINDS)
+            for role, parent in self.list_parents(model):
+                if parent.kind in DATA_KINDS and chooses == is_tested:
+                    found[parent.id] = parent
+                is_further = role != "teacher" and parent not in waiting
+                if parent.kind == "checkpoint" and is_further:
+                    waiting.append(parent)
+        return list(found.values())
 
     @property
     def models(self) -> list[tuple[str, Node]]:
@@ -258,10 +280,10 @@ class _GraphBuilder:
         if not has_path(parent):
             return self._add(Node(f"missing:{parent.role}", parent.role, "missing"))
         if is_reference(parent.path):
-            reference = hide_folders(parent.path)
+            reference, digest = hide_places(parent.path), hide_places(parent.digest)
             name = reference.removeprefix("hub:").partition("@")[0]
             kind: NodeKind = "model" if is_model else "file"
-            return self._add(Node(f"{kind}:{reference}", name, kind, parent.digest, reference))
+            return self._add(Node(f"{kind}:{reference}", name, kind, digest, reference))
         path = resolve_parent(folder, parent)
         if path in self.ids:
             return self.ids[path]
@@ -285,14 +307,6 @@ class _GraphBuilder:
             node.id = f"{node.id}#{node.digest[:12]}"
         self.nodes.setdefault(node.id, node)
         return node.id
-
-
-def hide_folders(text: str) -> str:
-    """Return a path or a reference to one without its folders; other texts unchanged."""
-    local = re.fullmatch(r"((?:[a-z][a-z0-9+.-]+:)?)(/(?!/).*|\.{1,2}/.*|[A-Za-z]:[\\/].*)", text)
-    if local is None:
-        return text
-    return local[1] + re.split(r"[\\/]", local[2].rstrip("\\/"))[-1]
 
 
 def _read_license(folder: Path) -> str:

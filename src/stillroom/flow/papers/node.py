@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ __all__ = [
     "Node",
     "NodeKind",
     "TextFacts",
+    "hide_places",
     "read_recipe",
 ]
 
@@ -45,6 +47,19 @@ class DocumentFacts:
     text_bytes: int
 
 
+def hide_places(text: str) -> str:
+    """Return a path or a reference without its folders, or without an endpoint's address.
+
+    Of an endpoint (``http://host/v1#model``, or the fingerprint of one) the model's name is left.
+    """
+    if endpoint := re.fullmatch(r"(?:openai:|endpoint:)?https?://[^#]*#(.*)", text, re.DOTALL):
+        return f"endpoint#{endpoint[1]}"
+    local = re.fullmatch(r"((?:[a-z][a-z0-9+.-]+:)?)(/(?!/).*|\.{1,2}/.*|[A-Za-z]:[\\/].*)", text)
+    if local is None:
+        return text
+    return local[1] + re.split(r"[\\/]", local[2].rstrip("\\/"))[-1]
+
+
 @dataclass
 class TextFacts:
     """Counts over the texts of one node: records, or documents.
@@ -61,6 +76,7 @@ class TextFacts:
     languages: Counter[str] = field(default_factory=Counter)
     media_types: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
+    split_bytes: Counter[str] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     documents: tuple[DocumentFacts, ...] = ()
@@ -70,14 +86,24 @@ class TextFacts:
         """Count one record."""
         self.count += 1
         texts = (message.content for message in record.messages)
-        self.text_bytes += sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        self.text_bytes += size
         self.origins[record.origin.kind] += 1
         self.licenses[record.origin.license] += 1
-        self.splits[str(record.fields.get("split") or "")] += 1
+        split = str(record.fields.get("split") or "")
+        self.splits[split] += 1
+        self.split_bytes[split] += size
         for link in record.origin.chain:
             self.methods[link.method] += 1
             if link.model:
-                self.models[link.model] += 1
+                self.models[hide_places(link.model)] += 1
+
+    @property
+    def training(self) -> tuple[int, int]:
+        """Number and bytes of the texts that are trained on: those of the split train, or all."""
+        if not any(self.splits):
+            return self.count, self.text_bytes
+        return self.splits["train"], self.split_bytes["train"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,14 @@
-"""SPDX document of a run, with the AI, Dataset and Build profiles, as JSON-LD.
+"""SPDX document of a run, with packages of the AI and Dataset profiles, as JSON-LD.
 
 Models are ``ai_AIPackage``, records and documents ``dataset_DatasetPackage``, jobs ``build_Build``
-with their inputs, outputs and settings; ``trainedOn`` and ``descendantOf`` link them. Every package
-has one declared and one concluded license, as both profiles demand: what nobody declared is
-NoAssertion. An unknown property is left out, or NoAssertion where there is such a value, and named
-in the annotation of its package. Ids and bytes are derived from the content.
+with their inputs, outputs and settings; ``trainedOn``, ``testedOn`` and ``descendantOf`` link them.
+Every package has one declared and one concluded license, as both profiles demand: what nobody
+declared is NoAssertion. An unknown property is left out, or NoAssertion where there is such a
+value, and named in the annotation of its package. Ids and bytes are derived from the content.
+
+The document does not state conformance to the AI and Dataset profiles: these demand a release time,
+a download location and a supplier (of data an originator and a build time) of every package, which
+no lineage holds.
 
 Source: SPDX 3.0.1 (ISO/IEC 5962), model and JSON-LD serialization.
 """
@@ -33,7 +37,7 @@ from stillroom.flow.papers.facts import (
 )
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_limitations
-from stillroom.flow.papers.node import DATA_KINDS, Node
+from stillroom.flow.papers.node import Node
 from stillroom.provenance import FileEntry
 
 __all__ = ["write_spdx"]
@@ -42,7 +46,22 @@ _CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 _NO_LICENSE = "https://spdx.org/rdf/3.0.1/terms/ExpandedLicensing/NoAssertionLicense"
 _CREATION = "_:creation"
 _UNDATED = "1970-01-01T00:00:00Z"
-_PROFILES = ("core", "software", "simpleLicensing", "ai", "dataset", "build")
+_PROFILES = ("core", "software", "simpleLicensing", "build")
+_DEMANDED = {
+    "ai_AIPackage": ("suppliedBy", "software_downloadLocation", "releaseTime"),
+    "dataset_DatasetPackage": (
+        "builtTime",
+        "originatedBy",
+        "software_downloadLocation",
+        "releaseTime",
+    ),
+}
+"""Properties of packages that may be absent from SPDX, but not from their profile: sections
+"External properties restrictions" of AIPackage and DatasetPackage, those that may be unknown."""
+_NO_PROFILES = (
+    "Packages of the AI and Dataset profiles, without their conformance: a release time and a "
+    "download location, which these profiles demand, are in no lineage."
+)
 _MODEL_KINDS = ("checkpoint", "model")
 _AVAILABLE = ("checkpoint", "records", "index", "report", "media")
 
@@ -52,7 +71,7 @@ def write_spdx(graph: ProvenanceGraph) -> Paper:
     writer = _SpdxWriter(graph)
     document = writer.write()
     return writer.sheet.make_paper(
-        "spdx", "bom.spdx.json", "SPDX 3.0.1, AI and Dataset profiles", format_json(document)
+        "spdx", "bom.spdx.json", "SPDX 3.0.1 AI and data BOM", format_json(document)
     )
 
 
@@ -100,6 +119,7 @@ class _SpdxWriter:
             "SpdxDocument",
             "document",
             name=f"{graph.title}: lineage",
+            comment=_NO_PROFILES,
             profileConformance=list(_PROFILES),
             rootElement=[root],
             element=[element["spdxId"] for element in self.elements],
@@ -132,8 +152,10 @@ class _SpdxWriter:
             fields, kind = {}, "software_Package"
         else:
             fields, kind = self._describe_dataset(node), "dataset_DatasetPackage"
-        spdx_id = self._add(kind, node.id, **self._describe_package(node), **fields)
-        missing = sorted(set(self._list_wanted(kind)) - fields.keys())
+        fields = {name: value for name, value in fields.items() if value}
+        fields |= {name: value for name, value in self._describe_package(node).items() if value}
+        spdx_id = self._add(kind, node.id, **fields)
+        missing = sorted({*_WANTED.get(kind, ()), *_DEMANDED.get(kind, ())} - fields.keys())
         if missing:
             self._add(
                 "Annotation",
@@ -161,9 +183,6 @@ class _SpdxWriter:
             ]
             self._relate("contains", spdx_id, files, node.id)
         return spdx_id
-
-    def _list_wanted(self, kind: str) -> tuple[str, ...]:
-        return _WANTED.get(kind, ())
 
     def _describe_package(self, node: Node) -> dict[str, Any]:
         is_subject = node is self.graph.subject
@@ -219,14 +238,18 @@ class _SpdxWriter:
         facts, graph = node.text, self.graph
         is_readable = facts is not None and not facts.problem
         is_text = node.kind in ("records", "index", "documents")
-        roles = sorted({edge.role for edge in graph.edges if edge.parent == node.id})
+        uses = {
+            f"{edge.role} of {graph.nodes[edge.child].recipe.get('kind') or 'a job'}"
+            for edge in graph.edges
+            if edge.parent == node.id
+        }
         methods = list_methods(graph, node)
         fields: dict[str, Any] = {
             "dataset_datasetType": ["text" if is_text else "noAssertion"],
             "dataset_datasetSize": facts.count if facts and is_readable else None,
             "dataset_dataCollectionProcess": ", ".join(methods),
             "dataset_dataPreprocessing": find_filters(node),
-            "dataset_intendedUse": ", ".join(roles),
+            "dataset_intendedUse": ", ".join(sorted(uses)),
         }
         if node in graph.data:
             for name in _WANTED["dataset_DatasetPackage"]:
@@ -276,9 +299,10 @@ class _SpdxWriter:
         for node in graph.nodes.values():
             parents = graph.list_parents(node)
             if node.kind in _MODEL_KINDS:
-                data = [ids[one.id] for one in graph.select(*DATA_KINDS, of=node)]
                 models = [ids[one.id] for _, one in parents if one.kind in _MODEL_KINDS]
-                self._relate("trainedOn", ids[node.id], data, node.id)
+                for kind, is_tested in (("trainedOn", False), ("testedOn", True)):
+                    data = graph.list_training_data(node, is_tested=is_tested)
+                    self._relate(kind, ids[node.id], [ids[one.id] for one in data], node.id)
                 self._relate("descendantOf", ids[node.id], models, node.id)
             if node.artifact is not None and node.recipe:
                 self._add_build(node, [ids[one.id] for _, one in parents], ids[node.id])

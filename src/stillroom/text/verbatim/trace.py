@@ -1,4 +1,4 @@
-"""Verbatim trace of a text: its spans in a run's documents and records, and its own words.
+"""Verbatim trace of a text: its spans in a run's documents and records, and the words in none.
 
 A span is shown if it is maximal, has at least ``min_words`` words (or is the whole text), and is
 rare: in texts of the same words in random order it would occur less than once in a thousand.

@@ -17,11 +17,14 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.flow.papers.facts import list_settings
-from stillroom.flow.papers.graph import hide_folders, read_graph
+from stillroom.flow.papers.graph import read_graph
+from stillroom.flow.papers.node import hide_places
 from stillroom.flow.papers.writer import FORMATS, write_all
 from stillroom.jobs import Job
-from stillroom.provenance import read_artifact
+from stillroom.provenance import make_parent, read_artifact
+from stillroom.provenance.artifact import Parent
 from stillroom.recipes import parse_recipe
+from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
 
@@ -58,10 +61,7 @@ def test_bom_lists_models_data_and_how_they_were_made(papers, run):
     assert student["licenses"] == [{"license": {"id": "CC0-1.0"}}]
     card = student["modelCard"]
     assert card["modelParameters"]["modelArchitecture"] == "LlamaForCausalLM"
-    assert {one["ref"] for one in card["modelParameters"]["datasets"]} == {
-        "records:records",
-        "index:index",
-    }
+    assert card["modelParameters"]["datasets"] == [{"ref": "records:records"}]
     figures = {one["type"]: one for one in card["quantitativeAnalysis"]["performanceMetrics"]}
     assert figures["answers/student/closed/f1"]["confidenceInterval"]["lowerBound"] == "0.3"
     assert "confidenceInterval" not in figures["answers/student/closed/em"]  # NaN is no bound
@@ -124,10 +124,46 @@ def test_spdx_has_packages_builds_and_two_licenses_each(papers):
             one["relationshipType"] for one in links if one["from"] == package["spdxId"]
         )
         assert (kinds["hasDeclaredLicense"], kinds["hasConcludedLicense"]) == (1, 1)
-    trained = [one for one in links if one["relationshipType"] == "trainedOn"]
-    assert len(trained[0]["to"]) == 2
+    (trained,) = [one for one in links if one["relationshipType"] == "trainedOn"]
+    names = {one["spdxId"]: one.get("name") for one in elements}
+    assert names[trained["from"]] == "student"
+    assert [names[one] for one in trained["to"]] == ["records"]  # not what these were made from
+    uses = next(one["dataset_intendedUse"] for one in elements if one.get("name") == "index")
+    assert uses == "index of a job, passages of synth.records"
+
+
+def test_spdx_states_no_conformance_to_profiles_whose_demands_no_lineage_meets(papers):
+    """The profiles demand a release time, which spdx-python-model does not check."""
+    elements = check_spdx(papers["spdx"].text)
     document = elements[-1]
-    assert {"ai", "dataset", "build"} <= set(document["profileConformance"])
+    assert document["profileConformance"] == ["core", "software", "simpleLicensing", "build"]
+    assert "release time" in document["comment"]
+    student = next(one["spdxId"] for one in elements if one.get("name") == "student")
+    said = next(one["statement"] for one in elements if one.get("subject") == student)
+    assert {"releaseTime", "software_downloadLocation"} <= set(said.split(": ")[1].split(", "))
+
+
+def test_a_merge_learned_what_its_parents_did_and_was_only_tested_on_its_own_records(run, tmp_path):
+    records = run / "steps" / "records"
+    recipe = (
+        "version: 1\nkind: merge.select\nmodels: [{model: hub:a/b}, {model: hub:a/c}]\n"
+        "method: linear\nselect: {records: other}\n"
+    )
+    job = Job.start(tmp_path / "merge", recipe)
+    tiny_checkpoint(job.output, hidden=32)
+    other = tmp_path / "other"
+    shutil.copytree(records, other)
+    parents = [
+        make_parent("model", run / "steps" / "student", job.out),
+        make_parent("records", other, job.out),
+    ]
+    job.finish("checkpoint", parents=parents, origin={"kind": "synthetic"})
+    graph = read_graph(tmp_path / "merge")
+    learned = graph.list_training_data(graph.subject)
+    tested = graph.list_training_data(graph.subject, is_tested=True)
+    assert ([one.folder for one in learned], [one.folder for one in tested]) == ([records], [other])
+    kinds = {one.get("relationshipType") for one in check_spdx(FORMATS["spdx"](graph).text)}
+    assert {"trainedOn", "testedOn"} <= kinds
 
 
 def test_croissant_tells_sources_models_and_what_was_dropped(papers):
@@ -146,7 +182,9 @@ def test_croissant_tells_sources_models_and_what_was_dropped(papers):
     ("format", "said"),
     [
         ("eu-summary", "- **Model dependencies:** Maker/Large"),
-        ("eu-summary", "- **Training data size:** 112 bytes of text. Less than 1 billion tokens"),
+        ("eu-summary", "- **Training data size:** 48 bytes of text in 3 records. Less than 1 "),
+        ("eu-summary", "- **General description of measures taken:** unknown"),
+        ("eu-form", "3 records, 48 bytes of text; split: 3 train; origin: 2 synthetic, 1 human"),
         ("eu-summary", "- **Was synthetic AI-generated data created to train the model?:** Yes"),
         ("eu-summary", f"Maker/Large ({PRINT}): 2 texts"),
         ("eu-summary", "2 documents of papers: 1 text/markdown, 1 text/plain; license: 2 CC0-1.0"),
@@ -298,11 +336,27 @@ def test_signed_run_names_its_signer(run, tmp_path):
         ("hub:Maker/Large@1", "hub:Maker/Large@1"),
         ("s3://bucket/records", "s3://bucket/records"),
         ("all-linear", "all-linear"),
+        ("http://10.0.0.7:8000/v1#gemma", "endpoint#gemma"),
+        ("endpoint:https://intern.example/v1#a/b", "endpoint#a/b"),
     ],
 )
-def test_folders_are_hidden(text, shown):
-    assert hide_folders(text).removeprefix("scripted:") == shown
+def test_folders_and_addresses_of_endpoints_are_hidden(text, shown):
+    assert hide_places(text).removeprefix("scripted:") == shown
     assert dict(list_settings({"model": text}))["model"].endswith(shown)
+    told = dict(list_settings({"teacher": {"endpoint": "http://10.0.0.7/v1", "model": "gemma"}}))
+    assert told == {"teacher.endpoint": "an address", "teacher.model": "gemma"}
+
+
+def test_no_paper_names_the_address_of_an_endpoint(run, tmp_path):
+    address = "http://10.0.0.7:8000/v1#gemma"
+    job = Job.start(tmp_path / "records", f"version: 1\nkind: synth.records\nmodel: {address}\n")
+    made = Origin("synthetic", (Link("synth.generators.x", f"endpoint:{address}"),))
+    turns = (Message("user", "When?"), Message("assistant", "Noon."))
+    write_records(job.output / "records.jsonl", [Record(turns, {}, made)])
+    job.finish("records", parents=[Parent("teacher", address, f"endpoint:{address}", "checkpoint")])
+    for paper in write_all(read_graph(tmp_path / "records"))[0]:
+        assert "10.0.0.7" not in paper.text
+        assert "gemma" in paper.text
 
 
 def test_serial_numbers_come_from_the_content(papers, run):
