@@ -249,9 +249,7 @@ HOSTILE = {
     "a signature of a terabyte": plant(message=sign_one({1: -8, 33: SIGNER.chain[0]}, 2**40)),
     "a chain of fifty": plant(message=sign_one({1: -8, 33: [SIGNER.chain[0]] * 50}, b"x")),
     "lists of lists": plant(raw=share(12)),
-    "a fraction of long numbers": plant(
-        raw=b"\xd8\x1e" + cbor2.dumps([2**800000 + 1, 3**500000])
-    ),
+    "a fraction of long numbers": plant(raw=b"\xd8\x1e" + cbor2.dumps([2**800000 + 1, 3**500000])),
 }
 
 
