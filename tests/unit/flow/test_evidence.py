@@ -5,7 +5,9 @@ import base64
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
+from functools import partial, reduce
 from pathlib import Path
 
 import pytest
@@ -231,6 +233,58 @@ def test_a_missing_field_is_refused_by_both(place, script, tmp_path):
         with pytest.raises(DataError, match=name):
             read_evidence(path)
         assert script(path) == {"format"}
+
+
+SHAPES = {
+    "support": [],
+    "settings": "x",
+    "model": None,
+    "made": 5,
+    "history": "x",
+    "passages.0.is_exact": 0,
+    "passages.0.number": True,
+    "passages.0.score": "1",
+    "answer.quotes.0.answer_start": 0.0,
+    "answer.citations.0.number": "1",
+    "answer.quotes.0": [],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_value_of_another_type_is_refused_by_both(name, place, script, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+    part = reduce(lambda value, key: value[key], path, statement["predicate"])
+    assert type(part[last]) is not type(SHAPES[name])
+    part[last] = SHAPES[name]
+    bundle = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    with pytest.raises(DataError, match=r"predicate"):
+        read_evidence(bundle)
+    assert script(bundle) == {"format"}
+
+
+def test_envelopes_of_another_kind_are_refused_by_both(place, script, tmp_path):
+    payload = json.dumps(open_statement(place / "quoted.json")).encode()
+    key, path = load_signing_key(place / "alice.key"), tmp_path / "x.json"
+    path.write_text(json.dumps(sign_envelope(payload, "text/plain", key)))
+    assert "data.evidence" in call("verify", path, fails=True)
+    assert script(path, "--key", place / "alice.pub") == {"format"}
+    statement = open_statement(place / "quoted.json")
+    statement["predicate"]["signer"] = "alice"
+    path = seal(path, statement, key=place / "alice.key")
+    call("verify", path, "--key", place / "alice.pub")
+    assert script(path, "--key", place / "alice.pub") == set()
+
+
+def test_the_stand_alone_verifier_says_what_it_did_not_compare(place, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    first(statement)["is_exact"] = first(statement, "quotes")["is_exact"] = False
+    path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    told = run([sys.executable, SCRIPT, path]).stdout
+    assert "open: the documents were not compared (--documents)" in told
+    told = run([sys.executable, SCRIPT, path, "--documents", place / "served/documents"]).stdout
+    assert "hold its text in another form, not compared" in told
 
 
 def test_the_same_question_gives_the_same_bytes(place):
