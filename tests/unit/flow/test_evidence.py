@@ -7,8 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from functools import partial, reduce
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -324,6 +327,51 @@ def test_what_differs_when_asked_again_is_named(place, tmp_path):
     assert verify(lambda s: s["predicate"]["index"].update(claim="0" * 64))[0] == {"index"}
     assert "answer" in verify(lambda s: s["predicate"].update(question="When sails it?"))[0]
     assert "index" in verify(lambda s: s["predicate"]["index"].update(digest="0" * 64))[0]
+
+
+class Listener(BaseHTTPRequestHandler):
+    heard: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        self.heard.append(str(self.headers))
+        self.send_error(500)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("reranker", {"name": "endpoint", "api_key_env": "SECRET", "tries": 1}),
+        ("reranker", {"name": "cross_encoder", "checkpoint": "hub:reranker-of-eve"}),
+        ("answering", {"name": "quote", "reader": "/srv/eve"}),
+    ],
+)
+def test_a_strangers_evidence_calls_and_opens_nothing(
+    method, settings, place, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SECRET", "not for eve")
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        if settings["name"] == "endpoint":
+            settings = {**settings, "address": f"http://127.0.0.1:{server.server_port}/v1#m"}
+        statement = open_statement(place / "quoted.json")
+        statement["predicate"]["settings"][method] = settings
+        path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+        told = call("verify", path, "--within", place / "served/run")
+        assert f"open: not asked again: {method}." in told
+        assert Listener.heard == []
+        if settings["name"] == "endpoint":
+            trusted = ["--key", place / "alice.pub"]
+            call("verify", path, "--within", place / "served/run", *trusted, fails=True)
+            assert "not for eve" in Listener.heard.pop()
+        server.shutdown()
+
+
+def test_a_cache_of_the_evidence_is_not_read(place, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    statement["predicate"]["settings"]["cache"] = str(tmp_path / "cache.sqlite")
+    path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    told = call("verify", path, "--within", place / "served/run", fails=True)
+    assert "cache is nothing that evidence states" in told
 
 
 def test_an_updated_index_is_asked_in_its_earlier_state(place, tmp_path):
