@@ -85,6 +85,7 @@ def write_answers(
 def _render(answer: Answer, question: str, kind: str) -> str:
     text = answer.completion.text
     places = [f"[{one.number}] {one.location}" for one in answer.citations]
+    places += _list_doubts(answer)
     if kind == "text/html":
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -97,3 +98,18 @@ def _render(answer: Answer, question: str, kind: str) -> str:
     head = f"# {question}\n\n" if kind == "text/markdown" else ""
     sources = "".join(f"{place}  \n" if head else f"{place}\n" for place in places)
     return f"{head}{text}\n" + (f"\n{sources}" if sources else "")
+
+
+def _list_doubts(answer: Answer) -> list[str]:
+    """Return what the terminal says of missing support: the file is read without it."""
+    details, text = answer.details, answer.completion.text
+    if details.get("abstained"):
+        return []
+    if not answer.citations:
+        return ["No passage supports this answer."]
+    labels = {"unsupported": "Not in any passage", "unverified": "Not in the cited passage"}
+    return [
+        f"{labels[one['status']]}: {text[one['start'] : one['end']].strip()}"
+        for one in details.get("statements", ())
+        if one["status"] in labels and "start" in one
+    ]

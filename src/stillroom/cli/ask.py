@@ -128,9 +128,11 @@ def ask_command(
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
     from stillroom.rag.observability import configure_from_environment
+    from stillroom.records.text_credentials import remove_marks
 
     configure_from_environment()
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
+    question = remove_marks(question) or question
     if out is not None:
         check_answer_file(out)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:

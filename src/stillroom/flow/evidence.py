@@ -79,7 +79,7 @@ def verify_evidence(
                 "question was not asked again: --within RUN does both",
             ),
         )
-    check = _RunCheck(evidence, find_index(within))
+    check = _RunCheck(evidence, find_index(within), is_trusted=state == "trusted")
     with check.open(within, model) as opened:
         findings += check.passages(opened)
         findings += check.files()
@@ -97,8 +97,9 @@ def verify_evidence(
 class _RunCheck:
     """One bundle against one index."""
 
-    def __init__(self, evidence: Evidence, index: Path) -> None:
+    def __init__(self, evidence: Evidence, index: Path, *, is_trusted: bool) -> None:
         self.evidence, self.stated, self.folder = evidence, evidence.predicate, index
+        self.is_trusted = is_trusted
         self.notes: list[str] = []
         self.open_ends: list[str] = []
         self.early: list[EvidenceFinding] = []
@@ -201,13 +202,20 @@ class _RunCheck:
     def again(self, opened: OpenedRun) -> Iterator[EvidenceFinding]:
         """Ask again, and yield what differs."""
         from stillroom.provenance.artifact import list_installed_versions
-        from stillroom.rag.generation.evidence import restore_question
+        from stillroom.rag.generation.evidence import list_outside_settings, restore_question
 
         if self.stated["withheld"]:
             names = ", ".join(self.stated["withheld"])
             self.open_ends.append(f"not asked again: the server withholds {names}")
             return
         restored = restore_question(self.stated)
+        outside = list_outside_settings(self.stated)
+        if outside and not self.is_trusted:
+            self.open_ends.append(
+                f"not asked again: {', '.join(outside)} of the evidence may send your documents to "
+                "a stranger; if you trust its signer, name the key (--key)"
+            )
+            return
         versions = list_installed_versions()
         self.notes += [
             f"{name} is {versions.get(name, 'missing')}; it was {version}"

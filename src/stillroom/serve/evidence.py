@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_KEPT_ANSWERS", "AnswerEvidence", "EvidenceStore"]
 
 MAX_KEPT_ANSWERS = 256
-"""Number of answers whose evidence is kept; the oldest goes first."""
+"""Number of answers whose evidence is kept; of whom most is kept, the oldest goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,15 @@ class EvidenceStore:
         """
         self._signer = signer or find_configured_key()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int], tuple[object, Mapping[str, Any]]] = OrderedDict()
+        self._kept: dict[tuple[str, int], tuple[object, Mapping[str, Any]]] = {}
 
     def keep(self, reply: str, choice: int, client: object, evidence: AnswerEvidence) -> None:
         """Keep the evidence of one text of a reply."""
         with self._lock:
             self._kept[reply, choice] = client, evidence.predicate
-            while len(self._kept) > MAX_KEPT_ANSWERS:
-                self._kept.popitem(last=False)
+            if len(self._kept) > MAX_KEPT_ANSWERS:  # no client pushes another's answers out
+                ((most, _),) = Counter(owner for owner, _ in self._kept.values()).most_common(1)
+                del self._kept[next(key for key, (one, _) in self._kept.items() if one == most)]
 
     def seal(self, reply: str, choice: int, client: object) -> dict[str, Any] | None:
         """Return the envelope of an answer's evidence, signed if there is a key; None if unknown.

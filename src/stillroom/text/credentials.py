@@ -49,12 +49,13 @@ def take_credentials(document: Document, data: bytes) -> Document:
     """
     if not has_credential(document.text) and not any(mark in data for mark in _MARKS):
         return document
-    found: dict[str, TextCredential] = {}
+    found: dict[tuple[object, ...], TextCredential] = {}
     for text in _list_texts(document, _decode(data)):
-        for one in read_credentials(text):
-            known = found.setdefault(one.manifest or one.state, one)
+        for one in read_credentials(text):  # a manifest's name is the signer's choice
+            name = (one.manifest or one.state, one.says_synthetic, one.model, one.source_type)
+            known = found.setdefault(name, one)
             if _STATES.index(one.state) < _STATES.index(known.state):
-                found[one.manifest] = one
+                found[name] = one
     if not found:
         return document
     credentials = tuple(found.values())

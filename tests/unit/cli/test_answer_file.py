@@ -1,16 +1,31 @@
 """``ask --out`` and the export of records: files that say what wrote them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 from tests.console_folder import build_folder
 
 from stillroom.cli import stillroom
+from stillroom.cli.answer_file import write_answers
 from stillroom.provenance.signing.keys import KEY_VARIABLE, create_key_pair
-from stillroom.records import Link, Message, Origin, Record, read_records, write_records
-from stillroom.records.text_credentials import read_credentials
+from stillroom.provenance.text_marks import open_marker
+from stillroom.records import (
+    Answer,
+    Citation,
+    Completion,
+    Link,
+    Location,
+    Message,
+    Origin,
+    Record,
+    read_records,
+    write_records,
+)
+from stillroom.records.text_credentials import Disclosure, read_credentials, remove_marks
 
+CITATION = Citation(1, "pas-1", Location("a.txt", "0" * 64, 0, 9), "It rises.")
 BY_WORDS = "quote:reader=builtin:overlap,min_probability=0"
 
 
@@ -53,6 +68,37 @@ def test_the_text_of_a_model_names_it_and_the_configured_key_signs(run, tmp_path
     out.write_text(out.read_text(encoding="utf-8").replace("rise", "sink", 1), encoding="utf-8")
     told = call("forensics", "provenance", "verify", out, "--trust", public, code=1)
     assert "changed since it was signed" in told
+
+
+def test_a_file_says_what_no_passage_supports(tmp_path):
+    statements = [
+        {"start": 0, "end": 9, "status": "supported"},
+        {"start": 10, "end": 19, "status": "unsupported"},
+        {"start": 20, "end": 30, "status": "unverified"},
+    ]
+    answer = Answer(
+        Completion("It rises. It falls. It floods."), (), (), {"statements": statements}
+    )
+    cited = replace(answer, citations=(CITATION,))
+    for name, made, told in (
+        ("a.txt", answer, ["No passage supports this answer."]),
+        ("b.md", cited, ["Not in any passage: It falls.", "Not in the cited passage: It floods."]),
+        ("c.html", cited, ["<p>Not in any passage: It falls.</p>"]),
+        ("d.txt", replace(answer, details={"abstained": True}), []),
+    ):
+        list(write_answers([made], tmp_path / name, "Why?", model="m", is_marked=False))
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert all(line in text for line in told)
+        assert told or "No passage" not in text
+
+
+def test_a_marked_question_is_asked_and_written_without_its_mark(run, tmp_path):
+    question = open_marker().mark("Where does it rise?", Disclosure(model_name="m"))
+    out = tmp_path / "answer.md"
+    call("ask", run, question, "--answering", BY_WORDS, "--out", out)
+    text = out.read_text(encoding="utf-8")
+    assert remove_marks(text).startswith("# Where does it rise?\n")
+    assert len(read_credentials(text)) == 1
 
 
 def test_one_switch_gives_clean_text(run, tmp_path):

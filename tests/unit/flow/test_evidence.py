@@ -5,8 +5,13 @@ import base64
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
+import threading
+from functools import partial, reduce
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -233,6 +238,58 @@ def test_a_missing_field_is_refused_by_both(place, script, tmp_path):
         assert script(path) == {"format"}
 
 
+SHAPES = {
+    "support": [],
+    "settings": "x",
+    "model": None,
+    "made": 5,
+    "history": "x",
+    "passages.0.is_exact": 0,
+    "passages.0.number": True,
+    "passages.0.score": "1",
+    "answer.quotes.0.answer_start": 0.0,
+    "answer.citations.0.number": "1",
+    "answer.quotes.0": [],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_value_of_another_type_is_refused_by_both(name, place, script, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+    part = reduce(lambda value, key: value[key], path, statement["predicate"])
+    assert type(part[last]) is not type(SHAPES[name])
+    part[last] = SHAPES[name]
+    bundle = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    with pytest.raises(DataError, match=r"predicate"):
+        read_evidence(bundle)
+    assert script(bundle) == {"format"}
+
+
+def test_envelopes_of_another_kind_are_refused_by_both(place, script, tmp_path):
+    payload = json.dumps(open_statement(place / "quoted.json")).encode()
+    key, path = load_signing_key(place / "alice.key"), tmp_path / "x.json"
+    path.write_text(json.dumps(sign_envelope(payload, "text/plain", key)))
+    assert "data.evidence" in call("verify", path, fails=True)
+    assert script(path, "--key", place / "alice.pub") == {"format"}
+    statement = open_statement(place / "quoted.json")
+    statement["predicate"]["signer"] = "alice"
+    path = seal(path, statement, key=place / "alice.key")
+    call("verify", path, "--key", place / "alice.pub")
+    assert script(path, "--key", place / "alice.pub") == set()
+
+
+def test_the_stand_alone_verifier_says_what_it_did_not_compare(place, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    first(statement)["is_exact"] = first(statement, "quotes")["is_exact"] = False
+    path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    told = run([sys.executable, SCRIPT, path]).stdout
+    assert "open: the documents were not compared (--documents)" in told
+    told = run([sys.executable, SCRIPT, path, "--documents", place / "served/documents"]).stdout
+    assert "hold its text in another form, not compared" in told
+
+
 def test_the_same_question_gives_the_same_bytes(place):
     for name in ("quoted.json", "written.json"):
         told = call(
@@ -270,6 +327,51 @@ def test_what_differs_when_asked_again_is_named(place, tmp_path):
     assert verify(lambda s: s["predicate"]["index"].update(claim="0" * 64))[0] == {"index"}
     assert "answer" in verify(lambda s: s["predicate"].update(question="When sails it?"))[0]
     assert "index" in verify(lambda s: s["predicate"]["index"].update(digest="0" * 64))[0]
+
+
+class Listener(BaseHTTPRequestHandler):
+    heard: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        self.heard.append(str(self.headers))
+        self.send_error(500)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("reranker", {"name": "endpoint", "api_key_env": "SECRET", "tries": 1}),
+        ("reranker", {"name": "cross_encoder", "checkpoint": "hub:reranker-of-eve"}),
+        ("answering", {"name": "quote", "reader": "/srv/eve"}),
+    ],
+)
+def test_a_strangers_evidence_calls_and_opens_nothing(
+    method, settings, place, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SECRET", "not for eve")
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        if settings["name"] == "endpoint":
+            settings = {**settings, "address": f"http://127.0.0.1:{server.server_port}/v1#m"}
+        statement = open_statement(place / "quoted.json")
+        statement["predicate"]["settings"][method] = settings
+        path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+        told = call("verify", path, "--within", place / "served/run")
+        assert f"open: not asked again: {method}." in told
+        assert Listener.heard == []
+        if settings["name"] == "endpoint":
+            trusted = ["--key", place / "alice.pub"]
+            call("verify", path, "--within", place / "served/run", *trusted, fails=True)
+            assert "not for eve" in Listener.heard.pop()
+        server.shutdown()
+
+
+def test_a_cache_of_the_evidence_is_not_read(place, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    statement["predicate"]["settings"]["cache"] = str(tmp_path / "cache.sqlite")
+    path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    told = call("verify", path, "--within", place / "served/run", fails=True)
+    assert "cache is nothing that evidence states" in told
 
 
 def test_an_updated_index_is_asked_in_its_earlier_state(place, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import hashlib
+import itertools
 import random
 import re
 import statistics
@@ -25,8 +26,14 @@ from stillroom.records.text_credentials import (
     read_credentials,
     remove_marks,
 )
-from stillroom.records.text_credentials.carriers import encode_selectors, find_stores
-from stillroom.records.text_credentials.manifest import build_claim, build_store
+from stillroom.records.text_credentials.carriers import CARRIERS, encode_selectors, find_stores
+from stillroom.records.text_credentials.manifest import (
+    _box,
+    _read_boxes,
+    _wrap,
+    build_claim,
+    build_store,
+)
 from stillroom.records.text_credentials.signature import ClaimSigner
 
 TEXT = 'A still — "alambic", naïve Zoë’s 蒸留器 👩‍👩‍👧 — boils wine.\nIt has a head.\n'
@@ -203,6 +210,107 @@ def test_broken_stores_are_reported_and_nothing_else_happens():
     assert valid <= 30  # bytes that no signature covers: padding, and the types of boxes
     for junk in (b"", b"\0" * 40, cbor2.dumps([[[]]]), rng.randbytes(5000)):
         assert read_one(TEXT + encode_selectors(junk)).state == "damaged"
+
+
+def plant(*, bound=None, model=None, action="trainedAlgorithmicMedia", message=None, raw=None):
+    """Return a text with a mark that ``mark_text`` would not write."""
+    said = {"digitalSourceType": f"x/{action}" if isinstance(action, str) else action}
+    bound = {"exclusions": [{"start": 5, "length": 300}], "hash": b"x" * 32} | (bound or {})
+    assertions = {"c2pa.actions.v2": {"actions": [said]}, "c2pa.hash.data": bound}
+    assertions |= {} if model is None else {"c2pa.ai-disclosure": {"modelName": model}}
+    boxes, claim = build_claim(assertions, "xmp:iid:1", {"name": "x"})
+    if raw is not None:
+        boxes["c2pa.ai-disclosure"] = _box(b"cbor", "c2pa.ai-disclosure", (b"cbor", raw))
+    message = message or SIGNER.wrap(SIGNER.sign(claim))
+    return "Text." + encode_selectors(build_store("urn:c2pa:x", boxes, claim, message))
+
+
+def share(levels):
+    """Return CBOR of a list whose shared lists hold one another eight times, level by level."""
+    data = b"\xd8\x1c" + cbor2.dumps(["word"] * 8)
+    for level in range(levels, 0, -1):
+        data = b"\xd8\x1c\x88" + data + (b"\xd8\x1d" + cbor2.dumps(level)) * 7
+    return b"\xa1" + cbor2.dumps("modelName") + data
+
+
+def sign_one(header, signature):
+    return cbor2.dumps(cbor2.CBORTag(18, [cbor2.dumps(header), {}, None, signature]))
+
+
+HOSTILE = {
+    "a start between two characters": plant(bound={"exclusions": [{"start": 1.5, "length": 2.5}]}),
+    "a start of letters": plant(bound={"exclusions": [{"start": "a", "length": "b"}]}),
+    "a hash of eight gigabytes": plant(bound={"hash": 2**33}),
+    "a name that is a long number": plant(model=2**20000),
+    "a source that is a long number": plant(action=2**20000),
+    "an algorithm that is a list": plant(
+        message=sign_one({1: [1], 33: ClaimSigner(KEYS["p256"]).chain[0]}, b"x" * 64)
+    ),
+    "a signature of a terabyte": plant(message=sign_one({1: -8, 33: SIGNER.chain[0]}, 2**40)),
+    "a chain of fifty": plant(message=sign_one({1: -8, 33: [SIGNER.chain[0]] * 50}, b"x")),
+    "lists of lists": plant(raw=share(12)),
+    "a fraction of long numbers": plant(raw=b"\xd8\x1e" + cbor2.dumps([2**800000 + 1, 3**500000])),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_mark_breaks_nothing_and_its_text_is_no_persons(name):
+    begun = time.perf_counter()
+    found = read_one(HOSTILE[name])
+    assert time.perf_counter() - begun < 1
+    assert found.state in {"changed", "invalid", "damaged"}
+    assert len(str(found)) < 1000
+    assert add_credentials(Origin("unknown"), [found]).kind != "human"
+    if "source" not in name:
+        assert found.says_synthetic
+
+
+def test_many_marks_that_each_cover_the_whole_text_take_no_time():
+    marked = mark_text("Hi.", MODEL, SIGNER)
+    text, comment, begun = "x" * 2_000_000, CARRIERS["text/markdown"], time.process_time()
+    bound = {"exclusions": [{"start": 0, "length": 300}], "hash": b"x" * 32}
+    for _ in range(600):
+        bound["exclusions"][0] |= {"start": len(text) + 1}
+        boxes, claim = build_claim({"c2pa.hash.data": bound}, "x", {})
+        text += comment.wrap(build_store("x", boxes, claim, b"x"))
+    assert len(read_credentials(text)) == 600
+    states = [one.state for one in read_credentials(marked * 1500)]
+    assert states == ["partial"] * 1500
+    assert remove_marks("a\ufeffb" * 9 + marked * 1500) == "a\ufeffb" * 9 + "Hi." * 1500
+    assert time.process_time() - begun < 6
+
+
+def test_a_text_edited_from_a_models_text_is_a_models_too():
+    """The active manifest tells of the edit alone; what it began with stands in another."""
+    boxes, claim = build_claim({"c2pa.actions.v2": {"actions": []}, "c2pa.hash.data": {}}, "x", {})
+    earlier = plant().partition("\ufeff")[2]
+    first = find_stores("Text.\ufeff" + earlier)[0].data
+    last = build_store("urn:c2pa:y", boxes, claim, SIGNER.wrap(SIGNER.sign(claim)))
+    ((_, old),), ((_, new),) = ([*_read_boxes(one)] for one in (first, last))
+    parts = [b"".join(_wrap(*box) for box in [*_read_boxes(one)][1:]) for one in (old, new)]
+    both = _box(b"c2pa", "c2pa", *((b"", part) for part in parts))
+    found = read_one("Text, edited." + encode_selectors(both))
+    assert (found.manifest, found.says_synthetic) == ("urn:c2pa:y", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("!!! @ ???", "!!!  ???"),
+        ("“ ”\n@\n“ ”", "“ ”\n“ ”"),
+        ("a\n# @\nb", "a\nb"),
+        ("a\n/* @ */\nb", "a\nb"),
+        ("a <!-- @ --> <!-- b -->", "a <!-- b -->"),
+    ],
+)
+def test_only_the_comment_around_a_mark_is_taken_out(text, kept):
+    armor = CARRIERS["text/markdown"].wrap(b"store").strip()[5:-4]
+    plain = mark_text("Hi.", MODEL, SIGNER)[3:]
+    assert remove_marks(text.replace("@", armor)) == kept
+    text = "Hi." + plain + "<!-- " + armor + "-->" + armor + plain
+    assert remove_marks(text) == "Hi."
+    spans = find_spans(text)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
 
 
 def test_text_about_credentials_carries_none():

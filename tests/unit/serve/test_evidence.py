@@ -110,6 +110,15 @@ def test_the_oldest_goes_first(folder, monkeypatch):
         assert fetch(app, second).status_code == 200
 
 
+def test_many_answers_of_one_client_push_out_none_of_another(monkeypatch):
+    monkeypatch.setattr(store, "MAX_KEPT_ANSWERS", 3)
+    kept = store.EvidenceStore()
+    for name, client in (("a", 1), ("b", 2), ("c", 2), ("d", 2), ("e", 2)):
+        kept.keep(name, 0, client, store.AnswerEvidence({"answer": {"sha256": name}}))
+    read = [name for name in "abcde" if kept.seal(name, 0, 1) or kept.seal(name, 0, 2)]
+    assert read == ["a", "d", "e"]
+
+
 def test_paths_of_the_server_are_withheld_and_named(folder, tmp_path):
     model, question = scripted_model({"*": "It rises."}), "Where does the river rise?"
     method = Quote(reader="/srv/secret/reader")

@@ -7,9 +7,16 @@ from tests.unit.serve.test_app import ask_documents, chat, events, request, serv
 
 from stillroom.provenance.text_marks import open_marker
 from stillroom.records import Answer, Completion
-from stillroom.records.text_credentials import read_credentials, remove_marks
+from stillroom.records.text_credentials import (
+    Disclosure,
+    has_credential,
+    read_credentials,
+    remove_marks,
+)
 from stillroom.serve import create_app
+from stillroom.serve.access import RequestLimits
 from stillroom.serve.openai.service import CREDENTIAL_HEADER
+from stillroom.serve.routes.chat_completions import ChatRequest
 from stillroom.testing import scripted_model
 
 ROUTES = ("chat", "responses", "completions")
@@ -50,7 +57,7 @@ def send(app, route, *, stream=False, model="run", **more):
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_text_is_marked_and_the_header_says_so(route, stream):
     header, text = send(marked(), route, stream=stream)
-    assert header == "c2pa; key=not-kept"
+    assert header == "c2pa; key=not-kept" + "; unless=json,empty" * stream
     (found,) = read_credentials(text)
     assert found.state == "valid"
     assert found.says_synthetic
@@ -104,3 +111,48 @@ def test_a_mark_that_a_client_sends_back_is_not_read_by_the_model():
     ]
     usage = chat(app, messages=turns).json()["usage"]
     assert usage["prompt_tokens"] < 50
+
+
+def test_of_several_texts_the_header_names_those_with_a_mark():
+    texts = iter(["It is a still.", '{"a": 1}', "It boils."])
+
+    def write(messages, sampling, k, **_):
+        yield Answer(Completion(next(texts), "stop", 5, 5, "m"), (), (), {})
+
+    reply = chat(marked(served(ask=write)), n=3)
+    assert reply.headers[CREDENTIAL_HEADER] == "c2pa; key=not-kept; choices=0,2"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("half of \ud83d", "unicode"),
+        (open_marker().mark("Copied.", Disclosure()), "marked"),
+    ],
+)
+def test_a_text_that_takes_no_mark_is_sent_as_it_is(text, reason):
+    def write(messages, sampling, k, **_):
+        yield text
+        yield Answer(Completion(text, "stop", 5, 5, "m"), (), (), {})
+
+    for stream in (False, True):
+        header, sent = send(marked(served(ask=write)), "chat", stream=stream)
+        assert sent == text
+        assert stream or header == f"none; {reason}"
+
+
+def test_no_route_lets_a_model_read_marks():
+    text = open_marker().mark("It is a still.", Disclosure(model_name="m"))
+    app = marked()
+    body = {"model": "run", "prompt": text}
+    usage = request(app, "POST", "/v1/completions", json_body=body).json()["usage"]
+    assert usage["prompt_tokens"] < 50
+    read = []
+    part = {"type": "text", "text": text}
+    for content in (text, [part]):
+        turns = [{"role": "user", "content": content}]
+        chatted = ChatRequest(model="m", messages=turns, tools=[{"type": "function"}])
+        order = chatted.to_generation_request(RequestLimits())
+        read.append(json.dumps(order.proxied_body, ensure_ascii=False))
+    assert not any(map(has_credential, read))
+    assert all("It is a still." in one for one in read)

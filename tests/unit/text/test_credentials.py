@@ -7,7 +7,9 @@ import pytest
 from stillroom.errors import DataError
 from stillroom.provenance.text_marks import open_marker
 from stillroom.records import Origin
-from stillroom.records.text_credentials import Disclosure
+from stillroom.records.text_credentials import Disclosure, read_credentials
+from stillroom.records.text_credentials.carriers import encode_selectors
+from stillroom.records.text_credentials.manifest import build_claim, build_store
 from stillroom.text import parse_bytes
 
 TEXT = "# Kräne\n\nA „crane“ lifts, naïve and 👩‍👩‍👧 strong.\n\n## Second\n\nIt also lowers.\n"
@@ -119,3 +121,15 @@ def test_a_thousand_marks_in_a_file_are_read_in_time():
     document = parse("a.txt", "".join(f"{number} {marks}\n" for number in range(300)).encode())
     assert document.text.startswith("0 One.\n1 One.\n")
     assert len(document.origin.chain) == 1  # the same text, 300 times
+
+
+def test_a_second_mark_of_the_same_name_hides_no_models_text():
+    signer = open_marker().signer
+    marked = mark(TEXT)
+    name = read_credentials(marked)[0].manifest
+    said = {"c2pa.actions.v2": {"actions": [{"digitalSourceType": "x/digitalCreation"}]}}
+    hashed = {"exclusions": [{"start": 5, "length": 3000}], "alg": "sha256", "hash": b""}
+    boxes, claim = build_claim({**said, "c2pa.hash.data": hashed}, "x", {})
+    other = encode_selectors(build_store(name, boxes, claim, signer.wrap(signer.sign(claim))))
+    for text in (marked + other, other + marked):
+        assert parse("a.txt", text.encode()).origin.kind == "synthetic"

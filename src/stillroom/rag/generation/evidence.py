@@ -7,6 +7,7 @@ checks the file.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,9 +41,16 @@ if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
     from stillroom.registry import Registry
 
-__all__ = ["RestoredQuestion", "describe_fingerprint", "make_evidence", "restore_question"]
+__all__ = [
+    "RestoredQuestion",
+    "describe_fingerprint",
+    "list_outside_settings",
+    "make_evidence",
+    "restore_question",
+]
 
 _CITATION_MARK = re.compile(r"\[(\d{1,3})\]")
+_OUTSIDE = re.compile(r"[/\\~]|hub:")
 _CALLERS_OWN = frozenset({"cache", "access"})
 _REGISTRIES: dict[str, Registry[Any]] = {
     "retriever": RETRIEVERS,
@@ -150,6 +158,8 @@ def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:
     try:
         if withheld:
             raise ValueError(f"the server withheld {withheld}")
+        if own := _CALLERS_OWN & predicate["settings"].keys():
+            raise ValueError(f"{', '.join(sorted(own))} is nothing that evidence states")
         settings = {
             name: _REGISTRIES[name].build(value) if name in _REGISTRIES and value else value
             for name, value in predicate["settings"].items()
@@ -167,6 +177,26 @@ def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:
         ) from error
     text = predicate["answer"]["cached_for"] or predicate["question"]
     return RestoredQuestion(Query(text, history=history), sampling, settings)
+
+
+def list_outside_settings(predicate: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings by which the one who wrote the evidence chose what is opened.
+
+    Those are addresses, paths, repositories of models, and variables of the environment that hold
+    keys, where they are not a method's defaults: to ask again with them may send passages and keys
+    to an address of a stranger.
+    """
+    found = []
+    for name, registry in _REGISTRIES.items():
+        chosen = predicate["settings"].get(name)
+        given = chosen if isinstance(chosen, dict) else {"name": chosen}
+        fields = type(registry.build(chosen)).model_fields if chosen else {}
+        for key, value in given.items():
+            is_outside = key.endswith("_env") or _OUTSIDE.search(json.dumps(value))
+            is_default = key in fields and value == fields[key].default
+            if value is not None and is_outside and not is_default:
+                found.append(f"{name}.{key}")
+    return found
 
 
 def describe_fingerprint(fingerprint: str) -> str:

@@ -13,7 +13,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stillroom.records.text_credentials.manifest import MAX_STORE_BYTES
 
@@ -45,6 +45,10 @@ _ARMOR = re.compile(
     r"-----END C2PA MANIFEST-----"
 )
 _COMMENT_MARKS = 12  # characters of a comment's beginning or end, and space
+_OPENING = re.compile(
+    r"(?:\n?[ \t]*(?:<!--|/\*+|\(\*|\{-|\*|#+|//+|--|%+|;+|\"{3}|'{3})[ \t]*|\n)\Z"
+)
+_CLOSING = re.compile(r"[ \t]*(?:-->|\*+/|\*\)|-\}|\"{3}|'{3})")
 _ARMOR_MARK = "-----BEGIN C2PA MANIFEST-----"
 _SCRIPT_MARK = "application/c2pa"
 
@@ -132,7 +136,12 @@ def find_stores(text: str) -> list[FoundStore]:
             if data:
                 start, end = _widen(text, *match.span())
                 found.append(FoundStore(start, end, data, carrier))
-    return sorted(found, key=lambda store: store.start)
+    found.sort(key=lambda store: store.start)
+    ends = [0, *(store.end for store in found)]
+    return [  # what opens a comment may have closed the one before
+        replace(store, start=max(store.start, end))
+        for store, end in zip(found, ends[:-1], strict=True)
+    ]
 
 
 def find_spans(text: str) -> list[tuple[int, int]]:
@@ -142,9 +151,12 @@ def find_spans(text: str) -> list[tuple[int, int]]:
 
 def remove_marks(text: str) -> str:
     """Return a text without the characters that carry credentials; an unmarked one as it is."""
-    for start, end in reversed(find_spans(text)):
-        text = text[:start] + text[end:]
-    return text
+    spans = find_spans(text)
+    if not spans:
+        return text
+    starts, ends = zip(*spans, strict=True)
+    kept = zip((0, *ends), (*starts, len(text)), strict=True)
+    return "".join(text[start:end] for start, end in kept)
 
 
 def _decode_wrapper(match: re.Match[str]) -> FoundStore:
@@ -162,14 +174,11 @@ def _decode_wrapper(match: re.Match[str]) -> FoundStore:
 
 
 def _widen(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the range with the marks of the comment around it, and the line end before it."""
-    before = text[max(start - _COMMENT_MARKS, 0) : start].rpartition("\n")
-    after = text[end : end + _COMMENT_MARKS].partition("\n")
-    if not any(map(str.isalnum, before[2])) and (before[1] or start <= _COMMENT_MARKS):
-        start -= len(before[2]) + len(before[1])
-    if not any(map(str.isalnum, after[0])):
-        end += len(after[0])
-    return start, end
+    """Return the range with the comment around it, and the line end before; no other text."""
+    before, after = text[max(start - _COMMENT_MARKS, 0) : start], text[end : end + _COMMENT_MARKS]
+    opening, closing = _OPENING.search(before), _CLOSING.match(after)
+    start -= len(opening[0]) if opening else 0
+    return start, end + (len(closing[0]) if closing else 0)
 
 
 def _decode_base64(text: str) -> bytes:

@@ -38,6 +38,8 @@ _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _UUID_SUFFIX = bytes.fromhex("0011001080 0000AA00389B71".replace(" ", ""))
 _REQUESTABLE = 0x03  # the box has a label by which URIs name it
 _MAX_DEPTH = 16
+_PLAIN_TAGS = frozenset({0, 1, 18})  # dates, and COSE_Sign1
+_REFUSED_TAGS = (*(tag for tag in range(2, 64) if tag not in _PLAIN_TAGS), 256, 258, 260, 261)
 _LENGTH = struct.Struct(">I")
 
 
@@ -206,10 +208,22 @@ def _read_content(data: bytes) -> tuple[bytes, bytes]:
 def decode_cbor(data: bytes) -> Any:
     """Decode one CBOR value of a stranger.
 
+    Tags whose values compute or refer are refused: a fraction of two long numbers takes minutes,
+    and shared values that contain one another grow without bound where they are written out.
+
     Raises:
-        ManifestError: If it is broken, too deep, or says a key twice.
+        ManifestError: If it is broken, too deep, says a key twice, or has such a tag.
     """
     try:
-        return cbor2.loads(data, max_depth=_MAX_DEPTH, allow_duplicate_keys=False)
+        return cbor2.loads(
+            data,
+            max_depth=_MAX_DEPTH,
+            allow_duplicate_keys=False,
+            semantic_decoders=dict.fromkeys(_REFUSED_TAGS, _refuse_tag),
+        )
     except Exception as error:
         raise ManifestError(f"has broken CBOR: {error}") from error
+
+
+def _refuse_tag(*_: Any) -> Any:
+    raise ManifestError("has a tag that no manifest needs")

@@ -33,7 +33,12 @@ __all__ = ["CredentialState", "TextCredential", "add_credentials", "read_credent
 
 CredentialState = Literal["valid", "partial", "changed", "invalid", "unverified", "damaged"]
 
-_MODEL_SOURCES = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
+_MODEL_SOURCES = (
+    "trainedAlgorithmicMedia",
+    "compositeWithTrainedAlgorithmicMedia",
+    "compositeSynthetic",
+    "trainedAlgorithmicData",
+)
 _DISCLOSURE = "c2pa.ai-disclosure"
 _MISMATCH = "assertion.dataHash.mismatch"
 _MANY_MARKS = r"\p{Mn}{257}"  # to order them takes time by their square
@@ -133,6 +138,7 @@ def add_credentials(origin: Origin, credentials: Sequence[TextCredential]) -> Or
 class _MarkedText:
     """A text, its UTF-8, and its stores with the bytes at which they begin and end.
 
+    ``own`` are the first and the last character that are neither a store's nor white space.
     ``budget`` are the bytes that may still be hashed: a text can hold thousands of stores, each of
     which says that it covers all of it.
     """
@@ -141,32 +147,33 @@ class _MarkedText:
     data: bytes
     stores: list[FoundStore]
     spans: dict[int, tuple[int, int]]
+    own: tuple[int, int] | None
     budget: int
 
     @classmethod
     def of(cls, text: str) -> _MarkedText:
         stores, spans, pieces, position, end = find_stores(text), {}, [], 0, 0
-        for store in stores:
-            before = text[end : store.start].encode("utf-8", "surrogatepass")
-            element = text[store.start : store.end].encode("utf-8", "surrogatepass")
-            start = position + len(before)
-            position, end = start + len(element), store.end
+        own: list[int] = []
+        for store in [*stores, FoundStore(len(text), len(text), b"", "")]:
+            between, element = text[end : store.start], text[store.start : store.end]
+            if words := between.strip():
+                first = end + len(between) - len(between.lstrip())
+                own += [first, first + len(words) - 1]
+            pieces += [part.encode("utf-8", "surrogatepass") for part in (between, element)]
+            start = position + len(pieces[-2])
+            position, end = start + len(pieces[-1]), store.end
             spans[store.start] = (start, position)
-            pieces += [before, element]
-        pieces.append(text[end:].encode("utf-8", "surrogatepass"))
-        data = b"".join(pieces)
-        return cls(text, data, stores, spans, _MIN_BUDGET + 16 * len(data))
+        data, ends = b"".join(pieces), (own[0], own[-1]) if own else None
+        return cls(text, data, stores, spans, ends, _MIN_BUDGET + 16 * len(data))
 
     def covers(self, start: int, end: int) -> bool:
         """Return whether nothing but stores and white space lies outside of a range."""
-        outside, position = [], 0
-        for store in [*self.stores, FoundStore(len(self.text), len(self.text), b"", "")]:
-            outside.append((position, store.start))
-            position = store.end
-        return not any(
-            self.text[first : min(last, start)].strip() or self.text[max(first, end) : last].strip()
-            for first, last in outside
-        )
+        return self.own is None or (start <= self.own[0] and self.own[1] < end)
+
+    def may_hash(self, size: int) -> bool:
+        """Take bytes from the budget; return whether it held them."""
+        self.budget -= size
+        return self.budget >= 0
 
 
 def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> TextCredential:
@@ -175,10 +182,10 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
             raise ManifestError("is cut short")
         manifest = parse_store(store.data)
     except ManifestError:
-        says = any(word.encode() in store.data for word in (_DISCLOSURE, *_MODEL_SOURCES))
+        says = _names_model(store.data, _DISCLOSURE)
         code = "manifest.text.corruptedWrapper"
         return TextCredential("damaged", store.start, store.end, codes=(code,), says_synthetic=says)
-    codes = tuple(_check_assertions(manifest))
+    codes = tuple(dict.fromkeys(_check_assertions(manifest)))
     try:
         signed = check_signature(manifest.signature, manifest.claim_bytes, now)
     except ManifestError:  # signed in no way that C2PA knows
@@ -187,6 +194,7 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
         signed = _UNCHECKED
     covered = None if codes else _find_covered(text, store, manifest)
     said = _read_statement(manifest)
+    said["says_synthetic"] |= _names_model(store.data)  # also of what it was edited from
     state: CredentialState
     if codes or (signed.codes and signed is not _UNCHECKED):
         state = "invalid"
@@ -210,14 +218,20 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
     )
 
 
+def _names_model(data: bytes, *words: str) -> bool:
+    """Return whether a store, in any of its manifests, names a source type of a model."""
+    return any(word.encode() in data for word in (*words, *_MODEL_SOURCES))
+
+
 def _read_statement(manifest: StoredManifest) -> dict[str, Any]:
     """Return what a manifest says of the text's origin, as fields of a credential."""
     sources = [
-        str(action.get("digitalSourceType", "")).rpartition("/")[2]
+        source
         for label, payload in manifest.assertions.items()
         if label.startswith("c2pa.actions") and isinstance(payload, Mapping)
         for action in _as_list(payload.get("actions"))
-        if isinstance(action, Mapping) and action.get("digitalSourceType")
+        if isinstance(action, Mapping)
+        if (source := _as_text(action.get("digitalSourceType")).rpartition("/")[2])
     ]
     disclosed = manifest.assertions.get(_DISCLOSURE)
     model = disclosed if isinstance(disclosed, Mapping) else {}
@@ -227,10 +241,14 @@ def _read_statement(manifest: StoredManifest) -> dict[str, Any]:
     return {
         "source_type": sources[0][:100] if sources else "",
         "says_synthetic": is_model or (disclosed is not None and not sources),
-        "model_name": str(model.get("modelName", ""))[:200],
-        "model_identifier": str(model.get("modelIdentifier", ""))[:200],
-        "generator": str(named.get("name", ""))[:100] if isinstance(named, Mapping) else "",
+        "model_name": _as_text(model.get("modelName"))[:200],
+        "model_identifier": _as_text(model.get("modelIdentifier"))[:200],
+        "generator": _as_text(named.get("name"))[:100] if isinstance(named, Mapping) else "",
     }
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _as_list(value: object) -> list[Any]:
@@ -243,8 +261,8 @@ def _check_assertions(manifest: StoredManifest) -> Iterator[str]:
     for key in ("created_assertions", "gathered_assertions", "assertions"):
         for entry in _as_list(claim.get(key)):
             entry = entry if isinstance(entry, Mapping) else {}
-            label = str(entry.get("url", "")).rpartition("/")[2]
-            hasher = HASHES.get(str(entry.get("alg") or claim.get("alg") or "sha256"))
+            label = _as_text(entry.get("url")).rpartition("/")[2]
+            hasher = HASHES.get(_as_text(entry.get("alg") or claim.get("alg") or "sha256"))
             body, expected = manifest.hashed.get(label), entry.get("hash")
             named.add(label)
             if body is None:
@@ -271,28 +289,31 @@ def _find_covered(
     first, last = text.spans[store.start]
     try:
         ((start, length),) = [(one["start"], one["length"]) for one in bound["exclusions"]]
-        hasher = HASHES[str(bound.get("alg") or manifest.claim.get("alg") or "sha256")]
-        expected, end = bytes(bound["hash"]), start + length
+        hasher = HASHES[_as_text(bound.get("alg") or manifest.claim.get("alg") or "sha256")]
+        expected, end = bound["hash"], start + length
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    whole = data[:start] + data[end:]
+    if not (isinstance(start, int) and isinstance(length, int) and isinstance(expected, bytes)):
+        return None
+    if not 0 <= start <= end or length > last - first:
+        return None
     if store.carrier != "text/plain":
         element = data[start:end].strip()
-        is_own = element and element in data[first:last]
-        return (0, len(text.text)) if is_own and hasher(whole).digest() == expected else None
-    if not 0 <= start <= first or not 0 < length <= last - first:
+        if not element or element not in data[first:last] or not text.may_hash(len(data)):
+            return None
+        signed = hasher(data[:start] + data[end:]).digest()
+        return (0, len(text.text)) if signed == expected else None
+    if start > first or not length:
         return None
-    inner = data[first - start : first]
-    begin = store.start - len(inner.decode("utf-8", "replace"))
-    candidates = [(inner, (begin, store.start))]
-    if start == first:
-        candidates.insert(0, (whole, (0, len(text.text))))
-    for signed, covered in candidates:
-        text.budget -= len(signed)
-        normalized = _normalize(signed) if text.budget >= 0 else None
+    if start == first and text.may_hash(len(data)):
+        normalized = _normalize(data[:start] + data[end:])
         if normalized is not None and hasher(normalized).digest() == expected:
-            return covered
-    return None
+            return 0, len(text.text)
+    inner = data[first - start : first]
+    normalized = _normalize(inner) if text.may_hash(start) else None
+    if normalized is None or hasher(normalized).digest() != expected:
+        return None
+    return store.start - len(inner.decode("utf-8", "replace")), store.start
 
 
 def _normalize(data: bytes) -> bytes | None:

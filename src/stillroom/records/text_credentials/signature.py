@@ -184,8 +184,9 @@ def _read_message(message: bytes) -> tuple[bytes, Mapping[Any, Any], bytes]:
     value = value.value if isinstance(value, cbor2.CBORTag) and value.tag == _TAG else value
     try:
         protected, unprotected, _, signature = value
-        header = {**unprotected, **decode_cbor(protected)}
-        return bytes(protected), header, bytes(signature)
+        if not isinstance(protected, bytes) or not isinstance(signature, bytes):
+            raise TypeError("protected header and signature are no byte strings")
+        return protected, {**unprotected, **decode_cbor(protected)}, signature
     except (TypeError, ValueError) as error:
         raise ManifestError("is signed by no COSE_Sign1 message") from error
 
@@ -209,6 +210,8 @@ def _is_valid(key: Any, algorithm: object, signature: bytes, signed: bytes) -> b
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+    if not isinstance(algorithm, int):
+        return False
     try:
         if isinstance(key, ed25519.Ed25519PublicKey) and algorithm == _ED25519:
             key.verify(signature, signed)

@@ -43,6 +43,8 @@ __all__ = ["CREDENTIAL_HEADER", "ModelService"]
 CREDENTIAL_HEADER = "X-Stillroom-Credential"
 """Whether the text of a reply carries a content credential, and by which key; or why not."""
 
+_UNSAID = "; unless=json,empty"  # of a stream, whose header is sent before its text
+
 T = TypeVar("T")
 
 
@@ -272,6 +274,7 @@ class ModelService:
         if order.proxied_body is not None:
             collectors = [ProxyCollector()]
         marker, said = self._choose_marker(order)
+        said += _UNSAID if marker and order.is_streamed else ""
         response = await send_response(
             self._slots[served.name],
             work,
@@ -282,8 +285,8 @@ class ModelService:
             is_streamed=order.is_streamed,
             make_mark=partial(_make_mark, marker, served.model_name) if marker else None,
         )
-        if marker and not order.is_streamed and not any(one.mark for one in collectors):
-            said = "none; json" if any(one.text for one in collectors) else "none; empty"
+        if marker and not order.is_streamed:
+            said = _describe_marks(collectors, said)
         response.headers[CREDENTIAL_HEADER] = said
         return response
 
@@ -300,14 +303,35 @@ class ModelService:
 
 
 def _make_mark(marker: TextMarker, name: str, collector: ResponseCollector) -> str:
-    """Return a text's credential; none for an empty one, and for JSON, which would break."""
-    if not isinstance(collector, LocalCollector) or not collector.text:
-        return ""
-    if _is_json(collector.text) or find_spans(collector.text):
+    """Return a text's credential; none where something is in the way."""
+    if not isinstance(collector, LocalCollector) or _find_obstacle(collector.text):
         return ""
     return marker.make_mark(
         collector.text, disclose_answer(collector.model, collector.details, name)
     )
+
+
+def _find_obstacle(text: str) -> str:
+    """Return why a text carries no credential of ours; empty if it can."""
+    if not text:
+        return "empty"
+    if _is_json(text):
+        return "json"
+    if find_spans(text):
+        return "marked"  # a model repeated a mark that it has read
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "unicode"
+    return ""
+
+
+def _describe_marks(collectors: Sequence[ResponseCollector], said: str) -> str:
+    """Return the header's value for whole texts: which of them are marked, or why none is."""
+    marked = [str(number) for number, one in enumerate(collectors) if one.mark]
+    if not marked:
+        return f"none; {next(map(_find_obstacle, (one.text for one in collectors)))}"
+    return said if len(marked) == len(collectors) else f"{said}; choices={','.join(marked)}"
 
 
 def _is_json(text: str) -> bool:

@@ -140,6 +140,11 @@ class ChatRequest(TextRequest, DocumentsRequest):
         for turn in body["messages"]:
             for key in _REPLY_FIELDS:
                 turn.pop(key, None)
+            content = turn.get("content")
+            if isinstance(content, str):
+                turn["content"] = remove_marks(content)
+            for part in content if isinstance(content, list | tuple) else ():
+                part["text"] = remove_marks(part["text"])
         return {**body, "max_tokens": sampling.max_new_tokens}
 
     def _schema(self) -> dict[str, Any] | None:

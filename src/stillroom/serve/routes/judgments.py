@@ -137,7 +137,7 @@ def _add_judge_route(table: RouteTable, server: ServerContext) -> None:
         if served.judge is None:
             raise _no_judgments(body.model)
         asked = AskedAnswer(
-            body.question,
+            remove_marks(body.question),
             remove_marks(body.answer),
             {citation.number: citation.passage_id for citation in body.citations},
             body.index,

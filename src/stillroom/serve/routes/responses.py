@@ -380,12 +380,13 @@ def _not_stored_error(field: str, reason: str, expected: str, then: str) -> ApiE
 
 
 def _join_text(texts: str | Sequence[_TextPart]) -> str:
-    return texts if isinstance(texts, str) else "\n".join(part.text for part in texts)
+    text = texts if isinstance(texts, str) else "\n".join(part.text for part in texts)
+    return remove_marks(text)
 
 
 def _to_message(item: _InputMessage) -> Message:
     role = "system" if item.role == "developer" else item.role
-    return Message(role, remove_marks(_join_text(item.content)))
+    return Message(role, _join_text(item.content))
 
 
 def _to_turns(
