@@ -176,7 +176,7 @@ class ProvenanceGraph:
 def read_graph(
     path: Path, *, reports: Sequence[Path] = (), name: str = "", provider: str = ""
 ) -> ProvenanceGraph:
-    """Read the lineage of a run, or of a job that produced a checkpoint or records.
+    """Read the lineage of a run, or of a job that produced a checkpoint, records or an index.
 
     Args:
         path: Folder of the run or job. Of a run, the subject is the model or reader that it trained
@@ -196,12 +196,17 @@ def read_graph(
         report_paths.append(root)
         subject = _find_subject(root, artifact)
     kind = read_artifact(subject).kind
-    if kind not in ("checkpoint", "records"):
+    if kind not in ("checkpoint", "records", "index"):
+        is_run = bool(artifact.details.get("steps"))
         raise DataError(
-            f"{path} is an artifact of kind {kind}",
+            f"{path} is a run without `answer:` in its recipe"
+            if is_run
+            else f"{path} is an artifact of kind {kind}",
             code="data.wrong-kind",
-            expected="the folder of a run, or of a job that produced a checkpoint or records",
-            next=f"stillroom show {path}",
+            expected="a run that answers, or a job that produced a checkpoint, records or an index",
+            next=f"name one of its steps, in {path / 'steps'}"
+            if is_run
+            else f"stillroom show {path}",
         )
     builder = _GraphBuilder(root)
     builder.add_artifacts()

@@ -302,8 +302,20 @@ def test_command_writes_counts_and_refuses(run, tmp_path):
     assert one.exit_code == 0
     check_bom((tmp_path / "bom.json").read_text(encoding="utf-8"))
     assert invoke(run, "--format", "all").exception.code == "attest.no-folder"
-    wrong = invoke(run / "steps" / "index", "--format", "spdx").exception
-    assert wrong.code == "data.wrong-kind"
+    told = invoke(run / "steps" / "index", "--format", "all", "--out", tmp_path / "index")
+    assert told.exit_code == 0  # an index alone has inventories, and no papers of a model
+    assert {one.name for one in (tmp_path / "index").iterdir()} == {"bom.cdx.json", "bom.spdx.json"}
+    check_bom((tmp_path / "index" / "bom.cdx.json").read_text(encoding="utf-8"))
+    check_spdx((tmp_path / "index" / "bom.spdx.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_that_answers_nothing_is_refused_with_its_steps_named(tmp_path):
+    job = Job.start(tmp_path / "run", "version: 1\nkind: flow\n")
+    job.finish("report", details={"steps": {"graph": "steps/graph"}, "answer": {}})
+    (problem,) = invoke(tmp_path / "run", "--format", "spdx").exception.problems
+    assert problem.code == "data.wrong-kind"
+    assert problem.what.endswith("is a run without `answer:` in its recipe")
+    assert problem.next.endswith("run/steps")
 
 
 def test_signed_run_names_its_signer(run, tmp_path):
