@@ -222,6 +222,8 @@ def read_graph(
     )
     for report in report_paths:
         _read_report(graph, report)
+    if not report_paths:
+        graph.metrics += _read_fidelity(graph.subject_folder / "output" / "fidelity.json")
     return graph
 
 
@@ -339,15 +341,7 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
         file = path / "output" / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        graph.metrics += [
-            {
-                **metric,
-                "low": _get_finite(metric.get("low")),
-                "high": _get_finite(metric.get("high")),
-            }
-            for metric in report["metrics"]
-            if _get_finite(metric["value"]) is not None
-        ]
+        graph.metrics += _list_metrics(report)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as a report: {error!s:.80}",
@@ -360,6 +354,23 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
         for _, artifact in list_ancestors(path):
             if artifact.kind == "report":
                 graph.left_out.update(artifact.details.get("left_out") or {})
+
+
+def _read_fidelity(file: Path) -> list[dict[str, Any]]:
+    """Return what a distillation measured of its student on held-out records; counts left out."""
+    try:
+        rows = _list_metrics(json.loads(file.read_text(encoding="utf-8"))["report"])
+    except (OSError, ValueError, KeyError, TypeError):  # no distillation, or nothing held out
+        return []
+    return [row for row in rows if row["name"].startswith("student") and row["low"] is not None]
+
+
+def _list_metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {**metric, "low": _get_finite(metric.get("low")), "high": _get_finite(metric.get("high"))}
+        for metric in report["metrics"]
+        if _get_finite(metric["value"]) is not None
+    ]
 
 
 def _get_finite(value: float | None) -> float | None:

@@ -400,3 +400,34 @@ def test_hostile_names_stay_text(run):
     )
     check_bom(told["cyclonedx"].text)
     check_spdx(told["spdx"].text)
+
+
+def test_a_student_alone_tells_what_its_training_counted_and_measured(run, tmp_path):
+    job = Job.start(tmp_path / "student", "version: 1\nkind: flow\n")
+    tiny_checkpoint(job.output, hidden=32)
+    rows = [
+        {
+            "name": "student/kl",
+            "value": 0.1159,
+            "low": 0.113,
+            "high": 0.118,
+            "n": 6,
+            "unit": "nats",
+        },
+        {"name": "teacher/loss", "value": 6.0, "low": 5.9, "high": 6.1, "n": 6, "unit": "nats"},
+        {"name": "student/steps", "value": 14.0, "low": None, "high": None, "n": 1, "unit": ""},
+    ]
+    (job.output / "fidelity.json").write_text(json.dumps({"report": {"metrics": rows}}))
+    counted = {"steps": 14, "tokens": 2072, "first_loss": 6.0916, "last_loss": 4.6135}
+    job.finish("checkpoint", details={"train": counted}, origin={"kind": "synthetic"})
+    told = {paper.format: paper for paper in write_all(read_graph(tmp_path / "student"))[0]}
+    assert "14 steps, 2072 tokens, loss 6.092 at first and 4.614 at last" in told["eu-form"].text
+    assert "loss 6.092 at first" in told["cyclonedx"].fields["models/training properties"]
+    bom = check_bom(told["cyclonedx"].text)
+    card = bom["metadata"]["component"]["modelCard"]
+    figures = card["quantitativeAnalysis"]["performanceMetrics"]
+    assert [(one["type"], one["value"]) for one in figures] == [("student/kl", "0.1159")]
+    (model,) = [one for one in check_spdx(told["spdx"].text) if one["type"] == "ai_AIPackage"]
+    assert "2072 tokens" in model["ai_informationAboutTraining"]
+    assert [one["key"] for one in model["ai_metric"]] == ["student/kl"]
+    assert "No evaluation is recorded" not in told["card"].text
