@@ -136,7 +136,8 @@ class ProvenanceGraph:
         for model in waiting:  # grows during iteration
             chooses = str(model.recipe.get("kind", "")).startswith(_CHOOSING_KINDS)
             for role, parent in self.list_parents(model):
-                if parent.kind in DATA_KINDS and chooses == is_tested:
+                is_data = parent.kind in (*DATA_KINDS, "documents", "file")
+                if is_data and chooses == is_tested:
                     found[parent.id] = parent
                 is_further = role != "teacher" and parent not in waiting
                 if parent.kind == "checkpoint" and is_further:

@@ -431,3 +431,17 @@ def test_a_student_alone_tells_what_its_training_counted_and_measured(run, tmp_p
     assert "2072 tokens" in model["ai_informationAboutTraining"]
     assert [one["key"] for one in model["ai_metric"]] == ["student/kl"]
     assert "No evaluation is recorded" not in told["card"].text
+
+
+def test_a_plain_file_that_a_student_learned_from_is_named(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"messages": []}\n', encoding="utf-8")
+    job = Job.start(tmp_path / "student", "version: 1\nkind: flow\n")
+    tiny_checkpoint(job.output, hidden=32)
+    job.finish("checkpoint", parents=[make_parent("records", file, job.out)])
+    told = {paper.format: paper for paper in write_all(read_graph(tmp_path / "student"))[0]}
+    elements = check_spdx(told["spdx"].text)
+    names = {one["spdxId"]: one.get("name") for one in elements}
+    (trained,) = [one for one in elements if one.get("relationshipType") == "trainedOn"]
+    assert [names[one] for one in trained["to"]] == ["mine.jsonl"]
+    assert "1.3 Training data size" in told["eu-summary"].unknown  # nobody counted it
