@@ -113,6 +113,7 @@ def test_the_array_is_built_once_and_again_when_records_or_the_array_change(run,
     for _ in range(2):
         trace_text(KILN, run / "student", say=told.append)
     assert told == ["building the suffix array of the run's texts, once"]
+    assert (cache / "verbatim").stat().st_mode & 0o077 == 0  # others may not read the documents
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     next(cache.glob("verbatim/*/tokens.npy")).write_bytes(b"broken")
     assert trace_text(KILN, run / "student", say=told.append).spans

@@ -180,7 +180,7 @@
       const told = await reply.json();
       const letters = Array.from(state.text);
       const said = told.own.map(([start, end]) => `“${letters.slice(start, end).join("")}”`).join(", ");
-      const own = told.own_words ? `in no such place: ${said}` : "every word is in such a place";
+      const own = told.own_words ? `not found: ${said}` : "all were found";
       const counts = `${told.in_documents} of ${plural(told.words, "word")} verbatim in documents, ${told.in_records} in training records`;
       const list = make("ul", { class: "passages", "aria-label": "Where its words stand" });
       for (const span of told.spans) {

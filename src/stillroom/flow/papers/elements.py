@@ -13,9 +13,9 @@ from stillroom.flow.papers.facts import (
     FieldSheet,
     describe_metric,
     describe_texts,
+    describe_training,
     find_filters,
     format_counts,
-    list_methods,
     select_metrics,
 )
 from stillroom.flow.papers.graph import ProvenanceGraph
@@ -122,7 +122,7 @@ def _list_model(graph: ProvenanceGraph) -> dict[str, object]:
         "hash algorithm": "SHA-256" if artifact.files else None,
         "properties": ", ".join(part for part in shape if part),
         "input-output properties": None if graph.is_detector else f"text in, text out{context}",
-        "training properties": ", ".join(list_methods(graph, subject)),
+        "training properties": describe_training(graph, subject),
         "license": None if UNKNOWN in license.split() else license,
         "external references": ", ".join(
             node.location for _, node in graph.models if node.kind == "model" and node.location

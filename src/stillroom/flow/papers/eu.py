@@ -20,6 +20,7 @@ from stillroom.flow.papers.facts import (
     Paper,
     describe_metric,
     describe_texts,
+    describe_training,
     find_filters,
     find_training_seconds,
     format_counts,
@@ -323,7 +324,7 @@ def _describe_training(graph: ProvenanceGraph) -> str:
     for node in graph.select("checkpoint", of=graph.subject):
         settings = [f"{name} {value}" for name, value in list_settings(node.recipe)]
         seed = f"seed {node.artifact.seed}" if node.artifact else ""
-        listed = [", ".join(list_methods(graph, node)), seed, ", ".join(settings)]
+        listed = [describe_training(graph, node), seed, ", ".join(settings)]
         parts.append(f"{node.name}: {', '.join(part for part in listed if part)}")
     return "; ".join(parts)
 

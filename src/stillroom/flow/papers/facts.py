@@ -24,6 +24,7 @@ __all__ = [
     "derive_uuid",
     "describe_metric",
     "describe_texts",
+    "describe_training",
     "find_filters",
     "find_hub_purl",
     "find_training_seconds",
@@ -172,6 +173,17 @@ def list_methods(graph: ProvenanceGraph, node: Node) -> list[str]:
     named = [str(link.get("method", "")) for link in chain] + sorted(facts.methods)
     kind = str(node.recipe.get("kind", ""))
     return list(dict.fromkeys(name for name in (*named, kind) if name))
+
+
+def describe_training(graph: ProvenanceGraph, node: Node) -> str:
+    """Return the methods that made a node, and how long it was trained, as its job counted."""
+    train = node.artifact.details.get("train") if node.artifact else None
+    counts = train if isinstance(train, Mapping) else {}
+    named = [f"{counts[name]} {name}" for name in ("steps", "tokens") if name in counts]
+    losses = [counts.get(name) for name in ("first_loss", "last_loss")]
+    if all(isinstance(loss, int | float) for loss in losses):
+        named.append(f"loss {losses[0]:.4g} at first and {losses[1]:.4g} at last")
+    return ", ".join([*list_methods(graph, node), *named])
 
 
 def list_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -136,7 +136,8 @@ class ProvenanceGraph:
         for model in waiting:  # grows during iteration
             chooses = str(model.recipe.get("kind", "")).startswith(_CHOOSING_KINDS)
             for role, parent in self.list_parents(model):
-                if parent.kind in DATA_KINDS and chooses == is_tested:
+                is_data = parent.kind in (*DATA_KINDS, "documents", "file")
+                if is_data and chooses == is_tested:
                     found[parent.id] = parent
                 is_further = role != "teacher" and parent not in waiting
                 if parent.kind == "checkpoint" and is_further:
@@ -176,7 +177,7 @@ class ProvenanceGraph:
 def read_graph(
     path: Path, *, reports: Sequence[Path] = (), name: str = "", provider: str = ""
 ) -> ProvenanceGraph:
-    """Read the lineage of a run, or of a job that produced a checkpoint or records.
+    """Read the lineage of a run, or of a job that produced a checkpoint, records or an index.
 
     Args:
         path: Folder of the run or job. Of a run, the subject is the model or reader that it trained
@@ -196,12 +197,17 @@ def read_graph(
         report_paths.append(root)
         subject = _find_subject(root, artifact)
     kind = read_artifact(subject).kind
-    if kind not in ("checkpoint", "records"):
+    if kind not in ("checkpoint", "records", "index"):
+        is_run = bool(artifact.details.get("steps"))
         raise DataError(
-            f"{path} is an artifact of kind {kind}",
+            f"{path} is a run without `answer:` in its recipe"
+            if is_run
+            else f"{path} is an artifact of kind {kind}",
             code="data.wrong-kind",
-            expected="the folder of a run, or of a job that produced a checkpoint or records",
-            next=f"stillroom show {path}",
+            expected="a run that answers, or a job that produced a checkpoint, records or an index",
+            next=f"name one of its steps, in {path / 'steps'}"
+            if is_run
+            else f"stillroom show {path}",
         )
     builder = _GraphBuilder(root)
     builder.add_artifacts()
@@ -217,6 +223,8 @@ def read_graph(
     )
     for report in report_paths:
         _read_report(graph, report)
+    if not report_paths:
+        graph.metrics += _read_fidelity(graph.subject_folder / "output" / "fidelity.json")
     return graph
 
 
@@ -334,15 +342,7 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
         file = path / "output" / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        graph.metrics += [
-            {
-                **metric,
-                "low": _get_finite(metric.get("low")),
-                "high": _get_finite(metric.get("high")),
-            }
-            for metric in report["metrics"]
-            if _get_finite(metric["value"]) is not None
-        ]
+        graph.metrics += _list_metrics(report)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as a report: {error!s:.80}",
@@ -355,6 +355,23 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
         for _, artifact in list_ancestors(path):
             if artifact.kind == "report":
                 graph.left_out.update(artifact.details.get("left_out") or {})
+
+
+def _read_fidelity(file: Path) -> list[dict[str, Any]]:
+    """Return what a distillation measured of its student on held-out records; counts left out."""
+    try:
+        rows = _list_metrics(json.loads(file.read_text(encoding="utf-8"))["report"])
+    except (OSError, ValueError, KeyError, TypeError):  # no distillation, or nothing held out
+        return []
+    return [row for row in rows if row["name"].startswith("student") and row["low"] is not None]
+
+
+def _list_metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {**metric, "low": _get_finite(metric.get("low")), "high": _get_finite(metric.get("high"))}
+        for metric in report["metrics"]
+        if _get_finite(metric["value"]) is not None
+    ]
 
 
 def _get_finite(value: float | None) -> float | None:

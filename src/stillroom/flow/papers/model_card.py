@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.flow.papers.facts import select_metrics
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.node import Node
 from stillroom.flow.papers.reader_card import (
@@ -143,7 +144,7 @@ def fill_card(graph: ProvenanceGraph) -> dict[str, object]:
         if not origins or any(text.origins["unknown"] or text.problem for text in origins)
         else "known",
         "training procedure": _describe_method(graph),
-        "evaluation": "known" if _select_quality_metrics(graph.metrics) else None,
+        "evaluation": "known" if select_metrics(graph, quality=True) else None,
         "intended uses": None,
         "safety and bias": None,
     }
@@ -176,7 +177,7 @@ def _build_front_matter(
             "name": f"{metric['name']} {_format_interval(metric)}",
             "value": metric["value"],
         }
-        for metric in _select_quality_metrics(graph.metrics)
+        for metric in select_metrics(graph, quality=True)
         if metric["name"].startswith("reader/owned/" if graph.is_reader else "")
         and ("student/" in metric["name"] or graph.is_reader)
     ]
@@ -265,16 +266,6 @@ def _format_share_row(name: str, counts: Mapping[str, int], license: str) -> str
     return f"| {name} | {' | '.join(cells)} | {license or 'unknown'} |"
 
 
-def _select_quality_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return quality metrics, without sizes and times."""
-    skipped = ("/size_bytes", "/parameters", "/tokens_per_second")
-    return [
-        metric
-        for metric in metrics
-        if not metric["name"].startswith("seconds/") and not metric["name"].endswith(skipped)
-    ]
-
-
 def _format_interval(metric: Mapping[str, Any]) -> str:
     if metric.get("low") is None or metric["low"] == metric.get("high"):
         return f"(n={metric['n']})"
@@ -285,7 +276,7 @@ def _describe_evaluation(graph: ProvenanceGraph) -> str:
     if not graph.metrics:
         return ""
     note = graph.decision or "On held-out records, with 95 % intervals."
-    if not _select_quality_metrics(graph.metrics):
+    if not select_metrics(graph, quality=True):
         note = "No quality was measured on held-out records, only sizes and times."
     lines = ["## Evaluation", "", note, ""]
     lines += ["| metric | value | interval | n |", "|---|---|---|---|"]
@@ -309,7 +300,7 @@ def list_limitations(graph: ProvenanceGraph) -> list[str]:
 
 
 def _list_evaluation_limitations(graph: ProvenanceGraph) -> Iterator[str]:
-    yield from _list_sample_size_limitations(_select_quality_metrics(graph.metrics))
+    yield from _list_sample_size_limitations(select_metrics(graph, quality=True))
     for metric in graph.metrics:
         if metric["name"].endswith("_minus_teacher") and metric.get("high") is not None:
             metric_name = metric["name"].removeprefix("answers/").removesuffix("_minus_teacher")

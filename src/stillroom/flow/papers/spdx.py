@@ -25,6 +25,7 @@ from stillroom.flow.papers.facts import (
     derive_uuid,
     describe_metric,
     describe_texts,
+    describe_training,
     find_filters,
     find_hub_purl,
     format_json,
@@ -211,12 +212,11 @@ class _SpdxWriter:
             for metric in (select_metrics(graph, quality=True) if is_subject else ())
         ]
         filters = [name for one in graph.select("records", of=node) for name in find_filters(one)]
-        methods = list_methods(graph, node)
         fields = {
             "ai_typeOfModel": [facts.architecture] if facts.architecture else [],
             "ai_hyperparameter": settings,
             "ai_metric": metrics,
-            "ai_informationAboutTraining": ", ".join(methods),
+            "ai_informationAboutTraining": describe_training(graph, node),
             "ai_modelDataPreprocessing": list(dict.fromkeys(filters)),
             "ai_limitation": " ".join(list_limitations(graph))
             if is_subject and not graph.is_detector

@@ -147,11 +147,12 @@ def make_key(
     index: Index,
     model: TextModel,
 ) -> str:
-    """Return a journal's key of an answer: all that it depends on."""
+    """Return a journal's key of an answer: all that it depends on, wherever the reader lies."""
     parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
     if isinstance(pipeline.answering, Quote):
-        weights = find_fingerprint(pipeline.answering.reader)
-        return digest_json([*parts, pipeline.answering.model_dump(mode="json"), weights])
+        reference = pipeline.answering.reader
+        settings = pipeline.answering.model_dump(mode="json", exclude={"reader"})
+        return digest_json([*parts, settings, find_fingerprint(reference) or reference])
     return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 

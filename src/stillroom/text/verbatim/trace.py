@@ -219,7 +219,7 @@ def _summarize(
 def open_texts(texts: RunTexts, *, say: Callable[[str], None] | None = None) -> SuffixIndex:
     """Return the suffix array of a run's texts, built on first use in the user's cache."""
     folder = cache_folder() / "verbatim" / texts.key[:32]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds the documents' words
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         try:
             return SuffixIndex(folder)

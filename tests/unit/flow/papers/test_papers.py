@@ -302,8 +302,20 @@ def test_command_writes_counts_and_refuses(run, tmp_path):
     assert one.exit_code == 0
     check_bom((tmp_path / "bom.json").read_text(encoding="utf-8"))
     assert invoke(run, "--format", "all").exception.code == "attest.no-folder"
-    wrong = invoke(run / "steps" / "index", "--format", "spdx").exception
-    assert wrong.code == "data.wrong-kind"
+    told = invoke(run / "steps" / "index", "--format", "all", "--out", tmp_path / "index")
+    assert told.exit_code == 0  # an index alone has inventories, and no papers of a model
+    assert {one.name for one in (tmp_path / "index").iterdir()} == {"bom.cdx.json", "bom.spdx.json"}
+    check_bom((tmp_path / "index" / "bom.cdx.json").read_text(encoding="utf-8"))
+    check_spdx((tmp_path / "index" / "bom.spdx.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_that_answers_nothing_is_refused_with_its_steps_named(tmp_path):
+    job = Job.start(tmp_path / "run", "version: 1\nkind: flow\n")
+    job.finish("report", details={"steps": {"graph": "steps/graph"}, "answer": {}})
+    (problem,) = invoke(tmp_path / "run", "--format", "spdx").exception.problems
+    assert problem.code == "data.wrong-kind"
+    assert problem.what.endswith("is a run without `answer:` in its recipe")
+    assert problem.next.endswith("run/steps")
 
 
 def test_signed_run_names_its_signer(run, tmp_path):
@@ -388,3 +400,48 @@ def test_hostile_names_stay_text(run):
     )
     check_bom(told["cyclonedx"].text)
     check_spdx(told["spdx"].text)
+
+
+def test_a_student_alone_tells_what_its_training_counted_and_measured(run, tmp_path):
+    job = Job.start(tmp_path / "student", "version: 1\nkind: flow\n")
+    tiny_checkpoint(job.output, hidden=32)
+    rows = [
+        {
+            "name": "student/kl",
+            "value": 0.1159,
+            "low": 0.113,
+            "high": 0.118,
+            "n": 6,
+            "unit": "nats",
+        },
+        {"name": "teacher/loss", "value": 6.0, "low": 5.9, "high": 6.1, "n": 6, "unit": "nats"},
+        {"name": "student/steps", "value": 14.0, "low": None, "high": None, "n": 1, "unit": ""},
+    ]
+    (job.output / "fidelity.json").write_text(json.dumps({"report": {"metrics": rows}}))
+    counted = {"steps": 14, "tokens": 2072, "first_loss": 6.0916, "last_loss": 4.6135}
+    job.finish("checkpoint", details={"train": counted}, origin={"kind": "synthetic"})
+    told = {paper.format: paper for paper in write_all(read_graph(tmp_path / "student"))[0]}
+    assert "14 steps, 2072 tokens, loss 6.092 at first and 4.614 at last" in told["eu-form"].text
+    assert "loss 6.092 at first" in told["cyclonedx"].fields["models/training properties"]
+    bom = check_bom(told["cyclonedx"].text)
+    card = bom["metadata"]["component"]["modelCard"]
+    figures = card["quantitativeAnalysis"]["performanceMetrics"]
+    assert [(one["type"], one["value"]) for one in figures] == [("student/kl", "0.1159")]
+    (model,) = [one for one in check_spdx(told["spdx"].text) if one["type"] == "ai_AIPackage"]
+    assert "2072 tokens" in model["ai_informationAboutTraining"]
+    assert [one["key"] for one in model["ai_metric"]] == ["student/kl"]
+    assert "No evaluation is recorded" not in told["card"].text
+
+
+def test_a_plain_file_that_a_student_learned_from_is_named(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"messages": []}\n', encoding="utf-8")
+    job = Job.start(tmp_path / "student", "version: 1\nkind: flow\n")
+    tiny_checkpoint(job.output, hidden=32)
+    job.finish("checkpoint", parents=[make_parent("records", file, job.out)])
+    told = {paper.format: paper for paper in write_all(read_graph(tmp_path / "student"))[0]}
+    elements = check_spdx(told["spdx"].text)
+    names = {one["spdxId"]: one.get("name") for one in elements}
+    (trained,) = [one for one in elements if one.get("relationshipType") == "trainedOn"]
+    assert [names[one] for one in trained["to"]] == ["mine.jsonl"]
+    assert "1.3 Training data size" in told["eu-summary"].unknown  # nobody counted it

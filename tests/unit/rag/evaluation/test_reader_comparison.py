@@ -17,6 +17,7 @@ from stillroom.rag.evaluation.judged_report import report_judgments
 from stillroom.rag.evaluation.reader_comparison import (
     add_comparison,
     find_copies,
+    make_key,
     match_quotes,
     select_model_questions,
 )
@@ -363,3 +364,18 @@ def test_without_a_control_the_packaged_reader_is_one(monkeypatch):
     arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
     _, told = tell_judgments(monkeypatch, **arms)
     assert told.startswith("The judgments made the reader better: right words +1.00")
+
+
+def test_an_answer_has_the_same_key_wherever_its_reader_lies(monkeypatch):
+    """A stranger replays a run in another folder, where the segments must have their names."""
+    prints = {"/srv/ann/reader": "a" * 64, "/srv/bob/reader": "a" * 64, "/srv/eve": "b" * 64}
+    monkeypatch.setattr(reader_comparison, "find_fingerprint", prints.get)
+    question, index = JudgedQuestion("0", "What?", ("a",)), SimpleNamespace(digest="i")
+    plain = parse_rag_pipeline("keyword")
+
+    def key(place):
+        pipeline = replace(plain, name="owned", answering=Quote(reader=place))
+        return make_key(RECIPE, pipeline, question, index, SimpleNamespace(fingerprint="m"))
+
+    assert key("/srv/ann/reader") == key("/srv/bob/reader")
+    assert key("/srv/ann/reader") != key("/srv/eve")
