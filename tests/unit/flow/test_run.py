@@ -160,11 +160,13 @@ def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
     find_judgments(out).add(replace(known, evidence=(part,)))
     recipe = read_make_recipe(tmp_path, out=out)
     assert recipe.inputs["judged"] == str(tmp_path / "run.judgments/train.jsonl")
-    assert recipe.steps["reader"].sources[-1] == "inputs.judged"
+    assert "inputs.judged" in recipe.steps["reader"].sources
     recipe = read_make_recipe(tmp_path, ["steps.reader.train.epochs=3"], out=out)
     assert list(recipe.steps) == ["index", "records", "reader", "untaught", "report", "judgments"]
     taught, control = (recipe.steps[name] for name in ("reader", "untaught"))
     assert "inputs.judged" not in control.sources
+    for one in (taught, control):  # nor from the same sentence, asked in other words
+        assert one.to_json()["without"] == [{"from": "inputs.judged_test"}]
     assert taught.recipe.train == control.recipe.train
     assert control.recipe.train.epochs == 3
     asked = recipe.steps["judgments"].to_json()
