@@ -193,6 +193,11 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
+def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():
+    reading = open_reader("builtin:reader").read("Is it?", [("T", "Yes.", [(0, 4)])], NoOverlap())
+    assert [one.short for one in reading.sentences] == [None]
+
+
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
     config = json.loads((trained / "output" / "reader.json").read_bytes())
     assert 0 < config["threshold"] < 1
