@@ -65,9 +65,13 @@ def print_run(out: Path, artifact: Artifact) -> None:
             click.echo(f"{name:34} {_format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
-    for folder in artifact.details.get("steps", {}).values():
-        _print_failed(read_artifact(out / folder))
-    _print_untrained(artifact)
+    steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
+    for step in steps:
+        _print_failed(step)
+    if any(step.kind == "index" and step.details.get("passages") == 0 for step in steps):
+        click.echo("answers  nothing: no document could be used, so the index is empty")
+    else:
+        _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
     _print_next(out, can_answer=bool(artifact.details.get("answer")))
 

@@ -54,6 +54,7 @@ _INSUFFICIENT_DATA_CODES = {
     "data.no-questions",
     "distill.nothing-kept",
     "rag.no-evidence",
+    "synth.no-passages",
     "synth.nothing-kept",
     "train.no-records",
 }
@@ -359,6 +360,10 @@ _UNTRAINED_REPORT = (
     "answers all the same: in the documents' own sentences, chosen by the packaged reader (where "
     "that cannot be opened, by shared words), or with the untuned model where it is asked to write."
 )
+_EMPTY_REPORT = (
+    "No document could be used, so the index is empty, nothing was learned, and every question is "
+    "left unanswered. Add documents with text, and run it again."
+)
 _PARTIAL_REPORT = "The steps below found too little. The others were done."
 
 
@@ -391,8 +396,14 @@ def write_run_report(
         rows = tuple(skipped.items())
         table = Table("Steps that were not done", ("step", "why"), rows)
         is_trained = any(artifact.kind == "checkpoint" for artifact in artifacts.values())
+        is_empty = any(
+            artifact.kind == "index" and artifact.details.get("passages") == 0
+            for artifact in artifacts.values()
+        )
         title, text = (
-            ("Not done", _PARTIAL_REPORT) if is_trained else ("Not trained", _UNTRAINED_REPORT)
+            ("Not done", _PARTIAL_REPORT)
+            if is_trained
+            else ("Not trained", _EMPTY_REPORT if is_empty else _UNTRAINED_REPORT)
         )
         steps.sections.insert(0, Section(title, text, table=table))
     parts.append(steps)

@@ -267,10 +267,14 @@ def _add_judgments(text: str, out: Path) -> str:
     judges = steps["report"]["questions"]
     if judges != {"from": "reader"}:  # people's questions, which may have been asked and judged
         steps["reader"]["without"] = [judges]
+    is_tested = any(one.answers and one.side == "test" for one in judged)
+    if is_tested:  # the same question in other words would be learned from and judge
+        judged_test = {"from": "inputs.judged_test"}
+        steps["reader"]["without"] = [*steps["reader"].get("without", ()), judged_test]
     control = {**steps["reader"], "questions": [*steps["reader"]["questions"]]}
     data["inputs"]["judged"] = str(store.path_of("train").absolute())
     steps["reader"]["questions"].append({"from": "inputs.judged"})
-    if not any(one.answers and one.side == "test" for one in judged):
+    if not is_tested:
         return "\n".join(emit_yaml(data))
     data["inputs"]["judged_test"] = str(store.path_of("test").absolute())
     names = list(steps)

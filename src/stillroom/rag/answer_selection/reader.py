@@ -38,6 +38,7 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,10 +148,13 @@ class SentenceReader:
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
                     logit += self._sentence_bias
-                    shared = overlap(passages[window.passage][1][start:end])
-                    short, value = _find_short(window, ends, first, last)
+                    text = passages[window.passage][1]
+                    shared = overlap(text[start:end])
+                    span, value = _find_short(window, ends, first, last)
                     score = logit + weights["overlap"] * shared + weights["short"] * value
                     score -= weights["rank"] * window.passage
+                    whole, words = map(normalize_text, (text[start:end], text[slice(*span)]))
+                    short = span if words not in {"", whole} else None
                     sentences.append(
                         ScoredSentence(
                             window.passage, start, end, logit, shared, score, short, value
@@ -202,7 +206,7 @@ def describe_reading(
 def _find_short(
     window: EncodedPassage, ends: NDArray[np.float32], first: int, last: int
 ) -> tuple[Span, float]:
-    """Return the most probable short answer within a sentence, and its summed logits."""
+    """Return the most probable answer within a sentence, perhaps all of it, and its logits."""
     starts, stops = ends[first:last, 0], ends[first:last, 1]
     sums = starts[:, None] + stops[None, :]
     length = np.arange(last - first)

@@ -18,6 +18,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.qa.judgments import are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
@@ -208,16 +209,24 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 
 
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    rows = read_split_questions(list(map(Path, recipe.questions)))
+    paths = list(map(Path, recipe.questions))
+    rows = list(read_split_questions(paths))
+    judges = [one for path in recipe.without for one in read_question_set(Path(path), every=True)]
+    asked = {normalize_text(one.text) for one in judges}
+    told = [quote for one in judges for quote in _list_quotes(one)]
+    judged = {number for number, path in enumerate(paths) if told and _holds_judgments(path)}
     every = [(question, is_held_out) for _, question, is_held_out in rows]
-    judging = {
-        normalize_text(question.text)
-        for path in recipe.without
-        for question in read_question_set(Path(path), every=True)
-    }
-    found = [row for row in every if normalize_text(row[0].text) not in judging]
+    found = [
+        (question, is_held_out)
+        for number, question, is_held_out in rows
+        if normalize_text(question.text) not in asked
+        and not (number in judged and _share_sentence(_list_quotes(question), told))
+    ]
     if len(found) < len(every):
-        job.say(f"{len(every) - len(found)} questions are left out, since they judge the reader")
+        job.say(
+            f"{len(every) - len(found)} questions are left out, since they judge the reader, or "
+            "are judgments of the same sentence in other words"
+        )
     every = found
     questions = [row for row in every if row[0].is_answerable and row[0].evidence]
     if len(questions) < len(every):
@@ -251,6 +260,20 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
             next="check that the questions are about this index",
         )
     return retrieved
+
+
+def _holds_judgments(path: Path) -> bool:
+    return path.is_file() and are_judgments(path.read_text(encoding="utf-8"))
+
+
+def _list_quotes(question: JudgedQuestion) -> list[str]:
+    quotes = (normalize_text(part.quote) for part in question.evidence)
+    return [f" {quote} " for quote in quotes if quote]
+
+
+def _share_sentence(quotes: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether a quote holds one of the others, or stands in it."""
+    return any(one in other or other in one for one in quotes for other in others)
 
 
 def _split(

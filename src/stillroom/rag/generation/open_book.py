@@ -1,10 +1,12 @@
 """Open-book records: questions with passages in the very prompt that serves, and what to answer.
 
 Of a question that its passages answer, the answer is the sentence with its citation, as the
-passage has it. The others refuse, for one of three reasons: ``removed``, the answering passages are
-left out; ``near_miss``, the passages stay and another name or number is asked for, which stands in
-none of them; ``foreign``, a question about another document is asked. The distractors are what the
-index finds for the question, which is what a served model will meet.
+document has it: without the marks of a parser. The others refuse, for one of three reasons:
+``removed``, the answering passages are left out, and any other that holds an accepted answer;
+``near_miss``, the passages stay and another name or number is asked for, which stands in none of
+them; ``foreign``, a question about another document is asked, of which no passage holds an
+accepted answer. The distractors are what the index finds for the question, which is what a served
+model will meet.
 
 Source: Zhang et al. 2024, "RAFT", arXiv:2403.10131 (an answer with its passage among distractors,
 and questions without it). Differs: distractors are retrieved, not drawn at random; questions
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stillroom.errors import DataError
+from stillroom.evaluate.metrics.answers import contains_answer
 from stillroom.evaluate.qa.questions import find_question_origin
 from stillroom.provenance import make_parent
 from stillroom.rag.answer_selection.examples import (
@@ -33,6 +36,7 @@ from stillroom.rag.answer_selection.examples import (
 )
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_DIGEST, PROMPT_VERSION, render_prompt
+from stillroom.rag.generation.verbatim import find_verbatim_parts
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit, Link, Message, Origin, Record, RecordWriter
 
@@ -61,18 +65,25 @@ class _OpenQuestion:
     is_held_out: bool | None
     hits: tuple[Hit, ...]
     labeled: tuple[ReaderPassage, ...]
+    quote: str = ""
 
     @property
     def answering(self) -> list[int]:
         """Numbers of the hits that answer, from 0."""
         return [number for number, part in enumerate(self.labeled) if any(part.answers)]
 
-    @property
-    def quote(self) -> str:
-        """The first sentence that answers."""
-        part = self.labeled[self.answering[0]]
-        start, end = part.sentences[part.answers.index(True)]
-        return " ".join(part.text[start:end].split())
+    def find_quote(self, index: Index) -> str:
+        """Return the first sentence that answers, without the marks that a parser wrote."""
+        number = self.answering[0]
+        part, passage = self.labeled[number], self.hits[number].passage
+        span = part.sentences[part.answers.index(True)]
+        spans = find_verbatim_parts(passage, index.document(passage.document_id), *span)
+        return " ".join(word for place in spans for word in part.text[slice(*place)].split())
+
+    def may_answer(self, hit: Hit) -> bool:
+        """Return whether a passage holds an accepted answer, though perhaps not the evidence."""
+        text = f"{hit.passage.title}\n{hit.passage.text}"
+        return bool(contains_answer(text, self.question.answers))
 
 
 def write_open_book(recipe: OpenBookRecipe, job: Job) -> Artifact:
@@ -131,6 +142,10 @@ def _find_questions(
             if not question.evidence or not found.answering:
                 counts["lost"] += 1
                 continue
+            found = replace(found, quote=found.find_quote(index))
+            if not found.quote:  # marks of a parser alone
+                counts["lost"] += 1
+                continue
             overlap = QuestionOverlap(index, question.text)
             if overlap(found.quote) > recipe.max_copied * overlap.total:
                 counts["copied"] += 1
@@ -153,7 +168,9 @@ def _render(
     others = [at for at in range(len(own.hits)) if at not in own.answering]
     answering = own.answering[:1]
     for kind in [*kinds, "answer"]:
-        chosen = [*([] if kind == "removed" else answering), *others]
+        chosen = [*answering, *others]
+        if kind == "removed":
+            chosen = [at for at in others if not own.may_answer(own.hits[at])]
         shown = [int(at) for at in rng.permutation(chosen[:count])]
         hits = [own.hits[at] for at in shown]
         text = own.question.text
@@ -220,12 +237,13 @@ def _find_foreign(
     documents = {hit.passage.document_id for hit in own.hits}
     ids = {hit.passage.id for hit in hits}
     others = [
-        one.question.text
+        one
         for one in questions
         if one.hits[one.answering[0]].passage.document_id not in documents
         and not ids & {one.hits[at].passage.id for at in one.answering}
     ]
-    return others[int(rng.integers(len(others)))] if others else ""
+    drawn = (others[int(at)] for at in rng.permutation(len(others)))
+    return next((one.question.text for one in drawn if not any(map(one.may_answer, hits))), "")
 
 
 def _make_link(parents: tuple[str, ...]) -> Link:

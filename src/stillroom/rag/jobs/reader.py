@@ -58,7 +58,7 @@ class ReaderRecipe(Recipe):
     without: tuple[Reference, ...] = Field(
         default=(),
         description="questions that judge the reader, and are not learned from whatever the case "
-        "and punctuation of their words",
+        "and punctuation of their words, nor are judgments of the same sentences",
     )
     base: Reference = Field(
         default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"

@@ -11,6 +11,7 @@ from tests.unit.train.forgery import reseal
 from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
+from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.flow.replay import ReplayAmount, plan_replay
@@ -192,6 +193,11 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
+def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():
+    reading = open_reader("builtin:reader").read("Is it?", [("T", "Yes.", [(0, 4)])], NoOverlap())
+    assert [one.short for one in reading.sentences] == [None]
+
+
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
     config = json.loads((trained / "output" / "reader.json").read_bytes())
     assert 0 < config["threshold"] < 1
@@ -271,6 +277,27 @@ def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
     assert "1 questions are left out, since they judge the reader" in told
     assert f"of {len(QUESTIONS)} examples" not in told
+
+
+def test_a_judgment_of_the_sentence_that_judges_is_not_learned_from(place, encoder, tmp_path):
+    quote = QUESTIONS[0][2]
+    part = {"document_id": "d", "passage": "p", "start": 0, "end": len(quote), "quote": quote}
+    asked = (f"What, in the words of {at}?" for at in range(99))
+    judged = [Judgment("quote", AskedAnswer(one, "?"), (quote,), (part,)) for one in asked]
+    learned = next(one for one in judged if one.side == "train")
+    judging = next(one for one in judged if one.side == "test")
+    store = JudgmentStore(tmp_path / "run.judgments")
+    store.add(learned)
+    store.add(judging)
+    recipe = make_recipe(
+        place,
+        encoder,
+        questions=f"[questions.jsonl, {store.path_of('train')}]",
+        without=f"[{store.path_of('test')}]",
+    )
+    run_recipe(recipe, tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert "1 questions are left out" in told  # the other record of the sentence is learned from
 
 
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):

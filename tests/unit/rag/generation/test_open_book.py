@@ -10,13 +10,14 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact
 from stillroom.rag import Index
-from stillroom.rag.generation.open_book import make_near_miss
+from stillroom.rag.generation.open_book import REFUSAL_KINDS, make_near_miss
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_DIGEST, render_prompt
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.jobs.index import run as build_index
 from stillroom.rag.jobs.open_book import OpenBookRecipe, run
 from stillroom.records import read_records
 
+KINDS = ("answer", *REFUSAL_KINDS)
 FACTS = {
     f"{name}.txt": f"The {thing} of {name} weighs {at}0 kilograms. It was built for {name} fair.\n"
     for at, (name, thing) in enumerate(
@@ -89,6 +90,32 @@ def test_a_refusal_is_one_whose_passages_do_not_answer(place, tmp_path):
     near = [record for record in refused if record.fields["kind"] == "near_miss"]
     for record in near:  # what is asked about is shown, and the rest of the question is not
         assert record.fields["question"].split()[4] in record.messages[1].content.split("Quest")[0]
+
+
+def test_a_quote_has_no_marks_and_no_refusal_shows_the_answer_elsewhere(tmp_path):
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    said = "Set the valve to 41 degrees in winter."
+    (documents / "manual.html").write_text(
+        f"<title>Boiler</title><p>About the boiler.</p><ul><li>{said}</li><li>Drain it.</li></ul>"
+    )
+    (documents / "forum.txt").write_text("The boiler runs at 41 in the cold season, friends say.\n")
+    (documents / "other.txt").write_text("The boiler has a red door. It stands in the cellar.\n")
+    row = {
+        "question": "How hot is the boiler valve when it is cold?",
+        "answers": ["41"],
+        "evidence": [{"quote": said}],
+    }
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = IndexRecipe(documents=str(documents), embedder="static")
+    job = Job.start(tmp_path / "index", "recipe\n")
+    build_index(recipe, job, embedder=open_embedder("static"))
+    records = render(tmp_path, tmp_path / "out", renderings=12, refusals=0.6)
+    kinds = {kind: [one for one in records if one.fields["kind"] == kind] for kind in KINDS}
+    assert {one.fields["answer"][:-4] for one in kinds["answer"]} == {said}
+    assert kinds["removed"]
+    for record in kinds["removed"]:
+        assert "41" not in record.messages[1].content.partition("\n\nQuestion: ")[0]
 
 
 def test_questions_that_copy_their_sentence_are_left_out(place, tmp_path):
