@@ -317,7 +317,8 @@ class FlowRun:
             return {}
         described = self.recipe.answer.model_dump(exclude={"fallback"}, exclude_defaults=True)
         if spare := self.recipe.find_spare_model():
-            described["fallback"] = spare
+            here = Path(spare)  # relative to this process; who opens the run may be elsewhere
+            described["fallback"] = str(here.absolute()) if here.exists() else spare
         for artifact in artifacts.values():
             decision = artifact.details.get("decision")
             if "reader" in described and isinstance(decision, Mapping) and decision["reader"]:
