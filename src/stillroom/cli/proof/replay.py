@@ -93,7 +93,9 @@ def print_replay(result: ReplayResult) -> None:
             text = f"open: {job.open}"
         else:
             wrong = len(job.differences)
+            near = sum(1 for one in job.outcomes if one.within)
             found = f"{wrong} differ" if wrong else "all as committed"
+            found += f", {near} of them within bounds only" if near else ""
             text = (
                 f"{len(job.drawn):,} of {len(job.segments):,} segments and "
                 f"{len(job.outcomes) - len(job.drawn):,} outputs: {found}"
@@ -127,3 +129,12 @@ def raise_replay(result: ReplayResult) -> None:
     ]
     if problems:
         raise IntegrityError(problems)
+    if not result.drawn:
+        reasons = "; ".join(f"{job.name}: {job.open}" for job in result.open_jobs)
+        raise IntegrityError(
+            "no segment could be recomputed",
+            code="replay.nothing",
+            where=str(result.path),
+            expected="a job whose work is committed in segments and can be done again here",
+            next=reasons or "no job of it commits segments",
+        )
