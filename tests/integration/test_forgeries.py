@@ -19,19 +19,21 @@ pytest.importorskip("cryptography")
 from safetensors.numpy import load_file, save_file
 from tests.integration.main_job import write_documents
 from tests.unit.merge.conftest import fine_tune
+from tests.unit.train import test_replay as tiny
+from tests.unit.train.forgery import reseal as reseal_training
 
 from stillroom.cli.app import stillroom
 from stillroom.flow.job import run_job
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.flow.run import run_recipe
 from stillroom.jobs import Job
+from stillroom.jobs.journal import read_journal
 from stillroom.jobs.segments import read_segments
 from stillroom.provenance import (
     digest_file,
     digest_json,
     list_run_folders,
     read_artifact,
-    resolve_parent,
     verify_signed,
 )
 from stillroom.provenance.artifact import Artifact, FileEntry, list_files
@@ -135,7 +137,7 @@ def edit_rows(path, alter):
 
 
 def seal(run, signer=None):
-    """Make digests, claims and signatures of the run fit its files, as whoever forged them would."""
+    """Make digests, claims and signatures fit the files, as whoever forged them would."""
     steps = json.loads((run / "steps.json").read_text())
     for entry in steps.values():
         entry["digest"] = reseal(run / entry["folder"]).digest
@@ -180,7 +182,7 @@ def reseal(folder):
 
 
 def swap_record(run):
-    change(step(run, "records") / "output/records.jsonl", "loads", "sacks")
+    change(step(run, "records") / "output/records.jsonl", "15 wheels", "16 wheels")
 
 
 def drop_record(run):
@@ -219,7 +221,7 @@ def edit_run_report(run):
 def edit_catalog(run):
     with closing(sqlite3.connect(step(run, "index") / "output/ledger.sqlite")) as ledger, ledger:
         key, body = ledger.execute("SELECT key, body FROM passages").fetchone()
-        forged = re.sub(rb'("text": ?")\w+', rb"\1Poison", body)
+        forged = re.sub(rb'("text": ?"# )\w+', rb"\1Poison", body)
         assert forged != body
         ledger.execute("UPDATE passages SET body = ? WHERE key = ?", (forged, key))
 
@@ -328,15 +330,23 @@ EDITS = {
     "segment line removed": (cut_segment, "segments.jsonl"),
     "journal line removed": (cut_journal, "readings.jsonl"),
     "claims line removed": (cut_claims, "claims.jsonl"),
-    "signature removed": (drop_signature, "model.sig"),
+    "signature removed": (drop_signature, "claims.jsonl"),
     "log edited": (edit_events, "events.jsonl"),
     "signature of another folder": (take_signature_of_another, "artifact.json"),
     "digest of the recipe dropped": (drop_recipe_digest, "artifact.json"),
     "claim dropped": (drop_claim, "artifact.json"),
     "key added beside the claim": (add_key, "artifact.json"),
 }
-UNSEALED = {"file replaced by a link", "claims line removed", "signature removed", "claim dropped",
-            "log edited", "signature of another folder", "key added beside the claim"}  # fmt: skip
+UNSEALED = {
+    "claim dropped",
+    "claims line removed",
+    "file replaced by a link",
+    "key added beside the claim",
+    "log edited",
+    "signature of another folder",
+    "signature removed",
+}
+"""Edits that digests cannot be made to fit, or need not."""
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -349,7 +359,7 @@ def test_an_edit_without_a_key_is_named(name, run, place):
         return
     seal(run)  # every digest and every claim fits now: the signature alone tells
     found = verify_signed(run, load_trust([place / "alice.pub"])).findings
-    assert {one.layer for one in found} == {"signature"}
+    assert {one.layer for one in found} - {"claim"} == {"signature"}
     assert any(one.path.endswith(named) for one in found)
     assert "integrity.signature" in verify(run, place, "alice")
 
@@ -439,14 +449,16 @@ def test_forged_verification_summaries_do_not_count(run, place):
 def test_malformed_claims_are_named(line, run, place):
     folder = step(run, "records")
     own = load_public_key(folder / "signer.pub").key_id
-    (folder / "claims.jsonl").write_text(line.replace("KEY", own) + "\n")
+    (folder / "claims.jsonl").write_text(line.replace("KEY", own) + "\n", encoding="latin-1")
     found = verify_signed(folder, Trust(), parents=False).findings
     assert {(one.path, one.layer) for one in found} == {("claims.jsonl", "signature")}
     assert read_replays([folder], Trust()) == []
 
 
-@pytest.mark.parametrize("statement", [7, [], {"predicateType": "https://slsa.dev/provenance/v1"},
-    {"predicateType": "https://slsa.dev/provenance/v1", "subject": [1], "predicate": []}])  # fmt: skip
+MADE = {"predicateType": "https://slsa.dev/provenance/v1"}
+
+
+@pytest.mark.parametrize("statement", [7, [], MADE, {**MADE, "subject": [1], "predicate": []}])
 def test_malformed_statements_of_the_signer_are_named(statement, run, place):
     folder = step(run, "records")
     envelope = sign_envelope(json.dumps(statement).encode(), "x", key_of(place, "alice"))
@@ -519,7 +531,7 @@ def cut_segment_well(run):
 def poison_document(run):
     """Edit a document after it was indexed; the index says it read this one."""
     documents = run.parent / "documents"
-    change(next(iter(sorted(documents.glob("*.md")))), "the ", "any ")
+    change(documents / "alder.md", "old mill", "new mill")
 
 
 def other_teacher(run):
@@ -574,24 +586,40 @@ LIES = {
     "weights swapped": (swap_weights, "merged", "output/model.safetensors"),
     "third parent merged": (merge_third, "merged", "tensors/"),
     "another parent stated": (other_merge_weights, "merged", "artifact.json parents differs"),
-    "statement of the method edited": (edit_details, "merged", 'details differs: method is "slerp"'),
+    "statement of the method edited": (
+        edit_details,
+        "merged",
+        'details differs: method is "slerp"',
+    ),
     "poisoned document": (poison_document, "index", "documents/"),
     "another teacher": (other_teacher, "records", "artifact.json parents differs"),
     "figure of a report edited": (edit_report, "report", "metrics[0].value is 0.99"),
     "report called a run": (call_report_a_run, "report", "metrics[0].value is 0.99"),
-    "passage edited in the catalog": (edit_catalog, "index", "output/ledger.sqlite differs: the row"),
+    "passage edited in the catalog": (
+        edit_catalog,
+        "index",
+        "output/ledger.sqlite differs: the row",
+    ),
     "vectors edited": (edit_vectors, "index", "vectors.npy does not follow"),
     "seed changed": (edit_seed, "records", "seed is 7, and that of its recipe 0"),
     "recipe edited": (edit_recipe, "records", "was not committed, but the job computes it"),
-    "recipe unstated": (drop_recipe_digest, "records", "recipe.yaml is not the recipe whose digest"),
+    "recipe unstated": (
+        drop_recipe_digest,
+        "records",
+        "recipe.yaml is not the recipe whose digest",
+    ),
     "parent dropped from the chain": (drop_parent, "merged", "artifact.json parents differs"),
     "digest of a parent dropped": (cut_parent_digest, "records", "artifact.json parents differs"),
     "file added": (add_file, "index", "output/more.bin is listed, but the job does not write it"),
     "file added among the timed": (add_timed_file, "records", "output/more.bin is listed"),
     "segment of other inputs": (forge_start, "records", "made from other inputs than the job has"),
-    "segment line removed": (cut_segment_well, "records", "was not committed, but the job computes"),
+    "segment line removed": (
+        cut_segment_well,
+        "records",
+        "was not committed, but the job computes",
+    ),
     "journal line removed": (cut_journal, "report", "but its line is not in committed/readings"),
-}  # fmt: skip
+}
 OF_THE_RUN = {
     "figure of the run edited": (edit_run_report, "run: report.json differs: metrics[0].value"),
     "step left out": (hide_step, "artifact.json details.steps differs"),
@@ -653,6 +681,40 @@ def test_other_versions_are_told_by_a_replay(run, place):
     seal(run, key_of(place, "alice"))
     (job,) = plan_replay(step(run, "merged"), ReplayAmount.parse("1")).jobs
     assert any("torch: made with 1.0" in line for line in job.machine)
+
+
+TRAININGS = {
+    "other learning rate": ({"train": {"learning_rate": 0.0201}}, "train/0-3", "has the loss"),
+    "extra steps": ({"train": {"steps": 15}}, "train/start", "differs: the number of steps"),
+    "another teacher": ({"teacher": 5}, "train/0-3", "has the loss"),
+    "another start": ({"student": 5}, "train/start", "differs: the initial weights"),
+    "another seed": ({"seed": 1}, "train/0-3", "read other records"),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_lie_about_a_training_is_named_by_replay(name, place, tmp_path):
+    """The signer trains otherwise, and states the recipe of an honest training."""
+    changes, segment, told = TRAININGS[name]
+    honest = tiny.make(tmp_path / "honest")
+    forged = tiny.make(tmp_path / "forged", **changes)
+    identity = read_journal(honest / "committed/train.jsonl")["start"]["identity"]
+    recipe = (honest / "recipe.yaml").read_text()
+    reseal_training(forged, recipe=recipe, plan={"identity": identity})
+    sign_artifact(forged, key_of(place, "alice"))
+    assert verify_signed(forged, load_trust([place / "alice.pub"])).findings == ()
+    assert told in tiny.find(forged)[segment]
+
+
+def test_other_weights_than_were_trained_are_named_by_replay(place, tmp_path):
+    forged = tiny.make(tmp_path / "forged")
+    path = forged / "output/model.safetensors"
+    save_file({name: value * 1.001 for name, value in load_file(path).items()}, path)
+    reseal_training(forged)
+    sign_artifact(forged, key_of(place, "alice"))
+    assert verify_signed(forged, load_trust([place / "alice.pub"])).findings == ()
+    told = tiny.find(forged, "train/start")["output/model.safetensors"]
+    assert told == "are not the weights of the committed last state"
 
 
 # --- What stays open is said, and is not proved.

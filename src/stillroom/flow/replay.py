@@ -402,9 +402,7 @@ def _examine_job(
     return job
 
 
-def _compare_recipe(
-    folder: Path, artifact: Artifact, recipe: Recipe
-) -> Iterator[SegmentOutcome]:
+def _compare_recipe(folder: Path, artifact: Artifact, recipe: Recipe) -> Iterator[SegmentOutcome]:
     """Yield whether recipe and seed are not those that the artifact states."""
     digest = digest_file(folder / "recipe.yaml")
     if digest != artifact.recipe_digest:

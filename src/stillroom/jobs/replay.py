@@ -379,7 +379,11 @@ def describe_difference(stored: Path, repeated: Path) -> str:
             rows = []
     except (OSError, ValueError):
         rows = []
-    return f"differs: {join_differences(rows)}" if rows else "does not follow from the inputs and the segments"
+    return (
+        f"differs: {join_differences(rows)}"
+        if rows
+        else "does not follow from the inputs and the segments"
+    )
 
 
 def _list_rows(old: list[Any], new: list[Any]) -> Iterator[str]:

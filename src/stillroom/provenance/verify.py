@@ -268,33 +268,26 @@ class _ArtifactVerifier:
                 self.open_ends.append(f"{named} is named without a digest")
             return
         path = resolve_parent(folder, parent)
-        is_artifact = (path / ARTIFACT_FILE).is_file()
-        if is_artifact and not (parent.digest and parent.claim):
-            self.open_ends.append(f"{named} is named without its digest or its claim")
         if Path(parent.path).is_absolute():
             yield from self.distant(path, parent)
-            if is_artifact:
-                what = "lies outside: what it states was compared, its files and parents were not"
-                self.open_ends.append(f"{named} {what}")
-            elif not path.is_file():
-                self.open_ends.append(f"{named} lies outside and was not compared")
-            return
-        if not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
+        elif not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
             yield self.find(
                 folder / ARTIFACT_FILE,
                 f"names the parent {parent.path!r:.80}, which is no neighbor of its folder",
                 "unsafe",
             )
+            return
         elif _crosses_link(folder.parent, path):
             yield self.find(path, f"({parent.role}) is reached through a symbolic link", "link")
+            return
         elif not path.exists():
             yield self.find(path, f"({parent.role}) is missing", "missing", "parent")
+            return
         else:
             yield from self.distant(path, parent)
-            if not is_artifact and path.is_dir():
-                self.open_ends.append(f"{named} is a folder of no job and was not compared")
             if (path / ARTIFACT_FILE).exists() and path not in self.seen:
                 yield from self.folder(path)
+        self.open_ends += [f"{named} {what}" for what in _list_open(path, parent)]
 
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield whether a parent has changed, according to its own artifact.json."""
@@ -309,8 +302,6 @@ class _ArtifactVerifier:
             elif parent.claim and made.claim != parent.claim:
                 what = f"({parent.role}) states other things than when {self.root.name} was made"
                 yield self.find(path, what, "changed", "chain")
-        elif not parent.digest and _is_regular(path):
-            self.open_ends.append(f"{self.show(path)} ({parent.role}) is named without a digest")
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
             yield self.find(path, what, "changed", "parent")
 
@@ -324,6 +315,21 @@ class _ArtifactVerifier:
         is_near = path.is_relative_to(self.root.parent)
         shown = os.path.relpath(path, self.root) if is_near else str(path)
         return PurePosixPath(shown).as_posix()
+
+
+def _list_open(path: Path, parent: Parent) -> Iterator[str]:
+    """Yield what was not compared of a parent at a path, as predicates."""
+    is_outside = Path(parent.path).is_absolute()
+    if (path / ARTIFACT_FILE).is_file():
+        if not (parent.digest and parent.claim):
+            yield "is named without its digest or its claim"
+        if is_outside:
+            yield "lies outside: what it states was compared, its files and parents were not"
+    elif not path.is_file():
+        where = "lies outside" if is_outside else "is a folder of no job"
+        yield f"{where} and was not compared"
+    elif len(parent.digest) != 64:
+        yield "is named without a digest of its bytes"
 
 
 def _is_safe(path: object) -> bool:

@@ -123,7 +123,9 @@ def raise_replay(result: ReplayResult) -> None:
             str(job.folder),
             "what the recipe makes of the committed inputs",
             "a machine of the same kind gives equal bytes: "
-            + ("; ".join(job.machine) if job.machine else "this one is, so the job was changed"),
+            + (
+                "; ".join(job.machine) or "this one is, so the job or one of its inputs was changed"
+            ),
         )
         for job, outcome in result.differences
     ]

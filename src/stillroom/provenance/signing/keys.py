@@ -138,7 +138,6 @@ class Trust:
         if not certificates or not self.authorities:
             return False
         from cryptography import x509
-
         from cryptography.exceptions import UnsupportedAlgorithm
 
         try:
