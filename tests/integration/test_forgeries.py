@@ -779,6 +779,28 @@ def test_an_unfinished_job_is_not_signed(run, place):
     assert sign(run).code == "data.unfinished"
 
 
+def test_an_index_that_its_owner_updates_stays_signed(moved, place, monkeypatch):
+    """An update without the key is named, as any change is; with it the signature is renewed."""
+    folder, documents = step(moved, "index"), moved.parent / "documents"
+    path = folder / "recipe.yaml"
+    edit(folder, lambda data: data["parents"][0].update(path=str(documents)))
+    path.write_text(path.read_text().replace(str(place / "documents"), str(documents)))
+    edit(folder, lambda data: data.update(recipe_digest=digest_file(path)))
+    sign_artifact(folder, key_of(place, "alice"))
+
+    def update(name):
+        (documents / name).write_text(f"A new mill at {name} grinds three sacks.")
+        told = CliRunner().invoke(stillroom, ["rag", "update", str(folder)])
+        assert told.exit_code == 0, told.output
+
+    update("zoe.md")
+    assert "ledger.sqlite is not what was signed" in verify(folder, place, "alice")
+    monkeypatch.setenv("STILLROOM_SIGNING_KEY", str(place / "alice.key"))
+    for name in ("yew.md", "xan.md"):  # the second one finds the lock of the first
+        update(name)
+        assert verify_signed(folder, load_trust([place / "alice.pub"])).findings == ()
+
+
 @pytest.mark.slow
 def test_honest_runs_raise_no_alarm(place, tmp_path):
     """200 verifications, of which 25 replay a draw, of the run and of copies elsewhere."""

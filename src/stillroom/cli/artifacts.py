@@ -160,24 +160,29 @@ def _refuse_unfinished(path: Path) -> None:
 
 
 def _hold_job(folder: Path, held: ExitStack) -> None:
-    """Hold a job's folder against updates while it is signed.
+    """Hold a run's or an index's lock against writers while the folder is signed.
 
     Raises:
         ResourceError: If another process writes to it.
     """
-    from stillroom.errors import ResourceError
-    from stillroom.jobs.files import LOCK_FILE, lock_folder
+    import fcntl
 
-    busy = ResourceError(
-        f"another process is writing to {folder}",
-        code="resource.busy",
-        where=str(folder),
-        expected="a folder that nothing changes while it is signed",
-        next="wait for it, and sign again",
-    )
-    for place in (folder, folder / "output"):  # a run is locked as a whole, an index in its output
-        if (place / LOCK_FILE).is_file():
-            held.enter_context(lock_folder(place, busy))
+    from stillroom.errors import ResourceError
+    from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
+
+    for path in (folder / LOCK_FILE, folder / WRITER_FILE):
+        if not path.is_file():
+            continue
+        try:
+            fcntl.flock(held.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"another process is writing to {folder}",
+                code="resource.busy",
+                where=str(folder),
+                expected="a folder that nothing changes while it is signed",
+                next="wait for it, and sign again",
+            ) from error
 
 
 @click.command(

@@ -41,6 +41,7 @@ from stillroom.provenance.signing.statements import (
 __all__ = [
     "LOCK_FILE",
     "PUBLIC_KEY_FILE",
+    "WRITER_FILE",
     "SignatureCheck",
     "check_signature",
     "remove_signature",
@@ -48,7 +49,8 @@ __all__ = [
 ]
 
 PUBLIC_KEY_FILE = "signer.pub"
-LOCK_FILE = ".lock"
+LOCK_FILE, WRITER_FILE = ".lock", ".writer"
+"""Locks of a job's folder and of an index, which say nothing of either."""
 SignatureState = Literal["unsigned", "trusted", "other-signer", "unknown-signer", "invalid"]
 
 
@@ -192,8 +194,8 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
 
 def _list_unsigned(folder: Path) -> list[str]:
     """Return the paths of signatures, claims and locks, here and in the steps of a run."""
-    names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE}
-    found = (path for path in folder.rglob("*") if path.name in names)
+    names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE}
+    found = (path for path in folder.rglob("*") if path.name in names and not path.is_dir())
     return sorted(names | {path.relative_to(folder).as_posix() for path in found})
 
 
