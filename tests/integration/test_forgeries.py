@@ -763,6 +763,20 @@ def test_a_replay_of_nothing_is_no_proof(run, place):
     assert "budget.minutes may have ended it" in str(told.exception)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [({}, None), ("many", None), (None, {"index": "../../x"}), (None, 3)]
+)
+def test_details_that_no_run_writes_stay_open(seconds, steps, run):
+    def spoil(data):
+        data["details"].update({"seconds": seconds} if steps is None else {"steps": steps})
+
+    edit(run, spoil)
+    (run / "steps" / "x").mkdir()
+    (step(run, "merged") / "events.jsonl").write_text('7\n{"time": 3}\n[]\n')
+    opened = {one.name: one.open for one in replayed(run, "1")[1].open_jobs}
+    assert opened["run"] == "its artifact is not that of a flow"
+
+
 def test_an_unfinished_job_is_not_signed(run, place):
     def sign(path):
         words = ["sign", str(path), "--key", str(place / "alice.key")]

@@ -378,7 +378,7 @@ def _examine_job(
         job.outcomes += _compare_recipe(folder, artifact, recipe)
         if isinstance(recipe, FlowRecipe):
             job.recipe, job.seconds = recipe, 0.0
-            if not isinstance(artifact.details.get("steps"), Mapping):
+            if not _describes_run(artifact.details):
                 job.open = "its artifact is not that of a flow"
             return job
         job.recipe = move_inputs(recipe, artifact, folder, moved)
@@ -400,6 +400,19 @@ def _examine_job(
         job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job
+
+
+def _describes_run(details: Mapping[str, Any]) -> bool:
+    """Return whether details are as a run writes them; a stranger's may hold anything."""
+    steps, seconds, skipped = (details.get(key) for key in ("steps", "seconds", "skipped"))
+    return (
+        isinstance(steps, Mapping)
+        and isinstance(seconds, Mapping)
+        and isinstance(skipped or {}, Mapping)
+        and steps.keys() <= seconds.keys()
+        and all(isinstance(one, str) and ".." not in Path(one).parts for one in steps.values())
+        and all(isinstance(one, int | float) for one in seconds.values())
+    )
 
 
 def _compare_recipe(folder: Path, artifact: Artifact, recipe: Recipe) -> Iterator[SegmentOutcome]:

@@ -376,10 +376,11 @@ def sum_work_seconds(folder: Path) -> float:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:  # a kill can truncate the last line of a session
+            moment = datetime.fromisoformat(event["time"]).timestamp()
+            kind = event["event"]
+        except (ValueError, KeyError, TypeError):  # truncated by a kill, or a stranger's
             continue
-        moment = datetime.fromisoformat(event["time"]).timestamp()
-        if event["event"] in {"started", "resumed"}:
+        if kind in ("started", "resumed"):
             total, begun = total + last - begun, moment
         last = moment
     return round(total + last - begun, 3)
