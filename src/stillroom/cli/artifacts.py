@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,11 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     Credentials come from the environment, as for stillroom publish.
     """
     from stillroom.objects import fetch_folder
-    from stillroom.provenance import read_artifact, verify_artifact
+    from stillroom.provenance import list_run_folders, read_artifact, verify_artifact
 
     came = fetch_folder(address, folder)
-    for finding in verify_artifact(folder, parents=False):
+    parts = list_run_folders(folder)  # a job's parents may have stayed at the address
+    for finding in [one for part in parts for one in verify_artifact(part, parents=False)]:
         raise IntegrityError(
             f"{finding.path} {finding.what}",
             code="integrity.changed",
@@ -123,13 +125,64 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
 
     password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
     signer = load_signing_key(key, password, certificates=certificates)
+    _refuse_unfinished(path)
     folders = list_run_folders(path)
-    for folder in folders:
-        sign_artifact(folder, signer)
+    with ExitStack() as held:
+        for folder in folders:
+            _hold_job(folder, held)
+        for folder in folders:
+            sign_artifact(folder, signer)
     if as_json:
         print_json({"signed": [str(folder) for folder in folders], "key": signer.key_id})
     else:
         click.echo(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Refuse a job that is still at work, or was killed: its files will change.
+
+    Raises:
+        DataError: If it is one.
+    """
+    from stillroom.errors import DataError
+    from stillroom.provenance.artifact import ARTIFACT_FILE
+
+    is_run = (path / "steps").is_dir() and any((path / "steps").glob(".*.partial"))
+    is_begun = (path / "recipe.yaml").is_file() and not (path / ARTIFACT_FILE).is_file()
+    if is_run or is_begun:
+        raise DataError(
+            f"{path} is unfinished: its files will change",
+            code="data.unfinished",
+            where=str(path),
+            expected="the folder of a finished job or run",
+            next="wait for it, or finish it with --resume, and sign it then",
+        )
+
+
+def _hold_job(folder: Path, held: ExitStack) -> None:
+    """Hold a run's or an index's lock against writers while the folder is signed.
+
+    Raises:
+        ResourceError: If another process writes to it.
+    """
+    import fcntl
+
+    from stillroom.errors import ResourceError
+    from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
+
+    for path in (folder / LOCK_FILE, folder / WRITER_FILE):
+        if not path.is_file():
+            continue
+        try:
+            fcntl.flock(held.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"another process is writing to {folder}",
+                code="resource.busy",
+                where=str(folder),
+                expected="a folder that nothing changes while it is signed",
+                next="wait for it, and sign again",
+            ) from error
 
 
 @click.command(

@@ -27,6 +27,7 @@ from stillroom.errors import RecipeError, StillroomError
 from stillroom.flow.job import find_job_kind, run_job
 from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
+from stillroom.flow.step_comparison import compare_steps
 from stillroom.jobs import QuietReporter, Reporter, sum_work_seconds
 from stillroom.jobs.replay import describe_difference
 from stillroom.jobs.segments import (
@@ -244,12 +245,14 @@ class ReplayResult:
     def to_statement(self) -> dict[str, Any]:
         """Return an in-toto Statement v1 with a SLSA verification summary (VSA) v1.
 
-        Subjects are the manifests of all jobs. Jobs that stay open are in the extension field, and
-        keep ``STILLROOM_REPLAYED`` out of the verified levels. Source:
+        Subjects are the manifests of all jobs. Jobs that stay open are in the extension field; they
+        and segments that were not drawn keep ``STILLROOM_REPLAYED`` out of the verified levels. A
+        replay that recomputed nothing has failed. Source:
         https://slsa.dev/verification_summary/v1.
         """
-        complete = not self.open_jobs
+        complete = not self.open_jobs and self.drawn == self.total
         level = "STILLROOM_REPLAYED" if complete else "STILLROOM_REPLAYED_IN_PART"
+        has_failed = bool(self.differences) or not self.drawn
         moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         subject = [
             {
@@ -264,8 +267,8 @@ class ReplayResult:
             "timeVerified": moment,
             "resourceUri": f"urn:stillroom:artifact:{self.jobs[0].artifact.digest}",
             "policy": {"uri": _POLICY},
-            "verificationResult": "FAILED" if self.differences else "PASSED",
-            "verifiedLevels": ["FAILED" if self.differences else level],
+            "verificationResult": "FAILED" if has_failed else "PASSED",
+            "verifiedLevels": ["FAILED" if has_failed else level],
             "stillroom_replay": self.to_json(),
         }
         return make_statement(subject, VSA_TYPE, predicate)
@@ -355,7 +358,8 @@ def _list_absent(jobs: Sequence[JobReplay]) -> list[JobReplay]:
     for job in jobs:
         for parent in job.artifact.parents:
             folder = resolve_parent(job.folder, parent)
-            if parent.kind in _MADE_BY_JOBS and not (folder / ARTIFACT_FILE).is_file():
+            is_made = parent.kind in _MADE_BY_JOBS or bool(parent.claim)
+            if is_made and not (folder / ARTIFACT_FILE).is_file():
                 open_end = JobReplay(folder, parent.path, parent.kind, job.artifact)
                 open_end.open = f"{job.name} was made from it ({parent.role}), but it is not here"
                 absent.setdefault(parent.path, open_end)
@@ -368,14 +372,14 @@ def _examine_job(
     top = Path(root.absolute()).parent
     name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)
     job = JobReplay(folder, name, "", artifact, seconds=sum_work_seconds(folder))
-    if artifact.kind == "report" and "steps" in artifact.details:
-        job.kind, job.seconds = "flow", 0.0
-        return job
     try:
         recipe = load_recipe(folder / "recipe.yaml")
         job.kind = recipe.kind
+        job.outcomes += _compare_recipe(folder, artifact, recipe)
         if isinstance(recipe, FlowRecipe):
-            job.open = "its artifact is not that of a flow"
+            job.recipe, job.seconds = recipe, 0.0
+            if not _describes_run(artifact.details):
+                job.open = "its artifact is not that of a flow"
             return job
         job.recipe = move_inputs(recipe, artifact, folder, moved)
         places = zip(list_references(job.recipe), list_references(recipe), strict=True)
@@ -396,6 +400,30 @@ def _examine_job(
         job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job
+
+
+def _describes_run(details: Mapping[str, Any]) -> bool:
+    """Return whether details are as a run writes them; a stranger's may hold anything."""
+    steps, seconds, skipped = (details.get(key) for key in ("steps", "seconds", "skipped"))
+    return (
+        isinstance(steps, Mapping)
+        and isinstance(seconds, Mapping)
+        and isinstance(skipped or {}, Mapping)
+        and steps.keys() <= seconds.keys()
+        and all(isinstance(one, str) and ".." not in Path(one).parts for one in steps.values())
+        and all(isinstance(one, int | float) for one in seconds.values())
+    )
+
+
+def _compare_recipe(folder: Path, artifact: Artifact, recipe: Recipe) -> Iterator[SegmentOutcome]:
+    """Yield whether recipe and seed are not those that the artifact states."""
+    digest = digest_file(folder / "recipe.yaml")
+    if digest != artifact.recipe_digest:
+        what = "is not the recipe whose digest artifact.json states"
+        yield SegmentOutcome("recipe.yaml", artifact.recipe_digest, digest, what)
+    if artifact.seed != recipe.seed:
+        what = f"is {artifact.seed!r:.40}, and that of its recipe {recipe.seed}"
+        yield SegmentOutcome("artifact.json seed", str(artifact.seed), str(recipe.seed), what)
 
 
 def _find_missing(recipe: Recipe) -> str:
@@ -471,7 +499,9 @@ def _replay_job(job: JobReplay, scratch: Path, reporter: Reporter) -> Iterator[S
 
 
 def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
-    """Assemble a run's report again from its steps, and compare it with the written one."""
+    """Compare a run with its recipe; assemble its report again from its steps, and compare that."""
+    assert isinstance(job.recipe, FlowRecipe)  # noqa: S101  # jobs of this kind have one
+    yield from compare_steps(job.folder, job.artifact, job.recipe)
     steps: Mapping[str, str] = job.artifact.details["steps"]
     done = {name: job.folder / folder for name, folder in steps.items()}
     out = scratch / _find_name(job.folder)

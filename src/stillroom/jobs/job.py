@@ -33,7 +33,7 @@ from stillroom.jobs.files import (
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.manifest import write_manifest
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
-from stillroom.jobs.segments import CommittedSegments, commit_segments
+from stillroom.jobs.segments import CommittedSegments, commit_segments, digest_start
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -44,7 +44,7 @@ from stillroom.provenance.artifact import (
     list_installed_versions,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_json, digest_text
+from stillroom.provenance.digests import digest_text
 from stillroom.provenance.signing import find_configured_key
 from stillroom.provenance.sources import make_parent_absolute
 
@@ -319,7 +319,7 @@ class Job:
     def _commit_segments(self, parents: Sequence[Parent]) -> CommittedSegments:
         """Write segments.jsonl, and keep the journals whose lines are segments."""
         listed = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else None
-        start = digest_json([self.recipe_digest, [parent.digest for parent in parents]])
+        start = digest_start(self.recipe_digest, parents)
         named = {name: self.journal(name) for name in self.segment_journals}
         return commit_segments(self.work, start, named, self.timed_keys, listed)
 
@@ -376,10 +376,11 @@ def sum_work_seconds(folder: Path) -> float:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:  # a kill can truncate the last line of a session
+            moment = datetime.fromisoformat(event["time"]).timestamp()
+            kind = event["event"]
+        except (ValueError, KeyError, TypeError):  # truncated by a kill, or a stranger's
             continue
-        moment = datetime.fromisoformat(event["time"]).timestamp()
-        if event["event"] in {"started", "resumed"}:
+        if kind in ("started", "resumed"):
             total, begun = total + last - begun, moment
         last = moment
     return round(total + last - begun, 3)

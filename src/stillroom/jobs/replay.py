@@ -24,15 +24,24 @@ from stillroom.jobs.segments import (
     CommittedSegment,
     ReplayRequest,
     SegmentOutcome,
+    digest_start,
     digest_value,
     read_segments,
 )
 from stillroom.provenance import Artifact, digest_like
 from stillroom.recipes import dump_recipe, list_references
 
-__all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference"]
+__all__ = [
+    "JournalReplayer",
+    "ReplayJob",
+    "compare_output",
+    "describe_difference",
+    "join_differences",
+    "list_differences",
+]
 
 _SHOWN = 5
+OTHER_START = "was committed as made from other inputs than the job has"
 
 
 @dataclass
@@ -45,11 +54,19 @@ class _ReplaySession:
     journals: frozenset[str]
     timed: frozenset[str]
     found: dict[str, str] = field(default_factory=dict)
+    starts: dict[str, str] = field(default_factory=dict)
 
-    def note(self, name: str, digest: str) -> None:
-        """Store the digest of a result, the first time; only drawn ones are computed."""
+    def note(self, name: str, digest: str, start: str = "") -> None:
+        """Store the digest of a result, the first time; only drawn ones are computed.
+
+        Args:
+            name: The segment.
+            digest: Digest of its result.
+            start: Digest of what it starts from, where the job commits it itself.
+        """
         if f"{name.partition('/')[0]}/" not in self.timed:
             self.found.setdefault(name, digest)
+            self.starts[name] = self.starts.get(name) or start
 
     def list_outcomes(self) -> Iterator[SegmentOutcome]:
         """Yield an outcome for each drawn segment, and one for each that was not committed."""
@@ -60,6 +77,8 @@ class _ReplaySession:
             elif not found:
                 what = "was committed, but the job does not compute it"
                 yield SegmentOutcome(name, committed.result, "", what)
+            elif self.starts[name] not in {"", committed.start}:
+                yield SegmentOutcome(name, committed.result, found, OTHER_START)
             elif name in self.drawn or found != committed.result:
                 yield SegmentOutcome(name, committed.result, found)
 
@@ -152,6 +171,7 @@ class ReplayJob(Job):
             reporter=request.reporter,
         )
         assert isinstance(job, cls)  # noqa: S101  # start builds its own class
+        job.recipe_digest = request.artifact.recipe_digest  # of the places then
         committed = {segment.name: segment for segment in read_segments(request.folder)}
         job.session = _ReplaySession(request.folder, committed, names, frozenset(journals), timed)
         job.previous = request.folder if reuses_output else None
@@ -176,8 +196,8 @@ class ReplayJob(Job):
         return _ReplayJournal(path, kept, path.stem, self.session)
 
     def commit(self, name: str, start: str, result: str) -> None:
-        """Compare a result with the committed one."""
-        self.session.note(name, result)
+        """Compare a result, and what it starts from, with the committed ones."""
+        self.session.note(name, result, start)
 
     def is_drawn(self, name: str) -> bool:
         """Return whether a segment must be computed anew."""
@@ -235,7 +255,12 @@ class JournalReplayer:
 
     def _compare_journals(self, request: ReplayRequest) -> Iterator[SegmentOutcome]:
         """Yield kept lines that are not what was committed, or that were removed."""
-        committed = {one.name: one.result for one in read_segments(request.folder)}
+        segments = read_segments(request.folder)
+        committed = {one.name: one.result for one in segments}
+        start = digest_start(request.artifact.recipe_digest, request.artifact.parents)
+        for one in segments:
+            if one.name.partition("/")[0] in self.journals and one.start != start:
+                yield SegmentOutcome(one.name, one.start, start, OTHER_START)
         for name in self.journals:
             if f"{name}/" in self.timed:
                 continue
@@ -291,6 +316,13 @@ def compare_output(
         }
         for one in (request.artifact, artifact)
     )
+    written = {entry.path for entry in (*artifact.files, *artifact.timed_files)}
+    unknown = {
+        entry.path: entry.digest
+        for entry in request.artifact.timed_files
+        if entry.path.startswith("output/") and entry.path not in written
+    }
+    recorded |= unknown  # the job does not write them, whatever the clock says
     for path in sorted({*recorded, *repeated}):
         what = ""
         if path not in repeated:
@@ -311,8 +343,8 @@ def compare_output(
     ):
         old = _to_json(old)
         new = json.loads(request.restore_places(json.dumps(new, ensure_ascii=False, default=str)))
-        differing = list(_find_differences(old, new, ""))
-        what = f"differs: {_join(differing)}" if differing else ""
+        differing = list(list_differences(old, new, ""))
+        what = f"differs: {join_differences(differing)}" if differing else ""
         yield SegmentOutcome(f"artifact.json {name}", digest_value(old), digest_value(new), what)
 
 
@@ -342,12 +374,16 @@ def describe_difference(stored: Path, repeated: Path) -> str:
             rows = list(_list_rows(old, new))
         elif stored.suffix == ".json":
             pair = json.loads(stored.read_bytes()), json.loads(repeated.read_bytes())
-            rows = list(_find_differences(*pair, ""))
+            rows = list(list_differences(*pair, ""))
         else:
             rows = []
     except (OSError, ValueError):
         rows = []
-    return f"differs: {_join(rows)}" if rows else "does not follow from the inputs and the segments"
+    return (
+        f"differs: {join_differences(rows)}"
+        if rows
+        else "does not follow from the inputs and the segments"
+    )
 
 
 def _list_rows(old: list[Any], new: list[Any]) -> Iterator[str]:
@@ -372,15 +408,15 @@ def _name_row(row: Any) -> str:
     return f"{json.dumps(row, ensure_ascii=False)[:60]}"
 
 
-def _find_differences(old: Any, new: Any, path: str) -> Iterator[str]:
+def list_differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Yield the places in which JSON values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             place = f"{path}.{key}" if path else key
-            yield from _find_differences(old.get(key), new.get(key), place)
+            yield from list_differences(old.get(key), new.get(key), place)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True)):
-            yield from _find_differences(*pair, f"{path}[{number}]")
+            yield from list_differences(*pair, f"{path}[{number}]")
     elif old != new and not (old != old and new != new):
         yield f"{path or 'it'} is {_shorten(old)}, recomputed {_shorten(new)}"
 
@@ -390,6 +426,7 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _join(differences: list[str]) -> str:
+def join_differences(differences: list[str]) -> str:
+    """Return the first differences in a line."""
     more = len(differences) - _SHOWN
     return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from stillroom.errors import IntegrityError
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Reporter
-from stillroom.provenance import Artifact, FileEntry, digest_file, digest_json
+from stillroom.provenance import Artifact, FileEntry, Parent, digest_file, digest_json
 from stillroom.recipes import Recipe
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SegmentOutcome",
     "commit_segments",
     "compare_commitment",
+    "digest_start",
     "digest_value",
     "read_segments",
 ]
@@ -146,6 +147,11 @@ class Replayer(Protocol):
         Raises:
             StillroomError: If the job cannot be repeated at all.
         """
+
+
+def digest_start(recipe_digest: str, parents: Sequence[Parent]) -> str:
+    """Return the digest of a job's recipe and inputs, from which its journaled segments start."""
+    return digest_json([recipe_digest, [parent.digest for parent in parents]])
 
 
 def digest_value(value: Any, timed: frozenset[str] = frozenset()) -> str:

@@ -143,11 +143,17 @@ class Artifact:
             kind=data["kind"],
             files=tuple(FileEntry(*entry) for entry in data["files"]),
             parents=tuple(
-                Parent(p["role"], p["path"], p["digest"], p.get("kind", ""), p.get("claim", ""))
+                Parent(
+                    _to_text(p["role"]),
+                    p["path"],  # judged by who uses it
+                    _to_text(p["digest"]),
+                    _to_text(p.get("kind")),
+                    _to_text(p.get("claim")),
+                )
                 for p in data["parents"]
             ),
             timed_files=tuple(FileEntry(*entry) for entry in data.get("timed_files", ())),
-            recipe_digest=data.get("recipe_digest", ""),
+            recipe_digest=_to_text(data.get("recipe_digest")),
             seed=data.get("seed", 0),
             origin=data.get("origin", {}),
             details=data.get("details", {}),
@@ -155,6 +161,11 @@ class Artifact:
             host=data.get("host", {}),
             created=data.get("created", ""),
         )
+
+
+def _to_text(value: object) -> str:
+    """Return what a foreign artifact.json holds in the place of a text."""
+    return "" if value is None else str(value)
 
 
 def digest_claim(manifest: Mapping[str, Any]) -> str:
@@ -214,7 +225,9 @@ def read_artifact(folder: Path) -> Artifact:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
-        return Artifact.from_json(data)
+        artifact = Artifact.from_json(data)
+        _check_types(artifact)
+        return artifact
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read as an artifact: {error}",
@@ -222,6 +235,17 @@ def read_artifact(folder: Path) -> Artifact:
             expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
             next=f"stillroom verify {folder}",
         ) from error
+
+
+def _check_types(artifact: Artifact) -> None:
+    """Refuse values of other types where all code expects objects.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise TypeError("origin, details, versions or host is no object")
 
 
 def find_artifact(reference: str) -> Artifact | None:

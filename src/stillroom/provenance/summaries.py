@@ -20,11 +20,14 @@ from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.digests import digest_file
 from stillroom.provenance.signing import (
     PUBLIC_KEY_FILE,
+    SIGNATURE_FILE,
+    PublicKey,
     Trust,
     load_public_key,
     open_envelope,
     read_claims,
 )
+from stillroom.provenance.signing.model_signing import open_bundle, read_bundle
 
 __all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "find_replay", "read_replays"]
 
@@ -93,7 +96,7 @@ def find_replay(
 def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
     try:
         envelopes = read_claims(folder)
-        own = [load_public_key(folder / PUBLIC_KEY_FILE)] if envelopes else []
+        own = _find_signer(folder, trust) if envelopes else []
     except (IntegrityError, DataError):
         return  # verification names what is wrong with them
     signers = {key.key_id for key in own}
@@ -107,6 +110,18 @@ def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
             continue
         verifier: ReplayVerifier = "signer" if opened.key_id in signers else "trusted"
         yield _read_summary(json.loads(opened.payload), verifier, opened.key_id)
+
+
+def _find_signer(folder: Path, trust: Trust) -> list[PublicKey]:
+    """Return the key that signed the folder; signer.pub alone proves nothing.
+
+    Raises:
+        IntegrityError: If none of the keys at hand did.
+        DataError: If signer.pub holds no key.
+    """
+    path = folder / SIGNATURE_FILE
+    named = [load_public_key(folder / PUBLIC_KEY_FILE), *trust.keys]
+    return [open_bundle(read_bundle(path), named, path)[1]]
 
 
 def _read_summary(

@@ -153,7 +153,7 @@ class _ArtifactVerifier:
             return
         if manifest.get("digest") != artifact.digest:
             yield self.find(record, "does not have the digest that its files give", "changed")
-        yield from self.claim(record, manifest)
+        yield from self.claim(record, manifest, artifact)
         entries = (*artifact.files, *artifact.timed_files)
         yield from self.recipe(folder, artifact, entries)
         yield from self.files(folder, entries)
@@ -161,9 +161,15 @@ class _ArtifactVerifier:
         yield from self.signature(folder)
         if self.follow:
             for parent in artifact.parents:
-                yield from self.parent(folder, parent)
+                try:
+                    yield from self.parent(folder, parent)
+                except (OSError, ValueError) as error:
+                    what = f"names a parent that cannot be looked up: {error}"[:200]
+                    yield self.find(record, what, "broken")
 
-    def claim(self, record: Path, manifest: Mapping[str, Any]) -> Iterator[IntegrityMismatch]:
+    def claim(
+        self, record: Path, manifest: Mapping[str, Any], artifact: Artifact
+    ) -> Iterator[IntegrityMismatch]:
         """Yield whether what artifact.json states is what it stated when it was written."""
         if "claim" not in manifest:
             what = "covers its outputs alone, not what it states of them: it has no claim digest"
@@ -171,6 +177,9 @@ class _ArtifactVerifier:
         elif manifest["claim"] != digest_claim(manifest):
             what = "states other things than when it was written: its claim digest differs"
             yield self.find(record, what, "changed", "claim")
+        elif unknown := sorted(manifest.keys() - artifact.to_json().keys()):
+            what = f"holds what no chain covers: {', '.join(unknown)!r:.80}"
+            yield self.find(record, what, "extra", "claim")
 
     def signature(self, folder: Path) -> Iterator[IntegrityMismatch]:
         """Yield what is wrong with a folder's signature."""
@@ -188,7 +197,12 @@ class _ArtifactVerifier:
         self, folder: Path, artifact: Artifact, entries: tuple[FileEntry, ...]
     ) -> Iterator[IntegrityMismatch]:
         path = folder / "recipe.yaml"
-        if not artifact.recipe_digest or any(entry.path == path.name for entry in entries):
+        if any(entry.path == path.name for entry in entries):
+            return
+        if not artifact.recipe_digest:
+            if os.path.lexists(path):
+                what = "is covered by no digest: artifact.json does not state the recipe's"
+                yield self.find(path, what, "extra", "claim")
             return
         if not path.exists():
             yield self.find(path, "is missing", "missing")
@@ -256,23 +270,24 @@ class _ArtifactVerifier:
         path = resolve_parent(folder, parent)
         if Path(parent.path).is_absolute():
             yield from self.distant(path, parent)
-            if not (path / ARTIFACT_FILE).is_file() and not path.is_file():
-                self.open_ends.append(f"{named} lies outside and was not compared")
-            return
-        if not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
+        elif not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
             yield self.find(
                 folder / ARTIFACT_FILE,
                 f"names the parent {parent.path!r:.80}, which is no neighbor of its folder",
                 "unsafe",
             )
+            return
         elif _crosses_link(folder.parent, path):
             yield self.find(path, f"({parent.role}) is reached through a symbolic link", "link")
+            return
         elif not path.exists():
             yield self.find(path, f"({parent.role}) is missing", "missing", "parent")
+            return
         else:
             yield from self.distant(path, parent)
             if (path / ARTIFACT_FILE).exists() and path not in self.seen:
                 yield from self.folder(path)
+        self.open_ends += [f"{named} {what}" for what in _list_open(path, parent)]
 
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield whether a parent has changed, according to its own artifact.json."""
@@ -300,6 +315,21 @@ class _ArtifactVerifier:
         is_near = path.is_relative_to(self.root.parent)
         shown = os.path.relpath(path, self.root) if is_near else str(path)
         return PurePosixPath(shown).as_posix()
+
+
+def _list_open(path: Path, parent: Parent) -> Iterator[str]:
+    """Yield what was not compared of a parent at a path, as predicates."""
+    is_outside = Path(parent.path).is_absolute()
+    if (path / ARTIFACT_FILE).is_file():
+        if not (parent.digest and parent.claim):
+            yield "is named without its digest or its claim"
+        if is_outside:
+            yield "lies outside: what it states was compared, its files and parents were not"
+    elif not path.is_file():
+        where = "lies outside" if is_outside else "is a folder of no job"
+        yield f"{where} and was not compared"
+    elif len(parent.digest) != 64:
+        yield "is named without a digest of its bytes"
 
 
 def _is_safe(path: object) -> bool:

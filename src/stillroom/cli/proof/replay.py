@@ -93,7 +93,9 @@ def print_replay(result: ReplayResult) -> None:
             text = f"open: {job.open}"
         else:
             wrong = len(job.differences)
+            near = sum(1 for one in job.outcomes if one.within)
             found = f"{wrong} differ" if wrong else "all as committed"
+            found += f", {near} of them within bounds only" if near else ""
             text = (
                 f"{len(job.drawn):,} of {len(job.segments):,} segments and "
                 f"{len(job.outcomes) - len(job.drawn):,} outputs: {found}"
@@ -121,9 +123,20 @@ def raise_replay(result: ReplayResult) -> None:
             str(job.folder),
             "what the recipe makes of the committed inputs",
             "a machine of the same kind gives equal bytes: "
-            + ("; ".join(job.machine) if job.machine else "this one is, so the job was changed"),
+            + (
+                "; ".join(job.machine) or "this one is, so the job or one of its inputs was changed"
+            ),
         )
         for job, outcome in result.differences
     ]
     if problems:
         raise IntegrityError(problems)
+    if not result.drawn:
+        reasons = "; ".join(f"{job.name}: {job.open}" for job in result.open_jobs)
+        raise IntegrityError(
+            "no segment could be recomputed",
+            code="replay.nothing",
+            where=str(result.path),
+            expected="a job whose work is committed in segments and can be done again here",
+            next=reasons or "no job of it commits segments",
+        )

@@ -20,6 +20,7 @@ from stillroom.provenance.signing.dsse import (
     append_claim,
     open_envelope,
     read_claims,
+    read_regular,
     sign_statement,
 )
 from stillroom.provenance.signing.keys import PublicKey, SigningKey, Trust, parse_public_key
@@ -40,6 +41,7 @@ from stillroom.provenance.signing.statements import (
 __all__ = [
     "LOCK_FILE",
     "PUBLIC_KEY_FILE",
+    "WRITER_FILE",
     "SignatureCheck",
     "check_signature",
     "remove_signature",
@@ -47,7 +49,8 @@ __all__ = [
 ]
 
 PUBLIC_KEY_FILE = "signer.pub"
-LOCK_FILE = ".lock"
+LOCK_FILE, WRITER_FILE = ".lock", ".writer"
+"""Locks of a job's folder and of an index, which say nothing of either."""
 SignatureState = Literal["unsigned", "trusted", "other-signer", "unknown-signer", "invalid"]
 
 
@@ -116,12 +119,13 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         folder: The folder of a finished job.
         trust: The keys and authorities that the verifier trusts; may be empty.
     """
-    if not (folder / SIGNATURE_FILE).exists():
-        left = [name for name in (CLAIMS_FILE, PUBLIC_KEY_FILE) if (folder / name).exists()]
+    if not os.path.lexists(folder / SIGNATURE_FILE):
+        left = [name for name in (CLAIMS_FILE, PUBLIC_KEY_FILE) if os.path.lexists(folder / name)]
         lost = tuple((name, f"stands without {SIGNATURE_FILE}") for name in left)
         return SignatureCheck("invalid" if lost else "unsigned", differences=lost)
     try:
-        keys = [*trust.keys, *_read_own_key(folder)]
+        own = _read_own_key(folder)
+        keys = [*trust.keys, *own]
         bundle = read_bundle(folder / SIGNATURE_FILE)
         signed, key = open_bundle(bundle, keys, folder / SIGNATURE_FILE)
     except (IntegrityError, DataError) as error:
@@ -132,6 +136,8 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         "extra": "was added after the signature",
     }
     wrong = [(name, words[how]) for name, how in compare_resources(folder, signed)]
+    if any(one.key_id != key.key_id for one in own):
+        wrong.append((PUBLIC_KEY_FILE, f"is not the key that signed: {key.key_id}"))
     if (folder / ARTIFACT_FILE).exists():
         wrong += _check_claims(folder, key)
     if wrong:
@@ -153,7 +159,11 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
         what = error.problems[0].what if isinstance(error, IntegrityError) else str(error)
         yield CLAIMS_FILE, f"cannot be trusted: {what}"
         return
-    made = [one for one in statements if one.get("predicateType") == PROVENANCE_TYPE]
+    made = [
+        one
+        for one in statements
+        if isinstance(one, dict) and one.get("predicateType") == PROVENANCE_TYPE
+    ]
     if not made:
         yield CLAIMS_FILE, "holds no statement of what made this folder"
         return
@@ -161,10 +171,15 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
         artifact = read_artifact(folder)
         manifest = (folder / ARTIFACT_FILE).read_bytes()
         now = make_provenance_statement(folder, artifact, manifest, _read_recipe(folder))
-    except (DataError, OSError) as error:
+    except (DataError, OSError, AttributeError, TypeError, ValueError) as error:
         yield ARTIFACT_FILE, f"cannot be compared with its claims: {error}".split("\n", 1)[0]
         return
-    for difference in compare_statements(made[-1], now):
+    try:
+        differences = compare_statements(made[-1], now)
+    except (AttributeError, TypeError, KeyError) as error:
+        yield CLAIMS_FILE, f"holds a statement that cannot be read: {error}"
+        return
+    for difference in differences:
         yield CLAIMS_FILE, difference
 
 
@@ -173,25 +188,36 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
     return [
         envelope
         for envelope in read_claims(folder)
-        if any(one.get("keyid") == key.key_id for one in envelope.get("signatures", ()))
+        if any(one.get("keyid") == key.key_id for one in envelope["signatures"])
     ]
 
 
 def _list_unsigned(folder: Path) -> list[str]:
     """Return the paths of signatures, claims and locks, here and in the steps of a run."""
-    names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE}
-    found = (path for path in folder.rglob("*") if path.name in names)
+    names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE}
+    found = (path for path in folder.rglob("*") if path.name in names and not path.is_dir())
     return sorted(names | {path.relative_to(folder).as_posix() for path in found})
 
 
 def _read_own_key(folder: Path) -> list[PublicKey]:
     path = folder / PUBLIC_KEY_FILE
-    return [parse_public_key(path.read_bytes(), path)] if path.is_file() else []
+    if not os.path.lexists(path):
+        return []
+    try:
+        return [parse_public_key(read_regular(path), path)]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"was made with a key that cannot be read: {error}",
+            code="integrity.signature",
+            where=str(path),
+            expected="a public key in PEM",
+            next="get the file again, or ask the signer to sign again",
+        ) from error
 
 
 def _read_recipe(folder: Path) -> str:
     path = folder / "recipe.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return read_regular(path).decode("utf-8") if path.is_file() else ""
 
 
 def _write(path: Path, data: bytes) -> None:

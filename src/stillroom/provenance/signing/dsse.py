@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ __all__ = [
     "make_statement",
     "open_envelope",
     "read_claims",
+    "read_regular",
     "sign_envelope",
     "sign_statement",
 ]
@@ -34,6 +37,7 @@ __all__ = [
 CLAIMS_FILE = "claims.jsonl"
 IN_TOTO_PAYLOAD = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+_MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +116,38 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
     """Return the envelopes of a folder's claims, oldest first; empty without any.
 
     Raises:
-        IntegrityError: If a line is not JSON.
+        IntegrityError: If it is not a regular file, or a line is no envelope.
     """
     path = folder / CLAIMS_FILE
     try:
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        lines = read_regular(path).splitlines() if os.path.lexists(path) else []
+        rows = [json.loads(line) for line in lines]
+        if not all(_is_envelope(row) for row in rows):
+            raise ValueError("a line is no envelope")
     except (OSError, ValueError, RecursionError) as error:
         raise _signature_error(f"cannot be read: {error}", str(path)) from error
+    return rows
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a file from a stranger: no link, device or pipe, and of bounded size.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not a regular file, or larger than a signature over a million files.
+    """
+    state = path.lstat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    if state.st_size > _MOST_BYTES:
+        raise ValueError(f"{path.name} has {state.st_size} bytes, more than {_MOST_BYTES}")
+    return path.read_bytes()
+
+
+def _is_envelope(row: Any) -> bool:
+    """Return whether a JSON value has the members of an envelope, whatever they hold."""
+    signatures = row.get("signatures") if isinstance(row, dict) else None
+    return isinstance(signatures, list) and all(isinstance(one, dict) for one in signatures)
 
 
 def _signature_error(what: str, where: str) -> IntegrityError:

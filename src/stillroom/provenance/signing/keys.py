@@ -147,22 +147,31 @@ class Trust:
         if not certificates or not self.authorities:
             return False
         from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
 
         try:
             chain = [x509.load_der_x509_certificate(data) for data in certificates]
-        except ValueError:
-            return False
-        is_own = chain[0].public_key() == key.key and _may_sign(chain[0], purposes)
-        return is_own and self._is_anchored(chain)
+            is_own = chain[0].public_key() == key.key and _may_sign(chain[0], purposes)
+            return is_own and self._is_anchored(chain)
+        except (
+            ValueError,
+            UnsupportedAlgorithm,
+            x509.DuplicateExtension,
+            x509.InvalidVersion,
+            x509.UnsupportedGeneralNameType,
+        ):
+            return False  # a stranger's certificate may hold anything
 
     def _is_anchored(self, chain: list[Certificate]) -> bool:
         anchors = [one for one in self.authorities if _is_valid_now(one)]
         for position, certificate in enumerate(chain):
             if not _is_valid_now(certificate):
                 return False
-            if any(_is_issued_by(certificate, anchor) for anchor in anchors):
+            if any(_is_issued_by(certificate, anchor, position) for anchor in anchors):
                 return True
-            if position + 1 == len(chain) or not _is_issued_by(certificate, chain[position + 1]):
+            if position + 1 == len(chain) or not _is_issued_by(
+                certificate, chain[position + 1], position
+            ):
                 return False
         return False
 
@@ -186,19 +195,26 @@ def _may_sign(certificate: Certificate, purposes: Collection[str]) -> bool:
     return any(purpose.dotted_string in purposes for purpose in own)
 
 
-def _is_authority(certificate: Certificate) -> bool:
+def _is_authority(certificate: Certificate, below: int) -> bool:
+    """Return whether a certificate may issue others, with so many authorities below it."""
     from cryptography import x509
 
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        limits = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
         return False
+    if not limits.ca or (limits.path_length is not None and limits.path_length < below):
+        return False
+    try:
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound:
+        return True
 
 
-def _is_issued_by(certificate: Certificate, issuer: Certificate) -> bool:
+def _is_issued_by(certificate: Certificate, issuer: Certificate, below: int) -> bool:
     from cryptography.exceptions import InvalidSignature
 
-    if not _is_authority(issuer):
+    if not _is_authority(issuer, below):
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
@@ -276,12 +292,13 @@ def load_signing_key(
             kind, or the certificate is another key's.
     """
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
     data = _read(path, "a private key")
     try:
         key = load_pem_private_key(data, password)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _key_error(path, "a private key in PEM, and its password if it has one") from error
     signer = SigningKey(cast("EllipticCurvePrivateKey", key))
     if not _is_supported(key):
@@ -322,11 +339,12 @@ def load_public_key(path: Path) -> PublicKey:
 
 def parse_public_key(data: bytes, where: Path) -> PublicKey:
     """Return the public key in a PEM text; ``where`` is named in errors."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         key = load_pem_public_key(data)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise _key_error(where, "a public key in PEM") from error
     if not _is_supported(key):
         raise _key_error(where, "ECDSA with P-256, P-384 or P-521, or Ed25519")
@@ -404,6 +422,7 @@ def certificate_key(data: bytes, where: str) -> PublicKey:
         IntegrityError: If it cannot be read, or its key is of another kind.
     """
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     unusable = IntegrityError(
         "the signer's certificate cannot be used",
@@ -414,7 +433,7 @@ def certificate_key(data: bytes, where: str) -> PublicKey:
     )
     try:
         key = x509.load_der_x509_certificate(data).public_key()
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise unusable from error
     if not _is_supported(key):
         raise unusable

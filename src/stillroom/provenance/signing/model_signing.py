@@ -22,6 +22,7 @@ from stillroom.provenance.signing.dsse import (
     STATEMENT_TYPE,
     make_statement,
     open_envelope,
+    read_regular,
     sign_statement,
 )
 from stillroom.provenance.signing.keys import PublicKey, SigningKey, certificate_key
@@ -138,10 +139,10 @@ def read_bundle(path: Path) -> dict[str, Any]:
     """Read a bundle's file.
 
     Raises:
-        IntegrityError: If it is no JSON object.
+        IntegrityError: If it is no regular file with a JSON object.
     """
     try:
-        bundle = json.loads(path.read_bytes())
+        bundle = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise _bundle_error(path, f"cannot be read: {error}") from error
     if not isinstance(bundle, dict):

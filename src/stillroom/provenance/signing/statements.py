@@ -7,7 +7,7 @@ provenance v1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,30 @@ def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         if canonical_json(old.get(field)) != canonical_json(new[field])
     ]
     before, after = (
-        {_identify_dependency(row) for row in definition.get("resolvedDependencies", ())}
+        {_identify_dependency(row) for row in definition.get("resolvedDependencies") or ()}
         for definition in (old, new)
     )
     if changed := len(before ^ after):
         differences.append(f"names other inputs ({changed} differ)")
+    else:
+        differences += _compare_origins(
+            old.get("resolvedDependencies") or (), new["resolvedDependencies"]
+        )
     return differences
+
+
+def _compare_origins(signed: Any, now: Any) -> Iterator[str]:
+    """Yield the inputs whose origin or license was signed as another than it is.
+
+    One whose artifact.json is not at hand has neither now.
+    """
+    stated = {_identify_dependency(row): row.get("annotations") or {} for row in signed}
+    for row in now:
+        notes, before = row.get("annotations") or {}, stated[_identify_dependency(row)]
+        for name in ("origin", "license"):
+            if notes.get(name) and notes[name] != before.get(name):
+                told = f"{before.get(name)!r:.60}, not {notes[name]!r:.60}"
+                yield f"states another {name} of {row.get('name')}: {told}"
 
 
 def _identify_dependency(row: Mapping[str, Any]) -> str:

@@ -6,10 +6,16 @@ others are taken from the finished index, and all files are written from both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.jobs.segments import SegmentOutcome
 from stillroom.provenance import digest_bytes, digest_json
+from stillroom.provenance.sources import LEDGER
 from stillroom.rag.ingestion.preparation import FailedDocument
 from stillroom.rag.storage.protocol import ReusableContent
 from stillroom.rag.types import AuxiliaryVectors, DocumentMetadata, StagedDocument
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
     from stillroom.jobs import Job
 
-__all__ = ["DrawnContent", "commit_document", "name_document"]
+__all__ = ["DrawnContent", "commit_document", "compare_catalogs", "name_document"]
 
 
 def name_document(path: str) -> str:
@@ -113,3 +119,73 @@ class DrawnContent:
     def close(self) -> None:
         """Release the snapshot."""
         self._content.close()
+
+
+_TIMED_COLUMNS = {"snapshots": "made"}
+_KEYED_COLUMNS = ("path", "id", "name", "number")
+"""Columns that name a row, the best name first."""
+_SHOWN_ROWS = 3
+
+
+def compare_catalogs(
+    stored: Path, built: Path, restore: Callable[[str], str] = lambda text: text
+) -> SegmentOutcome:
+    """Compare the catalogs of a finished index and of its repetition: schema and every row.
+
+    Their files differ in the time of the snapshot, so they are not compared byte for byte.
+
+    Args:
+        stored: Output folder of the finished index.
+        built: Output folder of its repetition.
+        restore: Returns a text with the former places of moved inputs.
+
+    Returns:
+        One outcome, which names the first rows that differ.
+    """
+    name = f"output/{LEDGER}"
+    try:
+        with closing(_open_catalog(stored)) as old, closing(_open_catalog(built)) as new:
+            differing = list(itertools.islice(_find_rows(old, new, restore), _SHOWN_ROWS + 1))
+    except sqlite3.Error as error:
+        return SegmentOutcome(name, "", "", f"cannot be read: {error}")
+    more = "; and more" if len(differing) > _SHOWN_ROWS else ""
+    what = "differs: " + "; ".join(differing[:_SHOWN_ROWS]) + more if differing else ""
+    return SegmentOutcome(name, "", "", what)
+
+
+def _open_catalog(output: Path) -> sqlite3.Connection:
+    address = f"{(output / LEDGER).absolute().as_uri()}?mode=ro&immutable=1"
+    return sqlite3.connect(address, uri=True)
+
+
+def _find_rows(
+    old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str], str]
+) -> Iterator[str]:
+    """Yield what differs between two catalogs, table by table."""
+    schemas = [
+        one.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+        for one in (old, new)
+    ]
+    if schemas[0] != schemas[1]:
+        yield "its tables and views are not those of an index"
+        return
+    for kind, table, _ in schemas[1]:
+        if kind == "table" and not table.startswith("sqlite_"):
+            yield from _find_rows_of(table, old, new, restore)
+
+
+def _find_rows_of(
+    table: str, old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str], str]
+) -> Iterator[str]:
+    cursor = new.execute(f'SELECT * FROM "{table}" LIMIT 0')  # noqa: S608  # from our own schema
+    columns = [column[0] for column in cursor.description]
+    taken = ", ".join(f'"{one}"' for one in columns if one != _TIMED_COLUMNS.get(table))
+    order = ", ".join(f'"{one}"' for one in columns)
+    query = f'SELECT {taken} FROM "{table}" ORDER BY {order}'  # noqa: S608  # as above
+    named = next((column for column in _KEYED_COLUMNS if column in columns), columns[0])
+    place = columns.index(named)
+    for kept, made in itertools.zip_longest(old.execute(query), new.execute(query)):
+        restored = made and tuple(restore(v) if isinstance(v, str) else v for v in made)
+        if kept != restored:
+            side = "is added" if made is None else "is missing" if kept is None else "was changed"
+            yield f"the row {named} {str((kept or made)[place])!r:.80} of {table} {side}"

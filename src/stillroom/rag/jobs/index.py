@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic import Field
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
-from stillroom.jobs.segments import ReplayRequest
+from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
 from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.recipes import ENGINE, EngineChoice, Recipe
@@ -53,10 +54,25 @@ class _IndexReplayer(JournalReplayer):
             return f"the index was updated in place (snapshot {snapshot}); build it again"
         return super().find_open(request)
 
+    def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
+        """Build the index again, and compare its catalog row by row, too: what is read and served.
+
+        The other files of the index are compared byte for byte (``compared``).
+        """
+        from stillroom.rag.index.replay import compare_catalogs
+
+        yield from super().replay(request, names)
+        built = request.scratch / request.folder.name
+        yield compare_catalogs(request.folder / "output", built / "output", request.restore_places)
+
 
 JOB_KIND = JobKind(
     recipe=IndexRecipe,
     run=run,
     estimate=estimate,
-    replayer=_IndexReplayer(course=frozenset({"embedded", "parsed", "reused"}), reuses_output=True),
+    replayer=_IndexReplayer(
+        course=frozenset({"embedded", "parsed", "reused"}),
+        reuses_output=True,
+        compared=("output/segments/*", "output/snapshots/*"),
+    ),
 )
