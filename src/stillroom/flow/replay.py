@@ -4,16 +4,15 @@ Each job commits its work in segments (``stillroom.jobs.segments``); its kind sa
 recomputed (``JobKind.replayer``). Drawn here over all jobs, parents included. What is assembled
 from the segments (files of records, report figures) is assembled again for every job.
 
-A draw of n of N segments misses all K forged ones with probability C(N-K, n) / C(N, n): 59 find
-forgery of 5 % of many segments with 95 %, since 1 - 0.95^59 = 0.952. Forging one segment of many is
-found only as often as it is drawn; ``all`` finds it always.
+59 drawn find forgery of 5 % of many segments with 95 %, since 1 - 0.95^59 = 0.952 (see
+``stillroom.flow.draw``). Forging one segment of many is found only as often as it is drawn; ``all``
+finds it always.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,12 @@ from typing import Any
 
 from stillroom import __version__
 from stillroom.errors import RecipeError, StillroomError
+from stillroom.flow.draw import (
+    Stratum,
+    draw_segments,
+    find_detected_count,
+    find_single_chance,
+)
 from stillroom.flow.job import find_job_kind, run_job
 from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
@@ -54,7 +59,6 @@ __all__ = [
     "ReplayAmount",
     "ReplayPlan",
     "ReplayResult",
-    "find_detected_count",
     "move_inputs",
     "plan_replay",
 ]
@@ -104,33 +108,12 @@ class ReplayAmount:
         return min(wanted, total)
 
 
-def find_detected_count(total: int, drawn: int, confidence: float = _CONFIDENCE) -> int:
-    """Return the least number of forged segments that a draw finds with a probability.
-
-    The draw is without replacement, so the probability is hypergeometric.
-
-    Args:
-        total: Number of segments.
-        drawn: Number of drawn segments, each equally likely.
-        confidence: The probability of drawing at least one forged segment.
-
-    Returns:
-        The number; 0 if nothing is drawn.
-    """
-    missed = 1.0
-    for forged in range(1, total + 1 if drawn else 0):
-        missed *= max(total - drawn - forged + 1, 0) / (total - forged + 1)
-        if 1 - missed >= confidence:
-            return forged
-    return 0
-
-
 @dataclass
 class JobReplay:
     """One job of a run: its segments, the drawn ones, and what their replay found.
 
-    ``open`` is why its segments cannot be recomputed; ``seconds`` is what the job took, ``spent``
-    what its replay took.
+    ``open`` is why its segments cannot be recomputed; ``seconds`` is what the job took, ``costs``
+    about what each segment took, ``spent`` what its replay took.
     """
 
     folder: Path
@@ -138,6 +121,7 @@ class JobReplay:
     kind: str
     artifact: Artifact
     segments: Sequence[CommittedSegment] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
     open: str = ""
     seconds: float = 0.0
     machine: Sequence[str] = ()
@@ -155,10 +139,10 @@ class JobReplay:
 
     @property
     def expected_seconds(self) -> float:
-        """Recorded seconds of the drawn share of the job; all of a job without segments."""
+        """Recorded seconds of the drawn segments; all of a job without segments."""
         if self.open or not self.segments:
             return 0.0 if self.open else self.seconds
-        return self.seconds * len(self.drawn) / len(self.segments)
+        return sum(self.costs.get(name, 0.0) for name in self.drawn)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -194,6 +178,7 @@ class ReplayResult:
     path: Path
     jobs: Sequence[JobReplay]
     seed: int
+    strata: Sequence[Stratum]
 
     @property
     def total(self) -> int:
@@ -218,7 +203,7 @@ class ReplayResult:
     @property
     def power(self) -> str:
         """Return in a sentence which forgeries such a draw finds."""
-        count = find_detected_count(self.total, self.drawn)
+        count = find_detected_count(self.strata, _CONFIDENCE)
         if not count:
             return "No segment was recomputed."
         if count == 1 and self.drawn == self.total:
@@ -226,7 +211,7 @@ class ReplayResult:
         return (
             f"{self.drawn:,} of {self.total:,} segments were recomputed. Such a draw finds a "
             f"forgery of {count:,} of them ({count / self.total:.2%}) or more with "
-            f"{_CONFIDENCE:.0%}, one of a single segment with {self.drawn / self.total:.1%}."
+            f"{_CONFIDENCE:.0%}, one of a single segment with {find_single_chance(self.strata):.1%}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -235,7 +220,7 @@ class ReplayResult:
             "seed": self.seed,
             "segments": self.total,
             "drawn": self.drawn,
-            "finds_forged_segments": find_detected_count(self.total, self.drawn),
+            "finds_forged_segments": find_detected_count(self.strata, _CONFIDENCE),
             "confidence": _CONFIDENCE,
             "power": self.power,
             "jobs": [job.to_json() for job in self.jobs],
@@ -278,6 +263,7 @@ class ReplayPlan:
     path: Path
     jobs: Sequence[JobReplay]
     seed: int
+    strata: Sequence[Stratum]
     reporter: Reporter
 
     @property
@@ -312,7 +298,7 @@ class ReplayPlan:
                     what = f"cannot be repeated: {error.problems[0].what} [{error.code}]"
                     job.outcomes.append(SegmentOutcome("the job", "", "", what))
             job.spent = time.monotonic() - start
-        return ReplayResult(self.path, self.jobs, self.seed)
+        return ReplayResult(self.path, self.jobs, self.seed, self.strata)
 
 
 def plan_replay(
@@ -341,12 +327,12 @@ def plan_replay(
         _examine_job(path, folder, artifact, moved or {})
         for folder, artifact in list_ancestors(path)
     ]
-    pool = [(n, one.name) for n, job in enumerate(jobs) if not job.open for one in job.segments]
-    jobs += _list_absent(jobs)
-    picked = random.Random(seed).sample(pool, amount.of(len(pool)))
-    for number, job in enumerate(jobs):
-        job.drawn = frozenset(name for owner, name in picked if owner == number)
-    return ReplayPlan(path, jobs, seed, reporter or QuietReporter())
+    pool = [(job, one.name) for job in jobs if not job.open for one in job.segments]
+    costs = [job.costs.get(name, 0.0) for job, name in pool]
+    picked, strata = draw_segments(costs, amount.of(len(pool)), seed)
+    for job in jobs:
+        job.drawn = frozenset(pool[place][1] for place in picked if pool[place][0] is job)
+    return ReplayPlan(path, [*jobs, *_list_absent(jobs)], seed, strata, reporter or QuietReporter())
 
 
 def _list_absent(jobs: Sequence[JobReplay]) -> list[JobReplay]:
@@ -393,6 +379,7 @@ def _examine_job(
     job.open = job.replayer.find_open(request) or _find_missing(job.recipe)
     if not job.open:
         job.segments = job.replayer.list_segments(request)
+        job.costs = job.replayer.estimate_costs(request, job.segments)
         job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job

@@ -205,11 +205,15 @@ class Job:
         self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
     ) -> Iterator[Progress]:
         """Run one phase with progress on the terminal and its duration in the events."""
-        start = time.monotonic()
+        start, busy = time.monotonic(), time.process_time()
         with Progress(name, total, unit, self.reporter, done=done) as progress:
             yield progress
         self.event(
-            "phase", name=name, count=progress.done, seconds=round(time.monotonic() - start, 3)
+            "phase",
+            name=name,
+            count=progress.done,
+            seconds=round(time.monotonic() - start, 3),
+            cpu_seconds=round(time.process_time() - busy, 3),
         )
 
     def say(self, line: str) -> None:

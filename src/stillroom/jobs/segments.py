@@ -137,6 +137,11 @@ class Replayer(Protocol):
     def list_segments(self, request: ReplayRequest) -> list[CommittedSegment]:
         """Return the committed segments."""
 
+    def estimate_costs(
+        self, request: ReplayRequest, segments: Sequence[CommittedSegment]
+    ) -> Mapping[str, float]:
+        """Return about how many seconds each segment took, for the draw and for what is told."""
+
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterable[SegmentOutcome]:
         """Recompute the named segments, and compare what was assembled from all of them.
 

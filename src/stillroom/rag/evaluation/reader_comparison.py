@@ -19,8 +19,9 @@ Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Cl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,12 +196,15 @@ def probe_silence(
                 if key not in journal:
                     job.check_cancelled()
                     settings = arm.to_answer_settings()
+                    started = time.process_time()
                     k = count_passages(recipe, arm, arms[0])
                     details = ask(
                         others, model, question.text, k=k, sampling=sampling, **settings
                     ).details
-                    journal.put(key, [bool(details["abstained"]), find_probability(details)])
-                probes[arm.name, question.id] = SilenceProbe(*journal[key])
+                    probe = SilenceProbe(bool(details["abstained"]), find_probability(details))
+                    journal.put(key, asdict(probe) | {"cpu_seconds": time.process_time() - started})
+                row = journal[key]
+                probes[arm.name, question.id] = SilenceProbe(row["abstained"], row["probability"])
     return probes
 
 
