@@ -32,8 +32,8 @@ from stillroom.flow.draw import (
 from stillroom.flow.job import find_job_kind, run_job
 from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
-from stillroom.jobs import QuietReporter, Reporter, sum_work_seconds
-from stillroom.jobs.replay import describe_difference
+from stillroom.jobs import QuietReporter, Reporter
+from stillroom.jobs.replay import describe_difference, sum_phases
 from stillroom.jobs.segments import (
     CommittedSegment,
     Replayer,
@@ -113,7 +113,8 @@ class JobReplay:
     """One job of a run: its segments, the drawn ones, and what their replay found.
 
     ``open`` is why its segments cannot be recomputed; ``seconds`` is what the job took, ``costs``
-    about what each segment took, ``spent`` what its replay took.
+    about what each segment took, ``spent`` what its replay took: processor seconds, of jobs of
+    earlier versions the time.
     """
 
     folder: Path
@@ -139,10 +140,13 @@ class JobReplay:
 
     @property
     def expected_seconds(self) -> float:
-        """Recorded seconds of the drawn segments; all of a job without segments."""
-        if self.open or not self.segments:
-            return 0.0 if self.open else self.seconds
-        return sum(self.costs.get(name, 0.0) for name in self.drawn)
+        """About what the replay takes: the drawn segments, opening inputs, assembling outputs."""
+        if self.open or self.replayer is None:
+            return 0.0
+        is_whole = len(self.drawn) == len(self.segments)
+        request = _make_request(self, self.folder, QuietReporter())
+        rest = self.replayer.estimate_rest(request, is_whole=is_whole)
+        return rest + sum(self.costs.get(name, 0.0) for name in self.drawn)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -166,8 +170,8 @@ class JobReplay:
                 for one in self.differences
             ],
             "machine": list(self.machine),
-            "seconds_of_making": self.seconds,
-            "seconds_of_replay": round(self.spent, 3),
+            "cpu_seconds_of_making": round(self.seconds, 3),
+            "cpu_seconds_of_replay": round(self.spent, 3),
         }
 
 
@@ -268,7 +272,7 @@ class ReplayPlan:
 
     @property
     def expected_seconds(self) -> float:
-        """Seconds of the drawn work, as recorded when it was done."""
+        """Processor seconds of the replay, by what was recorded when the work was done."""
         return sum(job.expected_seconds for job in self.jobs)
 
     def describe(self) -> str:
@@ -277,9 +281,9 @@ class ReplayPlan:
         drawn = sum(len(job.drawn) for job in self.jobs)
         made = sum(job.seconds for job in self.jobs)
         return (
-            f"{drawn:,} of {total:,} segments drawn by seed {self.seed}: they took about "
-            f"{self.expected_seconds:.0f} s of the {made:.0f} s of the making; opening models and "
-            "assembling the outputs again come on top"
+            f"{drawn:,} of {total:,} segments drawn by seed {self.seed}; to recompute them and "
+            f"assemble all outputs again takes about {self.expected_seconds:.0f} s of processor "
+            f"time, the making took {made:.0f} s"
         )
 
     def run(self) -> ReplayResult:
@@ -290,14 +294,14 @@ class ReplayPlan:
                 self.reporter.say(f"{head}: open, {job.open}")
                 continue
             self.reporter.say(f"{head}: {len(job.drawn)} of {len(job.segments)} segments")
-            start = time.monotonic()
+            start = time.process_time()
             with tempfile.TemporaryDirectory(prefix="stillroom-replay-") as folder:
                 try:
                     job.outcomes += _replay_job(job, Path(folder), self.reporter)
                 except StillroomError as error:
                     what = f"cannot be repeated: {error.problems[0].what} [{error.code}]"
                     job.outcomes.append(SegmentOutcome("the job", "", "", what))
-            job.spent = time.monotonic() - start
+            job.spent = time.process_time() - start
         return ReplayResult(self.path, self.jobs, self.seed, self.strata)
 
 
@@ -353,7 +357,7 @@ def _examine_job(
 ) -> JobReplay:
     top = Path(root.absolute()).parent
     name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)
-    job = JobReplay(folder, name, "", artifact, seconds=sum_work_seconds(folder))
+    job = JobReplay(folder, name, "", artifact, seconds=sum_phases(folder))
     if artifact.kind == "report" and "steps" in artifact.details:
         job.kind, job.seconds = "flow", 0.0
         return job

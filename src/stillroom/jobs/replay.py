@@ -31,9 +31,11 @@ from stillroom.jobs.segments import (
 from stillroom.provenance import Artifact, digest_like
 from stillroom.recipes import dump_recipe, list_references
 
-__all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference", "sum_phases"]
+__all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference", "read_phases", "sum_phases"]
 
 _SHOWN = 5
+_OPENING_SECONDS = 2.0
+"""Measured on the demo: opening an index or a model, and reading what was committed."""
 
 
 @dataclass
@@ -255,6 +257,13 @@ class JournalReplayer:
         written, read = (count or 0.0 for count in counts)
         return 1 + written + read / 10
 
+    def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
+        """Return the seconds of opening inputs and of the phases without segments."""
+        phases = read_phases(request.folder)
+        return _OPENING_SECONDS + sum(
+            seconds for name, seconds in phases if self.phases and name not in self.phases
+        )
+
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Repeat the job without the named segments, and compare them and the output."""
         yield from self._compare_journals(request)
@@ -315,18 +324,27 @@ def _to_seconds(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
-def sum_phases(folder: Path, names: Sequence[str]) -> float:
-    """Return the processor seconds of a job's phases; before they were recorded, the time."""
-    total = 0.0
+def sum_phases(folder: Path, names: Sequence[str] = ()) -> float:
+    """Return the processor seconds of a finished job's phases of these names; of all without."""
+    return sum(seconds for name, seconds in read_phases(folder) if not names or name in names)
+
+
+def read_phases(folder: Path) -> list[tuple[str, float]]:
+    """Return the phases of a finished job with their processor seconds, in order.
+
+    Of jobs of earlier versions, which did not record these, the time.
+    """
+    phases = []
     path = folder / "events.jsonl"
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             event = json.loads(line)
         except ValueError:  # a kill can truncate a line
             continue
-        if event.get("event") == "phase" and (not names or event.get("name") in names):
-            total += _to_seconds(event.get("cpu_seconds", event.get("seconds"))) or 0.0
-    return total
+        if event.get("event") == "phase":
+            seconds = _to_seconds(event.get("cpu_seconds", event.get("seconds")))
+            phases.append((str(event.get("name")), seconds or 0.0))
+    return phases
 
 
 def _open_kept(path: Path) -> IO[bytes]:

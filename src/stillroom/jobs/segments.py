@@ -142,6 +142,14 @@ class Replayer(Protocol):
     ) -> Mapping[str, float]:
         """Return about how many seconds each segment took, for the draw and for what is told."""
 
+    def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
+        """Return about how many seconds a replay takes besides the segments.
+
+        Args:
+            request: The finished job.
+            is_whole: Whether all segments are drawn.
+        """
+
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterable[SegmentOutcome]:
         """Recompute the named segments, and compare what was assembled from all of them.
 

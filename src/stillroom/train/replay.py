@@ -24,7 +24,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stillroom.errors import IntegrityError
 from stillroom.jobs.journal import read_journal
-from stillroom.jobs.replay import JournalReplayer, ReplayJob, compare_output, sum_phases
+from stillroom.jobs.replay import (
+    JournalReplayer,
+    ReplayJob,
+    compare_output,
+    read_phases,
+    sum_phases,
+)
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
     CommittedSegment,
@@ -478,6 +484,15 @@ class TrainingReplayer(JournalReplayer):
             others = (name for name in self.journals if name != TRAINING)
             costs |= {f"{name}/{step}": cost for name in others for step in range(first, last)}
         return {one.name: costs.get(one.name, 0.0) for one in segments}
+
+    def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
+        """Return the seconds of opening inputs and of the other phases: the later ones if whole."""
+        rest = super().estimate_rest(request, is_whole=is_whole)
+        if is_whole:
+            return rest
+        names = [name for name, _ in read_phases(request.folder)]
+        later = read_phases(request.folder)[names.index(TRAINING) :] if TRAINING in names else []
+        return rest - sum(seconds for name, seconds in later if name not in self.phases)
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Take the steps of the named segments again, and compare them and the written weights."""

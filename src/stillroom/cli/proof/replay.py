@@ -101,7 +101,9 @@ def print_replay(result: ReplayResult) -> None:
         click.echo(f"{job.name:{width}}  {text}")
         for line in job.machine:
             click.echo(f"{'':{width}}  machine differs in kind: {line}")
-    click.echo(result.power)
+    spent, made = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
+    share = f", {spent / made:.1%} of the making" if made and not result.open_jobs else ""
+    click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")
     if result.open_jobs:
         click.echo(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
 
