@@ -215,7 +215,8 @@ class ReplayResult:
         return (
             f"{self.drawn:,} of {self.total:,} segments were recomputed. Such a draw finds a "
             f"forgery of {count:,} of them ({count / self.total:.2%}) or more with "
-            f"{_CONFIDENCE:.0%}, one of a single segment with {find_single_chance(self.strata):.1%}."
+            f"{_CONFIDENCE:.0%}, one of a single segment with "
+            f"{find_single_chance(self.strata):.1%}."
         )
 
     def to_json(self) -> dict[str, Any]:

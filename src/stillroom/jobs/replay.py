@@ -31,7 +31,14 @@ from stillroom.jobs.segments import (
 from stillroom.provenance import Artifact, digest_like
 from stillroom.recipes import dump_recipe, list_references
 
-__all__ = ["JournalReplayer", "ReplayJob", "compare_output", "describe_difference", "read_phases", "sum_phases"]
+__all__ = [
+    "JournalReplayer",
+    "ReplayJob",
+    "compare_output",
+    "describe_difference",
+    "read_phases",
+    "sum_phases",
+]
 
 _SHOWN = 5
 _OPENING_SECONDS = 2.0

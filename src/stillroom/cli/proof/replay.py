@@ -99,8 +99,9 @@ def print_replay(result: ReplayResult) -> None:
                 f"{len(job.outcomes) - len(job.drawn):,} outputs: {found}"
             )
         click.echo(f"{job.name:{width}}  {text}")
-        for line in job.machine:
-            click.echo(f"{'':{width}}  machine differs in kind: {line}")
+    for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
+        of = sum(line in job.machine for job in result.jobs)
+        click.echo(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
     spent, made = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
     share = f", {spent / made:.1%} of the making" if made and not result.open_jobs else ""
     click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")

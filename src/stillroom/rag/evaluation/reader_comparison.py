@@ -204,7 +204,9 @@ def probe_silence(
                     probe = SilenceProbe(bool(details["abstained"]), find_probability(details))
                     journal.put(key, asdict(probe) | {"cpu_seconds": time.process_time() - started})
                 row = journal[key]
-                probes[arm.name, question.id] = SilenceProbe(row["abstained"], row["probability"])
+                if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
+                    row = row["abstained"], row["probability"]
+                probes[arm.name, question.id] = SilenceProbe(*row)
     return probes
 
 
