@@ -23,7 +23,7 @@ from dataclasses import dataclass
 __all__ = ["Stratum", "draw_segments", "find_detected_count", "find_single_chance"]
 
 _DRAWS_PER_STRATUM = 5
-"""With one each the worst case of few segments is weaker; all in one stratum leave cost to chance."""
+"""With one each the worst case of few segments is weaker; in one stratum, cost is chance."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,11 @@ from stillroom.flow.draw import (
 COSTS = [5.0] * 45 + [0.2] * 170 + [0.01] * 440  # as of a run of make: few hold most
 
 
+@pytest.fixture(scope="module")
+def draws():
+    return [draw_segments(COSTS, 59, seed)[0] for seed in range(2000)]
+
+
 def spread(strata, count):
     """Return the positions, of segments in order of cost, that a draw misses most often."""
     left = [one.size for one in strata]
@@ -29,7 +34,7 @@ def spread(strata, count):
 
 
 @pytest.mark.parametrize("forge", ["worst", "costly", "cheap", "random"])
-def test_the_stated_share_is_found_in_19_of_20_draws_wherever_it_is(forge):
+def test_the_stated_share_is_found_in_19_of_20_draws_wherever_it_is(forge, draws):
     _, strata = draw_segments(COSTS, 59, 0)
     count = find_detected_count(strata)
     assert count <= math.ceil(0.05 * len(COSTS))
@@ -39,7 +44,6 @@ def test_the_stated_share_is_found_in_19_of_20_draws_wherever_it_is(forge):
         "cheap": range(len(COSTS) - count, len(COSTS)),
         "random": random.Random(1).sample(range(len(COSTS)), count),
     }[forge]
-    draws = [draw_segments(COSTS, 59, seed)[0] for seed in range(4000)]
     found = sum(not drawn.isdisjoint(forged) for drawn in draws) / len(draws)
     assert found > 0.95 - 3 * math.sqrt(0.05 * 0.95 / len(draws))
     fewer = spread(strata, count - 4)
@@ -48,15 +52,14 @@ def test_the_stated_share_is_found_in_19_of_20_draws_wherever_it_is(forge):
         assert found < 0.95
 
 
-def test_a_draw_costs_about_its_mean():
+def test_a_draw_costs_about_its_mean(draws):
     mean = sum(COSTS) * 59 / len(COSTS)
-    costs = [sum(COSTS[one] for one in draw_segments(COSTS, 59, seed)[0]) for seed in range(300)]
+    costs = [sum(COSTS[one] for one in drawn) for drawn in draws[:300]]
     assert sum(costs) / len(costs) == pytest.approx(mean, rel=0.02)
     assert max(costs) < 1.35 * mean  # of plain draws the 300th costs twice the mean
 
 
-def test_every_segment_is_drawn_as_often_whatever_its_cost():
-    draws = [draw_segments(COSTS, 59, seed)[0] for seed in range(3000)]
+def test_every_segment_is_drawn_as_often_whatever_its_cost(draws):
     for places in (range(45), range(45, 215), range(215, 655)):
         often = sum(len(drawn & {*places}) for drawn in draws) / len(draws) / len(places)
         assert often == pytest.approx(59 / 655, rel=0.05)
