@@ -2,7 +2,7 @@
 
 A plain draw of n of N segments costs by chance half as much again as its mean, or half as much,
 since a few segments (answers that a model writes) hold most of the work. So segments are sorted by
-their expected cost and cut into strata of about N / n times five, of each of which five are drawn.
+their expected cost and cut into strata of about 2 N / n, of each of which two are drawn.
 Within a stratum each is equally likely, whatever its cost: a forger who also forged the costs
 gains nothing.
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 __all__ = ["Stratum", "draw_segments", "find_detected_count", "find_single_chance"]
 
-_DRAWS_PER_STRATUM = 5
+_DRAWS_PER_STRATUM = 2
 """With one each the worst case of few segments is weaker; in one stratum, cost is chance."""
 
 

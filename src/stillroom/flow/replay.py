@@ -33,7 +33,7 @@ from stillroom.flow.job import find_job_kind, run_job
 from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import QuietReporter, Reporter
-from stillroom.jobs.replay import describe_difference, sum_phases
+from stillroom.jobs.replay import describe_difference, sum_work
 from stillroom.jobs.segments import (
     CommittedSegment,
     Replayer,
@@ -358,7 +358,7 @@ def _examine_job(
 ) -> JobReplay:
     top = Path(root.absolute()).parent
     name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)
-    job = JobReplay(folder, name, "", artifact, seconds=sum_phases(folder))
+    job = JobReplay(folder, name, "", artifact, seconds=sum_work(folder))
     if artifact.kind == "report" and "steps" in artifact.details:
         job.kind, job.seconds = "flow", 0.0
         return job

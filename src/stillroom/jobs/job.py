@@ -71,6 +71,7 @@ class Job:
         self.engine: Engine = LocalEngine()
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
+        self._begun = time.process_time()
         self._journals: dict[str, Journal] = {}
         self.segment_journals: Sequence[str] = ()
         self.timed_keys: frozenset[str] = frozenset()
@@ -310,7 +311,8 @@ class Job:
             host=describe_host(),
             created=_now(),
         )
-        self.event("finished", digest=artifact.digest)
+        busy = round(time.process_time() - self._begun, 3)
+        self.event("finished", digest=artifact.digest, cpu_seconds=busy)
         for journal in self._journals.values():
             journal.close()
         with full_disk_as_error(self.out):

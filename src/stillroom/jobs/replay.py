@@ -9,6 +9,7 @@ not follow from its segments, whatever was drawn.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,11 +39,10 @@ __all__ = [
     "describe_difference",
     "read_phases",
     "sum_phases",
+    "sum_work",
 ]
 
 _SHOWN = 5
-_OPENING_SECONDS = 2.0
-"""Measured on the demo: opening an index or a model, and reading what was committed."""
 
 
 @dataclass
@@ -265,11 +265,10 @@ class JournalReplayer:
         return 1 + written + read / 10
 
     def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
-        """Return the seconds of opening inputs and of the phases without segments."""
-        phases = read_phases(request.folder)
-        return _OPENING_SECONDS + sum(
-            seconds for name, seconds in phases if self.phases and name not in self.phases
-        )
+        """Return the seconds between the phases, as of opening inputs, and of other phases."""
+        opening = sum_work(request.folder) - sum_phases(request.folder)
+        phases = read_phases(request.folder) if self.phases else []
+        return opening + sum(seconds for name, seconds in phases if name not in self.phases)
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Repeat the job without the named segments, and compare them and the output."""
@@ -336,22 +335,35 @@ def sum_phases(folder: Path, names: Sequence[str] = ()) -> float:
     return sum(seconds for name, seconds in read_phases(folder) if not names or name in names)
 
 
+def sum_work(folder: Path) -> float:
+    """Return the processor seconds of a finished job, at least those of its phases."""
+    ends = [event for event in _read_events(folder) if event.get("event") == "finished"]
+    whole = _to_seconds(ends[-1].get("cpu_seconds")) if ends else None
+    return max(whole or 0.0, sum_phases(folder))
+
+
 def read_phases(folder: Path) -> list[tuple[str, float]]:
     """Return the phases of a finished job with their processor seconds, in order.
 
     Of jobs of earlier versions, which did not record these, the time.
     """
-    phases = []
+    return [
+        (
+            str(event.get("name")),
+            _to_seconds(event.get("cpu_seconds", event.get("seconds"))) or 0.0,
+        )
+        for event in _read_events(folder)
+        if event.get("event") == "phase"
+    ]
+
+
+def _read_events(folder: Path) -> Iterator[Mapping[str, Any]]:
     path = folder / "events.jsonl"
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
+        with contextlib.suppress(ValueError):  # a kill can truncate a line
             event = json.loads(line)
-        except ValueError:  # a kill can truncate a line
-            continue
-        if event.get("event") == "phase":
-            seconds = _to_seconds(event.get("cpu_seconds", event.get("seconds")))
-            phases.append((str(event.get("name")), seconds or 0.0))
-    return phases
+            if isinstance(event, Mapping):
+                yield event
 
 
 def _open_kept(path: Path) -> IO[bytes]:
