@@ -165,6 +165,29 @@ def test_honest_run_replays_without_a_difference_whatever_is_drawn(honest):
     assert verify_artifact(honest) == []  # a replay writes nothing there
 
 
+def test_cost_is_told_by_what_was_recorded_when_the_run_was_made(honest):
+    whole = plan_replay(honest, ReplayAmount.parse("all"))
+    made = sum(job.seconds for job in whole.jobs)
+    assert whole.expected_seconds == pytest.approx(made, rel=0.1)
+    assert made > 0
+    part = plan_replay(honest, ReplayAmount.parse("5"))
+    assert 0 < part.expected_seconds < whole.expected_seconds
+    assert f"takes about {part.expected_seconds:.0f} s of processor time" in part.describe()
+    (records,) = (job for job in whole.jobs if "records" in job.name)
+    assert sum(records.costs.values()) <= records.seconds
+
+
+@pytest.mark.parametrize("seconds", ['"many"', "-5", "NaN", "1e999", "null", "[]"])
+def test_recorded_times_that_are_none_do_not_hinder_a_replay(run, seconds):
+    events = step(run, "records") / "events.jsonl"
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    rows = [json.dumps(line | {"cpu_seconds": 0}) for line in lines]
+    events.write_text("\n".join(rows).replace('"cpu_seconds": 0', f'"cpu_seconds": {seconds}'))
+    plan = plan_replay(run, ReplayAmount.parse("9"), seed=1)
+    assert 0 <= plan.expected_seconds < 1e4
+    assert sum(len(job.drawn) for job in plan.jobs) == 9
+
+
 def test_moved_run_is_replayed_with_the_inputs_of_the_stranger(honest, folder, tmp_path):
     shutil.copytree(honest, tmp_path / "run")
     shutil.copytree(folder, tmp_path / "inputs", ignore=lambda *_: {"run", "forged"})
