@@ -134,6 +134,13 @@ class JobReplay:
     spent: float = 0.0
 
     @property
+    def amount(self) -> str:
+        """How many segments are drawn, in words."""
+        if self.kind == "flow":
+            return "what its steps give"
+        return f"{len(self.drawn):,} of {len(self.segments):,} segments"
+
+    @property
     def differences(self) -> list[SegmentOutcome]:
         """The outcomes that differ."""
         return [outcome for outcome in self.outcomes if not outcome.is_same]
@@ -294,7 +301,7 @@ class ReplayPlan:
             if job.open:
                 self.reporter.say(f"{head}: open, {job.open}")
                 continue
-            self.reporter.say(f"{head}: {len(job.drawn)} of {len(job.segments)} segments")
+            self.reporter.say(f"{head}: {job.amount}")
             start = time.process_time()
             with tempfile.TemporaryDirectory(prefix="stillroom-replay-") as folder:
                 try:

@@ -94,10 +94,7 @@ def print_replay(result: ReplayResult) -> None:
         else:
             wrong = len(job.differences)
             found = f"{wrong} differ" if wrong else "all as committed"
-            text = (
-                f"{len(job.drawn):,} of {len(job.segments):,} segments and "
-                f"{len(job.outcomes) - len(job.drawn):,} outputs: {found}"
-            )
+            text = f"{job.amount} and {len(job.outcomes) - len(job.drawn):,} outputs: {found}"
         click.echo(f"{job.name:{width}}  {text}")
     for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
         of = sum(line in job.machine for job in result.jobs)
