@@ -140,7 +140,7 @@ class Replayer(Protocol):
     def estimate_costs(
         self, request: ReplayRequest, segments: Sequence[CommittedSegment]
     ) -> Mapping[str, float]:
-        """Return about how many seconds each segment took, for the draw and for what is told."""
+        """Return about how many seconds each segment took, for the draw and the estimate."""
 
     def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
         """Return about how many seconds a replay takes besides the segments.
