@@ -338,7 +338,7 @@ class AnswerGrader:
 
     ``used`` are all verdicts behind the metrics, new or cached; ``control`` is the judge's accuracy
     on quotations. Several metrics ask the same of a checker: ``held`` are the texts that it has
-    prepared for the newest questions, and ``checked`` what it said.
+    prepared for the newest questions, ``checked`` its verdicts.
     """
 
     index: Index
