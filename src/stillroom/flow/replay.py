@@ -33,7 +33,7 @@ from stillroom.flow.job import find_job_kind, run_job
 from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import QuietReporter, Reporter
-from stillroom.jobs.replay import describe_difference, sum_work
+from stillroom.jobs.replay import describe_difference, has_processor_seconds, sum_work
 from stillroom.jobs.segments import (
     CommittedSegment,
     Replayer,
@@ -132,6 +132,8 @@ class JobReplay:
     drawn: frozenset[str] = frozenset()
     outcomes: list[SegmentOutcome] = field(default_factory=list)
     spent: float = 0.0
+    is_measured: bool = True
+    """Whether ``seconds`` are processor seconds."""
 
     @property
     def amount(self) -> str:
@@ -369,6 +371,7 @@ def _examine_job(
     if artifact.kind == "report" and "steps" in artifact.details:
         job.kind, job.seconds = "flow", 0.0
         return job
+    job.is_measured = has_processor_seconds(folder)
     try:
         recipe = load_recipe(folder / "recipe.yaml")
         job.kind = recipe.kind

@@ -37,6 +37,7 @@ __all__ = [
     "ReplayJob",
     "compare_output",
     "describe_difference",
+    "has_processor_seconds",
     "read_phases",
     "sum_phases",
     "sum_work",
@@ -340,6 +341,12 @@ def sum_work(folder: Path) -> float:
     ends = [event for event in _read_events(folder) if event.get("event") == "finished"]
     whole = _to_seconds(ends[-1].get("cpu_seconds")) if ends else None
     return max(whole or 0.0, sum_phases(folder))
+
+
+def has_processor_seconds(folder: Path) -> bool:
+    """Return whether a finished job recorded processor seconds; earlier versions did not."""
+    ends = [event for event in _read_events(folder) if event.get("event") == "finished"]
+    return bool(ends) and "cpu_seconds" in ends[-1]
 
 
 def read_phases(folder: Path) -> list[tuple[str, float]]:

@@ -100,7 +100,8 @@ def print_replay(result: ReplayResult) -> None:
         of = sum(line in job.machine for job in result.jobs)
         click.echo(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
     spent, made = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
-    share = f", {spent / made:.1%} of the making" if made and not result.open_jobs else ""
+    is_known = not result.open_jobs and all(job.is_measured for job in result.jobs)
+    share = f", {spent / made:.1%} of the making" if made and is_known else ""
     click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")
     if result.open_jobs:
         click.echo(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
