@@ -151,8 +151,10 @@ def make_key(
     """Return a journal's key of an answer: all that it depends on."""
     parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
     if isinstance(pipeline.answering, Quote):
-        weights = find_fingerprint(pipeline.answering.reader)
-        return digest_json([*parts, pipeline.answering.model_dump(mode="json"), weights])
+        # by its weights, not its place: a run that was moved is replayed with the same keys
+        weights = find_fingerprint(pipeline.answering.reader) or pipeline.answering.reader
+        settings = pipeline.answering.model_dump(mode="json", exclude={"reader"})
+        return digest_json([*parts, settings, weights])
     return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 
