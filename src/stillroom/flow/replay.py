@@ -4,16 +4,15 @@ Each job commits its work in segments (``stillroom.jobs.segments``); its kind sa
 recomputed (``JobKind.replayer``). Drawn here over all jobs, parents included. What is assembled
 from the segments (files of records, report figures) is assembled again for every job.
 
-A draw of n of N segments misses all K forged ones with probability C(N-K, n) / C(N, n): 59 find
-forgery of 5 % of many segments with 95 %, since 1 - 0.95^59 = 0.952. Forging one segment of many is
-found only as often as it is drawn; ``all`` finds it always.
+59 drawn find forgery of 5 % of many segments with 95 %, since 1 - 0.95^59 = 0.952 (see
+``stillroom.flow.draw``). Forging one segment of many is found only as often as it is drawn; ``all``
+finds it always.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +23,18 @@ from typing import Any
 
 from stillroom import __version__
 from stillroom.errors import RecipeError, StillroomError
+from stillroom.flow.draw import (
+    Stratum,
+    draw_segments,
+    find_detected_count,
+    find_single_chance,
+)
 from stillroom.flow.job import find_job_kind, run_job
 from stillroom.flow.pipeline import write_run_report
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.flow.step_comparison import compare_steps
-from stillroom.jobs import QuietReporter, Reporter, sum_work_seconds
-from stillroom.jobs.replay import describe_difference
+from stillroom.jobs import QuietReporter, Reporter
+from stillroom.jobs.replay import describe_difference, has_processor_seconds, sum_work
 from stillroom.jobs.segments import (
     CommittedSegment,
     Replayer,
@@ -55,7 +60,6 @@ __all__ = [
     "ReplayAmount",
     "ReplayPlan",
     "ReplayResult",
-    "find_detected_count",
     "move_inputs",
     "plan_replay",
 ]
@@ -105,33 +109,13 @@ class ReplayAmount:
         return min(wanted, total)
 
 
-def find_detected_count(total: int, drawn: int, confidence: float = _CONFIDENCE) -> int:
-    """Return the least number of forged segments that a draw finds with a probability.
-
-    The draw is without replacement, so the probability is hypergeometric.
-
-    Args:
-        total: Number of segments.
-        drawn: Number of drawn segments, each equally likely.
-        confidence: The probability of drawing at least one forged segment.
-
-    Returns:
-        The number; 0 if nothing is drawn.
-    """
-    missed = 1.0
-    for forged in range(1, total + 1 if drawn else 0):
-        missed *= max(total - drawn - forged + 1, 0) / (total - forged + 1)
-        if 1 - missed >= confidence:
-            return forged
-    return 0
-
-
 @dataclass
 class JobReplay:
     """One job of a run: its segments, the drawn ones, and what their replay found.
 
-    ``open`` is why its segments cannot be recomputed; ``seconds`` is what the job took, ``spent``
-    what its replay took.
+    ``open`` is why its segments cannot be recomputed; ``seconds`` is what the job took, ``costs``
+    about what each segment took, ``spent`` what its replay took: processor seconds, of jobs of
+    earlier versions the time.
     """
 
     folder: Path
@@ -139,6 +123,7 @@ class JobReplay:
     kind: str
     artifact: Artifact
     segments: Sequence[CommittedSegment] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
     open: str = ""
     seconds: float = 0.0
     machine: Sequence[str] = ()
@@ -148,6 +133,15 @@ class JobReplay:
     drawn: frozenset[str] = frozenset()
     outcomes: list[SegmentOutcome] = field(default_factory=list)
     spent: float = 0.0
+    is_measured: bool = True
+    """Whether ``seconds`` are processor seconds."""
+
+    @property
+    def amount(self) -> str:
+        """How many segments are drawn, in words."""
+        if self.kind == "flow":
+            return "what its steps give"
+        return f"{len(self.drawn):,} of {len(self.segments):,} segments"
 
     @property
     def differences(self) -> list[SegmentOutcome]:
@@ -156,10 +150,13 @@ class JobReplay:
 
     @property
     def expected_seconds(self) -> float:
-        """Recorded seconds of the drawn share of the job; all of a job without segments."""
-        if self.open or not self.segments:
-            return 0.0 if self.open else self.seconds
-        return self.seconds * len(self.drawn) / len(self.segments)
+        """About what the replay takes: the drawn segments, opening inputs, assembling outputs."""
+        if self.open or self.replayer is None:
+            return 0.0
+        is_whole = len(self.drawn) == len(self.segments)
+        request = _make_request(self, self.folder, QuietReporter())
+        rest = self.replayer.estimate_rest(request, is_whole=is_whole)
+        return rest + sum(self.costs.get(name, 0.0) for name in self.drawn)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -183,8 +180,8 @@ class JobReplay:
                 for one in self.differences
             ],
             "machine": list(self.machine),
-            "seconds_of_making": self.seconds,
-            "seconds_of_replay": round(self.spent, 3),
+            "cpu_seconds_of_making": round(self.seconds, 3),
+            "cpu_seconds_of_replay": round(self.spent, 3),
         }
 
 
@@ -195,6 +192,7 @@ class ReplayResult:
     path: Path
     jobs: Sequence[JobReplay]
     seed: int
+    strata: Sequence[Stratum]
 
     @property
     def total(self) -> int:
@@ -219,7 +217,7 @@ class ReplayResult:
     @property
     def power(self) -> str:
         """Return in a sentence which forgeries such a draw finds."""
-        count = find_detected_count(self.total, self.drawn)
+        count = find_detected_count(self.strata, _CONFIDENCE)
         if not count:
             return "No segment was recomputed."
         if count == 1 and self.drawn == self.total:
@@ -227,7 +225,8 @@ class ReplayResult:
         return (
             f"{self.drawn:,} of {self.total:,} segments were recomputed. Such a draw finds a "
             f"forgery of {count:,} of them ({count / self.total:.2%}) or more with "
-            f"{_CONFIDENCE:.0%}, one of a single segment with {self.drawn / self.total:.1%}."
+            f"{_CONFIDENCE:.0%}, one of a single segment with "
+            f"{find_single_chance(self.strata):.1%}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -236,7 +235,7 @@ class ReplayResult:
             "seed": self.seed,
             "segments": self.total,
             "drawn": self.drawn,
-            "finds_forged_segments": find_detected_count(self.total, self.drawn),
+            "finds_forged_segments": find_detected_count(self.strata, _CONFIDENCE),
             "confidence": _CONFIDENCE,
             "power": self.power,
             "jobs": [job.to_json() for job in self.jobs],
@@ -281,11 +280,12 @@ class ReplayPlan:
     path: Path
     jobs: Sequence[JobReplay]
     seed: int
+    strata: Sequence[Stratum]
     reporter: Reporter
 
     @property
     def expected_seconds(self) -> float:
-        """Seconds of the drawn work, as recorded when it was done."""
+        """Processor seconds of the replay, by what was recorded when the work was done."""
         return sum(job.expected_seconds for job in self.jobs)
 
     def describe(self) -> str:
@@ -294,9 +294,9 @@ class ReplayPlan:
         drawn = sum(len(job.drawn) for job in self.jobs)
         made = sum(job.seconds for job in self.jobs)
         return (
-            f"{drawn:,} of {total:,} segments drawn by seed {self.seed}: they took about "
-            f"{self.expected_seconds:.0f} s of the {made:.0f} s of the making; opening models and "
-            "assembling the outputs again come on top"
+            f"{drawn:,} of {total:,} segments drawn by seed {self.seed}; to recompute them and "
+            f"assemble all outputs again takes about {self.expected_seconds:.0f} s of processor "
+            f"time, the making took {made:.0f} s"
         )
 
     def run(self) -> ReplayResult:
@@ -306,16 +306,16 @@ class ReplayPlan:
             if job.open:
                 self.reporter.say(f"{head}: open, {job.open}")
                 continue
-            self.reporter.say(f"{head}: {len(job.drawn)} of {len(job.segments)} segments")
-            start = time.monotonic()
+            self.reporter.say(f"{head}: {job.amount}")
+            start = time.process_time()
             with tempfile.TemporaryDirectory(prefix="stillroom-replay-") as folder:
                 try:
                     job.outcomes += _replay_job(job, Path(folder), self.reporter)
                 except StillroomError as error:
                     what = f"cannot be repeated: {error.problems[0].what} [{error.code}]"
                     job.outcomes.append(SegmentOutcome("the job", "", "", what))
-            job.spent = time.monotonic() - start
-        return ReplayResult(self.path, self.jobs, self.seed)
+            job.spent = time.process_time() - start
+        return ReplayResult(self.path, self.jobs, self.seed, self.strata)
 
 
 def plan_replay(
@@ -344,12 +344,12 @@ def plan_replay(
         _examine_job(path, folder, artifact, moved or {})
         for folder, artifact in list_ancestors(path)
     ]
-    pool = [(n, one.name) for n, job in enumerate(jobs) if not job.open for one in job.segments]
-    jobs += _list_absent(jobs)
-    picked = random.Random(seed).sample(pool, amount.of(len(pool)))
-    for number, job in enumerate(jobs):
-        job.drawn = frozenset(name for owner, name in picked if owner == number)
-    return ReplayPlan(path, jobs, seed, reporter or QuietReporter())
+    pool = [(job, one.name) for job in jobs if not job.open for one in job.segments]
+    costs = [job.costs.get(name, 0.0) for job, name in pool]
+    picked, strata = draw_segments(costs, amount.of(len(pool)), seed)
+    for job in jobs:
+        job.drawn = frozenset(pool[place][1] for place in picked if pool[place][0] is job)
+    return ReplayPlan(path, [*jobs, *_list_absent(jobs)], seed, strata, reporter or QuietReporter())
 
 
 def _list_absent(jobs: Sequence[JobReplay]) -> list[JobReplay]:
@@ -371,7 +371,7 @@ def _examine_job(
 ) -> JobReplay:
     top = Path(root.absolute()).parent
     name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)
-    job = JobReplay(folder, name, "", artifact, seconds=sum_work_seconds(folder))
+    job = JobReplay(folder, name, "", artifact, seconds=sum_work(folder))
     try:
         recipe = load_recipe(folder / "recipe.yaml")
         job.kind = recipe.kind
@@ -381,6 +381,7 @@ def _examine_job(
             if not _describes_run(artifact.details):
                 job.open = "its artifact is not that of a flow"
             return job
+        job.is_measured = has_processor_seconds(folder)
         job.recipe = move_inputs(recipe, artifact, folder, moved)
         places = zip(list_references(job.recipe), list_references(recipe), strict=True)
         pairs = {(_get_path(now), _get_path(before)) for (_, now), (_, before) in places}
@@ -397,6 +398,7 @@ def _examine_job(
     job.open = job.replayer.find_open(request) or _find_missing(job.recipe)
     if not job.open:
         job.segments = job.replayer.list_segments(request)
+        job.costs = job.replayer.estimate_costs(request, job.segments)
         job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job

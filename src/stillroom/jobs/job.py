@@ -71,6 +71,7 @@ class Job:
         self.engine: Engine = LocalEngine()
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
+        self._begun = time.process_time()
         self._journals: dict[str, Journal] = {}
         self.segment_journals: Sequence[str] = ()
         self.timed_keys: frozenset[str] = frozenset()
@@ -205,11 +206,15 @@ class Job:
         self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
     ) -> Iterator[Progress]:
         """Run one phase with progress on the terminal and its duration in the events."""
-        start = time.monotonic()
+        start, busy = time.monotonic(), time.process_time()
         with Progress(name, total, unit, self.reporter, done=done) as progress:
             yield progress
         self.event(
-            "phase", name=name, count=progress.done, seconds=round(time.monotonic() - start, 3)
+            "phase",
+            name=name,
+            count=progress.done,
+            seconds=round(time.monotonic() - start, 3),
+            cpu_seconds=round(time.process_time() - busy, 3),
         )
 
     def say(self, line: str) -> None:
@@ -306,7 +311,8 @@ class Job:
             host=describe_host(),
             created=_now(),
         )
-        self.event("finished", digest=artifact.digest)
+        busy = round(time.process_time() - self._begun, 3)
+        self.event("finished", digest=artifact.digest, cpu_seconds=busy)
         for journal in self._journals.values():
             journal.close()
         with full_disk_as_error(self.out):

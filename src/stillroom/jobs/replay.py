@@ -9,15 +9,17 @@ not follow from its segments, whatever was drawn.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any, Self
 
 from stillroom.jobs.job import Job
-from stillroom.jobs.journal import Journal, find_break, index_journal, parse_line
+from stillroom.jobs.journal import Journal, find_break, index_journal, parse_line, read_journal
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
     SEGMENTS_FILE,
@@ -36,8 +38,12 @@ __all__ = [
     "ReplayJob",
     "compare_output",
     "describe_difference",
+    "has_processor_seconds",
     "join_differences",
     "list_differences",
+    "read_phases",
+    "sum_phases",
+    "sum_work",
 ]
 
 _SHOWN = 5
@@ -213,6 +219,7 @@ class JournalReplayer:
         timed: Keys of journaled values that depend on the clock, and journals of times (``NAME/``).
         course: Keys of the artifact's details that depend on the course of the run.
         reuses_output: Whether the committed results are in the output itself, as an index's are.
+        phases: Phases of the job in which segments are computed; all of them if none is named.
         compared: Patterns of ``timed_files`` that do not depend on the clock where nothing was
             interrupted or reused, as a new index's.
         without: Settings of the recipe that only save work, as a cache, with the values to use.
@@ -222,6 +229,7 @@ class JournalReplayer:
     timed: frozenset[str] = frozenset()
     course: frozenset[str] = frozenset()
     reuses_output: bool = False
+    phases: tuple[str, ...] = ()
     compared: tuple[str, ...] = ()
     without: Mapping[str, Any] = field(default_factory=dict)
 
@@ -239,6 +247,44 @@ class JournalReplayer:
             IntegrityError: If a kept journal is damaged, or ``segments.jsonl`` cannot be read.
         """
         return read_segments(request.folder)
+
+    def estimate_costs(
+        self, request: ReplayRequest, segments: Sequence[CommittedSegment]
+    ) -> dict[str, float]:
+        """Return about how many seconds each segment took.
+
+        Those whose value holds ``cpu_seconds`` took these; the others share what the phases took
+        besides, as ``weigh`` tells.
+        """
+        known, weights = {}, {}
+        for name, value in _read_values(request.folder, segments):
+            seconds = _to_seconds(value.get("cpu_seconds"))
+            if seconds is None:
+                weights[name] = max(self.weigh(request, name, value), 0.0)
+            else:
+                known[name] = seconds
+        rest = max(sum_phases(request.folder, self.phases) - sum(known.values()), 0.0)
+        share = rest / (sum(weights.values()) or 1.0)
+        return known | {name: weight * share for name, weight in weights.items()}
+
+    def weigh(self, request: ReplayRequest, name: str, value: Mapping[str, Any]) -> float:
+        """Return the relative cost of a segment whose seconds were not recorded.
+
+        Args:
+            request: The finished job.
+            name: Name of the segment.
+            value: Its journaled value if that is a map, else nothing. A model writes a token in
+                about the time in which it reads ten.
+        """
+        counts = (_to_seconds(value.get(key)) for key in ("completion_tokens", "prompt_tokens"))
+        written, read = (count or 0.0 for count in counts)
+        return 1 + written + read / 10
+
+    def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
+        """Return the seconds between the phases, as of opening inputs, and of other phases."""
+        opening = sum_work(request.folder) - sum_phases(request.folder)
+        phases = read_phases(request.folder) if self.phases else []
+        return opening + sum(seconds for name, seconds in phases if name not in self.phases)
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Repeat the job without the named segments, and compare them and the output."""
@@ -283,6 +329,68 @@ class JournalReplayer:
                 if segment.startswith(f"{name}/") and segment not in kept:
                     what = f"is in {SEGMENTS_FILE}, but its line is not in {shown}"
                     yield SegmentOutcome(segment, committed[segment], "", what)
+
+
+def _read_values(
+    folder: Path, segments: Sequence[CommittedSegment]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each segment with its journaled value, or with nothing if that is no map."""
+    journals: dict[str, Mapping[str, Any]] = {}
+    for segment in segments:
+        prefix, _, key = segment.name.partition("/")
+        if prefix not in journals:
+            files = [path for path in folder.rglob("*.jsonl") if path.stem == prefix]
+            journals[prefix] = read_journal(files[0]) if files else {}
+        value = journals[prefix].get(key)
+        yield segment.name, value if isinstance(value, Mapping) else {}
+
+
+def _to_seconds(value: Any) -> float | None:
+    """Return a finite number that is not negative; None for anything else."""
+    is_number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return float(value) if is_number else None
+
+
+def sum_phases(folder: Path, names: Sequence[str] = ()) -> float:
+    """Return the processor seconds of a finished job's phases of these names; of all without."""
+    return sum(seconds for name, seconds in read_phases(folder) if not names or name in names)
+
+
+def sum_work(folder: Path) -> float:
+    """Return the processor seconds of a finished job, at least those of its phases."""
+    ends = [event for event in _read_events(folder) if event.get("event") == "finished"]
+    whole = _to_seconds(ends[-1].get("cpu_seconds")) if ends else None
+    return max(whole or 0.0, sum_phases(folder))
+
+
+def has_processor_seconds(folder: Path) -> bool:
+    """Return whether a finished job recorded processor seconds; earlier versions did not."""
+    ends = [event for event in _read_events(folder) if event.get("event") == "finished"]
+    return bool(ends) and "cpu_seconds" in ends[-1]
+
+
+def read_phases(folder: Path) -> list[tuple[str, float]]:
+    """Return the phases of a finished job with their processor seconds, in order.
+
+    Of jobs of earlier versions, which did not record these, the time.
+    """
+    return [
+        (
+            str(event.get("name")),
+            _to_seconds(event.get("cpu_seconds", event.get("seconds"))) or 0.0,
+        )
+        for event in _read_events(folder)
+        if event.get("event") == "phase"
+    ]
+
+
+def _read_events(folder: Path) -> Iterator[Mapping[str, Any]]:
+    path = folder / "events.jsonl"
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):  # a kill can truncate a line
+            event = json.loads(line)
+            if isinstance(event, Mapping):
+                yield event
 
 
 def _open_kept(path: Path) -> IO[bytes]:

@@ -138,6 +138,19 @@ class Replayer(Protocol):
     def list_segments(self, request: ReplayRequest) -> list[CommittedSegment]:
         """Return the committed segments."""
 
+    def estimate_costs(
+        self, request: ReplayRequest, segments: Sequence[CommittedSegment]
+    ) -> Mapping[str, float]:
+        """Return about how many seconds each segment took, for the draw and the estimate."""
+
+    def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
+        """Return about how many seconds a replay takes besides the segments.
+
+        Args:
+            request: The finished job.
+            is_whole: Whether all segments are drawn.
+        """
+
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterable[SegmentOutcome]:
         """Recompute the named segments, and compare what was assembled from all of them.
 

@@ -24,7 +24,8 @@ def describe_machine_differences(artifact: Artifact) -> list[str]:
     for key, label in (("instructions", "instruction set"), ("threads", "threads")):
         made = artifact.host.get(key)
         if made is not None and made != here.get(key):
-            differences.append(f"{label}: made with {made}, replayed with {here.get(key)}")
+            found = here.get(key) or "the default"
+            differences.append(f"{label}: made with {made or 'the default'}, replayed with {found}")
     for package in _NUMERIC:
         made, found = artifact.versions.get(package), here["versions"].get(package)
         if made != found:

@@ -24,9 +24,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stillroom.errors import IntegrityError
 from stillroom.jobs.journal import read_journal
-from stillroom.jobs.replay import JournalReplayer, ReplayJob, compare_output
+from stillroom.jobs.replay import (
+    JournalReplayer,
+    ReplayJob,
+    compare_output,
+    read_phases,
+    sum_phases,
+)
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
+    CommittedSegment,
     ReplayRequest,
     SegmentOutcome,
     read_segments,
@@ -138,7 +145,7 @@ class _CommittedTraining:
             if name_segment(self.plan, last) not in self.drawn:
                 continue
             first = self.find_first(last)
-            begin = max((step for step in self.kept if step <= first), default=0)
+            begin = self.find_start(first)
             if self.passes and begin <= self.passes[-1][1]:
                 self.passes[-1] = self.passes[-1][0], last
             else:
@@ -177,6 +184,10 @@ class _CommittedTraining:
     def find_first(self, last: int) -> int:
         """Return the first step of the segment that ends after ``last`` steps."""
         return (last - 1) // int(self.plan["every"]) * int(self.plan["every"])
+
+    def find_start(self, first: int) -> int:
+        """Return the step of the nearest kept state from which a segment can be computed."""
+        return max((step for step in self.kept if step <= first), default=0)
 
     def find_row(self, last: int) -> Mapping[str, Any]:
         """Return the row of the segment that ends after so many steps; the first one for 0."""
@@ -443,6 +454,7 @@ class TrainingReplayer(JournalReplayer):
     """
 
     journals: tuple[str, ...] = (TRAINING,)
+    phases: tuple[str, ...] = (TRAINING,)
     lighten: Callable[[Any, bool], Any] = lambda recipe, is_whole: recipe
     find_reason: Callable[[Any], str] = lambda recipe: ""
     list_choices: Callable[[Any], Collection[str]] = lambda recipe: ()
@@ -457,6 +469,30 @@ class TrainingReplayer(JournalReplayer):
                 "earlier version"
             )
         return ""
+
+    def estimate_costs(
+        self, request: ReplayRequest, segments: Sequence[CommittedSegment]
+    ) -> dict[str, float]:
+        """Return the seconds of the steps that each segment takes from its nearest kept state."""
+        training = self._read(request, frozenset())
+        seconds = sum_phases(request.folder, self.phases) / training.steps
+        costs = {}
+        for last in training.ends:
+            first = training.find_first(last)
+            cost = seconds * (last - training.find_start(first))
+            costs[f"{TRAINING}/{name_segment(training.plan, last)}"] = cost
+            others = (name for name in self.journals if name != TRAINING)
+            costs |= {f"{name}/{step}": cost for name in others for step in range(first, last)}
+        return {one.name: costs.get(one.name, 0.0) for one in segments}
+
+    def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
+        """Return the seconds of opening inputs and of the other phases: the later ones if whole."""
+        rest = super().estimate_rest(request, is_whole=is_whole)
+        if is_whole:
+            return rest
+        names = [name for name, _ in read_phases(request.folder)]
+        later = read_phases(request.folder)[names.index(TRAINING) :] if TRAINING in names else []
+        return rest - sum(seconds for name, seconds in later if name not in self.phases)
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Take the steps of the named segments again, and compare them and the written weights."""

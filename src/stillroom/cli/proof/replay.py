@@ -96,14 +96,15 @@ def print_replay(result: ReplayResult) -> None:
             near = sum(1 for one in job.outcomes if one.within)
             found = f"{wrong} differ" if wrong else "all as committed"
             found += f", {near} of them within bounds only" if near else ""
-            text = (
-                f"{len(job.drawn):,} of {len(job.segments):,} segments and "
-                f"{len(job.outcomes) - len(job.drawn):,} outputs: {found}"
-            )
+            text = f"{job.amount} and {len(job.outcomes) - len(job.drawn):,} outputs: {found}"
         click.echo(f"{job.name:{width}}  {text}")
-        for line in job.machine:
-            click.echo(f"{'':{width}}  machine differs in kind: {line}")
-    click.echo(result.power)
+    for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
+        of = sum(line in job.machine for job in result.jobs)
+        click.echo(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
+    spent, made = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
+    is_known = not result.open_jobs and all(job.is_measured for job in result.jobs)
+    share = f", {spent / made:.1%} of the making" if made and is_known else ""
+    click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")
     if result.open_jobs:
         click.echo(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
 

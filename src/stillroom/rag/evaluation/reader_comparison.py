@@ -19,8 +19,9 @@ Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Cl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,9 +151,10 @@ def make_key(
     """Return a journal's key of an answer: all that it depends on, wherever the reader lies."""
     parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
     if isinstance(pipeline.answering, Quote):
-        reference = pipeline.answering.reader
+        # by its weights, not its place: a run that was moved is replayed with the same keys
+        weights = find_fingerprint(pipeline.answering.reader) or pipeline.answering.reader
         settings = pipeline.answering.model_dump(mode="json", exclude={"reader"})
-        return digest_json([*parts, settings, find_fingerprint(reference) or reference])
+        return digest_json([*parts, settings, weights])
     return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 
@@ -196,12 +198,17 @@ def probe_silence(
                 if key not in journal:
                     job.check_cancelled()
                     settings = arm.to_answer_settings()
+                    started = time.process_time()
                     k = count_passages(recipe, arm, arms[0])
                     details = ask(
                         others, model, question.text, k=k, sampling=sampling, **settings
                     ).details
-                    journal.put(key, [bool(details["abstained"]), find_probability(details)])
-                probes[arm.name, question.id] = SilenceProbe(*journal[key])
+                    probe = SilenceProbe(bool(details["abstained"]), find_probability(details))
+                    journal.put(key, asdict(probe) | {"cpu_seconds": time.process_time() - started})
+                row = journal[key]
+                if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
+                    row = row["abstained"], row["probability"]
+                probes[arm.name, question.id] = SilenceProbe(*row)
     return probes
 
 

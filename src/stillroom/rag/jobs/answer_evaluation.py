@@ -187,5 +187,6 @@ JOB_KIND = JobKind(
     replayer=JournalReplayer(
         ("readings", "verdicts", "silence"),
         timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),
+        phases=("read", "silence"),
     ),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -45,6 +46,14 @@ def estimate(recipe: IndexRecipe) -> Estimate:
 class _IndexReplayer(JournalReplayer):
     """Replays indexes that were not changed after they were built."""
 
+    def weigh(self, request: ReplayRequest, name: str, value: Mapping[str, Any]) -> float:
+        """Return the size of a document in bytes; 0 if it is not here."""
+        from stillroom.rag.index.replay import name_document
+
+        folder = Path(cast("IndexRecipe", request.recipe).documents)
+        path = folder / name.removeprefix(name_document(""))
+        return float(path.stat().st_size) if path.is_file() else 0.0
+
     def find_open(self, request: ReplayRequest) -> str:
         store = cast("IndexRecipe", request.recipe).store.method_name()
         if store != "folder":
@@ -74,5 +83,6 @@ JOB_KIND = JobKind(
         course=frozenset({"embedded", "parsed", "reused"}),
         reuses_output=True,
         compared=("output/segments/*", "output/snapshots/*"),
+        phases=("index",),
     ),
 )
