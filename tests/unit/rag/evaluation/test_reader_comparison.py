@@ -301,6 +301,24 @@ def test_journal_keys_change_with_the_weights(monkeypatch):
     assert len(keys) == 2
 
 
+def test_journal_keys_do_not_change_with_the_place_of_a_reader(monkeypatch):
+    monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _: "weights")
+    pipeline = replace(parse_rag_pipeline("keyword=>quote"), name="owned")
+    question = JudgedQuestion("0", "What?", ("x",))
+    index, model = SimpleNamespace(digest="d"), SimpleNamespace(fingerprint="f")
+    keys = {
+        reader_comparison.make_key(
+            RECIPE,
+            replace(pipeline, answering=pipeline.answering.model_copy(update={"reader": place})),
+            question,
+            index,
+            model,
+        )
+        for place in ("/old/run/steps/reader", "/new/run/steps/reader")
+    }
+    assert len(keys) == 1  # so a run that was moved can be replayed
+
+
 def test_the_model_sees_as_many_passages_as_the_first_reads():
     first = parse_rag_pipeline("keyword=>quote:passages=7")
     base = replace(parse_rag_pipeline("keyword=>generate"), name="base")
