@@ -30,7 +30,8 @@ import numpy as np
 from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.provenance import digest_json
+from stillroom.provenance import digest_json, find_artifact
+from stillroom.provenance.sources import is_reference
 from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
 from stillroom.rag.answer_selection.overlap import (
     OverlapReader,
@@ -81,7 +82,7 @@ class SentenceReader:
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
             tensors = load_file(folder / WEIGHTS_FILE)
-            base = open_base(str(self.config["base"]))
+            base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
@@ -277,6 +278,15 @@ def find_reader(reference: str) -> Path:
         return _BUILTIN_FOLDER
     folder = resolve_checkpoint(reference)
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
+
+
+def _find_base(folder: Path, base: str) -> str:
+    """Return a reader's base; a path that was relative to the training process is its parent's."""
+    if is_reference(base) or Path(base).is_absolute() or Path(base).exists():
+        return base
+    artifact = find_artifact(str(folder.parent))
+    parents = artifact.parents if artifact else ()
+    return next((parent.path for parent in parents if parent.role == "base"), base)
 
 
 def _merge_updates(

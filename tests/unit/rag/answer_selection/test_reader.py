@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -441,3 +442,11 @@ def test_too_few_questions_keep_the_start(
     job = SimpleNamespace(output=tmp_path, say=print)
     chosen = training_run._choose(recipe, [], [True] * (count - 1) + [False], job)
     assert chosen["kept"] == kept
+
+
+def test_a_base_that_was_relative_to_the_training_is_found_elsewhere(trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    config = json.loads((moved / "output/reader.json").read_text())
+    (moved / "output/reader.json").write_text(json.dumps({**config, "base": "encoder-of-then"}))
+    assert SentenceReader(moved / "output").config["base"] == "encoder-of-then"
