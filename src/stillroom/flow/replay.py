@@ -395,7 +395,9 @@ def _examine_job(
         job.open = f"jobs of kind {recipe.kind} commit no segments"
         return job
     request = _make_request(job, folder, QuietReporter())
-    job.open = job.replayer.find_open(request) or _find_missing(job.recipe)
+    job.open = (
+        job.replayer.find_open(request) or _find_address(job.recipe) or _find_missing(job.recipe)
+    )
     if not job.open:
         job.segments = job.replayer.list_segments(request)
         job.costs = job.replayer.estimate_costs(request, job.segments)
@@ -426,6 +428,24 @@ def _compare_recipe(folder: Path, artifact: Artifact, recipe: Recipe) -> Iterato
     if artifact.seed != recipe.seed:
         what = f"is {artifact.seed!r:.40}, and that of its recipe {recipe.seed}"
         yield SegmentOutcome("artifact.json seed", str(artifact.seed), str(recipe.seed), what)
+
+
+def _find_address(recipe: Recipe) -> str:
+    """Return the address of a server that the job would call; or empty.
+
+    A recipe may be a stranger's: doing it again would send keys of this machine's environment, and
+    passages, to where it says.
+    """
+    left: list[Any] = [recipe.model_dump(mode="json")]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += [part for key, part in value.items() if key not in {"license", "origin"}]
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and ("http://" in value or "https://" in value):
+            return f"it would call a server: {value[:80]}"
+    return ""
 
 
 def _find_missing(recipe: Recipe) -> str:

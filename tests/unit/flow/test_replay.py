@@ -355,6 +355,11 @@ def test_changed_list_of_segments_is_named(run):
     ("name", "setting", "reason"),
     [
         ("records", "model=http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1 answered"),
+        (
+            "report",
+            "pipelines=['keyword+endpoint(address=http://127.0.0.1:1/v1#m)=>generate']",
+            "it would call a server: keyword+endpoint(address=http://127.0.0.1:1/v1#m)",
+        ),
         ("records", "budget.minutes=5", "budget.minutes may have ended it"),
         ("records", "model=/nowhere/teacher", "its input model is not at /nowhere/teacher"),
         ("index", 'store={name: postgres, address: "${env:STORE}"}', "the index is in postgres"),
