@@ -38,7 +38,8 @@ def run(block, folder):
 
 
 def normalize(text, folder):
-    """Return lines without what differs between two keys and two places."""
+    """Return lines without what differs between two keys, two places and two times."""
+    text = re.sub(r"\d+ s of processor time", "<s>", text)
     return _HEX.sub("<hex>", text.replace(str(folder), "…")).splitlines()
 
 
